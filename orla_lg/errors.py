@@ -1,0 +1,86 @@
+"""Every error that orla_lg raises, under one root.
+
+OrlaError
+├── ConfigError            a configuration is wrong: file, key, what was found, what is allowed
+├── MappingError           a stage cannot run where it was mapped
+├── OrlaClosed             a call arrived after ``Orla.close()``
+├── EngineError            an embedded engine or its model could not be had
+├── CallRefused            a call was not sent to an engine
+│   ├── QueueFull          the backend's queue is at capacity
+│   ├── DeadlineExceeded   the call's deadline passed while it waited
+│   └── BudgetExceeded     a limit on calls, tokens, cost or time is spent
+└── BackendUnavailable     no attempt reached an engine that answered
+
+Each message says what was wrong, where, and what would be right. What the engine itself answers (HTTP
+400, 429 …) is not ours: the caller gets the OpenAI SDK's own exception, as without orla_lg.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BackendUnavailable",
+    "BudgetExceeded",
+    "CallRefused",
+    "ConfigError",
+    "DeadlineExceeded",
+    "EngineError",
+    "MappingError",
+    "OrlaClosed",
+    "OrlaError",
+    "QueueFull",
+    "did_you_mean",
+]
+
+
+class OrlaError(Exception):
+    """The root: catch this to catch everything orla_lg raises."""
+
+
+class ConfigError(OrlaError, ValueError):
+    """A configuration is wrong; the message names the place, what was found and what is allowed."""
+
+
+class MappingError(OrlaError, ValueError):
+    """A stage cannot run where it was mapped; the message names stage, backend and choices."""
+
+
+class OrlaClosed(OrlaError, RuntimeError):
+    """A call arrived after its ``Orla`` was closed."""
+
+
+class EngineError(OrlaError, RuntimeError):
+    """An embedded engine could not be started, or its model could not be fetched."""
+
+
+class CallRefused(OrlaError):
+    """A call was refused before it reached an engine; nothing was sent."""
+
+
+class QueueFull(CallRefused):
+    """The backend's queue holds as many waiting calls as its capacity allows."""
+
+
+class DeadlineExceeded(CallRefused, TimeoutError):
+    """The call's ``deadline_s`` passed before an engine began to work on it."""
+
+
+class BudgetExceeded(CallRefused):
+    """A limit on calls, tokens, cost or wall time is spent; the message says which."""
+
+
+class BackendUnavailable(OrlaError, ConnectionError):
+    """No attempt reached an engine that answered.
+
+    A ``ConnectionError`` too, so that LangGraph's default retry policy treats it as transient.
+    """
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'? Known: …"``, for the end of a message about an unknown *name*."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} known: {', '.join(known) or 'none'}"
