@@ -1,0 +1,71 @@
+"""orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md."""
+
+from orla_lg.core.backend import Backend, BackendView, Capability, Cost, Effect, Probe, Support
+from orla_lg.core.call import Ask, Assignment, Call, Chunk, Hints, Usage
+from orla_lg.core.mapping import ExplicitMapper, StageMapper
+from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Verb
+from orla_lg.core.policies import RequestPolicy, StagePolicy
+from orla_lg.core.queues import Queued
+from orla_lg.core.record import CallEvent, Happening, Record
+from orla_lg.core.serving import Statistics
+from orla_lg.errors import (
+    BackendUnavailable,
+    BudgetExceeded,
+    CallRefused,
+    ConfigError,
+    DeadlineExceeded,
+    EngineError,
+    MappingError,
+    OrlaClosed,
+    OrlaError,
+    QueueFull,
+)
+from orla_lg.graph.chat_model import ChatOrla
+from orla_lg.graph.saver import OrlaSaver
+from orla_lg.orla import Current, Orla
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ask",
+    "Assignment",
+    "Backend",
+    "BackendUnavailable",
+    "BackendView",
+    "BudgetExceeded",
+    "CacheAction",
+    "CacheEvent",
+    "Call",
+    "CallEvent",
+    "CallRefused",
+    "Capability",
+    "ChatOrla",
+    "Chunk",
+    "ConfigError",
+    "Cost",
+    "Current",
+    "DeadlineExceeded",
+    "Effect",
+    "EngineError",
+    "EventKind",
+    "ExplicitMapper",
+    "Happening",
+    "Hints",
+    "MappingError",
+    "MemoryPolicy",
+    "Orla",
+    "OrlaClosed",
+    "OrlaError",
+    "OrlaSaver",
+    "Probe",
+    "QueueFull",
+    "Queued",
+    "Record",
+    "RequestPolicy",
+    "StageMapper",
+    "StagePolicy",
+    "Statistics",
+    "Support",
+    "Usage",
+    "Verb",
+]

@@ -1,0 +1,180 @@
+"""Configuration: ``orla.toml`` or the environment, read once, checked whole, and every fault named.
+
+The environment is read here and nowhere below: ``ORLA_CONFIG`` (a file), ``ORLA_URL`` with ``ORLA_MODEL``,
+``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from orla_lg.core.backend import Backend, Cost
+from orla_lg.errors import ConfigError, did_you_mean
+
+CONFIG_NAME = "orla.toml"
+
+EXAMPLE = """\
+[backends.light]
+url = "http://127.0.0.1:8001/v1"
+model = "Qwen/Qwen3-4B"
+engine = "llamacpp"
+
+[mapping]
+"*" = "light"
+"""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CostTable(_Table):
+    """``[backends.NAME.cost]``: US dollars per million tokens."""
+
+    input_per_mtoken: float = Field(0.0, ge=0)
+    output_per_mtoken: float = Field(0.0, ge=0)
+    cached_input_per_mtoken: float | None = Field(None, ge=0)
+
+
+class BackendTable(_Table):
+    """``[backends.NAME]``."""
+
+    url: str
+    model: str | None = None
+    engine: str = "openai"
+    api_key_env: str | None = None
+    """The environment variable that holds the key: keys do not belong in a file that is checked in."""
+    aliases: tuple[str, ...] = ()
+    max_concurrency: PositiveInt | None = None
+    capacity: NonNegativeInt = 10_000
+    cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
+    quality: float | None = Field(None, ge=0, le=1)
+
+
+class ConfigFile(_Table):
+    """The whole of ``orla.toml``."""
+
+    backends: dict[str, BackendTable] = Field(min_length=1)
+    mapping: dict[str, str | tuple[str, ...]] = {}
+    stage_policy: Literal["fcfs", "priority"] = "fcfs"
+    request_policy: Literal["fcfs", "priority"] = "fcfs"
+    memory: Literal["default", "flush_per_request", "release_only"] = "default"
+    keep_records: PositiveInt = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an ``Orla`` is built from."""
+
+    backends: tuple[Backend, ...]
+    mapping: Mapping[str, str | tuple[str, ...]]
+    stage_policy: str = "fcfs"
+    request_policy: str = "fcfs"
+    memory: str = "default"
+    keep_records: int = 10_000
+    source: str = ""
+
+
+def disabled() -> bool:
+    """Whether ``ORLA_DISABLED`` asks us to step aside."""
+    return os.environ.get("ORLA_DISABLED", "").lower() not in ("", "0", "false", "no")
+
+
+def load(path: str | Path) -> Settings:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: Naming the file, the line or key, what was found and what is allowed.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); a minimal file is:\n\n{EXAMPLE}") from error
+    try:
+        parsed = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    return _settings(parsed, str(file))
+
+
+def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
+    try:
+        table = ConfigFile.model_validate(parsed)
+    except ValidationError as error:
+        faults = "".join(f"\n  - {_fault(dict(fault))}" for fault in error.errors())
+        raise ConfigError(f"{source}:{faults}") from None
+    try:
+        backends = tuple(_backend(name, entry) for name, entry in table.backends.items())
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    rest = table.model_dump(include={"stage_policy", "request_policy", "memory", "keep_records"})
+    return Settings(backends, table.mapping, source=source, **rest)
+
+
+def _backend(name: str, table: BackendTable) -> Backend:
+    key = None
+    if table.api_key_env is not None:
+        key = os.environ.get(table.api_key_env)
+        if not key:
+            raise ConfigError(
+                f"backends.{name}.api_key_env: the environment variable {table.api_key_env!r} is not set"
+            )
+    given = table.model_dump(exclude={"api_key_env", "cost"})
+    return Backend(name=name, api_key=key, cost=Cost(**table.cost.model_dump()), **given)
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    """Return one fault as ``key: what was found, what is allowed``."""
+    *above, last = fault["loc"] or ("",)
+    key = ".".join(str(part) for part in (*above, last))
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(str(last), _allowed(above))}"
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: found {fault['input']!r}; {fault['msg']}"
+
+
+def _allowed(above: list[Any]) -> list[str]:
+    """Return the keys allowed in the table at *above*."""
+    if not above:
+        return list(ConfigFile.model_fields)
+    return list(CostTable.model_fields if above[-1] == "cost" else BackendTable.model_fields)
+
+
+def find() -> Settings:
+    """Find the configuration: ``ORLA_CONFIG``, ``orla.toml`` here or above, ``ORLA_URL``.
+
+    Raises:
+        ConfigError: None of these is there, or what is there is wrong.
+    """
+    if named := os.environ.get("ORLA_CONFIG"):
+        return load(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / CONFIG_NAME).is_file():
+            return load(folder / CONFIG_NAME)
+    if url := os.environ.get("ORLA_URL"):
+        return _from_variables(url)
+    raise ConfigError(
+        f"no configuration: ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {here} or above, and ORLA_URL is "
+        f"not set. A minimal {CONFIG_NAME}:\n\n{EXAMPLE}"
+    )
+
+
+def _from_variables(url: str) -> Settings:
+    backend = Backend(
+        "default",
+        url,
+        model=os.environ.get("ORLA_MODEL"),
+        engine=os.environ.get("ORLA_ENGINE", "openai"),
+        api_key=os.environ.get("ORLA_API_KEY"),
+    )
+    return Settings((backend,), {"*": "default"}, source="environment")

@@ -1,0 +1,204 @@
+"""What an engine is to us: how it is named, what it can do, and what an adapter must offer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from orla_lg.core.call import Ask, Chunk
+from orla_lg.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Prices of a backend in US dollars per million tokens."""
+
+    input_per_mtoken: float = 0.0
+    output_per_mtoken: float = 0.0
+    cached_input_per_mtoken: float | None = None
+    """Price of prompt tokens found in the cache; ``None`` prices them as input."""
+
+    def __post_init__(self) -> None:
+        for price in (self.input_per_mtoken, self.output_per_mtoken, self.cached_input_per_mtoken or 0.0):
+            if price < 0:
+                raise ConfigError(f"a price must not be negative, got {price}")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A named engine endpoint plus a model.
+
+    Raises:
+        ConfigError: A field cannot be right.
+    """
+
+    name: str
+    url: str
+    """The OpenAI-compatible base, usually ending in ``/v1``."""
+    model: str | None = None
+    """The model to ask for; ``None`` takes the first that the engine serves."""
+    engine: str = "openai"
+    """The adapter, by its entry-point name in the group ``orla_lg.backends``."""
+    api_key: str | None = field(default=None, repr=False)
+    """Sent to this backend only; ``None`` sends a placeholder. A caller's own key never goes here."""
+    aliases: tuple[str, ...] = ()
+    """Other model names in code that mean this backend."""
+    max_concurrency: int | None = None
+    """Calls in flight at once; ``None`` means the engine's slots if it has them, else unbounded."""
+    capacity: int = 10_000
+    """Calls that may wait before ``QueueFull``."""
+    cost: Cost = Cost()
+    quality: float | None = None
+    """0 to 1, for mappers that weigh it."""
+
+    def __post_init__(self) -> None:
+        where = f"backend {self.name!r}"
+        if not self.name or self.name in ("*", "auto"):
+            raise ConfigError(f"{where}: a backend needs a name other than '*' and 'auto'")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(f"{where}: url {self.url!r} is not http(s)://host[:port]/path")
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise ConfigError(f"{where}: max_concurrency must be at least 1, got {self.max_concurrency}")
+        if self.capacity < 0:
+            raise ConfigError(f"{where}: capacity must not be negative, got {self.capacity}")
+        if self.quality is not None and not 0 <= self.quality <= 1:
+            raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
+
+
+class Capability(StrEnum):
+    """What engines differ in."""
+
+    JSON_SCHEMA = "json_schema"
+    TOOLS = "tools"
+    STREAM_USAGE = "stream_usage"
+    CACHED_TOKENS = "cached_tokens"
+    PRIORITY = "priority"
+    FLUSH_WORKFLOW = "flush_workflow"
+    FLUSH_ALL = "flush_all"
+    PIN = "pin"
+    WARM = "warm"
+    SAVE_RESTORE = "save_restore"
+    TOKENIZE = "tokenize"
+
+
+class Support(StrEnum):
+    """How an engine has a capability; ``flag`` and ``plugin`` say what it takes to gain it."""
+
+    NATIVE = "native"
+    FLAG = "flag"
+    PLUGIN = "plugin"
+    EMULATED = "emulated"
+    UNSUPPORTED = "unsupported"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it works now, as the engine was started."""
+        return self in (Support.NATIVE, Support.EMULATED)
+
+
+class Effect(StrEnum):
+    """What really happened to a cache; an adapter never claims more."""
+
+    FREED = "freed"
+    DEMOTED = "demoted"
+    PINNED = "pinned"
+    SAVED = "saved"
+    RESTORED = "restored"
+    WARMED = "warmed"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What an engine said of itself when it was connected."""
+
+    models: tuple[str, ...] = ()
+    """Names it serves; empty where it does not list them."""
+    capabilities: Mapping[Capability, Support] = field(default_factory=dict)
+    context_tokens: int | None = None
+    """The longest prompt plus answer, in tokens."""
+    slots: int | None = None
+    """Exclusive cache slots, for engines that have them."""
+    version: str = ""
+    advice: tuple[str, ...] = ()
+    """What to start the engine with to gain what is missing."""
+
+    def can(self, capability: Capability) -> bool:
+        """Whether the capability works; one that the engine does not mention is assumed to."""
+        return self.capabilities.get(capability, Support.NATIVE).usable
+
+
+class BackendAdapter(Protocol):
+    """The least an engine must have. Built with its ``Backend``; its coroutines run on Orla's loop."""
+
+    keep_alive: bool
+    """Whether a connection may serve another request after a stream."""
+
+    async def probe(self) -> Probe:
+        """Ask the engine what it is.
+
+        Raises:
+            BackendUnavailable: It does not answer.
+        """
+        ...
+
+    def request_fields(self, ask: Ask, *, priority: float, slot: int | None, fresh: bool) -> dict[str, Any]:
+        """Return extra body fields for one request.
+
+        Args:
+            ask: What the request asks for.
+            priority: Higher is more urgent; the adapter translates.
+            slot: The cache slot the workflow sits in, on engines that have slots.
+            fresh: The slot may hold tokens that were flushed: they must not be reused.
+        """
+        ...
+
+    def generate(self, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+        """Stream a raw chat completion, for warm-ups, conformance and the gateway."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the adapter's own connections."""
+        ...
+
+
+@runtime_checkable
+class SlotControl(Protocol):
+    """What engines with exclusive cache slots can do besides."""
+
+    async def erase(self, slot: int) -> Effect:
+        """Forget what the slot holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendView:
+    """A backend as mappers see it: what it is, and how busy it is now."""
+
+    name: str
+    models: tuple[str, ...]
+    """Names in code that mean this backend: its own, its model's, its aliases, what it serves."""
+    probe: Probe | None
+    """``None`` while the engine has not answered yet."""
+    cost: Cost
+    quality: float | None
+    waiting: int
+    in_flight: int
+    max_concurrency: int | None
+
+
+def served_names(backend: Backend, probe: Probe | None) -> tuple[str, ...]:
+    """Return the names in code that mean *backend*."""
+    own = (backend.name, *((backend.model,) if backend.model else ()), *backend.aliases)
+    return own + (probe.models if probe else ())
+
+
+def names(backends: Sequence[BackendView]) -> list[str]:
+    """Return the backends' names, for messages."""
+    return [backend.name for backend in backends]

@@ -1,0 +1,86 @@
+"""The one thread that works unasked: probes, flushes, timers. It has its own loop, and one owner."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from orla_lg.errors import OrlaClosed
+
+log = logging.getLogger("orla_lg")
+T = TypeVar("T")
+
+
+class Background:
+    """A thread with an event loop, started at first use and anew after a fork.
+
+    Nothing on the request path waits for this loop except a backend's first probe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._closed = False
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run a coroutine on the loop; the future carries its result or error.
+
+        Raises:
+            OrlaClosed: ``close`` was called.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        except OrlaClosed:
+            work.close()
+            raise
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        """Call *function* on the loop's thread after *delay_s* seconds; nothing happens when closed."""
+        try:
+            loop = self._running_loop()
+        except OrlaClosed:
+            return
+        loop.call_soon_threadsafe(loop.call_later, max(0.0, delay_s), function)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise OrlaClosed("this Orla is closed; make a new one to go on")
+            if self._loop is None or self._pid != os.getpid():
+                self._start()
+            assert self._loop is not None
+            return self._loop
+
+    def _start(self) -> None:
+        self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+        self._thread = threading.Thread(target=self._run, args=(self._loop,), name="orla", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the loop and its thread; waits up to *timeout_s* seconds. Idempotent."""
+        with self._lock:
+            self._closed = True
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None or self._pid != os.getpid():
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join(timeout_s)

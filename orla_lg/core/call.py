@@ -1,0 +1,160 @@
+"""What flows through the core: one model call, what it asks for, and what was decided and seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from orla_lg.core.identity import Identity
+
+if TYPE_CHECKING:
+    from orla_lg.core.mapping import StageMapper
+
+CacheHint = Literal["preserve", "flush", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a user may say about a call; ``None`` says nothing."""
+
+    priority: float | None = None
+    """Higher is more urgent, on every engine; 0 where nothing is said."""
+    cache: CacheHint | None = None
+    """``flush`` frees this workflow's cache after the call, ``preserve`` keeps it over a switch of backend."""
+    deadline_s: float | None = None
+    """Seconds from the call's arrival within which it must have left the queue."""
+    tenant: str | None = None
+    """Whose call it is, for accounting."""
+
+    def __post_init__(self) -> None:
+        if self.cache not in (None, "preserve", "flush", "auto"):
+            raise ValueError(f"cache hint {self.cache!r} is not one of 'preserve', 'flush', 'auto'")
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
+
+    def over(self, weaker: Hints) -> Hints:
+        """Return these hints with the gaps filled from *weaker*."""
+        if self is NO_HINTS:
+            return weaker
+        if weaker is NO_HINTS:
+            return self
+        merged = {f.name: getattr(weaker if getattr(self, f.name) is None else self, f.name) for f in fields(Hints)}
+        return Hints(**merged)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Hints:
+        """Return the hints in *said*, a mapping from names to values.
+
+        Raises:
+            ValueError: A name is not a hint, or a value is not allowed.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := set(said) - known:
+            raise ValueError(f"unknown hints {sorted(unknown)}; known: {sorted(known)}")
+        return cls(**said)
+
+
+NO_HINTS = Hints()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the request says that decisions need; the body itself stays at the edge."""
+
+    model: str
+    """As the code names it: a backend's name, a model, or ``auto``."""
+    messages: Sequence[Any] = field(repr=False)
+    """OpenAI-shaped messages; read for their length and for prefix hashes, never kept or logged."""
+    stream: bool = False
+    """The caller reads tokens as they come."""
+    json_schema: bool = False
+    """The answer must follow a schema."""
+    tools: bool = False
+    """The model may call tools."""
+    max_tokens: int | None = None
+    """The caller's bound on the answer, in tokens."""
+
+    @cached_property
+    def prompt_chars(self) -> int:
+        """The prompt's length in characters, an engine-free stand-in for tokens."""
+        return sum(len(_text(message)) for message in self.messages)
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """One chained hash per message: equal beginnings mean equal prompts up to there."""
+        chain, chained = [], 0
+        for message in self.messages:
+            chained = hash((chained, _text(message)))
+            chain.append(chained)
+        return tuple(chain)
+
+
+def _text(message: Any) -> str:
+    if isinstance(message, Mapping):
+        content = message.get("content")
+        if isinstance(content, str) and "tool_calls" not in message:
+            return f"{message.get('role')}\n{content}"
+    return repr(message)
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One model call on its way; the decisions about it are kept beside it, not in it."""
+
+    id: str
+    identity: Identity
+    ask: Ask
+    said: Hints
+    """Given with the call itself; nothing overrides them."""
+    hints: Hints
+    """All hints, the strongest of each."""
+    arrived_s: float
+    """Monotonic seconds."""
+    mappers: tuple[StageMapper, ...]
+    """Asked in order; the first answer counts."""
+    may_pass: bool = False
+    """The call may go where its code says, past us (an intercepted model); else that is an error."""
+
+    @property
+    def priority(self) -> float:
+        """The hinted priority, 0 where nothing was said."""
+        return self.hints.priority or 0.0
+
+    @property
+    def deadline_at_s(self) -> float | None:
+        """The monotonic time by which the call must leave the queue."""
+        return None if self.hints.deadline_s is None else self.arrived_s + self.hints.deadline_s
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where a call runs."""
+
+    backend: str
+    model: str | None = None
+    """``None`` means the backend's own model."""
+    mapper: str = "explicit"
+    reason: str = ""
+    alternatives: tuple[str, ...] = ()
+    """Other backends that may take the call when this one cannot be reached, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    """Prompt tokens found in the KV cache; ``None`` where the engine does not say."""
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a raw stream from an engine (``BackendAdapter.generate``)."""
+
+    text: str = ""
+    usage: Usage | None = None
+    finish_reason: str | None = None

@@ -1,0 +1,118 @@
+"""What takes time in a call's life, as values: ``Serving.steps`` yields them, ``drive`` carries them out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from orla_lg.core.flight import Flight
+
+
+class Sender(Protocol):
+    """The edge that carries the bytes: one request, ready to be sent to whichever backend is chosen."""
+
+    max_attempts: int
+
+    def send(self, flight: Flight) -> Any:
+        """Send and return the response.
+
+        Raises:
+            AttemptFailed: It failed before its first token and may be tried again.
+        """
+        ...
+
+    async def asend(self, flight: Flight) -> Any:
+        """``send`` for a running loop."""
+        ...
+
+
+class Effect(Protocol):
+    """Something that takes time."""
+
+    def run(self) -> Any:
+        """Do it in this thread."""
+        ...
+
+    async def arun(self) -> Any:
+        """Do it in this task."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for a future, at most ``timeout_s`` seconds; raises ``TimeoutError``."""
+
+    future: Future[Any]
+    timeout_s: float | None
+
+    def run(self) -> None:  # noqa: D102
+        self.future.result(self.timeout_s)
+
+    async def arun(self) -> None:  # noqa: D102
+        async with asyncio.timeout(self.timeout_s):
+            await asyncio.wrap_future(self.future)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Pause."""
+
+    seconds: float
+
+    def run(self) -> None:  # noqa: D102
+        time.sleep(self.seconds)
+
+    async def arun(self) -> None:  # noqa: D102
+        await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request."""
+
+    sender: Sender
+    flight: Flight
+
+    def run(self) -> Any:  # noqa: D102
+        return self.sender.send(self.flight)
+
+    async def arun(self) -> Any:  # noqa: D102
+        return await self.sender.asend(self.flight)
+
+
+Steps = Generator[Effect, Any, Any]
+
+
+def drive(steps: Steps) -> Any:
+    """Carry out *steps* in this thread and return their result."""
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                done = effect.run()
+            except BaseException as error:  # noqa: BLE001 - handed to the steps, which raise it again
+                effect = steps.throw(error)
+            else:
+                effect = steps.send(done)
+    except StopIteration as end:
+        return end.value
+
+
+async def adrive(steps: Steps) -> Any:
+    """Carry out *steps* in this task and return their result."""
+    try:
+        effect = next(steps)
+        while True:
+            try:
+                done = await effect.arun()
+            except BaseException as error:  # noqa: BLE001 - handed to the steps, which raise it again
+                effect = steps.throw(error)
+            else:
+                effect = steps.send(done)
+    except StopIteration as end:
+        return end.value

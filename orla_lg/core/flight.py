@@ -1,0 +1,241 @@
+"""A call under way: it holds the grant, notes what comes, and ends exactly once.
+
+The response may outlive the function that asked for it (a stream is read later, closed early, or simply
+dropped), so the grant lives here and not in a ``with`` block. Whoever carries the bytes reports
+``first_token``, ``saw`` and ``finish``; any thread may, and only the first ``finish`` counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orla_lg.core.backend import Capability
+from orla_lg.core.call import Assignment, Call, Usage
+from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.record import CallEvent, Happening, Record, price
+from orla_lg.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from orla_lg.core.desk import Desk
+    from orla_lg.core.queues import Queued
+    from orla_lg.core.serving import Serving
+    from orla_lg.core.slots import Seat
+
+ABANDONED = "abandoned"
+"""The error of a stream that nobody read to its end."""
+
+CHARS_PER_TOKEN = 4
+"""A usual figure, for estimates where the engine did not count."""
+
+
+@dataclass(eq=False, slots=True)
+class _Holding:
+    backend: str
+    open: bool = True
+
+
+_HOLDINGS: ContextVar[tuple[_Holding, ...]] = ContextVar("orla_holdings", default=())
+
+
+def grants_held() -> set[str]:
+    """Return the backends on which this task or thread holds a grant (it reads a stream from there)."""
+    return {holding.backend for holding in _HOLDINGS.get() if holding.open}
+
+
+class Flight:
+    """One call from its arrival to its end."""
+
+    def __init__(self, serving: Serving, call: Call, on_end: Callable[[Record], None] | None) -> None:
+        self.call = call
+        self.record: Record | None = None
+        self.attempts = 0
+        self.usage: Usage | None = None
+        self._serving = serving
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._open = True
+        self._assignment: Assignment | None = None
+        self._desk: Desk | None = None
+        self._queued: Queued | None = None
+        self._seat: Seat | None = None
+        self._departed_s: float | None = None
+        self._wait_s = 0.0
+        self._entered_s = call.arrived_s
+        self._first_s: float | None = None
+        self._holding: _Holding | None = None
+        self._booked = False
+        self._passes = False
+
+    # Before the engine
+
+    def enter(self, desk: Desk, assignment: Assignment, *, holds_grant: bool) -> None:
+        """Take a place in the desk's queue; a call that comes back keeps its arrival number there."""
+        known = self._queued.order if self._queued is not None and self._desk is desk else None
+        self._assignment, self._desk, self._entered_s = assignment, desk, self._serving.clock()
+        self._serving.signal(self._serving.book.call_started(self.call, desk.backend.name))
+        self._booked = True
+        running = self._serving.book.is_running(self.call.identity.workflow)
+        self._queued = desk.enter(self.call, order=known, running=running, holds_grant=holds_grant)
+
+    @property
+    def turn(self) -> Future[None] | None:
+        """What to wait for; ``None`` when the call may go at once."""
+        return None if self._queued is None else self._queued.turn
+
+    def pass_by(self) -> None:
+        """Note that the call is not ours to place and goes where its code says."""
+        self._passes = True
+
+    def depart(self) -> None:
+        """Note that the call left the queue with a grant."""
+        assert self._desk is not None and self._queued is not None
+        self._departed_s = self._serving.clock()
+        self._wait_s += self._departed_s - self._entered_s
+        self._seat = self._desk.seat(self._queued)
+        self.attempts += 1
+        self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
+
+    # What the edge needs to build the request
+
+    @property
+    def external(self) -> bool:
+        """Whether the call goes where its code says, past us."""
+        return self._passes
+
+    @property
+    def backend(self) -> str | None:
+        """The backend's name; ``None`` for an external call."""
+        return None if self._desk is None else self._desk.backend.name
+
+    @property
+    def model(self) -> str | None:
+        """The model to ask the backend for."""
+        if self._desk is None or self._assignment is None:
+            return None
+        served = self._desk.probe.models if self._desk.probe else ()
+        own = self._desk.backend.model or (served[0] if served else self.call.ask.model)
+        return self._assignment.model or own
+
+    @property
+    def counts_streams(self) -> bool:
+        """Whether the engine reports usage at the end of a stream when asked."""
+        probe = None if self._desk is None else self._desk.probe
+        return probe is not None and probe.can(Capability.STREAM_USAGE)
+
+    def request_fields(self) -> dict[str, Any]:
+        """Return the extra body fields that this engine wants for this call."""
+        assert self._desk is not None
+        seat = self._seat
+        return self._desk.adapter.request_fields(
+            self.call.ask,
+            priority=self.call.priority,
+            slot=None if seat is None else seat.slot,
+            fresh=seat is not None and seat.fresh,
+        )
+
+    # What comes back
+
+    def missed(self, failure: AttemptFailed) -> None:
+        """Give the grant back after a failed attempt: nobody holds one while pausing."""
+        assert self._desk is not None
+        if failure.unreachable:
+            self._desk.lost(BackendUnavailable(str(failure.cause)))
+        self._give_back()
+
+    def hold(self) -> None:
+        """Note in this context that the grant stays out while the response is read."""
+        with self._lock:
+            if not self._open or self._desk is None:
+                return
+            self._holding = _Holding(self._desk.backend.name)
+        _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
+
+    def first_token(self) -> None:
+        """Note the first chunk of a stream."""
+        if self._first_s is None:
+            self._first_s = self._serving.clock()
+            self._serving.tell(Happening.FIRST_TOKEN, self.call, backend=self.backend)
+
+    def saw(self, usage: Usage) -> None:
+        """Note the token counts that the engine reported."""
+        self.usage = usage
+
+    def finish(self, error: BaseException | str | None = None) -> None:
+        """End the call: account, give the grant back, signal. The first call counts, in any thread."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            if self._holding is not None:
+                self._holding.open = False
+        self.record = self._make_record(error)
+        self._give_back()
+        serving = self._serving
+        if self.record.external:
+            serving.count_external()
+        serving.records.add(self.record)
+        if serving.records.heard:
+            who = self.call.identity
+            serving.records.tell(
+                CallEvent(
+                    Happening.FINISHED, serving.clock(), who.workflow, who.run, who.stage, self.call.id,
+                    self.backend, record=self.record,
+                )
+            )  # fmt: skip
+        if self._on_end is not None:
+            self._on_end(self.record)
+
+    def _give_back(self) -> None:
+        if self._desk is None or not self._booked:
+            return
+        self._booked = False
+        workflow = self.call.identity.workflow
+        if self._queued is not None:
+            book = self._serving.book
+            self._desk.leave(self._queued, tokens=self._cached_after(), followed=lambda: book.is_running(workflow))
+        self._serving.signal(self._serving.book.call_ended(self.call, self._desk.backend.name))
+
+    def _cached_after(self) -> int:
+        if self.usage is not None:
+            return self.usage.prompt_tokens + self.usage.completion_tokens
+        return self.call.ask.prompt_chars // CHARS_PER_TOKEN + 1
+
+    def _make_record(self, error: BaseException | str | None) -> Record:
+        now, call, usage = self._serving.clock(), self.call, self.usage
+        who, chosen, desk = call.identity, self._assignment, self._desk
+        waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
+        return Record(
+            id=call.id,
+            workflow=who.workflow,
+            run=who.run,
+            stage=who.stage,
+            step=who.step,
+            backend=self.backend,
+            model=self.model or call.ask.model,
+            mapper=None if chosen is None else chosen.mapper,
+            reason="" if chosen is None else chosen.reason,
+            priority=call.priority,
+            tenant=call.hints.tenant,
+            queue_wait_s=0.0 if desk is None else waited,
+            ttft_s=None if self._first_s is None else self._first_s - (self._departed_s or call.arrived_s),
+            duration_s=now - call.arrived_s,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            cached_tokens=None if usage is None else usage.cached_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+            cache_action="engine" if self._seat is None else self._seat.how,
+            attempts=self.attempts,
+            cost_usd=None if desk is None else price(usage, desk.backend.cost),
+            error=_name(error),
+            external=self._passes,
+        )
+
+
+def _name(error: BaseException | str | None) -> str | None:
+    if error is None or isinstance(error, str):
+        return error
+    return f"{type(error).__name__}: {error}"[:500]

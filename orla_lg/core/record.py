@@ -1,0 +1,156 @@
+"""Step 7, account: what was decided for one call, what then happened, and who is told.
+
+A ``Record`` is made once, when its call ends. A ``CallEvent`` is told at every turn on the way, to
+listeners (the live view, a metrics sink): quick functions, called in the thread where it happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from orla_lg.core.backend import Cost
+from orla_lg.core.call import Usage
+
+log = logging.getLogger("orla_lg")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One call: what was decided and what happened. Times in seconds; ``None`` means not known."""
+
+    id: str
+    workflow: str
+    run: str | None
+    stage: str
+    step: int | None
+    backend: str | None
+    """``None`` for a call that was never placed."""
+    model: str | None
+    """The model asked for at the backend."""
+    mapper: str | None
+    reason: str
+    priority: float
+    tenant: str | None
+    queue_wait_s: float
+    ttft_s: float | None
+    """From dispatch to the first chunk; ``None`` where nothing was streamed."""
+    duration_s: float
+    """From the call's arrival to its last token."""
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    cache_action: str
+    """``reused``, ``claimed`` or ``reclaimed`` slot, or ``engine`` where the engine manages by itself."""
+    attempts: int
+    cost_usd: float | None
+    error: str | None
+    """The exception's name and text, or ``abandoned`` for a stream nobody read to its end."""
+    external: bool
+    """The call was not ours to place and went where its code says."""
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the record as a plain dict."""
+        return asdict(self)
+
+
+def price(usage: Usage | None, cost: Cost) -> float | None:
+    """Return what a call costs in US dollars; ``None`` without token counts."""
+    if usage is None:
+        return None
+    cached = usage.cached_tokens or 0
+    cached_price = cost.input_per_mtoken if cost.cached_input_per_mtoken is None else cost.cached_input_per_mtoken
+    fresh = (usage.prompt_tokens - cached) * cost.input_per_mtoken
+    return (fresh + cached * cached_price + usage.completion_tokens * cost.output_per_mtoken) / 1e6
+
+
+class Happening(StrEnum):
+    """The turns of a call's, a run's and a node's life."""
+
+    RUN_STARTED = "run_started"
+    RUN_ENDED = "run_ended"
+    NODE_ENTERED = "node_entered"
+    NODE_LEFT = "node_left"
+    STAGES_NEXT = "stages_next"
+    TOOL_STARTED = "tool_started"
+    TOOL_ENDED = "tool_ended"
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    FIRST_TOKEN = "first_token"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """Something happened, now."""
+
+    kind: Happening
+    at_s: float
+    """Monotonic seconds."""
+    workflow: str
+    run: str | None = None
+    stage: str = ""
+    call: str | None = None
+    backend: str | None = None
+    detail: str = ""
+    """A tool's name, or how a run ended."""
+    record: Record | None = None
+    """With ``FINISHED``."""
+
+
+Listener = Callable[[CallEvent], None]
+
+
+class RecordBook:
+    """The newest records, and the listeners."""
+
+    def __init__(self, keep: int) -> None:
+        self._lock = threading.Lock()
+        self._records: deque[Record] = deque(maxlen=keep)
+        self._listeners: tuple[Listener, ...] = ()
+        self.total = 0
+
+    def add(self, record: Record) -> None:
+        """Keep a record; the oldest goes when the book is full."""
+        with self._lock:
+            self._records.append(record)
+            self.total += 1
+
+    def records(self) -> list[Record]:
+        """Return the kept records, oldest first."""
+        with self._lock:
+            return list(self._records)
+
+    @property
+    def dropped(self) -> int:
+        """How many records no longer fit."""
+        return self.total - len(self._records)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Tell *listener* every ``CallEvent`` from now on; returns a function that ends that."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners = tuple(each for each in self._listeners if each is not listener)
+
+        return unsubscribe
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens, so that an event is worth making."""
+        return bool(self._listeners)
+
+    def tell(self, event: CallEvent) -> None:
+        """Tell the listeners; one that fails is logged and does not disturb the call."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener of orla_lg failed on %s", event.kind)

@@ -1,0 +1,194 @@
+"""Cache slots: engines that keep KV cache in numbered places (llama.cpp), shared out by workflow.
+
+A workflow *holds* a slot while it runs, so its cache waits for its next stage; a slot whose workflow is
+idle, interrupted or unknown is only *remembered* and may be taken. Who may sit where, best first:
+
+====  =========================================================================================
+own   a slot of the workflow itself, the one sharing most of the prompt
+free  nobody's slot, the one whose left-over tokens share most of the prompt
+left  a slot remembered for a workflow that is not running, least recently used first
+more  a second slot of a workflow that has another one (its parallel branches have joined)
+late  a slot whose holder made no call for ``hold_s``: holding is a favour, bounded for everyone's sake
+====  =========================================================================================
+
+A call that finds none of these stays queued. No workflow waits for another while it can use its own
+slot, so holding cannot deadlock. All methods are called under the backend's lock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One place on the engine. ``busy`` and ``erasing`` exclude each other; ``held`` implies an owner."""
+
+    index: int
+    owner: str | None = None
+    held: bool = False
+    busy: bool = False
+    erasing: bool = False
+    flushed: bool = False
+    """Holds tokens that were flushed but are not erased: they must not be reused."""
+    flush_when_idle: bool = False
+    """A flush came while the slot was busy."""
+    prefix: tuple[int, ...] = ()
+    """Chained message hashes of the last prompt (``Ask.prefix``)."""
+    tokens: int = 0
+    last_used_s: float = 0.0
+
+    def common(self, prefix: tuple[int, ...]) -> int:
+        """Return how many leading messages of *prefix* the slot still holds."""
+        if self.flushed:
+            return 0
+        shared = 0
+        for mine, theirs in zip(self.prefix, prefix, strict=False):
+            if mine != theirs:
+                break
+            shared += 1
+        return shared
+
+    def forget(self) -> None:
+        """Drop owner and contents, as far as we know of them."""
+        self.owner, self.held, self.prefix, self.tokens = None, False, (), 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A slot given to a call."""
+
+    slot: int
+    how: str
+    """``reused`` (own), ``claimed`` (free) or ``reclaimed`` (taken from ``evicted``)."""
+    fresh: bool
+    """The slot's old tokens must not be reused."""
+    evicted: str | None = None
+    """The workflow that lost the slot."""
+
+
+@dataclass(eq=False)
+class SlotTable:
+    """Who sits in which slot of one backend."""
+
+    count: int
+    hold_s: float = 5.0
+    slots: list[Slot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(index) for index in range(self.count)]
+
+    def seat(self, workflow: str, prefix: tuple[int, ...], now: float, *, hold: bool) -> Seat | None:
+        """Give *workflow* a slot, or return ``None`` when none may be taken now.
+
+        Args:
+            workflow: Who sits down.
+            prefix: The prompt as chained message hashes.
+            now: Monotonic seconds.
+            hold: Whether the workflow is running and so keeps the slot afterwards.
+        """
+        slot = self._own(workflow, prefix) or self._free(prefix) or self._takeable(now)
+        if slot is None:
+            return None
+        how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
+        seat = Seat(slot.index, how, slot.flushed, slot.owner if how == "reclaimed" else None)
+        if how == "reclaimed":
+            slot.forget()
+        slot.owner, slot.held, slot.busy, slot.flushed = workflow, hold, True, False
+        slot.last_used_s = now
+        return seat
+
+    def _own(self, workflow: str, prefix: tuple[int, ...]) -> Slot | None:
+        own = [s for s in self._idle() if s.owner == workflow]
+        return max(own, key=lambda s: (s.common(prefix), s.last_used_s), default=None)
+
+    def _free(self, prefix: tuple[int, ...]) -> Slot | None:
+        free = [s for s in self._idle() if s.owner is None]
+        # Among slots that share nothing, the emptiest: contents that may serve somebody else survive longer.
+        return max(free, key=lambda s: (s.common(prefix), -s.tokens), default=None)
+
+    def _takeable(self, now: float) -> Slot | None:
+        owned = Counter(s.owner for s in self.slots)
+        ranked = [
+            (rank, s.last_used_s, s.index, s)
+            for s in self._idle()
+            if s.owner is not None and (rank := self._rank(s, owned, now)) is not None
+        ]
+        return min(ranked)[3] if ranked else None
+
+    def _rank(self, slot: Slot, owned: Counter[str | None], now: float) -> int | None:
+        if not slot.held:
+            return 0
+        if owned[slot.owner] > 1:
+            return 1
+        return 2 if now - slot.last_used_s >= self.hold_s else None
+
+    def _idle(self) -> list[Slot]:
+        return [s for s in self.slots if not (s.busy or s.erasing)]
+
+    def eligible(self, now: float) -> set[str] | None:
+        """Return the workflows that could sit down now; ``None`` means anybody could."""
+        if any(s.owner is None for s in self._idle()) or self._takeable(now) is not None:
+            return None
+        return {s.owner for s in self._idle() if s.owner is not None}
+
+    def next_expiry_s(self) -> float | None:
+        """Return when (monotonic) the first idle holder's favour ends, or ``None``."""
+        return min((s.last_used_s + self.hold_s for s in self._idle() if s.held), default=None)
+
+    def vacate(self, index: int, prefix: tuple[int, ...], tokens: int, now: float) -> bool:
+        """Note that the call in slot *index* ended; returns whether a flush was waiting for that."""
+        slot = self.slots[index]
+        slot.busy, slot.prefix, slot.tokens, slot.last_used_s = False, prefix, tokens, now
+        if slot.flush_when_idle:
+            self._flush(slot)
+            return True
+        return False
+
+    def release(self, workflow: str) -> int:
+        """Let others take the workflow's slots; returns how many it held. Contents stay."""
+        mine = [s for s in self.slots if s.owner == workflow and s.held]
+        for slot in mine:
+            slot.held = False
+        return len(mine)
+
+    def flush(self, workflow: str) -> int:
+        """Give up the workflow's slots with their contents; returns how many there were."""
+        mine = [s for s in self.slots if s.owner == workflow]
+        for slot in mine:
+            if slot.busy:
+                slot.flush_when_idle = True
+            else:
+                self._flush(slot)
+        return len(mine)
+
+    def _flush(self, slot: Slot) -> None:
+        slot.flushed = slot.flushed or slot.tokens > 0
+        slot.flush_when_idle = False
+        slot.forget()
+
+    def start_erasing(self) -> list[int]:
+        """Lock the flushed slots that lie idle, for the engine to erase; returns their numbers."""
+        dirty = [s for s in self._idle() if s.flushed]
+        for slot in dirty:
+            slot.erasing = True
+        return [slot.index for slot in dirty]
+
+    def erased(self, index: int, *, clean: bool) -> None:
+        """Unlock a slot after the engine tried to erase it."""
+        slot = self.slots[index]
+        slot.erasing = False
+        slot.flushed = slot.flushed and not clean
+
+    def lose_contents(self) -> None:
+        """Note that the engine started anew: owners stay, tokens are gone."""
+        for slot in self.slots:
+            slot.prefix, slot.tokens, slot.flushed = (), 0, False
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        for slot in self.slots:
+            assert not (slot.busy and slot.erasing), slot
+            assert not slot.held or slot.owner is not None, slot
+            assert not slot.flush_when_idle or slot.busy, slot

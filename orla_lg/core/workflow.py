@@ -1,0 +1,174 @@
+"""Who is known: every run from start to end, and the workflow (thread or run) that it belongs to.
+
+The book turns what LangGraph tells (a run started, was interrupted, ended; a thread was deleted) and what
+we do (a call went to a backend) into ``CacheEvent`` values for the memory manager. It returns them; the
+caller delivers them outside the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orla_lg.core.call import Call, Hints
+from orla_lg.core.memory import CacheEvent, EventKind
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    DONE = "done"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
+
+
+@dataclass(eq=False, slots=True)
+class RunState:
+    """One execution of a root graph."""
+
+    id: str
+    workflow: str
+    parent: str | None = None
+    """The workflow whose node started this run, when it is a workflow of its own."""
+    interrupted: bool = False
+    priority: float | None = None
+    """Set by ``orla.prioritize``."""
+    node_hints: dict[str, Hints] = field(default_factory=dict)
+    """Per execution of a node (namespace with ids), what the ``hints`` function said."""
+
+
+@dataclass(eq=False, slots=True)
+class WorkflowState:
+    """What shares KV cache. Idle exactly when no run is open; only threads stay known while idle."""
+
+    id: str
+    thread: bool
+    runs: set[str] = field(default_factory=set)
+    backends: dict[str, int] = field(default_factory=dict)
+    """Backends that may hold its cache, with the number of calls open there."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowStatistics:
+    """The book at one moment."""
+
+    runs: int
+    running: int
+    idle: int
+    outcomes: dict[str, int]
+
+
+class WorkflowBook:
+    """All runs and workflows of one ``Orla``; bounded by ``max_idle`` remembered threads."""
+
+    def __init__(self, *, max_idle: int = 10_000) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, RunState] = {}
+        self._workflows: dict[str, WorkflowState] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._max_idle = max_idle
+        self._outcomes: dict[str, int] = {}
+
+    def run_started(self, run: str, *, thread: str | None, parent: str | None = None) -> RunState:
+        """Open a run on its thread, or on a workflow of its own."""
+        workflow = thread if thread is not None else run
+        with self._lock:
+            state = self._runs[run] = RunState(run, workflow, parent)
+            known = self._workflows.setdefault(workflow, WorkflowState(workflow, thread is not None))
+            known.runs.add(run)
+            self._idle.pop(workflow, None)
+            return state
+
+    def run(self, run: str) -> RunState | None:
+        """Return an open run."""
+        return self._runs.get(run)
+
+    def open_runs(self) -> int:
+        """Return how many runs are open."""
+        return len(self._runs)
+
+    def run_ended(self, run: str, outcome: Outcome) -> list[CacheEvent]:
+        """Close a run; its workflow becomes idle (a thread) or over. Idempotent."""
+        with self._lock:
+            state = self._runs.pop(run, None)
+            if state is None:
+                return []
+            if outcome is Outcome.DONE and state.interrupted:
+                outcome = Outcome.INTERRUPTED
+            self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+            known = self._workflows.get(state.workflow)
+            if known is None:  # its thread was deleted while it ran
+                return []
+            known.runs.discard(run)
+            return [] if known.runs else self._run_dry(known, outcome)
+
+    def _run_dry(self, workflow: WorkflowState, outcome: Outcome) -> list[CacheEvent]:
+        if not workflow.thread:
+            del self._workflows[workflow.id]
+            return [CacheEvent(EventKind.OVER, workflow.id)]
+        self._idle[workflow.id] = None
+        kind = EventKind.INTERRUPTED if outcome is Outcome.INTERRUPTED else EventKind.IDLE
+        events = [CacheEvent(kind, workflow.id)]
+        while len(self._idle) > self._max_idle:
+            oldest, _ = self._idle.popitem(last=False)
+            del self._workflows[oldest]
+            events.append(CacheEvent(EventKind.FORGOTTEN, oldest))
+        return events
+
+    def thread_deleted(self, thread: str) -> list[CacheEvent]:
+        """Forget a thread; a run still open on it ends without a further event."""
+        with self._lock:
+            self._idle.pop(thread, None)
+            self._workflows.pop(thread, None)
+            return [CacheEvent(EventKind.THREAD_DELETED, thread)]
+
+    def call_started(self, call: Call, backend: str) -> list[CacheEvent]:
+        """Note that a call heads for *backend*; tells when its workflow thereby left another one."""
+        with self._lock:
+            known = self._workflows.get(call.identity.workflow)
+            if known is None:
+                return []
+            known.backends[backend] = known.backends.get(backend, 0) + 1
+            left = [name for name, open_calls in known.backends.items() if name != backend and not open_calls]
+            return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
+
+    def call_ended(self, call: Call, backend: str) -> list[CacheEvent]:
+        """Note that a call on *backend* ended, well or not."""
+        workflow = call.identity.workflow
+        with self._lock:
+            known = self._workflows.get(workflow)
+            if known is not None:
+                known.backends[backend] = max(0, known.backends.get(backend, 0) - 1)
+        kind = EventKind.CALL_DONE if known is not None else EventKind.STRAY_DONE
+        return [CacheEvent(kind, workflow, backend, call.hints.cache)]
+
+    def left(self, workflow: str, backend: str) -> None:
+        """Note that nothing of *workflow* is kept on *backend* any more."""
+        with self._lock:
+            known = self._workflows.get(workflow)
+            if known is not None and not known.backends.get(backend):
+                known.backends.pop(backend, None)
+
+    def is_running(self, workflow: str) -> bool:
+        """Whether a run of *workflow* is open, so that more calls are to be expected."""
+        known = self._workflows.get(workflow)
+        return known is not None and bool(known.runs)
+
+    def statistics(self) -> WorkflowStatistics:
+        """Return a snapshot."""
+        with self._lock:
+            running = sum(bool(w.runs) for w in self._workflows.values())
+            return WorkflowStatistics(len(self._runs), running, len(self._idle), dict(self._outcomes))
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        with self._lock:
+            for workflow in self._workflows.values():
+                assert workflow.runs or workflow.id in self._idle, workflow
+                assert workflow.thread or workflow.runs, workflow
+                assert all(run in self._runs for run in workflow.runs), workflow
+            assert all(idle in self._workflows for idle in self._idle)

@@ -1,0 +1,1 @@
+"""The LangGraph side: who calls (``context``, ``events``), and the ways in (``wrap``, ``chat_model``, ``saver``)."""

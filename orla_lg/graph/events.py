@@ -1,0 +1,195 @@
+"""What happens in a graph, told by its callbacks: runs, nodes, tools, interrupts, and models that start.
+
+One handler per wrapped graph. It observes and never changes anything: its methods are quick, run in the
+caller's own thread (``run_inline``), and raise nothing. Nested wrapped graphs hand the same event to
+several handlers of one ``Orla``; the first to see it books it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
+from langgraph.errors import GraphBubbleUp
+
+from orla_lg.core.call import Hints
+from orla_lg.core.identity import stage_key
+from orla_lg.core.record import CallEvent, Happening
+from orla_lg.core.workflow import Outcome
+from orla_lg.graph.context import MODEL_RUN, Binding, ModelRun
+
+log = logging.getLogger("orla_lg")
+
+STEP_TAG = "graph:step"
+
+
+class GraphEvents(GraphCallbackHandler):
+    """Turns LangGraph's callbacks into runs, nodes and hints."""
+
+    run_inline = True
+
+    def __init__(self, binding: Binding) -> None:
+        self.orla_binding = binding
+        self._core = binding.core
+        self._nodes: dict[UUID, tuple[str, str]] = {}
+
+    # Runs and nodes
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Open a run, or note that a chain inside one starts."""
+        known = metadata or {}
+        first = self._core.runs.root(run_id) is None
+        root = self._core.runs.root(run_id) or self._root_of(run_id, parent_run_id, known)
+        if first:
+            self._core.runs.add(run_id, root)
+        if kwargs.get("name") == known.get("langgraph_node") and _is_step(tags):
+            self._node_entered(run_id, root, inputs, known, tell=first)
+
+    def _root_of(self, run_id: UUID, parent: UUID | None, metadata: Mapping[str, Any]) -> str:
+        """Return the run a new chain belongs to, opening one for a root or for a thread of its own."""
+        outer = self._core.runs.root(parent)
+        thread = metadata.get("thread_id")
+        run = None if outer is None else self._core.serving.book.run(outer)
+        if outer is not None and (run is None or thread is None or str(thread) == run.workflow):
+            return outer
+        self._core.serving.run_started(
+            str(run_id),
+            thread=None if thread is None else str(thread),
+            parent=None if run is None else run.workflow,
+        )
+        return str(run_id)
+
+    def _node_entered(self, run_id: UUID, root: str, inputs: Any, metadata: Mapping[str, Any], *, tell: bool) -> None:
+        namespace = str(metadata.get("langgraph_checkpoint_ns") or "")
+        stage = stage_key(namespace)
+        self._nodes[run_id] = (namespace, stage)
+        run = self._core.serving.book.run(root)
+        if run is not None and (hints := self._hints(stage, inputs)) is not None:
+            run.node_hints[namespace] = hints
+        if tell:
+            self._tell(Happening.NODE_ENTERED, root, stage)
+
+    def _hints(self, stage: str, state: Any) -> Hints | None:
+        if self.orla_binding.hints is None:
+            return None
+        try:
+            return self.orla_binding.hints(stage, state)
+        except Exception:
+            log.exception("the hints function failed for stage %r; the stage runs without its hints", stage)
+            return None
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a chain ended."""
+        self._ended(run_id, Outcome.DONE)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a chain failed, was cancelled, interrupted or abandoned."""
+        self._ended(run_id, _outcome(error))
+
+    def _ended(self, run_id: UUID, outcome: Outcome) -> None:
+        node = self._nodes.pop(run_id, None)
+        root = self._core.runs.discard(run_id)
+        if node is not None and root is not None:
+            namespace, stage = node
+            run = self._core.serving.book.run(root)
+            if run is not None:
+                run.node_hints.pop(namespace, None)
+            self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
+        if root == str(run_id):
+            self._core.serving.run_ended(root, outcome)
+
+    def on_interrupt(self, event: GraphInterruptEvent) -> None:
+        """Note that a run pauses for a human; its root then ends like any other."""
+        root = self._core.runs.root(event.run_id)
+        run = None if root is None else self._core.serving.book.run(root)
+        if run is not None:
+            run.interrupted = True
+
+    # Tools and models
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell listeners that a tool starts."""
+        root = self._core.runs.root(parent_run_id)
+        if root is None or self._core.runs.root(run_id) is not None:
+            return
+        self._core.runs.add(run_id, root)
+        name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
+        stage = stage_key(str((metadata or {}).get("langgraph_checkpoint_ns") or ""))
+        self._tell(Happening.TOOL_STARTED, root, stage, detail=str(name))
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Tell listeners that a tool ended."""
+        self._tool_ended(run_id, "done", **kwargs)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Tell listeners that a tool failed."""
+        self._tool_ended(run_id, type(error).__name__, **kwargs)
+
+    def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
+        root = self._core.runs.discard(run_id)
+        if root is not None:
+            self._tell(Happening.TOOL_ENDED, root, "", detail=str(kwargs.get("name") or how))
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any] | None,
+        messages: list[list[Any]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Leave the model run where the request it makes will find it; the innermost graph comes last."""
+        MODEL_RUN.set((self.orla_binding, ModelRun(run_id, parent_run_id, metadata or {})))
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Take the model run away again."""
+        MODEL_RUN.set(None)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Take the model run away again."""
+        MODEL_RUN.set(None)
+
+    def _tell(self, kind: Happening, root: str, stage: str, *, detail: str = "") -> None:
+        serving = self._core.serving
+        run = serving.book.run(root)
+        if run is not None and serving.records.heard:
+            serving.records.tell(CallEvent(kind, serving.clock(), run.workflow, root, stage, detail=detail))
+
+
+def _is_step(tags: list[str] | None) -> bool:
+    return any(tag.startswith(STEP_TAG) for tag in tags or ())
+
+
+def _outcome(error: BaseException) -> Outcome:
+    if isinstance(error, GraphBubbleUp):
+        return Outcome.INTERRUPTED
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        return Outcome.CANCELLED
+    if isinstance(error, GeneratorExit):
+        return Outcome.ABANDONED
+    return Outcome.FAILED

@@ -1,0 +1,143 @@
+"""The way in for models that know nothing of us: the OpenAI SDK's ``request``, while a wrapped graph runs.
+
+Every form of a chat completion (plain, parsed, raw, streamed) passes the one method ``request`` of the SDK's
+client, even from wrappers that bound ``create`` before we came. We replace it on the class; outside a
+wrapped graph it costs two context look-ups and calls the original. The Responses API passes and is
+recorded as external: it is another protocol, which engines of our users hardly speak.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import openai
+
+from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.effects import Steps, adrive, drive
+from orla_lg.core.record import Record
+from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, origin
+from orla_lg.graph.tracing import annotate
+from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender
+from orla_lg.openai_api.wire import ask_of
+
+CHAT_COMPLETIONS = "/chat/completions"
+_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions"})
+
+_SYNC = openai.OpenAI.request
+_ASYNC = openai.AsyncOpenAI.request
+
+
+def chat_steps(
+    core: Core,
+    come_from: Origin | None,
+    client: openai.OpenAI | openai.AsyncOpenAI,
+    original: Callable[[], Any],
+    options: Any,
+    form: Mapping[str, Any],
+    *,
+    said: Hints = NO_HINTS,
+    may_pass: bool = True,
+    assemble: bool = False,
+    on_record: Callable[[Record], None] | None = None,
+) -> Steps:
+    """Return the steps of one chat completion: who calls, what for, and how to send it."""
+    serving = core.serving
+    call_id = serving.new_id()
+    identity, run = identify(come_from, core, call_id)
+    binding = come_from.binding if come_from is not None else None
+    own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
+    call = serving.call(
+        identity,
+        ask_of(options.json_data),
+        call_id=call_id,
+        said=said,
+        hints=hints_for(come_from, identity, run),
+        mappers=own,
+        may_pass=may_pass,
+    )
+    model_run = come_from.model_run if come_from is not None else None
+
+    def on_end(record: Record) -> None:
+        if model_run is not None:
+            annotate(model_run, record)
+        if on_record is not None:
+            on_record(record)
+
+    if not identity.identified:
+        serving.count_lost()
+    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
+    if options.url != CHAT_COMPLETIONS:
+        return serving.pass_by(call, sender, on_end)
+    return serving.steps(call, sender, on_end)
+
+
+def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+    form = {"cast_to": cast_to, "stream": stream, "stream_cls": stream_cls}
+    original = functools.partial(_SYNC, self, options=options, **form)
+    found = _ours(self, options)
+    if found is None:
+        return original()
+    core, come_from = found
+    return drive(chat_steps(core, come_from, self, original, options, form))
+
+
+async def _arequest(
+    self: openai.AsyncOpenAI, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
+) -> Any:
+    form = {"cast_to": cast_to, "stream": stream, "stream_cls": stream_cls}
+    original = functools.partial(_ASYNC, self, options=options, **form)
+    found = _ours(self, options)
+    if found is None:
+        return await original()
+    core, come_from = found
+    return await adrive(chat_steps(core, come_from, self, original, options, form))
+
+
+def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
+    """Return the core that serves this request; ``None`` for requests that are none of our business."""
+    if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
+        return None
+    come_from = origin()
+    if come_from is None or come_from.binding is None:
+        _count_lost()
+        return None
+    MODEL_RUN.set(None)
+    return come_from.binding.core, come_from
+
+
+# Installed once for all cores, for as long as one of them is open.
+
+_lock = threading.Lock()
+_cores: list[Core] = []
+
+
+def install(core: Core) -> None:
+    """Intercept from now on, for as long as *core* is open. Idempotent."""
+    with _lock:
+        if any(each is core for each in _cores):
+            return
+        _cores.append(core)
+        openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
+        openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
+
+
+def uninstall(core: Core) -> None:
+    """End interception for *core*; the last one restores the SDK unless somebody wrapped it after us."""
+    with _lock:
+        _cores[:] = [each for each in _cores if each is not core]
+        if _cores:
+            return
+        if openai.OpenAI.request is _request:
+            openai.OpenAI.request = _SYNC  # type: ignore[method-assign]
+        if openai.AsyncOpenAI.request is _arequest:
+            openai.AsyncOpenAI.request = _ASYNC  # type: ignore[method-assign]
+
+
+def _count_lost() -> None:
+    """Count a chat completion without any context, made while graphs ran: probably one of their nodes'."""
+    for core in tuple(_cores):
+        if core.serving.book.open_runs():
+            core.serving.count_lost()

@@ -1,0 +1,285 @@
+"""OrlaSaver: a checkpointer that is its inner one in every respect, and tells Orla two things.
+
+A checkpointer learns what no callback says: that a thread was deleted, and, before the next step
+starts, which stages come next (LangGraph stores a finished task's writes, and the channels written
+are named after the nodes that they start). ``OrlaSaver`` puts any ``BaseCheckpointSaver`` inside,
+forwards everything, and signals these two.
+
+LangGraph and the conformance suite find out what a saver can by asking its *class* which methods it
+overrides. So each type of inner saver gets a class of its own, which overrides just what the inner
+type overrides. Only calls from outside pass through here: an inner saver whose async method calls its
+sync twin calls its own, and one event stays one signal.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, cast, final
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+from orla_lg.errors import ConfigError
+
+__all__ = ["CheckpointSignals", "OrlaSaver"]
+
+Saver = BaseCheckpointSaver[Any]
+Method = Callable[..., Any]
+
+_log = logging.getLogger(__name__)
+
+_BRANCH_TO = "branch:to:"
+"""What LangGraph puts before a node's name to name the channel that starts it."""
+
+
+class CheckpointSignals(Protocol):
+    """What a saver tells: synchronous, quick, once per event."""
+
+    def thread_deleted(self, thread_id: str) -> None:
+        """Take note that all checkpoints of *thread_id* are gone."""
+
+    def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
+        """Take note that a finished task in *checkpoint_ns* starts *stages* next."""
+
+
+@final
+class OrlaSaver(BaseCheckpointSaver[Any]):
+    """A checkpointer that acts as *inner* and signals to Orla.
+
+    Args:
+        orla: an ``Orla``, or any object with the methods of ``CheckpointSignals``.
+        inner: the saver that stores; any ``BaseCheckpointSaver``.
+
+    Raises:
+        ConfigError: *inner* is no saver, or *orla* takes no signals.
+    """
+
+    inner: Saver
+    _signals: CheckpointSignals
+
+    # All is done in __new__: it may return *inner* itself, which __init__ must then leave as it is.
+    def __new__(cls, orla: object, inner: Saver) -> OrlaSaver:
+        """Return *inner* within one layer of this *orla*, of the class made for its type."""
+        _check_saver(inner)
+        return _layer(_signals_of(orla), inner)
+
+    def __init__(self, orla: object, inner: Saver) -> None: ...
+
+    def __repr__(self) -> str:
+        return f"OrlaSaver(inner={self.inner!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # asked before __new__ has set it: there is nothing to forward to
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.inner, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.inner, name)
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> OrlaSaver:
+        """Return the inner saver's clone with this allowlist, telling the same Orla."""
+        return self._around(self.inner.with_allowlist(extra_allowlist))
+
+    def __copy__(self) -> OrlaSaver:
+        return self._around(copy.copy(self.inner))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OrlaSaver:
+        return self._around(copy.deepcopy(self.inner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An Orla belongs to its process: what travels is the inner saver alone.
+        return _itself, (self.inner,)
+
+    def _around(self, inner: Saver) -> OrlaSaver:
+        return self if inner is self.inner else _layer(self._signals, inner)
+
+    def _tell(self, event: Method | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if event is not None:
+            with _Harmless():
+                event(self._signals, *args, **kwargs)
+
+
+def _signals_of(orla: object) -> CheckpointSignals:
+    signals = getattr(orla, "signals", orla)
+    if all(callable(getattr(signals, name, None)) for name in ("thread_deleted", "stages_next")):
+        return cast(CheckpointSignals, signals)
+    raise ConfigError(
+        f"OrlaSaver(orla, inner): orla is {type(orla).__name__!r}, which takes no signals; "
+        f"give it an Orla, or an object with the methods thread_deleted and stages_next"
+    )
+
+
+def _check_saver(inner: object) -> None:
+    if not isinstance(inner, BaseCheckpointSaver):
+        raise ConfigError(
+            f"OrlaSaver(orla, inner): inner is {type(inner).__name__!r}, not a BaseCheckpointSaver; "
+            f"give it a saver's instance (from_conn_string returns a context manager: pass what it yields)"
+        )
+
+
+def _layer(signals: CheckpointSignals, inner: Saver) -> OrlaSaver:
+    if any(layer._signals is signals for layer in _layers(inner)):
+        return cast(OrlaSaver, inner)
+    # mypy looks for the hash of a class among the methods of its instances.
+    saver = object.__new__(_class_around(type(inner)))  # type: ignore[arg-type]
+    object.__setattr__(saver, "inner", inner)
+    object.__setattr__(saver, "_signals", signals)
+    return saver
+
+
+def _itself(saver: Saver) -> Saver:
+    return saver
+
+
+def _layers(saver: object) -> Iterator[OrlaSaver]:
+    while isinstance(saver, OrlaSaver):
+        yield saver
+        saver = saver.inner
+
+
+# ── the class for one type of inner saver ────────────────────────────────────────────────────────────
+
+
+@functools.lru_cache(maxsize=128)
+def _class_around(inner_type: type[Saver]) -> type[OrlaSaver]:
+    """Return the subclass of OrlaSaver that overrides what *inner_type* overrides, and no more."""
+    members: dict[str, Any] = {"__module__": __name__, "__doc__": inner_type.__doc__}
+    for name, base in vars(BaseCheckpointSaver).items():
+        if name.startswith("_") or name in vars(OrlaSaver):
+            continue
+        if not inspect.isfunction(base):
+            members[name] = _forwarded_attribute(name)
+        elif (method := getattr(inner_type, name)) is not base:
+            # The base class says which methods are awaited; an inner one may be wrapped beyond recognition.
+            make = _async_forwarder if inspect.iscoroutinefunction(base) else _forwarder
+            members[name] = make(name, method)
+    members |= {name: enter for name, enter in _CONTEXT.items() if hasattr(inner_type, name)}
+    # type() cannot be told that the result is a subclass; OrlaSaver is final to everybody else.
+    return cast(type[OrlaSaver], type(f"OrlaSaver[{inner_type.__name__}]", (OrlaSaver,), members))
+
+
+def _forwarded_attribute(name: str) -> property:
+    return property(lambda self: getattr(self.inner, name))
+
+
+# functools.wraps keeps the inner signature: LangGraph looks for `task_path` in it.
+def _forwarder(name: str, method: Method) -> Method:
+    before, after = _BEFORE.get(name), _AFTER.get(name)
+
+    @functools.wraps(method)
+    def forward(self: OrlaSaver, *args: Any, **kwargs: Any) -> Any:
+        self._tell(before, args, kwargs)
+        result = getattr(self.inner, name)(*args, **kwargs)
+        self._tell(after, args, kwargs)
+        return result
+
+    return forward
+
+
+def _async_forwarder(name: str, method: Method) -> Method:
+    before, after = _BEFORE.get(name), _AFTER.get(name)
+
+    @functools.wraps(method)
+    async def forward(self: OrlaSaver, *args: Any, **kwargs: Any) -> Any:
+        self._tell(before, args, kwargs)
+        result = await getattr(self.inner, name)(*args, **kwargs)
+        self._tell(after, args, kwargs)
+        return result
+
+    return forward
+
+
+# ── `with` and `async with`, for inner savers that are context managers ──────────────────────────────
+
+
+def _enter(self: OrlaSaver) -> Any:
+    return _entered(self, type(self.inner).__enter__(self.inner))  # type: ignore[attr-defined]
+
+
+async def _aenter(self: OrlaSaver) -> Any:
+    return _entered(self, await type(self.inner).__aenter__(self.inner))  # type: ignore[attr-defined]
+
+
+def _entered(self: OrlaSaver, value: Any) -> Any:
+    return self._around(value) if isinstance(value, BaseCheckpointSaver) else value
+
+
+def _exit(self: OrlaSaver, *raised: Any) -> Any:
+    return type(self.inner).__exit__(self.inner, *raised)  # type: ignore[attr-defined]
+
+
+async def _aexit(self: OrlaSaver, *raised: Any) -> Any:
+    return await type(self.inner).__aexit__(self.inner, *raised)  # type: ignore[attr-defined]
+
+
+_CONTEXT: Mapping[str, Method] = {
+    "__enter__": _enter,
+    "__exit__": _exit,
+    "__aenter__": _aenter,
+    "__aexit__": _aexit,
+}
+
+
+# ── what is told ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stages_next(
+    signals: CheckpointSignals,
+    config: RunnableConfig,
+    writes: Sequence[tuple[str, Any]],
+    *_: Any,
+    **__: Any,
+) -> None:
+    channels = dict.fromkeys(channel for channel, _value in writes)
+    stages = [name.removeprefix(_BRANCH_TO) for name in channels if name.startswith(_BRANCH_TO)]
+    if stages:
+        where = config.get("configurable", {})
+        thread_id = where.get("thread_id")
+        signals.stages_next(
+            None if thread_id is None else str(thread_id), where.get("checkpoint_ns", ""), stages
+        )
+
+
+def _thread_deleted(signals: CheckpointSignals, thread_id: object) -> None:
+    signals.thread_deleted(str(thread_id))
+
+
+def _threads_pruned(
+    signals: CheckpointSignals, thread_ids: Sequence[object], strategy: str = "keep_latest"
+) -> None:
+    if strategy == "delete":  # nothing is kept: deleting a thread by another name
+        for thread_id in thread_ids:
+            signals.thread_deleted(str(thread_id))
+
+
+# The next stages are a fact of the graph, not of the storage, and worth most before the next step
+# starts: they are told first. A deletion is told once it has succeeded.
+_BEFORE: Mapping[str, Method] = {"put_writes": _stages_next, "aput_writes": _stages_next}
+_AFTER: Mapping[str, Method] = {
+    "delete_thread": _thread_deleted,
+    "adelete_thread": _thread_deleted,
+    "prune": _threads_pruned,
+    "aprune": _threads_pruned,
+}
+
+
+class _Harmless:
+    """Logs what a signal raises and goes on: a fault of ours must not lose somebody's checkpoint."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        _log.warning("a checkpoint signal failed; the checkpoint itself is not affected", exc_info=error)
+        return True

@@ -1,0 +1,47 @@
+"""What a LangSmith trace shows of a call: the record on the model's own run, and when it left the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.tracers.base import BaseTracer
+
+from orla_lg.core.record import Record
+from orla_lg.graph.context import ModelRun
+
+SHOWN = (
+    "id", "workflow", "run", "stage", "backend", "model", "mapper", "reason", "priority", "tenant", "attempts",
+    "queue_wait_s", "ttft_s", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "cache_action",
+    "error", "external",
+)  # fmt: skip
+"""Fields of the record that the trace carries, as ``orla_<field>``."""
+
+
+def annotate(model_run: ModelRun, record: Record) -> None:
+    """Write *record* on the traced run of its model, for every tracer that keeps one."""
+    for tracer in _tracers(model_run.tracers):
+        traced = tracer.run_map.get(str(model_run.id))
+        if traced is not None:
+            traced.add_metadata(_metadata(record))
+            traced.add_event(_event(record))
+
+
+def _tracers(handlers: Sequence[BaseCallbackHandler]) -> list[BaseTracer]:
+    return [handler for handler in handlers if isinstance(handler, BaseTracer)]
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    values = record.asdict()
+    return {f"orla_{name}": values[name] for name in SHOWN if values[name] is not None}
+
+
+def _event(record: Record) -> dict[str, Any]:
+    left = datetime.now(UTC).timestamp() - record.duration_s + record.queue_wait_s
+    return {
+        "name": "orla_left_queue",
+        "time": datetime.fromtimestamp(left, UTC).isoformat(),
+        "kwargs": {"backend": record.backend, "queue_wait_s": record.queue_wait_s},
+    }

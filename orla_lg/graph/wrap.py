@@ -1,0 +1,101 @@
+"""The first way in: wrap a graph. The caller's object stays as it is; a copy gets our handler and saver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.runnables.config import merge_configs
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import StateGraph
+from langgraph.pregel import Pregel
+
+from orla_lg.core.call import Ask
+from orla_lg.core.mapping import ExplicitMapper, StageMapper, find, unfit
+from orla_lg.errors import MappingError, OrlaError
+from orla_lg.graph.context import Binding, Core, HintsFunction
+from orla_lg.graph.events import GraphEvents
+from orla_lg.graph.interception import install
+from orla_lg.graph.saver import OrlaSaver
+from orla_lg.graph.structure import AnyPregel, stages_of, title
+
+_LOST_BY_COPY = ("_output_mapper", "_state_mapper", "_serde_allowlist")
+"""Set after construction by LangGraph, so ``copy`` drops them."""
+
+
+def wrap(core: Core, signals: Any, graph: Any, *, mapper: StageMapper | None, hints: HintsFunction | None) -> Any:
+    """Return a compiled graph of the same type and behaviour whose model calls are served by *core*.
+
+    Raises:
+        MappingError: The mapping cannot work, as far as that shows now.
+        OrlaError: *graph* is no LangGraph graph.
+    """
+    compiled = graph.compile() if isinstance(graph, StateGraph) else graph
+    if not isinstance(compiled, Pregel):
+        raise OrlaError(f"wrap() takes a StateGraph or a compiled LangGraph graph, got {type(graph).__name__}")
+    if core.disabled:
+        return compiled
+    before = _binding_of(compiled, core)
+    if before is not None:
+        mapper, hints = mapper or before.mapper, hints or before.hints
+    validate(core, compiled, mapper)
+    install(core)
+    return _copy(compiled, core, signals, GraphEvents(Binding(core, mapper, hints)))
+
+
+def _binding_of(graph: AnyPregel, core: Core) -> Binding | None:
+    for handler in _callbacks(graph):
+        if isinstance(handler, GraphEvents) and handler.orla_binding.core is core:
+            return handler.orla_binding
+    return None
+
+
+def _callbacks(graph: AnyPregel) -> list[Any]:
+    callbacks = (graph.config or {}).get("callbacks")
+    if callbacks is None:
+        return []
+    return list(callbacks if isinstance(callbacks, list) else callbacks.handlers)
+
+
+def _copy(graph: AnyPregel, core: Core, signals: Any, handler: GraphEvents) -> AnyPregel:
+    others = [
+        each for each in _callbacks(graph) if not (isinstance(each, GraphEvents) and each.orla_binding.core is core)
+    ]
+    config = {**merge_configs(graph.config), "callbacks": [*others, handler]}
+    update: dict[str, Any] = {"config": config}
+    if isinstance(graph.checkpointer, BaseCheckpointSaver):
+        update["checkpointer"] = OrlaSaver(signals, inner=graph.checkpointer)
+    copied = graph.copy(update)
+    for name in _LOST_BY_COPY:
+        if hasattr(graph, name):
+            setattr(copied, name, getattr(graph, name))
+    return copied
+
+
+def validate(core: Core, graph: AnyPregel, mapper: StageMapper | None) -> None:
+    """Check a graph's mapping against its stages, the backends and what they serve; report all faults at once.
+
+    Raises:
+        MappingError: With one line for each fault.
+    """
+    views = core.serving.views()
+    stages = stages_of(graph)
+    faults: list[str] = []
+    if isinstance(mapper, ExplicitMapper):
+        faults += mapper.check_stages(stages)
+        faults += mapper.check_backends(view.name for view in views)
+    faults += _unserved(core, mapper)
+    if faults:
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        raise MappingError(f"{title(graph)} cannot be served as mapped:{listed}")
+
+
+def _unserved(core: Core, mapper: StageMapper | None) -> list[str]:
+    """Return a fault for each backend in use whose own model the engine does not serve."""
+    tables = [each.table for each in (mapper, core.serving.mapper) if isinstance(each, ExplicitMapper)]
+    used = {name for table in tables for to in table.values() for name in to}
+    blank, faults = Ask(model="auto", messages=()), list[str]()
+    for name in sorted(used):
+        view, desk = find(core.serving.views(), name), core.serving.desks.get(name)
+        if view is not None and desk is not None:
+            faults += [f"backend {name!r}: {fault}" for fault in unfit(blank, view, desk.backend.model)]
+    return faults

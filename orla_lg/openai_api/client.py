@@ -1,0 +1,320 @@
+"""Step 6 on the OpenAI wire: clients per backend and loop, one request carried, and the plain adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+
+from orla_lg.core.backend import Backend, Capability, Probe, Support
+from orla_lg.core.call import Ask, Chunk
+from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.flight import Flight
+from orla_lg.errors import BackendUnavailable
+from orla_lg.openai_api import wire
+from orla_lg.openai_api.tap import TAP, Mode, Tap, atap_response, tap_response
+
+PROBE_TIMEOUT_S = 2.0
+NO_KEY = "none"
+"""Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
+
+_SECRET_HEADERS = frozenset({"authorization", "api-key", "openai-organization", "openai-project", "cookie"})
+_RETRIED_STATUS = frozenset({408, 409, 429})
+
+
+class EngineClient(openai.OpenAI):
+    """The SDK's client for one backend; interception lets it through."""
+
+    request = openai.OpenAI.request  # bound before anything replaces it on the base class
+
+
+class AsyncEngineClient(openai.AsyncOpenAI):
+    """``EngineClient`` for one event loop."""
+
+    request = openai.AsyncOpenAI.request
+
+
+class EngineClients:
+    """The SDK clients of one backend: one for all threads, and one per event loop.
+
+    A connection pool belongs to the loop that made it, and to the process: both are made anew when either
+    is another one.
+    """
+
+    def __init__(self, backend: Backend, *, keep_alive: bool) -> None:
+        self._backend = backend
+        self._keep_alive = keep_alive
+        self._lock = threading.Lock()
+        self._sync: tuple[int, EngineClient] | None = None
+        self._by_loop: dict[int, tuple[asyncio.AbstractEventLoop, AsyncEngineClient]] = {}
+
+    def sync(self) -> EngineClient:
+        """Return the client for threads."""
+        kept = self._sync
+        if kept is not None and kept[0] == os.getpid():
+            return kept[1]
+        with self._lock:
+            if self._sync is None or self._sync[0] != os.getpid():
+                http = openai.DefaultHttpxClient(**self._http_settings(), event_hooks={"response": [tap_response]})
+                self._sync = (os.getpid(), EngineClient(**self._settings(), http_client=http))
+            return self._sync[1]
+
+    def on_loop(self) -> AsyncEngineClient:
+        """Return the client for the running loop."""
+        loop = asyncio.get_running_loop()
+        kept = self._by_loop.get(id(loop))
+        if kept is not None and kept[0] is loop:
+            return kept[1]
+        with self._lock:
+            self._by_loop = {key: pair for key, pair in self._by_loop.items() if not pair[0].is_closed()}
+            http = openai.DefaultAsyncHttpxClient(**self._http_settings(), event_hooks={"response": [atap_response]})
+            client = AsyncEngineClient(**self._settings(), http_client=http)
+            self._by_loop[id(loop)] = (loop, client)
+            return client
+
+    def _settings(self) -> dict[str, Any]:
+        # Retries are ours: each is an attempt of one call, in our queue, and in its record.
+        return {
+            "api_key": self._backend.api_key or NO_KEY,
+            "base_url": self._backend.url,
+            "max_retries": 0,
+            # What is tapped must not be compressed.
+            "default_headers": {"Accept-Encoding": "identity"},
+        }
+
+    def _http_settings(self) -> dict[str, Any]:
+        limits = httpx2.Limits(
+            max_connections=None,
+            max_keepalive_connections=None if self._keep_alive else 0,
+            keepalive_expiry=30.0,
+        )
+        # Without TLS there is nothing to verify, and loading certificates for each loop costs 20 ms.
+        return {"limits": limits, "verify": self._backend.url.startswith("https")}
+
+    def close(self) -> None:
+        """Close what can be closed from here; other loops close theirs when they next run."""
+        with self._lock:
+            if self._sync is not None and self._sync[0] == os.getpid():
+                self._sync[1].close()
+            for loop, client in self._by_loop.values():
+                if loop.is_running():
+                    asyncio.run_coroutine_threadsafe(client.close(), loop)
+            self._sync, self._by_loop = None, {}
+
+
+Original = Callable[[], Any]
+
+
+class SdkSender:
+    """One ``request`` of the OpenAI SDK, to be sent to whichever backend is chosen.
+
+    Args:
+        clients: The clients of each backend, by name.
+        caller: The SDK client that the code called.
+        original: Sends the request as the code meant it.
+        options: The SDK's request options.
+        form: The SDK's other arguments (``cast_to``, ``stream``, ``stream_cls``).
+        assemble: Stream from the engine even where the caller does not, to see the first token.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, EngineClients],
+        caller: openai.OpenAI | openai.AsyncOpenAI,
+        original: Original,
+        options: Any,
+        form: Mapping[str, Any],
+        *,
+        assemble: bool,
+    ) -> None:
+        self.max_attempts = 1 + options.get_max_retries(caller.max_retries)
+        self._clients = clients
+        self._caller = caller
+        self._original = original
+        self._options = options
+        self._form = form
+        self._may_assemble = assemble
+
+    def send(self, flight: Flight) -> Any:
+        """Send from this thread."""
+        if flight.external:
+            response = self._original()
+            flight.finish()
+            return response
+        assert flight.backend is not None
+        client = self._clients[flight.backend].sync()
+        with self._tapped(flight) as (tap, options):
+            response = client.request(options=options, **self._form)
+        tap.hand_over()
+        return response
+
+    async def asend(self, flight: Flight) -> Any:
+        """Send from this task."""
+        if flight.external:
+            response = await self._original()
+            flight.finish()
+            return response
+        assert flight.backend is not None
+        client = self._clients[flight.backend].on_loop()
+        with self._tapped(flight) as (tap, options):
+            response = await client.request(options=options, **self._form)
+        tap.hand_over()
+        return response
+
+    @contextmanager
+    def _tapped(self, flight: Flight) -> Iterator[tuple[Tap, Any]]:
+        body, mode, strip = self._body(flight)
+        tap = Tap(flight, mode, strip_usage=strip)
+        token = TAP.set(tap)
+        try:
+            yield tap, self._rewritten(body)
+        except openai.APIError as error:
+            if tap.begun or (failure := attempt_failed(error)) is None:
+                raise
+            raise failure from error
+        finally:
+            TAP.reset(token)
+
+    def _body(self, flight: Flight) -> tuple[dict[str, Any], Mode, bool]:
+        body = {**self._options.json_data, **flight.request_fields(), "model": flight.model}
+        mode: Mode = "stream" if body.get("stream") else "plain"
+        if self._may_assemble and wire.can_assemble(body):
+            mode, body["stream"] = "assemble", True
+        asked = body.get("stream_options") or {}
+        strip = mode == "stream" and not asked.get("include_usage") and flight.counts_streams
+        if strip or mode == "assemble":
+            body["stream_options"] = {**asked, "include_usage": True}
+        return body, mode, strip
+
+    def _rewritten(self, body: dict[str, Any]) -> Any:
+        options = self._options.model_copy(update={"json_data": body})
+        if isinstance(options.timeout, openai.NotGiven):
+            options.timeout = self._caller.timeout
+        if isinstance(options.headers, Mapping):
+            options.headers = {
+                name: value for name, value in options.headers.items() if name.lower() not in _SECRET_HEADERS
+            }
+        options.max_retries = 0
+        return options
+
+
+def attempt_failed(error: openai.APIError) -> AttemptFailed | None:
+    """Return how *error* counts as a failed attempt; ``None`` where trying again cannot help."""
+    if isinstance(error, openai.APITimeoutError):
+        return AttemptFailed(error, unreachable=isinstance(error.__cause__, httpx2.ConnectTimeout))
+    if isinstance(error, openai.APIConnectionError):
+        return AttemptFailed(error, unreachable=True)
+    if isinstance(error, openai.APIStatusError) and (
+        error.status_code in _RETRIED_STATUS or error.status_code >= 500
+    ):
+        return AttemptFailed(error, retry_after_s=_retry_after_s(error.response.headers.get("retry-after")))
+    return None
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    try:
+        return max(0.0, float(header)) if header is not None else None
+    except ValueError:
+        return None  # a date: engines send seconds, and our own backoff serves as well
+
+
+class OpenAIAdapter:
+    """Any server that speaks OpenAI's chat completions; takes for granted what the API promises."""
+
+    keep_alive = True
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def http(self) -> httpx.AsyncClient:
+        """Return a client for one short conversation with the engine."""
+        headers = {"Authorization": f"Bearer {self.backend.api_key}"} if self.backend.api_key else {}
+        verify = self.backend.url.startswith("https")
+        return httpx.AsyncClient(base_url=self.backend.url, headers=headers, timeout=PROBE_TIMEOUT_S, verify=verify)
+
+    async def probe(self) -> Probe:
+        """Ask which models are served."""
+        async with self.http() as http:
+            listed = await get_json(http, self.backend, "models")
+        models = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
+        lengths = [entry["max_model_len"] for entry in models if entry.get("max_model_len")]
+        return Probe(
+            models=tuple(str(entry.get("id")) for entry in models),
+            capabilities=PLAIN_CAPABILITIES,
+            context_tokens=min(lengths, default=None),
+        )
+
+    def request_fields(self, ask: Ask, *, priority: float, slot: int | None, fresh: bool) -> dict[str, Any]:
+        """Add nothing: a field that an unknown engine may refuse is not sent to it."""
+        return {}
+
+    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+        """Stream a raw chat completion."""
+        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with (
+            self.http() as http,
+            http.stream("POST", "chat/completions", json=wanted, timeout=None) as response,
+        ):
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if (parsed := wire.payload(line.encode())) is not None:
+                    yield chunk_of(parsed)
+
+    async def aclose(self) -> None:
+        """Close nothing: connections end with each conversation."""
+
+
+PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
+    Capability.JSON_SCHEMA: Support.NATIVE,
+    Capability.TOOLS: Support.NATIVE,
+    Capability.STREAM_USAGE: Support.NATIVE,
+    Capability.CACHED_TOKENS: Support.FLAG,
+    Capability.PRIORITY: Support.UNSUPPORTED,
+    Capability.FLUSH_WORKFLOW: Support.UNSUPPORTED,
+    Capability.FLUSH_ALL: Support.UNSUPPORTED,
+    Capability.PIN: Support.UNSUPPORTED,
+    Capability.WARM: Support.UNSUPPORTED,
+    Capability.SAVE_RESTORE: Support.UNSUPPORTED,
+    Capability.TOKENIZE: Support.UNSUPPORTED,
+}
+
+
+def chunk_of(parsed: Mapping[str, Any]) -> Chunk:
+    """Return the ``Chunk`` of one parsed event."""
+    choices = parsed.get("choices") or [{}]
+    counts = parsed.get("usage")
+    return Chunk(
+        text=(choices[0].get("delta") or {}).get("content") or "",
+        usage=wire.usage_of(counts) if counts else None,
+        finish_reason=choices[0].get("finish_reason"),
+    )
+
+
+async def get_json(http: httpx.AsyncClient, backend: Backend, path: str) -> dict[str, Any]:
+    """GET an object from an engine.
+
+    Raises:
+        BackendUnavailable: It does not answer, or answers something else.
+    """
+    where = f"backend {backend.name!r} at {backend.url}"
+    try:
+        response = await http.get(path)
+        response.raise_for_status()
+        parsed = response.json()
+    except httpx.HTTPStatusError as error:
+        raise BackendUnavailable(f"{where}: GET {path} answered {error.response.status_code}") from error
+    except httpx.HTTPError as error:
+        raise BackendUnavailable(f"{where} does not answer: {type(error).__name__} {error}") from error
+    except json.JSONDecodeError as error:
+        raise BackendUnavailable(f"{where}: GET {path} answered no JSON; is this an OpenAI-style URL?") from error
+    if not isinstance(parsed, dict):
+        raise BackendUnavailable(f"{where}: GET {path} answered {type(parsed).__name__}, expected an object")
+    return parsed

@@ -1,0 +1,152 @@
+"""What the bytes of OpenAI's chat completions mean, as far as we must know: usage, events, assembly.
+
+The SDK parses responses for the caller; we look at the same bytes only for token counts, so we search
+instead of parsing. Inside a JSON string a quote is escaped, so ``"usage":`` cannot be part of an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orla_lg.core.call import Ask, Usage
+
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_DECODER = json.JSONDecoder()
+
+DONE = b"[DONE]"
+
+
+def usage_of(counts: Mapping[str, Any]) -> Usage:
+    """Return the token counts of a ``usage`` object; engines that do not count cached tokens say nothing."""
+    details = counts.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return Usage(int(counts.get("prompt_tokens") or 0), cached, int(counts.get("completion_tokens") or 0))
+
+
+def usage_in(data: bytes) -> Usage | None:
+    """Return the last usage object in *data*, a response body or the end of an event stream."""
+    found = list(_USAGE.finditer(data))
+    if not found:
+        return None
+    try:
+        counts, _ = _DECODER.raw_decode(data[found[-1].end() :].decode("utf-8", "replace"))
+    except json.JSONDecodeError:
+        return None
+    return usage_of(counts)
+
+
+def is_usage_only(event: bytes) -> bool:
+    """Whether an event is the extra one that ``stream_options.include_usage`` brings."""
+    return _NO_CHOICES.search(event) is not None and _USAGE.search(event) is not None
+
+
+class EventSplitter:
+    """Cuts a byte stream into whole server-sent events, however the network cut it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that *data* completes, each with its closing blank line."""
+        self._rest += data
+        events, start = [], 0
+        for end in _EVENT_END.finditer(self._rest):
+            events.append(self._rest[start : end.end()])
+            start = end.end()
+        self._rest = self._rest[start:]
+        return events
+
+    def rest(self) -> bytes:
+        """Return what no blank line has closed."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def payload(event: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in an event's data lines; ``None`` for comments and ``[DONE]``."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    data = b"\n".join(lines)
+    if not data or data.startswith(DONE):
+        return None
+    parsed = json.loads(data)
+    return parsed if isinstance(parsed, dict) else None
+
+
+class Assembly:
+    """Builds the chat completion that a non-streamed request would have brought, from its chunks."""
+
+    def __init__(self) -> None:
+        self.error: dict[str, Any] | None = None
+        self._top: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Take in one chunk."""
+        if chunk.get("error"):
+            self.error = dict(chunk)
+            return
+        for choice in chunk.get("choices") or ():
+            self._add_choice(choice)
+        self._top |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
+
+    def _add_choice(self, part: Mapping[str, Any]) -> None:
+        index = part.get("index", 0)
+        blank = {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None}
+        choice = self._choices.setdefault(index, blank)
+        _merge(choice["message"], part.get("delta") or {})
+        choice |= {key: value for key, value in part.items() if key not in ("delta", "index") and value is not None}
+
+    def completion(self) -> dict[str, Any]:
+        """Return the whole; what is not yet there is missing or null, as in a response cut short."""
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        return {**self._top, "object": "chat.completion", "choices": choices}
+
+
+def _merge(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    for key, value in delta.items():
+        if value is None:
+            continue
+        if key == "tool_calls":
+            for call in value:
+                _merge_tool_call(message.setdefault("tool_calls", []), call)
+        elif key == "role":
+            message["role"] = value
+        elif isinstance(value, str):
+            message[key] = (message.get(key) or "") + value
+        else:
+            message[key] = value
+
+
+def _merge_tool_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
+    index = part.get("index", len(calls))
+    while len(calls) <= index:
+        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+    call, function = calls[index], part.get("function") or {}
+    call |= {key: value for key, value in part.items() if key in ("id", "type") and value}
+    for key in ("name", "arguments"):
+        call["function"][key] += function.get(key) or ""
+
+
+def ask_of(body: Mapping[str, Any]) -> Ask:
+    """Return what a chat completion request asks for."""
+    form = body.get("response_format")
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    return Ask(
+        model=str(body.get("model") or "auto"),
+        messages=body.get("messages") or (),
+        stream=bool(body.get("stream")),
+        json_schema=kind == "json_schema",
+        tools=bool(body.get("tools")),
+        max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+    )
+
+
+def can_assemble(body: Mapping[str, Any]) -> bool:
+    """Whether a request loses nothing when it is streamed from the engine and assembled here."""
+    lossy = ("logprobs", "audio", "modalities", "functions", "stream", "web_search_options")
+    return (body.get("n") or 1) == 1 and not any(body.get(key) for key in lossy)

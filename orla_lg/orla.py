@@ -1,0 +1,256 @@
+"""``Orla``, the face: configuration, ``wrap``, ``statistics``. It ties the graph side and the core together."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Self, TypeVar, cast
+
+from orla_lg import config
+from orla_lg.core.backend import Backend, BackendAdapter
+from orla_lg.core.mapping import ExplicitMapper, StageMapper, stage_mapper
+from orla_lg.core.memory import MemoryPolicy, memory_policy
+from orla_lg.core.policies import RequestPolicy, StagePolicy, policy
+from orla_lg.core.record import CallEvent, Happening, Listener, Record
+from orla_lg.core.serving import Serving, Statistics
+from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, OrlaError, did_you_mean
+from orla_lg.graph import wrap as wrapping
+from orla_lg.graph.context import Core, HintsFunction, identify, origin
+from orla_lg.graph.interception import uninstall
+from orla_lg.openai_api.client import EngineClients
+
+ENTRY_POINTS = "orla_lg.backends"
+CONNECT_PATIENCE_S = 2.5
+
+Graph = TypeVar("Graph")
+MapperLike = StageMapper | Mapping[str, str | Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Who the running node is."""
+
+    workflow: str
+    run: str | None
+    stage: str
+
+
+class Orla:
+    """Serving middleware for LangGraph: maps, queues and caches every model call of the graphs it wraps.
+
+    Args:
+        backends: The engines. The first is what ``"auto"`` means.
+        mapper: Stage → backend, as a dict or a ``StageMapper``; ``"*"`` is any stage. Without a mapper the
+            model named in the code decides.
+        stage_policy: Which stage's sub-queue is served next: ``"fcfs"``, ``"priority"`` or an object.
+        request_policy: Which call inside a sub-queue goes next.
+        memory: What stays cached: ``"default"``, ``"flush_per_request"``, ``"release_only"`` or an object.
+        keep_records: How many of the newest records ``records()`` keeps.
+
+    Raises:
+        ConfigError: A name is unknown, or two backends share one.
+        MappingError: The mapper names a backend that does not exist.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        mapper: MapperLike | None = None,
+        *,
+        stage_policy: str | StagePolicy = "fcfs",
+        request_policy: str | RequestPolicy = "fcfs",
+        memory: str | MemoryPolicy = "default",
+        keep_records: int = 10_000,
+    ) -> None:
+        adapters = {backend: _adapter(backend) for backend in _distinct(backends)}
+        shared = stage_mapper(mapper)
+        if isinstance(shared, ExplicitMapper) and (
+            faults := shared.check_backends(backend.name for backend in backends)
+        ):
+            raise MappingError("; ".join(faults))
+        serving = Serving(
+            adapters,
+            mapper=shared,
+            stage_policy=policy(stage_policy),
+            request_policy=policy(request_policy),
+            memory=memory_policy(memory),
+            keep_records=keep_records,
+        )
+        clients = {
+            backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
+            for backend, adapter in adapters.items()
+        }
+        self.core = Core(serving, clients, disabled=config.disabled())
+        self.signals = Signals(self.core)
+
+    @classmethod
+    def from_config(cls, path: str | Path) -> Self:
+        """Build from a TOML file.
+
+        Raises:
+            ConfigError: Naming file, key, what was found and what is allowed.
+        """
+        return cls._from_settings(config.load(path))
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Build from ``ORLA_CONFIG``, the nearest ``orla.toml``, or ``ORLA_URL``.
+
+        Raises:
+            ConfigError: Nothing was found, or what was found is wrong.
+        """
+        return cls._from_settings(config.find())
+
+    @classmethod
+    def _from_settings(cls, settings: config.Settings) -> Self:
+        try:
+            return cls(
+                settings.backends,
+                settings.mapping or None,
+                stage_policy=settings.stage_policy,
+                request_policy=settings.request_policy,
+                memory=settings.memory,
+                keep_records=settings.keep_records,
+            )
+        except OrlaError as error:
+            raise type(error)(f"{settings.source}: {error}") from error
+
+    # The ways in
+
+    def wrap(self, graph: Graph, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None) -> Graph:
+        """Return *graph*, compiled, with its model calls served from here; *graph* itself is untouched.
+
+        Args:
+            graph: A ``StateGraph`` or a compiled graph (``create_agent`` and ``@entrypoint`` make those).
+            mapper: Asked before the shared mapper, for this graph only.
+            hints: ``hints(stage, state) -> Hints``, called when a node starts; for this graph only.
+
+        Raises:
+            MappingError: The mapping cannot work; all faults that show now, at once.
+            OrlaClosed: This ``Orla`` is closed.
+        """
+        if self.core.serving.closed:
+            raise OrlaClosed("this Orla is closed; make a new one to wrap a graph")
+        if not self.core.disabled:
+            self.connect()
+        narrowed = stage_mapper(mapper)
+        return cast("Graph", wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints))
+
+    def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
+        """Let every backend say what it is, and return who could not, by name."""
+        desks = self.core.serving.desks
+        probing = [future for desk in desks.values() if (future := desk.connect()) is not None]
+        concurrent.futures.wait(probing, timeout=patience_s)
+        silent = "does not answer yet"
+        return {
+            name: None if desk.probe is not None else desk.fault or BackendUnavailable(f"backend {name!r} {silent}")
+            for name, desk in desks.items()
+        }
+
+    # What is known
+
+    def records(self) -> list[Record]:
+        """Return the newest records, oldest first."""
+        return self.core.serving.records.records()
+
+    def statistics(self) -> Statistics:
+        """Return the state now: queues, caches, runs."""
+        return self.core.serving.statistics()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Tell *listener* every ``CallEvent`` as it happens; returns a function that ends that.
+
+        Listeners run in the thread where the event happens and must be quick.
+        """
+        return self.core.serving.records.subscribe(listener)
+
+    def current(self) -> Current | None:
+        """Return the running node's workflow, run and stage; ``None`` outside any graph."""
+        come_from = origin()
+        if come_from is None:
+            return None
+        identity, _ = identify(come_from, self.core, "")
+        return Current(identity.workflow, identity.run, identity.stage)
+
+    def prioritize(self, run: str | None, priority: float) -> bool:
+        """Give a run another priority (``None``: the running node's run), for calls waiting and to come.
+
+        Returns whether the run is open. What a call itself says stays stronger.
+        """
+        if run is None:
+            here = self.current()
+            run = here.run if here is not None else None
+        return run is not None and self.core.serving.prioritize(run, priority)
+
+    # The end
+
+    def close(self) -> None:
+        """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent."""
+        uninstall(self.core)
+        self.core.serving.close()
+        for clients in self.core.clients.values():
+            clients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        desks = self.core.serving.desks.values()
+        return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in desks)})"
+
+
+class Signals:
+    """What an ``OrlaSaver`` tells; nothing when orla_lg is disabled."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def thread_deleted(self, thread_id: str) -> None:
+        """Free what the thread kept in any cache."""
+        if not self._core.disabled:
+            self._core.serving.thread_deleted(thread_id)
+
+    def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
+        """Tell listeners which stages come next."""
+        records = self._core.serving.records
+        if records.heard and not self._core.disabled:
+            event = CallEvent(
+                Happening.STAGES_NEXT,
+                time.monotonic(),
+                thread_id or "",
+                stage=checkpoint_ns,
+                detail=", ".join(stages),
+            )
+            records.tell(event)
+
+
+def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:
+    if not backends:
+        raise ConfigError("an Orla needs at least one Backend")
+    names = [backend.name for backend in backends]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two backends share the name {', '.join(map(repr, twice))}")
+    return backends
+
+
+def _adapter(backend: Backend) -> BackendAdapter:
+    """Return the adapter that the backend's engine registered under ``orla_lg.backends``."""
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if backend.engine not in found:
+        raise ConfigError(
+            f"backend {backend.name!r}: unknown engine {backend.engine!r}{did_you_mean(backend.engine, found)}"
+        )
+    return cast("BackendAdapter", found[backend.engine].load()(backend))
