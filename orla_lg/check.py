@@ -1,0 +1,117 @@
+"""``orla-lg check``: is the configuration right, do the backends answer, and what can each of them do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from orla_lg.core.backend import Backend, Capability, Probe
+from orla_lg.errors import BackendUnavailable, OrlaError
+from orla_lg.orla import Orla
+
+EXAMPLES = """\
+examples:
+  orla-lg check                      the nearest orla.toml, or ORLA_CONFIG, or ORLA_URL
+  orla-lg check --config prod.toml   another file
+  orla-lg check --json | jq .        for machines
+
+exit status: 0 all is well, 1 a backend does not answer or misses its model, 2 the configuration is wrong
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the top parser."""
+    parser = subparsers.add_parser(
+        "check",
+        help="validate the configuration, probe the backends, say what each can do",
+        description="Validate orla.toml, probe every backend, and print what each can do.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="the configuration file (default: searched as above)")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds to wait for answers (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, print, and return the exit status."""
+    try:
+        orla = Orla.from_config(args.config) if args.config else Orla.from_env()
+    except OrlaError as error:
+        print(f"orla-lg check: {error}", file=sys.stderr)
+        return 2
+    with orla:
+        silent = orla.connect(args.timeout)
+        reports = [_Report(desk.backend, desk.probe, silent[name]) for name, desk in orla.core.serving.desks.items()]
+    print(json.dumps([report.as_dict() for report in reports], indent=2) if args.json else _text(reports))
+    return 0 if all(report.well for report in reports) else 1
+
+
+class _Report:
+    def __init__(self, backend: Backend, probe: Probe | None, fault: BackendUnavailable | None) -> None:
+        self.backend, self.probe = backend, probe
+        self.faults = [str(fault)] if fault is not None else []
+        if probe is not None and backend.model and probe.models and backend.model not in probe.models:
+            self.faults.append(f"model {backend.model!r} is not served; it serves {', '.join(probe.models)}")
+
+    @property
+    def well(self) -> bool:
+        return not self.faults
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report for ``--json``."""
+        probe = self.probe or Probe()
+        return {
+            "backend": self.backend.name,
+            "url": self.backend.url,
+            "engine": self.backend.engine,
+            "ok": self.well,
+            "faults": self.faults,
+            "models": list(probe.models),
+            "slots": probe.slots,
+            "context_tokens": probe.context_tokens,
+            "version": probe.version,
+            "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
+            "advice": list(probe.advice),
+        }
+
+
+def _text(reports: Sequence[_Report]) -> str:
+    lines = []
+    for report in reports:
+        lines += _lines(report)
+    reachable = [report for report in reports if report.probe is not None]
+    if reachable:
+        lines += ["", *_matrix(reachable)]
+    return "\n".join(lines)
+
+
+def _lines(report: _Report) -> list[str]:
+    backend, probe = report.backend, report.probe
+    lines = [f"{'ok   ' if report.well else 'FAULT'} {backend.name}: {backend.engine} at {backend.url}"]
+    if probe is not None:
+        slots = f", {probe.slots} slots" if probe.slots else ""
+        context = f", context {probe.context_tokens} tokens" if probe.context_tokens else ""
+        version = f", version {probe.version}" if probe.version else ""
+        lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
+    lines += [f"      {fault}" for fault in report.faults]
+    lines += [f"      {advice}" for advice in (probe.advice if probe else ())]
+    return lines
+
+
+def _matrix(reports: Sequence[_Report]) -> list[str]:
+    """Return the capabilities as a table, a column for each backend."""
+    width = max(len(name) for name in Capability)
+    columns = [max(len(report.backend.name), len("unsupported")) for report in reports]
+    names = zip(reports, columns, strict=True)
+    rows = [" " * width + "".join(f"  {report.backend.name:<{column}}" for report, column in names)]
+    for capability in Capability:
+        cells = []
+        for report, column in zip(reports, columns, strict=True):
+            assert report.probe is not None
+            cells.append(f"  {report.probe.capabilities.get(capability, '?'):<{column}}")
+        rows.append(f"{capability:<{width}}" + "".join(cells))
+    return [row.rstrip() for row in rows]

@@ -1,0 +1,55 @@
+"""The command line: ``orla-lg demo``, ``check``, ``engine``. Each command's own file registers it here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from orla_lg import __version__, check
+from orla_lg.demo import command as demo
+from orla_lg.errors import OrlaError
+from orla_lg_llamacpp import commands as engine
+
+DESCRIPTION = """\
+Serving middleware for LangGraph: every node's model call on the right backend, in the right order, with its
+KV cache kept.
+"""
+
+EPILOG = """\
+start here:
+  orla-lg demo         a support desk's graph on an engine embedded in Python; no key, no GPU
+  orla-lg engine up    that engine alone, to try your own graph against
+  orla-lg check        what the backends in your orla.toml can do
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the whole command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="orla-lg",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (demo, check, engine):
+        module.register(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors of ours are one line on stderr, Ctrl-C is exit status 130."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except OrlaError as error:
+        print(f"orla-lg: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `orla-lg check | head`
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,105 @@
+"""A traced run shows on each model run what was decided, against a collector that speaks the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from langchain_core.tracers.langchain import wait_for_all_tracers
+from langgraph.graph import START, MessagesState, StateGraph
+from langsmith import utils
+
+from orla_lg import ChatOrla, Orla
+from tests.conftest import BACKEND_KEY, CALLER_KEY, at, chat
+from tests.langsmith_collector import Collector
+from tests.stub_engine import StubEngine
+
+
+@pytest.fixture(scope="module")
+def _running() -> Iterator[Collector]:
+    # One for the module: LangChain keeps its first client, with the first endpoint.
+    with Collector() as running:
+        yield running
+        wait_for_all_tracers()
+
+
+@pytest.fixture
+def collector(_running: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    monkeypatch.delenv("LANGCHAIN_TRACING_V2", raising=False)
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", _running.url)
+    monkeypatch.setenv("LANGSMITH_API_KEY", "any")
+    utils.get_env_var.cache_clear()
+    _running.runs.clear()
+    yield _running
+    utils.get_env_var.cache_clear()
+
+
+def _graph(model: Any) -> StateGraph[MessagesState]:
+    async def speak(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    def listen(state: MessagesState) -> dict[str, Any]:
+        return {"messages": list(model.stream(state["messages"]))[:1]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("speak", speak)
+    graph.add_node("listen", listen)
+    graph.add_edge(START, "speak")
+    graph.add_edge("speak", "listen")
+    return graph
+
+
+def _when(written: str) -> datetime:
+    """Return a time; the protocol's are UTC, with or without saying so."""
+    return datetime.fromisoformat(written).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize("way_in", ["intercepted", "ChatOrla"])
+async def test_each_model_run_shows_its_record(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla], way_in: str
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    model = chat(engine) if way_in == "intercepted" else ChatOrla(orla=orla, model="main")
+    await orla.wrap(_graph(model)).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+
+    runs = sorted(collector.of_type("llm"), key=lambda run: run["start_time"])
+    assert len(runs) == 2
+    for run, record in zip(runs, orla.records(), strict=True):
+        shown = run["extra"]["metadata"]
+        for name in ("id", "workflow", "stage", "backend", "model", "queue_wait_s", "cached_tokens", "cost_usd"):
+            assert shown[f"orla_{name}"] == record.asdict()[name], name
+        assert shown["orla_cache_action"] == record.cache_action
+        assert shown["orla_stage"] == shown["langgraph_node"]
+        assert shown.get("orla_ttft_s") == record.ttft_s
+        (left,) = [event for event in run["events"] if event["name"] == "orla_left_queue"]
+        assert _when(run["start_time"]) <= _when(left["time"]) <= _when(run["end_time"])
+        assert left["kwargs"]["backend"] == "main"
+    assert runs[1]["extra"]["metadata"]["orla_ttft_s"] >= 0
+
+
+async def test_a_failed_call_shows_its_error(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    engine.refuse()
+    with pytest.raises(ConnectionError):
+        await orla.wrap(_graph(chat(engine))).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+    (run,) = collector.of_type("llm")
+    assert "BackendUnavailable" in run["extra"]["metadata"]["orla_error"]
+
+
+async def test_no_key_is_traced(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    await orla.wrap(_graph(chat(engine))).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+    text = repr(collector.runs)
+    assert collector.runs
+    assert BACKEND_KEY not in text
+    assert CALLER_KEY not in text
