@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import os
 import random
 import resource
@@ -151,6 +152,10 @@ async def measure(arms: list[Arm], blocks: int, quick: bool) -> None:
         print(file=sys.stderr)
 
 
+def pooled(blocks: list[list[float]]) -> list[float]:
+    return list(itertools.chain.from_iterable(blocks))
+
+
 def percentile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
@@ -180,8 +185,8 @@ def figures(arms: list[Arm]) -> list[Figure]:
             mine = arm.times[form, load]
             pairs = zip(mine, base, strict=True)
             added = [statistics.median(ours) - statistics.median(theirs) for ours, theirs in pairs]
-            tails = percentile(sum(mine, []), 0.99) - percentile(sum(base, []), 0.99)
-            rows.append(Figure(form, load, arm.name, statistics.median(sum(base, [])), added, tails))
+            tails = percentile(pooled(mine), 0.99) - percentile(pooled(base), 0.99)
+            rows.append(Figure(form, load, arm.name, statistics.median(pooled(base)), added, tails))
     return rows
 
 

@@ -95,12 +95,10 @@ def load(path: str | Path) -> Settings:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        parsed = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); a minimal file is:\n\n{EXAMPLE}") from error
-    try:
-        parsed = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     return _settings(parsed, str(file))
 
@@ -146,7 +144,7 @@ def _allowed(above: list[Any]) -> list[str]:
     """Return the keys allowed in the table at *above*."""
     if not above:
         return list(ConfigFile.model_fields)
-    return list(CostTable.model_fields if above[-1] == "cost" else BackendTable.model_fields)
+    return list(CostTable.model_fields if len(above) > 2 else BackendTable.model_fields)
 
 
 def find() -> Settings:
@@ -170,11 +168,9 @@ def find() -> Settings:
 
 
 def _from_variables(url: str) -> Settings:
-    backend = Backend(
-        "default",
-        url,
-        model=os.environ.get("ORLA_MODEL"),
-        engine=os.environ.get("ORLA_ENGINE", "openai"),
-        api_key=os.environ.get("ORLA_API_KEY"),
-    )
+    model, key = os.environ.get("ORLA_MODEL"), os.environ.get("ORLA_API_KEY")
+    try:
+        backend = Backend("default", url, model, os.environ.get("ORLA_ENGINE", "openai"), key)
+    except ConfigError as error:
+        raise ConfigError(f"environment: {error}") from error
     return Settings((backend,), {"*": "default"}, source="environment")

@@ -147,7 +147,7 @@ class Orla:
         concurrent.futures.wait(probing, timeout=patience_s)
         silent = "does not answer yet"
         return {
-            name: None if desk.probe is not None else desk.fault or BackendUnavailable(f"backend {name!r} {silent}")
+            name: None if desk.known else desk.fault or BackendUnavailable(f"backend {name!r} {silent}")
             for name, desk in desks.items()
         }
 

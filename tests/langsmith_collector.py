@@ -60,7 +60,7 @@ class Collector:
                 else:
                     run.update({key: each for key, each in value.items() if each is not None})
 
-    def _handler(collector) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+    def _handler(collector) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self._answer({"version": "0", "batch_ingest_config": INGEST})

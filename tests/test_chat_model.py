@@ -13,7 +13,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langgraph.graph import START, MessagesState, StateGraph
 
-from orla_lg import Backend, ChatOrla, Hints, MappingError, Orla
+from orla_lg import Backend, ChatOrla, MappingError, Orla
 from tests.conftest import BACKEND_KEY, at
 from tests.stub_engine import MODEL, StubEngine
 
@@ -110,7 +110,8 @@ def test_invoke_sees_the_first_token_and_loses_nothing(model: ChatOrla, engine: 
 
 
 def test_tool_calls_survive_the_assembly(model: ChatOrla, engine: StubEngine) -> None:
-    tool = {"name": "add", "description": "", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    takes = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = {"name": "add", "description": "", "parameters": takes}
     plain = ChatOpenAI(model=MODEL, base_url=engine.url, api_key="any")
     ours, theirs = (each.bind_tools([tool], tool_choice="any").invoke("take 7") for each in (model, plain))
     assert [(call["name"], call["args"]) for call in ours.tool_calls] == [("add", {"a": 7})]
@@ -181,7 +182,7 @@ def test_in_a_graph_nobody_wrapped_the_thread_is_the_workflow(orla: Orla) -> Non
 
 def test_in_a_wrapped_graph_the_call_is_served_once(orla: Orla) -> None:
     seen: list[str] = []
-    graph = orla.wrap(_graph(ChatOrla(orla=orla, model="main")), hints=lambda stage, _: Hints(tenant=seen.append(stage)))
+    graph = orla.wrap(_graph(ChatOrla(orla=orla, model="main")), hints=lambda stage, _: seen.append(stage))
     graph.invoke({"messages": ["Hello"]})
     (record,) = orla.records()
     assert (record.stage, record.run is not None, seen) == ("speak", True, ["speak"])

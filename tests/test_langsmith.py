@@ -93,9 +93,7 @@ async def test_a_failed_call_shows_its_error(
     assert "BackendUnavailable" in run["extra"]["metadata"]["orla_error"]
 
 
-async def test_no_key_is_traced(
-    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]
-) -> None:
+async def test_no_key_is_traced(collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]) -> None:
     orla = make_orla(at(engine), mapper={"*": "main"})
     await orla.wrap(_graph(chat(engine))).ainvoke({"messages": ["Hello"]})
     wait_for_all_tracers()

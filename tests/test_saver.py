@@ -129,17 +129,13 @@ def test_everything_else_reaches_the_inner_saver(told: Told) -> None:
     assert vars(inner)["storage"] == "other storage" and vars(inner)["serde"] == "other serde"
     del saver.storage
     assert not hasattr(inner, "storage") and not hasattr(saver, "storage")
-    assert not hasattr(
-        object.__new__(type(saver)), "storage"
-    )  # a bare instance says so, and does not recurse
+    assert not hasattr(object.__new__(type(saver)), "storage")  # a bare instance says so, and does not recurse
     assert repr(saver) == f"OrlaSaver(inner={inner!r})" and type(saver).__name__ == "OrlaSaver[InMemorySaver]"
 
 
 def test_versions_are_the_inner_savers(told: Told) -> None:
     assert OrlaSaver(told, inner=SyncOnly()).get_next_version(3, None) == 4
-    version = OrlaSaver(told, inner=InMemorySaver()).get_next_version(
-        "00000000000000000000000000000003.1", None
-    )
+    version = OrlaSaver(told, inner=InMemorySaver()).get_next_version("00000000000000000000000000000003.1", None)
     assert isinstance(version, str) and version.startswith("00000000000000000000000000000004.")
 
 
@@ -229,9 +225,7 @@ for wrap in (lambda saver: saver, lambda saver: OrlaSaver(Told(), inner=saver)):
 def test_strict_msgpack_gives_what_it_gives_without_us() -> None:
     # In a process of its own: LangGraph reads the variable once, when it is imported.
     environment = os.environ | {"LANGGRAPH_STRICT_MSGPACK": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", STRICT], env=environment, capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", STRICT], env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     bare_result, bare_state, *signals = run.stdout.splitlines()
     assert signals == ["next t ['one']", bare_result, bare_state, "deleted t"]

@@ -229,9 +229,7 @@ async def test_every_method_answers_as_the_inner_one(told: Told, opens: Opens, p
 def test_no_method_was_left_out() -> None:
     own_test = {"get_next_version", "with_allowlist"}
     called = {name for name, _, _ in STEPS}
-    methods = [
-        name for name, _ in inspect.getmembers(BaseCheckpointSaver, inspect.isfunction) if name[0] != "_"
-    ]
+    methods = [name for name, _ in inspect.getmembers(BaseCheckpointSaver, inspect.isfunction) if name[0] != "_"]
     assert called | {f"a{name}" for name in called} | own_test == set(methods)
 
 

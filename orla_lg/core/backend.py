@@ -44,7 +44,7 @@ class Backend:
     """The adapter, by its entry-point name in the group ``orla_lg.backends``."""
     api_key: str | None = field(default=None, repr=False)
     """Sent to this backend only; ``None`` sends a placeholder. A caller's own key never goes here."""
-    aliases: tuple[str, ...] = ()
+    aliases: Sequence[str] = ()
     """Other model names in code that mean this backend."""
     max_concurrency: int | None = None
     """Calls in flight at once; ``None`` means the engine's slots if it has them, else unbounded."""
@@ -56,6 +56,9 @@ class Backend:
 
     def __post_init__(self) -> None:
         where = f"backend {self.name!r}"
+        if isinstance(self.aliases, str):
+            raise ConfigError(f"{where}: aliases must be a list of names, got {self.aliases!r}")
+        object.__setattr__(self, "aliases", tuple(self.aliases))
         if not self.name or self.name in ("*", "auto"):
             raise ConfigError(f"{where}: a backend needs a name other than '*' and 'auto'")
         parts = urlsplit(self.url)

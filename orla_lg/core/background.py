@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from orla_lg.errors import OrlaClosed
 
-log = logging.getLogger("orla_lg")
 T = TypeVar("T")
+
+CLEANUP_S = 1.0
+"""How long cancelled work may take to clean up."""
 
 
 class Background:
@@ -37,17 +39,15 @@ class Background:
         """
         try:
             return asyncio.run_coroutine_threadsafe(work, self._running_loop())
-        except OrlaClosed:
+        except RuntimeError as error:  # ``OrlaClosed``, or the loop closed since
             work.close()
-            raise
+            raise OrlaClosed("this Orla is closed; make a new one to go on") from error
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         """Call *function* on the loop's thread after *delay_s* seconds; nothing happens when closed."""
-        try:
+        with contextlib.suppress(RuntimeError):
             loop = self._running_loop()
-        except OrlaClosed:
-            return
-        loop.call_soon_threadsafe(loop.call_later, max(0.0, delay_s), function)
+            loop.call_soon_threadsafe(loop.call_later, max(0.0, delay_s), function)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -67,9 +67,11 @@ class Background:
     def _run(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         loop.run_forever()
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=CLEANUP_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

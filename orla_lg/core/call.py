@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from orla_lg.core.identity import Identity
@@ -29,6 +30,8 @@ class Hints:
     """Whose call it is, for accounting."""
 
     def __post_init__(self) -> None:
+        if self.priority is not None and not (isinstance(self.priority, int | float) and isfinite(self.priority)):
+            raise ValueError(f"priority must be a number, got {self.priority!r}")
         if self.cache not in (None, "preserve", "flush", "auto"):
             raise ValueError(f"cache hint {self.cache!r} is not one of 'preserve', 'flush', 'auto'")
         if self.deadline_s is not None and self.deadline_s <= 0:
@@ -78,8 +81,8 @@ class Ask:
 
     @cached_property
     def prompt_chars(self) -> int:
-        """The prompt's length in characters, an engine-free stand-in for tokens."""
-        return sum(len(_text(message)) for message in self.messages)
+        """The length of the prompt's text in characters, an engine-free stand-in for tokens."""
+        return sum(_chars(message) for message in self.messages)
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
@@ -89,6 +92,14 @@ class Ask:
             chained = hash((chained, _text(message)))
             chain.append(chained)
         return tuple(chain)
+
+
+def _chars(message: Any) -> int:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list | tuple) else ()  # images and sound have tokens, but no characters
+    return sum(len(part["text"]) for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
 def _text(message: Any) -> str:

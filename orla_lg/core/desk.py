@@ -6,12 +6,13 @@ workflow can sit down. It starts no I/O by itself except on the background loop.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any
 
 from orla_lg.core.backend import (
     Backend,
@@ -35,6 +36,11 @@ log = logging.getLogger("orla_lg")
 
 PROBE_PAUSE_S = 1.0
 """An engine that does not answer is asked again at most this often."""
+
+PROBE_LIMIT_S = 10.0
+"""A probe that takes longer has failed, whatever the adapter waits for."""
+
+CLOSED = "this Orla was closed while the call waited"
 
 Clock = Callable[[], float]
 
@@ -70,52 +76,77 @@ class Desk:
         self.ledger = Ledger()
         self.probe: Probe | None = None
         self.fault: BackendUnavailable | None = None
+        self._eraser = adapter if isinstance(adapter, SlotControl) else None
         self._background = background
         self._clock = clock
-        self._probing: Future[Probe] | None = None
+        self._probing: Future[None] | None = None
         self._probe_again_s = float("-inf")
         self._seats: dict[Queued, Seat] = {}
         self._timer_set = False
+        self._closed = False
 
     # What the engine is
 
-    def connect(self) -> Future[Probe] | None:
-        """Start probing the engine if it is not known; returns the probe under way, if any."""
-        with self.lock:
-            if self._probing is None and self.probe is None and self._clock() >= self._probe_again_s:
-                self._probe_again_s = self._clock() + PROBE_PAUSE_S
-                self._probing = self._background.submit(self.adapter.probe())
-                self._probing.add_done_callback(self._probed)
-            return self._probing
+    @property
+    def known(self) -> bool:
+        """Whether the engine answered when it was last asked."""
+        return self.probe is not None and self.fault is None
 
-    def _probed(self, probing: Future[Probe]) -> None:
+    def connect(self) -> Future[None] | None:
+        """Start probing the engine if it is not known; returns a future for the end of the probe under way.
+
+        That future only ever ends well, and only when what was learned is in place. One waiter's cancellation
+        does not reach it, so it is nobody else's.
+        """
+        if self.known:
+            return None
         with self.lock:
-            self._probing = None
-            if probing.cancelled():
-                return
-            error = probing.exception()
+            if self._probing is not None or self._clock() < self._probe_again_s:
+                return self._probing
+            self._probe_again_s = self._clock() + PROBE_PAUSE_S
+            asked = self._background.submit(self._ask())
+            ended: Future[None] = Future()
+            self._probing = ended
+            ended.set_running_or_notify_cancel()
+        asked.add_done_callback(self._probed)  # not under the lock: a probe that has ended calls back at once
+        return ended
+
+    async def _ask(self) -> Probe:
+        async with asyncio.timeout(PROBE_LIMIT_S):
+            return await self.adapter.probe()
+
+    def _probed(self, asked: Future[Probe]) -> None:
+        error = CancelledError() if asked.cancelled() else asked.exception()
+        with self.lock:
+            ended, self._probing = self._probing, None
             if error is None:
-                self._learn(probing.result())
+                self._learn(asked.result())
             elif isinstance(error, BackendUnavailable):
                 self.fault = error
+            else:
+                self.fault = BackendUnavailable(f"probing backend {self.backend.name!r} failed: {error!r}")
             granted = self._pump()
         wake(granted)
-        if error is not None and not isinstance(error, BackendUnavailable):
+        assert ended is not None, "set before the probe could end"
+        ended.set_result(None)
+        if not isinstance(error, BackendUnavailable | CancelledError | TimeoutError | None):
             log.error("probing backend %r failed", self.backend.name, exc_info=error)
 
     def _learn(self, probe: Probe) -> None:
         self.probe, self.fault = probe, None
-        if not probe.slots:
-            return
-        if self.ledger.slots is None or (self.ledger.slots.count != probe.slots and not self.queue.in_flight):
-            self.ledger.slots = SlotTable(probe.slots)
-        bound = self.backend.max_concurrency
-        self.queue.max_concurrency = probe.slots if bound is None else min(bound, probe.slots)
+        table = self.ledger.slots
+        if (0 if table is None else table.count) != (probe.slots or 0):
+            self.ledger.slots = SlotTable(probe.slots) if probe.slots else None
+            self._seats.clear()  # seats in a table that is no more
+        self.queue.max_concurrency = min(filter(None, (self.backend.max_concurrency, probe.slots)), default=None)
 
     def lost(self, fault: BackendUnavailable) -> None:
-        """Note that no engine answered: what it held is gone, and it must be probed again."""
+        """Note that no engine answered: what it held is gone, and it must be probed again.
+
+        What it said of itself is kept until it says something else.
+        """
         with self.lock:
-            self.probe, self.fault = None, fault
+            self.fault = fault
             self.ledger.engine_lost()
 
     def view(self) -> BackendView:
@@ -144,15 +175,18 @@ class Desk:
 
         Raises:
             QueueFull: Too many calls wait.
+            OrlaClosed: Nobody waits here any more.
         """
         with self.lock:
+            if self._closed:
+                raise OrlaClosed(CLOSED)
             now = self._clock()
             queued = self.queue.enter(call, now, order=order)
             queued.running = running
-            if holds_grant and not self.queue.has_room():
-                self._grant(queued, now, extra=True)
             granted = self._pump()
-            if queued.waiting:
+            if queued.waiting and holds_grant:
+                self._grant(queued, now, extra=True)
+            elif queued.waiting:
                 queued.turn = Future()
         wake(granted)
         return queued
@@ -233,28 +267,23 @@ class Desk:
         # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
         # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
         # that is needed earlier is told not to reuse its tokens (``Seat.fresh``).
-        if self.queue.in_flight or self.ledger.slots is None or not isinstance(self.adapter, SlotControl):
+        if self.queue.in_flight or self.ledger.slots is None or self._eraser is None:
             return
         if self.probe is None or not self.probe.can(Capability.FLUSH_WORKFLOW):
             return
         for slot in self.ledger.slots.start_erasing():
-            self._submit_quietly(self._erase(self.adapter, slot))
+            with contextlib.suppress(OrlaClosed):
+                self._background.submit(self._erase(self._eraser, self.ledger.slots, slot))
 
-    async def _erase(self, adapter: SlotControl, slot: int) -> None:
+    async def _erase(self, adapter: SlotControl, table: SlotTable, slot: int) -> None:
         effect = Effect.FAILED
         try:
             effect = await adapter.erase(slot)
         finally:
             with self.lock:
-                self.ledger.erased(slot, effect)
+                self.ledger.erased(table, slot, effect)
                 granted = self._pump()
             wake(granted)
-
-    def _submit_quietly(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            self._background.submit(work)
-        except OrlaClosed:
-            log.debug("backend %r: not erased, Orla is closed", self.backend.name)
 
     # The rest
 
@@ -265,18 +294,20 @@ class Desk:
             granted = self._pump()
         wake(granted)
 
-    def turn_away(self, error: Exception) -> None:
-        """End every wait with *error*: Orla closes."""
+    def turn_away(self) -> None:
+        """End every wait with ``OrlaClosed``, and let nobody wait any more."""
         with self.lock:
+            self._closed = True
             waiting = [q for mine in self.queue.by_workflow.values() for q in mine.values()]
         for queued in waiting:
-            if queued.turn is not None and not queued.turn.done():
-                queued.turn.set_exception(error)
+            assert queued.turn is not None, "who waits has something to wait for"
+            with contextlib.suppress(InvalidStateError):  # granted or cancelled at this moment
+                queued.turn.set_exception(OrlaClosed(CLOSED))
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""
         with self.lock:
-            reachable = True if self.probe else False if self.fault else None
+            reachable = False if self.fault else True if self.probe else None
             return BackendStatistics(self.queue.statistics(), self.ledger.statistics(), reachable)
 
     def check_integrity(self) -> None:
@@ -292,9 +323,6 @@ class Desk:
 def wake(granted: Sequence[Queued]) -> None:
     """Tell waiting callers that it is their turn; never called under a lock."""
     for queued in granted:
-        if queued.turn is None:
-            continue
-        try:
-            queued.turn.set_result(None)
-        except InvalidStateError:
-            continue  # its caller was cancelled at this moment; it gives the grant back itself
+        if queued.turn is not None:
+            with contextlib.suppress(InvalidStateError):  # cancelled at this moment: its caller leaves by itself
+                queued.turn.set_result(None)

@@ -53,8 +53,6 @@ class RetryPolicy:
             tried: Backends tried so far, one entry an attempt.
             max_attempts: Attempts in all, the first included.
         """
-        if len(tried) >= max_attempts + len(assignment.alternatives):
-            return None
         untried = [name for name in assignment.alternatives if name not in tried]
         if untried:
             return Retry(untried[0], 0.0)

@@ -8,6 +8,7 @@ ours: an intercepted call passes through, a ``ChatOrla`` call is a ``MappingErro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from orla_lg.core.backend import BackendView, Capability, names
@@ -114,7 +115,20 @@ def assign(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
             f"stage {call.identity.stage!r} on backend {view.name!r}: {'; '.join(faults)}. "
             f"Backends that can: {', '.join(able) or 'none'}"
         )
-    return chosen
+    return _with_able_alternatives(call, backends, chosen) if chosen.alternatives else chosen
+
+
+def _with_able_alternatives(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> Assignment:
+    able = []
+    for name in dict.fromkeys(chosen.alternatives):
+        if (view := find(backends, name)) is None:
+            raise MappingError(
+                f"stage {call.identity.stage!r}: mapper {chosen.mapper!r} names alternative {name!r}, "
+                f"which does not exist{did_you_mean(name, names(backends))}"
+            )
+        if not unfit(call.ask, view, chosen.model):
+            able.append(name)
+    return replace(chosen, alternatives=tuple(able))
 
 
 def _first_answer(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
@@ -131,11 +145,18 @@ def named_in_code(model: str, backends: Sequence[BackendView]) -> Assignment | N
     for backend in backends:
         if model == backend.name:
             return Assignment(backend.name, mapper="code", reason=f"the code names backend {model!r}")
-    serving = [backend.name for backend in backends if model in backend.models]
+    serving = [backend for backend in backends if model in backend.models]
     if not serving:
         return None
+    # An engine that lists the name is asked for it; otherwise the name is ours, for the backend's own model.
+    listed = _lists(serving[0], model)
+    others = tuple(backend.name for backend in serving[1:] if _lists(backend, model) == listed)
     reason = f"the code names model {model!r}"
-    return Assignment(serving[0], model=None, mapper="code", reason=reason, alternatives=tuple(serving[1:]))
+    return Assignment(serving[0].name, model if listed else None, "code", reason, others)
+
+
+def _lists(backend: BackendView, model: str) -> bool:
+    return backend.probe is not None and model in backend.probe.models
 
 
 def find(backends: Sequence[BackendView], name: str) -> BackendView | None:

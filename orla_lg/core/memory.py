@@ -8,7 +8,7 @@ paper's (section 2.2, Memory manager): preserve between stages on one backend, f
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -161,17 +161,12 @@ class MemoryStatistics:
 
 @dataclass(eq=False)
 class Ledger:
-    """What we believe one backend holds. Under the backend's lock, like the queue.
-
-    Invariant: a slot's owner has an entry unless its call is still in flight or it was never followed.
-    """
+    """What we believe one backend holds. Under the backend's lock, like the queue."""
 
     resident: dict[str, int] = field(default_factory=dict)
-    """Tokens per workflow."""
+    """Tokens per workflow, on engines without slots."""
     slots: SlotTable | None = None
     effects: Counter[str] = field(default_factory=Counter)
-    recent: deque[tuple[str, Verb, Effect]] = field(default_factory=lambda: deque(maxlen=256))
-    """The newest effects: workflow, what was asked, what happened."""
 
     def prepare(self, call: Call, now: float, *, running: bool) -> Seat | None:
         """Seat a call that is about to be granted.
@@ -182,20 +177,17 @@ class Ledger:
         if self.slots is None:
             return None
         seat = self.slots.seat(call.identity.workflow, call.ask.prefix, now, hold=running)
-        if seat is None:
-            return None
-        if seat.evicted is not None:
-            self.resident.pop(seat.evicted, None)
-        if seat.fresh:
-            self._note(call.identity.workflow, Verb.FLUSH, Effect.DEFERRED)
+        if seat is not None and seat.fresh:
+            self._note(Verb.FLUSH, Effect.DEFERRED)
         return seat
 
     def settle(self, call: Call, seat: Seat | None, tokens: int, now: float, *, followed: bool) -> None:
-        """Note what the call left in the cache, in tokens; ``followed`` workflows get an entry."""
-        if followed:
-            self.resident[call.identity.workflow] = tokens
-        if seat is not None and self.slots is not None and self.slots.vacate(seat.slot, call.ask.prefix, tokens, now):
-            self.resident.pop(call.identity.workflow, None)
+        """Note what the call left in the cache, in tokens; only ``followed`` workflows keep a place."""
+        if self.slots is None:
+            if followed and tokens:
+                self.resident[call.identity.workflow] = tokens
+        elif seat is not None:
+            self.slots.vacate(seat.slot, call.ask.prefix, tokens, now, hold=followed)
 
     def apply(self, action: CacheAction) -> None:
         """Carry out what a policy asked for, as far as this engine can.
@@ -205,36 +197,37 @@ class Ledger:
         """
         if action.verb is Verb.FLUSH:
             known = self.resident.pop(action.workflow, None)
-            if self.slots is None and known is not None:
-                self._note(action.workflow, action.verb, Effect.UNSUPPORTED)
             if self.slots is not None:
                 self.slots.flush(action.workflow)
+            elif known is not None:
+                self._note(action.verb, Effect.UNSUPPORTED)
         elif self.slots is not None and self.slots.release(action.workflow):
-            self._note(action.workflow, action.verb, Effect.DEMOTED)
+            self._note(action.verb, Effect.DEMOTED)
 
-    def erased(self, slot: int, effect: Effect) -> None:
-        """Note how the engine's erasing of a flushed slot went."""
-        assert self.slots is not None
-        self.slots.erased(slot, clean=effect is Effect.FREED)
-        self._note(f"slot {slot}", Verb.FLUSH, effect)
+    def erased(self, table: SlotTable, slot: int, effect: Effect) -> None:
+        """Note how the engine's erasing of a flushed slot of *table* went."""
+        table.erased(slot, clean=effect is Effect.FREED)
+        self._note(Verb.FLUSH, effect)
 
-    def _note(self, workflow: str, verb: Verb, effect: Effect) -> None:
+    def _note(self, verb: Verb, effect: Effect) -> None:
         self.effects[f"{verb}:{effect}"] += 1
-        self.recent.append((workflow, verb, effect))
 
     def engine_lost(self) -> None:
-        """Forget all contents: the engine is gone, and comes back empty."""
+        """Believe no contents any more: the engine may come back empty."""
         self.resident.clear()
         if self.slots is not None:
             self.slots.lose_contents()
 
     def statistics(self) -> MemoryStatistics:
         """Return a snapshot."""
-        table = self.slots
+        if self.slots is None:
+            tokens = sum(self.resident.values())
+            return MemoryStatistics(len(self.resident), tokens, None, 0, dict(self.effects))
+        slots = self.slots.slots
         return MemoryStatistics(
-            workflows=len(self.resident),
-            tokens=sum(self.resident.values()),
-            slots=None if table is None else table.count,
-            slots_held=0 if table is None else sum(slot.held for slot in table.slots),
+            workflows=len({slot.owner for slot in slots} - {None}),
+            tokens=sum(slot.tokens for slot in slots),
+            slots=len(slots),
+            slots_held=sum(slot.held for slot in slots),
             effects=dict(self.effects),
         )

@@ -8,6 +8,7 @@ rules can be tested without threads or loops.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from orla_lg.core.call import Call
 from orla_lg.core.policies import RequestPolicy, Sortable, StagePolicy
 from orla_lg.errors import QueueFull
 
+log = logging.getLogger("orla_lg")
+
 
 @dataclass(eq=False, slots=True)
 class Queued:
     """A call's place in a queue, and later its grant.
 
-    Exactly one of waiting, granted and gone is true at any time; ``gone`` is final.
+    It waits, or is granted, or (for good) neither.
     """
 
     call: Call
@@ -30,17 +33,13 @@ class Queued:
     waiting: bool = True
     granted: bool = False
     extra: bool = False
-    """Granted beyond ``max_concurrency``, because its caller already holds a grant here."""
+    """Granted out of turn, because its caller already holds a grant here; may exceed ``max_concurrency``."""
     running: bool = False
     """Its workflow runs, so it keeps the cache slot it gets."""
     turn: Future[None] | None = None
     """Set by whoever must wait; done when the call is granted."""
     rank: Sortable = ()
-
-    @property
-    def gone(self) -> bool:
-        """Whether the call left the queue and gave its grant back."""
-        return not (self.waiting or self.granted)
+    """By the request policy; among equals the first come goes first."""
 
     def __lt__(self, other: Queued) -> bool:
         return self.rank < other.rank
@@ -58,7 +57,7 @@ class QueueStatistics:
     granted: int
     """Grants given since the start."""
     extra: int
-    """Of these, given beyond the bound to callers who already held one."""
+    """Of these, given out of turn to callers who already held one."""
     refused: int
 
 
@@ -81,7 +80,7 @@ class BackendQueue:
     refused: int = 0
     next_order: int = 0
     stages: dict[str, list[Queued]] = field(default_factory=dict)
-    """Per stage a heap by the request policy; entries that left are skipped when they surface."""
+    """Per stage a heap by the request policy, its head waiting; others that left go when they surface."""
     by_workflow: dict[str, dict[int, Queued]] = field(default_factory=dict)
     """Waiting calls per workflow, by ``order``."""
     waiting: int = 0
@@ -99,11 +98,19 @@ class BackendQueue:
                 f"{self.in_flight} are in flight"
             )
         queued = Queued(call, self._take_order() if order is None else order)
-        queued.rank = self.request_policy.key(queued, now)
-        heapq.heappush(self.stages.setdefault(call.identity.stage, []), queued)
+        queued.rank = self._rank(queued, now)
+        heap = self.stages.setdefault(call.identity.stage, [])
+        try:
+            heapq.heappush(heap, queued)
+        except BaseException:  # the policy's keys cannot be compared: this caller is told, and nobody else suffers
+            heap.remove(queued)
+            raise
         self.by_workflow.setdefault(call.identity.workflow, {})[queued.order] = queued
         self.waiting += 1
         return queued
+
+    def _rank(self, queued: Queued, now: float) -> Sortable:
+        return (*self.request_policy.key(queued, now), queued.order)
 
     def _take_order(self) -> int:
         self.next_order += 1
@@ -120,21 +127,17 @@ class BackendQueue:
             now: Monotonic seconds, for policies that age.
             eligible: Workflows that may enter; ``None`` means all.
         """
-        if not self.waiting:
-            return None
         heads = self._heads() if eligible is None else self._waiting_of(eligible)
-        return min(heads, key=lambda q: (self.stage_policy.key(q, now), q.rank), default=None)
+        if len(heads) < 2:
+            return heads[0] if heads else None
+        try:
+            return min(heads, key=lambda q: (self.stage_policy.key(q, now), q.rank))
+        except Exception:  # the callers here are others than those that wait
+            log.exception("stage policy %r failed; first come, first served", self.stage_policy)
+            return min(heads, key=lambda q: q.order)
 
     def _heads(self) -> list[Queued]:
-        heads = []
-        for stage, heap in list(self.stages.items()):
-            while heap and not heap[0].waiting:
-                heapq.heappop(heap)
-            if heap:
-                heads.append(heap[0])
-            else:
-                del self.stages[stage]
-        return heads
+        return [heap[0] for heap in self.stages.values()]
 
     def _waiting_of(self, workflows: Iterable[str]) -> list[Queued]:
         return [queued for w in workflows for queued in self.by_workflow.get(w, {}).values()]
@@ -172,23 +175,24 @@ class BackendQueue:
     def _compact(self, stage: str) -> None:
         # Cancelled calls stay in their heap until they surface. When they are the greater part of it, it
         # is rebuilt, so memory follows the calls that wait, at an amortised constant cost.
-        heap = self.stages.get(stage, [])
-        if heap and heap[0].waiting is False:
-            while heap and not heap[0].waiting:
-                heapq.heappop(heap)
+        heap = self.stages[stage]
+        while heap and not heap[0].waiting:
+            heapq.heappop(heap)
         if len(heap) > 64 and len(heap) > 2 * self.waiting:
             heap[:] = [queued for queued in heap if queued.waiting]
             heapq.heapify(heap)
         if not heap:
-            self.stages.pop(stage, None)
+            del self.stages[stage]
 
     def reorder(self, now: float, touched: Callable[[Call], bool]) -> None:
         """Compute the rank of waiting calls again after their hints changed."""
         for heap in self.stages.values():
-            changed = [queued for queued in heap if queued.waiting and touched(queued.call)]
+            live = [queued for queued in heap if queued.waiting]
+            changed = [queued for queued in live if touched(queued.call)]
             for queued in changed:
-                queued.rank = self.request_policy.key(queued, now)
+                queued.rank = self._rank(queued, now)
             if changed:
+                heap[:] = live
                 heapq.heapify(heap)
 
     def statistics(self) -> QueueStatistics:
@@ -212,5 +216,6 @@ class BackendQueue:
         indexed = [queued for mine in self.by_workflow.values() for queued in mine.values()]
         assert {id(q) for q in live} == {id(q) for q in indexed}
         assert all(self.by_workflow.values()), "no empty index is kept"
+        assert all(heap[0].waiting for heap in self.stages.values()), "a sub-queue's head waits"
         assert self.in_flight >= 0
         assert all(not queued.granted for queued in live)

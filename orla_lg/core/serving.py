@@ -7,12 +7,13 @@ out (``effects``) in a thread or in a task. So sync and async callers differ in 
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 
 from orla_lg.core.backend import Backend, BackendAdapter, BackendView
@@ -23,7 +24,7 @@ from orla_lg.core.dispatch import AttemptFailed, RetryPolicy
 from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait
 from orla_lg.core.flight import Flight, grants_held
 from orla_lg.core.identity import Identity
-from orla_lg.core.mapping import StageMapper, assign, find
+from orla_lg.core.mapping import StageMapper, assign
 from orla_lg.core.memory import CacheEvent, MemoryPolicy
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
@@ -32,6 +33,9 @@ from orla_lg.errors import BackendUnavailable, DeadlineExceeded, OrlaClosed
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
+
+CLOSE_PATIENCE_S = 2.0
+"""How long ``close`` waits for adapters to close their connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +159,9 @@ class Serving:
     def _connect(self) -> Steps:
         """Let backends that were never reached say what they are, for a bounded time."""
         for desk in self.desks.values():
-            if desk.probe is None and (probing := desk.connect()) is not None and desk.fault is None:
-                try:
+            if not desk.known and (probing := desk.connect()) is not None and desk.fault is None:
+                with contextlib.suppress(TimeoutError):  # the attempt itself will say it better
                     yield Wait(probing, PROBE_PATIENCE_S)
-                except (BackendUnavailable, TimeoutError, FutureTimeout):
-                    continue  # the attempt itself will say it better
 
     def _attempts(self, flight: Flight, assignment: Assignment, sender: Sender) -> Steps:
         backend, tried = assignment.backend, list[str]()
@@ -184,22 +186,26 @@ class Serving:
 
     def _queue(self, flight: Flight, desk: Desk, assignment: Assignment) -> Steps:
         call = flight.call
+        patience_s = None if call.deadline_at_s is None else call.deadline_at_s - self.clock()
+        if patience_s is not None and patience_s <= 0:
+            raise self._too_late(call, desk)
+        self._refresh(call)
         flight.enter(desk, assignment, holds_grant=desk.backend.name in grants_held())
         turn = flight.turn
         if turn is None:
             return
         self.tell(Happening.QUEUED, call, backend=desk.backend.name)
         try:
-            yield Wait(turn, self._patience_s(call))
-        except (TimeoutError, FutureTimeout):
-            waited = self.clock() - call.arrived_s
-            raise DeadlineExceeded(
-                f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {desk.backend.name!r}, the "
-                f"deadline was {call.hints.deadline_s} s; {desk.queue.waiting} calls wait there"
-            ) from None
+            yield Wait(turn, patience_s)
+        except TimeoutError:
+            raise self._too_late(call, desk) from None
 
-    def _patience_s(self, call: Call) -> float | None:
-        return None if call.deadline_at_s is None else max(0.0, call.deadline_at_s - self.clock())
+    def _too_late(self, call: Call, desk: Desk) -> DeadlineExceeded:
+        waited = self.clock() - call.arrived_s
+        return DeadlineExceeded(
+            f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {desk.backend.name!r}, the "
+            f"deadline was {call.hints.deadline_s} s; {desk.queue.waiting} calls wait there"
+        )
 
     def _verdict(self, failure: AttemptFailed, tried: list[str]) -> Exception:
         if not failure.unreachable:
@@ -219,7 +225,6 @@ class Serving:
                 for name, desk in self.desks.items():
                     if action.backend in (None, name):
                         desk.apply(action)
-                        self.book.left(action.workflow, name)
             if event.final:
                 for desk in self.desks.values():
                     desk.forget(event.workflow)
@@ -248,15 +253,16 @@ class Serving:
         if state is None:
             return False
         state.priority = priority
-
-        def touched(call: Call) -> bool:
-            if call.identity.run != run or call.said.priority is not None:
-                return False
-            call.hints = Hints(priority=priority).over(call.hints)
-            return True
-
         for desk in self.desks.values():
-            desk.reprioritize(touched)
+            desk.reprioritize(lambda call: call.identity.run == run and self._refresh(call))
+        return True
+
+    def _refresh(self, call: Call) -> bool:
+        """Give *call* its run's priority of this moment; returns whether that changed it."""
+        run = None if call.identity.run is None else self.book.run(call.identity.run)
+        if run is None or run.priority in (None, call.hints.priority) or call.said.priority is not None:
+            return False
+        call.hints = Hints(priority=run.priority).over(call.hints)
         return True
 
     def tell(self, kind: Happening, call: Call, *, backend: str | None = None, detail: str = "") -> None:
@@ -289,7 +295,7 @@ class Serving:
 
     def serves(self, model: str) -> bool:
         """Whether *model* in code means one of our backends."""
-        return find(self.views(), model) is not None or any(model in view.models for view in self.views())
+        return any(model in view.models for view in self.views())
 
     def statistics(self) -> Statistics:
         """Return a snapshot."""
@@ -314,5 +320,7 @@ class Serving:
             return
         self.closed = True
         for desk in self.desks.values():
-            desk.turn_away(OrlaClosed("this Orla was closed while the call waited"))
+            desk.turn_away()
+        closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
+        concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
         self.background.close()

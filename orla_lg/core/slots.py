@@ -5,7 +5,7 @@ idle, interrupted or unknown is only *remembered* and may be taken. Who may sit 
 
 ====  =========================================================================================
 own   a slot of the workflow itself, the one sharing most of the prompt
-free  nobody's slot, the one whose left-over tokens share most of the prompt
+free  nobody's slot, a clean one first
 left  a slot remembered for a workflow that is not running, least recently used first
 more  a second slot of a workflow that has another one (its parallel branches have joined)
 late  a slot whose holder made no call for ``hold_s``: holding is a favour, bounded for everyone's sake
@@ -31,7 +31,7 @@ class Slot:
     busy: bool = False
     erasing: bool = False
     flushed: bool = False
-    """Holds tokens that were flushed but are not erased: they must not be reused."""
+    """May hold tokens that were flushed or taken away: they must not be reused before another call replaced them."""
     flush_when_idle: bool = False
     """A flush came while the slot was busy."""
     prefix: tuple[int, ...] = ()
@@ -41,18 +41,12 @@ class Slot:
 
     def common(self, prefix: tuple[int, ...]) -> int:
         """Return how many leading messages of *prefix* the slot still holds."""
-        if self.flushed:
-            return 0
         shared = 0
         for mine, theirs in zip(self.prefix, prefix, strict=False):
             if mine != theirs:
                 break
             shared += 1
         return shared
-
-    def forget(self) -> None:
-        """Drop owner and contents, as far as we know of them."""
-        self.owner, self.held, self.prefix, self.tokens = None, False, (), 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +55,9 @@ class Seat:
 
     slot: int
     how: str
-    """``reused`` (own), ``claimed`` (free) or ``reclaimed`` (taken from ``evicted``)."""
+    """``reused`` (own), ``claimed`` (free) or ``reclaimed`` (taken from another workflow)."""
     fresh: bool
     """The slot's old tokens must not be reused."""
-    evicted: str | None = None
-    """The workflow that lost the slot."""
 
 
 @dataclass(eq=False)
@@ -88,25 +80,22 @@ class SlotTable:
             now: Monotonic seconds.
             hold: Whether the workflow is running and so keeps the slot afterwards.
         """
-        slot = self._own(workflow, prefix) or self._free(prefix) or self._takeable(now)
+        slot = self._own(workflow, prefix) or self._free() or self._takeable(now)
         if slot is None:
             return None
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
-        seat = Seat(slot.index, how, slot.flushed, slot.owner if how == "reclaimed" else None)
+        seat = Seat(slot.index, how, slot.flushed)
         if how == "reclaimed":
-            slot.forget()
-        slot.owner, slot.held, slot.busy, slot.flushed = workflow, hold, True, False
-        slot.last_used_s = now
+            self._flush(slot)
+        slot.owner, slot.held, slot.busy, slot.last_used_s = workflow, hold, True, now
         return seat
 
     def _own(self, workflow: str, prefix: tuple[int, ...]) -> Slot | None:
         own = [s for s in self._idle() if s.owner == workflow]
         return max(own, key=lambda s: (s.common(prefix), s.last_used_s), default=None)
 
-    def _free(self, prefix: tuple[int, ...]) -> Slot | None:
-        free = [s for s in self._idle() if s.owner is None]
-        # Among slots that share nothing, the emptiest: contents that may serve somebody else survive longer.
-        return max(free, key=lambda s: (s.common(prefix), -s.tokens), default=None)
+    def _free(self) -> Slot | None:
+        return min((s for s in self._idle() if s.owner is None), key=lambda s: s.flushed, default=None)
 
     def _takeable(self, now: float) -> Slot | None:
         owned = Counter(s.owner for s in self.slots)
@@ -137,14 +126,22 @@ class SlotTable:
         """Return when (monotonic) the first idle holder's favour ends, or ``None``."""
         return min((s.last_used_s + self.hold_s for s in self._idle() if s.held), default=None)
 
-    def vacate(self, index: int, prefix: tuple[int, ...], tokens: int, now: float) -> bool:
-        """Note that the call in slot *index* ended; returns whether a flush was waiting for that."""
+    def vacate(self, index: int, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool) -> None:
+        """Note that the call in slot *index* ended.
+
+        Args:
+            index: From the call's ``Seat``.
+            prefix: The prompt as chained message hashes.
+            tokens: What the call left there; 0 when it did not get as far as the engine.
+            now: Monotonic seconds.
+            hold: Whether the workflow is still running.
+        """
         slot = self.slots[index]
-        slot.busy, slot.prefix, slot.tokens, slot.last_used_s = False, prefix, tokens, now
+        slot.busy, slot.held, slot.last_used_s = False, slot.held and hold, now
+        if tokens:
+            slot.prefix, slot.tokens, slot.flushed = prefix, tokens, False
         if slot.flush_when_idle:
             self._flush(slot)
-            return True
-        return False
 
     def release(self, workflow: str) -> int:
         """Let others take the workflow's slots; returns how many it held. Contents stay."""
@@ -153,20 +150,17 @@ class SlotTable:
             slot.held = False
         return len(mine)
 
-    def flush(self, workflow: str) -> int:
-        """Give up the workflow's slots with their contents; returns how many there were."""
-        mine = [s for s in self.slots if s.owner == workflow]
-        for slot in mine:
-            if slot.busy:
+    def flush(self, workflow: str) -> None:
+        """Give up the workflow's slots with their contents."""
+        for slot in self.slots:
+            if slot.owner == workflow and slot.busy:
                 slot.flush_when_idle = True
-            else:
+            elif slot.owner == workflow:
                 self._flush(slot)
-        return len(mine)
 
     def _flush(self, slot: Slot) -> None:
-        slot.flushed = slot.flushed or slot.tokens > 0
-        slot.flush_when_idle = False
-        slot.forget()
+        slot.owner, slot.held, slot.flushed, slot.flush_when_idle = None, False, True, False
+        slot.prefix, slot.tokens = (), 0
 
     def start_erasing(self) -> list[int]:
         """Lock the flushed slots that lie idle, for the engine to erase; returns their numbers."""
@@ -182,9 +176,9 @@ class SlotTable:
         slot.flushed = slot.flushed and not clean
 
     def lose_contents(self) -> None:
-        """Note that the engine started anew: owners stay, tokens are gone."""
+        """Note that the engine may have started anew. Owners and flush marks stay, in case it did not."""
         for slot in self.slots:
-            slot.prefix, slot.tokens, slot.flushed = (), 0, False
+            slot.prefix, slot.tokens = (), 0
 
     def check_integrity(self) -> None:
         """Assert the invariants."""

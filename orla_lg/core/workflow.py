@@ -49,7 +49,7 @@ class WorkflowState:
     thread: bool
     runs: set[str] = field(default_factory=set)
     backends: dict[str, int] = field(default_factory=dict)
-    """Backends that may hold its cache, with the number of calls open there."""
+    """Backends it did not leave yet, with the number of calls open there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,8 @@ class WorkflowBook:
                 return []
             known.backends[backend] = known.backends.get(backend, 0) + 1
             left = [name for name, open_calls in known.backends.items() if name != backend and not open_calls]
+            for name in left:  # told once; what a policy keeps there stays kept
+                del known.backends[name]
             return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
 
     def call_ended(self, call: Call, backend: str) -> list[CacheEvent]:
@@ -145,13 +147,6 @@ class WorkflowBook:
                 known.backends[backend] = max(0, known.backends.get(backend, 0) - 1)
         kind = EventKind.CALL_DONE if known is not None else EventKind.STRAY_DONE
         return [CacheEvent(kind, workflow, backend, call.hints.cache)]
-
-    def left(self, workflow: str, backend: str) -> None:
-        """Note that nothing of *workflow* is kept on *backend* any more."""
-        with self._lock:
-            known = self._workflows.get(workflow)
-            if known is not None and not known.backends.get(backend):
-                known.backends.pop(backend, None)
 
     def is_running(self, workflow: str) -> bool:
         """Whether a run of *workflow* is open, so that more calls are to be expected."""

@@ -70,7 +70,7 @@ def _origin_of(manager: RunManager | None) -> Origin | None:
     config = var_child_runnable_config.get() or {}
     run = ModelRun(manager.run_id, manager.parent_run_id, manager.metadata, manager.handlers)
     return Origin(
-        binding_among(manager.handlers),
+        binding_among(manager.handlers, manager.parent_run_id),
         manager.metadata,
         manager.parent_run_id,
         config.get("configurable") or {},
@@ -236,9 +236,10 @@ class ChatOrla(ChatOpenAI):
             # variable set while its caller runs.
             with _set(_ASKING, asking):
                 first = next(chunks, None)
-            if first is not None:
-                yield first
-                yield from chunks
+            if first is None:
+                return  # LangChain raises for an empty answer; a record alone would hide that it is empty
+            yield first
+            yield from chunks
         if asking.record is not None:
             yield _record_chunk(asking.record)
 
@@ -247,10 +248,11 @@ class ChatOrla(ChatOpenAI):
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
                 first = await anext(chunks, None)
-            if first is not None:
-                yield first
-                async for chunk in chunks:
-                    yield chunk
+            if first is None:
+                return
+            yield first
+            async for chunk in chunks:
+                yield chunk
         if asking.record is not None:
             yield _record_chunk(asking.record)
 

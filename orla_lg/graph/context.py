@@ -6,10 +6,12 @@ own handler saw start, the config of the running node (``var_child_runnable_conf
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -29,37 +31,78 @@ CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
 
 
+@dataclass(eq=False, slots=True)
+class Lineage:
+    """What the chains of one graph's execution have in common."""
+
+    root: str
+    """The run they belong to."""
+    said: str | None
+    """The thread in their metadata. It is inherited: a graph called inside a node with a thread of its own
+    still carries the outer one there."""
+    order: int = field(default_factory=itertools.count().__next__)
+    """Of two lineages that a chain is in, the one begun later is the inner one."""
+    graph: UUID | None = None
+    """The chain of a graph inside another that starts namespaces of its own, and so may have its own thread."""
+
+
 class RunIndex:
     """Which root run every running chain belongs to, by walking from parent to child as they start."""
 
     def __init__(self) -> None:
-        self._roots: dict[UUID, str] = {}
+        self._lock = threading.Lock()
+        self._lineages: dict[UUID, Lineage] = {}
         self._members: dict[str, set[UUID]] = {}
+
+    def lineage(self, run_id: UUID | None) -> Lineage | None:
+        """Return the lineage of a chain."""
+        return None if run_id is None else self._lineages.get(run_id)
 
     def root(self, run_id: UUID | None) -> str | None:
         """Return the root run of a chain."""
-        return None if run_id is None else self._roots.get(run_id)
+        lineage = self.lineage(run_id)
+        return None if lineage is None else lineage.root
 
-    def add(self, run_id: UUID, root: str) -> None:
+    def add(self, run_id: UUID, lineage: Lineage) -> None:
         """Note that a chain started."""
-        self._roots[run_id] = root
-        self._members.setdefault(root, set()).add(run_id)
+        with self._lock:
+            self._lineages[run_id] = lineage
+            self._members.setdefault(lineage.root, set()).add(run_id)
+
+    def branch(self, graph: UUID) -> None:
+        """Note that the nodes of *graph*, which runs inside another graph, have namespaces of their own."""
+        with self._lock:
+            outer = self._lineages.get(graph)
+            if outer is not None and outer.graph != graph and outer.root != str(graph):
+                self._lineages[graph] = Lineage(outer.root, outer.said, graph=graph)
+
+    def part(self, run_id: UUID | None, start: Callable[[str], object]) -> None:
+        """Let the graph that *run_id* runs in be a run of its own, if it can be; *start* opens it."""
+        with self._lock:
+            lineage = self.lineage(run_id)
+            if lineage is None or lineage.graph is None or lineage.root == str(lineage.graph):
+                return
+            start(str(lineage.graph))
+            lineage.root = str(lineage.graph)
 
     def discard(self, run_id: UUID) -> str | None:
         """Note that a chain ended; returns its root run if it was known.
 
         With a root go all its chains: one that was dropped without an end must not stay for ever.
         """
-        root = self._roots.pop(run_id, None)
-        if root == str(run_id):
-            for member in self._members.pop(root, ()):
-                self._roots.pop(member, None)
-        elif root is not None and root in self._members:
-            self._members[root].discard(run_id)
-        return root
+        with self._lock:
+            lineage = self._lineages.pop(run_id, None)
+            if lineage is None:
+                return None
+            if lineage.root == str(run_id):
+                for member in self._members.pop(lineage.root, ()):
+                    self._lineages.pop(member, None)
+            elif members := self._members.get(lineage.root):
+                members.discard(run_id)
+            return lineage.root
 
     def __len__(self) -> int:
-        return len(self._roots)
+        return len(self._lineages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +147,17 @@ class Origin:
     model_run: ModelRun | None
 
 
-MODEL_RUN: ContextVar[tuple[Binding, ModelRun] | None] = ContextVar("orla_model_run", default=None)
+class GraphHandler(Protocol):
+    """The handler of a wrapped graph, among others that LangChain hands around."""
+
+    orla_binding: Binding
+
+    def entered(self, chain: UUID | None) -> int:
+        """Return when the wrapped graph around *chain* began (``Lineage.order``); -1 for none."""
+        ...
+
+
+MODEL_RUN: ContextVar[tuple[GraphHandler, ModelRun] | None] = ContextVar("orla_model_run", default=None)
 """Set when a model run starts inside a wrapped graph, taken by the request it makes."""
 
 
@@ -117,11 +170,11 @@ def origin() -> Origin | None:
     manager = config.get("callbacks")
     configurable = config.get("configurable") or {}
     if started is not None:
-        binding, run = started
+        handler, run = started
         run = ModelRun(run.id, run.parent_id, run.metadata, _handlers(manager))
-        return Origin(binding, run.metadata, run.parent_id, configurable, run)
+        return Origin(handler.orla_binding, run.metadata, run.parent_id, configurable, run)
     parent = manager.parent_run_id if isinstance(manager, BaseCallbackManager) else None
-    return Origin(binding_among(_handlers(manager)), config.get("metadata") or {}, parent, configurable, None)
+    return Origin(binding_among(_handlers(manager), parent), config.get("metadata") or {}, parent, configurable, None)
 
 
 def _handlers(manager: Any) -> Sequence[BaseCallbackHandler]:
@@ -130,24 +183,24 @@ def _handlers(manager: Any) -> Sequence[BaseCallbackHandler]:
     return manager or ()
 
 
-def binding_among(handlers: Sequence[BaseCallbackHandler]) -> Binding | None:
-    """Return the binding of the innermost wrapped graph: its handler joined the inherited ones last."""
-    for handler in reversed(handlers):
-        binding = getattr(handler, "orla_binding", None)
-        if isinstance(binding, Binding):
-            return binding
-    return None
+def binding_among(handlers: Sequence[BaseCallbackHandler], chain: UUID | None) -> Binding | None:
+    """Return the binding of the innermost wrapped graph around *chain*.
+
+    The order of handlers says nothing: LangChain merges those of a graph and of the graph around it as sets.
+    """
+    ours = [handler for handler in handlers if isinstance(getattr(handler, "orla_binding", None), Binding)]
+    innermost = max(cast("list[GraphHandler]", ours), key=lambda handler: handler.entered(chain), default=None)
+    return None if innermost is None else innermost.orla_binding
 
 
 def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity, RunState | None]:
     """Return who calls, and its run if one of our wrapped graphs is running it."""
     if origin is None:
         return standalone(call_id, identified=core.serving.book.open_runs() == 0), None
-    metadata = origin.metadata
-    namespace = str(metadata.get("langgraph_checkpoint_ns") or metadata.get("checkpoint_ns") or "")
-    root = core.runs.root(origin.parent_id)
-    run = None if root is None else core.serving.book.run(root)
-    thread = metadata.get("thread_id") or origin.configurable.get("thread_id")
+    metadata, namespace = origin.metadata, namespace_of(origin)
+    # The configuration is the running node's own; metadata may be inherited from a graph around it.
+    thread = origin.configurable.get("thread_id") or metadata.get("thread_id")
+    run = _run_of(origin, core, None if thread is None else str(thread))
     workflow = run.workflow if run is not None else str(thread) if thread else _lone(namespace, call_id)
     identity = Identity(
         workflow=workflow,
@@ -156,8 +209,25 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
         step=metadata.get("langgraph_step"),
         namespace=namespace,
         thread=thread is not None,
+        identified=run is not None or bool(namespace or thread) or core.serving.book.open_runs() == 0,
     )
     return identity, run
+
+
+def _run_of(origin: Origin, core: Core, thread: str | None) -> RunState | None:
+    """Return the open run that a call belongs to, parting it from the outer one if it has its own thread."""
+    root = core.runs.root(origin.parent_id)
+    run = None if root is None else core.serving.book.run(root)
+    if run is None or thread is None or thread == run.workflow:
+        return run
+    outer = run.workflow
+    core.runs.part(origin.parent_id, lambda inner: core.serving.run_started(inner, thread=thread, parent=outer))
+    return core.serving.book.run(core.runs.root(origin.parent_id) or "")
+
+
+def namespace_of(origin: Origin) -> str:
+    """Return the checkpoint namespace of the node that calls; empty outside any graph, wrapped or not."""
+    return str(origin.metadata.get("langgraph_checkpoint_ns") or origin.metadata.get("checkpoint_ns") or "")
 
 
 def _lone(namespace: str, call_id: str) -> str:

@@ -17,10 +17,10 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 
 from orla_lg.core.call import Hints
-from orla_lg.core.identity import stage_key
+from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
-from orla_lg.graph.context import MODEL_RUN, Binding, ModelRun
+from orla_lg.graph.context import MODEL_RUN, Binding, Lineage, ModelRun, RunIndex
 
 log = logging.getLogger("orla_lg")
 
@@ -36,6 +36,15 @@ class GraphEvents(GraphCallbackHandler):
         self.orla_binding = binding
         self._core = binding.core
         self._nodes: dict[UUID, tuple[str, str]] = {}
+        self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
+
+    def entered(self, chain: UUID | None) -> int:
+        """Return when this handler's graph around *chain* began; -1 if it is not around it."""
+        lineage = self._heard.lineage(chain)
+        return -1 if lineage is None else lineage.order
+
+    def _hear(self, chain: UUID, parent: UUID | None) -> None:
+        self._heard.add(chain, self._heard.lineage(parent) or Lineage(str(chain), None))
 
     # Runs and nodes
 
@@ -51,30 +60,31 @@ class GraphEvents(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Open a run, or note that a chain inside one starts."""
-        known = metadata or {}
-        first = self._core.runs.root(run_id) is None
-        root = self._core.runs.root(run_id) or self._root_of(run_id, parent_run_id, known)
-        if first:
-            self._core.runs.add(run_id, root)
-        if kwargs.get("name") == known.get("langgraph_node") and _is_step(tags):
-            self._node_entered(run_id, root, inputs, known, tell=first)
+        self._hear(run_id, parent_run_id)
+        known, runs = metadata or {}, self._core.runs
+        is_node = kwargs.get("name") == known.get("langgraph_node") and _is_step(tags)
+        if is_node and parent_run_id is not None and NAMESPACE_SEPARATOR not in _namespace(known):
+            runs.branch(parent_run_id)
+        lineage = runs.lineage(run_id)
+        if first := lineage is None:
+            lineage = self._lineage_of(run_id, parent_run_id, known)
+            runs.add(run_id, lineage)
+        if is_node:
+            self._node_entered(run_id, lineage.root, inputs, known, tell=first)
 
-    def _root_of(self, run_id: UUID, parent: UUID | None, metadata: Mapping[str, Any]) -> str:
-        """Return the run a new chain belongs to, opening one for a root or for a thread of its own."""
-        outer = self._core.runs.root(parent)
-        thread = metadata.get("thread_id")
-        run = None if outer is None else self._core.serving.book.run(outer)
-        if outer is not None and (run is None or thread is None or str(thread) == run.workflow):
+    def _lineage_of(self, run_id: UUID, parent: UUID | None, metadata: Mapping[str, Any]) -> Lineage:
+        """Return the lineage a new chain belongs to, opening a run for a root or for a thread of its own."""
+        outer = self._core.runs.lineage(parent)
+        run = None if outer is None else self._core.serving.book.run(outer.root)
+        thread = None if metadata.get("thread_id") is None else str(metadata["thread_id"])
+        if outer is not None and (run is None or thread in (None, outer.said, run.workflow)):
             return outer
-        self._core.serving.run_started(
-            str(run_id),
-            thread=None if thread is None else str(thread),
-            parent=None if run is None else run.workflow,
-        )
-        return str(run_id)
+        root = str(run_id)
+        self._core.serving.run_started(root, thread=thread, parent=None if run is None else run.workflow)
+        return Lineage(root, thread)
 
     def _node_entered(self, run_id: UUID, root: str, inputs: Any, metadata: Mapping[str, Any], *, tell: bool) -> None:
-        namespace = str(metadata.get("langgraph_checkpoint_ns") or "")
+        namespace = _namespace(metadata)
         stage = stage_key(namespace)
         self._nodes[run_id] = (namespace, stage)
         run = self._core.serving.book.run(root)
@@ -101,6 +111,7 @@ class GraphEvents(GraphCallbackHandler):
         self._ended(run_id, _outcome(error))
 
     def _ended(self, run_id: UUID, outcome: Outcome) -> None:
+        self._heard.discard(run_id)
         node = self._nodes.pop(run_id, None)
         root = self._core.runs.discard(run_id)
         if node is not None and root is not None:
@@ -110,7 +121,9 @@ class GraphEvents(GraphCallbackHandler):
                 run.node_hints.pop(namespace, None)
             self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
-            self._core.serving.run_ended(root, outcome)
+            run = self._core.serving.book.run(root)
+            paused = outcome is Outcome.DONE and run is not None and run.interrupted
+            self._core.serving.run_ended(root, Outcome.INTERRUPTED if paused else outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """Note that a run pauses for a human; its root then ends like any other."""
@@ -132,13 +145,14 @@ class GraphEvents(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Tell listeners that a tool starts."""
-        root = self._core.runs.root(parent_run_id)
-        if root is None or self._core.runs.root(run_id) is not None:
+        self._hear(run_id, parent_run_id)
+        lineage = self._core.runs.lineage(parent_run_id)
+        if lineage is None or self._core.runs.lineage(run_id) is not None:
             return
-        self._core.runs.add(run_id, root)
+        self._core.runs.add(run_id, lineage)
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
-        stage = stage_key(str((metadata or {}).get("langgraph_checkpoint_ns") or ""))
-        self._tell(Happening.TOOL_STARTED, root, stage, detail=str(name))
+        stage = stage_key(_namespace(metadata or {}))
+        self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Tell listeners that a tool ended."""
@@ -149,6 +163,7 @@ class GraphEvents(GraphCallbackHandler):
         self._tool_ended(run_id, type(error).__name__, **kwargs)
 
     def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
+        self._heard.discard(run_id)
         root = self._core.runs.discard(run_id)
         if root is not None:
             self._tell(Happening.TOOL_ENDED, root, "", detail=str(kwargs.get("name") or how))
@@ -163,8 +178,10 @@ class GraphEvents(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Leave the model run where the request it makes will find it; the innermost graph comes last."""
-        MODEL_RUN.set((self.orla_binding, ModelRun(run_id, parent_run_id, metadata or {})))
+        """Leave the model run where the request it makes will find it; of several graphs the innermost does."""
+        held = MODEL_RUN.get()
+        if held is None or held[1].id != run_id or held[0].entered(parent_run_id) < self.entered(parent_run_id):
+            MODEL_RUN.set((self, ModelRun(run_id, parent_run_id, metadata or {})))
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Take the model run away again."""
@@ -179,6 +196,10 @@ class GraphEvents(GraphCallbackHandler):
         run = serving.book.run(root)
         if run is not None and serving.records.heard:
             serving.records.tell(CallEvent(kind, serving.clock(), run.workflow, root, stage, detail=detail))
+
+
+def _namespace(metadata: Mapping[str, Any]) -> str:
+    return str(metadata.get("langgraph_checkpoint_ns") or "")
 
 
 def _is_step(tags: list[str] | None) -> bool:

@@ -18,7 +18,7 @@ import openai
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.effects import Steps, adrive, drive
 from orla_lg.core.record import Record
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, origin
+from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, namespace_of, origin
 from orla_lg.graph.tracing import annotate
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender
 from orla_lg.openai_api.wire import ask_of
@@ -102,7 +102,8 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
         return None
     come_from = origin()
     if come_from is None or come_from.binding is None:
-        _count_lost()
+        if come_from is None or not namespace_of(come_from):  # else it is a node's of a graph nobody wrapped
+            _count_lost()
         return None
     MODEL_RUN.set(None)
     return come_from.binding.core, come_from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
@@ -43,24 +44,36 @@ def wrap(core: Core, signals: Any, graph: Any, *, mapper: StageMapper | None, hi
 
 
 def _binding_of(graph: AnyPregel, core: Core) -> Binding | None:
-    for handler in _callbacks(graph):
+    callbacks = _callbacks(graph)
+    for handler in callbacks.handlers if isinstance(callbacks, BaseCallbackManager) else callbacks:
         if isinstance(handler, GraphEvents) and handler.orla_binding.core is core:
             return handler.orla_binding
     return None
 
 
-def _callbacks(graph: AnyPregel) -> list[Any]:
-    callbacks = (graph.config or {}).get("callbacks")
-    if callbacks is None:
-        return []
-    return list(callbacks if isinstance(callbacks, list) else callbacks.handlers)
+def _callbacks(graph: AnyPregel) -> list[Any] | BaseCallbackManager:
+    return (graph.config or {}).get("callbacks") or []
+
+
+def _with_handler(
+    callbacks: list[Any] | BaseCallbackManager, handler: GraphEvents
+) -> list[Any] | BaseCallbackManager:
+    """Return the callbacks with *handler* last, and without the one it follows."""
+
+    def followed(each: Any) -> bool:
+        return isinstance(each, GraphEvents) and each.orla_binding.core is handler.orla_binding.core
+
+    if not isinstance(callbacks, BaseCallbackManager):
+        return [*(each for each in callbacks if not followed(each)), handler]
+    manager = callbacks.copy()  # a manager knows more than its handlers: who inherits them, tags, the parent
+    for each in [each for each in manager.handlers if followed(each)]:
+        manager.remove_handler(each)
+    manager.add_handler(handler, inherit=True)
+    return manager
 
 
 def _copy(graph: AnyPregel, core: Core, signals: Any, handler: GraphEvents) -> AnyPregel:
-    others = [
-        each for each in _callbacks(graph) if not (isinstance(each, GraphEvents) and each.orla_binding.core is core)
-    ]
-    config = {**merge_configs(graph.config), "callbacks": [*others, handler]}
+    config = {**merge_configs(graph.config), "callbacks": _with_handler(_callbacks(graph), handler)}
     update: dict[str, Any] = {"config": config}
     if isinstance(graph.checkpointer, BaseCheckpointSaver):
         update["checkpointer"] = OrlaSaver(signals, inner=graph.checkpointer)

@@ -26,7 +26,8 @@ PROBE_TIMEOUT_S = 2.0
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
 
-_SECRET_HEADERS = frozenset({"authorization", "api-key", "openai-organization", "openai-project", "cookie"})
+_SECRETS = ("authorization", "key", "token", "secret", "cookie", "openai-")
+"""A caller's header with one of these in its name speaks of an account elsewhere and is not sent on."""
 _RETRIED_STATUS = frozenset({408, 409, 429})
 
 
@@ -199,11 +200,13 @@ class SdkSender:
         if isinstance(options.timeout, openai.NotGiven):
             options.timeout = self._caller.timeout
         if isinstance(options.headers, Mapping):
-            options.headers = {
-                name: value for name, value in options.headers.items() if name.lower() not in _SECRET_HEADERS
-            }
+            options.headers = {name: value for name, value in options.headers.items() if not _is_secret(name)}
         options.max_retries = 0
         return options
+
+
+def _is_secret(header: str) -> bool:
+    return any(part in header.lower() for part in _SECRETS)
 
 
 def attempt_failed(error: openai.APIError) -> AttemptFailed | None:

@@ -79,6 +79,8 @@ class Tap:
         if self._assembly is None:
             return b"" if wire.is_usage_only(rest) else rest
         self._assemble([rest])
+        if self._assembly.empty:
+            return b"".join(self._kept)  # no event stream: the SDK judges what it is
         if self._assembly.error is not None:
             response.status_code = _status(self._assembly.error)
             return json.dumps(self._assembly.error).encode()

@@ -24,8 +24,12 @@ DONE = b"[DONE]"
 def usage_of(counts: Mapping[str, Any]) -> Usage:
     """Return the token counts of a ``usage`` object; engines that do not count cached tokens say nothing."""
     details = counts.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Usage(int(counts.get("prompt_tokens") or 0), cached, int(counts.get("completion_tokens") or 0))
+    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    return Usage(_count(counts.get("prompt_tokens")) or 0, cached, _count(counts.get("completion_tokens")) or 0)
+
+
+def _count(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) else None
 
 
 def usage_in(data: bytes) -> Usage | None:
@@ -85,6 +89,11 @@ class Assembly:
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came that could be a chunk."""
+        return not (self._top or self._choices or self.error)
+
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Take in one chunk."""
         if chunk.get("error"):
@@ -118,12 +127,14 @@ def _merge(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
             message["role"] = value
         elif isinstance(value, str):
             message[key] = (message.get(key) or "") + value
+        elif isinstance(value, list):
+            message[key] = [*(message.get(key) or ()), *value]
         else:
             message[key] = value
 
 
 def _merge_tool_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
-    index = part.get("index", len(calls))
+    index = len(calls) if part.get("index") is None else part["index"]
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
     call, function = calls[index], part.get("function") or {}

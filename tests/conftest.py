@@ -1,0 +1,92 @@
+"""What all tests share: a stub engine, and Orlas that must leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+
+from orla_lg import Backend, Orla
+from tests.stub_engine import MODEL, StubEngine
+
+BACKEND_KEY = "key-of-the-backend"
+CALLER_KEY = "key-of-the-caller"
+
+SDK_REQUEST = openai.OpenAI.request
+SDK_AREQUEST = openai.AsyncOpenAI.request
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ORLA_CONFIG", "ORLA_URL", "ORLA_DISABLED", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2"):
+        monkeypatch.setenv(name, "false")
+
+
+@pytest.fixture
+def engine() -> Iterator[StubEngine]:
+    with StubEngine() as running:
+        yield running
+
+
+@pytest.fixture
+def other_engine() -> Iterator[StubEngine]:
+    with StubEngine() as running:
+        yield running
+
+
+def at(stub: StubEngine, name: str = "main", **settings: Any) -> Backend:
+    """Return a backend at a stub."""
+    return Backend(name, stub.url, **{"model": MODEL, "api_key": BACKEND_KEY, **settings})
+
+
+def chat(engine: StubEngine, **settings: Any) -> ChatOpenAI:
+    """Return a model as an application makes it, which knows nothing of orla_lg."""
+    return ChatOpenAI(base_url=engine.url, **{"model": MODEL, "api_key": CALLER_KEY, "max_retries": 0, **settings})
+
+
+@pytest.fixture
+def make_orla() -> Iterator[Callable[..., Orla]]:
+    """Return a maker of Orlas; at the end each must be empty, and the SDK as it was."""
+    made: list[Orla] = []
+
+    def make(*backends: Backend, **settings: Any) -> Orla:
+        made.append(Orla(list(backends), **settings))
+        return made[-1]
+
+    yield make
+    try:
+        for orla in made:
+            assert_nothing_left(orla)
+    finally:
+        for orla in made:
+            orla.close()
+    assert openai.OpenAI.request is SDK_REQUEST
+    assert openai.AsyncOpenAI.request is SDK_AREQUEST
+
+
+@pytest.fixture
+def orla(engine: StubEngine, make_orla: Callable[..., Orla]) -> Orla:
+    """An Orla with one backend, ``main``, that serves every stage at the stub."""
+    return make_orla(at(engine), mapper={"*": "main"})
+
+
+def assert_nothing_left(orla: Orla) -> None:
+    """Assert that no call, grant, run or seat is left."""
+    if any(backend.queue.in_flight for backend in orla.statistics().backends.values()):
+        gc.collect()  # a dropped stream is known as dropped when it is collected
+    serving, now = orla.core.serving, orla.statistics()
+    serving.check_integrity()
+    for name, backend in now.backends.items():
+        assert (backend.queue.in_flight, backend.queue.waiting) == (0, 0), name
+        assert not serving.desks[name]._seats, name
+    assert (now.workflows.runs, now.workflows.running) == (0, 0)
+    assert len(orla.core.runs) == 0
+    threads = set(serving.book._idle)
+    for name, desk in serving.desks.items():
+        assert set(desk.ledger.resident) <= threads, f"{name} remembers what is neither idle nor running"

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+
+import pytest
+
+from orla_lg.core.background import Background
+from orla_lg.errors import OrlaClosed
+
+
+async def who() -> str:
+    return threading.current_thread().name
+
+
+def test_it_starts_at_first_use_and_ends_with_its_owner() -> None:
+    background = Background()
+    before = threading.active_count()
+    background.close()
+    assert threading.active_count() == before
+    background = Background()
+    assert background.submit(who()).result(5) == "orla"
+    called = threading.Event()
+    background.call_later(-1.0, called.set)
+    assert called.wait(5)
+    background.close()
+    background.close()
+    assert threading.active_count() == before
+    background.call_later(0.0, called.clear)
+    late = who()
+    with pytest.raises(OrlaClosed):
+        background.submit(late)
+    assert called.is_set() and inspect.getcoroutinestate(late) == inspect.CORO_CLOSED
+
+
+def test_what_runs_at_the_end_may_clean_up() -> None:
+    background, began, cleaned = Background(), threading.Event(), []
+
+    async def works() -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    future = background.submit(works())
+    assert began.wait(5)
+    background.close()
+    assert cleaned and future.cancelled()
+
+
+def test_a_loop_that_closed_meanwhile_is_a_closed_orla() -> None:
+    background = Background()
+    background.submit(who()).result(5)
+    loop, thread = background._loop, background._thread
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    with pytest.raises(OrlaClosed):
+        background.submit(who())
+    background.call_later(0.0, print)
+    background._loop = None
+    background.close()
+
+
+def test_closed_by_its_own_thread() -> None:
+    background = Background()
+
+    async def ends() -> None:
+        background.close()
+
+    thread = background.submit(who()).result(5) and background._thread
+    assert background.submit(ends()).result(5) is None
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_forked_child_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    background = Background()
+    background.submit(who()).result(5)
+    parents = background._loop, background._thread
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert background.submit(who()).result(5) == "orla"
+    assert background._loop is not parents[0]
+    background.close()
+    parents[0].call_soon_threadsafe(parents[0].stop)
+    parents[1].join(5)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orla_lg.core.call import NO_HINTS, Ask, Hints
+
+from .fakes import a_call
+
+
+def test_hints_fill_each_others_gaps() -> None:
+    strong, weak = Hints(priority=1.0), Hints(priority=2.0, tenant="t")
+    assert strong.over(weak) == Hints(priority=1.0, tenant="t")
+    assert NO_HINTS.over(weak) is weak and weak.over(NO_HINTS) is weak
+    assert Hints(priority=0.0).over(weak).priority == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"cache": "flsh"}, "'flsh' is not one of"),
+        ({"deadline_s": 0}, "must be positive"),
+        ({"priority": math.nan}, "must be a number"),
+        ({"priority": "high"}, "must be a number, got 'high'"),
+        ({"prority": 1}, r"unknown hints \['prority'\]; known"),
+    ],
+)
+def test_hints_are_checked(said: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Hints.of(said)
+
+
+def test_priority_and_deadline_of_a_call() -> None:
+    plain, hinted = a_call(), a_call(priority=2.0, deadline_s=1.5, at_s=10.0)
+    assert (plain.priority, plain.deadline_at_s) == (0.0, None)
+    assert (hinted.priority, hinted.deadline_at_s) == (2.0, 11.5)
+
+
+MESSAGES = st.lists(st.sampled_from([
+    {"role": "user", "content": "a"},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "a", "tool_calls": [1]},
+    {"role": "assistant", "content": None},
+]), max_size=5)  # fmt: skip
+
+
+@given(one=MESSAGES, other=MESSAGES)
+def test_prefixes_are_equal_exactly_as_far_as_the_prompts_are(one: list[object], other: list[object]) -> None:
+    def shared(left: object, right: object) -> int:
+        equal = [a == b for a, b in zip(left, right, strict=False)]
+        return equal.index(False) if False in equal else len(equal)
+
+    assert shared(Ask("m", one).prefix, Ask("m", other).prefix) == shared(one, other)
+
+
+@pytest.mark.parametrize(
+    ("message", "chars"),
+    [
+        ({"role": "user", "content": "four"}, 4),
+        ({"role": "user", "content": [{"type": "text", "text": "four"}, {"type": "image_url"}, "odd"]}, 4),
+        ({"role": "assistant", "content": None}, 0),
+        ("odd", 0),
+    ],
+)
+def test_only_text_has_characters(message: object, chars: int) -> None:
+    assert Ask("m", [message]).prompt_chars == chars
+
+
+def test_any_message_has_a_place_in_the_prefix() -> None:
+    assert Ask("m", ["odd"]).prefix == Ask("m", ["odd"]).prefix != Ask("m", ["even"]).prefix

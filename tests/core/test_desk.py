@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
+from orla_lg.core.desk import PROBE_PAUSE_S, Desk
+from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.policies import policy
+from orla_lg.core.queues import Queued
+from orla_lg.errors import BackendUnavailable, OrlaClosed, QueueFull
+
+from .fakes import Engine, HandBackground, HandClock, a_call
+
+WORKFLOWS = st.sampled_from("uvwx")
+DEAD = BackendUnavailable("nobody there")
+
+
+def a_desk(engine: Engine | None = None, **limits: int) -> tuple[Desk, HandBackground]:
+    clock = HandClock()
+    background = HandBackground(clock)
+    backend = Backend("b", "http://b/v1", **limits)
+    return Desk(backend, engine or Engine(), background, clock, policy("fcfs"), policy("fcfs")), background
+
+
+def enter(desk: Desk, workflow: str = "w", *, running: bool = True, holds_grant: bool = False) -> Queued:
+    return desk.enter(a_call(workflow), order=None, running=running, holds_grant=holds_grant)
+
+
+def leave(desk: Desk, queued: Queued, *, tokens: int = 5, followed: bool = True) -> None:
+    desk.leave(queued, tokens=tokens, followed=lambda: followed)
+
+
+class DeskMachine(RuleBasedStateMachine):
+    """Any mixture of events: everything is given back, and nobody who could go is left waiting."""
+
+    @initialize(bound=st.none() | st.integers(1, 3), slots=st.none() | st.integers(1, 3))
+    def start(self, bound: int | None, slots: int | None) -> None:
+        self.engine = Engine(Probe(slots=slots))
+        self.desk, self.background = a_desk(self.engine, capacity=8, **({"max_concurrency": bound} if bound else {}))
+        self.inside: list[Queued] = []
+
+    @rule(workflow=WORKFLOWS, running=st.booleans(), holds_grant=st.booleans())
+    def enter(self, workflow: str, running: bool, holds_grant: bool) -> None:
+        try:
+            queued = enter(self.desk, workflow, running=running, holds_grant=holds_grant)
+        except QueueFull:
+            assert self.desk.queue.waiting >= 8
+            return
+        assert not (holds_grant and queued.waiting), "who holds a grant never waits"
+        self.inside.append(queued)
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data(), tokens=st.sampled_from([0, 5]), followed=st.booleans(), cancelled=st.booleans())
+    def leave(self, data: st.DataObject, tokens: int, followed: bool, cancelled: bool) -> None:
+        queued = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
+        if cancelled and queued.turn is not None:
+            queued.turn.cancel()
+        leave(self.desk, queued, tokens=tokens, followed=followed)
+        leave(self.desk, queued, tokens=tokens, followed=followed)
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def caller_is_cancelled(self, data: st.DataObject) -> None:
+        """The caller is gone, but has not left yet."""
+        queued = data.draw(st.sampled_from(self.inside))
+        if queued.turn is not None:
+            queued.turn.cancel()
+
+    @rule(verb=st.sampled_from(Verb), workflow=WORKFLOWS)
+    def apply(self, verb: Verb, workflow: str) -> None:
+        self.desk.apply(CacheAction(verb, workflow))
+        self.desk.forget(workflow)
+
+    @rule(answer=st.sampled_from([Probe(slots=1), Probe(slots=2), Probe(), DEAD, ValueError("odd")]))
+    def engine_changes(self, answer: Probe | Exception) -> None:
+        self.engine.says = answer
+        self.desk.lost(DEAD)
+
+    @rule()
+    def connect(self) -> None:
+        assert self.desk.connect() is None or not self.desk.known
+
+    @rule(effect=st.sampled_from([Effect.FREED, Effect.FAILED, OSError("broken")]))
+    def background_works(self, effect: Effect | Exception) -> None:
+        self.engine.effect = effect
+        if self.background.work:
+            self.background.do_next()
+
+    @rule(seconds=st.sampled_from([0.1, 2.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.background.advance(seconds)
+
+    @rule(workflow=WORKFLOWS)
+    def reprioritize(self, workflow: str) -> None:
+        self.desk.reprioritize(lambda call: call.identity.workflow == workflow)
+
+    @invariant()
+    def sound(self) -> None:
+        self.desk.check_integrity()
+        assert {q for q in self.inside if q.waiting or q.granted} == set(self.inside)
+        for queued in self.inside:
+            told = queued.turn is None or queued.turn.done()
+            assert told or queued.waiting, "granted, and not told"
+            assert not queued.waiting or queued.turn is not None, "waits for nothing"
+        statistics = self.desk.statistics()
+        assert statistics.queue.in_flight == sum(q.granted for q in self.inside)
+        assert statistics.memory.slots_held <= (statistics.memory.slots or 0)
+
+    @invariant()
+    def nobody_waits_who_could_go(self) -> None:
+        waiting, table = {q.call.identity.workflow for q in self.inside if q.waiting}, self.desk.ledger.slots
+        if not waiting or not self.desk.queue.has_room():
+            return
+        assert table is not None
+        able = table.eligible(self.background.clock())
+        assert able is not None and not able & waiting
+        assert self.desk.queue.in_flight or self.background.work or self.background.timers, "nothing will wake them"
+
+    def teardown(self) -> None:
+        for queued in getattr(self, "inside", ()):
+            leave(self.desk, queued)
+            self.desk.check_integrity()
+        if hasattr(self, "desk"):
+            assert self.desk.queue.in_flight == self.desk.queue.waiting == len(self.desk._seats) == 0
+            self.background.do_all()
+
+
+DeskMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestDesk = DeskMachine.TestCase
+
+
+# Probing
+
+
+def test_a_probe_is_shared_and_ends_once_what_it_learned_is_in_place() -> None:
+    desk, background = a_desk(Engine(Probe(slots=2, models=("m",))))
+    ended = desk.connect()
+    assert ended is desk.connect() and len(background.work) == 1
+    assert not ended.cancel(), "one waiter's cancellation is nobody else's"
+    seen: list[bool] = []
+    ended.add_done_callback(lambda _: seen.append(desk.known))
+    background.do_all()
+    assert seen == [True] and desk.connect() is None
+    assert desk.queue.max_concurrency == 2 and desk.statistics().reachable is True
+
+
+def test_a_probe_that_ends_at_once_does_not_deadlock() -> None:
+    desk, background = a_desk()
+    submit = background.submit
+
+    def at_once(work: object) -> object:
+        future = submit(work)
+        background.do_all()
+        return future
+
+    background.submit = at_once
+    assert desk.connect().done() and desk.known
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (DEAD, "nobody there"),
+        (ValueError("odd"), r"probing backend 'b' failed: ValueError"),
+        (TimeoutError(), "Time"),
+    ],
+)
+def test_a_failed_probe_is_a_fault_and_tried_again_after_a_pause(
+    error: Exception, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk, background = a_desk(Engine(error))
+    assert desk.statistics().reachable is None
+    ended = desk.connect()
+    background.do_all()
+    assert ended.result(0) is None and desk.statistics().reachable is False
+    with pytest.raises(BackendUnavailable, match=fault):
+        raise desk.fault
+    assert bool(caplog.records) == isinstance(error, ValueError)
+    assert desk.connect() is None
+    background.advance(PROBE_PAUSE_S)
+    desk.adapter.says = Probe()
+    assert desk.connect() is not None
+    background.do_all()
+    assert desk.known and desk.fault is None
+
+
+def test_a_probe_cut_off_by_the_end_still_ends() -> None:
+    desk, background = a_desk()
+    ended = desk.connect()
+    work, asked = background.work.pop()
+    work.close()
+    assert asked.cancel() and ended.result(0) is None
+    assert isinstance(desk.fault, BackendUnavailable)
+
+
+def test_a_lost_engine_keeps_its_name_until_it_says_another() -> None:
+    desk, _ = a_desk(Engine(Probe(models=("m",))))
+    desk._learn(Probe(models=("m",)))
+    desk.lost(DEAD)
+    assert desk.view().models == ("b", "m") and not desk.known and desk.statistics().reachable is False
+
+
+def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() -> None:
+    desk, background = a_desk(Engine(Probe(slots=1)))
+    desk._learn(Probe(slots=3))
+    seated = [enter(desk, w) for w in "uvw"]
+    desk.lost(DEAD)
+    desk.connect()
+    background.do_all()
+    assert desk.ledger.slots.count == desk.queue.max_concurrency == 1
+    for queued in seated:
+        leave(desk, queued)
+    desk.check_integrity()
+    assert desk.seat(enter(desk, "x")).slot == 0
+
+
+# Slots
+
+
+def test_flushed_slots_are_erased_while_quiet_and_only_once() -> None:
+    desk, background = a_desk(Engine())
+    desk._learn(Probe(slots=2))
+    leave(desk, enter(desk, "u"))
+    other = enter(desk, "v")
+    desk.apply(CacheAction(Verb.FLUSH, "u"))
+    assert not background.work, "an erase would wait for the batch that runs"
+    leave(desk, other)
+    desk.apply(CacheAction(Verb.RELEASE, "v"))
+    assert len(background.work) == 1
+    background.do_all()
+    assert desk.adapter.erased == [0]
+    assert desk.statistics().memory.effects == {"release:demoted": 1, "flush:freed": 1}
+
+
+def test_a_call_waits_for_an_erase_and_goes_even_if_it_breaks() -> None:
+    desk, background = a_desk(Engine(effect=OSError("broken")))
+    desk._learn(Probe(slots=1))
+    leave(desk, enter(desk, "u"))
+    desk.apply(CacheAction(Verb.FLUSH, "u"))
+    waiting = enter(desk, "v")
+    assert waiting.waiting
+    background.do_all()
+    assert waiting.turn.done() and desk.seat(waiting).fresh
+    assert desk.statistics().memory.effects == {"flush:failed": 1, "flush:deferred": 1}
+
+
+def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> None:
+    desk, background = a_desk(Engine())
+    desk._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
+    leave(desk, enter(desk, "u"))
+    desk.apply(CacheAction(Verb.FLUSH, "u"))
+    assert not background.work and desk.seat(enter(desk, "v")).fresh
+    closed, background = a_desk(Engine())
+    closed._learn(Probe(slots=1))
+    leave(closed, enter(closed, "u"))
+    background.closed = True
+    closed.apply(CacheAction(Verb.FLUSH, "u"))
+
+
+def test_a_favour_ends_by_a_timer() -> None:
+    desk, background = a_desk(Engine())
+    desk._learn(Probe(slots=1))
+    leave(desk, enter(desk, "u"))
+    waiting = enter(desk, "v")
+    assert len(background.timers) == 1
+    enter(desk, "x")
+    assert len(background.timers) == 1, "one timer is enough"
+    background.advance(4.9)
+    assert not waiting.turn.done()
+    background.advance(0.2)
+    assert waiting.turn.done()
+
+
+def test_a_workflow_that_ended_meanwhile_holds_nothing() -> None:
+    desk, _ = a_desk(Engine())
+    desk._learn(Probe(slots=1))
+    leave(desk, enter(desk, "u"), followed=False)
+    assert enter(desk, "v").granted
+
+
+def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
+    desk, _ = a_desk(Engine())
+    desk._learn(Probe(slots=2))
+    leave(desk, enter(desk, "held"))
+    reading = enter(desk, "u")
+    waiting = enter(desk, "v")
+    assert waiting.waiting
+    nested = enter(desk, "u", holds_grant=True)
+    assert nested.extra and desk.seat(nested) is None and reading.granted
+
+
+# The end
+
+
+def test_closing_tells_everybody_who_waits_and_lets_nobody_wait_after(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    desk, _ = a_desk(max_concurrency=1)
+    desk._learn(Probe())
+    enter(desk)
+    cancelled, waiting = enter(desk), enter(desk)
+    cancelled.turn.cancel()
+    desk.turn_away()
+    with pytest.raises(OrlaClosed, match="while the call waited"):
+        waiting.turn.result(0)
+    with pytest.raises(OrlaClosed):
+        enter(desk)
+    for queued in (cancelled, waiting):
+        leave(desk, queued)
+    desk.check_integrity()

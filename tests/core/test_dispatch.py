@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orla_lg.core.call import Assignment
+from orla_lg.core.dispatch import MAX_RETRY_AFTER_S, AttemptFailed, Retry, RetryPolicy
+
+FAILED = AttemptFailed(RuntimeError("x"))
+POLICY = RetryPolicy()
+
+
+def test_untried_alternatives_come_first_and_at_once() -> None:
+    to = Assignment("a", alternatives=("b", "c"))
+    assert POLICY.next(FAILED, to, ["a"], 1) == Retry("b", 0.0)
+    assert POLICY.next(FAILED, to, ["a", "b"], 1) == Retry("c", 0.0)
+    assert POLICY.next(FAILED, to, ["a", "b", "c"], 1) is None
+    assert POLICY.next(FAILED, to, ["a", "b", "c"], 4).backend == "a"
+
+
+@given(alternatives=st.lists(st.sampled_from("abc"), max_size=3), attempts=st.integers(1, 6))
+def test_it_ends(alternatives: list[str], attempts: int) -> None:
+    to, tried = Assignment("a", alternatives=tuple(alternatives)), ["a"]
+    while retry := POLICY.next(FAILED, to, tried, attempts):
+        tried.append(retry.backend)
+        assert len(tried) <= max(attempts, 1 + len(set(alternatives)))
+    assert len(tried) >= attempts and {"a", *alternatives} == set(tried)
+
+
+@given(attempts=st.integers(1, 40))
+def test_pauses_grow_to_a_bound(attempts: int) -> None:
+    most = min(POLICY.cap_s, POLICY.base_s * 2 ** (attempts - 1))
+    assert most / 2 <= POLICY.delay_s(attempts, None) <= most
+
+
+def test_what_the_engine_asks_for_is_respected_within_reason() -> None:
+    assert POLICY.delay_s(1, 7.0) == 7.0
+    assert POLICY.delay_s(1, 1e9) == MAX_RETRY_AFTER_S

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orla_lg.core.backend import BackendView, Capability, Cost, Probe, Support
+from orla_lg.core.call import Ask, Assignment, Call
+from orla_lg.core.mapping import ExplicitMapper, assign, named_in_code, stage_mapper, unfit
+from orla_lg.errors import ConfigError, MappingError
+
+from .fakes import a_call
+
+
+def view(name: str, *listed: str, alias: str = "", probed: bool = True, **probe: object) -> BackendView:
+    said = Probe(models=listed, **probe) if probed else None
+    names = (name, *((alias,) if alias else ()), *listed)
+    return BackendView(name, names, said, Cost(), None, 0, 0, None)
+
+
+def call(stage: str = "sub|node", model: str = "auto", *mappers: object, **ask: object) -> Call:
+    made = a_call(stage=stage)
+    made.ask, made.mappers = Ask(model, ask.pop("messages", []), **ask), mappers
+    return made
+
+
+VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]
+
+
+@pytest.mark.parametrize(
+    ("table", "stage", "backend"),
+    [
+        ({"sub|node": "heavy", "node": "light", "*": "spare"}, "sub|node", "heavy"),
+        ({"node": "light", "*": "spare"}, "sub|node", "light"),
+        ({"*": "spare"}, "sub|node", "spare"),
+        ({"other": "spare"}, "sub|node", None),
+        ({"*": "spare"}, "", None),
+    ],
+)
+def test_a_stage_is_found_by_key_then_node_then_star(table: dict[str, str], stage: str, backend: str | None) -> None:
+    found = ExplicitMapper(table).map(call(stage), VIEWS)
+    assert (found and found.backend) == backend
+
+
+def test_a_list_names_alternatives_and_those_that_cannot_are_left_out() -> None:
+    unable = view("unable", capabilities={Capability.TOOLS: Support.FLAG})
+    mapper = ExplicitMapper({"*": ["light", "unable", "heavy"]})
+    found = assign(call("s", "auto", mapper, tools=True), [*VIEWS, unable])
+    assert (found.backend, found.alternatives, found.reason) == ("light", ("heavy",), "mapping['*']")
+
+
+@pytest.mark.parametrize("bad", [{"s": ()}, {"s": [1]}])
+def test_a_table_is_checked(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="mapping of stage 's'"):
+        ExplicitMapper(bad)
+
+
+def test_names_in_a_table_are_checked() -> None:
+    mapper = ExplicitMapper({"nod": "lihgt", "*": "heavy"})
+    assert "did you mean 'light'" in mapper.check_backends(["light", "heavy"])[0]
+    assert "did you mean 'node'" in mapper.check_stages(["sub|node"])[0]
+    assert ExplicitMapper({"node": "light"}).check_stages(["sub|node"]) == []
+
+
+def test_any_object_with_map_is_a_mapper() -> None:
+    mapper = ExplicitMapper({"s": "light"})
+    assert stage_mapper(mapper) is mapper and stage_mapper(None) is None
+    assert stage_mapper({"s": "light"}).table == mapper.table
+    with pytest.raises(ConfigError, match="no stage mapper"):
+        stage_mapper(object())
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("auto", ("light", None, ())),
+        ("heavy", ("heavy", None, ())),
+        ("m1", ("light", "m1", ())),
+        ("m2", ("light", "m2", ("spare",))),
+        ("gpt", ("heavy", None, ())),
+    ],
+)
+def test_the_code_names_a_backend_or_exactly_the_model_it_means(model: str, expected: tuple[object, ...]) -> None:
+    found = named_in_code(model, VIEWS)
+    assert (found.backend, found.model, found.alternatives) == expected
+
+
+def test_an_engine_that_has_not_answered_is_asked_for_its_own_model() -> None:
+    found = named_in_code("m", [view("one", alias="m", probed=False), view("two", "m")])
+    assert (found.backend, found.model, found.alternatives) == ("one", None, ())
+    assert named_in_code("auto", []) is None and named_in_code("unknown", VIEWS) is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (Assignment("haevy"), "chose backend 'haevy', which does not exist; did you mean 'heavy'"),
+        (Assignment("light", alternatives=("haevy",)), "names alternative 'haevy'.*did you mean 'heavy'"),
+        (Assignment("light", model="m3"), r"model 'm3' is not served there.*Backends that can: light, heavy, spare"),
+    ],
+)
+def test_a_mapper_that_errs_is_told(chosen: Assignment, message: str) -> None:
+    class Mine:
+        def map(self, call: Call, backends: object) -> Assignment:
+            return chosen
+
+    with pytest.raises(MappingError, match=message):
+        assign(call("s", "auto", Mine()), VIEWS)
+
+
+def test_a_mapper_may_decline_and_the_next_answers() -> None:
+    declines, answers = ExplicitMapper({"x": "heavy"}), ExplicitMapper({"s": "spare"})
+    assert assign(call("s", "auto", declines, answers), VIEWS).backend == "spare"
+
+
+def test_what_an_engine_cannot_do() -> None:
+    said = {Capability.JSON_SCHEMA: Support.UNSUPPORTED, Capability.TOOLS: Support.PLUGIN}
+    small = view("small", "m", capabilities=said, context_tokens=10)
+    ask = Ask("m", [{"role": "user", "content": "x" * 77}], json_schema=True, tools=True)
+    faults = " ".join(unfit(ask, small, "n"))
+    for part in ("'n' is not served", "JSON schema", "call tools", "at least 11 tokens (77 characters)"):
+        assert part in faults
+    short = Ask("m", [], max_tokens=11)
+    assert unfit(short, small, None) == ["max_tokens 11 exceeds its context of 10 tokens"]
+    assert unfit(replace(short, max_tokens=10), small, None) == []
+    assert unfit(ask, view("unknown", probed=False), "n") == []
+
+
+def test_a_picture_is_not_a_long_text() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, picture]}]
+    assert unfit(Ask("m", messages), view("small", "m", context_tokens=100), None) == []

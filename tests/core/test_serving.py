@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from orla_lg.core.backend import BackendView, Probe
+from orla_lg.core.call import Assignment, Call
+from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.effects import Sleep, Wait, adrive, drive
+from orla_lg.core.flight import Flight
+from orla_lg.core.memory import CacheEvent, EventKind
+from orla_lg.core.policies import policy
+from orla_lg.core.record import CallEvent, Happening
+from orla_lg.core.serving import Serving
+from orla_lg.core.workflow import Outcome
+from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, QueueFull
+
+from .fakes import Engine, HandBackground, HandClock, Sender, a_serving, identity, is_quiet, new_call, step
+
+
+def busy() -> AttemptFailed:
+    return AttemptFailed(RuntimeError("busy"))
+
+
+def gone() -> AttemptFailed:
+    return AttemptFailed(ConnectionError("refused"), unreachable=True)
+
+
+class To:
+    """A mapper that always answers the same."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+
+    def map(self, call: Call, backends: list[BackendView]) -> Assignment:
+        return self.assignment
+
+
+Run = Callable[[Any], Any]
+BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(steps))], ids=["sync", "async"])
+
+
+# One call
+
+
+@BOTH
+def test_a_call_leaves_a_record_and_nothing_else(run: Run) -> None:
+    serving, told = a_serving(), []
+    assert run(serving.steps(new_call(serving), Sender("hello"), told.append)) == "hello"
+    assert is_quiet(serving)
+    (record,) = serving.records.records()
+    assert told == [record] and record.asdict()["backend"] == "b"
+    assert (record.attempts, record.error, record.model) == (1, None, "m")
+    assert serving.statistics().calls == 1
+
+
+@BOTH
+def test_what_a_sender_raises_reaches_the_caller_and_the_grant_comes_back(run: Run) -> None:
+    serving = a_serving(max_concurrency=1)
+    for error in (ValueError("400"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            run(serving.steps(new_call(serving), Sender(error)))
+        assert is_quiet(serving)
+    assert [r.error for r in serving.records.records()] == ["ValueError: 400", "KeyboardInterrupt: "]
+
+
+def test_a_stream_keeps_its_grant_until_it_ends() -> None:
+    serving = a_serving(max_concurrency=1)
+    (flight,) = step(serving.steps(new_call(serving), Sender("stream")))
+    waiting = serving.steps(new_call(serving), Sender())
+    wait = step(waiting)
+    assert isinstance(wait, Wait) and not wait.future.done()
+    flight.finish()
+    assert wait.future.done() and step(waiting) == ("answer",)
+    assert is_quiet(serving)
+
+
+def test_a_call_from_within_a_stream_does_not_wait_for_it() -> None:
+    serving = a_serving(max_concurrency=1)
+    outer = drive(serving.steps(new_call(serving), Sender("stream")))
+    assert drive(serving.steps(new_call(serving), Sender())) == "answer"
+    assert serving.statistics().backends["b"].queue.extra == 1
+    outer.finish()
+    assert is_quiet(serving)
+
+
+# Trying again
+
+
+def test_it_pauses_and_tries_again_holding_no_grant() -> None:
+    serving = a_serving(max_concurrency=1)
+    steps = serving.steps(new_call(serving), Sender(busy(), max_attempts=2))
+    pause = step(steps)
+    assert isinstance(pause, Sleep) and 0.125 <= pause.seconds <= 0.25
+    assert is_quiet(serving)
+    assert step(steps) == ("answer",)
+    assert serving.records.records()[0].attempts == 2
+
+
+def test_a_call_that_comes_back_goes_before_those_that_came_later() -> None:
+    serving = a_serving(max_concurrency=1)
+    first = serving.steps(new_call(serving), Sender(busy()))
+    assert isinstance(step(first), Sleep)
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    later, again = step(serving.steps(new_call(serving), Sender())), step(first)
+    stream.finish()
+    assert again.future.done() and not later.future.done()
+
+
+def test_the_engines_own_error_comes_out_when_attempts_are_spent() -> None:
+    serving = a_serving()
+    steps = serving.steps(new_call(serving), Sender(busy(), busy(), max_attempts=2))
+    step(steps)
+    with pytest.raises(RuntimeError, match="busy"):
+        step(steps)
+    assert is_quiet(serving)
+
+
+def test_unreachable_engines_are_named_and_probed_again() -> None:
+    serving = a_serving("one", "two")
+    background = HandBackground(serving.clock)
+    for desk in serving.desks.values():
+        desk._background = background
+    to = To(Assignment("one", alternatives=("two",)))
+    sender = Sender(gone(), gone(), max_attempts=1)
+    with pytest.raises(BackendUnavailable, match=r"'one' \(http://one/v1\), 'two' \(http://two/v1\) in 2 attempts"):
+        step(serving.steps(new_call(serving, mappers=[to]), sender))
+    assert sender.sent == [("one", "m"), ("two", "m")] and is_quiet(serving)
+    assert not serving.desks["one"].known
+    assert step(serving.steps(new_call(serving, mappers=[to]), Sender())) == ("answer",), "nobody waits for a probe"
+    assert len(background.work) == 2
+    background.do_all()
+    assert serving.desks["one"].known
+
+
+def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
+    serving = a_serving("one", "two")
+    call = new_call(serving, mappers=[To(Assignment("one", mapper="mine", reason="so", alternatives=("two",)))])
+    assert step(serving.steps(call, Sender(busy()))) == ("answer",)
+    (record,) = serving.records.records()
+    assert (record.backend, record.mapper, record.reason, record.attempts) == ("two", "mine", "so", 2)
+
+
+# Waiting
+
+
+def test_a_deadline_ends_the_wait_with_numbers() -> None:
+    serving = a_serving(max_concurrency=1)
+    step(serving.steps(new_call(serving), Sender("stream")))
+    call = new_call(serving)
+    call.hints = type(call.hints)(deadline_s=2.0)
+    steps = serving.steps(call, Sender())
+    wait = step(steps)
+    assert wait.timeout_s == 2.0
+    serving.clock.now += 2.0
+    with pytest.raises(DeadlineExceeded, match=r"waited 2.000 s for backend 'b', the deadline was 2.0 s; 1 calls"):
+        steps.throw(TimeoutError())
+    assert serving.desks["b"].queue.waiting == 0
+
+
+def test_a_deadline_that_passed_during_a_pause_sends_nothing_more() -> None:
+    serving = a_serving()
+    call = new_call(serving)
+    call.hints = type(call.hints)(deadline_s=0.1)
+    sender = Sender(busy())
+    steps = serving.steps(call, sender)
+    step(steps)
+    serving.clock.now += 0.2
+    with pytest.raises(DeadlineExceeded):
+        step(steps)
+    assert len(sender.sent) == 1 and is_quiet(serving)
+
+
+def test_a_full_queue_refuses() -> None:
+    serving = a_serving(max_concurrency=1, capacity=0)
+    step(serving.steps(new_call(serving), Sender("stream")))
+    with pytest.raises(QueueFull):
+        step(serving.steps(new_call(serving), Sender()))
+
+
+@pytest.mark.parametrize("granted_first", [True, False])
+def test_cancelled_at_the_moment_of_its_grant(granted_first: bool) -> None:
+    serving = a_serving(max_concurrency=1)
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    steps = serving.steps(new_call(serving), Sender())
+    wait, after = step(steps), serving.steps(new_call(serving), Sender())
+    wait_after = step(after)
+    if not granted_first:
+        wait.future.cancel()
+    stream.finish()
+    with pytest.raises(asyncio.CancelledError):
+        steps.throw(asyncio.CancelledError())
+    assert wait_after.future.done() and step(after) == ("answer",)
+    assert is_quiet(serving)
+
+
+def test_dropped_wherever_it_is_it_leaves_nothing() -> None:
+    serving = a_serving(max_concurrency=1)
+    step(serving.steps(new_call(serving), Sender("stream")))
+    for sender in (Sender(), Sender(busy())):
+        steps = serving.steps(new_call(serving), sender)
+        step(steps)
+        steps.close()
+    assert serving.desks["b"].queue.waiting == 0 and serving.desks["b"].queue.in_flight == 1
+
+
+# The first probe
+
+
+def unknown(engine: Engine | None = None) -> tuple[Serving, HandBackground]:
+    serving = a_serving(known=False, engine=engine)
+    background = HandBackground(serving.clock)
+    serving.desks["b"]._background = background
+    return serving, background
+
+
+def test_a_first_call_waits_for_its_engine_to_say_what_it_is() -> None:
+    serving, background = unknown(Engine(Probe(slots=1)))
+    steps = serving.steps(new_call(serving), Sender())
+    wait = step(steps)
+    assert isinstance(wait, Wait) and wait.timeout_s == 3.0
+    background.do_all()
+    assert step(steps) == ("answer",)
+    assert serving.records.records()[0].cache_action == "claimed"
+
+
+def test_its_patience_is_bounded() -> None:
+    serving, background = unknown()
+    steps = serving.steps(new_call(serving), Sender())
+    step(steps)
+    assert step(steps, TimeoutError()) == ("answer",)
+    background.do_all()
+
+
+def test_closed_while_it_waits_for_a_probe() -> None:
+    serving, background = unknown()
+    steps = serving.steps(new_call(serving), Sender())
+    step(steps)
+    serving.close()
+    background.do_all()
+    with pytest.raises(OrlaClosed):
+        step(steps)
+
+
+async def test_one_cancelled_caller_does_not_end_the_probe_of_others() -> None:
+    class Slow(Engine):
+        async def probe(self) -> Probe:
+            await asyncio.wrap_future(answer)
+            return Probe()
+
+    answer: Future[None] = Future()
+    serving = a_serving(known=False, engine=Slow())
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        callers = [group.create_task(adrive(serving.steps(new_call(serving), Sender()))) for _ in range(2)]
+        await asyncio.sleep(0)
+        callers[0].cancel()
+        await asyncio.sleep(0)
+        answer.set_result(None)
+        assert await callers[1] == "answer"
+    serving.close()
+
+
+# Not ours, and the end
+
+
+def test_unplaced_calls_pass_if_they_may() -> None:
+    serving = a_serving()
+    assert step(serving.steps(new_call(serving, "gpt-9", may_pass=True), Sender("theirs"))) == ("theirs",)
+    assert step(serving.pass_by(new_call(serving, "gpt-9"), Sender("theirs"))) == ("theirs",)
+    with pytest.raises(RuntimeError):
+        step(serving.pass_by(new_call(serving), Sender(RuntimeError("no"))))
+    with pytest.raises(MappingError, match="neither a backend nor served"):
+        step(serving.steps(new_call(serving, "gpt-9"), Sender()))
+    assert [r.external for r in serving.records.records()] == [True, True, True, False]
+    assert serving.statistics().external == 3
+    serving.count_lost()
+    assert serving.statistics().unidentified == 1
+    assert serving.serves("m") and serving.serves("b") and not serving.serves("gpt-9")
+
+
+def test_after_close_calls_raise_and_those_waiting_too() -> None:
+    engine = Engine()
+    serving = a_serving(max_concurrency=1, engine=engine)
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    wait = step(serving.steps(new_call(serving), Sender()))
+    serving.close()
+    serving.close()
+    assert isinstance(wait.future.exception(0), OrlaClosed) and engine.closed
+    with pytest.raises(OrlaClosed):
+        step(serving.steps(new_call(serving), Sender()))
+    stream.finish()
+
+
+# What the graph tells
+
+
+class Listening:
+    """A memory policy that only listens."""
+
+    def __init__(self) -> None:
+        self.heard: list[CacheEvent] = []
+
+    def decide(self, event: CacheEvent) -> tuple[()]:
+        self.heard.append(event)
+        return ()
+
+
+def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
+    listening = Listening()
+    serving = a_serving("one", "two", memory=listening)
+    serving.run_started("r", thread="t")
+    for backend in ("one", "two", "two"):
+        step(serving.steps(new_call(serving, backend, identity("t", run="r")), Sender()))
+    serving.run_ended("r", Outcome.DONE)
+    serving.run_ended("r", Outcome.DONE)
+    serving.thread_deleted("t")
+    kinds = [(event.kind, event.backend) for event in listening.heard]
+    done = EventKind.CALL_DONE
+    assert kinds == [
+        (done, "one"), (EventKind.SWITCHED, "one"), (done, "two"), (done, "two"),
+        (EventKind.IDLE, None), (EventKind.THREAD_DELETED, None),
+    ]  # fmt: skip
+    assert all(desk.statistics().memory.workflows == 0 for desk in serving.desks.values()), "final: forgotten anyway"
+
+
+def test_a_workflow_without_a_thread_leaves_no_cache_behind() -> None:
+    serving = a_serving("one", "two", memory="flush_per_request")
+    serving.run_started("r", thread=None)
+    step(serving.steps(new_call(serving, "one", identity("r", run="r")), Sender()))
+    serving.run_ended("r", Outcome.DONE)
+    assert serving.desks["one"].statistics().memory.effects == {"flush:unsupported": 1}
+
+
+def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
+    serving = a_serving("one", "two")
+    serving.run_started("r", thread=None)
+    for backend in ("one", "two"):
+        call = new_call(serving, backend, identity("r", run="r"))
+        call.hints = type(call.hints)(cache="preserve")
+        step(serving.steps(call, Sender()))
+    serving.signal([CacheEvent(EventKind.CALL_DONE, "r", "one", "flush")])
+    assert [desk.statistics().memory.workflows for desk in serving.desks.values()] == [0, 1]
+
+
+def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
+    serving = a_serving(max_concurrency=1)
+    desk = serving.desks["b"]
+    desk.queue.stage_policy = desk.queue.request_policy = policy("priority")
+    serving.run_started("r", thread=None)
+    mine = identity("r", run="r")
+    early = new_call(serving, who=mine)
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    other, waiting = (step(serving.steps(new_call(serving, who=who), Sender())) for who in (identity(), mine))
+    said = new_call(serving, who=mine, said=type(early.said)(priority=-1.0))
+    step(serving.steps(said, Sender()))
+    assert serving.prioritize("r", 5.0) and not serving.prioritize("unknown", 5.0)
+    step(serving.steps(early, Sender()))
+    assert (early.priority, said.priority) == (5.0, -1.0)
+    stream.finish()
+    assert waiting.future.done() and not other.future.done()
+
+
+def test_listeners_hear_every_turn() -> None:
+    serving = a_serving(max_concurrency=1)
+    heard: list[CallEvent] = []
+    stop = serving.records.subscribe(heard.append)
+    serving.run_started("r", thread=None)
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    steps = serving.steps(new_call(serving), Sender())
+    step(steps)
+    stream.first_token()
+    stream.finish()
+    step(steps)
+    serving.run_ended("r", Outcome.DONE)
+    stop()
+    serving.run_started("s", thread=None)
+    expected = "run_started dispatched queued first_token finished dispatched finished run_ended"
+    assert " ".join(event.kind for event in heard) == expected
+    assert heard[4].kind is Happening.FINISHED and heard[4].record.id == heard[4].call
+
+
+# Threads and loops at once
+
+
+class Counting:
+    """A sender that counts who is inside at once; it yields to others while it is."""
+
+    max_attempts = 1
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.most, self.ended = threading.Lock(), 0, 0, 0
+        self.pause = threading.Event()
+
+    def count(self, change: int) -> None:
+        with self.lock:
+            self.inside += change
+            self.most = max(self.most, self.inside)
+            self.ended += change < 0
+
+    def send(self, flight: Flight) -> None:
+        self.count(+1)
+        self.pause.wait(0.001)
+        self.count(-1)
+        flight.finish()
+
+    async def asend(self, flight: Flight) -> None:
+        self.count(+1)
+        try:
+            await asyncio.sleep(0.001)
+        finally:
+            self.count(-1)
+        flight.finish()
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+def test_threads_and_two_loops_share_one_backend(slots: int | None) -> None:
+    serving = a_serving(probe=Probe(slots=slots), clock=time.monotonic, max_concurrency=3)
+    sender = Counting()
+
+    def call(n: int) -> Any:
+        return serving.steps(new_call(serving, who=identity(f"w{n % 7}", f"s{n % 3}")), sender)
+
+    async def many(first: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(adrive(call(first + n))) for n in range(60)]
+            for task in tasks[::6]:
+                await asyncio.sleep(0)
+                task.cancel()
+
+    with ThreadPoolExecutor(12) as pool:
+        loops = [pool.submit(asyncio.run, many(n)) for n in range(2)]
+        threads = [pool.submit(drive, call(n)) for n in range(80)]
+        for future in (*loops, *threads):
+            future.result(30)
+    assert is_quiet(serving)
+    assert sender.most == 3 and sender.inside == 0
+    assert len(serving.records.records()) == 200
+    serving.close()
+
+
+def test_a_call_without_identity_of_its_run_keeps_its_hints() -> None:
+    serving = a_serving(clock=HandClock())
+    call = new_call(serving, who=identity("t", run="gone"))
+    assert step(serving.steps(call, Sender())) == ("answer",)
+    assert call.priority == 0.0

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orla_lg import config
+from orla_lg.core.backend import Cost
+from orla_lg.errors import ConfigError
+
+WHOLE = """
+stage_policy = "priority"
+keep_records = 5
+[backends.light]
+url = "http://127.0.0.1:1/v1"
+api_key_env = "MY_KEY"
+aliases = ["gpt"]
+[backends.light.cost]
+input_per_mtoken = 1.5
+[mapping]
+node = ["light"]
+"*" = "light"
+"""
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    file = folder / "orla.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    settings = config.load(write(tmp_path, WHOLE))
+    (backend,) = settings.backends
+    assert (backend.name, backend.api_key, backend.aliases) == ("light", "secret", ("gpt",))
+    assert backend.cost == Cost(1.5) and settings.mapping == {"node": ("light",), "*": "light"}
+    assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "fcfs", 5)
+
+
+URL = 'url = "http://127.0.0.1:1/v1"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "backends: missing"),
+        ("backends = {}", "backends: found {}"),
+        ("[backends.b]", "backends.b.url: missing"),
+        (f"[backends.b]\n{URL}\nmodl = 'm'", "backends.b.modl: unknown key; did you mean 'model'"),
+        (f"[backends.cost]\n{URL}\nmodl = 'm'", "did you mean 'model'"),
+        (f"[backends.b]\n{URL}\ncost = {{input = 1}}", "backends.b.cost.input: unknown key.*input_per_mtoken"),
+        (f"stagepolicy = 'x'\n[backends.b]\n{URL}", "stagepolicy: unknown key; did you mean 'stage_policy'"),
+        (f"memory = 'x'\n[backends.b]\n{URL}", "memory: found 'x'; Input should be 'default'"),
+        (f"[backends.b]\n{URL}\napi_key_env = 'NOT_SET'", "backends.b.api_key_env.*'NOT_SET' is not set"),
+        ("[backends.b]\nurl = 'x'", "backend 'b': url 'x' is not http"),
+        ("[backends\nx", r"not valid TOML.*line 1"),
+        (b"\xff", "not valid TOML"),
+    ],
+)
+def test_every_fault_names_file_and_key(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)orla.toml.*{message}"):
+        config.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path / "orla.toml")
+
+
+def test_where_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ORLA_CONFIG", "ORLA_URL", "ORLA_MODEL", "ORLA_ENGINE", "ORLA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    with pytest.raises(ConfigError, match="no configuration"):
+        config.find()
+    monkeypatch.setenv("ORLA_URL", "nonsense")
+    with pytest.raises(ConfigError, match="environment: backend 'default': url 'nonsense'"):
+        config.find()
+    monkeypatch.setenv("ORLA_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("ORLA_MODEL", "m")
+    assert (config.find().backends[0].model, config.find().source) == ("m", "environment")
+    write(tmp_path, f"[backends.above]\n{URL}")
+    assert config.find().backends[0].name == "above"
+    named = tmp_path / "other.toml"
+    named.write_text(f"[backends.named]\n{URL}")
+    monkeypatch.setenv("ORLA_CONFIG", str(named))
+    assert config.find().backends[0].name == "named"
+
+
+@pytest.mark.parametrize(("said", "off"), [("1", True), ("yes", True), ("", False), ("0", False), ("False", False)])
+def test_stepping_aside(monkeypatch: pytest.MonkeyPatch, said: str, off: bool) -> None:
+    monkeypatch.setenv("ORLA_DISABLED", said)
+    assert config.disabled() is off

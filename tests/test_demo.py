@@ -1,0 +1,459 @@
+"""The demo: its graph with models of every quality, its run with a real engine, its view without a terminal."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orla_lg import CallEvent, Happening, Hints, OrlaError
+from orla_lg.demo import command, graph, report
+from orla_lg.demo.board import STAGES, Board
+from orla_lg.demo.fallbacks import (
+    Category,
+    Classification,
+    Email,
+    best_rule,
+    classified_by_rules,
+    letter,
+    phrases_of,
+    presentable,
+    template,
+)
+from orla_lg.demo.run import Outcome, Plan, answer_all, priorities, run
+from orla_lg.demo.tickets import pick, tickets
+from orla_lg.demo.tools import read_policy_yaml, read_team_descriptions, rules_in, teams_in
+
+Answer = Callable[[dict[str, Any]], tuple[str, str]]
+"""From a request body to the content of the answer and its ``finish_reason``."""
+
+BILLING = "My card was charged twice for the Lumo lamp. Please refund the second payment."
+BURNT = "My Volta charger smells burnt and there is smoke when I plug it in. Is it dangerous?"
+
+
+@contextmanager
+def stub_engine(answer: Answer) -> Iterator[str]:
+    """Speak the OpenAI wire on loopback with whatever *answer* says."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            content, reason = answer(body)
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            for chunk in _chunks(content, reason):
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"object": "list", "data": [{"id": "stub", "object": "model"}]}')
+
+        def log_message(self, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _chunks(content: str, reason: str) -> Iterator[dict[str, Any]]:
+    top = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "stub"}
+    usage = {
+        "prompt_tokens": 90,
+        "completion_tokens": 9,
+        "total_tokens": 99,
+        "prompt_tokens_details": {"cached_tokens": 40},
+    }
+    delta = {"role": "assistant", "content": content}
+    yield {**top, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    yield {**top, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+    yield {**top, "choices": [], "usage": usage}
+
+
+def clever(body: dict[str, Any]) -> tuple[str, str]:
+    """Answer as a good model would: from what the prompt says, within the schema."""
+    schema = body["response_format"]["json_schema"]["schema"]["properties"]
+    said = "\n".join(message["content"] for message in body["messages"])
+    if "category" in schema:
+        return classified_by_rules(body["messages"][-1]["content"]).model_dump_json(), "stop"
+    if "rule" in schema:
+        rules = rules_in(said[said.rindex("policy:") : said.rindex("\n\n")])
+        return json.dumps({"rule": best_rule(rules, said.split("\n\n")[1])}), "stop"
+    if "team" in schema:
+        category = said.rstrip(":").split()[-1]
+        return json.dumps({"team": teams_in(read_team_descriptions.invoke({}))[category]}), "stop"
+    if "body" in schema:
+        rule = next(rule for rule in _all_rules() if rule in body["messages"][-1]["content"])
+        return json.dumps(
+            {"subject": schema["subject"]["enum"][0], "body": f"Thank you. {rule}".replace("Thank you. ", "")}
+        ), "stop"
+    name, values = next(iter(schema.items()))
+    return json.dumps({name: values.get("const", values.get("enum", [True])[0])}), "stop"
+
+
+def _all_rules() -> list[str]:
+    policies = [read_policy_yaml.invoke({"policy": category}) for category in Category.__args__]
+    return [rule for policy in policies for rule in rules_in(policy).values()]
+
+
+BAD: dict[str, Answer] = {
+    "garbage": lambda body: ("the the the the the the", "stop"),
+    "truncated": lambda body: ('{"category": "billing", "prod', "length"),
+    "cut_without_saying": lambda body: ('{"category": "billing", "prod', "stop"),
+    "wrong_enum": lambda body: (
+        json.dumps({"category": "weather", "policy": "../../graph", "rule": "none", "team": "Nobody", "subject": 5}),
+        "stop",
+    ),
+    "wrong_types": lambda body: (json.dumps(dict.fromkeys(("policy", "rule", "team", "body"), 7)), "stop"),
+    "list": lambda body: ("[1, 2]", "stop"),
+    "empty": lambda body: ("", "stop"),
+    "looping_letter": lambda body: (
+        json.dumps({"policy": "general", "subject": "x", "body": "We are glad to help. We are glad to help. " * 5}),
+        "stop",
+    ),
+}  # fmt: skip
+
+
+async def answered(url: str, ticket: str, outbox: Path) -> dict[str, Any]:
+    desk = graph.support_graph(graph.chat_model(url, "stub"), outbox).compile()
+    return await desk.ainvoke({"ticket": ticket})
+
+
+# The graph alone
+
+
+@pytest.mark.parametrize("model", BAD)
+@pytest.mark.parametrize("ticket", [BILLING, BURNT, "?", "Hi"])
+async def test_a_bad_model_still_ends_in_a_sensible_letter(model: str, ticket: str, tmp_path: Path) -> None:
+    with stub_engine(BAD[model]) as url:
+        state = await answered(url, ticket, tmp_path / "outbox.jsonl")
+    found = Classification.model_validate(state["classification"].model_dump())
+    email = Email.model_validate(state["email"].model_dump())
+    assert state["rule"] in _all_rules()
+    assert state["rule"] in email.body, "the template says what the policy says"
+    assert state["team"] == teams_in(read_team_descriptions.invoke({}))[found.category]
+    assert ("a person in our" in email.body) == found.needs_escalation
+    assert set(state["fallbacks"]) >= {"classify", "reply"}
+    assert json.loads((tmp_path / "outbox.jsonl").read_text())["body"] == email.body
+
+
+async def test_a_good_model_needs_no_fallback(tmp_path: Path) -> None:
+    with stub_engine(clever) as url:
+        for ticket in tickets():
+            state = await answered(url, ticket, tmp_path / "outbox.jsonl")
+            assert state["fallbacks"] == [], (ticket, state)
+    assert len((tmp_path / "outbox.jsonl").read_text().splitlines()) == len(tickets())
+
+
+async def test_classification_decides_policy_and_team(tmp_path: Path) -> None:
+    with stub_engine(clever) as url:
+        billing = await answered(url, BILLING, tmp_path / "outbox.jsonl")
+        burnt = await answered(url, BURNT, tmp_path / "outbox.jsonl")
+    assert (billing["classification"].category, billing["team"]) == ("billing", "Payments")
+    assert (burnt["classification"].needs_escalation, burnt["team"]) == (True, "Workshop")
+    assert "unplugged" in burnt["rule"]
+
+
+async def test_a_broken_engine_is_not_hidden_by_fallbacks(tmp_path: Path) -> None:
+    with stub_engine(lambda body: ("", "stop")) as url:
+        dead = url
+    with pytest.raises(Exception, match="Connection error"):
+        await answered(dead, BILLING, tmp_path / "outbox.jsonl")
+
+
+def test_the_graph_knows_nothing_of_orla_lg() -> None:
+    for module in (graph.__file__, graph.__file__.replace("graph.py", "fallbacks.py")):
+        tree = ast.parse(Path(module).read_text())
+        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        ours = {name for name in imported if name.split(".")[0] in ("orla_lg", "orla_lg_llamacpp")}
+        assert ours <= {"orla_lg.demo.fallbacks", "orla_lg.demo.tools"}, ours
+
+
+# Checks and data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Dear [Customer Name], a payment taken twice is returned to the same card within 5 working days.",
+        "We are glad. We are glad. We are glad. We are glad. We are glad. We are glad to help you today.",
+        "A payment taken twice is returned to the same card within 10 working days.",
+        "Thank you very much for your patience and your continued trust in our company and its brand.",
+    ],
+)
+def test_no_customer_gets_gibberish(text: str) -> None:
+    rule = "A payment taken twice is returned to the same card within 5 working days."
+    assert presentable(text, BILLING, rule) is None
+
+
+def test_a_letter_is_cut_where_it_goes_wrong() -> None:
+    rule = "A payment taken twice is returned to the same card within 5 working days."
+    assert presentable(f"{rule} {rule} And [Name] and so", BILLING, rule) == rule
+
+
+def test_every_category_has_policy_rules_and_a_team() -> None:
+    teams = teams_in(read_team_descriptions.invoke({}))
+    for category in Category.__args__:
+        policy = read_policy_yaml.invoke({"policy": category})
+        assert yaml.safe_load(policy)["policy"] == category
+        assert len(rules_in(policy)) == 3
+        assert teams[category]
+    assert len(set(teams.values())) == 4
+
+
+def test_all_tickets_can_be_answered_by_rules_alone() -> None:
+    for ticket in tickets():
+        found = classified_by_rules(ticket)
+        assert found.issue in phrases_of(ticket)
+        for rule in _all_rules():
+            Email(subject=found.issue, body=letter(template(found, rule), team="Front Desk", escalated=True))
+    assert len(tickets()) >= 24
+    kinds = {classified_by_rules(ticket).category for ticket in tickets()}
+    assert kinds == set(Category.__args__)
+
+
+def test_tickets_are_picked_in_order_shuffled_or_again() -> None:
+    assert pick(3) == tickets()[:3]
+    assert pick(5, seed=1) == pick(5, seed=1) != pick(5)
+    assert len(pick(100)) == 100
+
+
+# The run
+
+
+@pytest.mark.parametrize(
+    ("category", "priority"), [("billing", 8), ("technical", 8), ("shipping", 5), ("general", 5)]
+)
+def test_hints_follow_the_classification(category: Category, priority: float) -> None:
+    found = classified_by_rules(BILLING).model_copy(update={"category": category})
+    assert priorities("reply", {"classification": found}) == Hints(priority=priority)
+    assert priorities("classify", {"ticket": BILLING}) is None
+
+
+def test_priorities_reach_the_records(tmp_path: Path) -> None:
+    with stub_engine(clever) as url:
+        letters = [BILLING, "What are your opening hours? I like the Lumo lamp."]
+        outcome = run(
+            Plan(letters, tmp_path / "outbox.jsonl", url, "stub", "openai"), lambda board, orla: nullcontext()
+        )
+    seen = {(record.stage, record.priority) for record in outcome.board.records()}
+    assert seen == {("classify", 0.0)} | {(stage, p) for stage in STAGES[1:] for p in (8.0, 5.0)}
+    assert outcome.board.done == 2 and not outcome.interrupted
+    assert set(outcome.emails) == {1, 2}
+
+
+def test_a_ticket_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    class Desk:
+        async def astream(self, state: dict[str, str], config: Any, stream_mode: str) -> Any:
+            if state["ticket"] == "bad":
+                raise OrlaError("no engine")
+            yield {"reply": {"email": Email(subject="Your lamp", body="x" * 60)}}
+
+    board, emails = Board(2, 0.0), dict[int, Email]()
+    asyncio.run(answer_all(Desk(), ["bad", "good"], board, emails))
+    assert set(emails) == {2}
+    assert [(line.ticket, line.kind, line.text) for line in board.lines] == [(1, "error", "OrlaError: no engine")]
+
+
+def test_control_c_ends_cleanly_with_a_report(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def slow(body: dict[str, Any]) -> tuple[str, str]:
+        asked.set()
+        time.sleep(3)
+        return clever(body)
+
+    with stub_engine(slow) as url:
+        code = "import sys; from tests.test_demo import command_line; sys.exit(command_line(sys.argv[1:]))"
+        arguments = ["demo", "-n", "3", "--plain", "--url", url, "--outbox", str(tmp_path / "o.jsonl")]
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert asked.wait(60)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    assert "0 of 3 answered" in out
+
+
+def command_line(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="orla-lg")
+    command.register(parser.add_subparsers(required=True))
+    args = parser.parse_args(arguments)
+    return int(args.run(args))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo", "-n", "0"], ["demo", "-n", "3", "--ticket", "x"], ["demo", "-n", "x"]]
+)
+def test_wrong_options_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        command_line(arguments)
+    assert refusal.value.code == 2
+    assert "demo" in capsys.readouterr().err
+
+
+def test_a_missing_key_and_a_missing_engine_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    assert command_line(["demo", "--url", "http://127.0.0.1:9/v1", "--api-key-env", "NO_SUCH_KEY"]) == 1
+    assert "NO_SUCH_KEY" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    assert command_line(["demo", "--plain"]) == 1
+    assert "pip install 'orla-lg[demo]'" in capsys.readouterr().err
+
+
+def test_one_ticket_prints_its_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stub_engine(clever) as url:
+        status = command_line(["demo", "--ticket", BILLING, "--url", url, "--outbox", str(tmp_path / "o.jsonl")])
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "Dear customer," in out and "Payments team" in out
+    assert "1 of 1 answered" in out
+    assert "none: every answer of the model could be used" in out
+
+
+# The view
+
+
+def recorded(tmp_path: Path) -> tuple[list[CallEvent], Outcome]:
+    """Return the events of a run of four tickets, and its outcome."""
+    events: list[CallEvent] = []
+
+    @contextmanager
+    def watch(board: Board, orla: Any) -> Iterator[None]:
+        orla.subscribe(events.append)
+        yield
+
+    with stub_engine(clever) as url:
+        return events, run(Plan(pick(4), tmp_path / "outbox.jsonl", url, "stub", "openai"), watch)
+
+
+def test_the_view_draws_every_moment_without_a_terminal(tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    from rich.console import Console
+
+    from orla_lg.demo.view import frame, summary
+
+    events, outcome = recorded(tmp_path)
+    board = Board(4, events[0].at_s)
+    for number, run_id in enumerate(dict.fromkeys(event.run for event in events), start=1):
+        board.expect(run_id or "", number)
+    for width, height in ((80, 24), (120, 40)):
+        replayed = Board(4, events[0].at_s)
+        replayed.statistics = outcome.board.statistics
+        for event in events:
+            replayed.hear(event)
+            console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+            console.print(frame(replayed, width, height))
+            lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+            assert len(lines) <= height
+            assert max(map(len, lines)) <= width
+            assert all(any(stage in line for line in lines) for stage in STAGES)
+        assert replayed.done == 4
+        assert all(not state.waiting and not state.running and not state.inside for state in replayed.stages.values())
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary(outcome.board, tmp_path / "outbox.jsonl"))
+    table = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(stage in table for stage in (*STAGES, "all"))
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_table_adds_up(tmp_path: Path) -> None:
+    _, outcome = recorded(tmp_path)
+    cells = {row.cells[0]: row.cells for row in report.rows(outcome.board)}
+    assert [cells[stage][2] for stage in (*STAGES, "all")] == ["4", "8", "8", "4", "24"]
+    assert cells["all"][5:8] == ("2,160", "960 44%", "216")
+    assert "4 of 4 answered" in report.as_text(outcome.board, None)
+
+
+def test_a_picture_is_written_and_asks_for_nothing_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    with stub_engine(clever) as url:
+        picture = tmp_path / "demo.svg"
+        options = ["--url", url, "--plain", "--outbox", str(tmp_path / "o.jsonl"), "--save-svg", str(picture)]
+        assert command_line(["demo", "-n", "4", *options]) == 0
+    drawn = picture.read_text()
+    assert "policy_check" in drawn
+    assert "cdnjs" not in drawn and "@font-face" not in drawn
+
+
+def test_lines_name_ticket_stage_and_what_happened() -> None:
+    board, lines = Board(1, 10.0), []
+    board.sink = lines.append
+    board.expect("run", 1)
+    board.hear(CallEvent(Happening.QUEUED, 10.5, "run", "run", "reply", "c1", "heavy"))
+    assert board.backends["heavy"].waiting == {"c1": 1}
+    board.hear(CallEvent(Happening.DISPATCHED, 12.0, "run", "run", "reply", "c1", "heavy"))
+    assert board.stages["reply"].running == {"c1"}
+    board.hear(CallEvent(Happening.TOOL_STARTED, 12.5, "run", "run", "reply", detail="send_email"))
+    assert [(line.ticket, line.stage, line.text) for line in lines] == [
+        (1, "reply", "waited 1.5 s for heavy"),
+        (1, "reply", "calls send_email"),
+    ]
+
+
+# The real engine
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_three_tickets_on_the_embedded_engines(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    kept: list[Any] = []
+
+    @contextmanager
+    def watch(board: Board, orla: Any) -> Iterator[None]:
+        kept.append(orla)
+        yield
+        orla.core.serving.check_integrity()
+
+    outcome = run(Plan(pick(3), tmp_path / "outbox.jsonl"), watch)
+    board = outcome.board
+    assert (board.done, board.failed) == (3, 0)
+    by_stage = {name: state.records for name, state in board.stages.items()}
+    assert {name: len(records) for name, records in by_stage.items()} == dict(zip(STAGES, (3, 6, 6, 3), strict=True))
+    assert all(record.error is None and record.ttft_s is not None for record in board.records())
+    assert {record.backend for record in by_stage["classify"]} == {"light"}
+    assert {record.backend for stage in STAGES[1:] for record in by_stage[stage]} == {"heavy"}
+    reused = [record for record in by_stage["reply"] if (record.cached_tokens or 0) > 60]
+    assert reused, [record.cached_tokens for record in by_stage["reply"]]
+    assert len((tmp_path / "outbox.jsonl").read_text().splitlines()) == 3
+    assert board.statistics is not None
+    for name, backend in board.statistics.backends.items():
+        assert backend.memory.slots_held == 0, name
+        assert backend.queue.in_flight == 0, name
+        assert any(effect.startswith("flush:") for effect in backend.memory.effects), (name, backend.memory.effects)

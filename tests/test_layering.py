@@ -1,0 +1,72 @@
+"""Imports point one way: cli → orla → graph, openai_api, adapters → core → errors; and nowhere in a circle."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
+LAYERS = ("errors", "core", "openai_api", "adapters", "graph", "config", "orla", "__init__", "check", "demo", "cli")
+OURS = ("orla_lg", "orla_lg_")
+
+
+def name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "adapters" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name(file): file for file in SOURCES}
+
+
+def layer(module: str) -> int:
+    if not module.startswith("orla_lg."):
+        return LAYERS.index("__init__" if module == "orla_lg" else "adapters")
+    part = module.split(".")[1].strip("_")
+    return LAYERS.index("cli" if part == "main" else part) if part in (*LAYERS, "main") else len(LAYERS)
+
+
+def imports(file: Path, *, runtime: bool) -> set[str]:
+    """Return the modules that *file* imports; with *runtime*, only those imported when it is imported."""
+    found, todo = set(), list(ast.parse(file.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if runtime and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if runtime and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{file}: relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & set(MODULES) or {node.module}
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def test_imports_point_downwards() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, file in MODULES.items()
+        for other in imports(file, runtime=False)
+        if other in MODULES and layer(other) > layer(module)
+    ]
+    assert not wrong
+
+
+def test_the_core_stands_on_the_standard_library() -> None:
+    for module, file in MODULES.items():
+        if module.startswith("orla_lg.core"):
+            for other in imports(file, runtime=False):
+                known = other.split(".")[0] in sys.stdlib_module_names
+                assert known or other.startswith(("orla_lg.core", "orla_lg.errors")), f"{module} imports {other}"
+
+
+def test_no_circles() -> None:
+    graph = {module: imports(file, runtime=True) & set(MODULES) for module, file in MODULES.items()}
+    TopologicalSorter(graph).prepare()

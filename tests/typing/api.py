@@ -1,0 +1,82 @@
+"""Never run: mypy must accept the public face as the documentation shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict, assert_type
+
+from langchain_core.messages import AIMessage
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from orla_lg import (
+    Assignment,
+    Backend,
+    BackendView,
+    CacheAction,
+    CacheEvent,
+    Call,
+    ChatOrla,
+    Cost,
+    Current,
+    EventKind,
+    Hints,
+    Orla,
+    OrlaSaver,
+    Queued,
+    Record,
+    Statistics,
+    Verb,
+)
+
+
+class State(TypedDict):
+    text: str
+
+
+class Cheapest:
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+        return Assignment(min(backends, key=lambda backend: backend.cost.input_per_mtoken).name, mapper="cheapest")
+
+
+class ShortestPrompt:
+    def key(self, head: Queued, now: float) -> tuple[int]:
+        return (head.call.ask.prompt_chars,)
+
+
+class FlushWhenIdle:
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:
+        return [CacheAction(Verb.FLUSH, event.workflow)] if event.kind is EventKind.IDLE else []
+
+
+def hints(stage: str, state: State) -> Hints | None:
+    return Hints(priority=len(state["text"]))
+
+
+heavy = Backend("heavy", "http://h/v1", max_concurrency=32, cost=Cost(input_per_mtoken=0.2), quality=0.9)
+orla = Orla(
+    backends=[Backend("light", "http://l/v1", model="Qwen/Qwen3-4B", engine="vllm", aliases=["gpt"]), heavy],
+    mapper={"classify": "light", "*": ["heavy", "light"]},
+    stage_policy="priority",
+    request_policy="fcfs",
+    memory="default",
+)
+mine = Orla(
+    [heavy], Cheapest(), stage_policy=ShortestPrompt(), request_policy=ShortestPrompt(), memory=FlushWhenIdle()
+)
+builder = StateGraph(State)
+graph: CompiledStateGraph[State, None, State, State] = orla.wrap(builder.compile(), hints=hints)
+orla.wrap(graph, mapper={"classify": "light"}).invoke({"text": "hello"})
+model: ChatOpenAI = ChatOrla(orla=orla, model="heavy")
+answer: AIMessage = ChatOrla(orla=orla, model="heavy").invoke("hello")
+saver: BaseCheckpointSaver[str] = OrlaSaver(orla, inner=InMemorySaver())
+assert_type(Orla.from_config("orla.toml").records(), list[Record])
+assert_type(Orla.from_env().statistics(), Statistics)
+assert_type(orla.prioritize("run", 3.0), bool)
+assert_type(orla.current(), Current | None)
+with orla as entered:
+    assert_type(entered, Orla)
+orla.close()
