@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast, overload
+
+from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.core.backend import Backend, BackendAdapter
@@ -21,12 +25,13 @@ from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaCl
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
+from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
 
 ENTRY_POINTS = "orla_lg.backends"
 CONNECT_PATIENCE_S = 2.5
 
-Graph = TypeVar("Graph")
+Graph = TypeVar("Graph", bound=AnyPregel)
 MapperLike = StageMapper | Mapping[str, str | Sequence[str]]
 
 
@@ -121,7 +126,21 @@ class Orla:
 
     # The ways in
 
-    def wrap(self, graph: Graph, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None) -> Graph:
+    @overload
+    def wrap(
+        self,
+        graph: StateGraph[StateT, ContextT, InputT, OutputT],
+        *,
+        mapper: MapperLike | None = None,
+        hints: HintsFunction | None = None,
+    ) -> CompiledStateGraph[StateT, ContextT, InputT, OutputT]: ...
+
+    @overload
+    def wrap(
+        self, graph: Graph, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None
+    ) -> Graph: ...
+
+    def wrap(self, graph: Any, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None) -> Any:
         """Return *graph*, compiled, with its model calls served from here; *graph* itself is untouched.
 
         Args:
@@ -138,7 +157,7 @@ class Orla:
         if not self.core.disabled:
             self.connect()
         narrowed = stage_mapper(mapper)
-        return cast("Graph", wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints))
+        return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints)
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""

@@ -390,6 +390,25 @@ def test_the_view_draws_every_moment_without_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, table.splitlines())) <= 80
 
 
+def test_long_queues_and_long_lines_stay_inside_the_terminal() -> None:
+    pytest.importorskip("rich")
+    from rich.console import Console
+
+    from orla_lg.demo.view import frame
+
+    board = Board(60, 0.0)
+    for number in range(60):
+        board.expect(f"run{number}", number)
+        board.hear(CallEvent(Happening.QUEUED, 1.0, "w", f"run{number}", "classify", f"c{number}", "light"))
+        board.note(1.0, f"run{number}", "classify", "error", "it went wrong " * 20)
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
+    console.print(frame(board, 80, 24))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+    assert any("60 waiting" in line for line in lines)
+
+
 def test_the_table_adds_up(tmp_path: Path) -> None:
     _, outcome = recorded(tmp_path)
     cells = {row.cells[0]: row.cells for row in report.rows(outcome.board)}

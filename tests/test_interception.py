@@ -679,3 +679,11 @@ def test_disabled(
     assert [(seen.key, seen.body["model"]) for seen in engine.chats] == [(BACKEND_KEY, "stub-model")] * 2
     assert not {"priority", "tenant"} & (engine.chats[0].body.keys() | engine.chats[1].body.keys())
     assert openai.OpenAI.request is SDK_REQUEST and not orla.records()
+
+
+def test_an_engines_error_is_not_its_own_cause(engine: StubEngine, orla: Orla) -> None:
+    engine.rule = lambda seen: Reply(status=500)
+    with pytest.raises(openai.InternalServerError) as caught:
+        ChatOrla(orla=orla, model="main", max_retries=0).invoke("x")
+    cause = caught.value.__cause__
+    assert cause is None or cause.__cause__ is not cause

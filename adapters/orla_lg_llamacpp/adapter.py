@@ -25,9 +25,7 @@ class LlamaCppAdapter(OpenAIAdapter):
     def root(self) -> str:
         """The server's own API lies beside ``/v1``."""
         parts = urlsplit(self.backend.url)
-        return urlunsplit(
-            (parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + "/", "", "")
-        )
+        return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + "/", "", ""))
 
     async def probe(self) -> Probe:
         """Ask for models, slots and context, and whether slots can be erased."""

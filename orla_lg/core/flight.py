@@ -77,8 +77,8 @@ class Flight:
         """Take a place in the desk's queue; a call that comes back keeps its arrival number there."""
         known = self._queued.order if self._queued is not None and self._desk is desk else None
         self._assignment, self._desk, self._entered_s = assignment, desk, self._serving.clock()
-        self._serving.signal(self._serving.book.call_started(self.call, desk.backend.name))
         self._booked = True
+        self._serving.signal(self._serving.book.call_started(self.call, desk.backend.name))
         running = self._serving.book.is_running(self.call.identity.workflow)
         self._queued = desk.enter(self.call, order=known, running=running, holds_grant=holds_grant)
 
@@ -145,7 +145,7 @@ class Flight:
         assert self._desk is not None
         if failure.unreachable:
             self._desk.lost(BackendUnavailable(str(failure.cause)))
-        self._give_back()
+        self._give_back(failed=True)
 
     def hold(self) -> None:
         """Note in this context that the grant stays out while the response is read."""
@@ -173,8 +173,10 @@ class Flight:
             self._open = False
             if self._holding is not None:
                 self._holding.open = False
-        self.record = self._make_record(error)
-        self._give_back()
+        try:
+            self.record = self._make_record(error)
+        finally:
+            self._give_back(failed=error is not None)
         serving = self._serving
         if self.record.external:
             serving.count_external()
@@ -190,19 +192,23 @@ class Flight:
         if self._on_end is not None:
             self._on_end(self.record)
 
-    def _give_back(self) -> None:
+    def _give_back(self, *, failed: bool) -> None:
         if self._desk is None or not self._booked:
             return
         self._booked = False
         workflow = self.call.identity.workflow
         if self._queued is not None:
             book = self._serving.book
-            self._desk.leave(self._queued, tokens=self._cached_after(), followed=lambda: book.is_running(workflow))
+            tokens = self._cached_after(failed=failed)
+            self._desk.leave(self._queued, tokens=tokens, followed=lambda: book.is_running(workflow))
         self._serving.signal(self._serving.book.call_ended(self.call, self._desk.backend.name))
 
-    def _cached_after(self) -> int:
+    def _cached_after(self, *, failed: bool) -> int:
+        """Return the tokens left in the engine's cache; 0 where the call may never have reached it."""
         if self.usage is not None:
             return self.usage.prompt_tokens + self.usage.completion_tokens
+        if failed and self._first_s is None:
+            return 0
         return self.call.ask.prompt_chars // CHARS_PER_TOKEN + 1
 
     def _make_record(self, error: BaseException | str | None) -> Record:

@@ -19,7 +19,7 @@ from orla_lg.errors import ConfigError, MappingError, did_you_mean
 ANY_STAGE = "*"
 AUTO = "auto"
 
-CHARS_PER_TOKEN_AT_MOST = 7
+CHARS_PER_TOKEN_AT_MOST = 12
 """No tokenizer in use packs natural text or code more densely; a prompt refused by it is surely too long."""
 
 
@@ -183,6 +183,4 @@ def unfit(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
                 f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters), "
                 f"its context holds {probe.context_tokens}"
             )
-        elif (ask.max_tokens or 0) > probe.context_tokens:
-            faults.append(f"max_tokens {ask.max_tokens} exceeds its context of {probe.context_tokens} tokens")
     return faults

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from orla_lg.core.backend import Backend, BackendAdapter, BackendView
 from orla_lg.core.background import Background
@@ -176,7 +177,7 @@ class Serving:
                 flight.missed(failure)
                 retry = self.retries.next(failure, assignment, tried, sender.max_attempts)
                 if retry is None:
-                    raise self._verdict(failure, tried) from failure.cause
+                    self._give_up(failure, tried)
                 if retry.delay_s:
                     yield Sleep(retry.delay_s)
                 backend = retry.backend
@@ -207,14 +208,14 @@ class Serving:
             f"deadline was {call.hints.deadline_s} s; {desk.queue.waiting} calls wait there"
         )
 
-    def _verdict(self, failure: AttemptFailed, tried: list[str]) -> Exception:
+    def _give_up(self, failure: AttemptFailed, tried: list[str]) -> NoReturn:
         if not failure.unreachable:
-            return failure.cause
+            raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
         where = ", ".join(f"{name!r} ({self.desks[name].backend.url})" for name in dict.fromkeys(tried))
-        return BackendUnavailable(
+        raise BackendUnavailable(
             f"no engine answered at backend {where} in {len(tried)} attempts: {failure.cause}; "
             f"is it running? `orla-lg check` probes it"
-        )
+        ) from failure.cause
 
     # Step 8, and what the graph tells
 
@@ -240,8 +241,9 @@ class Serving:
         state = self.book.run(run)
         if state is None:
             return
-        self.signal(self.book.run_ended(run, outcome))
-        self._tell(CallEvent(Happening.RUN_ENDED, self.clock(), state.workflow, run, detail=str(outcome)))
+        ended = state.ends(outcome)
+        self.signal(self.book.run_ended(run, ended))
+        self._tell(CallEvent(Happening.RUN_ENDED, self.clock(), state.workflow, run, detail=str(ended)))
 
     def thread_deleted(self, thread_id: str) -> None:
         """Free what a deleted thread kept."""

@@ -40,6 +40,10 @@ class RunState:
     node_hints: dict[str, Hints] = field(default_factory=dict)
     """Per execution of a node (namespace with ids), what the ``hints`` function said."""
 
+    def ends(self, told: Outcome) -> Outcome:
+        """Return how the run really ends: LangGraph tells an interrupted one as done."""
+        return Outcome.INTERRUPTED if told is Outcome.DONE and self.interrupted else told
+
 
 @dataclass(eq=False, slots=True)
 class WorkflowState:
@@ -97,8 +101,6 @@ class WorkflowBook:
             state = self._runs.pop(run, None)
             if state is None:
                 return []
-            if outcome is Outcome.DONE and state.interrupted:
-                outcome = Outcome.INTERRUPTED
             self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
             known = self._workflows.get(state.workflow)
             if known is None:  # its thread was deleted while it ran

@@ -45,7 +45,7 @@ def rows(board: Board) -> list[Row]:
 
 def _cells(name: str, records: Sequence[Record]) -> tuple[str, ...]:
     backends = sorted({record.backend or "-" for record in records})
-    prompt, cached = _sum(r.prompt_tokens for r in records), 0
+    prompt, cached = _sum(r.prompt_tokens for r in records), _sum(r.cached_tokens for r in records)
     first = [record.ttft_s for record in records if record.ttft_s is not None]
     return (
         name,

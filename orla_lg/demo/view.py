@@ -123,7 +123,7 @@ def _edges(canvas: Canvas, each: int, gap: int, board: Board) -> None:
 # Who is where, and what happened
 
 
-def backend_line(board: Board, name: str, width: int) -> Text:
+def backend_line(board: Board, name: str) -> Text:
     """Return a backend's slots with the tickets in them, and its queue."""
     state = board.backends.get(name)
     running = list(state.running.values()) if state else []
@@ -139,7 +139,6 @@ def backend_line(board: Board, name: str, width: int) -> Text:
     line.append(f"  {len(waiting)} waiting ", "yellow" if waiting else "bright_black")
     for number in sorted(waiting, key=lambda number: number not in board.urgent):
         line.append(f" {number:02}", "bright_yellow" if number in board.urgent else "cyan")
-    line.truncate(width, overflow="ellipsis")
     return line
 
 
@@ -175,19 +174,16 @@ def frame(board: Board, width: int, height: int) -> RenderableType:
     """Return the whole view at this moment, for a terminal of that size."""
     with board.lock:
         width = min(width, 124)
-        title = Text("orla-lg demo", style="bold")
+        title = Text("orla-lg demo", style="bold", no_wrap=True, overflow="ellipsis")
         title.append(f"  {board.tickets} tickets   {board.now_s - board.started_s:5.1f} s   ", "bright_black")
         title.append(" billing, technical: go first ", _URGENT)
         title.append(" ")
         title.append(" others ", _CALM)
-        title.truncate(width)
         names = list(board.statistics.backends) if board.statistics else list(board.backends)
         room = max(2, height - FIXED_ROWS - len(names))
         log = [line_text(line) for line in list(board.lines)[-room:]]
         log += [Text("")] * (room - len(log))
-        for text in log:
-            text.truncate(width, overflow="ellipsis")
-        backends = [backend_line(board, name, width) for name in names]
+        backends = [backend_line(board, name) for name in names]
         blank = Text("")
         parts = [title, blank, graph_drawing(board, width), blank, *backends, blank, *log, blank]
         return Group(*parts, progress_line(board, width))
@@ -258,6 +254,6 @@ class Picture:
             record=True, width=self.width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
         )
         console.print(self._middle or frame(self._board, self.width, self.height))
-        console.print(summary(self._board, outbox))
+        console.print(Text(""), summary(self._board, outbox))
         picture = console.export_svg(title="orla-lg demo")
         path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")

@@ -121,9 +121,7 @@ class GraphEvents(GraphCallbackHandler):
                 run.node_hints.pop(namespace, None)
             self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
-            run = self._core.serving.book.run(root)
-            paused = outcome is Outcome.DONE and run is not None and run.interrupted
-            self._core.serving.run_ended(root, Outcome.INTERRUPTED if paused else outcome)
+            self._core.serving.run_ended(root, outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """Note that a run pauses for a human; its root then ends like any other."""

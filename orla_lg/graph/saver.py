@@ -243,18 +243,14 @@ def _stages_next(
     if stages:
         where = config.get("configurable", {})
         thread_id = where.get("thread_id")
-        signals.stages_next(
-            None if thread_id is None else str(thread_id), where.get("checkpoint_ns", ""), stages
-        )
+        signals.stages_next(None if thread_id is None else str(thread_id), where.get("checkpoint_ns", ""), stages)
 
 
 def _thread_deleted(signals: CheckpointSignals, thread_id: object) -> None:
     signals.thread_deleted(str(thread_id))
 
 
-def _threads_pruned(
-    signals: CheckpointSignals, thread_ids: Sequence[object], strategy: str = "keep_latest"
-) -> None:
+def _threads_pruned(signals: CheckpointSignals, thread_ids: Sequence[object], strategy: str = "keep_latest") -> None:
     if strategy == "delete":  # nothing is kept: deleting a thread by another name
         for thread_id in thread_ids:
             signals.thread_deleted(str(thread_id))

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg.core.call import Call
 from orla_lg.core.memory import CacheEvent, EventKind
-from orla_lg.core.workflow import Outcome, WorkflowBook
+from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 from .fakes import a_call
 
@@ -39,18 +40,17 @@ class BookMachine(RuleBasedStateMachine):
         assert self.book.is_running(thread or run)
 
     @precondition(lambda self: self.runs)
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome), interrupted=st.booleans())
-    def run_ended(self, data: st.DataObject, outcome: Outcome, interrupted: bool) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
+    def run_ended(self, data: st.DataObject, outcome: Outcome) -> None:
         run = data.draw(st.sampled_from(sorted(self.runs)))
         thread = self.runs.pop(run)
-        self.book.run(run).interrupted = interrupted
         known = self.book.is_running(thread or run)
         kinds = self.hear(self.book.run_ended(run, outcome))
         assert self.hear(self.book.run_ended(run, outcome)) == [] and self.book.run(run) is None
         if thread is None:
             assert kinds == [EventKind.OVER]
         elif known and thread not in self.runs.values():
-            paused = outcome is Outcome.INTERRUPTED or (outcome is Outcome.DONE and interrupted)
+            paused = outcome is Outcome.INTERRUPTED
             assert kinds[0] is (EventKind.INTERRUPTED if paused else EventKind.IDLE)
             assert set(kinds[1:]) <= {EventKind.FORGOTTEN}
 
@@ -116,3 +116,11 @@ def test_a_thread_that_comes_back_to_another_backend_has_left_the_first() -> Non
         assert book.call_started(call, backend) == told
         book.call_ended(call, backend)
         book.run_ended(run, Outcome.DONE)
+
+
+@pytest.mark.parametrize("told", Outcome)
+def test_an_interrupted_run_is_told_as_done(told: Outcome) -> None:
+    run = RunState("r", "w")
+    assert run.ends(told) is told
+    run.interrupted = True
+    assert run.ends(told) is (Outcome.INTERRUPTED if told is Outcome.DONE else told)
