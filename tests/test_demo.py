@@ -29,6 +29,7 @@ from orla_lg.demo.fallbacks import (
     Email,
     best_rule,
     classified_by_rules,
+    corrected,
     letter,
     phrases_of,
     presentable,
@@ -210,6 +211,13 @@ def test_the_graph_knows_nothing_of_orla_lg() -> None:
 def test_no_customer_gets_gibberish(text: str) -> None:
     rule = "A payment taken twice is returned to the same card within 5 working days."
     assert presentable(text, BILLING, rule) is None
+
+
+def test_a_category_that_the_ticket_supports_is_the_models_to_choose() -> None:
+    ticket = "You charged me for the repair of my Brisa purifier, and it is broken again."
+    ruled = classified_by_rules(ticket)
+    kept = {c: corrected(ruled.model_copy(update={"category": c}), ticket).category for c in Category.__args__}
+    assert kept == {c: c if c in ("billing", "technical") else ruled.category for c in Category.__args__}
 
 
 def test_a_letter_is_cut_where_it_goes_wrong() -> None:

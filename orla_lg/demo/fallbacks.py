@@ -49,9 +49,13 @@ class Email(BaseModel):
 # Classification
 
 
+def _signs_of(ticket: str) -> dict[str, int]:
+    return {name: len(re.findall(rf"\b(?:{signs})\b", ticket, re.I)) for name, signs in _SIGNS.items()}
+
+
 def category_of(ticket: str) -> Category:
     """Return the category whose signs are most frequent in the ticket."""
-    counts = {name: len(re.findall(rf"\b(?:{signs})\b", ticket, re.I)) for name, signs in _SIGNS.items()}
+    counts = _signs_of(ticket)
     best = max(counts, key=lambda name: counts[name])
     return cast("Category", best if counts[best] else "general")
 
@@ -92,7 +96,7 @@ def corrected(found: Classification, ticket: str) -> Classification:
     """Return a model's classification with every field replaced that cannot be right for this ticket."""
     ruled, quotable = classified_by_rules(ticket), phrases_of(ticket)
     return Classification(
-        category=ruled.category,
+        category=found.category if _signs_of(ticket).get(found.category) else ruled.category,
         product=found.product if found.product == "other" or found.product.split()[0] in ticket else ruled.product,
         issue=found.issue if found.issue in quotable else ruled.issue,
         request=found.request if found.request in quotable else ruled.request,
