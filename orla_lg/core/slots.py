@@ -7,7 +7,7 @@ idle, interrupted or unknown is only *remembered* and may be taken. Who may sit 
 own   a slot of the workflow itself, the one sharing most of the prompt
 free  nobody's slot, a clean one first
 left  a slot remembered for a workflow that is not running, least recently used first
-more  a second slot of a workflow that has another one (its parallel branches have joined)
+more  a second slot of a workflow, idle for ``spare_hold_s``: its parallel branches have probably joined
 late  a slot whose holder made no call for ``hold_s``: holding is a favour, bounded for everyone's sake
 ====  =========================================================================================
 
@@ -66,6 +66,8 @@ class SlotTable:
 
     count: int
     hold_s: float = 5.0
+    spare_hold_s: float = 1.0
+    """Long enough for a branch that calls a quick tool and then the model again."""
     slots: list[Slot] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,20 +100,18 @@ class SlotTable:
         return min((s for s in self._idle() if s.owner is None), key=lambda s: s.flushed, default=None)
 
     def _takeable(self, now: float) -> Slot | None:
-        owned = Counter(s.owner for s in self.slots)
-        ranked = [
-            (rank, s.last_used_s, s.index, s)
-            for s in self._idle()
-            if s.owner is not None and (rank := self._rank(s, owned, now)) is not None
-        ]
-        return min(ranked)[3] if ranked else None
+        owned = self._owned()
+        due = [s for s in self._idle() if s.owner is not None and now >= self._due_s(s, owned)]
+        return min(due, key=lambda s: (s.held, s.held and owned[s.owner] == 1, s.last_used_s), default=None)
 
-    def _rank(self, slot: Slot, owned: Counter[str | None], now: float) -> int | None:
+    def _due_s(self, slot: Slot, owned: Counter[str | None]) -> float:
+        """Return when (monotonic) others may take an idle slot."""
         if not slot.held:
-            return 0
-        if owned[slot.owner] > 1:
-            return 1
-        return 2 if now - slot.last_used_s >= self.hold_s else None
+            return slot.last_used_s
+        return slot.last_used_s + (self.spare_hold_s if owned[slot.owner] > 1 else self.hold_s)
+
+    def _owned(self) -> Counter[str | None]:
+        return Counter(s.owner for s in self.slots)
 
     def _idle(self) -> list[Slot]:
         return [s for s in self.slots if not (s.busy or s.erasing)]
@@ -124,7 +124,8 @@ class SlotTable:
 
     def next_expiry_s(self) -> float | None:
         """Return when (monotonic) the first idle holder's favour ends, or ``None``."""
-        return min((s.last_used_s + self.hold_s for s in self._idle() if s.held), default=None)
+        owned = self._owned()
+        return min((self._due_s(s, owned) for s in self._idle() if s.held), default=None)
 
     def vacate(self, index: int, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool) -> None:
         """Note that the call in slot *index* ended.

@@ -31,9 +31,10 @@ class SlotMachine(RuleBasedStateMachine):
             return 1
         if not slot.held:
             return 2
+        idle_s = self.now - slot.last_used_s
         if sum(other.owner == slot.owner for other in self.table.slots) > 1:
-            return 3
-        return 4 if self.now - slot.last_used_s >= self.table.hold_s else None
+            return 3 if idle_s >= self.table.spare_hold_s else None
+        return 4 if idle_s >= self.table.hold_s else None
 
     @rule(workflow=WORKFLOWS, hold=st.booleans(), prefix=st.lists(st.integers(0, 2), max_size=3))
     def seat(self, workflow: str, hold: bool, prefix: list[int]) -> None:
@@ -102,8 +103,17 @@ class SlotMachine(RuleBasedStateMachine):
     def sound(self) -> None:
         self.table.check_integrity()
         assert {slot.index for slot in self.table.slots if slot.busy} == set(self.sitting)
-        idle_held = [slot.last_used_s for slot in self.table.slots if slot.held and not (slot.busy or slot.erasing)]
-        assert self.table.next_expiry_s() == (min(idle_held) + self.table.hold_s if idle_held else None)
+        due = [
+            slot.last_used_s
+            + (
+                self.table.spare_hold_s
+                if [s.owner for s in self.table.slots].count(slot.owner) > 1
+                else self.table.hold_s
+            )
+            for slot in self.table.slots
+            if slot.held and not (slot.busy or slot.erasing)
+        ]
+        assert self.table.next_expiry_s() == min(due, default=None)
 
 
 SlotMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
