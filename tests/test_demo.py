@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orla_lg import CallEvent, Happening, Hints, OrlaError
-from orla_lg.demo import command, graph, report
+from orla_lg import CallEvent, Happening, Hints, OrlaError, cli
+from orla_lg.demo import graph, report
 from orla_lg.demo.board import STAGES, Board
 from orla_lg.demo.fallbacks import (
     Category,
@@ -290,11 +289,11 @@ def test_a_ticket_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_control_c_ends_cleanly_with_a_report(tmp_path: Path) -> None:
-    asked = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
 
     def slow(body: dict[str, Any]) -> tuple[str, str]:
         asked.set()
-        time.sleep(3)
+        ended.wait(30)
         return clever(body)
 
     with stub_engine(slow) as url:
@@ -307,18 +306,14 @@ def test_control_c_ends_cleanly_with_a_report(tmp_path: Path) -> None:
         assert asked.wait(60)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
+        ended.set()
     assert child.returncode == 130, err
     assert "Traceback" not in err
     assert "0 of 3 answered" in out
 
 
 def command_line(arguments: list[str]) -> int:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="orla-lg")
-    command.register(parser.add_subparsers(required=True))
-    args = parser.parse_args(arguments)
-    return int(args.run(args))
+    return cli.main(arguments)
 
 
 @pytest.mark.parametrize(
