@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+from langchain_openai.chat_models import _client_utils
 
 from orla_lg import Backend, Orla
 from tests.stub_engine import MODEL, StubEngine
@@ -26,6 +27,14 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2"):
         monkeypatch.setenv(name, "false")
+
+
+@pytest.fixture(autouse=True)
+def _own_http_clients() -> Iterator[None]:
+    """LangChain keeps HTTP clients by URL, beyond their loop; a later stub may get the same port."""
+    yield
+    _client_utils._cached_sync_httpx_client.cache_clear()
+    _client_utils._cached_async_httpx_client.cache_clear()
 
 
 @pytest.fixture

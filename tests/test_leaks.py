@@ -266,7 +266,7 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
         handler = wrapped.config["callbacks"][-1]
         assert not handler._nodes and not len(handler._heard)
     # LangGraph's ended tasks may still hold the exceptions of a few calls, with their frames; none is under way.
-    assert living(RunState) == 0
+    assert living(RunState) < RUNS / 100
     assert not any(flight._open for flight in alive(Flight))
     assert living(Flight) < RUNS / 100
     assert (engine.in_flight, slotted.in_flight) == (0, 0)
