@@ -60,6 +60,8 @@ class Block(TypedDict):
     form: str
     calls: int
     rate: float | None
+    seed: int
+    """Blocks with the same seed have the same arrivals, whatever their arm."""
     taken_ms: list[float]
 
 
@@ -94,7 +96,7 @@ class Arm:
         call = self.ainvoke if state["form"] == "ainvoke" else self.astream
         if state["rate"] is None:
             return {"taken_ms": [await timed(call) for _ in range(state["calls"])]}
-        return {"taken_ms": await open_loop(call, state["calls"], state["rate"])}
+        return {"taken_ms": await open_loop(call, state["calls"], state["rate"], random.Random(state["seed"]))}
 
     async def ainvoke(self) -> None:
         await self.model.ainvoke(PROMPT)
@@ -103,8 +105,8 @@ class Arm:
         async for _ in self.model.astream(PROMPT):
             pass
 
-    async def run(self, form: str, calls: int, rate: float | None) -> list[float]:
-        given: Block = {"form": form, "calls": calls, "rate": rate, "taken_ms": []}
+    async def run(self, form: str, calls: int, rate: float | None, seed: int = 0) -> list[float]:
+        given: Block = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
         if form == "invoke":
             return (await asyncio.to_thread(self.graph.invoke, given))["taken_ms"]
         return (await self.agraph.ainvoke(given))["taken_ms"]
@@ -116,7 +118,7 @@ async def timed(call: Callable[[], Awaitable[None]]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float) -> list[float]:
+async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float, dice: random.Random) -> list[float]:
     """Let calls arrive at *rate* per second, as they would from users who do not know of each other."""
     taken: list[float] = []
 
@@ -126,7 +128,7 @@ async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float
     clock = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(calls):
-            clock += random.expovariate(rate)
+            clock += dice.expovariate(rate)
             await asyncio.sleep(max(0.0, clock - time.perf_counter()))
             group.create_task(arrive())
     return taken
@@ -147,7 +149,7 @@ async def measure(arms: list[Arm], blocks: int, quick: bool) -> None:
             order = arms if number % 2 == 0 else arms[::-1]
             for arm in order:
                 gc.collect()
-                arm.times.setdefault((form, load), []).append(await arm.run(form, calls, rate))
+                arm.times.setdefault((form, load), []).append(await arm.run(form, calls, rate, number))
             print(f"\r{form:8} {load:14} block {number + 1}/{blocks}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
 
@@ -251,7 +253,6 @@ async def main() -> int:
     parser.add_argument("--only-memory", action="store_true")
     parser.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
     args = parser.parse_args()
-    random.seed(1)
     with stub() as url, Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla:
         plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
         arms = [

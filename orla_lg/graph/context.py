@@ -169,11 +169,12 @@ def origin() -> Origin | None:
     config = config or {}
     manager = config.get("callbacks")
     configurable = config.get("configurable") or {}
-    if started is not None:
+    parent = manager.parent_run_id if isinstance(manager, BaseCallbackManager) else None
+    # One that another chain started is over: its end takes nothing away (see ``GraphEvents.ignore_llm``).
+    if started is not None and parent in (None, started[1].parent_id):
         handler, run = started
         run = ModelRun(run.id, run.parent_id, run.metadata, _handlers(manager))
         return Origin(handler.orla_binding, run.metadata, run.parent_id, configurable, run)
-    parent = manager.parent_run_id if isinstance(manager, BaseCallbackManager) else None
     return Origin(binding_among(_handlers(manager), parent), config.get("metadata") or {}, parent, configurable, None)
 
 
