@@ -99,8 +99,9 @@ def assign(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
         if call.may_pass:
             return None
         known = {name for backend in backends for name in backend.models}
+        where = f"stage {call.identity.stage!r}" if call.identity.stage else "a call outside any graph"
         raise MappingError(
-            f"stage {call.identity.stage!r}: model {call.ask.model!r} is neither a backend nor served by one, "
+            f"{where}: model {call.ask.model!r} is neither a backend nor served by one, "
             f"and no mapping names the stage{did_you_mean(call.ask.model, known)}"
         )
     view = find(backends, chosen.backend)

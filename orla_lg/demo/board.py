@@ -146,7 +146,7 @@ class Board:
     def _ended(self, event: CallEvent) -> None:
         self.done += event.detail == "done"
         self.failed += event.detail != "done"
-        self._tell(event, "end", f"{event.detail}: its cache is flushed")
+        self._tell(event, "end", f"{event.detail}: its cache is given up")
 
     # What the graph's own results tell
 

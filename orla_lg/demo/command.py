@@ -54,7 +54,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ticket", metavar="TEXT", help="answer this one ticket and print the letter")
+    which.add_argument("--ticket", type=_ticket, metavar="TEXT", help="answer this one ticket and print the letter")
     many = "answer N of the tickets that come with the demo, all at once (default: %(default)s)"
     which.add_argument("-n", "--tickets", type=_count, default=DEFAULT_TICKETS, metavar="N", help=many)
     parser.add_argument("--seed", type=int, metavar="N", help="shuffle these tickets; the same N, the same order")
@@ -69,6 +69,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shown.add_argument("--plain", action="store_true", help="lines instead of the live view, as into a pipe")
     shown.add_argument("--save-svg", type=Path, metavar="FILE", help="also write a picture of the run")
     parser.set_defaults(run=main)
+
+
+def _ticket(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the ticket is empty; say what is wrong, in a sentence")
+    return text
 
 
 def _count(text: str) -> int:

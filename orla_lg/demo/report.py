@@ -16,7 +16,7 @@ HEADINGS = ("stage", "backend", "calls", "wait s", "TTFT s", "prompt", "cached",
 
 _EFFECTS = {
     "flush:freed": "caches erased",
-    "flush:deferred": "left to be overwritten",
+    "flush:deferred": "given up, to be overwritten by the next call",
     "flush:unsupported": "given up, which this engine cannot do",
     "flush:failed": "could not be erased",
 }

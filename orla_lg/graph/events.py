@@ -97,7 +97,10 @@ class GraphEvents(GraphCallbackHandler):
         if self.orla_binding.hints is None:
             return None
         try:
-            return self.orla_binding.hints(stage, state)
+            said = self.orla_binding.hints(stage, state)
+            if not isinstance(said, Hints | None):
+                raise TypeError(f"it returned {type(said).__name__}, expected Hints or None")
+            return said
         except Exception:
             log.exception("the hints function failed for stage %r; the stage runs without its hints", stage)
             return None

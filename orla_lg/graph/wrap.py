@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -18,6 +20,8 @@ from orla_lg.graph.events import GraphEvents
 from orla_lg.graph.interception import install
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.structure import AnyPregel, stages_of, title
+
+log = logging.getLogger("orla_lg")
 
 _LOST_BY_COPY = ("_output_mapper", "_state_mapper", "_serde_allowlist")
 """Set after construction by LangGraph, so ``copy`` drops them."""
@@ -97,9 +101,18 @@ def validate(core: Core, graph: AnyPregel, mapper: StageMapper | None) -> None:
         faults += mapper.check_stages(stages)
         faults += mapper.check_backends(view.name for view in views)
     faults += _unserved(core, mapper)
+    _warn_of_misspelt_stages(core, graph, stages)
     if faults:
         listed = "".join(f"\n  - {fault}" for fault in faults)
         raise MappingError(f"{title(graph)} cannot be served as mapped:{listed}")
+
+
+def _warn_of_misspelt_stages(core: Core, graph: AnyPregel, stages: list[str]) -> None:
+    """Warn of names in the shared mapping that this graph nearly has; they may be another graph's."""
+    shared = core.serving.mapper
+    for name in shared.table if isinstance(shared, ExplicitMapper) else ():
+        if name not in stages and (near := difflib.get_close_matches(name, stages, n=1, cutoff=0.8)):
+            log.warning("the shared mapping names stage %r; %s has %r: is it meant?", name, title(graph), near[0])
 
 
 def _unserved(core: Core, mapper: StageMapper | None) -> list[str]:
