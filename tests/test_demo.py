@@ -479,3 +479,17 @@ def test_three_tickets_on_the_embedded_engines(tmp_path: Path) -> None:
         assert backend.memory.slots_held == 0, name
         assert backend.queue.in_flight == 0, name
         assert any(effect.startswith("flush:") for effect in backend.memory.effects), (name, backend.memory.effects)
+
+
+def test_a_dead_engine_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outbox = tmp_path / "o.jsonl"
+    assert command_line(["demo", "-n", "3", "--plain", "--url", "http://127.0.0.1:9/v1", "--outbox", str(outbox)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("does not answer") == 1
+    assert "#01" not in printed.out
+
+
+def test_an_empty_ticket_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(["demo", "--ticket", "  "])
+    assert "the ticket is empty" in capsys.readouterr().err

@@ -687,3 +687,31 @@ def test_an_engines_error_is_not_its_own_cause(engine: StubEngine, orla: Orla) -
         ChatOrla(orla=orla, model="main", max_retries=0).invoke("x")
     cause = caught.value.__cause__
     assert cause is None or cause.__cause__ is not cause
+
+
+@pytest.mark.parametrize("said", [8, "urgent", {"priority": 8}])
+def test_hints_of_the_wrong_type_are_logged_and_the_stage_runs(
+    engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture, said: Any
+) -> None:
+    llm = chat(engine)
+
+    def speak(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("speak", speak)
+    builder.add_edge(START, "speak")
+    orla.wrap(builder, hints=lambda stage, state: said).invoke({"messages": ["Hello"]})
+    assert orla.records()[0].priority == 0
+    assert "expected Hints or None" in caplog.text
+
+
+def test_a_misspelt_stage_in_the_shared_mapping_is_warned_of(
+    engine: StubEngine, make_orla: Callable[..., Orla], caplog: pytest.LogCaptureFixture
+) -> None:
+    builder = StateGraph(MessagesState)
+    builder.add_node("classify", lambda state: {})
+    builder.add_edge(START, "classify")
+    make_orla(at(engine), mapper={"clasify": "main", "another_graphs": "main"}).wrap(builder)
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "'clasify'" in warned and "'classify'" in warned
