@@ -483,7 +483,8 @@ def test_three_tickets_on_the_embedded_engines(tmp_path: Path) -> None:
 
 def test_a_dead_engine_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outbox = tmp_path / "o.jsonl"
-    assert command_line(["demo", "-n", "3", "--plain", "--url", "http://127.0.0.1:9/v1", "--outbox", str(outbox)]) == 1
+    arguments = ["demo", "-n", "3", "--plain", "--url", "http://127.0.0.1:9/v1"]
+    assert command_line([*arguments, "--outbox", str(outbox)]) == 1
     printed = capsys.readouterr()
     assert printed.err.count("does not answer") == 1
     assert "#01" not in printed.out
