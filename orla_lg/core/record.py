@@ -152,5 +152,5 @@ class RecordBook:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # a listener is the user's code; its fault must not end a call
                 log.exception("a listener of orla_lg failed on %s", event.kind)

@@ -101,7 +101,7 @@ class GraphEvents(GraphCallbackHandler):
             if not isinstance(said, Hints | None):
                 raise TypeError(f"it returned {type(said).__name__}, expected Hints or None")
             return said
-        except Exception:
+        except Exception:  # the user's function; without hints the call still goes through
             log.exception("the hints function failed for stage %r; the stage runs without its hints", stage)
             return None
 
