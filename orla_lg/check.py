@@ -77,7 +77,7 @@ class _Report:
             "context_tokens": probe.context_tokens,
             "version": probe.version,
             "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
-            "advice": list(probe.advice),
+            "advice": {str(name): text for name, text in probe.advice.items()},
         }
 
 
@@ -100,7 +100,7 @@ def _lines(report: _Report) -> list[str]:
         version = f", version {probe.version}" if probe.version else ""
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
     lines += [f"      {fault}" for fault in report.faults]
-    lines += [f"      {advice}" for advice in (probe.advice if probe else ())]
+    lines += [f"      {advice}" for advice in dict.fromkeys(probe.advice.values() if probe else ())]
     return lines
 
 

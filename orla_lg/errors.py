@@ -9,10 +9,11 @@ OrlaError
 │   ├── QueueFull          the backend's queue is at capacity
 │   ├── DeadlineExceeded   the call's deadline passed while it waited
 │   └── BudgetExceeded     a limit on calls, tokens, cost or time is spent
-└── BackendUnavailable     no attempt reached an engine that answered
+├── BackendUnavailable     no attempt reached an engine that answered
+└── EngineRefused          an engine refused what we asked of our own accord (a warm-up, a raw stream)
 
 Each message says what was wrong, where, and what would be right. What the engine itself answers (HTTP
-400, 429 …) is not ours: the caller gets the OpenAI SDK's own exception, as without orla_lg.
+400, 429 …) to a caller's own request is not ours: the caller gets the OpenAI SDK's own exception, as without orla_lg.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "EngineError",
+    "EngineRefused",
     "MappingError",
     "OrlaClosed",
     "OrlaError",
@@ -76,6 +78,14 @@ class BackendUnavailable(OrlaError, ConnectionError):
 
     A ``ConnectionError`` too, so that LangGraph's default retry policy treats it as transient.
     """
+
+
+class EngineRefused(OrlaError):
+    """An engine answered one of our own requests with an error; the message has its status and words."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

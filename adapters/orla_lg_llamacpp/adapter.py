@@ -2,84 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import httpx
-
-from orla_lg.core.backend import Capability, Effect, Probe, Support
+from orla_lg.core.backend import Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.openai_api.client import PLAIN_CAPABILITIES, OpenAIAdapter, get_json
+from orla_lg.core.control import EngineStats, Scope, WholeCache, WorkflowCache
+from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.metrics import sample
 
-ERASE_TIMEOUT_S = 30.0
-ADVICE_SAVE = "`--slot-save-path DIR/` would let a workflow's cache be erased, saved and restored"
+SLOT_TIMEOUT_S = 30.0
+"""A slot's order waits for the batch that the engine works on."""
+
+_SLOT_ACTIONS = (Capability.FLUSH_WORKFLOW, Capability.FLUSH_ALL, Capability.SAVE_RESTORE)
+_ADVICE: Mapping[Capability, str] = {
+    **dict.fromkeys(
+        _SLOT_ACTIONS, "`--slot-save-path DIR/` would let a workflow's cache be erased, saved and restored"
+    ),
+    Capability.STATS: "`--slots` or `--metrics` would let its load be seen",
+}
+_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class LlamaCppAdapter(OpenAIAdapter):
     """Gives every request the slot its workflow sits in (``id_slot`` reserves nothing by itself)."""
 
     keep_alive = False  # a third of the requests that reused a connection after a stream failed
-
-    @property
-    def root(self) -> str:
-        """The server's own API lies beside ``/v1``."""
-        parts = urlsplit(self.backend.url)
-        return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + "/", "", ""))
+    prefill_only: ClassVar[Mapping[str, Any]] = {"n_predict": 0, "max_tokens": 0}
 
     async def probe(self) -> Probe:
         """Ask for models, slots and context, and whether slots can be erased."""
         plain = await super().probe()
-        async with self.http() as http:
-            props = await get_json(http, self.backend, self.root + "props")
-            erasable = await self._can_erase(http)
-        settings = props.get("default_generation_settings") or {}
+        props = await self.get(self.root + "props")
+        erasable = await self._can_erase()
         slots = props.get("total_slots")
-        return Probe(
-            models=plain.models,
-            capabilities=_capabilities(erasable=erasable),
-            context_tokens=settings.get("n_ctx"),
+        context = (props.get("default_generation_settings") or {}).get("n_ctx")
+        return advised(
+            plain,
+            capabilities={
+                **PLAIN_CAPABILITIES,
+                **dict.fromkeys(_SLOT_ACTIONS, Support.NATIVE if erasable else Support.FLAG),
+                Capability.PIN: Support.EMULATED,
+                Capability.RELEASE: Support.EMULATED,
+                Capability.WARM: Support.NATIVE,
+                Capability.TOKENIZE: Support.NATIVE,
+                Capability.STATS: Support.NATIVE if await self.seen(self.root + "slots") else Support.FLAG,
+            },
+            context_tokens=context,
             slots=slots if isinstance(slots, int) and slots > 0 else None,
+            kv_tokens=context * slots if isinstance(slots, int) and isinstance(context, int) else None,
             version=str(props.get("build_info") or ""),
-            advice=() if erasable else (ADVICE_SAVE,),
+            advice=_ADVICE,
         )
 
-    async def _can_erase(self, http: httpx.AsyncClient) -> bool:
+    async def _can_erase(self) -> bool:
         # An unknown action is refused as invalid where slot actions are on, as unsupported where they are off.
         try:
-            answer = await http.post(self.root + "slots/0?action=orla-probe")
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 400
+            await self.ask("POST", self.root + "slots/0?action=orla-probe")
+        except EngineRefused as error:
+            return error.status == 400
+        except BackendUnavailable:
+            pass
+        return False
 
-    def request_fields(self, ask: Ask, *, priority: float, slot: int | None, fresh: bool) -> dict[str, Any]:
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         """Name the slot, and whether its old tokens may be reused."""
-        fields: dict[str, Any] = {"cache_prompt": not fresh}
-        if slot is not None:
-            fields["id_slot"] = slot
+        fields: dict[str, Any] = {"cache_prompt": not told.fresh}
+        if told.slot is not None:
+            fields["id_slot"] = told.slot
         return fields
+
+    # KVControl: a workflow's cache is its slot, and nobody is sent to a slot but by us
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        """Say that a slot stays: the engine need not be told, for only we give slots away."""
+        return Effect.PINNED if _slot_of(scope) is not None else Effect.UNSUPPORTED
+
+    async def release(self, scope: Scope) -> Effect:
+        """Say that a slot may be given away; its cache stays until somebody else sits down."""
+        return Effect.DEMOTED if _slot_of(scope) is not None else Effect.UNSUPPORTED
+
+    async def flush(self, scope: Scope) -> Effect:
+        """Erase a workflow's slot, or all of them."""
+        if isinstance(scope, WholeCache):
+            effects = [await self.erase(slot) for slot in range((await self.probe()).slots or 0)]
+            return Effect.FREED if effects and set(effects) == {Effect.FREED} else Effect.FAILED
+        slot = _slot_of(scope)
+        return Effect.UNSUPPORTED if slot is None else await self.erase(slot)
+
+    # SlotStore
 
     async def erase(self, slot: int) -> Effect:
         """Empty a slot."""
-        async with self.http() as http:
-            try:
-                answer = await http.post(f"{self.root}slots/{slot}?action=erase", timeout=ERASE_TIMEOUT_S)
-            except httpx.HTTPError:
-                return Effect.FAILED
-        if answer.status_code in (404, 501):
-            return Effect.UNSUPPORTED
-        return Effect.FREED if answer.is_success else Effect.FAILED
+        return await self._slot_order(slot, "erase", Effect.FREED)
+
+    async def save(self, slot: int, name: str) -> Effect:
+        """Write a slot's cache to a file in the engine's ``--slot-save-path``."""
+        return await self._slot_order(slot, "save", Effect.SAVED, {"filename": _NAME.sub("_", name)})
+
+    async def restore(self, slot: int, name: str) -> Effect:
+        """Read a slot's cache from a file."""
+        return await self._slot_order(slot, "restore", Effect.RESTORED, {"filename": _NAME.sub("_", name)})
+
+    async def _slot_order(
+        self, slot: int, action: str, effect: Effect, body: Mapping[str, Any] | None = None
+    ) -> Effect:
+        url = f"{self.root}slots/{slot}?action={action}"
+        return await self.effect_of(effect, url, body, timeout_s=SLOT_TIMEOUT_S)
+
+    # Observable, Tokenizing
+
+    async def stats(self) -> EngineStats:
+        """Count busy slots, and requests that wait for one where ``--metrics`` tells."""
+        slots = (await self.ask("GET", self.root + "slots")).json()
+        metrics = await self.seen(self.root + "metrics")
+        waiting = sample(metrics.text, "llamacpp:requests_deferred") if metrics is not None else None
+        return EngineStats(
+            running=sum(bool(slot.get("is_processing")) for slot in slots),
+            waiting=None if waiting is None else int(waiting),
+            kv_tokens=sum(slot.get("n_ctx") or 0 for slot in slots) or None,
+        )
+
+    async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
+        """Apply the chat template, then tokenize what comes out."""
+        shaped = {key: body[key] for key in ("messages", "tools") if key in body}
+        prompt = (await self.ask("POST", self.root + "apply-template", shaped)).json()["prompt"]
+        asked = {"content": prompt, "add_special": True, "parse_special": True}
+        tokens = (await self.ask("POST", self.root + "tokenize", asked)).json()["tokens"]
+        return [int(token) for token in tokens]
 
 
-def _capabilities(*, erasable: bool) -> Mapping[Capability, Support]:
-    slot_actions = Support.NATIVE if erasable else Support.FLAG
-    return {
-        **PLAIN_CAPABILITIES,
-        Capability.CACHED_TOKENS: Support.NATIVE,
-        Capability.FLUSH_WORKFLOW: slot_actions,
-        Capability.FLUSH_ALL: slot_actions,
-        Capability.PIN: Support.EMULATED,
-        Capability.WARM: Support.NATIVE,
-        Capability.SAVE_RESTORE: slot_actions,
-        Capability.TOKENIZE: Support.NATIVE,
-    }
+def _slot_of(scope: Scope) -> int | None:
+    return scope.slot if isinstance(scope, WorkflowCache) else None

@@ -1,0 +1,1 @@
+"""Ollama: models that load and unload; no control of the KV cache."""

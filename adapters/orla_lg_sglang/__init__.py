@@ -1,0 +1,1 @@
+"""SGLang: a radix cache with sessions."""

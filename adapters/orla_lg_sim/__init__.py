@@ -1,0 +1,1 @@
+"""The simulated engine: a discrete-event model of continuous batching."""

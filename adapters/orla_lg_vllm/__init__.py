@@ -1,0 +1,1 @@
+"""vLLM: a block pool with prefix caching."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from orla_lg.core.call import Ask, Chunk
@@ -78,14 +78,25 @@ class Capability(StrEnum):
     JSON_SCHEMA = "json_schema"
     TOOLS = "tools"
     STREAM_USAGE = "stream_usage"
+    """Token counts at the end of a stream."""
     CACHED_TOKENS = "cached_tokens"
+    """How many prompt tokens the KV cache already held."""
     PRIORITY = "priority"
-    FLUSH_WORKFLOW = "flush_workflow"
-    FLUSH_ALL = "flush_all"
-    PIN = "pin"
+    """Its own queue heeds a number."""
     WARM = "warm"
+    PIN = "pin"
+    RELEASE = "release"
+    """One workflow's cache made the first to go, or given away, but usable until then."""
+    FLUSH_WORKFLOW = "flush_workflow"
+    FLUSH_PREFIX = "flush_prefix"
+    FLUSH_ALL = "flush_all"
     SAVE_RESTORE = "save_restore"
+    STATS = "stats"
     TOKENIZE = "tokenize"
+    ABORT = "abort"
+    """A request ended by name; every engine we know ends one whose connection closes."""
+    SLEEP = "sleep"
+    """The model put out of memory and back."""
 
 
 class Support(StrEnum):
@@ -128,17 +139,38 @@ class Probe:
     """The longest prompt plus answer, in tokens."""
     slots: int | None = None
     """Exclusive cache slots, for engines that have them."""
+    kv_tokens: int | None = None
+    """What the whole KV cache holds, in tokens."""
     version: str = ""
-    advice: tuple[str, ...] = ()
-    """What to start the engine with to gain what is missing."""
+    incarnation: str = ""
+    """Differs after a restart of the engine; empty where the engine does not let one tell."""
+    advice: Mapping[Capability, str] = field(default_factory=dict)
+    """For each capability that a flag or a plugin would bring: what to start the engine with."""
 
     def can(self, capability: Capability) -> bool:
         """Whether the capability works; one that the engine does not mention is assumed to."""
         return self.capabilities.get(capability, Support.NATIVE).usable
 
 
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """What was decided about a call that its engine may be told; the adapter translates."""
+
+    call_id: str = ""
+    workflow: str = ""
+    priority: float = 0.0
+    """Higher is more urgent, 0 where nobody said anything."""
+    slot: int | None = None
+    """The cache slot the workflow sits in, on engines that have slots."""
+    fresh: bool = False
+    """The slot may hold tokens that were flushed: they must not be reused."""
+
+
 class BackendAdapter(Protocol):
-    """The least an engine must have. Built with its ``Backend``; its coroutines run on Orla's loop."""
+    """The least an engine must have. Built with its ``Backend``; its coroutines run on Orla's loop.
+
+    What only some engines can are Protocols of their own: ``core.control``.
+    """
 
     keep_alive: bool
     """Whether a connection may serve another request after a stream."""
@@ -151,32 +183,30 @@ class BackendAdapter(Protocol):
         """
         ...
 
-    def request_fields(self, ask: Ask, *, priority: float, slot: int | None, fresh: bool) -> dict[str, Any]:
-        """Return extra body fields for one request.
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        """Return extra body fields for one request; never one that the engine would refuse.
+
+        Called on the request path, so it must not wait for anything.
 
         Args:
             ask: What the request asks for.
-            priority: Higher is more urgent; the adapter translates.
-            slot: The cache slot the workflow sits in, on engines that have slots.
-            fresh: The slot may hold tokens that were flushed: they must not be reused.
+            told: What was decided about the call.
         """
         ...
 
-    def generate(self, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
-        """Stream a raw chat completion, for warm-ups, conformance and the gateway."""
+    def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        """Stream a raw chat completion, for warm-ups, conformance and the gateway.
+
+        Closing the generator ends the request on the engine too.
+
+        Raises:
+            BackendUnavailable: The engine did not answer, or its stream broke.
+            EngineRefused: It answered that it will not.
+        """
         ...
 
     async def aclose(self) -> None:
         """Close the adapter's own connections."""
-        ...
-
-
-@runtime_checkable
-class SlotControl(Protocol):
-    """What engines with exclusive cache slots can do besides."""
-
-    async def erase(self, slot: int) -> Effect:
-        """Forget what the slot holds."""
         ...
 
 

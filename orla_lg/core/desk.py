@@ -21,11 +21,11 @@ from orla_lg.core.backend import (
     Capability,
     Effect,
     Probe,
-    SlotControl,
     served_names,
 )
 from orla_lg.core.background import Background
 from orla_lg.core.call import Call
+from orla_lg.core.control import SlotStore
 from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
@@ -76,7 +76,7 @@ class Desk:
         self.ledger = Ledger()
         self.probe: Probe | None = None
         self.fault: BackendUnavailable | None = None
-        self._eraser = adapter if isinstance(adapter, SlotControl) else None
+        self._eraser = adapter if isinstance(adapter, SlotStore) else None
         self._background = background
         self._clock = clock
         self._probing: Future[None] | None = None
@@ -275,7 +275,7 @@ class Desk:
             with contextlib.suppress(OrlaClosed):
                 self._background.submit(self._erase(self._eraser, self.ledger.slots, slot))
 
-    async def _erase(self, adapter: SlotControl, table: SlotTable, slot: int) -> None:
+    async def _erase(self, adapter: SlotStore, table: SlotTable, slot: int) -> None:
         effect = Effect.FAILED
         try:
             effect = await adapter.erase(slot)

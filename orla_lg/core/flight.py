@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orla_lg.core.backend import Capability
+from orla_lg.core.backend import Capability, Directions
 from orla_lg.core.call import Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.record import CallEvent, Happening, Record, price
@@ -133,9 +133,13 @@ class Flight:
         seat = self._seat
         return self._desk.adapter.request_fields(
             self.call.ask,
-            priority=self.call.priority,
-            slot=None if seat is None else seat.slot,
-            fresh=seat is not None and seat.fresh,
+            Directions(
+                call_id=self.call.id,
+                workflow=self.call.identity.workflow,
+                priority=self.call.priority,
+                slot=None if seat is None else seat.slot,
+                fresh=seat is not None and seat.fresh,
+            ),
         )
 
     # What comes back

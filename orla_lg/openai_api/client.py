@@ -1,28 +1,23 @@
-"""Step 6 on the OpenAI wire: clients per backend and loop, one request carried, and the plain adapter."""
+"""Step 6 on the OpenAI wire: clients per backend and loop, and one request carried."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import httpx2
 import openai
 
-from orla_lg.core.backend import Backend, Capability, Probe, Support
-from orla_lg.core.call import Ask, Chunk
+from orla_lg.core.backend import Backend
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
-from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.tap import TAP, Mode, Tap, atap_response, tap_response
 
-PROBE_TIMEOUT_S = 2.0
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
 
@@ -227,97 +222,3 @@ def _retry_after_s(header: str | None) -> float | None:
         return max(0.0, float(header)) if header is not None else None
     except ValueError:
         return None  # a date: engines send seconds, and our own backoff serves as well
-
-
-class OpenAIAdapter:
-    """Any server that speaks OpenAI's chat completions; takes for granted what the API promises."""
-
-    keep_alive = True
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-
-    def http(self) -> httpx.AsyncClient:
-        """Return a client for one short conversation with the engine."""
-        headers = {"Authorization": f"Bearer {self.backend.api_key}"} if self.backend.api_key else {}
-        verify = self.backend.url.startswith("https")
-        return httpx.AsyncClient(base_url=self.backend.url, headers=headers, timeout=PROBE_TIMEOUT_S, verify=verify)
-
-    async def probe(self) -> Probe:
-        """Ask which models are served."""
-        async with self.http() as http:
-            listed = await get_json(http, self.backend, "models")
-        models = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
-        lengths = [entry["max_model_len"] for entry in models if entry.get("max_model_len")]
-        return Probe(
-            models=tuple(str(entry.get("id")) for entry in models),
-            capabilities=PLAIN_CAPABILITIES,
-            context_tokens=min(lengths, default=None),
-        )
-
-    def request_fields(self, ask: Ask, *, priority: float, slot: int | None, fresh: bool) -> dict[str, Any]:
-        """Add nothing: a field that an unknown engine may refuse is not sent to it."""
-        return {}
-
-    async def generate(self, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
-        """Stream a raw chat completion."""
-        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with (
-            self.http() as http,
-            http.stream("POST", "chat/completions", json=wanted, timeout=None) as response,
-        ):
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if (parsed := wire.payload(line.encode())) is not None:
-                    yield chunk_of(parsed)
-
-    async def aclose(self) -> None:
-        """Close nothing: connections end with each conversation."""
-
-
-PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
-    Capability.JSON_SCHEMA: Support.NATIVE,
-    Capability.TOOLS: Support.NATIVE,
-    Capability.STREAM_USAGE: Support.NATIVE,
-    Capability.CACHED_TOKENS: Support.FLAG,
-    Capability.PRIORITY: Support.UNSUPPORTED,
-    Capability.FLUSH_WORKFLOW: Support.UNSUPPORTED,
-    Capability.FLUSH_ALL: Support.UNSUPPORTED,
-    Capability.PIN: Support.UNSUPPORTED,
-    Capability.WARM: Support.UNSUPPORTED,
-    Capability.SAVE_RESTORE: Support.UNSUPPORTED,
-    Capability.TOKENIZE: Support.UNSUPPORTED,
-}
-
-
-def chunk_of(parsed: Mapping[str, Any]) -> Chunk:
-    """Return the ``Chunk`` of one parsed event."""
-    choices = parsed.get("choices") or [{}]
-    counts = parsed.get("usage")
-    return Chunk(
-        text=(choices[0].get("delta") or {}).get("content") or "",
-        usage=wire.usage_of(counts) if counts else None,
-        finish_reason=choices[0].get("finish_reason"),
-    )
-
-
-async def get_json(http: httpx.AsyncClient, backend: Backend, path: str) -> dict[str, Any]:
-    """GET an object from an engine.
-
-    Raises:
-        BackendUnavailable: It does not answer, or answers something else.
-    """
-    where = f"backend {backend.name!r} at {backend.url}"
-    try:
-        response = await http.get(path)
-        response.raise_for_status()
-        parsed = response.json()
-    except httpx.HTTPStatusError as error:
-        raise BackendUnavailable(f"{where}: GET {path} answered {error.response.status_code}") from error
-    except httpx.HTTPError as error:
-        raise BackendUnavailable(f"{where} does not answer: {type(error).__name__} {error}") from error
-    except json.JSONDecodeError as error:
-        raise BackendUnavailable(f"{where}: GET {path} answered no JSON; is this an OpenAI-style URL?") from error
-    if not isinstance(parsed, dict):
-        raise BackendUnavailable(f"{where}: GET {path} answered {type(parsed).__name__}, expected an object")
-    return parsed

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import Context
+from dataclasses import asdict
 from typing import Any
 
-from orla_lg.core.backend import Backend, Effect, Probe
+from orla_lg.core.backend import Backend, Directions, Effect, Probe
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
 from orla_lg.core.effects import Send
 from orla_lg.core.flight import Flight
@@ -90,14 +91,20 @@ class Engine:
             raise self.says
         return self.says
 
-    def request_fields(self, ask: Ask, **fields: Any) -> dict[str, Any]:
-        return fields
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        return {name: value for name, value in asdict(told).items() if name != "call_id"}
 
     async def erase(self, slot: int) -> Effect:
         self.erased.append(slot)
         if isinstance(self.effect, Exception):
             raise self.effect
         return self.effect
+
+    async def save(self, slot: int, name: str) -> Effect:
+        return self.effect if isinstance(self.effect, Effect) else Effect.FAILED
+
+    async def restore(self, slot: int, name: str) -> Effect:
+        return self.effect if isinstance(self.effect, Effect) else Effect.FAILED
 
     async def aclose(self) -> None:
         self.closed = True

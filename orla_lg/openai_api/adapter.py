@@ -1,0 +1,217 @@
+"""The plain adapter, and what adapters of OpenAI-compatible engines are made of.
+
+An adapter for such an engine is a page: what it is (``probe``), what to tell it with a request
+(``request_fields``), and what else it can (``core.control``), said with ``get``, ``post`` and ``effect_of``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.call import Ask, Chunk, Usage
+from orla_lg.core.control import Warmed
+from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api import wire
+
+TIMEOUT_S = 5.0
+"""For questions that an engine answers at once."""
+
+PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
+    **dict.fromkeys(Capability, Support.UNSUPPORTED),
+    Capability.JSON_SCHEMA: Support.NATIVE,
+    Capability.TOOLS: Support.NATIVE,
+    Capability.STREAM_USAGE: Support.NATIVE,
+    Capability.CACHED_TOKENS: Support.NATIVE,
+    Capability.WARM: Support.EMULATED,
+}
+"""What OpenAI's API promises; a warm-up is a request for one token."""
+
+
+class OpenAIAdapter:
+    """Any server that speaks OpenAI's chat completions; takes for granted what the API promises."""
+
+    keep_alive = True
+    prefill_only: ClassVar[Mapping[str, Any]] = {"max_tokens": 1}
+    """What makes a request stop after its prefill, or as soon after it as the engine allows."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    # BackendAdapter
+
+    async def probe(self) -> Probe:
+        """Ask which models are served."""
+        listed = await self.get("models")
+        models = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
+        lengths = [entry["max_model_len"] for entry in models if entry.get("max_model_len")]
+        return Probe(
+            models=tuple(str(entry.get("id")) for entry in models),
+            capabilities=PLAIN_CAPABILITIES,
+            context_tokens=min(lengths, default=None),
+        )
+
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        """Add nothing: a field that an unknown engine may refuse is not sent to it."""
+        return {}
+
+    async def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        """Stream a raw chat completion."""
+        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        whole = False
+        async with (
+            self._conversation("chat/completions") as http,
+            http.stream("POST", "chat/completions", json=wanted, timeout=None) as response,
+        ):
+            if response.is_error:
+                await response.aread()
+            self._heed_status("POST chat/completions", response)
+            async for line in response.aiter_lines():
+                whole = whole or wire.DONE.decode() in line
+                if (parsed := self._event(line)) is not None:
+                    yield chunk_of(parsed)
+        if not whole:
+            raise BackendUnavailable(f"{self._where}: the stream stopped before its end")
+
+    async def aclose(self) -> None:
+        """Close nothing: connections end with each conversation."""
+
+    # Warmable, for any engine
+
+    async def warm(self, body: Mapping[str, Any]) -> Warmed:
+        """Prefill a prompt by asking for as little as the engine allows."""
+        usage = Usage()
+        asked = {key: value for key, value in body.items() if key not in ("max_completion_tokens", "response_format")}
+        try:
+            async with contextlib.aclosing(self.generate({**asked, **self.prefill_only})) as chunks:
+                async for chunk in chunks:
+                    usage = chunk.usage or usage
+        except (BackendUnavailable, EngineRefused):
+            return Warmed(Effect.FAILED)
+        return Warmed(Effect.WARMED, usage)
+
+    # For adapters
+
+    @property
+    def root(self) -> str:
+        """The server's own API, which lies beside ``/v1``; ends with a slash."""
+        parts = urlsplit(self.backend.url)
+        return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + "/", "", ""))
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """GET an object; *path* is relative to the backend's URL, or absolute.
+
+        Raises:
+            BackendUnavailable: The engine does not answer, or answers something else.
+        """
+        try:
+            return _object(await self.ask("GET", path), self._where, path)
+        except EngineRefused as error:
+            raise BackendUnavailable(str(error)) from error
+
+    async def seen(self, path: str) -> httpx.Response | None:
+        """GET what may not be there; ``None`` if the engine says no in any way."""
+        try:
+            return await self.ask("GET", path)
+        except (EngineRefused, BackendUnavailable):
+            return None
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> httpx.Response:
+        """Send one short request.
+
+        Raises:
+            BackendUnavailable: The engine does not answer.
+            EngineRefused: It answered with an error status.
+        """
+        async with self._conversation(path) as http:
+            response = await http.request(method, path, json=body, timeout=timeout_s)
+        self._heed_status(f"{method} {path}", response)
+        return response
+
+    async def effect_of(
+        self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Effect:
+        """POST an order and return *effect*, or what became of it: ``UNSUPPORTED`` or ``FAILED``."""
+        try:
+            await self.ask("POST", path, body, timeout_s=timeout_s)
+        except EngineRefused as error:
+            return Effect.UNSUPPORTED if error.status in (404, 405, 501) else Effect.FAILED
+        except BackendUnavailable:
+            return Effect.FAILED
+        return effect
+
+    # Inside
+
+    @property
+    def _where(self) -> str:
+        return f"backend {self.backend.name!r} at {self.backend.url}"
+
+    @asynccontextmanager
+    async def _conversation(self, path: str) -> AsyncIterator[httpx.AsyncClient]:
+        headers = {"Authorization": f"Bearer {self.backend.api_key}"} if self.backend.api_key else {}
+        verify = self.backend.url.startswith("https")
+        try:
+            async with httpx.AsyncClient(
+                base_url=self.backend.url, headers=headers, timeout=TIMEOUT_S, verify=verify
+            ) as http:
+                yield http
+        except httpx.HTTPError as error:
+            said = f"{type(error).__name__} {error}".strip()
+            raise BackendUnavailable(f"{self._where} does not answer {path}: {said}") from error
+
+    def _heed_status(self, what: str, response: httpx.Response) -> None:
+        if response.is_error:
+            said = " ".join(response.text.split())[:300]
+            status = response.status_code
+            raise EngineRefused(f"{self._where}: {what} answered {status}: {said}", status=status)
+
+    def _event(self, line: str) -> dict[str, Any] | None:
+        if line and not line.startswith(("data:", "event:", "id:", "retry:", ":")):
+            raise BackendUnavailable(f"{self._where}: expected server-sent events, got {line[:80]!r}")
+        try:
+            parsed = wire.payload(line.encode())
+        except json.JSONDecodeError as error:
+            raise BackendUnavailable(f"{self._where}: an event is no JSON: {line[:80]!r}") from error
+        if parsed is not None and parsed.get("error"):
+            said = parsed["error"]
+            status = said.get("code") if isinstance(said, Mapping) else None
+            raise EngineRefused(f"{self._where}: {said}", status=status if isinstance(status, int) else 500)
+        return parsed
+
+
+def chunk_of(parsed: Mapping[str, Any]) -> Chunk:
+    """Return the ``Chunk`` of one parsed event."""
+    choices = parsed.get("choices") or [{}]
+    counts = parsed.get("usage")
+    return Chunk(
+        text=(choices[0].get("delta") or {}).get("content") or "",
+        usage=wire.usage_of(counts) if counts else None,
+        finish_reason=choices[0].get("finish_reason"),
+    )
+
+
+def advised(probe: Probe, **more: Any) -> Probe:
+    """Return *probe* with other fields, and no advice for what already works."""
+    new = replace(probe, **more)
+    missing = {name: text for name, text in new.advice.items() if not new.can(name)}
+    return replace(new, advice=missing)
+
+
+def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
+    try:
+        parsed = response.json()
+    except json.JSONDecodeError as error:
+        raise BackendUnavailable(f"{where}: GET {path} answered no JSON; is this an OpenAI-style URL?") from error
+    if not isinstance(parsed, dict):
+        raise BackendUnavailable(f"{where}: GET {path} answered {type(parsed).__name__}, expected an object")
+    return parsed
