@@ -52,8 +52,8 @@ class WorkflowState:
     id: str
     thread: bool
     runs: set[str] = field(default_factory=set)
-    backends: dict[str, int] = field(default_factory=dict)
-    """Backends it did not leave yet, with the number of calls open there."""
+    backends: dict[str, set[str]] = field(default_factory=dict)
+    """Backends it did not leave yet, with the ids of the calls open there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class WorkflowBook:
             known = self._workflows.get(call.identity.workflow)
             if known is None:
                 return []
-            known.backends[backend] = known.backends.get(backend, 0) + 1
+            known.backends.setdefault(backend, set()).add(call.id)
             left = [name for name, open_calls in known.backends.items() if name != backend and not open_calls]
             for name in left:  # told once; what a policy keeps there stays kept
                 del known.backends[name]
@@ -145,8 +145,8 @@ class WorkflowBook:
         workflow = call.identity.workflow
         with self._lock:
             known = self._workflows.get(workflow)
-            if known is not None:
-                known.backends[backend] = max(0, known.backends.get(backend, 0) - 1)
+            if known is not None and backend in known.backends:  # a deleted thread's call is not its successor's
+                known.backends[backend].discard(call.id)
         kind = EventKind.CALL_DONE if known is not None else EventKind.STRAY_DONE
         return [CacheEvent(kind, workflow, backend, call.hints.cache)]
 
