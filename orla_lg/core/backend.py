@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Chunk
 from orla_lg.errors import ConfigError
 
@@ -224,6 +225,7 @@ class BackendView:
     waiting: int
     in_flight: int
     max_concurrency: int | None
+    circuit: Circuit = Circuit.CLOSED
 
 
 def served_names(backend: Backend, probe: Probe | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from orla_lg.core.backend import (
     served_names,
 )
 from orla_lg.core.background import Background
+from orla_lg.core.breaker import Breaker, Circuit
 from orla_lg.core.call import Call
 from orla_lg.core.control import SlotStore
 from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics
@@ -34,8 +35,14 @@ from orla_lg.errors import BackendUnavailable, OrlaClosed
 
 log = logging.getLogger("orla_lg")
 
-PROBE_PAUSE_S = 1.0
+PROBE_PAUSE_S = 0.5
 """An engine that does not answer is asked again at most this often."""
+
+PROBE_INTEREST_S = 60.0
+"""So long after the last call for it, a silent engine is asked again without a new call."""
+
+PROBE_AGAIN_S = 30.0
+"""What an engine said of itself is asked anew after this time: it may have been restarted with other flags."""
 
 PROBE_LIMIT_S = 10.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
@@ -53,6 +60,9 @@ class BackendStatistics:
     memory: MemoryStatistics
     reachable: bool | None
     """``None`` before the first probe ended."""
+    circuit: Circuit = Circuit.CLOSED
+    trips: int = 0
+    """How often the circuit opened."""
 
 
 class Desk:
@@ -74,13 +84,16 @@ class Desk:
             backend.name, stage_policy, request_policy, backend.capacity, backend.max_concurrency
         )
         self.ledger = Ledger()
+        self.breaker = Breaker()
         self.probe: Probe | None = None
         self.fault: BackendUnavailable | None = None
         self._eraser = adapter if isinstance(adapter, SlotStore) else None
         self._background = background
         self._clock = clock
         self._probing: Future[None] | None = None
-        self._probe_again_s = float("-inf")
+        self._trial: Future[None] | None = None
+        self._probed_s = float("-inf")
+        self._wanted_s = float("-inf")
         self._seats: dict[Queued, Seat] = {}
         self._timer_set = False
         self._closed = False
@@ -95,15 +108,27 @@ class Desk:
     def connect(self) -> Future[None] | None:
         """Start probing the engine if it is not known; returns a future for the end of the probe under way.
 
+        An engine that is known is asked anew from time to time, and nobody waits for that.
+
         That future only ever ends well, and only when what was learned is in place. One waiter's cancellation
         does not reach it, so it is nobody else's.
         """
-        if self.known:
+        now = self._wanted_s = self._clock()
+        known = self.known
+        if known and now < self._probe_due_s:
             return None
+        probing = self._probe_once(now)
+        return None if known else probing
+
+    @property
+    def _probe_due_s(self) -> float:
+        return self._probed_s + (PROBE_AGAIN_S if self.known else PROBE_PAUSE_S)
+
+    def _probe_once(self, now: float) -> Future[None] | None:
         with self.lock:
-            if self._probing is not None or self._clock() < self._probe_again_s:
+            if self._probing is not None or now < self._probe_due_s:
                 return self._probing
-            self._probe_again_s = self._clock() + PROBE_PAUSE_S
+            self._probed_s = now
             asked = self._background.submit(self._ask())
             ended: Future[None] = Future()
             self._probing = ended
@@ -125,6 +150,8 @@ class Desk:
                 self.fault = error
             else:
                 self.fault = BackendUnavailable(f"probing backend {self.backend.name!r} failed: {error!r}")
+            if self.fault is not None and self._clock() - self._wanted_s < PROBE_INTEREST_S:
+                self._background.call_later(PROBE_PAUSE_S, self._probe_again)
             granted = self._pump()
         wake(granted)
         assert ended is not None, "set before the probe could end"
@@ -132,7 +159,16 @@ class Desk:
         if not isinstance(error, BackendUnavailable | CancelledError | TimeoutError | None):
             log.error("probing backend %r failed", self.backend.name, exc_info=error)
 
+    def _probe_again(self) -> None:
+        if self.fault is not None:
+            with contextlib.suppress(OrlaClosed):
+                self._probe_once(self._clock())
+
     def _learn(self, probe: Probe) -> None:
+        if self.probe is not None and probe.incarnation != self.probe.incarnation:
+            self.ledger.engine_lost()
+        if self.fault is not None:  # it was gone and is back: as good a sign as a trial call
+            self._close_circuit()
         self.probe, self.fault = probe, None
         table = self.ledger.slots
         if (0 if table is None else table.count) != (probe.slots or 0):
@@ -140,14 +176,77 @@ class Desk:
             self._seats.clear()  # seats in a table that is no more
         self.queue.max_concurrency = min(filter(None, (self.backend.max_concurrency, probe.slots)), default=None)
 
-    def lost(self, fault: BackendUnavailable) -> None:
-        """Note that no engine answered: what it held is gone, and it must be probed again.
+    # Whether it is well
 
-        What it said of itself is kept until it says something else.
+    def lost(self, fault: BackendUnavailable) -> None:
+        """Note that no engine answered: what it held may be gone, and it must be probed again.
+
+        What it said of itself is kept until it says something else. If it can tell its incarnation, the
+        next probe decides whether its cache is gone; else we believe nothing any more.
         """
         with self.lock:
             self.fault = fault
-            self.ledger.engine_lost()
+            if self.probe is None or not self.probe.incarnation:
+                self.ledger.engine_lost()
+        self._background.call_later(PROBE_PAUSE_S, self._probe_again)
+
+    def failed(self, fault: BackendUnavailable, *, unreachable: bool) -> None:
+        """Note that an attempt failed through the engine's fault."""
+        with self.lock:
+            if self.breaker.failed(self._clock(), str(fault)):
+                log.warning("backend %r: circuit open after %d failures in a row, the last: %s",
+                            self.backend.name, self.breaker.failures, fault)  # fmt: skip
+                self._end_trial()
+        if unreachable:
+            self.lost(fault)
+
+    def answered(self) -> None:
+        """Note a sign of life."""
+        if self.breaker.failures:
+            with self.lock:
+                self._close_circuit()
+
+    def doubt(self, said: str) -> None:
+        """Note that the engine is not what it said it was (a model is gone): it is asked anew."""
+        served = ", ".join(self.probe.models) if self.probe and self.probe.models else "models it does not list"
+        log.warning("backend %r at %s does not know the model or the path (it served %s): %s",
+                    self.backend.name, self.backend.url, served, said)  # fmt: skip
+        self._probed_s = float("-inf")
+        self.connect()
+
+    def admit(self) -> Future[None] | None:
+        """Let a call go (``None``), or return what to wait for while another call tries the engine.
+
+        Raises:
+            BackendUnavailable: The circuit is open.
+        """
+        if not self.breaker.failures:
+            return None
+        with self.lock:
+            now = self._clock()
+            if self.breaker.admit(now):
+                return None
+            if self.breaker.state(now) is Circuit.OPEN:
+                raise BackendUnavailable(
+                    f"the circuit of backend {self.backend.name!r} is open for another "
+                    f"{self.breaker.retry_at_s - now:.1f} s after {self.breaker.failures} failures in a row, "
+                    f"the last: {self.breaker.reason}"
+                )
+            if self._trial is None:
+                self._trial = Future()
+                self._trial.set_running_or_notify_cancel()  # one waiter's cancellation is nobody else's
+            return self._trial
+
+    def _close_circuit(self) -> None:
+        if self.breaker.succeeded():
+            log.warning("backend %r: circuit closed, it answers again", self.backend.name)
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            # Its waiters only wake up and ask again; none of them runs in here.
+            self._background.call_later(0.0, lambda: trial.set_result(None))
 
     def view(self) -> BackendView:
         """Return the backend as mappers see it."""
@@ -160,6 +259,7 @@ class Desk:
             waiting=self.queue.waiting,
             in_flight=self.queue.in_flight,
             max_concurrency=self.queue.max_concurrency,
+            circuit=self.breaker.state(self._clock()),
         )
 
     # Who may go
@@ -308,12 +408,16 @@ class Desk:
         """Return a snapshot."""
         with self.lock:
             reachable = False if self.fault else True if self.probe else None
-            return BackendStatistics(self.queue.statistics(), self.ledger.statistics(), reachable)
+            circuit = self.breaker.state(self._clock())
+            return BackendStatistics(
+                self.queue.statistics(), self.ledger.statistics(), reachable, circuit, self.breaker.trips
+            )
 
     def check_integrity(self) -> None:
         """Assert the invariants of queue and slots, and that seats belong to granted calls."""
         with self.lock:
             self.queue.check_integrity()
+            self.breaker.check_integrity()
             assert all(queued.granted for queued in self._seats)
             if self.ledger.slots is not None:
                 self.ledger.slots.check_integrity()

@@ -16,11 +16,23 @@ class AttemptFailed(Exception):
     Raised by the edge that speaks to the engine, always ``from`` the cause; it never reaches a caller.
     """
 
-    def __init__(self, cause: Exception, *, unreachable: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        cause: Exception,
+        *,
+        unreachable: bool = False,
+        overloaded: bool = False,
+        elsewhere: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.unreachable = unreachable
         """No engine answered: its process may be gone, and its cache with it."""
+        self.overloaded = overloaded
+        """The engine is well and said: not now."""
+        self.elsewhere = elsewhere
+        """Only another backend may do better: this one no longer serves the model."""
         self.retry_after_s = retry_after_s
         """What the engine asked us to wait, in seconds."""
 
@@ -56,7 +68,7 @@ class RetryPolicy:
         untried = [name for name in assignment.alternatives if name not in tried]
         if untried:
             return Retry(untried[0], 0.0)
-        if len(tried) >= max_attempts:
+        if failure.elsewhere or len(tried) >= max_attempts:
             return None
         return Retry(assignment.backend, self.delay_s(len(tried), failure.retry_after_s))
 

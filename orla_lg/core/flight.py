@@ -146,9 +146,15 @@ class Flight:
 
     def missed(self, failure: AttemptFailed) -> None:
         """Give the grant back after a failed attempt: nobody holds one while pausing."""
+        if not self._booked:  # refused before it had one
+            return
         assert self._desk is not None
-        if failure.unreachable:
-            self._desk.lost(BackendUnavailable(str(failure.cause)))
+        if failure.overloaded or failure.elsewhere:
+            self._desk.answered()
+            if failure.elsewhere:
+                self._desk.doubt(str(failure.cause))
+        else:
+            self._desk.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
         self._give_back(failed=True)
 
     def hold(self) -> None:
@@ -163,11 +169,23 @@ class Flight:
         """Note the first chunk of a stream."""
         if self._first_s is None:
             self._first_s = self._serving.clock()
+            self.answered()
             self._serving.tell(Happening.FIRST_TOKEN, self.call, backend=self.backend)
 
     def saw(self, usage: Usage) -> None:
         """Note the token counts that the engine reported."""
         self.usage = usage
+
+    def answered(self) -> None:
+        """Note that the engine is alive, whatever it answered."""
+        if self._desk is not None:
+            self._desk.answered()
+
+    def broke(self, error: BaseException) -> None:
+        """End the call because the engine's answer broke off: the caller already has a part of it."""
+        if self._desk is not None:
+            self._desk.failed(BackendUnavailable(_name(error) or ""), unreachable=True)
+        self.finish(error)
 
     def finish(self, error: BaseException | str | None = None) -> None:
         """End the call: account, give the grant back, signal. The first call counts, in any thread."""
@@ -184,6 +202,8 @@ class Flight:
         serving = self._serving
         if self.record.external:
             serving.count_external()
+        elif error is None:
+            self.answered()
         serving.records.add(self.record)
         if serving.records.heard:
             who = self.call.identity

@@ -160,7 +160,7 @@ class Serving:
     def _connect(self) -> Steps:
         """Let backends that were never reached say what they are, for a bounded time."""
         for desk in self.desks.values():
-            if not desk.known and (probing := desk.connect()) is not None and desk.fault is None:
+            if (probing := desk.connect()) is not None and desk.fault is None:
                 with contextlib.suppress(TimeoutError):  # the attempt itself will say it better
                     yield Wait(probing, PROBE_PATIENCE_S)
 
@@ -169,9 +169,10 @@ class Serving:
         while True:
             desk = self.desks[backend]
             tried.append(backend)
-            yield from self._queue(flight, desk, assignment)  # 3 admit, 4 queue
-            flight.depart()  # 5 prepare
             try:
+                yield from self._pass_circuit(desk)
+                yield from self._queue(flight, desk, assignment)  # 3 admit, 4 queue
+                flight.depart()  # 5 prepare
                 response = yield Send(sender, flight)  # 6 dispatch
             except AttemptFailed as failure:
                 flight.missed(failure)
@@ -184,6 +185,15 @@ class Serving:
             else:
                 flight.hold()
                 return response  # 7 account and 8 signal follow when the flight ends
+
+    def _pass_circuit(self, desk: Desk) -> Steps:
+        """Fail the attempt if the backend is left alone now; wait while another call tries it."""
+        try:
+            while (trial := desk.admit()) is not None:
+                with contextlib.suppress(TimeoutError):
+                    yield Wait(trial, desk.breaker.policy.trial_s)
+        except BackendUnavailable as open_circuit:
+            raise AttemptFailed(open_circuit, unreachable=True) from open_circuit
 
     def _queue(self, flight: Flight, desk: Desk, assignment: Assignment) -> Steps:
         call = flight.call

@@ -117,6 +117,32 @@ class OpenAIAdapter:
         except EngineRefused as error:
             raise BackendUnavailable(str(error)) from error
 
+    async def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> dict[str, Any]:
+        """POST, and return the object that is answered.
+
+        Raises:
+            BackendUnavailable: The engine does not answer, or answers something else.
+            EngineRefused: It answered with an error status.
+        """
+        return _object(await self.ask("POST", path, body, timeout_s=timeout_s), self._where, path)
+
+    async def peek(self, path: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """GET an object that may not be there; empty if the engine says no in any way."""
+        try:
+            return _object(await self.ask("GET", path, timeout_s=timeout_s), self._where, path)
+        except (EngineRefused, BackendUnavailable):
+            return {}
+
+    async def takes(self, path: str, body: Mapping[str, Any] | None = None) -> bool:
+        """POST what does no harm, and return whether the engine took it."""
+        try:
+            await self.ask("POST", path, body)
+        except (EngineRefused, BackendUnavailable):
+            return False
+        return True
+
     async def seen(self, path: str) -> httpx.Response | None:
         """GET what may not be there; ``None`` if the engine says no in any way."""
         try:
@@ -211,7 +237,7 @@ def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
     try:
         parsed = response.json()
     except json.JSONDecodeError as error:
-        raise BackendUnavailable(f"{where}: GET {path} answered no JSON; is this an OpenAI-style URL?") from error
+        raise BackendUnavailable(f"{where}: {path} answered no JSON; is this an OpenAI-style URL?") from error
     if not isinstance(parsed, dict):
-        raise BackendUnavailable(f"{where}: GET {path} answered {type(parsed).__name__}, expected an object")
+        raise BackendUnavailable(f"{where}: {path} answered {type(parsed).__name__}, expected an object")
     return parsed

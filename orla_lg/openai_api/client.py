@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -16,13 +20,15 @@ from orla_lg.core.backend import Backend
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
 from orla_lg.openai_api import wire
-from orla_lg.openai_api.tap import TAP, Mode, Tap, atap_response, tap_response
+from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Mode, Tap, TappedStream, atap_response, tap_response
 
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
 
 _SECRETS = ("authorization", "key", "token", "secret", "cookie", "openai-")
 """A caller's header with one of these in its name speaks of an account elsewhere and is not sent on."""
+NO_REQUEST = httpx2.Request("POST", "/chat/completions")
+"""The SDK's errors name a request; ours must not carry the caller's prompt."""
 _RETRIED_STATUS = frozenset({408, 409, 429})
 
 
@@ -149,6 +155,8 @@ class SdkSender:
         client = self._clients[flight.backend].sync()
         with self._tapped(flight) as (tap, options):
             response = client.request(options=options, **self._form)
+            if isinstance(tap.stream, TappedStream) and tap.mode == "stream":
+                tap.stream.prime()
         tap.hand_over()
         return response
 
@@ -162,6 +170,8 @@ class SdkSender:
         client = self._clients[flight.backend].on_loop()
         with self._tapped(flight) as (tap, options):
             response = await client.request(options=options, **self._form)
+            if isinstance(tap.stream, AsyncTappedStream) and tap.mode == "stream":
+                await tap.stream.prime()
         tap.hand_over()
         return response
 
@@ -172,8 +182,19 @@ class SdkSender:
         token = TAP.set(tap)
         try:
             yield tap, self._rewritten(body)
+        except json.JSONDecodeError as error:
+            raise AttemptFailed(error) from error
+        except wire.Garbage as error:
+            raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
+        except httpx2.HTTPError as error:  # while the stream was primed
+            raise attempt_failed(_as_sdk_error(error)) or error from error
         except openai.APIError as error:
-            if tap.begun or (failure := attempt_failed(error)) is None:
+            failure = attempt_failed(error)
+            if failure is None:
+                flight.answered()
+                raise
+            if tap.begun:
+                flight.broke(error)
                 raise
             raise failure from error
         finally:
@@ -210,15 +231,33 @@ def attempt_failed(error: openai.APIError) -> AttemptFailed | None:
         return AttemptFailed(error, unreachable=isinstance(error.__cause__, httpx2.ConnectTimeout))
     if isinstance(error, openai.APIConnectionError):
         return AttemptFailed(error, unreachable=True)
-    if isinstance(error, openai.APIStatusError) and (
-        error.status_code in _RETRIED_STATUS or error.status_code >= 500
-    ):
-        return AttemptFailed(error, retry_after_s=_retry_after_s(error.response.headers.get("retry-after")))
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    status, retry_after_s = error.status_code, _retry_after_s(error.response.headers.get("retry-after"))
+    if status == HTTPStatus.NOT_FOUND:
+        return AttemptFailed(error, elsewhere=True)
+    if status in _RETRIED_STATUS or status >= 500:
+        overloaded = status == HTTPStatus.TOO_MANY_REQUESTS or (status == 503 and retry_after_s is not None)
+        return AttemptFailed(error, overloaded=overloaded, retry_after_s=retry_after_s)
     return None
 
 
+def _as_sdk_error(error: httpx2.HTTPError) -> openai.APIConnectionError:
+    """Return what the SDK would have raised, had it been reading the stream."""
+    if isinstance(error, httpx2.TimeoutException):
+        return openai.APITimeoutError(request=NO_REQUEST)
+    return openai.APIConnectionError(message=f"{type(error).__name__}: {error}", request=NO_REQUEST)
+
+
 def _retry_after_s(header: str | None) -> float | None:
+    """Return a ``Retry-After`` header in seconds, whether it gives seconds or a date."""
+    if header is None:
+        return None
     try:
-        return max(0.0, float(header)) if header is not None else None
+        return max(0.0, float(header))
     except ValueError:
-        return None  # a date: engines send seconds, and our own backoff serves as well
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -3,14 +3,18 @@
 A ``Tap`` holds the rules; ``TappedStream`` and ``AsyncTappedStream`` put it between httpx and the network,
 hung in by a response hook. That is the one place that every form of the SDK's answer passes (plain, raw,
 parsed, streamed), and where closing a stream early arrives for certain.
+
+A stream is *primed* before its caller gets it: read up to its first event. An engine that dies during prefill,
+or that answers garbage, is found out while the call can still be tried elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -37,6 +41,7 @@ class Tap:
         self.begun = False
         self._flight = flight
         self.mode = mode
+        self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
         self._splitter = wire.EventSplitter() if strip_usage or mode == "assemble" else None
         self._assembly = wire.Assembly() if mode == "assemble" else None
@@ -47,8 +52,7 @@ class Tap:
         """Take note of *data* and return what the caller gets of it."""
         self._keep(data)
         if self.mode != "plain" and not self.begun:
-            self.begun = True
-            self._flight.first_token()
+            self._judge_beginning()
         if self._splitter is None:
             return data
         events = self._splitter.feed(data)
@@ -56,6 +60,13 @@ class Tap:
             self._assemble(events)
             return b""
         return b"".join(event for event in events if not wire.is_usage_only(event))
+
+    def _judge_beginning(self) -> None:
+        """See whether the first event is there, and one."""
+        beginning = b"".join(self._kept)
+        if wire.begins(beginning, json_too=self.mode == "assemble"):
+            self.begun = True
+            self._flight.first_token()
 
     def _keep(self, data: bytes) -> None:
         self._kept.append(data)
@@ -71,8 +82,10 @@ class Tap:
 
     def last(self, response: httpx2.Response) -> bytes:
         """Return what the caller still gets when the engine's bytes are through."""
-        self.complete = True
         self._read_usage()
+        if self.mode == "stream" and not wire.ends_well(b"".join(self._kept)):
+            raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
+        self.complete = True
         if self._splitter is None:
             return b""
         rest = self._splitter.rest()
@@ -99,7 +112,7 @@ class Tap:
     def broke(self, error: BaseException) -> None:
         """Note that reading failed."""
         if self._handed_over:
-            self._flight.finish(error)
+            self._flight.broke(error)
 
     def closed(self) -> None:
         """Note that the stream was closed, read to its end or not."""
@@ -121,15 +134,29 @@ class TappedStream(httpx2.SyncByteStream):
 
     def __init__(self, tap: Tap, response: httpx2.Response) -> None:
         self._tap, self._inner, self._response = tap, response.stream, response
+        self._passing = self._pass()
+        self._primed: list[bytes] = []
+
+    def prime(self) -> None:
+        """Read up to the first event; what fails closes the response."""
+        try:
+            while not self._tap.begun and (data := next(self._passing, None)) is not None:
+                self._primed.append(data)
+        except BaseException:
+            self._response.close()
+            raise
 
     def __iter__(self) -> Iterator[bytes]:
+        for data in itertools.chain(self._primed, self._passing):
+            if data:
+                yield data
+
+    def _pass(self) -> Iterator[bytes]:
         tap = self._tap
         try:
             for data in self._inner:  # type: ignore[union-attr]
-                if passed := tap.feed(data):
-                    yield passed
-            if left := tap.last(self._response):
-                yield left
+                yield tap.feed(data)
+            yield tap.last(self._response)
         except Exception as error:
             tap.broke(error)
             raise
@@ -151,16 +178,33 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
 
     def __init__(self, tap: Tap, response: httpx2.Response) -> None:
         self._tap, self._inner, self._response = tap, response.stream, response
+        self._passing = self._pass()
+        self._primed: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
+    async def prime(self) -> None:
+        """Read up to the first event; what fails closes the response."""
+        try:
+            while not self._tap.begun and (data := await anext(self._passing, None)) is not None:
+                self._primed.append(data)
+        except BaseException:
+            await self._response.aclose()
+            raise
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        for data in self._primed:
+            if data:
+                yield data
+        async for data in self._passing:
+            if data:
+                yield data
+
+    async def _pass(self) -> AsyncGenerator[bytes]:
         tap = self._tap
         try:
             async for data in self._inner:  # type: ignore[union-attr]
-                if passed := tap.feed(data):
-                    yield passed
-            if left := tap.last(self._response):
-                yield left
+                yield tap.feed(data)
+            yield tap.last(self._response)
         except Exception as error:
             tap.broke(error)
             raise
@@ -191,7 +235,7 @@ def tap_response(response: httpx2.Response) -> None:
     if tap is None or response.status_code >= 400:
         return
     _label(tap, response)
-    response.stream = TappedStream(tap, response)
+    response.stream = tap.stream = TappedStream(tap, response)
 
 
 async def atap_response(response: httpx2.Response) -> None:
@@ -200,7 +244,7 @@ async def atap_response(response: httpx2.Response) -> None:
     if tap is None or response.status_code >= 400:
         return
     _label(tap, response)
-    response.stream = AsyncTappedStream(tap, response)
+    response.stream = tap.stream = AsyncTappedStream(tap, response)
 
 
 def _label(tap: Tap, response: httpx2.Response) -> None:

@@ -18,7 +18,59 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _DECODER = json.JSONDecoder()
 
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_SHOWN_BYTES = 120
+
 DONE = b"[DONE]"
+
+
+class Garbage(Exception):
+    """What came is no beginning of an answer: not server-sent events, or an event that says the engine failed."""
+
+    def __init__(self, message: str, body: object = None) -> None:
+        super().__init__(message)
+        self.body = body
+
+
+def begins(data: bytes, *, json_too: bool) -> bool:
+    """Whether *data*, the beginning of a stream, holds the first event that brings something.
+
+    Args:
+        data: What came so far, in pieces of any size.
+        json_too: An answer in one piece will do as well.
+
+    Raises:
+        Garbage: It cannot become an answer any more.
+    """
+    start = data.lstrip()
+    if json_too and start.startswith(b"{"):
+        return True
+    if not any(start.startswith(field) or field.startswith(start) for field in _FIELDS):
+        raise Garbage(f"expected server-sent events, got {start[:_SHOWN_BYTES]!r}")
+    for event in EventSplitter().feed(start):
+        if DONE in event:
+            return True
+        try:
+            first = payload(event)
+        except json.JSONDecodeError as error:
+            raise Garbage(f"the first event is no JSON: {event[:_SHOWN_BYTES]!r}") from error
+        if first is not None:
+            _heed_error(first)
+            return True
+    return False
+
+
+def _heed_error(event: Mapping[str, Any]) -> None:
+    said = event.get("error")
+    code = said.get("code") if isinstance(said, Mapping) else None
+    if said and not (isinstance(code, int) and code < 500):  # what is below is the caller's mistake
+        raise Garbage(f"the engine failed: {said}", said)
+
+
+def ends_well(tail: bytes) -> bool:
+    """Whether the end of a stream says that the answer is whole."""
+    return DONE in tail or _FINISHED.search(tail) is not None
 
 
 def usage_of(counts: Mapping[str, Any]) -> Usage:
