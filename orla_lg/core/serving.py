@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -170,7 +171,7 @@ class Serving:
             desk = self.desks[backend]
             tried.append(backend)
             try:
-                yield from self._pass_circuit(desk)
+                yield from self._pass_circuit(desk, flight.call)
                 yield from self._queue(flight, desk, assignment)  # 3 admit, 4 queue
                 flight.depart()  # 5 prepare
                 response = yield Send(sender, flight)  # 6 dispatch
@@ -186,19 +187,18 @@ class Serving:
                 flight.hold()
                 return response  # 7 account and 8 signal follow when the flight ends
 
-    def _pass_circuit(self, desk: Desk) -> Steps:
+    def _pass_circuit(self, desk: Desk, call: Call) -> Steps:
         """Fail the attempt if the backend is left alone now; wait while another call tries it."""
         try:
-            while (trial := desk.admit()) is not None:
+            while (patience_s := self._patience_s(call)) > 0 and (trial := desk.admit()) is not None:
                 with contextlib.suppress(TimeoutError):
-                    yield Wait(trial, desk.breaker.policy.trial_s)
+                    yield Wait(trial, min(patience_s, desk.breaker.policy.trial_s))
         except BackendUnavailable as open_circuit:
             raise AttemptFailed(open_circuit, unreachable=True) from open_circuit
 
     def _queue(self, flight: Flight, desk: Desk, assignment: Assignment) -> Steps:
-        call = flight.call
-        patience_s = None if call.deadline_at_s is None else call.deadline_at_s - self.clock()
-        if patience_s is not None and patience_s <= 0:
+        call, patience_s = flight.call, self._patience_s(flight.call)
+        if patience_s <= 0:
             raise self._too_late(call, desk)
         self._refresh(call)
         flight.enter(desk, assignment, holds_grant=desk.backend.name in grants_held())
@@ -207,9 +207,12 @@ class Serving:
             return
         self.tell(Happening.QUEUED, call, backend=desk.backend.name)
         try:
-            yield Wait(turn, patience_s)
+            yield Wait(turn, None if patience_s == math.inf else patience_s)
         except TimeoutError:
             raise self._too_late(call, desk) from None
+
+    def _patience_s(self, call: Call) -> float:
+        return math.inf if call.deadline_at_s is None else call.deadline_at_s - self.clock()
 
     def _too_late(self, call: Call, desk: Desk) -> DeadlineExceeded:
         waited = self.clock() - call.arrived_s

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
-from orla_lg.core.desk import PROBE_PAUSE_S, Desk
+from orla_lg.core.breaker import Circuit
+from orla_lg.core.desk import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, Desk
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.policies import policy
 from orla_lg.core.queues import Queued
@@ -217,6 +218,113 @@ def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() ->
         leave(desk, queued)
     desk.check_integrity()
     assert desk.seat(enter(desk, "x")).slot == 0
+
+
+# Whether it is well
+
+
+def broken(desk: Desk, times: int = 5, *, unreachable: bool = False) -> None:
+    for _ in range(times):
+        desk.failed(DEAD, unreachable=unreachable)
+
+
+def test_an_open_circuit_refuses_and_says_why() -> None:
+    desk, background = a_desk()
+    desk._learn(Probe())
+    broken(desk, 4)
+    assert desk.admit() is None and desk.view().circuit is Circuit.CLOSED
+    broken(desk, 1)
+    background.clock.now += 0.25
+    with pytest.raises(BackendUnavailable, match=r"'b' is open for another 0\.8 s after 5 failures.*nobody there"):
+        desk.admit()
+    now = desk.statistics()
+    assert (now.circuit, now.trips, desk.view().circuit) == (Circuit.OPEN, 1, Circuit.OPEN)
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_while_one_call_tries_the_others_wait_for_what_comes_of_it(well: bool) -> None:
+    desk, background = a_desk()
+    broken(desk)
+    background.advance(1.0)
+    assert desk.admit() is None, "the trial"
+    waiting = desk.admit()
+    assert waiting is desk.admit() and not waiting.cancel()
+    if well:
+        desk.answered()
+    else:
+        desk.failed(DEAD, unreachable=False)
+    assert not waiting.done(), "its waiters do not run in the midst of this"
+    background.advance(0.0)
+    assert waiting.done() and desk.view().circuit is (Circuit.CLOSED if well else Circuit.OPEN)
+
+
+def test_a_silent_engine_is_asked_without_a_new_call_and_its_return_closes_the_circuit() -> None:
+    desk, background = a_desk(Engine(DEAD))
+    desk.connect()
+    background.do_all()
+    broken(desk, unreachable=True)
+    for _ in range(3):
+        background.advance(PROBE_PAUSE_S)
+        assert len(background.work) == 1, "one probe at a time, however many calls were lost"
+        background.do_all()
+    assert desk.view().circuit is not Circuit.CLOSED and not desk.known
+    desk.adapter.says = Probe()
+    background.advance(PROBE_PAUSE_S)
+    background.do_all()
+    assert desk.known and desk.view().circuit is Circuit.CLOSED
+    background.advance(PROBE_PAUSE_S)
+    assert not background.work, "and is left in peace then"
+
+
+def test_nobody_is_asked_for_ever_on_behalf_of_nobody() -> None:
+    desk, background = a_desk(Engine(DEAD))
+    desk.connect()
+    background.do_all()
+    background.advance(PROBE_INTEREST_S)
+    background.do_all()
+    background.advance(PROBE_PAUSE_S)
+    assert not background.work and not background.timers
+
+
+def test_what_an_engine_said_is_asked_anew_from_time_to_time_and_nobody_waits_for_it() -> None:
+    desk, background = a_desk(Engine(Probe(version="2")))
+    desk._learn(Probe(version="1"))
+    desk._probed_s = background.clock()
+    background.clock.now += PROBE_AGAIN_S - 1
+    assert desk.connect() is None and not background.work
+    background.clock.now += 1
+    assert desk.connect() is None and len(background.work) == 1
+    background.do_all()
+    assert desk.probe.version == "2"
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [("1", "1", True), ("1", "2", False), ("", "", False)])
+def test_a_restarted_engine_has_forgotten(before: str, after: str, kept: bool) -> None:
+    desk, background = a_desk(Engine(Probe(slots=1, incarnation=after)))
+    desk._learn(Probe(slots=1, incarnation=before))
+    leave(desk, enter(desk, "u"), tokens=7)
+    desk.lost(DEAD)
+    desk.connect()
+    background.do_all()
+    assert desk.statistics().memory.tokens == (7 if kept else 0)
+
+
+def test_a_restart_that_nobody_noticed_is_noticed_by_the_next_probe() -> None:
+    desk, _ = a_desk()
+    desk._learn(Probe(slots=1, incarnation="1"))
+    leave(desk, enter(desk, "u"), tokens=7)
+    desk._learn(Probe(slots=1, incarnation="2"))
+    assert desk.statistics().memory.tokens == 0
+
+
+def test_a_model_that_is_gone_is_told_and_the_engine_asked_anew(caplog: pytest.LogCaptureFixture) -> None:
+    desk, background = a_desk(Engine(Probe(models=("new",))))
+    desk._learn(Probe(models=("old",)))
+    desk._probed_s = background.clock()
+    desk.doubt("404: no such model")
+    assert "it served old" in caplog.text and "no such model" in caplog.text
+    background.do_all()
+    assert desk.view().models == ("b", "new")
 
 
 # Slots

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orla_lg.core.backend import BackendView, Probe
+from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.effects import Sleep, Wait, adrive, drive
@@ -145,6 +146,79 @@ def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
     assert step(serving.steps(call, Sender(busy()))) == ("answer",)
     (record,) = serving.records.records()
     assert (record.backend, record.mapper, record.reason, record.attempts) == ("two", "mine", "so", 2)
+
+
+# The circuit
+
+
+def tripped() -> Serving:
+    serving = a_serving("one", "two")
+    for _ in range(5):
+        serving.desks["one"].failed(BackendUnavailable("down"), unreachable=False)
+    return serving
+
+
+def test_an_open_circuit_sends_calls_elsewhere_at_once() -> None:
+    serving, sender = tripped(), Sender()
+    to = To(Assignment("one", alternatives=("two",)))
+    assert step(serving.steps(new_call(serving, mappers=[to]), sender)) == ("answer",)
+    assert sender.sent == [("two", "m")] and serving.records.records()[0].attempts == 1
+    assert serving.views()[0].circuit is Circuit.OPEN
+
+
+def test_an_open_circuit_without_alternative_spends_attempts_without_sending() -> None:
+    serving, sender = tripped(), Sender(max_attempts=2)
+    steps = serving.steps(new_call(serving, mappers=[To(Assignment("one"))]), sender)
+    assert isinstance(step(steps), Sleep)
+    with pytest.raises(BackendUnavailable, match=r"circuit of backend 'one' is open .* the last: down"):
+        step(steps)
+    assert not sender.sent and is_quiet(serving)
+
+
+def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token() -> None:
+    serving = tripped()
+    background = serving.desks["one"]._background = HandBackground(serving.clock)
+    serving.clock.now += 1.0
+    calls = [new_call(serving, mappers=[To(Assignment("one"))]) for _ in range(3)]
+    (trial,) = step(serving.steps(calls[0], Sender("stream")))
+    late = calls[2]
+    late.hints = type(late.hints)(deadline_s=2.0)
+    waiting, hurried = serving.steps(calls[1], Sender()), serving.steps(late, Sender())
+    wait, short = step(waiting), step(hurried)
+    assert (wait.timeout_s, short.timeout_s, wait.future) == (10.0, 2.0, short.future)
+    serving.clock.now += 2.0
+    with pytest.raises(DeadlineExceeded):
+        hurried.throw(TimeoutError())
+    trial.first_token()
+    background.advance(0.0)
+    assert wait.future.done() and step(waiting) == ("answer",)
+    trial.finish()
+    assert is_quiet(serving)
+
+
+def test_a_stream_that_breaks_counts_against_its_engine() -> None:
+    serving = a_serving()
+    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    stream.broke(ConnectionError("reset"))
+    desk = serving.desks["b"]
+    assert desk.breaker.failures == 1 and not desk.known and stream.record.error == "ConnectionError: reset"
+    assert step(serving.steps(new_call(serving), Sender())) == ("answer",)
+    assert desk.breaker.failures == 0, "an answer is a sign of life"
+
+
+@pytest.mark.parametrize(("marks", "failures"), [({"overloaded": True}, 0), ({"elsewhere": True}, 0), ({}, 1)])
+def test_an_engine_that_answers_not_now_is_well(marks: dict[str, bool], failures: int) -> None:
+    serving = a_serving("one", "two")
+    to = To(Assignment("one", alternatives=("two",)))
+    step(serving.steps(new_call(serving, mappers=[to]), Sender(AttemptFailed(RuntimeError("429"), **marks))))
+    assert serving.desks["one"].breaker.failures == failures
+
+
+def test_a_model_that_is_gone_is_not_asked_for_again() -> None:
+    serving, sender = a_serving(), Sender(AttemptFailed(RuntimeError("404"), elsewhere=True), max_attempts=5)
+    with pytest.raises(RuntimeError, match="404"):
+        step(serving.steps(new_call(serving), sender))
+    assert len(sender.sent) == 1
 
 
 # Waiting
