@@ -55,6 +55,8 @@ class Tap:
             self._judge_beginning()
         if self._splitter is None:
             return data
+        if self._assembly is None and self._splitter.whole(data) and not wire.may_be_usage_only(data):
+            return data
         events = self._splitter.feed(data)
         if self._assembly is not None:
             self._assemble(events)
@@ -85,6 +87,8 @@ class Tap:
         self._read_usage()
         if self.mode == "stream" and not wire.ends_well(b"".join(self._kept)):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
+        if self.mode == "plain":
+            wire.heed_shape(b"".join(self._kept))
         self.complete = True
         if self._splitter is None:
             return b""

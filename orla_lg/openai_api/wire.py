@@ -61,6 +61,16 @@ def begins(data: bytes, *, json_too: bool) -> bool:
     return False
 
 
+def heed_shape(body: bytes) -> None:
+    """Look whether a whole answer has the shape of a JSON object; quick, and blind to what is inside.
+
+    Raises:
+        Garbage: It has not.
+    """
+    if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
+        raise Garbage(f"expected a JSON object, got {len(body)} bytes: {body[:_SHOWN_BYTES]!r}")
+
+
 def _heed_error(event: Mapping[str, Any]) -> None:
     said = event.get("error")
     code = said.get("code") if isinstance(said, Mapping) else None
@@ -74,14 +84,16 @@ def ends_well(tail: bytes) -> bool:
 
 
 def usage_of(counts: Mapping[str, Any]) -> Usage:
-    """Return the token counts of a ``usage`` object; engines that do not count cached tokens say nothing."""
+    """Return the token counts of a ``usage`` object; what was not counted, or cannot be, was not said."""
     details = counts.get("prompt_tokens_details") or {}
+    prompt = _count(counts.get("prompt_tokens")) or 0
     cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
-    return Usage(_count(counts.get("prompt_tokens")) or 0, cached, _count(counts.get("completion_tokens")) or 0)
+    believed = cached if cached is not None and cached <= prompt else None
+    return Usage(prompt, believed, _count(counts.get("completion_tokens")) or 0)
 
 
 def _count(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
+    return int(value) if isinstance(value, int | float) and value >= 0 else None
 
 
 def usage_in(data: bytes) -> Usage | None:
@@ -94,6 +106,11 @@ def usage_in(data: bytes) -> Usage | None:
     except json.JSONDecodeError:
         return None
     return usage_of(counts)
+
+
+def may_be_usage_only(data: bytes) -> bool:
+    """Whether *data* may hold an event that ``is_usage_only``; quick, and right when it says no."""
+    return _NO_CHOICES.search(data) is not None
 
 
 def is_usage_only(event: bytes) -> bool:
@@ -116,6 +133,10 @@ class EventSplitter:
             start = end.end()
         self._rest = self._rest[start:]
         return events
+
+    def whole(self, data: bytes) -> bool:
+        """Whether *data* is whole events, as engines send them: then nothing needs cutting."""
+        return not self._rest and data.endswith(b"\n\n")
 
     def rest(self) -> bytes:
         """Return what no blank line has closed."""

@@ -1,0 +1,198 @@
+"""Engines that fail in every way we know, before all forms of a call: what is retried, where, and what the caller gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+from langgraph.graph import START, MessagesState, StateGraph
+
+from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla
+from orla_lg.core.breaker import Circuit
+from orla_lg.core.dispatch import RetryPolicy
+from orla_lg.testing.faults import MODEL, Fault, FaultEngine, Reply
+from tests.conftest import CALLER_KEY
+
+BEFORE = [
+    Fault.DEAD_BEFORE_HEADERS, Fault.RESET, Fault.DEAD_IN_PREFILL, Fault.RESTART, Fault.GARBAGE, Fault.HTML_PAGE,
+    Fault.BINARY, Fault.TRUNCATED_JSON, Fault.BUSY, Fault.BUSY_UNTIL, Fault.OVERLOADED, Fault.BROKEN,
+]  # fmt: skip
+"""Met before the first token: another attempt is made."""
+AFTER = [Fault.DEAD_MID_STREAM, Fault.NO_DONE, Fault.ERROR_EVENT, Fault.TRUNCATED_JSON]
+"""Met after it: the caller gets the error."""
+LIES = [Fault.NO_USAGE, Fault.CACHED_ABOVE_PROMPT, Fault.NEGATIVE_TOKENS, Fault.WRONG_TYPE]
+FORMS = ["invoke", "stream", "ainvoke", "astream"]
+WAYS = ["wrapped", "drop-in"]
+
+
+def say(llm: Any, form: str) -> str:
+    async def aform() -> str:
+        if form == "ainvoke":
+            return str((await llm.ainvoke("hello")).content)
+        return "".join([str(piece.content) async for piece in llm.astream("hello")])
+
+    if form == "invoke":
+        return str(llm.invoke("hello").content)
+    if form == "stream":
+        return "".join(str(piece.content) for piece in llm.stream("hello"))
+    return asyncio.run(aform())
+
+
+def caller(orla: Orla, way: str, *, retries: int = 2, **more: Any) -> Callable[[str], str]:
+    """Return a function that makes one call in a form, in a node of a wrapped graph or by a drop-in model."""
+    if way == "drop-in":
+        model = ChatOrla(orla=orla, model="main", max_retries=retries, **more)
+        return lambda form: say(model, form)
+    plain = ChatOpenAI(base_url="http://127.0.0.1:9/v1", api_key=CALLER_KEY, model=MODEL, max_retries=retries, **more)
+
+    def ask(form: str) -> str:
+        def node(state: MessagesState) -> Any:
+            return {"messages": [("ai", say(plain, form))]}
+
+        graph = orla.wrap(StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile())
+        return str(graph.invoke({"messages": [("user", "hello")]})["messages"][-1].content)
+
+    return ask
+
+
+@pytest.fixture
+def hasty(make_orla: Any) -> Callable[..., Orla]:
+    """Return a maker of Orlas whose pauses are short."""
+
+    def make(*engines: FaultEngine, **settings: Any) -> Orla:
+        backends = [Backend(name, each.url, model=MODEL) for name, each in zip(("main", "other"), engines)]  # noqa: B905
+        orla: Orla = make_orla(*backends, **{"mapper": {"*": "main"}, **settings})
+        orla.core.serving.retries = RetryPolicy(base_s=0.01)
+        return orla
+
+    return make
+
+
+EARLY = [
+    (fault, form) for fault in BEFORE for form in FORMS if (fault, form[-6:]) != (Fault.TRUNCATED_JSON, "stream")
+]
+"""A stream's event is cut after the first token."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("fault", "form"), EARLY)
+def test_what_fails_before_the_first_token_is_tried_again(fault: Fault, way: str, form: str, hasty: Any) -> None:
+    with FaultEngine(retry_after_s=0.05) as engine:
+        orla = hasty(engine)
+        orla.connect()
+        healthy = caller(orla, way)(form)
+        engine.script.extend([fault])
+        assert caller(orla, way)(form) == healthy
+        assert orla.records()[-1].attempts == 2 and orla.records()[-1].error is None
+
+
+@pytest.mark.parametrize(("fault", "form"), [*EARLY, *((Fault.MODEL_GONE, form) for form in FORMS)])
+def test_an_alternative_takes_it_at_once(fault: Fault, form: str, hasty: Any) -> None:
+    with FaultEngine(otherwise=Reply(text="main")) as engine, FaultEngine(otherwise=Reply(text="other")) as other:
+        orla = hasty(engine, other, mapper={"*": ["main", "other"]})
+        orla.connect()
+        engine.script.extend([fault] * 9)
+        started = time.monotonic()
+        assert caller(orla, "wrapped", retries=0)(form) == "other"
+        assert time.monotonic() - started < 1.0 and orla.records()[-1].backend == "other"
+
+
+@pytest.mark.parametrize("form", ["stream", "astream"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fault", AFTER)
+def test_what_fails_after_the_first_token_is_the_callers(fault: Fault, way: str, form: str, hasty: Any) -> None:
+    with FaultEngine(script=[fault]) as engine:
+        orla = hasty(engine)
+        # An event that is no JSON is the SDK's to judge: it says so as it does without us.
+        with pytest.raises(json.JSONDecodeError if fault is Fault.TRUNCATED_JSON else openai.OpenAIError):
+            caller(orla, way)(form)
+        (record,) = orla.records()
+        assert record.attempts == 1 and record.error is not None and record.ttft_s is not None
+        assert sum(seen.path.endswith("chat/completions") for seen in engine.requests) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("fault", LIES)
+def test_counts_that_cannot_be_are_not_believed(fault: Fault, form: str, hasty: Any) -> None:
+    with FaultEngine(script=[fault]) as engine:
+        orla = hasty(engine)
+        assert caller(orla, "drop-in")(form)
+        (record,) = orla.records()
+        assert record.error is None
+        assert record.cached_tokens is None or 0 <= record.cached_tokens <= record.prompt_tokens
+        assert (record.prompt_tokens or 0) >= 0 and (record.completion_tokens or 0) >= 0
+        assert orla.statistics().backends["main"].memory.tokens >= 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_engine_that_hangs_is_given_up_after_the_callers_timeout(way: str, form: str, hasty: Any) -> None:
+    with FaultEngine(script=[Fault.HANG]) as engine:
+        orla = hasty(engine)
+        assert caller(orla, way, timeout=0.4)(form) and orla.records()[-1].attempts == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_garbage_to_the_end_is_named(form: str, hasty: Any) -> None:
+    with FaultEngine(otherwise=Reply(fault=Fault.HTML_PAGE)) as engine:
+        with pytest.raises(openai.APIError, match="expected server-sent events, got b'<!?[dh]"):
+            caller(hasty(engine), "drop-in")(form)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_five_failures_open_the_circuit_and_one_call_tries_it_later(way: str, hasty: Any) -> None:
+    with FaultEngine(script=[Fault.BROKEN] * 6) as engine:
+        orla = hasty(engine)
+        for _ in range(2):
+            with pytest.raises((openai.APIError, BackendUnavailable)):
+                caller(orla, way)("invoke")
+        backend = orla.statistics().backends["main"]
+        assert (backend.circuit, backend.trips, backend.reachable) == (Circuit.OPEN, 1, True)
+        sent = len(engine.requests)
+        with pytest.raises(BackendUnavailable, match=r"circuit of backend 'main' is open .* 5 failures in a row"):
+            caller(orla, way, retries=0)("invoke")
+        assert len([seen for seen in engine.requests[sent:] if seen.method == "POST"]) == 0, "nothing was sent"
+        engine.script.clear()
+        deadline = time.monotonic() + 5
+        while orla.statistics().backends["main"].circuit is not Circuit.HALF_OPEN:
+            assert time.monotonic() < deadline
+        assert caller(orla, way)("stream")
+        assert orla.statistics().backends["main"].circuit is Circuit.CLOSED
+
+
+def test_an_engine_that_returns_is_noticed_without_a_call(hasty: Any) -> None:
+    with FaultEngine() as engine:
+        orla = hasty(engine)
+        caller(orla, "drop-in")("invoke")
+        port = engine.port
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="is it running"):
+            caller(orla, "drop-in")("invoke")
+    assert orla.statistics().backends["main"].circuit is not Circuit.CLOSED
+    with FaultEngine(port=port):
+        deadline = time.monotonic() + 2.0
+        while orla.statistics().backends["main"].circuit is not Circuit.CLOSED:
+            assert time.monotonic() < deadline, "within two seconds of its return"
+        assert caller(orla, "drop-in")("invoke")
+
+
+def test_a_model_that_vanishes_is_told_and_its_backend_asked_anew(
+    hasty: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultEngine() as engine:
+        orla = hasty(engine)
+        ask = caller(orla, "drop-in")
+        ask("invoke")
+        engine.models = ("another-model",)
+        with pytest.raises(openai.NotFoundError):
+            ask("invoke")
+        assert f"it served {MODEL}" in caplog.text and orla.records()[-1].attempts == 1
+        deadline = time.monotonic() + 5
+        while "another-model" not in orla.core.serving.views()[0].models:
+            assert time.monotonic() < deadline
