@@ -1,4 +1,4 @@
-"""Engines that fail in every way we know, before all forms of a call: what is retried, where, and what the caller gets."""
+"""Engines that fail in every way we know, before all forms of a call: what is tried again, and what callers get."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_an_engine_that_hangs_is_given_up_after_the_callers_timeout(way: str, fo
 @pytest.mark.parametrize("form", FORMS)
 def test_garbage_to_the_end_is_named(form: str, hasty: Any) -> None:
     with FaultEngine(otherwise=Reply(fault=Fault.HTML_PAGE)) as engine:
-        with pytest.raises(openai.APIError, match="expected server-sent events, got b'<!?[dh]"):
+        with pytest.raises(openai.APIError, match=r"expected server-sent events, got b'<!?[dh]"):
             caller(hasty(engine), "drop-in")(form)
 
 

@@ -1,4 +1,8 @@
-"""Imports point one way: cli → orla → graph, openai_api, adapters → core → errors; and nowhere in a circle."""
+"""Imports point one way: cli → orla → graph, openai_api, adapters → core → errors; and nowhere in a circle.
+
+Beside them stand ``engines``, which only the command line and the demo know, and ``testing``, which only the
+command line does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
-LAYERS = ("errors", "core", "openai_api", "adapters", "graph", "config", "orla", "__init__", "check", "demo", "cli")
+LIBRARY = ("errors", "core", "openai_api", "testing", "adapters", "graph", "config", "orla", "__init__")
+LAYERS = (*LIBRARY, "engines", "check", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")
 
 
@@ -65,6 +70,33 @@ def test_the_core_stands_on_the_standard_library() -> None:
             for other in imports(file, runtime=False):
                 known = other.split(".")[0] in sys.stdlib_module_names
                 assert known or other.startswith(("orla_lg.core", "orla_lg.errors")), f"{module} imports {other}"
+
+
+def test_engines_stand_beside_the_library() -> None:
+    known = ("orla_lg.engines", "orla_lg.errors", "orla_lg_llamacpp.embedded", "orla_lg_llamacpp.model")
+    for module, file in MODULES.items():
+        ours = {other for other in imports(file, runtime=False) if other.startswith(OURS)}
+        if module.startswith("orla_lg.engines"):
+            assert all(other.startswith(known) for other in ours), f"{module} imports {ours}"
+        elif layer(module) != LAYERS.index("cli") and layer(module) != LAYERS.index("demo"):
+            assert not any(other.startswith("orla_lg.engines") for other in ours), f"{module} imports {ours}"
+
+
+def test_nothing_of_the_library_needs_what_tests_it() -> None:
+    for module, file in MODULES.items():
+        if not module.startswith("orla_lg.testing") and layer(module) != LAYERS.index("cli"):
+            ours = {other for other in imports(file, runtime=False) if other.startswith("orla_lg.testing")}
+            assert not ours, f"{module} imports {ours}"
+
+
+def test_what_is_shipped_for_tests_needs_no_test_runner() -> None:
+    for module, file in MODULES.items():
+        if module.startswith("orla_lg.testing"):
+            assert "pytest" not in imports(file, runtime=True), module
+
+
+def test_what_runs_in_an_engines_environment_needs_nothing_of_ours() -> None:
+    assert not any(other.startswith(OURS) for other in imports(MODULES["orla_lg.engines.convert"], runtime=False))
 
 
 def test_no_circles() -> None:

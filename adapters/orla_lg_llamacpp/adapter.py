@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from orla_lg.core.backend import Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
 from orla_lg.core.control import EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -21,7 +21,7 @@ _ADVICE: Mapping[Capability, str] = {
     **dict.fromkeys(
         _SLOT_ACTIONS, "`--slot-save-path DIR/` would let a workflow's cache be erased, saved and restored"
     ),
-    Capability.STATS: "`--slots` or `--metrics` would let its load be seen",
+    Capability.STATS: "`--slots` would let its load be seen",
 }
 _NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -32,12 +32,18 @@ class LlamaCppAdapter(OpenAIAdapter):
     keep_alive = False  # a third of the requests that reused a connection after a stream failed
     prefill_only: ClassVar[Mapping[str, Any]] = {"n_predict": 0, "max_tokens": 0}
 
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._slots: int | None = None
+        """How many slots there are, as of the last probe."""
+
     async def probe(self) -> Probe:
         """Ask for models, slots and context, and whether slots can be erased."""
         plain = await super().probe()
         props = await self.get(self.root + "props")
         erasable = await self._can_erase()
         slots = props.get("total_slots")
+        self._slots = slots if isinstance(slots, int) and slots > 0 else None
         context = (props.get("default_generation_settings") or {}).get("n_ctx")
         return advised(
             plain,
@@ -51,8 +57,8 @@ class LlamaCppAdapter(OpenAIAdapter):
                 Capability.STATS: Support.NATIVE if await self.seen(self.root + "slots") else Support.FLAG,
             },
             context_tokens=context,
-            slots=slots if isinstance(slots, int) and slots > 0 else None,
-            kv_tokens=context * slots if isinstance(slots, int) and isinstance(context, int) else None,
+            slots=self._slots,
+            kv_tokens=context * self._slots if self._slots and isinstance(context, int) else None,
             version=str(props.get("build_info") or ""),
             advice=_ADVICE,
         )
@@ -109,20 +115,29 @@ class LlamaCppAdapter(OpenAIAdapter):
     async def _slot_order(
         self, slot: int, action: str, effect: Effect, body: Mapping[str, Any] | None = None
     ) -> Effect:
+        if self._slots is not None and slot >= self._slots:
+            return Effect.FAILED  # the engine would not refuse, but take another slot instead
         url = f"{self.root}slots/{slot}?action={action}"
         return await self.effect_of(effect, url, body, timeout_s=SLOT_TIMEOUT_S)
 
     # Observable, Tokenizing
 
     async def stats(self) -> EngineStats:
-        """Count busy slots, and requests that wait for one where ``--metrics`` tells."""
-        slots = (await self.ask("GET", self.root + "slots")).json()
+        """Count busy slots; the rest comes from ``--metrics``, if it has them."""
+        try:
+            slots = (await self.ask("GET", self.root + "slots")).json()
+        except EngineRefused as error:
+            raise BackendUnavailable(str(error)) from error
         metrics = await self.seen(self.root + "metrics")
-        waiting = sample(metrics.text, "llamacpp:requests_deferred") if metrics is not None else None
+        text = "" if metrics is None else metrics.text
+        waiting = sample(text, "llamacpp:requests_deferred")
+        computed, hits = sample(text, "llamacpp:prompt_tokens"), sample(text, "llamacpp:prompt_tokens_cached")
         return EngineStats(
             running=sum(bool(slot.get("is_processing")) for slot in slots),
             waiting=None if waiting is None else int(waiting),
             kv_tokens=sum(slot.get("n_ctx") or 0 for slot in slots) or None,
+            prefix_queries=None if computed is None or hits is None else int(computed + hits),
+            prefix_hits=None if hits is None else int(hits),
         )
 
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:

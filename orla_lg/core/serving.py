@@ -69,8 +69,9 @@ class Serving:
         keep_records: int = 10_000,
         max_idle_threads: int = 10_000,
         clock: Clock = time.monotonic,
+        background: Background | None = None,
     ) -> None:
-        self.background = Background()
+        self.background = background or Background()
         self.clock = clock
         self.mapper = mapper
         self.memory = memory
