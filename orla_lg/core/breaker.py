@@ -2,7 +2,8 @@
 
 *Closed*, calls go. After ``failures`` failed attempts in a row it *opens*: calls are refused at once, so that
 they go elsewhere instead of waiting for an engine that is down. After a pause it is *half open*: one call
-tries, the others wait for what comes of it. Any sign of life closes it; a failure opens it for twice as long.
+tries, the others wait for what comes of it. Any sign of life closes it; a failure opens it again, for twice as
+long if the engine did something for it: a refused connection costs nobody anything, and may be tried every second.
 
 Plain state: the desk's lock guards it, and time is told to it.
 """
@@ -28,7 +29,7 @@ class BreakerPolicy:
     failures: int = 5
     """Failed attempts in a row that open it."""
     pause_s: float = 1.0
-    """How long it stays open the first time; twice as long after each failed trial."""
+    """How long it stays open the first time; twice as long after each trial that cost the engine something."""
     max_pause_s: float = 30.0
     trial_s: float = 10.0
     """How long a trial may stay without news before another call may try."""
@@ -76,17 +77,22 @@ class Breaker:
         self.opened_s, self.failures, self._pause_s, self._trial_until_s = None, 0, self.policy.pause_s, 0.0
         return was_open
 
-    def failed(self, now: float, reason: str) -> bool:
+    def failed(self, now: float, reason: str, *, unreachable: bool = False) -> bool:
         """Note a failed attempt; returns whether that opened the circuit, for the first time or again.
 
         Attempts that began before it opened fail late; they do not keep it open longer.
+
+        Args:
+            now: Monotonic seconds.
+            reason: For who is refused.
+            unreachable: No engine answered at all.
         """
         self.failures += 1
         self.reason = reason
         state = self.state(now)
         if state is Circuit.OPEN or (state is Circuit.CLOSED and self.failures < self.policy.failures):
             return False
-        if state is Circuit.HALF_OPEN:
+        if state is Circuit.HALF_OPEN and not unreachable:
             self._pause_s = min(2 * self._pause_s, self.policy.max_pause_s)
         self.opened_s, self._trial_until_s = now, 0.0
         self.trips += 1

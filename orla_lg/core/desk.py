@@ -44,7 +44,7 @@ PROBE_INTEREST_S = 60.0
 PROBE_AGAIN_S = 30.0
 """What an engine said of itself is asked anew after this time: it may have been restarted with other flags."""
 
-PROBE_LIMIT_S = 10.0
+PROBE_LIMIT_S = 40.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
 
 CLOSED = "this Orla was closed while the call waited"
@@ -193,7 +193,7 @@ class Desk:
     def failed(self, fault: BackendUnavailable, *, unreachable: bool) -> None:
         """Note that an attempt failed through the engine's fault."""
         with self.lock:
-            if self.breaker.failed(self._clock(), str(fault)):
+            if self.breaker.failed(self._clock(), str(fault), unreachable=unreachable):
                 log.warning("backend %r: circuit open after %d failures in a row, the last: %s",
                             self.backend.name, self.breaker.failures, fault)  # fmt: skip
                 self._end_trial()

@@ -42,6 +42,14 @@ def test_a_failed_trial_doubles_the_pause_up_to_its_bound() -> None:
     assert [breaker.failed(now, "down") for _ in range(3)][-1] and breaker.retry_at_s == now + 1.0, "starts afresh"
 
 
+def test_a_connection_refused_costs_nothing_and_is_tried_every_second() -> None:
+    breaker, now = opened(), 100.0
+    for _ in range(5):
+        now += 1.0
+        assert breaker.admit(now) and breaker.failed(now, "refused", unreachable=True)
+        assert breaker.retry_at_s == now + 1.0
+
+
 def test_a_trial_without_news_does_not_bar_the_way_for_ever() -> None:
     breaker = opened()
     assert breaker.admit(101.0) and not breaker.admit(110.9) and breaker.admit(111.0)
