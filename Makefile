@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench-overhead clean
+.PHONY: help setup demo test test-engines check format bench-overhead clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ demo: $(STAMP) ## run the demo: a support desk on an embedded engine (DEMO='-n 2
 
 test: $(STAMP) ## run the tests (TESTS='tests/core -x' for options)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-engines: $(STAMP) ## the tests on real engines: vLLM and llama.cpp on the CPU (installs 3.4 GB the first time)
+	$(BIN)/python -m pytest -m engines tests/engines $(TESTS)
 
 check: $(STAMP) ## lint and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: ``orla-lg demo``, ``check``, ``engine``. Each command's own file registers it here."""
+"""The command line. Each command's own file registers it here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from orla_lg import __version__, check
 from orla_lg.demo import command as demo
+from orla_lg.engines import commands as engine
 from orla_lg.errors import OrlaError
-from orla_lg_llamacpp import commands as engine
+from orla_lg.testing import commands as conform
+from orla_lg_sim import commands as sim
 
 DESCRIPTION = """\
 Serving middleware for LangGraph: every node's model call on the right backend, in the right order, with its
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, check, engine):
+    for module in (demo, check, engine, sim, conform):
         module.register(commands)
     return top
 

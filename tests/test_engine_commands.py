@@ -15,11 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from orla_lg.engines import commands
+from orla_lg.engines.running import remove_logs
 from orla_lg.errors import EngineError
-from orla_lg_llamacpp import commands
 from orla_lg_llamacpp.model import ensure_model, try_lock
 
-ENGINE = [sys.executable, "-m", "orla_lg_llamacpp.commands", "engine"]
+ENGINE = [sys.executable, "-m", "orla_lg.engines.commands", "engine"]
 LIMIT_S = 120
 
 
@@ -53,7 +54,7 @@ def record(home: Path, port: int, pid: int) -> Path:
     (home / "run").mkdir(exist_ok=True)
     path = home / "run" / f"engine-{port}.json"
     url = f"http://127.0.0.1:{port}/v1"
-    path.write_text(json.dumps({"port": port, "pid": pid, "url": url, "name": "tiny"}))
+    path.write_text(json.dumps({"port": port, "pid": pid, "url": url, "name": "tiny", "engine": "llamacpp"}))
     return path
 
 
@@ -90,7 +91,10 @@ def test_detached_then_listed_then_ended(model_file: str, home: Path) -> None:
         again = engine("up", "--detach", "--port", port)
         assert (again.returncode, f"already runs on port {port} (process {pid})" in again.stderr) == (1, True)
         status = engine("status")
-        assert (status.returncode, status.stdout) == (0, f"{url}  smollm2  process {pid}  0 of 2 slots busy\n")
+        assert (status.returncode, status.stdout) == (
+            0,
+            f"llamacpp  {url}  smollm2  process {pid}  0 of 2 slots busy\n",
+        )
     finally:
         down = engine("down", port)
     assert (down.returncode, down.stdout) == (0, f"ended {url} (process {pid})\n")
@@ -102,7 +106,7 @@ def test_detached_then_listed_then_ended(model_file: str, home: Path) -> None:
 
 def test_a_detached_engine_that_does_not_start_says_why(home: Path) -> None:
     (home / "not.gguf").write_text("hello")
-    up = engine("up", "--detach", "--model-file", str(home / "not.gguf"))
+    up = engine("up", "--detach", "--model", str(home / "not.gguf"))
     assert up.returncode == 1
     assert "the engine did not start" in up.stderr
     assert "is not a GGUF model" in up.stderr
@@ -115,6 +119,20 @@ def test_the_file_of_an_engine_that_is_gone_is_not_believed(home: Path, capsys: 
     assert not path.exists()
     record(home, 50_001, os.getpid())
     assert run("down", "all") == 0  # and nobody was killed
+
+
+def test_down_all_removes_the_logs_of_those_that_are_gone(home: Path) -> None:
+    with record(home, 50_001, 0).open() as held:
+        assert try_lock(held)
+        logs = [home / "run" / f"engine-{port}.log" for port in (50_001, 50_002)]
+        for log in logs:
+            log.touch()
+        remove_logs()
+    assert [log.exists() for log in logs] == [True, False]
+    logs[1].touch()
+    assert run("down", "all") == 0  # nothing runs by now
+    assert list((home / "run").glob("*.json")) == []
+    assert not logs[1].exists()
 
 
 def test_of_several_one_must_be_named(home: Path) -> None:

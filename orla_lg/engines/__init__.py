@@ -1,0 +1,6 @@
+"""Engines of one's own on this machine: installed, started, listed and ended (``orla-lg engine``)."""
+
+from orla_lg.engines.own import OwnEngine, running_engine
+from orla_lg.engines.recipe import EngineOptions
+
+__all__ = ["EngineOptions", "OwnEngine", "running_engine"]
