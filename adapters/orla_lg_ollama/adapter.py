@@ -1,0 +1,135 @@
+"""Ollama's server: models that come and go. Its cache cannot be told anything but to leave with its model.
+
+Facts are from its documents and sources as of version 0.33; nothing here was tried against a running Ollama.
+Its OpenAI side heeds few fields and ignores the rest (``keep_alive``, ``tool_choice``, ``n`` among them); loading
+and unloading are ``/api/generate`` without a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.call import Ask
+from orla_lg.core.control import Scope, WholeCache
+from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter
+
+LOAD_TIMEOUT_S = 600.0
+"""A model is read from disk."""
+
+CACHED_TOKENS_SINCE = (0, 33, 3)
+"""The first version that counts cached tokens (``prompt_eval_cached_count``), on its OpenAI side too."""
+
+_LATEST = ":latest"
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
+
+
+class OllamaAdapter(OpenAIAdapter):
+    """Knows what a model can and whether it is loaded, and bounds answers in the one way that Ollama heeds."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._model = backend.model or ""
+        """The backend's model, or the first that is installed."""
+
+    async def probe(self) -> Probe:
+        """Ask for the installed models, what ours can, and the context it was loaded with."""
+        plain = await super().probe()
+        self._model = self.backend.model or next(iter(plain.models), "")
+        version = str((await self.peek(self.root + "api/version")).get("version") or "")
+        shown = await self._show()
+        can = shown.get("capabilities")  # absent in versions that do not tell
+        counts = _release(version) >= CACHED_TOKENS_SINCE
+        return replace(
+            plain,
+            models=_with_short_names(plain.models),
+            capabilities={
+                **PLAIN_CAPABILITIES,
+                Capability.TOOLS: _support(not isinstance(can, list) or "tools" in can),
+                Capability.CACHED_TOKENS: _support(counts),
+                Capability.FLUSH_ALL: Support.EMULATED,
+                Capability.SLEEP: Support.NATIVE,
+            },
+            context_tokens=await self._context(shown),
+            version=version,
+        )
+
+    async def _show(self) -> Mapping[str, Any]:
+        try:
+            return await self.post(self.root + "api/show", {"model": self._model})
+        except (EngineRefused, BackendUnavailable):
+            return {}
+
+    async def _context(self, shown: Mapping[str, Any]) -> int | None:
+        """Return the context it runs with; what the model was trained for says nothing about that."""
+        loaded = (await self._loaded()).get("context_length")
+        if isinstance(loaded, int) and loaded > 0:
+            return loaded
+        set_to = _NUM_CTX.search(str(shown.get("parameters") or ""))
+        return int(set_to[1]) if set_to else None
+
+    async def _loaded(self) -> Mapping[str, Any]:
+        """Return what is told of our model while it is in memory; nothing if it is not."""
+        models = (await self.peek(self.root + "api/ps")).get("models")
+        each = [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else []
+        return next((entry for entry in each if _full(str(entry.get("name"))) == _full(self._model)), {})
+
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        """Say the caller's bound as ``max_tokens``: Ollama ignores its newer name, ``max_completion_tokens``."""
+        return {} if ask.max_tokens is None else {"max_tokens": ask.max_tokens}
+
+    # KVControl: the cache lives and dies with the model
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        """Say that it cannot be done."""
+        return Effect.UNSUPPORTED
+
+    async def release(self, scope: Scope) -> Effect:
+        """Say that it cannot be done."""
+        return Effect.UNSUPPORTED
+
+    async def flush(self, scope: Scope) -> Effect:
+        """Forget everything by unloading the model, which the next request loads again; nothing less is possible."""
+        return await self.sleep() if isinstance(scope, WholeCache) else Effect.UNSUPPORTED
+
+    # Sleepable
+
+    async def sleep(self) -> Effect:
+        """Unload the model: at once if it is idle, else when its last request has ended."""
+        effect = await self._generate_nothing(Effect.FREED, keep_alive=0)
+        return Effect.DEFERRED if effect is Effect.FREED and await self._loaded() else effect
+
+    async def wake(self) -> Effect:
+        """Load the model, for as long as the server keeps models by itself."""
+        effect = await self._generate_nothing(Effect.RESTORED)
+        return Effect.FAILED if effect is Effect.RESTORED and not await self._loaded() else effect
+
+    async def _generate_nothing(self, effect: Effect, **more: Any) -> Effect:
+        order = {"model": self._model, "stream": False, **more}
+        try:
+            await self.post(self.root + "api/generate", order, timeout_s=LOAD_TIMEOUT_S)
+        except (EngineRefused, BackendUnavailable):
+            return Effect.FAILED
+        return effect
+
+
+def _support(works: bool) -> Support:
+    return Support.NATIVE if works else Support.UNSUPPORTED
+
+
+def _full(name: str) -> str:
+    return name if ":" in name.rpartition("/")[2] else name + _LATEST
+
+
+def _with_short_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names under which Ollama knows its models: ``latest`` need not be said."""
+    return names + tuple(name.removesuffix(_LATEST) for name in names if name.endswith(_LATEST))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(int(part) for part in found.groups()) if found else ()

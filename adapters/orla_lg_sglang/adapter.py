@@ -1,0 +1,231 @@
+"""SGLang's server: it shows all its flags, and a workflow can be a session whose cache goes first once it is closed.
+
+Facts are from the sources of SGLang 0.5.23, tried against it on a CPU (all but sleep, which needs a GPU). It takes
+any model's name, any session's id, and orders that do nothing, so what works is decided by the flags it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, ClassVar
+
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.call import Ask
+from orla_lg.core.control import EngineStats, Scope, WholeCache, WorkflowCache
+from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.metrics import sample
+
+SLEEP_TIMEOUT_S = 600.0
+"""Weights are copied to memory and back."""
+
+MAX_PRIORITY = 2**63 - 1
+
+_ADMIN = "the server's `--admin-api-key` as this backend's api_key (and as the server's `--api-key`, if it has one)"
+_ADVICE: Mapping[Capability, str] = {
+    Capability.JSON_SCHEMA: "`--grammar-backend xgrammar` would let answers follow a JSON schema",
+    Capability.TOOLS: "`--tool-call-parser PARSER` would let the model call tools",
+    Capability.CACHED_TOKENS: "`--enable-cache-report` would let cached tokens be counted",
+    Capability.PRIORITY: "`--enable-priority-scheduling` would enable priority",
+    Capability.RELEASE: "`--enable-session-radix-cache` would let a workflow's cache go first once it is released",
+    Capability.FLUSH_ALL: f"{_ADMIN} would let the cache be flushed",
+    Capability.ABORT: f"{_ADMIN} would let a request be ended by its id",
+    Capability.SLEEP: "`--enable-memory-saver --enable-weights-cpu-backup` would let it sleep",
+}
+_NOBODY = {"rid": "orla-probe"}
+
+_KEPT_FLAGS = (
+    "enable_memory_saver",
+    "enable_priority_scheduling",
+    "enable_session_radix_cache",
+    "enable_weights_cpu_backup",
+    "schedule_low_priority_values_first",
+)
+"""What is kept of ``/server_info``, which tells the server's keys too."""
+
+
+class SGLangAdapter(OpenAIAdapter):
+    """Tells SGLang how urgent a call is (its higher number first) and which session it belongs to."""
+
+    prefill_only: ClassVar[Mapping[str, Any]] = {"max_tokens": 0}
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._flags: Mapping[str, bool] = {}
+        """What it was started with, as of the last probe."""
+        self._is_admin = False
+
+    async def probe(self) -> Probe:
+        """Ask for its flags, and whether our key opens the routes for administrators."""
+        plain = await super().probe()
+        flags = await self.peek(self.root + "server_info") or await self.peek(self.root + "get_server_info")
+        self._flags = {name: bool(flags.get(name)) for name in _KEPT_FLAGS}
+        self._is_admin = await self.takes(self.root + "abort_request", _NOBODY)
+        can = {
+            Capability.JSON_SCHEMA: flags.get("grammar_backend") != "none",
+            Capability.TOOLS: bool(flags.get("tool_call_parser")),
+            Capability.CACHED_TOKENS: bool(flags.get("enable_cache_report")),
+            Capability.PRIORITY: self._heeds_priority,
+            Capability.RELEASE: self._has_sessions,
+            Capability.FLUSH_ALL: self._is_admin,
+            Capability.ABORT: self._is_admin,
+            Capability.SLEEP: self._can_sleep,
+        }
+        return advised(
+            plain,
+            capabilities={
+                **PLAIN_CAPABILITIES,
+                **{name: Support.NATIVE if works else Support.FLAG for name, works in can.items()},
+                Capability.WARM: Support.NATIVE,
+                Capability.STATS: Support.NATIVE if await self._loads() else Support.UNSUPPORTED,
+                Capability.TOKENIZE: Support.NATIVE if await self._tokenizes() else Support.UNSUPPORTED,
+            },
+            kv_tokens=_product(flags.get("max_total_num_tokens"), flags.get("dp_size", 1)),
+            version=str(flags.get("version") or ""),
+            incarnation=_started(flags),
+            advice=_ADVICE,
+        )
+
+    @property
+    def _heeds_priority(self) -> bool:
+        return self._flags.get("enable_priority_scheduling", False)
+
+    @property
+    def _has_sessions(self) -> bool:
+        return self._flags.get("enable_session_radix_cache", False)
+
+    @property
+    def _can_sleep(self) -> bool:
+        return self._is_admin and self._flags.get("enable_memory_saver", False)
+
+    async def _tokenizes(self) -> bool:
+        return await self.takes(self.root + "tokenize", {"prompt": "a"})
+
+    async def _loads(self) -> list[Mapping[str, Any]]:
+        loads = (await self.peek("loads")).get("loads")
+        return [each for each in loads if isinstance(each, Mapping)] if isinstance(loads, list) else []
+
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        """Add priority, session and id, each only where the engine heeds it.
+
+        A request without a priority is the least urgent of all to SGLang, so zero is told too. Without the flag
+        a priority may be refused (``--abort-on-priority-when-disabled``).
+        """
+        fields: dict[str, Any] = {}
+        if self._heeds_priority:
+            sign = -1 if self._flags.get("schedule_low_priority_values_first") else 1
+            fields["priority"] = sign * max(-MAX_PRIORITY, min(MAX_PRIORITY, round(told.priority)))
+        if self._has_sessions and told.workflow:
+            fields["session_id"] = told.workflow
+        if self._is_admin and told.call_id:
+            fields["rid"] = _request_id(told.call_id)
+        return fields
+
+    # KVControl: a workflow is a session, which the first request opens
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        """Say that it cannot be done: all open sessions are kept alike."""
+        return Effect.UNSUPPORTED
+
+    async def release(self, scope: Scope) -> Effect:
+        """Close the workflow's session: what no open session shares is evicted first, and found until then."""
+        if not (self._has_sessions and isinstance(scope, WorkflowCache)):
+            return Effect.UNSUPPORTED
+        return await self.effect_of(Effect.DEMOTED, self.root + "close_session", {"session_id": scope.workflow})
+
+    async def flush(self, scope: Scope) -> Effect:
+        """Forget everything, which SGLang does only when idle; nothing less is possible."""
+        if not isinstance(scope, WholeCache):
+            return Effect.UNSUPPORTED
+        try:
+            await self.ask("POST", self.root + "flush_cache")
+        except EngineRefused as error:
+            busy = error.status == 400
+            return Effect.DEFERRED if busy else Effect.UNSUPPORTED if error.status in (401, 403) else Effect.FAILED
+        except BackendUnavailable:
+            return Effect.FAILED
+        return Effect.FREED
+
+    # Observable, Tokenizing, Abortable, Sleepable
+
+    async def stats(self) -> EngineStats:
+        """Read its load, summed over its ranks, and token counts where ``--enable-metrics`` shows them."""
+        loads = await self._loads()
+        if not loads:
+            raise BackendUnavailable(f"backend {self.backend.name!r} at {self.backend.url}: it shows no load")
+        seen = await self.seen(self.root + "metrics")
+        metrics = seen.text if seen is not None else ""
+        return EngineStats(
+            running=_sum(loads, "num_running_reqs"),
+            waiting=_sum(loads, "num_waiting_reqs"),
+            kv_usage=fmean(float(each.get("token_usage") or 0.0) for each in loads),
+            kv_tokens=_sum(loads, "max_total_num_tokens") or None,
+            prefix_queries=_whole(sample(metrics, "sglang:prompt_tokens")),
+            prefix_hits=_whole(sample(metrics, "sglang:cached_tokens")),
+        )
+
+    async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
+        """Ask for the tokens of a chat, its template applied."""
+        kept = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
+        tokens = (await self.post(self.root + "tokenize", kept)).get("tokens")
+        if not isinstance(tokens, list):
+            raise BackendUnavailable(f"backend {self.backend.name!r} at {self.backend.url}: no tokens came")
+        return [int(token) for token in tokens]
+
+    async def abort(self, call_id: str) -> bool:
+        """End a call's request; SGLang answers the same for ids it does not know."""
+        return bool(call_id) and await self.takes(self.root + "abort_request", {"rid": _request_id(call_id)})
+
+    async def sleep(self) -> Effect:
+        """Put running requests back into the queue, stop there, and release memory.
+
+        Released while anything runs, SGLang's scheduler fails an assertion and the server ends. Weights come back
+        as garbage unless they were copied, so without a copy only the cache is released.
+        """
+        if not self._can_sleep:
+            return Effect.UNSUPPORTED
+        if not await self._order("pause_generation", {"mode": "retract"}):
+            return Effect.FAILED
+        if await self._order("release_memory_occupation", {"tags": self._asleep_tags}):
+            return Effect.FREED
+        await self._order("continue_generation", {})
+        return Effect.FAILED
+
+    async def wake(self) -> Effect:
+        """Take the memory again, then go on with the queue."""
+        if not self._can_sleep:
+            return Effect.UNSUPPORTED
+        awake = await self._order("resume_memory_occupation", {"tags": self._asleep_tags})
+        return Effect.RESTORED if awake and await self._order("continue_generation", {}) else Effect.FAILED
+
+    @property
+    def _asleep_tags(self) -> list[str]:
+        return ["kv_cache", "weights"] if self._flags.get("enable_weights_cpu_backup") else ["kv_cache"]
+
+    async def _order(self, path: str, body: Mapping[str, Any]) -> bool:
+        return await self.effect_of(Effect.FREED, self.root + path, body, timeout_s=SLEEP_TIMEOUT_S) is Effect.FREED
+
+
+def _request_id(call_id: str) -> str:
+    """Return an id that is no other's beginning: SGLang aborts every request whose id begins with the one given."""
+    return f"orla-{len(call_id)}-{call_id}"
+
+
+def _started(flags: Mapping[str, Any]) -> str:
+    """Return what differs after a restart: how long the start took, to the nanosecond."""
+    took = flags.get("startup_time")
+    told = took.get("tokenizer_e2e") if isinstance(took, Mapping) else None
+    return "" if told is None else str(told)
+
+
+def _product(tokens: Any, ranks: Any) -> int | None:
+    return tokens * ranks if isinstance(tokens, int) and isinstance(ranks, int) and tokens > 0 else None
+
+
+def _sum(loads: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(int(each.get(name) or 0) for each in loads)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,311 @@
+"""vLLM's server: what can be seen of its flags from outside, and what it can be told.
+
+Facts are from the sources of vLLM 0.32, tried against it on a CPU. Two of them shape this file. Most flags show
+only in ``/server_info``, which exists with ``VLLM_SERVER_DEV_MODE=1``; what cannot be seen is tested where a test
+costs nothing, else it counts as not given. And the API key guards ``/v1`` and ``/inference`` only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.call import Ask
+from orla_lg.core.control import EngineStats, Scope, WholeCache
+from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api import wire
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.metrics import sample, samples
+
+SERVER_INFO_TIMEOUT_S = 30.0
+"""The first ``/server_info`` collects the machine's environment, which takes seconds."""
+
+SLEEP_TIMEOUT_S = 600.0
+"""Weights are copied to memory and back, after running requests have ended."""
+
+PRIORITY_IGNORED_SINCE = (0, 11)
+"""Versions whose only engine is V1, which ignores ``priority`` under another policy; V0 refused the request."""
+
+MAX_PRIORITY = 2**63 - 1
+
+_DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
+_ADVICE: Mapping[Capability, str] = {
+    **dict.fromkeys(
+        (Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW, Capability.FLUSH_PREFIX),
+        "the orla_lg vLLM plugin, not part of this version yet, would let a workflow's cache be pinned and flushed",
+    ),
+    Capability.TOOLS: "`--enable-auto-tool-choice --tool-call-parser PARSER` would let the model call tools",
+    Capability.CACHED_TOKENS: "`--enable-prompt-tokens-details` would let cached tokens be counted",
+    Capability.PRIORITY: "`--scheduling-policy priority` would enable priority",
+    Capability.FLUSH_ALL: f"{_DEV_MODE} would let the prefix cache be flushed",
+    Capability.STATS: "starting it without `--disable-log-stats` would let its load be seen",
+    Capability.ABORT: "`--enable-scale-out` would let a request be ended by its id",
+    Capability.SLEEP: f"`--enable-sleep-mode` and {_DEV_MODE} would let it sleep",
+}
+_PRIORITY_UNSEEN = (
+    "`--scheduling-policy priority` would enable priority; whether it is set shows only with "
+    "VLLM_SERVER_DEV_MODE=1, so priorities are sent all the same: this version ignores what it does not heed"
+)
+_ONE_PROCESS = "`--api-server-count 1` would let a request be ended by its id: each process knows only its own"
+
+_ABORT_PATHS = ("inference/v1/abort_requests", "abort_requests")
+"""The first with ``--enable-scale-out`` (403 without), the second in dev mode, where no ids at all mean everybody."""
+
+_NOBODY = {"request_ids": ["orla-probe"]}
+_A_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What an engine shows of how it was started; in dev mode most, else what its metrics tell."""
+
+    config: Mapping[str, Any]
+    """``vllm_config`` of ``/server_info``; empty where it is not shown."""
+    metrics: str
+
+    def flag(self, section: str, name: str) -> Any:
+        """Return one setting; ``None`` where it is not shown."""
+        part = self.config.get(section)
+        return part.get(name) if isinstance(part, Mapping) else None
+
+    @property
+    def started(self) -> str:
+        """Return what differs after a restart; several API processes tell no start time."""
+        seconds = sample(self.metrics, "process_start_time_seconds")
+        return str(self.config.get("instance_id") or "") if seconds is None else repr(seconds)
+
+    @property
+    def one_process(self) -> bool:
+        """Whether one process has all requests, so that any of them can be named to it."""
+        processes = self.flag("parallel_config", "_api_process_count")
+        return sample(self.metrics, "process_start_time_seconds") is not None and processes in (None, 1)
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """What the KV caches of all its engines hold."""
+        each = [_cache_tokens(labels) for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
+        return sum(each) or None
+
+    @property
+    def block_tokens(self) -> int:
+        """How many tokens are cached or not cached together."""
+        sizes = [labels.get("block_size", "") for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
+        return max((int(size) for size in sizes if size.isdecimal()), default=16)
+
+
+class VLLMAdapter(OpenAIAdapter):
+    """Tells vLLM how urgent a call is (its lower number first), and ends calls by name where it may."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._sends_priority = False
+        self._can_sleep = False
+        self._abort_path: str | None = None
+        self._counts_cached: tuple[str, bool] | None = None
+        """For the incarnation that was asked: whether it counts cached tokens."""
+
+    async def probe(self) -> Probe:
+        """Ask what is shown, and test what is not."""
+        plain = await super().probe()
+        shown = await self._shown()
+        version = str((await self.peek(self.root + "version")).get("version") or "")
+        policy = shown.flag("scheduler_config", "policy")
+        self._sends_priority = policy == "priority" or (
+            policy is None and _release(version) >= PRIORITY_IGNORED_SINCE
+        )
+        self._can_sleep = bool(shown.flag("model_config", "enable_sleep_mode"))
+        self._abort_path = await self._find_abort() if shown.one_process else None
+        model = self.backend.model or next(iter(plain.models), "")
+        can = {
+            Capability.TOOLS: await self._calls_tools(model),
+            Capability.CACHED_TOKENS: await self._reports_cached(model, f"{version} {shown.started}", shown),
+            Capability.PRIORITY: policy == "priority",
+            Capability.FLUSH_ALL: bool(shown.config),
+            Capability.STATS: sample(shown.metrics, "vllm:num_requests_running") is not None,
+            Capability.ABORT: self._abort_path is not None,
+            Capability.SLEEP: self._can_sleep,
+        }
+        return advised(
+            plain,
+            capabilities={**PLAIN_CAPABILITIES, **_supports(can), **await self._fixed(shown, model)},
+            kv_tokens=shown.kv_tokens,
+            version=version,
+            incarnation=shown.started,
+            advice=_advice(shown, policy),
+        )
+
+    async def _shown(self) -> _Shown:
+        told = await self.peek(self.root + "server_info?config_format=json", timeout_s=SERVER_INFO_TIMEOUT_S)
+        config, metrics = told.get("vllm_config"), await self.seen(self.root + "metrics")
+        return _Shown(config if isinstance(config, Mapping) else {}, metrics.text if metrics is not None else "")
+
+    async def _fixed(self, shown: _Shown, model: str) -> dict[Capability, Support]:
+        """Return what no flag changes."""
+        plugin = (Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW, Capability.FLUSH_PREFIX)
+        tokenizes = await self.takes(self.root + "tokenize", {"model": model, "prompt": "a"})
+        never = {Capability.SLEEP: Support.UNSUPPORTED} if _on_cpu(shown) else {}
+        return {
+            **dict.fromkeys(plugin, Support.PLUGIN),
+            Capability.TOKENIZE: Support.NATIVE if tokenizes else Support.UNSUPPORTED,
+            **never,
+        }
+
+    async def _find_abort(self) -> str | None:
+        for path in _ABORT_PATHS:
+            if await self.takes(self.root + path, _NOBODY):
+                return path
+        return None
+
+    async def _calls_tools(self, model: str) -> bool:
+        # Both ways the request is refused before anything runs: for its tools, or else for its zero tokens.
+        body = {**_question(model, "a"), "tools": [_A_TOOL], "max_tokens": 0}
+        try:
+            await self.ask("POST", "chat/completions", body)
+        except EngineRefused as error:
+            return "tool-call-parser" not in str(error)
+        except BackendUnavailable:
+            return False
+        return True
+
+    async def _reports_cached(self, model: str, incarnation: str, shown: _Shown) -> bool:
+        """Ask for one token, once for each start of the engine, and look whether the count comes.
+
+        Older versions leave it out where it is zero, so the prompt is longer than a block and asked twice.
+        """
+        known = self._counts_cached
+        if known is not None and known[0] == incarnation:
+            return known[1]
+        body = _question(model, "a " * (2 * shown.block_tokens))
+        try:
+            told = [await self.post("chat/completions", body) for _ in range(2)]
+        except (EngineRefused, BackendUnavailable):
+            return False  # not known; the next probe asks again
+        counts = any(wire.usage_of(each.get("usage") or {}).cached_tokens is not None for each in told)
+        self._counts_cached = (incarnation, counts)
+        return counts
+
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        """Add the priority as a whole number, lower first, and the name by which ``abort`` knows the request."""
+        fields: dict[str, Any] = {}
+        if self._sends_priority and (urgency := round(told.priority)):
+            fields["priority"] = max(-MAX_PRIORITY, min(MAX_PRIORITY, -urgency))
+        if self._abort_path is not None and told.call_id:
+            fields["request_id"] = told.call_id
+        return fields
+
+    # KVControl: stock vLLM knows one cache for all
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        """Say that it cannot be done without a plugin."""
+        return Effect.UNSUPPORTED
+
+    async def release(self, scope: Scope) -> Effect:
+        """Say that it cannot be done without a plugin."""
+        return Effect.UNSUPPORTED
+
+    async def flush(self, scope: Scope) -> Effect:
+        """Forget everything, which vLLM does only while no request holds a block; nothing less is possible."""
+        if not isinstance(scope, WholeCache):
+            return Effect.UNSUPPORTED
+        try:
+            answer = await self.post(self.root + "reset_prefix_cache")
+        except EngineRefused as error:
+            return Effect.UNSUPPORTED if error.status in (404, 405) else Effect.FAILED
+        except BackendUnavailable:  # older versions answer nothing, whether it was done or not
+            return Effect.FAILED
+        return Effect.FREED if answer.get("success") is True else Effect.DEFERRED
+
+    # Observable, Tokenizing, Abortable, Sleepable
+
+    async def stats(self) -> EngineStats:
+        """Read its metrics, summed over its engines."""
+        try:
+            text = (await self.ask("GET", self.root + "metrics")).text
+        except EngineRefused as error:
+            raise BackendUnavailable(str(error)) from error
+        shown = _Shown({}, text)
+        usage = [value for _, value in samples(text, "vllm:kv_cache_usage_perc")]
+        return EngineStats(
+            running=_whole(sample(text, "vllm:num_requests_running")),
+            waiting=_whole(sample(text, "vllm:num_requests_waiting")),
+            kv_usage=fmean(usage) if usage else None,
+            kv_tokens=shown.kv_tokens,
+            prefix_queries=_whole(sample(text, "vllm:prefix_cache_queries")),
+            prefix_hits=_whole(sample(text, "vllm:prefix_cache_hits")),
+            preemptions=_whole(sample(text, "vllm:num_preemptions")),
+        )
+
+    async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
+        """Ask for the tokens of a chat, its template applied."""
+        kept = ("model", "messages", "tools", "chat_template", "chat_template_kwargs")
+        answer = await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
+        tokens = answer.get("tokens")
+        if not isinstance(tokens, list):
+            raise BackendUnavailable(f"{self.backend.url}: tokenize answered no tokens, but {sorted(answer)}")
+        return [int(token) for token in tokens]
+
+    async def abort(self, call_id: str) -> bool:
+        """End a chat completion; vLLM made its id out of ours and answers before it looks whether it knows it."""
+        if self._abort_path is None or not call_id:
+            return False
+        return await self.takes(self.root + self._abort_path, {"request_ids": [f"chatcmpl-{call_id}"]})
+
+    async def sleep(self) -> Effect:
+        """Let running requests end, then move the weights out and drop the KV cache."""
+        if not self._can_sleep:
+            return Effect.UNSUPPORTED
+        return await self.effect_of(Effect.FREED, self.root + "sleep?level=1&mode=wait", timeout_s=SLEEP_TIMEOUT_S)
+
+    async def wake(self) -> Effect:
+        """Bring the weights back, and believe it when the engine says that it is awake."""
+        if not self._can_sleep:
+            return Effect.UNSUPPORTED
+        effect = await self.effect_of(Effect.RESTORED, self.root + "wake_up", timeout_s=SLEEP_TIMEOUT_S)
+        if effect is Effect.RESTORED and (await self.peek(self.root + "is_sleeping")).get("is_sleeping") is not False:
+            return Effect.FAILED
+        return effect
+
+
+def _question(model: str, text: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "temperature": 0}
+
+
+def _supports(can: Mapping[Capability, bool]) -> dict[Capability, Support]:
+    return {name: Support.NATIVE if works else Support.FLAG for name, works in can.items()}
+
+
+def _advice(shown: _Shown, policy: Any) -> dict[Capability, str]:
+    advice = dict(_ADVICE)
+    if policy is None:
+        advice[Capability.PRIORITY] = _PRIORITY_UNSEEN
+    if not shown.one_process:
+        advice[Capability.ABORT] = _ONE_PROCESS
+    if _on_cpu(shown):
+        del advice[Capability.SLEEP]
+    return advice
+
+
+def _on_cpu(shown: _Shown) -> bool:
+    return bool(shown.flag("device_config", "device") == "cpu")  # where vLLM refuses to start with the flag
+
+
+def _cache_tokens(labels: Mapping[str, str]) -> int:
+    """Return what one engine's cache holds; models of mixed layers make it less than all blocks' tokens."""
+    told = labels.get("kv_cache_size_tokens", "")
+    if told.isdecimal():
+        return int(told)
+    parts = (labels.get("block_size", ""), labels.get("num_gpu_blocks", ""))
+    return int(parts[0]) * int(parts[1]) if all(part.isdecimal() for part in parts) else 0
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,252 @@
+"""A stand-in for Ollama's server, field by field as its documents and the Go types of version 0.33 describe it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from tests.wire.machine import Job, Machine, tokens_of
+from tests.wire.served import Events, Handler, Seen, WireServer, event
+
+MODEL = "stand-in:latest"
+STREAM = "text/event-stream"
+DIGEST = "2ae6f6dd7a3dd734790bbbf58b8909a606e0e7e97e94b7604e0aa7ae4490e6d8"
+DETAILS = {
+    "parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"], "parameter_size": "7.2B",
+    "quantization_level": "Q4_0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OllamaFlags:
+    """How it was started, and what its model is."""
+
+    version: str = "0.33.3"
+    cached_counts: bool = True
+    """From 0.33.3 on."""
+    loaded: bool = True
+    """Before anybody asks."""
+    keep_alive_s: float = 300.0
+    context_length: int = 4096
+    context_shift: bool = False
+    """The model can shift its context: a prompt too long is cut without a word."""
+    capabilities: tuple[str, ...] | None = ("completion", "tools")
+    """``None`` as in versions that do not tell."""
+    parameters: str = ""
+    max_queue: int = 512
+    load_s: float = 0.01
+    names: tuple[str, ...] = (MODEL, "other:7b")
+
+
+class OllamaServer(WireServer):
+    """Ollama, from outside."""
+
+    def __init__(self, flags: OllamaFlags | None = None, machine: Machine | None = None) -> None:
+        super().__init__(machine or Machine(running=1, block=1, blocks=4096))  # OLLAMA_NUM_PARALLEL
+        self.flags = flags or OllamaFlags()
+        self.expires_s: float | None = None
+        """When the model leaves, as ``time.monotonic``; ``None`` while it is not loaded."""
+        self.loads = 0
+        if self.flags.loaded:
+            self._stay(self.flags.keep_alive_s)
+
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        return {
+            ("GET", "/"): self._running,
+            ("GET", "/api/version"): self._version,
+            ("GET", "/api/tags"): self._tags,
+            ("GET", "/api/ps"): self._ps,
+            ("POST", "/api/show"): self._show,
+            ("POST", "/api/generate"): self._generate,
+            ("GET", "/v1/models"): self._models,
+            ("POST", "/v1/chat/completions"): self._chat,
+        }
+
+    def unknown(self, seen: Seen, known_path: bool) -> Response:
+        return Response("404 page not found", 404, media_type="text/plain")
+
+    # Models come and go
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory; it does not leave while somebody uses it."""
+        busy = bool(self.machine.running or self.machine.waiting)
+        if self.expires_s is not None and self.expires_s <= time.monotonic() and not busy:
+            self.expires_s = None
+            self.machine.forget()
+        return self.expires_s is not None
+
+    def _stay(self, seconds: float) -> None:
+        self.expires_s = time.monotonic() + (seconds if seconds >= 0 else 10.0**9)
+
+    async def _load(self, keep_alive: Any = None) -> None:
+        if not self.loaded:
+            self.loads += 1
+            await asyncio.sleep(self.flags.load_s)
+        self._stay(self.flags.keep_alive_s if keep_alive is None else float(keep_alive))
+
+    # What it says of itself
+
+    async def _running(self, seen: Seen) -> Response:
+        return Response("Ollama is running", media_type="text/plain")
+
+    async def _version(self, seen: Seen) -> Response:
+        return JSONResponse({"version": self.flags.version})
+
+    async def _models(self, seen: Seen) -> Response:
+        each = ({"id": name, "object": "model", "created": 1_717_000_000} for name in self.flags.names)
+        return JSONResponse({"object": "list", "data": [card | {"owned_by": "library"} for card in each]})
+
+    async def _tags(self, seen: Seen) -> Response:
+        entry = {"modified_at": "2026-06-04T14:38:31.83753-07:00", "size": 5137025024, "digest": DIGEST}
+        models = [{"name": name, "model": name, **entry, "details": DETAILS} for name in self.flags.names]
+        return JSONResponse({"models": models})
+
+    async def _ps(self, seen: Seen) -> Response:
+        if not self.loaded:
+            return JSONResponse({"models": []})
+        assert self.expires_s is not None
+        expires = datetime.now(UTC) + timedelta(seconds=min(self.expires_s - time.monotonic(), 10.0**9))
+        entry = {
+            "name": MODEL, "model": MODEL, "size": 5137025024, "digest": DIGEST, "details": DETAILS,
+            "expires_at": expires.isoformat(), "size_vram": 5137025024, "context_length": self.flags.context_length,
+        }  # fmt: skip
+        return JSONResponse({"models": [entry]})
+
+    async def _show(self, seen: Seen) -> Response:
+        name, flags = seen.body.get("model") or seen.body.get("name"), self.flags
+        if not name:
+            return JSONResponse({"error": "model is required"}, 400)
+        if not self._knows(name):
+            return JSONResponse({"error": f"model '{name}' not found"}, 404)
+        info = {"general.architecture": "llama", "llama.context_length": 131072}
+        told: dict[str, Any] = {"details": DETAILS, "model_info": info}
+        told |= {"parameters": flags.parameters} if flags.parameters else {}
+        told |= {"capabilities": list(flags.capabilities)} if flags.capabilities is not None else {}
+        return JSONResponse(told)
+
+    def _knows(self, name: str) -> bool:
+        return name in self.flags.names or f"{name}:latest" in self.flags.names
+
+    # What it can be told
+
+    async def _generate(self, seen: Seen) -> Response:
+        body = seen.body
+        if not self._knows(body.get("model", "")):
+            return JSONResponse({"error": f"model '{body.get('model')}' not found"}, 404)
+        assert not body.get("prompt"), "the stand-in only loads and unloads here"
+        done = {"model": body["model"], "created_at": datetime.now(UTC).isoformat(), "response": "", "done": True}
+        if body.get("keep_alive") == 0:
+            if self.expires_s is not None:
+                self.expires_s = time.monotonic()
+            return JSONResponse(done | {"done_reason": "unload"})
+        await self._load(body.get("keep_alive"))
+        return JSONResponse(done | {"done_reason": "load"})
+
+    # Chat completions
+
+    async def _chat(self, seen: Seen) -> Any:
+        try:
+            body = seen.body
+        except ValueError as error:
+            return _error(str(error), 400)
+        if (refused := self._refused(body)) is not None:
+            return refused
+        await self._load()  # keep_alive is not heeded here
+        name = f"chatcmpl-{random.randrange(999)}"
+        job = Job(name, body, allowed=body.get("max_tokens"), tokens=self._fitting(body))
+        if body.get("stream"):
+            return Events(self._stream(job), STREAM)
+        async with self.machine.turn(job):
+            return JSONResponse(await self._whole(job))
+
+    def _refused(self, body: dict[str, Any]) -> Response | None:
+        messages, model = body.get("messages"), body.get("model", "")
+        if not isinstance(messages, list):
+            kind = type(messages).__name__
+            why = f"json: cannot unmarshal {kind} into Go struct field ChatCompletionRequest.messages"
+            return _error(why, 400)
+        if not messages:
+            return _error("[] is too short - 'messages'", 400)
+        if not self._knows(model):
+            return _error(f"model '{model}' not found", 404)
+        if body.get("tools") and self.flags.capabilities is not None and "tools" not in self.flags.capabilities:
+            return _error(f"registry.ollama.ai/library/{model} does not support tools", 400)
+        if len(tokens_of(messages, body.get("tools"))) >= self.flags.context_length and not self.flags.context_shift:
+            return _error("the prompt is longer than the context length currently available to the model", 400)
+        machine = self.machine
+        if len(machine.running) >= machine.limit and len(machine.waiting) >= self.flags.max_queue:
+            return _error("server busy, please try again.  maximum pending requests exceeded", 503)
+        return None
+
+    def _fitting(self, body: dict[str, Any]) -> list[int]:
+        tokens, limit = tokens_of(body["messages"], body.get("tools")), self.flags.context_length
+        return tokens if len(tokens) < limit else tokens[-limit // 2 :]
+
+    async def _whole(self, job: Job) -> dict[str, Any]:
+        text, function = job.answer()
+        made = "".join([piece async for piece in self.machine.pieces(job, text)])
+        message: dict[str, Any] = {"role": "assistant", "content": made}
+        if function is not None and job.finish == "stop":
+            message |= {"content": "", "tool_calls": [_call(function, made)]}
+        choice = {"index": 0, "message": message, "finish_reason": _reason(job, function)}
+        return {**_top(job, "chat.completion"), "choices": [choice], "usage": self._usage(job)}
+
+    async def _stream(self, job: Job) -> AsyncIterator[str]:
+        async with self.machine.turn(job):
+            top, roles = _top(job, "chat.completion.chunk"), itertools.chain(["assistant"], itertools.repeat(""))
+            text, function = job.answer()
+            pieces = self.machine.pieces(job, text)
+            if function is not None:  # a call comes whole
+                arguments = "".join([piece async for piece in pieces])
+                calls = [_call(function, arguments)]
+                yield event({**top, "choices": [_delta({"role": next(roles), "content": "", "tool_calls": calls})]})
+            else:
+                async for piece in pieces:
+                    role = next(roles)
+                    yield event({**top, "choices": [_delta(({"role": role} if role else {}) | {"content": piece})]})
+            yield event({**top, "choices": [_delta({}, _reason(job, function))]})
+            if (job.body.get("stream_options") or {}).get("include_usage"):
+                yield event({**top, "choices": [], "usage": self._usage(job)})
+            yield event("[DONE]")
+
+    def _usage(self, job: Job) -> dict[str, Any]:
+        prompt = len(job.tokens)
+        usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": job.made}
+        usage["total_tokens"] = prompt + job.made
+        if self.flags.cached_counts:
+            usage["prompt_tokens_details"] = {"cached_tokens": job.cached}
+        return usage
+
+
+def _call(function: str, arguments: str) -> dict[str, Any]:
+    told = {"name": function, "arguments": json.dumps(json.loads(arguments), separators=(",", ":"))}
+    return {"id": f"call_{secrets.token_hex(4)}", "index": 0, "type": "function", "function": told}
+
+
+def _reason(job: Job, function: str | None) -> str | None:
+    return "tool_calls" if function is not None and job.finish == "stop" else job.finish
+
+
+def _top(job: Job, kind: str) -> dict[str, Any]:
+    top = {"id": job.name, "object": kind, "created": int(time.time()), "model": job.body["model"]}
+    return top | {"system_fingerprint": "fp_ollama"}
+
+
+def _delta(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+def _error(message: str, status: int) -> Response:
+    kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
