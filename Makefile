@@ -27,7 +27,7 @@ test: $(STAMP) ## run the tests (TESTS='tests/core -x' for options)
 	$(BIN)/python -m pytest $(TESTS)
 
 test-engines: $(STAMP) ## the tests on real engines: vLLM and llama.cpp on the CPU (installs 3.4 GB the first time)
-	$(BIN)/python -m pytest -m engines tests/engines tests/adapters $(TESTS)
+	$(BIN)/python -m pytest -o timeout=1500 -m engines tests/engines tests/adapters $(TESTS)
 
 test-kills: $(STAMP) ## kill llama.cpp 300 times and vLLM 20 times under sixteen streams (half an hour; run it alone)
 	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s -m engines tests/engines/test_kills.py $(TESTS)

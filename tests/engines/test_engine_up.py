@@ -22,7 +22,7 @@ from orla_lg.engines.running import find, log_of, members
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.embedded import free_port
 from orla_lg_llamacpp.model import cache_folder, ensure_model
-from tests.engines.conftest import KV_TOKENS
+from tests.conftest import KV_TOKENS
 
 # The first test may have to install vLLM.
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]

@@ -159,6 +159,42 @@ def test_a_preempted_call_recomputes_and_that_takes_time() -> None:
     assert ends(drain(tight))["b"].at_s > ends(drain(alone))["b"].at_s + 3
 
 
+def test_the_end_of_a_finished_prompt_is_lost_before_its_beginning() -> None:
+    engine = SimEngine(parameters(kv_blocks=8))
+    engine.submit(request("a", 17, 1, list(range(17))), 0.0)  # 4 full blocks and a fifth begun
+    drain(engine)
+    engine.submit(request("b", 20, 1), 50.0)  # 5 blocks: the 4 that hold nothing known, and the last known one
+    drain(engine)
+    engine.submit(request("c", 17, 1, list(range(17))), 100.0)
+    assert ends(drain(engine))["c"].cached_tokens == 12
+
+
+def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
+    limits = parameters(kv_blocks=8, max_batch_tokens=64)
+    begun = [request("urgent", 12, 12, priority=0), request("patient", 12, 12, priority=7)]
+    engine = SimEngine(limits)
+    for call in begun:
+        engine.submit(call, 0.0)
+    preempts_s = next(event.at_s for event in drain(engine) if event.kind is Kind.PREEMPTED)
+    engine = SimEngine(limits)
+    for call in begun:
+        engine.submit(call, 0.0)
+    engine.advance(preempts_s - 0.5)
+    engine.submit(request("between", 4, 1, priority=1), preempts_s - 0.5)
+    assert firsts(drain(engine))["between"] == pytest.approx(preempts_s + 1.0 + 1.04)
+
+
+def test_what_is_held_costs_once_however_many_share_it() -> None:
+    ended = {}
+    for shared in (True, False):
+        engine = SimEngine(parameters(max_batch_tokens=64, held_token_s=0.01))
+        for number in range(3):
+            tokens = list(range(16)) if shared else list(range(number * 100, number * 100 + 16))
+            engine.submit(request(str(number), 17, 5, tokens), 0.0)
+        ended[shared] = max(event.at_s for event in drain(engine))
+    assert ended[False] > ended[True] + 4 * 0.3
+
+
 def test_a_prompt_that_does_not_fit_holds_up_those_behind_it() -> None:
     engine = SimEngine(parameters(kv_blocks=8))
     engine.submit(request("a", 16, 9), 0.0)
