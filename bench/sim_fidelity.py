@@ -151,7 +151,7 @@ def rows(arms: Sequence[Arm]) -> list[str]:
 
 
 def draw(arms: Sequence[Arm]) -> None:
-    plt.rcParams.update({"svg.hashsalt": "orla_lg", "font.size": 9})
+    plt.rcParams.update({"svg.hashsalt": "orla_lg", "svg.fonttype": "none", "font.size": 9})
     figure, axes = plt.subplots(len(arms), 2, figsize=(8, 2.6 * len(arms)), squeeze=False, layout="constrained")
     for row, arm in zip(axes, arms, strict=True):
         for axis, what, title in zip(
@@ -172,8 +172,8 @@ def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:
     calls = len(arms[0].live)
     busiest = max(share for arm in arms for share in arm.others)
     said = [
-        f"{calls} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine; in no round did",
-        f"other processes take more than {busiest:.0%} of the machine.",
+        f"{calls} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. Other",
+        f"processes took {busiest:.0%} of the machine in the worst round.",
         "",
     ]
     text = "\n".join([BEGIN, *said, *rows(arms), END])
