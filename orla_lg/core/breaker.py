@@ -44,7 +44,7 @@ class Breaker:
         self.failures = 0
         """In a row."""
         self.trips = 0
-        """How often it opened."""
+        """How often it opened; a trial that fails is the same outage."""
         self.reason = ""
         """What the last failure said."""
         self._pause_s = self.policy.pause_s
@@ -94,8 +94,8 @@ class Breaker:
             return False
         if state is Circuit.HALF_OPEN and not unreachable:
             self._pause_s = min(2 * self._pause_s, self.policy.max_pause_s)
+        self.trips += state is Circuit.CLOSED
         self.opened_s, self._trial_until_s = now, 0.0
-        self.trips += 1
         return True
 
     def check_integrity(self) -> None:

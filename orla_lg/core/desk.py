@@ -26,8 +26,8 @@ from orla_lg.core.backend import (
 from orla_lg.core.background import Background
 from orla_lg.core.breaker import Breaker, Circuit
 from orla_lg.core.call import Call
-from orla_lg.core.control import SlotStore
-from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics
+from orla_lg.core.control import KVControl, SlotStore, WorkflowCache
+from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics, Verb
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
 from orla_lg.core.slots import Seat, SlotTable
@@ -88,6 +88,7 @@ class Desk:
         self.probe: Probe | None = None
         self.fault: BackendUnavailable | None = None
         self._eraser = adapter if isinstance(adapter, SlotStore) else None
+        self._control = adapter if isinstance(adapter, KVControl) else None
         self._background = background
         self._clock = clock
         self._probing: Future[None] | None = None
@@ -193,9 +194,11 @@ class Desk:
     def failed(self, fault: BackendUnavailable, *, unreachable: bool) -> None:
         """Note that an attempt failed through the engine's fault."""
         with self.lock:
+            was_closed = self.breaker.opened_s is None
             if self.breaker.failed(self._clock(), str(fault), unreachable=unreachable):
-                log.warning("backend %r: circuit open after %d failures in a row, the last: %s",
-                            self.backend.name, self.breaker.failures, fault)  # fmt: skip
+                said = "backend %r: circuit open after %d failures in a row, the last: %s"
+                level = logging.WARNING if was_closed else logging.DEBUG  # an outage is told once
+                log.log(level, said, self.backend.name, self.breaker.failures, fault)
                 self._end_trial()
         if unreachable:
             self.lost(fault)
@@ -353,10 +356,29 @@ class Desk:
     def apply(self, action: CacheAction) -> None:
         """Carry out what the memory policy asked for."""
         with self.lock:
-            self.ledger.apply(action)
+            if self.ledger.apply(action):
+                self._tell_engine(action)
             granted = self._pump()
             self._erase_when_quiet()
         wake(granted)
+
+    def _tell_engine(self, action: CacheAction) -> None:
+        capability = Capability.FLUSH_WORKFLOW if action.verb is Verb.FLUSH else Capability.RELEASE
+        said = self.probe.capabilities.get(capability) if self.probe is not None else None
+        if self._control is not None and said is not None and said.usable and self.fault is None:
+            with contextlib.suppress(OrlaClosed):
+                self._background.submit(self._order(self._control, action))
+        elif action.verb is Verb.FLUSH:
+            self.ledger.note(action.verb, Effect.UNSUPPORTED)
+
+    async def _order(self, control: KVControl, action: CacheAction) -> None:
+        do = control.flush if action.verb is Verb.FLUSH else control.release
+        effect = Effect.FAILED
+        try:
+            effect = await do(WorkflowCache(action.workflow))
+        finally:
+            with self.lock:
+                self.ledger.note(action.verb, effect)
 
     def forget(self, workflow: str) -> None:
         """Drop the ledger's entry of a workflow that will not come back."""
@@ -367,7 +389,7 @@ class Desk:
         # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
         # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
         # that is needed earlier is told not to reuse its tokens (``Seat.fresh``).
-        if self.queue.in_flight or self.ledger.slots is None or self._eraser is None:
+        if self.queue.in_flight or self.ledger.slots is None or self._eraser is None or self.fault is not None:
             return
         if self.probe is None or not self.probe.can(Capability.FLUSH_WORKFLOW):
             return

@@ -178,7 +178,7 @@ class Ledger:
             return None
         seat = self.slots.seat(call.identity.workflow, call.ask.prefix, now, hold=running)
         if seat is not None and seat.fresh:
-            self._note(Verb.FLUSH, Effect.DEFERRED)
+            self.note(Verb.FLUSH, Effect.DEFERRED)
         return seat
 
     def settle(self, call: Call, seat: Seat | None, tokens: int, now: float, *, followed: bool) -> None:
@@ -189,27 +189,30 @@ class Ledger:
         elif seat is not None:
             self.slots.vacate(seat.slot, call.ask.prefix, tokens, now, hold=followed)
 
-    def apply(self, action: CacheAction) -> None:
-        """Carry out what a policy asked for, as far as this engine can.
+    def apply(self, action: CacheAction) -> bool:
+        """Carry out what a policy asked for; returns whether the engine must be told, and its effect noted.
 
-        On an engine with slots a flush gives them up at once and ``start_erasing`` has them erased; the
-        effect is noted when it is known. On others we only forget, and say ``unsupported``.
+        On an engine with slots a flush gives them up at once and ``start_erasing`` has them erased; a release
+        is ours alone. On others only the engine itself can do it.
         """
+        if self.slots is None:
+            known = action.workflow in self.resident
+            if action.verb is Verb.FLUSH:
+                self.resident.pop(action.workflow, None)
+            return known
         if action.verb is Verb.FLUSH:
-            known = self.resident.pop(action.workflow, None)
-            if self.slots is not None:
-                self.slots.flush(action.workflow)
-            elif known is not None:
-                self._note(action.verb, Effect.UNSUPPORTED)
-        elif self.slots is not None and self.slots.release(action.workflow):
-            self._note(action.verb, Effect.DEMOTED)
+            self.slots.flush(action.workflow)
+        elif self.slots.release(action.workflow):
+            self.note(action.verb, Effect.DEMOTED)
+        return False
 
     def erased(self, table: SlotTable, slot: int, effect: Effect) -> None:
         """Note how the engine's erasing of a flushed slot of *table* went."""
         table.erased(slot, clean=effect is Effect.FREED)
-        self._note(Verb.FLUSH, effect)
+        self.note(Verb.FLUSH, effect)
 
-    def _note(self, verb: Verb, effect: Effect) -> None:
+    def note(self, verb: Verb, effect: Effect) -> None:
+        """Count what became of an order."""
         self.effects[f"{verb}:{effect}"] += 1
 
     def engine_lost(self) -> None:

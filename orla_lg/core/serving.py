@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from orla_lg.core.backend import Backend, BackendAdapter, BackendView
@@ -35,6 +35,8 @@ from orla_lg.errors import BackendUnavailable, DeadlineExceeded, OrlaClosed
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
+
+MAX_REASON_CHARS = 500
 
 CLOSE_PATIENCE_S = 2.0
 """How long ``close`` waits for adapters to close their connections."""
@@ -183,6 +185,9 @@ class Serving:
                     self._give_up(failure, tried)
                 if retry.delay_s:
                     yield Sleep(retry.delay_s)
+                if retry.backend != backend:
+                    reason = f"{assignment.reason}; instead of {backend!r}: {failure}"
+                    assignment = replace(assignment, reason=reason[:MAX_REASON_CHARS])
                 backend = retry.backend
             else:
                 flight.hold()
@@ -227,7 +232,7 @@ class Serving:
             raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
         where = ", ".join(f"{name!r} ({self.desks[name].backend.url})" for name in dict.fromkeys(tried))
         raise BackendUnavailable(
-            f"no engine answered at backend {where} in {len(tried)} attempts: {failure.cause}; "
+            f"no engine answered at backend {where} in {len(tried)} attempts: {str(failure.cause).rstrip('.')}; "
             f"is it running? `orla-lg check` probes it"
         ) from failure.cause
 

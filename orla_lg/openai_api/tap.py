@@ -88,7 +88,7 @@ class Tap:
         if self.mode == "stream" and not wire.ends_well(b"".join(self._kept)):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain":
-            wire.heed_shape(b"".join(self._kept))
+            wire.heed_shape(b"".join(self._kept), response.headers.get("content-type", ""))
         self.complete = True
         if self._splitter is None:
             return b""

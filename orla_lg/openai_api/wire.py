@@ -61,13 +61,16 @@ def begins(data: bytes, *, json_too: bool) -> bool:
     return False
 
 
-def heed_shape(body: bytes) -> None:
+def heed_shape(body: bytes, content_type: str) -> None:
     """Look whether a whole answer has the shape of a JSON object; quick, and blind to what is inside.
 
     Raises:
-        Garbage: It has not.
+        json.JSONDecodeError: It claims to be JSON and is not; what the SDK says of it, too.
+        Garbage: It is something else.
     """
     if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
+        if "json" in content_type:
+            json.loads(body.decode("utf-8", "replace"))
         raise Garbage(f"expected a JSON object, got {len(body)} bytes: {body[:_SHOWN_BYTES]!r}")
 
 

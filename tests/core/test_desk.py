@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.breaker import Circuit
+from orla_lg.core.control import WorkflowCache
 from orla_lg.core.desk import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, Desk
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.policies import policy
@@ -325,6 +326,67 @@ def test_a_model_that_is_gone_is_told_and_the_engine_asked_anew(caplog: pytest.L
     assert "it served old" in caplog.text and "no such model" in caplog.text
     background.do_all()
     assert desk.view().models == ("b", "new")
+
+
+# Engines that are told, not seated
+
+
+class Told(Engine):
+    """An engine without slots that takes orders about a workflow's cache."""
+
+    def __init__(self, *capabilities: Capability) -> None:
+        super().__init__(Probe(capabilities=dict.fromkeys(capabilities, Support.NATIVE)))
+        self.orders: list[tuple[str, str]] = []
+
+    async def pin(self, scope: WorkflowCache, *, ttl_s: float | None = None) -> Effect:
+        return Effect.UNSUPPORTED
+
+    async def release(self, scope: WorkflowCache) -> Effect:
+        self.orders.append(("release", scope.workflow))
+        return Effect.DEMOTED
+
+    async def flush(self, scope: WorkflowCache) -> Effect:
+        self.orders.append(("flush", scope.workflow))
+        return Effect.FREED
+
+
+@pytest.mark.parametrize(
+    ("can", "orders", "effects"),
+    [
+        (
+            (Capability.FLUSH_WORKFLOW, Capability.RELEASE),
+            [("release", "u"), ("flush", "u")],
+            {"release:demoted": 1, "flush:freed": 1},
+        ),
+        ((Capability.RELEASE,), [("release", "u")], {"release:demoted": 1, "flush:unsupported": 1}),
+        ((), [], {"flush:unsupported": 1}),
+    ],
+)
+def test_an_engine_is_told_what_it_can_do_and_only_of_whom_it_served(
+    can: tuple[Capability, ...], orders: list[tuple[str, str]], effects: dict[str, int]
+) -> None:
+    engine = Told(*can)
+    desk, background = a_desk(engine)
+    desk._learn(engine.says)
+    leave(desk, enter(desk, "u"))
+    for verb in (Verb.RELEASE, Verb.FLUSH):
+        desk.apply(CacheAction(verb, "u"))
+        desk.apply(CacheAction(verb, "stranger"))
+    background.do_all()
+    assert engine.orders == orders and desk.statistics().memory.effects == effects
+
+
+def test_an_engine_that_is_gone_gets_no_orders() -> None:
+    desk, background = a_desk()
+    desk._learn(Probe(slots=1))
+    leave(desk, enter(desk, "u"))
+    desk.lost(DEAD)
+    desk.apply(CacheAction(Verb.FLUSH, "u"))
+    assert not background.work
+    desk._learn(Probe(slots=1))
+    leave(desk, enter(desk, "v"))
+    desk.apply(CacheAction(Verb.FLUSH, "v"))
+    assert background.work, "and gets them again when it is back"
 
 
 # Slots
