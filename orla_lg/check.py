@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
+from orla_lg.config import ENVIRONMENT
 from orla_lg.core.backend import Backend, Capability, Probe
 from orla_lg.errors import BackendUnavailable, OrlaError
 from orla_lg.orla import Orla
@@ -19,6 +21,7 @@ examples:
 
 exit status: 0 all is well, 1 a backend does not answer or misses its model, 2 the configuration is wrong
 """
+LEGEND = "native and emulated work now; flag and plugin would, started as advised above; ? is not known"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
     with orla:
         silent = orla.connect(args.timeout)
         reports = [_Report(desk.backend, desk.probe, silent[name]) for name, desk in orla.core.serving.desks.items()]
-    print(json.dumps([report.as_dict() for report in reports], indent=2) if args.json else _text(reports))
+    if args.json:
+        print(json.dumps([report.as_dict() for report in reports], indent=2))
+    else:
+        print("\n".join([_source(orla.source), *_text(reports)]))
     return 0 if all(report.well for report in reports) else 1
 
 
@@ -81,14 +87,18 @@ class _Report:
         }
 
 
-def _text(reports: Sequence[_Report]) -> str:
+def _source(source: str) -> str:
+    ignored = source != ENVIRONMENT and "ORLA_URL" in os.environ
+    return f"configured by {source}" + ("; ORLA_URL is set too, but a file goes first" if ignored else "")
+
+
+def _text(reports: Sequence[_Report]) -> list[str]:
     lines = []
     for report in reports:
         lines += _lines(report)
-    reachable = [report for report in reports if report.probe is not None]
-    if reachable:
-        lines += ["", *_matrix(reachable)]
-    return "\n".join(lines)
+    if any(report.probe is not None for report in reports):
+        lines += ["", *_matrix(reports), "", LEGEND]
+    return lines
 
 
 def _lines(report: _Report) -> list[str]:
@@ -100,7 +110,8 @@ def _lines(report: _Report) -> list[str]:
         version = f", version {probe.version}" if probe.version else ""
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
     lines += [f"      {fault}" for fault in report.faults]
-    lines += [f"      {advice}" for advice in dict.fromkeys(probe.advice.values() if probe else ())]
+    if probe is not None and probe.advice:
+        lines += ["      to gain more:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
     return lines
 
 
@@ -113,7 +124,7 @@ def _matrix(reports: Sequence[_Report]) -> list[str]:
     for capability in Capability:
         cells = []
         for report, column in zip(reports, columns, strict=True):
-            assert report.probe is not None
-            cells.append(f"  {report.probe.capabilities.get(capability, '?'):<{column}}")
+            said = report.probe.capabilities if report.probe is not None else {}
+            cells.append(f"  {said.get(capability, '?'):<{column}}")
         rows.append(f"{capability:<{width}}" + "".join(cells))
     return [row.rstrip() for row in rows]

@@ -82,6 +82,10 @@ class Settings:
     source: str = ""
 
 
+ENVIRONMENT = "the environment"
+"""What ``Settings.source`` says where no file was read."""
+
+
 def disabled() -> bool:
     """Whether ``ORLA_DISABLED`` asks us to step aside."""
     return os.environ.get("ORLA_DISABLED", "").lower() not in ("", "0", "false", "no")
@@ -172,5 +176,5 @@ def _from_variables(url: str) -> Settings:
     try:
         backend = Backend("default", url, model, os.environ.get("ORLA_ENGINE", "openai"), key)
     except ConfigError as error:
-        raise ConfigError(f"environment: {error}") from error
-    return Settings((backend,), {"*": "default"}, source="environment")
+        raise ConfigError(f"{ENVIRONMENT}: {error}") from error
+    return Settings((backend,), {"*": "default"}, source=ENVIRONMENT)

@@ -89,6 +89,8 @@ class Orla:
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
             for backend, adapter in adapters.items()
         }
+        self.source = ""
+        """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled())
         self.signals = Signals(self.core)
 
@@ -113,7 +115,7 @@ class Orla:
     @classmethod
     def _from_settings(cls, settings: config.Settings) -> Self:
         try:
-            return cls(
+            orla = cls(
                 settings.backends,
                 settings.mapping or None,
                 stage_policy=settings.stage_policy,
@@ -123,6 +125,8 @@ class Orla:
             )
         except OrlaError as error:
             raise type(error)(f"{settings.source}: {error}") from error
+        orla.source = settings.source
+        return orla
 
     # The ways in
 

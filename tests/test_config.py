@@ -81,7 +81,7 @@ def test_where_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         config.find()
     monkeypatch.setenv("ORLA_URL", "http://127.0.0.1:1/v1")
     monkeypatch.setenv("ORLA_MODEL", "m")
-    assert (config.find().backends[0].model, config.find().source) == ("m", "environment")
+    assert (config.find().backends[0].model, config.find().source) == ("m", "the environment")
     write(tmp_path, f"[backends.above]\n{URL}")
     assert config.find().backends[0].name == "above"
     named = tmp_path / "other.toml"

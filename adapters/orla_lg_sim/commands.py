@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,16 @@ examples:
   orla-lg sim up --port 8200 --kv-tokens 8000         a cache under pressure
   orla-lg sim up --speed 10                           ten times as fast as the engine it stands for
 """
+ORLA_TOML = """
+orla.toml:
+  [backends.sim]
+  url = "{url}"
+  model = {model}
+  engine = "sim"
+
+  [mapping]
+  "*" = "sim"
+"""
 CALIBRATE = """\
 Measure a live engine through its public API and write the parameters that make the simulation behave like it.
 
@@ -48,7 +59,9 @@ Replay multi-turn sessions against a live engine, against the simulation, or aga
 
 A session's next call is sent when the one before has ended and its thinking time has passed. Sessions are read
 from a file of yours: JSON lines (or .jsonl.gz) with `session_id` and `messages` in OpenAI's form; the system
-messages that a `prompt_ref` names are looked up in prompts_and_tools.json beside it.
+messages that a `prompt_ref` names are looked up in prompts_and_tools.json beside it. Each line:
+
+  {"session_id": "a7", "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
 With --arrivals instead: requests at the times of a trace, on the simulation only. JSON lines with `timestamp`,
 `input_length`, `output_length` and `hash_ids` (Mooncake's form), or CSV with times and token counts (Azure's).
@@ -163,7 +176,7 @@ def _up(args: argparse.Namespace) -> int:
     listening = listen(args.port)
     url = f"http://{LOOPBACK}:{listening.getsockname()[1]}/v1"
     print(f"simulated engine {args.model!r} at {url}; {parameters.kv_tokens} tokens of KV cache; Ctrl-C ends it")
-    print(f'try it: ORLA_URL={url} orla-lg check, or Backend("sim", "{url}", engine="sim")', flush=True)
+    print(ORLA_TOML.format(url=url, model=json.dumps(args.model)), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server_of(SimService(reader, parameters, args.speed)).serve(sockets=[listening]))
     return 0
