@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,11 @@ CALLER_KEY = "key-of-the-caller"
 
 SDK_REQUEST = openai.OpenAI.request
 SDK_AREQUEST = openai.AsyncOpenAI.request
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Tests started in a script's background would pass it on, and what they start would not heed Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -49,12 +49,12 @@ example:
 """
 DOWN = """\
 End an engine and all its processes. Requests still open are cut off, by an engine that waits for them after
-20 seconds. Its log stays until the port is used again.
+20 seconds. Its log goes with it; that of an engine which crashed stays.
 
 examples:
   orla-lg engine down            the only one that runs
   orla-lg engine down 8081       the one on this port
-  orla-lg engine down all        every one; all logs are removed, too
+  orla-lg engine down all        every one; the logs of those that crashed are removed, too
 """
 
 
@@ -233,6 +233,7 @@ def _down(args: argparse.Namespace) -> int:
         raise EngineError(f"no engine of ours runs on port {args.which}; running: {ports}")
     for engine in chosen:
         stop(engine)
+        log_of(engine.port).unlink(missing_ok=True)
         print(f"ended {engine.url} (process {engine.pid})")
     if not chosen:
         print("no engine runs")
