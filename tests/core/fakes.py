@@ -43,6 +43,10 @@ class HandBackground:
         self.work: list[tuple[Coroutine[Any, Any, Any], Future[Any]]] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
 
+    def __del__(self) -> None:
+        for work, _ in self.work:  # what a test leaves undone is no mistake
+            work.close()
+
     def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         if self.closed:
             work.close()
