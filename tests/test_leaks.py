@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import random
 import threading
@@ -29,7 +30,7 @@ from tests.stub_engine import MODEL, Reply, Seen, StubEngine
 
 RUNS = 2_000
 THREADS = 40
-EXPECTED = (openai.OpenAIError, OrlaError, ZeroDivisionError)
+EXPECTED = (json.JSONDecodeError, openai.OpenAIError, OrlaError, ZeroDivisionError)
 
 
 @pytest.fixture(autouse=True)
