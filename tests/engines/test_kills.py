@@ -42,6 +42,7 @@ class Watch:
         self.where: dict[str, str] = {}
         self.tokens = threading.Condition()
         self.last_token_s = 0.0
+        self.orla = orla
         orla.subscribe(self)
 
     def __call__(self, event: CallEvent) -> None:
@@ -59,8 +60,19 @@ class Watch:
     def await_token(self, after_s: float) -> float:
         """Wait for a first token after *after_s*; return how long it took from there, in seconds."""
         with self.tokens:
+            if not self.tokens.wait_for(lambda: self.last_token_s > after_s, FLOW_S):
+                print(f"\nlate: {self.what_is_up()}", flush=True)
             assert self.tokens.wait_for(lambda: self.last_token_s > after_s, PATIENCE_S), "no call flows any more"
             return self.last_token_s - after_s
+
+    def what_is_up(self) -> str:
+        """Return what holds calls up, as far as we know it."""
+        backend = self.orla.statistics().backends["engine"]
+        queue, slots = backend.queue, self.orla.core.serving.desks["engine"].ledger.slots
+        return (
+            f"circuit {backend.circuit}, reachable {backend.reachable}, {queue.in_flight} in flight, "
+            f"{queue.waiting} wait; calls {dict(Counter(self.where.values()))}; {slots}"
+        )
 
 
 class Callers:
