@@ -10,7 +10,8 @@ OrlaError
 │   ├── DeadlineExceeded   the call's deadline passed while it waited
 │   └── BudgetExceeded     a limit on calls, tokens, cost or time is spent
 ├── BackendUnavailable     no attempt reached an engine that answered
-└── EngineRefused          an engine refused what we asked of our own accord (a warm-up, a raw stream)
+├── EngineRefused          an engine refused what we asked of our own accord (a warm-up, a raw stream)
+└── RecordUnknown          a score was given for a record that is not there
 
 Each message says what was wrong, where, and what would be right. What the engine itself answers (HTTP
 400, 429 …) to a caller's own request is not ours: the caller gets the OpenAI SDK's own exception, as without orla_lg.
@@ -33,6 +34,7 @@ __all__ = [
     "OrlaClosed",
     "OrlaError",
     "QueueFull",
+    "RecordUnknown",
     "did_you_mean",
 ]
 
@@ -86,6 +88,10 @@ class EngineRefused(OrlaError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class RecordUnknown(OrlaError, LookupError):
+    """No record has this id, or it is no longer kept (``keep_records``)."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Chunk
 from orla_lg.errors import ConfigError
 
@@ -142,6 +141,10 @@ class Probe:
     """Exclusive cache slots, for engines that have them."""
     kv_tokens: int | None = None
     """What the whole KV cache holds, in tokens."""
+    request_tokens: int | None = None
+    """What a prompt and its ``max_tokens`` may be together; ``None`` where the answer is just cut short."""
+    vision: bool | None = None
+    """Whether it reads images; ``None`` where it does not say."""
     version: str = ""
     incarnation: str = ""
     """Differs after a restart of the engine; empty where the engine does not let one tell."""
@@ -210,31 +213,3 @@ class BackendAdapter(Protocol):
     async def aclose(self) -> None:
         """Close the adapter's own connections."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class BackendView:
-    """A backend as mappers see it: what it is, and how busy it is now."""
-
-    name: str
-    models: tuple[str, ...]
-    """Names in code that mean this backend: its own, its model's, its aliases, what it serves."""
-    probe: Probe | None
-    """``None`` while the engine has not answered yet."""
-    cost: Cost
-    quality: float | None
-    waiting: int
-    in_flight: int
-    max_concurrency: int | None
-    circuit: Circuit = Circuit.CLOSED
-
-
-def served_names(backend: Backend, probe: Probe | None) -> tuple[str, ...]:
-    """Return the names in code that mean *backend*."""
-    own = (backend.name, *((backend.model,) if backend.model else ()), *backend.aliases)
-    return own + (probe.models if probe else ())
-
-
-def names(backends: Sequence[BackendView]) -> list[str]:
-    """Return the backends' names, for messages."""
-    return [backend.name for backend in backends]

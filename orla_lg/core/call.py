@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orla_lg.core.identity import Identity
 
 if TYPE_CHECKING:
-    from orla_lg.core.mapping import StageMapper
+    from orla_lg.core.mapping import Mapper
 
 CacheHint = Literal["preserve", "flush", "auto"]
 
@@ -28,12 +28,16 @@ class Hints:
     """Seconds from the call's arrival within which it must have left the queue."""
     tenant: str | None = None
     """Whose call it is, for accounting."""
+    variant: str | None = None
+    """The named set of overrides of the mapping that this run uses."""
 
     def __post_init__(self) -> None:
         if self.priority is not None and not (isinstance(self.priority, int | float) and isfinite(self.priority)):
             raise ValueError(f"priority must be a number, got {self.priority!r}")
         if self.cache not in (None, "preserve", "flush", "auto"):
             raise ValueError(f"cache hint {self.cache!r} is not one of 'preserve', 'flush', 'auto'")
+        if self.variant is not None and not (isinstance(self.variant, str) and self.variant):
+            raise ValueError(f"variant must be a name, got {self.variant!r}")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
 
@@ -79,10 +83,24 @@ class Ask:
     max_tokens: int | None = None
     """The caller's bound on the answer, in tokens."""
 
+    def given(self, parameters: Mapping[str, Any]) -> Ask:
+        """Return what is asked for once a mapping's *parameters* are added."""
+        form = parameters.get("response_format")
+        schema = isinstance(form, Mapping) and form.get("type") == "json_schema"
+        limit = self.max_tokens if self.max_tokens is not None else parameters.get("max_tokens")
+        if (schema or self.json_schema, limit) == (self.json_schema, self.max_tokens):
+            return self
+        return replace(self, json_schema=schema or self.json_schema, max_tokens=limit)
+
     @cached_property
     def prompt_chars(self) -> int:
         """The length of the prompt's text in characters, an engine-free stand-in for tokens."""
         return sum(_chars(message) for message in self.messages)
+
+    @cached_property
+    def images(self) -> bool:
+        """Whether the prompt shows images."""
+        return any(_shows_image(message) for message in self.messages)
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
@@ -100,6 +118,12 @@ def _chars(message: Any) -> int:
         return len(content)
     parts = content if isinstance(content, list | tuple) else ()  # images and sound have tokens, but no characters
     return sum(len(part["text"]) for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+def _shows_image(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, list | tuple) else ()
+    return any(isinstance(part, Mapping) and part.get("type") == "image_url" for part in parts)
 
 
 def _text(message: Any) -> str:
@@ -123,7 +147,7 @@ class Call:
     """All hints, the strongest of each."""
     arrived_s: float
     """Monotonic seconds."""
-    mappers: tuple[StageMapper, ...]
+    mappers: tuple[Mapper, ...]
     """Asked in order; the first answer counts."""
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
@@ -140,6 +164,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Considered:
+    """A backend that a mapper weighed, with the numbers it saw."""
+
+    backend: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """By name, with the unit in it: ``expected_s``, ``cost_usd``, ``quality``, ``waiting``."""
+    verdict: str = ""
+    """Why it was taken or not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """Where a call runs."""
 
@@ -150,6 +185,10 @@ class Assignment:
     reason: str = ""
     alternatives: tuple[str, ...] = ()
     """Other backends that may take the call when this one cannot be reached, in order."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request's body; each counts only where the caller said nothing of it."""
+    considered: tuple[Considered, ...] = ()
+    """What was weighed, for the record."""
 
 
 @dataclass(frozen=True, slots=True)

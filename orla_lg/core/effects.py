@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from orla_lg.core.background import Background
     from orla_lg.core.flight import Flight
 
 
@@ -69,6 +70,20 @@ class Sleep:
 
     async def arun(self) -> None:  # noqa: D102
         await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Run a coroutine: on the background loop for a thread, right here for a task."""
+
+    start: Callable[[], Coroutine[Any, Any, Any]]
+    background: Background
+
+    def run(self) -> Any:  # noqa: D102
+        return self.background.submit(self.start()).result()
+
+    async def arun(self) -> Any:  # noqa: D102
+        return await self.start()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,35 @@
 """Step 2, map: which backend and model a stage runs on, and whether that can work.
 
-Who chooses, first answer wins: the mapping of the graph, the shared mapping, the model named in the code
-(a backend's name or a model it serves), and for ``auto`` the first backend. What nobody places is not
-ours: an intercepted call passes through, a ``ChatOrla`` call is a ``MappingError``.
+Who chooses, first answer wins: the run's variant, the mapping of the graph, the shared mapping, the model named
+in the code (a backend's name or a model it serves), and for ``auto`` the first backend. What nobody places is
+not ours: an intercepted call passes through, a ``ChatOrla`` call is a ``MappingError``.
+
+A mapper is one small class with one method. Most answer at once (``map``); one that must wait for somebody
+else's answer has ``amap``; one that asks a model of ours first is a generator of effects (``consult``), so that
+its own call is queued, cached and recorded like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
-from orla_lg.core.backend import BackendView, Capability, names
+from orla_lg.core.backend import Capability, Probe
+from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.errors import ConfigError, MappingError, did_you_mean
+from orla_lg.core.effects import Await, Steps
+from orla_lg.core.view import BackendView, names
+from orla_lg.errors import MappingError, did_you_mean
 
-ANY_STAGE = "*"
 AUTO = "auto"
 
 CHARS_PER_TOKEN_AT_MOST = 12
 """No tokenizer in use packs natural text or code more densely; a prompt refused by it is surely too long."""
+
+
+MODEL_PATIENCE_S = 30.0
+"""How long a model may take that is asked where a call runs; the call waits for it."""
 
 
 class StageMapper(Protocol):
@@ -31,70 +40,63 @@ class StageMapper(Protocol):
         ...
 
 
-class ExplicitMapper:
-    """The developer's own table: stage → backend, or → backends in order of preference.
+class AsyncStageMapper(Protocol):
+    """A mapper that must wait for its answer."""
 
-    A stage is found by its full key (``subgraph|node``), else by its node's name, else under ``"*"``.
-    """
-
-    def __init__(self, table: Mapping[str, str | Sequence[str]]) -> None:
-        self.table = {stage: (to,) if isinstance(to, str) else tuple(to) for stage, to in table.items()}
-        for stage, to in self.table.items():
-            if not to or not all(isinstance(name, str) for name in to):
-                raise ConfigError(f"mapping of stage {stage!r}: expected a backend's name or a list of names")
-
-    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
-        stage = call.identity.stage
-        if not stage:  # outside a graph there is no stage to map; the code's model decides
-            return None
-        node = stage.rpartition(NAMESPACE_SEPARATOR)[2]
-        for key in (stage, node, ANY_STAGE):
-            if to := self.table.get(key):
-                return Assignment(to[0], mapper="explicit", reason=f"mapping[{key!r}]", alternatives=to[1:])
-        return None
-
-    def check_backends(self, known: Iterable[str]) -> list[str]:
-        """Return a fault for every name in the table that is no backend."""
-        choices = set(known)
-        return [
-            f"stage {stage!r} is mapped to backend {name!r}, which does not exist{did_you_mean(name, choices)}"
-            for stage, to in self.table.items()
-            for name in to
-            if name not in choices
-        ]
-
-    def check_stages(self, known: Iterable[str]) -> list[str]:
-        """Return a fault for every stage in the table that is in no graph."""
-        stages = set(known)
-        nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
-        return [
-            f"the mapping names stage {stage!r}, which the graph does not have{did_you_mean(stage, nodes)}"
-            for stage in self.table
-            if stage != ANY_STAGE and stage not in nodes
-        ]
+    async def amap(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+        """``map`` as a coroutine; runs in the caller's task, or on the background loop for a thread."""
+        ...
 
 
-def stage_mapper(chosen: StageMapper | Mapping[str, str | Sequence[str]] | None) -> StageMapper | None:
-    """Return the mapper for a dict, or the object itself.
+class ConsultingMapper(Protocol):
+    """A mapper that asks a model, or other mappers, before it answers."""
 
-    Raises:
-        ConfigError: The object is neither a dict nor has ``map``.
-    """
-    if chosen is None or not isinstance(chosen, Mapping):
-        if chosen is not None and not callable(getattr(chosen, "map", None)):
-            raise ConfigError(f"{chosen!r} is no stage mapper: give a dict or an object with map(call, backends)")
-        return chosen
-    return ExplicitMapper(chosen)
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
+        """``map`` as a generator of effects: ``answer = yield from ask.model("light", body, stage="judge")``."""
+        ...
 
 
-def assign(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+Mapper = StageMapper | AsyncStageMapper | ConsultingMapper
+
+
+class Consultation:
+    """Whom a mapper may ask while it decides about *call*."""
+
+    def __init__(self, background: Background, model: Callable[[str, Mapping[str, Any], str, float], Steps]) -> None:
+        self._background = background
+        self._model = model
+
+    def model(
+        self, backend: str, body: Mapping[str, Any], *, stage: str, timeout_s: float = MODEL_PATIENCE_S
+    ) -> Steps:
+        """Ask a chat completion of *backend*; returns the answer's text. It is recorded under *stage*.
+
+        Raises:
+            BackendUnavailable: It did not answer, or not within *timeout_s* seconds of its turn.
+        """
+        return self._model(backend, body, stage, timeout_s)
+
+    def mapper(self, mapper: Mapper, call: Call, backends: Sequence[BackendView]) -> Steps:
+        """Ask a mapper of whichever kind; returns its ``Assignment`` or ``None``."""
+        if hasattr(mapper, "map"):
+            return mapper.map(call, backends)
+        if hasattr(mapper, "consult"):
+            return (yield from mapper.consult(call, backends, self))
+        return (yield Await(lambda: cast("Any", mapper).amap(call, backends), self._background))
+
+
+def assign(call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
     """Return where *call* runs; ``None`` when nobody places it and it may pass.
 
     Raises:
         MappingError: The backend does not exist or cannot do what the call asks, or nobody places a call
             that may not pass.
     """
-    chosen = _first_answer(call, backends)
+    chosen: Assignment | None = None
+    for mapper in call.mappers:
+        if chosen := (yield from ask.mapper(mapper, call, backends)):
+            break
+    chosen = chosen or named_in_code(call.ask.model, backends)
     if chosen is None:
         if call.may_pass:
             return None
@@ -104,39 +106,32 @@ def assign(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
             f"{where}: model {call.ask.model!r} is neither a backend nor served by one, "
             f"and no mapping names the stage{did_you_mean(call.ask.model, known)}"
         )
-    view = find(backends, chosen.backend)
-    if view is None:
-        raise MappingError(
-            f"stage {call.identity.stage!r}: mapper {chosen.mapper!r} chose backend {chosen.backend!r}, "
-            f"which does not exist{did_you_mean(chosen.backend, names(backends))}"
-        )
-    if faults := unfit(call.ask, view, chosen.model):
-        able = [b.name for b in backends if not unfit(call.ask, b, None)]
-        raise MappingError(
-            f"stage {call.identity.stage!r} on backend {view.name!r}: {'; '.join(faults)}. "
-            f"Backends that can: {', '.join(able) or 'none'}"
-        )
-    return _with_able_alternatives(call, backends, chosen) if chosen.alternatives else chosen
+    return _able(call, backends, chosen)
 
 
-def _with_able_alternatives(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> Assignment:
-    able = []
-    for name in dict.fromkeys(chosen.alternatives):
+def _able(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> Assignment:
+    """Return *chosen* without the backends that cannot take the call; the first of its alternatives may step in."""
+    asked = call.ask.given(chosen.parameters)
+    stage, first = f"stage {call.identity.stage!r}", chosen.backend
+    faults: dict[str, list[str]] = {}
+    for name in (first, *chosen.alternatives):
         if (view := find(backends, name)) is None:
+            role = "chose backend" if name == first else "names alternative"
             raise MappingError(
-                f"stage {call.identity.stage!r}: mapper {chosen.mapper!r} names alternative {name!r}, "
+                f"{stage}: mapper {chosen.mapper!r} {role} {name!r}, "
                 f"which does not exist{did_you_mean(name, names(backends))}"
             )
-        if not unfit(call.ask, view, chosen.model):
-            able.append(name)
-    return replace(chosen, alternatives=tuple(able))
-
-
-def _first_answer(call: Call, backends: Sequence[BackendView]) -> Assignment | None:
-    for mapper in call.mappers:
-        if chosen := mapper.map(call, backends):
-            return chosen
-    return named_in_code(call.ask.model, backends)
+        faults[name] = unfit(asked, view, chosen.model)
+    able = [name for name, found in faults.items() if not found]
+    if not able:
+        said = ". ".join(f"{stage} on backend {name!r}: {'; '.join(found)}" for name, found in faults.items())
+        others = [backend.name for backend in backends if not unfit(asked, backend, None)]
+        raise MappingError(f"{said}. Backends that can: {', '.join(others) or 'none'}")
+    to, *others = able
+    if to == first and tuple(others) == chosen.alternatives:
+        return chosen
+    reason = chosen.reason if to == first else f"{chosen.reason}; {first!r} cannot: {'; '.join(faults[first])}"
+    return replace(chosen, backend=to, alternatives=tuple(others), reason=reason)
 
 
 def named_in_code(model: str, backends: Sequence[BackendView]) -> Assignment | None:
@@ -177,11 +172,19 @@ def unfit(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
         faults.append("the engine cannot follow a JSON schema")
     if ask.tools and not probe.can(Capability.TOOLS):
         faults.append("the engine cannot call tools")
-    if probe.context_tokens is not None:
-        at_least = ask.prompt_chars // CHARS_PER_TOKEN_AT_MOST
-        if at_least > probe.context_tokens:
-            faults.append(
-                f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters), "
-                f"its context holds {probe.context_tokens}"
-            )
-    return faults
+    if probe.vision is False and ask.images:
+        faults.append("the model cannot see images")
+    return faults + _beyond_context(ask, probe)
+
+
+def _beyond_context(ask: Ask, probe: Probe) -> list[str]:
+    if probe.context_tokens is None:
+        return []
+    at_least = ask.prompt_chars // CHARS_PER_TOKEN_AT_MOST
+    prompt, holds = f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters)", "its context holds"
+    if at_least > probe.context_tokens:
+        return [f"{prompt}, {holds} {probe.context_tokens}"]
+    asked = at_least + (ask.max_tokens or 0)
+    if probe.request_tokens is not None and asked > probe.request_tokens:
+        return [f"{prompt} and max_tokens is {ask.max_tokens}, {holds} {probe.request_tokens} for both"]
+    return []

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import asdict
 from typing import Any
 
-from orla_lg.core.backend import Backend, Directions, Effect, Probe
-from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
-from orla_lg.core.effects import Send
+from orla_lg.core.backend import Backend, Cost, Directions, Effect, Probe
+from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints
+from orla_lg.core.effects import Send, drive
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
+from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
 from orla_lg.core.policies import policy
 from orla_lg.core.serving import Serving
+from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
 
 _IDS = itertools.count(1)
@@ -204,3 +206,19 @@ def is_quiet(serving: Serving) -> bool:
     """Whether every grant is back and nobody waits."""
     serving.check_integrity()
     return all(desk.queue.in_flight == desk.queue.waiting == len(desk._seats) == 0 for desk in serving.desks.values())
+
+
+def a_view(name: str, **said: Any) -> BackendView:
+    """A backend as a mapper sees it: idle, free of charge, all unknown, unless something else is said."""
+    blank = {"models": (name,), "probe": Probe(), "cost": Cost(), "quality": None}
+    return BackendView(name, **{**blank, "waiting": 0, "in_flight": 0, "max_concurrency": None, **said})
+
+
+def ask_nobody() -> Consultation:
+    """A consultation for mappers that ask no model."""
+    return Consultation(HandBackground(HandClock()), lambda *asked: iter(()))  # type: ignore[arg-type]
+
+
+def decide(mapper: Mapper, call: Call, views: Sequence[BackendView]) -> Assignment | None:
+    """What *mapper* answers; of whichever kind it is."""
+    return drive(ask_nobody().mapper(mapper, call, views))

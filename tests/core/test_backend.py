@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.backend import Backend, Capability, Cost, Probe, Support, served_names
+from orla_lg.core.backend import Backend, Capability, Cost, Probe, Support
+from orla_lg.core.view import served_names
 from orla_lg.errors import ConfigError
 
 URL = "http://127.0.0.1:1/v1"

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.backend import BackendView, Capability, Cost, Probe, Support
+from orla_lg.core import mapping
+from orla_lg.core.backend import Capability, Cost, Probe, Support
+from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
-from orla_lg.core.mapping import ExplicitMapper, assign, named_in_code, stage_mapper, unfit
+from orla_lg.core.effects import drive
+from orla_lg.core.mappers.table import ExplicitMapper, stage_mapper
+from orla_lg.core.mapping import Consultation, named_in_code, unfit
+from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError
 
 from .fakes import a_call
@@ -20,6 +25,10 @@ def call(stage: str = "sub|node", model: str = "auto", *mappers: object, **ask: 
     made = a_call(stage=stage)
     made.ask, made.mappers = Ask(model, ask.pop("messages", []), **ask), mappers
     return made
+
+
+def assign(call: Call, views: list[BackendView]) -> Assignment | None:
+    return drive(mapping.assign(call, views, Consultation(Background(), lambda *asked: iter(()))))
 
 
 VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]
@@ -63,7 +72,7 @@ def test_names_in_a_table_are_checked() -> None:
 def test_any_object_with_map_is_a_mapper() -> None:
     mapper = ExplicitMapper({"s": "light"})
     assert stage_mapper(mapper) is mapper and stage_mapper(None) is None
-    assert stage_mapper({"s": "light"}).table == mapper.table
+    assert stage_mapper({"s": "light"}).rules == mapper.rules
     with pytest.raises(ConfigError, match="no stage mapper"):
         stage_mapper(object())
 

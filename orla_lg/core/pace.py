@@ -1,0 +1,53 @@
+"""How fast a backend answers, learned from its own calls: moving averages, newest weighing most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHT = 0.1
+"""Of the newest call; the last twenty or so count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a backend's calls took lately; ``None`` until one said."""
+
+    service_s: float | None = None
+    """From dispatch to the last token."""
+    prefill_tokens_per_s: float | None = None
+    """Prompt tokens that were not cached, over TTFT: it includes what the engine let it wait."""
+    decode_tokens_per_s: float | None = None
+    """Of one call, beside whatever else ran."""
+    completion_tokens: float | None = None
+
+
+NO_SPEED = Speed()
+
+
+class Pace:
+    """Learns a ``Speed``."""
+
+    def __init__(self) -> None:
+        self.speed = NO_SPEED
+
+    def note(
+        self, *, service_s: float, ttft_s: float | None, fresh_tokens: int | None, completion_tokens: int | None
+    ) -> None:
+        """Take in one call that went well; times in seconds."""
+        now, prefill, decode = self.speed, None, None
+        if ttft_s and fresh_tokens:
+            prefill = fresh_tokens / ttft_s
+        if ttft_s is not None and completion_tokens and completion_tokens > 1 and service_s > ttft_s:
+            decode = (completion_tokens - 1) / (service_s - ttft_s)
+        self.speed = Speed(
+            _mixed(now.service_s, service_s),
+            _mixed(now.prefill_tokens_per_s, prefill),
+            _mixed(now.decode_tokens_per_s, decode),
+            _mixed(now.completion_tokens, completion_tokens),
+        )
+
+
+def _mixed(known: float | None, new: float | None) -> float | None:
+    if new is None or known is None:
+        return known if new is None else float(new)
+    return known + WEIGHT * (new - known)
