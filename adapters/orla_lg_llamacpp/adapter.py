@@ -59,6 +59,7 @@ class LlamaCppAdapter(OpenAIAdapter):
             context_tokens=context,
             slots=self._slots,
             kv_tokens=context * self._slots if self._slots and isinstance(context, int) else None,
+            vision=_vision(props),
             version=str(props.get("build_info") or ""),
             advice=_ADVICE,
         )
@@ -151,3 +152,9 @@ class LlamaCppAdapter(OpenAIAdapter):
 
 def _slot_of(scope: Scope) -> int | None:
     return scope.slot if isinstance(scope, WorkflowCache) else None
+
+
+def _vision(props: Mapping[str, Any]) -> bool | None:
+    modalities = props.get("modalities")
+    told = modalities.get("vision") if isinstance(modalities, Mapping) else None
+    return told if isinstance(told, bool) else None

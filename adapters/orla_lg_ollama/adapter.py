@@ -55,6 +55,7 @@ class OllamaAdapter(OpenAIAdapter):
                 Capability.SLEEP: Support.NATIVE,
             },
             context_tokens=await self._context(shown),
+            vision="vision" in can if isinstance(can, list) else None,
             version=version,
         )
 

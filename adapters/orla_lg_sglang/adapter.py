@@ -82,6 +82,8 @@ class SGLangAdapter(OpenAIAdapter):
                 Capability.TOKENIZE: Support.NATIVE if await self._tokenizes() else Support.UNSUPPORTED,
             },
             kv_tokens=_product(flags.get("max_total_num_tokens"), flags.get("dp_size", 1)),
+            request_tokens=None if flags.get("allow_auto_truncate") else plain.context_tokens,
+            vision=await self._vision(),
             version=str(flags.get("version") or ""),
             incarnation=_started(flags),
             advice=_ADVICE,
@@ -101,6 +103,10 @@ class SGLangAdapter(OpenAIAdapter):
 
     async def _tokenizes(self) -> bool:
         return await self.takes(self.root + "tokenize", {"prompt": "a"})
+
+    async def _vision(self) -> bool | None:
+        told = (await self.peek(self.root + "model_info")).get("has_image_understanding")
+        return told if isinstance(told, bool) else None
 
     async def _loads(self) -> list[Mapping[str, Any]]:
         loads = (await self.peek("loads")).get("loads")

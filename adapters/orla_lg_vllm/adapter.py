@@ -91,6 +91,13 @@ class _Shown:
         return sum(each) or None
 
     @property
+    def vision(self) -> bool | None:
+        """Whether the model reads images."""
+        model = self.config.get("model_config")
+        told = isinstance(model, Mapping) and "multimodal_config" in model
+        return self.flag("model_config", "multimodal_config") is not None if told else None
+
+    @property
     def block_tokens(self) -> int:
         """How many tokens are cached or not cached together."""
         sizes = [labels.get("block_size", "") for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
@@ -133,6 +140,8 @@ class VLLMAdapter(OpenAIAdapter):
             plain,
             capabilities={**PLAIN_CAPABILITIES, **_supports(can), **await self._fixed(shown, model)},
             kv_tokens=shown.kv_tokens,
+            request_tokens=plain.context_tokens,
+            vision=shown.vision,
             version=version,
             incarnation=shown.started,
             advice=_advice(shown, policy),

@@ -70,6 +70,14 @@ async def test_capabilities_follow_from_the_model_and_the_version(flags: OllamaF
     assert not isinstance(adapter, Observable | Tokenizing | Abortable)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "vision"), [(("completion",), False), (("completion", "vision"), True), (None, None)]
+)
+async def test_whether_it_sees(capabilities: tuple[str, ...] | None, vision: bool | None) -> None:
+    with OllamaServer(OllamaFlags(capabilities=capabilities)) as server:
+        assert (await of(server).probe()).vision is vision
+
+
 async def test_what_it_is(server: OllamaServer) -> None:
     probe = await of(server).probe()
     assert probe.models == (MODEL, "other:7b", "stand-in")

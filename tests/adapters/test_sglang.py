@@ -89,6 +89,20 @@ async def test_advice_names_the_flag() -> None:
         assert flag in advice[name]
 
 
+@pytest.mark.parametrize(
+    ("flags", "vision", "request_tokens"),
+    [
+        (EVERYTHING, False, 4096),
+        (replace(EVERYTHING, vision=True, auto_truncate=True), True, None),
+        (replace(EVERYTHING, old_paths=True), None, 4096),
+    ],
+)
+async def test_what_it_sees_and_refuses(flags: SGLangFlags, vision: bool | None, request_tokens: int | None) -> None:
+    with SGLangServer(flags) as server:
+        probe = await of(server).probe()
+    assert (probe.vision, probe.request_tokens) == (vision, request_tokens)
+
+
 async def test_what_it_is() -> None:
     with SGLangServer(replace(EVERYTHING, dp_size=2), Machine(block=1, blocks=500)) as server:
         probe = await of(server).probe()

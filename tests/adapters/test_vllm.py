@@ -108,6 +108,16 @@ async def test_a_cpu_build_cannot_sleep_at_all() -> None:
     assert Capability.SLEEP not in probe.advice
 
 
+@pytest.mark.parametrize(
+    ("flags", "vision"),
+    [(EVERYTHING, False), (replace(EVERYTHING, vision=True), True), (replace(EVERYTHING, dev_mode=False), None)],
+)
+async def test_whether_it_sees_shows_in_dev_mode(flags: VLLMFlags, vision: bool | None) -> None:
+    with VLLMServer(flags) as server:
+        probe = await of(server).probe()
+    assert (probe.vision, probe.request_tokens) == (vision, 4096)
+
+
 async def test_what_it_is() -> None:
     with VLLMServer(EVERYTHING, Machine(block=32, blocks=100)) as server:
         probe = await of(server).probe()

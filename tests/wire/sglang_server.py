@@ -42,6 +42,8 @@ class SGLangFlags:
     admin_key: str | None = None
     dp_size: int = 1
     context_length: int = 4096
+    vision: bool = False
+    auto_truncate: bool = False
     old_paths: bool = False
     """``/get_server_info`` only."""
 
@@ -78,6 +80,7 @@ class SGLangServer(WireServer):
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/tokenize"): self._tokenize,
             ("GET", info): self._info,
+            ("GET", "/get_model_info" if self.flags.old_paths else "/model_info"): self._model_info,
             ("GET", "/v1/loads"): self._loads,
             ("POST", "/abort_request"): self._abort,
             ("POST", "/pause_generation"): self._pause,
@@ -102,6 +105,14 @@ class SGLangServer(WireServer):
         card |= {"parent": None, "max_model_len": self.flags.context_length}
         return JSONResponse({"object": "list", "data": [card]})
 
+    async def _model_info(self, seen: Seen) -> Response:
+        vision = self.flags.vision
+        told = {
+            "model_path": f"/models/{MODEL}", "tokenizer_path": f"/models/{MODEL}", "is_generation": True,
+            "has_image_understanding": vision, "has_audio_understanding": False,
+        }  # fmt: skip
+        return JSONResponse(told)
+
     async def _info(self, seen: Seen) -> Response:
         flags = self.flags
         told = {
@@ -109,6 +120,7 @@ class SGLangServer(WireServer):
             "schedule_low_priority_values_first": flags.low_values_first,
             "abort_on_priority_when_disabled": flags.abort_on_priority,
             "enable_session_radix_cache": flags.sessions,
+            "allow_auto_truncate": flags.auto_truncate,
             "enable_cache_report": flags.cache_report,
             "tool_call_parser": flags.tool_call_parser,
             "grammar_backend": flags.grammar_backend,

@@ -42,6 +42,7 @@ class VLLMFlags:
     refuses_priority: bool = False
     """As the V0 engine did under another policy."""
     max_model_len: int = 4096
+    vision: bool = False
 
 
 class VLLMServer(WireServer):
@@ -109,7 +110,11 @@ class VLLMServer(WireServer):
 
     async def _server_info(self, seen: Seen) -> Response:
         config: dict[str, Any] = {
-            "model_config": {"max_model_len": self.flags.max_model_len, "enable_sleep_mode": self.flags.sleep_mode},
+            "model_config": {
+                "max_model_len": self.flags.max_model_len,
+                "enable_sleep_mode": self.flags.sleep_mode,
+                "multimodal_config": {"limit_per_prompt": {}} if self.flags.vision else None,
+            },
             "cache_config": {"block_size": self.machine.block, "enable_prefix_caching": True},
             "parallel_config": {"_api_process_count": self.flags.api_servers},
             "scheduler_config": {"policy": self.flags.policy, "scheduler_cls": None},
