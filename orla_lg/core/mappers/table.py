@@ -1,0 +1,245 @@
+"""The developer's own table: stage → backend, by name, by need, or by another mapper, with its parameters.
+
+A stage is found by its full key (``subgraph|node``), else by its node's name, else under ``"*"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any, TypeVar, cast
+
+from orla_lg.core.call import Assignment, Call
+from orla_lg.core.effects import Steps
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.mappers.need import NEED_KEYS, NeedMapper
+from orla_lg.core.mapping import Consultation, Mapper
+from orla_lg.core.view import BackendView
+from orla_lg.errors import ConfigError, did_you_mean
+
+ANY_STAGE = "*"
+
+T = TypeVar("T")
+
+PARAMETERS = frozenset(
+    {
+        "extra_body", "frequency_penalty", "logit_bias", "max_completion_tokens", "max_tokens", "presence_penalty",
+        "reasoning_effort", "response_format", "seed", "stop", "temperature", "top_p", "verbosity",
+    }
+)  # fmt: skip
+"""Fields of a chat completion that a mapping may set for a stage."""
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "frequency_penalty": (-2, 2), "max_completion_tokens": (1, inf), "max_tokens": (1, inf),
+    "presence_penalty": (-2, 2), "temperature": (0, 2), "top_p": (0, 1),
+}  # fmt: skip
+"""For parameters that are numbers, from and to."""
+
+Entry = str | Sequence[str] | Mapping[str, Any] | Mapper
+"""A backend's name, names in order of preference, a table (``to`` or ``needs``, and parameters), or a mapper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the table says of one stage."""
+
+    to: tuple[str, ...] = ()
+    mapper: Mapper | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ExplicitMapper:
+    """A table whose every entry names its backends.
+
+    Raises:
+        ConfigError: An entry is none, or names what nobody knows.
+    """
+
+    def __init__(self, table: Mapping[str, Entry]) -> None:
+        self.rules = {stage: _rule(stage, entry) for stage, entry in table.items()}
+        if asking := [stage for stage, rule in self.rules.items() if rule.mapper is not None]:
+            raise ConfigError(f"mapping of stage {asking[0]!r}: an ExplicitMapper takes names only; use StageTable")
+
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
+        if (found := rule_of(self.rules, call.identity.stage)) is None:
+            return None
+        key, rule = found
+        return named(key, rule)
+
+    def check_backends(self, known: Iterable[str]) -> list[str]:
+        """Return a fault for every name in the table that is no backend."""
+        return check_backends(self.rules, known)
+
+    def check_stages(self, known: Iterable[str]) -> list[str]:
+        """Return a fault for every stage in the table that is in no graph."""
+        return check_stages(self.rules, known)
+
+
+class StageTable:
+    """A table whose entries may be mappers too: each stage is decided in its own way."""
+
+    def __init__(self, table: Mapping[str, Entry]) -> None:
+        self.rules = {stage: _rule(stage, entry) for stage, entry in table.items()}
+
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
+        if (found := rule_of(self.rules, call.identity.stage)) is None:
+            return None
+        key, rule = found
+        if rule.mapper is None:
+            return named(key, rule)
+        chosen: Assignment | None = yield from ask.mapper(rule.mapper, call, backends)
+        if chosen is None or not rule.parameters:
+            return chosen
+        return replace(chosen, parameters={**rule.parameters, **chosen.parameters})
+
+    def check_backends(self, known: Iterable[str]) -> list[str]:
+        """Return a fault for every name in the table that is no backend."""
+        return check_backends(self.rules, known)
+
+    def check_stages(self, known: Iterable[str]) -> list[str]:
+        """Return a fault for every stage in the table that is in no graph."""
+        return check_stages(self.rules, known)
+
+
+class First:
+    """Asks several mappers in order; the first answer counts."""
+
+    def __init__(self, *mappers: Mapper) -> None:
+        self.mappers = mappers
+
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
+        for mapper in self.mappers:
+            chosen = yield from ask.mapper(mapper, call, backends)
+            if chosen is not None:
+                return chosen
+        return None
+
+
+def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
+    """Return the mapper for a dict, or the object itself.
+
+    Raises:
+        ConfigError: The object is neither a dict nor a mapper.
+    """
+    if chosen is None:
+        return None
+    if isinstance(chosen, Mapping):
+        table = StageTable(chosen)
+        return ExplicitMapper(chosen) if all(rule.mapper is None for rule in table.rules.values()) else table
+    if not is_mapper(chosen):
+        raise ConfigError(f"{chosen!r} is no stage mapper: give a dict or an object with map(call, backends)")
+    return chosen
+
+
+def tables_of(mapper: Mapper | None) -> list[ExplicitMapper | StageTable]:
+    """Return the tables in a mapper, itself included: what can be checked before anything runs."""
+    return [each for each in parts_of(mapper) if isinstance(each, ExplicitMapper | StageTable)]
+
+
+def faults_of(mapper: Mapper | None, known: Iterable[str]) -> list[str]:
+    """Return a fault for every name in a mapper's parts that is no backend, where a part can tell."""
+    names = set(known)
+    checks = [check for part in parts_of(mapper) if (check := getattr(part, "check_backends", None)) is not None]
+    return [fault for check in checks for fault in check(names)]
+
+
+def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:
+    """Yield a mapper and all that it is composed of (its ``rules``, ``mappers`` and ``inner``)."""
+    if mapper is None:
+        return
+    yield mapper
+    inside = [rule.mapper for rule in getattr(mapper, "rules", {}).values()]
+    for part in (*inside, *getattr(mapper, "mappers", ()), getattr(mapper, "inner", None)):
+        yield from parts_of(part)
+
+
+def is_mapper(thing: object) -> bool:
+    """Whether *thing* is a mapper of any kind."""
+    return any(callable(getattr(thing, method, None)) for method in ("map", "amap", "consult"))
+
+
+def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
+    """Return the key and entry for a stage; a call outside any graph has none, its code decides."""
+    if not stage:
+        return None
+    node = stage.rpartition(NAMESPACE_SEPARATOR)[2]
+    return next(((key, rules[key]) for key in (stage, node, ANY_STAGE) if key in rules), None)
+
+
+def named(key: str, rule: Rule) -> Assignment:
+    """Return what a rule with names says."""
+    return Assignment(rule.to[0], None, "explicit", f"mapping[{key!r}]", rule.to[1:], rule.parameters)
+
+
+def _rule(stage: str, entry: Entry) -> Rule:
+    where = f"mapping of stage {stage!r}"
+    if isinstance(entry, Mapping):
+        return _rule_of_table(where, entry)
+    if is_mapper(entry):
+        return Rule(mapper=cast("Mapper", entry))
+    return Rule(_names(where, entry))
+
+
+def _rule_of_table(where: str, entry: Mapping[str, Any]) -> Rule:
+    given = dict(entry)
+    to, needs = given.pop("to", None), {key: given.pop(key) for key in NEED_KEYS if key in given}
+    if unknown := set(given) - PARAMETERS:
+        name = sorted(unknown)[0]
+        raise ConfigError(f"{where}: unknown key {name!r}{did_you_mean(name, {'to', *NEED_KEYS, *PARAMETERS})}")
+    for name, value in given.items():
+        _heed_limits(where, name, value)
+    if (to is None) == (not needs):
+        raise ConfigError(f"{where}: give either 'to' (backends) or 'needs' and 'prefer', got {sorted(entry)}")
+    if to is not None:
+        return Rule(_names(where, to), parameters=given)
+    return Rule(mapper=NeedMapper.of(where, needs), parameters=given)
+
+
+def _heed_limits(where: str, name: str, value: object) -> None:
+    if name not in _LIMITS:
+        return
+    least, most = _LIMITS[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and least <= cast("float", value) <= most):
+        allowed = f"a number from {least:g} to {most:g}" if most < inf else f"a number, {least:g} or more"
+        raise ConfigError(f"{where}: {name} must be {allowed}, got {value!r}")
+
+
+def _names(where: str, to: object) -> tuple[str, ...]:
+    names = (to,) if isinstance(to, str) else tuple(to) if isinstance(to, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}: expected a backend's name or a list of names, got {to!r}")
+    return names
+
+
+def unknown_backends(where: str, given: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a fault for every name in *given* that is no backend; *where* says who names it."""
+    choices = set(known)
+    return [
+        f"{where} names backend {name!r}, which does not exist{did_you_mean(name, choices)}"
+        for name in dict.fromkeys(given)
+        if name not in choices
+    ]
+
+
+def check_backends(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]:
+    """Return a fault for every name in *rules* that is no backend."""
+    choices = set(known)
+    return [
+        f"stage {stage!r} is mapped to backend {name!r}, which does not exist{did_you_mean(name, choices)}"
+        for stage, rule in rules.items()
+        for name in rule.to
+        if name not in choices
+    ]
+
+
+def check_stages(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]:
+    """Return a fault for every stage in *rules* that is in no graph."""
+    stages = set(known)
+    nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
+    return [
+        f"the mapping names stage {stage!r}, which the graph does not have{did_you_mean(stage, nodes)}"
+        for stage in rules
+        if stage != ANY_STAGE and stage not in nodes
+    ]
