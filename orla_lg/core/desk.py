@@ -14,23 +14,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 
-from orla_lg.core.backend import (
-    Backend,
-    BackendAdapter,
-    BackendView,
-    Capability,
-    Effect,
-    Probe,
-    served_names,
-)
+from orla_lg.core.backend import Backend, BackendAdapter, Capability, Effect, Probe
 from orla_lg.core.background import Background
 from orla_lg.core.breaker import Breaker, Circuit
 from orla_lg.core.call import Call
-from orla_lg.core.control import KVControl, SlotStore, WorkflowCache
+from orla_lg.core.control import KVControl, Observable, SlotStore, WorkflowCache
+from orla_lg.core.load import LoadWatch
 from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics, Verb
+from orla_lg.core.pace import Pace
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
 from orla_lg.core.slots import Seat, SlotTable
+from orla_lg.core.view import BackendView, served_names
 from orla_lg.errors import BackendUnavailable, OrlaClosed
 
 log = logging.getLogger("orla_lg")
@@ -85,8 +80,10 @@ class Desk:
         )
         self.ledger = Ledger()
         self.breaker = Breaker()
+        self.pace = Pace()
         self.probe: Probe | None = None
         self.fault: BackendUnavailable | None = None
+        self.load = LoadWatch(adapter, background, clock) if isinstance(adapter, Observable) else None
         self._eraser = adapter if isinstance(adapter, SlotStore) else None
         self._control = adapter if isinstance(adapter, KVControl) else None
         self._background = background
@@ -251,8 +248,8 @@ class Desk:
             # Its waiters only wake up and ask again; none of them runs in here.
             self._background.call_later(0.0, lambda: trial.set_result(None))
 
-    def view(self) -> BackendView:
-        """Return the backend as mappers see it."""
+    def view(self, workflow: str | None = None) -> BackendView:
+        """Return the backend as mappers see it, on behalf of a workflow."""
         return BackendView(
             name=self.backend.name,
             models=served_names(self.backend, self.probe),
@@ -263,6 +260,9 @@ class Desk:
             in_flight=self.queue.in_flight,
             max_concurrency=self.queue.max_concurrency,
             circuit=self.breaker.state(self._clock()),
+            speed=self.pace.speed,
+            load=None if self.load is None else self.load.wanted(self.probe),
+            resident_tokens=0 if workflow is None else self.ledger.tokens_of(workflow),
         )
 
     # Who may go

@@ -1,0 +1,167 @@
+"""Load-aware: keeps a stage where it was mapped, unless that backend is saturated and another would be done sooner.
+
+What a call is expected to take on a backend is what it waits in our queue and in the engine's, the prefill of
+those tokens of its workflow that are not in the KV cache there, and the decoding of its answer. So a workflow that
+moves pays for its cache: it stays where a short queue costs less than a long prefill elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orla_lg.core.breaker import Circuit
+from orla_lg.core.call import Ask, Assignment, Call, Considered
+from orla_lg.core.effects import Steps
+from orla_lg.core.mapping import Consultation, Mapper, find, unfit
+from orla_lg.core.view import BackendView
+from orla_lg.errors import ConfigError
+
+CHARS_PER_TOKEN = 4
+"""A usual figure: the prompt is estimated, the engine counts it later."""
+
+UNKNOWN = {"service_s": 5.0, "prefill_tokens_per_s": 1000.0, "decode_tokens_per_s": 30.0, "completion_tokens": 128.0}
+"""A ``Speed`` for as long as no backend's calls have told better; the same for all, so that it favours none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a call is expected to take on one backend, in seconds."""
+
+    wait_s: float
+    prefill_s: float
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """From now to the last token; infinite behind an open circuit."""
+        return self.wait_s + self.prefill_s + self.decode_s
+
+
+class LoadAware:
+    """Asks *inner*, and moves a call to one of its alternatives where that is clearly sooner.
+
+    Args:
+        inner: Says the home of a stage and its alternatives; without alternatives nothing ever moves.
+        margin: A call moves if it is expected to take less than this part of the time it takes at home.
+
+    Raises:
+        ConfigError: The margin is not in (0, 1].
+    """
+
+    def __init__(self, inner: Mapper, margin: float = 0.9) -> None:
+        if not 0 < margin <= 1:
+            raise ConfigError(f"the margin must lie in (0, 1], got {margin}")
+        self.inner = inner
+        self.margin = margin
+
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
+        chosen: Assignment | None = yield from ask.mapper(self.inner, call, backends)
+        if chosen is None or not chosen.alternatives:
+            return chosen
+        home = find(backends, chosen.backend)
+        if home is None or not saturated(home):
+            return chosen
+        return self._weighed(call, chosen, home, backends)
+
+    def _weighed(
+        self, call: Call, chosen: Assignment, home: BackendView, backends: Sequence[BackendView]
+    ) -> Assignment:
+        asked = call.ask.given(chosen.parameters)
+        views = [home, *(view for name in chosen.alternatives if (view := find(backends, name)) not in (None, home))]
+        faults = {view.name: unfit(asked, view, chosen.model) for view in views}
+        expected = {view.name: expect(asked, view, views) for view in views if not faults[view.name]}
+        at_home = expected[home.name].total_s if home.name in expected else math.inf
+        best = min(expected, key=lambda name: expected[name].total_s, default=home.name)
+        soonest = expected[best].total_s if best in expected else math.inf
+        to = best if soonest < self.margin * at_home else home.name
+        return replace(
+            chosen,
+            backend=to,
+            mapper=f"load+{chosen.mapper}",
+            reason=f"{chosen.reason}; {_why(home.name, to, at_home, soonest)}",
+            alternatives=tuple(n for n in dict.fromkeys((home.name, *chosen.alternatives)) if n != to),
+            considered=tuple(
+                Considered(v.name, numbers(v, expected.get(v.name)), _verdict(v, faults[v.name], home.name, to))
+                for v in views
+            ),
+        )
+
+
+def saturated(view: BackendView) -> bool:
+    """Whether a call for this backend would have to wait, as far as we know."""
+    full = view.max_concurrency is not None and view.in_flight >= view.max_concurrency
+    engine_waits = view.load is not None and bool(view.load.waiting)
+    return view.circuit is Circuit.OPEN or view.waiting > 0 or full or engine_waits
+
+
+def expect(ask: Ask, view: BackendView, among: Sequence[BackendView]) -> Expected:
+    """Return what *ask* is expected to take on *view*; what it never told is taken from those it is weighed with."""
+    answer = _figure("completion_tokens", among[0], among)  # as long as at home, wherever it is made
+    if ask.max_tokens is not None:
+        answer = min(answer, ask.max_tokens)
+    prompt = ask.prompt_chars / CHARS_PER_TOKEN
+    return Expected(
+        wait_s=_wait_s(view, _figure("service_s", view, among)),
+        prefill_s=max(0.0, prompt - view.resident_tokens) / _figure("prefill_tokens_per_s", view, among),
+        decode_s=answer / _figure("decode_tokens_per_s", view, among),
+    )
+
+
+def _wait_s(view: BackendView, service_s: float) -> float:
+    """Return what a call waits in our queue and in the engine's, in seconds."""
+    if view.circuit is Circuit.OPEN:
+        return math.inf
+    wait_s = 0.0
+    places = view.max_concurrency or max(view.in_flight, 1)
+    if view.waiting or (view.max_concurrency is not None and view.in_flight >= view.max_concurrency):
+        wait_s += (view.waiting + 1) * service_s / places
+    if view.load is not None and view.load.waiting:
+        wait_s += view.load.waiting * service_s / max(view.load.running or 1, 1)
+    return wait_s
+
+
+def _figure(name: str, view: BackendView, among: Sequence[BackendView]) -> float:
+    """Return a figure of a backend's speed; the mean of the others' where it never told."""
+    own: float | None = getattr(view.speed, name)
+    if own:
+        return own
+    known = [figure for each in among if (figure := getattr(each.speed, name))]
+    return sum(known) / len(known) if known else UNKNOWN[name]
+
+
+def numbers(view: BackendView, expected: Expected | None) -> dict[str, float]:
+    """Return what was seen of a backend, for the record; an infinite time is left out."""
+    seen: dict[str, float] = {
+        "waiting": view.waiting,
+        "in_flight": view.in_flight,
+        "resident_tokens": view.resident_tokens,
+    }
+    if view.load is not None and view.load.waiting is not None:
+        seen["engine_waiting"] = view.load.waiting
+    if expected is None or expected.total_s == math.inf:
+        return seen
+    parts = {"wait_s": expected.wait_s, "prefill_s": expected.prefill_s, "decode_s": expected.decode_s}
+    return {
+        "expected_s": round(expected.total_s, 6),
+        **{name: round(value, 6) for name, value in parts.items()},
+        **seen,
+    }
+
+
+def _why(home: str, to: str, at_home: float, soonest: float) -> str:
+    if to != home:
+        there = f"expected {at_home:.2f} s" if at_home < math.inf else "not to be had"
+        return f"{home!r} {there}, {to!r} {soonest:.2f} s"
+    return f"{home!r} is busy, but nothing is clearly sooner"
+
+
+def _verdict(view: BackendView, faults: Sequence[str], home: str, to: str) -> str:
+    if faults:
+        return "; ".join(faults)
+    if view.circuit is Circuit.OPEN:
+        return "circuit open"
+    if view.name == to:
+        return "chosen"
+    return "home" if view.name == home else "alternative"
