@@ -8,13 +8,13 @@ dropped), so the grant lives here and not in a ``with`` block. Whoever carries t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orla_lg.core.backend import Capability, Directions
+from orla_lg.core.backend import BackendAdapter, Capability, Directions
 from orla_lg.core.call import Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.record import CallEvent, Happening, Record, price
@@ -127,6 +127,17 @@ class Flight:
         probe = None if self._desk is None else self._desk.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
+    @property
+    def adapter(self) -> BackendAdapter:
+        """The adapter of the backend that was chosen."""
+        assert self._desk is not None
+        return self._desk.adapter
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Body fields that the mapping sets where the caller says nothing of them."""
+        return {} if self._assignment is None else self._assignment.parameters
+
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
         assert self._desk is not None
@@ -204,7 +215,8 @@ class Flight:
             serving.count_external()
         elif error is None:
             self.answered()
-        serving.records.add(self.record)
+            self._teach(self.record)
+        serving.account(self.record)
         if serving.records.heard:
             who = self.call.identity
             serving.records.tell(
@@ -215,6 +227,17 @@ class Flight:
             )  # fmt: skip
         if self._on_end is not None:
             self._on_end(self.record)
+
+    def _teach(self, record: Record) -> None:
+        """Let the backend's pace see how the call went."""
+        if self._desk is not None and self._departed_s is not None:
+            prompt, cached = record.prompt_tokens, record.cached_tokens
+            self._desk.pace.note(
+                service_s=self._serving.clock() - self._departed_s,
+                ttft_s=record.ttft_s,
+                fresh_tokens=None if prompt is None else prompt - (cached or 0),
+                completion_tokens=record.completion_tokens,
+            )
 
     def _give_back(self, *, failed: bool) -> None:
         if self._desk is None or not self._booked:
@@ -262,6 +285,8 @@ class Flight:
             cost_usd=None if desk is None else price(usage, desk.backend.cost),
             error=_name(error),
             external=self._passes,
+            variant=call.hints.variant,
+            considered=() if chosen is None else chosen.considered,
         )
 
 

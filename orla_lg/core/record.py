@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 from orla_lg.core.backend import Cost
-from orla_lg.core.call import Usage
+from orla_lg.core.call import Considered, Usage
+from orla_lg.core.newest import Newest
+from orla_lg.errors import RecordUnknown
 
 log = logging.getLogger("orla_lg")
 
@@ -53,17 +55,31 @@ class Record:
     """The exception's name and text, or ``abandoned`` for a stream nobody read to its end."""
     external: bool
     """The call was not ours to place and went where its code says."""
+    variant: str | None = None
+    """The named overrides of the mapping that its run used."""
+    considered: tuple[Considered, ...] = ()
+    """The backends that the mapper weighed, with the numbers it saw."""
 
     def asdict(self) -> dict[str, Any]:
-        """Return the record as a plain dict."""
-        return asdict(self)
+        """Return the record as a plain dict that JSON can carry."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain["considered"] = [
+            {"backend": each.backend, "numbers": _finite(each.numbers), "verdict": each.verdict}
+            for each in self.considered
+        ]
+        return plain
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Return *numbers* without what JSON has no word for: a mapper may say that something takes for ever."""
+    return {name: value if isfinite(value) else None for name, value in numbers.items()}
 
 
 def price(usage: Usage | None, cost: Cost) -> float | None:
     """Return what a call costs in US dollars; ``None`` without token counts."""
     if usage is None:
         return None
-    cached = usage.cached_tokens or 0
+    cached = min(usage.cached_tokens or 0, usage.prompt_tokens)
     cached_price = cost.input_per_mtoken if cost.cached_input_per_mtoken is None else cost.cached_input_per_mtoken
     fresh = (usage.prompt_tokens - cached) * cost.input_per_mtoken
     return (fresh + cached * cached_price + usage.completion_tokens * cost.output_per_mtoken) / 1e6
@@ -111,20 +127,33 @@ class RecordBook:
 
     def __init__(self, keep: int) -> None:
         self._lock = threading.Lock()
-        self._records: deque[Record] = deque(maxlen=keep)
+        self._records = Newest[str, Record](keep)
         self._listeners: tuple[Listener, ...] = ()
         self.total = 0
 
     def add(self, record: Record) -> None:
         """Keep a record; the oldest goes when the book is full."""
         with self._lock:
-            self._records.append(record)
+            self._records.set(record.id, record)
             self.total += 1
 
     def records(self) -> list[Record]:
         """Return the kept records, oldest first."""
         with self._lock:
-            return list(self._records)
+            return self._records.values()
+
+    def find(self, record_id: str) -> Record:
+        """Return a kept record.
+
+        Raises:
+            RecordUnknown: There was none, or it is no longer kept.
+        """
+        with self._lock:
+            found = self._records.get(record_id)
+        if found is None:
+            kept = f"the newest {len(self._records)} are kept, {self.dropped} older ones are gone"
+            raise RecordUnknown(f"no record {record_id!r}: {kept}")
+        return found
 
     @property
     def dropped(self) -> int:

@@ -16,22 +16,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
-from orla_lg.core.backend import Backend, BackendAdapter, BackendView
+from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints
+from orla_lg.core.costs import CostBook, Costs
 from orla_lg.core.desk import BackendStatistics, Clock, Desk
 from orla_lg.core.dispatch import AttemptFailed, RetryPolicy
 from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait
 from orla_lg.core.flight import Flight, grants_held
 from orla_lg.core.identity import Identity
-from orla_lg.core.mapping import StageMapper, assign
+from orla_lg.core.journal import Journal
+from orla_lg.core.learners import Learners
+from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory import CacheEvent, MemoryPolicy
+from orla_lg.core.own import OwnCall
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook, WorkflowStatistics
-from orla_lg.errors import BackendUnavailable, DeadlineExceeded, OrlaClosed
+from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, did_you_mean
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
@@ -55,6 +61,9 @@ class Statistics:
     """Calls that were not ours to place."""
     unidentified: int
     """Calls made while graphs ran whose context was lost on the way."""
+    costs: Costs
+    unwritten: int
+    """Lines that the records file could not take."""
 
 
 class Serving:
@@ -64,11 +73,12 @@ class Serving:
         self,
         adapters: Mapping[Backend, BackendAdapter],
         *,
-        mapper: StageMapper | None,
+        mapper: Mapper | None,
         stage_policy: StagePolicy,
         request_policy: RequestPolicy,
         memory: MemoryPolicy,
         keep_records: int = 10_000,
+        journal: Journal | None = None,
         max_idle_threads: int = 10_000,
         clock: Clock = time.monotonic,
         background: Background | None = None,
@@ -79,11 +89,17 @@ class Serving:
         self.memory = memory
         self.book = WorkflowBook(max_idle=max_idle_threads)
         self.records = RecordBook(keep_records)
+        self.costs = CostBook()
+        self.journal = journal
+        self.learners = Learners()
+        self.learners.enlist(mapper)
         self.desks = {
             backend.name: Desk(backend, adapter, self.background, clock, stage_policy, request_policy)
             for backend, adapter in adapters.items()
         }
         self.retries = RetryPolicy()
+        self.variants: dict[str, Mapper] = {}
+        """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
         self._counts = threading.Lock()
         self._external = 0
         self._unidentified = 0
@@ -105,7 +121,7 @@ class Serving:
         call_id: str,
         said: Hints = NO_HINTS,
         hints: Hints = NO_HINTS,
-        mappers: Iterable[StageMapper] = (),
+        mappers: Iterable[Mapper] = (),
         may_pass: bool = False,
     ) -> Call:
         """Return a call that arrived now.
@@ -120,7 +136,15 @@ class Serving:
             may_pass: Whether a call that nobody places goes where its code says.
         """
         chain = (*mappers, self.mapper) if self.mapper is not None else tuple(mappers)
-        return Call(call_id, identity, ask, said, said.over(hints), self.clock(), chain, may_pass)
+        merged = said.over(hints)
+        if merged.variant is not None:
+            chain = (self._variant(merged.variant), *chain)
+        return Call(call_id, identity, ask, said, merged, self.clock(), chain, may_pass)
+
+    def _variant(self, name: str) -> Mapper:
+        if name not in self.variants:
+            raise MappingError(f"variant {name!r} does not exist{did_you_mean(name, self.variants)}")
+        return self.variants[name]
 
     def steps(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Live one call's life; the result is the sender's response.
@@ -142,7 +166,9 @@ class Serving:
             if self.closed:
                 raise OrlaClosed("this Orla is closed; make a new one to go on")
             yield from self._connect()
-            assignment = assign(call, self.views())  # 2 map
+            views = self.views(call.identity.workflow)
+            ask = Consultation(self.background, partial(self._own_call, call))
+            assignment = yield from assign(call, views, ask)  # 2 map
             if assignment is None:
                 flight.pass_by()
                 return (yield Send(sender, flight))
@@ -150,6 +176,15 @@ class Serving:
         except BaseException as error:
             flight.finish(error)
             raise
+
+    def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
+        """Make a call of our own on the way of *call*, in its workflow and with its priority."""
+        identity = replace(call.identity, stage=stage)
+        own = self.call(
+            identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=replace(call.hints, variant=None)
+        )
+        own.mappers = ()  # it knows where it goes: a mapping of its stage must not send it round in a circle
+        return (yield from self.steps(own, OwnCall(body, self.background, timeout_s)))
 
     def pass_by(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Let a call that we do not place go where its code says, and record it as external."""
@@ -286,6 +321,26 @@ class Serving:
         call.hints = Hints(priority=run.priority).over(call.hints)
         return True
 
+    def account(self, record: Record) -> None:
+        """Keep, sum up and write down how a call went, and let mappers learn from it."""
+        self.records.add(record)
+        self.costs.add(record)
+        if self.journal is not None:
+            self.journal.record(record)
+        if not record.external:
+            self.learners.note(record)
+
+    def feedback(self, record_id: str, score: float) -> None:
+        """Let mappers learn how good the answer of a call was, 0 to 1.
+
+        Raises:
+            RecordUnknown: There is no such record, or it is no longer kept.
+        """
+        record = self.records.find(record_id)
+        self.learners.feedback(record, score)
+        if self.journal is not None:
+            self.journal.feedback(record_id, score)
+
     def tell(self, kind: Happening, call: Call, *, backend: str | None = None, detail: str = "") -> None:
         """Tell listeners of a turn in a call's life."""
         if self.records.heard:
@@ -310,9 +365,9 @@ class Serving:
 
     # The state now
 
-    def views(self) -> list[BackendView]:
-        """Return the backends as mappers see them."""
-        return [desk.view() for desk in self.desks.values()]
+    def views(self, workflow: str | None = None) -> list[BackendView]:
+        """Return the backends as mappers see them, on behalf of a workflow."""
+        return [desk.view(workflow) for desk in self.desks.values()]
 
     def serves(self, model: str) -> bool:
         """Whether *model* in code means one of our backends."""
@@ -327,6 +382,8 @@ class Serving:
             records_dropped=self.records.dropped,
             external=self._external,
             unidentified=self._unidentified,
+            costs=self.costs.statistics(),
+            unwritten=0 if self.journal is None else self.journal.dropped,
         )
 
     def check_integrity(self) -> None:
@@ -345,3 +402,5 @@ class Serving:
         closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
         self.background.close()
+        if self.journal is not None:
+            self.journal.close()

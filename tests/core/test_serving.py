@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.backend import BackendView, Probe
+from orla_lg.core.backend import Probe
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
@@ -19,6 +19,7 @@ from orla_lg.core.memory import CacheEvent, EventKind
 from orla_lg.core.policies import policy
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.serving import Serving
+from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, QueueFull
 

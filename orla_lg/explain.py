@@ -1,0 +1,197 @@
+"""``orla-lg explain``: who decided where a call ran, why, what was considered, and what then happened."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orla_lg import config
+from orla_lg.errors import ConfigError, OrlaError
+
+EXAMPLES = """\
+A process writes its records where its configuration says, or Orla(records_file="records.jsonl"):
+
+  records_file = "records.jsonl"       # in orla.toml, beside it
+
+examples:
+  orla-lg explain last                       the newest call in the file that the nearest orla.toml names
+  orla-lg explain --stage reply              the newest call of a stage
+  orla-lg explain 3f2a91b07c-17              one call, by its record's id or the beginning of it
+  orla-lg explain last --records run.jsonl   another file
+  orla-lg explain last --json | jq .cost_usd
+
+exit status: 0 found, 1 no such record (or several), 2 no records file
+"""
+
+LAST = "last"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the top parser."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="say who decided where a call ran, why, and what was considered",
+        description="Say of one call which mapper decided, why, which backends it saw with which numbers, and what "
+        "then happened: where it ran, how long it waited, what it cost.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("record", nargs="?", metavar="RECORD", help="a record's id, its beginning, or 'last'")
+    parser.add_argument("--stage", metavar="NAME", help="the newest call of this stage (its key, or its node's name)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--records", metavar="FILE", help="the records file (default: the one that orla.toml names)")
+    where.add_argument(
+        "--config", metavar="FILE", help="the orla.toml that names it (default: ORLA_CONFIG, else the nearest)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain, and return the exit status."""
+    try:
+        file = Path(args.records) if args.records else _file_of(args.config)
+        wanted = Wanted(args.record or LAST, args.stage)
+        found = wanted.among(lines(file))
+    except (OrlaError, OSError) as error:
+        print(f"orla-lg explain: {error}", file=sys.stderr)
+        return 2
+    if len(found) != 1:
+        print(f"orla-lg explain: {_not_one(wanted, found, file)}", file=sys.stderr)
+        return 1
+    print(json.dumps(found[0], indent=2, ensure_ascii=False) if args.json else text(found[0]))
+    return 0
+
+
+def _file_of(config_file: str | None) -> Path:
+    settings = config.load(config_file) if config_file else config.find()
+    if settings.records_file is None:
+        raise ConfigError(
+            f"{settings.source}: no records_file is set, so nothing was written down; add "
+            f'records_file = "records.jsonl" and run again, or name a file with --records'
+        )
+    return settings.records_file
+
+
+def lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a records file; the last line may be half written."""
+    with file.open(encoding="utf-8") as opened:
+        for line in opened:
+            try:
+                parsed = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(parsed, dict):
+                yield parsed
+
+
+@dataclass
+class Wanted:
+    """Which record is meant."""
+
+    record: str
+    stage: str | None
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+    def among(self, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the records that are meant, each with its ``scores``; more than one if the id's beginning is not
+        enough."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if "feedback" in row:
+                self.scores.setdefault(str(row["feedback"]), []).append(row.get("score", 0.0))
+            elif "id" in row and self._meant(row):
+                if self.record == LAST:
+                    found.clear()
+                found[str(row["id"])] = row
+        if self.record in found:
+            found = {self.record: found[self.record]}
+        return [{**row, "scores": self.scores.get(name, [])} for name, row in found.items()]
+
+    def _meant(self, row: Mapping[str, Any]) -> bool:
+        stage = str(row.get("stage") or "")
+        if self.stage is not None and self.stage not in (stage, stage.rpartition("|")[2]):
+            return False
+        return self.record == LAST or str(row["id"]).startswith(self.record)
+
+
+def _not_one(wanted: Wanted, found: Sequence[Mapping[str, Any]], file: Path) -> str:
+    of = f" of stage {wanted.stage!r}" if wanted.stage is not None else ""
+    if not found:
+        which = "no record" if wanted.record == LAST else f"no record whose id begins with {wanted.record!r}"
+        return f"{which}{of} in {file}"
+    ids = ", ".join(str(row["id"]) for row in found[:5])
+    return f"{len(found)} records{of} begin with {wanted.record!r} in {file}: {ids} …; give more of the id"
+
+
+def text(row: Mapping[str, Any]) -> str:
+    """Return a record as a person reads it."""
+    blocks = [_head(row), _decision(row), _table(row.get("considered") or ()), _outcome(row)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _head(row: Mapping[str, Any]) -> list[str]:
+    step = "" if row.get("step") is None else f", step {row['step']}"
+    stage = f"stage {row['stage']!r}" if row.get("stage") else "a call outside any graph"
+    of = f"workflow {row.get('workflow')}" + (f", run {row['run']}" if row.get("run") else "")
+    asked = [f"{name} {row[name]}" for name in ("tenant", "variant", "priority") if row.get(name)]
+    return [
+        f"record {row['id']}" + (f"  ended {row['at']}" if row.get("at") else ""),
+        f"{stage}{step}: {of}" + (f" ({', '.join(asked)})" if asked else ""),
+    ]
+
+
+def _decision(row: Mapping[str, Any]) -> list[str]:
+    if row.get("external"):
+        return ["not ours to place: it went where its code says"]
+    if row.get("backend") is None:
+        return [f"never placed: {row.get('error') or 'no mapper answered'}"]
+    why = f": {row['reason']}" if row.get("reason") else ""
+    return [f"ran on {row['backend']!r}, model {row.get('model')!r}", f"decided by {row.get('mapper')}{why}"]
+
+
+def _table(considered: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what was considered, a row for each backend and a column for each number."""
+    if not considered:
+        return []
+    names = list(dict.fromkeys(name for each in considered for name in each.get("numbers") or {}))
+    rows = [["considered", *names, ""]]
+    for each in considered:
+        numbers = each.get("numbers") or {}
+        cells = [_number(numbers[name]) if name in numbers else "-" for name in names]
+        rows.append([str(each.get("backend")), *cells, str(each.get("verdict") or "")])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) if at in (0, len(row) - 1) else cell.rjust(width)
+                  for at, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]  # fmt: skip
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "∞"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _outcome(row: Mapping[str, Any]) -> list[str]:
+    wait, ttft, took = row.get("queue_wait_s"), row.get("ttft_s"), row.get("duration_s")
+    first = "" if ttft is None else f", first token {ttft:.3f} s later"
+    lines = [f"waited {wait or 0:.3f} s in the queue{first}, {took or 0:.3f} s in all"]
+    if row.get("prompt_tokens") is not None:
+        cached = row.get("cached_tokens")
+        known = "" if cached is None else f" ({cached} cached)"
+        cost = row.get("cost_usd")
+        dollars = "" if cost is None else f", {cost:.6f} US dollars"
+        lines.append(f"{row['prompt_tokens']} prompt tokens{known}, {row.get('completion_tokens')} answered{dollars}")
+    lines.append(f"attempts {row.get('attempts')}, cache {row.get('cache_action')}")
+    if row.get("scores"):
+        lines.append(f"scored {', '.join(f'{score:g}' for score in row['scores'])}")
+    if row.get("error"):
+        lines.append(f"error: {row['error']}")
+    return lines

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.graph import START, MessagesState, StateGraph
+
+from orla_lg import Orla, cli
+from orla_lg.core import journal
+from orla_lg.core.call import Considered
+from orla_lg.core.journal import Journal
+from tests.conftest import at, chat
+from tests.core.test_mappers_cost_quality import record
+from tests.stub_engine import StubEngine
+
+TOLD = (
+    Considered("home", {"expected_s": 3.5, "waiting": 4}, "home"),
+    Considered("away", {"expected_s": 1.25, "engine_waiting": 0}, "chosen"),
+)
+MOVED = record(
+    "sub|reply", "away", id="abc-1", mapper="load+explicit", reason="'home' expected 3.50 s, 'away' 1.25 s",
+    considered=TOLD, model="m", run="r1", step=2, tenant="acme", queue_wait_s=0.25, ttft_s=0.5, duration_s=1.5,
+    prompt_tokens=100, cached_tokens=60, completion_tokens=7, cost_usd=0.00012, attempts=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "records.jsonl"
+    written = Journal(path)
+    for each in (record("classify", "home", id="abd-2"), MOVED, record("other", None, id="x", error="QueueFull: no")):
+        written.record(each)
+    written.feedback("abc-1", 0.5)
+    written.close()
+    return path
+
+
+def explain(*args: str | Path) -> int:
+    return cli.main(["explain", *map(str, args)])
+
+
+def test_a_record_is_told_whole(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("abc-1", "--records", file) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "record abc-1  ended 20", "stage 'sub|reply', step 2: workflow", "run r1 (tenant acme)",
+        "ran on 'away', model 'm'",
+        "decided by load+explicit: 'home' expected 3.50 s", "waited 0.250 s",
+        "first token 0.500 s later, 1.500 s in all",
+        "100 prompt tokens (60 cached), 7 answered, 0.000120 US dollars", "attempts 2", "scored 0.5",
+    ):  # fmt: skip
+        assert part in said, part
+    table = [line.split() for line in said.splitlines() if line.startswith(("considered", "home", "away"))]
+    assert table == [
+        ["considered", "expected_s", "waiting", "engine_waiting"],
+        ["home", "3.5", "4", "-", "home"],
+        ["away", "1.25", "-", "0", "chosen"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        (["last"], "x"),
+        ([], "x"),
+        (["abd"], "abd-2"),
+        (["--stage", "reply"], "abc-1"),
+        (["--stage", "sub|reply"], "abc-1"),
+        (["a", "--stage", "classify"], "abd-2"),
+    ],
+)
+def test_which_record_is_meant(file: Path, args: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(*args, "--records", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["id"] == found
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "status"),
+    [
+        (["ab"], "2 records begin with 'ab'", 1),
+        (["zzz"], "no record whose id begins with 'zzz'", 1),
+        (["--stage", "reeply"], "no record of stage 'reeply'", 1),
+        (["last", "--records", "not-there.jsonl"], "not-there.jsonl", 2),
+    ],
+)
+def test_what_cannot_be_told(
+    file: Path, args: list[str], message: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [] if "--records" in args else ["--records", file]
+    assert explain(*args, *where) == status
+    assert message in capsys.readouterr().err
+
+
+def test_an_exact_id_wins_over_longer_ones_and_a_torn_line_is_passed_over(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with file.open("a") as more:
+        more.write(json.dumps(record("late", id="abc-17").asdict()) + '\n[1]\n{"id": "abc-1')
+    assert explain("abc-1", "--records", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stage"] == "sub|reply"
+
+
+def test_calls_that_were_not_placed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("x", "--records", file) == 0
+    assert "never placed: QueueFull: no" in capsys.readouterr().out
+    with file.open("a") as more:
+        more.write(json.dumps(record("", None, id="y", external=True).asdict()) + "\n")
+    assert explain("y", "--records", file) == 0
+    assert "a call outside any graph" in (said := capsys.readouterr().out) and "not ours to place" in said
+
+
+# The file
+
+
+def ask(orla: Orla, engine: StubEngine) -> None:
+    llm = chat(engine)
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    graph = orla.wrap(StateGraph(MessagesState).add_node("ask", node).add_edge(START, "ask"))
+    graph.invoke({"messages": [("user", "hi")]})
+
+
+def test_from_a_configuration_to_an_explanation(
+    engine: StubEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "orla.toml"
+    config.write_text(
+        f'records_file = "logs/records.jsonl"\nload_aware = true\n[backends.main]\nurl = "{engine.url}"\n'
+        '[mapping]\nask = {prefer = "cheapest"}\n'
+    )
+    with Orla.from_config(config) as orla:
+        ask(orla, engine)
+        (ended,) = orla.records()
+        orla.feedback(ended.id, 1)
+    assert (tmp_path / "logs" / "records.jsonl").is_file(), "beside the configuration, wherever we run"
+    assert explain(ended.id, "--config", config) == 0
+    assert "needs nothing; cheapest of 1" in (said := capsys.readouterr().out) and "scored 1" in said
+    monkeypatch.setenv("ORLA_CONFIG", str(config))
+    assert explain("last") == 0
+
+
+def test_without_a_records_file_it_says_how_to_have_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "orla.toml"
+    config.write_text('[backends.main]\nurl = "http://127.0.0.1:1/v1"\n')
+    assert explain("last", "--config", config) == 2
+    assert 'add records_file = "records.jsonl"' in capsys.readouterr().err
+
+
+def test_what_the_file_holds_is_what_the_process_saw(
+    engine: StubEngine, make_orla: Callable[..., Orla], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.jsonl"
+    orla = make_orla(at(engine), mapper={"*": "main"}, records_file=path)
+    for _ in range(3):
+        ask(orla, engine)
+    orla.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, ended in zip(rows, orla.records(), strict=True):
+        assert row.pop("at").endswith("+00:00")
+        assert row == json.loads(json.dumps(ended.asdict()))
+    assert orla.statistics().unwritten == 0
+
+
+def test_closing_writes_what_waits(
+    engine: StubEngine, make_orla: Callable[..., Orla], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Journal._open
+    monkeypatch.setattr(Journal, "_open", lambda self: time.sleep(0.3) or really(self))
+    orla = make_orla(at(engine), mapper={"*": "main"}, records_file=tmp_path / "r")
+    ask(orla, engine)
+    orla.close()
+    assert len((tmp_path / "r").read_text().splitlines()) == 1
+
+
+def test_a_slow_disk_delays_nobody_and_what_does_not_fit_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, may_open = threading.Event(), threading.Event()
+
+    def slow(self: Journal) -> Any:
+        opened.set()
+        assert may_open.wait(10)
+        return self.path.open("a", encoding="utf-8")
+
+    monkeypatch.setattr(Journal, "_open", slow)
+    written = Journal(tmp_path / "r", capacity=5)
+    written.record(MOVED)
+    assert opened.wait(10)
+    for _ in range(20):
+        written.record(MOVED)
+    assert written.dropped == 15
+    may_open.set()
+    written.close()
+    written.close()
+    assert len((tmp_path / "r").read_text().splitlines()) == 6
+    written.record(MOVED)
+    assert len((tmp_path / "r").read_text().splitlines()) == 6, "closed"
+
+
+def test_a_disk_that_refuses_is_told_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    written = Journal(tmp_path / "file" / "r.jsonl")
+    for _ in range(3):
+        written.record(MOVED)
+    written.close()
+    assert written.dropped == 3 and caplog.text.count("records cannot be written") == 1
+
+
+def test_a_journal_that_hangs_does_not_hang_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "CLOSE_PATIENCE_S", 0.05)
+    hangs = threading.Event()
+    monkeypatch.setattr(Journal, "_open", lambda self: hangs.wait(10) and self.path.open("a"))
+    written = Journal(tmp_path / "r", capacity=1)
+    for _ in range(3):
+        written.record(MOVED)
+    written.close()
+    hangs.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_writes_its_own_records(tmp_path: Path) -> None:
+    written = Journal(tmp_path / "r")
+    written.record(MOVED)
+    child = os.fork()
+    if child == 0:
+        written.record(record(id="child"))
+        written.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    written.close()
+    assert {json.loads(line)["id"] for line in (tmp_path / "r").read_text().splitlines()} == {"abc-1", "child"}
