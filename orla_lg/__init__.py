@@ -1,13 +1,16 @@
 """orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md."""
 
-from orla_lg.core.backend import Backend, BackendView, Capability, Cost, Effect, Probe, Support
-from orla_lg.core.call import Ask, Assignment, Call, Chunk, Hints, Usage
-from orla_lg.core.mapping import ExplicitMapper, StageMapper
+from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
+from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
+from orla_lg.core.costs import Costs, Spent
+from orla_lg.core.mappers.table import ExplicitMapper
+from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Verb
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.serving import Statistics
+from orla_lg.core.view import BackendView
 from orla_lg.errors import (
     BackendUnavailable,
     BudgetExceeded,
@@ -19,8 +22,10 @@ from orla_lg.errors import (
     OrlaClosed,
     OrlaError,
     QueueFull,
+    RecordUnknown,
 )
 from orla_lg.graph.chat_model import ChatOrla
+from orla_lg.graph.plan import Planned
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.orla import Current, Orla
 
@@ -42,7 +47,9 @@ __all__ = [
     "ChatOrla",
     "Chunk",
     "ConfigError",
+    "Considered",
     "Cost",
+    "Costs",
     "Current",
     "DeadlineExceeded",
     "Effect",
@@ -57,11 +64,14 @@ __all__ = [
     "OrlaClosed",
     "OrlaError",
     "OrlaSaver",
+    "Planned",
     "Probe",
     "QueueFull",
     "Queued",
     "Record",
+    "RecordUnknown",
     "RequestPolicy",
+    "Spent",
     "StageMapper",
     "StagePolicy",
     "Statistics",

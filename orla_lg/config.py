@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from orla_lg.core.backend import Backend, Cost
+from orla_lg.core.mappers.table import Entry, stage_mapper
 from orla_lg.errors import ConfigError, did_you_mean
 
 CONFIG_NAME = "orla.toml"
@@ -62,11 +63,15 @@ class ConfigFile(_Table):
     """The whole of ``orla.toml``."""
 
     backends: dict[str, BackendTable] = Field(min_length=1)
-    mapping: dict[str, str | tuple[str, ...]] = {}
+    mapping: dict[str, Any] = {}
+    """Checked by what it is built into: ``core.mappers.table``."""
+    load_aware: bool = False
+    variants: dict[str, dict[str, Any]] = {}
     stage_policy: Literal["fcfs", "priority"] = "fcfs"
     request_policy: Literal["fcfs", "priority"] = "fcfs"
     memory: Literal["default", "flush_per_request", "release_only"] = "default"
     keep_records: PositiveInt = 10_000
+    records_file: str | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,15 @@ class Settings:
     """What an ``Orla`` is built from."""
 
     backends: tuple[Backend, ...]
-    mapping: Mapping[str, str | tuple[str, ...]]
+    mapping: Mapping[str, Entry]
     stage_policy: str = "fcfs"
     request_policy: str = "fcfs"
     memory: str = "default"
     keep_records: int = 10_000
+    load_aware: bool = False
+    """Calls leave a saturated backend for an alternative of their mapping."""
+    variants: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    records_file: Path | None = None
     source: str = ""
 
 
@@ -115,10 +124,25 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         raise ConfigError(f"{source}:{faults}") from None
     try:
         backends = tuple(_backend(name, entry) for name, entry in table.backends.items())
+        _check_mappings(table)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    rest = table.model_dump(include={"stage_policy", "request_policy", "memory", "keep_records"})
-    return Settings(backends, table.mapping, source=source, **rest)
+    same = {"stage_policy", "request_policy", "memory", "keep_records", "load_aware", "variants"}
+    rest = table.model_dump(include=same)
+    file = None if table.records_file is None else Path(source).parent / table.records_file
+    return Settings(backends, table.mapping, source=source, records_file=file, **rest)
+
+
+def _check_mappings(table: ConfigFile) -> None:
+    """Read the mapping and its variants as they will be read, for their faults."""
+    stage_mapper(table.mapping)
+    if table.load_aware and not table.mapping:
+        raise ConfigError("load_aware: there is no [mapping] whose calls could be moved")
+    for name, variant in table.variants.items():
+        try:
+            stage_mapper(variant)
+        except ConfigError as error:
+            raise ConfigError(f"variants.{name}: {error}") from error
 
 
 def _backend(name: str, table: BackendTable) -> Backend:

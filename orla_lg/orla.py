@@ -16,7 +16,10 @@ from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.core.backend import Backend, BackendAdapter
-from orla_lg.core.mapping import ExplicitMapper, StageMapper, stage_mapper
+from orla_lg.core.journal import Journal
+from orla_lg.core.mappers.load import LoadAware
+from orla_lg.core.mappers.table import Entry, faults_of, stage_mapper
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
 from orla_lg.core.policies import RequestPolicy, StagePolicy, policy
 from orla_lg.core.record import CallEvent, Happening, Listener, Record
@@ -25,6 +28,7 @@ from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaCl
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
+from orla_lg.graph.plan import Planned, plan
 from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
 
@@ -32,7 +36,7 @@ ENTRY_POINTS = "orla_lg.backends"
 CONNECT_PATIENCE_S = 2.5
 
 Graph = TypeVar("Graph", bound=AnyPregel)
-MapperLike = StageMapper | Mapping[str, str | Sequence[str]]
+MapperLike = Mapper | Mapping[str, Entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Orla:
         request_policy: Which call inside a sub-queue goes next.
         memory: What stays cached: ``"default"``, ``"flush_per_request"``, ``"release_only"`` or an object.
         keep_records: How many of the newest records ``records()`` keeps.
+        records_file: A file that every record is appended to as a line of JSON, for ``orla-lg explain``.
 
     Raises:
         ConfigError: A name is unknown, or two backends share one.
@@ -70,13 +75,11 @@ class Orla:
         request_policy: str | RequestPolicy = "fcfs",
         memory: str | MemoryPolicy = "default",
         keep_records: int = 10_000,
+        records_file: str | Path | None = None,
     ) -> None:
         adapters = {backend: _adapter(backend) for backend in _distinct(backends)}
         shared = stage_mapper(mapper)
-        if isinstance(shared, ExplicitMapper) and (
-            faults := shared.check_backends(backend.name for backend in backends)
-        ):
-            raise MappingError("; ".join(faults))
+        self._check_backends(shared, backends)
         serving = Serving(
             adapters,
             mapper=shared,
@@ -84,6 +87,7 @@ class Orla:
             request_policy=policy(request_policy),
             memory=memory_policy(memory),
             keep_records=keep_records,
+            journal=None if records_file is None else Journal(records_file),
         )
         clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
@@ -93,6 +97,12 @@ class Orla:
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled())
         self.signals = Signals(self.core)
+
+    @staticmethod
+    def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
+        names = [backend.name for backend in backends]
+        if faults := faults_of(mapper, names):
+            raise MappingError("; ".join(faults))
 
     @classmethod
     def from_config(cls, path: str | Path) -> Self:
@@ -114,15 +124,22 @@ class Orla:
 
     @classmethod
     def _from_settings(cls, settings: config.Settings) -> Self:
+        def mapper(table: Mapping[str, Entry]) -> Mapper | None:
+            made = stage_mapper(table)
+            return LoadAware(made) if made is not None and settings.load_aware else made
+
         try:
             orla = cls(
                 settings.backends,
-                settings.mapping or None,
+                mapper(settings.mapping) if settings.mapping else None,
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
                 memory=settings.memory,
                 keep_records=settings.keep_records,
+                records_file=settings.records_file,
             )
+            for name, table in settings.variants.items():
+                orla.variant(name, cast("Mapper", mapper(table)))
         except OrlaError as error:
             raise type(error)(f"{settings.source}: {error}") from error
         orla.source = settings.source
@@ -161,7 +178,26 @@ class Orla:
         if not self.core.disabled:
             self.connect()
         narrowed = stage_mapper(mapper)
+        self.core.serving.learners.enlist(narrowed)
         return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints)
+
+    def variant(self, name: str, mapper: MapperLike) -> None:
+        """Name a sparse override of the mapping; a run chooses it by ``configurable={"orla": {"variant": name}}``.
+
+        Stages that it does not name are mapped as ever, so two mappings are compared on the same traffic.
+        Records carry the variant. The same name again replaces it.
+
+        Raises:
+            MappingError: It names a backend that does not exist.
+        """
+        override, serving = stage_mapper(mapper), self.core.serving
+        assert override is not None, "a variant overrides something"
+        try:
+            self._check_backends(override, [desk.backend for desk in serving.desks.values()])
+        except MappingError as error:
+            raise MappingError(f"variant {name!r}: {error}") from error
+        serving.learners.enlist(override)
+        serving.variants = {**serving.variants, name: override}
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""
@@ -181,8 +217,28 @@ class Orla:
         return self.core.serving.records.records()
 
     def statistics(self) -> Statistics:
-        """Return the state now: queues, caches, runs."""
+        """Return the state now: queues, caches, runs, and what was spent."""
         return self.core.serving.statistics()
+
+    def feedback(self, record_id: str, score: float) -> None:
+        """Say how good the answer of a call was; mappers that learn take it in.
+
+        Args:
+            record_id: ``Record.id``; for ``ChatOrla`` it is in ``response_metadata["orla"]["id"]``.
+            score: 0 (useless) to 1 (good).
+
+        Raises:
+            ValueError: The score does not lie in [0, 1].
+            RecordUnknown: There is no such record, or it is no longer kept.
+        """
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise ValueError(f"a score must be a number in [0, 1], got {score!r}")
+        self.core.serving.feedback(record_id, float(score))
+
+    def plan(self, graph: Any, *, mapper: MapperLike | None = None) -> list[Planned]:
+        """Return where each stage of a graph goes, as far as that shows without a call; *mapper* as in ``wrap``."""
+        compiled = graph.compile() if isinstance(graph, StateGraph) else graph
+        return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` as it happens; returns a function that ends that.

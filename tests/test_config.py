@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from orla_lg import config
+from orla_lg import Orla, config
 from orla_lg.core.backend import Cost
-from orla_lg.errors import ConfigError
+from orla_lg.core.mappers.load import LoadAware
+from orla_lg.core.mappers.need import NeedMapper
+from orla_lg.core.mappers.table import tables_of
+from orla_lg.errors import ConfigError, MappingError
 
 WHOLE = """
 stage_policy = "priority"
@@ -34,7 +37,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings = config.load(write(tmp_path, WHOLE))
     (backend,) = settings.backends
     assert (backend.name, backend.api_key, backend.aliases) == ("light", "secret", ("gpt",))
-    assert backend.cost == Cost(1.5) and settings.mapping == {"node": ("light",), "*": "light"}
+    assert backend.cost == Cost(1.5) and settings.mapping == {"node": ["light"], "*": "light"}
     assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "fcfs", 5)
 
 
@@ -94,3 +97,65 @@ def test_where_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_stepping_aside(monkeypatch: pytest.MonkeyPatch, said: str, off: bool) -> None:
     monkeypatch.setenv("ORLA_DISABLED", said)
     assert config.disabled() is off
+
+
+MAPPED = f"""
+load_aware = true
+records_file = "logs/r.jsonl"
+[backends.light]
+{URL}
+[backends.heavy]
+{URL}
+[mapping]
+classify = {{to = ["light", "heavy"], temperature = 0, max_tokens = 5}}
+"sub|tools" = {{needs = ["tools", "context>16k"], prefer = "cheapest"}}
+"*" = ["heavy", "light"]
+[variants.cheap]
+"*" = "light"
+"""
+
+
+def test_tables_variants_and_load_awareness(tmp_path: Path) -> None:
+    file = write(tmp_path, MAPPED)
+    settings = config.load(file)
+    assert settings.load_aware and settings.records_file == tmp_path / "logs" / "r.jsonl"
+    with Orla.from_config(file) as orla:
+        serving = orla.core.serving
+        assert isinstance(serving.mapper, LoadAware) and isinstance(serving.variants["cheap"], LoadAware)
+        (table,) = tables_of(serving.mapper)
+        assert table.rules["classify"].to == ("light", "heavy")
+        assert table.rules["classify"].parameters == {"temperature": 0, "max_tokens": 5}
+        assert isinstance(table.rules["sub|tools"].mapper, NeedMapper)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("[mapping]\na = 3", "mapping of stage 'a': expected a backend's name or a list of names, got 3"),
+        ("[mapping]\na = {to = 'b', temprature = 1}", "mapping of stage 'a': unknown key 'temprature'; did you mean"),
+        ("[mapping]\na = {needs = 'toolz'}", "mapping of stage 'a': need 'toolz' is unknown"),
+        ("[mapping]\na = {to = 'b', temperature = 'x'}", "mapping of stage 'a': temperature must be a number"),
+        ("[variants.v]\na = {}", "variants.v: mapping of stage 'a': give either"),
+        ("[variants]\nv = 'b'", "variants.v: found 'b'"),
+    ],
+)
+def test_every_fault_in_a_mapping_names_file_and_key(tmp_path: Path, mapping: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)orla.toml.*{message}"):
+        config.load(write(tmp_path, f"[backends.b]\n{URL}\n{mapping}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"load_aware = true\n[backends.b]\n{URL}", "load_aware: there is no .mapping."),
+        (f"records_file = ''\n[backends.b]\n{URL}", "records_file: found ''"),
+    ],
+)
+def test_faults_of_what_stands_beside_it(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)orla.toml.*{message}"):
+        config.load(write(tmp_path, text))
+
+
+def test_a_variant_that_names_no_backend_is_told_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(MappingError, match=r"orla.toml: variant 'v': stage 'a' is mapped to backend 'c'"):
+        Orla.from_config(write(tmp_path, f"[backends.b]\n{URL}\n[variants.v]\na = 'c'"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
-LIBRARY = ("errors", "core", "openai_api", "testing", "adapters", "graph", "config", "orla", "__init__")
-LAYERS = (*LIBRARY, "engines", "check", "demo", "cli")
+LIBRARY = ("errors", "core", "mappers", "openai_api", "testing", "adapters", "graph", "config", "orla", "__init__")
+LAYERS = (*LIBRARY, "engines", "check", "explain", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")
 
 

@@ -19,7 +19,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone
-from orla_lg.core.mapping import StageMapper
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
 from orla_lg.openai_api.client import EngineClients
@@ -121,7 +121,7 @@ class Binding:
     """A graph wrapped by an ``Orla``, with what ``wrap`` narrowed for it."""
 
     core: Core
-    mapper: StageMapper | None = None
+    mapper: Mapper | None = None
     hints: HintsFunction | None = None
 
 

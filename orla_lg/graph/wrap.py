@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -12,22 +10,20 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
-from orla_lg.core.call import Ask
-from orla_lg.core.mapping import ExplicitMapper, StageMapper, find, unfit
-from orla_lg.errors import MappingError, OrlaError
+from orla_lg.core.mapping import Mapper
+from orla_lg.errors import OrlaError
 from orla_lg.graph.context import Binding, Core, HintsFunction
 from orla_lg.graph.events import GraphEvents
 from orla_lg.graph.interception import install
+from orla_lg.graph.plan import validate
 from orla_lg.graph.saver import OrlaSaver
-from orla_lg.graph.structure import AnyPregel, stages_of, title
-
-log = logging.getLogger("orla_lg")
+from orla_lg.graph.structure import AnyPregel
 
 _LOST_BY_COPY = ("_output_mapper", "_state_mapper", "_serde_allowlist")
 """Set after construction by LangGraph, so ``copy`` drops them."""
 
 
-def wrap(core: Core, signals: Any, graph: Any, *, mapper: StageMapper | None, hints: HintsFunction | None) -> Any:
+def wrap(core: Core, signals: Any, graph: Any, *, mapper: Mapper | None, hints: HintsFunction | None) -> Any:
     """Return a compiled graph of the same type and behaviour whose model calls are served by *core*.
 
     Raises:
@@ -45,6 +41,12 @@ def wrap(core: Core, signals: Any, graph: Any, *, mapper: StageMapper | None, hi
     validate(core, compiled, mapper)
     install(core)
     return _copy(compiled, core, signals, GraphEvents(Binding(core, mapper, hints)))
+
+
+def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:
+    """Return the mapper that *graph* was wrapped with; ``None`` if it has none of its own."""
+    binding = _binding_of(graph, core)
+    return None if binding is None else binding.mapper
 
 
 def _binding_of(graph: AnyPregel, core: Core) -> Binding | None:
@@ -86,42 +88,3 @@ def _copy(graph: AnyPregel, core: Core, signals: Any, handler: GraphEvents) -> A
         if hasattr(graph, name):
             setattr(copied, name, getattr(graph, name))
     return copied
-
-
-def validate(core: Core, graph: AnyPregel, mapper: StageMapper | None) -> None:
-    """Check a graph's mapping against its stages, the backends and what they serve; report all faults at once.
-
-    Raises:
-        MappingError: With one line for each fault.
-    """
-    views = core.serving.views()
-    stages = stages_of(graph)
-    faults: list[str] = []
-    if isinstance(mapper, ExplicitMapper):
-        faults += mapper.check_stages(stages)
-        faults += mapper.check_backends(view.name for view in views)
-    faults += _unserved(core, mapper)
-    _warn_of_misspelt_stages(core, graph, stages)
-    if faults:
-        listed = "".join(f"\n  - {fault}" for fault in faults)
-        raise MappingError(f"{title(graph)} cannot be served as mapped:{listed}")
-
-
-def _warn_of_misspelt_stages(core: Core, graph: AnyPregel, stages: list[str]) -> None:
-    """Warn of names in the shared mapping that this graph nearly has; they may be another graph's."""
-    shared = core.serving.mapper
-    for name in shared.table if isinstance(shared, ExplicitMapper) else ():
-        if name not in stages and (near := difflib.get_close_matches(name, stages, n=1, cutoff=0.8)):
-            log.warning("the shared mapping names stage %r; %s has %r: is it meant?", name, title(graph), near[0])
-
-
-def _unserved(core: Core, mapper: StageMapper | None) -> list[str]:
-    """Return a fault for each backend in use whose own model the engine does not serve."""
-    tables = [each.table for each in (mapper, core.serving.mapper) if isinstance(each, ExplicitMapper)]
-    used = {name for table in tables for to in table.values() for name in to}
-    blank, faults = Ask(model="auto", messages=()), list[str]()
-    for name in sorted(used):
-        view, desk = find(core.serving.views(), name), core.serving.desks.get(name)
-        if view is not None and desk is not None:
-            faults += [f"backend {name!r}: {fault}" for fault in unfit(blank, view, desk.backend.model)]
-    return faults

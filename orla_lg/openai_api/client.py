@@ -201,7 +201,12 @@ class SdkSender:
             TAP.reset(token)
 
     def _body(self, flight: Flight) -> tuple[dict[str, Any], Mode, bool]:
-        body = {**self._options.json_data, **flight.request_fields(), "model": flight.model}
+        body = {
+            **self._parameters(flight),
+            **self._options.json_data,
+            **flight.request_fields(),
+            "model": flight.model,
+        }
         mode: Mode = "stream" if body.get("stream") else "plain"
         if self._may_assemble and wire.can_assemble(body):
             mode, body["stream"] = "assemble", True
@@ -210,6 +215,15 @@ class SdkSender:
         if strip or mode == "assemble":
             body["stream_options"] = {**asked, "include_usage": True}
         return body, mode, strip
+
+    def _parameters(self, flight: Flight) -> Mapping[str, Any]:
+        """Return what the mapping sets, but not against what the caller gave under either of a field's names."""
+        given = dict(flight.parameters)
+        given |= given.pop("extra_body", {})
+        limits = {"max_tokens", "max_completion_tokens"}
+        if limits & set(self._options.json_data):
+            given = {name: value for name, value in given.items() if name not in limits}
+        return given
 
     def _rewritten(self, body: dict[str, Any]) -> Any:
         options = self._options.model_copy(update={"json_data": body})
