@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim clean
+.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -50,6 +50,16 @@ bench-streaming: $(STAMP) ## CPU and memory of a stream against plain ChatOpenAI
 
 bench-sim: $(STAMP) ## the simulated engine against a live vLLM (BENCH='--sessions FILE'; run it alone)
 	$(BIN)/python bench/sim_fidelity.py $(BENCH)
+
+bench-mapping: $(STAMP) ## mapped stages against all-heavy, on two real engines (BENCH='--help'; run it alone)
+	$(BIN)/python bench/mapping.py $(BENCH)
+
+bench-mapping-decision: $(STAMP) ## microseconds of a mapping decision, for each mapper
+	$(BIN)/python bench/mapping_decision.py
+	$(BIN)/python bench/learned_decision.py
+
+bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways that need no learning (BENCH='FILE')
+	$(BIN)/python bench/router.py $(BENCH)
 
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from orla_lg import cli, config
+from orla_lg.mappers.features import DENSE
+from orla_lg.mappers.learned import Model
 from orla_lg.orla import ENTRY_POINTS
 from tests.stub_engine import StubEngine
 
@@ -36,7 +38,11 @@ def engines() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
-def test_python_runs_from_top_to_bottom(page: Path, engines: dict[str, str]) -> None:
+def test_python_runs_from_top_to_bottom(
+    page: Path, engines: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Model(0.0, (0.0,) * len(DENSE), 0.5).save("mapper.json")  # the file that a page has fitted before
     space: dict[str, object] = {"__name__": "docs"}
     try:
         for code in blocks(page, "python"):
