@@ -41,7 +41,8 @@ class Watch:
     def __init__(self, orla: Orla) -> None:
         self.where: dict[str, str] = {}
         self.tokens = threading.Condition()
-        self.last_token_s = 0.0
+        self.token_s: list[float] = []
+        """When first tokens came, since the list was emptied."""
         self.orla = orla
         orla.subscribe(self)
 
@@ -54,16 +55,21 @@ class Watch:
             self.where[event.call] = {"dispatched": "prefill", "first_token": "decode"}.get(event.kind, "queue")
         if event.kind is Happening.FIRST_TOKEN:
             with self.tokens:
-                self.last_token_s = time.monotonic()
+                self.token_s.append(time.monotonic())
                 self.tokens.notify_all()
 
-    def await_token(self, after_s: float) -> float:
-        """Wait for a first token after *after_s*; return how long it took from there, in seconds."""
+    def forget_tokens(self) -> None:
+        """Look only at what comes from now on."""
         with self.tokens:
-            if not self.tokens.wait_for(lambda: self.last_token_s > after_s, FLOW_S):
+            self.token_s.clear()
+
+    def await_token(self) -> float:
+        """Wait for a first token; return when the first one came."""
+        with self.tokens:
+            if not self.tokens.wait_for(lambda: self.token_s, FLOW_S):
                 print(f"\nlate: {self.what_is_up()}", flush=True)
-            assert self.tokens.wait_for(lambda: self.last_token_s > after_s, PATIENCE_S), "no call flows any more"
-            return self.last_token_s - after_s
+            assert self.tokens.wait_for(lambda: self.token_s, PATIENCE_S), "no call flows any more"
+            return self.token_s[0]
 
     def what_is_up(self) -> str:
         """Return what holds calls up, as far as we know it."""
@@ -134,12 +140,16 @@ def killed_again_and_again(engine: OwnEngine, adapter: str, kills: int, make_orl
         callers = Callers(orla, witness.url, dice.randrange(1 << 30))
         try:
             for _ in range(kills):
-                watch.await_token(time.monotonic())
+                watch.forget_tokens()
+                watch.await_token()
                 time.sleep(dice.uniform(0.0, 0.8))  # the moment of a crash is nobody's choice
                 moments.update(list(watch.where.values()))
                 engine.kill()
+                time.sleep(0.1)  # what was on its way from the dead engine has arrived by then
+                watch.forget_tokens()
                 engine.restart()
-                flow_s.append(watch.await_token(time.monotonic()))
+                returned_s = time.monotonic()  # a call may have found the engine before we saw that it is back
+                flow_s.append(max(0.0, watch.await_token() - returned_s))
         finally:
             callers.stop()
         orla.close()
