@@ -63,10 +63,10 @@ class Watch:
         with self.tokens:
             self.token_s.clear()
 
-    def await_token(self) -> float:
-        """Wait for a first token; return when the first one came."""
+    def await_token(self, *, soon: bool = False) -> float:
+        """Wait for a first token; return when the first one came. One that should come soon and does not is told."""
         with self.tokens:
-            if not self.tokens.wait_for(lambda: self.token_s, FLOW_S):
+            if soon and not self.tokens.wait_for(lambda: self.token_s, FLOW_S):
                 print(f"\nlate: {self.what_is_up()}", flush=True)
             assert self.tokens.wait_for(lambda: self.token_s, PATIENCE_S), "no call flows any more"
             return self.token_s[0]
@@ -149,7 +149,7 @@ def killed_again_and_again(engine: OwnEngine, adapter: str, kills: int, make_orl
                 watch.forget_tokens()
                 engine.restart()
                 returned_s = time.monotonic()  # a call may have found the engine before we saw that it is back
-                flow_s.append(max(0.0, watch.await_token() - returned_s))
+                flow_s.append(max(0.0, watch.await_token(soon=True) - returned_s))
         finally:
             callers.stop()
         orla.close()
