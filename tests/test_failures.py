@@ -166,6 +166,16 @@ def test_five_failures_open_the_circuit_and_one_call_tries_it_later(way: str, ha
         assert orla.statistics().backends["main"].circuit is Circuit.CLOSED
 
 
+def test_idle_connections_are_let_go_before_the_engine_closes_them(hasty: Any) -> None:
+    uvicorn_keeps_s = 5.0
+    with FaultEngine() as engine:
+        orla = hasty(engine)
+        caller(orla, "drop-in")("invoke")
+        (clients,) = orla.core.clients.values()
+        pool = clients.sync()._client._transport._pool
+        assert pool._keepalive_expiry < uvicorn_keeps_s
+
+
 def test_an_engine_that_returns_is_noticed_without_a_call(hasty: Any) -> None:
     with FaultEngine() as engine:
         orla = hasty(engine)

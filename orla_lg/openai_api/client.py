@@ -25,6 +25,10 @@ from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Mode, Tap, TappedStre
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
 
+KEEP_ALIVE_S = 4.0
+"""An idle connection is let go after so long: uvicorn (vLLM, SGLang) closes it after five seconds, and a request that
+is sent at that very moment is lost."""
+
 _SECRETS = ("authorization", "key", "token", "secret", "cookie", "openai-")
 """A caller's header with one of these in its name speaks of an account elsewhere and is not sent on."""
 NO_REQUEST = httpx2.Request("POST", "/chat/completions")
@@ -96,7 +100,7 @@ class EngineClients:
         limits = httpx2.Limits(
             max_connections=None,
             max_keepalive_connections=None if self._keep_alive else 0,
-            keepalive_expiry=30.0,
+            keepalive_expiry=KEEP_ALIVE_S,
         )
         # Without TLS there is nothing to verify, and loading certificates for each loop costs 20 ms.
         return {"limits": limits, "verify": self._backend.url.startswith("https")}
