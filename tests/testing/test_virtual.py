@@ -15,7 +15,7 @@ from orla_lg import Backend, Hints, Record
 from orla_lg.core.backend import Capability, Probe, Support
 from orla_lg.core.call import Ask
 from orla_lg.core.identity import Identity
-from orla_lg.core.mapping import ExplicitMapper
+from orla_lg.core.mappers.table import ExplicitMapper
 from orla_lg.errors import DeadlineExceeded, OrlaClosed
 from orla_lg.testing.virtual import (
     Deadlock,
