@@ -66,7 +66,7 @@ def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orl
     assert [each.backends for each in orla.plan(wrapped, mapper={"*": "main"})] == [("main",)] * 3
     graph = orla.wrap(builder)
     graph.invoke(HI)
-    assert [record.backend for record in orla.records()] == [None, "main", "light"], "and so it went"
+    assert [record.backend for record in orla.records()] == ["main", "main", "light"], "its code names a model of main; the others as planned"
 
 
 def test_all_that_cannot_be_is_told_at_once(

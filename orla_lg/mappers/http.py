@@ -154,13 +154,14 @@ class HttpMapper:
             self._counts[kind] += 1
             first, opened = self._counts[kind] == 1, False
             if kind in ("timeout", "error"):
-                opened = self._breaker.failed(self._clock(), said)
+                was_closed = self._breaker.opened_s is None
+                opened = self._breaker.failed(self._clock(), said) and was_closed
             else:  # it is there, and may know better about another call
                 self._breaker.succeeded()
         if first:
             log.warning("the mapper at %s failed, calls are mapped without it: %s; more like this is only counted",
                         self._where, said)  # fmt: skip
-        if opened and self._breaker.trips == 1:
+        if opened:
             log.warning("the mapper at %s is left alone for a while after %d failures in a row",
                         self._where, self._breaker.failures)  # fmt: skip
 
