@@ -50,10 +50,10 @@ def two(make_orla: MakeOrla, engine: StubEngine, **settings: Any) -> Orla:
 
 
 def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orla: MakeOrla) -> None:
-    deciding = CostQualityMapper()
-    orla = two(make_orla, engine, mapper={"reply": ["main", "light"], "judge": deciding})
+    deciding = CostQualityMapper(default="strict")
+    orla = two(make_orla, engine, mapper={"reply": ["light", "main"], "judge": deciding})
     builder = graph_of(chat(engine), "draft", "reply", "judge")
-    shared = [("draft", (), BY_CODE), ("reply", ("main", "light"), "mapping['reply']"),
+    shared = [("draft", (), BY_CODE), ("reply", ("light", "main"), "mapping['reply']"),
               ("judge", (), "CostQualityMapper, at each call")]  # fmt: skip
     assert [(each.stage, each.backends, each.by) for each in orla.plan(builder)] == shared
     own = LoadAware(First(ExplicitMapper({"draft": "light"}), ExplicitMapper({"reply": "light"})))
@@ -66,7 +66,8 @@ def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orl
     assert [each.backends for each in orla.plan(wrapped, mapper={"*": "main"})] == [("main",)] * 3
     graph = orla.wrap(builder)
     graph.invoke(HI)
-    assert [record.backend for record in orla.records()] == ["main", "main", "light"], "its code names a model of main; the others as planned"
+    went = [record.backend for record in orla.records()]
+    assert went == ["main", "light", "main"], "the draft's code names a model of main"
 
 
 def test_all_that_cannot_be_is_told_at_once(
