@@ -58,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
         file = Path(args.records) if args.records else _file_of(args.config)
         wanted = Wanted(args.record or LAST, args.stage)
         found = wanted.among(lines(file))
+    except FileNotFoundError as error:
+        print(
+            f"orla-lg explain: {error.filename} does not exist yet: it is written when calls are made",
+            file=sys.stderr,
+        )
+        return 2
     except (OrlaError, OSError) as error:
         print(f"orla-lg explain: {error}", file=sys.stderr)
         return 2

@@ -237,7 +237,7 @@ class Orla:
 
     def plan(self, graph: Any, *, mapper: MapperLike | None = None) -> list[Planned]:
         """Return where each stage of a graph goes, as far as that shows without a call; *mapper* as in ``wrap``."""
-        compiled = graph.compile() if isinstance(graph, StateGraph) else graph
+        compiled = wrapping.compiled(graph)
         return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:

@@ -12,9 +12,9 @@ import openai
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
-from orla_lg import ChatOrla, Cost, Hints, MappingError, Orla, RecordUnknown
+from orla_lg import ChatOrla, Cost, Hints, MappingError, Orla, OrlaError, RecordUnknown
 from orla_lg.graph.plan import BY_CODE
-from orla_lg.mappers import CostQualityMapper, ExplicitMapper, First, LoadAware, OneBitStageMapper
+from orla_lg.mappers import CostQualityMapper, ExplicitMapper, First, HttpMapper, LoadAware, OneBitStageMapper
 from tests.conftest import CALLER_KEY, at, chat
 from tests.stub_engine import Gate, Reply, Seen, StubEngine
 
@@ -64,6 +64,11 @@ def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orl
     ]
     assert [(each.stage, each.backends, each.by) for each in orla.plan(wrapped)] == [*expected, shared[2]]
     assert [each.backends for each in orla.plan(wrapped, mapper={"*": "main"})] == [("main",)] * 3
+    asking = First(HttpMapper("http://127.0.0.1:1/map"), OneBitStageMapper("light", "main"))
+    said = {(each.backends, each.by) for each in orla.plan(builder, mapper=asking)}
+    assert said == {(("light", "main"), "HttpMapper, at each call; else OneBitStageMapper, at each call")}
+    with pytest.raises(OrlaError, match="expected a StateGraph or a compiled LangGraph graph, got str"):
+        orla.plan("x")
     graph = orla.wrap(builder)
     graph.invoke(HI)
     went = [record.backend for record in orla.records()]
@@ -77,12 +82,14 @@ def test_all_that_cannot_be_is_told_at_once(
     orla.variant("cheap", {"reply_": "light"})
     table = {"draft": ["main", "light"], "replay": "light", "reply": {"needs": ["flush_workflow", "context>900k"]}}
     with pytest.raises(MappingError) as raised:
-        orla.wrap(graph_of(chat(engine), "draft", "reply"), mapper=table)
+        mapper = First(table, CostQualityMapper(stages={"drafft": "strict"}))
+        orla.wrap(graph_of(chat(engine), "draft", "reply"), mapper=mapper)
     head, *faults = str(raised.value).splitlines()
-    assert "cannot be served as mapped" in head and len(faults) == 3
+    assert "cannot be served as mapped" in head and len(faults) == 4
+    assert "stage 'drafft', which the graph does not have" in faults[1]
     assert "stage 'replay', which the graph does not have; did you mean 'reply'" in faults[0]
-    assert "stage 'draft' on backend 'main': model 'gone' is not served there" in faults[1]
-    assert "stage 'reply': no backend meets its needs: 'main' lacks flush_workflow, context>900k" in faults[2]
+    assert "stage 'draft' on backend 'main': model 'gone' is not served there" in faults[2]
+    assert "stage 'reply': no backend meets its needs: 'main' lacks flush_workflow, context>900k" in faults[3]
     assert "names stage 'reply_'; graph 'LangGraph' has 'reply'" in caplog.text
 
 

@@ -617,7 +617,7 @@ def test_a_state_graph_is_compiled(engine: StubEngine, orla: Orla) -> None:
 
 
 def test_what_is_no_graph_is_refused(orla: Orla) -> None:
-    with pytest.raises(OrlaError, match="takes a StateGraph or a compiled LangGraph graph, got dict"):
+    with pytest.raises(OrlaError, match="expected a StateGraph or a compiled LangGraph graph, got dict"):
         orla.wrap({})
 
 

@@ -39,6 +39,7 @@ class SimAdapter(OpenAIAdapter):
             plain,
             capabilities={**PLAIN_CAPABILITIES, **dict.fromkeys(_CAN, Support.NATIVE), Capability.PRIORITY: heeded},
             kv_tokens=_kv_tokens(shown),
+            request_tokens=plain.context_tokens,
             version=str(said.get("version") or ""),
             incarnation=str(sample(shown, f"{_NAME}process_start_time_seconds") or ""),
             advice={Capability.PRIORITY: "`priority = true` in its parameters would enable priority"},

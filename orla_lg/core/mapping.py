@@ -77,12 +77,24 @@ class Consultation:
         return self._model(backend, body, stage, timeout_s)
 
     def mapper(self, mapper: Mapper, call: Call, backends: Sequence[BackendView]) -> Steps:
-        """Ask a mapper of whichever kind; returns its ``Assignment`` or ``None``."""
+        """Ask a mapper of whichever kind; returns its ``Assignment`` or ``None``.
+
+        Raises:
+            MappingError: It answered something else.
+        """
+        chosen: object
         if hasattr(mapper, "map"):
-            return mapper.map(call, backends)
-        if hasattr(mapper, "consult"):
-            return (yield from mapper.consult(call, backends, self))
-        return (yield Await(lambda: cast("Any", mapper).amap(call, backends), self._background))
+            chosen = mapper.map(call, backends)
+        elif hasattr(mapper, "consult"):
+            chosen = yield from mapper.consult(call, backends, self)
+        else:
+            chosen = yield Await(lambda: cast("Any", mapper).amap(call, backends), self._background)
+        if isinstance(chosen, Assignment | None):
+            return chosen
+        raise MappingError(
+            f"stage {call.identity.stage!r}: mapper {type(mapper).__name__} answered {chosen!r}; "
+            f"it must be an Assignment, or None to decline"
+        )
 
 
 def assign(call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:

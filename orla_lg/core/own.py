@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orla_lg.core.background import Background
+from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
+from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, EngineRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """The mapper of a call of our own: whoever makes it has said where it goes."""
+
+    backend: str
+    stage: str
+
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment:  # noqa: D102
+        return Assignment(self.backend, mapper=self.stage, reason="a call of its own")
 
 
 class OwnCall:

@@ -17,7 +17,7 @@ class Speed:
     prefill_tokens_per_s: float | None = None
     """Prompt tokens that were not cached, over TTFT: it includes what the engine let it wait."""
     decode_tokens_per_s: float | None = None
-    """Of one call, beside whatever else ran."""
+    """Of one call, beside whatever else ran; too low where answers come in one piece, their prefill counted in."""
     completion_tokens: float | None = None
 
 
@@ -39,6 +39,8 @@ class Pace:
             prefill = fresh_tokens / ttft_s
         if ttft_s is not None and completion_tokens and completion_tokens > 1 and service_s > ttft_s:
             decode = (completion_tokens - 1) / (service_s - ttft_s)
+        elif ttft_s is None and completion_tokens and service_s > 0:  # in one piece: its prefill counts as decoding
+            decode = completion_tokens / service_s
         self.speed = Speed(
             _mixed(now.service_s, service_s),
             _mixed(now.prefill_tokens_per_s, prefill),

@@ -32,7 +32,7 @@ from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
 from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory import CacheEvent, MemoryPolicy
-from orla_lg.core.own import OwnCall
+from orla_lg.core.own import Ours, OwnCall
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.view import BackendView
@@ -183,7 +183,7 @@ class Serving:
         own = self.call(
             identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=replace(call.hints, variant=None)
         )
-        own.mappers = ()  # it knows where it goes: a mapping of its stage must not send it round in a circle
+        own.mappers = (Ours(backend, stage),)  # a mapping of its stage must not send it round in a circle
         return (yield from self.steps(own, OwnCall(body, self.background, timeout_s)))
 
     def pass_by(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:

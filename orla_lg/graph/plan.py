@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from orla_lg.core.call import Ask
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.need import NeedMapper
-from orla_lg.core.mappers.table import ExplicitMapper, First, Rule, StageTable, faults_of, rule_of, tables_of
+from orla_lg.core.mappers.table import (
+    ExplicitMapper,
+    First,
+    Rule,
+    StageTable,
+    faults_of,
+    parts_of,
+    rule_of,
+    tables_of,
+)
 from orla_lg.core.mapping import Mapper, find, unfit
 from orla_lg.core.view import BackendView
 from orla_lg.errors import MappingError
@@ -51,12 +60,21 @@ def _planned(mapper: Mapper, stage: str) -> Planned | None:
         key, rule = found
         return _planned(rule.mapper, stage) if rule.mapper else Planned(stage, rule.to, f"mapping[{key!r}]")
     if isinstance(mapper, First):
-        said = (planned for each in mapper.mappers if (planned := _planned(each, stage)) is not None)
-        return next(said, None)
+        return _in_turn(stage, [planned for each in mapper.mappers if (planned := _planned(each, stage)) is not None])
     if isinstance(mapper, LoadAware):
         inner = _planned(mapper.inner, stage)
         return inner and replace(inner, by=f"{inner.by}, by load")
-    return Planned(stage, (), f"{type(mapper).__name__}, at each call")
+    ways = [getattr(mapper, name, None) for name in ("simple", "complex_")]
+    return Planned(stage, tuple(filter(None, ways)), f"{type(mapper).__name__}, at each call")
+
+
+def _in_turn(stage: str, planned: list[Planned]) -> Planned | None:
+    """Join what several mappers say that are asked in turn, up to the first that surely answers."""
+    sure = next((n for n, each in enumerate(planned) if each.backends), len(planned) - 1)
+    asked = planned[: sure + 1]
+    if not asked:
+        return None
+    return Planned(stage, asked[-1].backends, "; else ".join(each.by for each in asked))
 
 
 def validate(core: Core, graph: AnyPregel, mapper: Mapper | None) -> None:
@@ -68,8 +86,9 @@ def validate(core: Core, graph: AnyPregel, mapper: Mapper | None) -> None:
     views = core.serving.views()
     stages = stages_of(graph)
     faults: list[str] = []
-    for table in tables_of(mapper):
-        faults += table.check_stages(stages)
+    for part in parts_of(mapper):
+        if (check := getattr(part, "check_stages", None)) is not None:
+            faults += check(stages)
     faults += faults_of(mapper, [view.name for view in views])
     for stage, rule in _rules(mapper, core.serving.mapper):
         faults += _unserved(core, views, stage, rule)
@@ -83,7 +102,12 @@ def _warn_of_misspelt_stages(core: Core, graph: AnyPregel, stages: list[str]) ->
     """Warn of names in the shared mapping and its variants that this graph nearly has; they may be another's."""
     for name, _ in _rules(core.serving.mapper, *core.serving.variants.values()):
         if name not in stages and (near := difflib.get_close_matches(name, stages, n=1, cutoff=0.8)):
-            log.warning("the shared mapping names stage %r; %s has %r: is it meant?", name, title(graph), near[0])
+            log.warning(
+                "the shared mapping, or a variant of it, names stage %r; %s has %r: is it meant?",
+                name,
+                title(graph),
+                near[0],
+            )
 
 
 def _rules(*mappers: Mapper | None) -> list[tuple[str, Rule]]:

@@ -30,17 +30,27 @@ def wrap(core: Core, signals: Any, graph: Any, *, mapper: Mapper | None, hints: 
         MappingError: The mapping cannot work, as far as that shows now.
         OrlaError: *graph* is no LangGraph graph.
     """
-    compiled = graph.compile() if isinstance(graph, StateGraph) else graph
-    if not isinstance(compiled, Pregel):
-        raise OrlaError(f"wrap() takes a StateGraph or a compiled LangGraph graph, got {type(graph).__name__}")
+    whole = compiled(graph)
     if core.disabled:
-        return compiled
-    before = _binding_of(compiled, core)
+        return whole
+    before = _binding_of(whole, core)
     if before is not None:
         mapper, hints = mapper or before.mapper, hints or before.hints
-    validate(core, compiled, mapper)
+    validate(core, whole, mapper)
     install(core)
-    return _copy(compiled, core, signals, GraphEvents(Binding(core, mapper, hints)))
+    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints)))
+
+
+def compiled(graph: Any) -> AnyPregel:
+    """Return *graph*, compiled if it was not.
+
+    Raises:
+        OrlaError: It is no LangGraph graph.
+    """
+    made = graph.compile() if isinstance(graph, StateGraph) else graph
+    if not isinstance(made, Pregel):
+        raise OrlaError(f"expected a StateGraph or a compiled LangGraph graph, got {type(graph).__name__}")
+    return made
 
 
 def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:

@@ -378,5 +378,6 @@ def attempt(args: argparse.Namespace) -> int:
     print(f"{where}: complex with probability {found:.3f}, threshold {model.threshold:.3f}")
     values, _ = features(prompt, 0)
     said = {name: w * value for name, w, value in zip(DENSE, model.dense, values, strict=True)}
+    print(f"what counts most (+ complex, - simple; without any of it the score is {model.intercept:+.3f})")
     print(*_heaviest(said, 6), sep="\n")
     return 0

@@ -119,6 +119,14 @@ def test_a_run_that_spent_its_budget_gets_the_cheapest() -> None:
     assert to(mapper, workflow="another") == "dear"
 
 
+def test_what_the_budget_ruled_out_is_told() -> None:
+    mapper = CostQualityMapper(0.9, default="strict", budget_usd=0.001)
+    views = [a_view("cheap", cost=Cost(1, 1), quality=0.5), a_view("dear", cost=Cost(100, 100), quality=0.95)]
+    chosen = mapper.map(a_call(stage="node"), views)
+    assert chosen.backend == "cheap"
+    assert "none reaches it within the run's budget, which 1 would exceed, the best" in chosen.reason
+
+
 def test_what_is_cached_and_how_long_answers_are_count_in_the_cost() -> None:
     cost = Cost(1.0, 1.0, cached_input_per_mtoken=0.0)
     here, there = a_view("here", cost=cost, resident_tokens=5000), a_view("there", cost=Cost(0.9, 0.9))

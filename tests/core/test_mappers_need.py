@@ -50,7 +50,13 @@ def test_an_engine_that_has_not_answered_is_believed_able_but_has_no_figures() -
         decide(NeedMapper(["context>1k"]), a_call(), [unknown])
 
 
-@pytest.mark.parametrize("need", ["contxt>1k", "toolz", "tools>3", "context>"])
+@pytest.mark.parametrize("need", ["context>", "context>lots", "quality=1"])
+def test_a_comparison_needs_a_number(need: str) -> None:
+    with pytest.raises(ConfigError, match="compare with a number, as in 'context>16k'"):
+        NeedMapper([need])
+
+
+@pytest.mark.parametrize("need", ["contxt>1k", "toolz", "tools>3"])
 def test_a_need_nobody_knows(need: str) -> None:
     with pytest.raises(ConfigError, match=r"is unknown.*known: "):
         NeedMapper([need])

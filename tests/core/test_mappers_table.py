@@ -19,7 +19,7 @@ from orla_lg.core.mappers.table import (
     tables_of,
 )
 from orla_lg.core.mapping import assign
-from orla_lg.errors import ConfigError
+from orla_lg.errors import ConfigError, MappingError
 
 from .fakes import a_call, a_view, ask_nobody, decide
 
@@ -89,6 +89,28 @@ def test_a_mapper_is_taken_apart_whole() -> None:
     assert tables_of(whole) == [table] and list(parts_of(None)) == []
     faults = faults_of(whole, ["light", "heavy"])
     assert len(faults) == 2 and "did you mean 'light'" in faults[0] and "did you mean 'heavy'" in faults[1]
+
+
+def test_what_a_mapper_holds_may_be_a_dict_and_must_be_one_or_a_mapper() -> None:
+    table = {"node": "light"}
+    for mapper in (First(table), LoadAware(table), First(LoadAware({"x": "heavy"}), table)):
+        assert decide(mapper, a_call(stage="node"), [a_view("light")]).backend == "light"
+    for wrong in ("light", None, 3):
+        with pytest.raises(ConfigError):
+            First(wrong)
+    with pytest.raises(ConfigError, match=r"an instance is meant: LoadAware\(\.\.\.\)"):
+        stage_mapper(LoadAware)
+
+
+@pytest.mark.parametrize("answer", ["light", ("light",), 3])
+def test_a_mapper_that_answers_something_else_is_named(answer: object) -> None:
+    class Mine:
+        def map(self, call: object, backends: object) -> object:
+            return answer
+
+    for mapper in (Mine(), First(Mine()), StageTable({"*": Mine()}), LoadAware(Mine())):
+        with pytest.raises(MappingError, match=r"mapper Mine answered .*an Assignment, or None"):
+            drive(ask_nobody().mapper(mapper, a_call(stage="node"), [a_view("light")]))
 
 
 def test_a_stage_is_looked_up_by_key_then_node_then_star() -> None:

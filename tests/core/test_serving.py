@@ -200,9 +200,10 @@ def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token
 
 def test_a_stream_that_breaks_counts_against_its_engine() -> None:
     serving = a_serving()
+    desk = serving.desks["b"]
+    desk._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
     stream.broke(ConnectionError("reset"))
-    desk = serving.desks["b"]
     assert desk.breaker.failures == 1 and not desk.known and stream.record.error == "ConnectionError: reset"
     assert step(serving.steps(new_call(serving), Sender())) == ("answer",)
     assert desk.breaker.failures == 0, "an answer is a sign of life"

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Assignment, Call, Considered, Usage
-from orla_lg.core.mappers.table import rule_of, unknown_backends
+from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
 from orla_lg.core.mapping import unfit
 from orla_lg.core.newest import Newest
 from orla_lg.core.record import Record, price
@@ -167,6 +167,10 @@ class CostQualityMapper:
         """Return a fault for every name that is no backend."""
         return unknown_backends("CostQualityMapper", self.among, known)
 
+    def check_stages(self, known: Iterable[str]) -> list[str]:
+        """Return a fault for every stage that is called strict or not and is in no graph."""
+        return check_stages(self.stages, known)
+
     def quality(self, stage: str, backend: BackendView) -> float:
         """Return what is believed of a backend on a stage: the share of good answers."""
         with self._lock:
@@ -208,9 +212,11 @@ class CostQualityMapper:
             if not affordable:
                 return min(options, key=_by_cost), "the run's budget is spent, the cheapest"
         good = [each for each in affordable if each.judged >= self.target - _ROUNDING]
+        dear = len(options) - len(affordable)
+        limit = f" within the run's budget, which {dear} would exceed" if dear else ""
         if good:
-            return min(good, key=_by_cost), f"the cheapest of {len(good)} that reach it"
-        return max(affordable, key=lambda each: (each.judged, -each.cost_usd)), "none reaches it, the best"
+            return min(good, key=_by_cost), f"the cheapest of {len(good)} that reach it{limit}"
+        return max(affordable, key=lambda each: (each.judged, -each.cost_usd)), f"none reaches it{limit}, the best"
 
     def _considered(self, option: Option, chosen: Option, strictness: Strictness) -> Considered:
         numbers = {"cost_usd": option.cost_usd, "quality": round(option.quality, 6)}

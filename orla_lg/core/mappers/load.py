@@ -8,12 +8,13 @@ moves pays for its cache: it stays where a short queue costs less than a long pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
+from orla_lg.core.mappers.table import Entry, part_of
 from orla_lg.core.mapping import Consultation, Mapper, find, unfit
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError
@@ -50,10 +51,10 @@ class LoadAware:
         ConfigError: The margin is not in (0, 1].
     """
 
-    def __init__(self, inner: Mapper, margin: float = 0.9) -> None:
+    def __init__(self, inner: Mapper | Mapping[str, Entry], margin: float = 0.9) -> None:
         if not 0 < margin <= 1:
             raise ConfigError(f"the margin must lie in (0, 1], got {margin}")
-        self.inner = inner
+        self.inner = part_of(inner)
         self.margin = margin
 
     def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102

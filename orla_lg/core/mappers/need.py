@@ -64,6 +64,8 @@ class Need:
             return cls(text, lambda view: view.probe is None or view.probe.can(capability))
         if (found := _COMPARISON.fullmatch(text)) is None or found["what"] not in _FIGURES:
             word = found["what"] if found else text
+            if found is None and any(text.startswith(figure) for figure in _FIGURES):
+                raise ConfigError(f"need {text!r}: compare with a number, as in 'context>16k' or 'quality>=0.8'")
             raise ConfigError(f"need {text!r} is unknown{did_you_mean(word, known | set(_FIGURES))}")
         figure, holds = _FIGURES[found["what"]], _OPERATORS[found["how"]]
         bound = float(found["number"]) * (1024 if found["unit"] else 1)

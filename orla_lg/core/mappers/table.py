@@ -105,8 +105,8 @@ class StageTable:
 class First:
     """Asks several mappers in order; the first answer counts."""
 
-    def __init__(self, *mappers: Mapper) -> None:
-        self.mappers = mappers
+    def __init__(self, *mappers: Mapper | Mapping[str, Entry]) -> None:
+        self.mappers = tuple(part_of(mapper) for mapper in mappers)
 
     def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
         for mapper in self.mappers:
@@ -128,8 +128,21 @@ def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
         table = StageTable(chosen)
         return ExplicitMapper(chosen) if all(rule.mapper is None for rule in table.rules.values()) else table
     if not is_mapper(chosen):
-        raise ConfigError(f"{chosen!r} is no stage mapper: give a dict or an object with map(call, backends)")
+        hint = f"; an instance is meant: {chosen.__name__}(...)" if isinstance(chosen, type) else ""
+        raise ConfigError(f"{chosen!r} is no stage mapper: give a dict or an object with map(call, backends){hint}")
     return chosen
+
+
+def part_of(chosen: Mapper | Mapping[str, Entry]) -> Mapper:
+    """Return the mapper for what a mapper was given to hold: a dict, or a mapper.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    made = stage_mapper(chosen)
+    if made is None:
+        raise ConfigError("a mapper that holds others was given None")
+    return made
 
 
 def tables_of(mapper: Mapper | None) -> list[ExplicitMapper | StageTable]:
@@ -156,7 +169,8 @@ def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:
 
 def is_mapper(thing: object) -> bool:
     """Whether *thing* is a mapper of any kind."""
-    return any(callable(getattr(thing, method, None)) for method in ("map", "amap", "consult"))
+    methods = (getattr(thing, method, None) for method in ("map", "amap", "consult"))
+    return not isinstance(thing, type) and any(map(callable, methods))
 
 
 def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
@@ -186,7 +200,8 @@ def _rule_of_table(where: str, entry: Mapping[str, Any]) -> Rule:
     to, needs = given.pop("to", None), {key: given.pop(key) for key in NEED_KEYS if key in given}
     if unknown := set(given) - PARAMETERS:
         name = sorted(unknown)[0]
-        raise ConfigError(f"{where}: unknown key {name!r}{did_you_mean(name, {'to', *NEED_KEYS, *PARAMETERS})}")
+        near = did_you_mean(name, {"to", *NEED_KEYS, *PARAMETERS})
+        raise ConfigError(f"{where}: unknown key {name!r}{near}; what only an engine knows goes into extra_body")
     for name, value in given.items():
         _heed_limits(where, name, value)
     if (to is None) == (not needs):
@@ -234,7 +249,7 @@ def check_backends(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]
     ]
 
 
-def check_stages(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]:
+def check_stages(rules: Mapping[str, object], known: Iterable[str]) -> list[str]:
     """Return a fault for every stage in *rules* that is in no graph."""
     stages = set(known)
     nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
