@@ -213,3 +213,7 @@ def test_an_answer_that_cannot_fit_beside_its_prompt_is_refused_only_where_the_e
     assert unfit(replace(ask, max_tokens=80), a_view("b", probe=strict), None) == []
     (fault,) = unfit(ask, a_view("b", probe=strict), None)
     assert "at least 20 tokens" in fault and "max_tokens is 81" in fault and "holds 100 for both" in fault
+    silent = replace(ask, max_tokens=None)
+    for name in ("max_tokens", "max_completion_tokens"):  # the mapping's bound, under either of its names
+        assert unfit(silent.given({name: 81}), a_view("b", probe=strict), None) != []
+        assert unfit(silent.given({name: 80}), a_view("b", probe=strict), None) == []

@@ -13,6 +13,9 @@ from orla_lg.core.identity import Identity
 if TYPE_CHECKING:
     from orla_lg.core.mapping import Mapper
 
+CHARS_PER_TOKEN = 4
+"""A usual figure, for estimates where the engine did not count."""
+
 CacheHint = Literal["preserve", "flush", "auto"]
 
 
@@ -87,7 +90,8 @@ class Ask:
         """Return what is asked for once a mapping's *parameters* are added."""
         form = parameters.get("response_format")
         schema = isinstance(form, Mapping) and form.get("type") == "json_schema"
-        limit = self.max_tokens if self.max_tokens is not None else parameters.get("max_tokens")
+        bound = parameters.get("max_tokens", parameters.get("max_completion_tokens"))
+        limit = self.max_tokens if self.max_tokens is not None else bound
         if (schema or self.json_schema, limit) == (self.json_schema, self.max_tokens):
             return self
         return replace(self, json_schema=schema or self.json_schema, max_tokens=limit)

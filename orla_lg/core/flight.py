@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orla_lg.core.backend import BackendAdapter, Capability, Directions
-from orla_lg.core.call import Assignment, Call, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.record import CallEvent, Happening, Record, price
 from orla_lg.errors import BackendUnavailable
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 ABANDONED = "abandoned"
 """The error of a stream that nobody read to its end."""
-
-CHARS_PER_TOKEN = 4
-"""A usual figure, for estimates where the engine did not count."""
 
 
 @dataclass(eq=False, slots=True)

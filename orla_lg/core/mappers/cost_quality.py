@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from orla_lg.core.breaker import Circuit
-from orla_lg.core.call import Assignment, Call, Considered, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
 from orla_lg.core.mapping import unfit
 from orla_lg.core.newest import Newest
@@ -30,7 +30,6 @@ PRIOR_WEIGHT = 10.0
 UNKNOWN_QUALITY = 0.5
 """Of a backend that states none."""
 
-CHARS_PER_TOKEN = 4
 ANSWER_TOKENS = 256.0
 """Expected while a stage has not answered yet."""
 

@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orla_lg.core.breaker import Circuit
-from orla_lg.core.call import Ask, Assignment, Call, Considered
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
 from orla_lg.core.mappers.table import Entry, part_of
 from orla_lg.core.mapping import Consultation, Mapper, find, unfit
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError
-
-CHARS_PER_TOKEN = 4
-"""A usual figure: the prompt is estimated, the engine counts it later."""
 
 UNKNOWN = {"service_s": 5.0, "prefill_tokens_per_s": 1000.0, "decode_tokens_per_s": 30.0, "completion_tokens": 128.0}
 """A ``Speed`` for as long as no backend's calls have told better; the same for all, so that it favours none."""

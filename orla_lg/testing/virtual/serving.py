@@ -13,9 +13,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from orla_lg.core.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
 from orla_lg.core.background import Background
-from orla_lg.core.call import NO_HINTS, Ask, Call, Chunk, Hints, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Call, Chunk, Hints, Usage
 from orla_lg.core.effects import adrive
-from orla_lg.core.flight import CHARS_PER_TOKEN, Flight
+from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
