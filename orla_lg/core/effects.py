@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from orla_lg.core.background import Background
     from orla_lg.core.flight import Flight
+    from orla_lg.core.turn import Turn
 
 
 class Sender(Protocol):
@@ -57,6 +60,38 @@ class Wait:
     async def arun(self) -> None:  # noqa: D102
         async with asyncio.timeout(self.timeout_s):
             await asyncio.wrap_future(self.future)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForTurn:
+    """Wait for a turn, at most ``timeout_s`` seconds; raises ``TimeoutError``, or what the turn ended with."""
+
+    turn: Turn
+    timeout_s: float | None
+
+    def run(self) -> None:  # noqa: D102
+        settled = threading.Event()
+        self.turn.on_settled(settled.set)
+        if not settled.wait(self.timeout_s):
+            raise TimeoutError
+        self.turn.result()
+
+    async def arun(self) -> None:  # noqa: D102
+        loop = asyncio.get_running_loop()
+        settled = loop.create_future()
+
+        def settle() -> None:
+            if not settled.done():  # told twice, or its waiter was cancelled
+                settled.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and its waiter with it
+                loop.call_soon_threadsafe(settle)
+
+        self.turn.on_settled(wake)
+        async with asyncio.timeout(self.timeout_s):
+            await settled
+        self.turn.result()
 
 
 @dataclass(frozen=True, slots=True)

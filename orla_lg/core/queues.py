@@ -8,13 +8,14 @@ rules can be tested without threads or loops.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from orla_lg.core.call import Call
-from orla_lg.core.policies import RequestPolicy, Sortable, StagePolicy
+from orla_lg.core.policies import Policies, Sortable, StagePolicy
+from orla_lg.core.turn import Turn
 from orla_lg.errors import QueueFull
 
 log = logging.getLogger("orla_lg")
@@ -36,13 +37,15 @@ class Queued:
     """Granted out of turn, because its caller already holds a grant here; may exceed ``max_concurrency``."""
     running: bool = False
     """Its workflow runs, so it keeps the cache slot it gets."""
-    turn: Future[None] | None = None
+    turn: Turn | None = None
     """Set by whoever must wait; done when the call is granted."""
     rank: Sortable = ()
-    """By the request policy; among equals the first come goes first."""
-
-    def __lt__(self, other: Queued) -> bool:
-        return self.rank < other.rank
+    """By the request policy, with ``order`` at the end: among equals the first come goes first. A new tuple each time
+    it is computed."""
+    marks: dict[int, float] | None = None
+    """What policies remember of it, by a number of their own; few do, so there is none until then."""
+    held: str = ""
+    """Why it could not go when it was last looked at; empty: for want of a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +62,162 @@ class QueueStatistics:
     extra: int
     """Of these, given out of turn to callers who already held one."""
     refused: int
+    paused: bool = False
+    """Nothing is granted until somebody resumes it."""
+
+
+class SubQueue:
+    """The waiting calls of one stage: a heap of their ranks.
+
+    A rank ends with the call's ``order``, which finds the call, so the heap holds numbers only: the garbage collector
+    leaves such tuples alone, and with a hundred thousand calls that is what its pauses are made of.
+
+    The rank of a call that left, or got another one, stays in the heap until it surfaces. When such ranks are the
+    greater part, the heap is rebuilt, so memory follows the calls that wait, at an amortised constant cost.
+    """
+
+    __slots__ = ("_heap", "calls", "turn")
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Queued] = {}
+        """By ``order``."""
+        self.turn: Sortable | None = None
+        """Its place in the ``StageOrder``."""
+        self._heap: list[Sortable] = []
+
+    def add(self, queued: Queued) -> None:
+        """Take in a call, or one that is here already and got another rank.
+
+        Raises:
+            TypeError: Its rank cannot be compared with the others'; it is not in then.
+        """
+        rank = queued.rank
+        try:
+            heapq.heappush(self._heap, rank)
+        except BaseException:
+            self._heap = [each for each in self._heap if each is not rank]
+            heapq.heapify(self._heap)
+            raise
+        self.calls[queued.order] = queued
+
+    def remove(self, queued: Queued) -> None:
+        """Let a call go."""
+        del self.calls[queued.order]
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self.calls):
+            self._heap = [rank for rank in self._heap if self._call(rank) is not None]
+            heapq.heapify(self._heap)
+
+    def _call(self, rank: Sortable) -> Queued | None:
+        queued = self.calls.get(rank[-1])
+        return queued if queued is not None and queued.rank is rank else None
+
+    def head(self) -> Queued:
+        """Return the call to go first; there must be one."""
+        while (queued := self._call(self._heap[0])) is None:
+            heapq.heappop(self._heap)
+        return queued
+
+    def check_integrity(self) -> None:
+        """Assert that each waiting call has one rank in the heap, and that the heap is not mostly stale."""
+        live = [rank for rank in self._heap if self._call(rank) is not None]
+        assert sorted(rank[-1] for rank in live) == sorted(self.calls)
+        assert len(self._heap) <= max(64, 2 * len(self.calls)) + 1, "stale ranks are swept"
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def in_order(self) -> Iterator[Queued]:
+        """Yield the calls, first the one to go first, at the cost of those that are taken.
+
+        A heap read best first: the children of a rank come after it, so they join once it has been read.
+        """
+        frontier = [(self._heap[0], 0)] if self._heap else []
+        while frontier:
+            rank, at = heapq.heappop(frontier)
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(self._heap):
+                    heapq.heappush(frontier, (self._heap[child], child))
+            if (queued := self._call(rank)) is not None:
+                yield queued
+
+    def __iter__(self) -> Iterator[Queued]:
+        return iter(self.calls.values())
+
+
+class StageOrder:
+    """Which sub-queue is served next under a steady stage policy: a heap of what it said of their heads.
+
+    Whoever changes a sub-queue doubts it; it is judged again when the next call is asked for. So a dispatch costs the
+    logarithm of the number of stages.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[Sortable, Sortable, str]] = []
+        self._doubted: set[str] = set()
+
+    def doubt(self, stage: str) -> None:
+        """Note that a sub-queue may have another head, or its head another key."""
+        self._doubted.add(stage)
+
+    def first(self, stages: dict[str, SubQueue], policy: StagePolicy, now: float) -> Queued | None:
+        """Return the call to go next; ``None`` if nobody waits.
+
+        Raises:
+            Exception: What the policy raises, or a comparison of its keys; all is judged anew then.
+        """
+        try:
+            for stage in self._doubted:
+                if (sub_queue := stages.get(stage)) is not None:
+                    self._judge(stage, sub_queue, policy, now)
+        except BaseException:
+            self._heap, self._doubted = [], set(stages)
+            raise
+        self._doubted.clear()
+        while self._heap:
+            sub_queue = stages.get(self._heap[0][2])
+            if sub_queue is not None and sub_queue.turn is self._heap[0]:
+                return sub_queue.head()
+            heapq.heappop(self._heap)
+        return None
+
+    def _judge(self, stage: str, sub_queue: SubQueue, policy: StagePolicy, now: float) -> None:
+        head = sub_queue.head()
+        turn = sub_queue.turn = (policy.key(head, now), head.rank, stage)
+        heapq.heappush(self._heap, turn)
+
+    def sweep(self, stages: dict[str, SubQueue]) -> None:
+        """Forget what is stale once it is the greater part."""
+        if len(self._doubted) > 64 + 2 * len(stages):
+            self._doubted &= stages.keys()
+        if len(self._heap) > 64 + 2 * len(stages):
+            self._heap = [turn for turn in self._heap if turn[2] in stages and stages[turn[2]].turn is turn]
+            heapq.heapify(self._heap)
 
 
 @dataclass(eq=False)
 class BackendQueue:
     """The two-level queue of one backend.
 
-    Invariants: ``in_flight`` counts granted calls; a stage has a sub-queue only while it has a live
-    entry in it; ``by_workflow`` indexes exactly the waiting calls. ``check_integrity`` asserts them.
+    Invariants: ``in_flight`` counts granted calls; a stage has a sub-queue only while a call waits in it;
+    ``by_workflow`` indexes exactly the waiting calls. ``check_integrity`` asserts them.
     """
 
     name: str
-    stage_policy: StagePolicy
-    request_policy: RequestPolicy
+    policies: Policies
     capacity: int
     max_concurrency: int | None = None
+    paused: bool = False
     in_flight: int = 0
     granted: int = 0
     extra: int = 0
     refused: int = 0
     next_order: int = 0
-    stages: dict[str, list[Queued]] = field(default_factory=dict)
-    """Per stage a heap by the request policy, its head waiting; others that left go when they surface."""
-    by_workflow: dict[str, dict[int, Queued]] = field(default_factory=dict)
-    """Waiting calls per workflow, by ``order``."""
+    stages: dict[str, SubQueue] = field(default_factory=dict)
+    by_workflow: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Waiting calls per workflow: the stage of each, by ``order``."""
     waiting: int = 0
+    order: StageOrder = field(default_factory=StageOrder)
+    """Kept up while the stage policy is steady."""
 
     def enter(self, call: Call, now: float, *, order: int | None = None) -> Queued:
         """Put a call into its stage's sub-queue.
@@ -98,49 +232,90 @@ class BackendQueue:
                 f"{self.in_flight} are in flight"
             )
         queued = Queued(call, self._take_order() if order is None else order)
-        queued.rank = self._rank(queued, now)
-        heap = self.stages.setdefault(call.identity.stage, [])
-        try:
-            heapq.heappush(heap, queued)
-        except BaseException:  # the policy's keys cannot be compared: this caller is told, and nobody else suffers
-            heap.remove(queued)
-            raise
-        self.by_workflow.setdefault(call.identity.workflow, {})[queued.order] = queued
+        self._place(queued, now)
+        self.by_workflow.setdefault(call.identity.workflow, {})[queued.order] = call.identity.stage
         self.waiting += 1
         return queued
 
-    def _rank(self, queued: Queued, now: float) -> Sortable:
-        return (*self.request_policy.key(queued, now), queued.order)
+    def _place(self, queued: Queued, now: float) -> None:
+        """Put a call where its rank of this moment says; a policy that fails tells this caller alone."""
+        stage = queued.call.identity.stage
+        rank = (*self.policies.of(stage).key(queued, now), queued.order)
+        before, queued.rank = queued.rank, rank
+        sub_queue = self.stages.get(stage) or SubQueue()
+        try:
+            sub_queue.add(queued)
+        except BaseException:
+            queued.rank = before
+            raise
+        self.stages[stage] = sub_queue
+        self.order.doubt(stage)
 
     def _take_order(self) -> int:
         self.next_order += 1
         return self.next_order
 
     def has_room(self) -> bool:
-        """Whether another grant fits under ``max_concurrency``."""
-        return self.max_concurrency is None or self.in_flight < self.max_concurrency
+        """Whether another call may be granted: nobody paused the backend, and ``max_concurrency`` allows it."""
+        return not self.paused and (self.max_concurrency is None or self.in_flight < self.max_concurrency)
 
-    def next(self, now: float, eligible: Iterable[str] | None = None) -> Queued | None:
+    def next(
+        self, now: float, eligible: Iterable[str] | None = None, without: Collection[Queued] = ()
+    ) -> Queued | None:
         """Return the call to go next, or ``None``.
 
         Args:
             now: Monotonic seconds, for policies that age.
             eligible: Workflows that may enter; ``None`` means all.
+            without: Calls that had better not go now, whatever their workflow may.
         """
-        heads = self._heads() if eligible is None else self._waiting_of(eligible)
-        if len(heads) < 2:
-            return heads[0] if heads else None
+        if without:
+            able = self.waiting_of(self.by_workflow if eligible is None else eligible)
+            return self._first_of([queued for queued in able if queued not in without], now)
+        if eligible is not None:
+            return self._first_of(self.waiting_of(eligible), now)
+        stage_policy = self.policies.stage
+        if not getattr(stage_policy, "steady", False):
+            return self._first_of(self.heads(), now)
         try:
-            return min(heads, key=lambda q: (self.stage_policy.key(q, now), q.rank))
-        except Exception:  # the callers here are others than those that wait
-            log.exception("stage policy %r failed; first come, first served", self.stage_policy)
-            return min(heads, key=lambda q: q.order)
+            return self.order.first(self.stages, stage_policy, now)
+        except Exception:  # noqa: BLE001 - the policy's, and told in the log
+            self._log_failure()
+            return min(self.heads(), key=lambda queued: queued.order, default=None)
 
-    def _heads(self) -> list[Queued]:
-        return [heap[0] for heap in self.stages.values()]
+    def heads(self) -> list[Queued]:
+        """Return the call of each stage that goes first there."""
+        return [sub_queue.head() for sub_queue in self.stages.values()]
 
-    def _waiting_of(self, workflows: Iterable[str]) -> list[Queued]:
-        return [queued for w in workflows for queued in self.by_workflow.get(w, {}).values()]
+    def _first_of(self, able: list[Queued], now: float) -> Queued | None:
+        return self._in_order(able, now)[0] if able else None
+
+    def candidates(self, now: float, also: Iterable[Queued] = ()) -> list[Queued]:
+        """Return the heads of all stages and others beside them, in the order of the policies."""
+        return self._in_order(list(dict.fromkeys((*self.heads(), *also))), now)
+
+    def first_of_stage(self, stage: str, most: int) -> list[Queued]:
+        """Return the calls of a stage to go first, in order, *most* of them at most."""
+        return list(itertools.islice(self.stages[stage].in_order(), most))
+
+    def _in_order(self, queued: list[Queued], now: float) -> list[Queued]:
+        """Order calls by the stage policy, then by their rank; if it fails, by their arrival."""
+        if len(queued) < 2:
+            return queued
+        stage_policy = self.policies.stage
+        try:
+            return sorted(queued, key=lambda each: (stage_policy.key(each, now), each.rank))
+        except Exception:  # noqa: BLE001 - the policy's, and told in the log
+            self._log_failure()
+            return sorted(queued, key=lambda each: each.order)
+
+    def _log_failure(self) -> None:  # the callers here are others than those that wait: none of them pays for it
+        log.exception("stage policy %r failed; first come, first served", self.policies.stage)
+
+    def waiting_of(self, workflows: Iterable[str]) -> list[Queued]:
+        """Return the waiting calls of some workflows."""
+        found = [(order, stage) for w in workflows for order, stage in self.by_workflow.get(w, {}).items()]
+        return [self.stages[stage].calls[order] for order, stage in found]
 
     def grant(self, queued: Queued, *, extra: bool = False) -> Queued:
         """Give *queued* its place on the backend."""
@@ -150,6 +325,7 @@ class BackendQueue:
         self.in_flight += 1
         self.granted += 1
         self.extra += extra
+        self.policies.granted(queued)
         return queued
 
     def leave(self, queued: Queued) -> bool:
@@ -170,52 +346,84 @@ class BackendQueue:
         del mine[queued.order]
         if not mine:
             del self.by_workflow[queued.call.identity.workflow]
-        self._compact(queued.call.identity.stage)
-
-    def _compact(self, stage: str) -> None:
-        # Cancelled calls stay in their heap until they surface. When they are the greater part of it, it
-        # is rebuilt, so memory follows the calls that wait, at an amortised constant cost.
-        heap = self.stages[stage]
-        while heap and not heap[0].waiting:
-            heapq.heappop(heap)
-        if len(heap) > 64 and len(heap) > 2 * self.waiting:
-            heap[:] = [queued for queued in heap if queued.waiting]
-            heapq.heapify(heap)
-        if not heap:
+        stage = queued.call.identity.stage
+        self.stages[stage].remove(queued)
+        if not self.stages[stage]:
             del self.stages[stage]
+        self.order.doubt(stage)
+        self.order.sweep(self.stages)
+
+    # What changes while calls wait
 
     def reorder(self, now: float, touched: Callable[[Call], bool]) -> None:
-        """Compute the rank of waiting calls again after their hints changed."""
-        for heap in self.stages.values():
-            live = [queued for queued in heap if queued.waiting]
-            changed = [queued for queued in live if touched(queued.call)]
-            for queued in changed:
-                queued.rank = self._rank(queued, now)
-            if changed:
-                heap[:] = live
-                heapq.heapify(heap)
+        """Rank waiting calls again whose hints changed."""
+        for queued in list(self):
+            if touched(queued.call):
+                self._place(queued, now)
+
+    def served(self, workflow: str, now: float) -> None:
+        """Rank a workflow's waiting calls again after it was served, where their policy looks at that."""
+        stage_follows = getattr(self.policies.stage, "follows_service", False)
+        for queued in self.waiting_of([workflow]):
+            stage = queued.call.identity.stage
+            if getattr(self.policies.of(stage), "follows_service", False):
+                self._place(queued, now)
+            if stage_follows:
+                self.order.doubt(stage)
+
+    def change_policies(self, policies: Policies, now: float) -> None:
+        """Order all waiting calls by other policies; none is lost, and each keeps its arrival number.
+
+        A policy that fails on one of them changes nothing: its error is raised, and the order is as before.
+        """
+        before, ranks = (self.policies, self.stages, self.order), [(queued, queued.rank) for queued in self]
+        self.policies, self.stages, self.order = policies, {}, StageOrder()
+        try:
+            for queued, _ in ranks:
+                self._place(queued, now)
+        except BaseException:
+            self.policies, self.stages, self.order = before
+            for queued, rank in ranks:
+                queued.rank = rank
+            raise
+
+    def first(self, count: int, now: float) -> list[Queued]:
+        """Return the *count* waiting calls that would go first if places came free now, in that order."""
+        stage_policy = self.policies.stage
+        in_order = (sub_queue.in_order() for sub_queue in self.stages.values())
+        try:  # a merge compares heads, as ``next`` does
+            merged = heapq.merge(*in_order, key=lambda q: (stage_policy.key(q, now), q.rank))
+            return list(itertools.islice(merged, count))
+        except Exception:  # noqa: BLE001 - the policy's, and told in the log
+            self._log_failure()
+            return heapq.nsmallest(count, self, key=lambda q: q.order)
+
+    def __iter__(self) -> Iterator[Queued]:
+        return (queued for sub_queue in self.stages.values() for queued in sub_queue)
 
     def statistics(self) -> QueueStatistics:
         """Return a snapshot."""
-        by_stage = {stage: sum(q.waiting for q in heap) for stage, heap in self.stages.items()}
         return QueueStatistics(
             waiting=self.waiting,
-            waiting_by_stage={stage: n for stage, n in by_stage.items() if n},
+            waiting_by_stage={stage: len(sub_queue) for stage, sub_queue in self.stages.items()},
             in_flight=self.in_flight,
             max_concurrency=self.max_concurrency,
             capacity=self.capacity,
             granted=self.granted,
             extra=self.extra,
             refused=self.refused,
+            paused=self.paused,
         )
 
     def check_integrity(self) -> None:
         """Assert the invariants; for tests and for a doubtful moment."""
-        live = [queued for heap in self.stages.values() for queued in heap if queued.waiting]
+        live = list(self)
         assert len(live) == self.waiting, (len(live), self.waiting)
-        indexed = [queued for mine in self.by_workflow.values() for queued in mine.values()]
-        assert {id(q) for q in live} == {id(q) for q in indexed}
+        assert all(queued.waiting and not queued.granted for queued in live)
+        assert all(self.stages.values()), "no empty sub-queue is kept"
         assert all(self.by_workflow.values()), "no empty index is kept"
-        assert all(heap[0].waiting for heap in self.stages.values()), "a sub-queue's head waits"
+        indexed = {id(queued) for queued in self.waiting_of(self.by_workflow)}
+        assert indexed == {id(queued) for queued in live}
+        for sub_queue in self.stages.values():
+            sub_queue.check_integrity()
         assert self.in_flight >= 0
-        assert all(not queued.granted for queued in live)

@@ -7,12 +7,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from orla_lg.core.policies import policy
+from orla_lg.core.policies import policies
 from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.standing import Standing
 from orla_lg.errors import QueueFull
 
 from .fakes import a_call
 
+POLICIES = st.sampled_from(
+    ["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining", "critical_path"]
+)
 STAGES, WORKFLOWS = st.sampled_from("abc"), st.sampled_from("uvw")
 
 
@@ -21,15 +25,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     calls = Bundle("calls")
 
-    @initialize(
-        stage=st.sampled_from(["fcfs", "priority"]),
-        request=st.sampled_from(["fcfs", "priority"]),
-        capacity=st.integers(0, 6),
-        bound=st.none() | st.integers(1, 3),
-    )
+    @initialize(stage=POLICIES, request=POLICIES, capacity=st.integers(0, 6), bound=st.none() | st.integers(1, 3))
     def start(self, stage: str, request: str, capacity: int, bound: int | None) -> None:
-        self.queue = BackendQueue("b", policy(stage), policy(request), capacity, bound)
+        self.queue = BackendQueue("b", policies("b", stage, request), capacity, bound)
         self.stage, self.request = stage, request
+        self.standings = {workflow: Standing() for workflow in "uvw"}
         self.waiting: list[Queued] = []
         self.granted: list[Queued] = []
         self.ever_granted = 0
@@ -37,8 +37,20 @@ class QueueMachine(RuleBasedStateMachine):
     def room(self) -> bool:
         return len(self.granted) < (self.queue.max_concurrency or math.inf)
 
-    def key(self, name: str, queued: Queued) -> tuple[float, int]:
-        return (-queued.call.priority if name == "priority" else 0, queued.order)
+    def key(self, name: str, queued: Queued) -> tuple[float, ...]:
+        """What the policy of that name should go by, said in another way."""
+        call = queued.call
+        run = call.standing
+        return {
+            "fcfs": (),
+            "workflow_fcfs": (run.order,),
+            "priority": (-(call.priority - call.arrived_s / 30),),
+            "sjf": (len(call.ask.messages[0]["content"]) / 4 + 256,),
+            "edf": (math.inf if call.hints.deadline_s is None else call.arrived_s + call.hints.deadline_s,),
+            "las": (sum(run.tokens_served >= 2000 * (2**n - 1) for n in range(1, 20)), run.order),
+            "shortest_remaining": (math.inf if run.remaining_s is None else run.remaining_s, run.order),
+            "critical_path": (-(call.ahead_s or 0), run.order),
+        }[name] + (queued.order,)
 
     def expected(self, eligible: list[str] | None) -> Queued | None:
         able = self.waiting if eligible is None else [q for q in self.waiting if q.call.identity.workflow in eligible]
@@ -48,9 +60,28 @@ class QueueMachine(RuleBasedStateMachine):
         heads = able if eligible is not None else list(stages.values())
         return min(heads, key=lambda q: (self.key(self.stage, q), self.key(self.request, q)), default=None)
 
-    @rule(target=calls, stage=STAGES, workflow=WORKFLOWS, priority=st.none() | st.integers(-2, 2))
-    def enter(self, stage: str, workflow: str, priority: int | None) -> Queued | None:
-        call = a_call(workflow, stage, priority=priority)
+    @rule(
+        target=calls,
+        stage=STAGES,
+        workflow=WORKFLOWS,
+        priority=st.none() | st.integers(-2, 2),
+        chars=st.integers(0, 40),
+        deadline_s=st.none() | st.integers(1, 9),
+        ahead_s=st.none() | st.integers(0, 3),
+        arrived_s=st.integers(0, 90),
+    )
+    def enter(
+        self,
+        stage: str,
+        workflow: str,
+        priority: int | None,
+        chars: int,
+        deadline_s: int | None,
+        ahead_s: int | None,
+        arrived_s: int,
+    ) -> Queued | None:
+        call = a_call(workflow, stage, chars=chars, priority=priority, deadline_s=deadline_s)
+        call.standing, call.ahead_s, call.arrived_s = self.standings[workflow], ahead_s, arrived_s
         full = len(self.waiting) >= self.queue.capacity and bool(self.waiting or not self.room())
         if full:
             with pytest.raises(QueueFull):
@@ -106,6 +137,18 @@ class QueueMachine(RuleBasedStateMachine):
 
         self.queue.reorder(0.0, touched)
 
+    @rule(workflow=WORKFLOWS, tokens=st.integers(0, 9000), remaining_s=st.none() | st.integers(0, 5))
+    def a_run_is_served(self, workflow: str, tokens: int, remaining_s: int | None) -> None:
+        standing = self.standings[workflow]
+        standing.serve(tokens, 0.0)
+        standing.remaining_s = remaining_s
+        self.queue.served(workflow, 0.0)
+
+    @rule(stage=POLICIES, request=POLICIES)
+    def change_policies(self, stage: str, request: str) -> None:
+        self.stage, self.request = stage, request
+        self.queue.change_policies(policies("b", stage, request), 0.0)
+
     @invariant()
     def sound(self) -> None:
         self.queue.check_integrity()
@@ -121,9 +164,7 @@ TestQueue = QueueMachine.TestCase
 
 
 def queue(**rest: object) -> BackendQueue:
-    return BackendQueue(
-        "b", policy("fcfs"), rest.pop("request", policy("fcfs")), rest.pop("capacity", 10_000), **rest
-    )
+    return BackendQueue("b", policies("b", "fcfs", rest.pop("request", "fcfs")), rest.pop("capacity", 10_000), **rest)
 
 
 def test_full_queue_says_its_numbers() -> None:
@@ -140,7 +181,7 @@ def test_cancelled_calls_do_not_pile_up_behind_a_waiting_head() -> None:
     long.enter(a_call(), 0.0)
     for _ in range(1000):
         long.leave(long.enter(a_call(), 0.0))
-    assert len(long.stages["node"]) <= 65
+    assert len(long.stages["node"]._heap) <= 65
 
 
 class Shortest:
@@ -170,7 +211,7 @@ def test_keys_that_cannot_be_compared_hurt_only_their_caller() -> None:
 
 
 def test_a_stage_policy_that_fails_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    broken = BackendQueue("b", Soonest(), policy("fcfs"), 10)
+    broken = BackendQueue("b", policies("b", Soonest(), "fcfs"), 10)
     first = broken.enter(a_call(stage="x"), 0.0)
     broken.enter(a_call(stage="y", deadline_s=1.0), 0.0)
     assert broken.next(0.0) is first
