@@ -1,0 +1,125 @@
+"""The graph ahead: what LangGraph's own structure says of what may follow what, in the core's terms.
+
+Read once, when a graph is wrapped. What cannot be seen is left open: a branch whose targets are not declared may lead
+anywhere, and a graph that is only called inside a node's function shows at run time. Experience fills in both
+(``core.forecast``), so an unknown graph works, with wider guesses.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.graph import StateGraph
+from langgraph.pregel import Pregel
+from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
+
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.outlook import END, START, Outlook, Way
+from orla_lg.graph.structure import AnyPregel, stages_of, title
+
+log = logging.getLogger("orla_lg")
+
+UNNAMED = "LangGraph"
+"""What LangGraph calls a graph that nobody gave a name."""
+
+
+def look_ahead(graph: AnyPregel) -> Outlook:
+    """Return what is written of a graph and the graphs inside it; little if it cannot be read, never an error."""
+    ways: dict[str, Way] = {}
+    joins: dict[str, frozenset[str]] = {}
+    try:
+        _read(graph, "", ways, joins)
+    except Exception:  # LangGraph's inside, which may change: a graph must run even if we cannot read it
+        log.exception("the structure of %s cannot be read; what follows what is learned from its runs", title(graph))
+        return Outlook({stage: Way() for stage in stages_of(graph)})
+    return Outlook(ways, joins)
+
+
+def name_of(graph: AnyPregel, outlook: Outlook) -> str:
+    """Return the name under which is learned what a graph's runs usually take.
+
+    Graphs that nobody named are told apart by their structure, so that they do not learn from each other.
+    """
+    name = graph.get_name()
+    if name != UNNAMED:
+        return name
+    written = [(stage, sorted(way.always), sorted(way.perhaps)) for stage, way in sorted(outlook.ways.items())]
+    return f"{name}#{zlib.crc32(repr(written).encode()):08x}"
+
+
+@dataclass
+class _Links:
+    """Where the nodes of one graph lead, while it is read."""
+
+    always: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    perhaps: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    open: set[str] = field(default_factory=set)
+    joins: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+def _read(graph: AnyPregel, prefix: str, ways: dict[str, Way], joins: dict[str, frozenset[str]]) -> None:
+    nodes = [name for name in graph.nodes if name != START]
+    builder = getattr(graph, "builder", None)
+    links = _of_builder(builder) if isinstance(builder, StateGraph) else _of_channels(graph)
+    known = {*nodes, END}
+
+    def keys(names: Iterable[str]) -> frozenset[str]:
+        return frozenset(prefix + name for name in names if name in known)
+
+    for name in (START, *nodes):
+        is_open = name in links.open
+        perhaps = known if is_open else links.perhaps.get(name, ())
+        ways.setdefault(prefix + name, Way(keys(links.always.get(name, ())), keys(perhaps), is_open))
+        if sources := links.joins.get(name):
+            joins[prefix + name] = keys(sources)
+        if name != START:
+            for inner in graph.nodes[name].subgraphs:
+                if isinstance(inner, Pregel):
+                    _read(inner, f"{prefix}{name}{NAMESPACE_SEPARATOR}", ways, joins)
+
+
+def _of_builder(builder: StateGraph[Any, Any, Any, Any]) -> _Links:
+    links = _Links()
+    for source, target in builder.edges:
+        links.always[source].add(target)
+    for sources, target in builder.waiting_edges:
+        links.joins[target].update(sources)
+        for source in sources:
+            links.always[source].add(target)
+    for source, branches in builder.branches.items():
+        for branch in branches.values():
+            _add_choice(links, source, None if branch.ends is None else branch.ends.values())
+    for name, node in builder.nodes.items():
+        if node.ends:  # declared for a ``Command``: a tuple of names, or a mapping from names to labels
+            _add_choice(links, name, node.ends)
+    return links
+
+
+def _add_choice(links: _Links, source: str, ends: Collection[str] | None) -> None:
+    if ends is None:
+        links.open.add(source)
+    else:
+        links.perhaps[source].update(ends)
+
+
+def _of_channels(graph: AnyPregel) -> _Links:
+    """Read a graph without a builder (``@entrypoint``, ``Pregel``): a node leads where its channels are read."""
+    links = _Links()
+    readers: Mapping[str, Collection[str]] = graph.trigger_to_nodes
+    inputs = [graph.input_channels] if isinstance(graph.input_channels, str) else graph.input_channels
+    for channel in inputs:
+        links.always[START].update(readers.get(channel, ()))
+    for name, node in graph.nodes.items():
+        written = {target for channel in _written(node.writers) for target in readers.get(channel, ())}
+        links.perhaps[name].update(written | {END} if written else ())
+    return links
+
+
+def _written(writers: Iterable[Any]) -> set[str]:
+    entries = (entry for writer in writers if isinstance(writer, ChannelWrite) for entry in writer.writes)
+    return {entry.channel for entry in entries if isinstance(entry, ChannelWriteEntry)}
