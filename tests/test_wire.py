@@ -35,6 +35,20 @@ def test_counts_as_engines_write_them(counts: dict[str, object], usage: Usage) -
     assert usage_of(counts) == usage
 
 
+@pytest.mark.parametrize(
+    ("timings", "prefill_s"),
+    [
+        ('{"cache_n": 9, "prompt_ms": 250.0}', 0.25),
+        ('{"prompt_ms": "?"}', None),
+        ('{"prompt_ms": 0}', None),
+        ("{", None),
+    ],
+)
+def test_llama_cpp_says_how_long_it_prefilled(timings: str, prefill_s: float | None) -> None:
+    body = '{"usage": {"prompt_tokens": 3, "completion_tokens": 2}, "timings": ' + timings
+    assert usage_in(body.encode()) == Usage(3, None, 2, prefill_s)
+
+
 @given(answer=TEXTS, spaces=st.sampled_from(["", " ", "\n  "]))
 def test_usage_is_found_without_parsing_the_answer(answer: str, spaces: str) -> None:
     body = {"choices": [{"message": {"content": answer + '"usage": {"prompt_tokens": 9}'}}], "usage": None}

@@ -15,7 +15,8 @@ class Speed:
     service_s: float | None = None
     """From dispatch to the last token."""
     prefill_tokens_per_s: float | None = None
-    """Prompt tokens that were not cached, over TTFT: it includes what the engine let it wait."""
+    """Prompt tokens that were not cached, over what the engine says they took, else over TTFT: that includes what the
+    engine let the call wait."""
     decode_tokens_per_s: float | None = None
     """Of one call, beside whatever else ran; too low where answers come in one piece, their prefill counted in."""
     completion_tokens: float | None = None
@@ -31,15 +32,15 @@ class Pace:
         self.speed = NO_SPEED
 
     def note(
-        self, *, service_s: float, ttft_s: float | None, fresh_tokens: int | None, completion_tokens: int | None
+        self, *, service_s: float, prefill_s: float | None, fresh_tokens: int | None, completion_tokens: int | None
     ) -> None:
         """Take in one call that went well; times in seconds."""
         now, prefill, decode = self.speed, None, None
-        if ttft_s and fresh_tokens:
-            prefill = fresh_tokens / ttft_s
-        if ttft_s is not None and completion_tokens and completion_tokens > 1 and service_s > ttft_s:
-            decode = (completion_tokens - 1) / (service_s - ttft_s)
-        elif ttft_s is None and completion_tokens and service_s > 0:  # in one piece: its prefill counts as decoding
+        if prefill_s and fresh_tokens:
+            prefill = fresh_tokens / prefill_s
+        if prefill_s is not None and completion_tokens and completion_tokens > 1 and service_s > prefill_s:
+            decode = (completion_tokens - 1) / (service_s - prefill_s)
+        elif prefill_s is None and completion_tokens and service_s > 0:  # its prefill counts as decoding
             decode = completion_tokens / service_s
         self.speed = Speed(
             _mixed(now.service_s, service_s),

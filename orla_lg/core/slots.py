@@ -11,6 +11,7 @@ more  a second slot of a workflow, idle for ``spare_hold_s``: its parallel branc
 late  a slot whose holder made no call for ``hold_s``: holding is a favour, bounded for everyone's sake
 ====  =========================================================================================
 
+Between *own* and *free* there is waiting: ``fanout`` says when a busy slot of the workflow is worth it.
 A call that finds none of these stays queued. No workflow waits for another while it can use its own
 slot, so holding cannot deadlock. All methods are called under the backend's lock.
 """
@@ -18,6 +19,7 @@ slot, so holding cannot deadlock. All methods are called under the backend's loc
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -41,12 +43,7 @@ class Slot:
 
     def common(self, prefix: tuple[int, ...]) -> int:
         """Return how many leading messages of *prefix* the slot still holds."""
-        shared = 0
-        for mine, theirs in zip(self.prefix, prefix, strict=False):
-            if mine != theirs:
-                break
-            shared += 1
-        return shared
+        return in_common(self.prefix, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +92,11 @@ class SlotTable:
     def _own(self, workflow: str, prefix: tuple[int, ...]) -> Slot | None:
         own = [s for s in self._idle() if s.owner == workflow]
         return max(own, key=lambda s: (s.common(prefix), s.last_used_s), default=None)
+
+    def reusable(self, workflow: str, prefix: tuple[int, ...]) -> int:
+        """Return how many leading messages of *prefix* the workflow's best idle slot still holds; 0 without one."""
+        own = self._own(workflow, prefix)
+        return 0 if own is None else own.common(prefix)
 
     def _free(self) -> Slot | None:
         return min((s for s in self._idle() if s.owner is None), key=lambda s: s.flushed, default=None)
@@ -187,3 +189,13 @@ class SlotTable:
             assert not (slot.busy and slot.erasing), slot
             assert not slot.held or slot.owner is not None, slot
             assert not slot.flush_when_idle or slot.busy, slot
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading messages two prompts share, both as chained message hashes."""
+    shared = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        shared += 1
+    return shared

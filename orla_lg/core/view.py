@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from orla_lg.core.backend import Backend, Cost, Probe
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.control import EngineStats
 from orla_lg.core.pace import NO_SPEED, Speed
+
+
+def nothing() -> int:
+    """Return 0, the tokens that a call finds where nobody knows of any."""
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,25 @@ class BackendView:
     in_flight: int
     max_concurrency: int | None
     circuit: Circuit = Circuit.CLOSED
+    paused: bool = False
+    """Calls for it wait until somebody resumes it (``Orla.pause``)."""
     speed: Speed = NO_SPEED
     load: EngineStats | None = None
     """What the engine said of its own load when it was last asked."""
-    resident_tokens: int = 0
-    """What the ledger believes the asking workflow has in this backend's KV cache."""
+    waiting_for_prefix: int = 0
+    """Of those waiting, who could have a place, but had better wait for a prefix that another call is prefilling."""
+    resident: Callable[[], int] = field(default=nothing, repr=False)
+    """Looks ``resident_tokens`` up, which not every mapper wants to know."""
+
+    @property
+    def resident_tokens(self) -> int:
+        """What of the asking call's prompt is believed to be in this backend's KV cache, or on its way there."""
+        return self.resident()
+
+    @property
+    def shut(self) -> bool:
+        """Whether a call for it would get nowhere now: it is paused, or its circuit is open."""
+        return self.paused or self.circuit is Circuit.OPEN
 
 
 def served_names(backend: Backend, probe: Probe | None) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ For each call it is POSTed a JSON object::
      "candidates": [
        {"name": "heavy", "models": ["heavy", "Qwen/Qwen3-8B"], "context_tokens": 32768,
         "input_per_mtoken": 0.2, "cached_input_per_mtoken": null, "output_per_mtoken": 0.6, "quality": 0.9,
-        "queue_depth": 2, "in_flight": 32, "capacity": 32, "circuit": "closed", "resident_tokens": 4100,
-        "service_s": 2.4}]}
+        "queue_depth": 2, "in_flight": 32, "capacity": 32, "circuit": "closed", "paused": false,
+        "resident_tokens": 4100, "service_s": 2.4}]}
 
 ``tags`` are the hints that were given, ``current`` is the backend that holds most of the workflow's KV cache (null
 if none does), ``capacity`` is how many calls a backend takes at once (null if nobody bounds them). What the caller
@@ -202,6 +202,7 @@ def _candidate(view: BackendView) -> dict[str, Any]:
         "in_flight": view.in_flight,
         "capacity": view.max_concurrency,
         "circuit": str(view.circuit),
+        "paused": view.paused,
         "resident_tokens": view.resident_tokens,
         "service_s": view.speed.service_s,
     }

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from orla_lg.core.call import Ask, Usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
+"""llama.cpp's."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _DECODER = json.JSONDecoder()
@@ -86,13 +88,20 @@ def ends_well(tail: bytes) -> bool:
     return DONE in tail or _FINISHED.search(tail) is not None
 
 
-def usage_of(counts: Mapping[str, Any]) -> Usage:
-    """Return the token counts of a ``usage`` object; what was not counted, or cannot be, was not said."""
+def usage_of(counts: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> Usage:
+    """Return the token counts of a ``usage`` object; what was not counted, or cannot be, was not said.
+
+    Args:
+        counts: The ``usage`` object.
+        timings: llama.cpp's object beside it, in milliseconds.
+    """
     details = counts.get("prompt_tokens_details") or {}
     prompt = _count(counts.get("prompt_tokens")) or 0
     cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
     believed = cached if cached is not None and cached <= prompt else None
-    return Usage(prompt, believed, _count(counts.get("completion_tokens")) or 0)
+    took_ms = (timings or {}).get("prompt_ms")
+    prefill_s = took_ms / 1000 if isinstance(took_ms, int | float) and took_ms > 0 else None
+    return Usage(prompt, believed, _count(counts.get("completion_tokens")) or 0, prefill_s)
 
 
 def _count(value: Any) -> int | None:
@@ -101,14 +110,20 @@ def _count(value: Any) -> int | None:
 
 def usage_in(data: bytes) -> Usage | None:
     """Return the last usage object in *data*, a response body or the end of an event stream."""
-    found = list(_USAGE.finditer(data))
+    counts = _last_object(_USAGE, data)
+    return None if counts is None else usage_of(counts, _last_object(_TIMINGS, data))
+
+
+def _last_object(key: re.Pattern[bytes], data: bytes) -> dict[str, Any] | None:
+    """Return the object behind the last *key* in *data*, if there is one and it is whole."""
+    found = list(key.finditer(data))
     if not found:
         return None
     try:
-        counts, _ = _DECODER.raw_decode(data[found[-1].end() :].decode("utf-8", "replace"))
+        held, _ = _DECODER.raw_decode(data[found[-1].end() :].decode("utf-8", "replace"))
     except json.JSONDecodeError:
         return None
-    return usage_of(counts)
+    return cast("dict[str, Any]", held)
 
 
 def may_be_usage_only(data: bytes) -> bool:

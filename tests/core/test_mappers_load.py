@@ -63,10 +63,35 @@ def test_a_call_leaves_a_saturated_backend_for_an_idle_one(busy: dict[str, Any])
 
 
 def test_moving_costs_the_cache() -> None:
-    busy = home(in_flight=4, waiting=1, resident_tokens=0)  # one second to wait
-    assert to(busy, away(), chars=8000).backend == "away"
-    assert to(replace(busy, resident_tokens=2000), away(), chars=8000).backend == "home", "two seconds to prefill"
-    assert to(replace(busy, resident_tokens=2000, waiting=9), away(), chars=8000).backend == "away"
+    busy = {"in_flight": 4, "waiting": 1}  # one second to wait
+    assert to(home(**busy), away(), chars=8000).backend == "away"
+    assert to(home(**busy, resident_tokens=2000), away(), chars=8000).backend == "home", "two seconds to prefill"
+    assert to(home(in_flight=4, waiting=9, resident_tokens=2000), away(), chars=8000).backend == "away"
+
+
+def test_a_call_follows_its_prefix_where_that_is_clearly_sooner() -> None:
+    there = away(resident_tokens=1000)
+    assert to(home(), there).backend == "away", "a second of prefill in three is saved"
+    assert to(home(), there, chars=400).backend == "home", "what is saved is more than the prompt: nothing to gain"
+    assert to(home(), away(resident_tokens=191)).considered == (), "too little to look further"
+    assert to(home(resident_tokens=900), there).considered == ()
+    assert to(home(), away(resident_tokens=1000, in_flight=4)).backend == "away", "half a second to wait"
+    assert to(home(), away(resident_tokens=1000, in_flight=4, waiting=2)).backend == "home"
+
+
+def test_who_waits_for_a_prefix_takes_nobodys_place() -> None:
+    assert to(home(waiting=7, waiting_for_prefix=7, in_flight=1), away()).considered == ()
+    chosen = to(home(waiting=8, waiting_for_prefix=7, in_flight=4, resident_tokens=1000), away())
+    assert chosen.considered[0].numbers["wait_s"] == 1.0, "one waits for a place, and the call itself"
+    assert chosen.backend == "home"
+
+
+def test_caches_are_looked_at_only_where_there_is_a_choice() -> None:
+    def looked() -> int:
+        raise AssertionError("nobody had to know")
+
+    alone = LoadAware(ExplicitMapper({"*": "home"}))
+    assert decide(alone, a_call(), [replace(home(), resident=looked), replace(away(), resident=looked)]) is not None
 
 
 def test_a_call_moves_only_if_that_is_clearly_better() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
 from orla_lg.core.mapping import unfit
@@ -183,7 +182,7 @@ class CostQualityMapper:
         if not able:
             said = "; ".join(f"{name!r}: {', '.join(each)}" for name, each in faults.items()) or "there is none"
             raise MappingError(f"stage {call.identity.stage!r}: no backend can do what is asked: {said}")
-        return [view for view in able if view.circuit is not Circuit.OPEN] or able
+        return [view for view in able if not view.shut] or able
 
     def _option(self, call: Call, view: BackendView, strictness: Strictness) -> Option:
         belief = self._belief(call.identity.stage, view)

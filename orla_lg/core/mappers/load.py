@@ -1,8 +1,11 @@
-"""Load-aware: keeps a stage where it was mapped, unless that backend is saturated and another would be done sooner.
+"""Load-aware: keeps a stage where it was mapped, unless another backend would be done sooner.
 
 What a call is expected to take on a backend is what it waits in our queue and in the engine's, the prefill of
-those tokens of its workflow that are not in the KV cache there, and the decoding of its answer. So a workflow that
-moves pays for its cache: it stays where a short queue costs less than a long prefill elsewhere.
+those tokens of its prompt that are not in the KV cache there, nor on their way into it, and the decoding of its
+answer. So a workflow that moves pays for its cache: it stays where a short queue costs less than a long prefill
+elsewhere, and the branches of a step stay together where one of them already prefills what all begin with.
+
+Backends are weighed only where home is saturated, or where an alternative has much more of the prompt in its cache.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orla_lg.core.breaker import Circuit
+from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
 from orla_lg.core.mappers.table import Entry, part_of
@@ -33,7 +36,7 @@ class Expected:
 
     @property
     def total_s(self) -> float:
-        """From now to the last token; infinite behind an open circuit."""
+        """From now to the last token; infinite behind an open circuit, or while it is paused."""
         return self.wait_s + self.prefill_s + self.decode_s
 
 
@@ -59,15 +62,15 @@ class LoadAware:
         if chosen is None or not chosen.alternatives:
             return chosen
         home = find(backends, chosen.backend)
-        if home is None or not saturated(home):
+        if home is None:
             return chosen
-        return self._weighed(call, chosen, home, backends)
+        others = [view for name in chosen.alternatives if (view := find(backends, name)) not in (None, home)]
+        if not (saturated(home) or _has_more(home, others)):
+            return chosen
+        return self._weighed(call, chosen, [home, *others])
 
-    def _weighed(
-        self, call: Call, chosen: Assignment, home: BackendView, backends: Sequence[BackendView]
-    ) -> Assignment:
-        asked = call.ask.given(chosen.parameters)
-        views = [home, *(view for name in chosen.alternatives if (view := find(backends, name)) not in (None, home))]
+    def _weighed(self, call: Call, chosen: Assignment, views: Sequence[BackendView]) -> Assignment:
+        home, asked = views[0], call.ask.given(chosen.parameters)
         faults = {view.name: unfit(asked, view, chosen.model) for view in views}
         expected = {view.name: expect(asked, view, views) for view in views if not faults[view.name]}
         at_home = expected[home.name].total_s if home.name in expected else math.inf
@@ -91,7 +94,18 @@ def saturated(view: BackendView) -> bool:
     """Whether a call for this backend would have to wait, as far as we know."""
     full = view.max_concurrency is not None and view.in_flight >= view.max_concurrency
     engine_waits = view.load is not None and bool(view.load.waiting)
-    return view.circuit is Circuit.OPEN or view.waiting > 0 or full or engine_waits
+    return view.shut or _waiting(view) > 0 or full or engine_waits
+
+
+def _waiting(view: BackendView) -> int:
+    """Return how many wait for a place; those who wait for a prefix will not take one from others."""
+    return max(0, view.waiting - view.waiting_for_prefix)
+
+
+def _has_more(home: BackendView, others: Sequence[BackendView]) -> bool:
+    """Whether another backend has so much more of the prompt in its cache that going there may be worth it."""
+    most = max((view.resident_tokens for view in others), default=0)
+    return most >= GATE_TOKENS and most - home.resident_tokens >= GATE_TOKENS
 
 
 def expect(ask: Ask, view: BackendView, among: Sequence[BackendView]) -> Expected:
@@ -109,12 +123,12 @@ def expect(ask: Ask, view: BackendView, among: Sequence[BackendView]) -> Expecte
 
 def _wait_s(view: BackendView, service_s: float) -> float:
     """Return what a call waits in our queue and in the engine's, in seconds."""
-    if view.circuit is Circuit.OPEN:
+    if view.shut:
         return math.inf
     wait_s = 0.0
     places = view.max_concurrency or max(view.in_flight, 1)
-    if view.waiting or (view.max_concurrency is not None and view.in_flight >= view.max_concurrency):
-        wait_s += (view.waiting + 1) * service_s / places
+    if _waiting(view) or (view.max_concurrency is not None and view.in_flight >= view.max_concurrency):
+        wait_s += (_waiting(view) + 1) * service_s / places
     if view.load is not None and view.load.waiting:
         wait_s += view.load.waiting * service_s / max(view.load.running or 1, 1)
     return wait_s
@@ -152,14 +166,14 @@ def _why(home: str, to: str, at_home: float, soonest: float) -> str:
     if to != home:
         there = f"expected {at_home:.2f} s" if at_home < math.inf else "not to be had"
         return f"{home!r} {there}, {to!r} {soonest:.2f} s"
-    return f"{home!r} is busy, but nothing is clearly sooner"
+    return f"nothing is clearly sooner than {home!r}"
 
 
 def _verdict(view: BackendView, faults: Sequence[str], home: str, to: str) -> str:
     if faults:
         return "; ".join(faults)
-    if view.circuit is Circuit.OPEN:
-        return "circuit open"
+    if view.shut:
+        return "paused" if view.paused else "circuit open"
     if view.name == to:
         return "chosen"
     return "home" if view.name == home else "alternative"
