@@ -3,6 +3,8 @@
 OrlaError
 ├── ConfigError            a configuration is wrong: file, key, what was found, what is allowed
 ├── MappingError           a stage cannot run where it was mapped
+├── WorkflowError          a ``Workflow`` cannot run as its stages and dependencies are
+├── StageError             a stage's builder, tools or answer are not what they should be
 ├── OrlaClosed             a call arrived after ``Orla.close()``
 ├── EngineError            an embedded engine or its model could not be had
 ├── CallRefused            a call was not sent to an engine
@@ -35,6 +37,8 @@ __all__ = [
     "OrlaError",
     "QueueFull",
     "RecordUnknown",
+    "StageError",
+    "WorkflowError",
     "did_you_mean",
 ]
 
@@ -49,6 +53,17 @@ class ConfigError(OrlaError, ValueError):
 
 class MappingError(OrlaError, ValueError):
     """A stage cannot run where it was mapped; the message names stage, backend and choices."""
+
+
+class WorkflowError(OrlaError, ValueError):
+    """A ``Workflow`` cannot run: a cycle, an unknown stage, a stage without a prompt; all faults at once."""
+
+
+class StageError(OrlaError):
+    """A stage of a ``Workflow`` failed by what its builder, its tools or its model gave; the message names it.
+
+    What an engine, a tool or a builder raises stays what it is; a note names the stage.
+    """
 
 
 class OrlaClosed(OrlaError, RuntimeError):
@@ -71,8 +86,24 @@ class DeadlineExceeded(CallRefused, TimeoutError):
     """The call's ``deadline_s`` passed before an engine began to work on it."""
 
 
-class BudgetExceeded(CallRefused):
-    """A limit on calls, tokens, cost or wall time is spent; the message says which."""
+class BudgetExceeded(CallRefused, RuntimeError):
+    """A limit on calls, tokens, cost or wall time is spent; the message says which.
+
+    A ``RuntimeError`` too, so that LangGraph's default retry policy does not try again what cannot go well.
+
+    Args:
+        message: Which limit, whose, how much is spent, and what would be right.
+        scope: ``run``, ``stage`` or ``tenant``.
+        name: The run's id, the stage, or the tenant.
+        figure: ``calls``, ``tokens``, ``cost_usd`` or ``wall_s``.
+        retry_after_s: Seconds until its window leaves room; ``None`` if waiting alone does not help.
+    """
+
+    def __init__(
+        self, message: str, *, scope: str = "", name: str = "", figure: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.scope, self.name, self.figure, self.retry_after_s = scope, name, figure, retry_after_s
 
 
 class BackendUnavailable(OrlaError, ConnectionError):
