@@ -9,12 +9,18 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from orla_lg.core.identity import Identity
+from orla_lg.core.standing import Standing
 
 if TYPE_CHECKING:
+    from orla_lg.core.budgets import Wall
+    from orla_lg.core.limits import Layer
     from orla_lg.core.mapping import Mapper
 
 CHARS_PER_TOKEN = 4
 """A usual figure, for estimates where the engine did not count."""
+
+ANSWER_TOKENS = 256.0
+"""Expected of a stage that has not answered yet."""
 
 CacheHint = Literal["preserve", "flush", "auto"]
 
@@ -107,13 +113,24 @@ class Ask:
         return any(_shows_image(message) for message in self.messages)
 
     @cached_property
-    def prefix(self) -> tuple[int, ...]:
-        """One chained hash per message: equal beginnings mean equal prompts up to there."""
-        chain, chained = [], 0
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """For each message a chained hash (equal ones: equal prompts up to there) and its length in characters."""
+        made, chained = [], hash(self.tools)
         for message in self.messages:
-            chained = hash((chained, _text(message)))
-            chain.append(chained)
-        return tuple(chain)
+            text = _text(message)
+            chained = hash((chained, text))
+            made.append((chained, len(text)))
+        return tuple(made)
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """The chained hashes alone."""
+        return tuple(chained for chained, _ in self.pieces)
+
+    def is_answer(self, index: int) -> bool:
+        """Whether a message is what a model said."""
+        message = self.messages[index]
+        return isinstance(message, Mapping) and message.get("role") == "assistant"
 
 
 def _chars(message: Any) -> int:
@@ -153,8 +170,29 @@ class Call:
     """Monotonic seconds."""
     mappers: tuple[Mapper, ...]
     """Asked in order; the first answer counts."""
+    standing: Standing = field(default_factory=Standing)
+    """Of its run."""
+    answer_tokens: float = ANSWER_TOKENS
+    """Expected of the stage."""
+    ahead_s: float | None = None
+    """Expected service from this stage to the end of the graph, on the longest way; ``None``: not known."""
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
+    layers: tuple[Layer, ...] = ()
+    """Limits of its graph and its run, beside those for all."""
+    wall: Wall | None = None
+    """The end of its run's time, once it was let in."""
+
+    @property
+    def expected_tokens(self) -> float:
+        """Prompt and answer together, as far as that can be told beforehand."""
+        return self.ask.prompt_chars / CHARS_PER_TOKEN + self.expected_answer_tokens
+
+    @property
+    def expected_answer_tokens(self) -> float:
+        """What the stage usually answers, within the caller's bound."""
+        bound = self.ask.max_tokens
+        return self.answer_tokens if bound is None else min(self.answer_tokens, bound)
 
     @property
     def priority(self) -> float:
@@ -203,6 +241,8 @@ class Usage:
     cached_tokens: int | None = None
     """Prompt tokens found in the KV cache; ``None`` where the engine does not say."""
     completion_tokens: int = 0
+    prefill_s: float | None = None
+    """What the engine took for the others, in seconds; ``None`` where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

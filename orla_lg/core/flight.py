@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,16 @@ from orla_lg.core.backend import BackendAdapter, Capability, Directions
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.record import CallEvent, Happening, Record, price
+from orla_lg.core.spending import NOTHING, used
 from orla_lg.errors import BackendUnavailable
 
 if TYPE_CHECKING:
+    from orla_lg.core.budgets import Promise
     from orla_lg.core.desk import Desk
     from orla_lg.core.queues import Queued
     from orla_lg.core.serving import Serving
     from orla_lg.core.slots import Seat
+    from orla_lg.core.turn import Turn
 
 ABANDONED = "abandoned"
 """The error of a stream that nobody read to its end."""
@@ -47,11 +49,19 @@ def grants_held() -> set[str]:
 class Flight:
     """One call from its arrival to its end."""
 
+    __slots__ = (
+        "__weakref__", "_assignment", "_booked", "_departed_s", "_desk", "_entered_s", "_first_s", "_holding",
+        "_lock", "_on_end", "_open", "_passes", "_queued", "_seat", "_serving", "_wait_s", "attempts", "call",
+        "promise", "record", "usage",
+    )  # fmt: skip
+
     def __init__(self, serving: Serving, call: Call, on_end: Callable[[Record], None] | None) -> None:
         self.call = call
         self.record: Record | None = None
         self.attempts = 0
         self.usage: Usage | None = None
+        self.promise: Promise | None = None
+        """What limits set aside for it."""
         self._serving = serving
         self._on_end = on_end
         self._lock = threading.Lock()
@@ -80,7 +90,7 @@ class Flight:
         self._queued = desk.enter(self.call, order=known, running=running, holds_grant=holds_grant)
 
     @property
-    def turn(self) -> Future[None] | None:
+    def turn(self) -> Turn | None:
         """What to wait for; ``None`` when the call may go at once."""
         return None if self._queued is None else self._queued.turn
 
@@ -114,14 +124,14 @@ class Flight:
         """The model to ask the backend for."""
         if self._desk is None or self._assignment is None:
             return None
-        served = self._desk.probe.models if self._desk.probe else ()
+        served = self._desk.health.probe.models if self._desk.health.probe else ()
         own = self._desk.backend.model or (served[0] if served else self.call.ask.model)
         return self._assignment.model or own
 
     @property
     def counts_streams(self) -> bool:
         """Whether the engine reports usage at the end of a stream when asked."""
-        probe = None if self._desk is None else self._desk.probe
+        probe = None if self._desk is None else self._desk.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
     @property
@@ -158,11 +168,11 @@ class Flight:
             return
         assert self._desk is not None
         if failure.overloaded or failure.elsewhere:
-            self._desk.answered()
+            self._desk.health.answered()
             if failure.elsewhere:
-                self._desk.doubt(str(failure.cause))
+                self._desk.health.doubt(str(failure.cause))
         else:
-            self._desk.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
+            self._desk.health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
         self._give_back(failed=True)
 
     def hold(self) -> None:
@@ -178,6 +188,8 @@ class Flight:
         if self._first_s is None:
             self._first_s = self._serving.clock()
             self.answered()
+            if self._desk is not None and self._queued is not None:
+                self._desk.first_token(self._queued)
             self._serving.tell(Happening.FIRST_TOKEN, self.call, backend=self.backend)
 
     def saw(self, usage: Usage) -> None:
@@ -187,12 +199,12 @@ class Flight:
     def answered(self) -> None:
         """Note that the engine is alive, whatever it answered."""
         if self._desk is not None:
-            self._desk.answered()
+            self._desk.health.answered()
 
     def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
         if self._desk is not None:
-            self._desk.failed(BackendUnavailable(_name(error) or ""), unreachable=True)
+            self._desk.health.failed(BackendUnavailable(_name(error) or ""), unreachable=True)
         self.finish(error)
 
     def finish(self, error: BaseException | str | None = None) -> None:
@@ -204,6 +216,7 @@ class Flight:
             if self._holding is not None:
                 self._holding.open = False
         try:
+            self._settle(failed=error is not None)
             self.record = self._make_record(error)
         finally:
             self._give_back(failed=error is not None)
@@ -225,13 +238,29 @@ class Flight:
         if self._on_end is not None:
             self._on_end(self.record)
 
+    def _settle(self, *, failed: bool) -> None:
+        """Tell the limits what the call used; what was promised stands where an engine answered without a count."""
+        if self.promise is None:
+            return
+        spent = NOTHING
+        if self._desk is not None and self.usage is not None:
+            service_s = self._serving.clock() - (self._departed_s or self.call.arrived_s)
+            spent = used(self.usage, self._desk.backend.cost, service_s)
+        elif self._first_s is not None or not failed:
+            spent = self.promise.amount
+        self._serving.limits.settle(self.promise, spent)
+
     def _teach(self, record: Record) -> None:
-        """Let the backend's pace see how the call went."""
+        """Let the backend's pace and the estimates see how the call went."""
         if self._desk is not None and self._departed_s is not None:
             prompt, cached = record.prompt_tokens, record.cached_tokens
+            service_s = self._serving.clock() - self._departed_s
+            run = None if record.run is None else self._serving.book.run(record.run)
+            if run is not None:
+                self._serving.foresight.served(run, self.call, record, service_s)
             self._desk.pace.note(
-                service_s=self._serving.clock() - self._departed_s,
-                ttft_s=record.ttft_s,
+                service_s=service_s,
+                prefill_s=record.ttft_s if self.usage is None else self.usage.prefill_s or record.ttft_s,
                 fresh_tokens=None if prompt is None else prompt - (cached or 0),
                 completion_tokens=record.completion_tokens,
             )
@@ -244,8 +273,16 @@ class Flight:
         if self._queued is not None:
             book = self._serving.book
             tokens = self._cached_after(failed=failed)
-            self._desk.leave(self._queued, tokens=tokens, followed=lambda: book.is_running(workflow))
+            self.call.standing.serve(self._worked(), self._serving.clock())
+            self._desk.leave(
+                self._queued, usage=self.usage, tokens=tokens, followed=lambda: book.is_running(workflow)
+            )
         self._serving.signal(self._serving.book.call_ended(self.call, self._desk.backend.name))
+
+    def _worked(self) -> int:
+        """Return the tokens that the engine computed for this call, as far as it said."""
+        usage = self.usage
+        return 0 if usage is None else usage.prompt_tokens - (usage.cached_tokens or 0) + usage.completion_tokens
 
     def _cached_after(self, *, failed: bool) -> int:
         """Return the tokens left in the engine's cache; 0 where the call may never have reached it."""

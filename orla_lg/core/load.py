@@ -29,8 +29,15 @@ LIMIT_S = 2.0
 class LoadWatch:
     """One engine's load. ``wanted`` is called on the request path and waits for nothing."""
 
-    def __init__(self, adapter: Observable, background: Background, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        adapter: Observable,
+        background: Background,
+        clock: Callable[[], float],
+        told: Callable[[EngineStats], None] = lambda stats: None,
+    ) -> None:
         self._adapter = adapter
+        self._told = told
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
@@ -76,4 +83,5 @@ class LoadWatch:
     def _asked(self, asked: Future[EngineStats]) -> None:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
             self._stats, self._told_s = asked.result(), self._clock()
+            self._told(self._stats)
         self._background.call_later(PAUSE_S, self._again)

@@ -215,12 +215,6 @@ class Ledger:
         """Count what became of an order."""
         self.effects[f"{verb}:{effect}"] += 1
 
-    def tokens_of(self, workflow: str) -> int:
-        """Return how many tokens of a workflow are believed to be in the cache."""
-        if self.slots is None:
-            return self.resident.get(workflow, 0)
-        return max((slot.tokens for slot in self.slots.slots if slot.owner == workflow), default=0)
-
     def engine_lost(self) -> None:
         """Believe no contents any more: the engine may come back empty."""
         self.resident.clear()

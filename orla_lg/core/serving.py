@@ -10,39 +10,47 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
+from orla_lg.core.attempts import Attempts
 from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background
-from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints
+from orla_lg.core.budgets import LimitBook, LimitStatistics
+from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
+from orla_lg.core.claims import Doing
 from orla_lg.core.costs import CostBook, Costs
-from orla_lg.core.desk import BackendStatistics, Clock, Desk
-from orla_lg.core.dispatch import AttemptFailed, RetryPolicy
-from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait
-from orla_lg.core.flight import Flight, grants_held
+from orla_lg.core.desk import BackendStatistics, Desk
+from orla_lg.core.dispatch import RetryPolicy
+from orla_lg.core.effects import Send, Sender, Steps, Wait
+from orla_lg.core.flight import Flight
+from orla_lg.core.forecast import Ahead, Forecast
+from orla_lg.core.foresight import Foresight
+from orla_lg.core.health import Clock
 from orla_lg.core.identity import Identity
 from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
+from orla_lg.core.limits import NO_LIMITS, Layer, Limits
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.memory import CacheEvent, MemoryPolicy
+from orla_lg.core.memory import CacheEvent, EventKind, MemoryPolicy
 from orla_lg.core.own import Ours, OwnCall
-from orla_lg.core.policies import RequestPolicy, StagePolicy
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.standing import Standing
 from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook, WorkflowStatistics
-from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, did_you_mean
+from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
 
-MAX_REASON_CHARS = 500
+WAITS_FOR = {EventKind.INTERRUPTED: Doing.HUMAN, EventKind.IDLE: Doing.IDLE}
 
 CLOSE_PATIENCE_S = 2.0
 """How long ``close`` waits for adapters to close their connections."""
@@ -64,6 +72,8 @@ class Statistics:
     costs: Costs
     unwritten: int
     """Lines that the records file could not take."""
+    limits: list[LimitStatistics] = field(default_factory=list)
+    """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
 
 
 class Serving:
@@ -74,11 +84,13 @@ class Serving:
         adapters: Mapping[Backend, BackendAdapter],
         *,
         mapper: Mapper | None,
-        stage_policy: StagePolicy,
-        request_policy: RequestPolicy,
+        stage_policy: StageChoice = DEFAULT_STAGE,
+        request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: MemoryPolicy,
         keep_records: int = 10_000,
         journal: Journal | None = None,
+        limits: Limits = NO_LIMITS,
+        estimates_file: str | Path | None = None,
         max_idle_threads: int = 10_000,
         clock: Clock = time.monotonic,
         background: Background | None = None,
@@ -91,12 +103,23 @@ class Serving:
         self.records = RecordBook(keep_records)
         self.costs = CostBook()
         self.journal = journal
+        self.limits = LimitBook(limits, clock)
+        self.foresight = Foresight(self.background, clock, estimates_file)
+        self.estimates = self.foresight.estimates
         self.learners = Learners()
         self.learners.enlist(mapper)
         self.desks = {
-            backend.name: Desk(backend, adapter, self.background, clock, stage_policy, request_policy)
+            backend.name: Desk(
+                backend,
+                adapter,
+                self.background,
+                clock,
+                policies(backend.name, stage_policy, request_policy),
+                self.estimates,
+            )
             for backend, adapter in adapters.items()
         }
+        """In the order of the configuration."""
         self.retries = RetryPolicy()
         self.variants: dict[str, Mapper] = {}
         """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
@@ -122,6 +145,7 @@ class Serving:
         said: Hints = NO_HINTS,
         hints: Hints = NO_HINTS,
         mappers: Iterable[Mapper] = (),
+        layers: tuple[Layer, ...] = (),
         may_pass: bool = False,
     ) -> Call:
         """Return a call that arrived now.
@@ -133,13 +157,20 @@ class Serving:
             said: Hints given with the call itself; these win.
             hints: Hints from the run, the node and its configuration.
             mappers: Asked before the shared mapper.
+            layers: Limits that hold for it beside those for all.
             may_pass: Whether a call that nobody places goes where its code says.
         """
         chain = (*mappers, self.mapper) if self.mapper is not None else tuple(mappers)
         merged = said.over(hints)
         if merged.variant is not None:
             chain = (self._variant(merged.variant), *chain)
-        return Call(call_id, identity, ask, said, merged, self.clock(), chain, may_pass)
+        now = self.clock()
+        run = None if identity.run is None else self.book.run(identity.run)
+        standing = Standing(now) if run is None else run.standing
+        call = Call(call_id, identity, ask, said, merged, now, chain, standing, may_pass=may_pass, layers=layers)
+        if run is not None:
+            self.foresight.expect(call, run)
+        return call
 
     def _variant(self, name: str) -> Mapper:
         if name not in self.variants:
@@ -158,7 +189,7 @@ class Serving:
             on_end: Told the record when the call ends.
 
         Raises:
-            MappingError, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
+            MappingError, BudgetExceeded, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
             BackendUnavailable: No attempt reached an engine.
         """
         flight = Flight(self, call, on_end)
@@ -166,16 +197,19 @@ class Serving:
             if self.closed:
                 raise OrlaClosed("this Orla is closed; make a new one to go on")
             yield from self._connect()
-            views = self.views(call.identity.workflow)
-            ask = Consultation(self.background, partial(self._own_call, call))
-            assignment = yield from assign(call, views, ask)  # 2 map
+            assignment = yield from self._map(call)  # 2 map
             if assignment is None:
                 flight.pass_by()
                 return (yield Send(sender, flight))
-            return (yield from self._attempts(flight, assignment, sender))
+            return (yield from Attempts(self, flight, assignment).steps(sender))  # 3 admit … 6 dispatch
         except BaseException as error:
             flight.finish(error)
             raise
+
+    def _map(self, call: Call) -> Steps:
+        # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.
+        ask = Consultation(self.background, partial(self._own_call, call))
+        return (yield from assign(call, self.views(call), ask))
 
     def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
         """Make a call of our own on the way of *call*, in its workflow and with its priority."""
@@ -183,6 +217,7 @@ class Serving:
         own = self.call(
             identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=replace(call.hints, variant=None)
         )
+        own.layers = call.layers
         own.mappers = (Ours(backend, stage),)  # a mapping of its stage must not send it round in a circle
         return (yield from self.steps(own, OwnCall(body, self.background, timeout_s)))
 
@@ -199,83 +234,18 @@ class Serving:
     def _connect(self) -> Steps:
         """Let backends that were never reached say what they are, for a bounded time."""
         for desk in self.desks.values():
-            if (probing := desk.connect()) is not None and desk.fault is None:
+            if (probing := desk.health.connect()) is not None and desk.health.fault is None:
                 with contextlib.suppress(TimeoutError):  # the attempt itself will say it better
                     yield Wait(probing, PROBE_PATIENCE_S)
-
-    def _attempts(self, flight: Flight, assignment: Assignment, sender: Sender) -> Steps:
-        backend, tried = assignment.backend, list[str]()
-        while True:
-            desk = self.desks[backend]
-            tried.append(backend)
-            try:
-                yield from self._pass_circuit(desk, flight.call)
-                yield from self._queue(flight, desk, assignment)  # 3 admit, 4 queue
-                flight.depart()  # 5 prepare
-                response = yield Send(sender, flight)  # 6 dispatch
-            except AttemptFailed as failure:
-                flight.missed(failure)
-                retry = self.retries.next(failure, assignment, tried, sender.max_attempts)
-                if retry is None:
-                    self._give_up(failure, tried)
-                if retry.delay_s:
-                    yield Sleep(retry.delay_s)
-                if retry.backend != backend:
-                    reason = f"{assignment.reason}; instead of {backend!r}: {failure}"
-                    assignment = replace(assignment, reason=reason[:MAX_REASON_CHARS])
-                backend = retry.backend
-            else:
-                flight.hold()
-                return response  # 7 account and 8 signal follow when the flight ends
-
-    def _pass_circuit(self, desk: Desk, call: Call) -> Steps:
-        """Fail the attempt if the backend is left alone now; wait while another call tries it."""
-        try:
-            while (patience_s := self._patience_s(call)) > 0 and (trial := desk.admit()) is not None:
-                with contextlib.suppress(TimeoutError):
-                    yield Wait(trial, min(patience_s, desk.breaker.policy.trial_s))
-        except BackendUnavailable as open_circuit:
-            raise AttemptFailed(open_circuit, unreachable=True) from open_circuit
-
-    def _queue(self, flight: Flight, desk: Desk, assignment: Assignment) -> Steps:
-        call, patience_s = flight.call, self._patience_s(flight.call)
-        if patience_s <= 0:
-            raise self._too_late(call, desk)
-        self._refresh(call)
-        flight.enter(desk, assignment, holds_grant=desk.backend.name in grants_held())
-        turn = flight.turn
-        if turn is None:
-            return
-        self.tell(Happening.QUEUED, call, backend=desk.backend.name)
-        try:
-            yield Wait(turn, None if patience_s == math.inf else patience_s)
-        except TimeoutError:
-            raise self._too_late(call, desk) from None
-
-    def _patience_s(self, call: Call) -> float:
-        return math.inf if call.deadline_at_s is None else call.deadline_at_s - self.clock()
-
-    def _too_late(self, call: Call, desk: Desk) -> DeadlineExceeded:
-        waited = self.clock() - call.arrived_s
-        return DeadlineExceeded(
-            f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {desk.backend.name!r}, the "
-            f"deadline was {call.hints.deadline_s} s; {desk.queue.waiting} calls wait there"
-        )
-
-    def _give_up(self, failure: AttemptFailed, tried: list[str]) -> NoReturn:
-        if not failure.unreachable:
-            raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
-        where = ", ".join(f"{name!r} ({self.desks[name].backend.url})" for name in dict.fromkeys(tried))
-        raise BackendUnavailable(
-            f"no engine answered at backend {where} in {len(tried)} attempts: {str(failure.cause).rstrip('.')}; "
-            f"is it running? `orla-lg check` probes it"
-        ) from failure.cause
 
     # Step 8, and what the graph tells
 
     def signal(self, events: Iterable[CacheEvent]) -> None:
         """Ask the memory policy about *events* and have its actions carried out."""
         for event in events:
+            if (doing := WAITS_FOR.get(event.kind)) is not None:
+                for desk in self.desks.values():
+                    desk.turned(event.workflow, doing)
             for action in self.memory.decide(event):
                 for name, desk in self.desks.items():
                     if action.backend in (None, name):
@@ -284,11 +254,38 @@ class Serving:
                 for desk in self.desks.values():
                     desk.forget(event.workflow)
 
-    def run_started(self, run: str, *, thread: str | None, parent: str | None = None) -> RunState:
-        """Open a run of a root graph."""
+    def run_started(
+        self,
+        run: str,
+        *,
+        thread: str | None,
+        parent: str | None = None,
+        graph: str = "",
+        forecast: Forecast | None = None,
+    ) -> RunState:
+        """Open a run of a root graph; *graph* names one of which no *forecast* is made."""
         state = self.book.run_started(run, thread=thread, parent=parent)
+        state.standing.arrived_s = self.clock()
+        self.foresight.began(state, graph, forecast)
         self._tell(CallEvent(Happening.RUN_STARTED, self.clock(), state.workflow, run))
         return state
+
+    def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:
+        """Note that a node of a run starts.
+
+        Args:
+            run: Its run.
+            stage: Its stage.
+            namespace: Of this execution, with ids; without one, the stage runs once at a time.
+            step: LangGraph's; ``None`` where steps are not told.
+        """
+        run.now_in[stage] += 1
+        self.foresight.entered(run, stage, namespace or stage, step)
+
+    def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
+        """Note that a node of a run ended, well or not."""
+        run.now_in[stage] -= 1
+        self.foresight.left(run, namespace or stage)
 
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
@@ -297,7 +294,14 @@ class Serving:
             return
         ended = state.ends(outcome)
         self.signal(self.book.run_ended(run, ended))
+        if ended is Outcome.DONE:
+            self.foresight.done(state)
         self._tell(CallEvent(Happening.RUN_ENDED, self.clock(), state.workflow, run, detail=str(ended)))
+
+    def ahead(self, run: str) -> Ahead | None:
+        """Return what is expected of a run; ``None`` if it is not open."""
+        state = self.book.run(run)
+        return None if state is None else self.foresight.ahead(state)
 
     def thread_deleted(self, thread_id: str) -> None:
         """Free what a deleted thread kept."""
@@ -310,10 +314,10 @@ class Serving:
             return False
         state.priority = priority
         for desk in self.desks.values():
-            desk.reprioritize(lambda call: call.identity.run == run and self._refresh(call))
+            desk.reprioritize(lambda call: call.identity.run == run and self.refresh(call))
         return True
 
-    def _refresh(self, call: Call) -> bool:
+    def refresh(self, call: Call) -> bool:
         """Give *call* its run's priority of this moment; returns whether that changed it."""
         run = None if call.identity.run is None else self.book.run(call.identity.run)
         if run is None or run.priority in (None, call.hints.priority) or call.said.priority is not None:
@@ -365,9 +369,9 @@ class Serving:
 
     # The state now
 
-    def views(self, workflow: str | None = None) -> list[BackendView]:
-        """Return the backends as mappers see them, on behalf of a workflow."""
-        return [desk.view(workflow) for desk in self.desks.values()]
+    def views(self, call: Call | None = None) -> list[BackendView]:
+        """Return the backends as mappers see them, on behalf of a call."""
+        return [desk.view(call) for desk in self.desks.values()]
 
     def serves(self, model: str) -> bool:
         """Whether *model* in code means one of our backends."""
@@ -384,11 +388,13 @@ class Serving:
             unidentified=self._unidentified,
             costs=self.costs.statistics(),
             unwritten=0 if self.journal is None else self.journal.dropped,
+            limits=self.limits.statistics(self.book.runs()),
         )
 
     def check_integrity(self) -> None:
         """Assert the invariants of all state."""
         self.book.check_integrity()
+        self.limits.check_integrity(self.book.runs())
         for desk in self.desks.values():
             desk.check_integrity()
 
@@ -401,6 +407,7 @@ class Serving:
             desk.turn_away()
         closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
+        self.foresight.close()
         self.background.close()
         if self.journal is not None:
             self.journal.close()

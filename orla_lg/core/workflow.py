@@ -8,12 +8,19 @@ caller delivers them outside the lock.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from orla_lg.core.budgets import Accounts
 from orla_lg.core.call import Call, Hints
+from orla_lg.core.estimates import Course
+from orla_lg.core.forecast import Forecast
+from orla_lg.core.limits import Layer
 from orla_lg.core.memory import CacheEvent, EventKind
+from orla_lg.core.outlook import Outlook
+from orla_lg.core.standing import Standing
+from orla_lg.core.walk import Walk
 
 
 class Outcome(StrEnum):
@@ -37,8 +44,23 @@ class RunState:
     interrupted: bool = False
     priority: float | None = None
     """Set by ``orla.prioritize``."""
+    standing: Standing = field(default_factory=Standing)
+    course: Course = field(default_factory=Course)
+    walk: Walk = field(default_factory=lambda: Walk(Outlook()))
+    forecast: Forecast | None = None
+    """Of its graph; ``None`` where that is not known."""
+    now_in: Counter[str] = field(default_factory=Counter)
+    """Stages with a node under way, and how many of them."""
     node_hints: dict[str, Hints] = field(default_factory=dict)
     """Per execution of a node (namespace with ids), what the ``hints`` function said."""
+    layer: Layer | None = None
+    """The limits of its graph."""
+    accounts: Accounts = field(default_factory=dict)
+    """What its own limits are kept by (``budgets``)."""
+
+    def stages(self) -> list[str]:
+        """Return the stages it is in now."""
+        return list(+self.now_in)
 
     def ends(self, told: Outcome) -> Outcome:
         """Return how the run really ends: LangGraph tells an interrupted one as done."""
@@ -90,6 +112,11 @@ class WorkflowBook:
     def run(self, run: str) -> RunState | None:
         """Return an open run."""
         return self._runs.get(run)
+
+    def runs(self) -> list[RunState]:
+        """Return the open runs."""
+        with self._lock:
+            return list(self._runs.values())
 
     def open_runs(self) -> int:
         """Return how many runs are open."""
@@ -154,6 +181,11 @@ class WorkflowBook:
         """Whether a run of *workflow* is open, so that more calls are to be expected."""
         known = self._workflows.get(workflow)
         return known is not None and bool(known.runs)
+
+    def calls_open(self, workflow: str, backend: str) -> bool:
+        """Whether a call of *workflow* waits or runs on *backend*."""
+        known = self._workflows.get(workflow)
+        return known is not None and bool(known.backends.get(backend))
 
     def statistics(self) -> WorkflowStatistics:
         """Return a snapshot."""

@@ -18,7 +18,6 @@ from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
-from orla_lg.core.policies import policy
 from orla_lg.core.serving import Serving
 from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
@@ -163,13 +162,13 @@ def a_serving(
     serving = Serving(
         adapters,
         mapper=None,
-        stage_policy=policy("fcfs"),
-        request_policy=policy("fcfs"),
+        stage_policy="fcfs",
+        request_policy="fcfs",
         memory=memory_policy(memory),
         clock=clock or HandClock(),
     )
     for desk in serving.desks.values() if known else ():
-        desk._learn(probe or Probe(models=("m",)))
+        desk.health._learn(probe or Probe(models=("m",)))
     return serving
 
 
@@ -211,6 +210,8 @@ def is_quiet(serving: Serving) -> bool:
 def a_view(name: str, **said: Any) -> BackendView:
     """A backend as a mapper sees it: idle, free of charge, all unknown, unless something else is said."""
     blank = {"models": (name,), "probe": Probe(), "cost": Cost(), "quality": None}
+    if (tokens := said.pop("resident_tokens", 0)) != 0:
+        said["resident"] = lambda: tokens
     return BackendView(name, **{**blank, "waiting": 0, "in_flight": 0, "max_concurrency": None, **said})
 
 

@@ -7,18 +7,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orla_lg.core.admission import Held
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.breaker import Circuit
+from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.control import WorkflowCache
-from orla_lg.core.desk import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, Desk
+from orla_lg.core.desk import Desk
+from orla_lg.core.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S
 from orla_lg.core.memory import CacheAction, Verb
-from orla_lg.core.policies import policy
+from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.errors import BackendUnavailable, OrlaClosed, QueueFull
 
 from .fakes import Engine, HandBackground, HandClock, a_call
 
 WORKFLOWS = st.sampled_from("uvwx")
+PREFIXES = st.sampled_from(["", "p", "q"])
 DEAD = BackendUnavailable("nobody there")
 
 
@@ -26,15 +30,27 @@ def a_desk(engine: Engine | None = None, **limits: int) -> tuple[Desk, HandBackg
     clock = HandClock()
     background = HandBackground(clock)
     backend = Backend("b", "http://b/v1", **limits)
-    return Desk(backend, engine or Engine(), background, clock, policy("fcfs"), policy("fcfs")), background
+    return Desk(backend, engine or Engine(), background, clock, policies("b", "fcfs", "fcfs")), background
 
 
-def enter(desk: Desk, workflow: str = "w", *, running: bool = True, holds_grant: bool = False) -> Queued:
-    return desk.enter(a_call(workflow), order=None, running=running, holds_grant=holds_grant)
+def enter(
+    desk: Desk, workflow: str = "w", *, prefix: str = "", running: bool = True, holds_grant: bool = False
+) -> Queued:
+    call = a_branch(workflow, prefix) if prefix else a_call(workflow)
+    return desk.enter(call, order=None, running=running, holds_grant=holds_grant)
+
+
+def a_branch(workflow: str, prefix: str, *, max_tokens: int | None = 4) -> Call:
+    """A call with a system message of 1000 tokens, which take a second at the pace that is expected at first."""
+    call = a_call(workflow)
+    system = {"role": "system", "content": prefix * 4000}
+    call.ask = Ask("auto", [system, {"role": "user", "content": call.id}], max_tokens=max_tokens)
+    return call
 
 
 def leave(desk: Desk, queued: Queued, *, tokens: int = 5, followed: bool = True) -> None:
-    desk.leave(queued, tokens=tokens, followed=lambda: followed)
+    usage = Usage(tokens, 0, 1) if tokens else None
+    desk.leave(queued, usage=usage, tokens=tokens, followed=lambda: followed)
 
 
 class DeskMachine(RuleBasedStateMachine):
@@ -46,10 +62,10 @@ class DeskMachine(RuleBasedStateMachine):
         self.desk, self.background = a_desk(self.engine, capacity=8, **({"max_concurrency": bound} if bound else {}))
         self.inside: list[Queued] = []
 
-    @rule(workflow=WORKFLOWS, running=st.booleans(), holds_grant=st.booleans())
-    def enter(self, workflow: str, running: bool, holds_grant: bool) -> None:
+    @rule(workflow=WORKFLOWS, running=st.booleans(), holds_grant=st.booleans(), prefix=PREFIXES)
+    def enter(self, workflow: str, running: bool, holds_grant: bool, prefix: str) -> None:
         try:
-            queued = enter(self.desk, workflow, running=running, holds_grant=holds_grant)
+            queued = enter(self.desk, workflow, prefix=prefix, running=running, holds_grant=holds_grant)
         except QueueFull:
             assert self.desk.queue.waiting >= 8
             return
@@ -57,21 +73,11 @@ class DeskMachine(RuleBasedStateMachine):
         self.inside.append(queued)
 
     @precondition(lambda self: self.inside)
-    @rule(data=st.data(), tokens=st.sampled_from([0, 5]), followed=st.booleans(), cancelled=st.booleans())
-    def leave(self, data: st.DataObject, tokens: int, followed: bool, cancelled: bool) -> None:
+    @rule(data=st.data(), tokens=st.sampled_from([0, 5]), followed=st.booleans())
+    def leave(self, data: st.DataObject, tokens: int, followed: bool) -> None:
         queued = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
-        if cancelled and queued.turn is not None:
-            queued.turn.cancel()
         leave(self.desk, queued, tokens=tokens, followed=followed)
         leave(self.desk, queued, tokens=tokens, followed=followed)
-
-    @precondition(lambda self: self.inside)
-    @rule(data=st.data())
-    def caller_is_cancelled(self, data: st.DataObject) -> None:
-        """The caller is gone, but has not left yet."""
-        queued = data.draw(st.sampled_from(self.inside))
-        if queued.turn is not None:
-            queued.turn.cancel()
 
     @rule(verb=st.sampled_from(Verb), workflow=WORKFLOWS)
     def apply(self, verb: Verb, workflow: str) -> None:
@@ -81,11 +87,11 @@ class DeskMachine(RuleBasedStateMachine):
     @rule(answer=st.sampled_from([Probe(slots=1), Probe(slots=2), Probe(), DEAD, ValueError("odd")]))
     def engine_changes(self, answer: Probe | Exception) -> None:
         self.engine.says = answer
-        self.desk.lost(DEAD)
+        self.desk.health.lost(DEAD)
 
     @rule()
     def connect(self) -> None:
-        assert self.desk.connect() is None or not self.desk.known
+        assert self.desk.health.connect() is None or not self.desk.health.known
 
     @rule(effect=st.sampled_from([Effect.FREED, Effect.FAILED, OSError("broken")]))
     def background_works(self, effect: Effect | Exception) -> None:
@@ -93,7 +99,7 @@ class DeskMachine(RuleBasedStateMachine):
         if self.background.work:
             self.background.do_next()
 
-    @rule(seconds=st.sampled_from([0.1, 2.0, 6.0]))
+    @rule(seconds=st.sampled_from([0.1, 2.0, 6.0, 31.0]))
     def time_passes(self, seconds: float) -> None:
         self.background.advance(seconds)
 
@@ -106,22 +112,49 @@ class DeskMachine(RuleBasedStateMachine):
         self.desk.check_integrity()
         assert {q for q in self.inside if q.waiting or q.granted} == set(self.inside)
         for queued in self.inside:
-            told = queued.turn is None or queued.turn.done()
+            told = queued.turn is None or queued.turn.settled
             assert told or queued.waiting, "granted, and not told"
             assert not queued.waiting or queued.turn is not None, "waits for nothing"
         statistics = self.desk.statistics()
         assert statistics.queue.in_flight == sum(q.granted for q in self.inside)
         assert statistics.memory.slots_held <= (statistics.memory.slots or 0)
 
+    def better_waits(self, queued: Queued) -> bool:
+        """Whether one sits in a slot of its workflow that begins alike, and an idle one does not."""
+        ask, workflow, now = queued.call.ask, queued.call.identity.workflow, self.background.clock()
+        if len(ask.prefix) < 2:
+            return False
+
+        def alike(other: Queued) -> bool:
+            return other.call.identity.workflow == workflow and other.call.ask.prefix[:1] == ask.prefix[:1]
+
+        slots, there = self.desk.ledger.slots.slots, 0
+        for other, seat in self.desk._seats.items():
+            slot = slots[seat.slot]
+            there += alike(other) and not slot.flush_when_idle and now < slot.last_used_s + 30.0
+        idle = [s for s in slots if s.owner == workflow and not (s.busy or s.erasing)]
+        return there > 0 and not any(s.prefix[:1] == ask.prefix[:1] for s in idle)
+
     @invariant()
     def nobody_waits_who_could_go(self) -> None:
-        waiting, table = {q.call.identity.workflow for q in self.inside if q.waiting}, self.desk.ledger.slots
+        waiting, table = [q for q in self.inside if q.waiting], self.desk.ledger.slots
         if not waiting or not self.desk.queue.has_room():
             return
-        assert table is not None
+        if table is None:
+            self.only_a_prefill_is_waited_for(waiting)
+            return
         able = table.eligible(self.background.clock())
-        assert able is not None and not able & waiting
+        for queued in waiting:
+            could = able is None or queued.call.identity.workflow in able
+            assert not could or self.better_waits(queued), queued
         assert self.desk.queue.in_flight or self.background.work or self.background.timers, "nothing will wake them"
+
+    def only_a_prefill_is_waited_for(self, waiting: list[Queued]) -> None:
+        going = {q.call.ask.prefix[:1] for q in self.inside if q.granted}
+        for queued in waiting:
+            alike = len(queued.call.ask.prefix) == 2 and queued.call.ask.prefix[:1] in going
+            assert queued.held == Held.CACHE or alike, queued
+        assert self.background.timers, "nothing will wake them"
 
     def teardown(self) -> None:
         for queued in getattr(self, "inside", ()):
@@ -141,13 +174,13 @@ TestDesk = DeskMachine.TestCase
 
 def test_a_probe_is_shared_and_ends_once_what_it_learned_is_in_place() -> None:
     desk, background = a_desk(Engine(Probe(slots=2, models=("m",))))
-    ended = desk.connect()
-    assert ended is desk.connect() and len(background.work) == 1
+    ended = desk.health.connect()
+    assert ended is desk.health.connect() and len(background.work) == 1
     assert not ended.cancel(), "one waiter's cancellation is nobody else's"
     seen: list[bool] = []
-    ended.add_done_callback(lambda _: seen.append(desk.known))
+    ended.add_done_callback(lambda _: seen.append(desk.health.known))
     background.do_all()
-    assert seen == [True] and desk.connect() is None
+    assert seen == [True] and desk.health.connect() is None
     assert desk.queue.max_concurrency == 2 and desk.statistics().reachable is True
 
 
@@ -161,7 +194,7 @@ def test_a_probe_that_ends_at_once_does_not_deadlock() -> None:
         return future
 
     background.submit = at_once
-    assert desk.connect().done() and desk.known
+    assert desk.health.connect().done() and desk.health.known
 
 
 @pytest.mark.parametrize(
@@ -177,42 +210,42 @@ def test_a_failed_probe_is_a_fault_and_tried_again_after_a_pause(
 ) -> None:
     desk, background = a_desk(Engine(error))
     assert desk.statistics().reachable is None
-    ended = desk.connect()
+    ended = desk.health.connect()
     background.do_all()
     assert ended.result(0) is None and desk.statistics().reachable is False
     with pytest.raises(BackendUnavailable, match=fault):
-        raise desk.fault
+        raise desk.health.fault
     assert bool(caplog.records) == isinstance(error, ValueError)
-    assert desk.connect() is None
+    assert desk.health.connect() is None
     background.advance(PROBE_PAUSE_S)
     desk.adapter.says = Probe()
-    assert desk.connect() is not None
+    assert desk.health.connect() is not None
     background.do_all()
-    assert desk.known and desk.fault is None
+    assert desk.health.known and desk.health.fault is None
 
 
 def test_a_probe_cut_off_by_the_end_still_ends() -> None:
     desk, background = a_desk()
-    ended = desk.connect()
+    ended = desk.health.connect()
     work, asked = background.work.pop()
     work.close()
     assert asked.cancel() and ended.result(0) is None
-    assert isinstance(desk.fault, BackendUnavailable)
+    assert isinstance(desk.health.fault, BackendUnavailable)
 
 
 def test_a_lost_engine_keeps_its_name_until_it_says_another() -> None:
     desk, _ = a_desk(Engine(Probe(models=("m",))))
-    desk._learn(Probe(models=("m",)))
-    desk.lost(DEAD)
-    assert desk.view().models == ("b", "m") and not desk.known and desk.statistics().reachable is False
+    desk.health._learn(Probe(models=("m",)))
+    desk.health.lost(DEAD)
+    assert desk.view().models == ("b", "m") and not desk.health.known and desk.statistics().reachable is False
 
 
 def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() -> None:
     desk, background = a_desk(Engine(Probe(slots=1)))
-    desk._learn(Probe(slots=3))
+    desk.health._learn(Probe(slots=3))
     seated = [enter(desk, w) for w in "uvw"]
-    desk.lost(DEAD)
-    desk.connect()
+    desk.health.lost(DEAD)
+    desk.health.connect()
     background.do_all()
     assert desk.ledger.slots.count == desk.queue.max_concurrency == 1
     for queued in seated:
@@ -226,18 +259,18 @@ def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() ->
 
 def broken(desk: Desk, times: int = 5, *, unreachable: bool = False) -> None:
     for _ in range(times):
-        desk.failed(DEAD, unreachable=unreachable)
+        desk.health.failed(DEAD, unreachable=unreachable)
 
 
 def test_an_open_circuit_refuses_and_says_why() -> None:
     desk, background = a_desk()
-    desk._learn(Probe())
+    desk.health._learn(Probe())
     broken(desk, 4)
-    assert desk.admit() is None and desk.view().circuit is Circuit.CLOSED
+    assert desk.health.admit() is None and desk.view().circuit is Circuit.CLOSED
     broken(desk, 1)
     background.clock.now += 0.25
     with pytest.raises(BackendUnavailable, match=r"'b' is open for another 0\.8 s after 5 failures.*nobody there"):
-        desk.admit()
+        desk.health.admit()
     now = desk.statistics()
     assert (now.circuit, now.trips, desk.view().circuit) == (Circuit.OPEN, 1, Circuit.OPEN)
 
@@ -247,13 +280,13 @@ def test_while_one_call_tries_the_others_wait_for_what_comes_of_it(well: bool) -
     desk, background = a_desk()
     broken(desk)
     background.advance(1.0)
-    assert desk.admit() is None, "the trial"
-    waiting = desk.admit()
-    assert waiting is desk.admit() and not waiting.cancel()
+    assert desk.health.admit() is None, "the trial"
+    waiting = desk.health.admit()
+    assert waiting is desk.health.admit() and not waiting.cancel()
     if well:
-        desk.answered()
+        desk.health.answered()
     else:
-        desk.failed(DEAD, unreachable=False)
+        desk.health.failed(DEAD, unreachable=False)
     assert not waiting.done(), "its waiters do not run in the midst of this"
     background.advance(0.0)
     assert waiting.done() and desk.view().circuit is (Circuit.CLOSED if well else Circuit.OPEN)
@@ -261,25 +294,25 @@ def test_while_one_call_tries_the_others_wait_for_what_comes_of_it(well: bool) -
 
 def test_a_silent_engine_is_asked_without_a_new_call_and_its_return_closes_the_circuit() -> None:
     desk, background = a_desk(Engine(DEAD))
-    desk.connect()
+    desk.health.connect()
     background.do_all()
     broken(desk, unreachable=True)
     for _ in range(3):
         background.advance(PROBE_PAUSE_S)
         assert len(background.work) == 1, "one probe at a time, however many calls were lost"
         background.do_all()
-    assert desk.view().circuit is not Circuit.CLOSED and not desk.known
+    assert desk.view().circuit is not Circuit.CLOSED and not desk.health.known
     desk.adapter.says = Probe()
     background.advance(PROBE_PAUSE_S)
     background.do_all()
-    assert desk.known and desk.view().circuit is Circuit.CLOSED
+    assert desk.health.known and desk.view().circuit is Circuit.CLOSED
     background.advance(PROBE_PAUSE_S)
     assert not background.work, "and is left in peace then"
 
 
 def test_nobody_is_asked_for_ever_on_behalf_of_nobody() -> None:
     desk, background = a_desk(Engine(DEAD))
-    desk.connect()
+    desk.health.connect()
     background.do_all()
     background.advance(PROBE_INTEREST_S)
     background.do_all()
@@ -289,40 +322,40 @@ def test_nobody_is_asked_for_ever_on_behalf_of_nobody() -> None:
 
 def test_what_an_engine_said_is_asked_anew_from_time_to_time_and_nobody_waits_for_it() -> None:
     desk, background = a_desk(Engine(Probe(version="2")))
-    desk._learn(Probe(version="1"))
-    desk._probed_s = background.clock()
+    desk.health._learn(Probe(version="1"))
+    desk.health._probed_s = background.clock()
     background.clock.now += PROBE_AGAIN_S - 1
-    assert desk.connect() is None and not background.work
+    assert desk.health.connect() is None and not background.work
     background.clock.now += 1
-    assert desk.connect() is None and len(background.work) == 1
+    assert desk.health.connect() is None and len(background.work) == 1
     background.do_all()
-    assert desk.probe.version == "2"
+    assert desk.health.probe.version == "2"
 
 
 @pytest.mark.parametrize(("before", "after", "kept"), [("1", "1", True), ("1", "2", False), ("", "", False)])
 def test_a_restarted_engine_has_forgotten(before: str, after: str, kept: bool) -> None:
     desk, background = a_desk(Engine(Probe(slots=1, incarnation=after)))
-    desk._learn(Probe(slots=1, incarnation=before))
+    desk.health._learn(Probe(slots=1, incarnation=before))
     leave(desk, enter(desk, "u"), tokens=7)
-    desk.lost(DEAD)
-    desk.connect()
+    desk.health.lost(DEAD)
+    desk.health.connect()
     background.do_all()
     assert desk.statistics().memory.tokens == (7 if kept else 0)
 
 
 def test_a_restart_that_nobody_noticed_is_noticed_by_the_next_probe() -> None:
     desk, _ = a_desk()
-    desk._learn(Probe(slots=1, incarnation="1"))
+    desk.health._learn(Probe(slots=1, incarnation="1"))
     leave(desk, enter(desk, "u"), tokens=7)
-    desk._learn(Probe(slots=1, incarnation="2"))
+    desk.health._learn(Probe(slots=1, incarnation="2"))
     assert desk.statistics().memory.tokens == 0
 
 
 def test_a_model_that_is_gone_is_told_and_the_engine_asked_anew(caplog: pytest.LogCaptureFixture) -> None:
     desk, background = a_desk(Engine(Probe(models=("new",))))
-    desk._learn(Probe(models=("old",)))
-    desk._probed_s = background.clock()
-    desk.doubt("404: no such model")
+    desk.health._learn(Probe(models=("old",)))
+    desk.health._probed_s = background.clock()
+    desk.health.doubt("404: no such model")
     assert "it served old" in caplog.text and "no such model" in caplog.text
     background.do_all()
     assert desk.view().models == ("b", "new")
@@ -367,7 +400,7 @@ def test_an_engine_is_told_what_it_can_do_and_only_of_whom_it_served(
 ) -> None:
     engine = Told(*can)
     desk, background = a_desk(engine)
-    desk._learn(engine.says)
+    desk.health._learn(engine.says)
     leave(desk, enter(desk, "u"))
     for verb in (Verb.RELEASE, Verb.FLUSH):
         desk.apply(CacheAction(verb, "u"))
@@ -378,12 +411,12 @@ def test_an_engine_is_told_what_it_can_do_and_only_of_whom_it_served(
 
 def test_an_engine_that_is_gone_gets_no_orders() -> None:
     desk, background = a_desk()
-    desk._learn(Probe(slots=1))
+    desk.health._learn(Probe(slots=1))
     leave(desk, enter(desk, "u"))
-    desk.lost(DEAD)
+    desk.health.lost(DEAD)
     desk.apply(CacheAction(Verb.FLUSH, "u"))
     assert not background.work
-    desk._learn(Probe(slots=1))
+    desk.health._learn(Probe(slots=1))
     leave(desk, enter(desk, "v"))
     desk.apply(CacheAction(Verb.FLUSH, "v"))
     assert background.work, "and gets them again when it is back"
@@ -394,7 +427,7 @@ def test_an_engine_that_is_gone_gets_no_orders() -> None:
 
 def test_flushed_slots_are_erased_while_quiet_and_only_once() -> None:
     desk, background = a_desk(Engine())
-    desk._learn(Probe(slots=2))
+    desk.health._learn(Probe(slots=2))
     leave(desk, enter(desk, "u"))
     other = enter(desk, "v")
     desk.apply(CacheAction(Verb.FLUSH, "u"))
@@ -409,24 +442,24 @@ def test_flushed_slots_are_erased_while_quiet_and_only_once() -> None:
 
 def test_a_call_waits_for_an_erase_and_goes_even_if_it_breaks() -> None:
     desk, background = a_desk(Engine(effect=OSError("broken")))
-    desk._learn(Probe(slots=1))
+    desk.health._learn(Probe(slots=1))
     leave(desk, enter(desk, "u"))
     desk.apply(CacheAction(Verb.FLUSH, "u"))
     waiting = enter(desk, "v")
     assert waiting.waiting
     background.do_all()
-    assert waiting.turn.done() and desk.seat(waiting).fresh
+    assert waiting.turn.settled and desk.seat(waiting).fresh
     assert desk.statistics().memory.effects == {"flush:failed": 1, "flush:deferred": 1}
 
 
 def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> None:
     desk, background = a_desk(Engine())
-    desk._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
+    desk.health._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
     leave(desk, enter(desk, "u"))
     desk.apply(CacheAction(Verb.FLUSH, "u"))
     assert not background.work and desk.seat(enter(desk, "v")).fresh
     closed, background = a_desk(Engine())
-    closed._learn(Probe(slots=1))
+    closed.health._learn(Probe(slots=1))
     leave(closed, enter(closed, "u"))
     background.closed = True
     closed.apply(CacheAction(Verb.FLUSH, "u"))
@@ -434,28 +467,28 @@ def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> N
 
 def test_a_favour_ends_by_a_timer() -> None:
     desk, background = a_desk(Engine())
-    desk._learn(Probe(slots=1))
+    desk.health._learn(Probe(slots=1))
     leave(desk, enter(desk, "u"))
     waiting = enter(desk, "v")
     assert len(background.timers) == 1
     enter(desk, "x")
     assert len(background.timers) == 1, "one timer is enough"
     background.advance(4.9)
-    assert not waiting.turn.done()
+    assert not waiting.turn.settled
     background.advance(0.2)
-    assert waiting.turn.done()
+    assert waiting.turn.settled
 
 
 def test_a_workflow_that_ended_meanwhile_holds_nothing() -> None:
     desk, _ = a_desk(Engine())
-    desk._learn(Probe(slots=1))
+    desk.health._learn(Probe(slots=1))
     leave(desk, enter(desk, "u"), followed=False)
     assert enter(desk, "v").granted
 
 
 def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
     desk, _ = a_desk(Engine())
-    desk._learn(Probe(slots=2))
+    desk.health._learn(Probe(slots=2))
     leave(desk, enter(desk, "held"))
     reading = enter(desk, "u")
     waiting = enter(desk, "v")
@@ -470,15 +503,15 @@ def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
 def test_closing_tells_everybody_who_waits_and_lets_nobody_wait_after(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     desk, _ = a_desk(max_concurrency=1)
-    desk._learn(Probe())
+    desk.health._learn(Probe())
     enter(desk)
-    cancelled, waiting = enter(desk), enter(desk)
-    cancelled.turn.cancel()
+    gone, waiting = enter(desk), enter(desk)
+    leave(desk, gone)
     desk.turn_away()
     with pytest.raises(OrlaClosed, match="while the call waited"):
-        waiting.turn.result(0)
+        waiting.turn.result()
     with pytest.raises(OrlaClosed):
         enter(desk)
-    for queued in (cancelled, waiting):
+    for queued in (gone, waiting):
         leave(desk, queued)
     desk.check_integrity()

@@ -11,7 +11,7 @@ import pytest
 
 from orla_lg.core.backend import Capability, Probe, Support
 from orla_lg.core.call import Ask, Assignment, Chunk, Hints, Usage
-from orla_lg.core.effects import Wait, adrive, drive
+from orla_lg.core.effects import WaitForTurn, adrive, drive
 from orla_lg.core.mappers import one_bit
 from orla_lg.core.mappers.one_bit import OneBitStageMapper, last_user_text, parse
 from orla_lg.core.serving import Serving
@@ -145,7 +145,7 @@ def test_a_judge_that_fails_makes_it_complex_and_is_asked_again(
     assert record.backend == "heavy" and why in record.reason
     assert not mapper._verdicts and not mapper._asking
     engine.script.clear()
-    serving.desks["light"].answered()
+    serving.desks["light"].health.answered()
     run(ask(serving))
     assert by_stage(serving)[-1].backend == "light"
 
@@ -231,7 +231,7 @@ def test_who_holds_a_grant_waits_for_nobodys_verdict(serve: Any) -> None:
     def same_thread() -> None:
         flight = drive(stream)
         first = ask(serving)
-        assert isinstance(step(first), Wait), "waits for the grant on light, in another context"
+        assert isinstance(step(first), WaitForTurn), "waits for the grant on light, in another context"
         drive(ask(serving))
         flight.finish()
 

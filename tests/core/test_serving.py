@@ -13,10 +13,10 @@ from orla_lg.core.backend import Probe
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.effects import Sleep, Wait, adrive, drive
+from orla_lg.core.effects import Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.core.flight import Flight
 from orla_lg.core.memory import CacheEvent, EventKind
-from orla_lg.core.policies import policy
+from orla_lg.core.policies import policies
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.serving import Serving
 from orla_lg.core.view import BackendView
@@ -77,9 +77,9 @@ def test_a_stream_keeps_its_grant_until_it_ends() -> None:
     (flight,) = step(serving.steps(new_call(serving), Sender("stream")))
     waiting = serving.steps(new_call(serving), Sender())
     wait = step(waiting)
-    assert isinstance(wait, Wait) and not wait.future.done()
+    assert isinstance(wait, WaitForTurn) and not wait.turn.settled
     flight.finish()
-    assert wait.future.done() and step(waiting) == ("answer",)
+    assert wait.turn.settled and step(waiting) == ("answer",)
     assert is_quiet(serving)
 
 
@@ -112,7 +112,7 @@ def test_a_call_that_comes_back_goes_before_those_that_came_later() -> None:
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
     later, again = step(serving.steps(new_call(serving), Sender())), step(first)
     stream.finish()
-    assert again.future.done() and not later.future.done()
+    assert again.turn.settled and not later.turn.settled
 
 
 def test_the_engines_own_error_comes_out_when_attempts_are_spent() -> None:
@@ -128,17 +128,17 @@ def test_unreachable_engines_are_named_and_probed_again() -> None:
     serving = a_serving("one", "two")
     background = HandBackground(serving.clock)
     for desk in serving.desks.values():
-        desk._background = background
+        desk.health._background = background
     to = To(Assignment("one", alternatives=("two",)))
     sender = Sender(gone(), gone(), max_attempts=1)
     with pytest.raises(BackendUnavailable, match=r"'one' \(http://one/v1\), 'two' \(http://two/v1\) in 2 attempts"):
         step(serving.steps(new_call(serving, mappers=[to]), sender))
     assert sender.sent == [("one", "m"), ("two", "m")] and is_quiet(serving)
-    assert not serving.desks["one"].known
+    assert not serving.desks["one"].health.known
     assert step(serving.steps(new_call(serving, mappers=[to]), Sender())) == ("answer",), "nobody waits for a probe"
     assert len(background.work) == 2
     background.do_all()
-    assert serving.desks["one"].known
+    assert serving.desks["one"].health.known
 
 
 def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
@@ -156,7 +156,7 @@ def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
 def tripped() -> Serving:
     serving = a_serving("one", "two")
     for _ in range(5):
-        serving.desks["one"].failed(BackendUnavailable("down"), unreachable=False)
+        serving.desks["one"].health.failed(BackendUnavailable("down"), unreachable=False)
     return serving
 
 
@@ -179,7 +179,7 @@ def test_an_open_circuit_without_alternative_spends_attempts_without_sending() -
 
 def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token() -> None:
     serving = tripped()
-    background = serving.desks["one"]._background = HandBackground(serving.clock)
+    background = serving.desks["one"].health._background = HandBackground(serving.clock)
     serving.clock.now += 1.0
     calls = [new_call(serving, mappers=[To(Assignment("one"))]) for _ in range(3)]
     (trial,) = step(serving.steps(calls[0], Sender("stream")))
@@ -201,12 +201,13 @@ def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token
 def test_a_stream_that_breaks_counts_against_its_engine() -> None:
     serving = a_serving()
     desk = serving.desks["b"]
-    desk._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
+    desk.health._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
     stream.broke(ConnectionError("reset"))
-    assert desk.breaker.failures == 1 and not desk.known and stream.record.error == "ConnectionError: reset"
+    assert desk.health.breaker.failures == 1 and not desk.health.known
+    assert stream.record.error == "ConnectionError: reset"
     assert step(serving.steps(new_call(serving), Sender())) == ("answer",)
-    assert desk.breaker.failures == 0, "an answer is a sign of life"
+    assert desk.health.breaker.failures == 0, "an answer is a sign of life"
 
 
 @pytest.mark.parametrize(("marks", "failures"), [({"overloaded": True}, 0), ({"elsewhere": True}, 0), ({}, 1)])
@@ -214,7 +215,7 @@ def test_an_engine_that_answers_not_now_is_well(marks: dict[str, bool], failures
     serving = a_serving("one", "two")
     to = To(Assignment("one", alternatives=("two",)))
     step(serving.steps(new_call(serving, mappers=[to]), Sender(AttemptFailed(RuntimeError("429"), **marks))))
-    assert serving.desks["one"].breaker.failures == failures
+    assert serving.desks["one"].health.breaker.failures == failures
 
 
 def test_a_model_that_is_gone_is_not_asked_for_again() -> None:
@@ -268,12 +269,14 @@ def test_cancelled_at_the_moment_of_its_grant(granted_first: bool) -> None:
     steps = serving.steps(new_call(serving), Sender())
     wait, after = step(steps), serving.steps(new_call(serving), Sender())
     wait_after = step(after)
-    if not granted_first:
-        wait.future.cancel()
-    stream.finish()
+    assert isinstance(wait, WaitForTurn)
+    if granted_first:
+        stream.finish()
+        assert wait.turn.settled
     with pytest.raises(asyncio.CancelledError):
         steps.throw(asyncio.CancelledError())
-    assert wait_after.future.done() and step(after) == ("answer",)
+    stream.finish()
+    assert wait_after.turn.settled and step(after) == ("answer",)
     assert is_quiet(serving)
 
 
@@ -293,7 +296,7 @@ def test_dropped_wherever_it_is_it_leaves_nothing() -> None:
 def unknown(engine: Engine | None = None) -> tuple[Serving, HandBackground]:
     serving = a_serving(known=False, engine=engine)
     background = HandBackground(serving.clock)
-    serving.desks["b"]._background = background
+    serving.desks["b"].health._background = background
     return serving, background
 
 
@@ -368,7 +371,9 @@ def test_after_close_calls_raise_and_those_waiting_too() -> None:
     wait = step(serving.steps(new_call(serving), Sender()))
     serving.close()
     serving.close()
-    assert isinstance(wait.future.exception(0), OrlaClosed) and engine.closed
+    with pytest.raises(OrlaClosed):
+        wait.turn.result()
+    assert engine.closed
     with pytest.raises(OrlaClosed):
         step(serving.steps(new_call(serving), Sender()))
     stream.finish()
@@ -428,7 +433,7 @@ def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
 def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
     serving = a_serving(max_concurrency=1)
     desk = serving.desks["b"]
-    desk.queue.stage_policy = desk.queue.request_policy = policy("priority")
+    desk.queue.change_policies(policies("one", "priority", "priority"), 0.0)
     serving.run_started("r", thread=None)
     mine = identity("r", run="r")
     early = new_call(serving, who=mine)
@@ -440,7 +445,7 @@ def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
     step(serving.steps(early, Sender()))
     assert (early.priority, said.priority) == (5.0, -1.0)
     stream.finish()
-    assert waiting.future.done() and not other.future.done()
+    assert waiting.turn.settled and not other.turn.settled
 
 
 def test_listeners_hear_every_turn() -> None:

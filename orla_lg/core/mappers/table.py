@@ -249,12 +249,12 @@ def check_backends(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]
     ]
 
 
-def check_stages(rules: Mapping[str, object], known: Iterable[str]) -> list[str]:
-    """Return a fault for every stage in *rules* that is in no graph."""
+def check_stages(rules: Mapping[str, object], known: Iterable[str], *, said_by: str = "the mapping") -> list[str]:
+    """Return a fault for every stage in *rules* that is in no graph; *said_by* names the rules."""
     stages = set(known)
     nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
     return [
-        f"the mapping names stage {stage!r}, which the graph does not have{did_you_mean(stage, nodes)}"
+        f"{said_by} names stage {stage!r}, which the graph does not have{did_you_mean(stage, nodes)}"
         for stage in rules
         if stage != ANY_STAGE and stage not in nodes
     ]

@@ -1,0 +1,139 @@
+"""Steps 3 to 6: one call's way to an engine, as often as it takes until one answers.
+
+Each attempt is admitted, waits for its turn, and is sent; one that fails before its first token gives all of that
+back and tries again, here or at an alternative.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+from orla_lg.core.call import Assignment, Call
+from orla_lg.core.desk import Desk
+from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait, WaitForTurn
+from orla_lg.core.flight import Flight, grants_held
+from orla_lg.core.record import Happening
+from orla_lg.core.spending import expected
+from orla_lg.errors import BackendUnavailable, CallRefused, DeadlineExceeded
+
+if TYPE_CHECKING:
+    from orla_lg.core.serving import Serving
+
+MAX_REASON_CHARS = 500
+
+
+class Attempts:
+    """A call's attempts, one after the other.
+
+    Args:
+        serving: Whose desks, limits and retries.
+        flight: The call.
+        assignment: Where it was mapped.
+    """
+
+    __slots__ = ("_assignment", "_flight", "_serving", "_tried")
+
+    def __init__(self, serving: Serving, flight: Flight, assignment: Assignment) -> None:
+        self._serving = serving
+        self._flight = flight
+        self._assignment = assignment
+        self._tried: list[str] = []
+
+    def steps(self, sender: Sender) -> Steps:
+        """Try until an engine answers; the result is the sender's response.
+
+        Raises:
+            BudgetExceeded, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
+            BackendUnavailable: No attempt reached an engine.
+        """
+        flight, backend = self._flight, self._assignment.backend
+        while True:
+            desk = self._serving.desks[backend]
+            self._tried.append(backend)
+            try:
+                self._promise(desk)  # 3 admit
+                yield from self._pass_circuit(desk)
+                yield from self._queue(desk)  # 4 queue
+                flight.depart()  # 5 prepare
+                response = yield Send(sender, flight)  # 6 dispatch
+            except AttemptFailed as failure:
+                flight.missed(failure)
+                retry = self._serving.retries.next(failure, self._assignment, self._tried, sender.max_attempts)
+                if retry is None:
+                    self._give_up(failure)
+                if retry.delay_s:
+                    yield Sleep(retry.delay_s)
+                if retry.backend != backend:
+                    reason = f"{self._assignment.reason}; instead of {backend!r}: {failure}"
+                    self._assignment = replace(self._assignment, reason=reason[:MAX_REASON_CHARS])
+                backend = retry.backend
+            else:
+                flight.hold()
+                return response  # 7 account and 8 signal follow when the flight ends
+
+    def _promise(self, desk: Desk) -> None:
+        """Have every limit that the call is under set aside what it is expected to use on this backend."""
+        serving, flight, call = self._serving, self._flight, self._flight.call
+        if serving.limits.concern(call.layers):
+            run = None if call.identity.run is None else serving.book.run(call.identity.run)
+            service_s = None if run is None else serving.estimates.service_s(run.course.graph, call.identity.stage)
+            asked = expected(call, self._assignment, desk.backend.cost, service_s)
+            flight.promise = serving.limits.promise(call, run, asked, flight.promise)
+            call.wall = flight.promise.wall
+
+    def _pass_circuit(self, desk: Desk) -> Steps:
+        """Fail the attempt if the backend is left alone now; wait while another call tries it."""
+        call = self._flight.call
+        try:
+            while (patience_s := self._patience_s(call)) > 0 and (trial := desk.health.admit()) is not None:
+                with desk.at_circuit(call), contextlib.suppress(TimeoutError):
+                    yield Wait(trial, min(patience_s, desk.health.breaker.policy.trial_s))
+        except BackendUnavailable as open_circuit:
+            raise AttemptFailed(open_circuit, unreachable=True) from open_circuit
+
+    def _queue(self, desk: Desk) -> Steps:
+        flight, call = self._flight, self._flight.call
+        patience_s = self._patience_s(call)
+        if patience_s <= 0:
+            raise self._too_late(call, desk)
+        self._serving.refresh(call)
+        flight.enter(desk, self._assignment, holds_grant=desk.backend.name in grants_held())
+        turn = flight.turn
+        if turn is None:
+            return
+        self._serving.tell(Happening.QUEUED, call, backend=desk.backend.name)
+        try:
+            yield WaitForTurn(turn, None if patience_s == math.inf else patience_s)
+        except TimeoutError:
+            raise self._too_late(call, desk) from None
+
+    def _patience_s(self, call: Call) -> float:
+        ends = (call.deadline_at_s, None if call.wall is None else call.wall.until_s)
+        until_s = min((end for end in ends if end is not None), default=None)
+        return math.inf if until_s is None else until_s - self._serving.clock()
+
+    def _too_late(self, call: Call, desk: Desk) -> CallRefused:
+        waited = self._serving.clock() - call.arrived_s
+        if call.wall is not None and call.wall.until_s < (call.deadline_at_s or math.inf):
+            return call.wall.exceeded(
+                self._serving.clock(), f", and this call waited {waited:.3f} s for {desk.backend.name!r}"
+            )
+        return DeadlineExceeded(
+            f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {desk.backend.name!r}, the "
+            f"deadline was {call.hints.deadline_s} s; {desk.queue.waiting} calls wait there"
+            f"{', and it is paused' if desk.queue.paused else ''}"
+        )
+
+    def _give_up(self, failure: AttemptFailed) -> NoReturn:
+        if not failure.unreachable:
+            raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
+        desks, tried = self._serving.desks, self._tried
+        where = ", ".join(f"{name!r} ({desks[name].backend.url})" for name in dict.fromkeys(tried))
+        raise BackendUnavailable(
+            f"no engine answered at backend {where} in {len(tried)} attempts: {str(failure.cause).rstrip('.')}; "
+            f"is it running? `orla-lg check` probes it"
+        ) from failure.cause
