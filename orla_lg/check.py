@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
+from orla_lg import config
 from orla_lg.config import ENVIRONMENT
 from orla_lg.core.backend import Backend, Capability, Probe
 from orla_lg.errors import BackendUnavailable, OrlaError
@@ -44,13 +46,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
     try:
-        orla = Orla.from_config(args.config) if args.config else Orla.from_env()
+        settings = config.load(args.config) if args.config else config.find()
+        orla = Orla.from_settings(replace(settings, control=False))  # the door is for the process that serves
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
     with orla:
         silent = orla.connect(args.timeout)
-        reports = [_Report(desk.backend, desk.probe, silent[name]) for name, desk in orla.core.serving.desks.items()]
+        reports = [
+            _Report(desk.backend, desk.health.probe, silent[name]) for name, desk in orla.core.serving.desks.items()
+        ]
     if args.json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))
     else:

@@ -1,7 +1,8 @@
 """Configuration: ``orla.toml`` or the environment, read once, checked whole, and every fault named.
 
 The environment is read here and nowhere below: ``ORLA_CONFIG`` (a file), ``ORLA_URL`` with ``ORLA_MODEL``,
-``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside).
+``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside), ``ORLA_CONTROL``
+(a socket for ``orla-lg top``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from orla_lg.core.backend import Backend, Cost
+from orla_lg.core.limits import NO_LIMITS, Limits
 from orla_lg.core.mappers.table import Entry, stage_mapper
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, policy
 from orla_lg.errors import ConfigError, did_you_mean
 
 CONFIG_NAME = "orla.toml"
@@ -59,6 +62,19 @@ class BackendTable(_Table):
     quality: float | None = Field(None, ge=0, le=1)
 
 
+def _policy_names(said: Any) -> Any:
+    """Check the name of a policy, or a table of them; what is neither, pydantic refuses."""
+    names = said if isinstance(said, Mapping) else {"": said}
+    for place, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{place or 'it'} must be the name of a policy, or a table of names")
+        policy(name)
+    return said
+
+
+PolicyNames = Annotated[str | dict[str, str], BeforeValidator(_policy_names)]
+
+
 class ConfigFile(_Table):
     """The whole of ``orla.toml``."""
 
@@ -67,11 +83,17 @@ class ConfigFile(_Table):
     """Checked by what it is built into: ``core.mappers.table``."""
     load_aware: bool = False
     variants: dict[str, dict[str, Any]] = {}
-    stage_policy: Literal["fcfs", "priority"] = "fcfs"
-    request_policy: Literal["fcfs", "priority"] = "fcfs"
+    stage_policy: PolicyNames = DEFAULT_STAGE
+    """For all backends, or by backend."""
+    request_policy: PolicyNames = DEFAULT_REQUEST
+    """For all stages, or by stage."""
     memory: Literal["default", "flush_per_request", "release_only"] = "default"
     keep_records: PositiveInt = 10_000
     records_file: str | None = Field(None, min_length=1)
+    limits: dict[str, Any] = {}
+    """Checked by what it is built into: ``core.limits``."""
+    estimates_file: str | None = Field(None, min_length=1)
+    control: str | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +102,18 @@ class Settings:
 
     backends: tuple[Backend, ...]
     mapping: Mapping[str, Entry]
-    stage_policy: str = "fcfs"
-    request_policy: str = "fcfs"
+    stage_policy: str | Mapping[str, str] = DEFAULT_STAGE
+    request_policy: str | Mapping[str, str] = DEFAULT_REQUEST
     memory: str = "default"
     keep_records: int = 10_000
     load_aware: bool = False
     """Calls leave a saturated backend for an alternative of their mapping."""
     variants: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
     records_file: Path | None = None
+    limits: Limits = NO_LIMITS
+    estimates_file: Path | None = None
+    control: Path | Literal[False] | None = None
+    """A socket for ``orla-lg top``; ``False``: none, whatever the environment says."""
     source: str = ""
 
 
@@ -98,6 +124,12 @@ ENVIRONMENT = "the environment"
 def disabled() -> bool:
     """Whether ``ORLA_DISABLED`` asks us to step aside."""
     return os.environ.get("ORLA_DISABLED", "").lower() not in ("", "0", "false", "no")
+
+
+def control(given: str | Path | Literal[False] | None) -> Path | None:
+    """Return where the control socket is to be: as *given*, else as ``ORLA_CONTROL`` says."""
+    named = given if given is not None else os.environ.get("ORLA_CONTROL")
+    return Path(named).expanduser() if named else None
 
 
 def load(path: str | Path) -> Settings:
@@ -125,12 +157,26 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     try:
         backends = tuple(_backend(name, entry) for name, entry in table.backends.items())
         _check_mappings(table)
+        limits = Limits.of(table.limits) if table.limits else NO_LIMITS
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     same = {"stage_policy", "request_policy", "memory", "keep_records", "load_aware", "variants"}
     rest = table.model_dump(include=same)
-    file = None if table.records_file is None else Path(source).parent / table.records_file
-    return Settings(backends, table.mapping, source=source, records_file=file, **rest)
+    return Settings(
+        backends,
+        table.mapping,
+        source=source,
+        records_file=_beside(source, table.records_file),
+        estimates_file=_beside(source, table.estimates_file),
+        control=_beside(source, table.control),
+        limits=limits,
+        **rest,
+    )
+
+
+def _beside(source: str, said: str | None) -> Path | None:
+    """Return a file named in a configuration, as seen from there."""
+    return None if said is None else Path(source).parent / Path(said).expanduser()
 
 
 def _check_mappings(table: ConfigFile) -> None:

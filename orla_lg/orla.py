@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.core.backend import Backend, BackendAdapter
+from orla_lg.control.server import open_door
+from orla_lg.core.backend import Backend
+from orla_lg.core.effects import adrive, drive
+from orla_lg.core.forecast import Ahead, StageOutlook
 from orla_lg.core.journal import Journal
+from orla_lg.core.limits import NO_LIMITS, Limits
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
-from orla_lg.core.policies import RequestPolicy, StagePolicy, policy
-from orla_lg.core.record import CallEvent, Happening, Listener, Record
+from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
+from orla_lg.core.record import Listener, Record
+from orla_lg.core.registry import adapter_of
 from orla_lg.core.serving import Serving, Statistics
+from orla_lg.core.steering import KEEP, Keep, Steering
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, OrlaError, did_you_mean
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
 from orla_lg.graph.plan import Planned, plan
+from orla_lg.graph.signals import Signals
 from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
 
-ENTRY_POINTS = "orla_lg.backends"
 CONNECT_PATIENCE_S = 2.5
 
 Graph = TypeVar("Graph", bound=AnyPregel)
@@ -55,14 +60,21 @@ class Orla:
         backends: The engines. The first is what ``"auto"`` means.
         mapper: Stage → backend, as a dict or a ``StageMapper``; ``"*"`` is any stage. Without a mapper the
             model named in the code decides.
-        stage_policy: Which stage's sub-queue is served next: ``"fcfs"``, ``"priority"`` or an object.
-        request_policy: Which call inside a sub-queue goes next.
+        stage_policy: Which stage's sub-queue is served next: a name (docs/policies.md), an object, or a dict of
+            these by backend.
+        request_policy: Which call inside a sub-queue goes next: the same, a dict is by stage.
         memory: What stays cached: ``"default"``, ``"flush_per_request"``, ``"release_only"`` or an object.
         keep_records: How many of the newest records ``records()`` keeps.
         records_file: A file that every record is appended to as a line of JSON, for ``orla-lg explain``.
+        limits: What each run, stages and tenants may use at most; a call beyond it ends with ``BudgetExceeded``.
+        estimates_file: A file that keeps what is learned of graphs over restarts (docs/lookahead.md): read now,
+            written at ``close`` and once a minute while there is something new.
+        control: A socket that ``orla-lg top`` and its likes reach this process by, in a folder of yours; without
+            it, what ``ORLA_CONTROL`` names; ``False``: none (docs/live.md).
 
     Raises:
-        ConfigError: A name is unknown, or two backends share one.
+        ConfigError: A name is unknown, two backends share one, the estimates file is not ours, or there can be no
+            socket at *control*.
         MappingError: The mapper names a backend that does not exist.
     """
 
@@ -71,23 +83,29 @@ class Orla:
         backends: Sequence[Backend],
         mapper: MapperLike | None = None,
         *,
-        stage_policy: str | StagePolicy = "fcfs",
-        request_policy: str | RequestPolicy = "fcfs",
+        stage_policy: StageChoice = DEFAULT_STAGE,
+        request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: str | MemoryPolicy = "default",
         keep_records: int = 10_000,
         records_file: str | Path | None = None,
+        limits: Limits = NO_LIMITS,
+        estimates_file: str | Path | None = None,
+        control: str | Path | Literal[False] | None = None,
     ) -> None:
-        adapters = {backend: _adapter(backend) for backend in _distinct(backends)}
+        adapters = {backend: adapter_of(backend) for backend in _distinct(backends)}
+        _check_policies(stage_policy, [backend.name for backend in backends])
         shared = stage_mapper(mapper)
         self._check_backends(shared, backends)
         serving = Serving(
             adapters,
             mapper=shared,
-            stage_policy=policy(stage_policy),
-            request_policy=policy(request_policy),
+            stage_policy=stage_policy,
+            request_policy=request_policy,
             memory=memory_policy(memory),
             keep_records=keep_records,
             journal=None if records_file is None else Journal(records_file),
+            limits=limits,
+            estimates_file=estimates_file,
         )
         clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
@@ -97,6 +115,9 @@ class Orla:
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled())
         self.signals = Signals(self.core)
+        self._steering = Steering(serving.desks)
+        path = None if self.core.disabled else config.control(control)
+        self._door = None if path is None else open_door(path, serving, self._steering)
 
     @staticmethod
     def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
@@ -111,7 +132,7 @@ class Orla:
         Raises:
             ConfigError: Naming file, key, what was found and what is allowed.
         """
-        return cls._from_settings(config.load(path))
+        return cls.from_settings(config.load(path))
 
     @classmethod
     def from_env(cls) -> Self:
@@ -120,10 +141,16 @@ class Orla:
         Raises:
             ConfigError: Nothing was found, or what was found is wrong.
         """
-        return cls._from_settings(config.find())
+        return cls.from_settings(config.find())
 
     @classmethod
-    def _from_settings(cls, settings: config.Settings) -> Self:
+    def from_settings(cls, settings: config.Settings) -> Self:
+        """Build from what a file or the environment said; ``from_config`` and ``from_env`` do this.
+
+        Raises:
+            ConfigError, MappingError: Naming the source, and what is wrong.
+        """
+
         def mapper(table: Mapping[str, Entry]) -> Mapper | None:
             made = stage_mapper(table)
             return LoadAware(made) if made is not None and settings.load_aware else made
@@ -137,9 +164,15 @@ class Orla:
                 memory=settings.memory,
                 keep_records=settings.keep_records,
                 records_file=settings.records_file,
+                limits=settings.limits,
+                estimates_file=settings.estimates_file,
+                control=settings.control,
             )
-            for name, table in settings.variants.items():
-                orla.variant(name, cast("Mapper", mapper(table)))
+            with contextlib.ExitStack() as undo:
+                undo.callback(orla.close)  # a door may be open
+                for name, table in settings.variants.items():
+                    orla.variant(name, cast("Mapper", mapper(table)))
+                undo.pop_all()
         except OrlaError as error:
             raise type(error)(f"{settings.source}: {error}") from error
         orla.source = settings.source
@@ -154,23 +187,38 @@ class Orla:
         *,
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
+        limits: Limits | None = None,
     ) -> CompiledStateGraph[StateT, ContextT, InputT, OutputT]: ...
 
     @overload
     def wrap(
-        self, graph: Graph, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None
+        self,
+        graph: Graph,
+        *,
+        mapper: MapperLike | None = None,
+        hints: HintsFunction | None = None,
+        limits: Limits | None = None,
     ) -> Graph: ...
 
-    def wrap(self, graph: Any, *, mapper: MapperLike | None = None, hints: HintsFunction | None = None) -> Any:
+    def wrap(
+        self,
+        graph: Any,
+        *,
+        mapper: MapperLike | None = None,
+        hints: HintsFunction | None = None,
+        limits: Limits | None = None,
+    ) -> Any:
         """Return *graph*, compiled, with its model calls served from here; *graph* itself is untouched.
 
         Args:
             graph: A ``StateGraph`` or a compiled graph (``create_agent`` and ``@entrypoint`` make those).
             mapper: Asked before the shared mapper, for this graph only.
             hints: ``hints(stage, state) -> Hints``, called when a node starts; for this graph only.
+            limits: For the calls made in this graph, beside those for all.
 
         Raises:
             MappingError: The mapping cannot work; all faults that show now, at once.
+            ConfigError: The limits name a stage that the graph does not have.
             OrlaClosed: This ``Orla`` is closed.
         """
         if self.core.serving.closed:
@@ -179,7 +227,7 @@ class Orla:
             self.connect()
         narrowed = stage_mapper(mapper)
         self.core.serving.learners.enlist(narrowed)
-        return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints)
+        return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints, limits=limits)
 
     def variant(self, name: str, mapper: MapperLike) -> None:
         """Name a sparse override of the mapping; a run chooses it by ``configurable={"orla": {"variant": name}}``.
@@ -202,13 +250,25 @@ class Orla:
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""
         desks = self.core.serving.desks
-        probing = [future for desk in desks.values() if (future := desk.connect()) is not None]
+        probing = [future for desk in desks.values() if (future := desk.health.connect()) is not None]
         concurrent.futures.wait(probing, timeout=patience_s)
         silent = "does not answer yet"
         return {
-            name: None if desk.known else desk.fault or BackendUnavailable(f"backend {name!r} {silent}")
+            name: None if desk.health.known else desk.health.fault or BackendUnavailable(f"backend {name!r} {silent}")
             for name, desk in desks.items()
         }
+
+    @property
+    def limits(self) -> Limits:
+        """What runs, stages and tenants may use at most.
+
+        Others may be set at any time: they hold for the calls to come, and what was spent stays spent.
+        """
+        return self.core.serving.limits.shared
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.core.serving.limits.shared = limits
 
     # What is known
 
@@ -240,6 +300,20 @@ class Orla:
         compiled = wrapping.compiled(graph)
         return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
 
+    def outlook(self, graph: Any) -> list[StageOutlook]:
+        """Return what lies behind each stage of a graph: its structure, and what was learned of it so far."""
+        compiled = wrapping.compiled(graph)
+        return wrapping.forecast_of(compiled, self.core, wrapping.mapper_of(compiled, self.core)).stages()
+
+    def ahead(self, run: str | None = None) -> Ahead | None:
+        """Return what is expected of a run from where it is (``None``: the running node's run).
+
+        ``None`` if the run is not open. A graph that never ran has its structure only: all that it may do next is
+        then equally likely.
+        """
+        run = self._running() if run is None else run
+        return None if run is None else self.core.serving.ahead(run)
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` as it happens; returns a function that ends that.
 
@@ -260,15 +334,85 @@ class Orla:
 
         Returns whether the run is open. What a call itself says stays stronger.
         """
-        if run is None:
-            here = self.current()
-            run = here.run if here is not None else None
+        run = self._running() if run is None else run
         return run is not None and self.core.serving.prioritize(run, priority)
+
+    def _running(self) -> str | None:
+        here = self.current()
+        return None if here is None else here.run
+
+    # What may be changed while it runs (docs/live.md)
+
+    def pause(self, backend: str) -> None:
+        """Let no more calls go to a backend: those in flight go on, those that come wait, and deadlines count.
+
+        A call made while its caller still reads an answer from there goes on too: it could not end otherwise.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        self._steering.pause(backend)
+
+    def drain(self, backend: str, timeout_s: float | None = None) -> bool:
+        """Pause a backend and wait until nothing is in flight there; returns whether that is so.
+
+        False means that *timeout_s* seconds passed (it stays paused), or that somebody resumed it.
+
+        Raises:
+            ConfigError: There is no such backend.
+            OrlaClosed: ``close`` was called meanwhile.
+        """
+        return bool(drive(self._steering.drain(backend, timeout_s)))
+
+    async def adrain(self, backend: str, timeout_s: float | None = None) -> bool:
+        """``drain`` for a running loop."""
+        return bool(await adrive(self._steering.drain(backend, timeout_s)))
+
+    def resume(self, backend: str) -> None:
+        """Let calls go to a backend again; those that waited go in order.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        self._steering.resume(backend)
+
+    def set_policy(
+        self,
+        *,
+        stage_policy: StageChoice | None = None,
+        request_policy: RequestChoice | None = None,
+        backend: str | None = None,
+    ) -> None:
+        """Order calls by other policies from now on, those that wait as well; nobody loses an arrival number.
+
+        Args:
+            stage_policy: As for ``Orla``; what a dict does not name stays as it is.
+            request_policy: The same.
+            backend: On this one only; ``None``: on all.
+
+        Raises:
+            ConfigError: A name is unknown, or a policy cannot order the calls that wait; nothing is changed then.
+        """
+        self._steering.set_policy(stage_policy, request_policy, backend)
+
+    def set_limit(
+        self, backend: str, *, max_concurrency: int | Keep | None = KEEP, capacity: int | Keep = KEEP
+    ) -> None:
+        """Bound a backend's calls in flight (``None``: as its engine does), and how many may wait, from now on.
+
+        A bound below what is in flight, or waits, ends nothing: it counts for those that come.
+
+        Raises:
+            ConfigError: There is no such backend, or a limit is out of its range; nothing is changed then.
+        """
+        self._steering.set_limit(backend, max_concurrency, capacity)
 
     # The end
 
     def close(self) -> None:
         """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent."""
+        if self._door is not None:
+            self._door.close()
         uninstall(self.core)
         self.core.serving.close()
         for clients in self.core.clients.values():
@@ -291,31 +435,6 @@ class Orla:
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in desks)})"
 
 
-class Signals:
-    """What an ``OrlaSaver`` tells; nothing when orla_lg is disabled."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    def thread_deleted(self, thread_id: str) -> None:
-        """Free what the thread kept in any cache."""
-        if not self._core.disabled:
-            self._core.serving.thread_deleted(thread_id)
-
-    def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
-        """Tell listeners which stages come next."""
-        records = self._core.serving.records
-        if records.heard and not self._core.disabled:
-            event = CallEvent(
-                Happening.STAGES_NEXT,
-                time.monotonic(),
-                thread_id or "",
-                stage=checkpoint_ns,
-                detail=", ".join(stages),
-            )
-            records.tell(event)
-
-
 def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:
     if not backends:
         raise ConfigError("an Orla needs at least one Backend")
@@ -325,11 +444,8 @@ def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:
     return backends
 
 
-def _adapter(backend: Backend) -> BackendAdapter:
-    """Return the adapter that the backend's engine registered under ``orla_lg.backends``."""
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-    if backend.engine not in found:
-        raise ConfigError(
-            f"backend {backend.name!r}: unknown engine {backend.engine!r}{did_you_mean(backend.engine, found)}"
-        )
-    return cast("BackendAdapter", found[backend.engine].load()(backend))
+def _check_policies(stage_policy: StageChoice, backends: Sequence[str]) -> None:
+    """Refuse stage policies for backends that are not there; stages, unlike backends, come with each graph."""
+    for name in stage_policy if isinstance(stage_policy, Mapping) else ():
+        if name != ANY_BACKEND and name not in backends:
+            raise ConfigError(f"stage_policy: backend {name!r} does not exist{did_you_mean(name, backends)}")

@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ORLA_CONFIG", "ORLA_URL", "ORLA_DISABLED", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    for name in ("ORLA_CONFIG", "ORLA_URL", "ORLA_DISABLED", "ORLA_CONTROL", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2"):
         monkeypatch.setenv(name, "false")

@@ -9,6 +9,7 @@ from orla_lg.core.backend import Cost
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.need import NeedMapper
 from orla_lg.core.mappers.table import tables_of
+from orla_lg.core.policies import NAMES, CriticalPath, Fair, ShortestJob, WorkflowFcfs
 from orla_lg.errors import ConfigError, MappingError
 
 WHOLE = """
@@ -38,7 +39,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (backend,) = settings.backends
     assert (backend.name, backend.api_key, backend.aliases) == ("light", "secret", ("gpt",))
     assert backend.cost == Cost(1.5) and settings.mapping == {"node": ["light"], "*": "light"}
-    assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "fcfs", 5)
+    assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "workflow_fcfs", 5)
 
 
 URL = 'url = "http://127.0.0.1:1/v1"'
@@ -54,6 +55,19 @@ URL = 'url = "http://127.0.0.1:1/v1"'
         (f"[backends.cost]\n{URL}\nmodl = 'm'", "did you mean 'model'"),
         (f"[backends.b]\n{URL}\ncost = {{input = 1}}", "backends.b.cost.input: unknown key.*input_per_mtoken"),
         (f"stagepolicy = 'x'\n[backends.b]\n{URL}", "stagepolicy: unknown key; did you mean 'stage_policy'"),
+        (
+            f"stage_policy = 'prio'\n[backends.b]\n{URL}",
+            "stage_policy: found 'prio'.*did you mean 'priority'",
+        ),
+        (f"stage_policy = 3\n[backends.b]\n{URL}", "stage_policy: found 3; .*it must be the name of a policy"),
+        (
+            f"request_policy = {{a = 'x'}}\n[backends.b]\n{URL}",
+            "request_policy: found .*policy 'x'",
+        ),
+        (
+            f"request_policy = {{a = 1}}\n[backends.b]\n{URL}",
+            "request_policy: .*a must be the name",
+        ),
         (f"memory = 'x'\n[backends.b]\n{URL}", "memory: found 'x'; Input should be 'default'"),
         (f"[backends.b]\n{URL}\napi_key_env = 'NOT_SET'", "backends.b.api_key_env.*'NOT_SET' is not set"),
         ("[backends.b]\nurl = 'x'", "backend 'b': url 'x' is not http"),
@@ -154,6 +168,32 @@ def test_every_fault_in_a_mapping_names_file_and_key(tmp_path: Path, mapping: st
 def test_faults_of_what_stands_beside_it(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s)orla.toml.*{message}"):
         config.load(write(tmp_path, text))
+
+
+def test_policies_by_backend_and_by_stage(tmp_path: Path) -> None:
+    said = "stage_policy = {b = 'critical_path', '*' = 'fair'}\nrequest_policy = {ask = 'sjf'}\n"
+    with Orla.from_config(write(tmp_path, f"{said}[backends.b]\n{URL}\n[backends.c]\n{URL}")) as orla:
+        ordered = {name: desk.queue.policies for name, desk in orla.core.serving.desks.items()}
+    assert isinstance(ordered["b"].stage, CriticalPath) and isinstance(ordered["c"].stage, Fair)
+    assert isinstance(ordered["b"].of("ask"), ShortestJob) and isinstance(ordered["b"].of("reply"), WorkflowFcfs)
+
+
+def test_every_policy_may_be_named(tmp_path: Path) -> None:
+    for name in NAMES:
+        assert config.load(write(tmp_path, f"stage_policy = {name!r}\n[backends.b]\n{URL}")).stage_policy == name
+
+
+def test_a_policy_for_a_backend_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"orla.toml: stage_policy: backend 'c' does not exist"):
+        Orla.from_config(write(tmp_path, f"stage_policy = {{c = 'fcfs'}}\n[backends.b]\n{URL}"))
+
+
+def test_estimates_lie_beside_the_configuration(tmp_path: Path) -> None:
+    file = write(tmp_path, f"estimates_file = 'learned.json'\n[backends.b]\n{URL}")
+    assert config.load(file).estimates_file == tmp_path / "learned.json"
+    (tmp_path / "learned.json").write_text("something else")
+    with pytest.raises(ConfigError, match=r"orla.toml: .*learned.json does not hold estimates of ours"):
+        Orla.from_config(file)
 
 
 def test_a_variant_that_names_no_backend_is_told_with_its_file(tmp_path: Path) -> None:

@@ -251,9 +251,9 @@ def test_a_graph_with_a_thread_of_its_own_is_a_workflow_of_its_own(
 
     started = orla.core.serving.run_started
 
-    def listening(run: str, *, thread: str | None, parent: str | None = None) -> Any:
+    def listening(run: str, *, thread: str | None, parent: str | None = None, **rest: Any) -> Any:
         parents[thread] = parent
-        return started(run, thread=thread, parent=parent)
+        return started(run, thread=thread, parent=parent, **rest)
 
     orla.core.serving.run_started = listening  # type: ignore[method-assign]
     graph = orla.wrap(graph_of(outer, checkpointer=InMemorySaver()))

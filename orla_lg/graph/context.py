@@ -18,10 +18,13 @@ from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
 from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.forecast import Forecast
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone
+from orla_lg.core.limits import CONFIGURABLE, Layer, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
+from orla_lg.errors import ConfigError
 from orla_lg.openai_api.client import EngineClients
 
 HintsFunction = Callable[[str, Any], Hints | None]
@@ -29,6 +32,10 @@ HintsFunction = Callable[[str, Any], Hints | None]
 
 CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
+
+
+LIMITS_KEY = "limits"
+"""And in ``configurable``, beside the hints, the limits of one run."""
 
 
 @dataclass(eq=False, slots=True)
@@ -123,6 +130,10 @@ class Binding:
     core: Core
     mapper: Mapper | None = None
     hints: HintsFunction | None = None
+    forecast: Forecast | None = None
+    """What lies ahead in it, and what its runs usually take."""
+    layer: Layer | None = None
+    """Its limits."""
 
 
 @dataclass(frozen=True)
@@ -245,9 +256,31 @@ def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -
     if origin is None:
         return hints
     if said := origin.configurable.get(CONFIG_KEY):
-        hints = hints.over(Hints.of(said))
+        hints = hints.over(Hints.of({name: value for name, value in said.items() if name != LIMITS_KEY}))
     if run is not None and (computed := run.node_hints.get(identity.namespace)):
         hints = hints.over(computed)
     if said := origin.metadata.get(CONFIG_KEY):
         hints = hints.over(Hints.of(said))
     return hints
+
+
+def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple[Layer, ...]:
+    """Return the limits around a call: of its run's graph, of the graph it is made in, and of its configuration.
+
+    Raises:
+        ConfigError: The limits in ``configurable`` are wrong, or the call is in no run that they could hold for.
+    """
+    if origin is None:
+        return ()
+    binding = origin.binding
+    around = (
+        None if run is None else run.layer,
+        binding.layer if binding is not None and binding.core is core else None,
+    )
+    layers = tuple(dict.fromkeys(layer for layer in around if layer is not None))
+    said = (origin.configurable.get(CONFIG_KEY) or {}).get(LIMITS_KEY)
+    if said is None:
+        return layers
+    if run is None:
+        raise ConfigError('limits in configurable["orla"] hold for one run of a wrapped graph; this call is in none')
+    return (*layers, Layer(Limits.of(said), CONFIGURABLE, " in the run's configurable", of_run=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +35,10 @@ class GraphEvents(GraphCallbackHandler):
     def __init__(self, binding: Binding) -> None:
         self.orla_binding = binding
         self._core = binding.core
-        self._nodes: dict[UUID, tuple[str, str]] = {}
+        self._nodes: dict[UUID, tuple[str, str, bool]] = {}
+        """Namespace, stage, and whether this handler is the one that tells of it."""
+        self._tools: dict[UUID, tuple[str, float]] = {}
+        """Stage, and when it started."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
 
     def entered(self, chain: UUID | None) -> int:
@@ -62,7 +65,7 @@ class GraphEvents(GraphCallbackHandler):
         """Open a run, or note that a chain inside one starts."""
         self._hear(run_id, parent_run_id)
         known, runs = metadata or {}, self._core.runs
-        is_node = kwargs.get("name") == known.get("langgraph_node") and _is_step(tags)
+        is_node = kwargs.get("name") == known.get("langgraph_node") and (_is_step(tags) or _is_task(known))
         if is_node and parent_run_id is not None and NAMESPACE_SEPARATOR not in _namespace(known):
             runs.branch(parent_run_id)
         lineage = runs.lineage(run_id)
@@ -80,17 +83,24 @@ class GraphEvents(GraphCallbackHandler):
         if outer is not None and (run is None or thread in (None, outer.said, run.workflow)):
             return outer
         root = str(run_id)
-        self._core.serving.run_started(root, thread=thread, parent=None if run is None else run.workflow)
+        binding = self.orla_binding
+        started = self._core.serving.run_started(
+            root, thread=thread, parent=None if run is None else run.workflow, forecast=binding.forecast
+        )
+        started.layer = binding.layer
         return Lineage(root, thread)
 
     def _node_entered(self, run_id: UUID, root: str, inputs: Any, metadata: Mapping[str, Any], *, tell: bool) -> None:
         namespace = _namespace(metadata)
         stage = stage_key(namespace)
-        self._nodes[run_id] = (namespace, stage)
+        self._nodes[run_id] = (namespace, stage, tell)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
             run.node_hints[namespace] = hints
         if tell:
+            if run is not None:
+                step = None if _is_task(metadata) else metadata.get("langgraph_step")
+                self._core.serving.node_entered(run, stage, namespace, step)
             self._tell(Happening.NODE_ENTERED, root, stage)
 
     def _hints(self, stage: str, state: Any) -> Hints | None:
@@ -118,10 +128,12 @@ class GraphEvents(GraphCallbackHandler):
         node = self._nodes.pop(run_id, None)
         root = self._core.runs.discard(run_id)
         if node is not None and root is not None:
-            namespace, stage = node
+            namespace, stage, tells = node
             run = self._core.serving.book.run(root)
             if run is not None:
                 run.node_hints.pop(namespace, None)
+                if tells:
+                    self._core.serving.node_left(run, stage, namespace)
             self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
             self._core.serving.run_ended(root, outcome)
@@ -145,7 +157,7 @@ class GraphEvents(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell listeners that a tool starts."""
+        """Note that a tool starts, and tell listeners."""
         self._hear(run_id, parent_run_id)
         lineage = self._core.runs.lineage(parent_run_id)
         if lineage is None or self._core.runs.lineage(run_id) is not None:
@@ -153,10 +165,11 @@ class GraphEvents(GraphCallbackHandler):
         self._core.runs.add(run_id, lineage)
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
         stage = stage_key(_namespace(metadata or {}))
+        self._tools[run_id] = (stage, self._core.serving.clock())
         self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Tell listeners that a tool ended."""
+        """Note that a tool ended, and tell listeners."""
         self._tool_ended(run_id, "done", **kwargs)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -166,8 +179,12 @@ class GraphEvents(GraphCallbackHandler):
     def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
         self._heard.discard(run_id)
         root = self._core.runs.discard(run_id)
+        stage, started_s = self._tools.pop(run_id, ("", 0.0))
+        run = None if root is None or not stage else self._core.serving.book.run(root)
+        if run is not None:
+            self._core.serving.foresight.used_tool(run, stage, self._core.serving.clock() - started_s)
         if root is not None:
-            self._tell(Happening.TOOL_ENDED, root, "", detail=str(kwargs.get("name") or how))
+            self._tell(Happening.TOOL_ENDED, root, stage, detail=str(kwargs.get("name") or how))
 
     def on_chat_model_start(
         self,
@@ -202,6 +219,12 @@ def _namespace(metadata: Mapping[str, Any]) -> str:
 
 def _is_step(tags: list[str] | None) -> bool:
     return any(tag.startswith(STEP_TAG) for tag in tags or ())
+
+
+def _is_task(metadata: Mapping[str, Any]) -> bool:
+    """Whether a chain is a ``@task``: LangGraph runs it like a node, but marks it as called by one."""
+    path: Sequence[Any] = metadata.get("langgraph_path") or ()
+    return len(path) > 1 and path[0] == "__pregel_push" and path[-1] is True
 
 
 def _outcome(error: BaseException) -> Outcome:

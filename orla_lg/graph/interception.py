@@ -18,7 +18,7 @@ import openai
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.effects import Steps, adrive, drive
 from orla_lg.core.record import Record
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, namespace_of, origin
+from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, layers_for, namespace_of, origin
 from orla_lg.graph.tracing import annotate
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender
 from orla_lg.openai_api.wire import ask_of
@@ -56,6 +56,7 @@ def chat_steps(
         said=said,
         hints=hints_for(come_from, identity, run),
         mappers=own,
+        layers=layers_for(come_from, core, run),
         may_pass=may_pass,
     )
     model_run = come_from.model_run if come_from is not None else None

@@ -10,24 +10,37 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
+from orla_lg.core.forecast import Forecast
+from orla_lg.core.limits import Layer, Limits, checked
+from orla_lg.core.mappers.table import check_stages
 from orla_lg.core.mapping import Mapper
-from orla_lg.errors import OrlaError
+from orla_lg.errors import ConfigError, OrlaError
 from orla_lg.graph.context import Binding, Core, HintsFunction
 from orla_lg.graph.events import GraphEvents
 from orla_lg.graph.interception import install
-from orla_lg.graph.plan import validate
+from orla_lg.graph.lookahead import look_ahead, name_of
+from orla_lg.graph.plan import plan, validate
 from orla_lg.graph.saver import OrlaSaver
-from orla_lg.graph.structure import AnyPregel
+from orla_lg.graph.structure import AnyPregel, stages_of, title
 
 _LOST_BY_COPY = ("_output_mapper", "_state_mapper", "_serde_allowlist")
 """Set after construction by LangGraph, so ``copy`` drops them."""
 
 
-def wrap(core: Core, signals: Any, graph: Any, *, mapper: Mapper | None, hints: HintsFunction | None) -> Any:
+def wrap(
+    core: Core,
+    signals: Any,
+    graph: Any,
+    *,
+    mapper: Mapper | None,
+    hints: HintsFunction | None,
+    limits: Limits | None,
+) -> Any:
     """Return a compiled graph of the same type and behaviour whose model calls are served by *core*.
 
     Raises:
         MappingError: The mapping cannot work, as far as that shows now.
+        ConfigError: The limits name a stage that the graph does not have.
         OrlaError: *graph* is no LangGraph graph.
     """
     whole = compiled(graph)
@@ -36,9 +49,22 @@ def wrap(core: Core, signals: Any, graph: Any, *, mapper: Mapper | None, hints: 
     before = _binding_of(whole, core)
     if before is not None:
         mapper, hints = mapper or before.mapper, hints or before.hints
+    layer = before.layer if before is not None and limits is None else _layer(limits, whole)
     validate(core, whole, mapper)
     install(core)
-    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints)))
+    return _copy(
+        whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast_of(whole, core, mapper), layer))
+    )
+
+
+def _layer(limits: Limits | None, graph: AnyPregel) -> Layer | None:
+    """Return the limits of one graph, under accounts of their own."""
+    if limits is None:
+        return None
+    limits = checked(limits)
+    if faults := check_stages(limits.stages, stages_of(graph), said_by="limits.stages"):
+        raise ConfigError(f"{title(graph)} cannot be limited so: {'; '.join(faults)}")
+    return Layer(limits, object(), f" of {title(graph)}")
 
 
 def compiled(graph: Any) -> AnyPregel:
@@ -51,6 +77,13 @@ def compiled(graph: Any) -> AnyPregel:
     if not isinstance(made, Pregel):
         raise OrlaError(f"expected a StateGraph or a compiled LangGraph graph, got {type(graph).__name__}")
     return made
+
+
+def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast:
+    """Return what lies ahead in a graph that is mapped by *mapper*, or the shared one."""
+    outlook = look_ahead(graph)
+    homes = {planned.stage: planned.backends[0] for planned in plan(core, graph, mapper) if planned.backends}
+    return core.serving.foresight.forecast(name_of(graph, outlook), outlook, homes)
 
 
 def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:

@@ -8,14 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import cast
 
 from orla_lg.core.backend import Backend, BackendAdapter
+from orla_lg.core.registry import adapter_of
 from orla_lg.errors import ConfigError, OrlaError, did_you_mean
 from orla_lg.testing.conformance import CHECKS, Report, Result, Status, conform
-
-ENTRY_POINTS = "orla_lg.backends"
 
 EXAMPLES = """\
 examples:
@@ -60,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         only = _known(args.only)
-        adapter = _adapter(_backend(args))
+        adapter = adapter_of(_backend(args))
     except OrlaError as error:
         print(f"orla-lg conform: {error}", file=sys.stderr)
         return 2
@@ -84,13 +81,6 @@ def _backend(args: argparse.Namespace) -> Backend:
         raise ConfigError(f"the environment variable {args.api_key_env} is not set")
     key = os.environ[args.api_key_env] if args.api_key_env else None
     return Backend("engine", args.url, model=args.model, engine=args.engine, api_key=key)
-
-
-def _adapter(backend: Backend) -> BackendAdapter:
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-    if backend.engine not in found:
-        raise ConfigError(f"unknown engine {backend.engine!r}{did_you_mean(backend.engine, found)}")
-    return cast("BackendAdapter", found[backend.engine].load()(backend))
 
 
 async def _conform(adapter: BackendAdapter, args: argparse.Namespace, only: Sequence[str] | None) -> Report:

@@ -19,7 +19,7 @@ from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory import MemoryPolicy, memory_policy
-from orla_lg.core.policies import RequestPolicy, StagePolicy, policy
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
 from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
 from orla_lg.errors import OrlaClosed
@@ -209,8 +209,8 @@ class VirtualServing(Generic[R]):
         *,
         adapters: Mapping[str, BackendAdapter] | None = None,
         mapper: StageMapper | None = None,
-        stage_policy: str | StagePolicy = "fcfs",
-        request_policy: str | RequestPolicy = "fcfs",
+        stage_policy: StageChoice = DEFAULT_STAGE,
+        request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: str | MemoryPolicy = "default",
         keep_records: int = 1_000_000,
     ) -> None:
@@ -224,8 +224,8 @@ class VirtualServing(Generic[R]):
         self.serving = Serving(
             {backend: given.get(backend.name) or StillAdapter() for backend in engines},
             mapper=mapper,
-            stage_policy=policy(stage_policy),
-            request_policy=policy(request_policy),
+            stage_policy=stage_policy,
+            request_policy=request_policy,
             memory=memory_policy(memory),
             keep_records=keep_records,
             clock=self.clock,

@@ -1,0 +1,34 @@
+"""What an ``OrlaSaver`` tells the core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from orla_lg.core.record import CallEvent, Happening
+from orla_lg.graph.context import Core
+
+
+class Signals:
+    """What an ``OrlaSaver`` tells; nothing when orla_lg is disabled."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def thread_deleted(self, thread_id: str) -> None:
+        """Free what the thread kept in any cache."""
+        if not self._core.disabled:
+            self._core.serving.thread_deleted(thread_id)
+
+    def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
+        """Tell listeners which stages come next."""
+        records = self._core.serving.records
+        if records.heard and not self._core.disabled:
+            event = CallEvent(
+                Happening.STAGES_NEXT,
+                time.monotonic(),
+                thread_id or "",
+                stage=checkpoint_ns,
+                detail=", ".join(stages),
+            )
+            records.tell(event)
