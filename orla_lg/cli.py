@@ -12,6 +12,7 @@ from orla_lg.engines import commands as engine
 from orla_lg.errors import OrlaError
 from orla_lg.mappers import commands as mapper
 from orla_lg.testing import commands as conform
+from orla_lg.top import commands as live
 from orla_lg_sim import commands as sim
 
 DESCRIPTION = """\
@@ -25,6 +26,7 @@ start here:
   orla-lg engine up    that engine alone, to try your own graph against
   orla-lg check        what the backends in your orla.toml can do, and what would let them do more
   orla-lg explain last who decided where the newest call ran, and why
+  orla-lg top          a running process: who waits for what, whose cache lies where; pause, drain, resume
   orla-lg mapper fit   learn from labelled prompts which of them a light model answers as well
   orla-lg conform      does an engine's adapter keep its word
   orla-lg sim up       a simulated engine: a GPU's behaviour without one
@@ -41,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, check, explain, mapper, engine, sim, conform):
+    for module in (demo, check, explain, live, mapper, engine, sim, conform):
         module.register(commands)
     return top
 

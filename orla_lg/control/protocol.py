@@ -1,0 +1,122 @@
+"""What is said through the door: a line of JSON for each request, and a line or more for its answer.
+
+====================================================================  ========================================
+``{"do": "state"}``                                                   ``{"ok": true, "state": {…}}``
+``{"do": "watch", "interval_s": 1}``                                  the same again and again, until one hangs up
+``{"do": "pause", "backend": "heavy"}``                               ``{"ok": true}``; likewise ``resume``
+``{"do": "drain", "backend": "heavy", "timeout_s": 30}``              ``{"ok": true, "drained": true}``, later
+``{"do": "policy", "stage_policy": "edf", "request_policy": "sjf"}``  ``{"ok": true}``; on one ``backend``, or all
+``{"do": "limit", "backend": "heavy", "max_concurrency": 8}``         ``{"ok": true}``; likewise ``capacity``
+====================================================================  ========================================
+
+What cannot be done is answered with ``{"ok": false, "error": "…"}``, changes nothing, and the next line is read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from orla_lg.control.state import State
+from orla_lg.errors import ConfigError
+
+MAX_LINE_BYTES = 64 * 1024
+"""A request may be so long. Answers are longer: a state names up to a hundred calls for each backend."""
+
+MIN_INTERVAL_S = 0.1
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Look(_Said):
+    """Ask for the state."""
+
+    do: Literal["state"] = "state"
+
+
+class Watch(_Said):
+    """Ask for the state every ``interval_s`` seconds."""
+
+    do: Literal["watch"] = "watch"
+    interval_s: float = Field(1.0, ge=MIN_INTERVAL_S, le=3600)
+
+
+class Pause(_Said):
+    """Grant nothing more on a backend."""
+
+    do: Literal["pause"] = "pause"
+    backend: str
+
+
+class Resume(_Said):
+    """Let calls go there again."""
+
+    do: Literal["resume"] = "resume"
+    backend: str
+
+
+class Drain(_Said):
+    """Pause, and answer when nothing is in flight there, or ``timeout_s`` seconds have passed."""
+
+    do: Literal["drain"] = "drain"
+    backend: str
+    timeout_s: float | None = Field(None, ge=0)
+
+
+class Policy(_Said):
+    """Order by other policies; named ones only, since an object does not go through a socket."""
+
+    do: Literal["policy"] = "policy"
+    stage_policy: str | dict[str, str] | None = None
+    request_policy: str | dict[str, str] | None = None
+    backend: str | None = None
+
+
+class Limit(_Said):
+    """Set other limits; a limit that is left out stays as it is."""
+
+    do: Literal["limit"] = "limit"
+    backend: str
+    max_concurrency: PositiveInt | None = None
+    """``null``: as the engine bounds it."""
+    capacity: NonNegativeInt = 0
+
+
+Request = Look | Watch | Pause | Resume | Drain | Policy | Limit
+
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
+
+
+class Answer(BaseModel):
+    """What comes back."""
+
+    ok: bool
+    error: str | None = None
+    drained: bool | None = None
+    state: State | None = None
+
+
+def parse(line: bytes) -> Request:
+    """Read a request.
+
+    Raises:
+        ConfigError: It is none; saying what was wrong in it.
+    """
+    try:
+        return _REQUEST.validate_json(line)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise ConfigError(f"no such request: {where + ': ' if where else ''}{fault['msg']}") from None
+
+
+def encode(said: Request | Answer) -> bytes:
+    """Return a request or an answer as a line; what was not set is left out."""
+    line = said.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(said, Answer):
+        line["do"] = said.do
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

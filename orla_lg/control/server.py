@@ -1,0 +1,198 @@
+"""The door's inner side: a Unix socket that only its user may open, served on Orla's background thread.
+
+The core does not know of it and never waits for it: a client that stalls, dies or talks nonsense costs one small task
+on the background loop, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+from orla_lg.control import protocol
+from orla_lg.control.protocol import MAX_LINE_BYTES, Answer, Request
+from orla_lg.control.state import state
+from orla_lg.core.effects import adrive
+from orla_lg.core.serving import Serving
+from orla_lg.core.steering import KEEP, Steering
+from orla_lg.errors import ConfigError, OrlaClosed, OrlaError
+
+log = logging.getLogger("orla_lg")
+
+MAX_CLIENTS = 16
+IDLE_S = 60.0
+"""A client that asks nothing for so long is hung up on."""
+
+STALL_S = 5.0
+"""A client that does not read its answer for so long is hung up on."""
+
+CLOSE_PATIENCE_S = 1.0
+
+
+def open_door(path: Path, serving: Serving, steering: Steering) -> Door | None:
+    """Open a door at *path*; ``None`` if another process has one there, which is logged.
+
+    Several processes may share a configuration (workers of a web server); the first that comes has the door.
+
+    Raises:
+        ConfigError: There can be no door: the folder is missing or somebody else's, a file is in the way, the path
+            is too long, or the platform has no Unix sockets.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError(f"control: {path}: this platform has no Unix sockets; leave control out")
+    _check_folder(path)
+    if _is_in_use(path):
+        log.warning("control: another process is served at %s; this one (pid %d) has no door", path, os.getpid())
+        return None
+    return Door(path, _listen(path), serving, steering)
+
+
+def _check_folder(path: Path) -> None:
+    folder = path.absolute().parent
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"control: {path}: the folder {folder} cannot be used ({error.strerror})") from error
+    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"control: {path}: others may write to the folder {folder}; name a file in a folder of your own, "
+            f"such as {Path.home() / '.cache'}"
+        )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether somebody answers at *path*; a socket that a dead process left is removed."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"control: {path}: there is a file that is no socket; name another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(STALL_S)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return False
+        except OSError:  # alive but busy, or not ours to reach
+            return True
+    return True
+
+
+def _listen(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(str(path))
+        path.chmod(0o600)  # before anybody can connect
+        listening.listen(MAX_CLIENTS)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"control: {path}: no socket can be made there ({error.strerror or error})") from error
+    return listening
+
+
+class Door:
+    """An open door; closed with its ``Orla``."""
+
+    def __init__(self, path: Path, listening: socket.socket, serving: Serving, steering: Steering) -> None:
+        self.path = path
+        self._serving = serving
+        self._steering = steering
+        self._listening = listening
+        self._inode, self._pid = path.stat().st_ino, os.getpid()
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+        serving.background.submit(self._open())
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listening, limit=MAX_LINE_BYTES)
+
+    def close(self) -> None:
+        """Hang up, and remove the socket. Idempotent; in a forked child it only lets go of its copy."""
+        if os.getpid() != self._pid:
+            self._listening.close()
+            return
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_ino == self._inode:  # another process may have put its own there since
+                self.path.unlink()
+        with contextlib.suppress(OrlaClosed, TimeoutError, CancelledError):
+            self._serving.background.submit(self._shut()).result(CLOSE_PATIENCE_S)
+
+    async def _shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._clients:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk to one client until it hangs up, stalls, or has nothing to say."""
+        self._clients.add(writer)
+        try:
+            if len(self._clients) > MAX_CLIENTS:
+                await self._send(writer, Answer(ok=False, error=f"{MAX_CLIENTS} clients are being served already"))
+            else:
+                await self._talk(reader, writer)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            # Cancelled by the end of the loop: the task ends here either way, and asyncio would log it as an error.
+            writer.transport.abort()  # what was not read yet will not be
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    line = await reader.readline()
+            except ValueError:  # where the next request begins is not known then
+                await self._send(writer, Answer(ok=False, error=f"a request is longer than {MAX_LINE_BYTES} bytes"))
+                return
+            if not line:
+                return
+            async with contextlib.aclosing(self._answers(line)) as answers:
+                async for answer in answers:
+                    await self._send(writer, answer)
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        writer.write(protocol.encode(answer))
+        async with asyncio.timeout(STALL_S):
+            await writer.drain()
+
+    async def _answers(self, line: bytes) -> AsyncGenerator[Answer]:
+        try:
+            request = protocol.parse(line)
+            if isinstance(request, protocol.Watch):
+                while True:
+                    yield Answer(ok=True, state=state(self._serving))
+                    await asyncio.sleep(request.interval_s)
+            yield await self._done(request)
+        except OrlaError as error:
+            yield Answer(ok=False, error=str(error))
+
+    async def _done(self, request: Request) -> Answer:
+        """Do what is asked for; what cannot be done raises an ``OrlaError``."""
+        steering = self._steering
+        match request:
+            case protocol.Pause(backend=backend):
+                steering.pause(backend)
+            case protocol.Resume(backend=backend):
+                steering.resume(backend)
+            case protocol.Drain(backend=backend, timeout_s=timeout_s):
+                return Answer(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
+            case protocol.Policy():
+                steering.set_policy(request.stage_policy, request.request_policy, request.backend)
+            case protocol.Limit(backend=backend):
+                given = request.model_fields_set
+                bound = request.max_concurrency if "max_concurrency" in given else KEEP
+                steering.set_limit(backend, bound, request.capacity if "capacity" in given else KEEP)
+            case _:
+                return Answer(ok=True, state=state(self._serving))
+        return Answer(ok=True)

@@ -1,0 +1,160 @@
+"""What a running process shows of itself: statistics and a little more, small enough to be sent every second."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orla_lg.core.breaker import Circuit
+from orla_lg.core.costs import Spent
+from orla_lg.core.desk import BackendStatistics
+from orla_lg.core.policies import Policies, name_of
+from orla_lg.core.serving import Serving
+from orla_lg.core.waiting import Waiting
+from orla_lg.core.workflow import WorkflowBook
+
+SHOWN = 100
+"""Of the workflows that hold cache on a backend, so many are shown: those that hold most."""
+
+
+class Activity(StrEnum):
+    """What a workflow that holds cache does now."""
+
+    GENERATING = "generating"
+    """A call of it is under way there, or waits."""
+    TOOL = "tool"
+    """It runs, without a call there: a tool, its own code, a call elsewhere."""
+    HUMAN = "human"
+    """It was interrupted and waits for somebody's answer."""
+    IDLE = "idle"
+    """No run of it is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A workflow that is believed to hold KV cache on a backend."""
+
+    workflow: str
+    tokens: int
+    state: Activity
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """A backend's KV cache, as we believe it to be; in tokens."""
+
+    capacity_tokens: int | None = None
+    """``None`` where the engine does not say."""
+    promised_tokens: int = 0
+    """Of calls under way, beyond what is resident."""
+    resident_tokens: int = 0
+    holders: int = 0
+    workflows: tuple[Holder, ...] = ()
+    """Who holds most; at most ``SHOWN``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """A backend at one moment."""
+
+    engine: str
+    reachable: bool | None
+    circuit: Circuit
+    paused: bool
+    in_flight: int
+    max_concurrency: int | None
+    waiting: int
+    capacity: int
+    waiting_by_stage: Mapping[str, int]
+    stage_policy: str
+    request_policies: Mapping[str, str]
+    """By stage; ``"*"`` is any other."""
+    spent: Spent
+    """By its calls since the start; rates are differences of these."""
+    kv: Occupancy
+    waits: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A process at one moment."""
+
+    pid: int
+    at_s: float
+    """Monotonic seconds, to be compared with another state of the same process."""
+    calls: int
+    """Ended since the start."""
+    runs: int
+    """Open now."""
+    idle: int
+    """Threads without an open run."""
+    backends: Mapping[str, BackendState] = field(default_factory=dict)
+
+
+def state(serving: Serving) -> State:
+    """Return the state of a core."""
+    now = serving.statistics()
+    return State(
+        pid=os.getpid(),
+        at_s=serving.clock(),
+        calls=now.calls,
+        runs=now.workflows.runs,
+        idle=now.workflows.idle,
+        backends={
+            name: _backend(serving, name, each, now.costs.backends.get(name, Spent()))
+            for name, each in now.backends.items()
+        },
+    )
+
+
+def _backend(serving: Serving, name: str, now: BackendStatistics, spent: Spent) -> BackendState:
+    desk, queue = serving.desks[name], now.queue
+    policies = desk.queue.policies
+    return BackendState(
+        engine=desk.backend.engine,
+        reachable=now.reachable,
+        circuit=now.circuit,
+        paused=queue.paused,
+        in_flight=queue.in_flight,
+        max_concurrency=queue.max_concurrency,
+        waiting=queue.waiting,
+        capacity=queue.capacity,
+        waiting_by_stage=queue.waiting_by_stage,
+        stage_policy=name_of(policies.stage),
+        request_policies=_requests(policies),
+        spent=spent,
+        kv=occupancy(serving, name, now),
+        waits=now.waiting,
+    )
+
+
+def _requests(policies: Policies) -> dict[str, str]:
+    return {stage: name_of(policy) for stage, policy in policies.requests.items()}
+
+
+def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
+    """Return how full a backend's KV cache is: by admission's account, else by what the ledger knows."""
+    if (admission := now.admission) is not None:
+        held = [Holder(each.workflow, each.tokens, Activity(each.doing)) for each in admission.workflows]
+        capacity, resident, promised = admission.limit_tokens, admission.wanted_tokens, admission.growth_tokens
+    else:
+        desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
+        with desk.lock:
+            tokens = Counter(desk.ledger.resident)
+            for slot in desk.ledger.slots.slots if desk.ledger.slots is not None else ():
+                if slot.owner is not None:
+                    tokens[slot.owner] += slot.tokens
+        held = [Holder(workflow, size, _activity(book, workflow, name)) for workflow, size in tokens.items()]
+        capacity, promised, resident = probe.kv_tokens if probe is not None else None, 0, tokens.total()
+    most = heapq.nlargest(SHOWN, held, key=lambda each: each.tokens)
+    return Occupancy(capacity, promised, resident, len(held), tuple(most))
+
+
+def _activity(book: WorkflowBook, workflow: str, backend: str) -> Activity:
+    if book.calls_open(workflow, backend):
+        return Activity.GENERATING
+    return Activity.TOOL if book.is_running(workflow) else Activity.IDLE

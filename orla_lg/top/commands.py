@@ -1,0 +1,243 @@
+"""``orla-lg top``, ``pause``, ``drain``, ``resume`` and ``set``: look into a running process, and steer it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable
+
+from orla_lg import config
+from orla_lg.control import protocol
+from orla_lg.control.client import OPENING, Client
+from orla_lg.control.state import State
+from orla_lg.errors import ConfigError
+
+TOP_EXAMPLES = f"""\
+{OPENING}
+examples:
+  orla-lg top                           the process of the nearest orla.toml, or of ORLA_CONTROL
+  orla-lg top --control orla.sock       another one
+  orla-lg top --once                    print what is there now, and leave
+  orla-lg top --once --json | jq '.backends.heavy.waits[0]'
+
+what it shows:
+  backends    state (open, paused, circuit, gone), calls in flight of those allowed, calls that wait (by
+              stage below), calls and answered tokens per second over the last ten seconds, the part of
+              the prompts that was cached, and how full the KV cache is believed to be
+  waiting     who waits, whoever goes first first, and for what: a place, a cache slot, its cache to fit,
+              its prefix, a paused backend, a circuit
+  resident    whose KV cache lies where, and whether that workflow generates, runs a tool, waits for a
+              human, or is idle
+
+Ctrl-C leaves.
+"""
+
+STEER_EXAMPLES = """\
+examples:
+  orla-lg drain heavy --timeout 60    pause, and wait until nothing is in flight; then restart the engine
+  orla-lg pause heavy                 no more calls go there; those in flight go on, others wait
+  orla-lg resume heavy                those that waited go, in order
+  orla-lg set limit heavy --max-concurrency 8
+  orla-lg set policy --stage-policy edf
+
+Nothing that waits is lost by any of these. Where a mapping is load-aware, calls go to their alternatives
+meanwhile. A change lasts as long as the process.
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the command line."""
+    _register_top(subparsers)
+    _backend_command(subparsers, "pause", "let no more calls go to a backend of a running process", _pause)
+    drain = _backend_command(
+        subparsers, "drain", "pause a backend, and wait until nothing is in flight there", _drain
+    )
+    drain.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="wait so many seconds at most (default: as long as it takes)"
+    )
+    _backend_command(subparsers, "resume", "let calls go to a backend again", _resume)
+    _register_set(subparsers)
+
+
+def _register_top(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "watch a running process: its queues, who waits for what, whose cache lies where"
+    parser = _parser(subparsers, "top", what, TOP_EXAMPLES)
+    parser.add_argument("--once", action="store_true", help="print what is there now, and leave; no rates then")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each look")
+    parser.add_argument(
+        "--interval",
+        type=_interval,
+        default=1.0,
+        metavar="S",
+        help="seconds from look to look (default: %(default)s)",
+    )
+    parser.set_defaults(run=top)
+
+
+def _register_set(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    setting = subparsers.add_parser(
+        "set", help="change a policy or a limit of a running process", epilog=STEER_EXAMPLES,
+        description="Change a policy or a limit of a running process.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    which = setting.add_subparsers(title="what", metavar="WHAT", required=True)
+    policy = _parser(which, "policy", "order calls by other policies, those that wait as well", STEER_EXAMPLES)
+    policy.add_argument("--stage-policy", metavar="NAME", help="which stage's sub-queue goes next")
+    policy.add_argument("--request-policy", metavar="NAME", help="which call inside a sub-queue goes next")
+    policy.add_argument("--backend", metavar="NAME", help="on this backend only (default: on all)")
+    policy.set_defaults(run=_set_policy)
+    limit = _backend_command(which, "limit", "bound a backend's calls in flight, or those that may wait", _set_limit)
+    limit.add_argument("--max-concurrency", metavar="N", help="calls in flight; 'none': as the engine bounds them")
+    limit.add_argument("--capacity", metavar="N", help="calls that may wait")
+
+
+def _backend_command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    what: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = _parser(subparsers, name, what, STEER_EXAMPLES)
+    parser.add_argument("backend", metavar="BACKEND", help="its name, as in orla.toml")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _parser(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--control", metavar="PATH", help="the process's socket (default: ORLA_CONTROL, else what orla.toml names)"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _interval(text: str) -> float:
+    return max(protocol.MIN_INTERVAL_S, _seconds(text))
+
+
+def _client(args: argparse.Namespace) -> Client:
+    """Return a connection to the process that is meant."""
+    path = config.control(args.control)
+    if path is None:
+        settings = config.find()
+        path = settings.control or None
+        if path is None:
+            raise ConfigError(f"{settings.source} names no control socket\n\n{OPENING}")
+    return Client(path)
+
+
+# Looking
+
+
+def top(args: argparse.Namespace) -> int:
+    """Show a running process until it ends or Ctrl-C comes."""
+    if not args.json and importlib.util.find_spec("rich") is None:
+        raise ConfigError("top draws with rich, which is not installed: pip install 'orla-lg[top]', or give --json")
+    try:
+        with _client(args) as client:
+            states = iter([client.state()]) if args.once else client.watch(args.interval)
+            _show(states, args)
+    except KeyboardInterrupt:  # the way to leave it
+        return 0
+    if not args.once:
+        print("the process has ended", file=sys.stderr)
+    return 0
+
+
+def _show(states: Iterable[State], args: argparse.Namespace) -> None:
+    if args.json:
+        for state in states:
+            print(json.dumps(dataclasses.asdict(state)), flush=True)
+        return
+    from orla_lg.top import view
+
+    if args.once:
+        view.print_once(states)
+    else:
+        view.live(states)
+
+
+# Steering
+
+
+def _pause(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        client.ask(protocol.Pause(backend=args.backend))
+        queue = client.state().backends[args.backend]
+    print(f"{args.backend} is paused: {queue.in_flight} in flight go on, {queue.waiting} wait")
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        client.ask(protocol.Resume(backend=args.backend))
+        queue = client.state().backends[args.backend]
+    print(f"{args.backend} goes on: {queue.in_flight} in flight, {queue.waiting} wait")
+    return 0
+
+
+def _drain(args: argparse.Namespace) -> int:
+    """Drain; exit status 1 if calls are still in flight when the time is up."""
+    with _client(args) as client:
+        answer = client.ask(protocol.Drain(backend=args.backend, timeout_s=args.timeout), extra_s=args.timeout)
+        queue = client.state().backends[args.backend]
+    if answer.drained:
+        print(f"{args.backend} is drained: nothing is in flight, {queue.waiting} wait; `orla-lg resume` lets them go")
+        return 0
+    state = "stays paused" if queue.paused else "was resumed"
+    print(f"{args.backend} {state}: {queue.in_flight} still in flight, {queue.waiting} wait")
+    return 1
+
+
+def _set_policy(args: argparse.Namespace) -> int:
+    asked = protocol.Policy(stage_policy=args.stage_policy, request_policy=args.request_policy, backend=args.backend)
+    with _client(args) as client:
+        client.ask(asked)
+        backends = client.state().backends
+    for name in backends if args.backend is None else [args.backend]:
+        now = backends[name]
+        requests = ", ".join(f"{policy} ({stage})" for stage, policy in now.request_policies.items())
+        print(f"{name}: stages by {now.stage_policy}, requests by {requests}; {now.waiting} wait")
+    return 0
+
+
+def _set_limit(args: argparse.Namespace) -> int:
+    given: dict[str, int | None] = {}
+    if args.max_concurrency is not None:
+        given["max_concurrency"] = (
+            None if args.max_concurrency == "none" else _whole(args.max_concurrency, "--max-concurrency", 1)
+        )
+    if args.capacity is not None:
+        given["capacity"] = _whole(args.capacity, "--capacity", 0)
+    with _client(args) as client:
+        client.ask(protocol.Limit.model_validate({"backend": args.backend, **given}))
+        now = client.state().backends[args.backend]
+    bound = "as many as come" if now.max_concurrency is None else now.max_concurrency
+    print(
+        f"{args.backend}: {bound} in flight at most ({now.in_flight} now), {now.capacity} may wait ({now.waiting} do)"
+    )
+    return 0
+
+
+def _whole(text: str, option: str, least: int) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise ConfigError(f"{option}: {text!r} is not a whole number of {least} or more")
+    return int(text)

@@ -1,0 +1,247 @@
+"""What ``orla-lg top`` draws: a line for each backend and its queue, who waits for what, whose cache lies where."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orla_lg.control.state import Activity, BackendState, Occupancy, State
+from orla_lg.core.breaker import Circuit
+from orla_lg.core.waiting import Waiting, WaitsFor
+
+RATE_WINDOW_S = 10.0
+"""Rates are means over so long."""
+
+BAR = 12
+PIPE_WIDTH = 120
+"""Columns where there is no terminal to ask."""
+
+ALL_ROWS = 1_000
+
+PICTURE_WIDTH = 132
+
+_STATE_STYLES = {
+    "open": "green",
+    "paused": "bold yellow",
+    "drained": "bold yellow",
+    "gone": "bold red",
+    "?": "bright_black",
+}
+_ACTIVITY_STYLES = {
+    Activity.GENERATING: "bright_cyan",
+    Activity.TOOL: "magenta",
+    Activity.HUMAN: "yellow",
+    Activity.IDLE: "bright_black",
+}
+_WAITS = {
+    WaitsFor.PLACE: "a place",
+    WaitsFor.SLOT: "a cache slot",
+    WaitsFor.CACHE: "its cache to fit (needs {tokens} tokens)",
+    WaitsFor.PREFIX: "its prefix (another branch prefills it)",
+    WaitsFor.PAUSED: "paused",
+    WaitsFor.CIRCUIT: "circuit (another call tries the engine)",
+}
+
+
+class History:
+    """The states of the last seconds; what grew between them is a rate."""
+
+    def __init__(self) -> None:
+        self._states: deque[State] = deque()
+
+    def add(self, state: State) -> None:
+        """Take in a state, and forget those that are too old."""
+        self._states.append(state)
+        while len(self._states) > 2 and state.at_s - self._states[1].at_s >= RATE_WINDOW_S:
+            self._states.popleft()
+
+    def rates(self, backend: str) -> tuple[float, float] | None:
+        """Return ended calls and answered tokens per second; ``None`` while there is one state only."""
+        first, last = self._states[0], self._states[-1]
+        if backend not in first.backends or last.at_s <= first.at_s:
+            return None
+        before, after, seconds = first.backends[backend].spent, last.backends[backend].spent, last.at_s - first.at_s
+        tokens = after.completion_tokens - before.completion_tokens
+        return (after.calls - before.calls) / seconds, tokens / seconds
+
+
+def frame(state: State, history: History, *, rows: int) -> RenderableType:
+    """Return the whole view; the two lists have *rows* rows together at most."""
+    title = Text("orla-lg top", style="bold", no_wrap=True, overflow="ellipsis")
+    title.append(f"   process {state.pid}   {state.runs} runs open, {state.idle} threads idle", "bright_black")
+    title.append(f"   {state.calls} calls ended", "bright_black")
+    waits = [(name, each) for name, backend in state.backends.items() for each in backend.waits]
+    waiting = sum(backend.waiting for backend in state.backends.values())
+    for_waits = min(len(waits), max(rows // 2, rows - sum(len(b.kv.workflows) for b in state.backends.values())))
+    blank = Text("")
+    return Group(
+        title, blank, _backends(state, history), blank,
+        _waits(waits[:for_waits], waiting), blank, _resident(state, rows - for_waits),
+    )  # fmt: skip
+
+
+# Backends
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black", expand=False)
+    for heading in headings:
+        right = heading in ("in flight", "waiting", "calls/s", "tok/s", "cached", "priority", "waited", "tokens")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _backends(state: State, history: History) -> Table:
+    table = _table(
+        "backend",
+        "engine",
+        "state",
+        "in flight",
+        "waiting",
+        "calls/s",
+        "tok/s",
+        "cached",
+        "KV cache",
+        "queue by stage",
+    )
+    for name, backend in state.backends.items():
+        rates = history.rates(name)
+        calls, tokens = ("–", "–") if rates is None else (f"{rates[0]:.1f}", f"{rates[1]:.0f}")
+        said = condition(backend)
+        table.add_row(
+            Text(name, style="bold"),
+            backend.engine,
+            Text(said, style=_STATE_STYLES.get(said, "bold red")),
+            f"{backend.in_flight}/{backend.max_concurrency or '∞'}",
+            Text(str(backend.waiting), style="yellow" if backend.waiting else "bright_black"),
+            calls,
+            tokens,
+            _cached(backend),
+            _kv(backend.kv),
+            _stages(backend),
+        )
+    return table
+
+
+def condition(backend: BackendState) -> str:
+    """Return a backend's state in a word or two."""
+    if backend.paused:
+        return "paused" if backend.in_flight else "drained"
+    if backend.circuit is not Circuit.CLOSED:
+        return f"circuit {backend.circuit}"
+    return {True: "open", False: "gone", None: "?"}[backend.reachable]
+
+
+def _cached(backend: BackendState) -> str:
+    prompt = backend.spent.prompt_tokens
+    return f"{100 * backend.spent.cached_tokens / prompt:.0f} %" if prompt else "–"
+
+
+def _kv(kv: Occupancy) -> Text:
+    if not kv.capacity_tokens:
+        return Text(short(kv.resident_tokens) + " tokens", style="bright_black")
+    part = (kv.resident_tokens + kv.promised_tokens) / kv.capacity_tokens
+    filled = min(BAR, round(BAR * part))
+    text = Text("█" * filled, style="green" if part < 0.9 else "yellow")
+    text.append("░" * (BAR - filled), "bright_black")
+    return text.append(f" {short(kv.resident_tokens)} of {short(kv.capacity_tokens)}", "default")
+
+
+def _stages(backend: BackendState) -> str:
+    most = sorted(backend.waiting_by_stage.items(), key=lambda each: -each[1])
+    return " · ".join(f"{stage or '(no graph)'} {count}" for stage, count in most[:6]) + (
+        " …" if len(most) > 6 else ""
+    )
+
+
+def short(tokens: int) -> str:
+    """Return a count of tokens in five characters or so."""
+    if tokens < 10_000:
+        return str(tokens)
+    return f"{tokens / 1e3:.0f}k" if tokens < 10_000_000 else f"{tokens / 1e6:.0f}M"
+
+
+# Who waits, and whose cache is where
+
+
+def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
+    if not waiting:
+        return Text("nobody waits", style="bright_black")
+    table = _table("waiting", "backend", "workflow", "stage", "priority", "waited", "for")
+    table.columns[0].justify = "right"
+    for nth, (backend, each) in enumerate(waits, start=1):
+        table.add_row(
+            str(nth), backend, _ellipsis(each.workflow), each.stage or "(no graph)", f"{each.priority:g}",
+            f"{each.waited_s:.1f} s", waits_for(each),
+        )  # fmt: skip
+    return Group(table, *_more(waiting - len(waits), "wait"))
+
+
+def waits_for(each: Waiting) -> str:
+    """Return in words what a call waits for."""
+    return _WAITS[each.waits_for].format(tokens=each.expected_tokens)
+
+
+def _resident(state: State, rows: int) -> RenderableType:
+    held = [(name, each) for name, backend in state.backends.items() for each in backend.kv.workflows]
+    activities = list(Activity)  # the busy ones first
+    held.sort(key=lambda each: (activities.index(each[1].state), -each[1].tokens, each[1].workflow))
+    if not held:
+        return Text("no workflow is known to hold KV cache", style="bright_black")
+    table = _table("resident", "backend", "tokens", "state")
+    for backend, each in held[:rows]:
+        table.add_row(
+            _ellipsis(each.workflow),
+            backend,
+            short(each.tokens),
+            Text(each.state, style=_ACTIVITY_STYLES[each.state]),
+        )
+    holders = sum(backend.kv.holders for backend in state.backends.values())
+    return Group(table, *_more(holders - min(len(held), rows), "hold cache"))
+
+
+def _ellipsis(workflow: str) -> str:
+    return workflow if len(workflow) <= 24 else f"{workflow[:23]}…"
+
+
+def _more(count: int, what: str) -> list[Text]:
+    return [Text(f"and {count} more {what}", style="bright_black")] if count > 0 else []
+
+
+# On a terminal, and once
+
+
+def print_once(states: Iterable[State]) -> None:
+    """Print each state, one below the other, with all that was sent."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
+    for state in states:
+        history = History()
+        history.add(state)
+        console.print(frame(state, history, rows=ALL_ROWS))
+
+
+def live(states: Iterable[State]) -> None:
+    """Draw each state over the one before; the terminal is as it was afterwards."""
+    console, history = Console(highlight=False, markup=False), History()
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as shown:
+        for state in states:
+            history.add(state)
+            rows = max(4, console.height - len(state.backends) - 10)
+            shown.update(frame(state, history, rows=rows), refresh=True)
+
+
+def save_svg(drawn: RenderableType, path: Path) -> None:
+    """Write a picture of a view, without reference to fonts elsewhere."""
+    console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
+    console.print(drawn, markup=False)
+    picture = console.export_svg(title="orla-lg top")
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")

@@ -1,0 +1,368 @@
+"""The door of a process, from both sides: what is said through it, and what nobody can do to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orla_lg import Backend, ChatOrla, ConfigError, MappingError, Orla
+from orla_lg.control import protocol, server
+from orla_lg.control.client import Client
+from orla_lg.core.waiting import WaitsFor
+from tests.conftest import BACKEND_KEY, at
+from tests.stub_engine import Gate, Reply, StubEngine
+
+MakeOrla = Callable[..., Orla]
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "orla.sock"
+
+
+@pytest.fixture
+def watched(engine: StubEngine, make_orla: MakeOrla, path: Path) -> Orla:
+    return make_orla(at(engine, max_concurrency=1), control=path)
+
+
+@pytest.fixture
+def raw(watched: Orla, path: Path) -> Iterator[socket.socket]:
+    """A client that says what it likes."""
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(PATIENCE_S)
+        connected.connect(str(path))
+        yield connected
+
+
+def answers(connected: socket.socket, count: int = 1) -> list[dict[str, Any]]:
+    read = b""
+    while read.count(b"\n") < count and (more := connected.recv(65536)):
+        read += more
+    return [json.loads(line) for line in read.splitlines()]
+
+
+def ask(connected: socket.socket, **said: Any) -> dict[str, Any]:
+    connected.sendall(json.dumps(said).encode() + b"\n")
+    (answer,) = answers(connected)
+    return answer
+
+
+# What is said
+
+
+def test_what_is_asked_for_is_done(watched: Orla, raw: socket.socket) -> None:
+    desk = watched.core.serving.desks["main"]
+    assert ask(raw, do="pause", backend="main") == {"ok": True} and desk.queue.paused
+    assert ask(raw, do="resume", backend="main") == {"ok": True} and not desk.queue.paused
+    assert ask(raw, do="drain", backend="main", timeout_s=0) == {"ok": True, "drained": True} and desk.queue.paused
+    assert ask(raw, do="limit", backend="main", max_concurrency=7) == {"ok": True}
+    assert (desk.queue.max_concurrency, desk.queue.capacity) == (7, 10_000), "what is left out stays"
+    assert ask(raw, do="limit", backend="main", max_concurrency=None, capacity=3) == {"ok": True}
+    assert (desk.queue.max_concurrency, desk.queue.capacity) == (None, 3)
+    assert ask(raw, do="policy", stage_policy={"main": "edf"}, request_policy="sjf") == {"ok": True}
+    told = ask(raw, do="state")["state"]["backends"]["main"]
+    assert (told["stage_policy"], told["request_policies"], told["paused"]) == ("edf", {"*": "sjf"}, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"", "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[1, 2]", "should be an object"),
+        (b"{}", "discriminator 'do'"),
+        (b'{"do": "shutdown"}', "'shutdown'"),
+        (b'{"do": "pause"}', "pause.backend: Field required"),
+        (b'{"do": "pause", "backend": 3}', "pause.backend"),
+        (b'{"do": "pause", "backend": "main", "extra": 1}', "pause.extra"),
+        (b'{"do": "pause", "backend": "mani"}', "unknown backend 'mani'; did you mean 'main'"),
+        (b'{"do": "drain", "backend": "main", "timeout_s": -1}', "drain.timeout_s"),
+        (b'{"do": "drain", "backend": "main", "timeout_s": NaN}', "drain.timeout_s"),
+        (b'{"do": "limit", "backend": "main", "max_concurrency": 0}', "limit.max_concurrency"),
+        (b'{"do": "limit", "backend": "main", "max_concurrency": "3"}', "limit.max_concurrency"),
+        (b'{"do": "limit", "backend": "main"}', "nothing to change"),
+        (b'{"do": "policy"}', "nothing to change"),
+        (b'{"do": "policy", "stage_policy": "edff"}', "did you mean 'edf'"),
+        (b'{"do": "policy", "stage_policy": ["edf"]}', "policy.stage_policy"),
+        (b'{"do": "watch", "interval_s": 0}', "watch.interval_s"),
+        (b"[" * 5_000, "Invalid JSON"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_harms_nothing(
+    watched: Orla, raw: socket.socket, line: bytes, said: str
+) -> None:
+    raw.sendall(line + b"\n")
+    (refused,) = answers(raw)
+    assert refused["ok"] is False and said in refused["error"]
+    queue = watched.statistics().backends["main"].queue
+    assert (queue.paused, queue.max_concurrency, queue.capacity) == (False, 1, 10_000)
+    assert ask(raw, do="state")["ok"], "and the next line is read"
+
+
+def test_a_request_beyond_all_measure_ends_the_talk(watched: Orla, raw: socket.socket, path: Path) -> None:
+    raw.sendall(b"x" * (protocol.MAX_LINE_BYTES + 1) + b"\n")
+    (refused,) = answers(raw)
+    assert "longer than 65536 bytes" in refused["error"]
+    with Client(path) as another:
+        assert another.state().calls == 0
+
+
+def test_several_requests_at_once_are_answered_in_order(raw: socket.socket) -> None:
+    raw.sendall(b'{"do": "pause", "backend": "main"}\nnonsense\n{"do": "state"}\n')
+    first, second, third = answers(raw, 3)
+    assert (first["ok"], second["ok"], third["state"]["backends"]["main"]["paused"]) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        protocol.Look(), protocol.Watch(interval_s=2), protocol.Pause(backend="b"), protocol.Resume(backend="b"),
+        protocol.Drain(backend="b", timeout_s=3), protocol.Policy(request_policy={"x": "edf"}),
+        protocol.Limit(backend="b", max_concurrency=None), protocol.Limit(backend="b", capacity=0),
+    ],
+    ids=lambda request: request.do,
+)  # fmt: skip
+def test_a_request_comes_through_as_it_was_meant(request_: Any) -> None:
+    read = protocol.parse(protocol.encode(request_))
+    assert read == request_ and read.model_fields_set >= request_.model_fields_set - {"do"}
+    assert ("capacity" in read.model_fields_set) == ("capacity" in request_.model_fields_set), "left out is not 0"
+
+
+# What is seen
+
+
+def test_the_state_says_who_waits_and_nothing_of_what_they_say(engine: StubEngine, watched: Orla, path: Path) -> None:
+    gate, secret = Gate(), "an unlikely prompt"
+    engine.rule = lambda seen: Reply(gate=gate)
+    llm = ChatOrla(orla=watched, model="main", api_key="key-in-the-code")
+    with ThreadPoolExecutor(3) as pool, Client(path) as client:
+        calls = [pool.submit(llm.invoke, secret) for _ in range(3)]
+        engine.wait(lambda e: e.in_flight == 1)
+        deadline = time.monotonic() + PATIENCE_S
+        while (now := client.state()).backends["main"].waiting < 2:
+            assert time.monotonic() < deadline
+        main = now.backends["main"]
+        assert (main.in_flight, main.max_concurrency, main.engine) == (1, 1, "openai")
+        assert [each.waits_for for each in main.waits] == [WaitsFor.PLACE] * 2
+        assert all(each.waited_s >= 0 and each.workflow.startswith("call-") for each in main.waits)
+        said = json.dumps(ask_raw(path, b'{"do": "state"}\n'))
+        for word in (secret, BACKEND_KEY, "key-in-the-code", engine.url):
+            assert word not in said
+        gate.open()
+        for call in calls:
+            call.result(PATIENCE_S)
+        assert client.state().backends["main"].spent.calls == 3
+
+
+def ask_raw(path: Path, line: bytes) -> list[dict[str, Any]]:
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.connect(str(path))
+        connected.sendall(line)
+        return answers(connected)
+
+
+def test_a_watcher_sees_what_changes_until_the_end(
+    watched: Orla, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(path) as client:
+        seen = client.watch(0.1)
+        assert not next(seen).backends["main"].paused
+        watched.pause("main")
+        next(seen)
+        assert next(seen).backends["main"].paused
+        watched.close()
+        assert len(list(seen)) <= 1, "the process hung up"
+    assert not caplog.records, "and nothing broke in it"
+
+
+# Clients that are no good
+
+
+def test_clients_that_die_or_say_half_leave_nothing_behind(watched: Orla, path: Path) -> None:
+    for said in (
+        b"",
+        b'{"do": "sta',
+        b'{"do": "watch", "interval_s": 0.1}\n',
+        b'{"do": "drain", "backend": "main"}\n',
+    ):
+        with socket.socket(socket.AF_UNIX) as dying:
+            dying.connect(str(path))
+            dying.sendall(said)
+    door = watched._door
+    assert door is not None
+    deadline = time.monotonic() + PATIENCE_S
+    while door._clients:
+        assert time.monotonic() < deadline, "a dead client is still served"
+        time.sleep(0.02)
+
+
+def test_a_client_that_reads_nothing_stalls_nobody(
+    engine: StubEngine, watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STALL_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as stalling:
+        stalling.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        stalling.connect(str(path))
+        stalling.sendall(b'{"do": "state"}\n' * 4_000)
+        door = watched._door
+        assert door is not None
+        deadline = time.monotonic() + PATIENCE_S
+        while not door._clients:
+            time.sleep(0.01)
+        while door._clients:
+            assert time.monotonic() < deadline, "it was never hung up on"
+            began = time.monotonic()
+            ChatOrla(orla=watched, model="main").invoke("hello")
+            assert time.monotonic() - began < 5.0
+            with Client(path) as another:
+                another.state()
+
+
+def test_more_clients_than_are_served_are_told_so(watched: Orla, path: Path) -> None:
+    watching = [Client(path) for _ in range(server.MAX_CLIENTS)]
+    try:
+        for client in watching:
+            client.state()
+        with Client(path) as one_more, pytest.raises(ConfigError, match="16 clients are being served already"):
+            one_more.state()
+    finally:
+        for client in watching:
+            client.close()
+
+
+def test_a_silent_client_is_hung_up_on(watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.settimeout(PATIENCE_S)
+        silent.connect(str(path))
+        assert silent.recv(1) == b""
+
+
+# The socket itself
+
+
+def test_it_is_the_users_alone_and_goes_with_its_orla(watched: Orla, path: Path) -> None:
+    found = path.stat()
+    assert stat.S_ISSOCK(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600
+    watched.close()
+    watched.close()
+    assert not path.exists()
+    with pytest.raises(ConfigError, match=r"no running process at (?s:.*)ORLA_CONTROL=(?s:.*)orla.toml"):
+        Client(path)
+
+
+def test_what_a_dead_process_left_is_replaced(engine: StubEngine, make_orla: MakeOrla, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        left.listen()
+    assert path.exists()
+    make_orla(at(engine), control=path)
+    with Client(path) as client:
+        assert client.state().backends.keys() == {"main"}
+
+
+def test_a_second_process_leaves_the_firsts_door_alone(
+    engine: StubEngine, watched: Orla, make_orla: MakeOrla, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = make_orla(at(engine, "other"), control=path)
+    assert second._door is None and "another process is served at" in caplog.text
+    second.close()
+    with Client(path) as client:
+        assert client.state().backends.keys() == {"main"}
+
+
+def test_what_is_another_process_socket_by_now_is_not_removed(watched: Orla, path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as another:
+        another.bind(str(path))
+        watched.close()
+        assert path.exists()
+
+
+def test_a_forked_child_takes_nothing_away(watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched._door is not None
+    monkeypatch.setattr(server.os, "getpid", lambda: -1)
+    watched._door.close()
+    monkeypatch.undo()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("how", ["file", "missing", "open to all", "too long", "no unix sockets"])
+def test_where_no_door_can_be_is_said(
+    engine: StubEngine, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    path = tmp_path / "door"
+    message = {
+        "file": "there is a file that is no socket",
+        "missing": "the folder .* cannot be used",
+        "open to all": "others may write to the folder",
+        "too long": "no socket can be made there .*too long",
+        "no unix sockets": "this platform has no Unix sockets",
+    }[how]
+    if how == "file":
+        path.write_text("precious")
+    if how == "missing":
+        path = tmp_path / "no" / "door"
+    if how == "open to all":
+        tmp_path.chmod(0o777)
+    if how == "too long":
+        path = tmp_path / ("d" * 120)
+    if how == "no unix sockets":
+        monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(ConfigError, match=message):
+        Orla([Backend("main", engine.url)], control=path)
+    assert how != "file" or path.read_text() == "precious"
+
+
+def test_the_environment_and_the_configuration_open_it_too(
+    engine: StubEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORLA_CONTROL", str(tmp_path / "env.sock"))
+    with Orla([at(engine)]), Client(tmp_path / "env.sock") as client:
+        assert client.state().pid
+    with Orla([at(engine)], control=False):
+        assert not (tmp_path / "env.sock").exists()
+    (tmp_path / "orla.toml").write_text(f'control = "toml.sock"\n[backends.main]\nurl = "{engine.url}"\n')
+    with Orla.from_config(tmp_path / "orla.toml"), Client(tmp_path / "toml.sock") as client:
+        assert client.state().backends.keys() == {"main"}
+    assert not (tmp_path / "toml.sock").exists()
+    with (tmp_path / "orla.toml").open("a") as more:
+        more.write('[mapping]\n"*" = "main"\n[variants.v]\n"*" = "nobody"\n')
+    with pytest.raises(MappingError, match="nobody"):
+        Orla.from_config(tmp_path / "orla.toml")
+    assert not (tmp_path / "toml.sock").exists(), "what was not built has no door"
+    monkeypatch.setenv("ORLA_DISABLED", "1")
+    with Orla([at(engine)]):
+        assert not (tmp_path / "env.sock").exists(), "who steps aside has nothing to show"
+
+
+def test_what_answers_must_be_orla_lg(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other, ThreadPoolExecutor(1) as pool:
+        other.bind(str(path))
+        other.listen()
+
+        def answer(line: bytes) -> None:
+            connected, _ = other.accept()
+            with connected:
+                connected.recv(100)
+                connected.sendall(line)
+
+        for line, message in ((b"220 mail ready\n", "not one of orla_lg's"), (b"", "hung up"),
+                              (b'{"ok": true}\n', "no state in it")):  # fmt: skip
+            served = pool.submit(answer, line)
+            with Client(path) as client, pytest.raises(ConfigError, match=message):
+                client.state()
+            served.result(PATIENCE_S)
+        with Client(path, patience_s=0.05) as client, pytest.raises(ConfigError, match=r"no answer in 0\.05 s"):
+            client.state()
