@@ -3,6 +3,9 @@
 from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
 from orla_lg.core.costs import Costs, Spent
+from orla_lg.core.estimates import Learned
+from orla_lg.core.forecast import Ahead, StageOutlook
+from orla_lg.core.limits import Limit, Limits
 from orla_lg.core.mappers.table import ExplicitMapper
 from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Verb
@@ -23,15 +26,19 @@ from orla_lg.errors import (
     OrlaError,
     QueueFull,
     RecordUnknown,
+    StageError,
+    WorkflowError,
 )
 from orla_lg.graph.chat_model import ChatOrla
 from orla_lg.graph.plan import Planned
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.orla import Current, Orla
+from orla_lg.workflow import Stage, StageResult, Upstream, Workflow
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ahead",
     "Ask",
     "Assignment",
     "Backend",
@@ -58,6 +65,9 @@ __all__ = [
     "ExplicitMapper",
     "Happening",
     "Hints",
+    "Learned",
+    "Limit",
+    "Limits",
     "MappingError",
     "MemoryPolicy",
     "Orla",
@@ -72,10 +82,17 @@ __all__ = [
     "RecordUnknown",
     "RequestPolicy",
     "Spent",
+    "Stage",
+    "StageError",
     "StageMapper",
+    "StageOutlook",
     "StagePolicy",
+    "StageResult",
     "Statistics",
     "Support",
+    "Upstream",
     "Usage",
     "Verb",
+    "Workflow",
+    "WorkflowError",
 ]

@@ -13,6 +13,7 @@ from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from orla_lg import (
+    Ahead,
     Assignment,
     Backend,
     BackendView,
@@ -24,12 +25,19 @@ from orla_lg import (
     Current,
     EventKind,
     Hints,
+    Limit,
+    Limits,
     Orla,
     OrlaSaver,
     Queued,
     Record,
+    Stage,
+    StageOutlook,
+    StageResult,
     Statistics,
+    Upstream,
     Verb,
+    Workflow,
 )
 
 
@@ -63,13 +71,16 @@ orla = Orla(
     stage_policy="priority",
     request_policy="fcfs",
     memory="default",
+    limits=Limits(Limit(calls=50), tenants={"*": Limit(cost_usd=0.5, per_s=3600)}),
 )
 mine = Orla(
     [heavy], Cheapest(), stage_policy=ShortestPrompt(), request_policy=ShortestPrompt(), memory=FlushWhenIdle()
 )
 builder = StateGraph(State)
 graph: CompiledStateGraph[State, None, State, State] = orla.wrap(builder.compile(), hints=hints)
-orla.wrap(graph, mapper={"classify": "light"}).invoke({"text": "hello"})
+orla.wrap(graph, mapper={"classify": "light"}, limits=Limits(Limit(wall_s=30))).invoke({"text": "hello"})
+orla.limits = Limits(stages={"classify": Limit(tokens=1000)})
+assert_type(orla.limits, Limits)
 model: ChatOpenAI = ChatOrla(orla=orla, model="heavy")
 answer: AIMessage = ChatOrla(orla=orla, model="heavy").invoke("hello")
 saver: BaseCheckpointSaver[str] = OrlaSaver(orla, inner=InMemorySaver())
@@ -77,6 +88,24 @@ assert_type(Orla.from_config("orla.toml").records(), list[Record])
 assert_type(Orla.from_env().statistics(), Statistics)
 assert_type(orla.prioritize("run", 3.0), bool)
 assert_type(orla.current(), Current | None)
+
+
+async def later(upstream: Upstream, given: dict[str, str]) -> str:
+    return upstream["first"].text + given["text"]
+
+
+first = Stage("first", heavy, prompt=lambda upstream, given: "hello", hints=lambda upstream, given: Hints(priority=8))
+workflow = Workflow(orla, "two").add_stage(first, Stage("second", prompt=later)).add_dependency("second", first)
+assert_type(workflow.execute({"text": "you"}), dict[str, StageResult])
+workflow.compile(checkpointer=InMemorySaver()).invoke({"input": {"text": "you"}})
+assert_type(orla.outlook(graph), list[StageOutlook])
+assert_type(orla.ahead(), Ahead | None)
+orla.pause("heavy")
+assert_type(orla.drain("heavy", timeout_s=30), bool)
+orla.resume("heavy")
+orla.set_policy(stage_policy={"heavy": ShortestPrompt()}, request_policy="edf", backend=None)
+orla.set_limit("heavy", max_concurrency=None, capacity=100)
+waiting: list[str] = [call.stage for call in orla.statistics().backends["heavy"].waiting]
 with orla as entered:
     assert_type(entered, Orla)
 orla.close()
