@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router clean
+.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-fanout picture-top clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,6 +60,21 @@ bench-mapping-decision: $(STAMP) ## microseconds of a mapping decision, for each
 
 bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways that need no learning (BENCH='FILE')
 	$(BIN)/python bench/router.py $(BENCH)
+
+bench-scale: $(STAMP) ## 130,000 calls waiting in the core, on one core without an engine (some minutes; run it alone)
+	$(BIN)/python bench/scale.py $(BENCH)
+
+bench-policies: $(STAMP) ## completion under each policy, simulated in virtual time (BENCH='--quick' for a minute)
+	$(BIN)/python bench/policies.py $(BENCH)
+
+bench-pressure: $(STAMP) ## twelve agents and a cache for five, on a real vLLM (half an hour; BENCH='--help'; run it alone)
+	$(BIN)/python bench/pressure.py $(BENCH)
+
+bench-fanout: $(STAMP) ## eight Send branches with a prefix in common, on real llama.cpp (ten minutes; run it alone)
+	$(BIN)/python bench/fanout.py $(BENCH)
+
+picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
+	$(BIN)/python bench/picture_top.py
 
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ def core() -> Serving:
         memory=memory_policy("default"),
     )
     for desk in serving.desks.values():
-        desk.probe = Probe(("m",), dict.fromkeys(Capability, Support.NATIVE), context_tokens=32_768)
+        desk.health.probe = Probe(("m",), dict.fromkeys(Capability, Support.NATIVE), context_tokens=32_768)
         desk.pace.speed = SPEED
     return serving
 
@@ -84,7 +84,7 @@ def report(name: str, took: list[float]) -> float:
 
 
 def saturated(views: list[BackendView]) -> list[BackendView]:
-    busy = replace(views[2], waiting=9, in_flight=4, max_concurrency=4, resident_tokens=400)
+    busy = replace(views[2], waiting=9, in_flight=4, max_concurrency=4, resident=lambda: 400)
     return [*views[:2], busy, views[3]]
 
 
@@ -96,18 +96,19 @@ def main() -> int:
     consultation = Consultation(background, lambda *asked: iter(()))  # type: ignore[arg-type,return-value]
     table = {"classify": "light", "support|reply": ["heavy", "spare"], "*": "middle"}
     explicit = ExplicitMapper(table)
+    seen = serving.views(a_call(explicit))
     mappers: list[tuple[str, Mapper, list[BackendView]]] = [
-        ("explicit", explicit, serving.views("w")),
-        ("explicit, with parameters", ExplicitMapper({"*": {"to": "heavy", "temperature": 0}}), serving.views("w")),
-        ("table of mappers, by name", StageTable({**table, "plan": NeedMapper(["tools"])}), serving.views("w")),
-        ("need", NeedMapper(["tools", "context>16k"], "cheapest"), serving.views("w")),
-        ("load-aware, home has room", LoadAware(explicit), serving.views("w")),
-        ("load-aware, home is saturated", LoadAware(explicit), saturated(serving.views("w"))),
-        ("cost and quality, strict", CostQualityMapper(0.75, default="strict"), serving.views("w")),
-        ("cost and quality, prefer", CostQualityMapper(0.75), serving.views("w")),
+        ("explicit", explicit, seen),
+        ("explicit, with parameters", ExplicitMapper({"*": {"to": "heavy", "temperature": 0}}), seen),
+        ("table of mappers, by name", StageTable({**table, "plan": NeedMapper(["tools"])}), seen),
+        ("need", NeedMapper(["tools", "context>16k"], "cheapest"), seen),
+        ("load-aware, home has room", LoadAware(explicit), seen),
+        ("load-aware, home is saturated", LoadAware(explicit), saturated(seen)),
+        ("cost and quality, strict", CostQualityMapper(0.75, default="strict"), seen),
+        ("cost and quality, prefer", CostQualityMapper(0.75), seen),
     ]
     print(f"{'µs of one decision, 4 backends':<34} {'median':>8} {'p99':>8}")
-    report("views", timed(rounds, lambda: None, lambda _: serving.views("w")))
+    report("views", timed(rounds, lambda: None, lambda _: serving.views(a_call(explicit))))
     medians = {}
     for name, mapper, views in mappers:
         given = timed(rounds, lambda m=mapper: a_call(m), lambda call, v=views: drive(assign(call, v, consultation)))

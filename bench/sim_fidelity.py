@@ -17,16 +17,15 @@ import asyncio
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib
-import psutil
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from others import Others
 
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
@@ -39,31 +38,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, FIGURE = ROOT / "docs" / "simulation.md", ROOT / "docs" / "sim-fidelity.svg"
 GOAL_TIME, GOAL_CACHED = 0.15, 0.05
 BEGIN, END = "<!-- figures of bench/sim_fidelity.py -->", "<!-- end of figures -->"
-
-
-class Others:
-    """What processes other than the engine and this one take of the machine's time."""
-
-    def __init__(self, url: str) -> None:
-        port = int(url.rstrip("/").removesuffix("/v1").rpartition(":")[2])
-        listening = [
-            one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port
-        ]
-        engine = psutil.Process(next(pid for pid in listening if pid))
-        self._ours = {psutil.Process().pid, engine.pid, *(child.pid for child in engine.children(recursive=True))}
-        self._since_s, self._before = time.monotonic(), self._times()
-
-    def share(self) -> float:
-        """Return the part of all cores' time since the begin, 0 to 1."""
-        taken_s = sum(after - self._before.get(pid, 0.0) for pid, after in self._times().items())
-        return taken_s / (time.monotonic() - self._since_s) / (psutil.cpu_count() or 1)
-
-    def _times(self) -> dict[int, float]:
-        found = {}
-        for process in psutil.process_iter(["pid", "cpu_times"]):
-            if process.pid not in self._ours and (spent := process.info["cpu_times"]) is not None:
-                found[process.pid] = spent.user + spent.system
-        return found
 
 
 @dataclass(frozen=True, slots=True)

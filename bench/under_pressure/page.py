@@ -1,0 +1,56 @@
+"""The figures in docs/: a table between marks in the page, and the drawing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from under_pressure.arms import BARE
+from under_pressure.figures import GOAL_OVER_BOUND, GOALS, TITLES, Figures
+from under_pressure.seen import TIMES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, DRAWING = DOCS / "pressure.md", DOCS / "pressure.svg"
+
+
+def write(kind: str, lines: Sequence[str]) -> None:
+    """Put lines where the page has the marks of *kind*.
+
+    Raises:
+        SystemExit: It has none.
+    """
+    begin, end = f"<!-- figures of bench/pressure.py: {kind} -->", "<!-- end of figures -->"
+    page = PAGE.read_text(encoding="utf-8")
+    text = "\n".join([begin, "", *lines, "", end])
+    changed, count = re.subn(f"{re.escape(begin)}.*?{end}", lambda _: text, page, flags=re.S)
+    if not count:
+        raise SystemExit(f"{PAGE} has no place for figures of {kind}: no line {begin}")
+    PAGE.write_text(changed, encoding="utf-8")
+
+
+def draw(figures: Figures, path: Path = DRAWING) -> None:
+    """Draw each arm's figures against the bare engine's, with the extreme seeds, and the goals."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "pressure", "font.size": 8})
+    import matplotlib.pyplot as plt
+
+    arms = [arm for arm in figures.arms if arm != BARE]
+    plot, panes = plt.subplots(1, len(TIMES) + 1, figsize=(12, 0.35 * len(arms) + 1.2), sharey=True)
+    for axes, name in zip(panes, (*TIMES, "over_bound"), strict=True):
+        rows = [figures.of(arm, name) if name == "over_bound" else figures.ratio(arm, name) for arm in arms]
+        middles = [row[0] for row in rows]
+        errors = [[row[0] - row[1] for row in rows], [row[2] - row[0] for row in rows]]
+        colours = ["#3b7dd8" if arm == "wrapped" else "#aaa" for arm in arms]
+        axes.barh(arms, middles, xerr=errors, color=colours, height=0.6, error_kw={"lw": 1})
+        goal = GOALS.get(name, GOAL_OVER_BOUND if name == "over_bound" else None)
+        if goal is not None:
+            axes.axvline(goal, color="#c33", ls="--", lw=1)
+        axes.set_title("recomputed" if name == "over_bound" else TITLES[name])
+        axes.set_xlabel("of the bound" if name == "over_bound" else "of bare")
+        axes.spines[["top", "right"]].set_visible(False)
+    panes[0].invert_yaxis()
+    plot.tight_layout()
+    plot.savefig(path, metadata={"Date": None})

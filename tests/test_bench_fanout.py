@@ -1,0 +1,53 @@
+"""The arithmetic of the fan-out bench, and that its page has a place for the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_bench_policies import loaded
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    yield from loaded("fanout")
+
+
+def arm(bench: Any, name: str, *prefilled: float) -> Any:
+    turns = [bench.Turn(part, 4.0 * part, 2.0 * part, 700.0) for part in prefilled]
+    return bench.Arm("two", name, None, turns)
+
+
+def test_a_turn_is_what_was_not_cached_over_one_prompt(bench: Any) -> None:
+    turn = bench.turn_of([bench.Seen(700, 0, 2.0), *[bench.Seen(700, 680, 1.0)] * 7], 3.0)
+    assert (turn.prefilled, turn.latency_s, turn.wall_s) == (pytest.approx((700 + 7 * 20) / 700), 1.125, 3.0)
+
+
+def test_the_goal_must_be_met_wrapped_and_missed_bare(bench: Any) -> None:
+    def said(bare: float, wrapped: float) -> str:
+        (line,) = bench.verdict([arm(bench, "bare", bare, 9.0, bare), arm(bench, "wrapped", wrapped, 9.0, wrapped)])
+        return str(line).rpartition(": ")[2]
+
+    assert (said(8.0, 1.2), said(8.0, 1.4)) == ("met", "MISSED")
+    assert said(1.2, 1.2) == "this load shows nothing"
+
+
+def test_figures_go_between_the_marks_of_the_page(bench: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(bench.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    for figure in (1.0, 2.0):
+        bench.write(bench.table([arm(bench, "bare", figure)]), page)
+    text = page.read_text(encoding="utf-8")
+    assert "**2.00** (2.00 … 2.00)" in text and "**1.00**" not in text and text.count(bench.BEGIN_MARK) == 1
+    empty = tmp_path / "empty.md"
+    empty.write_text("")
+    with pytest.raises(SystemExit, match="no place for the figures"):
+        bench.write([], empty)
+
+
+def test_rounds_begin_differently(bench: Any) -> None:
+    one, other = bench.prefix_of(1, 50), bench.prefix_of(2, 50)
+    assert one.split()[:2] != other.split()[:2] and len(one.split()) == len(other.split())

@@ -1,0 +1,235 @@
+"""The arithmetic of the pressure benchmark, and its load; no real engine is needed for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orla_lg_sim.parameters import EngineParameters
+from orla_lg_sim.text import WordTokenizer
+from tests.stub_engine import StubEngine
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+PARTS = ("arms", "figures", "kept", "live", "load", "page", "seen", "simulated")
+BLOCK = 32
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The benchmark's modules, by name."""
+    sys.path.insert(0, str(BENCH))
+    yield SimpleNamespace(**{part: import_module(f"under_pressure.{part}") for part in PARTS})
+    sys.path.remove(str(BENCH))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "under_pressure"]:
+        del sys.modules[name]
+
+
+def call(bench: Any, session: int, number: int, prompt: int, cached: int = 0, at_s: float = 0.0) -> Any:
+    return bench.seen.CallSeen(session, number, at_s, at_s + 1, at_s + 3, prompt, cached, answer_tokens=48)
+
+
+def turn(bench: Any, arm: str, seed: int, ended_s: float, cached: int = 0) -> Any:
+    """A turn of one session with one call that ends when its job does."""
+    one = bench.seen.CallSeen(0, 0, 0.0, ended_s / 2, ended_s, 1000, cached, 48)
+    return bench.seen.Turn(arm, seed, 760, [one], [bench.seen.JobSeen(0, 0.0, ended_s)])
+
+
+def load(bench: Any, sessions: int = 3, seed: int = 0) -> Any:
+    words = bench.load.LocalWords(WordTokenizer())
+    material = bench.load.made_up(sessions + 1, 600)
+    shape = bench.load.Shape(sessions, prefix_tokens=100, history_tokens=500, answer_tokens=16)
+    return bench.load.load_of(material, shape, words, seed)
+
+
+# The bound and the metrics ----------------------------------------------------------------------------------
+
+
+def test_the_bound_counts_the_shared_prefix_once_and_histories_in_whole_blocks(bench: Any) -> None:
+    calls = [call(bench, 0, 0, 900), call(bench, 1, 0, 861, at_s=0.1), call(bench, 0, 1, 1083, at_s=5)]
+    # 900 anew; 771 in common are 24 blocks (768); 900 + 48 - 1 are known to the second call, 29 blocks (928)
+    assert bench.seen.bound(calls, 771, BLOCK) == 900 + (861 - 768) + (1083 - 928)
+
+
+def test_the_bound_leaves_a_prompts_last_token_to_be_computed(bench: Any) -> None:
+    calls = [call(bench, 0, 0, 768), call(bench, 1, 0, 768, at_s=0.1)]
+    assert bench.seen.bound(calls, 768, BLOCK) == 768 + 32
+
+
+def test_an_engine_that_never_evicts_recomputes_just_the_bound(bench: Any) -> None:
+    turns = bench.simulated.SimulatedTurns(EngineParameters(kv_blocks=24), bench.load.LocalWords(WordTokenizer()))
+    endless = bench.seen.metrics(turns.turn(bench.arms.ENDLESS, load(bench)), BLOCK)
+    assert endless.recomputed == endless.bound > 0
+    bare = bench.seen.metrics(turns.turn(bench.arms.ARMS[0], load(bench)), BLOCK)
+    assert bare.bound == endless.bound, "the bound is the load's, not the pool's"
+    assert bare.over_bound > 1.1, "a pool of 24 blocks evicts"
+
+
+def test_metrics_count_from_arrival_and_from_the_nodes_call(bench: Any) -> None:
+    calls = [call(bench, 0, 0, 800, at_s=1.0), call(bench, 1, 0, 800, 768, at_s=2.0)]
+    jobs = [bench.seen.JobSeen(0, 1.0, 5.0), bench.seen.JobSeen(1, 2.0, 10.0)]
+    found = bench.seen.metrics(bench.seen.Turn("bare", 0, 771, calls, jobs), BLOCK)
+    assert (found.makespan_s, found.job_s) == (9.0, 6.0)
+    assert (found.job_p95_s, found.call_p95_s, found.ttft_p95_s) == (pytest.approx(7.8), 3.0, 1.0)
+    assert (found.recomputed, found.bound) == (832, 832)
+
+
+def test_a_percentile_lies_between_its_neighbours(bench: Any) -> None:
+    assert bench.seen.percentile([4, 1, 3, 2], 0.5) == 2.5
+    assert bench.seen.percentile(range(101), 0.95) == 95
+    assert bench.seen.percentile([7], 0.95) == 7
+
+
+def test_what_sessions_hold_together_and_at_one_moment(bench: Any) -> None:
+    calls = [call(bench, 0, 0, 900), call(bench, 0, 1, 1100, at_s=4), call(bench, 1, 0, 1000, at_s=8)]
+    jobs = [bench.seen.JobSeen(0, 0, 7), bench.seen.JobSeen(1, 8, 11)]
+    one_by_one = bench.seen.Turn("bare", 0, 760, calls, jobs)
+    assert bench.seen.needed_tokens(one_by_one) == 760 + (1148 - 760) + (1048 - 760)
+    assert bench.seen.peak_tokens(one_by_one) == 1148
+    overlapping = bench.seen.Turn("bare", 0, 760, calls, [bench.seen.JobSeen(0, 0, 9), jobs[1]])
+    assert bench.seen.peak_tokens(overlapping) == bench.seen.needed_tokens(overlapping)
+
+
+# The load ---------------------------------------------------------------------------------------------------
+
+
+def test_every_seed_has_the_same_length_in_other_shares(bench: Any) -> None:
+    words = bench.load.LocalWords(WordTokenizer())
+    loads = [load(bench, 4, seed) for seed in range(3)]
+    sizes = [[sum(len(words.tokenizer.encode(said)) for said in one.said) for one in each.sessions] for each in loads]
+    assert len({tuple(each) for each in sizes}) == 3
+    assert max(map(sum, sizes)) - min(map(sum, sizes)) <= 4 * 5, "rounding only"
+    assert all(110 > each.shared_tokens >= 100 for each in loads)
+    assert loads[0] == load(bench, 4, 0)
+
+
+def test_a_history_ends_where_it_was_told_to(bench: Any) -> None:
+    words, given = bench.load.LocalWords(WordTokenizer()), load(bench, 4)
+    turns = bench.simulated.SimulatedTurns(EngineParameters(), words)
+    seen = turns.turn(bench.arms.ARMS[0], given)
+    ends = [call.prompt_tokens + call.answer_tokens for call in seen.calls if call.number == 4]
+    assert len(seen.calls) == 4 * 5
+    assert sum(ends) / 4 == pytest.approx(500, rel=0.02)
+
+
+def test_tools_take_what_the_quantiles_say_within_bounds(bench: Any) -> None:
+    dice = random.Random(0)
+    waits = [bench.load.wait_s((0.3, 13.6), dice) for _ in range(2000)]
+    assert min(waits) == 0.2
+    assert max(waits) == 4.0
+    assert bench.seen.percentile(waits, 0.5) == pytest.approx(0.3, rel=0.15)
+    assert sum(wait == 4.0 for wait in waits) / 2000 == pytest.approx(0.19, abs=0.03)
+
+
+def test_sessions_of_a_trace_keep_what_user_and_tools_said(bench: Any, tmp_path: Path) -> None:
+    said = [[("user", f"question {n} " + "word " * 200), ("assistant", "an answer")] for n in range(5)]
+    messages = [{"role": role, "content": text} for pair in said for role, text in pair]
+    row = {"prompt_ref": "p", "tools_ref": "t", "messages": messages}
+    (tmp_path / "s.jsonl").write_text(
+        "\n".join(json.dumps(each) for each in (row, {**row, "messages": messages[:4]}))
+    )
+    (tmp_path / "p.json").write_text(json.dumps({"prompts": {"p": "policy " * 99}, "tools": {"t": [{"name": "n"}]}}))
+    material = bench.load.from_trace(tmp_path / "s.jsonl", tmp_path / "p.json")
+    assert len(material.sessions) == 1, "one with two calls is too short"
+    text, weights = material.sessions[0]
+    assert "question 4" in text
+    assert "answer" not in text
+    assert len(weights) == 5
+    with pytest.raises(SystemExit, match="has 1 sessions that are long enough; 2 are needed"):
+        bench.load.load_of(
+            bench.load.Material(["policy " * 99, "tools " * 99], material.sessions),
+            bench.load.Shape(2, 100, 500, 16), bench.load.LocalWords(WordTokenizer()), 0,
+        )  # fmt: skip
+
+
+def test_a_wait_at_a_door_is_part_of_the_first_call(bench: Any) -> None:
+    turns = bench.simulated.SimulatedTurns(EngineParameters(), bench.load.LocalWords(WordTokenizer()))
+    seen = turns.turn(bench.arms.Arm("cap1", cap=1), load(bench, 2))
+    second = next(call for call in seen.calls if (call.session, call.number) == (1, 0))
+    first_job = next(job for job in seen.jobs if job.session == 0)
+    assert second.called_s == bench.load.ARRIVE_EVERY_S
+    assert second.first_s > first_job.ended_s
+
+
+# Figures, and what is kept ----------------------------------------------------------------------------------
+
+
+def test_ratios_are_seed_by_seed_and_only_whole_seeds_count(bench: Any) -> None:
+    ends: dict[str, list[float]] = {"bare": [10, 20, 40], "bare_again": [11, 18, 40], "wrapped": [5, 16]}
+    turns = [turn(bench, arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
+    found = bench.figures.Figures(turns, BLOCK)
+    assert found.seeds == [0, 1]
+    assert found.ratio("wrapped", "makespan_s") == pytest.approx((0.65, 0.5, 0.8))
+    assert found.verdict(100)[0] == "goal missed: mean job 0.65, wanted ≤ 0.64"
+    assert found.table(100)[-1].startswith("| *goal, wrapped* | ≤ 0.78 |")
+    assert found.verdict(100)[-1].startswith("the bare engine recomputes no more")
+
+
+def test_without_the_bare_arm_there_is_nothing_to_tell(bench: Any) -> None:
+    with pytest.raises(SystemExit, match="no seed has been measured in every arm yet, bare among them"):
+        bench.figures.Figures([turn(bench, "wrapped", 0, 10.0)], BLOCK)
+
+
+def test_where_all_fits_the_noise_is_the_measure(bench: Any) -> None:
+    ends: dict[str, list[float]] = {"bare": [10, 20], "bare_again": [11, 20], "wrapped": [9.5, 19]}
+    turns = [turn(bench, arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
+    assert "goal" not in bench.figures.Figures(turns, BLOCK).table(5000)[-1]
+    assert bench.figures.Figures(turns, BLOCK).verdict(5000)[0] == "makespan: -5.0%, within the noise of ±10.0%"
+    late = [each for each in turns if each.arm != "wrapped"] + [turn(bench, "wrapped", n, 24.0) for n in (0, 1)]
+    assert "goal missed: beyond" in bench.figures.Figures(late, BLOCK).verdict(5000)[0]
+
+
+def test_kept_turns_come_back_and_other_settings_are_refused(bench: Any, tmp_path: Path) -> None:
+    file, settings = tmp_path / "kept.json", {"blocks": 240, "sessions": 12}
+    kept = bench.kept.Kept(file, settings)
+    kept.add(turn(bench, "bare", 0, 10.0))
+    again = bench.kept.Kept(file, settings)
+    assert again.turns == kept.turns
+    assert again.has("bare", 0)
+    assert not again.has("bare", 1)
+    with pytest.raises(SystemExit, match=r"another blocks: \{'blocks': 240\}"):
+        bench.kept.Kept(file, {**settings, "blocks": 100})
+
+
+def test_figures_go_where_the_page_has_a_place_for_them(bench: Any, tmp_path: Path) -> None:
+    text = bench.page.PAGE.read_text(encoding="utf-8")
+    for kind in ("live, 12 sessions", "live, 4 sessions", "simulated, 12 sessions"):
+        assert text.count(f"<!-- figures of bench/pressure.py: {kind} -->") == 1
+    turns = [turn(bench, arm, seed, 10.0) for arm in ("bare", "wrapped") for seed in (0, 1)]
+    bench.page.draw(bench.figures.Figures(turns, BLOCK), tmp_path / "drawn.svg")
+    assert "<svg" in (tmp_path / "drawn.svg").read_text()
+
+
+# The graph --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bare", "priority", "cap4", "wrapped"])
+def test_each_arm_runs_the_same_graph(bench: Any, name: str) -> None:
+    arm = next(arm for arm in bench.arms.ARMS if arm.name == name)
+    given = load(bench, 2)
+    quick = [bench.load.Session(0.0, each.said, (0.0,) * 4) for each in given.sessions]
+    given = bench.load.Load(0, given.system, tuple(quick), given.shared_tokens, given.answer_tokens)
+    with StubEngine() as stub:
+        emptied: list[int] = []
+        engine = SimpleNamespace(
+            url=stub.url, model="any", block_tokens=BLOCK, empty_cache=lambda: emptied.append(len(stub.requests))
+        )
+        made = asyncio.run(bench.live.LiveTurns(engine).turn(arm, given))
+        asked = [seen.body for seen in stub.requests[emptied[0] :] if seen.body]
+    assert len(made.jobs) == 2
+    assert sorted((call.session, call.number) for call in made.calls) == [(s, n) for s in range(2) for n in range(5)]
+    assert all(0 <= call.called_s <= call.first_s <= call.ended_s for call in made.calls)
+    assert all(body["max_completion_tokens"] == body["min_tokens"] == 16 and body["ignore_eos"] for body in asked)
+    assert {body.get("priority", 0) for body in asked} == ({0, 1} if arm.by_arrival else {0})
+    last = max(asked, key=lambda body: len(body["messages"]))["messages"]
+    assert [message["role"] for message in last] == ["system", *["user", "assistant"] * 4, "user"]
+    assert last[1]["content"] in {each.said[0] for each in given.sessions}
+    assert all(message["content"] for message in last), "the engine's own answers are in the history"
