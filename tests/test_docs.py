@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orla_lg import cli, config
+from orla_lg.core.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
-from orla_lg.orla import ENTRY_POINTS
 from tests.stub_engine import StubEngine
 
 ROOT = Path(__file__).resolve().parent.parent
