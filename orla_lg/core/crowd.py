@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import gc
 
-MANY = 10_000
+MANY = 4_000
 """So many waiting calls are a crowd; half of that ends it."""
 
-AT_ONCE = 5_000
+AT_ONCE = 2_000
 """Frozen each time so many more have come; these few the collector looks at."""
 
 

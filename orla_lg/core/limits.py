@@ -68,6 +68,9 @@ class Limits:
     """By the calls' ``tenant`` hint; ``"*"``: each of the others by itself. Calls without one have no such limit."""
 
     def __post_init__(self) -> None:
+        for kind in _TABLES:
+            if not isinstance(getattr(self, kind), Mapping):
+                raise ConfigError(f"limits.{kind}: expected limits by name, got {getattr(self, kind)!r}")
         named = {f"{kind}.{name}": each for kind in _TABLES for name, each in getattr(self, kind).items()}
         for where, limit in {"run": self.run, **named}.items():
             if not (isinstance(limit, Limit) or (where == "run" and limit is None)):

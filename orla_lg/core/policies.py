@@ -285,6 +285,8 @@ def policy(chosen: str | StagePolicy | RequestPolicy) -> StagePolicy:
         if chosen not in _NAMED:
             raise ConfigError(f"unknown scheduling policy {chosen!r}{did_you_mean(chosen, _NAMED)}")
         return _NAMED[chosen]()
+    if isinstance(chosen, type):
+        raise ConfigError(f"{chosen.__name__} is a class; give an object of it: {chosen.__name__}()")
     if not callable(getattr(chosen, "key", None)):
         raise ConfigError(f"{chosen!r} is no scheduling policy: it needs key(head, now)")
     return chosen

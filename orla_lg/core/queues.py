@@ -240,7 +240,8 @@ class BackendQueue:
     def _place(self, queued: Queued, now: float) -> None:
         """Put a call where its rank of this moment says; a policy that fails tells this caller alone."""
         stage = queued.call.identity.stage
-        rank = (*self.policies.of(stage).key(queued, now), queued.order)
+        key = self.policies.of(stage).key(queued, now)
+        rank = (*(key if isinstance(key, tuple) else (key,)), queued.order)
         before, queued.rank = queued.rank, rank
         sub_queue = self.stages.get(stage) or SubQueue()
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import logging
 import os
 import threading
 import time
@@ -47,8 +48,12 @@ from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook, WorkflowStatistics
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
+log = logging.getLogger("orla_lg")
+
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
+
+MANY_MODELS = 100
 
 WAITS_FOR = {EventKind.INTERRUPTED: Doing.HUMAN, EventKind.IDLE: Doing.IDLE}
 
@@ -126,6 +131,8 @@ class Serving:
         self._counts = threading.Lock()
         self._external = 0
         self._unidentified = 0
+        self._unplaced: set[str] = set()
+        """Models of calls that were let pass, as far as that was told."""
         self.closed = False
         self._ids = itertools.count(1)
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
@@ -199,12 +206,24 @@ class Serving:
             yield from self._connect()
             assignment = yield from self._map(call)  # 2 map
             if assignment is None:
+                self._tell_unplaced(call)
                 flight.pass_by()
                 return (yield Send(sender, flight))
             return (yield from Attempts(self, flight, assignment).steps(sender))  # 3 admit … 6 dispatch
         except BaseException as error:
             flight.finish(error)
             raise
+
+    def _tell_unplaced(self, call: Call) -> None:
+        """Warn, once for each model, that calls in a wrapped graph go past us: their user may not mean that."""
+        model = call.ask.model
+        if model not in self._unplaced and len(self._unplaced) < MANY_MODELS:
+            self._unplaced.add(model)
+            log.warning(
+                "stage %r calls model %r, which is no backend of ours, and no mapping names the stage: such calls go "
+                "where their code says, past queues and limits; mapper={'*': %r} would serve them here",
+                call.identity.stage, model, next(iter(self.desks)),
+            )  # fmt: skip
 
     def _map(self, call: Call) -> Steps:
         # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.

@@ -121,3 +121,16 @@ def test_a_run_that_was_served_sinks_at_the_stage_level_too() -> None:
     first.call.standing.serve(1000, 0.0)
     queue.served("busy", 0.0)
     assert queue.next(0.0) is second
+
+
+def test_a_class_is_no_policy_and_one_value_is_a_key() -> None:
+    with pytest.raises(ConfigError, match=r"give an object of it: Fcfs\(\)"):
+        policies("b", Fcfs, "fcfs")  # type: ignore[arg-type]
+
+    class LongestFirst:
+        def key(self, head: Queued, now: float) -> float:
+            return -head.call.ask.prompt_chars
+
+    queue = BackendQueue("b", policies("b", "fcfs", LongestFirst()), 10, 0)  # type: ignore[arg-type]
+    short, long = queue.enter(a_call(chars=1), 0.0), queue.enter(a_call(chars=9), 0.0)
+    assert queue.next(0.0) is long is not short

@@ -364,6 +364,14 @@ def test_unplaced_calls_pass_if_they_may() -> None:
     assert serving.serves("m") and serving.serves("b") and not serving.serves("gpt-9")
 
 
+def test_who_passes_us_by_is_warned_of_once_for_each_model(caplog: pytest.LogCaptureFixture) -> None:
+    serving = a_serving()
+    for model in ("gpt-9", "gpt-9", "gpt-10"):
+        step(serving.steps(new_call(serving, model, may_pass=True), Sender("theirs")))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 2 and "'gpt-9'" in told[0] and "mapper={'*': 'b'}" in told[0]
+
+
 def test_after_close_calls_raise_and_those_waiting_too() -> None:
     engine = Engine()
     serving = a_serving(max_concurrency=1, engine=engine)
