@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.capacity import Capacity
 from orla_lg.core.claims import PATIENCE_S, Claims, Doing
+from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 from orla_lg.core.residency import Piece, Residency, Stay
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ UNKNOWN_GROWTH = 1.5
 
 GATE_TOKENS = 192.0
 """A prefix of so many tokens that another call is just prefilling is worth waiting for."""
-
-PREFILL_TOKENS_PER_S = 1000.0
-"""Where no stream told yet."""
 
 LENIENCE = 2.0
 """A prefill may take so many times as long as expected before others wait for it no longer."""

@@ -114,6 +114,7 @@ class Desk:
     def _told(self, stats: EngineStats) -> None:
         with self.lock:
             self.window.note(stats, self.queue.in_flight)
+            self.queue.engine_takes = self.window.bound
         self.go_on()
 
     def go_on(self) -> None:
@@ -182,7 +183,7 @@ class Desk:
         """Grant every call that may go; the caller wakes them once the lock is free."""
         granted: list[Queued] = []
         now = self._clock()
-        while self.queue.waiting and self.queue.has_room() and self.queue.in_flight < self.window.bound:
+        while self.queue.waiting and self.queue.has_room():
             queued = self._choose(now)
             if queued is None:
                 break
@@ -384,10 +385,10 @@ class Desk:
 
     # The rest
 
-    def reprioritize(self, touched: Callable[[Call], bool]) -> None:
-        """Order waiting calls anew after their hints changed."""
+    def reprioritize(self, workflow: str, touched: Callable[[Call], bool]) -> None:
+        """Order a workflow's waiting calls anew after their hints changed."""
         with self.lock:
-            self.queue.reorder(self._clock(), touched)
+            self.queue.reorder(self._clock(), workflow, touched)
             granted = self._pump()
         wake(granted)
 

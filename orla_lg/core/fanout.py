@@ -22,17 +22,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from orla_lg.core.admission import GATE_TOKENS, PREFILL_TOKENS_PER_S
+from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
 from orla_lg.core.claims import PATIENCE_S
+from orla_lg.core.pace import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S
 from orla_lg.core.slots import Seat, SlotTable, in_common
 
 if TYPE_CHECKING:
     from orla_lg.core.pace import Speed
     from orla_lg.core.queues import BackendQueue, Queued
-
-DECODE_TOKENS_PER_S = 30.0
-"""Where no call told yet."""
 
 OVERDUE = 3.0
 """A sitter is overdue after so many times what it should take; never before ``PATIENCE_S``: a machine may be slow,

@@ -24,6 +24,10 @@ class Speed:
 
 NO_SPEED = Speed()
 
+PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S = 1000.0, 30.0
+USUAL = Speed(5.0, PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S, completion_tokens=128.0)
+"""For as long as no call told better; the same for all backends, so that it favours none."""
+
 
 class Pace:
     """Learns a ``Speed``."""

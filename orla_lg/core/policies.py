@@ -122,7 +122,7 @@ class EarliestDeadline:
 
 
 class ShortestRemaining:
-    """The run with the least service still expected first; one of which nothing is known counts as average."""
+    """The run with the least service still expected first; one of which nothing is known goes last."""
 
     steady = follows_service = True
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from orla_lg.core.call import Call
 from orla_lg.core.policies import Policies, Sortable, StagePolicy
@@ -206,6 +207,8 @@ class BackendQueue:
     policies: Policies
     capacity: int
     max_concurrency: int | None = None
+    engine_takes: float = inf
+    """So many at once, as far as its load told (``window``); more would only wait in its own queue."""
     paused: bool = False
     in_flight: int = 0
     granted: int = 0
@@ -257,8 +260,9 @@ class BackendQueue:
         return self.next_order
 
     def has_room(self) -> bool:
-        """Whether another call may be granted: nobody paused the backend, and ``max_concurrency`` allows it."""
-        return not self.paused and (self.max_concurrency is None or self.in_flight < self.max_concurrency)
+        """Whether another call may be granted: nobody paused the backend, and neither bound is reached."""
+        bound = self.engine_takes if self.max_concurrency is None else min(self.max_concurrency, self.engine_takes)
+        return not self.paused and self.in_flight < bound
 
     def next(
         self, now: float, eligible: Iterable[str] | None = None, without: Collection[Queued] = ()
@@ -356,9 +360,9 @@ class BackendQueue:
 
     # What changes while calls wait
 
-    def reorder(self, now: float, touched: Callable[[Call], bool]) -> None:
-        """Rank waiting calls again whose hints changed."""
-        for queued in list(self):
+    def reorder(self, now: float, workflow: str, touched: Callable[[Call], bool]) -> None:
+        """Rank those waiting calls of a workflow again whose hints changed."""
+        for queued in self.waiting_of([workflow]):
             if touched(queued.call):
                 self._place(queued, now)
 

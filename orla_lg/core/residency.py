@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from orla_lg.core.call import Ask
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 
 MAX_PIECES = 100_000
 """Known of an engine that does not say what it holds; the oldest are forgotten."""
@@ -71,7 +71,7 @@ class Stay:
 class Residency:
     """The pieces of one engine. ``check_integrity`` asserts what the parts promise."""
 
-    tokens_per_char: float = 0.25
+    tokens_per_char: float = 1 / CHARS_PER_TOKEN
     in_use_tokens: float = 0.0
     """Of calls in flight, with the answers that are expected."""
     idle_tokens: float = 0.0

@@ -41,7 +41,7 @@ from orla_lg.core.limits import NO_LIMITS, Layer, Limits
 from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory import CacheEvent, EventKind, MemoryPolicy
 from orla_lg.core.own import Ours, OwnCall
-from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, Policies, RequestChoice, StageChoice, policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.standing import Standing
 from orla_lg.core.view import BackendView
@@ -114,14 +114,7 @@ class Serving:
         self.learners = Learners()
         self.learners.enlist(mapper)
         self.desks = {
-            backend.name: Desk(
-                backend,
-                adapter,
-                self.background,
-                clock,
-                policies(backend.name, stage_policy, request_policy),
-                self.estimates,
-            )
+            backend.name: self._desk(backend, adapter, policies(backend.name, stage_policy, request_policy))
             for backend, adapter in adapters.items()
         }
         """In the order of the configuration."""
@@ -136,6 +129,9 @@ class Serving:
         self.closed = False
         self._ids = itertools.count(1)
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
+
+    def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
+        return Desk(backend, adapter, self.background, self.clock, ordered_by, self.estimates)
 
     # Step 1 is the edge's: it knows who calls (graph.context) and builds the call from that.
 
@@ -333,7 +329,7 @@ class Serving:
             return False
         state.priority = priority
         for desk in self.desks.values():
-            desk.reprioritize(lambda call: call.identity.run == run and self.refresh(call))
+            desk.reprioritize(state.workflow, lambda call: call.identity.run == run and self.refresh(call))
         return True
 
     def refresh(self, call: Call) -> bool:

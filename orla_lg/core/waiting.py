@@ -17,7 +17,7 @@ class WaitsFor(StrEnum):
     """What keeps a call."""
 
     PLACE = "place"
-    """``max_concurrency`` calls are in flight."""
+    """``max_concurrency`` calls are in flight, or as many as the engine runs at once."""
     SLOT = "slot"
     """There is room, but other workflows hold the engine's cache slots."""
     CACHE = "cache"

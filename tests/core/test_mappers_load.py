@@ -13,9 +13,9 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Assignment
 from orla_lg.core.control import EngineStats
 from orla_lg.core.load import FRESH_S, INTEREST_S, LoadWatch
-from orla_lg.core.mappers.load import UNKNOWN, LoadAware, expect, saturated
+from orla_lg.core.mappers.load import LoadAware, expect, saturated
 from orla_lg.core.mappers.table import ExplicitMapper
-from orla_lg.core.pace import Speed
+from orla_lg.core.pace import USUAL, Speed
 from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, ConfigError
 
@@ -128,7 +128,7 @@ def test_what_a_backend_never_told_is_taken_from_the_others() -> None:
     ask = Ask("auto", [{"role": "user", "content": "x" * 4000}])
     assert expect(ask, new, [home(), new]) == expect(ask, away(), [home(), away()])
     alone = expect(ask, new, [new])
-    assert alone.decode_s == UNKNOWN["completion_tokens"] / UNKNOWN["decode_tokens_per_s"]
+    assert alone.decode_s == USUAL.completion_tokens / USUAL.decode_tokens_per_s
     assert expect(Ask("auto", ask.messages, max_tokens=10), home(), [home()]).decode_s == pytest.approx(0.2)
 
 

@@ -95,7 +95,7 @@ def test_a_hint_that_changes_reaches_the_stage_policy() -> None:
     first, second = queue.enter(a_call("w", "a", priority=2), 0.0), queue.enter(a_call("v", "b", priority=1), 0.0)
     assert queue.next(0.0) is first
     second.call.hints = Hints(priority=3)
-    queue.reorder(0.0, lambda call: call is second.call)
+    queue.reorder(0.0, second.call.identity.workflow, lambda call: call is second.call)
     assert queue.next(0.0) is second
 
 

@@ -135,7 +135,7 @@ class QueueMachine(RuleBasedStateMachine):
             call.hints = type(call.hints)(priority=priority)
             return True
 
-        self.queue.reorder(0.0, touched)
+        self.queue.reorder(0.0, workflow, touched)
 
     @rule(workflow=WORKFLOWS, tokens=st.integers(0, 9000), remaining_s=st.none() | st.integers(0, 5))
     def a_run_is_served(self, workflow: str, tokens: int, remaining_s: int | None) -> None:

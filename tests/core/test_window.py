@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.control import EngineStats
+from orla_lg.core.waiting import WaitsFor
 from orla_lg.core.window import AHEAD, Window
 from tests.core.test_desk import a_desk, enter, leave
 
@@ -65,3 +66,12 @@ def test_a_bound_holds_nothing_back_from_an_engine_with_nothing_to_do() -> None:
     for _ in range(2):
         desk._told(said(0, 9))
     assert enter(desk).granted
+
+
+def test_who_is_held_by_the_window_waits_for_a_place() -> None:
+    desk, _ = a_desk()
+    for _ in range(2):
+        desk._told(said(1, 9))
+    inside = [enter(desk, f"w{n}") for n in range(4)]
+    assert not desk.queue.has_room() and not inside[-1].granted
+    assert [each.waits_for for each in desk.statistics().waiting] == [WaitsFor.PLACE]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
+from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
 from orla_lg.core.mapping import unfit
 from orla_lg.core.newest import Newest
@@ -28,9 +28,6 @@ PRIOR_WEIGHT = 10.0
 
 UNKNOWN_QUALITY = 0.5
 """Of a backend that states none."""
-
-ANSWER_TOKENS = 256.0
-"""Expected while a stage has not answered yet."""
 
 ANSWER_WEIGHT = 0.1
 """Of the newest answer's length in a stage's mean."""

@@ -19,11 +19,9 @@ from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
 from orla_lg.core.mappers.table import Entry, part_of
 from orla_lg.core.mapping import Consultation, Mapper, find, unfit
+from orla_lg.core.pace import USUAL
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError
-
-UNKNOWN = {"service_s": 5.0, "prefill_tokens_per_s": 1000.0, "decode_tokens_per_s": 30.0, "completion_tokens": 128.0}
-"""A ``Speed`` for as long as no backend's calls have told better; the same for all, so that it favours none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,8 @@ def _figure(name: str, view: BackendView, among: Sequence[BackendView]) -> float
     if own:
         return own
     known = [figure for each in among if (figure := getattr(each.speed, name))]
-    return sum(known) / len(known) if known else UNKNOWN[name]
+    usual: float = getattr(USUAL, name)
+    return sum(known) / len(known) if known else usual
 
 
 def numbers(view: BackendView, expected: Expected | None) -> dict[str, float]:
