@@ -161,7 +161,7 @@ class TappedStream(httpx2.SyncByteStream):
             for data in self._inner:  # type: ignore[union-attr]
                 yield tap.feed(data)
             yield tap.last(self._response)
-        except Exception as error:
+        except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
             raise
 
@@ -209,7 +209,7 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
             async for data in self._inner:  # type: ignore[union-attr]
                 yield tap.feed(data)
             yield tap.last(self._response)
-        except Exception as error:
+        except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
             raise
 

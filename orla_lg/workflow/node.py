@@ -126,7 +126,7 @@ class StageNode:
             what = f"the {name} function of stage {stage.name!r}"
             try:
                 return (yield _Build(what, function, upstream, state["input"]))
-            except Exception as error:
+            except Exception as error:  # the user's function: named, and passed on
                 error.add_note(f"in {what}")
                 raise
 
