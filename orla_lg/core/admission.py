@@ -22,11 +22,13 @@ from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
+from orla_lg.core.cached_blocks import CachedBlocks
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.capacity import Capacity
 from orla_lg.core.claims import PATIENCE_S, Claims, Doing
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
-from orla_lg.core.residency import Piece, Residency, Stay
+from orla_lg.core.pieces import Piece
+from orla_lg.core.residency import Residency, Stay
 
 if TYPE_CHECKING:
     from orla_lg.core.estimates import Estimates
@@ -100,12 +102,20 @@ class AdmissionStatistics:
 
 
 class Admission:
-    """Who may enter one backend's KV cache. Under the backend's lock."""
+    """Who may enter one backend's KV cache. Under the backend's lock.
 
-    def __init__(self, estimates: Estimates) -> None:
+    Args:
+        estimates: What calls and graphs usually take.
+        claims: Shared with the ledger, which counts on them too.
+        holds: Whether calls wait for what they need; else they are only accounted for.
+    """
+
+    def __init__(self, estimates: Estimates, claims: Claims | None = None, *, holds: bool = True) -> None:
         self.capacity = Capacity()
-        self.cache = Residency()
-        self.claims = Claims(self.cache)
+        self.claims = claims or Claims(Residency())
+        self.cache = self.claims.cache
+        self.blocks = CachedBlocks(self.cache)
+        self.holds = holds
         self.again_at_s = inf
         """When to choose again if nothing happens before; monotonic."""
         self._gated: set[Queued] = set()
@@ -124,7 +134,7 @@ class Admission:
         self.again_at_s = inf
         self._gated.clear()
         self._open_overdue(now)
-        if self.capacity.limit == inf and not self._prefilling:
+        if not self.holds or (self.capacity.limit == inf and not self._prefilling):
             return queue.next(now)
         late_before_s = now - max(PATIENCE_S, PATIENCE_CALLS * (speed.service_s or 0.0))
         beside = self._beside(queue)
@@ -229,11 +239,15 @@ class Admission:
 
     # Calls
 
-    def enter(self, queued: Queued, now: float, prefill_tokens_per_s: float | None) -> None:
-        """Let a call in: its prompt and expected answer count from now on."""
+    def enter(self, queued: Queued, now: float, prefill_tokens_per_s: float | None) -> float:
+        """Let a call in: its prompt and expected answer count from now on.
+
+        Returns the tokens that the engine is believed to give up for it.
+        """
         call = queued.call
         stay = self.cache.begin(call.ask, call.expected_answer_tokens)
-        self.cache.shrink(self.capacity.limit)
+        gone_tokens = self.cache.shrink(self.capacity.limit)
+        self.blocks.began(call.identity.workflow, stay)
         self.claims.enter(call.identity.workflow, self._growth(call))
         fresh_tokens = sum(piece.tokens for piece in stay.fresh)
         open_at_s = now + LENIENCE * fresh_tokens / (prefill_tokens_per_s or PREFILL_TOKENS_PER_S)
@@ -241,6 +255,7 @@ class Admission:
         if fresh_tokens >= GATE_TOKENS:
             self._prefilling[queued] = self._entries[queued]
             self._awaited.update(stay.fresh)
+        return gone_tokens
 
     def first_token(self, queued: Queued) -> bool:
         """Note that a call's prefill is done; returns whether others may have waited for it."""
@@ -279,6 +294,8 @@ class Admission:
         else:
             self.cache.undo(entry.stay)
         who, leaf = queued.call.identity, entry.stay.answer if reached else None
+        cached = None if usage is None else usage.cached_tokens
+        self.blocks.ended(who.workflow, entry.stay, cached, reached=reached)
         self.claims.leave(who.workflow, who.stage, leaf, now, followed=followed)
         self.cache.shrink(self.capacity.limit)
 
@@ -286,35 +303,14 @@ class Admission:
         if usage is None:
             self.cache.end(stay, None, None)
             return
-        self.cache.end(stay, usage.prompt_tokens, usage.completion_tokens)
+        self.cache.end(stay, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         if usage.cached_tokens is not None:
             self.capacity.found(stay.expected_tokens, usage.cached_tokens, stay.enough_tokens)
 
-    # Workflows
-
-    def turned(self, workflow: str, doing: Doing, now: float) -> None:
-        """Note what a workflow without a call in flight waits for now."""
-        self.claims.turned(workflow, doing, now)
-
-    def release(self, workflow: str) -> None:
-        """Let others have a workflow's cache evicted; what is not evicted it may find again."""
-        self.claims.release(workflow)
-
-    def forget(self, workflow: str) -> None:
-        """Let a workflow's claim go for good; calls of it in flight go on."""
-        self.claims.forget(workflow)
-
     def engine_lost(self) -> None:
-        """Believe nothing of what the engine held."""
-        self.claims.forget_all()
-        self.cache.clear()
+        """Expect nothing more of what the engine held."""
         for entry in self._entries.values():
             entry.stay.expected_tokens = 0.0  # what it will not find says nothing about the size of the cache
-
-    def tokens_of(self, workflow: str) -> int:
-        """Return how many tokens of a workflow are believed to be in the cache."""
-        claim = self.claims.by_workflow.get(workflow)
-        return 0 if claim is None else round(sum(piece.tokens for piece in claim.pieces() if piece.alive))
 
     def statistics(self) -> AdmissionStatistics:
         """Return a snapshot."""
@@ -326,20 +322,19 @@ class Admission:
             growth_tokens=round(self.claims.grows_tokens),
             losses=self.capacity.losses,
             lapsed=self.claims.lapsed,
-            workflows=tuple(
-                Resident(name, self.tokens_of(name), claim.doing) for name, claim in self.claims.by_workflow.items()
-            ),
+            workflows=tuple(Resident(each.workflow, each.tokens, each.doing) for each in self.claims.holdings()),
         )
 
-    def check_integrity(self) -> None:
-        """Assert the invariants."""
+    def check_integrity(self, warmed_tokens: float = 0.0) -> None:
+        """Assert the invariants; *warmed_tokens* are in use by a warm-up, which is nobody's call."""
         self.cache.check_integrity()
         self.claims.check_integrity()
+        self.blocks.check_integrity()
         assert sum(claim.in_flight for claim in self.claims.by_workflow.values()) == len(self._entries)
         assert set(self._prefilling) <= set(self._entries)
         assert self._awaited == {piece for entry in self._prefilling.values() for piece in entry.stay.fresh}
         if not self._entries:
-            assert abs(self.cache.in_use_tokens) < 1e-3, self.cache.in_use_tokens
+            assert abs(self.cache.in_use_tokens - warmed_tokens) < 1e-3, self.cache.in_use_tokens
 
 
 def is_late(queued: Queued, late_before_s: float) -> bool:

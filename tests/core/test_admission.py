@@ -547,3 +547,26 @@ def test_a_call_outside_any_run_is_not_expected_to_grow() -> None:
     call.identity = replace(call.identity, run=None)
     assert queue(desk, call).granted
     assert desk.admission.statistics().growth_tokens == 0
+
+
+# Switched off -----------------------------------------------------------------------------------------------
+
+
+def test_switched_off_it_holds_nobody_back_and_keeps_its_account() -> None:
+    held, _ = a_desk(300, grows=0.0)
+    waits = [enter(held, name, 200) for name in "ab"]
+    assert [each.granted for each in waits] == [True, False], "two do not fit: this is what is switched off"
+    clock = HandClock()
+    chosen = policies("b", "fcfs", "fcfs")
+    desk = Desk(
+        Backend("b", "http://b/v1"), Engine(), HandBackground(clock), clock, chosen, Growth(0.0), admission=False
+    )
+    desk.health._learn(Probe(kv_tokens=300))
+    gone = [enter(desk, name, 200) for name in "ab"]
+    alike = [enter(desk, name, 300, begins="the same") for name in "cd"]
+    assert all(each.granted for each in (*gone, *alike)), "neither for the cache nor for a prefix"
+    assert desk.statistics().admission.in_use_tokens > 300  # type: ignore[union-attr]
+    for each in (*gone, *alike):
+        leave(desk, each, followed=False)
+    desk.check_integrity()
+    assert desk.statistics().admission.in_use_tokens == 0  # type: ignore[union-attr]

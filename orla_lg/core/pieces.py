@@ -1,0 +1,141 @@
+"""A message's tokens in an engine's cache, and the lines in which idle ones wait to be given up.
+
+There may be hundreds of thousands of them, so a piece carries its own links: its place in a line, and its place among
+the pieces that come after the same beginning. Neither costs an object of its own, and both change in constant time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Band(IntEnum):
+    """Which idle pieces an engine gives up before which."""
+
+    FIRST = 0
+    """Released by their workflow, or dead on an engine that looks for that."""
+    USUAL = 1
+    PINNED = 2
+
+
+@dataclass(eq=False, slots=True, repr=False)
+class Piece:
+    """The tokens of one message after certain others."""
+
+    key: object
+    """Its chained hash; for an answer that no prompt repeated yet, something of its own."""
+    parent: Piece | None
+    tokens: float
+    counted: bool = False
+    """The engine counted them; else they are an estimate."""
+    users: int = 0
+    """Calls in flight through it."""
+    claims: int = 0
+    """Leaves that count on it: ends of the last calls of workflows that others must leave room for."""
+    owners: int = 0
+    """Leaves whose path it is on, whether others must leave room for it or not."""
+    pins: int = 0
+    """Leaves that the engine promised to keep."""
+    filled: bool = False
+    """Its prefill is done: a call through it had its first token, or ended."""
+    alive: bool = True
+    gone_tokens: float = 0.0
+    """Of its end, given up already; nothing after it is alive then."""
+    idle_from: float = 0.0
+    """What ``Residency.flow_tokens`` was when it was used last."""
+    idle: bool = False
+    """It is in a line."""
+    band: Band = Band.USUAL
+    """Of that line, or of the one in which it was last."""
+    answer: Piece | None = None
+    """What a model said after it, as long as no prompt repeated that."""
+    ambiguous: bool = False
+    """A model said several things after it: which of them a prompt repeats cannot be told."""
+    before: Piece | None = None
+    """In its line: given up sooner."""
+    behind: Piece | None = None
+    """In its line: given up later."""
+    child: Piece | None = None
+    """The youngest of those alive that come right after it."""
+    elder: Piece | None = None
+    """The next older one after the same parent."""
+    younger: Piece | None = None
+
+    @property
+    def there_tokens(self) -> float:
+        """What is believed to be there."""
+        return self.tokens - self.gone_tokens if self.alive else 0.0
+
+    def path(self) -> Iterator[Piece]:
+        """Return this piece and all before it, the nearest first."""
+        piece: Piece | None = self
+        while piece is not None:
+            yield piece
+            piece = piece.parent
+
+    def children(self) -> Iterator[Piece]:
+        """Return those alive that come right after it, the youngest first."""
+        piece = self.child
+        while piece is not None:
+            yield piece
+            piece = piece.elder
+
+    def join(self) -> None:
+        """Become the youngest child of its parent."""
+        parent = self.parent
+        if parent is None:
+            return
+        self.elder, self.younger = parent.child, None
+        if parent.child is not None:
+            parent.child.younger = self
+        parent.child = self
+
+    def part(self) -> None:
+        """Be a child of its parent no more."""
+        if self.younger is not None:
+            self.younger.elder = self.elder
+        elif self.parent is not None and self.parent.child is self:
+            self.parent.child = self.elder
+        if self.elder is not None:
+            self.elder.younger = self.younger
+        self.elder = self.younger = None
+
+
+class Line:
+    """Idle pieces of one band, those that are given up first in front."""
+
+    __slots__ = ("first", "last")
+
+    def __init__(self) -> None:
+        self.first: Piece | None = None
+        self.last: Piece | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        piece = self.first
+        while piece is not None:
+            yield piece
+            piece = piece.behind
+
+    def append(self, piece: Piece) -> None:
+        """Put a piece behind all others."""
+        piece.before, piece.behind = self.last, None
+        if self.last is None:
+            self.first = piece
+        else:
+            self.last.behind = piece
+        self.last = piece
+
+    def remove(self, piece: Piece) -> None:
+        """Take a piece out, wherever it is."""
+        before, behind = piece.before, piece.behind
+        if before is None:
+            self.first = behind
+        else:
+            before.behind = behind
+        if behind is None:
+            self.last = before
+        else:
+            behind.before = before
+        piece.before = piece.behind = None
