@@ -24,6 +24,10 @@ _ADVICE: Mapping[Capability, str] = {
     Capability.STATS: "`--slots` would let its load be seen",
 }
 _NAME = re.compile(r"[^A-Za-z0-9_.-]")
+_DRAWN = re.compile(r"<__media_\w{16,}__>")
+STARTED, SAVED_IN = "orla_lg_started", "orla_lg_saved_in"
+"""What an embedded engine says in its ``ui_settings``, where nobody else heeds it: what it drew, and its folder.
+Where the folder differs (one made for an engine goes with it), the files are not those that were saved."""
 
 
 class LlamaCppAdapter(OpenAIAdapter):
@@ -61,6 +65,8 @@ class LlamaCppAdapter(OpenAIAdapter):
             kv_tokens=context * self._slots if self._slots and isinstance(context, int) else None,
             vision=_vision(props),
             version=str(props.get("build_info") or ""),
+            incarnation=_drawn_at_start(props),
+            weights=f"{props.get('model_path')} {props.get('model_ftype')} {_own(props).get(SAVED_IN, '')}".rstrip(),
             advice=_ADVICE,
         )
 
@@ -152,6 +158,20 @@ class LlamaCppAdapter(OpenAIAdapter):
 
 def _slot_of(scope: Scope) -> int | None:
     return scope.slot if isinstance(scope, WorkflowCache) else None
+
+
+def _drawn_at_start(props: Mapping[str, Any]) -> str:
+    """Return what the server's process drew at random, and what the embedded engine did, which may share a process.
+
+    The first marks where images go in prompts. Older servers draw nothing.
+    """
+    marker = str(props.get("media_marker") or "")
+    return (marker if _DRAWN.fullmatch(marker) else "") + str(_own(props).get(STARTED, ""))
+
+
+def _own(props: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = props.get("ui_settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _vision(props: Mapping[str, Any]) -> bool | None:

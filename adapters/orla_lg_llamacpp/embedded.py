@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
+import secrets
 import signal
 import socket
 import stat
@@ -25,6 +27,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from orla_lg.errors import EngineError
+from orla_lg_llamacpp.adapter import SAVED_IN, STARTED
 from orla_lg_llamacpp.model import Report, ensure_model
 
 __all__ = ["EmbeddedEngine", "EngineSettings", "check_port", "free_port", "usable_cores"]
@@ -216,6 +219,8 @@ def _params(xllamacpp: Any, settings: EngineSettings, model: Path, save_dir: Pat
     params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = True
     params.use_jinja = True
     params.ui = False
+    # What the server draws at random itself is one for the whole process, in which it may be started again.
+    params.ui_config_json = json.dumps({STARTED: secrets.token_hex(8), SAVED_IN: str(save_dir)})
     params.fit_params = False  # it would load the model twice, and may give less context than was asked for
     params.verbosity = ERRORS if settings.log_errors else SILENT
     return params

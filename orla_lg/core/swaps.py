@@ -1,0 +1,164 @@
+"""What is saved and restored when a slot changes hands, and what taking it away is expected to cost.
+
+A ``Swap`` is decided and reserved with the seat, under the lock; ``mover`` has the engine carry it out and tells
+what became of it. Without a pool nothing is ever saved, and what is taken is lost.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orla_lg.core.backend import Effect
+from orla_lg.core.saved import Saved, SavedPool, covered, in_common
+from orla_lg.core.worth import Odds, Prices, chance_of_return
+
+if TYPE_CHECKING:
+    from orla_lg.core.slots import Slot
+
+
+@dataclass(eq=False, slots=True)
+class Swap:
+    """What the engine does with a slot before the call that sits down there is sent."""
+
+    slot: int
+    workflow: str
+    """Who sits down; for a save ahead of need, who sat there."""
+    save: Saved | None
+    """First: what the slot holds goes there."""
+    restore: Saved | None
+    """Then: the slot is filled with that."""
+    begun: bool = False
+    """The engine was told."""
+    effect: Effect | None = None
+    """Of the restore; ``None`` before it ended."""
+    ended: Future[None] = field(default_factory=Future)
+    """Ends when the slot is the call's, and never badly."""
+
+    def __post_init__(self) -> None:
+        self.ended.set_running_or_notify_cancel()  # a waiter's cancellation is not the engine's
+
+
+@dataclass(eq=False)
+class Swaps:
+    """Decides about saving and restoring on one backend."""
+
+    pool: SavedPool | None = None
+    """``None`` where nothing is ever saved."""
+    able: bool = True
+    """Whether the engine can save, as it was started."""
+    prices: Prices = field(default_factory=Prices)
+    odds: Odds = chance_of_return
+
+    @property
+    def saves(self) -> bool:
+        """Whether what is taken is saved, where that pays."""
+        return self.able and self.pool is not None
+
+    def learned(self, *, able: bool, weights: str) -> None:
+        """Follow what the engine said of itself: whether it can save, and which weights it serves."""
+        self.able = able
+        if self.pool is not None:
+            self.pool.fits(weights)
+
+    # What a slot is worth
+
+    def loss_s(self, slot: Slot, now: float) -> float:
+        """Return the seconds that taking a slot from its owner now is expected to cost everybody."""
+        chance, lost_s = self._chance(slot, now), self._recompute_s(slot, now)
+        if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
+            return lost_s
+        back_s = chance * self.prices.back_s(slot.tokens)
+        if self.pool.copy_of(slot.owner, slot.prefix) is not None:
+            return back_s
+        pays = self._saving_pays(slot, now)
+        if pays and self.pool.can_take(slot.owner, slot.prefix, lost_s, partial(self._value_s, now)):
+            return self.prices.save_s + back_s
+        return lost_s
+
+    def _chance(self, slot: Slot, now: float) -> float:
+        return 0.0 if slot.owner is None else self.odds(slot.owner, slot.doing, now - slot.last_used_s)
+
+    def _recompute_s(self, slot: Slot, now: float) -> float:
+        """Return what the slot's loss costs if nothing is saved."""
+        return self._chance(slot, now) * self.prices.recompute_s(slot.tokens)
+
+    def _saving_pays(self, slot: Slot, now: float) -> bool:
+        back_s = self._chance(slot, now) * self.prices.back_s(slot.tokens)
+        return self.prices.save_s + back_s < self._recompute_s(slot, now)
+
+    def _value_s(self, now: float, entry: Saved) -> float:
+        """Return what forgetting a saved one is expected to cost."""
+        return self.odds(entry.owner, entry.doing, now - entry.used_s) * self.prices.recompute_s(entry.tokens)
+
+    # Swapping
+
+    def begin(self, slot: Slot, workflow: str, prefix: tuple[int, ...], now: float) -> Swap | None:
+        """Reserve what is to be saved and restored before *workflow* uses the slot; ``None``: nothing is."""
+        if self.pool is None or not self.able:
+            return None
+        restore = self.to_restore(slot, workflow, prefix)
+        if restore is not None:
+            self.pool.begin_reading(restore)  # first, or the save below might be given its name
+        overwrites = restore is not None and in_common(slot.prefix, restore.prefix) < len(slot.prefix)
+        save = self.begin_saving(slot, now) if slot.owner != workflow or overwrites else None
+        if save is None and restore is None:
+            return None
+        return Swap(slot.index, workflow, save, restore)
+
+    def to_restore(self, slot: Slot | None, workflow: str, prefix: tuple[int, ...]) -> Saved | None:
+        """Return what is saved of the workflow if it has more of the prompt than the slot, by more than it takes.
+
+        Args:
+            slot: Where the workflow sits down; ``None``: where nothing of its prompt is.
+            workflow: Who.
+            prefix: The prompt as chained message hashes.
+        """
+        if self.pool is None or not self.able:
+            return None
+        best = self.pool.find(workflow, lambda entry: entry.covers(prefix))
+        if best is None:
+            return None
+        there = 0.0 if slot is None or slot.flushed else covered(slot.prefix, slot.tokens, prefix)
+        gain_s = self.prices.recompute_s(best.covers(prefix) - there)
+        return best if gain_s > self.prices.restore_s else None
+
+    def begin_saving(self, slot: Slot, now: float) -> Saved | None:
+        """Reserve a name for what the slot holds, if that is worth a save and not saved already."""
+        if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
+            return None
+        self.pool.unloaded(slot.owner)
+        if self.pool.copy_of(slot.owner, slot.prefix) is not None or not self._saving_pays(slot, now):
+            return None
+        value_s = self._recompute_s(slot, now)
+        return self.pool.begin_writing(
+            slot.owner, slot.prefix, slot.tokens, slot.doing, value_s, partial(self._value_s, now)
+        )
+
+    def saved(self, entry: Saved, now: float, effect: Effect, took_s: float | None = None) -> None:
+        """Note how saving went, and what it took in seconds; what could not be saved is lost."""
+        assert self.pool is not None
+        self.pool.written(entry, now, ok=effect is Effect.SAVED)
+        if effect is Effect.SAVED and took_s is not None:
+            self.prices.saved(took_s)
+
+    def restored(self, swap: Swap, slot: Slot, now: float, effect: Effect, took_s: float | None = None) -> None:
+        """Note how the swap's restore went, and what the slot holds thereafter."""
+        assert self.pool is not None and swap.restore is not None
+        ok, entry = effect is Effect.RESTORED, swap.restore
+        swap.effect = effect
+        self.pool.read(entry, now, ok=ok)
+        if ok and took_s is not None:
+            self.prices.restored(took_s)
+        theirs = ok and slot.owner == swap.workflow
+        # A restore that fails leaves an empty slot, or, if it did not get there, what was there before; one that
+        # comes after its workflow was flushed fills the slot with tokens that nobody may reuse.
+        slot.prefix, slot.tokens = (entry.prefix, entry.tokens) if theirs else ((), 0)
+        slot.flushed = not theirs and (ok or slot.flushed)
+
+    def answered(self, swap: Swap) -> None:
+        """Note that the engine answered the call: if it was there and could not restore, it never will."""
+        if self.pool is not None and swap.restore is not None and swap.effect is not Effect.RESTORED:
+            self.pool.drop_one(swap.restore)

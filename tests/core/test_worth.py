@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from orla_lg.core.claims import Doing
+from orla_lg.core.pace import Pace
+from orla_lg.core.saved import SavedPool
+from orla_lg.core.slots import Slot, SlotTable
+from orla_lg.core.swaps import Swaps
+from orla_lg.core.worth import Prices, chance_of_return
+
+
+def paced(tokens_per_s: int = 100) -> Prices:
+    pace = Pace()
+    pace.note(service_s=2.0, prefill_s=1.0, fresh_tokens=tokens_per_s, completion_tokens=None)
+    return Prices(pace)
+
+
+def a_slot(doing: Doing | None, tokens: int = 1000) -> Slot:
+    return Slot(0, owner="w", doing=doing, tokens=tokens, prefix=(1,))
+
+
+def test_who_is_sure_to_come_back_before_who_may_before_who_cannot() -> None:
+    order = [Doing.GENERATING, Doing.TOOL, Doing.HUMAN, Doing.IDLE, None]
+    chances = [chance_of_return("w", doing, 60.0) for doing in order]
+    assert chances == sorted(chances, reverse=True) and chances[-1] == 0.0
+    assert chance_of_return("w", Doing.IDLE, 7200.0) == chance_of_return("w", Doing.IDLE, 0.0) / 2
+
+
+def test_saving_makes_a_loss_small_where_prefill_is_slow_and_not_where_it_is_fast() -> None:
+    lost = Swaps(None, prices=paced()).loss_s(a_slot(Doing.TOOL), 0.0)
+    saved = Swaps(SavedPool("e", 1), prices=paced()).loss_s(a_slot(Doing.TOOL), 0.0)
+    assert lost == 9.5 and 0.1 < saved < 0.2
+    fast = Swaps(SavedPool("e", 1), prices=paced(20_000))
+    assert fast.loss_s(a_slot(Doing.TOOL), 0.0) == 0.95 * 0.05
+    assert fast.begin_saving(a_slot(Doing.TOOL), 0.0) is None, "it is computed sooner than written and read"
+
+
+def test_saves_that_turn_out_slow_are_done_no_more() -> None:
+    swaps = Swaps(SavedPool("e", 1), prices=paced())
+    for _ in range(40):
+        swaps.prices.saved(20.0)
+    assert swaps.begin_saving(a_slot(Doing.TOOL), 0.0) is None
+    assert swaps.loss_s(a_slot(Doing.TOOL), 0.0) == 9.5
+
+
+def test_the_slot_of_least_loss_is_taken_though_used_last() -> None:
+    table = SlotTable(2, swaps=Swaps(None, prices=paced()))
+    for number, (workflow, tokens) in enumerate([("u", 1000), ("v", 10)]):
+        seat = table.seat(workflow, (), float(number), hold=True)
+        assert seat is not None
+        table.vacate(seat, (number,), tokens, float(number), hold=True)
+        table.turned(workflow, Doing.IDLE)
+        table.release(workflow)
+    taken = table.seat("w", (), 9.0, hold=True)
+    assert taken is not None and taken.slot == 1
+
+
+def test_learned_odds_may_say_otherwise() -> None:
+    swaps = Swaps(None, prices=paced(), odds=lambda workflow, doing, idle_s: 1.0 if workflow == "w" else 0.0)
+    assert swaps.loss_s(a_slot(None), 0.0) == 10.0
