@@ -7,6 +7,7 @@ learned, so that asking costs a look into a table.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,8 +121,15 @@ class Forecast:
 
         A stage goes where its calls went lately, or, if it made none yet, where its mapping says.
         """
-        now = self._figures()
         found: dict[str, float] = {}
+        for (_, backend), chance in self.next_calls(stages).items():
+            found[backend] = min(1.0, found.get(backend, 0.0) + chance)
+        return found
+
+    def next_calls(self, stages: Collection[str]) -> dict[tuple[str, str], float]:
+        """Return the stages whose calls come next after *stages*, with their backends, and how likely each is."""
+        now = self._figures()
+        found: dict[tuple[str, str], float] = {}
         reached = dict.fromkeys(innermost(stages), 1.0)
         for _ in range(MAX_HOPS):
             onward: dict[str, float] = {}
@@ -129,7 +137,8 @@ class Forecast:
                 for target, chance in _through_edges(now.chances, stage).items():
                     if homes := self._backends(target, now):
                         for backend, share in homes.items():
-                            found[backend] = min(1.0, found.get(backend, 0.0) + mass * chance * share)
+                            call = (target, backend)
+                            found[call] = min(1.0, found.get(call, 0.0) + mass * chance * share)
                     elif target != END:
                         onward[target] = min(1.0, onward.get(target, 0.0) + mass * chance)
             reached = onward
@@ -234,14 +243,18 @@ def _chances(way: Way | None, learned: Learned, outer: str) -> dict[str, float]:
 
 
 def _through_edges(chances: Mapping[str, Mapping[str, float]], stage: str) -> dict[str, float]:
-    """Return the stages that follow one, seen through the ends of graphs inside others; ``END`` is the end of all."""
+    """Return the stages that follow one, seen through the ends of graphs inside others; ``END`` is the end of all.
+
+    Ends may lead to one another in a circle, if a graph that makes no calls runs again and again.
+    """
     found: dict[str, float] = {}
-    ahead = dict(chances.get(stage, {}))
+    ahead, passed = dict(chances.get(stage, {})), Counter[str]()
     while ahead:
         target, chance = ahead.popitem()
         if target == END or not is_edge(target):
             found[target] = min(1.0, found.get(target, 0.0) + chance)
-        else:
+        elif passed[target] < MAX_HOPS:
+            passed[target] += 1
             for beyond, share in chances.get(target, {}).items():
                 ahead[beyond] = min(1.0, ahead.get(beyond, 0.0) + chance * share)
     return found

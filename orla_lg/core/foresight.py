@@ -100,6 +100,10 @@ class Foresight:
         learned = self.estimates.remaining_s(run.course, stages)
         return learned if learned is not None or run.forecast is None else run.forecast.remaining_s(stages)
 
+    def next_calls(self, run: RunState) -> dict[tuple[str, str], float]:
+        """Return the next calls of a run after those of its present stages, by stage and backend, with chances."""
+        return {} if run.forecast is None else run.forecast.next_calls(run.stages() or run.walk.latest or (START,))
+
     def ahead(self, run: RunState) -> Ahead:
         """Return what is expected of a run from where it is."""
         stages = run.stages() or run.walk.latest or (START,)
