@@ -58,7 +58,8 @@ class Attempts:
                 self._promise(desk)  # 3 admit
                 yield from self._pass_circuit(desk)
                 yield from self._queue(desk)  # 4 queue
-                flight.depart()  # 5 prepare
+                flight.depart()
+                yield from flight.prepare()  # 5 prepare
                 response = yield Send(sender, flight)  # 6 dispatch
             except AttemptFailed as failure:
                 flight.missed(failure)

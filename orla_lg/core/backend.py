@@ -53,6 +53,15 @@ class Backend:
     cost: Cost = Cost()
     quality: float | None = None
     """0 to 1, for mappers that weigh it."""
+    max_saved: int = 32
+    """Files that the engine may keep on its disk for us at once, each as large as a slot's KV cache, for workflows
+    that had to leave their slot (llama.cpp with ``--slot-save-path``); 0 saves none."""
+    kv_events: str | None = None
+    """Where the engine publishes its cache events (ZeroMQ, ``tcp://host:port``); ``None`` does not listen."""
+    kv_replay: str | None = None
+    """Where it repeats those that were missed (its ``replay_endpoint``)."""
+    admin_key: str | None = field(default=None, repr=False)
+    """For orders that the engine takes from administrators only; ``None`` gives them with ``api_key``."""
 
     def __post_init__(self) -> None:
         where = f"backend {self.name!r}"
@@ -68,8 +77,29 @@ class Backend:
             raise ConfigError(f"{where}: max_concurrency must be at least 1, got {self.max_concurrency}")
         if self.capacity < 0:
             raise ConfigError(f"{where}: capacity must not be negative, got {self.capacity}")
+        if self.max_saved < 0:
+            raise ConfigError(f"{where}: max_saved must not be negative, got {self.max_saved}")
+        for name in ("kv_events", "kv_replay"):
+            _check_endpoint(where, name, getattr(self, name))
+        if self.kv_replay is not None and self.kv_events is None:
+            raise ConfigError(f"{where}: kv_replay {self.kv_replay!r} repeats kv_events, which is not set")
         if self.quality is not None and not 0 <= self.quality <= 1:
             raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
+
+
+def _check_endpoint(where: str, name: str, said: str | None) -> None:
+    if said is None:
+        return
+    try:
+        parts = urlsplit(said)
+        right = parts.scheme == "ipc" or (parts.scheme == "tcp" and parts.hostname and parts.port is not None)
+    except ValueError:  # a port that is no number
+        right = False
+    if not right or parts.hostname == "*":
+        raise ConfigError(
+            f"{where}: {name} {said!r} is not tcp://host:port or ipc://path, as seen from here (a host of '*' is the "
+            "engine's side of it)"
+        )
 
 
 class Capability(StrEnum):
@@ -87,6 +117,8 @@ class Capability(StrEnum):
     PIN = "pin"
     RELEASE = "release"
     """One workflow's cache made the first to go, or given away, but usable until then."""
+    KEEP = "keep"
+    """What it keeps, and for how long, follows what is expected to be of use (``Directions.keep_s``)."""
     FLUSH_WORKFLOW = "flush_workflow"
     FLUSH_PREFIX = "flush_prefix"
     FLUSH_ALL = "flush_all"
@@ -148,6 +180,8 @@ class Probe:
     version: str = ""
     incarnation: str = ""
     """Differs after a restart of the engine; empty where the engine does not let one tell."""
+    weights: str = ""
+    """What a saved cache fits to: it must not be restored where this differs. Empty where nothing can be saved."""
     advice: Mapping[Capability, str] = field(default_factory=dict)
     """For each capability that a flag or a plugin would bring: what to start the engine with."""
 
@@ -169,6 +203,19 @@ class Directions:
     """The cache slot the workflow sits in, on engines that have slots."""
     fresh: bool = False
     """The slot may hold tokens that were flushed: they must not be reused."""
+    stage: str = ""
+    keep_s: float | None = None
+    """For how long after this call its cache is expected to be of use; ``None`` where that is not known."""
+
+
+def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *body* with an adapter's *fields*; where both have an object, one with the entries of both."""
+    both = {name: value for name, value in fields.items() if _is_object(value) and _is_object(body.get(name))}
+    return {**body, **fields, **{name: {**body[name], **value} for name, value in both.items()}}
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 class BackendAdapter(Protocol):
@@ -190,6 +237,8 @@ class BackendAdapter(Protocol):
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         """Return extra body fields for one request; never one that the engine would refuse.
+
+        They take the place of the caller's own, except that objects are merged (``with_fields``).
 
         Called on the request path, so it must not wait for anything.
 

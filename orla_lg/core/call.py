@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -32,7 +33,8 @@ class Hints:
     priority: float | None = None
     """Higher is more urgent, on every engine; 0 where nothing is said."""
     cache: CacheHint | None = None
-    """``flush`` frees this workflow's cache after the call, ``preserve`` keeps it over a switch of backend."""
+    """``flush`` frees this workflow's cache after the call; ``preserve`` pins it whatever the call found cached, and
+    keeps what lies on the backend that the workflow leaves with it; ``auto`` leaves it to ``Orla.memory``."""
     deadline_s: float | None = None
     """Seconds from the call's arrival within which it must have left the queue."""
     tenant: str | None = None
@@ -89,6 +91,8 @@ class Ask:
     """The answer must follow a schema."""
     tools: bool = False
     """The model may call tools."""
+    schemas: Sequence[Any] = field(default=(), repr=False)
+    """The tools as the request describes them; read for their length."""
     max_tokens: int | None = None
     """The caller's bound on the answer, in tokens."""
 
@@ -106,6 +110,11 @@ class Ask:
     def prompt_chars(self) -> int:
         """The length of the prompt's text in characters, an engine-free stand-in for tokens."""
         return sum(_chars(message) for message in self.messages)
+
+    @cached_property
+    def tools_chars(self) -> int:
+        """The length of the tools' schemas in characters, which the model reads with its prompt."""
+        return len(json.dumps(self.schemas, default=str)) if self.schemas else 0
 
     @cached_property
     def images(self) -> bool:

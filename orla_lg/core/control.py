@@ -6,7 +6,7 @@ its ``Probe``. None of these raises for what an engine cannot do; each says what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,6 +92,19 @@ class Warmable(Protocol):
         ...
 
 
+@runtime_checkable
+class Lingering(Protocol):
+    """The engine drops a model, cache and all, that nobody used for a while, and can be told how long it stays."""
+
+    async def linger(self, keep_s: float) -> Effect | None:
+        """Let the model stay for *keep_s* more seconds, for a call that just ended.
+
+        ``PINNED`` if the engine had to be told and took it, ``None`` if what it knows will do. The model stays, no
+        more: its cache may still make room for other requests.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """An engine's load at one moment; ``None`` where it does not say."""
@@ -118,6 +131,48 @@ class Observable(Protocol):
 
         Raises:
             BackendUnavailable: The engine does not answer.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksStored:
+    """The engine computed blocks that follow each other, and keeps them."""
+
+    hashes: Sequence[Hashable]
+    parent: Hashable | None
+    """Of the block before them; ``None``: they begin a prompt."""
+    block_tokens: int
+    workflow: str | None
+    """Whose call it was, as far as the request said."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRemoved:
+    """The engine gave up blocks; of several with the same hash, one each time."""
+
+    hashes: Sequence[Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksCleared:
+    """The engine gave up everything, or what it holds is not known any more."""
+
+    missed: bool = False
+    """Events were lost on the way, and nobody has them."""
+
+
+KVEvent = BlocksStored | BlocksRemoved | BlocksCleared
+
+
+@runtime_checkable
+class KVEventSource(Protocol):
+    """The engine tells what its prefix cache takes up and gives up, block by block."""
+
+    def kv_events(self) -> AsyncGenerator[Sequence[KVEvent]] | None:
+        """Return what it tells from now on, in its order; ``None`` where that was not switched on.
+
+        It ends when it is closed, and only then: an engine that is gone may come back.
         """
         ...
 

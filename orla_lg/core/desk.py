@@ -9,31 +9,47 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 
 from orla_lg.core import fanout
 from orla_lg.core.admission import Admission, AdmissionStatistics, Held
-from orla_lg.core.backend import Backend, BackendAdapter, Capability, Effect, Probe
+from orla_lg.core.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.background import Background
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.claims import Doing
-from orla_lg.core.control import EngineStats, KVControl, Observable, SlotStore, WorkflowCache
+from orla_lg.core.control import (
+    EngineStats,
+    KVEventSource,
+    Observable,
+    SlotStore,
+)
 from orla_lg.core.crowd import Crowd
 from orla_lg.core.estimates import Estimates
 from orla_lg.core.health import Clock, Health
+from orla_lg.core.kv_feed import KVFeed
+from orla_lg.core.ledger import Ledger, MemoryStatistics
 from orla_lg.core.load import LoadWatch
-from orla_lg.core.memory import CacheAction, Ledger, MemoryStatistics, Verb
+from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.messenger import Messenger, Witness
+from orla_lg.core.mover import Mover
+from orla_lg.core.orders import Verdict
 from orla_lg.core.pace import Pace
 from orla_lg.core.policies import Policies
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
+from orla_lg.core.saved import SavedPool, instance_of
+from orla_lg.core.shelf import Eviction
 from orla_lg.core.slots import Seat, SlotTable
+from orla_lg.core.swaps import Swaps
 from orla_lg.core.turn import Turn, Turns
 from orla_lg.core.view import BackendView, nothing, served_names
 from orla_lg.core.waiting import Waiting, who_waits
+from orla_lg.core.warming import Warmer
+from orla_lg.core.warmth import WarmStatistics, WarmUp
 from orla_lg.core.window import Window
+from orla_lg.core.worth import Prices
 from orla_lg.errors import OrlaClosed
 
 CLOSED = "this Orla was closed while the call waited"
@@ -52,6 +68,7 @@ class BackendStatistics:
     """How often the circuit opened."""
     admission: AdmissionStatistics | None = None
     """``None`` on engines with slots."""
+    warm_ups: WarmStatistics = field(default_factory=WarmStatistics)
     waiting: tuple[Waiting, ...] = ()
     """Who waits, and for what, whoever goes first first; at most ``waiting.SHOWN``, ``queue.waiting`` counts all."""
 
@@ -67,19 +84,35 @@ class Desk:
         clock: Clock,
         policies: Policies,
         estimates: Estimates | None = None,
+        witness: Witness | None = None,
+        *,
+        admission: bool = True,
+        warm_up: WarmUp | None = None,
     ) -> None:
         self.backend = backend
         self.adapter = adapter
         self.lock = threading.Lock()
         self.queue = BackendQueue(backend.name, policies, backend.capacity, backend.max_concurrency)
         self.ledger = Ledger()
-        self.admission = Admission(estimates or Estimates())
+        self.admission = Admission(estimates or Estimates(), self.ledger.claims, holds=admission)
         self.health = Health(backend, adapter, background, clock, self.lock, self)
+        self.messenger = Messenger(
+            backend.name, adapter, self.ledger, self.lock, background, clock,
+            offers=self.health.offers, witness=witness,
+        )  # fmt: skip
         self.pace = Pace()
         self.load = LoadWatch(adapter, background, clock, self._told) if isinstance(adapter, Observable) else None
         self.window = Window()
-        self._eraser = adapter if isinstance(adapter, SlotStore) else None
-        self._control = adapter if isinstance(adapter, KVControl) else None
+        self._feed = self._fed_by(adapter, background)
+        names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
+        self._swaps = Swaps(names, able=False, prices=Prices(self.pace))
+        self._mover: Mover | None = None
+        if isinstance(adapter, SlotStore):
+            self._mover = Mover(
+                adapter, background, self.lock, self.ledger, clock,
+                quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on,
+            )  # fmt: skip
+        self.warming = Warmer(self, background, clock, warm_up, self.messenger.tell)
         self._background = background
         self._clock = clock
         self._seats: dict[Queued, Seat] = {}
@@ -91,16 +124,25 @@ class Desk:
         self._at_circuit: dict[str, Call] = {}
         self._closed = False
 
+    def _fed_by(self, adapter: BackendAdapter, background: Background) -> KVFeed | None:
+        if not isinstance(adapter, KVEventSource):
+            return None
+        return KVFeed(adapter, self.admission.blocks, background, self.lock, self.backend.name)
+
     # What the engine is
 
     def learned(self, probe: Probe) -> None:
         """Follow what the engine said of itself."""
         table = self.ledger.slots
-        if (0 if table is None else table.count) != (probe.slots or 0):
-            self.ledger.slots = SlotTable(probe.slots) if probe.slots else None
+        self.ledger.seats(probe.slots, self._swaps)
+        if self.ledger.slots is not table:
             self._seats.clear()  # seats in a table that is no more
+        self._swaps.learned(able=self.health.offers(Capability.SAVE_RESTORE), weights=probe.weights)
+        self.ledger.cache.shelf.order = Eviction.BANDED if self.health.offers(Capability.PIN) else Eviction.LRU
         self.admission.capacity.tell(None if probe.slots else probe.kv_tokens)
         self._bound_concurrency(probe)
+        if self._feed is not None:
+            self._feed.begin()
 
     def _bound_concurrency(self, probe: Probe | None) -> None:
         bounds = (self.backend.max_concurrency, None if probe is None else probe.slots)
@@ -121,7 +163,14 @@ class Desk:
         """Let those go who may go now."""
         with self.lock:
             granted = self._pump()
+        self.warming.look_soon()
         wake(granted)
+
+    def warmed(self) -> None:
+        """Go on after a warm-up, and catch up on what had to wait for it."""
+        with self.lock:
+            self._tidy()
+        self.go_on()
 
     def view(self, call: Call | None = None) -> BackendView:
         """Return the backend as mappers see it, on behalf of a call."""
@@ -146,7 +195,7 @@ class Desk:
         """Return how much of a call's prompt it would find in the cache here, what others are prefilling included."""
         with self.lock:
             if self.ledger.slots is None:
-                return round(sum(piece.tokens for piece in self.admission.cache.find(call.ask)))
+                return round(self.admission.cache.there_tokens(call.ask))
             return round(fanout.resident_tokens(self.ledger.slots, self._seats, call))
 
     # Who may go
@@ -168,6 +217,7 @@ class Desk:
             if self._closed:
                 raise OrlaClosed(CLOSED)
             now = self._clock()
+            self.warming.make_way(call)
             queued = self.queue.enter(call, now, order=order)
             queued.running = running
             granted = self._pump()
@@ -181,6 +231,12 @@ class Desk:
 
     def _pump(self) -> list[Queued]:
         """Grant every call that may go; the caller wakes them once the lock is free."""
+        granted = self._grant_all()
+        if self.queue.waiting and self.warming.give_up():
+            granted += self._grant_all()
+        return granted
+
+    def _grant_all(self) -> list[Queued]:
         granted: list[Queued] = []
         now = self._clock()
         while self.queue.waiting and self.queue.has_room():
@@ -209,15 +265,19 @@ class Desk:
         for each in self.queue if held or self._waiting_for_prefix else ():
             each.held = Held.PREFIX if each in held else ""
         self._waiting_for_prefix = len(held)
-        expiry = slots.next_expiry_s()
+        expiry = slots.next_expiry_s(now)
         again_at_s = min(held.values(), default=inf)
         return self.queue.next(now, slots.eligible(now), held), min(again_at_s, inf if expiry is None else expiry)
 
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
+        seat = self.ledger.prepare(queued.call, now, running=queued.running)
+        queued.claimed = self.ledger.claim(queued.call, seat, now)
         if self.ledger.slots is None:
-            self.admission.enter(queued, now, self.pace.speed.prefill_tokens_per_s)
-        elif (seat := self.ledger.prepare(queued.call, now, running=queued.running)) is not None:
+            self.messenger.pressed(self.admission.enter(queued, now, self.pace.speed.prefill_tokens_per_s))
+        elif seat is not None:
             self._seats[queued] = seat
+            if seat.swap is not None and self._mover is not None:
+                self._mover.swap(self.ledger.slots, seat.swap)
         return self.queue.grant(queued, extra=extra)
 
     def _look_again(self) -> None:
@@ -247,85 +307,71 @@ class Desk:
         """
         with self.lock:
             was_granted = queued.granted
+            verdict = None
             if self.queue.leave(queued) and was_granted:
-                self._settle(queued, usage, tokens, keep=followed())
+                verdict = self._settle(queued, usage, tokens, keep=followed())
                 self.queue.served(queued.call.identity.workflow, self._clock())
             granted = self._pump()
             self._crowd.shrank(self.queue.waiting)
-            self._erase_when_quiet()
+            self._tidy()
+        self.warming.look_soon()
         wake(granted)
         self._end_drains()
+        self.messenger.tell(verdict)
 
-    def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> None:
+    def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verdict | None:
         self.admission.leave(queued, self._clock(), usage, reached=tokens > 0, followed=keep)
         seat = self._seats.pop(queued, None)
+        verdict = None
+        if usage is not None and queued.claimed is not None:
+            verdict = self.ledger.orders.judge(queued.claimed, usage.cached_tokens)
         self.ledger.settle(queued.call, seat, tokens, self._clock(), followed=keep)
+        self.warming.ended(queued, usage, reached=tokens > 0, followed=keep)
+        return verdict
 
     # What stays cached
 
     def apply(self, action: CacheAction) -> None:
         """Carry out what the memory policy asked for."""
+        if action.verb is Verb.WARM:
+            self.warming.wish(action)
+            return
         with self.lock:
-            self.admission.release(action.workflow)
-            if self.ledger.apply(action):
-                self._tell_engine(action)
+            if action.verb is Verb.FLUSH:
+                self.warming.forget(action.workflow)  # nobody needs that prompt again
+            if action.verb is not Verb.PIN:
+                self.warming.dismiss(action.workflow)
+                self.ledger.claims.release(action.workflow)
+            trail = self.ledger.apply(action)
             granted = self._pump()
-            self._erase_when_quiet()
+            self._tidy()
+        if trail is not None:
+            self.messenger.bring(action, trail)
         wake(granted)
-
-    def _tell_engine(self, action: CacheAction) -> None:
-        capability = Capability.FLUSH_WORKFLOW if action.verb is Verb.FLUSH else Capability.RELEASE
-        if self._control is not None and self.health.offers(capability):
-            with contextlib.suppress(OrlaClosed):
-                self._background.submit(self._order(self._control, action))
-        elif action.verb is Verb.FLUSH:
-            self.ledger.note(action.verb, Effect.UNSUPPORTED)
-
-    async def _order(self, control: KVControl, action: CacheAction) -> None:
-        do = control.flush if action.verb is Verb.FLUSH else control.release
-        effect = Effect.FAILED
-        try:
-            effect = await do(WorkflowCache(action.workflow))
-        finally:
-            with self.lock:
-                self.ledger.note(action.verb, effect)
+        self.messenger.tell()
 
     def turned(self, workflow: str, doing: Doing) -> None:
         """Note what a workflow waits for, outside of any model."""
         with self.lock:
-            self.admission.turned(workflow, doing, self._clock())
+            self.ledger.turned(workflow, doing, self._clock())
             granted = self._pump()
+            self._tidy()  # who waits for long may be saved meanwhile
         wake(granted)
 
     def forget(self, workflow: str) -> None:
-        """Drop the ledger's entry of a workflow that will not come back."""
+        """Drop what is known of a workflow that will not come back."""
         with self.lock:
-            self.ledger.resident.pop(workflow, None)
-            self.admission.forget(workflow)
+            self.warming.forget(workflow)
+            self.ledger.forget(workflow)
             granted = self._pump()
         wake(granted)
 
-    def _erase_when_quiet(self) -> None:
-        # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
-        # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
-        # that is needed earlier is told not to reuse its tokens (``Seat.fresh``).
-        if self.queue.in_flight or self.ledger.slots is None or self._eraser is None:
-            return
-        if not self.health.can(Capability.FLUSH_WORKFLOW):
-            return
-        for slot in self.ledger.slots.start_erasing():
-            with contextlib.suppress(OrlaClosed):
-                self._background.submit(self._erase(self._eraser, self.ledger.slots, slot))
+    def _tidy(self) -> None:
+        if self.ledger.slots is not None and self._mover is not None:
+            self._mover.tidy(self.ledger.slots)
 
-    async def _erase(self, adapter: SlotStore, table: SlotTable, slot: int) -> None:
-        effect = Effect.FAILED
-        try:
-            effect = await adapter.erase(slot)
-        finally:
-            with self.lock:
-                self.ledger.erased(table, slot, effect)
-                granted = self._pump()
-            wake(granted)
+    def _may_tidy(self) -> bool:
+        return not (self.queue.in_flight or self.warming.running) and self.health.can(Capability.FLUSH_WORKFLOW)
 
     # What may be changed while running
 
@@ -333,6 +379,7 @@ class Desk:
         """Grant nothing more, except to who holds a grant already: he could not give it back otherwise."""
         with self.lock:
             self.queue.paused = True
+            self.warming.give_up()
 
     def resume(self) -> None:
         """Grant again, and end the waits of who drains."""
@@ -346,6 +393,7 @@ class Desk:
         """Pause, and return what comes when nothing is in flight any more, or somebody resumed."""
         with self.lock:
             self.queue.paused = True
+            self.warming.give_up()
             drained = self.drains.begin()
         self._end_drains()
         return drained
@@ -396,6 +444,7 @@ class Desk:
         """End every wait with ``OrlaClosed``, and let nobody wait any more."""
         with self.lock:
             self._closed = True
+            self.warming.give_up(again=False)
             waiting = list(self.queue)
         for queued in waiting:
             assert queued.turn is not None, "who waits has something to wait for"
@@ -422,6 +471,7 @@ class Desk:
                 health.state(),
                 health.breaker.trips,
                 admission=self.admission.statistics() if self.ledger.slots is None else None,
+                warm_ups=self.warming.statistics(),
                 waiting=who_waits(self.queue, list(self._at_circuit.values()), self._clock()),
             )
 
@@ -430,11 +480,12 @@ class Desk:
         with self.lock:
             self.queue.check_integrity()
             self.health.breaker.check_integrity()
-            self.admission.check_integrity()
+            self.admission.check_integrity(self.warming.uses_tokens)
+            self.ledger.check_integrity()
             assert all(queued.granted for queued in self._seats)
             if self.ledger.slots is not None:
                 self.ledger.slots.check_integrity()
-                assert sum(slot.busy for slot in self.ledger.slots.slots) == len(self._seats)
+                assert sum(slot.busy for slot in self.ledger.slots.slots) == len(self._seats) + self.warming.seated
 
 
 def wake(granted: Sequence[Queued]) -> None:

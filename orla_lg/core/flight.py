@@ -7,6 +7,7 @@ dropped), so the grant lives here and not in a ``with`` block. Whoever carries t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from orla_lg.core.backend import BackendAdapter, Capability, Directions
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.effects import Steps, Wait
+from orla_lg.core.memory import CacheEvent
 from orla_lg.core.record import CallEvent, Happening, Record, price
 from orla_lg.core.spending import NOTHING, used
 from orla_lg.errors import BackendUnavailable
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from orla_lg.core.serving import Serving
     from orla_lg.core.slots import Seat
     from orla_lg.core.turn import Turn
+
+SWAP_PATIENCE_S = 90.0
+"""A swap is two orders, each of which waits for the batch that the engine works on; adapters bound them."""
 
 ABANDONED = "abandoned"
 """The error of a stream that nobody read to its end."""
@@ -51,8 +57,8 @@ class Flight:
 
     __slots__ = (
         "__weakref__", "_assignment", "_booked", "_departed_s", "_desk", "_entered_s", "_first_s", "_holding",
-        "_lock", "_on_end", "_open", "_passes", "_queued", "_seat", "_serving", "_wait_s", "attempts", "call",
-        "promise", "record", "usage",
+        "_keep_s", "_lock", "_on_end", "_open", "_passes", "_queued", "_seat", "_serving", "_wait_s", "attempts",
+        "call", "promise", "record", "usage",
     )  # fmt: skip
 
     def __init__(self, serving: Serving, call: Call, on_end: Callable[[Record], None] | None) -> None:
@@ -77,6 +83,8 @@ class Flight:
         self._holding: _Holding | None = None
         self._booked = False
         self._passes = False
+        self._keep_s: float | None = None
+        """For how long its cache was said to be of use."""
 
     # Before the engine
 
@@ -85,6 +93,7 @@ class Flight:
         known = self._queued.order if self._queued is not None and self._desk is desk else None
         self._assignment, self._desk, self._entered_s = assignment, desk, self._serving.clock()
         self._booked = True
+        self._serving.memory.called(self.call.identity.workflow)
         self._serving.signal(self._serving.book.call_started(self.call, desk.backend.name))
         running = self._serving.book.is_running(self.call.identity.workflow)
         self._queued = desk.enter(self.call, order=known, running=running, holds_grant=holds_grant)
@@ -106,6 +115,13 @@ class Flight:
         self._seat = self._desk.seat(self._queued)
         self.attempts += 1
         self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
+        self._serving.stage_busy(self.call)
+
+    def prepare(self) -> Steps:
+        """Wait until the call's slot is its own: whoever had it saved, what the workflow left restored."""
+        if self._seat is not None and self._seat.swap is not None:
+            with contextlib.suppress(TimeoutError):  # an engine that answers no order will not answer the call either
+                yield Wait(self._seat.swap.ended, SWAP_PATIENCE_S)
 
     # What the edge needs to build the request
 
@@ -149,16 +165,22 @@ class Flight:
         """Return the extra body fields that this engine wants for this call."""
         assert self._desk is not None
         seat = self._seat
-        return self._desk.adapter.request_fields(
-            self.call.ask,
-            Directions(
-                call_id=f"{self.call.id}.{self.attempts}",
-                workflow=self.call.identity.workflow,
-                priority=self.call.priority,
-                slot=None if seat is None else seat.slot,
-                fresh=seat is not None and seat.fresh,
-            ),
+        told = Directions(
+            call_id=f"{self.call.id}.{self.attempts}",
+            workflow=self.call.identity.workflow,
+            stage=self.call.identity.stage,
+            keep_s=self._serving.memory.keep_s(self.call),
+            priority=self.call.priority,
+            slot=None if seat is None else seat.slot,
+            fresh=seat is not None and not seat.reuses,
         )
+        self._keep_s = told.keep_s
+        return self._desk.adapter.request_fields(self.call.ask, told)
+
+    def sends(self, body: Mapping[str, Any]) -> None:
+        """Note the request's body before ``request_fields`` are added: what it begins with may be warmed later."""
+        if self._desk is not None and self._queued is not None:
+            self._desk.warming.sends(self._queued, body)
 
     # What comes back
 
@@ -173,7 +195,7 @@ class Flight:
                 self._desk.health.doubt(str(failure.cause))
         else:
             self._desk.health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
-        self._give_back(failed=True)
+        self._serving.signal(self._give_back(failed=True))
 
     def hold(self) -> None:
         """Note in this context that the grant stays out while the response is read."""
@@ -215,18 +237,22 @@ class Flight:
             self._open = False
             if self._holding is not None:
                 self._holding.open = False
+        serving = self._serving
         try:
             self._settle(failed=error is not None)
             self.record = self._make_record(error)
         finally:
-            self._give_back(failed=error is not None)
-        serving = self._serving
+            events = self._give_back(failed=error is not None)
+            if self.record is None:
+                serving.signal(events)
         if self.record.external:
             serving.count_external()
         elif error is None:
             self.answered()
             self._teach(self.record)
         serving.account(self.record)
+        serving.signal(events)
+        self.record = serving.records.latest(self.record)  # with what was asked about its cache
         if serving.records.heard:
             who = self.call.identity
             serving.records.tell(
@@ -265,9 +291,10 @@ class Flight:
                 completion_tokens=record.completion_tokens,
             )
 
-    def _give_back(self, *, failed: bool) -> None:
+    def _give_back(self, *, failed: bool) -> list[CacheEvent]:
+        """Give the grant back; returns what the memory manager should hear."""
         if self._desk is None or not self._booked:
-            return
+            return []
         self._booked = False
         workflow = self.call.identity.workflow
         if self._queued is not None:
@@ -277,7 +304,9 @@ class Flight:
             self._desk.leave(
                 self._queued, usage=self.usage, tokens=tokens, followed=lambda: book.is_running(workflow)
             )
-        self._serving.signal(self._serving.book.call_ended(self.call, self._desk.backend.name))
+        if self._keep_s is not None and not failed:
+            self._desk.messenger.linger(self._keep_s)
+        return self._serving.book.call_ended(self.call, self._desk.backend.name, self.usage)
 
     def _worked(self) -> int:
         """Return the tokens that the engine computed for this call, as far as it said."""
@@ -291,6 +320,11 @@ class Flight:
         if failed and self._first_s is None:
             return 0
         return self.call.ask.prompt_chars // CHARS_PER_TOKEN + 1
+
+    @property
+    def _expected_cached_tokens(self) -> int | None:
+        claimed = None if self._queued is None else self._queued.claimed
+        return None if claimed is None else claimed.tokens
 
     def _make_record(self, error: BaseException | str | None) -> Record:
         now, call, usage = self._serving.clock(), self.call, self.usage
@@ -314,13 +348,14 @@ class Flight:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action="engine" if self._seat is None else self._seat.how,
+            cache_action="engine" if self._seat is None else self._seat.action,
             attempts=self.attempts,
             cost_usd=None if desk is None else price(usage, desk.backend.cost),
             error=_name(error),
             external=self._passes,
             variant=call.hints.variant,
             considered=() if chosen is None else chosen.considered,
+            expected_cached_tokens=self._expected_cached_tokens,
         )
 
 

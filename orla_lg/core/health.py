@@ -29,6 +29,14 @@ PROBE_INTEREST_S = 60.0
 PROBE_AGAIN_S = 30.0
 """What an engine said of itself is asked anew after this time: it may have been restarted with other flags."""
 
+RETURN_AGAIN_S = 1.0
+"""The same where somebody returns to an engine that tells a restart: while he was away it may have been restarted,
+and what is not there any more can be brought back before he needs it."""
+
+SILENT_S = 300.0
+"""An engine that was not asked for so long may have been restarted unnoticed: calls wait for its answer, if it tells
+a restart, because what they are told of its cache would be wrong."""
+
 PROBE_LIMIT_S = 40.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
 
@@ -76,6 +84,7 @@ class Health:
         self._trial: Future[None] | None = None
         self._probed_s = float("-inf")
         self._wanted_s = float("-inf")
+        self._learned_s = float("-inf")
 
     # What the engine is
 
@@ -87,25 +96,39 @@ class Health:
     def connect(self) -> Future[None] | None:
         """Start probing the engine if it is not known; returns a future for the end of the probe under way.
 
-        An engine that is known is asked anew from time to time, and nobody waits for that.
+        An engine that is known is asked anew from time to time, and nobody waits for that unless it was not
+        asked for long.
 
         That future only ever ends well, and only when what was learned is in place. One waiter's cancellation
         does not reach it, so it is nobody else's.
         """
         now = self._wanted_s = self._clock()
-        known = self.known
-        if known and now < self._probe_due_s:
+        known = self.known and not self._silent(now)
+        if known and not self._is_due(now):
             return None
         probing = self._probe_once(now)
         return None if known else probing
 
-    @property
-    def _probe_due_s(self) -> float:
-        return self._probed_s + (PROBE_AGAIN_S if self.known else PROBE_PAUSE_S)
+    def ask_for_return(self) -> None:
+        """Ask an engine that tells a restart whether there was one, sooner than usual; nobody waits for that."""
+        if self.probe is not None and self.probe.incarnation:
+            with contextlib.suppress(OrlaClosed):
+                self._probe_once(self._clock(), RETURN_AGAIN_S)
 
-    def _probe_once(self, now: float) -> Future[None] | None:
+    def _silent(self, now: float) -> bool:
+        return self.probe is not None and self.probe.incarnation != "" and now - self._learned_s > SILENT_S
+
+    @property
+    def asking(self) -> bool:
+        """Whether a probe is under way."""
+        return self._probing is not None
+
+    def _is_due(self, now: float, again_s: float = PROBE_AGAIN_S) -> bool:
+        return now >= self._probed_s + (again_s if self.known else PROBE_PAUSE_S)
+
+    def _probe_once(self, now: float, again_s: float = PROBE_AGAIN_S) -> Future[None] | None:
         with self.lock:
-            if self._probing is not None or now < self._probe_due_s:
+            if self._probing is not None or not self._is_due(now, again_s):
                 return self._probing
             self._probed_s = now
             asked = self._background.submit(self._ask())
@@ -147,7 +170,7 @@ class Health:
             self._concerned.forgotten()
         if self.fault is not None:  # it was gone and is back: as good a sign as a trial call
             self._close_circuit()
-        self.probe, self.fault = probe, None
+        self.probe, self.fault, self._learned_s = probe, None, self._clock()
         self._concerned.learned(probe)
 
     # Whether it is well

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from orla_lg.core.record import Record
+from orla_lg.core.record import Aftermath, Record
 
 log = logging.getLogger("orla_lg")
 
@@ -26,7 +26,8 @@ class Journal:
     """Appends records, and scores given to them later, to a file that ``orla-lg explain`` reads.
 
     Each line is a JSON object with ``at``, the wall time in UTC. A record's has its fields; a score's has
-    ``feedback`` (the record's id) and ``score``.
+    ``feedback`` (the record's id) and ``score``; what became known later of a call's cache has ``amends`` (the
+    record's id), ``cache_orders`` and ``cache_borne_out``.
     """
 
     def __init__(self, path: str | Path, capacity: int = CAPACITY) -> None:
@@ -44,6 +45,11 @@ class Journal:
     def record(self, record: Record) -> None:
         """Append a record, soon; never waits."""
         self._put(record.asdict)
+
+    def amended(self, record_id: str, late: Aftermath) -> None:
+        """Append what became known of a call's cache after its record was made, soon."""
+        orders, borne_out = late.orders, late.borne_out
+        self._put(lambda: {"amends": record_id, "cache_orders": orders, "cache_borne_out": borne_out})
 
     def feedback(self, record_id: str, score: float) -> None:
         """Append a score, soon."""

@@ -28,6 +28,15 @@ class Newest(Generic[K, V]):
         if len(self._entries) > self._keep:
             self._entries.popitem(last=False)
 
+    def replace(self, key: K, value: V) -> None:
+        """Remember something else in the place of what is remembered."""
+        if key in self._entries:
+            self._entries[key] = value
+
+    def pop(self, key: K) -> V | None:
+        """Forget and return what is remembered."""
+        return self._entries.pop(key, None)
+
     def values(self) -> list[V]:
         """Return what is remembered, oldest first."""
         return list(self._entries.values())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orla_lg.core.backend import with_fields
 from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
@@ -52,7 +53,7 @@ class OwnCall:
         return await asyncio.wrap_future(self._background.submit(self._answer(flight)))
 
     async def _answer(self, flight: Flight) -> str:
-        body = {**self._body, **flight.request_fields(), "model": flight.model}
+        body = {**with_fields(self._body, flight.request_fields()), "model": flight.model}
         text = ""
         try:
             async with (

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from math import inf
 
 from orla_lg.core.call import Call
+from orla_lg.core.orders import Claimed
 from orla_lg.core.policies import Policies, Sortable, StagePolicy
+from orla_lg.core.prompts import Prompt
 from orla_lg.core.turn import Turn
 from orla_lg.errors import QueueFull
 
@@ -47,6 +49,10 @@ class Queued:
     """What policies remember of it, by a number of their own; few do, so there is none until then."""
     held: str = ""
     """Why it could not go when it was last looked at; empty: for want of a place."""
+    claimed: Claimed | None = None
+    """What it should find in the cache, from its grant on."""
+    prompt: Prompt | None = None
+    """What it sent, as far as a warm-up may need it."""
 
 
 @dataclass(frozen=True, slots=True)

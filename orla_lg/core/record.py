@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from math import isfinite
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from orla_lg.core.backend import Cost
 from orla_lg.core.call import Considered, Usage
 from orla_lg.core.newest import Newest
+from orla_lg.core.orders import KEEP_ORDERS
 from orla_lg.errors import RecordUnknown
 
 log = logging.getLogger("orla_lg")
@@ -48,7 +49,8 @@ class Record:
     cached_tokens: int | None
     completion_tokens: int | None
     cache_action: str
-    """``reused``, ``claimed`` or ``reclaimed`` slot, or ``engine`` where the engine manages by itself."""
+    """``reused``, ``claimed`` or ``reclaimed`` slot; ``restored``: filled with what was saved of the workflow;
+    ``recomputed``: that failed; or ``engine`` where the engine manages by itself."""
     attempts: int
     cost_usd: float | None
     error: str | None
@@ -59,15 +61,32 @@ class Record:
     """The named overrides of the mapping that its run used."""
     considered: tuple[Considered, ...] = ()
     """The backends that the mapper weighed, with the numbers it saw."""
+    expected_cached_tokens: int | None = None
+    """Of the prompt, what we believed to be in the engine's cache when the call went."""
+    cache_orders: tuple[str, ...] = ()
+    """What was asked about its workflow's cache after it, each with its effect: ``pin:pinned``. The newest eight."""
+    cache_borne_out: bool | None = None
+    """Whether the workflow's next call there found what those effects, or doing nothing, promise; ``None``: no such
+    call yet, or nothing was promised."""
 
     def asdict(self) -> dict[str, Any]:
         """Return the record as a plain dict that JSON can carry."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain["cache_orders"] = list(self.cache_orders)
         plain["considered"] = [
             {"backend": each.backend, "numbers": _finite(each.numbers), "verdict": each.verdict}
             for each in self.considered
         ]
         return plain
+
+
+@dataclass(eq=False, slots=True)
+class Aftermath:
+    """What became known of a call's cache after its record was made."""
+
+    workflow: str
+    orders: tuple[str, ...]
+    borne_out: bool | None
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
@@ -128,6 +147,8 @@ class RecordBook:
     def __init__(self, keep: int) -> None:
         self._lock = threading.Lock()
         self._records = Newest[str, Record](keep)
+        self._late = Newest[str, Aftermath](keep)
+        """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
         self._listeners: tuple[Listener, ...] = ()
         self.total = 0
 
@@ -137,9 +158,44 @@ class RecordBook:
             self._records.set(record.id, record)
             self.total += 1
 
+    def ordered(self, record_id: str, order: str) -> Aftermath | None:
+        """Put down what came of an order about its cache; returns all that is known, if the record is still kept."""
+        with self._lock:
+            if (late := self._aftermath(record_id)) is not None:
+                late.orders = (*late.orders, order)[-KEEP_ORDERS:]
+            return late
+
+    def judged(self, record_id: str, borne_out: bool | None) -> Aftermath | None:
+        """Put down whether the next call bore it out; returns all that is known, if the record is still kept."""
+        with self._lock:
+            if (late := self._aftermath(record_id)) is not None:
+                late.borne_out = borne_out
+            return late
+
+    def _aftermath(self, record_id: str) -> Aftermath | None:
+        if (late := self._late.get(record_id)) is None and (known := self._records.get(record_id)) is not None:
+            late = Aftermath(known.workflow, known.cache_orders, known.cache_borne_out)
+            self._late.set(record_id, late)
+        return late
+
+    def _write_in(self, record_id: str) -> Record | None:
+        """Return a record as it stands now."""
+        known, late = self._records.get(record_id), self._late.pop(record_id)
+        if known is not None and late is not None:
+            known = replace(known, cache_orders=late.orders, cache_borne_out=late.borne_out)
+            self._records.replace(record_id, known)
+        return known
+
+    def latest(self, record: Record) -> Record:
+        """Return a record as it stands now."""
+        with self._lock:
+            return self._write_in(record.id) or record
+
     def records(self) -> list[Record]:
         """Return the kept records, oldest first."""
         with self._lock:
+            for record_id in list(self._late):
+                self._write_in(record_id)
             return self._records.values()
 
     def find(self, record_id: str) -> Record:
@@ -149,7 +205,7 @@ class RecordBook:
             RecordUnknown: There was none, or it is no longer kept.
         """
         with self._lock:
-            found = self._records.get(record_id)
+            found = self._write_in(record_id)
         if found is None:
             kept = f"the newest {len(self._records)} are kept, {self.dropped} older ones are gone"
             raise RecordUnknown(f"no record {record_id!r}: {kept}")

@@ -25,7 +25,6 @@ from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background
 from orla_lg.core.budgets import LimitBook, LimitStatistics
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
-from orla_lg.core.claims import Doing
 from orla_lg.core.costs import CostBook, Costs
 from orla_lg.core.desk import BackendStatistics, Desk
 from orla_lg.core.dispatch import RetryPolicy
@@ -38,13 +37,17 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
 from orla_lg.core.limits import NO_LIMITS, Layer, Limits
+from orla_lg.core.manager import MemoryManager
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.memory import CacheEvent, EventKind, MemoryPolicy
+from orla_lg.core.memory import CacheEvent, EventKind, MemoryPolicy, Returns
+from orla_lg.core.orders import Order, Verdict
 from orla_lg.core.own import Ours, OwnCall
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, Policies, RequestChoice, StageChoice, policies
-from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.record import Aftermath, CallEvent, Happening, Record, RecordBook
+from orla_lg.core.returns import of_tool
 from orla_lg.core.standing import Standing
 from orla_lg.core.view import BackendView
+from orla_lg.core.warmth import WarmUp
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook, WorkflowStatistics
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
@@ -54,8 +57,6 @@ PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
 
 MANY_MODELS = 100
-
-WAITS_FOR = {EventKind.INTERRUPTED: Doing.HUMAN, EventKind.IDLE: Doing.IDLE}
 
 CLOSE_PATIENCE_S = 2.0
 """How long ``close`` waits for adapters to close their connections."""
@@ -92,18 +93,19 @@ class Serving:
         stage_policy: StageChoice = DEFAULT_STAGE,
         request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: MemoryPolicy,
+        admission: bool = True,
         keep_records: int = 10_000,
         journal: Journal | None = None,
         limits: Limits = NO_LIMITS,
         estimates_file: str | Path | None = None,
         max_idle_threads: int = 10_000,
+        warm_up: WarmUp | None = None,
         clock: Clock = time.monotonic,
         background: Background | None = None,
     ) -> None:
         self.background = background or Background()
         self.clock = clock
         self.mapper = mapper
-        self.memory = memory
         self.book = WorkflowBook(max_idle=max_idle_threads)
         self.records = RecordBook(keep_records)
         self.costs = CostBook()
@@ -111,13 +113,17 @@ class Serving:
         self.limits = LimitBook(limits, clock)
         self.foresight = Foresight(self.background, clock, estimates_file)
         self.estimates = self.foresight.estimates
+        self.warm_up = warm_up
+        """What warm-ups may take; ``None``: there are none."""
         self.learners = Learners()
         self.learners.enlist(mapper)
+        self._admission = admission
         self.desks = {
             backend.name: self._desk(backend, adapter, policies(backend.name, stage_policy, request_policy))
             for backend, adapter in adapters.items()
         }
         """In the order of the configuration."""
+        self.memory = MemoryManager(memory, self.desks, self.background, clock)
         self.retries = RetryPolicy()
         self.variants: dict[str, Mapper] = {}
         """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
@@ -131,7 +137,10 @@ class Serving:
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
 
     def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
-        return Desk(backend, adapter, self.background, self.clock, ordered_by, self.estimates)
+        return Desk(
+            backend, adapter, self.background, self.clock, ordered_by, self.estimates, self,
+            admission=self._admission, warm_up=self.warm_up,
+        )  # fmt: skip
 
     # Step 1 is the edge's: it knows who calls (graph.context) and builds the call from that.
 
@@ -256,18 +265,28 @@ class Serving:
     # Step 8, and what the graph tells
 
     def signal(self, events: Iterable[CacheEvent]) -> None:
-        """Ask the memory policy about *events* and have its actions carried out."""
-        for event in events:
-            if (doing := WAITS_FOR.get(event.kind)) is not None:
-                for desk in self.desks.values():
-                    desk.turned(event.workflow, doing)
-            for action in self.memory.decide(event):
-                for name, desk in self.desks.items():
-                    if action.backend in (None, name):
-                        desk.apply(action)
-            if event.final:
-                for desk in self.desks.values():
-                    desk.forget(event.workflow)
+        """Have the memory manager do what should be done after *events*."""
+        self.memory.signal(events)
+
+    def pressed(self, event: CacheEvent) -> None:
+        """Hear from a desk that its backend is full."""
+        self.memory.signal([event])
+
+    def ordered(self, call_id: str, order: Order) -> None:
+        """Put an order that followed a call down in its record."""
+        late = self.records.ordered(call_id, str(order))
+        if late is not None and not self.book.is_running(late.workflow):  # else the next call's verdict comes too
+            self._write_down(call_id, late)
+
+    def judged(self, call_id: str, verdict: Verdict) -> None:
+        """Put down in a call's record whether the next one bore out what was promised after it."""
+        late = self.records.judged(call_id, verdict.borne_out)
+        if late is not None and (late.orders or late.borne_out is not None):
+            self._write_down(call_id, late)
+
+    def _write_down(self, call_id: str, late: Aftermath) -> None:
+        if self.journal is not None:
+            self.journal.amended(call_id, late)
 
     def run_started(
         self,
@@ -282,6 +301,8 @@ class Serving:
         state = self.book.run_started(run, thread=thread, parent=parent)
         state.standing.arrived_s = self.clock()
         self.foresight.began(state, graph, forecast)
+        if state.returned:
+            self.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
         self._tell(CallEvent(Happening.RUN_STARTED, self.clock(), state.workflow, run))
         return state
 
@@ -296,11 +317,47 @@ class Serving:
         """
         run.now_in[stage] += 1
         self.foresight.entered(run, stage, namespace or stage, step)
+        if self.warm_up is not None and self.estimates.learned(run.course.graph, stage).calls == 0:
+            self._tell_ahead(run, stage)
+
+    def stage_busy(self, call: Call) -> None:
+        """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
+        run = None if self.warm_up is None or call.identity.run is None else self.book.run(call.identity.run)
+        if run is not None:
+            self._tell_ahead(run, call.identity.stage)
+
+    def _tell_ahead(self, run: RunState, stage: str) -> None:
+        ahead = self.foresight.next_calls(run)
+        if not ahead:
+            return
+        graph = run.course.graph
+        usual = self.estimates.learned(graph, stage)
+        took = (usual.service_s if usual.calls else None, usual.other_s)
+        busy_s = None if took == (None, None) else sum(filter(None, took))
+        self.signal(
+            [
+                CacheEvent(
+                    EventKind.STAGE_BUSY, run.workflow, graph=graph, stage=stage, ahead=ahead,
+                    returns=Returns(usual_s=busy_s),
+                )
+            ]
+        )  # fmt: skip
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
         """Note that a node of a run ended, well or not."""
         run.now_in[stage] -= 1
         self.foresight.left(run, namespace or stage)
+
+    def tool_started(self, run: RunState, stage: str, name: str) -> None:
+        """Note that a tool of a run starts."""
+        self.signal(
+            [CacheEvent(EventKind.TOOL_STARTED, run.workflow, graph=run.course.graph, stage=stage, tool=name)]
+        )
+
+    def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:
+        """Note that a tool of a run ended, well or not, after *seconds*."""
+        self.foresight.used_tool(run, stage, seconds)
+        self.memory.returns.took(of_tool(name), seconds)
 
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
@@ -410,6 +467,7 @@ class Serving:
         """Assert the invariants of all state."""
         self.book.check_integrity()
         self.limits.check_integrity(self.book.runs())
+        self.memory.check_integrity()
         for desk in self.desks.values():
             desk.check_integrity()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orla_lg.core.budgets import Accounts
-from orla_lg.core.call import Call, Hints
+from orla_lg.core.call import Call, Hints, Usage
 from orla_lg.core.estimates import Course
 from orla_lg.core.forecast import Forecast
 from orla_lg.core.limits import Layer
@@ -41,6 +41,8 @@ class RunState:
     workflow: str
     parent: str | None = None
     """The workflow whose node started this run, when it is a workflow of its own."""
+    returned: bool = False
+    """It runs on a thread that was idle or interrupted."""
     interrupted: bool = False
     priority: float | None = None
     """Set by ``orla.prioritize``."""
@@ -103,7 +105,7 @@ class WorkflowBook:
         """Open a run on its thread, or on a workflow of its own."""
         workflow = thread if thread is not None else run
         with self._lock:
-            state = self._runs[run] = RunState(run, workflow, parent)
+            state = self._runs[run] = RunState(run, workflow, parent, returned=workflow in self._idle)
             known = self._workflows.setdefault(workflow, WorkflowState(workflow, thread is not None))
             known.runs.add(run)
             self._idle.pop(workflow, None)
@@ -167,15 +169,22 @@ class WorkflowBook:
                 del known.backends[name]
             return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
 
-    def call_ended(self, call: Call, backend: str) -> list[CacheEvent]:
-        """Note that a call on *backend* ended, well or not."""
-        workflow = call.identity.workflow
+    def call_ended(self, call: Call, backend: str, usage: Usage | None = None) -> list[CacheEvent]:
+        """Note that a call on *backend* ended, well or not; *usage* is what the engine counted."""
+        workflow, used = call.identity.workflow, usage or Usage()
         with self._lock:
             known = self._workflows.get(workflow)
             if known is not None and backend in known.backends:  # a deleted thread's call is not its successor's
                 known.backends[backend].discard(call.id)
+            waits = known is not None and bool(known.runs) and not any(known.backends.values())
         kind = EventKind.CALL_DONE if known is not None else EventKind.STRAY_DONE
-        return [CacheEvent(kind, workflow, backend, call.hints.cache)]
+        return [
+            CacheEvent(
+                kind, workflow, backend, call.hints.cache, graph=call.standing.graph, stage=call.identity.stage,
+                waits=waits, prompt_tokens=used.prompt_tokens,
+                fresh_tokens=used.prompt_tokens - (used.cached_tokens or 0),
+            )
+        ]  # fmt: skip
 
     def is_running(self, workflow: str) -> bool:
         """Whether a run of *workflow* is open, so that more calls are to be expected."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import asdict
 from typing import Any
 
 from orla_lg.core.backend import Backend, Cost, Directions, Effect, Probe
-from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints
+from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, Usage
+from orla_lg.core.control import Warmed
 from orla_lg.core.effects import Send, drive
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Consultation, Mapper
-from orla_lg.core.memory import MemoryPolicy, memory_policy
+from orla_lg.core.memory import MemoryPolicy
+from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.serving import Serving
 from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
@@ -60,6 +62,9 @@ class HandBackground:
 
     def do_next(self) -> None:
         work, future = self.work.pop(0)
+        if future.cancelled():
+            work.close()
+            return
         try:
             done = asyncio.run(work)
         except Exception as error:
@@ -113,6 +118,19 @@ class Engine:
 
     async def aclose(self) -> None:
         self.closed = True
+
+
+class WarmEngine(Engine):
+    """An engine that can be warmed: it counts what it is asked to prefill, and says what the test wants."""
+
+    def __init__(self, probe: Probe | None = None, says: Warmed | None = None) -> None:
+        super().__init__(probe)
+        self.warms = says or Warmed(Effect.WARMED, Usage(prompt_tokens=1000, cached_tokens=0))
+        self.bodies: list[dict[str, Any]] = []
+
+    async def warm(self, body: Mapping[str, Any]) -> Warmed:
+        self.bodies.append(dict(body))
+        return self.warms
 
 
 class Sender:

@@ -13,7 +13,7 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.control import WorkflowCache
 from orla_lg.core.desk import Desk
-from orla_lg.core.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S
+from orla_lg.core.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, SILENT_S
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
@@ -343,6 +343,20 @@ def test_a_restarted_engine_has_forgotten(before: str, after: str, kept: bool) -
     assert desk.statistics().memory.tokens == (7 if kept else 0)
 
 
+@pytest.mark.parametrize(("incarnation", "waits"), [("1", True), ("", False)])
+def test_an_engine_that_tells_restarts_is_asked_before_a_call_goes_there_after_a_long_silence(
+    incarnation: str, waits: bool
+) -> None:
+    desk, background = a_desk(Engine(Probe(slots=1, incarnation=incarnation)))
+    desk.health._learn(Probe(slots=1, incarnation=incarnation))
+    background.clock.now += SILENT_S + 1
+    first, second = desk.health.connect(), desk.health.connect()
+    assert (first is not None) == waits and second is first, "all wait for the same answer"
+    background.do_all()
+    assert first is None or first.done()
+    assert desk.health.connect() is None, "it was heard of"
+
+
 def test_a_restart_that_nobody_noticed_is_noticed_by_the_next_probe() -> None:
     desk, _ = a_desk()
     desk.health._learn(Probe(slots=1, incarnation="1"))
@@ -391,8 +405,9 @@ class Told(Engine):
             [("release", "u"), ("flush", "u")],
             {"release:demoted": 1, "flush:freed": 1},
         ),
-        ((Capability.RELEASE,), [("release", "u")], {"release:demoted": 1, "flush:unsupported": 1}),
-        ((), [], {"flush:unsupported": 1}),
+        ((Capability.RELEASE,), [("release", "u"), ("release", "u")], {"release:demoted": 1, "flush:demoted": 1}),
+        ((Capability.FLUSH_WORKFLOW,), [("flush", "u")], {"release:unsupported": 1, "flush:freed": 1}),
+        ((), [], {"release:unsupported": 1, "flush:unsupported": 1}),
     ],
 )
 def test_an_engine_is_told_what_it_can_do_and_only_of_whom_it_served(

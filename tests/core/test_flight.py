@@ -19,7 +19,9 @@ def test_what_the_edge_asks() -> None:
     serving = a_serving(probe=Probe(slots=1, capabilities={Capability.STREAM_USAGE: Support.FLAG}))
     flight = flying(serving)
     assert (flight.external, flight.backend, flight.model, flight.counts_streams) == (False, "b", "m", False)
-    assert flight.request_fields() == {"workflow": "w", "priority": 0.0, "slot": 0, "fresh": False}
+    assert flight.request_fields() == {
+            "workflow": "w", "priority": 0.0, "slot": 0, "fresh": False, "stage": "node", "keep_s": 0.0,
+        }  # fmt: skip
     flight.finish()
 
 

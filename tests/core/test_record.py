@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orla_lg.core.backend import Cost
 from orla_lg.core.call import Usage
+from orla_lg.core.orders import KEEP_ORDERS
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook, price
 
 EVENT = CallEvent(Happening.QUEUED, 0.0, "w")
@@ -36,6 +39,23 @@ def test_the_newest_records_are_kept_and_the_rest_counted() -> None:
     assert [record.id for record in book.records()] == ["b", "c"]
     assert (book.total, book.dropped) == (3, 1)
     assert book.records()[0].asdict()["id"] == "b"
+
+
+def test_what_became_known_later_is_in_the_record_however_it_is_read() -> None:
+    book = RecordBook(2)
+    first, second = (replace(a_record(call), cache_orders=()) for call in "ab")
+    for each in (first, second):
+        book.add(each)
+    for nth in range(KEEP_ORDERS + 1):
+        book.ordered("a", f"o{nth}")
+    assert book.latest(first).cache_orders == tuple(f"o{nth}" for nth in range(1, KEEP_ORDERS + 1))
+    late = book.judged("a", True)
+    assert late is not None and len(late.orders) == KEEP_ORDERS, "what was read before counts on"
+    assert book.find("a").cache_borne_out is True
+    book.ordered("b", "flush:freed")
+    assert [record.cache_orders[-1] for record in book.records()] == [f"o{KEEP_ORDERS}", "flush:freed"]
+    assert book.ordered("stranger", "o") is None and book.judged("stranger", True) is None
+    assert book.latest(a_record("c")) == a_record("c"), "not kept any more, or not yet"
 
 
 def test_a_listener_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
