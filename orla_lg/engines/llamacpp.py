@@ -42,6 +42,8 @@ class LlamaCpp:
 
         if options.flags:
             raise EngineError(f"llamacpp takes no flags of its own; given were {' '.join(options.flags)}")
+        if options.plugin:
+            raise EngineError("llamacpp has no plugin and needs none: its slots are kept by workflow")
         slots, context_tokens = _shared_out(options)
         if importlib.util.find_spec("xllamacpp") is None:
             ENVIRONMENT.ensure(progress)

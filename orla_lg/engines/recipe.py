@@ -36,6 +36,8 @@ class EngineOptions:
     """Requests served at once."""
     threads: int | None = None
     """None: one for each core that this process may use."""
+    plugin: bool = False
+    """With orla_lg's plugin inside, for an engine that there is one for."""
     flags: tuple[str, ...] = ()
     """The engine's own command-line flags, added at the end."""
 
@@ -64,7 +66,8 @@ class EngineOptions:
             "--threads": self.threads,
         }
         options = [f"{option}={value}" for option, value in given.items() if value is not None]
-        return [self.engine, *options, *(("--", *self.flags) if self.flags else ())]
+        plugin = ("--plugin",) if self.plugin else ()
+        return [self.engine, *options, *plugin, *(("--", *self.flags) if self.flags else ())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import httpx
 
 from orla_lg.engines.convert import SHAPES
 from orla_lg.engines.environment import Environment, Step, locked
+from orla_lg.engines.plugin import ENTRY_POINT, SCHEDULER, plugin_folder
 from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import SMOLLM2, EngineOptions, Place, Served
 from orla_lg.engines.running import kill_group
@@ -218,6 +219,7 @@ def _command(options: EngineOptions, port: int) -> list[str]:
         *(f"--block-size={BLOCK_TOKENS}", *blocks, "--enforce-eager"),
         *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--scheduling-policy=priority"),
         *("--enable-auto-tool-choice", "--tool-call-parser=hermes"),
+        *((f"--scheduler-cls={SCHEDULER}",) if options.plugin else ()),
         *options.flags,
     ]
 
@@ -239,6 +241,7 @@ def _environment(options: EngineOptions) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(cache_folder() / "vllm"),
         "VLLM_CONFIG_ROOT": str(cache_folder() / "vllm"),
+        **({"PYTHONPATH": str(plugin_folder()), "VLLM_PLUGINS": ENTRY_POINT} if options.plugin else {}),
     }
 
 

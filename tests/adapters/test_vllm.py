@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from orla_lg import Backend
-from orla_lg.core.backend import Capability, Effect, Support
+from orla_lg import Backend, ChatOrla, Orla
+from orla_lg.core.backend import Capability, Effect, Support, with_fields
 from orla_lg.core.control import PrefixCache, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg_vllm import VLLMAdapter
+from orla_lg.openai_api import wire
+from orla_lg_vllm import VLLMAdapter, door
 from tests.wire.asking import LONG, body, fields, order_of, read, running, until
 from tests.wire.machine import Machine
 from tests.wire.vllm_server import MODEL, VLLMFlags, VLLMServer
@@ -23,11 +25,12 @@ from tests.wire.vllm_server import MODEL, VLLMFlags, VLLMServer
 PLAIN = VLLMFlags(
     dev_mode=False, policy="fcfs", prompt_tokens_details=False, tools=False, log_stats=False, sleep_mode=False
 )
+PLUGGED = VLLMFlags(plugin="works")
 EVERYTHING = VLLMFlags(scale_out=True, sleep_mode=True)
 ALWAYS = {
     "json_schema": "native", "stream_usage": "native", "warm": "emulated", "tokenize": "native",
-    "pin": "plugin", "release": "plugin", "flush_workflow": "plugin", "flush_prefix": "plugin",
-    "save_restore": "unsupported",
+    "pin": "plugin", "release": "plugin", "flush_workflow": "plugin", "flush_prefix": "unsupported",
+    "save_restore": "unsupported", "keep": "unsupported",
 }  # fmt: skip
 BY_FLAG = ("tools", "cached_tokens", "priority", "flush_all", "stats", "abort", "sleep")
 
@@ -248,6 +251,82 @@ async def test_what_needs_a_plugin_is_told_as_unsupported_and_not_widened(adapte
         for order in (adapter.pin, adapter.release, adapter.flush):
             assert await order(scope) is Effect.UNSUPPORTED
     assert (await read(adapter, body(LONG, MODEL))).usage.cached_tokens == 112
+
+
+async def test_with_the_plugin_workflows_are_pinned_released_and_flushed() -> None:
+    with VLLMServer(PLUGGED) as server:
+        adapter = of(server)
+        probe = await adapter.probe()
+        assert all(probe.capabilities[each] is Support.NATIVE and each not in probe.advice for each in door.ORDERS)
+        assert await adapter.pin(WorkflowCache("w"), ttl_s=30.0) is Effect.PINNED
+        assert await adapter.pin(WorkflowCache("w")) is Effect.PINNED
+        assert await adapter.release(WorkflowCache("w")) is Effect.DEMOTED
+        assert await adapter.flush(WorkflowCache("w")) is Effect.FREED
+        assert await adapter.flush(WorkflowCache("busy")) is Effect.DEFERRED
+        assert await adapter.flush(PrefixCache(body(LONG, MODEL))) is Effect.UNSUPPORTED
+        named = {"workflow": "w"}
+        assert server.orders[1:-1] == [
+            ("pin", named | {"ttl_s": 30.0}), ("pin", named), ("release", named), ("flush", named)
+        ]  # fmt: skip
+        server.broken = "boom"
+        assert await adapter.pin(WorkflowCache("w")) is Effect.FAILED
+
+
+async def test_a_plugin_that_steps_aside_says_why() -> None:
+    with VLLMServer(replace(PLUGGED, plugin="vLLM 0.99 is not among the versions it was tested with")) as server:
+        adapter = of(server)
+        probe = await adapter.probe()
+        assert probe.capabilities[Capability.PIN] is Support.PLUGIN
+        assert "not among the versions" in probe.advice[Capability.PIN]
+        assert "vllm_xargs" not in fields(adapter, workflow="w")
+        assert await adapter.flush(WorkflowCache("w")) is Effect.UNSUPPORTED
+
+
+# Labels
+
+
+async def test_only_with_the_plugin_is_a_call_labelled(adapter: VLLMAdapter) -> None:
+    assert "vllm_xargs" not in fields(adapter, workflow="w", stage="plan", keep_s=3.0)
+    with VLLMServer(PLUGGED) as server:
+        plugged = of(server)
+        await plugged.probe()
+        assert fields(plugged, workflow="w", stage="plan", keep_s=3.0)["vllm_xargs"] == {
+            "orla_workflow": "w", "orla_stage": "plan", "orla_keep_s": 3.0, "orla_ends": [10], "orla_bands": [3],
+        }  # fmt: skip
+        assert "vllm_xargs" not in fields(plugged)
+
+
+def test_segments_are_told_in_characters_the_tools_with_the_system_prompt() -> None:
+    messages = [
+        {"role": "system", "content": "x" * 93},
+        {"role": "user", "content": "y" * 45},
+        {"role": "assistant", "content": "z" * 40},
+        {"role": "tool", "content": "t" * 95, "tool_call_id": "1"},
+    ]
+    assert door.segments(wire.ask_of({"messages": messages})) == ([100, 200, 300], [4, 3, 2])
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    shift = len('[{"type": "function", "function": {"name": "f"}}]')
+    ends, bands = door.segments(wire.ask_of({"messages": messages, "tools": tools}))
+    assert (ends, bands) == ([100 + shift, 200 + shift, 300 + shift], [4, 3, 2])
+    assert door.segments(wire.ask_of({"messages": []})) == ([], [])
+
+
+async def test_a_callers_own_fields_are_merged_with_ours() -> None:
+    with VLLMServer(PLUGGED) as server:
+        plugged = of(server)
+        await plugged.probe()
+        theirs = {"model": MODEL, "messages": [], "vllm_xargs": {"theirs": 1, "orla_workflow": "x"}}
+        merged = with_fields(theirs, fields(plugged, workflow="w"))
+    assert merged["vllm_xargs"]["theirs"] == 1 and merged["vllm_xargs"]["orla_workflow"] == "w"
+    assert theirs["vllm_xargs"] == {"theirs": 1, "orla_workflow": "x"}
+
+
+def test_the_sdks_extra_body_keeps_its_entries_beside_ours() -> None:
+    with VLLMServer(PLUGGED) as server, Orla(backends=[Backend("main", server.url, MODEL, engine="vllm")]) as orla:
+        own = {"vllm_xargs": {"theirs": 1}, "min_p": 0.1}
+        ChatOrla(orla=orla, model="main", extra_body=own).invoke("hello")
+        sent = json.loads(server.asked("/v1/chat/completions")[-1].raw)
+    assert sent["vllm_xargs"]["theirs"] == 1 and sent["vllm_xargs"]["orla_workflow"] and sent["min_p"] == 0.1
 
 
 async def test_a_flush_without_dev_mode_is_unsupported() -> None:

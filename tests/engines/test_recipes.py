@@ -51,7 +51,7 @@ def up(*words: str) -> EngineOptions:
 
 
 def test_the_command_line_says_all_of_the_options() -> None:
-    options = EngineOptions("vllm-cpu", "dummy-1b", "big", 8110, 8192, 2048, 3, 1, ("--seed", "1", "--", "--x=2"))
+    options = EngineOptions("vllm-cpu", "dummy-1b", "big", 8110, 8192, 2048, 3, 1, True, ("--seed", "1", "--", "--x"))
     assert up(*options.words()) == options
     assert up() == EngineOptions()
     assert up("--", "--seed=1") == EngineOptions(flags=("--seed=1",))
