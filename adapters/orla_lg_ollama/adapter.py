@@ -1,28 +1,37 @@
-"""Ollama's server: models that come and go. Its cache cannot be told anything but to leave with its model.
+"""Ollama's server: models that come and go. Its cache can be told nothing but to stay and to leave with its model.
 
 Facts are from its documents and sources as of version 0.33; nothing here was tried against a running Ollama.
-Its OpenAI side heeds few fields and ignores the rest (``keep_alive``, ``tool_choice``, ``n`` among them); loading
-and unloading are ``/api/generate`` without a prompt.
+Its OpenAI side heeds few fields and ignores the rest (``keep_alive``, ``tool_choice``, ``n`` among them); loading,
+unloading and the time for which a model stays (``stay``) are ``/api/generate`` without a prompt.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
+
+import httpx
 
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
 from orla_lg.core.control import Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter
+from orla_lg_ollama.stay import Stay
 
 LOAD_TIMEOUT_S = 600.0
 """A model is read from disk."""
 
 CACHED_TOKENS_SINCE = (0, 33, 3)
 """The first version that counts cached tokens (``prompt_eval_cached_count``), on its OpenAI side too."""
+
+LOOK_EVERY_S = 30.0
+"""How often it is looked whether a model is still the one that was told to stay: others may have unloaded it."""
 
 _LATEST = ":latest"
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
@@ -35,6 +44,10 @@ class OllamaAdapter(OpenAIAdapter):
         super().__init__(backend)
         self._model = backend.model or ""
         """The backend's model, or the first that is installed."""
+        self._stay = Stay()
+        self._looked_s = float("-inf")
+        """When it was last seen loaded, as ``time.monotonic``."""
+        self._is_telling = False
 
     async def probe(self) -> Probe:
         """Ask for the installed models, what ours can, and the context it was loaded with."""
@@ -51,6 +64,7 @@ class OllamaAdapter(OpenAIAdapter):
                 **PLAIN_CAPABILITIES,
                 Capability.TOOLS: _support(not isinstance(can, list) or "tools" in can),
                 Capability.CACHED_TOKENS: _support(counts),
+                Capability.KEEP: Support.EMULATED,
                 Capability.FLUSH_ALL: Support.EMULATED,
                 Capability.SLEEP: Support.NATIVE,
             },
@@ -75,9 +89,14 @@ class OllamaAdapter(OpenAIAdapter):
 
     async def _loaded(self) -> Mapping[str, Any]:
         """Return what is told of our model while it is in memory; nothing if it is not."""
-        models = (await self.peek(self.root + "api/ps")).get("models")
-        each = [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else []
-        return next((entry for entry in each if _full(str(entry.get("name"))) == _full(self._model)), {})
+        seen = await self.seen(self.root + "api/ps")
+        models = _models(seen)
+        if seen is None or models is None:
+            return {}
+        ours = next((entry for entry in models if _full(str(entry.get("name"))) == _full(self._model)), {})
+        self._looked_s = time.monotonic() if ours else float("-inf")
+        self._stay.saw(_left_s(ours, seen.headers.get("date")) if ours else None)
+        return ours
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         """Say the caller's bound as ``max_tokens``: Ollama ignores its newer name, ``max_completion_tokens``."""
@@ -96,6 +115,30 @@ class OllamaAdapter(OpenAIAdapter):
     async def flush(self, scope: Scope) -> Effect:
         """Forget everything by unloading the model, which the next request loads again; nothing less is possible."""
         return await self.sleep() if isinstance(scope, WholeCache) else Effect.UNSUPPORTED
+
+    # Lingering: the model stays, and what its cache holds may still make room for other requests
+
+    async def linger(self, keep_s: float) -> Effect | None:
+        """Have the model stay for *keep_s* more seconds, with an order only where it would leave too soon."""
+        self._stay.needed(keep_s, time.monotonic())
+        if self._is_telling:
+            return None  # who tells looks again at what is needed before it ends
+        self._is_telling = True
+        try:
+            return await self._tell_stay()
+        finally:
+            self._is_telling = False
+
+    async def _tell_stay(self) -> Effect | None:
+        if time.monotonic() - self._looked_s > LOOK_EVERY_S and not await self._loaded():
+            return None  # it left already, and with it what was to be kept
+        effect = None
+        while (seconds := self._stay.to_tell(time.monotonic())) is not None:
+            effect = await self._generate_nothing(Effect.PINNED, keep_alive=seconds)
+            if effect is Effect.FAILED:
+                break
+            self._stay.told_s = seconds
+        return effect
 
     # Sleepable
 
@@ -116,6 +159,25 @@ class OllamaAdapter(OpenAIAdapter):
         except (EngineRefused, BackendUnavailable):
             return Effect.FAILED
         return effect
+
+
+def _models(seen: httpx.Response | None) -> list[Mapping[str, Any]] | None:
+    """Return the entries of ``/api/ps``; ``None`` where that was no answer."""
+    try:
+        told = None if seen is None else seen.json()
+    except ValueError:
+        return None
+    models = told.get("models") if isinstance(told, Mapping) else None
+    return [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else None
+
+
+def _left_s(model: Mapping[str, Any], server_date: str | None) -> float:
+    """Return in how many seconds a loaded model would leave, by the server's own clock if it tells that."""
+    try:
+        now = parsedate_to_datetime(server_date) if server_date else datetime.now(UTC)
+        return (datetime.fromisoformat(str(model.get("expires_at"))) - now).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _support(works: bool) -> Support:

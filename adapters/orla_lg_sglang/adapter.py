@@ -6,29 +6,43 @@ any model's name, any session's id, and orders that do nothing, so what works is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, Scope, WholeCache, WorkflowCache
+from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
+from orla_lg.core.newest import Newest
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample
 
 SLEEP_TIMEOUT_S = 600.0
 """Weights are copied to memory and back."""
 
+KEEP_SESSIONS = 20_000
+"""Who opened one longer ago is not remembered, so its session stays open."""
+
 MAX_PRIORITY = 2**63 - 1
 
-_ADMIN = "the server's `--admin-api-key` as this backend's api_key (and as the server's `--api-key`, if it has one)"
+WORTH_LEVELS = 3
+"""What a cache is worth has a level below and one above the usual; urgencies are so far apart that none overtakes."""
+
+_ADMIN = "the server's `--admin-api-key` as this backend's admin_key"
+_ADMIN_PATHS = (
+    "flush_cache", "abort_request", "pause_generation", "continue_generation", "release_memory_occupation",
+    "resume_memory_occupation",
+)  # fmt: skip
 _ADVICE: Mapping[Capability, str] = {
     Capability.JSON_SCHEMA: "`--grammar-backend xgrammar` would let answers follow a JSON schema",
     Capability.TOOLS: "`--tool-call-parser PARSER` would let the model call tools",
     Capability.CACHED_TOKENS: "`--enable-cache-report` would let cached tokens be counted",
     Capability.PRIORITY: "`--enable-priority-scheduling` would enable priority",
     Capability.RELEASE: "`--enable-session-radix-cache` would let a workflow's cache go first once it is released",
+    Capability.KEEP: "`--radix-eviction-policy priority` would evict what is of no further use before what is",
     Capability.FLUSH_ALL: f"{_ADMIN} would let the cache be flushed",
     Capability.ABORT: f"{_ADMIN} would let a request be ended by its id",
     Capability.SLEEP: "`--enable-memory-saver --enable-weights-cpu-backup` would let it sleep",
@@ -36,6 +50,7 @@ _ADVICE: Mapping[Capability, str] = {
 _NOBODY = {"rid": "orla-probe"}
 
 _KEPT_FLAGS = (
+    "abort_on_priority_when_disabled",
     "enable_memory_saver",
     "enable_priority_scheduling",
     "enable_session_radix_cache",
@@ -46,21 +61,27 @@ _KEPT_FLAGS = (
 
 
 class SGLangAdapter(OpenAIAdapter):
-    """Tells SGLang how urgent a call is (its higher number first) and which session it belongs to."""
+    """Tells SGLang how urgent a call is, which session it belongs to, and what its cache will be worth."""
 
     prefill_only: ClassVar[Mapping[str, Any]] = {"max_tokens": 0}
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
+        require(backend)
         self._flags: Mapping[str, bool] = {}
         """What it was started with, as of the last probe."""
         self._is_admin = False
+        self._evicts_by_priority = False
+        self._sessions = Newest[str, None](KEEP_SESSIONS)
+        """Workflows whose sessions may be open: the first request opens one."""
+        self._lock = threading.Lock()
 
     async def probe(self) -> Probe:
         """Ask for its flags, and whether our key opens the routes for administrators."""
         plain = await super().probe()
         flags = await self.peek(self.root + "server_info") or await self.peek(self.root + "get_server_info")
         self._flags = {name: bool(flags.get(name)) for name in _KEPT_FLAGS}
+        self._evicts_by_priority = flags.get("radix_eviction_policy") == "priority"
         self._is_admin = await self.takes(self.root + "abort_request", _NOBODY)
         can = {
             Capability.JSON_SCHEMA: flags.get("grammar_backend") != "none",
@@ -68,6 +89,7 @@ class SGLangAdapter(OpenAIAdapter):
             Capability.CACHED_TOKENS: bool(flags.get("enable_cache_report")),
             Capability.PRIORITY: self._heeds_priority,
             Capability.RELEASE: self._has_sessions,
+            Capability.KEEP: self._heeds_worth,
             Capability.FLUSH_ALL: self._is_admin,
             Capability.ABORT: self._is_admin,
             Capability.SLEEP: self._can_sleep,
@@ -94,6 +116,11 @@ class SGLangAdapter(OpenAIAdapter):
         return self._flags.get("enable_priority_scheduling", False)
 
     @property
+    def _heeds_worth(self) -> bool:
+        refuses = self._flags.get("abort_on_priority_when_disabled", False)
+        return self._evicts_by_priority and (self._heeds_priority or not refuses)
+
+    @property
     def _has_sessions(self) -> bool:
         return self._flags.get("enable_session_radix_cache", False)
 
@@ -116,17 +143,45 @@ class SGLangAdapter(OpenAIAdapter):
         """Add priority, session and id, each only where the engine heeds it.
 
         A request without a priority is the least urgent of all to SGLang, so zero is told too. Without the flag
-        a priority may be refused (``--abort-on-priority-when-disabled``).
+        a priority may be refused (``--abort-on-priority-when-disabled``). A call that nobody follows up gets no
+        session: what no session holds goes first, as if one had been closed, and nobody has to close it.
         """
         fields: dict[str, Any] = {}
-        if self._heeds_priority:
-            sign = -1 if self._flags.get("schedule_low_priority_values_first") else 1
-            fields["priority"] = sign * max(-MAX_PRIORITY, min(MAX_PRIORITY, round(told.priority)))
-        if self._has_sessions and told.workflow:
-            fields["session_id"] = told.workflow
+        if self._heeds_priority or self._heeds_worth:
+            fields["priority"] = max(-MAX_PRIORITY, min(MAX_PRIORITY, self._number(told)))
+        if self._has_sessions and told.workflow and told.keep_s != 0:
+            with self._lock:
+                self._sessions.set(told.workflow, None)
+            fields["session_id"] = self._session(told.workflow)
         if self._is_admin and told.call_id:
             fields["rid"] = _request_id(told.call_id)
         return fields
+
+    def _number(self, told: Directions) -> int:
+        """Return the one number by which SGLang may order both its queue and its eviction.
+
+        Eviction takes lower numbers first, and a cached prefix keeps the highest that any of its requests had.
+        Where both are ordered, urgency decides, and among calls as urgent as each other the worth of their cache.
+        """
+        sign = -1 if self._flags.get("schedule_low_priority_values_first") else 1
+        urgency = sign * round(told.priority) if self._heeds_priority else 0
+        return urgency * WORTH_LEVELS + _worth(told) if self._heeds_worth else urgency
+
+    def _session(self, workflow: str) -> str:
+        """Return the session's id: two backends at one server each have their own, to be closed on its own."""
+        return f"{self.backend.name}/{workflow}"
+
+    def key_for(self, path: str) -> str | None:
+        """Return the administrators' key for what only they may order, where the backend has one."""
+        is_order = path.startswith(self.root) and path.removeprefix(self.root) in _ADMIN_PATHS
+        return (is_order and self.backend.admin_key) or self.backend.api_key
+
+    async def aclose(self) -> None:
+        """Close the sessions that are still open: what they hold would outlive all that others cache."""
+        with self._lock:
+            still_open = list(self._sessions)
+        for workflow in still_open:
+            await self.release(WorkflowCache(workflow))
 
     # KVControl: a workflow is a session, which the first request opens
 
@@ -135,10 +190,22 @@ class SGLangAdapter(OpenAIAdapter):
         return Effect.UNSUPPORTED
 
     async def release(self, scope: Scope) -> Effect:
-        """Close the workflow's session: what no open session shares is evicted first, and found until then."""
+        """Close the workflow's session: what no open session shares is evicted first, and found until then.
+
+        A workflow without a session is first to go as it is.
+        """
         if not (self._has_sessions and isinstance(scope, WorkflowCache)):
             return Effect.UNSUPPORTED
-        return await self.effect_of(Effect.DEMOTED, self.root + "close_session", {"session_id": scope.workflow})
+        with self._lock:  # before it is asked: a call that comes meanwhile opens the session again
+            if scope.workflow not in self._sessions:
+                return Effect.DEMOTED
+            self._sessions.pop(scope.workflow)
+        order = {"session_id": self._session(scope.workflow)}
+        effect = await self.effect_of(Effect.DEMOTED, self.root + "close_session", order)
+        if effect is Effect.FAILED:
+            with self._lock:
+                self._sessions.set(scope.workflow, None)  # for ``aclose`` to try again
+        return effect
 
     async def flush(self, scope: Scope) -> Effect:
         """Forget everything, which SGLang does only when idle; nothing less is possible."""
@@ -153,7 +220,11 @@ class SGLangAdapter(OpenAIAdapter):
             return Effect.FAILED
         return Effect.FREED
 
-    # Observable, Tokenizing, Abortable, Sleepable
+    # KVEventSource, Observable, Tokenizing, Abortable, Sleepable
+
+    def kv_events(self) -> AsyncGenerator[Sequence[KVEvent]] | None:
+        """Listen to what ``--kv-events-config`` publishes; calls are told apart only where sessions are on."""
+        return kv_events(self.backend)
 
     async def stats(self) -> EngineStats:
         """Read its load, summed over its ranks, and token counts where ``--enable-metrics`` shows them."""
@@ -211,6 +282,11 @@ class SGLangAdapter(OpenAIAdapter):
 
     async def _order(self, path: str, body: Mapping[str, Any]) -> bool:
         return await self.effect_of(Effect.FREED, self.root + path, body, timeout_s=SLEEP_TIMEOUT_S) is Effect.FREED
+
+
+def _worth(told: Directions) -> int:
+    """Return -1 where the cache is of no further use, 1 where it is expected to be, 0 where nobody knows."""
+    return 0 if told.keep_s is None else 1 if told.keep_s > 0 else -1
 
 
 def _request_id(call_id: str) -> str:

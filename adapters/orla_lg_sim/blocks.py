@@ -94,6 +94,14 @@ class BlockPool:
         refs = self._refs
         return sum(not refs[block] for block in blocks)
 
+    def idle(self, blocks: Iterable[int]) -> set[int]:
+        """Return those of *blocks* that nobody holds."""
+        return {block for block in blocks if not self._refs[block]}
+
+    def idle_with(self, hashes: Iterable[Hash]) -> set[int]:
+        """Return the blocks with one of *hashes* that nobody holds."""
+        return self.idle(block for value in hashes for block in self._blocks_of(value))
+
     def hold(self, blocks: Iterable[int]) -> None:
         """Count one more holder of each block."""
         refs = self._refs

@@ -14,6 +14,7 @@ from random import Random
 from orla_lg_sim.ownership import Ownership
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import EngineState, Event, Kind, SimRequest
+from orla_lg_sim.residents import Residents
 from orla_lg_sim.scheduler import Member, Scheduler, Step
 
 
@@ -26,7 +27,9 @@ class SimEngine:
     def __init__(self, parameters: EngineParameters) -> None:
         self.parameters = parameters
         self.ownership = Ownership(parameters.kv_blocks)
-        self.scheduler = Scheduler(parameters, self.ownership.pool, self.ownership.claim)
+        spare_blocks = int(parameters.keep_whole * parameters.kv_blocks)
+        residents = Residents(self.ownership, spare_blocks) if parameters.keep_whole else None
+        self.scheduler = Scheduler(parameters, self.ownership.pool, self.ownership.claim, residents)
         self._random = Random(parameters.seed)
         self._members: dict[str, Member] = {}
         self._orders = count()

@@ -30,6 +30,17 @@ class Ownership:
         self._pins: dict[str | int, _Pin] = {}
         """By the workflow that a pin is for; those for a prefix or for everything are numbered."""
         self._numbers = count()
+        self.residents: dict[str, None] = {}
+        """Workflows whose cache is kept whole (``residents``), least recently used first."""
+
+    def use(self, workflow: str) -> None:
+        """Make a workflow resident, or the one used last."""
+        self.residents.pop(workflow, None)
+        self.residents[workflow] = None
+
+    def idle_of_residents(self) -> set[int]:
+        """Return the blocks that residents own and nobody holds."""
+        return self.pool.idle_with(value for name in self.residents for value in self._owned.get(name, ()))
 
     def claim(self, workflow: str, value: Hash) -> None:
         """Make a workflow one of the owners of *value*."""
@@ -66,6 +77,7 @@ class Ownership:
 
     def release_workflow(self, workflow: str) -> int:
         """End a workflow's pin; what only it has is evicted next."""
+        self.residents.pop(workflow, None)
         self._unpin(workflow)
         return self._demote(self.alone(workflow))
 
@@ -77,6 +89,7 @@ class Ownership:
 
     def flush_workflow(self, workflow: str) -> int:
         """Forget what only this workflow has; it owns nothing afterwards."""
+        self.residents.pop(workflow, None)
         self._unpin(workflow)
         alone, owned = self.alone(workflow), self.owned(workflow)
         for value in owned:

@@ -44,6 +44,8 @@ class EngineParameters:
     prefix_caching: bool = True
     async_scheduling: bool = False
     """The next step is composed when the present one starts: what arrives meanwhile waits one step longer."""
+    keep_whole: float = 0.0
+    """Above 0, calls of suspended workflows are held back (``residents``) until this part of the pool stays spare."""
     watermark: float = 0.0
     """The part of the pool that must stay free when a waiting request is admitted, 0 to 1."""
     step_s: float = 0.022
@@ -72,8 +74,9 @@ class EngineParameters:
             value = getattr(self, field.name)
             if isinstance(value, float) and not (isfinite(value) and value >= 0):
                 raise ConfigError(f"engine parameter {field.name} must be 0 or more, got {value}")
-        if self.watermark >= 1:
-            raise ConfigError(f"engine parameter watermark must be below 1, got {self.watermark}")
+        for name in ("watermark", "keep_whole"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"engine parameter {name} must be below 1, got {getattr(self, name)}")
         if self.max_running > self.max_batch_tokens:
             raise ConfigError(
                 f"engine parameter max_running ({self.max_running}) must not exceed max_batch_tokens "

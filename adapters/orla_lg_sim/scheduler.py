@@ -27,6 +27,7 @@ from itertools import chain, islice
 from orla_lg_sim.blocks import BlockPool, Hash
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import Event, Kind, SimRequest
+from orla_lg_sim.residents import Residents
 
 _FIRST_OWN_HASH = 1 << 64
 """Hashes of tokens are below; blocks that nobody else can have are named from here."""
@@ -111,10 +112,18 @@ class Scheduler:
         parameters: The engine's limits.
         pool: Its KV cache.
         claim: Told each hash that a workflow computed or found.
+        residents: Whose calls may start; ``None``: everybody's.
     """
 
-    def __init__(self, parameters: EngineParameters, pool: BlockPool, claim: Callable[[str, Hash], None]) -> None:
+    def __init__(
+        self,
+        parameters: EngineParameters,
+        pool: BlockPool,
+        claim: Callable[[str, Hash], None],
+        residents: Residents | None = None,
+    ) -> None:
         self.pool = pool
+        self.residents = residents
         self.running: dict[Member, None] = {}
         """In the order of admission; here until the last token is out."""
         self.step = 0
@@ -167,8 +176,7 @@ class Scheduler:
         if member in self.running:
             self._vacate(member)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[1] is not member]
-            heapq.heapify(self._waiting)
+            self._stop_waiting(member)
 
     def members(self) -> Iterable[Member]:
         """Return all that wait or run."""
@@ -213,15 +221,37 @@ class Scheduler:
     def _admit(self, step: Step, budget: int) -> None:
         """Let those who wait begin, in their order; the first who finds no room holds up all behind."""
         while budget > 0 and self._waiting and len(self.running) < self._limits.max_running:
-            member = self._waiting[0][1]
+            member = self._waiting[0][1] if self.residents is None else self._allowed(self.residents)
+            if member is None:
+                return
             found = self._find(member)
             # The whole prompt must fit, even if only a chunk of it is computed now.
-            wanted = -(-member.known_tokens // self._block_tokens) - len(found) + self.pool.idle_among(found)
+            wanted = self._needs(member, found) + self.pool.idle_among(found)
             if wanted + (self._reserve if self.running else 0) > self.pool.free:
                 return
-            heapq.heappop(self._waiting)
+            if self.residents is not None:
+                running = {each.request.workflow for each in self.running}
+                self.residents.starts(member.request.workflow, self._needs(member, found), found, running)
+            self._stop_waiting(member)
             self._seat(member, found)
             budget -= self._prefill(member, step, budget)
+
+    def _allowed(self, residents: Residents) -> Member | None:
+        """Return who begins next where not everybody may: residents first, in their order."""
+        in_order = [member for _, member in sorted(self._waiting)]
+        for member in sorted(in_order, key=lambda member: member.request.workflow not in residents):
+            found, workflow = self._find(member), member.request.workflow
+            if residents.may_start(workflow, self._needs(member, found), found, running=bool(self.running)):
+                return member
+        return None
+
+    def _needs(self, member: Member, found: list[int]) -> int:
+        """Return how many new blocks the whole prompt takes."""
+        return -(-member.known_tokens // self._block_tokens) - len(found)
+
+    def _stop_waiting(self, member: Member) -> None:
+        self._waiting = [entry for entry in self._waiting if entry[1] is not member]
+        heapq.heapify(self._waiting)
 
     def _close(self, step: Step) -> None:
         """Count what the step does, then move members on to what they do in the next one."""

@@ -106,6 +106,10 @@ class OpenAIAdapter:
         parts = urlsplit(self.backend.url)
         return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + "/", "", ""))
 
+    def key_for(self, path: str) -> str | None:
+        """Return the key that the engine wants for *path*: the backend's ``api_key``, whatever the path."""
+        return self.backend.api_key
+
     async def get(self, path: str) -> dict[str, Any]:
         """GET an object; *path* is relative to the backend's URL, or absolute.
 
@@ -184,7 +188,8 @@ class OpenAIAdapter:
 
     @asynccontextmanager
     async def _conversation(self, path: str) -> AsyncIterator[httpx.AsyncClient]:
-        headers = {"Authorization": f"Bearer {self.backend.api_key}"} if self.backend.api_key else {}
+        key = self.key_for(path)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         verify = self.backend.url.startswith("https")
         try:
             async with httpx.AsyncClient(

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import openai
 
-from orla_lg.core.backend import Backend
+from orla_lg.core.backend import Backend, with_fields
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
 from orla_lg.openai_api import wire
@@ -181,11 +181,12 @@ class SdkSender:
 
     @contextmanager
     def _tapped(self, flight: Flight) -> Iterator[tuple[Tap, Any]]:
-        body, mode, strip = self._body(flight)
+        fields = flight.request_fields()
+        body, mode, strip = self._body(flight, fields)
         tap = Tap(flight, mode, strip_usage=strip)
         token = TAP.set(tap)
         try:
-            yield tap, self._rewritten(body)
+            yield tap, self._rewritten(body, fields)
         except json.JSONDecodeError as error:
             raise AttemptFailed(error) from error
         except wire.Garbage as error:
@@ -204,20 +205,17 @@ class SdkSender:
         finally:
             TAP.reset(token)
 
-    def _body(self, flight: Flight) -> tuple[dict[str, Any], Mode, bool]:
-        body = {
-            **self._parameters(flight),
-            **self._options.json_data,
-            **flight.request_fields(),
-            "model": flight.model,
-        }
+    def _body(self, flight: Flight, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mode, bool]:
+        asked = {**self._parameters(flight), **self._options.json_data, "model": flight.model}
+        flight.sends(asked)
+        body = {**with_fields(asked, fields), "model": flight.model}
         mode: Mode = "stream" if body.get("stream") else "plain"
         if self._may_assemble and wire.can_assemble(body):
             mode, body["stream"] = "assemble", True
-        asked = body.get("stream_options") or {}
-        strip = mode == "stream" and not asked.get("include_usage") and flight.counts_streams
+        streams = body.get("stream_options") or {}
+        strip = mode == "stream" and not streams.get("include_usage") and flight.counts_streams
         if strip or mode == "assemble":
-            body["stream_options"] = {**asked, "include_usage": True}
+            body["stream_options"] = {**streams, "include_usage": True}
         return body, mode, strip
 
     def _parameters(self, flight: Flight) -> Mapping[str, Any]:
@@ -229,8 +227,12 @@ class SdkSender:
             given = {name: value for name, value in given.items() if name not in limits}
         return given
 
-    def _rewritten(self, body: dict[str, Any]) -> Any:
-        options = self._options.model_copy(update={"json_data": body})
+    def _rewritten(self, body: dict[str, Any], fields: Mapping[str, Any]) -> Any:
+        extra = self._options.extra_json
+        if extra:  # the SDK lays the caller's ``extra_body`` over the body, whole objects over ours
+            hidden = {name: value for name, value in fields.items() if name in extra and isinstance(value, Mapping)}
+            extra = with_fields(extra, hidden)
+        options = self._options.model_copy(update={"json_data": body, "extra_json": extra})
         if isinstance(options.timeout, openai.NotGiven):
             options.timeout = self._caller.timeout
         if isinstance(options.headers, Mapping):

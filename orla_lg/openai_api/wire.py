@@ -244,6 +244,7 @@ def ask_of(body: Mapping[str, Any]) -> Ask:
         stream=bool(body.get("stream")),
         json_schema=kind == "json_schema",
         tools=bool(body.get("tools")),
+        schemas=body.get("tools") or (),
         max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
     )
 

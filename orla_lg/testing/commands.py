@@ -42,6 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--engine", default="openai", help="the adapter, by its registered name (default openai)")
     parser.add_argument("--model", help="the model to ask for (default: the first that is served)")
     parser.add_argument("--api-key-env", metavar="NAME", help="the environment variable that holds the API key")
+    parser.add_argument("--admin-key-env", metavar="NAME", help="the same for an administrators' key (SGLang)")
     parser.add_argument("--only", action="append", metavar="CHECK", help="run this check; may be repeated")
     parser.add_argument("--disruptive", action="store_true", help="also what interrupts others: sleep, flushing all")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for one check (default 60)")
@@ -77,10 +78,14 @@ def _known(only: Sequence[str] | None) -> Sequence[str] | None:
 def _backend(args: argparse.Namespace) -> Backend:
     if not args.url:
         raise ConfigError("where is the engine? Give --url http://host:port/v1")
-    if args.api_key_env and args.api_key_env not in os.environ:
-        raise ConfigError(f"the environment variable {args.api_key_env} is not set")
-    key = os.environ[args.api_key_env] if args.api_key_env else None
-    return Backend("engine", args.url, model=args.model, engine=args.engine, api_key=key)
+    key, admin_key = _key(args.api_key_env), _key(args.admin_key_env)
+    return Backend("engine", args.url, model=args.model, engine=args.engine, api_key=key, admin_key=admin_key)
+
+
+def _key(variable: str | None) -> str | None:
+    if variable and variable not in os.environ:
+        raise ConfigError(f"the environment variable {variable} is not set")
+    return os.environ[variable] if variable else None
 
 
 async def _conform(adapter: BackendAdapter, args: argparse.Namespace, only: Sequence[str] | None) -> Report:

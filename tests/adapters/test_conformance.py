@@ -21,6 +21,7 @@ from orla_lg_ollama import OllamaAdapter
 from orla_lg_sglang import SGLangAdapter
 from orla_lg_sim import EngineParameters, SimAdapter, SimServer
 from orla_lg_vllm import VLLMAdapter
+from tests.wire.machine import Machine
 from tests.wire.ollama_server import OllamaFlags, OllamaServer
 from tests.wire.sglang_server import SGLangFlags, SGLangServer
 from tests.wire.vllm_server import VLLMFlags, VLLMServer
@@ -38,15 +39,18 @@ VLLM = ANY_ENGINE | {
     "flush_of_all_frees_all", "unusable_orders_say_so", "stats_follow_the_load", "tokens_are_those_of_the_prompt",
 }  # fmt: skip
 SGLANG = VLLM - {"unknown_model_is_refused"} | {"release_keeps_until_needed"}
+PRESSED = {"released_goes_first", "kept_outlives_the_rest"}
 SIM = VLLM | {
-    "flush_of_a_workflow_frees_it", "flush_of_a_workflow_is_not_widened", "flush_of_a_prefix_frees_it",
-    "release_keeps_until_needed", "pin_is_told", "pin_withstands_pressure",
+    "flush_of_a_workflow_frees_it", "flush_of_a_workflow_is_not_widened", "flush_leaves_what_is_shared",
+    "flush_does_not_break_a_stream", "flush_of_a_prefix_frees_it", "release_keeps_until_needed",
+    "released_goes_first", "pin_is_told", "pin_withstands_pressure", "pin_ends_with_its_time",
 }  # fmt: skip
 LLAMACPP = ANY_ENGINE | {
     "too_long_is_refused", "flush_of_a_workflow_frees_it", "flush_of_a_workflow_is_not_widened",
-    "flush_of_all_frees_all", "release_keeps_until_needed", "pin_is_told", "pin_withstands_pressure",
-    "unusable_orders_say_so", "saved_slot_comes_back", "orders_stay_in_their_slot", "restoring_nothing_says_so",
-    "stats_follow_the_load",    "tokens_are_those_of_the_prompt",
+    "flush_leaves_what_is_shared", "flush_does_not_break_a_stream", "flush_of_all_frees_all",
+    "release_keeps_until_needed", "pin_is_told", "pin_withstands_pressure", "unusable_orders_say_so",
+    "saved_slot_comes_back", "orders_stay_in_their_slot", "restoring_nothing_says_so", "stats_follow_the_load",
+    "tokens_are_those_of_the_prompt",
 }  # fmt: skip
 
 
@@ -87,8 +91,8 @@ def vllm(**flags: Any) -> Iterator[BackendAdapter]:
 
 
 @contextmanager
-def sglang(**flags: Any) -> Iterator[BackendAdapter]:
-    with SGLangServer(SGLangFlags(**flags)) as server:
+def sglang(blocks: int = 16_384, **flags: Any) -> Iterator[BackendAdapter]:
+    with SGLangServer(SGLangFlags(**flags), Machine(block=1, blocks=blocks)) as server:
         yield SGLangAdapter(Backend("main", server.url, engine="sglang"))
 
 
@@ -112,6 +116,11 @@ STAND_INS: dict[str, tuple[Callable[[], AbstractContextManager[BackendAdapter]],
         ANY_ENGINE - {"cached_tokens_are_real", "warm_up_helps"} | {"cached_tokens_are_not_hidden"},
     ),
     "sglang": (sglang, SGLANG),
+    "sglang, a small cache": (lambda: sglang(blocks=4000, eviction="priority"), SGLANG | PRESSED),
+    "sglang, eviction only": (
+        lambda: sglang(blocks=4000, eviction="priority", priority=False, sessions=False),
+        SGLANG - {"priority_keeps_order", "release_keeps_until_needed"} | {"kept_outlives_the_rest"},
+    ),
     "sglang, no flags": (
         lambda: sglang(priority=False, sessions=False, cache_report=False, tool_call_parser=None, metrics=False),
         ANY_ENGINE - {"cached_tokens_are_real", "warm_up_helps"} | {"cached_tokens_are_not_hidden"},
@@ -142,6 +151,14 @@ async def test_on_the_embedded_llamacpp() -> None:
     with EmbeddedEngine(EngineSettings(slots=4, context_tokens=1024, threads=1)) as engine:
         report = await conform(LlamaCppAdapter(Backend("llama", engine.url, engine="llamacpp")))
     assert_conforms(report, LLAMACPP)
+
+
+@pytest.mark.engines
+async def test_on_a_real_sglang(real_sglang: Backend) -> None:
+    adapter = SGLangAdapter(real_sglang)
+    report = await conform(adapter, limit_s=170)
+    await adapter.aclose()
+    assert_conforms(report, SGLANG)
 
 
 @pytest.mark.engines

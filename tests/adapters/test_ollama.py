@@ -15,11 +15,13 @@ from orla_lg.core.control import Abortable, Observable, PrefixCache, Tokenizing,
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg_ollama import OllamaAdapter
+from orla_lg_ollama.stay import Stay
 from tests.wire.asking import LONG, body, events, fields, post, read, running, until
 from tests.wire.ollama_server import MODEL, OllamaFlags, OllamaServer
 
 ALWAYS = {
     "json_schema": "native", "stream_usage": "native", "warm": "emulated", "flush_all": "emulated", "sleep": "native",
+    "keep": "emulated",
     **dict.fromkeys(("priority", "pin", "release", "flush_workflow", "flush_prefix", "save_restore"), "unsupported"),
     **dict.fromkeys(("stats", "tokenize", "abort"), "unsupported"),
 }  # fmt: skip
@@ -155,6 +157,107 @@ async def test_less_than_everything_is_not_flushed(adapter: OllamaAdapter, serve
         for order in (adapter.pin, adapter.release, adapter.flush):
             assert await order(scope) is Effect.UNSUPPORTED
     assert server.loaded
+
+
+# How long the model stays
+
+
+def told(server: OllamaServer) -> list[int]:
+    """Return every keep-alive that was told, in seconds."""
+    orders = [seen.body for seen in server.asked("/api/generate")]
+    assert not any("prompt" in order for order in orders)
+    return [order["keep_alive"] for order in orders]
+
+
+async def test_the_model_stays_while_somebody_is_expected(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    await read(adapter, body(LONG, MODEL))
+    assert await adapter.linger(600.0) is Effect.PINNED
+    assert told(server) == [750]  # a quarter more, so that the next call need not say it again
+    await read(adapter, body(LONG, MODEL))  # which restarts the time, and cannot set it
+    assert server.stay_s == 750
+
+
+async def test_what_the_server_does_by_itself_is_not_told(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    for keep_s in (0.0, 5.0, 290.0):
+        await read(adapter, body("hi", MODEL))
+        assert await adapter.linger(keep_s) is None
+    assert told(server) == []
+
+
+async def test_it_is_told_rarely(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    for keep_s in (600.0, 620.0, 700.0, 10.0, 0.0, 640.0):
+        await read(adapter, body("hi", MODEL))
+        await adapter.linger(keep_s)
+    assert told(server) == [750]
+
+
+async def test_two_at_once_tell_what_both_need(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    async with asyncio.TaskGroup() as group:
+        lingering = [group.create_task(adapter.linger(keep_s)) for keep_s in (400.0, 4000.0)]
+    assert [task.result() for task in lingering] == [Effect.PINNED, None]
+    assert server.stay_s == 5000
+
+
+async def test_a_model_that_left_is_not_loaded_to_be_kept(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    await adapter.sleep()
+    assert await adapter.linger(600.0) is None
+    assert told(server) == [0] and server.loads == 0
+
+
+@pytest.mark.parametrize("server", [OllamaFlags(keep_alive_s=-1.0)], indirect=True)
+async def test_a_server_that_keeps_models_for_ever_is_not_told_less(
+    adapter: OllamaAdapter, server: OllamaServer
+) -> None:
+    assert await adapter.linger(8 * 3600.0) is None
+    assert told(server) == []
+
+
+async def test_an_order_that_fails_is_told_as_failed(adapter: OllamaAdapter, server: OllamaServer) -> None:
+    server.broken = "<html>busy</html>"
+    assert await adapter.linger(600.0) is Effect.FAILED
+
+
+class Hours:
+    """A model's stay, and a clock to turn."""
+
+    def __init__(self) -> None:
+        self.stay, self.now = Stay(), 1000.0
+        self.stay.saw(300.0)
+
+    def after(self, passed_s: float, keep_s: float) -> int | None:
+        self.now += passed_s
+        self.stay.needed(keep_s, self.now)
+        seconds = self.stay.to_tell(self.now)
+        self.stay.told_s = self.stay.told_s if seconds is None else seconds
+        return seconds
+
+
+def test_a_long_stay_is_taken_back_when_nobody_is_expected_any_more() -> None:
+    hours = Hours()
+    assert hours.after(0.0, keep_s=7200.0) == 9000
+    assert hours.after(2000.0, keep_s=30.0) is None, "the first workflow may still come"
+    assert hours.after(5000.0, keep_s=30.0) == 300, "the server's own time again"
+    assert hours.after(1.0, keep_s=30.0) is None
+
+
+def test_a_model_loaded_anew_is_told_anew() -> None:
+    hours = Hours()
+    assert hours.after(0.0, keep_s=600.0) == 750
+    assert hours.after(10.0, keep_s=600.0) is None
+    hours.stay.saw(None)
+    hours.stay.saw(300.0)
+    assert hours.after(10.0, keep_s=600.0) == 750
+
+
+def test_what_is_told_settles() -> None:
+    """However long it is needed, what was told is right at the next look: there is no to and fro."""
+    for usual_s in (0.0, 0.4, 299.6, 10.0**9):
+        for needed_s in (0.0, 0.1, 59.0, 300.0, 86_400.0, float("inf")):
+            stay = Stay()
+            stay.saw(usual_s)
+            stay.needed(needed_s, 5.0)
+            stay.told_s = stay.to_tell(5.0)
+            assert stay.to_tell(5.0) is None, (usual_s, needed_s)
 
 
 async def test_waking_loads_and_leaves_the_time_to_the_server() -> None:

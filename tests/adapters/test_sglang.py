@@ -22,11 +22,13 @@ PLAIN = SGLangFlags(
     priority=False, sessions=False, cache_report=False, tool_call_parser=None, grammar_backend="none", metrics=False
 )
 EVERYTHING = SGLangFlags(memory_saver=True, weights_backup=True)
+ORDERED = replace(EVERYTHING, eviction="priority")
+EVICTION_ONLY = replace(ORDERED, priority=False)
 ALWAYS = {
     "stream_usage": "native", "warm": "native", "tokenize": "native", "stats": "native", "pin": "unsupported",
     "flush_workflow": "unsupported", "flush_prefix": "unsupported", "save_restore": "unsupported",
 }  # fmt: skip
-BY_FLAG = ("json_schema", "tools", "cached_tokens", "priority", "release", "flush_all", "abort", "sleep")
+BY_FLAG = ("json_schema", "tools", "cached_tokens", "priority", "release", "keep", "flush_all", "abort", "sleep")
 
 
 def of(server: SGLangServer, **settings: Any) -> SGLangAdapter:
@@ -52,7 +54,8 @@ async def adapter(server: SGLangServer) -> SGLangAdapter:
 @pytest.mark.parametrize(
     ("flags", "native"),
     [
-        (EVERYTHING, set(BY_FLAG)),
+        (ORDERED, set(BY_FLAG)),
+        (EVERYTHING, set(BY_FLAG) - {"keep"}),
         (PLAIN, {"flush_all", "abort"}),
         (replace(PLAIN, admin_key="admin"), set()),
         (replace(PLAIN, grammar_backend="xgrammar"), {"flush_all", "abort", "json_schema"}),
@@ -60,9 +63,12 @@ async def adapter(server: SGLangServer) -> SGLangAdapter:
         (replace(PLAIN, cache_report=True), {"flush_all", "abort", "cached_tokens"}),
         (replace(PLAIN, priority=True), {"flush_all", "abort", "priority"}),
         (replace(PLAIN, sessions=True), {"flush_all", "abort", "release"}),
+        (replace(PLAIN, eviction="priority"), {"flush_all", "abort", "keep"}),
+        (replace(PLAIN, eviction="priority", abort_on_priority=True), {"flush_all", "abort"}),
+        (replace(PLAIN, eviction="slru"), {"flush_all", "abort"}),
         (replace(PLAIN, memory_saver=True), {"flush_all", "abort", "sleep"}),
         (replace(PLAIN, memory_saver=True, admin_key="admin"), set()),
-        (replace(EVERYTHING, old_paths=True), set(BY_FLAG)),
+        (replace(ORDERED, old_paths=True), set(BY_FLAG)),
     ],
 )
 async def test_a_capability_is_native_with_its_flag_and_flag_without(flags: SGLangFlags, native: set[str]) -> None:
@@ -82,6 +88,7 @@ async def test_advice_names_the_flag() -> None:
         Capability.CACHED_TOKENS: "--enable-cache-report",
         Capability.PRIORITY: "--enable-priority-scheduling",
         Capability.RELEASE: "--enable-session-radix-cache",
+        Capability.KEEP: "--radix-eviction-policy priority",
         Capability.FLUSH_ALL: "--admin-api-key",
         Capability.ABORT: "--admin-api-key",
         Capability.SLEEP: "--enable-memory-saver",
@@ -166,8 +173,78 @@ async def test_a_call_is_named_only_where_it_can_be_ended_by_name() -> None:
 
 async def test_a_workflow_is_a_session(adapter: SGLangAdapter, server: SGLangServer) -> None:
     await read(adapter, body("hi", MODEL) | fields(adapter, workflow="thread 1"))
-    assert server.machine.sessions == {"thread 1"}
+    assert server.machine.sessions == {"main/thread 1"}
     assert "session_id" not in fields(adapter)
+
+
+async def test_a_call_of_no_workflow_opens_no_session_that_nobody_would_close(adapter: SGLangAdapter) -> None:
+    assert "session_id" not in fields(adapter, workflow="call 7", keep_s=0.0)
+
+
+async def test_two_backends_at_one_server_do_not_close_each_other_s_sessions(server: SGLangServer) -> None:
+    one, other = (SGLangAdapter(Backend(name, server.url, MODEL, "sglang")) for name in ("one", "other"))
+    for adapter in (one, other):
+        await adapter.probe()
+        await read(adapter, body("hi", MODEL) | fields(adapter, workflow="thread"))
+    assert await one.release(WorkflowCache("thread")) is Effect.DEMOTED
+    assert server.machine.sessions == {"other/thread"}
+
+
+async def test_closing_closes_the_sessions_that_are_open(adapter: SGLangAdapter, server: SGLangServer) -> None:
+    for workflow in ("ended", "running"):
+        await read(adapter, body("hi", MODEL) | fields(adapter, workflow=workflow))
+    await adapter.release(WorkflowCache("ended"))
+    await adapter.aclose()
+    assert not server.machine.sessions
+    assert len(server.asked("/close_session")) == 2, "what was closed is not closed again"
+
+
+# What a cache is worth
+
+
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        ({}, 0), ({"keep_s": 30.0}, 1), ({"keep_s": 0.0}, -1),
+        ({"priority": 2.0}, 6), ({"priority": 2.0, "keep_s": 30.0}, 7),
+        ({"priority": -1.0, "keep_s": 0.0}, -4), ({"priority": 1e300, "keep_s": 1.0}, 2**63 - 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("server", [ORDERED], indirect=True)
+async def test_one_number_says_urgency_first_and_worth_within_it(
+    adapter: SGLangAdapter, told: dict[str, Any], sent: int
+) -> None:
+    added = fields(adapter, **told)
+    assert added["priority"] == sent
+    assert (await read(adapter, body("hi", MODEL) | added)).finish == "length"
+
+
+@pytest.mark.parametrize("server", [ORDERED], indirect=True)
+async def test_no_worth_overtakes_an_urgency(adapter: SGLangAdapter, server: SGLangServer) -> None:
+    told = {
+        "urgent": {"priority": 1.0, "keep_s": 0.0}, "wanted": {"keep_s": 60.0}, "usual": {},
+        "single": {"keep_s": 0.0},
+    }  # fmt: skip
+    requests = {name: body(name, MODEL) | fields(adapter, **how) for name, how in reversed(told.items())}
+    assert await order_of(server, requests, adapter) == list(told)
+
+
+@pytest.mark.parametrize("server", [EVICTION_ONLY], indirect=True)
+async def test_without_priority_scheduling_the_number_is_the_worth_alone(adapter: SGLangAdapter) -> None:
+    assert fields(adapter, priority=5.0, keep_s=30.0)["priority"] == 1
+    assert fields(adapter, priority=5.0)["priority"] == 0
+
+
+@pytest.mark.parametrize("flags", [ORDERED, EVICTION_ONLY, EVERYTHING])
+async def test_what_is_expected_back_outlives_what_is_not(flags: SGLangFlags) -> None:
+    with SGLangServer(replace(flags, sessions=False), Machine(block=1, blocks=700)) as server:
+        adapter = of(server)
+        await adapter.probe()
+        await read(adapter, body("mine " + LONG, MODEL) | fields(adapter, workflow="mine", keep_s=60.0))
+        for number in range(8):
+            await read(adapter, body(f"{number} " + LONG, MODEL) | fields(adapter, keep_s=0.0))
+        cached = (await read(adapter, body("mine " + LONG, MODEL))).usage.cached_tokens or 0
+    assert (cached > 100) is (flags.eviction == "priority")
 
 
 # Orders
@@ -316,8 +393,16 @@ async def test_keys_open_what_they_should() -> None:
         assert await adapter.flush(WholeCache()) is Effect.UNSUPPORTED
         with pytest.raises(BackendUnavailable, match=r"main.*401.*Unauthorized"):
             await of(server, api_key="wrong").probe()
+        both = of(server, api_key="secret", admin_key="admin")
+        assert (await both.probe()).can(Capability.FLUSH_ALL)
+        await read(both, body("hi", MODEL) | fields(both, workflow="w", call_id="c"))
+        assert await both.flush(WholeCache()) is Effect.FREED
+        assert await both.release(WorkflowCache("w")) is Effect.DEMOTED
+        assert {seen.key for seen in server.asked("/v1/chat/completions")} == {"secret"}
+        assert "admin" not in repr(both.backend)
     with SGLangServer(replace(EVERYTHING, admin_key="admin")) as server:
         assert (await of(server, api_key="admin").probe()).can(Capability.FLUSH_ALL)
+        assert (await of(server, admin_key="admin").probe()).can(Capability.FLUSH_ALL)
 
 
 async def test_refusals_keep_their_status(adapter: SGLangAdapter, server: SGLangServer) -> None:

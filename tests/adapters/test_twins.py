@@ -1,12 +1,11 @@
 """The stand-ins of vLLM and SGLang against real ones, field by field.
 
-vLLM is started for it. ``ORLA_SGLANG_URL`` (and ``ORLA_SGLANG_KEY``) may name an SGLang with priority, session radix
-cache, cache report and a tool parser.
+vLLM is started for it; an SGLang may be named (``tests.conftest.real_sglang``), with priority, session radix cache,
+cache report and a tool parser.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import astuple
 from typing import Any
 
@@ -45,11 +44,8 @@ def vllm(real_vllm: OwnEngine) -> VLLMAdapter:
 
 
 @pytest.fixture
-def sglang() -> SGLangAdapter:
-    url = os.environ.get("ORLA_SGLANG_URL")
-    if not url:
-        pytest.skip("ORLA_SGLANG_URL names no running engine")
-    return SGLangAdapter(Backend("real", url.rstrip("/"), api_key=os.environ.get("ORLA_SGLANG_KEY")))
+def sglang(real_sglang: Backend) -> SGLangAdapter:
+    return SGLangAdapter(real_sglang)
 
 
 async def compare(theirs: OpenAIAdapter, ours: WireServer, request: dict[str, Any]) -> tuple[Any, Any]:

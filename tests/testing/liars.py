@@ -14,7 +14,7 @@ from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.control import EngineStats, Scope, Warmed, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import OpenAIAdapter
-from tests.testing.paragon import Paragon, World
+from tests.testing.paragon import Paragon, World, common
 
 
 class Slotless(Paragon):
@@ -230,6 +230,22 @@ class WidensFlush(Paragon):
         return Effect.FREED
 
 
+class FlushesShared(Paragon):
+    async def flush(self, scope: Scope) -> Effect:
+        if isinstance(scope, WorkflowCache) and (mine := self.world.caches.get(scope.workflow)):
+            alike = [name for name, words in self.world.caches.items() if common(words, mine)]
+            for name in alike:
+                del self.world.caches[name]
+        return Effect.FREED if isinstance(scope, WorkflowCache) else await super().flush(scope)
+
+
+class FlushEndsStreams(Paragon):
+    async def flush(self, scope: Scope) -> Effect:
+        for ended in self.world.running.values():
+            ended.set()
+        return await super().flush(scope)
+
+
 class FlushesHalf(Paragon):
     async def flush(self, scope: Scope) -> Effect:
         if type(scope).__name__ == "WholeCache":
@@ -248,6 +264,21 @@ class ReleaseFrees(Paragon):
 class PinsNothing(Slotless):
     async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
         return Effect.PINNED
+
+
+class PinsForEver(Slotless):
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        return await super().pin(scope)
+
+
+class ReleasesNothing(Slotless):
+    async def release(self, scope: Scope) -> Effect:
+        return Effect.DEMOTED
+
+
+class KeepsNothing(Slotless):
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
+        return super().request_fields(ask, replace(told, keep_s=None))
 
 
 class FlushesUnasked(Paragon):

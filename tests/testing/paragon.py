@@ -6,8 +6,10 @@ Liars are made of it by overriding one method.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
@@ -28,7 +30,10 @@ class World:
 
     caches: dict[str, list[str]] = field(default_factory=dict)
     """Prompt by workflow; the first is the first to go."""
-    pinned: set[str] = field(default_factory=set)
+    pinned: dict[str, float] = field(default_factory=dict)
+    """Until when, as ``time.monotonic``."""
+    kept: set[str] = field(default_factory=set)
+    """Who is expected back."""
     running: dict[str, asyncio.Event] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
 
@@ -36,7 +41,9 @@ class World:
         cached = max((common(words, each) for each in self.caches.values()), default=0)
         self.caches.pop(workflow, None)
         self.caches[workflow] = words
-        loose = [name for name in self.caches if name not in self.pinned and name != workflow]
+        now = time.monotonic()
+        loose = [name for name in self.caches if self.pinned.get(name, 0.0) < now and name != workflow]
+        loose.sort(key=self.kept.__contains__)
         while sum(map(len, self.caches.values())) > CAPACITY and loose:
             del self.caches[loose.pop(0)]
         return min(cached, len(words) - 1)
@@ -89,7 +96,8 @@ class Paragon:
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         urgent = {"priority": -round(2 * told.priority)} if told.priority else {}
-        return {"workflow": told.workflow or told.call_id, "call": told.call_id, **urgent}
+        keep = {"keep": True} if told.keep_s else {}
+        return {"workflow": told.workflow or told.call_id, "call": told.call_id, **urgent, **keep}
 
     def refusal(self, body: Mapping[str, Any]) -> str | None:
         if body["model"] != MODEL:
@@ -109,6 +117,8 @@ class Paragon:
             raise EngineRefused(refusal, status=400)
         words = words_of(body)
         cached = self.world.admit(body["workflow"], words)
+        if body.get("keep"):
+            self.world.kept.add(body["workflow"])
         ended = self.world.running[body["call"]] = asyncio.Event()
         pieces = self.text(body).split(" ")[: body["max_tokens"]]
         try:
@@ -128,12 +138,12 @@ class Paragon:
 
     async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
         assert isinstance(scope, WorkflowCache)
-        self.world.pinned.add(scope.workflow)
+        self.world.pinned[scope.workflow] = inf if ttl_s is None else time.monotonic() + ttl_s
         return Effect.PINNED
 
     async def release(self, scope: Scope) -> Effect:
         assert isinstance(scope, WorkflowCache)
-        self.world.pinned.discard(scope.workflow)
+        self.world.pinned.pop(scope.workflow, None)
         self.world.caches = {scope.workflow: self.world.caches.pop(scope.workflow, []), **self.world.caches}
         return Effect.DEMOTED
 

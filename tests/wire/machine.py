@@ -34,6 +34,8 @@ class Job:
     rank: int = 0
     """Lower runs first."""
     session: str = ""
+    worth: int = 0
+    """Blocks of lower worth are evicted first; a block has the highest of its jobs'."""
     tokens: list[int] = field(default_factory=list, repr=False)
     cached: int = 0
     created: int = 0
@@ -81,6 +83,8 @@ class Machine:
         """Open ones: what they hold is evicted after all else."""
         self._cache: dict[int, set[str]] = {}
         """Sessions of each block; the least recently used block first."""
+        self._worth: dict[int, int] = {}
+        """Of each block."""
         self._numbers = itertools.count()
 
     # Turns
@@ -153,8 +157,10 @@ class Machine:
         self.hits += job.cached
         for key in reversed(chain):  # the end of a prompt is older than its beginning: it goes first
             self._cache[key] = self._cache.pop(key, set()) | ({job.session} if job.session else set())
+            self._worth[key] = max(self._worth.get(key, job.worth), job.worth)
         while len(self._cache) > self.blocks:
-            del self._cache[min(self._cache, key=lambda key: bool(self._cache[key] & self.sessions))]
+            first = min(self._cache, key=lambda key: (len(self._cache[key] & self.sessions), self._worth[key]))
+            del self._cache[first], self._worth[first]
 
     def _chain(self, tokens: list[int]) -> list[int]:
         chain, chained = [], 0
@@ -178,3 +184,4 @@ class Machine:
     def forget(self) -> None:
         """Forget everything, needed or not."""
         self._cache.clear()
+        self._worth.clear()

@@ -57,8 +57,10 @@ class OllamaServer(WireServer):
         self.expires_s: float | None = None
         """When the model leaves, as ``time.monotonic``; ``None`` while it is not loaded."""
         self.loads = 0
+        self.stay_s = self.flags.keep_alive_s
+        """The loaded model's own: what it was last told, until it is loaded anew."""
         if self.flags.loaded:
-            self._stay(self.flags.keep_alive_s)
+            self._stay()
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         return {
@@ -86,14 +88,17 @@ class OllamaServer(WireServer):
             self.machine.forget()
         return self.expires_s is not None
 
-    def _stay(self, seconds: float) -> None:
-        self.expires_s = time.monotonic() + (seconds if seconds >= 0 else 10.0**9)
+    def _stay(self) -> None:
+        self.expires_s = time.monotonic() + (self.stay_s if self.stay_s >= 0 else 10.0**9)
 
     async def _load(self, keep_alive: Any = None) -> None:
         if not self.loaded:
             self.loads += 1
+            self.stay_s = self.flags.keep_alive_s
             await asyncio.sleep(self.flags.load_s)
-        self._stay(self.flags.keep_alive_s if keep_alive is None else float(keep_alive))
+        if keep_alive is not None:
+            self.stay_s = float(keep_alive)
+        self._stay()
 
     # What it says of itself
 

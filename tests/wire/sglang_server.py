@@ -32,6 +32,7 @@ class SGLangFlags:
     low_values_first: bool = False
     abort_on_priority: bool = False
     sessions: bool = True
+    eviction: str = "lru"
     cache_report: bool = True
     tool_call_parser: str | None = "qwen"
     grammar_backend: str = "xgrammar"
@@ -120,6 +121,7 @@ class SGLangServer(WireServer):
             "schedule_low_priority_values_first": flags.low_values_first,
             "abort_on_priority_when_disabled": flags.abort_on_priority,
             "enable_session_radix_cache": flags.sessions,
+            "radix_eviction_policy": flags.eviction,
             "allow_auto_truncate": flags.auto_truncate,
             "enable_cache_report": flags.cache_report,
             "tool_call_parser": flags.tool_call_parser,
@@ -216,6 +218,8 @@ class SGLangServer(WireServer):
         if (refused := self._refused(body)) is not None:
             return refused
         job = Job(body.get("rid") or secrets.token_hex(16), body, allowed=_allowed(body), rank=self._rank(body))
+        if self.flags.eviction == "priority":
+            job.worth = (LEAST if self.flags.priority else 0) if body.get("priority") is None else body["priority"]
         if self.flags.sessions and body.get("session_id"):
             job.session = body["session_id"]
             self.machine.sessions.add(job.session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -43,6 +44,8 @@ class VLLMFlags:
     """As the V0 engine did under another policy."""
     max_model_len: int = 4096
     vision: bool = False
+    plugin: str = ""
+    """``works``, or why it does not; empty without."""
 
 
 class VLLMServer(WireServer):
@@ -52,6 +55,8 @@ class VLLMServer(WireServer):
         super().__init__(machine)
         self.flags = flags or VLLMFlags()
         self.asleep = False
+        self.orders: list[tuple[str, dict[str, Any]]] = []
+        """What its plugin was told."""
         self.fingerprint = f"vllm-{self.flags.version}-{secrets.token_hex(4)}"
         self.started_s = float(next(_STARTS))
 
@@ -78,7 +83,11 @@ class VLLMServer(WireServer):
             ("POST", "/wake_up"): self._wake,
             ("GET", "/is_sleeping"): self._is_sleeping,
         }
-        return {**always, **(dev if self.flags.dev_mode else {})}
+        plugin: dict[tuple[str, str], Handler] = {
+            ("POST", f"/v1/orla/kv/{verb}"): self._plugin_order for verb in ("pin", "release", "flush", "stat")
+        }
+        dev_mode, plugged = self.flags.dev_mode, bool(self.flags.plugin)
+        return {**always, **(dev if dev_mode else {}), **(plugin if plugged else {})}
 
     def refusal(self, seen: Seen) -> Response | None:
         key = self.flags.api_key
@@ -104,6 +113,15 @@ class VLLMServer(WireServer):
 
     async def _version(self, seen: Seen) -> Response:
         return JSONResponse({"version": self.flags.version})
+
+    async def _plugin_order(self, seen: Seen) -> Response:
+        """Answer as the plugin does, whose own routes ``tests/vllm_plugin`` tries; no cache is touched here."""
+        if self.flags.plugin != "works":
+            return JSONResponse({"effect": "unsupported", "reason": self.flags.plugin}, 501)
+        verb, order = seen.path.rpartition("/")[2], json.loads(seen.raw)
+        self.orders.append((verb, order))
+        effect = {"pin": "pinned", "release": "demoted", "flush": "freed", "stat": "stat"}[verb]
+        return JSONResponse({"effect": "deferred" if order.get("workflow") == "busy" else effect, "blocks": 0})
 
     async def _nothing(self, seen: Seen) -> Response:
         return Response()

@@ -17,7 +17,7 @@ A check never depends on what a model says, only on what is counted, timed or sh
 
 from __future__ import annotations
 
-from orla_lg.testing.conformance import caching, control, extras, faulty, fields, probing, streaming
+from orla_lg.testing.conformance import caching, control, extras, faulty, fields, pressure, probing, streaming
 from orla_lg.testing.conformance.report import NonConforming, NotApplicable, Report, Result, Status
 from orla_lg.testing.conformance.subject import Subject
 from orla_lg.testing.conformance.suite import Check, conform_to
@@ -30,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     *streaming.CHECKS,
     *caching.CHECKS,
     *control.CHECKS,
+    *pressure.CHECKS,
     *extras.CHECKS,
     *faulty.CHECKS,
 )

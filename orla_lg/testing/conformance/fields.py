@@ -21,8 +21,13 @@ _ASK = Ask("any", [{"role": "user", "content": "hello"}])
 
 def _many(slots: int | None) -> list[Directions]:
     slot = None if slots is None else slots - 1
-    told = [Directions("call-1", "w-1", priority, slot) for priority in (-3.0, 0.0, 2.5, 1e6)]
-    return [Directions(), *told, Directions("call-2", "a thread/with odd: 'characters' é", 0.0, slot, fresh=True)]
+    odd = "a thread/with odd: 'characters' é"
+    return [
+        Directions(),
+        *(Directions(call_id="call-1", workflow="w-1", priority=how, slot=slot) for how in (-3.0, 0.0, 2.5, 1e6)),
+        *(Directions(call_id="call-2", workflow="w-2", keep_s=keep_s, slot=slot) for keep_s in (0.0, 0.5, 1e9)),
+        Directions(call_id="call-3", workflow=odd, stage=odd, slot=slot, fresh=True),
+    ]
 
 
 @check()
@@ -53,7 +58,10 @@ async def fields_are_accepted(on: Subject) -> None:
 @check(Capability.PRIORITY)
 async def priority_keeps_order(on: Subject) -> None:
     """A more urgent call never gets a less urgent number, and one of which nothing was said a neutral one."""
-    each = [on.adapter.request_fields(_ASK, Directions("c", "w", urgency)) for urgency in URGENCIES]
+    each = [
+        on.adapter.request_fields(_ASK, Directions(call_id="c", workflow="w", priority=urgency))
+        for urgency in URGENCIES
+    ]
     names = {name for fields in each for name in fields}
     moving = {name for name in names if len({repr(fields.get(name)) for fields in each}) > 1}
     expect(moving, "no field depends on the priority")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import secrets
@@ -11,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from orla_lg.core.backend import Backend, BackendAdapter, Directions, Probe
+from orla_lg.core.backend import Backend, BackendAdapter, Directions, Effect, Probe, with_fields
 from orla_lg.core.call import Chunk, Usage
 from orla_lg.core.control import WorkflowCache
 from orla_lg.openai_api import wire
@@ -31,6 +32,8 @@ LIMIT_S = 60.0
 
 MUCH, LITTLE = 0.5, 0.25
 """Cached parts of a prompt: at least ``MUCH`` was found in the cache; at most ``LITTLE`` is chance."""
+
+DEFERRALS = 10
 
 _WORDS = [
     f"{how} {what}" for how in ("red", "old", "big", "new", "wet") for what in ("cat", "sea", "car", "sun", "map")
@@ -165,7 +168,7 @@ class Subject:
         if told is None:
             slot = self.scope(workflow).slot if workflow else None
             told = Directions(call_id=self.unlike(), workflow=workflow, slot=slot)
-        return body | self.adapter.request_fields(wire.ask_of(body), told)
+        return with_fields(body, self.adapter.request_fields(wire.ask_of(body), told))
 
     def long_body(self, **more: Any) -> Body:
         """Return a request whose answer takes a while."""
@@ -187,6 +190,44 @@ class Subject:
                 chunks.append(chunk)
                 arrivals.append(time.perf_counter() - began)
         return Answer(tuple(chunks), tuple(arrivals))
+
+
+async def read_rest(first: Chunk, chunks: AsyncIterator[Chunk]) -> Answer:
+    """Read a stream that has begun to its end; when its pieces came is not noted."""
+    return Answer((first, *[chunk async for chunk in chunks]), ())
+
+
+# Caches, and what became of them
+
+
+async def primed(on: Subject, words: int = PROMPT_WORDS) -> tuple[WorkflowCache, Body]:
+    """Return a workflow whose prompt is cached, and a request that finds it."""
+    workflow, prompt = on.unlike(), on.prompt(words)
+    await on.ask(on.body(prompt, workflow))
+    return on.scope(workflow), on.body(prompt, workflow)
+
+
+async def told_effect(on: Subject, order: str, scope: Any, **how: Any) -> Effect:
+    """Give an order to an engine, which may say ``deferred`` for a moment."""
+    effect = Effect.DEFERRED
+    for _ in range(DEFERRALS):
+        effect = await getattr(on.adapter, order)(scope, **how)
+        if effect is not Effect.DEFERRED:
+            break
+        await asyncio.sleep(0.3)
+    return effect
+
+
+async def expect_lost(on: Subject, body: Body, why: str) -> None:
+    """Fail the check if the prompt of *body* is still cached, to more than chance."""
+    part = (await on.ask(body)).cached_part
+    expect(part <= LITTLE, f"{why}, yet {part:.0%} of its prompt was still cached")
+
+
+async def expect_kept(on: Subject, body: Body, why: str) -> None:
+    """Fail the check if the prompt of *body* is no longer cached, for the most part."""
+    part = (await on.ask(body)).cached_part
+    expect(part >= MUCH, f"{why}, yet only {part:.0%} of its prompt was cached")
 
 
 async def read_some(chunks: AsyncIterator[Chunk], count: int = 4) -> float:

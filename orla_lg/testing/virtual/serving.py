@@ -18,7 +18,8 @@ from orla_lg.core.effects import adrive
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import StageMapper
-from orla_lg.core.memory import MemoryPolicy, memory_policy
+from orla_lg.core.memory import MemoryPolicy
+from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
 from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
@@ -197,6 +198,7 @@ class VirtualServing(Generic[R]):
         stage_policy: As for ``Orla``.
         request_policy: As for ``Orla``.
         memory: As for ``Orla``.
+        admission: As for ``Orla``.
         keep_records: As for ``Orla``.
     """
 
@@ -212,6 +214,7 @@ class VirtualServing(Generic[R]):
         stage_policy: StageChoice = DEFAULT_STAGE,
         request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: str | MemoryPolicy = "default",
+        admission: bool = True,
         keep_records: int = 1_000_000,
     ) -> None:
         self.clock = VirtualClock()
@@ -227,6 +230,7 @@ class VirtualServing(Generic[R]):
             stage_policy=stage_policy,
             request_policy=request_policy,
             memory=memory_policy(memory),
+            admission=admission,
             keep_records=keep_records,
             clock=self.clock,
             background=VirtualBackground(loop),
