@@ -2,18 +2,31 @@
 
 from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
+from orla_lg.core.claims import Holding
 from orla_lg.core.costs import Costs, Spent
 from orla_lg.core.estimates import Learned
 from orla_lg.core.forecast import Ahead, StageOutlook
 from orla_lg.core.limits import Limit, Limits
 from orla_lg.core.mappers.table import ExplicitMapper
 from orla_lg.core.mapping import StageMapper
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Returns, Verb
+from orla_lg.core.memory_policies import (
+    DemoteInterrupted,
+    FlushAtBoundary,
+    FlushPerRequest,
+    FlushUnderPressure,
+    Joined,
+    PreserveIncrements,
+    ReleaseOnly,
+    WarmNextStage,
+    WarmReturns,
+)
 from orla_lg.core.policies import RequestPolicy, StagePolicy
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.serving import Statistics
 from orla_lg.core.view import BackendView
+from orla_lg.core.warmth import WarmUp
 from orla_lg.errors import (
     BackendUnavailable,
     BudgetExceeded,
@@ -59,12 +72,18 @@ __all__ = [
     "Costs",
     "Current",
     "DeadlineExceeded",
+    "DemoteInterrupted",
     "Effect",
     "EngineError",
     "EventKind",
     "ExplicitMapper",
+    "FlushAtBoundary",
+    "FlushPerRequest",
+    "FlushUnderPressure",
     "Happening",
     "Hints",
+    "Holding",
+    "Joined",
     "Learned",
     "Limit",
     "Limits",
@@ -75,12 +94,15 @@ __all__ = [
     "OrlaError",
     "OrlaSaver",
     "Planned",
+    "PreserveIncrements",
     "Probe",
     "QueueFull",
     "Queued",
     "Record",
     "RecordUnknown",
+    "ReleaseOnly",
     "RequestPolicy",
+    "Returns",
     "Spent",
     "Stage",
     "StageError",
@@ -93,6 +115,9 @@ __all__ = [
     "Upstream",
     "Usage",
     "Verb",
+    "WarmNextStage",
+    "WarmReturns",
+    "WarmUp",
     "Workflow",
     "WorkflowError",
 ]

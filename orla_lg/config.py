@@ -55,11 +55,16 @@ class BackendTable(_Table):
     engine: str = "openai"
     api_key_env: str | None = None
     """The environment variable that holds the key: keys do not belong in a file that is checked in."""
+    admin_key_env: str | None = None
+    """The same for the key of administrators, where the engine has one of its own for them."""
     aliases: tuple[str, ...] = ()
     max_concurrency: PositiveInt | None = None
     capacity: NonNegativeInt = 10_000
     cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
     quality: float | None = Field(None, ge=0, le=1)
+    max_saved: NonNegativeInt = 32
+    kv_events: str | None = None
+    kv_replay: str | None = None
 
 
 def _policy_names(said: Any) -> Any:
@@ -87,13 +92,15 @@ class ConfigFile(_Table):
     """For all backends, or by backend."""
     request_policy: PolicyNames = DEFAULT_REQUEST
     """For all stages, or by stage."""
-    memory: Literal["default", "flush_per_request", "release_only"] = "default"
+    memory: Literal["default", "flush_at_boundary", "flush_per_request", "release_only"] = "default"
+    admission: bool = True
     keep_records: PositiveInt = 10_000
     records_file: str | None = Field(None, min_length=1)
     limits: dict[str, Any] = {}
     """Checked by what it is built into: ``core.limits``."""
     estimates_file: str | None = Field(None, min_length=1)
     control: str | None = Field(None, min_length=1)
+    warm_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class Settings:
     stage_policy: str | Mapping[str, str] = DEFAULT_STAGE
     request_policy: str | Mapping[str, str] = DEFAULT_REQUEST
     memory: str = "default"
+    admission: bool = True
     keep_records: int = 10_000
     load_aware: bool = False
     """Calls leave a saturated backend for an alternative of their mapping."""
@@ -114,6 +122,8 @@ class Settings:
     estimates_file: Path | None = None
     control: Path | Literal[False] | None = None
     """A socket for ``orla-lg top``; ``False``: none, whatever the environment says."""
+    warm_up: bool = True
+    """Prompts are prefilled before their calls come."""
     source: str = ""
 
 
@@ -160,7 +170,9 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         limits = Limits.of(table.limits) if table.limits else NO_LIMITS
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    same = {"stage_policy", "request_policy", "memory", "keep_records", "load_aware", "variants"}
+    same = {
+        "stage_policy", "request_policy", "memory", "admission", "keep_records", "load_aware", "variants", "warm_up",
+    }  # fmt: skip
     rest = table.model_dump(include=same)
     return Settings(
         backends,
@@ -192,15 +204,23 @@ def _check_mappings(table: ConfigFile) -> None:
 
 
 def _backend(name: str, table: BackendTable) -> Backend:
-    key = None
-    if table.api_key_env is not None:
-        key = os.environ.get(table.api_key_env)
-        if not key:
-            raise ConfigError(
-                f"backends.{name}.api_key_env: the environment variable {table.api_key_env!r} is not set"
-            )
-    given = table.model_dump(exclude={"api_key_env", "cost"})
-    return Backend(name=name, api_key=key, cost=Cost(**table.cost.model_dump()), **given)
+    given = table.model_dump(exclude={"api_key_env", "admin_key_env", "cost"})
+    return Backend(
+        name=name,
+        api_key=_key(f"backends.{name}.api_key_env", table.api_key_env),
+        admin_key=_key(f"backends.{name}.admin_key_env", table.admin_key_env),
+        cost=Cost(**table.cost.model_dump()),
+        **given,
+    )
+
+
+def _key(where: str, variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(f"{where}: the environment variable {variable!r} is not set")
+    return key
 
 
 def _fault(fault: dict[str, Any]) -> str:

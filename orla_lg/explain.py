@@ -30,6 +30,21 @@ exit status: 0 found, 1 no such record (or several), 2 no records file
 
 LAST = "last"
 
+AMENDED = ("cache_orders", "cache_borne_out")
+"""What a line with ``amends`` says anew of a record."""
+
+EFFECTS = {
+    "freed": "the engine freed it",
+    "demoted": "others may have its place",
+    "pinned": "it stays for a while",
+    "saved": "it was saved",
+    "restored": "it was restored",
+    "warmed": "it was prefilled",
+    "deferred": "it is not used again, and goes later",
+    "failed": "that failed",
+    "unsupported": "the engine cannot",
+}
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the top parser."""
@@ -105,12 +120,15 @@ class Wanted:
     scores: dict[str, list[float]] = field(default_factory=dict)
 
     def among(self, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the records that are meant, each with its ``scores``; more than one if the id's beginning is not
-        enough."""
+        """Return the records that are meant, each with its ``scores`` and what became known of its cache later; more
+        than one if the id's beginning is not enough."""
         found: dict[str, dict[str, Any]] = {}
         for row in rows:
             if "feedback" in row:
                 self.scores.setdefault(str(row["feedback"]), []).append(row.get("score", 0.0))
+            elif "amends" in row:
+                known = found.get(str(row["amends"]), {})
+                known.update((name, row.get(name)) for name in AMENDED if known)
             elif "id" in row and self._meant(row):
                 if self.record == LAST:
                     found.clear()
@@ -137,7 +155,7 @@ def _not_one(wanted: Wanted, found: Sequence[Mapping[str, Any]], file: Path) -> 
 
 def text(row: Mapping[str, Any]) -> str:
     """Return a record as a person reads it."""
-    blocks = [_head(row), _decision(row), _table(row.get("considered") or ()), _outcome(row)]
+    blocks = [_head(row), _decision(row), _table(row.get("considered") or ()), _outcome(row), _cache(row)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -201,3 +219,23 @@ def _outcome(row: Mapping[str, Any]) -> list[str]:
     if row.get("error"):
         lines.append(f"error: {row['error']}")
     return lines
+
+
+def _cache(row: Mapping[str, Any]) -> list[str]:
+    """Return what was believed of the cache, what was asked about it, and whether that was true."""
+    lines = []
+    believed, found = row.get("expected_cached_tokens"), row.get("cached_tokens")
+    if believed is not None and row.get("prompt_tokens") is not None:
+        seen = "the engine does not say how much was" if found is None else f"{found} were"
+        lines.append(f"believed to be cached when it went: {believed} tokens; {seen}")
+    for order in row.get("cache_orders") or ():
+        verb, _, effect = str(order).partition(":")
+        lines.append(f"asked of its workflow's cache afterwards: {verb}; {EFFECTS.get(effect, effect)}")
+    if (borne_out := row.get("cache_borne_out")) is not None:
+        said = "bore that out" if borne_out else "did not bear that out"
+        lines.append(f"the workflow's next call there {said if row.get('cache_orders') else _kept(borne_out)}")
+    return lines
+
+
+def _kept(borne_out: bool) -> str:
+    return "found it still there" if borne_out else "did not find it there any more"

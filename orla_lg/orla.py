@@ -23,12 +23,14 @@ from orla_lg.core.limits import NO_LIMITS, Limits
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.core.mapping import Mapper
-from orla_lg.core.memory import MemoryPolicy, memory_policy
+from orla_lg.core.memory import MemoryPolicy
+from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.registry import adapter_of
 from orla_lg.core.serving import Serving, Statistics
 from orla_lg.core.steering import KEEP, Keep, Steering
+from orla_lg.core.warmth import WarmUp, settings_of
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, OrlaError, did_you_mean
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
@@ -63,7 +65,9 @@ class Orla:
         stage_policy: Which stage's sub-queue is served next: a name (docs/policies.md), an object, or a dict of
             these by backend.
         request_policy: Which call inside a sub-queue goes next: the same, a dict is by stage.
-        memory: What stays cached: ``"default"``, ``"flush_per_request"``, ``"release_only"`` or an object.
+        memory: What stays cached: ``"default"``, ``"flush_at_boundary"`` (the paper's), ``"flush_per_request"``,
+            ``"release_only"`` or an object (docs/memory.md).
+        admission: Whether a call waits until its cache fits (docs/admission.md); ``False`` sends it at once.
         keep_records: How many of the newest records ``records()`` keeps.
         records_file: A file that every record is appended to as a line of JSON, for ``orla-lg explain``.
         limits: What each run, stages and tenants may use at most; a call beyond it ends with ``BudgetExceeded``.
@@ -71,6 +75,8 @@ class Orla:
             written at ``close`` and once a minute while there is something new.
         control: A socket that ``orla-lg top`` and its likes reach this process by, in a folder of yours; without
             it, what ``ORLA_CONTROL`` names; ``False``: none (docs/live.md).
+        warm_up: Whether prompts are prefilled before their calls come (docs/warm-up.md), and what that may take. For
+            it the last prompt of each workflow is kept, in memory; with ``False`` none is.
 
     Raises:
         ConfigError: A name is unknown, two backends share one, the estimates file is not ours, or there can be no
@@ -86,11 +92,13 @@ class Orla:
         stage_policy: StageChoice = DEFAULT_STAGE,
         request_policy: RequestChoice = DEFAULT_REQUEST,
         memory: str | MemoryPolicy = "default",
+        admission: bool = True,
         keep_records: int = 10_000,
         records_file: str | Path | None = None,
         limits: Limits = NO_LIMITS,
         estimates_file: str | Path | None = None,
         control: str | Path | Literal[False] | None = None,
+        warm_up: bool | WarmUp = True,
     ) -> None:
         adapters = {backend: adapter_of(backend) for backend in _distinct(backends)}
         _check_policies(stage_policy, [backend.name for backend in backends])
@@ -102,10 +110,12 @@ class Orla:
             stage_policy=stage_policy,
             request_policy=request_policy,
             memory=memory_policy(memory),
+            admission=admission,
             keep_records=keep_records,
             journal=None if records_file is None else Journal(records_file),
             limits=limits,
             estimates_file=estimates_file,
+            warm_up=settings_of(warm_up),
         )
         clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
@@ -162,11 +172,13 @@ class Orla:
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
                 memory=settings.memory,
+                admission=settings.admission,
                 keep_records=settings.keep_records,
                 records_file=settings.records_file,
                 limits=settings.limits,
                 estimates_file=settings.estimates_file,
                 control=settings.control,
+                warm_up=settings.warm_up,
             )
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # a door may be open

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 
-from orla_lg import Orla, cli
+from orla_lg import Effect, Orla, cli
+from orla_lg import explain as explaining
 from orla_lg.core import journal
 from orla_lg.core.call import Considered
 from orla_lg.core.journal import Journal
+from orla_lg.core.record import Aftermath
 from tests.conftest import at, chat
 from tests.core.test_mappers_cost_quality import record
 from tests.stub_engine import StubEngine
@@ -115,6 +117,56 @@ def test_calls_that_were_not_placed(file: Path, capsys: pytest.CaptureFixture[st
     assert "a call outside any graph" in (said := capsys.readouterr().out) and "not ours to place" in said
 
 
+# What became of its cache
+
+
+def amended(*orders: str, borne_out: bool | None = None, **said: Any) -> str:
+    """What is said of the cache of a record that was amended so."""
+    known = record("reply", "away", id="k", **said)
+    row = {**known.asdict(), "cache_orders": orders, "cache_borne_out": borne_out}
+    return explaining.text(row).rpartition("\n\n")[2]
+
+
+@pytest.mark.parametrize("effect", Effect)
+def test_every_effect_has_its_words(effect: Effect) -> None:
+    assert f"afterwards: flush; {explaining.EFFECTS[str(effect)]}" in amended(f"flush:{effect}")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            amended("flush:freed", borne_out=True),
+            "flush; the engine freed it\nthe workflow's next call there bore that",
+        ),
+        (amended("pin:pinned", borne_out=False), "the workflow's next call there did not bear that out"),
+        (amended(borne_out=True), "the workflow's next call there found it still there"),
+        (amended(borne_out=False), "the workflow's next call there did not find it there any more"),
+        (
+            amended(prompt_tokens=100, cached_tokens=60, expected_cached_tokens=80),
+            "believed to be cached when it went: 80 tokens; 60 were",
+        ),
+        (amended(prompt_tokens=9, expected_cached_tokens=4), "4 tokens; the engine does not say how much was"),
+    ],
+)
+def test_what_was_asked_and_whether_it_was_true_is_said_in_words(told: str, said: str) -> None:
+    assert said in told
+
+
+def test_what_became_known_later_is_joined_to_its_record(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    late = Journal(file)
+    late.amended("abc-1", Aftermath("w", ("pin:pinned",), None))
+    late.amended("abc-1", Aftermath("w", ("pin:pinned", "flush:freed"), True))
+    late.amended("gone", Aftermath("w", ("flush:failed",), False))
+    late.close()
+    assert explain("abc-1", "--records", file, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cache_orders"], found["cache_borne_out"]) == (["pin:pinned", "flush:freed"], True)
+    assert (found["at"], found["scores"]) < ("3", [1]) and "amends" not in found
+    assert explain("abd-2", "--records", file) == 0
+    assert "asked" not in capsys.readouterr().out, "that was another's"
+
+
 # The file
 
 
@@ -163,10 +215,34 @@ def test_what_the_file_holds_is_what_the_process_saw(
         ask(orla, engine)
     orla.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row, ended in zip(rows, orla.records(), strict=True):
-        assert row.pop("at").endswith("+00:00")
-        assert row == json.loads(json.dumps(ended.asdict()))
-    assert orla.statistics().unwritten == 0
+    assert all(row.pop("at").endswith("+00:00") for row in rows)
+    known = {row["id"]: row for row in rows if "id" in row}
+    late = [row for row in rows if "amends" in row]
+    for row in late:
+        known[row.pop("amends")].update(row)
+    for row, ended in zip(known.values(), orla.records(), strict=True):
+        assert row == json.loads(json.dumps(ended.asdict())) and row["cache_orders"] == ["flush:unsupported"]
+    assert len(late) == 3 and orla.statistics().unwritten == 0
+
+
+def test_a_run_writes_a_line_for_each_call_and_at_most_one_for_its_cache(
+    engine: StubEngine, make_orla: Callable[..., Orla], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.jsonl"
+    orla = make_orla(at(engine, engine="llamacpp"), mapper={"*": "main"}, records_file=path)
+    llm = chat(engine)
+
+    def turn(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    agent = StateGraph(MessagesState).add_node("turn", turn).add_edge(START, "turn")
+    agent.add_conditional_edges("turn", lambda state: "turn" if len(state["messages"]) < 7 else END)
+    orla.wrap(agent).invoke({"messages": [("user", "hi " * 2_000)]})
+    orla.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    calls = [row["id"] for row in rows if "id" in row]
+    late = [row["amends"] for row in rows if "amends" in row]
+    assert len(calls) == 6 and len(late) == len(set(late)) <= 6 and set(late) <= set(calls)
 
 
 def test_closing_writes_what_waits(
@@ -177,7 +253,8 @@ def test_closing_writes_what_waits(
     orla = make_orla(at(engine), mapper={"*": "main"}, records_file=tmp_path / "r")
     ask(orla, engine)
     orla.close()
-    assert len((tmp_path / "r").read_text().splitlines()) == 1
+    rows = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert [row.get("id", row.get("amends")) for row in rows] == [orla.records()[0].id] * 2
 
 
 def test_a_slow_disk_delays_nobody_and_what_does_not_fit_is_counted(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import CallEvent, ChatOrla, Happening, Hints, Orla
@@ -184,3 +185,80 @@ def test_calls_to_come_have_it_too(engine: StubEngine, narrow: Orla) -> None:
     graph = StateGraph(MessagesState).add_node("a", ask).add_node("b", ask)
     narrow.wrap(graph.add_edge(START, "a").add_edge("a", "b").compile()).invoke({"messages": [("user", "hello")]})
     assert [record.priority for record in narrow.records()] == [8, 8]
+
+
+# Caches
+
+
+def two_nodes(llm: Any, *, metadata: dict[str, Any] | None = None, **said: Any) -> Any:
+    """A run of two calls; what is said is said of the first, or with the second if *metadata* names it."""
+
+    def first(state: MessagesState) -> Any:
+        return {"messages": [llm.invoke(state["messages"], **said)]}
+
+    def second(state: MessagesState) -> Any:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    known = metadata or {}
+    graph = StateGraph(MessagesState).add_node("first", first, metadata=known.get("first"))
+    graph.add_node("second", second, metadata=known.get("second"))
+    return graph.add_edge(START, "first").add_edge("first", "second").compile(checkpointer=InMemorySaver())
+
+
+def asked_after_each(orla: Orla, graph: Any, said: dict[str, Any] | None = None) -> dict[str, tuple[str, ...]]:
+    config = {"configurable": {"thread_id": "t", **(said or {})}}
+    graph.invoke({"messages": [("user", "a long story " * 100)]}, config)
+    return {record.stage: record.cache_orders for record in orla.records()}
+
+
+@pytest.mark.parametrize("way", ["metadata", "configurable", "function", "call"])
+@pytest.mark.parametrize(
+    ("cache", "asked"), [("flush", ("flush:unsupported",)), ("preserve", ("pin:unsupported",)), ("auto", ())]
+)
+def test_whichever_way_it_is_said_what_becomes_of_a_stages_cache(
+    engine: StubEngine, make_orla: Any, way: str, cache: str, asked: tuple[str, ...]
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    llm, config, more, said = ChatOrla(orla=orla, model="main"), {}, {}, {}
+    metadata = None
+    if way == "metadata":
+        metadata = {"first": {"orla": {"cache": cache}}}
+    if way == "configurable":
+        config = {"orla": {"cache": cache}}
+    if way == "function":
+        more = {"hints": lambda stage, state: Hints(cache=cache) if stage == "first" else None}  # type: ignore[arg-type]
+    if way == "call":
+        said = {"cache": cache}
+    graph = orla.wrap(two_nodes(llm, metadata=metadata, **said), **more)
+    assert asked_after_each(orla, graph, config)["first"] == asked
+
+
+def test_what_is_said_with_the_call_wins(engine: StubEngine, make_orla: Any) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    llm = ChatOrla(orla=orla, model="main")
+    graph = orla.wrap(two_nodes(llm, metadata={"first": {"orla": {"cache": "flush"}}}, cache="auto"))
+    assert asked_after_each(orla, graph)["first"] == ()
+
+
+@pytest.mark.parametrize(
+    ("cache", "asked"),
+    [("auto", ("flush:unsupported", "release:unsupported")), ("preserve", ("release:unsupported",))],
+)
+def test_preserve_keeps_what_lies_on_the_backend_that_is_left(
+    engine: StubEngine, make_orla: Any, cache: str, asked: tuple[str, ...]
+) -> None:
+    orla = make_orla(at(engine, "light"), at(engine, "heavy"), mapper={"first": "light", "second": "heavy"})
+    graph = orla.wrap(two_nodes(chat(engine), metadata={"second": {"orla": {"cache": cache}}}))
+    assert asked_after_each(orla, graph)["first"] == asked, "the thread is idle then, so it is released"
+
+
+def test_a_flushed_stage_leaves_nothing_in_its_slot(engine: StubEngine, make_orla: Any) -> None:
+    found = {}
+    for cache in ("auto", "flush"):
+        with StubEngine(slots=1) as seated:
+            orla = make_orla(at(seated, engine="llamacpp"), mapper={"*": "main"})
+            graph = orla.wrap(two_nodes(chat(seated), metadata={"first": {"orla": {"cache": cache}}}))
+            orders = asked_after_each(orla, graph)
+            found[cache] = orla.records()[1].cached_tokens
+            assert any(order.startswith("flush:") for order in orders["first"]) == (cache == "flush")
+    assert found["auto"] > 0 and found["flush"] == 0

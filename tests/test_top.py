@@ -21,6 +21,7 @@ from orla_lg.control.client import Client
 from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.costs import Spent
+from orla_lg.core.orders import Truth
 from orla_lg.core.waiting import Waiting, WaitsFor
 from orla_lg.top import view
 from tests.waiting_app import CALLS, LIMIT, SECRET
@@ -67,6 +68,7 @@ def test_a_look_at_a_process_with_calls_that_wait(app: tuple[App, str], capsys: 
     assert all(each["waited_s"] > 0 and each["expected_tokens"] > 0 for each in light["waits"])
     assert heavy["kv"]["capacity_tokens"] and heavy["engine"] == "llamacpp"
     assert {each["state"] for each in heavy["kv"]["workflows"]} <= {"tool", "idle"}
+    assert set(heavy["truth"]) == {"claimed_tokens", "verified_tokens", "borne_out", "refuted"}
 
 
 def test_the_same_for_people(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +189,7 @@ def a_wait(workflow: str, waits_for: WaitsFor, **rest: Any) -> Waiting:
 QUIET = BackendState(
     engine="vllm", reachable=True, circuit=Circuit.CLOSED, paused=False, in_flight=0, max_concurrency=None, waiting=0,
     capacity=10, waiting_by_stage={}, stage_policy="edf", request_policies={"*": "fcfs"}, spent=Spent(),
-    kv=Occupancy(), waits=(),
+    kv=Occupancy(), cache_effects={}, truth=Truth(0, 0, {}, {}), waits=(),
 )  # fmt: skip
 
 
@@ -213,6 +215,22 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
         "9000 of 10k", "█" * view.BAR, "reply 5 · (no graph) 2", "1.2 s",
     ):  # fmt: skip
         assert part in said, part
+
+
+def test_what_was_claimed_of_caches_and_what_calls_found() -> None:
+    effects = {f"pin:{each}": n for n, each in enumerate("abcdef")} | {"flush:freed": 40}
+    truth = Truth(1_000, 940, {"kept": 7, "freed": 2}, {"pinned": 1})
+    asked = replace(QUIET, cache_effects=effects, truth=truth)
+    said = drawn(State(1, 0.0, 0, 0, 0, {"b": asked, "quiet": QUIET}))
+    assert (
+        "94 %" in said
+        and "flush:freed 40 · pin:f 5" in said
+        and "pin:a" not in said
+        and "9 of 10 bore it out" in said
+    )
+    assert "nothing was asked of any cache" in drawn(State(1, 0.0, 0, 0, 0, {"quiet": QUIET}))
+    unjudged = drawn(State(1, 0.0, 0, 0, 0, {"b": replace(asked, truth=QUIET.truth)}))
+    assert "bore it out" not in unjudged and "94 %" not in unjudged
 
 
 @pytest.mark.parametrize(

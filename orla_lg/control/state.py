@@ -12,6 +12,7 @@ from enum import StrEnum
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.costs import Spent
 from orla_lg.core.desk import BackendStatistics
+from orla_lg.core.orders import Truth
 from orla_lg.core.policies import Policies, name_of
 from orla_lg.core.serving import Serving
 from orla_lg.core.waiting import Waiting
@@ -76,6 +77,9 @@ class BackendState:
     spent: Spent
     """By its calls since the start; rates are differences of these."""
     kv: Occupancy
+    cache_effects: Mapping[str, int]
+    """What came of orders about caches, per ``verb:effect``."""
+    truth: Truth
     waits: tuple[Waiting, ...]
 
 
@@ -128,6 +132,8 @@ def _backend(serving: Serving, name: str, now: BackendStatistics, spent: Spent) 
         request_policies=_requests(policies),
         spent=spent,
         kv=occupancy(serving, name, now),
+        cache_effects=now.memory.effects,
+        truth=now.memory.truth,
         waits=now.waiting,
     )
 
@@ -144,10 +150,7 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     else:
         desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
         with desk.lock:
-            tokens = Counter(desk.ledger.resident)
-            for slot in desk.ledger.slots.slots if desk.ledger.slots is not None else ():
-                if slot.owner is not None:
-                    tokens[slot.owner] += slot.tokens
+            tokens = Counter(desk.ledger.workflows())
         held = [Holder(workflow, size, _activity(book, workflow, name)) for workflow, size in tokens.items()]
         capacity, promised, resident = probe.kv_tokens if probe is not None else None, 0, tokens.total()
     most = heapq.nlargest(SHOWN, held, key=lambda each: each.tokens)

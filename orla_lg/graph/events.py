@@ -37,8 +37,8 @@ class GraphEvents(GraphCallbackHandler):
         self._core = binding.core
         self._nodes: dict[UUID, tuple[str, str, bool]] = {}
         """Namespace, stage, and whether this handler is the one that tells of it."""
-        self._tools: dict[UUID, tuple[str, float]] = {}
-        """Stage, and when it started."""
+        self._tools: dict[UUID, tuple[str, str, float]] = {}
+        """Stage, name, and when it started."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
 
     def entered(self, chain: UUID | None) -> int:
@@ -165,8 +165,11 @@ class GraphEvents(GraphCallbackHandler):
         self._core.runs.add(run_id, lineage)
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
         stage = stage_key(_namespace(metadata or {}))
-        self._tools[run_id] = (stage, self._core.serving.clock())
+        self._tools[run_id] = (stage, str(name), self._core.serving.clock())
         self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
+        run = self._core.serving.book.run(lineage.root)
+        if run is not None:
+            self._core.serving.tool_started(run, stage, str(name))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a tool ended, and tell listeners."""
@@ -179,10 +182,10 @@ class GraphEvents(GraphCallbackHandler):
     def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
         self._heard.discard(run_id)
         root = self._core.runs.discard(run_id)
-        stage, started_s = self._tools.pop(run_id, ("", 0.0))
+        stage, name, started_s = self._tools.pop(run_id, ("", "", 0.0))
         run = None if root is None or not stage else self._core.serving.book.run(root)
         if run is not None:
-            self._core.serving.foresight.used_tool(run, stage, self._core.serving.clock() - started_s)
+            self._core.serving.tool_ended(run, stage, name, self._core.serving.clock() - started_s)
         if root is not None:
             self._tell(Happening.TOOL_ENDED, root, stage, detail=str(kwargs.get("name") or how))
 

@@ -14,8 +14,8 @@ from orla_lg.graph.context import ModelRun
 
 SHOWN = (
     "id", "workflow", "run", "stage", "backend", "model", "mapper", "reason", "priority", "tenant", "attempts",
-    "queue_wait_s", "ttft_s", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "cache_action",
-    "error", "external",
+    "queue_wait_s", "ttft_s", "prompt_tokens", "cached_tokens", "expected_cached_tokens", "completion_tokens",
+    "cost_usd", "cache_action", "cache_orders", "error", "external",
 )  # fmt: skip
 """Fields of the record that the trace carries, as ``orla_<field>``."""
 
@@ -35,7 +35,7 @@ def _tracers(handlers: Sequence[BaseCallbackHandler]) -> list[BaseTracer]:
 
 def _metadata(record: Record) -> dict[str, Any]:
     values = record.asdict()
-    return {f"orla_{name}": values[name] for name in SHOWN if values[name] is not None}
+    return {f"orla_{name}": values[name] for name in SHOWN if values[name] not in (None, ())}
 
 
 def _event(record: Record) -> dict[str, Any]:

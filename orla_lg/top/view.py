@@ -16,6 +16,7 @@ from rich.text import Text
 
 from orla_lg.control.state import Activity, BackendState, Occupancy, State
 from orla_lg.core.breaker import Circuit
+from orla_lg.core.orders import Truth
 from orla_lg.core.waiting import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
@@ -84,7 +85,7 @@ def frame(state: State, history: History, *, rows: int) -> RenderableType:
     for_waits = min(len(waits), max(rows // 2, rows - sum(len(b.kv.workflows) for b in state.backends.values())))
     blank = Text("")
     return Group(
-        title, blank, _backends(state, history), blank,
+        title, blank, _backends(state, history), blank, _orders(state), blank,
         _waits(waits[:for_waits], waiting), blank, _resident(state, rows - for_waits),
     )  # fmt: skip
 
@@ -95,7 +96,17 @@ def frame(state: State, history: History, *, rows: int) -> RenderableType:
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black", expand=False)
     for heading in headings:
-        right = heading in ("in flight", "waiting", "calls/s", "tok/s", "cached", "priority", "waited", "tokens")
+        right = heading in (
+            "in flight",
+            "waiting",
+            "calls/s",
+            "tok/s",
+            "cached",
+            "found",
+            "priority",
+            "waited",
+            "tokens",
+        )
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     return table
 
@@ -110,6 +121,7 @@ def _backends(state: State, history: History) -> Table:
         "calls/s",
         "tok/s",
         "cached",
+        "found",
         "KV cache",
         "queue by stage",
     )
@@ -126,6 +138,7 @@ def _backends(state: State, history: History) -> Table:
             calls,
             tokens,
             _cached(backend),
+            _found(backend),
             _kv(backend.kv),
             _stages(backend),
         )
@@ -144,6 +157,12 @@ def condition(backend: BackendState) -> str:
 def _cached(backend: BackendState) -> str:
     prompt = backend.spent.prompt_tokens
     return f"{100 * backend.spent.cached_tokens / prompt:.0f} %" if prompt else "–"
+
+
+def _found(backend: BackendState) -> str:
+    """Return how much of what was believed to be cached calls found there."""
+    truth = backend.truth
+    return f"{100 * truth.verified_tokens / truth.claimed_tokens:.0f} %" if truth.claimed_tokens else "–"
 
 
 def _kv(kv: Occupancy) -> Text:
@@ -168,6 +187,28 @@ def short(tokens: int) -> str:
     if tokens < 10_000:
         return str(tokens)
     return f"{tokens / 1e3:.0f}k" if tokens < 10_000_000 else f"{tokens / 1e6:.0f}M"
+
+
+# What was asked of caches
+
+
+def _orders(state: State) -> RenderableType:
+    told = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
+    if not told:
+        return Text("nothing was asked of any cache", style="bright_black")
+    table = _table("asked", "what came of it", "next calls")
+    for name, backend in told.items():
+        most = sorted(backend.cache_effects.items(), key=lambda each: -each[1])
+        said = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
+        table.add_row(name, said, _verdicts(backend.truth))
+    return table
+
+
+def _verdicts(truth: Truth) -> Text:
+    borne_out, refuted = sum(truth.borne_out.values()), sum(truth.refuted.values())
+    if not borne_out + refuted:
+        return Text("–", style="bright_black")
+    return Text(f"{borne_out} of {borne_out + refuted} bore it out", style="yellow" if refuted else "green")
 
 
 # Who waits, and whose cache is where
@@ -235,7 +276,7 @@ def live(states: Iterable[State]) -> None:
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as shown:
         for state in states:
             history.add(state)
-            rows = max(4, console.height - len(state.backends) - 10)
+            rows = max(4, console.height - 2 * len(state.backends) - 12)
             shown.update(frame(state, history, rows=rows), refresh=True)
 
 

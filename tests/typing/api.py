@@ -23,20 +23,28 @@ from orla_lg import (
     ChatOrla,
     Cost,
     Current,
+    DemoteInterrupted,
     EventKind,
+    FlushAtBoundary,
+    FlushUnderPressure,
     Hints,
+    Holding,
+    Joined,
     Limit,
     Limits,
     Orla,
     OrlaSaver,
+    PreserveIncrements,
     Queued,
     Record,
+    Returns,
     Stage,
     StageOutlook,
     StageResult,
     Statistics,
     Upstream,
     Verb,
+    WarmReturns,
     Workflow,
 )
 
@@ -60,6 +68,14 @@ class FlushWhenIdle:
         return [CacheAction(Verb.FLUSH, event.workflow)] if event.kind is EventKind.IDLE else []
 
 
+class ReleaseLongest:
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:
+        if event.kind is not EventKind.PRESSURE:
+            return ()
+        longest: Holding = max(event.holdings, key=lambda held: (held.alone_tokens, held.chance))
+        return [CacheAction(Verb.RELEASE, longest.workflow, event.backend, after_s=0.5)]
+
+
 def hints(stage: str, state: State) -> Hints | None:
     return Hints(priority=len(state["text"]))
 
@@ -76,6 +92,9 @@ orla = Orla(
 mine = Orla(
     [heavy], Cheapest(), stage_policy=ShortestPrompt(), request_policy=ShortestPrompt(), memory=FlushWhenIdle()
 )
+rules = Joined(FlushAtBoundary(), PreserveIncrements(small=0.3), DemoteInterrupted(after_s=60), WarmReturns())
+Orla([heavy], memory=Joined(rules, ReleaseLongest(), FlushUnderPressure()))
+assert_type(Returns().usual_s, float | None)
 builder = StateGraph(State)
 graph: CompiledStateGraph[State, None, State, State] = orla.wrap(builder.compile(), hints=hints)
 orla.wrap(graph, mapper={"classify": "light"}, limits=Limits(Limit(wall_s=30))).invoke({"text": "hello"})
@@ -105,6 +124,8 @@ assert_type(orla.drain("heavy", timeout_s=30), bool)
 orla.resume("heavy")
 orla.set_policy(stage_policy={"heavy": ShortestPrompt()}, request_policy="edf", backend=None)
 orla.set_limit("heavy", max_concurrency=None, capacity=100)
+assert_type(orla.statistics().backends["heavy"].memory.truth.verified_tokens, int)
+assert_type(orla.records()[0].cache_borne_out, bool | None)
 waiting: list[str] = [call.stage for call in orla.statistics().backends["heavy"].waiting]
 with orla as entered:
     assert_type(entered, Orla)
