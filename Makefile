@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-fanout picture-top clean
+.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots picture-top clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -70,8 +70,17 @@ bench-policies: $(STAMP) ## completion under each policy, simulated in virtual t
 bench-pressure: $(STAMP) ## twelve agents and a cache for five, on a real vLLM (half an hour; BENCH='--help'; run it alone)
 	$(BIN)/python bench/pressure.py $(BENCH)
 
+bench-cache: $(STAMP) ## flush per request, per workflow or by LRU, on real llama.cpp and vLLM (a quarter of an hour; run it alone)
+	$(BIN)/python bench/cache.py $(BENCH)
+
 bench-fanout: $(STAMP) ## eight Send branches with a prefix in common, on real llama.cpp (ten minutes; run it alone)
 	$(BIN)/python bench/fanout.py $(BENCH)
+
+bench-ledger: $(STAMP) ## memory and microseconds of the account of a cache, for 10,000 workflows (a minute)
+	$(BIN)/python bench/ledger.py $(BENCH)
+
+bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, against its RAM cache (ten minutes; run it alone)
+	$(BIN)/python bench/slots.py $(BENCH)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python bench/picture_top.py

@@ -34,13 +34,13 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, TypedDict
 
+from ending import ended
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from orla_lg import Backend, Orla
 from orla_lg.engines import EngineOptions, running_engine
-from orla_lg.errors import OrlaError
 from orla_lg.mappers import ExplicitMapper, LoadAware
 from orla_lg_llamacpp.embedded import usable_cores
 from orla_lg_sim.parameters import EngineParameters
@@ -278,15 +278,5 @@ def main() -> int:
     return 0
 
 
-def told() -> int | str:
-    """Return the exit status, or in a line why there is none."""
-    try:
-        return main()
-    except KeyboardInterrupt:
-        return "\nstopped; its engines are ended"
-    except OrlaError as error:
-        return f"\nbench-fanout: {error}"
-
-
 if __name__ == "__main__":
-    sys.exit(told())
+    sys.exit(ended(main, "its engines are ended"))

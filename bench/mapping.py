@@ -37,10 +37,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ending import ended
 from langchain_core.runnables import RunnableConfig
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
-from openai import OpenAIError
 from pydantic import SecretStr
 
 from orla_lg import Backend, Orla
@@ -50,7 +50,6 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.record import Record
 from orla_lg.core.view import BackendView
-from orla_lg.errors import OrlaError
 from orla_lg.mappers import OneBitStageMapper
 from orla_lg.mappers.commands import Row, read_rows
 from orla_lg.mappers.features import prompt_of
@@ -544,17 +543,5 @@ def main() -> int:
     return 0
 
 
-def told() -> int | str:
-    """Return the exit status, or in a line why there is none."""
-    fault = ""
-    try:
-        return main()
-    except* KeyboardInterrupt:
-        fault = "\nstopped"
-    except* (OpenAIError, OrlaError) as failed:
-        fault = f"\na call failed: {failed.exceptions[0]}"
-    return fault
-
-
 if __name__ == "__main__":
-    sys.exit(told())
+    sys.exit(ended(main, "its engines are ended"))

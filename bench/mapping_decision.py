@@ -24,7 +24,7 @@ from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.effects import drive
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.memory import memory_policy
+from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.pace import Speed
 from orla_lg.core.policies import policy
 from orla_lg.core.serving import Serving

@@ -1,4 +1,4 @@
-"""Twelve agents and a KV cache for five: the same graph bare, with engine priority, under fixed caps, and wrapped.
+"""Twelve agents and a KV cache for five: bare, with engine priority, under fixed caps, wrapped, and with the plugin.
 
     make bench-pressure BENCH='--sessions-file sessions.jsonl.gz'      starts its own vLLM on the CPU; half an hour
     python bench/pressure.py --url http://127.0.0.1:8000/v1            an engine that runs already (see below)
@@ -17,16 +17,22 @@ cache:
     bare, bare_again    plain ChatOpenAI in a LangGraph graph; twice, to show the noise
     priority            the same, each call with the engine's own priority, earlier sessions first
     cap4, cap6, cap8    the same, with so many sessions under way at once
-    wrapped             Orla([Backend(..., engine="vllm")]).wrap(graph), nothing else said
+    wrapped             Orla([Backend(..., engine="vllm")]).wrap(graph), as if the engine had no plugin
+    plugin              the same with the plugin, and admission=False: no call waits for its cache to fit
+    plugin+admission    the same with the plugin, nothing else said
     no eviction         bare, with a pool in which everything stays (with --simulate only)
+
+One engine with the plugin serves all arms: without owners it evicts as a stock vLLM does. The plugin is judged by
+--arms bare bare_again wrapped plugin plugin+admission, and by the same with --blocks 600, where all fits.
 
 The figures. A *job* is a session, from its arrival; a *call* counts from the node's call, or from its session's
 arrival at a cap's door, so that whoever waits anywhere is seen to wait. *Recomputed* are prompt tokens not found
-in the cache; the *bound* is what an infinite cache of whole blocks leaves of them. Cells are medians over the
-seeds with the extremes, against bare with the same seed.
+in the cache; the *bound* is what an infinite cache of whole blocks leaves of them. *Returning* are a session's calls
+after its first. Cells are medians over the seeds with the extremes, against bare with the same seed.
 
 An engine of your own must be vLLM, used by nobody else, started with VLLM_SERVER_DEV_MODE=1 and
---num-gpu-blocks-override 240 --block-size 32 --enable-prompt-tokens-details --scheduling-policy priority.
+--num-gpu-blocks-override 240 --block-size 32 --enable-prompt-tokens-details --scheduling-policy priority, and with
+the plugin for its arms (`orla-lg engine up vllm-cpu --plugin --kv-tokens 7680` does all that).
 A run that is stopped (Ctrl-C) goes on from its last turn when it is started again.
 """
 
@@ -43,7 +49,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from openai import OpenAIError
+from ending import ended
 from others import Others
 from under_pressure import page
 from under_pressure.arms import ARMS, BARE, ENDLESS, Arm
@@ -55,7 +61,6 @@ from under_pressure.load import Load, LocalWords, Material, Shape, from_trace, l
 from under_pressure.seen import Turn
 from under_pressure.simulated import SimulatedTurns
 
-from orla_lg.errors import OrlaError
 from orla_lg_sim.parameters import EngineParameters, load
 from orla_lg_sim.text import tokenizer_of
 
@@ -76,7 +81,7 @@ def material_of(args: argparse.Namespace) -> Material:
 
 def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
     told = load(args.parameters) if args.parameters else EngineParameters()
-    parameters = replace(told, kv_blocks=args.blocks, block_tokens=BLOCK_TOKENS)
+    parameters = replace(told, kv_blocks=args.blocks, block_tokens=BLOCK_TOKENS, keep_whole=args.keep_whole)
     words, material, shape = LocalWords(tokenizer_of(args.tokenizer)), material_of(args), shape_of(args)
     turns, made = SimulatedTurns(parameters, words), list[Turn]()
     for seed in range(args.seeds):
@@ -89,14 +94,14 @@ def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
 
 
 @contextlib.contextmanager
-def engine_at(url: str | None, blocks: int) -> Iterator[VLLM]:
+def engine_at(url: str | None, blocks: int, *, plugin: bool) -> Iterator[VLLM]:
     """Give the engine that was named, else one of our own, ended afterwards."""
     with contextlib.ExitStack() as stack:
         if url is None:
             from orla_lg.engines import EngineOptions, running_engine
 
             tell("starting vLLM", last=True)
-            options = EngineOptions("vllm-cpu", kv_tokens=blocks * BLOCK_TOKENS)
+            options = EngineOptions("vllm-cpu", kv_tokens=blocks * BLOCK_TOKENS, plugin=plugin)
             url = stack.enter_context(running_engine(options)).url
         yield stack.enter_context(VLLM(url))
 
@@ -130,6 +135,7 @@ def settings_of(args: argparse.Namespace, engine: VLLM) -> dict[str, Any]:
     """Return what must be the same in all turns that are compared."""
     source = args.sessions_file.name if args.sessions_file else "made up"
     pool = {"blocks": engine.blocks, "block_tokens": engine.block_tokens, "model": engine.model}
+    pool["plugin"] = engine.has_plugin
     return {**asdict(shape_of(args)), "tool_s": list(shape_of(args).tool_s), "source": source, **pool}
 
 
@@ -138,7 +144,7 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
     if args.again:
         kept = Kept(args.keep, {})
     else:
-        with engine_at(args.url, args.blocks) as engine:
+        with engine_at(args.url, args.blocks, plugin=any(arm.plugin for arm in arms)) as engine:
             kept = Kept(args.keep, settings_of(args, engine))
             asyncio.run(measure(args, engine, kept, arms))
     names = [arm.name for arm in arms]
@@ -164,7 +170,7 @@ def options() -> argparse.Namespace:
         type=int,
         default=12,
         metavar="N",
-        help="agents (12; 4 fit: wrapped must change nothing)",
+        help="agents (12; 4 fit: ours must change nothing)",
     )
     add("--seeds", type=int, default=5, metavar="N", help="so many loads, each through all arms (5)")
     add(
@@ -194,6 +200,8 @@ def options() -> argparse.Namespace:
     add("--again", action="store_true", help="measure nothing, take what is kept")
     add("--simulate", action="store_true", help="in virtual time, on the simulated engine")
     add("--parameters", type=Path, metavar="FILE", help="what `orla-lg sim calibrate` wrote, for --simulate")
+    add("--keep-whole", type=float, default=0.0, metavar="SHARE",
+        help="with --simulate: the plugin suspends whole workflows, so much of the pool spare (0: no)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="FOLDER", help="the model's, for --simulate (made up: about 4 characters)")
     add("--write", action="store_true", help="write docs/pressure.md and draw docs/pressure.svg")
     args = parser.parse_args()
@@ -216,25 +224,14 @@ def main() -> int:
     lines = [figures.setting(pool_tokens), "", *figures.table(pool_tokens)]
     print("\n".join([*lines, *figures.verdict(pool_tokens)]))
     if args.write:
-        kind = f"{'simulated' if args.simulate else 'live'}, {figures.sessions} sessions"
-        if not args.simulate and figures.sessions == Shape.sessions:
+        fits = figures.fits(pool_tokens)
+        kind = f"{'simulated' if args.simulate else 'live'}, {'all fit' if fits else f'{figures.sessions} sessions'}"
+        if not args.simulate and not fits and figures.sessions == Shape.sessions:
             page.draw(figures)
             lines += ["", f"![Each arm against the bare engine]({page.DRAWING.name})"]
         page.write(kind, lines)
     return 0
 
 
-def told() -> int | str:
-    """Return the exit status, or in a line why there is none."""
-    fault = ""
-    try:
-        return main()
-    except* KeyboardInterrupt:
-        fault = "\nstopped; the same command goes on with the turn that was broken off"
-    except* (OpenAIError, OrlaError) as failed:
-        fault = f"\na call failed: {failed.exceptions[0]}"
-    return fault
-
-
 if __name__ == "__main__":
-    sys.exit(told())
+    sys.exit(ended(main, "the same command goes on with the turn that was broken off"))

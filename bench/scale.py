@@ -42,7 +42,7 @@ from orla_lg.core.call import Ask, Call, Hints, Usage
 from orla_lg.core.desk import Desk
 from orla_lg.core.effects import Send, Steps, Wait, WaitForTurn
 from orla_lg.core.identity import Identity
-from orla_lg.core.memory import memory_policy
+from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.serving import Serving

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from orla_lg import Backend, Orla
+from orla_lg.errors import EngineRefused
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.text import WordTokenizer
 from tests.stub_engine import StubEngine
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-PARTS = ("arms", "figures", "kept", "live", "load", "page", "seen", "simulated")
+PARTS = ("arms", "figures", "kept", "live", "load", "page", "seen", "simulated", "unplugged")
 BLOCK = 32
 
 
@@ -80,6 +82,13 @@ def test_metrics_count_from_arrival_and_from_the_nodes_call(bench: Any) -> None:
     assert (found.makespan_s, found.job_s) == (9.0, 6.0)
     assert (found.job_p95_s, found.call_p95_s, found.ttft_p95_s) == (pytest.approx(7.8), 3.0, 1.0)
     assert (found.recomputed, found.bound) == (832, 832)
+
+
+def test_who_returns_is_told_apart_from_who_comes_first(bench: Any) -> None:
+    seen = [bench.seen.CallSeen(0, n, n, n + wait, n + 9, 900, 0, 24) for n, wait in enumerate((8.0, 1.0, 3.0))]
+    found = bench.seen.metrics(bench.seen.Turn("bare", 0, 0, seen, [bench.seen.JobSeen(0, 0, 9)]), BLOCK)
+    assert found.return_p95_s == pytest.approx(2.9), "between 1 and 3; the first call's 8 do not count"
+    assert found.ttft_p95_s > 7
 
 
 def test_a_percentile_lies_between_its_neighbours(bench: Any) -> None:
@@ -178,11 +187,23 @@ def test_without_the_bare_arm_there_is_nothing_to_tell(bench: Any) -> None:
         bench.figures.Figures([turn(bench, "wrapped", 0, 10.0)], BLOCK)
 
 
+def test_the_plugin_is_held_against_stock_with_and_without_our_admission(bench: Any) -> None:
+    cached = {"bare": 0, "wrapped": 400, "plugin": 100, "plugin+admission": 300}
+    turns = [turn(bench, arm, 0, 10.0, found) for arm, found in cached.items()]
+    lines = bench.figures.Figures(turns, BLOCK).verdict(100)
+    assert "goal missed: plugin, recomputed of bare's 0.90, wanted ≤ 0.80" in lines
+    assert "goal missed: plugin+admission, recomputed of wrapped's 1.17, wanted ≤ 1.00" in lines
+    table = bench.figures.Figures(turns, BLOCK).table(100)
+    assert len({row.count("|") for row in table}) == 1, "as many cells in each row"
+
+
 def test_where_all_fits_the_noise_is_the_measure(bench: Any) -> None:
     ends: dict[str, list[float]] = {"bare": [10, 20], "bare_again": [11, 20], "wrapped": [9.5, 19]}
     turns = [turn(bench, arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
     assert "goal" not in bench.figures.Figures(turns, BLOCK).table(5000)[-1]
-    assert bench.figures.Figures(turns, BLOCK).verdict(5000)[0] == "makespan: -5.0%, within the noise of ±10.0%"
+    assert (
+        bench.figures.Figures(turns, BLOCK).verdict(5000)[0] == "wrapped, makespan: -5.0%, within the noise of ±10.0%"
+    )
     late = [each for each in turns if each.arm != "wrapped"] + [turn(bench, "wrapped", n, 24.0) for n in (0, 1)]
     assert "goal missed: beyond" in bench.figures.Figures(late, BLOCK).verdict(5000)[0]
 
@@ -201,7 +222,7 @@ def test_kept_turns_come_back_and_other_settings_are_refused(bench: Any, tmp_pat
 
 def test_figures_go_where_the_page_has_a_place_for_them(bench: Any, tmp_path: Path) -> None:
     text = bench.page.PAGE.read_text(encoding="utf-8")
-    for kind in ("live, 12 sessions", "live, 4 sessions", "simulated, 12 sessions"):
+    for kind in ("live, 12 sessions", "live, all fit", "simulated, 12 sessions"):
         assert text.count(f"<!-- figures of bench/pressure.py: {kind} -->") == 1
     turns = [turn(bench, arm, seed, 10.0) for arm in ("bare", "wrapped") for seed in (0, 1)]
     bench.page.draw(bench.figures.Figures(turns, BLOCK), tmp_path / "drawn.svg")
@@ -209,6 +230,26 @@ def test_figures_go_where_the_page_has_a_place_for_them(bench: Any, tmp_path: Pa
 
 
 # The graph --------------------------------------------------------------------------------------------------
+
+
+def test_without_the_plugin_its_arms_are_refused(bench: Any) -> None:
+    arm = next(arm for arm in bench.arms.ARMS if arm.name == "plugin")
+    engine = SimpleNamespace(url="http://127.0.0.1:1/v1", model="any", has_plugin=False)
+    with pytest.raises(SystemExit, match="without the orla_lg plugin, which the arm plugin needs"):
+        asyncio.run(bench.live.LiveTurns(engine).turn(arm, load(bench, 2)))
+
+
+def test_an_arm_without_the_plugin_does_not_see_it(bench: Any) -> None:
+    with StubEngine() as stub:
+        backend = Backend("engine", stub.url, "any", engine="vllm")
+        with bench.unplugged.plugin(seen=False), Orla([backend]) as orla:
+            adapter = orla.core.serving.desks["engine"].adapter
+            assert isinstance(adapter, bench.unplugged.Unplugged)
+            with pytest.raises(EngineRefused, match="not there for this arm"):
+                asyncio.run(adapter.post("orla/kv/stat", {}))
+        assert not [seen for seen in stub.requests if "orla" in seen.path]
+        with bench.unplugged.plugin(seen=True), Orla([backend]) as orla:
+            assert not isinstance(orla.core.serving.desks["engine"].adapter, bench.unplugged.Unplugged)
 
 
 @pytest.mark.parametrize("name", ["bare", "priority", "cap4", "wrapped"])

@@ -17,6 +17,10 @@ class Arm:
     by_arrival: bool = False
     """Calls carry the engine's own priority: an earlier session's go first."""
     wrapped: bool = False
+    admission: bool = True
+    """Wrapped, calls wait until their cache fits."""
+    plugin: bool = False
+    """Wrapped, the engine's plugin is told of workflows; without it, it is as if it were not there."""
     endless: bool = False
     """The pool is so large that nothing is evicted (simulated only)."""
 
@@ -26,6 +30,7 @@ class Arm:
 
 
 BARE, AGAIN, WRAPPED = "bare", "bare_again", "wrapped"
+PLUGIN, BOTH = "plugin", "plugin+admission"
 ARMS = (
     Arm(BARE),
     Arm(AGAIN),
@@ -34,5 +39,8 @@ ARMS = (
     Arm("cap6", cap=6),
     Arm("cap8", cap=8),
     Arm(WRAPPED, wrapped=True),
+    Arm(PLUGIN, wrapped=True, admission=False, plugin=True),
+    Arm(BOTH, wrapped=True, plugin=True),
 )
+OURS = tuple(arm.name for arm in ARMS if arm.wrapped)
 ENDLESS = Arm("no eviction", endless=True)

@@ -32,6 +32,12 @@ class VLLM:
             raise SystemExit(f"{self.url} shows {len(pools)} KV caches in its metrics; a vLLM with one is needed")
         self.blocks, self.block_tokens = (int(pools[0][name]) for name in ("num_gpu_blocks", "block_size"))
 
+    @property
+    def has_plugin(self) -> bool:
+        """Whether the engine can be told of workflows."""
+        answer = self._http.post("/v1/orla/kv/stat", json={})
+        return answer.is_success and answer.json().get("effect") == "stat"
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a chat that asks for an answer."""
         return list(self._asked("POST", "/tokenize", messages=messages, add_generation_prompt=True)["tokens"])

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from under_pressure.arms import AGAIN, BARE, WRAPPED
+from under_pressure.arms import AGAIN, BARE, BOTH, OURS, PLUGIN, WRAPPED
 from under_pressure.seen import TIMES, Metrics, Turn, metrics, needed_tokens, peak_tokens
 
 GOALS = {"makespan_s": 0.78, "job_s": 0.64, "job_p95_s": 0.72, "call_p95_s": 1.0}
 """Of the wrapped arm, against the bare engine."""
 
 GOAL_OVER_BOUND = 1.05
+
+PLUGIN_GOALS = {
+    (PLUGIN, "recomputed", BARE): 0.8,
+    (BOTH, "return_p95_s", BARE): 0.5,
+    (BOTH, "call_p95_s", WRAPPED): 1.0,
+    (BOTH, "recomputed", WRAPPED): 1.0,
+}
+"""Of an arm, in a figure, against another one."""
 LEAST_NOISE = 0.01
 """A smaller difference is none; virtual time has no noise of its own."""
 
@@ -21,6 +29,7 @@ TITLES = {
     "job_p95_s": "p95 job",
     "call_p95_s": "p95 call",
     "ttft_p95_s": "p95 TTFT",
+    "return_p95_s": "p95 TTFT, returning",
 }
 
 Spread = tuple[float, float, float]
@@ -53,10 +62,10 @@ class Figures:
         """Return a figure of an arm."""
         return spread([getattr(self._metrics[arm, seed], name) for seed in self.seeds])
 
-    def ratio(self, arm: str, name: str) -> Spread:
-        """Return a figure of an arm against the bare engine's with the same seed."""
-        mine, bare = [[getattr(self._metrics[one, seed], name) for seed in self.seeds] for one in (arm, BARE)]
-        return spread([a / b for a, b in zip(mine, bare, strict=True)])
+    def ratio(self, arm: str, name: str, against: str = BARE) -> Spread:
+        """Return a figure of an arm against another one's with the same seed."""
+        mine, other = [[getattr(self._metrics[one, seed], name) for seed in self.seeds] for one in (arm, against)]
+        return spread([a / b if b else 1.0 for a, b in zip(mine, other, strict=True)])
 
     def table(self, pool_tokens: int) -> list[str]:
         """Return a table of all arms, and the goals if there is pressure."""
@@ -69,7 +78,24 @@ class Figures:
             return lines
         goals = [f"≤ {GOALS[name]:.2f}" if name in GOALS else "" for name in (*TIMES, "recomputed")]
         lines.append(f"| *goal, wrapped* | {' | '.join(goals)} | ≤ {GOAL_OVER_BOUND:.2f} |")
-        return lines
+        return [*lines, *self._plugin_goals()]
+
+    def _plugin_goals(self) -> list[str]:
+        """Return the goals of the arms with the plugin, as rows of the table."""
+        return [
+            f"| *goal, {arm}* | "
+            + " | ".join(
+                ", ".join(
+                    f"≤ {goal:.2f}" if against == BARE else f"≤ {against}'s"
+                    for (who, what, against), goal in PLUGIN_GOALS.items()
+                    if (who, what) == (arm, name)
+                )
+                for name in (*TIMES, "recomputed")
+            )
+            + " |  |"
+            for arm in (PLUGIN, BOTH)
+            if arm in self.arms
+        ]
 
     def _against_bare(self, arm: str, name: str) -> str:
         if arm == BARE:
@@ -106,24 +132,39 @@ class Figures:
         )
 
     def verdict(self, pool_tokens: int) -> list[str]:
-        """Return what the wrapped arm does not reach; where everything fits, it must differ in nothing."""
-        if WRAPPED not in self.arms:
+        """Return what our arms do not reach; where everything fits, they must differ in nothing."""
+        ours = [arm for arm in self.arms if arm in OURS]
+        if not ours:
             return []
         if self.fits(pool_tokens):
-            return [self._beside_noise(name) for name in TIMES] if AGAIN in self.arms else []
-        found = [(TITLES[name], self.ratio(WRAPPED, name)[0], goal) for name, goal in GOALS.items()]
-        found.append(("recomputed against the bound", self.of(WRAPPED, "over_bound")[0], GOAL_OVER_BOUND))
+            return [self._beside_noise(arm, name) for arm in ours for name in TIMES] if AGAIN in self.arms else []
+        found = [*self._reached(), *self._reached_with_plugin()]
         lines = [f"goal missed: {title} {is_:.2f}, wanted ≤ {goal:.2f}" for title, is_, goal in found if is_ > goal]
         if self.of(BARE, "over_bound")[0] <= GOAL_OVER_BOUND:
             lines.append("the bare engine recomputes no more than the goal allows: this load shows nothing")
         return lines
 
-    def _beside_noise(self, name: str) -> str:
-        """Say whether the wrapped arm is further from bare than bare is from itself."""
-        mine = self.ratio(WRAPPED, name)[0] - 1
+    def _reached(self) -> list[tuple[str, float, float]]:
+        """Return what the wrapped arm should reach: a title, what it is, what it should be at most."""
+        if WRAPPED not in self.arms:
+            return []
+        found = [(TITLES[name], self.ratio(WRAPPED, name)[0], goal) for name, goal in GOALS.items()]
+        return [*found, ("recomputed against the bound", self.of(WRAPPED, "over_bound")[0], GOAL_OVER_BOUND)]
+
+    def _reached_with_plugin(self) -> list[tuple[str, float, float]]:
+        """Return the same for the arms with the plugin, as far as they and what they are held against were run."""
+        return [
+            (f"{arm}, {TITLES.get(name, name)} of {against}'s", self.ratio(arm, name, against)[0], goal)
+            for (arm, name, against), goal in PLUGIN_GOALS.items()
+            if {arm, against} <= {*self.arms}
+        ]
+
+    def _beside_noise(self, arm: str, name: str) -> str:
+        """Say whether an arm is further from bare than bare is from itself."""
+        mine = self.ratio(arm, name)[0] - 1
         noise = max(LEAST_NOISE, *(abs(value - 1) for value in self.ratio(AGAIN, name)))
         word = "within" if abs(mine) <= noise else "goal missed: beyond"
-        return f"{TITLES[name]}: {mine:+.1%}, {word} the noise of ±{noise:.1%}"
+        return f"{arm}, {TITLES[name]}: {mine:+.1%}, {word} the noise of ±{noise:.1%}"
 
 
 def _told(values: Spread) -> str:

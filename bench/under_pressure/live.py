@@ -23,6 +23,7 @@ from under_pressure.arms import Arm
 from under_pressure.engine import VLLM
 from under_pressure.load import CALLS, Load
 from under_pressure.seen import CallSeen, JobSeen, Turn
+from under_pressure.unplugged import plugin
 
 WARM_TOKENS = 8
 CONNECT_PATIENCE_S = 30.0
@@ -61,7 +62,10 @@ class LiveTurns:
         graph = self.graph(arm, load)
         if not arm.wrapped:
             return await self._measured(graph, arm, load)
-        with Orla([Backend("engine", self._engine.url, self._engine.model, engine="vllm")]) as orla:
+        if arm.plugin and not self._engine.has_plugin:
+            raise SystemExit(f"{self.url} was started without the orla_lg plugin, which the arm {arm.name} needs")
+        backend = Backend("engine", self._engine.url, self._engine.model, engine="vllm")
+        with plugin(seen=arm.plugin), Orla([backend], admission=arm.admission) as orla:
             if faults := [str(fault) for fault in orla.connect(CONNECT_PATIENCE_S).values() if fault is not None]:
                 raise SystemExit("; ".join(faults))
             return await self._measured(orla.wrap(graph), arm, load)

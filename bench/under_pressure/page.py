@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from under_pressure.arms import BARE
+from under_pressure.arms import BARE, OURS
 from under_pressure.figures import GOAL_OVER_BOUND, GOALS, TITLES, Figures
 from under_pressure.seen import TIMES
 
@@ -38,12 +38,12 @@ def draw(figures: Figures, path: Path = DRAWING) -> None:
     import matplotlib.pyplot as plt
 
     arms = [arm for arm in figures.arms if arm != BARE]
-    plot, panes = plt.subplots(1, len(TIMES) + 1, figsize=(12, 0.35 * len(arms) + 1.2), sharey=True)
+    plot, panes = plt.subplots(1, len(TIMES) + 1, figsize=(14, 0.35 * len(arms) + 1.2), sharey=True)
     for axes, name in zip(panes, (*TIMES, "over_bound"), strict=True):
         rows = [figures.of(arm, name) if name == "over_bound" else figures.ratio(arm, name) for arm in arms]
         middles = [row[0] for row in rows]
         errors = [[row[0] - row[1] for row in rows], [row[2] - row[0] for row in rows]]
-        colours = ["#3b7dd8" if arm == "wrapped" else "#aaa" for arm in arms]
+        colours = ["#3b7dd8" if arm in OURS else "#aaa" for arm in arms]
         axes.barh(arms, middles, xerr=errors, color=colours, height=0.6, error_kw={"lw": 1})
         goal = GOALS.get(name, GOAL_OVER_BOUND if name == "over_bound" else None)
         if goal is not None:

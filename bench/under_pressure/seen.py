@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-TIMES = ("makespan_s", "job_s", "job_p95_s", "call_p95_s", "ttft_p95_s")
+TIMES = ("makespan_s", "job_s", "job_p95_s", "call_p95_s", "ttft_p95_s", "return_p95_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Metrics:
     call_p95_s: float
     ttft_p95_s: float
     """From the node's call, too."""
+    return_p95_s: float
+    """The same of returning workflows: without each session's first call."""
     recomputed: int
     """Prompt tokens not found in the cache."""
     bound: int
@@ -83,13 +85,16 @@ def metrics(turn: Turn, block_tokens: int) -> Metrics:
         job_p95_s=percentile(jobs_s, 0.95),
         call_p95_s=percentile([call.ended_s - call.called_s for call in turn.calls], 0.95),
         ttft_p95_s=percentile([call.first_s - call.called_s for call in turn.calls], 0.95),
+        return_p95_s=percentile([call.first_s - call.called_s for call in turn.calls if call.number], 0.95),
         recomputed=sum(call.prompt_tokens - call.cached_tokens for call in turn.calls),
         bound=bound(turn.calls, turn.shared_tokens, block_tokens),
     )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return a quantile, interpolated between the two values around it."""
+    """Return a quantile, interpolated between the two values around it; of nothing it is 0."""
+    if not values:
+        return 0.0
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low, high = ordered[math.floor(place)], ordered[math.ceil(place)]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 from typing import NamedTuple, Protocol
 
-from orla_lg.core.backend import Backend, Capability, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.call import Ask
+from orla_lg.core.control import Scope, WorkflowCache
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
 from orla_lg.core.workflow import Outcome, RunState
@@ -126,6 +128,34 @@ class Wrapped:
         self._virtual.serving.run_ended(self._runs[session].id, Outcome.DONE)
 
 
+class Plugged(StillAdapter):
+    """What vLLM's adapter is before an engine with the plugin: it has workflows pinned, released and flushed."""
+
+    def __init__(self, probe: Probe, engine: SimEngine) -> None:
+        super().__init__(probe)
+        self._engine = engine
+        self.clock: VirtualClock | None = None
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        assert isinstance(scope, WorkflowCache) and self.clock is not None
+        until_s = inf if ttl_s is None else self.clock() + ttl_s
+        return Effect.PINNED if self._engine.ownership.pin_workflow(scope.workflow, until_s) else Effect.FAILED
+
+    async def release(self, scope: Scope) -> Effect:
+        assert isinstance(scope, WorkflowCache)
+        self._engine.ownership.release_workflow(scope.workflow)
+        return Effect.DEMOTED
+
+    async def flush(self, scope: Scope) -> Effect:
+        assert isinstance(scope, WorkflowCache)
+        self._engine.ownership.flush_workflow(scope.workflow)
+        return Effect.FREED
+
+
+PLAIN = (Capability.CACHED_TOKENS, Capability.PRIORITY)
+WITH_PLUGIN = (*PLAIN, Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW)
+
+
 class SimulatedTurns:
     """Runs arms on an engine with these parameters."""
 
@@ -147,24 +177,28 @@ class SimulatedTurns:
 
         def request_of(flight: Flight) -> SimRequest:
             told = flight.request_fields()["told"]
-            return replace(requests[flight.call.id], priority=-round(told.priority))  # vLLM: lower first
+            owner = told.workflow if arm.plugin else None
+            return replace(requests[flight.call.id], priority=-round(told.priority), workflow=owner)  # lower first
 
-        backend = Backend("engine", "http://engine/v1")
-        with VirtualServing({backend: engine}, request_of, adapters={"engine": self._adapter()}) as virtual:
+        backend, adapter = Backend("engine", "http://engine/v1"), self._adapter(arm, engine)
+        with VirtualServing(
+            {backend: engine}, request_of, adapters={"engine": adapter}, admission=arm.admission
+        ) as virtual:
+            if isinstance(adapter, Plugged):
+                adapter.clock = virtual.clock
             virtual.run(self._sessions(Wrapped(virtual, requests), arm, load, made))
         return made
 
-    def _adapter(self) -> StillAdapter:
+    def _adapter(self, arm: Arm, engine: SimEngine) -> StillAdapter:
         """Say what vLLM's adapter says of such an engine."""
-        native = (Capability.CACHED_TOKENS, Capability.PRIORITY)
+        native = WITH_PLUGIN if arm.plugin else PLAIN
         can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
-        return StillAdapter(
-            Probe(
-                capabilities=can,
-                context_tokens=self.parameters.context_tokens,
-                kv_tokens=self.parameters.kv_tokens,
-            )
+        probe = Probe(
+            capabilities=can,
+            context_tokens=self.parameters.context_tokens,
+            kv_tokens=self.parameters.kv_tokens,
         )
+        return Plugged(probe, engine) if arm.plugin else StillAdapter(probe)
 
     async def _sessions(self, line: Line, arm: Arm, load: Load, made: Turn) -> None:
         door = arm.door()

@@ -1,0 +1,69 @@
+"""The arithmetic of the slots bench, and that its page has a place for the figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_bench_policies import BENCH, loaded
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    sys.path.insert(0, str(BENCH))
+    yield from loaded("slots")
+    sys.path.remove(str(BENCH))
+
+
+def turn(bench: Any, arm: str, *returns_s: float, seed: int = 0) -> Any:
+    calls = [bench.Seen(0, 0, 0.0, 90.0, 91.0, 500, 0)]
+    calls += [bench.Seen(0, n, 100.0, 100.0 + s, 101.0 + s, 600, 550) for n, s in enumerate(returns_s, 1)]
+    return bench.Measured(arm, seed, calls, 300.0, 40.0)
+
+
+def test_only_calls_that_return_count(bench: Any) -> None:
+    seen = turn(bench, "orla", 0.2, 0.4)
+    assert seen.returns_s == [pytest.approx(0.2), pytest.approx(0.4)]
+    assert (seen.recomputed, seen.makespan_s) == (100, pytest.approx(101.4))
+
+
+def test_the_goals_need_a_third_of_stocks_tail_and_no_worse_a_middle(bench: Any) -> None:
+    def said(*orla_s: float) -> list[str]:
+        lines = bench.verdict([turn(bench, "stock", 1.0, 3.0), turn(bench, "orla", *orla_s)])
+        return [line.rpartition(": ")[2] for line in lines]
+
+    assert said(0.5, 0.5) == ["met", "met"]
+    assert said(0.5, 2.0) == ["MISSED", "met"]
+    assert said(2.5, 2.5) == ["MISSED", "MISSED"]
+
+
+def test_rounds_are_compared_with_their_own_load(bench: Any) -> None:
+    turns = [turn(bench, arm, s, seed=seed) for seed in (0, 1) for arm, s in (("stock", 4.0 + seed), ("orla", 1.0))]
+    assert "4.5 times shorter: met" in bench.verdict(turns)[0]
+
+
+def test_the_bounded_arm_keeps_no_more_bytes_than_stocks_cache(bench: Any) -> None:
+    shape = bench.Shape(
+        workflows=16, slots=4, calls=4, tokens=700, grow=80, answer_tokens=24, wait=6.0, arrive=3.0, cache_ram=128,
+        threads=2, port=0,
+    )  # fmt: skip
+    assert shape.cached_workflows * shape.longest_tokens * 23 * 1024 <= 128 * 2**20
+    assert 2 <= shape.cached_workflows < 12, "some of those without a slot, not all"
+    one, again = bench.sessions_of(shape, 0), bench.sessions_of(shape, 0)
+    assert one == again != bench.sessions_of(shape, 1), "all arms of a round are given the same"
+
+
+def test_figures_go_between_the_marks_of_the_page(bench: Any, tmp_path: Path) -> None:
+    from more_than_slots import figures
+
+    page = tmp_path / "page.md"
+    page.write_text(figures.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    bench.write(["| made up |"], page)
+    text = page.read_text(encoding="utf-8")
+    assert "| made up |" in text and text.count(figures.BEGIN_MARK) == text.count(figures.END_MARK) == 1
+    bench.draw([turn(bench, "stock", 1.0, 2.0), turn(bench, "orla", 0.5, 0.6)], tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_text(encoding="utf-8").startswith("<?xml")
