@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -105,7 +106,8 @@ def assert_nothing_left(orla: Orla) -> None:
     assert len(orla.core.runs) == 0
     threads = set(serving.book._idle)
     for name, desk in serving.desks.items():
-        assert set(desk.ledger.resident) <= threads, f"{name} remembers what is neither idle nor running"
+        if desk.ledger.slots is None:  # a slot remembers who sat there last
+            assert set(desk.ledger.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
 
 
 # Real engines, only when asked for: pytest -m engines
@@ -153,3 +155,13 @@ def real_vllm(_shared_vllm: OwnEngine) -> OwnEngine:
 def real_llamacpp(_shared_llamacpp: OwnEngine) -> OwnEngine:
     """llama.cpp with two slots of 2,048 tokens; a test may kill and restart it."""
     return running(_shared_llamacpp)
+
+
+@pytest.fixture
+def real_sglang() -> Backend:
+    """An SGLang that somebody else started: ``ORLA_SGLANG_URL``, with ``ORLA_SGLANG_KEY`` and ``_ADMIN_KEY``."""
+    url = os.environ.get("ORLA_SGLANG_URL")
+    if not url:
+        pytest.skip("ORLA_SGLANG_URL names no running engine")
+    key, admin_key = os.environ.get("ORLA_SGLANG_KEY"), os.environ.get("ORLA_SGLANG_ADMIN_KEY")
+    return Backend("real", url.rstrip("/"), engine="sglang", api_key=key, admin_key=admin_key)

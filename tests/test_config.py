@@ -15,6 +15,7 @@ from orla_lg.errors import ConfigError, MappingError
 WHOLE = """
 stage_policy = "priority"
 keep_records = 5
+admission = false
 [backends.light]
 url = "http://127.0.0.1:1/v1"
 api_key_env = "MY_KEY"
@@ -40,6 +41,9 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (backend.name, backend.api_key, backend.aliases) == ("light", "secret", ("gpt",))
     assert backend.cost == Cost(1.5) and settings.mapping == {"node": ["light"], "*": "light"}
     assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "workflow_fcfs", 5)
+    assert not settings.admission
+    with Orla.from_settings(settings) as orla:
+        assert not orla.core.serving.desks["light"].admission.holds
 
 
 URL = 'url = "http://127.0.0.1:1/v1"'

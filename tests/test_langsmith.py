@@ -70,9 +70,19 @@ async def test_each_model_run_shows_its_record(
     assert len(runs) == 2
     for run, record in zip(runs, orla.records(), strict=True):
         shown = run["extra"]["metadata"]
-        for name in ("id", "workflow", "stage", "backend", "model", "queue_wait_s", "cached_tokens", "cost_usd"):
+        for name in (
+            "id",
+            "workflow",
+            "stage",
+            "backend",
+            "model",
+            "queue_wait_s",
+            "cached_tokens",
+            "expected_cached_tokens",
+        ):
             assert shown[f"orla_{name}"] == record.asdict()[name], name
         assert shown["orla_cache_action"] == record.cache_action
+        assert shown["orla_cost_usd"] == record.cost_usd
         assert shown["orla_stage"] == shown["langgraph_node"]
         assert shown.get("orla_ttft_s") == record.ttft_s
         (left,) = [event for event in run["events"] if event["name"] == "orla_left_queue"]

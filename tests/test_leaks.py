@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -242,13 +242,13 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
     assert orla.statistics().workflows.idle <= THREADS
     for desk in orla.core.serving.desks.values():
         assert not desk.queue.stages and not desk.queue.by_workflow
-        assert len(desk.ledger.resident) <= THREADS
+        assert len(desk.ledger.workflows()) <= THREADS
     for thread in range(THREADS):
         graphs.threaded.checkpointer.delete_thread(f"t{thread}")
     settled(orla)
     assert orla.statistics().workflows.idle == 0
     for desk in orla.core.serving.desks.values():
-        assert not desk.ledger.resident
+        assert not desk.ledger.workflows()
     slots = orla.core.serving.desks["slots"].ledger.slots
     assert slots is not None and not any(slot.owner or slot.held or slot.busy for slot in slots.slots)
     for wrapped in (graphs.threaded, graphs.single):
@@ -268,7 +268,7 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
 
 def test_two_calls_never_sit_in_one_slot(slotted: StubEngine, make_orla: Any) -> None:
     slotted.rule = lambda seen: Reply(before_s=0.003)
-    orla = make_orla(with_slots(slotted), mapper={"*": "slots"})
+    orla = make_orla(replace(with_slots(slotted), max_saved=0), mapper={"*": "slots"})
     llm = chat(slotted)
 
     def stage(state: MessagesState) -> Any:
