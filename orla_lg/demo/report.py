@@ -19,6 +19,9 @@ _EFFECTS = {
     "flush:deferred": "given up, to be overwritten by the next call",
     "flush:unsupported": "given up, which this engine cannot do",
     "flush:failed": "could not be erased",
+    "release:demoted": "left to whoever needs the place",
+    "save:saved": "saved before somebody else sat down",
+    "restore:restored": "restored on return",
 }
 
 

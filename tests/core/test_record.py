@@ -14,7 +14,7 @@ EVENT = CallEvent(Happening.QUEUED, 0.0, "w")
 
 def a_record(call: str) -> Record:
     known = {"id": call, "workflow": "w", "stage": "s", "reason": "", "cache_action": "engine", "external": False}
-    known["considered"] = ()
+    known["considered"] = known["cache_orders"] = ()
     numbers = dict.fromkeys(("priority", "queue_wait_s", "duration_s", "attempts"), 0)
     return Record(**dict.fromkeys(Record.__slots__) | known | numbers)
 
