@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +13,12 @@ from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.identity import Identity
 from orla_lg.mappers.commands import Row
 from orla_lg.mappers.features import Prompt
-
-FILE = Path(__file__).resolve().parent.parent / "bench" / "mapping.py"
+from tests.test_bench_policies import loaded
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("bench_mapping", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_mapping"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["bench_mapping"]
+    yield from loaded("mapping")
 
 
 def rows(count: int) -> list[Row]:

@@ -23,8 +23,10 @@ def loaded(name: str) -> Iterator[Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.insert(0, str(BENCH))  # as when it is run: its neighbours are there
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(BENCH))
     del sys.modules[spec.name]
 
 
