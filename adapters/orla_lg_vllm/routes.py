@@ -58,7 +58,7 @@ def _route(verb: str) -> Any:
 async def _asked(client: Any, verb: str, workflow: str, ttl_s: float | None) -> Sequence[Answer]:
     try:
         answers: Sequence[Answer] = await client.engine_core.call_utility_all_async("orla_kv", verb, workflow, ttl_s)
-    except Exception as error:
+    except Exception as error:  # vLLM names no type for a call that its engine does not know; others go on
         if "orla_kv" not in str(error):
             raise
         # Only our schedulers teach the engine this call.

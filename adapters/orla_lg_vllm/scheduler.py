@@ -109,7 +109,7 @@ class _Banded:
         """Keep the books; if that fails, give them up rather than the engine."""
         try:
             note()
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with our books, the engine serves on
             self.objection = f"its bookkeeping failed: {type(error).__name__} {error}"
             log.exception("orla_lg: the scheduler works as vLLM's own from now on, because %s", self.objection)
             if self.keeper is not None:
