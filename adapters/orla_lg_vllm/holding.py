@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Set
 from typing import Any
 
 from orla_lg_vllm.bands import Band
@@ -81,30 +81,22 @@ class Holding:
                 suspension.begins(name, workflow)
 
     def _asking(self, request: Any) -> Asking:
-        blocks = _blocks(request, self._scheduler.block_size)
-        lack = functools.partial(self._lack, request, blocks)
-        return Asking(request.request_id, _workflow(request), blocks, request.arrival_time, lack)
+        lack = functools.partial(self._lack, request)
+        return Asking(request.request_id, _workflow(request), request.block_hashes, request.arrival_time, lack)
 
-    def _lack(self, request: Any, blocks: int) -> Lack:
+    def _lack(self, request: Any, coming: Set[Hashable]) -> Lack:
         pool, queue = self._scheduler.kv_cache_manager.block_pool, self._keeper.queue
         in_use = kept = 0
-        for block in found_blocks(pool, request.block_hashes):
-            if block.ref_cnt:
+        for each in request.block_hashes:
+            if each in coming:
                 in_use += 1
-            elif queue.place(block) > Band.SPARE:
+            elif (found := pool.get_cached_block(each, [0])) is None:
+                break
+            elif found[0].ref_cnt:
+                in_use += 1
+            elif queue.place(found[0]) > Band.SPARE:
                 kept += 1
-        return Lack(max(blocks - in_use - kept, 0), kept)
-
-
-def found_blocks(pool: Any, hashes: Iterable[Any]) -> Sequence[Any]:
-    """Return the leading blocks of a request that are in the cache."""
-    found = []
-    for each in hashes:
-        blocks = pool.get_cached_block(each, [0])
-        if blocks is None:
-            break
-        found.append(blocks[0])
-    return found
+        return Lack(max(_blocks(request, self._scheduler.block_size) - in_use - kept, 0), kept)
 
 
 def _blocks(request: Any, block_tokens: int) -> int:

@@ -127,8 +127,8 @@ class Ledger:
         if chain is None:
             chain = Chain(left.owner)
             stage.chains.append(chain)
-        self._wake(chain)
         self._cut(stage, chain, _common(chain, left.blocks))
+        self._wake(chain)  # after that, lest what is cut off be worth more for a moment, and move for nothing
         self._grow(stage, chain, left)
         chain.ended_s = now_s
         self._recent[chain] = None

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
@@ -118,11 +118,11 @@ class Asking:
     request_id: str
     workflow: str
     """Empty for one without."""
-    blocks: int
-    """How many it needs in all."""
+    hashes: Sequence[Hashable]
+    """What its whole blocks are called, each after all that stands before its end."""
     came_s: float
-    lack: Callable[[], Lack]
-    """Looks into the cache, so it is called only where it decides something."""
+    lack: Callable[[Set[Hashable]], Lack]
+    """Looks into the cache, so it is called only where it decides something; told what will be there besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +292,8 @@ class _Turn:
         """Spare blocks that those who run or go will take."""
         self._promised_kept = 0
         """Protected ones that those who go will take."""
+        self._coming: set[Hashable] = set()
+        """What those who go will have in use: whoever goes after them finds it there."""
         self._seats = step.seats
         self._someone_goes = step.running
         self._entry_is_open = True
@@ -315,14 +317,14 @@ class _Turn:
         overdue = self._step.now_s - each.came_s >= self._all.settings.patience_s
         if not (inside or overdue or self._entry_is_open):
             return False
-        lack = each.lack()
+        lack = each.lack(self._coming)
         if inside or overdue or not self._someone_goes:
             self._enter_at_any_rate(each, lack, place)
             return True
         if lack.spare + self._all.reserve_blocks > self._spare():
             self._entry_is_open = False
             return False
-        self._count(lack)
+        self._count(each, lack)
         return True
 
     def _enter_at_any_rate(self, each: Asking, lack: Lack, place: int) -> None:
@@ -331,9 +333,10 @@ class _Turn:
             self._seats = 0
             return
         self._make_room(lack.spare, place)
-        self._count(lack)
+        self._count(each, lack)
 
-    def _count(self, lack: Lack) -> None:
+    def _count(self, each: Asking, lack: Lack) -> None:
+        self._coming.update(each.hashes)
         self._promised += lack.spare
         self._promised_kept += lack.kept
         self._seats -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Set
 from dataclasses import dataclass, field
 
 import pytest
@@ -63,6 +64,8 @@ class Engine:
     seats: int = 9
     growth: int = 0
     waiting: list[Asking] = field(default_factory=list)
+    wanted: int = 0
+    """Blocks that all who ever waited need."""
     rule: Suspension = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,16 +78,17 @@ class Engine:
         self.rule.ends(f"past {workflow}", workflow, self.now_s, keep_s)
 
     def waits(self, workflow: str, lack: int, kept: int = 0, since_s: float = 0.0) -> None:
-        def look() -> Lack:
+        def look(coming: Set[Hashable]) -> Lack:
             self.pool.looked_up += 1
             return Lack(lack, kept)
 
         name = f"{workflow or 'nobody'}{len(self.waiting)}"
-        self.waiting.append(Asking(name, workflow, lack + kept, self.now_s - since_s, look))
+        self.wanted += lack + kept
+        self.waiting.append(Asking(name, workflow, (), self.now_s - since_s, look))
 
     def held(self) -> list[str]:
         """Return who is held back at the next step."""
-        if self.rule.all_fits(self.growth + sum(each.blocks for each in self.waiting)):
+        if self.rule.all_fits(self.growth + self.wanted):
             return []
         step = Step(self.now_s, self.waiting, self.seats, self.growth, self.runs)
         found = self.rule.plan(step)
