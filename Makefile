@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots picture-top clean
+.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm picture-top clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ demo: $(STAMP) ## run the demo: a support desk on an embedded engine (DEMO='-n 2
 
 test: $(STAMP) ## run the tests (TESTS='tests/core -x' for options)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-random: $(STAMP) ## the tests by Hypothesis with other examples at each of ten runs (half an hour)
+	for run in 1 2 3 4 5 6 7 8 9 10; do ORLA_HYPOTHESIS=random $(BIN)/python -m pytest -q -m hypothesis $(TESTS) || exit 1; done
 
 test-engines: $(STAMP) ## the tests on real engines: vLLM and llama.cpp on the CPU (installs 3.4 GB the first time)
 	$(BIN)/python -m pytest -o timeout=1500 -m engines tests/engines tests/adapters $(TESTS)
@@ -81,6 +84,9 @@ bench-ledger: $(STAMP) ## memory and microseconds of the account of a cache, for
 
 bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, against its RAM cache (ten minutes; run it alone)
 	$(BIN)/python bench/slots.py $(BENCH)
+
+bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
+	$(BIN)/python bench/warm.py $(BENCH)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python bench/picture_top.py

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -23,6 +24,11 @@ CALLER_KEY = "key-of-the-caller"
 SDK_REQUEST = openai.OpenAI.request
 SDK_AREQUEST = openai.AsyncOpenAI.request
 
+
+# The same examples at every run, so that a change is judged by what it changes; make test-random draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.register_profile("random", print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("ORLA_HYPOTHESIS", "repeatable"))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Tests started in a script's background would pass it on, and what they start would not heed Ctrl-C.
@@ -101,7 +107,7 @@ def assert_nothing_left(orla: Orla) -> None:
     serving.check_integrity()
     for name, backend in now.backends.items():
         assert (backend.queue.in_flight, backend.queue.waiting) == (0, 0), name
-        assert not serving.desks[name]._seats, name
+        assert not serving.desks[name].seating.seats, name
     assert (now.workflows.runs, now.workflows.running) == (0, 0)
     assert len(orla.core.runs) == 0
     threads = set(serving.book._idle)
