@@ -21,8 +21,8 @@ from orla_lg.core.health import Clock
 from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy
 from orla_lg.core.memory_policies import ReleaseOnly
 
-ON_THREAD = {EventKind.INTERRUPTED: (Doing.HUMAN, returns.HUMAN), EventKind.IDLE: (Doing.IDLE, returns.IDLE)}
-"""What a thread does and waits for after such an event."""
+ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
+"""What a thread waits for after such an event."""
 
 UNLIKELY = 0.2
 """Who comes back less often than this is not waited for."""
@@ -42,11 +42,19 @@ class MemoryManager:
         desks: The backends; may still be filled when this is made.
         background: For what is done later.
         clock: Monotonic seconds.
+        book: Who comes back when, if the desks ask the same one; else one of its own.
     """
 
-    def __init__(self, policy: MemoryPolicy, desks: Mapping[str, Desk], background: Background, clock: Clock) -> None:
+    def __init__(
+        self,
+        policy: MemoryPolicy,
+        desks: Mapping[str, Desk],
+        background: Background,
+        clock: Clock,
+        book: returns.ReturnBook | None = None,
+    ) -> None:
         self.policy = policy
-        self.returns = returns.ReturnBook()
+        self.returns = book or returns.ReturnBook()
         self._desks = desks
         self._background = background
         self._clock = clock
@@ -88,17 +96,21 @@ class MemoryManager:
             said = self.returns.waits(workflow, returns.after_stage(event.graph, event.stage), now)
             return replace(event, returns=said)
         if event.kind is EventKind.TOOL_STARTED:
-            return replace(event, returns=self.returns.usual(returns.of_tool(event.tool)))
+            return replace(event, returns=self.returns.uses(workflow, event.tool, now))
         if event.kind is EventKind.PRESSURE:
-            chances = (self.returns.expected(each.workflow, now).chance for each in event.holdings)
-            held = [replace(each, chance=chance) for each, chance in zip(event.holdings, chances, strict=True)]
+            held = [
+                replace(each, chance=self.returns.chance(each.workflow, each.doing, each.since_s, now))
+                for each in event.holdings
+            ]
             return replace(event, holdings=held)
-        if (turned := ON_THREAD.get(event.kind)) is not None:
-            doing, reason = turned
-            self._turned(workflow, doing)
-            return replace(event, returns=self.returns.waits(workflow, reason, now))
+        if (reason := ON_THREAD.get(event.kind)) is not None:
+            said = self.returns.waits(workflow, reason, now)  # first: whoever is turned to is weighed at once
+            self._turned(workflow, returns.ON_THREAD[reason])
+            return replace(event, returns=said)
         if event.kind is EventKind.RESUMED:  # else what is warmed now would be saved, as of who waits for a human
             self._turned(workflow, Doing.TOOL)
+            for desk in self._desks.values():
+                desk.returned(workflow)
         if event.final:
             self.returns.gone(workflow)
         return event

@@ -9,11 +9,13 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from orla_lg.core.backend import Effect
+from orla_lg.core.returns import Odds, ReturnBook
 from orla_lg.core.saved import Saved, SavedPool, covered, in_common
-from orla_lg.core.worth import Odds, Prices, chance_of_return
+from orla_lg.core.worth import Prices
 
 if TYPE_CHECKING:
     from orla_lg.core.slots import Slot
@@ -50,7 +52,10 @@ class Swaps:
     able: bool = True
     """Whether the engine can save, as it was started."""
     prices: Prices = field(default_factory=Prices)
-    odds: Odds = chance_of_return
+    odds: Odds = field(default_factory=lambda: ReturnBook().chance)
+    """Of return; by themselves they are those of whom nothing is known."""
+    _least_at: tuple[float, int] = field(default=(-inf, 0), init=False)
+    _least_value_s: float = field(default=inf, init=False)
 
     @property
     def saves(self) -> bool:
@@ -67,31 +72,32 @@ class Swaps:
 
     def loss_s(self, slot: Slot, now: float) -> float:
         """Return the seconds that taking a slot from its owner now is expected to cost everybody."""
-        chance, lost_s = self._chance(slot, now), self._recompute_s(slot, now)
+        chance = self._chance(slot, now)
+        lost_s = chance * self.prices.recompute_s(slot.tokens)
         if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
             return lost_s
         back_s = chance * self.prices.back_s(slot.tokens)
         if self.pool.copy_of(slot.owner, slot.prefix) is not None:
             return back_s
-        pays = self._saving_pays(slot, now)
-        if pays and self.pool.can_take(slot.owner, slot.prefix, lost_s, partial(self._value_s, now)):
-            return self.prices.save_s + back_s
+        saved_s = self.prices.save_s + back_s
+        if saved_s < lost_s and self.pool.can_take(slot.owner, slot.prefix, lost_s, self._least_s(self.pool, now)):
+            return saved_s
         return lost_s
 
     def _chance(self, slot: Slot, now: float) -> float:
-        return 0.0 if slot.owner is None else self.odds(slot.owner, slot.doing, now - slot.last_used_s)
-
-    def _recompute_s(self, slot: Slot, now: float) -> float:
-        """Return what the slot's loss costs if nothing is saved."""
-        return self._chance(slot, now) * self.prices.recompute_s(slot.tokens)
-
-    def _saving_pays(self, slot: Slot, now: float) -> bool:
-        back_s = self._chance(slot, now) * self.prices.back_s(slot.tokens)
-        return self.prices.save_s + back_s < self._recompute_s(slot, now)
+        return 0.0 if slot.owner is None else self.odds(slot.owner, slot.doing, slot.last_used_s, now)
 
     def _value_s(self, now: float, entry: Saved) -> float:
         """Return what forgetting a saved one is expected to cost."""
-        return self.odds(entry.owner, entry.doing, now - entry.used_s) * self.prices.recompute_s(entry.tokens)
+        return self.odds(entry.owner, entry.doing, entry.used_s, now) * self.prices.recompute_s(entry.tokens)
+
+    def _least_s(self, pool: SavedPool, now: float) -> float:
+        """Return what forgetting the least of all that is saved is expected to cost: looked for once at a moment,
+        since every slot that is weighed then asks."""
+        moment = (now, pool.changes)
+        if self._least_at != moment:
+            self._least_at, self._least_value_s = moment, pool.least_value(partial(self._value_s, now))
+        return self._least_value_s
 
     # Swapping
 
@@ -130,11 +136,13 @@ class Swaps:
         if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
             return None
         self.pool.unloaded(slot.owner)
-        if self.pool.copy_of(slot.owner, slot.prefix) is not None or not self._saving_pays(slot, now):
+        chance = self._chance(slot, now)
+        lost_s = chance * self.prices.recompute_s(slot.tokens)
+        saved_s = self.prices.save_s + chance * self.prices.back_s(slot.tokens)
+        if self.pool.copy_of(slot.owner, slot.prefix) is not None or saved_s >= lost_s:
             return None
-        value_s = self._recompute_s(slot, now)
         return self.pool.begin_writing(
-            slot.owner, slot.prefix, slot.tokens, slot.doing, value_s, partial(self._value_s, now)
+            slot.owner, slot.prefix, slot.tokens, slot.doing, lost_s, partial(self._value_s, now)
         )
 
     def saved(self, entry: Saved, now: float, effect: Effect, took_s: float | None = None) -> None:

@@ -1,46 +1,22 @@
-"""What a workflow's cache is worth: the chance that it is wanted again, and what it takes to get it back.
+"""What a workflow's cache is worth: the chance that it is wanted again, times the seconds to get it back.
 
-Both together are the loss to be expected of taking it away, in seconds. Odds may be replaced by learned ones:
-whatever is called like ``chance_of_return`` will do.
+That is the loss to be expected of taking it away. The chance is in ``returns``, the prices are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from orla_lg.core.claims import Doing
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 
 if TYPE_CHECKING:
     from orla_lg.core.pace import Pace
-
-Odds = Callable[[str, Doing | None, float], float]
-"""The chance, 0 to 1, that a workflow calls again: by its name, what it does, and for how many seconds already."""
-
-CHANCE: Mapping[Doing | None, float] = {
-    Doing.GENERATING: 1.0,
-    Doing.TOOL: 0.95,
-    Doing.HUMAN: 0.6,
-    Doing.IDLE: 0.3,
-    None: 0.0,
-}
-"""Of return, at first; ``None`` is a call outside any run, which nobody can repeat."""
-
-HALVES_AFTER_S: Mapping[Doing | None, float] = {Doing.TOOL: 600.0, Doing.HUMAN: 86_400.0, Doing.IDLE: 7200.0}
-"""Whoever stayed away for so long is half as likely to come back."""
 
 SAVE_S, RESTORE_S = 0.1, 0.05
 """For as long as no order told better: some thousand tokens of a small model, on a disk."""
 
 WEIGHT = 0.2
 """Of the newest order."""
-
-
-def chance_of_return(workflow: str, doing: Doing | None, idle_s: float) -> float:
-    """Return the usual odds by what the workflow does; its name tells nothing here."""
-    half_s = HALVES_AFTER_S.get(doing)
-    return CHANCE[doing] * (1.0 if half_s is None else 0.5 ** (max(0.0, idle_s) / half_s))
 
 
 class Prices:

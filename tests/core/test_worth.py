@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
+
 from orla_lg.core.claims import Doing
 from orla_lg.core.pace import Pace
 from orla_lg.core.saved import SavedPool
 from orla_lg.core.slots import Slot, SlotTable
 from orla_lg.core.swaps import Swaps
-from orla_lg.core.worth import Prices, chance_of_return
+from orla_lg.core.worth import Prices
 
 
 def paced(tokens_per_s: int = 100) -> Prices:
@@ -16,13 +18,6 @@ def paced(tokens_per_s: int = 100) -> Prices:
 
 def a_slot(doing: Doing | None, tokens: int = 1000) -> Slot:
     return Slot(0, owner="w", doing=doing, tokens=tokens, prefix=(1,))
-
-
-def test_who_is_sure_to_come_back_before_who_may_before_who_cannot() -> None:
-    order = [Doing.GENERATING, Doing.TOOL, Doing.HUMAN, Doing.IDLE, None]
-    chances = [chance_of_return("w", doing, 60.0) for doing in order]
-    assert chances == sorted(chances, reverse=True) and chances[-1] == 0.0
-    assert chance_of_return("w", Doing.IDLE, 7200.0) == chance_of_return("w", Doing.IDLE, 0.0) / 2
 
 
 def test_saving_makes_a_loss_small_where_prefill_is_slow_and_not_where_it_is_fast() -> None:
@@ -55,5 +50,30 @@ def test_the_slot_of_least_loss_is_taken_though_used_last() -> None:
 
 
 def test_learned_odds_may_say_otherwise() -> None:
-    swaps = Swaps(None, prices=paced(), odds=lambda workflow, doing, idle_s: 1.0 if workflow == "w" else 0.0)
+    swaps = Swaps(None, prices=paced(), odds=lambda workflow, doing, since_s, now: 1.0 if workflow == "w" else 0.0)
     assert swaps.loss_s(a_slot(None), 0.0) == 10.0
+
+
+@pytest.mark.parametrize("change", ["turned", "read", "dropped", "written"])
+def test_what_is_saved_is_weighed_anew_when_it_changed(change: str) -> None:
+    """The least of all that is saved is looked for once at a moment, unless something happens in it."""
+    swaps = Swaps(pool := SavedPool("e", 2), prices=paced())
+    for owner in "uv":
+        entry = pool.begin_writing(owner, (1,), 1000, Doing.TOOL, 9.5, lambda each: 0.0)
+        assert entry is not None
+        pool.written(entry, 0.0, ok=True)
+    assert swaps.loss_s(a_slot(Doing.HUMAN), 0.0) == 6.0, "what is saved is worth more: it would be lost"
+    match change:
+        case "turned":
+            pool.turned("u", Doing.IDLE)
+        case "read":
+            pool.begin_reading(entry)
+            pool.read(entry, 0.0, ok=True)
+        case "dropped":
+            pool.drop("u")
+        case "written":
+            swaps.odds = lambda workflow, doing, since_s, now: 0.5
+            entry = pool.begin_writing("v", (1,), 10, Doing.IDLE, 0.1, lambda each: 0.0)
+            assert entry is not None
+            pool.written(entry, 0.0, ok=True)
+    assert swaps.loss_s(a_slot(Doing.HUMAN), 0.0) < 1.0, "now there is a name for it"
