@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,7 @@ class Dear(Prices):
 
 def orla_at(engine: Llama, make_orla: MakeOrla) -> Orla:
     orla = make_orla(Backend("llama", engine.url, engine="llamacpp"), mapper={"*": "llama"})
-    orla.core.serving.desks["llama"]._swaps.prices = Dear()
+    orla.core.serving.desks["llama"].seating.swaps.prices = Dear()
     return orla
 
 
@@ -280,3 +281,50 @@ def test_a_night_in_its_own_slot_is_noticed(two_slots: Llama, make_orla: MakeOrl
     assert resume(graph) == by_day
     before, now = records_of(orla, 0)
     assert now.cache_action == "restored" and covers_its_history(now, before)
+
+
+# A restart that nobody noticed ------------------------------------------------------------------------------
+
+
+def waiting_graph(engine: Llama, goes_on: threading.Event) -> Any:
+    """Return a graph that calls, waits for *goes_on*, and calls again."""
+    llm = model(engine)
+
+    def ask(state: MessagesState) -> Any:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    def wait(state: MessagesState) -> Any:
+        assert goes_on.wait(10 * PATIENCE_S)
+        return {"messages": [("user", "And what else?")]}
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_node("wait", wait).add_node("again", ask)
+    graph.add_edge(START, "ask").add_edge("ask", "wait").add_edge("wait", "again")
+    return graph.compile()
+
+
+def test_an_empty_slot_is_not_saved_as_if_it_were_full(two_slots: Llama, make_orla: MakeOrla) -> None:
+    """The engine is started anew while two runs wait, and before anybody asks it; a third one then needs a slot."""
+    orla, goes_on = orla_at(two_slots, make_orla), threading.Event()
+    waiting, others = orla.wrap(waiting_graph(two_slots, goes_on)), orla.wrap(chat_graph(two_slots))
+    asked = [[("system", rules_of(thread)), ("user", "Say something of it.")] for thread in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(waiting.invoke, {"messages": each}) for each in asked]
+        try:
+            until(lambda: len(orla.records()) == 2, "both wait for their second call")
+            first = {record.workflow: record for record in orla.records()}
+            two_slots.stop()
+            two_slots.start()
+            say(others, 2, 0)
+            assert effects(orla).get("save:failed") == 1 and "save:saved" not in effects(orla), "it was kept"
+            until(lambda: {slot.owner for slot in table_of(orla).slots if slot.tokens} <= {"t2"}, "the rest is gone")
+        finally:
+            goes_on.set()
+        answers = [run.result(10 * PATIENCE_S)["messages"][-1].content for run in runs]
+    again = [record for record in orla.records() if record.stage == "again"]
+    assert {record.workflow for record in again} == set(first)
+    assert max(record.cached_tokens or 0 for record in again) < 40, "their rules are their own"
+    assert {record.expected_cached_tokens for record in again} == {0}, "nobody claimed that anything was there"
+    assert "restore:restored" not in effects(orla)
+
+    bare = waiting_graph(two_slots, goes_on)
+    assert [bare.invoke({"messages": each})["messages"][-1].content for each in asked] == answers

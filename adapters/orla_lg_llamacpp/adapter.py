@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import httpx
+
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, Scope, WholeCache, WorkflowCache
+from orla_lg.core.control import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.metrics import sample
@@ -109,23 +111,25 @@ class LlamaCppAdapter(OpenAIAdapter):
 
     async def erase(self, slot: int) -> Effect:
         """Empty a slot."""
-        return await self._slot_order(slot, "erase", Effect.FREED)
+        return (await self._slot_order(slot, "erase", Effect.FREED))[0]
 
-    async def save(self, slot: int, name: str) -> Effect:
+    async def save(self, slot: int, name: str) -> Copied:
         """Write a slot's cache to a file in the engine's ``--slot-save-path``."""
-        return await self._slot_order(slot, "save", Effect.SAVED, {"filename": _NAME.sub("_", name)})
+        effect, answer = await self._slot_order(slot, "save", Effect.SAVED, name)
+        return Copied(effect, _count(answer, "n_saved"))
 
     async def restore(self, slot: int, name: str) -> Effect:
         """Read a slot's cache from a file."""
-        return await self._slot_order(slot, "restore", Effect.RESTORED, {"filename": _NAME.sub("_", name)})
+        return (await self._slot_order(slot, "restore", Effect.RESTORED, name))[0]
 
     async def _slot_order(
-        self, slot: int, action: str, effect: Effect, body: Mapping[str, Any] | None = None
-    ) -> Effect:
+        self, slot: int, action: str, effect: Effect, name: str = ""
+    ) -> tuple[Effect, httpx.Response | None]:
         if self._slots is not None and slot >= self._slots:
-            return Effect.FAILED  # the engine would not refuse, but take another slot instead
+            return Effect.FAILED, None  # the engine would not refuse, but take another slot instead
         url = f"{self.root}slots/{slot}?action={action}"
-        return await self.effect_of(effect, url, body, timeout_s=SLOT_TIMEOUT_S)
+        body = {"filename": _NAME.sub("_", name)} if name else None
+        return await self.order(effect, url, body, timeout_s=SLOT_TIMEOUT_S)
 
     # Observable, Tokenizing
 
@@ -154,6 +158,16 @@ class LlamaCppAdapter(OpenAIAdapter):
         asked = {"content": prompt, "add_special": True, "parse_special": True}
         tokens = (await self.ask("POST", self.root + "tokenize", asked)).json()["tokens"]
         return [int(token) for token in tokens]
+
+
+def _count(answer: httpx.Response | None, name: str) -> int | None:
+    """Return a number of an answer; ``None`` if it has none of that name."""
+    try:
+        said = None if answer is None else answer.json()
+    except ValueError:
+        return None
+    count = said.get(name) if isinstance(said, Mapping) else None
+    return count if isinstance(count, int) else None
 
 
 def _slot_of(scope: Scope) -> int | None:

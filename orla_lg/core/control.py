@@ -57,6 +57,15 @@ class KVControl(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What came of a slot's copy to the engine's disk."""
+
+    effect: Effect
+    tokens: int | None = None
+    """As many as the slot held; ``None`` where the engine does not say."""
+
+
 @runtime_checkable
 class SlotStore(Protocol):
     """The engine's cache lies in numbered slots, each with one owner at a time."""
@@ -65,7 +74,7 @@ class SlotStore(Protocol):
         """Forget what the slot holds."""
         ...
 
-    async def save(self, slot: int, name: str) -> Effect:
+    async def save(self, slot: int, name: str) -> Copied:
         """Copy what the slot holds to the engine's disk under *name*."""
         ...
 

@@ -81,6 +81,8 @@ class Health:
         self._background = background
         self._clock = clock
         self._probing: Future[None] | None = None
+        self._returned_to: Future[None] | None = None
+        """The probe under way that somebody's return asked for."""
         self._trial: Future[None] | None = None
         self._probed_s = float("-inf")
         self._wanted_s = float("-inf")
@@ -97,7 +99,7 @@ class Health:
         """Start probing the engine if it is not known; returns a future for the end of the probe under way.
 
         An engine that is known is asked anew from time to time, and nobody waits for that unless it was not
-        asked for long.
+        asked for long, or somebody returns.
 
         That future only ever ends well, and only when what was learned is in place. One waiter's cancellation
         does not reach it, so it is nobody else's.
@@ -105,15 +107,24 @@ class Health:
         now = self._wanted_s = self._clock()
         known = self.known and not self._silent(now)
         if known and not self._is_due(now):
-            return None
+            return self._awaited
         probing = self._probe_once(now)
-        return None if known else probing
+        return self._awaited if known else probing
 
-    def ask_for_return(self) -> None:
-        """Ask an engine that tells a restart whether there was one, sooner than usual; nobody waits for that."""
+    def ask_for_return(self, *, idle: bool) -> None:
+        """Ask an engine that tells a restart whether there was one, sooner than usual.
+
+        Calls wait for the answer of one that is *idle*, as it comes at once.
+        """
         if self.probe is not None and self.probe.incarnation:
             with contextlib.suppress(OrlaClosed):
-                self._probe_once(self._clock(), RETURN_AGAIN_S)
+                asked = self._probe_once(self._clock(), RETURN_AGAIN_S)
+                self._returned_to = asked if idle else None
+
+    @property
+    def _awaited(self) -> Future[None] | None:
+        asked = self._returned_to
+        return None if asked is None or asked.done() else asked
 
     def _silent(self, now: float) -> bool:
         return self.probe is not None and self.probe.incarnation != "" and now - self._learned_s > SILENT_S
@@ -212,6 +223,19 @@ class Health:
                     self.backend.name, self.backend.url, served, said)  # fmt: skip
         self._probed_s = float("-inf")
         self.connect()
+
+    def doubt_contents(self) -> None:
+        """Note that the engine holds far less than it should: it may have been started anew, and nobody noticed.
+
+        If it can tell its incarnation it is asked at once; else we believe nothing any more, as when it was lost.
+        """
+        with self.lock:
+            tells = self.probe is not None and self.probe.incarnation != ""
+            if not tells:
+                self._concerned.forgotten()
+        if tells:
+            with contextlib.suppress(OrlaClosed):
+                self._probe_once(self._clock(), 0.0)
 
     def admit(self) -> Future[None] | None:
         """Let a call go (``None``), or return what to wait for while another call tries the engine.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orla_lg.core.backend import Effect
+from orla_lg.core.control import Copied
 from orla_lg.core.memory import Verb
 from orla_lg.errors import OrlaClosed
 
@@ -37,6 +38,7 @@ class Mover:
         quiet: Whether the engine has nothing to do and can be told to erase; asked under the lock.
         tell: Called without the lock when the ledger has noted what came of an order.
         go_on: Called without the lock when a slot may be given away again.
+        doubt: Called without the lock when a slot held next to nothing of what it should.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Mover:
         quiet: Callable[[], bool],
         tell: Callable[[], None],
         go_on: Callable[[], None],
+        doubt: Callable[[], None],
     ) -> None:
         self._store = store
         self._background = background
@@ -59,6 +62,7 @@ class Mover:
         self._quiet = quiet
         self._tell = tell
         self._go_on = go_on
+        self._doubt = doubt
 
     # When a slot changes hands
 
@@ -68,7 +72,7 @@ class Mover:
             return
         swap.begun = True
         try:
-            self._background.submit(self._swap(table, swap))
+            self._background.errand(self._swap(table, swap))
         except OrlaClosed:  # nothing was ordered, and nothing will be
             if swap.save is not None:
                 table.swaps.saved(swap.save, self._clock(), Effect.FAILED)
@@ -90,19 +94,26 @@ class Mover:
                 self._go_on()
 
     async def _save(self, table: SlotTable, slot: int, entry: Saved) -> None:
-        effect, began_s = Effect.FAILED, self._clock()
+        copied, began_s = Copied(Effect.UNKNOWN), self._clock()
         try:
-            effect = await self._store.save(slot, entry.name)
+            copied = await self._store.save(slot, entry.name)
         finally:
+            # An engine that was started anew saves its empty slot without complaint.
+            whole = entry.is_whole(copied.tokens)
+            effect = copied.effect if whole else Effect.FAILED
             with self._lock:
                 now = self._clock()
                 table.swaps.saved(entry, now, effect, now - began_s)
+                if not whole:
+                    table.found_empty(slot, entry)
                 self._ledger.note(Verb.SAVE, effect, entry.owner)
             self._tell()
+            if not whole:
+                self._doubt()
 
     async def _restore(self, table: SlotTable, swap: Swap) -> None:
         assert swap.restore is not None
-        effect, began_s = Effect.FAILED, self._clock()
+        effect, began_s = Effect.UNKNOWN, self._clock()
         try:
             effect = await self._store.restore(swap.slot, swap.restore.name)
         finally:
@@ -123,14 +134,14 @@ class Mover:
             return
         with contextlib.suppress(OrlaClosed):
             for slot in table.start_erasing():
-                self._background.submit(self._erase(table, slot))
+                self._background.errand(self._erase(table, slot))
             if (emptying := table.start_emptying(self._clock())) is not None:
-                self._background.submit(self._empty(table, *emptying))
+                self._background.errand(self._empty(table, *emptying))
         for swap in table.start_saving_ahead(self._clock()):
             self.swap(table, swap)
 
     async def _erase(self, table: SlotTable, slot: int) -> None:
-        effect = Effect.FAILED
+        effect = Effect.UNKNOWN
         try:
             effect = await self._store.erase(slot)
         finally:
@@ -141,9 +152,10 @@ class Mover:
 
     async def _empty(self, table: SlotTable, slot: int, name: str) -> None:
         """Overwrite a file with an empty slot: the nearest to deleting it that there is."""
-        effect = Effect.FAILED
+        effect = Effect.UNKNOWN
         try:
-            effect = await self._store.save(slot, name)
+            copied = await self._store.save(slot, name)
+            effect = Effect.FAILED if copied.tokens else copied.effect
         finally:
             with self._lock:
                 table.emptied(slot, name, ok=effect is Effect.SAVED)

@@ -20,12 +20,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from zlib import crc32
 
 from orla_lg.core.claims import Doing
 
 MAX_AGE_S = 3 * 86_400.0
 """A weekend; what nobody asked for in that time is forgotten."""
+
+WHOLE = 0.5
+"""A file with less than this part of the tokens that its slot was believed to hold is not what it should be. Beliefs
+are counts of the engine's, but where it did not count, and of calls that broke off, they are estimates."""
 
 
 class _Name(StrEnum):
@@ -59,6 +64,10 @@ class Saved:
         """Whether the engine is neither writing nor reading it."""
         return self.ready and not self.readers
 
+    def is_whole(self, tokens: int | None) -> bool:
+        """Whether so many tokens, as the engine counted when it saved them, may be what was to be saved."""
+        return tokens is None or tokens >= WHOLE * self.tokens
+
     def covers(self, prompt: Sequence[int]) -> float:
         """Return about how many tokens of a prompt, as chained message hashes, it holds."""
         return covered(self.prefix, self.tokens, prompt)
@@ -80,6 +89,8 @@ class SavedPool:
         self._most = most
         self._max_age_s = max_age_s
         self._weights = ""
+        self.changes = 0
+        """How often something changed that an entry's value may depend on."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,9 +114,14 @@ class SavedPool:
 
     # Writing
 
-    def can_take(self, owner: str, prefix: tuple[int, ...], value: float, value_of: Callable[[Saved], float]) -> bool:
-        """Whether something of that value would find a name."""
-        return self._victim(owner, prefix, value, value_of) is not None
+    def can_take(self, owner: str, prefix: tuple[int, ...], value: float, least: float) -> bool:
+        """Whether something of that value would find a name, where *least* is what ``least_value`` says."""
+        return least < value or self._at_no_cost(owner, prefix) is not None
+
+    def least_value(self, value_of: Callable[[Saved], float]) -> float:
+        """Return the value of the entry that goes first when names run out; that of a loaded one is below all."""
+        values = (-inf if entry.loaded else value_of(entry) for entry in self._entries.values() if entry.still)
+        return min(values, default=inf)
 
     def begin_writing(
         self,
@@ -129,6 +145,7 @@ class SavedPool:
         name = self._victim(owner, prefix, value, value_of)
         if name is None:
             return None
+        self.changes += 1
         self._names.pop(name, None)
         self._entries[name] = Saved(name, owner, prefix, tokens, doing)
         return self._entries[name]
@@ -136,19 +153,27 @@ class SavedPool:
     def _victim(
         self, owner: str, prefix: tuple[int, ...], value: float, value_of: Callable[[Saved], float]
     ) -> str | None:
-        """Return the name to write to: the workflow's own that this continues, else an unused one, else the least."""
-        still = [entry for entry in self._entries.values() if entry.still]
-        for entry in still:
-            if entry.owner == owner and prefix[: len(entry.prefix)] == entry.prefix:
+        """Return the name to write to: one that nobody would miss, else that of what is worth least."""
+        name = self._at_no_cost(owner, prefix)
+        if name is not None:
+            return name
+        still = (entry for entry in self._entries.values() if entry.still)
+        least = min(still, key=lambda entry: (not entry.loaded, value_of(entry)), default=None)
+        return None if least is None or not (least.loaded or value_of(least) < value) else least.name
+
+    def _at_no_cost(self, owner: str, prefix: tuple[int, ...]) -> str | None:
+        """Return a name that nobody would miss: the workflow's own that this continues, else an unused one."""
+        for entry in self._entries.values():
+            if entry.owner == owner and entry.still and prefix[: len(entry.prefix)] == entry.prefix:
                 return entry.name
         for state in (_Name.STALE, _Name.FREE):
             if (name := next((name for name, is_ in self._names.items() if is_ is state), None)) is not None:
                 return name
-        least = min(still, key=lambda entry: (not entry.loaded, value_of(entry)), default=None)
-        return None if least is None or not (least.loaded or value_of(least) < value) else least.name
+        return None
 
     def written(self, entry: Saved, now: float, *, ok: bool) -> None:
         """Note how the engine's writing went; what failed may have left half a file."""
+        self.changes += 1
         entry.ready, entry.used_s = True, now
         if entry.dropped or not ok:
             self._forget(entry)
@@ -157,10 +182,12 @@ class SavedPool:
 
     def begin_reading(self, entry: Saved) -> None:
         """Let nobody write to the entry's name meanwhile."""
+        self.changes += 1
         entry.readers += 1
 
     def read(self, entry: Saved, now: float, *, ok: bool) -> None:
         """Note how the engine's reading went. What failed is kept: the engine may just have been away."""
+        self.changes += 1
         entry.readers -= 1
         entry.used_s = now
         entry.loaded = entry.loaded or ok
@@ -169,11 +196,13 @@ class SavedPool:
 
     def unloaded(self, owner: str | None = None) -> None:
         """Note that what was read to slots is no more there: one workflow's, or everybody's."""
+        self.changes += 1
         for entry in self._entries.values():
             entry.loaded = entry.loaded and owner is not None and entry.owner != owner
 
     def turned(self, owner: str, doing: Doing) -> None:
         """Note what a workflow does now."""
+        self.changes += 1
         for entry in self._entries.values():
             if entry.owner == owner:
                 entry.doing = doing
@@ -207,6 +236,7 @@ class SavedPool:
         return len(dropped)
 
     def _forget(self, entry: Saved) -> None:
+        self.changes += 1
         del self._entries[entry.name]
         self._names[entry.name] = _Name.STALE
 

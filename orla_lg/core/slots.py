@@ -26,11 +26,13 @@ slot, so holding cannot deadlock. All methods are called under the backend's loc
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from orla_lg.core.backend import Effect
 from orla_lg.core.claims import Doing
-from orla_lg.core.saved import in_common
+from orla_lg.core.saved import Saved, in_common
 from orla_lg.core.swaps import Swap, Swaps
 
 
@@ -133,18 +135,36 @@ class SlotTable:
         slot.blank, slot.moving, slot.doing = False, seat.swap is not None, Doing.GENERATING
         return seat
 
-    def lend(self, workflow: str, prefix: tuple[int, ...], now: float) -> Seat | None:
-        """Give *workflow* an idle slot of its own, or nobody's, for a warm-up; ``None`` if there is neither.
+    def lendable(
+        self, workflow: str, prefix: tuple[int, ...], now: float, spare: Callable[[str], bool] = lambda owner: False
+    ) -> Slot | None:
+        """Return the slot for a warm-up: an idle one of *workflow* itself, or nobody's, or one that may be taken.
 
-        Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
+        That is the one which its call would take, a moment later. Where the engine saves slots none is taken: what
+        is lost there comes back sooner than it could be prefilled.
+
+        Args:
+            workflow: Who is warmed for.
+            prefix: Its prompt as chained message hashes.
+            now: Monotonic seconds.
+            spare: Says of the owner of a slot whether it is not to be taken.
         """
         own = [slot for slot in self._idle() if slot.owner == workflow]
         slot = max(own, key=lambda slot: (slot.common(prefix), slot.last_used_s), default=None) or self._free()
-        if slot is None:
-            return None
-        if slot.owner is None:
-            slot.last_used_s = now
-        seat = Seat(slot.index, "claimed" if slot.owner is None else "reused", slot.flushed)
+        return slot if slot is not None or self.swaps.saves else self._takeable(now, spare)
+
+    def lend(self, workflow: str, slot: Slot, now: float) -> Seat:
+        """Give *workflow* a slot that is ``lendable``, for a warm-up.
+
+        Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
+        """
+        how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
+        seat = Seat(slot.index, how, slot.flushed)
+        if how == "reclaimed":
+            self._flush(slot)
+            slot.flushed = seat.fresh  # nobody asked for a flush, so what a broken-off prefill leaves may be used
+        if how != "reused":
+            slot.last_used_s, slot.doing = now, Doing.TOOL
         slot.owner, slot.busy, slot.blank = workflow, True, False
         return seat
 
@@ -162,9 +182,12 @@ class SlotTable:
     def _free(self) -> Slot | None:
         return min((s for s in self._idle() if s.owner is None), key=lambda s: s.flushed, default=None)
 
-    def _takeable(self, now: float) -> Slot | None:
+    def _takeable(self, now: float, spare: Callable[[str], bool] = lambda owner: False) -> Slot | None:
         owned = self._owned()
-        due = [s for s in self._idle() if s.owner is not None and now >= self._due_s(s, owned, now)]
+        due = [
+            s for s in self._idle()
+            if s.owner is not None and now >= self._due_s(s, owned, now) and not spare(s.owner)
+        ]  # fmt: skip
         return min(due, key=lambda s: (self.swaps.loss_s(s, now), s.held, s.last_used_s), default=None)
 
     def _due_s(self, slot: Slot, owned: Counter[str | None], now: float) -> float:
@@ -188,10 +211,10 @@ class SlotTable:
             return None
         return {s.owner for s in self.slots if s.owner is not None and (s.idle or (s.ahead and not s.busy))}
 
-    def next_expiry_s(self, now: float) -> float | None:
-        """Return when (monotonic) the first idle holder's favour ends, or ``None``."""
+    def next_expiry_s(self, now: float) -> float:
+        """Return when (monotonic) the first idle holder's favour ends; ``inf`` if none does."""
         owned = self._owned()
-        return min((self._due_s(s, owned, now) for s in self._idle() if s.held), default=None)
+        return min((self._due_s(s, owned, now) for s in self._idle() if s.held), default=inf)
 
     # Changing hands
 
@@ -297,6 +320,12 @@ class SlotTable:
             if slot.owner is not None and slot.doing in wanted and (entry := self.swaps.begin_saving(slot, now)):
                 slot.moving, slot.ahead = True, Swap(slot.index, slot.owner, entry, None)
         return [slot.ahead for slot in self.slots if slot.ahead is not None and not slot.ahead.begun]
+
+    def found_empty(self, index: int, saved: Saved) -> None:
+        """Note that a slot held next to nothing of what was to be saved from it."""
+        slot = self.slots[index]
+        if (slot.owner, slot.prefix) == (saved.owner, saved.prefix):
+            slot.prefix, slot.tokens = (), 0
 
     def lose_contents(self) -> None:
         """Note that the engine may have started anew. Owners and flush marks stay, in case it did not; files do."""

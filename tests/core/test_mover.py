@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.claims import Doing
+from orla_lg.core.control import Copied
 from orla_lg.core.desk import Desk
 from orla_lg.core.effects import Wait
 from orla_lg.core.memory import CacheAction, Verb
@@ -28,12 +30,14 @@ class Store(Engine):
         super().__init__(Probe(models=("m",), slots=slots, capabilities=CAN, weights="m.gguf"))
         self.told: list[str] = []
         self.fails: set[str] = set()
+        self.holds: int | None = None
+        """What it says every slot holds when it is saved."""
 
     async def erase(self, slot: int) -> Effect:
         return self.take(f"erase {slot}", Effect.FREED)
 
-    async def save(self, slot: int, name: str) -> Effect:
-        return self.take(f"save {slot} {name[-1]}", Effect.SAVED)
+    async def save(self, slot: int, name: str) -> Copied:
+        return Copied(self.take(f"save {slot} {name[-1]}", Effect.SAVED), self.holds)
 
     async def restore(self, slot: int, name: str) -> Effect:
         return self.take(f"restore {slot} {name[-1]}", Effect.RESTORED)
@@ -226,6 +230,62 @@ def test_an_engine_started_anew_keeps_files_and_one_with_other_weights_none() ->
     with at.desk.lock:
         at.desk.forgotten()
     assert at.call("v").action == "reclaimed" and at.desk.ledger.statistics().saved == 0
+
+
+# A restart that nobody noticed
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "all_is_lost"),
+    [("", "", True), ("first", "second", True), ("first", "first", False)],
+    ids=["cannot tell", "was restarted", "was not"],
+)
+def test_a_slot_that_holds_next_to_nothing_is_not_kept_and_the_engine_is_asked_what_happened(
+    first: str, then: str, all_is_lost: bool
+) -> None:
+    at = AtDesk(slots=2)
+    at.desk.health._learn(replace(at.engine.says, incarnation=first))  # type: ignore[type-var]
+    for workflow in "uv":
+        at.call(workflow)
+    at.engine.says = replace(at.engine.says, incarnation=then)  # type: ignore[type-var]
+    at.engine.holds = 0
+    assert at.call("w").action == "reclaimed"
+    assert at.effects == {"save:failed": 1} and at.desk.ledger.statistics().saved == 0
+    tokens = {slot.owner: slot.tokens for slot in at.table.slots}
+    assert tokens == {"w": 9000, "v": 0 if all_is_lost else 9000}
+    at.engine.holds = None
+    assert at.call("u").action == "reclaimed", "there is nothing to restore"
+
+
+@pytest.mark.parametrize(("holds", "kept"), [(4500, True), (4499, False)])
+def test_what_is_saved_ahead_is_believed_if_it_is_about_what_it_should_be(holds: int, kept: bool) -> None:
+    at = AtDesk(slots=2)
+    at.engine.says = replace(at.engine.says, incarnation="first")  # type: ignore[type-var]
+    at.desk.health._learn(at.engine.says)  # type: ignore[arg-type]
+    at.call("u")
+    at.engine.holds = holds
+    at.desk.turned("u", Doing.HUMAN)
+    at.background.do_all()
+    assert at.table.slots[0].tokens == (9000 if kept else 0)
+    assert at.effects == {"save:saved" if kept else "save:failed": 1}
+    at.desk.check_integrity()
+
+
+def test_a_file_is_not_emptied_with_a_slot_that_is_not_empty() -> None:
+    at = AtDesk(slots=2)
+    for workflow in "uvw":
+        at.call(workflow)
+    at.engine.holds = 7
+    for workflow in "uw":
+        at.desk.apply(CacheAction(Verb.FLUSH, workflow))
+    at.background.do_all()
+    assert at.effects["flush:failed"] == 1, "the file would hold those tokens"
+    at.engine.holds = 0
+    at.call("v")
+    assert at.effects["flush:freed"] == 2
+
+
+# Where nothing is moved
 
 
 @pytest.mark.parametrize(("max_saved", "able"), [(0, True), (4, False)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -272,8 +273,8 @@ class SlotMachine(RuleBasedStateMachine):
     def the_next_to_look_at(self) -> None:
         held = [slot for slot in self.table.slots if slot.held and slot.idle]
         expiry = self.table.next_expiry_s(self.now)
-        assert (expiry is None) == (not held)
-        assert expiry is None or (expiry <= self.now) == any(self.may_be_taken(slot) for slot in held)
+        assert (expiry == inf) == (not held)
+        assert (expiry <= self.now) == any(self.may_be_taken(slot) for slot in held)
 
 
 SlotMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

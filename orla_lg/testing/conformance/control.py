@@ -150,7 +150,9 @@ async def saved_slot_comes_back(on: Subject) -> None:
     slot, name = scope.slot, f"orla-{on.unlike()}"
     if slot is None:
         skip("the engine has no slots")
-    expect(await adapter.save(slot, name) is Effect.SAVED, "saving failed")
+    saved = await adapter.save(slot, name)
+    expect(saved.effect is Effect.SAVED, "saving failed")
+    expect(saved.tokens is None or saved.tokens > 0, "saving a slot that holds a prompt was told as saving nothing")
     expect(await adapter.erase(slot) is Effect.FREED, "erasing failed")
     await expect_lost(on, body, "its slot was erased")
     expect(await adapter.erase(slot) is Effect.FREED, "erasing failed")
