@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
+from flags import count
 
 from orla_lg.core.call import Ask
 from orla_lg.core.claims import Claims, Doing
@@ -41,6 +42,8 @@ class Load:
     turns: int
     corrected: int
     """Every so many calls, the engine found only what all prompts have in common."""
+    nothing: bool
+    """Then it found not even that, so what all workflows have is cut."""
     timed: Callable[[str], object]
     cache: Residency = field(default_factory=Residency)
     now: float = 0.0
@@ -68,7 +71,7 @@ class Load:
 
     def end(self, stay: Stay, workflow: str, *, corrected: bool) -> None:
         prompt = round(sum(piece.tokens for piece in stay.path))
-        found = sum(stay.believed[:1] if corrected else stay.believed)
+        found = sum(stay.believed[: not self.nothing] if corrected else stay.believed)
         with self.timed("call ends, corrected" if corrected else "call ends"):
             self.cache.end(stay, prompt, ANSWER_TOKENS, round(found))
             self.claims.leave(workflow, "agent", stay.answer, self.now, followed=True)
@@ -106,7 +109,7 @@ def measure_memory(arguments: argparse.Namespace) -> Load:
     process = psutil.Process()
     rss = process.memory_info().rss
     tracemalloc.start()
-    load = Load(arguments.workflows, arguments.turns, arguments.corrected, untimed)
+    load = Load(arguments.workflows, arguments.turns, arguments.corrected, arguments.nothing, untimed)
     load.run()
     gc.collect()
     kept_mb, grown_mb = tracemalloc.get_traced_memory()[0] / 1e6, (process.memory_info().rss - rss) / 1e6
@@ -120,7 +123,7 @@ def measure_memory(arguments: argparse.Namespace) -> Load:
 
 def measure_time(arguments: argparse.Namespace) -> None:
     watch = Stopwatch()
-    load = Load(arguments.workflows, arguments.turns, arguments.corrected, watch)
+    load = Load(arguments.workflows, arguments.turns, arguments.corrected, arguments.nothing, watch)
     load.run()
     print(
         f"\n{'event':<24}{'count':>9}{'median µs':>12}{'p99 µs':>10}{'max µs':>10}   (goal: median {GOAL_US:.0f} µs)"
@@ -149,9 +152,10 @@ def measure_time(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workflows", type=int, default=10_000, help="open at once (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=8, help="calls of each (default: %(default)s)")
-    parser.add_argument("--corrected", type=int, default=10, help="every so many answers, one found little (10)")
+    parser.add_argument("--workflows", type=count, default=10_000, help="open at once (default: %(default)s)")
+    parser.add_argument("--turns", type=count, default=8, help="calls of each (default: %(default)s)")
+    parser.add_argument("--corrected", type=count, default=10, help="every so many answers, one found little (10)")
+    parser.add_argument("--nothing", action="store_true", help="those found nothing: what all prompts share is cut")
     parser.add_argument("--check", action="store_true", help="check the account's integrity at the end (slow)")
     arguments = parser.parse_args()
     load = measure_memory(arguments)

@@ -55,12 +55,15 @@ class Publisher:
         if not drop:
             self.socket.send_multipart((b"", at.to_bytes(8, "big"), payload))
 
-    def answer_replay(self) -> None:
+    def answer_replay(self, most: int = 1_000) -> None:
+        """Send all that there is, as an engine does; what is more than *most* falls, and the end with it."""
         assert self.router.poll(5000), "nobody asked"
         client, _, first = self.router.recv_multipart()
-        for at in range(int.from_bytes(first, "big"), len(self.batches)):
+        all_of_it = range(int.from_bytes(first, "big"), len(self.batches))
+        for at in all_of_it[:most]:
             self.router.send_multipart((client, b"", b"", at.to_bytes(8, "big"), self.batches[at]))
-        self.router.send_multipart((client, b"", b"", (-1).to_bytes(8, "big", signed=True), b""))
+        if len(all_of_it) <= most:
+            self.router.send_multipart((client, b"", b"", (-1).to_bytes(8, "big", signed=True), b""))
 
     def close(self) -> None:
         self.context.destroy(linger=0)
@@ -78,7 +81,9 @@ def adapter(publisher: Publisher, *, replay: bool = False) -> VLLMAdapter:
     return VLLMAdapter(Backend("b", "http://b/v1", model="m", engine="vllm", kv_events=publisher.events, **there))
 
 
-async def read(batches: AsyncGenerator[Sequence[KVEvent]] | None, publisher: Publisher, act: Any) -> list[KVEvent]:
+async def read(
+    batches: AsyncGenerator[Sequence[KVEvent]] | None, publisher: Publisher, act: Any, wait_s: float = 0.3
+) -> list[KVEvent]:
     """Read until the stream says nothing for a moment, while *act* publishes in a thread of its own."""
     assert batches is not None
     seen: list[KVEvent] = []
@@ -93,7 +98,7 @@ async def read(batches: AsyncGenerator[Sequence[KVEvent]] | None, publisher: Pub
 
     reading = asyncio.get_running_loop().create_task(collect())
     await asyncio.to_thread(publish)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(wait_s)
     reading.cancel()
     await asyncio.wait([reading])
     await batches.aclose()
@@ -136,13 +141,47 @@ async def test_a_gap_is_filled_by_a_replay(publisher: Publisher) -> None:
     assert seen == [STORED_READ, BlocksCleared(), BlocksRemoved([2])]
 
 
+async def test_a_replay_that_falls_in_part_is_asked_for_again(publisher: Publisher) -> None:
+    def act() -> None:
+        publisher.publish(STORED)
+        for _ in range(25):
+            publisher.publish(REMOVED, drop=True)
+        publisher.publish(CLEARED)
+        for _ in range(3):
+            publisher.answer_replay(most=10)
+
+    seen = await read(adapter(publisher, replay=True).kv_events(), publisher, act, wait_s=1.0)
+    assert seen == [STORED_READ, *[BlocksRemoved([2])] * 25, BlocksCleared()]
+
+
+async def test_what_it_told_before_it_heard_of_us_is_had_by_a_replay_too(publisher: Publisher) -> None:
+    def act() -> None:
+        publisher.publish(STORED, drop=True)
+        publisher.publish(REMOVED)
+        publisher.answer_replay()
+
+    seen = await read(adapter(publisher, replay=True).kv_events(), publisher, act)
+    assert seen == [STORED_READ, BlocksRemoved([2])]
+
+
 async def test_an_engine_that_counts_anew_is_empty(publisher: Publisher) -> None:
     def act() -> None:
-        publisher.publish(STORED, number=7)
+        for each in (STORED, STORED):
+            publisher.publish(each)
         publisher.publish(REMOVED, number=0)
 
     seen = await read(adapter(publisher).kv_events(), publisher, act)
-    assert seen == [STORED_READ, BlocksCleared(), BlocksRemoved([2])]
+    assert seen == [STORED_READ, STORED_READ, BlocksCleared(), BlocksRemoved([2])]
+
+
+async def test_one_that_counts_anew_and_was_not_heard_at_once_is_not_known(publisher: Publisher) -> None:
+    def act() -> None:
+        for each in (STORED, STORED, STORED):
+            publisher.publish(each)
+        publisher.publish(REMOVED, number=1)
+
+    seen = await read(adapter(publisher).kv_events(), publisher, act)
+    assert seen == [*[STORED_READ] * 3, BlocksCleared(), BlocksCleared(missed=True), BlocksRemoved([2])]
 
 
 def test_without_an_endpoint_nothing_is_read_and_no_session_sent(publisher: Publisher) -> None:

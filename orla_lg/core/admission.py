@@ -44,6 +44,10 @@ UNKNOWN_GROWTH = 1.5
 GATE_TOKENS = 192.0
 """A prefix of so many tokens that another call is just prefilling is worth waiting for."""
 
+UNTOLD = 2.0
+"""Where an engine tells what it gives up, so many times what it holds may be believed: no event tells of what lies
+in no whole block."""
+
 LENIENCE = 2.0
 """A prefill may take so many times as long as expected before others wait for it no longer."""
 
@@ -180,7 +184,10 @@ class Admission:
         return any(self._uses(each.call) > room for each in late)
 
     def _uses(self, call: Call) -> float:
-        return self.cache.adds(call.ask, call.expected_answer_tokens)[0]
+        return self._adds(call)[0]
+
+    def _adds(self, call: Call) -> tuple[float, float]:
+        return self.cache.adds(call.ask, call.expected_answer_tokens, call.identity.voice)
 
     @property
     def waiting_for_prefix(self) -> int:
@@ -207,13 +214,13 @@ class Admission:
         call = queued.call
         if self._is_gated(call):
             return Held.PREFIX
-        in_use, wanted = self.cache.adds(call.ask, call.expected_answer_tokens)
+        in_use, wanted = self._adds(call)
         if self.cache.in_use_tokens + in_use > self.capacity.limit:
             return Held.CACHE
         if late or self._is_resident(call) or self._has_room(call, wanted):
             return None
         self.claims.lapse_one(now)
-        _, wanted = self.cache.adds(call.ask, call.expected_answer_tokens)
+        _, wanted = self._adds(call)
         return None if self._has_room(call, wanted) else Held.CACHE
 
     def _has_room(self, call: Call, wanted_tokens: float) -> bool:
@@ -226,13 +233,14 @@ class Admission:
         if call.identity.run is None:
             return 0.0  # outside any run nothing follows, as far as anybody knows
         learned = self._estimates.growth_tokens(call.standing.graph, call.identity.stage, call.standing.visit)
-        return UNKNOWN_GROWTH * self.cache.tokens_of(call.ask) if learned is None else learned
+        return UNKNOWN_GROWTH * self.cache.tokens_of(call.ask, call.identity.voice) if learned is None else learned
 
     def _is_gated(self, call: Call) -> bool:
         """Whether waiting for another call's prefill saves a prefill of its own."""
         if not self._prefilling:
             return False
-        if sum(piece.tokens for piece in self.cache.find(call.ask) if piece in self._awaited) < GATE_TOKENS:
+        found = self.cache.find(call.ask, call.identity.voice)
+        if sum(piece.tokens for piece in found if piece in self._awaited) < GATE_TOKENS:
             return False
         self.again_at_s = min(self.again_at_s, *(entry.open_at_s for entry in self._prefilling.values()))
         return True
@@ -245,8 +253,8 @@ class Admission:
         Returns the tokens that the engine is believed to give up for it.
         """
         call = queued.call
-        stay = self.cache.begin(call.ask, call.expected_answer_tokens)
-        gone_tokens = self.cache.shrink(self.capacity.limit)
+        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.voice)
+        gone_tokens = self._evicted()
         self.blocks.began(call.identity.workflow, stay)
         self.claims.enter(call.identity.workflow, self._growth(call))
         fresh_tokens = sum(piece.tokens for piece in stay.fresh)
@@ -297,7 +305,18 @@ class Admission:
         cached = None if usage is None else usage.cached_tokens
         self.blocks.ended(who.workflow, entry.stay, cached, reached=reached)
         self.claims.leave(who.workflow, who.stage, leaf, now, followed=followed)
-        self.cache.shrink(self.capacity.limit)
+        self._evicted()
+
+    def _evicted(self) -> float:
+        """Return how much the engine gives up for what is in use now; believe it gone unless events will tell.
+
+        Pieces are coarser than what an engine gives up, so events are right where this is too much.
+        """
+        if not self.blocks.listening:
+            return self.cache.shrink(self.capacity.limit)
+        too_much = min(max(0.0, self.cache.tokens - self.capacity.limit), self.cache.idle_tokens)
+        self.cache.shrink(UNTOLD * self.capacity.limit)
+        return too_much
 
     def _end(self, stay: Stay, usage: Usage | None) -> None:
         if usage is None:

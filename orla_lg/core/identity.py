@@ -27,6 +27,11 @@ class Identity:
     identified: bool = True
     """False when a graph's context was lost on the way (a raw thread)."""
 
+    @property
+    def voice(self) -> str:
+        """Whose answers its prompts may repeat: its workflow's. Calls outside of any graph speak with one voice."""
+        return "" if self.run is None else self.workflow
+
 
 def stage_key(checkpoint_namespace: str) -> str:
     """Return a checkpoint namespace without what differs from run to run.

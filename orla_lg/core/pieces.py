@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+MAX_VOICES = 1000
+"""Known of those that a model answered after one beginning; the oldest are forgotten."""
+
 
 class Band(IntEnum):
     """Which idle pieces an engine gives up before which."""
@@ -49,10 +52,9 @@ class Piece:
     """It is in a line."""
     band: Band = Band.USUAL
     """Of that line, or of the one in which it was last."""
-    answer: Piece | None = None
-    """What a model said after it, as long as no prompt repeated that."""
-    ambiguous: bool = False
-    """A model said several things after it: which of them a prompt repeats cannot be told."""
+    said: dict[str, Piece | None] | None = None
+    """Whom a model answered after it, and with what, as long as no prompt of theirs repeated that. ``None``: it did
+    more than once, or one did; whatever else they repeat cannot be told."""
     before: Piece | None = None
     """In its line: given up sooner."""
     behind: Piece | None = None
@@ -67,6 +69,17 @@ class Piece:
     def there_tokens(self) -> float:
         """What is believed to be there."""
         return self.tokens - self.gone_tokens if self.alive else 0.0
+
+    def answer_to(self, voice: str) -> Piece | None:
+        """Return what a model said to somebody after it, if that can be told and has no name yet."""
+        return None if self.said is None else self.said.get(voice)
+
+    def answered(self, voice: str, answer: Piece) -> None:
+        """Expect the next message in a prompt of theirs to be that answer, if it is the only one they got here."""
+        said = self.said = self.said or {}
+        said[voice] = None if voice in said else answer
+        if len(said) > MAX_VOICES:
+            del said[next(iter(said))]
 
     def path(self) -> Iterator[Piece]:
         """Return this piece and all before it, the nearest first."""

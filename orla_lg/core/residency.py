@@ -17,6 +17,7 @@ what comes after cannot be found: so with a piece, all behind it are lost.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 from orla_lg.core.pieces import Band, Piece
@@ -35,6 +36,8 @@ LEARNING = 0.3
 class Stay:
     """A call's pieces while it is in flight."""
 
+    voice: str
+    """Whose answers the prompt may repeat."""
     path: list[Piece]
     """From the first message to the last."""
     answer: Piece
@@ -69,6 +72,8 @@ class Residency:
     """The pieces of one engine. ``check_integrity`` asserts what the parts promise."""
 
     tokens_per_char: float = 1 / CHARS_PER_TOKEN
+    told: bool = False
+    """The engine tells what it gives up, so answers are no longer taken for signs of that."""
     in_use_tokens: float = 0.0
     """Of calls in flight, with the answers that are expected."""
     wanted_tokens: float = 0.0
@@ -95,22 +100,26 @@ class Residency:
 
     # Looking
 
-    def find(self, ask: Ask) -> list[Piece]:
-        """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone."""
+    def find(self, ask: Ask, voice: str = "") -> list[Piece]:
+        """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
+
+        An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *voice* repeats:
+        others who asked the same may have been told something else.
+        """
         found: list[Piece] = []
         for index, (key, _) in enumerate(ask.pieces):
             piece = self.pieces.get(key)
             if piece is None:
-                said = found[-1].answer if found and ask.is_answer(index) else None
+                said = found[-1].answer_to(voice) if found and ask.is_answer(index) else None
                 if said is None or not said.alive:
                     break
                 piece = said
             found.append(piece)
         return found
 
-    def adds(self, ask: Ask, answer_tokens: float) -> tuple[float, float]:
+    def adds(self, ask: Ask, answer_tokens: float, voice: str = "") -> tuple[float, float]:
         """Return by how much ``in_use_tokens`` and ``wanted_tokens`` would grow if the call went now."""
-        found = self.find(ask)
+        found = self.find(ask, voice)
         use = want = answer_tokens
         for piece in found:
             if not piece.users:
@@ -118,39 +127,40 @@ class Residency:
                 want += 0.0 if piece.claims else piece.tokens
         parent: Piece | None = found[-1] if found else None
         for index in range(len(found), len(ask.pieces)):
-            lost = parent = self._lost_before(ask, index, parent)
+            lost = parent = self._lost_before(ask, index, parent, voice)
             tokens = ask.pieces[index][1] * self.tokens_per_char if lost is None else lost.tokens
             use += tokens
             want += 0.0 if lost is not None and lost.claims else tokens
         return use, want
 
-    def tokens_of(self, ask: Ask) -> float:
+    def tokens_of(self, ask: Ask, voice: str = "") -> float:
         """Return how long a prompt is: what is known of it as counted, the rest by its length."""
-        found = self.find(ask)
+        found = self.find(ask, voice)
         return sum(piece.tokens for piece in found) + self._estimate(ask, len(found))
 
-    def there_tokens(self, ask: Ask) -> float:
+    def there_tokens(self, ask: Ask, voice: str = "") -> float:
         """Return how much of a prompt would be found, what others are prefilling included."""
-        return sum(piece.there_tokens for piece in self.find(ask))
+        return sum(piece.there_tokens for piece in self.find(ask, voice))
 
     def _estimate(self, ask: Ask, start: int) -> float:
         return sum(chars for _, chars in ask.pieces[start:]) * self.tokens_per_char
 
-    def _lost_before(self, ask: Ask, index: int, parent: Piece | None) -> Piece | None:
+    def _lost_before(self, ask: Ask, index: int, parent: Piece | None, voice: str) -> Piece | None:
         """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
         missed = self.shelf.missed
         if not missed or (index and parent is None):
             return None
         piece = missed.get(ask.pieces[index][0])
-        if piece is None and parent is not None and parent.answer is not None and ask.is_answer(index):
-            piece = missed.get(parent.answer.key)
+        said = None if parent is None else parent.answer_to(voice)
+        if piece is None and said is not None and ask.is_answer(index):
+            piece = missed.get(said.key)
         return piece if piece is not None and piece.parent is parent else None
 
     # Calls
 
-    def begin(self, ask: Ask, answer_tokens: float) -> Stay:
+    def begin(self, ask: Ask, answer_tokens: float, voice: str = "") -> Stay:
         """Take a call's prompt and expected answer into use."""
-        path = self.find(ask)
+        path = self.find(ask, voice)
         known = len(path)
         believed = [piece.there_tokens for piece in path if piece.filled]
         since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
@@ -159,9 +169,10 @@ class Residency:
         fresh = [piece for piece in path[-1:] if piece.gone_tokens]
         for index, (key, chars) in enumerate(ask.pieces):
             if index < known:
-                self._name(path[index], key)
+                self._name(path[index], key, voice)
             else:
-                fresh.append(self._appear(ask, index, path[-1] if path else None, chars * self.tokens_per_char))
+                parent, tokens = path[-1] if path else None, chars * self.tokens_per_char
+                fresh.append(self._appear(ask, index, parent, tokens, voice))
                 path.append(fresh[-1])
         answer = Piece(object(), path[-1] if path else None, answer_tokens)
         self.shelf.live(answer)
@@ -169,33 +180,33 @@ class Residency:
             self._use(piece)
         self._use(answer)
         enough = min(self.tokens, since_tokens + answer_tokens + sum(piece.tokens for piece in fresh))
-        return Stay(path, answer, fresh, sum(believed), enough, believed, used, proven)
+        return Stay(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
 
-    def _appear(self, ask: Ask, index: int, parent: Piece | None, tokens: float) -> Piece:
+    def _appear(self, ask: Ask, index: int, parent: Piece | None, tokens: float, voice: str) -> Piece:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
-        piece = self._lost_before(ask, index, parent)
+        piece = self._lost_before(ask, index, parent, voice)
         key = ask.pieces[index][0]
         if piece is None:
             piece = Piece(key, parent, tokens)
         else:
             piece.filled, piece.gone_tokens = False, 0.0
         self.shelf.live(piece)
-        self._name(piece, key)
+        self._name(piece, key, voice)
         return piece
 
     def _used_since(self, piece: Piece) -> float:
         """Return how many tokens were used since a piece was, its own included; rather too many than too few."""
         return self.in_use_tokens + (0.0 if piece.users else self.flow_tokens - piece.idle_from)
 
-    def _name(self, piece: Piece, key: object) -> None:
+    def _name(self, piece: Piece, key: object, voice: str) -> None:
         """Know an answer by its place in a prompt from now on."""
         if piece.key is not key and piece.key != key:
             del self.pieces[piece.key]
             self.pieces[key] = piece
             self.shelf.missed.pop(key, None)
             piece.key = key
-            if piece.parent is not None and piece.parent.answer is piece:
-                piece.parent.answer = None
+            if (parent := piece.parent) is not None and parent.said is not None and parent.said.get(voice) is piece:
+                parent.said[voice] = None
 
     def _use(self, piece: Piece) -> None:
         if piece.users == 0:
@@ -224,14 +235,16 @@ class Residency:
         if prompt_tokens is not None:
             self._count(stay, prompt_tokens)
         if cached_tokens is not None and all(piece.alive for piece in stay.path):
-            lost = self.witness.first_lost(stay.believed, cached_tokens)
+            lost = self.witness.first_lost(
+                stay.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
+            )
             if lost is not None:
                 self._correct(stay, lost)
         self._resize(stay.answer, self._kept(stay, stay.answer.tokens if answer_tokens is None else answer_tokens))
         stay.answer.filled = True
         self.filled(stay)
         if stay.path:
-            self._say(stay.path[-1], stay.answer)
+            stay.path[-1].answered(stay.voice, stay.answer)
         for piece in stay.answer.path():  # its end first: an engine gives up the end of a prompt before its beginning
             self._unuse(piece)
 
@@ -252,14 +265,6 @@ class Residency:
             self.flow_tokens += piece.tokens
             if piece.alive:
                 self.shelf.put(piece)
-
-    @staticmethod
-    def _say(piece: Piece, answer: Piece) -> None:
-        """Expect the next prompt's message after a piece to be its answer, if it has but one."""
-        before, piece.answer = piece.answer, None
-        piece.ambiguous = piece.ambiguous or (before is not None and (before.alive or before.owners > 0))
-        if not piece.ambiguous:
-            piece.answer = answer
 
     def _kept(self, stay: Stay, answer_tokens: float) -> float:
         """Return how much of an answer stays: full blocks only, and its last token was never computed."""
@@ -328,7 +333,8 @@ class Residency:
             for child in list(piece.children()):
                 if not child.users:
                     shelf.lose(child)
-        if shelf.order is Eviction.LRU and stay.used <= lost < stay.proven and first.band is Band.USUAL:
+        tells = shelf.order is Eviction.LRU and not self.told and first.band is Band.USUAL
+        if tells and stay.used <= lost < stay.proven:
             deepest = stay.path[len(stay.believed) - 1]
             stay.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
             shelf.lose_older(first.idle_from)

@@ -84,19 +84,32 @@ class Shelf:
             self.obsolete_tokens += more_tokens
 
     def lose(self, piece: Piece) -> None:
-        """Believe a piece gone, and all that comes after it: nothing finds that any more."""
-        lost = [piece]
-        while lost:
-            each = lost.pop()
-            lost.extend(each.children())
+        """Believe a piece gone, and all that comes after it: nothing finds that any more.
+
+        There may be thousands after it, so this is as plain as can be, and leaves the links that die with a parent.
+        """
+        piece.part()
+        pieces, lines, lost = self.pieces, self._lines, [piece]
+        idle_tokens = obsolete_tokens = 0.0
+        for each in lost:  # which grows meanwhile
+            child, each.child = each.child, None
+            while child is not None:
+                lost.append(child)
+                elder, child.elder, child.younger = child.elder, None, None
+                child = elder
             if each.idle:
-                self.take(each)
-            each.part()
+                each.idle = False
+                lines[each.band].remove(each)
+                idle_tokens += each.tokens - each.gone_tokens
+                if not each.owners:
+                    obsolete_tokens += each.tokens - each.gone_tokens
             each.alive = False
-            if self.pieces.get(each.key) is each:
-                del self.pieces[each.key]
-            if each.owners and not each.users and each.key not in self.pieces:
+            if pieces.get(each.key) is each:
+                del pieces[each.key]
+            if each.owners and not each.users and each.key not in pieces:
                 self.missed[each.key] = each
+        self.idle_tokens -= idle_tokens
+        self.obsolete_tokens -= obsolete_tokens
 
     def lose_older(self, idle_from: float) -> None:
         """Believe gone whatever is given up before a piece that was idle from then on."""
@@ -106,8 +119,11 @@ class Shelf:
         while usual.first is not None and usual.first.idle_from < idle_from:
             self.lose(usual.first)
 
-    def cut(self, leaf: Piece, from_tokens: float) -> None:
-        """Believe gone what lies on the path to a piece beyond so many tokens; what a call uses, it will compute."""
+    def cut(self, leaf: Piece, from_tokens: float) -> Piece | None:
+        """Believe gone what lies on the path to a piece beyond so many tokens.
+
+        Returns the first piece that is cut if a call uses it: that call computes it.
+        """
         end = sum(piece.tokens for piece in leaf.path())
         cut: Piece | None = None
         for piece in leaf.path():
@@ -115,11 +131,15 @@ class Shelf:
                 break
             cut, end = piece, end - piece.tokens
         if cut is None or not cut.alive:
-            return
+            return None
         if cut.users:
             self._empty(cut)
-            return
-        stays = from_tokens - end
+            return cut
+        self._shorten(cut, from_tokens - end)
+        return None
+
+    def _shorten(self, cut: Piece, stays: float) -> None:
+        """Believe gone what comes after so many tokens of an idle piece."""
         if stays <= TINY_TOKENS:
             self.lose(cut)
             return

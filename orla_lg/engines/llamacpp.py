@@ -44,6 +44,8 @@ class LlamaCpp:
             raise EngineError(f"llamacpp takes no flags of its own; given were {' '.join(options.flags)}")
         if options.plugin:
             raise EngineError("llamacpp has no plugin and needs none: its slots are kept by workflow")
+        if options.kv_events:
+            raise EngineError("llamacpp publishes no cache events and needs none: its slots are ours to fill")
         slots, context_tokens = _shared_out(options)
         if importlib.util.find_spec("xllamacpp") is None:
             ENVIRONMENT.ensure(progress)

@@ -43,6 +43,16 @@ class OwnEngine:
         return self._running.name
 
     @property
+    def kv_events(self) -> str:
+        """Where it publishes its cache events; empty if it does not."""
+        return self._running.kv_events
+
+    @property
+    def kv_replay(self) -> str:
+        """Where it repeats them."""
+        return self._running.kv_replay
+
+    @property
     def running(self) -> Running | None:
         """What the engine's file says; None if it is gone."""
         return find(self.port)

@@ -38,6 +38,8 @@ class EngineOptions:
     """None: one for each core that this process may use."""
     plugin: bool = False
     """With orla_lg's plugin inside, for an engine that there is one for."""
+    kv_events: bool = False
+    """Telling what its cache takes up and gives up, for an engine that can (``Running.kv_events`` says where)."""
     flags: tuple[str, ...] = ()
     """The engine's own command-line flags, added at the end."""
 
@@ -66,8 +68,9 @@ class EngineOptions:
             "--threads": self.threads,
         }
         options = [f"{option}={value}" for option, value in given.items() if value is not None]
-        plugin = ("--plugin",) if self.plugin else ()
-        return [self.engine, *options, *plugin, *(("--", *self.flags) if self.flags else ())]
+        switches = {"--plugin": self.plugin, "--kv-events": self.kv_events}
+        on = [switch for switch, is_on in switches.items() if is_on]
+        return [self.engine, *options, *on, *(("--", *self.flags) if self.flags else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,10 @@ class Served:
     """The process group that holds it and all that it starts; 0 if it has none of its own."""
     poll: Callable[[], int | None]
     """Returns None while it runs, then its exit status, as ``subprocess.Popen.poll``."""
+    kv_events: str = ""
+    """Where it publishes its cache events (ZeroMQ); empty if it does not."""
+    kv_replay: str = ""
+    """Where it repeats them."""
 
 
 class Recipe(Protocol):

@@ -33,6 +33,7 @@ __all__ = [
     "log_of",
     "members",
     "remove_logs",
+    "sockets_of",
     "stop",
 ]
 
@@ -53,6 +54,10 @@ class Running:
     """Its kind."""
     group: int = 0
     """The process group of it and all that it started; 0 if it has none of its own."""
+    kv_events: str = ""
+    """Where it publishes its cache events, for ``Backend.kv_events``; empty if it does not."""
+    kv_replay: str = ""
+    """Where it repeats them, for ``Backend.kv_replay``."""
 
     @property
     def root(self) -> str:
@@ -80,6 +85,11 @@ def _file_of(port: int) -> Path:
 def log_of(port: int) -> Path:
     """Return the file for what the engine on *port* says."""
     return run_folder() / f"engine-{port}.log"
+
+
+def sockets_of(port: int) -> tuple[Path, Path]:
+    """Return the sockets on which the engine on *port* publishes its cache events, and repeats them."""
+    return run_folder() / f"engine-{port}.events", run_folder() / f"engine-{port}.replay"
 
 
 def remove_logs() -> None:

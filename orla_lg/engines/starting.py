@@ -75,7 +75,11 @@ def _serve(options: EngineOptions, place: Place, claim: Claim, ready: Callable[[
     with recipe.serve(options, place) as served:
         url = f"http://127.0.0.1:{place.port}/v1"
         name = options.name or options.model
-        claim.publish(Running(place.port, served.pid, url, name, options.engine, served.group))
+        claim.publish(
+            Running(
+                place.port, served.pid, url, name, options.engine, served.group, served.kv_events, served.kv_replay
+            )
+        )
         ready(_await_ready(place.port, lambda: served.poll() is None, recipe, place.log, Progress()))
         while (status := served.poll()) is None:
             time.sleep(POLL_S)

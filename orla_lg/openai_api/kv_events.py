@@ -10,6 +10,7 @@ Facts are from the sources of vLLM 0.32 and SGLang 0.5.23 (both have a ``kv_even
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,11 @@ from orla_lg.core.backend import Backend
 from orla_lg.core.control import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.errors import ConfigError
 
-REPLAY_TIMEOUT_S = 2.0
+REPLAY_TIMEOUT_S = 10.0
 """A replay that takes longer is none."""
+
+REPLAY_SILENCE_S = 0.5
+"""Nothing for so long, and no more will come: vLLM looks for questions ten times a second."""
 
 MAX_WAITING = 100_000
 """Batches that may wait to be read, here as at the engine; more are dropped, which their numbers show."""
@@ -30,9 +34,6 @@ OUR_MEDIA = (None, "GPU")
 _STORED = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium")
 _REMOVED = ("block_hashes", "medium")
 """Fields in the order of events that are arrays."""
-
-Batch = tuple[int, bytes]
-"""Its number, and what is in it."""
 
 
 def require(backend: Backend) -> None:
@@ -62,13 +63,14 @@ async def _listen(endpoint: str, replay_endpoint: str | None) -> AsyncGenerator[
         socket.setsockopt(zmq.RCVHWM, MAX_WAITING)
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         socket.connect(endpoint)
-        last: int | None = None
+        last = -1  # what it told before it heard of us was missed like anything else
         while True:
             _, number_bytes, payload = await socket.recv_multipart()
             number = int.from_bytes(number_bytes, "big")
-            if last is not None and number <= last:
+            if number <= last:
                 yield [BlocksCleared()]  # it counts from the beginning again: another engine, with an empty cache
-            elif last is not None and number > last + 1:
+                last = -1
+            if number > last + 1:
                 for events in await _missed(context, replay_endpoint, last + 1, number):
                     yield events
             last = number
@@ -76,34 +78,49 @@ async def _listen(endpoint: str, replay_endpoint: str | None) -> AsyncGenerator[
 
 
 async def _missed(context: Any, endpoint: str | None, first: int, until: int) -> list[list[KVEvent]]:
-    """Return the events of missed batches, as far as the engine still has all of them."""
-    batches: list[Batch] = []
+    """Return the events of missed batches, if the engine still has all of them."""
+    batches: list[bytes] = []
     if endpoint is not None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
-                batches = [batch for batch in await _replay(context, endpoint, first) if batch[0] < until]
-        except TimeoutError:
-            pass
-    if [number for number, _ in batches] != list(range(first, until)):
+                batches = await _replay(context, endpoint, first, until)
+    if len(batches) < until - first:
         return [[BlocksCleared(missed=True)]]
-    return [events_of(payload) for _, payload in batches]
+    return [events_of(payload) for payload in batches]
 
 
-async def _replay(context: Any, endpoint: str, first: int) -> list[Batch]:
-    """Ask for all batches from a number on; the engine ends with a number of -1."""
+async def _replay(context: Any, endpoint: str, first: int, until: int) -> list[bytes]:
+    """Ask for batches until all are there, or none comes any more.
+
+    The engine answers with all that it has from a number on. What its socket cannot take at once (a thousand
+    messages, as ZeroMQ has it) falls, so it is asked again from there.
+    """
     import zmq
 
     with context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, MAX_WAITING)
         socket.connect(endpoint)
-        await socket.send_multipart((b"", first.to_bytes(8, "big")))
-        batches: list[Batch] = []
-        while True:
-            *_, number_bytes, payload = await socket.recv_multipart()
-            number = int.from_bytes(number_bytes, "big", signed=True)
-            if number < 0:
-                return batches
-            batches.append((number, payload))
+        batches: list[bytes] = []
+        before = -1
+        while before < len(batches) < until - first:
+            before = len(batches)
+            await socket.send_multipart((b"", (first + before).to_bytes(8, "big")))
+            batches += await _answer(socket, first + before, until)
+        return batches
+
+
+async def _answer(socket: Any, first: int, until: int) -> list[bytes]:
+    """Return what comes in one go, up to the first that is missing; its end is a number of -1, or silence."""
+    batches: list[bytes] = []
+    while len(batches) < until - first and await socket.poll(REPLAY_SILENCE_S * 1000):
+        *_, number_bytes, payload = await socket.recv_multipart()
+        number = int.from_bytes(number_bytes, "big", signed=True)
+        if number == first + len(batches):
+            batches.append(payload)
+        elif number < 0:
+            break
+    return batches
 
 
 def events_of(payload: bytes) -> list[KVEvent]:

@@ -46,12 +46,26 @@ def tokens_of(messages: list[Message]) -> list[int]:
     ]
 
 
+class CopiesPool(BlockPool):
+    """Tells of every block that is given up, whether another one holds the same or not."""
+
+    def _unname(self, block: int) -> None:
+        value, tell = self._hash[block], self._forgotten
+        assert value is not None and tell is not None
+        self._forgotten = None
+        super()._unname(block)
+        self._forgotten = tell
+        tell(value)
+
+
 class PoolEngine:
     """Blocks of an engine, held while a call runs; it tells what it stores and gives up."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, each_copy: bool) -> None:
         self.told: list[KVEvent] = []
-        self.pool = BlockPool(blocks, lambda value: self.told.append(BlocksRemoved([value])))
+        self.each_copy = each_copy
+        made = CopiesPool if each_copy else BlockPool
+        self.pool = made(blocks, lambda value: self.told.append(BlocksRemoved([value])))
 
     def room(self, prompt: list[int], answer: list[int]) -> bool:
         return self.pool.free >= (len(prompt) + len(answer)) // BLOCK + 2
@@ -74,7 +88,7 @@ class PoolEngine:
         self.pool.give_back(reversed(held))
 
     def _name(self, workflow: str, hashes: list[int], held: list[int], start: int) -> None:
-        fresh = [at for at in range(start, len(hashes)) if not self.pool.find([hashes[at]])]
+        fresh = [at for at in range(start, len(hashes)) if self.each_copy or not self.pool.find([hashes[at]])]
         for at in range(start, len(hashes)):
             self.pool.name(held[at], hashes[at])
         for at in fresh:
@@ -116,6 +130,7 @@ class Flying:
 class Ended:
     """What a call left."""
 
+    workflow: str
     leaf: Piece
     tokens: list[int]
 
@@ -126,10 +141,13 @@ class AccountMachine(RuleBasedStateMachine):
     BLOCKS: ClassVar[int] = 400
     AT_RANDOM: ClassVar[bool] = True
     EVENTS: ClassVar[bool] = False
+    EACH_COPY: ClassVar[bool] = False
+    """The engine tells of every block that it stores and gives up, as vLLM does, not only of the first and last of
+    those that hold the same, as SGLang does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = PoolEngine(self.BLOCKS)
+        self.engine = PoolEngine(self.BLOCKS, self.EACH_COPY)
         self.cache = Residency(tokens_per_char=0.25)
         self.claims = Claims(self.cache)
         self.blocks = CachedBlocks(self.cache)
@@ -144,17 +162,24 @@ class AccountMachine(RuleBasedStateMachine):
 
     @rule(
         workflow=st.sampled_from("uvw"), stage=st.sampled_from("pq"), system=st.sampled_from(SYSTEMS),
-        question=st.sampled_from(QUESTIONS), keep=st.sampled_from([0, 2, 99]),
+        question=st.sampled_from(QUESTIONS), keep=st.sampled_from([0, 2, 99]), own=st.booleans(),
     )  # fmt: skip
-    def begin(self, workflow: str, stage: str, system: str, question: str, keep: int) -> None:
-        """Go on with what the stage said, with a beginning of it, or anew."""
+    def begin(self, workflow: str, stage: str, system: str, question: str, keep: int, own: bool) -> None:
+        """Go on with what the stage said, with a beginning of it, or anew; in words of its own, or as others do."""
+        if self.EVENTS:
+            stage = "p"  # what lies whose, the events of one workflow's calls at once do not tell for sure
         said = self.said.get((workflow, stage)) or [{"role": "system", "content": system}]
-        asked = [*said[: 1 + keep], {"role": "user", "content": f"{question} {workflow}{stage}{next(self.times)}"}]
+        words = f"{question} {workflow}{stage}{next(self.times)}" if own else question
+        asked = [*said[: 1 + keep], {"role": "user", "content": words}]
         if any(each.workflow == workflow and each.stage == stage for each in self.flying) or len(self.flying) > 2:
             return
         if not self.engine.room(tokens_of(asked), [0] * 60):
             return
-        stay = self.cache.begin(Ask("auto", asked), 30.0)
+        stay = self.cache.begin(Ask("auto", asked), 30.0, workflow)
+        taken = [each for each in self.ended if each.workflow == workflow and each.leaf in stay.path]
+        for each in taken:  # a workflow that was forgotten comes back, with an answer that it got before this one
+            if each.tokens != tokens_of(asked)[: len(each.tokens)]:
+                self.ended.remove(each)
         self.blocks.began(workflow, stay)
         self.claims.enter(workflow, 0.0)
         self.flying.append(Flying(workflow, stage, asked, stay))
@@ -186,7 +211,9 @@ class AccountMachine(RuleBasedStateMachine):
         self.claims.leave(flown.workflow, flown.stage, flown.stay.answer, now, followed=followed)
         self.flying.remove(flown)
         self.said[flown.workflow, flown.stage] = [*flown.messages, said]
-        self.ended = [each for each in self.ended if each.leaf.alive] + [Ended(flown.stay.answer, tokens)]
+        self.ended = [each for each in self.ended if each.leaf.alive] + [
+            Ended(flown.workflow, flown.stay.answer, tokens)
+        ]
         self.last_use |= {piece: now for piece in flown.stay.answer.path() if not piece.users}
         self.judge(flown, tokens, before)
 
@@ -218,8 +245,8 @@ class AccountMachine(RuleBasedStateMachine):
         path = list(flown.stay.answer.path())
         claimed = sum(piece.there_tokens for piece in path)
         assert claimed <= TOO_MUCH * self.engine.findable(tokens), "about its prompt"
-        ends = list(itertools.accumulate(flown.stay.believed))
-        lost = [n for n, end in enumerate(ends) if end >= flown.cached + self.cache.witness.slack_tokens]
+        ends, most = list(itertools.accumulate(flown.stay.believed)), flown.cached + self.cache.witness.slack_tokens
+        lost = [n for n, end in enumerate(ends) if min(end, len(flown.prompt) - 1) >= most]
         for piece in flown.stay.path[lost[0] :] if lost else ():
             assert not [each for each in piece.children() if each not in path and each.idle], (
                 "it followed what was lost"
@@ -260,10 +287,23 @@ class OldestFirstWithEvents(OldestFirst):
     EVENTS = True
 
 
-for machine in (AccountMachine, OldestFirst, AtRandomWithEvents, OldestFirstWithEvents):
+class AtRandomWithEventsOfCopies(AtRandomWithEvents):
+    EACH_COPY = True
+
+
+class OldestFirstWithEventsOfCopies(OldestFirstWithEvents):
+    EACH_COPY = True
+
+
+for machine in (
+    AccountMachine, OldestFirst, AtRandomWithEvents, OldestFirstWithEvents,
+    AtRandomWithEventsOfCopies, OldestFirstWithEventsOfCopies,
+):  # fmt: skip
     machine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, phases=PHASES)
 
 TestAtRandom = AccountMachine.TestCase
 TestOldestFirst = OldestFirst.TestCase
 TestAtRandomWithEvents = AtRandomWithEvents.TestCase
 TestOldestFirstWithEvents = OldestFirstWithEvents.TestCase
+TestAtRandomWithEventsOfCopies = AtRandomWithEventsOfCopies.TestCase
+TestOldestFirstWithEventsOfCopies = OldestFirstWithEventsOfCopies.TestCase

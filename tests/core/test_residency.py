@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orla_lg.core import residency
+from orla_lg.core import pieces, residency
 from orla_lg.core.call import Ask
 from orla_lg.core.pieces import Piece
 from orla_lg.core.residency import Residency, Stay
@@ -42,15 +42,15 @@ class Known:
     alive: bool = True
     used: int = 0
     """When it was used last."""
-    said: Known | None = None
-    """The answer given after it, if there is but one."""
-    ambiguous: bool = False
+    said: dict[str, Known | None] = field(default_factory=dict)
+    """The answers given after it by whom they were given to; ``None``: one that has a name, or several."""
 
 
 @dataclass(eq=False)
 class Flying:
     """A call in flight, in the naive model and in the real one."""
 
+    voice: str
     texts: tuple[Said, ...]
     path: list[Known]
     answer: Known
@@ -76,12 +76,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # The model
 
-    def find(self, texts: tuple[Said, ...]) -> list[Known]:
+    def find(self, voice: str, texts: tuple[Said, ...]) -> list[Known]:
         found: list[Known] = []
         for length in range(1, len(texts) + 1):
             one = self.known.get(texts[:length])
             if one is None and found and texts[length - 1][0] == "assistant":
-                one = found[-1].said
+                one = found[-1].said.get(voice)
             if one is None or not one.alive:
                 break
             found.append(one)
@@ -112,26 +112,29 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(texts=st.lists(st.sampled_from(["a", "b" * 40]), max_size=6), answer=st.integers(0, 30))
-    def begin(self, texts: list[str], answer: int) -> None:
-        self.ask(turns(texts), answer)
+    @rule(
+        voice=st.sampled_from("vw"), texts=st.lists(st.sampled_from(["a", "b" * 40]), max_size=6),
+        answer=st.integers(0, 30),
+    )  # fmt: skip
+    def begin(self, voice: str, texts: list[str], answer: int) -> None:
+        self.ask(voice, turns(texts), answer)
 
     @precondition(lambda self: self.ended)
-    @rule(data=st.data(), said=st.sampled_from(["yes", "no"]))
-    def answer_comes_back(self, data: st.DataObject, said: str) -> None:
+    @rule(data=st.data(), voice=st.sampled_from("vw"), said=st.sampled_from(["yes", "no"]))
+    def answer_comes_back(self, data: st.DataObject, voice: str, said: str) -> None:
         before = data.draw(st.sampled_from(self.ended))
-        self.ask((*before.texts, ("assistant", said), ("user", "and then?")), 8)
+        self.ask(voice, (*before.texts, ("assistant", said), ("user", "and then?")), 8)
 
-    def ask(self, texts: tuple[Said, ...], answer_tokens: float) -> None:
-        prompt, found = ask(*texts), self.find(texts)
-        assert [piece.tokens for piece in self.cache.find(prompt)] == [one.tokens for one in found]
+    def ask(self, voice: str, texts: tuple[Said, ...], answer_tokens: float) -> None:
+        prompt, found = ask(*texts), self.find(voice, texts)
+        assert [piece.tokens for piece in self.cache.find(prompt, voice)] == [one.tokens for one in found]
         enough = self.enough(found)
-        use, want = self.cache.adds(prompt, answer_tokens)
+        use, want = self.cache.adds(prompt, answer_tokens, voice)
         used, wanted = self.cache.in_use_tokens + use, self.cache.wanted_tokens + want
-        stay = self.cache.begin(prompt, answer_tokens)
+        stay = self.cache.begin(prompt, answer_tokens, voice)
         assert (self.cache.in_use_tokens, self.cache.wanted_tokens) == pytest.approx((used, wanted))
         assert stay.expected_tokens == pytest.approx(sum(one.tokens for one in found if one.filled))
-        path = self.begin_in_model(texts, found)
+        path = self.begin_in_model(voice, texts, found)
         assert len(stay.fresh) == len(path) - len(found)
         if enough:
             more = answer_tokens + sum(piece.tokens for piece in stay.fresh)
@@ -139,9 +142,9 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert stay.enough_tokens <= self.cache.tokens + 1e-6
         answer = Known(answer_tokens)
         self.nameless.append(answer)
-        self.flying.append(Flying(texts, path, answer, stay))
+        self.flying.append(Flying(voice, texts, path, answer, stay))
 
-    def begin_in_model(self, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
+    def begin_in_model(self, voice: str, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
         path = list(found)
         for length in range(1, len(texts) + 1):
             if length > len(found):
@@ -149,7 +152,7 @@ class ResidencyMachine(RuleBasedStateMachine):
                 path.append(Known(PER_CHAR * len(f"{role}\n{text}")))
             elif texts[:length] not in self.known:
                 self.nameless.remove(path[length - 1])
-                path[length - 2].said = None
+                path[length - 2].said[voice] = None
             self.known[texts[:length]] = path[length - 1]
         return path
 
@@ -179,8 +182,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             one.filled = True
         if flown.path:
             last = flown.path[-1]
-            last.ambiguous = last.ambiguous or (last.said is not None and last.said.alive)
-            last.said = None if last.ambiguous else flown.answer
+            last.said[flown.voice] = None if flown.voice in last.said else flown.answer
         self.land(flown)
         self.ended.append(flown)
 
@@ -246,7 +248,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert self.cache.in_use_tokens == pytest.approx(0, abs=1e-6)
         assert self.cache.wanted_tokens == pytest.approx(0, abs=1e-6)
         self.cache.shrink(0)
-        assert not self.cache.pieces and self.cache.tokens == pytest.approx(0, abs=1e-6)
+        assert not any(piece.tokens for piece in self.cache.pieces.values())
+        assert self.cache.tokens == pytest.approx(0, abs=1e-6)
 
     def undo_quietly(self, flown: Flying) -> None:
         self.cache.undo(flown.stay)
@@ -295,6 +298,28 @@ def test_of_two_answers_to_one_prompt_nobody_knows_which_comes_back() -> None:
     assert len(cache.find(chat("s", "u", "one of them", "v"))) == 2
 
 
+def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -> None:
+    cache = Residency()
+    stays = {voice: cache.begin(chat("s", "u"), 10.0, voice) for voice in "vw"}
+    for voice, tokens in (("v", 50), ("w", 7)):
+        cache.end(stays[voice], None, tokens)
+    grown = chat("s", "u", "what it said", "u2")
+    assert [cache.find(grown, voice)[-1].tokens for voice in "vw"] == [50, 7]
+    assert len(cache.find(grown, "x")) == 2, "who never asked repeats neither"
+    cache.begin(grown, 0.0, "w")
+    assert cache.find(grown, "v")[2] is stays["w"].answer, "by its text, everybody finds it"
+    assert cache.find(chat("s", "u", "other text"), "v")[2] is stays["v"].answer
+
+
+def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "MAX_VOICES", 2)
+    cache = Residency()
+    for voice in "uvw":
+        cache.end(cache.begin(chat("s"), 10.0, voice), None, 5)
+    found = [len(cache.find(ask(("system", "s"), ("assistant", "a")), voice)) for voice in "uvw"]
+    assert found == [1, 2, 2], "the oldest is forgotten"
+
+
 def test_a_user_does_not_say_what_the_model_said() -> None:
     cache = Residency()
     ended(cache, ask(("user", "u")))
@@ -331,11 +356,11 @@ def test_prompts_without_text_count_as_the_engine_says() -> None:
 def test_the_end_of_a_prompt_goes_before_its_beginning_and_the_oldest_before_all() -> None:
     cache, policy = Residency(), "p" * 393  # 100 tokens
     old, new = ended(cache, chat(policy, "o" * 395)), ended(cache, chat(policy, "n" * 195))
-    pieces = dict(zip("pocnd", [*old.path, old.answer, new.path[1], new.answer], strict=True))
+    named = dict(zip("pocnd", [*old.path, old.answer, new.path[1], new.answer], strict=True))
     alive = []
     for limit in (270, 265, 165, 155, 105, 0):
         cache.shrink(limit)
-        alive.append("".join(name for name, piece in pieces.items() if piece.alive))
+        alive.append("".join(name for name, piece in named.items() if piece.alive))
     assert alive == ["pocnd", "pond", "pnd", "pn", "p", ""]
 
 
@@ -399,6 +424,14 @@ def test_a_last_block_that_is_not_found_is_no_loss() -> None:
     cache = Residency()
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 1184)
+    assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+
+
+def test_a_last_block_that_is_full_is_no_loss_either() -> None:
+    cache = Residency()
+    three_that_begin_alike(cache)
+    for _ in range(2):
+        tell(cache, chat("p" * 3993, "wide".ljust(859)), 1216, 1200)  # 76 blocks of 16
     assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
 
 

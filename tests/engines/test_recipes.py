@@ -19,6 +19,7 @@ from orla_lg.engines import commands, convert, llamacpp, vllm_cpu
 from orla_lg.engines.environment import Environment
 from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import EngineOptions
+from orla_lg.engines.running import sockets_of
 from orla_lg.engines.starting import prepare
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.embedded import usable_cores
@@ -51,7 +52,8 @@ def up(*words: str) -> EngineOptions:
 
 
 def test_the_command_line_says_all_of_the_options() -> None:
-    options = EngineOptions("vllm-cpu", "dummy-1b", "big", 8110, 8192, 2048, 3, 1, True, ("--seed", "1", "--", "--x"))
+    flags = ("--seed", "1", "--", "--x")
+    options = EngineOptions("vllm-cpu", "dummy-1b", "big", 8110, 8192, 2048, 3, 1, True, True, flags)
     assert up(*options.words()) == options
     assert up() == EngineOptions()
     assert up("--", "--seed=1") == EngineOptions(flags=("--seed=1",))
@@ -112,6 +114,7 @@ def test_llamacpps_cache_is_slots_times_context(
         ({"kv_tokens": 1000, "context_tokens": 1024}, "kv_tokens is 1000, too few"),
         ({"kv_tokens": 3}, "kv_tokens is 3, too few"),
         ({"flags": ("--seed=1",)}, "llamacpp takes no flags of its own; given were --seed=1"),
+        ({"kv_events": True}, "llamacpp publishes no cache events"),
         ({"model": "smollm3"}, "the model smollm3 is neither 'smollm2' nor a GGUF file"),
     ],
 )
@@ -176,6 +179,22 @@ def test_vllm_takes_flags_and_threads_and_a_name(folder: Path) -> None:
     assert command[-2:] == ["--seed", "1"]
     assert {"--served-model-name=mine", "--max-num-seqs=3"} <= set(command)
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == str(usable_cores()[0])
+
+
+def test_vllm_tells_its_cache_events_where_only_its_owner_hears_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(word.startswith("--kv-events-config") for word in vllm(folder)[0])
+    events, replay = sockets_of(8110)
+    said = vllm_cpu._command(
+        prepare(EngineOptions("vllm-cpu", str(folder)), Progress()), 8110, vllm_cpu._events(8110)
+    )
+    (config,) = [json.loads(word.partition("=")[2]) for word in said if word.startswith("--kv-events-config=")]
+    assert (config["endpoint"], config["replay_endpoint"]) == (f"ipc://{events}", f"ipc://{replay}")
+    assert config["enable_kv_cache_events"] and config["publisher"] == "zmq"
+    monkeypatch.setenv("ORLA_CACHE_DIR", str(folder / ("long" * 25)))
+    with pytest.raises(EngineError, match=r"characters, and 107 is the most; set ORLA_CACHE_DIR to a shorter path"):
+        vllm_cpu._events(8110)
 
 
 def test_a_short_model_has_a_short_context(folder: Path) -> None:

