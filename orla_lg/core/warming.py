@@ -62,6 +62,9 @@ class Prefill:
     seat: Seat | None = None
     table: SlotTable | None = None
     stay: Stay | None = None
+    missing_tokens: float = 0.0
+    """Of the prompt, believed not to be in the cache when it began."""
+    sent: bool = False
     task: Future[None] | None = field(default=None, repr=False)
 
 
@@ -96,6 +99,7 @@ class Warmer:
         self._told = told
         self._wishes = Newest[tuple[str, tuple[str, str] | None], Wish](KEEP_WISHES)
         self._counter = 0
+        self._again_at_s = -inf
 
     # Calls: what they are made of, and what they find
 
@@ -167,12 +171,11 @@ class Warmer:
                 if stage is None:  # of most stages nothing is certain
                     self.book.refused[Refused.UNKNOWN] += 1
                 return
-            if stage is not None and not self.weighing.lacks(action.workflow, prompt):  # as mostly, at every call
-                self.book.refused[Refused.THERE] += 1
+            needless = None if stage is None else self.weighing.needless(action.workflow, prompt)
+            if needless is not None:  # as mostly, at every call
+                self.book.refused[needless] += 1
                 return
             self._wishes.set((action.workflow, stage), Wish(action.workflow, stage, action.chance, due_s))
-        if stage is None and due_s == inf:  # somebody was away, for who knows how long
-            self._background.call_later(0.0, self._desk.health.ask_for_return)
         self.look_soon()
 
     def look_soon(self) -> None:
@@ -198,6 +201,15 @@ class Warmer:
                 if not self._may_change(refused):
                     self.book.refused[refused] += 1
                     self._wishes.pop((wish.workflow, wish.stage))
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Look again when the first slot may be taken that is held by somebody who is away."""
+        slots, now = self._desk.ledger.slots, self._clock()
+        at_s = slots.next_expiry_s(now) if slots is not None and len(self._wishes) else None
+        if at_s is not None and at_s > now and not now < self._again_at_s <= at_s:
+            self._again_at_s = at_s
+            self._background.call_later(at_s - now, self._look)
 
     def _may_change(self, refused: Refused) -> bool:
         """Whether to look again later, rather than to drop a wish."""
@@ -209,7 +221,8 @@ class Warmer:
     # Doing it
 
     def _begin(self, wish: Wish, prompt: Prompt) -> None:
-        under_way = self.running = Prefill(wish, prompt)
+        missing = self.weighing.missing(wish.workflow, prompt)
+        under_way = self.running = Prefill(wish, prompt, missing_tokens=missing)
         self._wishes.pop((wish.workflow, wish.stage))
         self._sit_down(under_way)
         self.book.started += 1
@@ -222,13 +235,13 @@ class Warmer:
         """Take the place that the call would take, and believe no more of it than what both have in common."""
         ledger, wish, ask = self._desk.ledger, under_way.wish, under_way.prompt.ask
         if ledger.slots is None:
-            under_way.stay = ledger.cache.begin(ask, 0.0)
+            under_way.stay = ledger.cache.begin(ask, 0.0, wish.workflow)
             return
-        seat = ledger.slots.lend(wish.workflow, ask.prefix, self._clock())
-        assert seat is not None, "a place was found under the same lock"
+        slot = self.weighing.place(ledger.slots, wish.workflow, under_way.prompt)
+        assert slot is not None, "a place was found under the same lock"
+        seat = ledger.slots.lend(wish.workflow, slot, self._clock())
         if seat.fresh:
             ledger.orders.note(Order(Verb.FLUSH, Effect.DEFERRED))
-        slot = ledger.slots.slots[seat.slot]
         common = slot.common(ask.prefix)
         slot.prefix = slot.prefix[:common]
         slot.tokens = min(slot.tokens, round(in_common_tokens(under_way.prompt, common)))
@@ -252,7 +265,7 @@ class Warmer:
         assert self._adapter is not None
         if self.running is not under_way:  # given up before it began
             return
-        said = Warmed(Effect.FAILED)
+        said, under_way.sent = Warmed(Effect.FAILED), True
         try:
             async with asyncio.timeout(LIMIT_S):
                 said = await self._adapter.warm(body)
@@ -312,7 +325,7 @@ class Warmer:
             return False
         self.running = None
         self._stand_up(under_way, 0)
-        self.book.given_up += 1
+        self.book.gave_up(under_way.wish.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
         if again:
             self._wishes.set((under_way.wish.workflow, under_way.wish.stage), under_way.wish)
         if under_way.task is not None:
@@ -335,6 +348,12 @@ class Warmer:
     def statistics(self) -> WarmStatistics:
         """Return a snapshot."""
         return self.book.statistics(len(self.prompts.last), self.prompts.chars)
+
+
+def _at_most(under_way: Prefill) -> Owed | None:
+    """Return what a warm-up that was given up may have computed; ``None`` where it did not reach the engine."""
+    missing = round(under_way.missing_tokens)
+    return Owed(under_way.prompt.tokens - missing, missing, done=False) if under_way.sent else None
 
 
 def _cancel(task: Future[None]) -> None:

@@ -56,6 +56,8 @@ class Refused(StrEnum):
     """The engine does not answer, its circuit is open, or the backend is paused."""
     UNKNOWN = "unknown"
     """No prompt is kept that could be warmed."""
+    SHORT = "short"
+    """It has fewer tokens than are worth a request (``WarmUp.least_tokens``), wherever they are."""
     THERE = "there"
     """All but a little of it is believed to be in the cache."""
     BUSY = "busy"
@@ -110,7 +112,7 @@ class WarmStatistics:
     refused: dict[str, int] = field(default_factory=dict)
     """By reason (``Refused``), how often what a policy wished was not begun."""
     warmed_tokens: int = 0
-    """Computed by those that were done."""
+    """Computed by those that were done, and by those given up as far as their calls found it."""
     used_tokens: int = 0
     """Of these, found by the call that they were for: its ``cached_tokens``, less what was there before."""
     wasted_tokens: int = 0
@@ -130,6 +132,9 @@ class Owed:
     had_tokens: int
     """Of its prompt, in the cache before."""
     computed_tokens: int
+    """Of one that was given up: at most."""
+    done: bool = True
+    """``False``: it was given up, and how much it computed shows only in what is found."""
 
     def used_by(self, cached_tokens: int) -> int:
         """Return how much of it a call found."""
@@ -154,8 +159,20 @@ class WarmBook:
         waiting = self._owed.setdefault(workflow, {})
         before = waiting.get(prefix)
         if before is not None:  # evicted since, or a part of this one: the call will tell
-            owed = Owed(before.had_tokens, before.computed_tokens + owed.computed_tokens)
+            computed = before.computed_tokens if before.done else before.used_by(owed.had_tokens)
+            self._warmed += 0 if before.done else computed
+            owed = Owed(before.had_tokens, computed + owed.computed_tokens)
         waiting[prefix] = owed
+
+    def gave_up(self, workflow: str, prefix: Prefix, at_most: Owed | None) -> None:
+        """Note that a warm-up was given up; ``None``: before it reached the engine."""
+        self.given_up += 1
+        if at_most is not None:
+            self._owed.setdefault(workflow, {}).setdefault(prefix, at_most)
+
+    def owes(self, workflow: str) -> bool:
+        """Whether something was warmed for a call of the workflow that did not come yet."""
+        return any(owed.done for owed in self._owed.get(workflow, {}).values())
 
     def called(self, workflow: str, prefix: Prefix, cached_tokens: int | None) -> None:
         """Hold a call with a prompt against what was warmed for it; engines that do not count leave that open."""
@@ -166,13 +183,16 @@ class WarmBook:
             owed = waiting.pop(warmed)
             used = owed.used_by(cached_tokens)
             self._used += used
-            self._wasted += owed.computed_tokens - used
+            if owed.done:
+                self._wasted += owed.computed_tokens - used
+            else:
+                self._warmed += used
         if not waiting:
             del self._owed[workflow]
 
     def forget(self, workflow: str) -> None:
         """Note that a workflow's calls will not come any more."""
-        self._wasted += sum(owed.computed_tokens for owed in self._owed.pop(workflow, {}).values())
+        self._wasted += sum(owed.computed_tokens for owed in self._owed.pop(workflow, {}).values() if owed.done)
 
     def statistics(self, kept_prompts: int, kept_chars: int) -> WarmStatistics:
         """Return a snapshot."""

@@ -12,6 +12,7 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.control import EngineStats
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 from orla_lg.core.prompts import Prompt
+from orla_lg.core.slots import Slot, SlotTable
 from orla_lg.core.warmth import Refused, Stakes, WarmUp, is_worth
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ class Weighing:
             return Refused.LATE
         if not self.has_room() or _is_full(load):
             return Refused.BUSY
-        if not self.lacks(wish.workflow, prompt):
-            return Refused.THERE
-        missing = self._missing(wish.workflow, prompt)
+        if (needless := self.needless(wish.workflow, prompt)) is not None:
+            return needless
+        missing = self.missing(wish.workflow, prompt)
         evicts = self._evicts(wish.workflow, prompt, missing)
         if evicts is None:
             return Refused.BUSY
@@ -83,36 +84,39 @@ class Weighing:
         takes = min(queue.engine_takes, inf if queue.max_concurrency is None else queue.max_concurrency)
         return in_flight < settings.room * takes if takes < inf else not in_flight
 
-    def lacks(self, workflow: str, prompt: Prompt) -> bool:
-        """Whether so much of a prompt is believed not to be in the cache that it may be worth a request."""
-        return self._missing(workflow, prompt) >= self._settings.least_tokens
+    def needless(self, workflow: str, prompt: Prompt) -> Refused | None:
+        """Return why a prompt is not worth a request, however idle the engine is; ``None``: it may be worth one."""
+        least_tokens = self._settings.least_tokens
+        if prompt.tokens < least_tokens:
+            return Refused.SHORT
+        return Refused.THERE if self.missing(workflow, prompt) < least_tokens else None
 
-    def _missing(self, workflow: str, prompt: Prompt) -> float:
+    def missing(self, workflow: str, prompt: Prompt) -> float:
         """Return the tokens of a prompt that its call would not find in the cache, as far as we believe."""
         probe, ledger = self._desk.health.probe, self._desk.ledger
         told = probe is not None and bool(probe.incarnation)
         if not told and self._clock() - self.heard_s > self._settings.trust_s:
             return prompt.tokens
         if ledger.slots is None:
-            return prompt.tokens - sum(piece.there_tokens for piece in ledger.cache.find(prompt.ask) if piece.filled)
+            found = ledger.cache.find(prompt.ask, workflow)
+            return prompt.tokens - sum(piece.there_tokens for piece in found if piece.filled)
         there = ledger.slots.reusable(workflow, prompt.ask.prefix)
         return prompt.tokens - in_common_tokens(prompt, there)
 
     def _evicts(self, workflow: str, prompt: Prompt, missing: float) -> float | None:
-        """Return the tokens that a warm-up would drive out; ``None`` where it finds no place, or drives out too much.
-
-        On slots it sits where the workflow sat last, or in nobody's slot: never in one that another left.
-        """
+        """Return the tokens that a warm-up would drive out; ``None`` where it finds no place, or nobody may leave."""
         ledger, limit = self._desk.ledger, self._desk.admission.capacity.limit
         if ledger.slots is None:
             full = ledger.cache.in_use_tokens + missing > limit
             return None if full else max(0.0, ledger.cache.tokens + missing - limit)
-        idle = [slot for slot in ledger.slots.slots if slot.idle]
-        own = [slot for slot in idle if slot.owner == workflow]
-        if own:
-            slot = max(own, key=lambda slot: (slot.common(prompt.ask.prefix), slot.last_used_s))
-            return max(0.0, slot.tokens - in_common_tokens(prompt, slot.common(prompt.ask.prefix)))
-        return 0.0 if any(slot.owner is None for slot in idle) else None
+        slot = self.place(ledger.slots, workflow, prompt)
+        if slot is None:
+            return None
+        return max(0.0, slot.tokens - in_common_tokens(prompt, slot.common(prompt.ask.prefix)))
+
+    def place(self, slots: SlotTable, workflow: str, prompt: Prompt) -> Slot | None:
+        """Return the slot for a warm-up, if there is one; never one that was just warmed for somebody else."""
+        return slots.lendable(workflow, prompt.ask.prefix, self._clock(), self._desk.warming.book.owes)
 
 
 def in_common_tokens(prompt: Prompt, messages: int) -> float:

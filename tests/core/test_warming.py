@@ -21,6 +21,7 @@ from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Verb
 from orla_lg.core.memory_policies import Joined, WarmNextStage, WarmReturns
 from orla_lg.core.outlook import Outlook, Way
 from orla_lg.core.record import Record
+from orla_lg.core.saved import SavedPool
 from orla_lg.core.serving import Serving
 from orla_lg.core.warmth import WarmUp
 from orla_lg.core.workflow import Outcome
@@ -57,7 +58,7 @@ class Bench:
 
     def run(self, thread: str, graph: str = "graph", forecast: Forecast | None = None) -> str:
         self.runs += 1
-        self.serving.run_started(f"r{self.runs}", thread=thread, graph=graph, forecast=forecast)
+        self.serving.progress.run_started(f"r{self.runs}", thread=thread, graph=graph, forecast=forecast)
         return f"r{self.runs}"
 
     def call(
@@ -93,7 +94,7 @@ class Bench:
         """A thread that was interrupted runs on, and what it had in the cache is gone."""
         first = self.run(thread)
         self.call(first, "hello")
-        self.serving.run_ended(first, Outcome.INTERRUPTED)
+        self.serving.progress.run_ended(first, Outcome.INTERRUPTED)
         self.desk.forgotten()
         return self.run(thread)
 
@@ -181,7 +182,7 @@ def test_what_is_still_there_is_not_warmed() -> None:
     bench = Bench()
     first = bench.run("t")
     bench.call(first, "hello")
-    bench.serving.run_ended(first, Outcome.INTERRUPTED)
+    bench.serving.progress.run_ended(first, Outcome.INTERRUPTED)
     bench.run("t")
     bench.wait()
     bench.background.do_all()  # the engine says that it is still the same
@@ -193,7 +194,7 @@ def test_an_engine_that_was_restarted_overnight_is_asked_first() -> None:
     bench = Bench()
     first = bench.run("t")
     bench.call(first, "hello")
-    bench.serving.run_ended(first, Outcome.INTERRUPTED)
+    bench.serving.progress.run_ended(first, Outcome.INTERRUPTED)
     bench.clock.now += 8 * 3600
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
@@ -202,6 +203,24 @@ def test_an_engine_that_was_restarted_overnight_is_asked_first() -> None:
     bench.background.do_all()  # the probe
     bench.wait()
     assert bench.desk.warming.running is not None, "and now we know better"
+
+
+def test_who_returns_where_nothing_is_warmed_has_the_engine_asked_too_and_a_stranger_not() -> None:
+    bench = Bench(warm_up=None)
+    first = bench.run("t")
+    bench.call(first, "hello")
+    bench.serving.progress.run_ended(first, Outcome.DONE)
+    bench.clock.now += 8 * 3600
+    bench.run("stranger")
+    bench.wait()
+    assert not bench.background.work
+    bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
+    bench.run("t")
+    asked = bench.desk.health.connect()
+    assert asked is not None and not asked.done(), "calls wait for the answer"
+    bench.background.do_all()
+    assert asked.done() and bench.desk.health.connect() is None
+    assert bench.desk.ledger.tokens_of("t") == 0, "what was believed there went with the engine before"
 
 
 def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved() -> None:
@@ -231,7 +250,7 @@ def test_who_returns_has_an_engine_asked_that_was_asked_not_long_ago(away_s: flo
     bench = Bench()
     first = bench.run("t")
     bench.call(first, "hello", during=lambda: None)
-    bench.serving.run_ended(first, Outcome.INTERRUPTED)
+    bench.serving.progress.run_ended(first, Outcome.INTERRUPTED)
     bench.clock.now += away_s
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
@@ -246,7 +265,7 @@ def test_an_engine_that_cannot_tell_is_not_believed_for_ever() -> None:
     bench = Bench(SLOTS, warm_up=WarmUp(trust_s=60.0))
     first = bench.run("t")
     bench.call(first, "hello")
-    bench.serving.run_ended(first, Outcome.INTERRUPTED)
+    bench.serving.progress.run_ended(first, Outcome.INTERRUPTED)
     bench.clock.now += 61
     bench.run("t")
     bench.wait()
@@ -261,7 +280,7 @@ def test_an_engine_that_cannot_tell_is_not_believed_for_ever() -> None:
         ("priced", lambda: Bench(cost=Cost(input_per_mtoken=1.0))),
         ("unwell", lambda: Bench(Probe(models=("m",), capabilities={Capability.WARM: Support.UNSUPPORTED}))),
         ("unknown", lambda: Bench(warm_up=WarmUp(keep_chars=10))),
-        ("there", lambda: Bench(warm_up=WarmUp(least_tokens=1001))),
+        ("short", lambda: Bench(warm_up=WarmUp(least_tokens=1001))),
     ],
 )
 def test_why_nothing_is_warmed(why: str, bench: Any) -> None:
@@ -304,29 +323,78 @@ class Loaded:
         return self.stats
 
 
-def test_a_slot_that_another_one_left_is_not_taken_and_a_favour_not_prolonged() -> None:
-    bench = Bench(SLOTS)
-    first, other, third = bench.run("t"), bench.run("u"), bench.run("v")
-    bench.call(first, "hello")
+def crowded(probe: Probe = SLOTS) -> tuple[Bench, Any]:
+    """Two slots that two others hold, who wait; the first one's place is lost."""
+    bench = Bench(probe)
+    for thread in ("t", "u", "v"):
+        bench.call(bench.run(thread), f"hello {thread}")
+        bench.clock.now += 4.0  # of the five that each may hold
     slots = bench.desk.ledger.slots
-    assert slots is not None
-    slots.flush("t")
-    for index in slots.start_erasing():
-        slots.erased(index, clean=True)
-    for run in (other, third):
-        bench.call(run, "hi")
-        bench.serving.run_ended(run, Outcome.DONE)
+    assert slots is not None and [slot.owner for slot in slots.slots] == ["v", "u"]
+    return bench, slots
+
+
+def test_a_slot_that_somebody_holds_is_not_taken_before_his_favour_ends_and_it_is_looked_again_then() -> None:
+    bench, slots = crowded()
+    bench.call("r2", "hello u")
+    bench.call("r3", "hello v")
     bench.desk.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
-    assert bench.desk.warming.running is None, "both slots hold what somebody may come back for"
-    slots.flush("u")
-    for index in slots.start_erasing():
-        slots.erased(index, clean=True)
-    bench.desk.go_on()
+    assert bench.desk.warming.running is None and bench.said.refused == {}
+    bench.wait(5.0)
+    assert bench.desk.warming.running is not None
+    bench.background.do_all()
+    (mine,) = [slot for slot in slots.slots if slot.owner == "t"]
+    assert (mine.index, mine.held, mine.tokens) == (1, False, 1000), "the one that his call would take"
+    assert mine.doing is Doing.TOOL, "he comes soon: of slots that may be taken, this is not the first"
+    record = bench.call("r1", "hello t", "again", cached=1000, tokens=1100)
+    assert record.expected_cached_tokens is not None and record.expected_cached_tokens > 900
+    assert (bench.said.used_tokens, bench.said.wasted_tokens) == (1000, 0)
+    bench.serving.check_integrity()
+
+
+def test_a_slot_that_was_just_warmed_for_somebody_else_is_not_taken() -> None:
+    bench, slots = crowded()
+    bench.clock.now += 5.0
+    bench.call(bench.run("w"), "hello w")
+    bench.clock.now += 9.0
+    for thread in ("t", "u", "v", "w"):
+        bench.desk.apply(CacheAction(Verb.WARM, thread))
+        bench.wait()
+        bench.background.do_all()
+        bench.wait()
+    assert bench.said.done == 2, "with two slots, for two"
+    assert all(bench.desk.warming.book.owes(str(slot.owner)) for slot in slots.slots)
+    bench.serving.check_integrity()
+
+
+def test_where_slots_are_saved_nobodys_is_taken_for_a_warm_up() -> None:
+    bench, slots = crowded()
+    bench.clock.now += 9.0
+    assert slots.lendable("t", (), bench.clock()) is not None
+    slots.swaps.pool, slots.swaps.able = SavedPool("b", 4), True
+    assert slots.lendable("t", (), bench.clock()) is None
+
+
+def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_given_up_is_found() -> None:
+    bench, _ = crowded()
+    bench.clock.now += 9.0
+    bench.desk.apply(CacheAction(Verb.WARM, "t"))
+    bench.wait()
+    under_way = bench.desk.warming.running
+    assert under_way is not None
+    under_way.sent = True  # as when its request has begun
+    fresh: list[bool] = []
+    record = bench.call(
+        "r1", "hello t", "again", cached=600, tokens=1100,
+        during=lambda: fresh.extend(seat.fresh for seat in bench.desk.seating.seats.values()),
+    )  # fmt: skip
+    assert record.cache_action == "reused" and record.expected_cached_tokens == 0
+    assert fresh == [False], "the engine may use what it has"
+    said = bench.said
+    assert (said.given_up, said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (1, 600, 600, 0)
     bench.wait()
     bench.background.do_all()
-    mine = [slot for slot in slots.slots if slot.owner == "t"]
-    assert [(slot.held, slot.tokens) for slot in mine] == [(False, 1000)], "others may have it"
     bench.serving.check_integrity()
 
 
@@ -361,7 +429,7 @@ def test_a_workflow_whose_cache_may_go_is_warmed_no_more(end: str) -> None:
     bench.returns()
     bench.wait()
     if end == "deleted":
-        bench.serving.thread_deleted("t")
+        bench.serving.progress.thread_deleted("t")
         assert bench.said.kept_prompts == bench.said.kept_chars == 0
     else:
         bench.desk.apply(CacheAction(Verb.FLUSH, "t"))
@@ -388,15 +456,15 @@ def test_while_a_stage_is_busy_the_beginning_of_the_next_is_prefilled() -> None:
         for stage in ("plan", "write"):
             state = bench.serving.book.run(run)
             assert state is not None
-            bench.serving.node_entered(state, stage)
+            bench.serving.progress.node_entered(state, stage)
             bench.call(run, f"{stage} {number}", stage=stage)
-            bench.serving.node_left(state, stage)
-        bench.serving.run_ended(run, Outcome.DONE)
+            bench.serving.progress.node_left(state, stage)
+        bench.serving.progress.run_ended(run, Outcome.DONE)
     bench.wait()
     bench.desk.forgotten()
     state = bench.serving.book.run(bench.run("new", forecast=forecast))
     assert state is not None
-    bench.serving.node_entered(state, "plan")
+    bench.serving.progress.node_entered(state, "plan")
 
     def meanwhile() -> None:
         bench.wait()
@@ -423,13 +491,13 @@ def test_a_stage_without_calls_is_a_good_time_too() -> None:
     for number in range(12):
         run = bench.serving.book.run(bench.run(f"t{number}", forecast=forecast))
         assert run is not None
-        bench.serving.node_entered(run, "plan")
+        bench.serving.progress.node_entered(run, "plan")
         bench.clock.now += 2.0
-        bench.serving.node_left(run, "plan")
-        bench.serving.node_entered(run, "write")
+        bench.serving.progress.node_left(run, "plan")
+        bench.serving.progress.node_entered(run, "write")
         bench.call(run.id, "x", stage="write")
-        bench.serving.node_left(run, "write")
-        bench.serving.run_ended(run.id, Outcome.DONE)
+        bench.serving.progress.node_left(run, "write")
+        bench.serving.progress.run_ended(run.id, Outcome.DONE)
     busy = [event for event in heard if event.kind is EventKind.STAGE_BUSY and event.stage == "plan"]
     assert busy and busy[-1].ahead == {("write", "b"): pytest.approx(1.0, abs=0.2)}
     assert busy[-1].returns is not None and busy[-1].returns.usual_s == pytest.approx(2.0, abs=0.1)

@@ -66,6 +66,33 @@ def test_what_was_warmed_twice_for_one_call_is_held_against_it_once() -> None:
     assert (said.done, said.used_tokens, said.wasted_tokens) == (2, 800, 0)
 
 
+def test_what_was_given_up_counts_as_far_as_its_call_finds_it() -> None:
+    book = WarmBook()
+    book.gave_up("w", BEGINNING, Owed(had_tokens=100, computed_tokens=900, done=False))
+    assert book.statistics(0, 0).warmed_tokens == 0 and not book.owes("w"), "nobody knows how far it came"
+    book.called("w", (1, 2, 3), 500)
+    said = book.statistics(0, 0)
+    assert (said.given_up, said.done) == (1, 0)
+    assert (said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (400, 400, 0)
+    for reached in (None, Owed(100, 900, done=False)):
+        book.gave_up("v", BEGINNING, reached)
+        book.called("v", (1, 2, 3), 100 if reached else 1000)
+    book.gave_up("u", BEGINNING, Owed(0, 900, done=False))
+    book.forget("u")
+    said = book.statistics(0, 0)
+    assert (said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (400, 400, 0), "nothing of theirs showed"
+
+
+def test_what_a_second_try_finds_of_the_first_was_warmed_too() -> None:
+    book = WarmBook()
+    book.gave_up("w", BEGINNING, Owed(0, 800, done=False))
+    book.warmed("w", BEGINNING, Owed(300, 500))
+    assert book.statistics(0, 0).warmed_tokens == 800 and book.owes("w")
+    book.called("w", (1, 2, 3), 700)
+    said = book.statistics(0, 0)
+    assert (said.done, said.used_tokens, said.wasted_tokens) == (1, 700, 100)
+
+
 def test_who_never_comes_wastes_it() -> None:
     book = WarmBook()
     book.warmed("w", BEGINNING, Owed(0, 300))
