@@ -158,6 +158,8 @@ class Effect(StrEnum):
     DEFERRED = "deferred"
     FAILED = "failed"
     UNSUPPORTED = "unsupported"
+    UNKNOWN = "unknown"
+    """It was asked, and no answer came: we closed before, or the adapter broke."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._closed = False
+        self._errands = set[concurrent.futures.Future[Any]]()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine on the loop; the future carries its result or error.
@@ -42,6 +44,27 @@ class Background:
         except RuntimeError as error:  # ``OrlaClosed``, or the loop closed since
             work.close()
             raise OrlaClosed("this Orla is closed; make a new one to go on") from error
+
+    def errand(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """``submit`` what should not be cut off at the end: ``finish_errands`` waits for it.
+
+        Raises:
+            OrlaClosed: ``close`` was called.
+        """
+        errand = self.submit(work)
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
+        return errand
+
+    def finish_errands(self, timeout_s: float) -> None:
+        """Wait until no errand is under way, those included that others begin; at most *timeout_s* seconds."""
+        if self._pid != os.getpid() or threading.current_thread() is self._thread:
+            return  # the parent's, or nobody would be left to do them
+        until_s = time.monotonic() + timeout_s
+        while under_way := [errand for errand in self._errands.copy() if not errand.done()]:
+            if (left_s := until_s - time.monotonic()) <= 0:
+                return
+            concurrent.futures.wait(under_way, timeout=left_s)
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         """Call *function* on the loop's thread after *delay_s* seconds; nothing happens when closed."""
@@ -60,6 +83,7 @@ class Background:
 
     def _start(self) -> None:
         self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+        self._errands.clear()
         self._thread = threading.Thread(target=self._run, args=(self._loop,), name="orla", daemon=True)
         self._thread.start()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import isfinite
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orla_lg.core.identity import Identity
 from orla_lg.core.standing import Standing
+from orla_lg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from orla_lg.core.budgets import Wall
@@ -28,7 +29,11 @@ CacheHint = Literal["preserve", "flush", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a user may say about a call; ``None`` says nothing."""
+    """What a user may say about a call; ``None`` says nothing.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
 
     priority: float | None = None
     """Higher is more urgent, on every engine; 0 where nothing is said."""
@@ -43,14 +48,16 @@ class Hints:
     """The named set of overrides of the mapping that this run uses."""
 
     def __post_init__(self) -> None:
-        if self.priority is not None and not (isinstance(self.priority, int | float) and isfinite(self.priority)):
-            raise ValueError(f"priority must be a number, got {self.priority!r}")
+        if self.priority is not None and not (_is_number(self.priority) and isfinite(self.priority)):
+            raise ConfigError(f"priority must be a number, got {self.priority!r}")
         if self.cache not in (None, "preserve", "flush", "auto"):
-            raise ValueError(f"cache hint {self.cache!r} is not one of 'preserve', 'flush', 'auto'")
+            raise ConfigError(f"cache hint {self.cache!r} is not one of 'preserve', 'flush', 'auto'")
         if self.variant is not None and not (isinstance(self.variant, str) and self.variant):
-            raise ValueError(f"variant must be a name, got {self.variant!r}")
-        if self.deadline_s is not None and self.deadline_s <= 0:
-            raise ValueError(f"deadline_s must be positive, got {self.deadline_s}")
+            raise ConfigError(f"variant must be a name, got {self.variant!r}")
+        if self.tenant is not None and not isinstance(self.tenant, str):
+            raise ConfigError(f"tenant must be a name, got {self.tenant!r}")
+        if self.deadline_s is not None and not (_is_number(self.deadline_s) and self.deadline_s > 0):
+            raise ConfigError(f"deadline_s must be positive, in seconds, got {self.deadline_s!r}")
 
     def over(self, weaker: Hints) -> Hints:
         """Return these hints with the gaps filled from *weaker*."""
@@ -62,16 +69,29 @@ class Hints:
         return Hints(**merged)
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Hints:
-        """Return the hints in *said*, a mapping from names to values.
+    def of(cls, said: Hints | Mapping[str, Any], *, beside: Collection[str] = ()) -> Hints:
+        """Return the hints that somebody said, as such or as a mapping from their names to values.
+
+        Args:
+            said: What was said.
+            beside: Names that may stand beside them and mean something else; they are passed over.
 
         Raises:
-            ValueError: A name is not a hint, or a value is not allowed.
+            ConfigError: It is neither, a name is not a hint, or a value is not allowed.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := set(said) - known:
-            raise ValueError(f"unknown hints {sorted(unknown)}; known: {sorted(known)}")
-        return cls(**said)
+        if isinstance(said, cls):
+            return said
+        if not isinstance(said, Mapping):
+            raise ConfigError(f"expected Hints, or a dict of them, got {type(said).__name__}")
+        known = {*(each.name for each in fields(cls)), *beside}
+        for name in said:
+            if name not in known:
+                raise ConfigError(f"unknown hint {name!r}{did_you_mean(str(name), known)}")
+        return cls(**{name: value for name, value in said.items() if name not in beside})
+
+
+def _is_number(said: object) -> bool:
+    return isinstance(said, int | float) and not isinstance(said, bool)
 
 
 NO_HINTS = Hints()

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 
-from orla_lg.core import fanout
-from orla_lg.core.admission import Admission, AdmissionStatistics, Held
+from orla_lg.core.admission import Admission, AdmissionStatistics
 from orla_lg.core.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.background import Background
 from orla_lg.core.breaker import Circuit
@@ -39,9 +38,11 @@ from orla_lg.core.orders import Verdict
 from orla_lg.core.pace import Pace
 from orla_lg.core.policies import Policies
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
+from orla_lg.core.returns import ReturnBook
 from orla_lg.core.saved import SavedPool, instance_of
+from orla_lg.core.seating import Seating
 from orla_lg.core.shelf import Eviction
-from orla_lg.core.slots import Seat, SlotTable
+from orla_lg.core.slots import Seat
 from orla_lg.core.swaps import Swaps
 from orla_lg.core.turn import Turn, Turns
 from orla_lg.core.view import BackendView, nothing, served_names
@@ -88,6 +89,7 @@ class Desk:
         *,
         admission: bool = True,
         warm_up: WarmUp | None = None,
+        returns: ReturnBook | None = None,
     ) -> None:
         self.backend = backend
         self.adapter = adapter
@@ -105,18 +107,17 @@ class Desk:
         self.window = Window()
         self._feed = self._fed_by(adapter, background)
         names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
-        self._swaps = Swaps(names, able=False, prices=Prices(self.pace))
-        self._mover: Mover | None = None
+        mover = None
         if isinstance(adapter, SlotStore):
-            self._mover = Mover(
+            mover = Mover(
                 adapter, background, self.lock, self.ledger, clock,
-                quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on,
+                quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on, doubt=self.health.doubt_contents,
             )  # fmt: skip
+        swaps = Swaps(names, able=False, prices=Prices(self.pace), odds=(returns or ReturnBook()).chance)
+        self.seating = Seating(self.ledger, swaps, mover)
         self.warming = Warmer(self, background, clock, warm_up, self.messenger.tell)
         self._background = background
         self._clock = clock
-        self._seats: dict[Queued, Seat] = {}
-        self._waiting_for_prefix = 0
         self._crowd = Crowd()
         self._again_at_s = inf
         self.drains = Turns()
@@ -133,11 +134,8 @@ class Desk:
 
     def learned(self, probe: Probe) -> None:
         """Follow what the engine said of itself."""
-        table = self.ledger.slots
-        self.ledger.seats(probe.slots, self._swaps)
-        if self.ledger.slots is not table:
-            self._seats.clear()  # seats in a table that is no more
-        self._swaps.learned(able=self.health.offers(Capability.SAVE_RESTORE), weights=probe.weights)
+        can_save = self.health.offers(Capability.SAVE_RESTORE)
+        self.seating.follow(probe.slots, can_save=can_save, weights=probe.weights)
         self.ledger.cache.shelf.order = Eviction.BANDED if self.health.offers(Capability.PIN) else Eviction.LRU
         self.admission.capacity.tell(None if probe.slots else probe.kv_tokens)
         self._bound_concurrency(probe)
@@ -169,7 +167,7 @@ class Desk:
     def warmed(self) -> None:
         """Go on after a warm-up, and catch up on what had to wait for it."""
         with self.lock:
-            self._tidy()
+            self.seating.tidy()
         self.go_on()
 
     def view(self, call: Call | None = None) -> BackendView:
@@ -187,7 +185,7 @@ class Desk:
             paused=self.queue.paused,
             speed=self.pace.speed,
             load=None if self.load is None else self.load.wanted(self.health.probe),
-            waiting_for_prefix=self._waiting_for_prefix,
+            waiting_for_prefix=self._gate.waiting_for_prefix,
             resident=nothing if call is None else partial(self.resident_tokens, call),
         )
 
@@ -195,8 +193,8 @@ class Desk:
         """Return how much of a call's prompt it would find in the cache here, what others are prefilling included."""
         with self.lock:
             if self.ledger.slots is None:
-                return round(self.admission.cache.there_tokens(call.ask))
-            return round(fanout.resident_tokens(self.ledger.slots, self._seats, call))
+                return round(self.admission.cache.there_tokens(call.ask, call.identity.voice))
+            return round(self.seating.resident_tokens(call))
 
     # Who may go
 
@@ -247,37 +245,25 @@ class Desk:
         return granted
 
     def _choose(self, now: float) -> Queued | None:
-        """Return the call that goes next; slots say who may sit down, elsewhere admission says whose cache fits."""
-        slots = self.ledger.slots
-        if slots is None:
-            queued = self.admission.choose(self.queue, now, self.pace.speed)
-            again_at_s, self._waiting_for_prefix = self.admission.again_at_s, self.admission.waiting_for_prefix
-        else:
-            queued, again_at_s = self._choose_for(slots, now)
-        if queued is None and again_at_s < self._again_at_s:
-            self._again_at_s = again_at_s
-            self._background.call_later(again_at_s - now, self._look_again)
+        gate = self._gate
+        queued = gate.choose(self.queue, now, self.pace.speed)
+        if queued is None and gate.again_at_s < self._again_at_s:
+            self._again_at_s = gate.again_at_s
+            self._background.call_later(gate.again_at_s - now, self._look_again)
         return queued
 
-    def _choose_for(self, slots: SlotTable, now: float) -> tuple[Queued | None, float]:
-        """Return the call that sits down next, and when to look again if nothing happens before."""
-        held = fanout.better_waiting(slots, self._seats, self.queue, self.pace.speed, now)
-        for each in self.queue if held or self._waiting_for_prefix else ():
-            each.held = Held.PREFIX if each in held else ""
-        self._waiting_for_prefix = len(held)
-        expiry = slots.next_expiry_s(now)
-        again_at_s = min(held.values(), default=inf)
-        return self.queue.next(now, slots.eligible(now), held), min(again_at_s, inf if expiry is None else expiry)
+    @property
+    def _gate(self) -> Admission | Seating:
+        """Who says which call goes next: whether it can sit down, or elsewhere whether its cache fits."""
+        return self.admission if self.ledger.slots is None else self.seating
 
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
         seat = self.ledger.prepare(queued.call, now, running=queued.running)
         queued.claimed = self.ledger.claim(queued.call, seat, now)
         if self.ledger.slots is None:
             self.messenger.pressed(self.admission.enter(queued, now, self.pace.speed.prefill_tokens_per_s))
-        elif seat is not None:
-            self._seats[queued] = seat
-            if seat.swap is not None and self._mover is not None:
-                self._mover.swap(self.ledger.slots, seat.swap)
+        else:
+            self.seating.enter(queued, seat)
         return self.queue.grant(queued, extra=extra)
 
     def _look_again(self) -> None:
@@ -286,7 +272,7 @@ class Desk:
 
     def seat(self, queued: Queued) -> Seat | None:
         """Return the slot given with the grant, on engines with slots."""
-        return self._seats.get(queued)
+        return self.seating.seats.get(queued)
 
     def first_token(self, queued: Queued) -> None:
         """Note that a call's prefill is done; others may have waited for it."""
@@ -313,7 +299,7 @@ class Desk:
                 self.queue.served(queued.call.identity.workflow, self._clock())
             granted = self._pump()
             self._crowd.shrank(self.queue.waiting)
-            self._tidy()
+            self.seating.tidy()
         self.warming.look_soon()
         wake(granted)
         self._end_drains()
@@ -321,7 +307,7 @@ class Desk:
 
     def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verdict | None:
         self.admission.leave(queued, self._clock(), usage, reached=tokens > 0, followed=keep)
-        seat = self._seats.pop(queued, None)
+        seat = self.seating.leave(queued)
         verdict = None
         if usage is not None and queued.claimed is not None:
             verdict = self.ledger.orders.judge(queued.claimed, usage.cached_tokens)
@@ -344,7 +330,7 @@ class Desk:
                 self.ledger.claims.release(action.workflow)
             trail = self.ledger.apply(action)
             granted = self._pump()
-            self._tidy()
+            self.seating.tidy()
         if trail is not None:
             self.messenger.bring(action, trail)
         wake(granted)
@@ -355,8 +341,15 @@ class Desk:
         with self.lock:
             self.ledger.turned(workflow, doing, self._clock())
             granted = self._pump()
-            self._tidy()  # who waits for long may be saved meanwhile
+            self.seating.tidy()  # who waits for long may be saved meanwhile
         wake(granted)
+
+    def returned(self, workflow: str) -> None:
+        """Note that a workflow comes back that was away for who knows how long: is it still the same engine?"""
+        with self.lock:
+            believed, idle = self.ledger.tokens_of(workflow) > 0, not self.queue.in_flight
+        if believed:
+            self.health.ask_for_return(idle=idle)
 
     def forget(self, workflow: str) -> None:
         """Drop what is known of a workflow that will not come back."""
@@ -365,10 +358,6 @@ class Desk:
             self.ledger.forget(workflow)
             granted = self._pump()
         wake(granted)
-
-    def _tidy(self) -> None:
-        if self.ledger.slots is not None and self._mover is not None:
-            self._mover.tidy(self.ledger.slots)
 
     def _may_tidy(self) -> bool:
         return not (self.queue.in_flight or self.warming.running) and self.health.can(Capability.FLUSH_WORKFLOW)
@@ -482,10 +471,7 @@ class Desk:
             self.health.breaker.check_integrity()
             self.admission.check_integrity(self.warming.uses_tokens)
             self.ledger.check_integrity()
-            assert all(queued.granted for queued in self._seats)
-            if self.ledger.slots is not None:
-                self.ledger.slots.check_integrity()
-                assert sum(slot.busy for slot in self.ledger.slots.slots) == len(self._seats) + self.warming.seated
+            self.seating.check_integrity(self.warming.seated)
 
 
 def wake(granted: Sequence[Queued]) -> None:

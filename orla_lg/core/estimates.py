@@ -288,7 +288,8 @@ class Estimates:
         """Take in what was saved; returns whether there was a file.
 
         Raises:
-            ConfigError: It is not a file of ours.
+            ConfigError: It does not hold estimates of ours.
+            OSError: It cannot be read.
         """
         try:
             stored = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -297,8 +298,8 @@ class Estimates:
             read = {(str(each["graph"]), str(each["stage"])): _read(each) for each in stored["stages"]}
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file} does not hold estimates of ours ({error}); remove it to begin anew") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{file} does not hold estimates of ours ({error})") from error
         with self._lock:
             for key, known in read.items():
                 self._stages.set(key, known)

@@ -115,7 +115,7 @@ class Flight:
         self._seat = self._desk.seat(self._queued)
         self.attempts += 1
         self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
-        self._serving.stage_busy(self.call)
+        self._serving.progress.stage_busy(self.call)
 
     def prepare(self) -> Steps:
         """Wait until the call's slot is its own: whoever had it saved, what the workflow left restored."""
@@ -326,6 +326,16 @@ class Flight:
         claimed = None if self._queued is None else self._queued.claimed
         return None if claimed is None else claimed.tokens
 
+    @property
+    def _cache_action(self) -> str:
+        """What became of the slot's contents: planned with the seat, and corrected by what the engine found."""
+        planned = "engine" if self._seat is None else self._seat.action
+        cached_tokens = None if self.usage is None else self.usage.cached_tokens
+        if cached_tokens is None or planned not in ("reused", "restored"):
+            return planned
+        missed = cached_tokens == 0 or cached_tokens < (self._expected_cached_tokens or 0) / 2
+        return "recomputed" if missed else planned
+
     def _make_record(self, error: BaseException | str | None) -> Record:
         now, call, usage = self._serving.clock(), self.call, self.usage
         who, chosen, desk = call.identity, self._assignment, self._desk
@@ -348,7 +358,7 @@ class Flight:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action="engine" if self._seat is None else self._seat.action,
+            cache_action=self._cache_action,
             attempts=self.attempts,
             cost_usd=None if desk is None else price(usage, desk.backend.cost),
             error=_name(error),
@@ -356,6 +366,7 @@ class Flight:
             variant=call.hints.variant,
             considered=() if chosen is None else chosen.considered,
             expected_cached_tokens=self._expected_cached_tokens,
+            cache_hint=call.hints.cache,
         )
 
 

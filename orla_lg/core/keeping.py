@@ -14,6 +14,9 @@ from orla_lg.errors import ConfigError, OrlaClosed
 
 log = logging.getLogger("orla_lg")
 
+MANY_BROKEN = 100
+"""So many files are not set aside: something breaks them."""
+
 SAVE_EVERY_S = 60.0
 """What was learned in the last so many seconds is lost when the process is killed."""
 
@@ -21,10 +24,11 @@ SAVE_EVERY_S = 60.0
 class EstimatesFile:
     """The file that estimates outlive their process in.
 
-    Several processes may share one; each writes it whole, so the last one's knowledge stays.
+    Several processes may share one; each writes it whole, so the last one's knowledge stays. One whose contents are
+    not ours, or broken, is set aside under another name and not overwritten: it may be somebody's.
 
     Raises:
-        ConfigError: It is there but not ours, or could not be written where it is to lie.
+        ConfigError: It cannot be read or set aside, or could not be written where it is to lie.
     """
 
     def __init__(self, path: str | Path, estimates: Estimates, background: Background) -> None:
@@ -37,7 +41,26 @@ class EstimatesFile:
         self._complained = False
         if not self.path.parent.is_dir():
             raise ConfigError(f"estimates_file {str(path)!r}: there is no folder {str(self.path.parent)!r}")
-        estimates.load(self.path)
+        try:
+            estimates.load(self.path)
+        except ConfigError as fault:
+            self._set_aside(fault)
+        except OSError as error:
+            raise ConfigError(f"estimates_file {str(path)!r} cannot be read: {error.strerror}") from error
+
+    def _set_aside(self, fault: ConfigError) -> None:
+        """Give the file another name, so that what is learned anew has its place."""
+        names = (self.path.with_name(f"{self.path.name}.broken{number}") for number in ("", *range(2, MANY_BROKEN)))
+        aside = next((name for name in names if not name.exists()), None)
+        if aside is None:
+            raise ConfigError(f"{fault}, and so do {MANY_BROKEN - 1} set aside before it; remove them to begin anew")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:  # another process that shares it was sooner
+            return
+        except OSError as error:
+            raise ConfigError(f"{fault} and cannot be renamed ({error.strerror}); remove it to begin anew") from error
+        log.warning("%s; it is now %s, and this process begins with nothing learned", fault, aside.name)
 
     def learned(self) -> None:
         """Note that there is something new to keep; it is written within ``SAVE_EVERY_S``."""

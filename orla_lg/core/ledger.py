@@ -86,7 +86,7 @@ class Ledger:
         """Return what a call that goes now should find; to be asked before it counts as in flight."""
         workflow = call.identity.workflow
         if self.slots is None:
-            found = [piece for piece in self.cache.find(call.ask) if piece.filled]
+            found = [piece for piece in self.cache.find(call.ask, call.identity.voice) if piece.filled]
             shared = sum(piece.there_tokens for piece in found if self.claims.is_shared(piece, workflow))
             there = sum(piece.there_tokens for piece in found)
             return self.orders.claim(workflow, round(there), round(shared), now)
@@ -140,7 +140,8 @@ class Ledger:
         """Believe what the engine says it did."""
         workflow, until_s = action.workflow, now + (inf if action.ttl_s is None else action.ttl_s)
         self.orders.answered(trail, Order(action.verb, effect, until_s))
-        if self.orders.trails.get(workflow) in (trail, None):  # else a later call says more of what is there
+        newest = self.orders.trails.get(workflow) or self._leaving.get(workflow)
+        if newest in (trail, None):  # else a later call says more of what is there
             match effect:
                 case Effect.FREED:
                     self.claims.freed(workflow)

@@ -12,7 +12,7 @@ its own call is queued, cached and recorded like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from orla_lg.core.backend import Capability, Probe
@@ -57,6 +57,31 @@ class ConsultingMapper(Protocol):
 
 
 Mapper = StageMapper | AsyncStageMapper | ConsultingMapper
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Where a stage of a graph goes, as far as that shows without a call."""
+
+    stage: str
+    backends: tuple[str, ...]
+    """In order of preference; empty where each call decides."""
+    by: str
+    """Who says so; a stage that no mapping names goes by the model named in its code, if it calls one at all."""
+
+
+def foretold(mapper: Mapper, stage: str) -> Planned | None:
+    """Return what a mapper will say of a stage, as its ``foretell(stage)`` has it; ``None`` where it surely declines.
+
+    Of one without that method nothing is known beforehand.
+    """
+    foretell: Callable[[str], Planned | None] | None = getattr(mapper, "foretell", None)
+    return at_each_call(mapper, stage) if foretell is None else foretell(stage)
+
+
+def at_each_call(mapper: object, stage: str, *among: str) -> Planned:
+    """Return what is known of a mapper that decides at each call, *among* these backends if it names them."""
+    return Planned(stage, among, f"{type(mapper).__name__}, at each call")
 
 
 class Consultation:

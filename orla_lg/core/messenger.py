@@ -91,13 +91,15 @@ class Messenger:
         verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
         can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
         if self._control is not None and can is not None:
-            with contextlib.suppress(OrlaClosed):
-                self._background.submit(self._order(self._control, can, action, trail))
+            try:
+                self._background.errand(self._order(self._control, can, action, trail))
+            except OrlaClosed:
+                self._took_effect(action, trail, Effect.FAILED)
         else:
             self._took_effect(action, trail, Effect.UNSUPPORTED)
 
     async def _order(self, control: KVControl, can: Verb, action: CacheAction, trail: Trail) -> None:
-        effect, scope = Effect.FAILED, WorkflowCache(action.workflow)
+        effect, scope = Effect.UNKNOWN, WorkflowCache(action.workflow)
         try:
             if can is Verb.PIN:
                 effect = await control.pin(scope, ttl_s=action.ttl_s)

@@ -76,7 +76,7 @@ class Verdict:
     cached_tokens: int | None
     """``None`` where the engine did not count."""
     borne_out: bool | None
-    """``None`` where nothing was promised, or nothing counted."""
+    """``None`` where nothing was promised, too little to tell, or nothing counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def judge(claimed: Claimed, cached_tokens: int | None) -> Verdict:
     borne_out: bool | None = None
     if claimed.effect is Effect.FREED:
         borne_out = cached_tokens <= claimed.shared_tokens + slack
-    elif claimed.effect in (None, *_PROMISING) and claimed.tokens:
+    elif claimed.effect in (None, *_PROMISING) and claimed.tokens > slack:  # of less, nothing at all could be missing
         borne_out = cached_tokens >= claimed.tokens - slack
     return Verdict(claimed, cached_tokens, borne_out)
 
@@ -193,5 +193,5 @@ class OrderBook:
 _PROMISING = (Effect.PINNED, Effect.SAVED, Effect.RESTORED, Effect.WARMED)
 """Effects after which the next call finds what is believed to be there."""
 
-_SAYING = frozenset(Effect) - {Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED}
+_SAYING = frozenset(Effect) - {Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED, Effect.UNKNOWN}
 """Effects that say what the next call finds; the others leave it as it was."""

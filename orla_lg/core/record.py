@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any
 
 from orla_lg.core.backend import Cost
-from orla_lg.core.call import Considered, Usage
+from orla_lg.core.call import CacheHint, Considered, Usage
 from orla_lg.core.newest import Newest
 from orla_lg.core.orders import KEEP_ORDERS
 from orla_lg.errors import RecordUnknown
@@ -50,7 +50,8 @@ class Record:
     completion_tokens: int | None
     cache_action: str
     """``reused``, ``claimed`` or ``reclaimed`` slot; ``restored``: filled with what was saved of the workflow;
-    ``recomputed``: that failed; or ``engine`` where the engine manages by itself."""
+    ``recomputed``: that failed, or the engine found less than half of what should have been there; ``engine`` where
+    it manages by itself."""
     attempts: int
     cost_usd: float | None
     error: str | None
@@ -67,7 +68,9 @@ class Record:
     """What was asked about its workflow's cache after it, each with its effect: ``pin:pinned``. The newest eight."""
     cache_borne_out: bool | None = None
     """Whether the workflow's next call there found what those effects, or doing nothing, promise; ``None``: no such
-    call yet, or nothing was promised."""
+    call yet, or nothing was promised, or less than the slack that engines are given (``orders.SLACK_TOKENS``)."""
+    cache_hint: CacheHint | None = None
+    """What was said of its workflow's cache, whatever came of it (``Hints.cache``)."""
 
     def asdict(self) -> dict[str, Any]:
         """Return the record as a plain dict that JSON can carry."""

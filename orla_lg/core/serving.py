@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orla_lg.core.amendments import Amendments
 from orla_lg.core.attempts import Attempts
 from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background
@@ -30,7 +31,6 @@ from orla_lg.core.desk import BackendStatistics, Desk
 from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.effects import Send, Sender, Steps, Wait
 from orla_lg.core.flight import Flight
-from orla_lg.core.forecast import Ahead, Forecast
 from orla_lg.core.foresight import Foresight
 from orla_lg.core.health import Clock
 from orla_lg.core.identity import Identity
@@ -39,16 +39,17 @@ from orla_lg.core.learners import Learners
 from orla_lg.core.limits import NO_LIMITS, Layer, Limits
 from orla_lg.core.manager import MemoryManager
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.memory import CacheEvent, EventKind, MemoryPolicy, Returns
+from orla_lg.core.memory import CacheEvent, MemoryPolicy
 from orla_lg.core.orders import Order, Verdict
 from orla_lg.core.own import Ours, OwnCall
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, Policies, RequestChoice, StageChoice, policies
-from orla_lg.core.record import Aftermath, CallEvent, Happening, Record, RecordBook
-from orla_lg.core.returns import of_tool
+from orla_lg.core.progress import Progress
+from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.returns import ReturnBook
 from orla_lg.core.standing import Standing
 from orla_lg.core.view import BackendView
 from orla_lg.core.warmth import WarmUp
-from orla_lg.core.workflow import Outcome, RunState, WorkflowBook, WorkflowStatistics
+from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
 log = logging.getLogger("orla_lg")
@@ -59,7 +60,7 @@ PROBE_PATIENCE_S = 3.0
 MANY_MODELS = 100
 
 CLOSE_PATIENCE_S = 2.0
-"""How long ``close`` waits for adapters to close their connections."""
+"""How long ``close`` waits for orders on their way, and then for adapters to close their connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Serving:
         self.records = RecordBook(keep_records)
         self.costs = CostBook()
         self.journal = journal
+        self.amendments = Amendments(self.records, journal, self.book.is_running)
         self.limits = LimitBook(limits, clock)
         self.foresight = Foresight(self.background, clock, estimates_file)
         self.estimates = self.foresight.estimates
@@ -118,12 +120,17 @@ class Serving:
         self.learners = Learners()
         self.learners.enlist(mapper)
         self._admission = admission
+        self._returns = ReturnBook()
         self.desks = {
             backend.name: self._desk(backend, adapter, policies(backend.name, stage_policy, request_policy))
             for backend, adapter in adapters.items()
         }
         """In the order of the configuration."""
-        self.memory = MemoryManager(memory, self.desks, self.background, clock)
+        self.memory = MemoryManager(memory, self.desks, self.background, clock, self._returns)
+        self.progress = Progress(
+            self.book, self.foresight, self.memory, self.records, self.amendments, clock,
+            looks_ahead=warm_up is not None,
+        )  # fmt: skip
         self.retries = RetryPolicy()
         self.variants: dict[str, Mapper] = {}
         """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
@@ -139,7 +146,7 @@ class Serving:
     def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
         return Desk(
             backend, adapter, self.background, self.clock, ordered_by, self.estimates, self,
-            admission=self._admission, warm_up=self.warm_up,
+            admission=self._admission, warm_up=self.warm_up, returns=self._returns,
         )  # fmt: skip
 
     # Step 1 is the edge's: it knows who calls (graph.context) and builds the call from that.
@@ -262,7 +269,7 @@ class Serving:
                 with contextlib.suppress(TimeoutError):  # the attempt itself will say it better
                     yield Wait(probing, PROBE_PATIENCE_S)
 
-    # Step 8, and what the graph tells
+    # Step 8, and what follows it
 
     def signal(self, events: Iterable[CacheEvent]) -> None:
         """Have the memory manager do what should be done after *events*."""
@@ -274,110 +281,11 @@ class Serving:
 
     def ordered(self, call_id: str, order: Order) -> None:
         """Put an order that followed a call down in its record."""
-        late = self.records.ordered(call_id, str(order))
-        if late is not None and not self.book.is_running(late.workflow):  # else the next call's verdict comes too
-            self._write_down(call_id, late)
+        self.amendments.ordered(call_id, order)
 
     def judged(self, call_id: str, verdict: Verdict) -> None:
         """Put down in a call's record whether the next one bore out what was promised after it."""
-        late = self.records.judged(call_id, verdict.borne_out)
-        if late is not None and (late.orders or late.borne_out is not None):
-            self._write_down(call_id, late)
-
-    def _write_down(self, call_id: str, late: Aftermath) -> None:
-        if self.journal is not None:
-            self.journal.amended(call_id, late)
-
-    def run_started(
-        self,
-        run: str,
-        *,
-        thread: str | None,
-        parent: str | None = None,
-        graph: str = "",
-        forecast: Forecast | None = None,
-    ) -> RunState:
-        """Open a run of a root graph; *graph* names one of which no *forecast* is made."""
-        state = self.book.run_started(run, thread=thread, parent=parent)
-        state.standing.arrived_s = self.clock()
-        self.foresight.began(state, graph, forecast)
-        if state.returned:
-            self.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
-        self._tell(CallEvent(Happening.RUN_STARTED, self.clock(), state.workflow, run))
-        return state
-
-    def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:
-        """Note that a node of a run starts.
-
-        Args:
-            run: Its run.
-            stage: Its stage.
-            namespace: Of this execution, with ids; without one, the stage runs once at a time.
-            step: LangGraph's; ``None`` where steps are not told.
-        """
-        run.now_in[stage] += 1
-        self.foresight.entered(run, stage, namespace or stage, step)
-        if self.warm_up is not None and self.estimates.learned(run.course.graph, stage).calls == 0:
-            self._tell_ahead(run, stage)
-
-    def stage_busy(self, call: Call) -> None:
-        """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
-        run = None if self.warm_up is None or call.identity.run is None else self.book.run(call.identity.run)
-        if run is not None:
-            self._tell_ahead(run, call.identity.stage)
-
-    def _tell_ahead(self, run: RunState, stage: str) -> None:
-        ahead = self.foresight.next_calls(run)
-        if not ahead:
-            return
-        graph = run.course.graph
-        usual = self.estimates.learned(graph, stage)
-        took = (usual.service_s if usual.calls else None, usual.other_s)
-        busy_s = None if took == (None, None) else sum(filter(None, took))
-        self.signal(
-            [
-                CacheEvent(
-                    EventKind.STAGE_BUSY, run.workflow, graph=graph, stage=stage, ahead=ahead,
-                    returns=Returns(usual_s=busy_s),
-                )
-            ]
-        )  # fmt: skip
-
-    def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
-        """Note that a node of a run ended, well or not."""
-        run.now_in[stage] -= 1
-        self.foresight.left(run, namespace or stage)
-
-    def tool_started(self, run: RunState, stage: str, name: str) -> None:
-        """Note that a tool of a run starts."""
-        self.signal(
-            [CacheEvent(EventKind.TOOL_STARTED, run.workflow, graph=run.course.graph, stage=stage, tool=name)]
-        )
-
-    def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:
-        """Note that a tool of a run ended, well or not, after *seconds*."""
-        self.foresight.used_tool(run, stage, seconds)
-        self.memory.returns.took(of_tool(name), seconds)
-
-    def run_ended(self, run: str, outcome: Outcome) -> None:
-        """Close a run; its workflow's cache is released or flushed."""
-        state = self.book.run(run)
-        if state is None:
-            return
-        ended = state.ends(outcome)
-        self.signal(self.book.run_ended(run, ended))
-        if ended is Outcome.DONE:
-            self.foresight.done(state)
-        self._tell(CallEvent(Happening.RUN_ENDED, self.clock(), state.workflow, run, detail=str(ended)))
-
-    def ahead(self, run: str) -> Ahead | None:
-        """Return what is expected of a run; ``None`` if it is not open."""
-        state = self.book.run(run)
-        return None if state is None else self.foresight.ahead(state)
-
-    def thread_deleted(self, thread_id: str) -> None:
-        """Free what a deleted thread kept."""
-        self.signal(self.book.thread_deleted(thread_id))
+        self.amendments.judged(call_id, verdict)
 
     def prioritize(self, run: str, priority: float) -> bool:
         """Give a run's later calls, and those already waiting, another priority; False if it is not open."""
@@ -425,10 +333,6 @@ class Serving:
                 CallEvent(kind, self.clock(), who.workflow, who.run, who.stage, call.id, backend, detail)
             )
 
-    def _tell(self, event: CallEvent) -> None:
-        if self.records.heard:
-            self.records.tell(event)
-
     def count_lost(self) -> None:
         """Count a call whose graph is not known."""
         with self._counts:
@@ -472,15 +376,20 @@ class Serving:
             desk.check_integrity()
 
     def close(self) -> None:
-        """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent."""
+        """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent.
+
+        Orders on their way to engines are waited for; what came of one that is cut off all the same is ``unknown``.
+        """
         if self.closed:
             return
         self.closed = True
         for desk in self.desks.values():
             desk.turn_away()
+        self.background.finish_errands(CLOSE_PATIENCE_S)
         closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
         self.foresight.close()
         self.background.close()
+        self.amendments.close()
         if self.journal is not None:
             self.journal.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from orla_lg.core.backend import Backend, Cost, Directions, Effect, Probe
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, Usage
-from orla_lg.core.control import Warmed
+from orla_lg.core.control import Copied, Warmed
 from orla_lg.core.effects import Send, drive
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
@@ -56,6 +56,11 @@ class HandBackground:
             raise OrlaClosed("closed")
         self.work.append((work, Future()))
         return self.work[-1][1]
+
+    errand = submit
+
+    def finish_errands(self, timeout_s: float) -> None:
+        """The test does them, or does not."""
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         self.timers.append((self.clock() + delay_s, function))
@@ -110,8 +115,8 @@ class Engine:
             raise self.effect
         return self.effect
 
-    async def save(self, slot: int, name: str) -> Effect:
-        return self.effect if isinstance(self.effect, Effect) else Effect.FAILED
+    async def save(self, slot: int, name: str) -> Copied:
+        return Copied(self.effect if isinstance(self.effect, Effect) else Effect.FAILED)
 
     async def restore(self, slot: int, name: str) -> Effect:
         return self.effect if isinstance(self.effect, Effect) else Effect.FAILED
@@ -222,7 +227,9 @@ def _step(steps: Any, error: BaseException | None) -> Any:
 def is_quiet(serving: Serving) -> bool:
     """Whether every grant is back and nobody waits."""
     serving.check_integrity()
-    return all(desk.queue.in_flight == desk.queue.waiting == len(desk._seats) == 0 for desk in serving.desks.values())
+    return all(
+        desk.queue.in_flight == desk.queue.waiting == len(desk.seating.seats) == 0 for desk in serving.desks.values()
+    )
 
 
 def a_view(name: str, **said: Any) -> BackendView:

@@ -88,3 +88,34 @@ def test_a_forked_child_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     background.close()
     parents[0].call_soon_threadsafe(parents[0].stop)
     parents[1].join(5)
+
+
+def test_errands_are_waited_for_and_those_that_they_begin() -> None:
+    background, done = Background(), list[str]()
+
+    async def errand(name: str, *after: str) -> None:
+        await asyncio.sleep(0.02)
+        done.append(name)
+        if after:
+            background.errand(errand(*after))
+
+    background.finish_errands(5.0)
+    assert done == [], "there were none"
+    background.errand(errand("first", "second", "third"))
+    background.finish_errands(5.0)
+    assert done == ["first", "second", "third"]
+    background.close()
+
+
+def test_an_errand_that_does_not_end_is_not_waited_for_for_ever_nor_on_its_own_thread() -> None:
+    background = Background()
+    endless = background.errand(asyncio.Event().wait())
+    background.finish_errands(0.02)
+    asked = threading.Event()
+    background.call_later(0.0, lambda: (background.finish_errands(60.0), asked.set()))
+    assert asked.wait(5) and not endless.done()
+    background._pid -= 1  # as after a fork: they are the parent's
+    background.finish_errands(60.0)
+    background._pid += 1
+    background.close()
+    assert endless.cancelled()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.call import NO_HINTS, Ask, Hints
+from orla_lg.errors import ConfigError
 
 from .fakes import a_call
 
@@ -25,12 +27,24 @@ def test_hints_fill_each_others_gaps() -> None:
         ({"deadline_s": 0}, "must be positive"),
         ({"priority": math.nan}, "must be a number"),
         ({"priority": "high"}, "must be a number, got 'high'"),
-        ({"prority": 1}, r"unknown hints \['prority'\]; known"),
+        ({"priority": True}, "must be a number, got True"),
+        ({"deadline_s": True}, "must be positive, in seconds, got True"),
+        ({"tenant": ["a"]}, r"tenant must be a name, got \['a'\]"),
+        ({"deadline_s": "soon"}, "must be positive, in seconds, got 'soon'"),
+        ({"prority": 1}, r"unknown hint 'prority'; did you mean 'priority'\? known: cache, deadline_s, priority"),
+        ("urgent", "expected Hints, or a dict of them, got str"),
     ],
 )
-def test_hints_are_checked(said: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_hints_are_checked(said: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Hints.of(said)
+
+
+def test_hints_are_themselves_and_pass_over_what_may_stand_beside_them() -> None:
+    assert Hints.of(NO_HINTS) is NO_HINTS
+    assert Hints.of({"priority": 1, "limits": {}}, beside=("limits",)) == Hints(priority=1)
+    with pytest.raises(ConfigError, match="known: cache, deadline_s, limits, priority, tenant, variant"):
+        Hints.of({"limit": {}}, beside=("limits",))
 
 
 def test_priority_and_deadline_of_a_call() -> None:

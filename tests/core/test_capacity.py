@@ -148,7 +148,7 @@ class Sessions:
 
     async def session(self, name: str) -> None:
         serving = self.virtual.serving
-        run = serving.run_started(name, thread=None, graph="g")
+        run = serving.progress.run_started(name, thread=None, graph="g")
         said = [{"role": "system", "content": "policy " * 300}, {"role": "user", "content": f"{name} asks" * 40}]
         for nth in range(5):
             await self.call(name, nth, said)
@@ -156,7 +156,7 @@ class Sessions:
             said += [{"role": "assistant", "content": f"{name} {nth}".ljust(240, "a")}]
             said += [{"role": "user", "content": f"tool {name} {nth} " * 20}]
             self.limits.append(self.admission.capacity.limit)
-        serving.run_ended(run.id, Outcome.DONE)
+        serving.progress.run_ended(run.id, Outcome.DONE)
 
     async def call(self, name: str, nth: int, said: list[dict[str, str]]) -> None:
         answer = {"role": "assistant", "content": f"{name} {nth}".ljust(240, "a")}

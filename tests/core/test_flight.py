@@ -41,7 +41,7 @@ def test_the_record_says_what_happened() -> None:
 
 def test_the_ledger_learns_the_tokens_the_engine_counted() -> None:
     serving = a_serving()
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     flight = flying(serving, who=identity("r", run="r"))
     flight.saw(Usage(10, None, 5))
     flight.finish()

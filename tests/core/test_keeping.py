@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orla_lg.core.estimates import Course, Estimates
-from orla_lg.core.keeping import SAVE_EVERY_S, EstimatesFile
+from orla_lg.core.keeping import MANY_BROKEN, SAVE_EVERY_S, EstimatesFile
+from orla_lg.errors import ConfigError
 from tests.core.fakes import HandBackground, HandClock
 
 
@@ -58,3 +59,49 @@ def test_after_the_end_nothing_is_begun(tmp_path: Path) -> None:
     background.closed = True
     background.advance(SAVE_EVERY_S)
     assert not background.work
+
+
+def test_no_file_set_aside_takes_the_place_of_another(tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    for held in ("one", "two", "three"):
+        file.write_text(held)
+        a_file(file)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "e.json.broken": "one", "e.json.broken2": "two", "e.json.broken3": "three"
+    }  # fmt: skip
+
+
+def test_what_cannot_be_set_aside_or_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "e.json"
+    file.write_text("broken")
+    for number in ("", *range(2, MANY_BROKEN)):
+        (tmp_path / f"e.json.broken{number}").touch()
+    with pytest.raises(ConfigError, match="and so do 99 set aside before it; remove them"):
+        a_file(file)
+    (tmp_path / "e.json.broken").unlink()
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ConfigError, match=r"e.json does not hold .* and cannot be renamed \(Permission denied\)"):
+        a_file(file)
+    assert file.read_text() == "broken"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match=r"estimates_file '.*e.json' cannot be read: Is a directory"):
+        a_file(file)
+
+
+def test_of_two_processes_that_find_it_broken_one_sets_it_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "e.json"
+    file.write_text("broken")
+
+    def gone(self: Path, target: Path) -> Path:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "rename", gone)
+    estimates, _, _ = a_file(file)
+    assert estimates.lessons("g") == 0 and not caplog.records

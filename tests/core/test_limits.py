@@ -120,7 +120,7 @@ class LimitMachine(RuleBasedStateMachine):
 
     def open_run(self, run: str) -> None:
         self.began[run] = self.clock.now
-        self.serving.run_started(run, thread=None)
+        self.serving.progress.run_started(run, thread=None)
 
     @rule(limits=LIMITS)
     def change(self, limits: tuple[Limit | None, ...]) -> None:
@@ -226,7 +226,7 @@ class LimitMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def another_run(self, which: int) -> None:
-        self.serving.run_ended(self.runs[which], Outcome.DONE)
+        self.serving.progress.run_ended(self.runs[which], Outcome.DONE)
         self.runs[which] = f"r{len(self.began)}"
         self.open_run(self.runs[which])
 
@@ -286,7 +286,7 @@ def test_a_refused_call_leaves_a_record_and_was_never_queued() -> None:
 def test_each_run_stage_and_tenant_has_its_own_sums_under_a_star() -> None:
     serving = limited(Limits(Limit(calls=2), {"*": Limit(calls=3), "a": Limit()}, {"*": Limit(calls=1)}))
     for run in ("r", "s"):
-        serving.run_started(run, thread=None)
+        serving.progress.run_started(run, thread=None)
     use(serving, run="r", tenant="t")
     use(serving, run="r", stage="b", tenant="u")
     with pytest.raises(BudgetExceeded, match="run 'r' may use 2 calls"):
@@ -300,7 +300,7 @@ def test_each_run_stage_and_tenant_has_its_own_sums_under_a_star() -> None:
         use(serving, stage="b")
     use(serving, stage="x|b")
     assert [each.name for each in serving.statistics().limits if each.scope == "run"] == ["r", "s"]
-    serving.run_ended("r", Outcome.DONE)
+    serving.progress.run_ended("r", Outcome.DONE)
     assert [each.name for each in serving.statistics().limits if each.scope == "run"] == ["s"]
 
 
@@ -374,7 +374,7 @@ def test_another_window_begins_empty_and_another_figure_does_not() -> None:
 def test_a_runs_time_is_over_for_calls_that_come_and_for_those_that_wait() -> None:
     clock = HandClock()
     serving = limited(Limits(Limit(wall_s=30)), clock, max_concurrency=1)
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     holder = begin(serving, ask(serving))
     clock.now += 10
     waiting = serving.steps(ask(serving, run="r", deadline_s=25.0), Sender())
@@ -391,7 +391,7 @@ def test_a_runs_time_is_over_for_calls_that_come_and_for_those_that_wait() -> No
 
 def test_an_earlier_deadline_stays_a_deadline() -> None:
     serving = limited(Limits(Limit(wall_s=30)), max_concurrency=1)
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     holder = begin(serving, ask(serving))
     waiting = serving.steps(ask(serving, run="r", deadline_s=5.0), Sender())
     assert step(waiting).timeout_s == 5
@@ -403,7 +403,7 @@ def test_an_earlier_deadline_stays_a_deadline() -> None:
 def test_a_stages_time_is_what_engines_worked() -> None:
     clock = HandClock()
     serving = limited(Limits(stages={"a": Limit(wall_s=5)}), clock)
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     flight = begin(serving, ask(serving, run="r"))
     clock.now += 4
     flight.saw(Usage(2, 0, 5))
@@ -445,7 +445,7 @@ def test_layers_hold_side_by_side_and_a_runs_own_goes_with_it() -> None:
         Limits(Limit(calls=9), {"b": Limit(calls=1)}), CONFIGURABLE, " in the run's configurable", of_run=True
     )
     for run in ("r", "s"):
-        serving.run_started(run, thread=None)
+        serving.progress.run_started(run, thread=None)
     use(serving, run="r", layers=(graph, own))
     use(serving, run="r", layers=(graph,))
     with pytest.raises(BudgetExceeded, match=r"\(limits.stages.a.calls of graph 'g'\)"):

@@ -27,6 +27,8 @@ def test_who_was_kept_pinned_restored_or_warmed_finds_all_that_was_there(effect:
     for cached, borne_out in ((2 * LONG, True), (LONG, True), (LONG - SLACK_TOKENS, True), (LONG // 2, False)):
         assert judge(after(effect), cached).borne_out is borne_out, cached
     assert judge(after(effect, 0), 0).borne_out is None, "nothing was believed to be there"
+    for cached in (0, SLACK_TOKENS):
+        assert judge(after(effect, SLACK_TOKENS), cached).borne_out is None, "too little to tell"
 
 
 def test_of_long_prompts_a_part_may_be_missing_for_engines_cache_whole_blocks() -> None:
@@ -54,7 +56,7 @@ def asked(book: OrderBook, *said: tuple[Verb, Effect], workflow: str = "w") -> N
         book.answered(trail, Order(verb, effect))
 
 
-@pytest.mark.parametrize("nothing", [Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED])
+@pytest.mark.parametrize("nothing", [Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED, Effect.UNKNOWN])
 def test_what_an_engine_did_not_do_leaves_what_was_promised_before(nothing: Effect) -> None:
     book = OrderBook()
     book.called("w", "c1")

@@ -404,12 +404,12 @@ class Listening:
 def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
     listening = Listening()
     serving = a_serving("one", "two", memory=listening)
-    serving.run_started("r", thread="t")
+    serving.progress.run_started("r", thread="t")
     for backend in ("one", "two", "two"):
         step(serving.steps(new_call(serving, backend, identity("t", run="r")), Sender()))
-    serving.run_ended("r", Outcome.DONE)
-    serving.run_ended("r", Outcome.DONE)
-    serving.thread_deleted("t")
+    serving.progress.run_ended("r", Outcome.DONE)
+    serving.progress.run_ended("r", Outcome.DONE)
+    serving.progress.thread_deleted("t")
     kinds = [(event.kind, event.backend) for event in listening.heard]
     done = EventKind.CALL_DONE
     assert kinds == [
@@ -421,15 +421,15 @@ def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
 
 def test_a_workflow_without_a_thread_leaves_no_cache_behind() -> None:
     serving = a_serving("one", "two", memory="flush_per_request")
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     step(serving.steps(new_call(serving, "one", identity("r", run="r")), Sender()))
-    serving.run_ended("r", Outcome.DONE)
+    serving.progress.run_ended("r", Outcome.DONE)
     assert serving.desks["one"].statistics().memory.effects == {"flush:unsupported": 1}
 
 
 def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
     serving = a_serving("one", "two")
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     for backend in ("one", "two"):
         call = new_call(serving, backend, identity("r", run="r"))
         call.hints = type(call.hints)(cache="preserve")
@@ -443,7 +443,7 @@ def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
     serving = a_serving(max_concurrency=1)
     desk = serving.desks["b"]
     desk.queue.change_policies(policies("one", "priority", "priority"), 0.0)
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     mine = identity("r", run="r")
     early = new_call(serving, who=mine)
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
@@ -461,16 +461,16 @@ def test_listeners_hear_every_turn() -> None:
     serving = a_serving(max_concurrency=1)
     heard: list[CallEvent] = []
     stop = serving.records.subscribe(heard.append)
-    serving.run_started("r", thread=None)
+    serving.progress.run_started("r", thread=None)
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
     steps = serving.steps(new_call(serving), Sender())
     step(steps)
     stream.first_token()
     stream.finish()
     step(steps)
-    serving.run_ended("r", Outcome.DONE)
+    serving.progress.run_ended("r", Outcome.DONE)
     stop()
-    serving.run_started("s", thread=None)
+    serving.progress.run_started("s", thread=None)
     expected = "run_started dispatched queued first_token finished dispatched finished run_ended"
     assert " ".join(event.kind for event in heard) == expected
     assert heard[4].kind is Happening.FINISHED and heard[4].record.id == heard[4].call

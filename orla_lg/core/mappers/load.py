@@ -18,7 +18,7 @@ from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
 from orla_lg.core.mappers.table import Entry, part_of
-from orla_lg.core.mapping import Consultation, Mapper, find, unfit
+from orla_lg.core.mapping import Consultation, Mapper, Planned, find, foretold, unfit
 from orla_lg.core.pace import USUAL
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError
@@ -66,6 +66,11 @@ class LoadAware:
         if not (saturated(home) or _has_more(home, others)):
             return chosen
         return self._weighed(call, chosen, [home, *others])
+
+    def foretell(self, stage: str) -> Planned | None:
+        """Return what *inner* will say of a stage."""
+        home = foretold(self.inner, stage)
+        return home and replace(home, by=f"{home.by}, by load")
 
     def _weighed(self, call: Call, chosen: Assignment, views: Sequence[BackendView]) -> Assignment:
         home, asked = views[0], call.ask.given(chosen.parameters)

@@ -19,7 +19,7 @@ from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.effects import Steps, Wait
 from orla_lg.core.flight import grants_held
 from orla_lg.core.mappers.table import unknown_backends
-from orla_lg.core.mapping import MODEL_PATIENCE_S, Consultation, find
+from orla_lg.core.mapping import MODEL_PATIENCE_S, Consultation, Planned, at_each_call, find
 from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed, OrlaError
 
@@ -82,6 +82,10 @@ class OneBitStageMapper:
             return self._assignment(simple=False, reason=f"taken for complex: {verdict}")
         word = "simple" if verdict else "complex"
         return self._assignment(simple=verdict, reason=f"judged {word} by {self.judge!r}{how}")
+
+    def foretell(self, stage: str) -> Planned:
+        """Return between which backends it decides."""
+        return at_each_call(self, stage, self.simple, self.complex_)
 
     def check_backends(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every name that is no backend."""

@@ -14,7 +14,7 @@ from orla_lg.core.call import Assignment, Call
 from orla_lg.core.effects import Steps
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.mappers.need import NEED_KEYS, NeedMapper
-from orla_lg.core.mapping import Consultation, Mapper
+from orla_lg.core.mapping import Consultation, Mapper, Planned, foretold
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean
 
@@ -67,6 +67,10 @@ class ExplicitMapper:
         key, rule = found
         return named(key, rule)
 
+    def foretell(self, stage: str) -> Planned | None:
+        """Return what it will say of a stage."""
+        return _foretold(self.rules, stage)
+
     def check_backends(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every name in the table that is no backend."""
         return check_backends(self.rules, known)
@@ -93,6 +97,10 @@ class StageTable:
             return chosen
         return replace(chosen, parameters={**rule.parameters, **chosen.parameters})
 
+    def foretell(self, stage: str) -> Planned | None:
+        """Return what it will say of a stage, or what the mapper does that decides about it."""
+        return _foretold(self.rules, stage)
+
     def check_backends(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every name in the table that is no backend."""
         return check_backends(self.rules, known)
@@ -114,6 +122,13 @@ class First:
             if chosen is not None:
                 return chosen
         return None
+
+    def foretell(self, stage: str) -> Planned | None:
+        """Return what its mappers will say of a stage, up to the first that surely answers."""
+        said = [each for mapper in self.mappers if (each := foretold(mapper, stage)) is not None]
+        sure = next((n for n, each in enumerate(said) if each.backends), len(said) - 1)
+        asked = said[: sure + 1]
+        return Planned(stage, asked[-1].backends, "; else ".join(each.by for each in asked)) if asked else None
 
 
 def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
@@ -184,6 +199,13 @@ def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
 def named(key: str, rule: Rule) -> Assignment:
     """Return what a rule with names says."""
     return Assignment(rule.to[0], None, "explicit", f"mapping[{key!r}]", rule.to[1:], rule.parameters)
+
+
+def _foretold(rules: Mapping[str, Rule], stage: str) -> Planned | None:
+    if (found := rule_of(rules, stage)) is None:
+        return None
+    key, rule = found
+    return foretold(rule.mapper, stage) if rule.mapper else Planned(stage, rule.to, f"mapping[{key!r}]")
 
 
 def _rule(stage: str, entry: Entry) -> Rule:

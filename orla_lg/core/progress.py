@@ -1,0 +1,156 @@
+"""What graphs tell of their progress: runs, nodes and tools begin and end.
+
+Calls tell who they are when they come; everything between them is told here. The workflow book learns which runs are
+open, foresight what comes next and how long it takes, the memory manager what may be kept, freed or warmed for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orla_lg.core.memory import CacheEvent, EventKind, Returns
+from orla_lg.core.record import CallEvent, Happening, RecordBook
+from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
+
+if TYPE_CHECKING:
+    from orla_lg.core.amendments import Amendments
+    from orla_lg.core.call import Call
+    from orla_lg.core.forecast import Ahead, Forecast
+    from orla_lg.core.foresight import Foresight
+    from orla_lg.core.health import Clock
+    from orla_lg.core.manager import MemoryManager
+
+
+class Progress:
+    """Where a core hears of its graphs; any thread may tell.
+
+    Args:
+        book: Who runs.
+        foresight: Learns the graphs' ways, and says what comes next.
+        memory: Is told what may change what should be cached.
+        records: Its listeners hear of runs.
+        amendments: Writes at a run's end what its records still lack.
+        clock: Monotonic seconds.
+        looks_ahead: Whether it is of use to know that a stage's calls come soon.
+    """
+
+    def __init__(
+        self,
+        book: WorkflowBook,
+        foresight: Foresight,
+        memory: MemoryManager,
+        records: RecordBook,
+        amendments: Amendments,
+        clock: Clock,
+        *,
+        looks_ahead: bool,
+    ) -> None:
+        self._book = book
+        self._foresight = foresight
+        self._memory = memory
+        self._records = records
+        self._amendments = amendments
+        self._clock = clock
+        self._looks_ahead = looks_ahead
+
+    # Runs
+
+    def run_started(
+        self,
+        run: str,
+        *,
+        thread: str | None,
+        parent: str | None = None,
+        graph: str = "",
+        forecast: Forecast | None = None,
+    ) -> RunState:
+        """Open a run of a root graph; *graph* names one of which no *forecast* is made."""
+        state = self._book.run_started(run, thread=thread, parent=parent)
+        state.standing.arrived_s = self._clock()
+        self._foresight.began(state, graph, forecast)
+        if state.returned:
+            self._memory.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
+        self._tell(CallEvent(Happening.RUN_STARTED, self._clock(), state.workflow, run))
+        return state
+
+    def run_ended(self, run: str, outcome: Outcome) -> None:
+        """Close a run; its workflow's cache is released or flushed."""
+        state = self._book.run(run)
+        if state is None:
+            return
+        ended = state.ends(outcome)
+        self._memory.signal(self._book.run_ended(run, ended))
+        self._amendments.run_ended(state.workflow)
+        if ended is Outcome.DONE:
+            self._foresight.done(state)
+        self._tell(CallEvent(Happening.RUN_ENDED, self._clock(), state.workflow, run, detail=str(ended)))
+
+    def ahead(self, run: str) -> Ahead | None:
+        """Return what is expected of a run; ``None`` if it is not open."""
+        state = self._book.run(run)
+        return None if state is None else self._foresight.ahead(state)
+
+    def thread_deleted(self, thread_id: str) -> None:
+        """Free what a deleted thread kept."""
+        self._memory.signal(self._book.thread_deleted(thread_id))
+
+    # Nodes
+
+    def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:
+        """Note that a node of a run starts.
+
+        Args:
+            run: Its run.
+            stage: Its stage.
+            namespace: Of this execution, with ids; without one, the stage runs once at a time.
+            step: LangGraph's; ``None`` where steps are not told.
+        """
+        run.now_in[stage] += 1
+        self._foresight.entered(run, stage, namespace or stage, step)
+        if self._looks_ahead and self._foresight.estimates.learned(run.course.graph, stage).calls == 0:
+            self._tell_ahead(run, stage)
+
+    def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
+        """Note that a node of a run ended, well or not."""
+        run.now_in[stage] -= 1
+        self._foresight.left(run, namespace or stage)
+
+    def stage_busy(self, call: Call) -> None:
+        """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
+        run = None if not self._looks_ahead or call.identity.run is None else self._book.run(call.identity.run)
+        if run is not None:
+            self._tell_ahead(run, call.identity.stage)
+
+    def _tell_ahead(self, run: RunState, stage: str) -> None:
+        ahead = self._foresight.next_calls(run)
+        if not ahead:
+            return
+        graph = run.course.graph
+        usual = self._foresight.estimates.learned(graph, stage)
+        took = (usual.service_s if usual.calls else None, usual.other_s)
+        busy_s = None if took == (None, None) else sum(filter(None, took))
+        self._memory.signal(
+            [
+                CacheEvent(
+                    EventKind.STAGE_BUSY, run.workflow, graph=graph, stage=stage, ahead=ahead,
+                    returns=Returns(usual_s=busy_s),
+                )
+            ]
+        )  # fmt: skip
+
+    # Tools
+
+    def tool_started(self, run: RunState, stage: str, name: str) -> None:
+        """Note that a tool of a run starts."""
+        self._memory.signal(
+            [CacheEvent(EventKind.TOOL_STARTED, run.workflow, graph=run.course.graph, stage=stage, tool=name)]
+        )
+
+    def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:
+        """Note that a tool of a run ended, well or not, after *seconds*."""
+        self._foresight.used_tool(run, stage, seconds)
+        self._memory.returns.used(run.workflow, name, seconds)
+
+    def _tell(self, event: CallEvent) -> None:
+        if self._records.heard:
+            self._records.tell(event)
