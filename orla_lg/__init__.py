@@ -8,7 +8,7 @@ from orla_lg.core.estimates import Learned
 from orla_lg.core.forecast import Ahead, StageOutlook
 from orla_lg.core.limits import Limit, Limits
 from orla_lg.core.mappers.table import ExplicitMapper
-from orla_lg.core.mapping import StageMapper
+from orla_lg.core.mapping import Planned, StageMapper
 from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Returns, Verb
 from orla_lg.core.memory_policies import (
     DemoteInterrupted,
@@ -43,7 +43,6 @@ from orla_lg.errors import (
     WorkflowError,
 )
 from orla_lg.graph.chat_model import ChatOrla
-from orla_lg.graph.plan import Planned
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.orla import Current, Orla
 from orla_lg.workflow import Stage, StageResult, Upstream, Workflow

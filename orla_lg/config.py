@@ -231,7 +231,8 @@ def _fault(fault: dict[str, Any]) -> str:
         return f"{key}: unknown key{did_you_mean(str(last), _allowed(above))}"
     if fault["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: found {fault['input']!r}; {fault['msg']}"
+    ours = fault.get("ctx", {}).get("error")  # raised by us; pydantic's message puts "Value error, " before it
+    return f"{key}: found {fault['input']!r}; {fault['msg'] if ours is None else ours}"
 
 
 def _allowed(above: list[Any]) -> list[str]:

@@ -22,7 +22,7 @@ examples:
   orla-lg explain last                       the newest call in the file that the nearest orla.toml names
   orla-lg explain --stage reply              the newest call of a stage
   orla-lg explain 3f2a91b07c-17              one call, by its record's id or the beginning of it
-  orla-lg explain last --records run.jsonl   another file
+  orla-lg explain last run.jsonl             the newest call in another file; --records run.jsonl says the same
   orla-lg explain last --json | jq .cost_usd
 
 exit status: 0 found, 1 no such record (or several), 2 no records file
@@ -43,6 +43,7 @@ EFFECTS = {
     "deferred": "it is not used again, and goes later",
     "failed": "that failed",
     "unsupported": "the engine cannot",
+    "unknown": "it was not answered before the end",
 }
 
 
@@ -56,10 +57,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("record", nargs="?", metavar="RECORD", help="a record's id, its beginning, or 'last'")
+    parser.add_argument(
+        "record", nargs="?", metavar="RECORD", help="a record's id, its beginning, or 'last' (default)"
+    )
     parser.add_argument("--stage", metavar="NAME", help="the newest call of this stage (its key, or its node's name)")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--records", metavar="FILE", help="the records file (default: the one that orla.toml names)")
+    where.add_argument(
+        "file", nargs="?", metavar="FILE", help="the records file (default: the one that orla.toml names)"
+    )
+    where.add_argument("--records", metavar="FILE", help="the same")
     where.add_argument(
         "--config", metavar="FILE", help="the orla.toml that names it (default: ORLA_CONFIG, else the nearest)"
     )
@@ -70,12 +76,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Explain, and return the exit status."""
     try:
-        file = Path(args.records) if args.records else _file_of(args.config)
-        wanted = Wanted(args.record or LAST, args.stage)
+        named, record = args.file or args.records, args.record or LAST
+        if not named and Path(record).is_file():  # a file alone: its last
+            named, record = record, LAST
+        file = Path(named) if named else _file_of(args.config)
+        wanted = Wanted(record, args.stage)
         found = wanted.among(lines(file))
     except FileNotFoundError as error:
         print(
-            f"orla-lg explain: {error.filename} does not exist yet: it is written when calls are made",
+            f"orla-lg explain: there is no file {error.filename}; records are written when calls are made",
             file=sys.stderr,
         )
         return 2
@@ -94,7 +103,7 @@ def _file_of(config_file: str | None) -> Path:
     if settings.records_file is None:
         raise ConfigError(
             f"{settings.source}: no records_file is set, so nothing was written down; add "
-            f'records_file = "records.jsonl" and run again, or name a file with --records'
+            f'records_file = "records.jsonl" and run again, or name a file: orla-lg explain last FILE'
         )
     return settings.records_file
 
@@ -228,12 +237,15 @@ def _cache(row: Mapping[str, Any]) -> list[str]:
     if believed is not None and row.get("prompt_tokens") is not None:
         seen = "the engine does not say how much was" if found is None else f"{found} were"
         lines.append(f"believed to be cached when it went: {believed} tokens; {seen}")
-    for order in row.get("cache_orders") or ():
+    orders = row.get("cache_orders") or ()
+    if (hint := row.get("cache_hint")) in ("preserve", "flush"):
+        lines.append(f"hinted of its workflow's cache: {hint}" + ("" if orders else "; no order came of that"))
+    for order in orders:
         verb, _, effect = str(order).partition(":")
         lines.append(f"asked of its workflow's cache afterwards: {verb}; {EFFECTS.get(effect, effect)}")
     if (borne_out := row.get("cache_borne_out")) is not None:
         said = "bore that out" if borne_out else "did not bear that out"
-        lines.append(f"the workflow's next call there {said if row.get('cache_orders') else _kept(borne_out)}")
+        lines.append(f"the workflow's next call there {said if orders else _kept(borne_out)}")
     return lines
 
 

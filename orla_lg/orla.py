@@ -22,7 +22,7 @@ from orla_lg.core.journal import Journal
 from orla_lg.core.limits import NO_LIMITS, Limits
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.table import Entry, faults_of, stage_mapper
-from orla_lg.core.mapping import Mapper
+from orla_lg.core.mapping import Mapper, Planned
 from orla_lg.core.memory import MemoryPolicy
 from orla_lg.core.memory_policies import memory_policy
 from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
@@ -35,7 +35,7 @@ from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaCl
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
-from orla_lg.graph.plan import Planned, plan
+from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
@@ -72,14 +72,14 @@ class Orla:
         records_file: A file that every record is appended to as a line of JSON, for ``orla-lg explain``.
         limits: What each run, stages and tenants may use at most; a call beyond it ends with ``BudgetExceeded``.
         estimates_file: A file that keeps what is learned of graphs over restarts (docs/lookahead.md): read now,
-            written at ``close`` and once a minute while there is something new.
+            written at ``close`` and once a minute while there is something new. A broken one is renamed.
         control: A socket that ``orla-lg top`` and its likes reach this process by, in a folder of yours; without
             it, what ``ORLA_CONTROL`` names; ``False``: none (docs/live.md).
         warm_up: Whether prompts are prefilled before their calls come (docs/warm-up.md), and what that may take. For
             it the last prompt of each workflow is kept, in memory; with ``False`` none is.
 
     Raises:
-        ConfigError: A name is unknown, two backends share one, the estimates file is not ours, or there can be no
+        ConfigError: A name is unknown, two backends share one, the estimates file cannot be read, or there can be no
             socket at *control*.
         MappingError: The mapper names a backend that does not exist.
     """
@@ -225,12 +225,13 @@ class Orla:
         Args:
             graph: A ``StateGraph`` or a compiled graph (``create_agent`` and ``@entrypoint`` make those).
             mapper: Asked before the shared mapper, for this graph only.
-            hints: ``hints(stage, state) -> Hints``, called when a node starts; for this graph only.
+            hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
+                for this graph only.
             limits: For the calls made in this graph, beside those for all.
 
         Raises:
             MappingError: The mapping cannot work; all faults that show now, at once.
-            ConfigError: The limits name a stage that the graph does not have.
+            ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
             OrlaClosed: This ``Orla`` is closed.
         """
         if self.core.serving.closed:
@@ -258,6 +259,7 @@ class Orla:
             raise MappingError(f"variant {name!r}: {error}") from error
         serving.learners.enlist(override)
         serving.variants = {**serving.variants, name: override}
+        self.core.stage_names.look(serving)
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""
@@ -281,6 +283,7 @@ class Orla:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self.core.serving.limits.shared = limits
+        self.core.stage_names.look(self.core.serving)
 
     # What is known
 
@@ -324,7 +327,7 @@ class Orla:
         then equally likely.
         """
         run = self._running() if run is None else run
-        return None if run is None else self.core.serving.ahead(run)
+        return None if run is None else self.core.serving.progress.ahead(run)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` as it happens; returns a function that ends that.
@@ -406,6 +409,7 @@ class Orla:
             ConfigError: A name is unknown, or a policy cannot order the calls that wait; nothing is changed then.
         """
         self._steering.set_policy(stage_policy, request_policy, backend)
+        self.core.stage_names.look(self.core.serving)
 
     def set_limit(
         self, backend: str, *, max_concurrency: int | Keep | None = KEEP, capacity: int | Keep = KEEP

@@ -147,6 +147,8 @@ def test_every_effect_has_its_words(effect: Effect) -> None:
             "believed to be cached when it went: 80 tokens; 60 were",
         ),
         (amended(prompt_tokens=9, expected_cached_tokens=4), "4 tokens; the engine does not say how much was"),
+        (amended(cache_hint="preserve"), "hinted of its workflow's cache: preserve; no order came of that"),
+        (amended("flush:freed", cache_hint="flush"), "hinted of its workflow's cache: flush\nasked of"),
     ],
 )
 def test_what_was_asked_and_whether_it_was_true_is_said_in_words(told: str, said: str) -> None:
@@ -197,6 +199,17 @@ def test_from_a_configuration_to_an_explanation(
     assert "needs nothing; cheapest of 1" in (said := capsys.readouterr().out) and "scored 1" in said
     monkeypatch.setenv("ORLA_CONFIG", str(config))
     assert explain("last") == 0
+
+
+@pytest.mark.parametrize(
+    "args", [["last", "FILE"], ["FILE"], ["last", "--records", "FILE"], ["--records", "FILE", "last"]]
+)
+def test_the_file_may_be_named_either_way(
+    file: Path, capsys: pytest.CaptureFixture[str], args: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "orla.toml").write_text('[backends.b]\nurl = "http://x/v1"\n')  # which names none
+    assert explain(*(file if arg == "FILE" else arg for arg in args)) == 0
+    assert "record x" in capsys.readouterr().out
 
 
 def test_without_a_records_file_it_says_how_to_have_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from langgraph.prebuilt import create_react_agent
 from langgraph.types import Send
 from pydantic import BaseModel
 
-from orla_lg import ChatOrla, Hints, Orla, OrlaClosed, Record
+from orla_lg import ChatOrla, ConfigError, Hints, Limit, Limits, Orla, OrlaClosed, Record
 from tests.conftest import BACKEND_KEY, CALLER_KEY, SDK_AREQUEST, SDK_REQUEST, at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
 
@@ -692,29 +692,93 @@ def test_an_engines_error_is_not_its_own_cause(engine: StubEngine, orla: Orla) -
     assert cause is None or cause.__cause__ is not cause
 
 
-@pytest.mark.parametrize("said", [8, "urgent", {"priority": 8}])
-def test_hints_of_the_wrong_type_are_logged_and_the_stage_runs(
-    engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture, said: Any
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (8, "expected Hints, or a dict of them, got int"),
+        ({"prority": 8}, "unknown hint 'prority'; did you mean 'priority'?"),
+        ({"cache": "flsh"}, "'flsh' is not one of"),
+    ],
+)
+def test_wrong_hints_are_told_once_and_the_stage_runs(
+    engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture, said: Any, fault: str
 ) -> None:
+    graph = orla.wrap(speaking(engine), hints=lambda stage, state: said)
+    for _ in range(2):
+        graph.invoke({"messages": ["Hello"]})
+    assert [record.priority for record in orla.records()] == [0, 0]
+    (warned,) = [record for record in caplog.records if "hints" in record.getMessage()]
+    assert fault in warned.getMessage() and "stage 'speak'" in warned.getMessage() and warned.exc_info is None
+
+
+def test_hints_may_be_a_dict(engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture) -> None:
+    graph = orla.wrap(speaking(engine), hints=lambda stage, state: {"priority": 8, "tenant": "acme"})
+    graph.invoke({"messages": ["Hello"]})
+    (record,) = orla.records()
+    assert (record.priority, record.tenant, caplog.text) == (8, "acme", "")
+
+
+def test_what_is_no_hints_function_is_refused_when_the_graph_is_wrapped(engine: StubEngine, orla: Orla) -> None:
+    with pytest.raises(ConfigError, match=r"hints must be a function of \(stage, state\), got dict"):
+        orla.wrap(speaking(engine), hints={"speak": {"priority": 8}})  # type: ignore[arg-type]
+
+
+def test_a_misspelt_hint_in_configurable_is_told_with_all_that_may_stand_there(
+    engine: StubEngine, orla: Orla
+) -> None:
+    graph = orla.wrap(speaking(engine))
+    with pytest.raises(ConfigError, match=r"unknown hint 'limit'; did you mean 'limits'.* known: .*limits, priority"):
+        graph.invoke({"messages": ["Hello"]}, {"configurable": {"orla": {"limit": {"run": {"calls": 1}}}}})
+
+
+def speaking(engine: StubEngine) -> Any:
     llm = chat(engine)
 
     def speak(state: MessagesState) -> dict[str, Any]:
         return {"messages": [llm.invoke(state["messages"])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("speak", speak)
-    builder.add_edge(START, "speak")
-    orla.wrap(builder, hints=lambda stage, state: said).invoke({"messages": ["Hello"]})
-    assert orla.records()[0].priority == 0
-    assert "expected Hints or None" in caplog.text
+    return StateGraph(MessagesState).add_node("speak", speak).add_edge(START, "speak")
 
 
-def test_a_misspelt_stage_in_the_shared_mapping_is_warned_of(
+NAMED_FOR_ALL: dict[str, dict[str, Any]] = {
+    "the shared mapping": {"mapper": {"spaek": "main", "another_graphs": "main"}},
+    "request_policy": {"request_policy": {"spaek": "sjf", "another_graphs": "sjf", "*": "fcfs"}},
+    "limits.stages": {"limits": Limits(stages={"spaek": Limit(calls=9), "another_graphs": Limit(calls=9)})},
+}
+
+
+@pytest.mark.parametrize("where", NAMED_FOR_ALL)
+def test_a_misspelt_stage_in_what_all_graphs_share_is_warned_of_once(
+    engine: StubEngine, make_orla: Callable[..., Orla], caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    orla = make_orla(at(engine), at(engine, "other"), **NAMED_FOR_ALL[where])
+    for _ in range(2):
+        orla.wrap(speaking(engine))
+    (warned,) = warnings(caplog)
+    assert warned.startswith(
+        f"{where} names stage 'spaek', which no graph wrapped so far has; 'speak' is the nearest"
+    )
+
+
+def test_what_is_named_anew_is_held_against_the_graphs_there_are(
+    engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture
+) -> None:
+    orla.wrap(speaking(engine))
+    orla.set_policy(request_policy={"speek": "sjf"})
+    orla.limits = Limits(stages={"speack": Limit(calls=9)})
+    orla.variant("b", {"spek": "main"})
+    assert [line.split(" names stage ")[0] for line in warnings(caplog)] == [
+        "request_policy", "limits.stages", "variant 'b' of the mapping"
+    ]  # fmt: skip
+
+
+def test_a_node_of_a_subgraph_may_be_named_without_its_graph(
     engine: StubEngine, make_orla: Callable[..., Orla], caplog: pytest.LogCaptureFixture
 ) -> None:
-    builder = StateGraph(MessagesState)
-    builder.add_node("classify", lambda state: {})
-    builder.add_edge(START, "classify")
-    make_orla(at(engine), mapper={"clasify": "main", "another_graphs": "main"}).wrap(builder)
-    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "'clasify'" in warned and "'classify'" in warned
+    outer = StateGraph(MessagesState).add_node("in", speaking(engine).compile()).add_edge(START, "in")
+    make_orla(at(engine), request_policy={"speak": "sjf", "in|speak": "sjf"}).wrap(outer)
+    assert warnings(caplog) == []
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

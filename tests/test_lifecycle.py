@@ -249,13 +249,13 @@ def test_a_graph_with_a_thread_of_its_own_is_a_workflow_of_its_own(
         inner.invoke(QUESTION, on_thread("inner"))
         return {"messages": [chat(engine).invoke("after")]}
 
-    started = orla.core.serving.run_started
+    started = orla.core.serving.progress.run_started
 
     def listening(run: str, *, thread: str | None, parent: str | None = None, **rest: Any) -> Any:
         parents[thread] = parent
         return started(run, thread=thread, parent=parent, **rest)
 
-    orla.core.serving.run_started = listening  # type: ignore[method-assign]
+    orla.core.serving.progress.run_started = listening  # type: ignore[method-assign]
     graph = orla.wrap(graph_of(outer, checkpointer=InMemorySaver()))
     if asynchronous:
         asyncio.run(graph.ainvoke(QUESTION, on_thread("outer")))

@@ -20,6 +20,7 @@ from langgraph.types import Command, Send
 from pydantic import SecretStr
 
 from orla_lg import Ahead, ConfigError, Orla, StageOutlook
+from orla_lg.core.estimates import Estimates
 from orla_lg.core.outlook import Outlook, Way
 from orla_lg.graph.lookahead import look_ahead, name_of
 from tests.conftest import at, chat
@@ -410,12 +411,19 @@ def test_what_was_learned_outlives_the_process(engine: StubEngine, make_orla: An
 
 
 @pytest.mark.parametrize("held", ["", "[]", "{}", '{"format": "x", "version": 1}', "null"])
-def test_a_file_of_others_is_refused(engine: StubEngine, tmp_path: Path, held: str) -> None:
-    file = tmp_path / "notes.json"
+def test_a_broken_file_is_set_aside_and_learning_begins_anew(
+    engine: StubEngine, make_orla: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, held: str
+) -> None:
+    file, graph = tmp_path / "notes.json", graph_of_one(engine)
     file.write_text(held)
-    with pytest.raises(ConfigError, match=r"notes.json does not hold estimates of ours"):
-        Orla([at(engine)], estimates_file=file)
-    assert file.read_text() == held
+    orla: Orla = make_orla(at(engine), estimates_file=file)
+    (warned,) = [record.getMessage() for record in caplog.records]
+    assert "notes.json does not hold estimates of ours" in warned and "it is now notes.json.broken" in warned
+    assert orla.outlook(graph)[0].learned.calls is None
+    orla.wrap(graph).invoke(QUESTION)
+    orla.close()
+    assert (tmp_path / "notes.json.broken").read_text() == held
+    assert Estimates().load(file), "what was learned since"
 
 
 def test_a_file_in_a_folder_that_is_not_there(engine: StubEngine, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,19 @@ import openai
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
-from orla_lg import ChatOrla, Cost, Hints, MappingError, Orla, OrlaError, RecordUnknown
+from orla_lg import (
+    Assignment,
+    BackendView,
+    Call,
+    ChatOrla,
+    Cost,
+    Hints,
+    MappingError,
+    Orla,
+    OrlaError,
+    Planned,
+    RecordUnknown,
+)
 from orla_lg.graph.plan import BY_CODE
 from orla_lg.mappers import CostQualityMapper, ExplicitMapper, First, HttpMapper, LoadAware, OneBitStageMapper
 from tests.conftest import CALLER_KEY, at, chat
@@ -49,6 +61,14 @@ def two(make_orla: MakeOrla, engine: StubEngine, **settings: Any) -> Orla:
 # The plan
 
 
+class OnlyDrafts:
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+        return Assignment("main") if call.identity.stage == "draft" else None
+
+    def foretell(self, stage: str) -> Planned | None:
+        return Planned(stage, ("main",), "my table") if stage == "draft" else None
+
+
 def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orla: MakeOrla) -> None:
     deciding = CostQualityMapper(default="strict")
     orla = two(make_orla, engine, mapper={"reply": ["light", "main"], "judge": deciding})
@@ -67,6 +87,8 @@ def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orl
     asking = First(HttpMapper("http://127.0.0.1:1/map"), OneBitStageMapper("light", "main"))
     said = {(each.backends, each.by) for each in orla.plan(builder, mapper=asking)}
     assert said == {(("light", "main"), "HttpMapper, at each call; else OneBitStageMapper, at each call")}
+    foreknown = {(each.backends, each.by) for each in orla.plan(builder, mapper=LoadAware(OnlyDrafts()))}
+    assert foreknown == {(("main",), "my table, by load"), (("light", "main"), "mapping['reply']"), shared[2][1:]}
     with pytest.raises(OrlaError, match="expected a StateGraph or a compiled LangGraph graph, got str"):
         orla.plan("x")
     graph = orla.wrap(builder)
@@ -90,7 +112,7 @@ def test_all_that_cannot_be_is_told_at_once(
     assert "stage 'replay', which the graph does not have; did you mean 'reply'" in faults[0]
     assert "stage 'draft' on backend 'main': model 'gone' is not served there" in faults[2]
     assert "stage 'reply': no backend meets its needs: 'main' lacks flush_workflow, context>900k" in faults[3]
-    assert "names stage 'reply_'; graph 'LangGraph' has 'reply'" in caplog.text
+    assert "variant 'cheap' of the mapping names stage 'reply_', which no graph wrapped so far has" in caplog.text
 
 
 # Variants

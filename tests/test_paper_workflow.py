@@ -430,10 +430,16 @@ def test_an_agent_loop_ends(engine: StubEngine, orla: Orla) -> None:
 
 
 def test_hints_that_fail_leave_the_stage_without_hints(orla: Orla, caplog: pytest.LogCaptureFixture) -> None:
-    stage = Stage("ask", prompt=say("a"), hints=lambda upstream, _: {"priority": 8})  # type: ignore[arg-type, return-value]
+    stage = Stage("ask", prompt=say("a"), hints=lambda upstream, _: {"prority": 8})
     assert Workflow(orla).add_stage(stage).execute(None)["ask"].text
     assert orla.records()[-1].priority == 0
-    assert "stage 'ask': its hints function returned dict, expected Hints" in caplog.text
+    assert "stage 'ask': its hints: unknown hint 'prority'; did you mean 'priority'" in caplog.text
+
+
+def test_a_stages_hints_function_may_return_a_dict(orla: Orla) -> None:
+    stage = Stage("ask", prompt=say("a"), hints=lambda upstream, _: {"priority": 8}, cache="preserve")
+    assert Workflow(orla).add_stage(stage).execute(None)["ask"].text
+    assert orla.records()[-1].priority == 8
 
 
 def faults(workflow: Workflow) -> list[str]:

@@ -184,6 +184,5 @@ def _told(record: Record) -> str:
     if record.error:
         return record.error
     first = "" if record.ttft_s is None else f"first token {record.ttft_s:.2f} s, "
-    return (
-        f"{first}{record.cached_tokens or 0}/{record.prompt_tokens or 0} cached, {record.completion_tokens or 0} new"
-    )
+    cached = f"{record.cached_tokens or 0} of {record.prompt_tokens or 0} cached"
+    return f"{first}{cached}, {record.completion_tokens or 0} generated"

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from orla_lg.core.record import Record
 from orla_lg.demo.board import STAGES, Board
 
-HEADINGS = ("stage", "backend", "calls", "wait s", "TTFT s", "prompt", "cached", "new", "cost $")
+HEADINGS = ("stage", "backend", "calls", "wait s", "TTFT s", "prompt", "cached", "answer", "cost $")
 """Mean wait in the queue, median time to first token, sums of tokens and cost."""
 
 

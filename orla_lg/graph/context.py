@@ -25,10 +25,11 @@ from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
 from orla_lg.errors import ConfigError
+from orla_lg.graph.stage_names import StageNames
 from orla_lg.openai_api.client import EngineClients
 
-HintsFunction = Callable[[str, Any], Hints | None]
-"""``hints(stage, state)``: what to say of the calls of a node that starts with *state*."""
+HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
+"""``hints(stage, state)``: what to say of the calls of a node that starts with *state*, as ``Hints`` or a dict."""
 
 CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
@@ -121,6 +122,7 @@ class Core:
     disabled: bool = False
     """``ORLA_DISABLED=1``: everything steps aside."""
     runs: RunIndex = field(default_factory=RunIndex)
+    stage_names: StageNames = field(default_factory=StageNames)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,9 @@ def _run_of(origin: Origin, core: Core, thread: str | None) -> RunState | None:
     if run is None or thread is None or thread == run.workflow:
         return run
     outer = run.workflow
-    core.runs.part(origin.parent_id, lambda inner: core.serving.run_started(inner, thread=thread, parent=outer))
+    core.runs.part(
+        origin.parent_id, lambda inner: core.serving.progress.run_started(inner, thread=thread, parent=outer)
+    )
     return core.serving.book.run(core.runs.root(origin.parent_id) or "")
 
 
@@ -256,7 +260,7 @@ def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -
     if origin is None:
         return hints
     if said := origin.configurable.get(CONFIG_KEY):
-        hints = hints.over(Hints.of({name: value for name, value in said.items() if name != LIMITS_KEY}))
+        hints = hints.over(Hints.of(said, beside=(LIMITS_KEY,)))
     if run is not None and (computed := run.node_hints.get(identity.namespace)):
         hints = hints.over(computed)
     if said := origin.metadata.get(CONFIG_KEY):

@@ -20,11 +20,15 @@ from orla_lg.core.call import Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
+from orla_lg.errors import OrlaError
 from orla_lg.graph.context import MODEL_RUN, Binding, Lineage, ModelRun, RunIndex
 
 log = logging.getLogger("orla_lg")
 
 STEP_TAG = "graph:step"
+
+MANY_FAULTS = 20
+"""So many faults of one hints function are told."""
 
 
 class GraphEvents(GraphCallbackHandler):
@@ -39,6 +43,8 @@ class GraphEvents(GraphCallbackHandler):
         """Namespace, stage, and whether this handler is the one that tells of it."""
         self._tools: dict[UUID, tuple[str, str, float]] = {}
         """Stage, name, and when it started."""
+        self._told: set[str] = set()
+        """What the hints function did wrong, as far as that was told."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
 
     def entered(self, chain: UUID | None) -> int:
@@ -84,7 +90,7 @@ class GraphEvents(GraphCallbackHandler):
             return outer
         root = str(run_id)
         binding = self.orla_binding
-        started = self._core.serving.run_started(
+        started = self._core.serving.progress.run_started(
             root, thread=thread, parent=None if run is None else run.workflow, forecast=binding.forecast
         )
         started.layer = binding.layer
@@ -100,7 +106,7 @@ class GraphEvents(GraphCallbackHandler):
         if tell:
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
-                self._core.serving.node_entered(run, stage, namespace, step)
+                self._core.serving.progress.node_entered(run, stage, namespace, step)
             self._tell(Happening.NODE_ENTERED, root, stage)
 
     def _hints(self, stage: str, state: Any) -> Hints | None:
@@ -108,12 +114,21 @@ class GraphEvents(GraphCallbackHandler):
             return None
         try:
             said = self.orla_binding.hints(stage, state)
-            if not isinstance(said, Hints | None):
-                raise TypeError(f"it returned {type(said).__name__}, expected Hints or None")
-            return said
+            return None if said is None else Hints.of(said)
+        except OrlaError as error:  # raised here it would reach nobody: callbacks are not to fail
+            self._tell_wrong_hints(stage, str(error))
         except Exception:  # the user's function; without hints the call still goes through
             log.exception("the hints function failed for stage %r; the stage runs without its hints", stage)
-            return None
+        return None
+
+    def _tell_wrong_hints(self, stage: str, fault: str) -> None:
+        """Warn of a fault in what the hints function says; once, as it may say the same at every node."""
+        if fault not in self._told and len(self._told) < MANY_FAULTS:
+            self._told.add(fault)
+            log.warning(
+                "what the hints function returned for stage %r cannot be used, and it runs without: %s. This is said "
+                "once", stage, fault,
+            )  # fmt: skip
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a chain ended."""
@@ -133,10 +148,10 @@ class GraphEvents(GraphCallbackHandler):
             if run is not None:
                 run.node_hints.pop(namespace, None)
                 if tells:
-                    self._core.serving.node_left(run, stage, namespace)
+                    self._core.serving.progress.node_left(run, stage, namespace)
             self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
-            self._core.serving.run_ended(root, outcome)
+            self._core.serving.progress.run_ended(root, outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """Note that a run pauses for a human; its root then ends like any other."""
@@ -169,7 +184,7 @@ class GraphEvents(GraphCallbackHandler):
         self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
         run = self._core.serving.book.run(lineage.root)
         if run is not None:
-            self._core.serving.tool_started(run, stage, str(name))
+            self._core.serving.progress.tool_started(run, stage, str(name))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a tool ended, and tell listeners."""
@@ -185,7 +200,7 @@ class GraphEvents(GraphCallbackHandler):
         stage, name, started_s = self._tools.pop(run_id, ("", "", 0.0))
         run = None if root is None or not stage else self._core.serving.book.run(root)
         if run is not None:
-            self._core.serving.tool_ended(run, stage, name, self._core.serving.clock() - started_s)
+            self._core.serving.progress.tool_ended(run, stage, name, self._core.serving.clock() - started_s)
         if root is not None:
             self._tell(Happening.TOOL_ENDED, root, stage, detail=str(kwargs.get("name") or how))
 

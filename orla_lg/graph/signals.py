@@ -18,7 +18,7 @@ class Signals:
     def thread_deleted(self, thread_id: str) -> None:
         """Free what the thread kept in any cache."""
         if not self._core.disabled:
-            self._core.serving.thread_deleted(thread_id)
+            self._core.serving.progress.thread_deleted(thread_id)
 
     def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
         """Tell listeners which stages come next."""

@@ -40,9 +40,11 @@ def wrap(
 
     Raises:
         MappingError: The mapping cannot work, as far as that shows now.
-        ConfigError: The limits name a stage that the graph does not have.
+        ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
         OrlaError: *graph* is no LangGraph graph.
     """
+    if hints is not None and not callable(hints):
+        raise ConfigError(f"hints must be a function of (stage, state), got {type(hints).__name__}")
     whole = compiled(graph)
     if core.disabled:
         return whole

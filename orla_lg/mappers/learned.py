@@ -23,6 +23,7 @@ import httpx
 
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mappers.table import unknown_backends
+from orla_lg.core.mapping import Planned, at_each_call
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean
 from orla_lg.mappers.features import DENSE, VERSION, Prompt, features, prompt_of, sendable
@@ -159,9 +160,6 @@ class Model:
         }
 
 
-# Reading a file -------------------------------------------------------------------------------------------
-
-
 def load(file: str | Path) -> Model:
     """Read a file that ``Model.save`` wrote.
 
@@ -261,9 +259,6 @@ def _calibration(stored: Mapping[str, Any]) -> Calibration:
     return Isotonic(at, risen)
 
 
-# The mappers ----------------------------------------------------------------------------------------------
-
-
 class _TwoWays:
     """What both mappers share: a model, a threshold, two backends."""
 
@@ -284,6 +279,10 @@ class _TwoWays:
             raise ConfigError(f"{self._kind}: threshold must be from 0 to 1, got {threshold}")
         self.simple, self.complex_ = simple, complex_
         self.threshold = self.model.threshold if threshold is None else threshold
+
+    def foretell(self, stage: str) -> Planned:
+        """Return between which backends it decides."""
+        return at_each_call(self, stage, self.simple, self.complex_)
 
     def check_backends(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every name that is no backend."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from orla_lg.core.backend import Backend
 from orla_lg.core.call import NO_HINTS, CacheHint, Hints
-from orla_lg.errors import StageError, did_you_mean
+from orla_lg.errors import ConfigError, StageError, did_you_mean
 
 Mode = Literal["single", "agent_loop"]
 MODES: tuple[Mode, ...] = ("single", "agent_loop")
@@ -73,7 +73,7 @@ MessagesBuilder = Callable[
     [Upstream, Any], Sequence[MessageLikeRepresentation] | Awaitable[Sequence[MessageLikeRepresentation]]
 ]
 """``messages(upstream, given)``: all messages, as any LangChain model takes them."""
-HintsBuilder = Callable[[Upstream, Any], Hints]
+HintsBuilder = Callable[[Upstream, Any], Hints | Mapping[str, Any]]
 """``hints(upstream, given)``: called when the stage starts, in whichever thread or loop that is."""
 Condition = Callable[[Upstream, Any], bool | Awaitable[bool]]
 """``when(upstream, given)``: whether the stage runs."""
@@ -139,12 +139,11 @@ class Stage:
         """Return the hints for the calls of this stage.
 
         Raises:
-            StageError: Its function returned something else.
+            StageError: What its function said is none.
         """
-        said = self.hints if isinstance(self.hints, Hints) else self.hints(upstream, given)
-        if not isinstance(said, Hints):
-            raise StageError(
-                f"stage {self.name!r}: its hints function returned {type(said).__name__}, expected Hints"
-            )
+        try:
+            said = Hints.of(self.hints if isinstance(self.hints, Hints) else self.hints(upstream, given))
+        except ConfigError as error:
+            raise StageError(f"stage {self.name!r}: its hints: {error}") from error
         # Each call would flush; a stage flushes once, when it is done (``node``).
         return said.over(Hints(cache="preserve")) if self.cache == "preserve" else said

@@ -14,7 +14,7 @@ from typing import Any
 
 from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask, Chunk, Usage
-from orla_lg.core.control import EngineStats, PrefixCache, Scope, Warmed, WholeCache, WorkflowCache
+from orla_lg.core.control import Copied, EngineStats, PrefixCache, Scope, Warmed, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 
 URL = "http://paragon/v1"
@@ -167,9 +167,9 @@ class Paragon:
         self.world.caches.popitem()
         return Effect.FREED
 
-    async def save(self, slot: int, name: str) -> Effect:
+    async def save(self, slot: int, name: str) -> Copied:
         self.world.files[name] = list(self.world.caches.values())[-1]
-        return Effect.SAVED
+        return Copied(Effect.SAVED)
 
     async def restore(self, slot: int, name: str) -> Effect:
         if name not in self.world.files:

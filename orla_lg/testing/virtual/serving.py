@@ -144,6 +144,9 @@ class VirtualBackground(Background):
         if not self._closed:
             self._virtual.clock.call_later(max(0.0, delay_s), function)
 
+    def finish_errands(self, timeout_s: float) -> None:
+        """Do nothing: virtual time stands still for whoever closes."""
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Take no more work. Idempotent."""
         self._closed = True
