@@ -43,9 +43,11 @@ from random import Random
 from typing import Any
 
 from ending import ended
+from flags import above_zero, count
+from marks import put
 from others import Others
 from paper_cache.desk import ANSWER_TOKENS, STAGES, Ticket, tickets
-from paper_cache.figures import Figures, draw, in_order, write
+from paper_cache.figures import PAGE, Figures, draw, in_order
 from paper_cache.places import LLAMACPP, PLACES, ROOM, SHORT, VLLM_CPU, Engine, Place, engine_at
 from paper_cache.turns import Arm, Turns, arms_at
 from under_pressure.kept import Kept
@@ -125,9 +127,9 @@ def options() -> argparse.Namespace:
     add, engines, pools = parser.add_argument, (LLAMACPP, VLLM_CPU), (SHORT, ROOM)
     add("--engine", nargs="+", default=engines, choices=engines, metavar="ENGINE", help="llamacpp, vllm (both)")
     add("--pool", nargs="+", default=pools, choices=pools, metavar="POOL", help="short, room (both)")
-    add("--rounds", type=int, default=2, metavar="N", help="through all arms; where all fits, half as many (2)")
-    add("--cases", type=int, default=CASES, metavar="N", help=f"in a round ({CASES})")
-    add("--every", type=float, metavar="S", help="between two arrivals, on the mean (llama.cpp 4, vLLM 1.2)")
+    add("--rounds", type=count, default=2, metavar="N", help="through all arms; where all fits, half as many (2)")
+    add("--cases", type=count, default=CASES, metavar="N", help=f"in a round ({CASES})")
+    add("--every", type=above_zero, metavar="S", help="between two arrivals, on the mean (llama.cpp 4, vLLM 1.2)")
     add("--url", help="an engine that runs already; with one --engine and one --pool")
     add("--keep", type=Path, default=Path("cache.json"), metavar="FILE",
         help="where turns are kept, the place added to the name (cache.json: cache-vllm-short.json …)")  # fmt: skip
@@ -158,7 +160,8 @@ def main() -> int:
     lines = {engine: lines_of(engine, found) for engine in dict.fromkeys(place.engine for place in places)}
     print("\n\n".join("\n".join(told) for told in lines.values()))
     if args.write:
-        write(lines)
+        for engine, told in lines.items():
+            put(PAGE, f"cache.py: {engine}", told)
         draw(found)
     return 0
 

@@ -24,20 +24,20 @@ import argparse
 import asyncio
 import contextlib
 import operator
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any, TypedDict
 
 from ending import ended
+from flags import count
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
+from marks import DOCS, put
 
 from orla_lg import Backend, Orla
 from orla_lg.engines import EngineOptions, running_engine
@@ -46,8 +46,7 @@ from orla_lg_llamacpp.embedded import usable_cores
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.server import SimServer
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "fanout.md"
-BEGIN_MARK, END_MARK = "<!-- figures of bench/fanout.py -->", "<!-- end of figures -->"
+PAGE = DOCS / "fanout.md"
 GOAL = 1.3
 BRANCHES, SLOTS, CONTEXT_TOKENS = 8, 8, 1536
 PLACES = {"slots": "llama.cpp, 8 slots", "two": "two llama.cpp, 8 slots each", "prefix": "two simulated vLLM"}
@@ -232,26 +231,16 @@ def verdict(arms: Sequence[Arm]) -> list[str]:
     return lines
 
 
-def write(lines: Sequence[str], page: Path = PAGE) -> None:
-    """Put the figures between the marks of the page."""
-    made = "\n".join([BEGIN_MARK, "", *lines, "", END_MARK])
-    text = page.read_text(encoding="utf-8")
-    changed, found = re.subn(f"{re.escape(BEGIN_MARK)}.*{re.escape(END_MARK)}", lambda _: made, text, flags=re.S)
-    if not found:
-        raise SystemExit(f"{page} has no place for the figures: no line {BEGIN_MARK}")
-    page.write_text(changed, encoding="utf-8")
-
-
 # The command line -------------------------------------------------------------------------------------------
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rounds", type=int, default=5, metavar="N", help="that count, after one that does not (5)")
+    add("--rounds", type=count, default=5, metavar="N", help="that count, after one that does not (5)")
     add("--places", nargs="+", default=list(PLACES), choices=PLACES, metavar="PLACE", help=f"of {', '.join(PLACES)}")
-    add("--words", type=int, default=680, metavar="N", help="of the prefix; a token each, about (680)")
-    add("--answer-tokens", type=int, default=12, metavar="N", help="at most, of an answer (12)")
+    add("--words", type=count, default=680, metavar="N", help="of the prefix; a token each, about (680)")
+    add("--answer-tokens", type=count, default=12, metavar="N", help="at most, of an answer (12)")
     add("--write", action="store_true", help="write docs/fanout.md")
     args = parser.parse_args()
     if args.rounds < 1:
@@ -274,7 +263,7 @@ def main() -> int:
     lines = [setting, "", *table(arms), "", *(f"* {line}" for line in verdict(arms))]
     print("\n".join(lines))
     if args.write:
-        write(lines)
+        put(PAGE, "fanout.py", lines)
     return 0
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flags import count
+
 from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.identity import Identity
 from orla_lg.mappers.features import DENSE
@@ -55,7 +57,7 @@ def main() -> int:
     parser.add_argument(
         "--model", metavar="FILE", help="a mapper file; default: every weight in use, the slowest case"
     )
-    parser.add_argument("--calls", type=int, default=5_000, metavar="N", help="per row (5000)")
+    parser.add_argument("--calls", type=count, default=5_000, metavar="N", help="per row (5000)")
     args = parser.parse_args()
     models = {"counts": dense_only(), "counts and words": with_words()}
     if args.model:

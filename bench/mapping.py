@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ending import ended
+from flags import above_zero, amount, count, whole
 from langchain_core.runnables import RunnableConfig
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
@@ -482,12 +483,20 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--prompts", type=Path, required=True, metavar="FILE", help="labelled prompts, JSONL")
-    add("--blocks", type=int, default=None, metavar="N", help="blocks per arm (default: all there are prompts for)")
-    add("--minutes", type=float, default=6.0, metavar="M", help="begin no block that would end later than that (6)")
-    add("--size", type=int, default=None, metavar="N", help="requests in a block (default 40, quick 12)")
-    add("--tokens", type=int, nargs=2, default=(16, 16), metavar=("SIMPLE", "COMPLEX"), help="lengths of answers")
-    add("--concurrency", type=int, default=0, metavar="N", help="closed loop with N requests (default: all at once)")
-    add("--rate", type=float, default=0.0, metavar="R", help="Poisson arrivals, R requests a second")
+    add("--blocks", type=count, default=None, metavar="N", help="blocks per arm (default: all there are prompts for)")
+    add(
+        "--minutes",
+        type=above_zero,
+        default=6.0,
+        metavar="M",
+        help="begin no block that would end later than that (6)",
+    )
+    add("--size", type=count, default=None, metavar="N", help="requests in a block (default 40, quick 12)")
+    add("--tokens", type=count, nargs=2, default=(16, 16), metavar=("SIMPLE", "COMPLEX"), help="lengths of answers")
+    add(
+        "--concurrency", type=whole, default=0, metavar="N", help="closed loop with N requests (default: all at once)"
+    )
+    add("--rate", type=amount, default=0.0, metavar="R", help="Poisson arrivals, R requests a second")
     add("--layout", choices=("shared", "split"), default="shared", help="of the mapped arms (see above)")
     add("--both-layouts", action="store_true", help="with our own engines: measure the labels in both layouts")
     add("--labels-only", action="store_true", help="leave out the controls and the learned mapper")
@@ -497,10 +506,10 @@ def options() -> argparse.Namespace:
         add(f"--{name}-url", metavar="URL", help=f"an engine with {said}")
     add("--light-model", default="smollm2", metavar="NAME")
     add("--heavy-model", default="dummy-1b", metavar="NAME")
-    add("--light-billions", type=float, metavar="P", help="parameters, for the price (known for our own models)")
-    add("--heavy-billions", type=float, metavar="P")
-    add("--slots", type=int, default=16, metavar="N", help="requests that an engine serves at once (16)")
-    add("--seed", type=int, default=0)
+    add("--light-billions", type=above_zero, metavar="P", help="parameters, for the price (known for our own models)")
+    add("--heavy-billions", type=above_zero, metavar="P")
+    add("--slots", type=count, default=16, metavar="N", help="requests that an engine serves at once (16)")
+    add("--seed", type=whole, default=0)
     add("--quick", action="store_true", help="one small block")
     add("--draw", action="store_true", help="draw docs/mapping-experiment.svg")
     args = parser.parse_args()

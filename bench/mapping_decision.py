@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from flags import count
+
 from orla_lg.core.backend import Backend, Capability, Cost, Probe, Support
 from orla_lg.core.background import Background
 from orla_lg.core.call import NO_HINTS, Ask, Call
@@ -90,7 +92,9 @@ def saturated(views: list[BackendView]) -> list[BackendView]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=20_000, metavar="ROUNDS", help="decisions per mapper (default 20000)")
+    parser.add_argument(
+        "-n", type=count, default=20_000, metavar="ROUNDS", help="decisions per mapper (default 20000)"
+    )
     rounds = parser.parse_args().n
     serving, background = core(), Background()
     consultation = Consultation(background, lambda *asked: iter(()))  # type: ignore[arg-type,return-value]

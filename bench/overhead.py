@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import psutil
+from flags import count
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
@@ -248,8 +249,8 @@ async def memory(arm: Arm, calls: int) -> None:
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller blocks, no memory run")
-    parser.add_argument("--blocks", type=int, default=None, help="blocks per arm and load (default 10, quick 6)")
-    parser.add_argument("--memory-calls", type=int, default=100_000, metavar="N")
+    parser.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
+    parser.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
     parser.add_argument("--only-memory", action="store_true")
     parser.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
     args = parser.parse_args()

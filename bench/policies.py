@@ -21,7 +21,6 @@ import asyncio
 import itertools
 import json
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,9 @@ from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
 from statistics import median
+
+from flags import count
+from marks import DOCS, put
 
 from orla_lg.core.backend import Backend
 from orla_lg.core.call import Ask, Hints
@@ -43,9 +45,7 @@ from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters, load
 from orla_lg_sim.request import SimRequest
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE, FIGURE = ROOT / "docs" / "policies.md", ROOT / "docs" / "policies.svg"
-BEGIN, END = "<!-- figures of bench/policies.py -->", "<!-- end of figures -->"
+PAGE, FIGURE = DOCS / "policies.md", DOCS / "policies.svg"
 CONCURRENCY = 8
 NAMED = (
     "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
@@ -217,18 +217,18 @@ class Study:
     async def _play(self, number: int, plan: Plan) -> None:
         serving, clock, run = self._virtual.serving, self._virtual.clock, f"run {number}"
         began_s, left_s = clock(), plan.service_s(self._parameters)
-        state = serving.run_started(run, thread=None, graph=plan.kind)
+        state = serving.progress.run_started(run, thread=None, graph=plan.kind)
         for step in plan.steps:
             for stage, _ in step.calls:
-                serving.node_entered(state, stage)
+                serving.progress.node_entered(state, stage)
             async with asyncio.TaskGroup() as group:
                 for stage, size in step.calls:
                     group.create_task(self._call(Identity(run, run, stage), size, plan.hints, left_s))
             for stage, size in step.calls:
-                serving.node_left(state, stage)
+                serving.progress.node_left(state, stage)
                 left_s -= size.service_s(self._parameters)
             await asyncio.sleep(step.tool_s)
-        serving.run_ended(run, Outcome.DONE)
+        serving.progress.run_ended(run, Outcome.DONE)
         self._ended.append((number, Ended(plan.kind, plan.hints.tenant or "", clock() - began_s)))
 
     async def _call(self, identity: Identity, size: Size, hints: Hints, left_s: float) -> None:
@@ -431,22 +431,12 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     plot.savefig(path, metadata={"Date": None})
 
 
-def write(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:
-    """Put *lines* between the two markers of a page."""
-    text = page.read_text(encoding="utf-8")
-    assert begin in text and end in text, f"{page} has no markers"
-    made = "\n".join([begin, *lines, end])
-    page.write_text(
-        re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: made, text, flags=re.S), encoding="utf-8"
-    )
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="one seed, loads of 80 and 95 %%, 600 runs")
-    add("--seeds", type=int, default=3, help="workloads drawn (3)")
-    add("--runs", type=int, default=1500, help="runs of each (1500)")
+    add("--seeds", type=count, default=3, help="workloads drawn (3)")
+    add("--runs", type=count, default=1500, help="runs of each (1500)")
     add("--arrivals", type=Path, help="a trace whose gaps between arrivals are taken, .gz or not")
     add("--parameters", type=Path, help="what `orla-lg sim calibrate` wrote; without it the defaults")
     add("--only", nargs="+", choices=[*NAMED, "clairvoyant"], help="beside fcfs and the clairvoyant")
@@ -469,7 +459,7 @@ def main() -> None:
     lines = [f"{runs} runs, {seeds} seeds, {where}.", "", *verdicts(cells, fair), "", *rows(cells)]
     print("\n".join(lines))
     if args.write:
-        write(PAGE, BEGIN, END, lines)
+        put(PAGE, "policies.py", lines)
         draw(cells, FIGURE)
 
 

@@ -50,6 +50,8 @@ from random import Random
 from typing import Any
 
 from ending import ended
+from flags import count, share
+from marks import put
 from others import Others
 from under_pressure import page
 from under_pressure.arms import ARMS, BARE, ENDLESS, Arm
@@ -167,12 +169,12 @@ def options() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--sessions",
-        type=int,
+        type=count,
         default=12,
         metavar="N",
         help="agents (12; 4 fit: ours must change nothing)",
     )
-    add("--seeds", type=int, default=5, metavar="N", help="so many loads, each through all arms (5)")
+    add("--seeds", type=count, default=5, metavar="N", help="so many loads, each through all arms (5)")
     add(
         "--sessions-file",
         type=Path,
@@ -183,9 +185,11 @@ def options() -> argparse.Namespace:
         help="the `prompts` and `tools` they refer to (prompts_and_tools.json beside them)")  # fmt: skip
     add("--latency-file", type=Path, metavar="FILE",
         help="median and 90th percentile of the tools' times, per_step_s.tool_execution (0.1 and 10 s)")  # fmt: skip
-    add("--history-tokens", type=int, default=2100, metavar="N", help="what a session grows to, on the mean (2100)")
-    add("--answer-tokens", type=int, default=24, metavar="N", help="every answer (24)")
-    add("--blocks", type=int, default=BLOCKS, metavar="N", help="blocks of 32 tokens in our own engine's pool (240)")
+    add("--history-tokens", type=count, default=2100, metavar="N", help="what a session grows to, on the mean (2100)")
+    add("--answer-tokens", type=count, default=24, metavar="N", help="every answer (24)")
+    add(
+        "--blocks", type=count, default=BLOCKS, metavar="N", help="blocks of 32 tokens in our own engine's pool (240)"
+    )
     add("--arms", nargs="+", metavar="ARM", help="only these; bare must be one of them")
     add("--url", help="a vLLM that runs already")
     add(
@@ -195,12 +199,12 @@ def options() -> argparse.Namespace:
         metavar="FILE",
         help="where turns are kept (pressure.json)",
     )
-    add("--quiet", type=float, default=0.1, metavar="SHARE",
+    add("--quiet", type=share, default=0.1, metavar="SHARE",
         help="repeat a turn, once, in which other processes took more of the machine (0.1)")  # fmt: skip
     add("--again", action="store_true", help="measure nothing, take what is kept")
     add("--simulate", action="store_true", help="in virtual time, on the simulated engine")
     add("--parameters", type=Path, metavar="FILE", help="what `orla-lg sim calibrate` wrote, for --simulate")
-    add("--keep-whole", type=float, default=0.0, metavar="SHARE",
+    add("--keep-whole", type=share, default=0.0, metavar="SHARE",
         help="with --simulate: the plugin suspends whole workflows, so much of the pool spare (0: no)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="FOLDER", help="the model's, for --simulate (made up: about 4 characters)")
     add("--write", action="store_true", help="write docs/pressure.md and draw docs/pressure.svg")
@@ -229,7 +233,7 @@ def main() -> int:
         if not args.simulate and not fits and figures.sessions == Shape.sessions:
             page.draw(figures)
             lines += ["", f"![Each arm against the bare engine]({page.DRAWING.name})"]
-        page.write(kind, lines)
+        put(page.PAGE, f"pressure.py: {kind}", lines)
     return 0
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
+from flags import amount, count, folds
 
 from orla_lg.core.mappers.one_bit import OneBitStageMapper, last_user_text, parse
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
@@ -155,9 +156,9 @@ def options() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FILE", help="labelled prompts, JSONL")
     add("--group-by", metavar="FIELD", help="also train without each value of this field and try it")
-    add("--light-price", type=float, default=0.1, metavar="P", help="a light call as a share of a heavy one (0.1)")
-    add("--folds", type=int, default=10)
-    add("--repeats", type=int, default=10)
+    add("--light-price", type=amount, default=0.1, metavar="P", help="a light call as a share of a heavy one (0.1)")
+    add("--folds", type=folds, default=10)
+    add("--repeats", type=count, default=10)
     add("--judge-url", metavar="URL", help="a model that says simple or complex")
     add("--judge-model", default="default", metavar="NAME")
     add("--judge-freely", action="store_true", help="do not hold the judge to a digit by a JSON schema")

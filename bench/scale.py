@@ -20,7 +20,6 @@ import json
 import math
 import os
 import random
-import re
 import subprocess
 import sys
 import time
@@ -33,7 +32,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import flags
 import psutil
+from marks import DOCS, put
 
 from orla_lg.core import crowd
 from orla_lg.core.backend import Backend
@@ -50,10 +51,9 @@ from orla_lg.core.standing import Standing
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual.serving import StillAdapter
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE, FIGURE = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale.svg"
-BEGIN, END = "<!-- figures of bench/scale.py -->", "<!-- end of figures -->"
+PAGE, FIGURE = DOCS / "scale.md", DOCS / "scale.svg"
 GOAL_RATE, GOAL_P99_MS, GOAL_PAUSE_MS, GOAL_BYTES = 30_000, 1.0, 50.0, 2048
+CORES = sorted(os.sched_getaffinity(0))
 OUTSTANDING, STAGES, CALLS_OF_RUN, IN_FLIGHT, TENANTS = 130_000, 48, 8, 64, 20
 NAMES = (
     "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
@@ -169,8 +169,8 @@ class ThroughSteps:
         run = f"run {number}"
         if number != self._run:
             self._run, self._open[run] = number, CALLS_OF_RUN
-            state = self.serving.run_started(run, thread=None, graph="graph")
-            self.serving.node_entered(state, stage)
+            state = self.serving.progress.run_started(run, thread=None, graph="graph")
+            self.serving.progress.node_entered(state, stage)
         return partial(self._enter, Identity(run, run, stage), ask, hints)
 
     def _enter(self, identity: Identity, ask: Ask, hints: Hints) -> None:
@@ -202,7 +202,7 @@ class ThroughSteps:
         self._open[run] -= 1
         if not self._open[run]:
             del self._open[run]
-            self.serving.run_ended(run, Outcome.DONE)
+            self.serving.progress.run_ended(run, Outcome.DONE)
 
     def send(self, flight: Any) -> Any:
         raise NotImplementedError
@@ -386,20 +386,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     plot.savefig(path, metadata={"Date": None})
 
 
-def write(lines: Sequence[str]) -> None:
-    """Put the figures between the markers of docs/scale.md."""
-    text, made = PAGE.read_text(encoding="utf-8"), "\n".join([BEGIN, *lines, END])
-    page = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: made, text, flags=re.S)
-    PAGE.write_text(page, encoding="utf-8")
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--quick", action="store_true", help="two policies, and the growth up to 100,000")
-    add("--outstanding", type=int, default=OUTSTANDING, help=f"calls that wait ({OUTSTANDING:,})")
-    add("--operations", type=int, default=60_000, help="calls that end, and that come (60,000)")
-    add("--core", type=int, default=min(os.sched_getaffinity(0)), help="which core to use (the first)")
+    add("--outstanding", type=flags.count, default=OUTSTANDING, help=f"calls that wait ({OUTSTANDING:,})")
+    add("--operations", type=flags.count, default=60_000, help="calls that end, and that come (60,000)")
+    add("--core", type=int, default=min(CORES), choices=CORES, help="which core to use (the first)")
     add("--write", action="store_true", help="write docs/scale.md and its figure")
     add("--one", nargs=5, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -426,7 +419,7 @@ def main() -> None:
     lines = [f"{many:,} calls waiting:", "", *table(rows), "", f"A call in and out: {a:.1f} + {b:.2f} log2(n) µs."]
     print("\n".join(lines))
     if args.write:
-        write(lines)
+        put(PAGE, "scale.py", lines)
         draw(growth, FIGURE)
 
 

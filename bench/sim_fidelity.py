@@ -15,16 +15,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib
+from marks import DOCS, put
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from flags import above_zero, amount, count, share
 from others import Others
 
 from orla_lg.openai_api.metrics import samples
@@ -34,10 +35,8 @@ from orla_lg_sim.replay import Outcome, VirtualReplay, live, summarise
 from orla_lg_sim.sessions import Session, Shape, read
 from orla_lg_sim.text import Tokenizer, tokenizer_of
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE, FIGURE = ROOT / "docs" / "simulation.md", ROOT / "docs" / "sim-fidelity.svg"
+PAGE, FIGURE = DOCS / "simulation.md", DOCS / "sim-fidelity.svg"
 GOAL_TIME, GOAL_CACHED = 0.15, 0.05
-BEGIN, END = "<!-- figures of bench/sim_fidelity.py -->", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +149,7 @@ def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:
         f"processes took {busiest:.0%} of the machine in the worst round.",
         "",
     ]
-    text = "\n".join([BEGIN, *said, *rows(arms), END])
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, page, flags=re.S), encoding="utf-8")
+    put(PAGE, "sim_fidelity.py", [*said, *rows(arms)])
     draw(arms)
 
 
@@ -166,14 +163,14 @@ def options() -> argparse.Namespace:
     add("--tight-url", help="the same with a small KV cache")
     add("--keep", type=Path, default=Path("sim-fidelity.json"), help="where live measurements are kept")
     add("--again", action="store_true", help="take the live measurements kept before; simulate and draw only")
-    add("--rounds", type=int, default=3)
-    add("--quiet", type=float, default=0.05, help="repeat a round in which others took more of the machine (0.05)")
-    add("--attempts", type=int, default=2, help="how often at most (2)")
-    add("--count", type=int, default=10, help="sessions in a round (10)")
-    add("--turns", type=int, default=8, help="calls of each at most (8)")
-    add("--every", type=float, default=1.0, help="mean seconds between begins of sessions (1)")
-    add("--think", type=float, default=1.0, help="mean seconds between a call's end and the next (1)")
-    add("--longest", type=int, default=12_500, help="longest prompt in characters")
+    add("--rounds", type=count, default=3)
+    add("--quiet", type=share, default=0.05, help="repeat a round in which others took more of the machine (0.05)")
+    add("--attempts", type=count, default=2, help="how often at most (2)")
+    add("--count", type=count, default=10, help="sessions in a round (10)")
+    add("--turns", type=count, default=8, help="calls of each at most (8)")
+    add("--every", type=above_zero, default=1.0, help="mean seconds between begins of sessions (1)")
+    add("--think", type=amount, default=1.0, help="mean seconds between a call's end and the next (1)")
+    add("--longest", type=count, default=12_500, help="longest prompt in characters")
     add("--write", action="store_true", help="write docs/simulation.md and its figure")
     return parser.parse_args()
 

@@ -34,7 +34,9 @@ from pathlib import Path
 from typing import Any
 
 from ending import ended
-from more_than_slots.figures import AGAIN, DRAWING, ORLA, STOCK, Measured, draw, table, verdict, write
+from flags import amount, count, port, whole
+from marks import put
+from more_than_slots.figures import AGAIN, DRAWING, ORLA, PAGE, STOCK, Measured, draw, table, verdict
 from more_than_slots.turn import Arm, Seen, Shape, Turn, engine_for, sessions_of
 
 from orla_lg import Backend, Orla
@@ -88,19 +90,19 @@ def tell(text: str, *, last: bool = False) -> None:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, known = parser.add_argument, {arm.name: arm for arm in (*ARMS, *MORE)}
-    add("--workflows", type=int, default=16, metavar="N", help="runs at a time (16)")
-    add("--slots", type=int, default=4, metavar="N", help="of the engine (4)")
-    add("--calls", type=int, default=4, metavar="N", help="of each workflow (4)")
-    add("--tokens", type=int, default=700, metavar="N", help="of a workflow's first prompt, about (700)")
-    add("--grow", type=int, default=80, metavar="N", help="new tokens before each later call (80)")
-    add("--answer-tokens", type=int, default=24, metavar="N", help="at most, of an answer (24)")
-    add("--wait", type=float, default=6.0, metavar="S", help="of the tools, on the mean; half to one and a half (6)")
-    add("--arrive", type=float, default=3.0, metavar="S", help="between the workflows' arrivals (3)")
-    add("--cache-ram", type=int, default=128, metavar="MIB", help="of stock's cache beside the slots (128)")
-    add("--rounds", type=int, default=1, metavar="N", help="so many loads, each through all arms (1)")
+    add("--workflows", type=count, default=16, metavar="N", help="runs at a time (16)")
+    add("--slots", type=count, default=4, metavar="N", help="of the engine (4)")
+    add("--calls", type=count, default=4, metavar="N", help="of each workflow (4)")
+    add("--tokens", type=count, default=700, metavar="N", help="of a workflow's first prompt, about (700)")
+    add("--grow", type=whole, default=80, metavar="N", help="new tokens before each later call (80)")
+    add("--answer-tokens", type=count, default=24, metavar="N", help="at most, of an answer (24)")
+    add("--wait", type=amount, default=6.0, metavar="S", help="of the tools, on the mean; half to one and a half (6)")
+    add("--arrive", type=amount, default=3.0, metavar="S", help="between the workflows' arrivals (3)")
+    add("--cache-ram", type=whole, default=128, metavar="MIB", help="of stock's cache beside the slots (128)")
+    add("--rounds", type=count, default=1, metavar="N", help="so many loads, each through all arms (1)")
     add("--arms", nargs="+", default=[arm.name for arm in ARMS], choices=known, metavar="ARM", help=f"of {[*known]}")
-    add("--threads", type=int, default=len(usable_cores()), metavar="N", help="of the engine (all cores)")
-    add("--port", type=int, default=0, metavar="N", help="of the engine (a free one)")
+    add("--threads", type=count, default=len(usable_cores()), metavar="N", help="of the engine (all cores)")
+    add("--port", type=port, default=0, metavar="N", help="of the engine (a free one)")
     add("--keep", type=Path, metavar="FILE", help="write all calls there, as JSON")
     add("--write", action="store_true", help="write docs/slots.md and draw docs/slots.svg")
     args = parser.parse_args()
@@ -135,7 +137,7 @@ def main() -> int:
     print("\n".join(lines))
     if args.write:
         draw(turns)
-        write([*lines, "", f"![Time to the first token of calls that return]({DRAWING.name})"])
+        put(PAGE, "slots.py", [*lines, "", f"![Time to the first token of calls that return]({DRAWING.name})"])
     return 0
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from flags import amount, count
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
@@ -136,10 +137,10 @@ def report(arms: list[Arm]) -> str:
 
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--chunks", type=int, default=500, help="chunks in a stream (default 500)")
-    parser.add_argument("--token-s", type=float, default=0.001, help="seconds between chunks (default 0.001)")
-    parser.add_argument("--streams", type=int, default=100, help="open at once to see their memory (default 100)")
+    parser.add_argument("--rounds", type=count, default=30)
+    parser.add_argument("--chunks", type=count, default=500, help="chunks in a stream (default 500)")
+    parser.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
+    parser.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
     args = parser.parse_args()
     backend = {"model": "stub-model", "max_concurrency": None}
     with stub(args.chunks, args.token_s) as url, Orla([Backend("main", url, **backend)], {"*": "main"}) as orla:

@@ -142,14 +142,7 @@ def test_whole_blocks_are_the_bound_of_an_engine_with_blocks(bench: Any) -> None
     assert found.column("engine's own LRU", 3) == [1.0], "of 723 tokens 22 blocks of 32 are whole"
 
 
-def test_figures_go_into_the_page_and_the_drawing(bench: Any, tmp_path: Path) -> None:
-    page = tmp_path / "cache.md"
-    page.write_text(bench.figures.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    bench.figures.write({"llamacpp": ["figures one"], "vllm": ["figures two"]}, page)
-    text = page.read_text(encoding="utf-8")
-    assert text.index("figures one") < text.index("## vLLM") < text.index("figures two") < text.index("## Reading it")
-    with pytest.raises(SystemExit, match="no place for the figures of sglang"):
-        bench.figures.write({"sglang": []}, page)
+def test_curves_are_drawn(bench: Any, tmp_path: Path) -> None:
     arms = ("engine's own LRU", "flush per workflow")
     found = [
         bench.figures.Figures(each, [turn(bench, arm, 0, 1.0, 0) for arm in arms]) for each in bench.places.PLACES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,19 +32,6 @@ def test_the_goal_must_be_met_wrapped_and_missed_bare(bench: Any) -> None:
 
     assert (said(8.0, 1.2), said(8.0, 1.4)) == ("met", "MISSED")
     assert said(1.2, 1.2) == "this load shows nothing"
-
-
-def test_figures_go_between_the_marks_of_the_page(bench: Any, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(bench.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    for figure in (1.0, 2.0):
-        bench.write(bench.table([arm(bench, "bare", figure)]), page)
-    text = page.read_text(encoding="utf-8")
-    assert "**2.00** (2.00 … 2.00)" in text and "**1.00**" not in text and text.count(bench.BEGIN_MARK) == 1
-    empty = tmp_path / "empty.md"
-    empty.write_text("")
-    with pytest.raises(SystemExit, match="no place for the figures"):
-        bench.write([], empty)
 
 
 def test_rounds_begin_differently(bench: Any) -> None:

@@ -57,13 +57,6 @@ def test_the_bounded_arm_keeps_no_more_bytes_than_stocks_cache(bench: Any) -> No
     assert one == again != bench.sessions_of(shape, 1), "all arms of a round are given the same"
 
 
-def test_figures_go_between_the_marks_of_the_page(bench: Any, tmp_path: Path) -> None:
-    from more_than_slots import figures
-
-    page = tmp_path / "page.md"
-    page.write_text(figures.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    bench.write(["| made up |"], page)
-    text = page.read_text(encoding="utf-8")
-    assert "| made up |" in text and text.count(figures.BEGIN_MARK) == text.count(figures.END_MARK) == 1
+def test_curves_are_drawn(bench: Any, tmp_path: Path) -> None:
     bench.draw([turn(bench, "stock", 1.0, 2.0), turn(bench, "orla", 0.5, 0.6)], tmp_path / "drawn.svg")
     assert (tmp_path / "drawn.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marks import DOCS
 from under_pressure.seen import percentile
 
 from more_than_slots.turn import Seen
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, DRAWING = DOCS / "slots.md", DOCS / "slots.svg"
-BEGIN_MARK, END_MARK = "<!-- figures of bench/slots.py -->", "<!-- end of figures -->"
 GOAL_P95 = 3.0
 STOCK, AGAIN, ORLA = "stock", "stock again", "orla"
 
@@ -117,13 +115,3 @@ def draw(turns: Sequence[Measured], path: Path = DRAWING) -> None:
     axes.legend(frameon=False)
     plot.tight_layout()
     plot.savefig(path, metadata={"Date": None})
-
-
-def write(lines: Sequence[str], page: Path = PAGE) -> None:
-    """Put the figures between the marks of the page."""
-    made = "\n".join([BEGIN_MARK, "", *lines, "", END_MARK])
-    text = page.read_text(encoding="utf-8")
-    changed, found = re.subn(f"{re.escape(BEGIN_MARK)}.*{re.escape(END_MARK)}", lambda _: made, text, flags=re.S)
-    if not found:
-        raise SystemExit(f"{page} has no place for the figures: no line {BEGIN_MARK}")
-    page.write_text(changed, encoding="utf-8")

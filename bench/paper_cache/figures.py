@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from marks import DOCS
 from under_pressure.seen import Turn, bound, needed_tokens, percentile
 
 from paper_cache.places import BLOCK_TOKENS, LLAMACPP, PLACES, SHORT, Place
 from paper_cache.turns import AGAIN, ARMS, EVERYTHING, PER_REQUEST, PER_WORKFLOW, PLAIN
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, DRAWING = DOCS / "cache.md", DOCS / "cache.svg"
-END_MARK = "<!-- end of figures -->"
 COLOURS = {PLAIN: "#444", AGAIN: "#999", EVERYTHING: "#e6a23c", PER_REQUEST: "#c33", PER_WORKFLOW: "#3b7dd8"}
 COLUMNS = ("TTFT p50, s", "TTFT p95, s", "recomputed tokens", "of the bound", "makespan, s")
 
@@ -109,22 +107,6 @@ def _told(values: Sequence[float], places: int) -> str:
 
 
 # The page ---------------------------------------------------------------------------------------------------
-
-
-def write(lines: Mapping[str, Sequence[str]], page: Path = PAGE) -> None:
-    """Put each engine's lines between its marks in the page.
-
-    Raises:
-        SystemExit: The page has no place for them.
-    """
-    text = page.read_text(encoding="utf-8")
-    for engine, told in lines.items():
-        begin = f"<!-- figures of bench/cache.py: {engine} -->"
-        made = "\n".join([begin, "", *told, "", END_MARK])
-        text, found = re.subn(f"{re.escape(begin)}.*?{END_MARK}", lambda _, made=made: made, text, flags=re.S)
-        if not found:
-            raise SystemExit(f"{page} has no place for the figures of {engine}: no line {begin}")
-    page.write_text(text, encoding="utf-8")
 
 
 def draw(found: Sequence[Figures], path: Path = DRAWING) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
+
+from marks import DOCS
 
 from under_pressure.arms import BARE, OURS
 from under_pressure.figures import GOAL_OVER_BOUND, GOALS, TITLES, Figures
 from under_pressure.seen import TIMES
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, DRAWING = DOCS / "pressure.md", DOCS / "pressure.svg"
-
-
-def write(kind: str, lines: Sequence[str]) -> None:
-    """Put lines where the page has the marks of *kind*.
-
-    Raises:
-        SystemExit: It has none.
-    """
-    begin, end = f"<!-- figures of bench/pressure.py: {kind} -->", "<!-- end of figures -->"
-    page = PAGE.read_text(encoding="utf-8")
-    text = "\n".join([begin, "", *lines, "", end])
-    changed, count = re.subn(f"{re.escape(begin)}.*?{end}", lambda _: text, page, flags=re.S)
-    if not count:
-        raise SystemExit(f"{PAGE} has no place for figures of {kind}: no line {begin}")
-    PAGE.write_text(changed, encoding="utf-8")
 
 
 def draw(figures: Figures, path: Path = DRAWING) -> None:

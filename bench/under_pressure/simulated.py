@@ -103,29 +103,31 @@ class Wrapped:
         self._runs: dict[int, RunState] = {}
 
     def begin(self, session: int) -> None:
-        self._runs[session] = self._virtual.serving.run_started(f"run-{session}", thread=None, graph="session")
+        self._runs[session] = self._virtual.serving.progress.run_started(
+            f"run-{session}", thread=None, graph="session"
+        )
 
     async def ask(self, session: int, asked: Asked) -> Served:
         state, serving = self._runs[session], self._virtual.serving
-        serving.node_entered(state, "agent")
+        serving.progress.node_entered(state, "agent")
         identity = Identity(state.workflow, state.id, "agent")
         ask = Ask("auto", asked.messages, stream=True, max_tokens=asked.request.output_tokens)
         call = serving.call(identity, ask, call_id=asked.request.id)
         self._requests[call.id] = asked.request
         called_s = self.clock()
         record = await self._virtual.serve(call)
-        serving.node_left(state, "agent")
+        serving.progress.node_left(state, "agent")
         assert record.ttft_s is not None and record.error is None
         return Served(called_s + record.queue_wait_s + record.ttft_s, record.cached_tokens or 0)
 
     async def use_tool(self, session: int, wait_s: float) -> None:
         state, serving = self._runs[session], self._virtual.serving
-        serving.node_entered(state, "tool")
+        serving.progress.node_entered(state, "tool")
         await asyncio.sleep(wait_s)
-        serving.node_left(state, "tool")
+        serving.progress.node_left(state, "tool")
 
     def end(self, session: int) -> None:
-        self._virtual.serving.run_ended(self._runs[session].id, Outcome.DONE)
+        self._virtual.serving.progress.run_ended(self._runs[session].id, Outcome.DONE)
 
 
 class Plugged(StillAdapter):
