@@ -50,6 +50,7 @@ from paper_cache.desk import ANSWER_TOKENS, STAGES, Ticket, tickets
 from paper_cache.figures import PAGE, Figures, draw, in_order
 from paper_cache.places import LLAMACPP, PLACES, ROOM, SHORT, VLLM_CPU, Engine, Place, engine_at
 from paper_cache.turns import Arm, Turns, arms_at
+from telling import tell
 from under_pressure.kept import Kept
 from under_pressure.seen import Turn
 
@@ -110,13 +111,6 @@ def measured(args: argparse.Namespace, place: Place) -> Figures:
         kept = Kept(kept_at(args, place), settings_of(args, place, engine))
         asyncio.run(measure(args, place, engine, kept))
     return Figures(place, kept.turns)
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:<100}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 # The command line -------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from marks import DOCS, put
+from telling import tell
 
 from orla_lg import Backend, Orla
 from orla_lg.engines import EngineOptions, running_engine
@@ -188,13 +189,6 @@ async def measure(arms: Sequence[Arm], rounds: int, words: int) -> None:
             seen = await arm.run(prefix_of(number, words))
             if turn:
                 arm.turns.append(seen)
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:<60}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 # The figures ------------------------------------------------------------------------------------------------

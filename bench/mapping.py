@@ -43,6 +43,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 from pydantic import SecretStr
+from telling import tell
 
 from orla_lg import Backend, Orla
 from orla_lg.core.backend import Cost
@@ -311,10 +312,6 @@ async def measure(orla: Orla, arms: list[Arm], blocks: list[list[Request]], args
             arm.runs.append(await run(orla, graph, arm, block, number, args))
         longest_s = max(longest_s, time.perf_counter() - began - before_s)
     tell(f"measured in {time.perf_counter() - began:.0f} s", last=True)
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    print(f"\r{text:<76}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 # Engines ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from ending import ended
 from flags import count, share
 from marks import put
 from others import Others
+from telling import tell
 from under_pressure import page
 from under_pressure.arms import ARMS, BARE, ENDLESS, Arm
 from under_pressure.engine import VLLM
@@ -152,13 +153,6 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
     names = [arm.name for arm in arms]
     turns = sorted((turn for turn in kept.turns if turn.arm in names), key=lambda turn: names.index(turn.arm))
     return Figures(turns, kept.settings["block_tokens"]), kept.settings["blocks"] * kept.settings["block_tokens"]
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:<76}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 # The command line -------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from flags import amount, count, port, whole
 from marks import put
 from more_than_slots.figures import AGAIN, DRAWING, ORLA, PAGE, STOCK, Measured, draw, table, verdict
 from more_than_slots.turn import Arm, Seen, Shape, Turn, engine_for, sessions_of
+from telling import tell
 
 from orla_lg import Backend, Orla
 from orla_lg_llamacpp.embedded import usable_cores
@@ -75,13 +76,6 @@ async def shown(turn: Turn, run: Any, told: str, shape: Shape) -> list[Seen]:
         seen: list[Seen] = await run
         bar.cancel()
     return seen
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:<86}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 # The command line -------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from flags import above_zero, amount, count, folds, port
 from marks import put
 from others import Others
 from paper_cache.places import LLAMACPP
+from telling import tell
 from warm_returns import next_stage, night, tool_waits
 from warm_returns.arms import AGAIN, ARMS, BARE, COLD, SAVED, WARM, Arm, Measured
 from warm_returns.figures import DRAWING, PAGE, draw, report
@@ -135,13 +136,6 @@ def bar(told: str, total: int) -> Iterator[Callable[[], None]]:
 
     show()
     yield tick
-
-
-def tell(text: str, *, last: bool = False) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{text:<100}", end="\n" if last else "", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 # The command line -------------------------------------------------------------------------------------------
