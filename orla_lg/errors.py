@@ -22,6 +22,8 @@ Each message says what was wrong, where, and what would be right. What the engin
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "StageError",
     "WorkflowError",
     "did_you_mean",
+    "shown",
 ]
 
 
@@ -125,9 +128,42 @@ class RecordUnknown(OrlaError, LookupError):
     """No record has this id, or it is no longer kept (``keep_records``)."""
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
+NAME_CHARS = 200
+"""So much of a name, or of a wrong value, stands in a message."""
+
+_LISTED = 50
+"""So many choices are listed, and compared with a name that is unknown."""
+
+
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+
+
+class _Bounded(reprlib.Repr):
+    """``repr`` in a bounded length and depth, whatever the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = NAME_CHARS
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Show a number; one too long for decimals by its length."""
+        return repr(x) if x.bit_length() < NAME_CHARS else f"a number of {x.bit_length()} bits"
+
+
+def shown(value: object) -> str:
+    """Return *value* as a message may show it: in bounded length, and a URL without its user and password."""
+    return _CREDENTIALS.sub("//…@", _Bounded().repr(value))
+
+
+def did_you_mean(name: object, choices: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'? Known: …"``, for the end of a message about an unknown *name*."""
-    known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1)
+    known = sorted(map(_name, choices))
+    near = difflib.get_close_matches(_name(name), known[:1000], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} known: {', '.join(known) or 'none'}"
+    more = "" if len(known) <= _LISTED else f" and {len(known) - _LISTED} more"
+    return f"{hint} known: {', '.join(known[:_LISTED]) or 'none'}{more}"
+
+
+def _name(name: object) -> str:
+    return _CREDENTIALS.sub("//…@", name[:NAME_CHARS]) if isinstance(name, str) else shown(name)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from orla_lg.core import checked
 from orla_lg.core.call import Ask, Chunk
-from orla_lg.errors import ConfigError
+from orla_lg.core.secret import Secret
+from orla_lg.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    _Key = str | None
+else:
+    _Key = InitVar[str | None]  # taken by the constructor, and no field: ``asdict`` and ``repr`` have no key in them
+
+MOST_SAVED = 10_000
+"""Files that an engine may be asked to keep: each is as large as a slot's KV cache."""
+
+MOST_CALLS = 2**53
+"""Bounds on calls are numbers that JSON and floats carry exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +35,10 @@ class Cost:
     """Price of prompt tokens found in the cache; ``None`` prices them as input."""
 
     def __post_init__(self) -> None:
-        for price in (self.input_per_mtoken, self.output_per_mtoken, self.cached_input_per_mtoken or 0.0):
-            if price < 0:
-                raise ConfigError(f"a price must not be negative, got {price}")
+        for name in ("input_per_mtoken", "output_per_mtoken", "cached_input_per_mtoken"):
+            price = getattr(self, name)
+            if not (price is None and name == "cached_input_per_mtoken"):
+                checked.number(f"{name}: a price", price, least=0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +56,9 @@ class Backend:
     """The model to ask for; ``None`` takes the first that the engine serves."""
     engine: str = "openai"
     """The adapter, by its entry-point name in the group ``orla_lg.backends``."""
-    api_key: str | None = field(default=None, repr=False)
-    """Sent to this backend only; ``None`` sends a placeholder. A caller's own key never goes here."""
+    api_key: _Key = None
+    """Sent to this backend only; ``None`` sends a placeholder. A caller's own key never goes here. It is read as
+    text, and is in nothing that prints or converts the backend (``core.secret``)."""
     aliases: Sequence[str] = ()
     """Other model names in code that mean this backend."""
     max_concurrency: int | None = None
@@ -60,45 +75,88 @@ class Backend:
     """Where the engine publishes its cache events (ZeroMQ, ``tcp://host:port``); ``None`` does not listen."""
     kv_replay: str | None = None
     """Where it repeats those that were missed (its ``replay_endpoint``)."""
-    admin_key: str | None = field(default=None, repr=False)
+    admin_key: _Key = None
     """For orders that the engine takes from administrators only; ``None`` gives them with ``api_key``."""
 
-    def __post_init__(self) -> None:
-        where = f"backend {self.name!r}"
-        if isinstance(self.aliases, str):
-            raise ConfigError(f"{where}: aliases must be a list of names, got {self.aliases!r}")
-        object.__setattr__(self, "aliases", tuple(self.aliases))
+    def __post_init__(self, *keys: str | None) -> None:
+        checked.text("backend: the name", self.name, empty=True)
+        where = f"backend {shown(self.name)}"
         if not self.name or self.name in ("*", "auto"):
             raise ConfigError(f"{where}: a backend needs a name other than '*' and 'auto'")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(f"{where}: url {self.url!r} is not http(s)://host[:port]/path")
-        if self.max_concurrency is not None and self.max_concurrency < 1:
-            raise ConfigError(f"{where}: max_concurrency must be at least 1, got {self.max_concurrency}")
-        if self.capacity < 0:
-            raise ConfigError(f"{where}: capacity must not be negative, got {self.capacity}")
-        if self.max_saved < 0:
-            raise ConfigError(f"{where}: max_saved must not be negative, got {self.max_saved}")
+        for name, key in zip(("api_key", "admin_key"), keys, strict=True):
+            self.__dict__[name] = None if key is None else Secret(key, f"{where}: {name}")
+        checked.text(f"{where}: engine", self.engine)
+        if self.model is not None:
+            checked.text(f"{where}: model", self.model)
+        if not isinstance(self.aliases, Sequence) or isinstance(self.aliases, str | bytes):
+            raise ConfigError(f"{where}: aliases must be a list of names, got {shown(self.aliases)}")
+        object.__setattr__(self, "aliases", tuple(self.aliases))
+        for alias in self.aliases:
+            checked.text(f"{where}: each of its aliases", alias)
+        _check_url(where, self.url)
+        if self.max_concurrency is not None:
+            checked.whole(f"{where}: max_concurrency", self.max_concurrency, least=1, most=MOST_CALLS)
+        checked.whole(f"{where}: capacity", self.capacity, most=MOST_CALLS)
+        checked.whole(f"{where}: max_saved", self.max_saved, most=MOST_SAVED)
+        if not isinstance(self.cost, Cost):
+            raise ConfigError(f"{where}: cost must be a Cost(...), got {shown(self.cost)}")
         for name in ("kv_events", "kv_replay"):
             _check_endpoint(where, name, getattr(self, name))
         if self.kv_replay is not None and self.kv_events is None:
-            raise ConfigError(f"{where}: kv_replay {self.kv_replay!r} repeats kv_events, which is not set")
-        if self.quality is not None and not 0 <= self.quality <= 1:
+            raise ConfigError(f"{where}: kv_replay {shown(self.kv_replay)} repeats kv_events, which is not set")
+        if self.quality is not None and not 0 <= checked.number(f"{where}: quality", self.quality) <= 1:
             raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
 
 
-def _check_endpoint(where: str, name: str, said: str | None) -> None:
+if not TYPE_CHECKING:
+
+    def _reveals(name: str) -> property:
+        """Return the attribute by which adapters read a key as text."""
+
+        def reveal(self: Backend) -> str | None:
+            secret = self.__dict__[name]
+            return None if secret is None else secret.reveal()
+
+        return property(reveal)
+
+    Backend.api_key, Backend.admin_key = _reveals("api_key"), _reveals("admin_key")
+
+
+def _check_url(where: str, url: object) -> None:
+    """Refuse what no client could open, and a password, which would stand in messages and records."""
+    right = "http(s)://host[:port]/path"
+    checked.text(f"{where}: url", url)
+    assert isinstance(url, str)
+    try:
+        parts = urlsplit(url)
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError(
+                f"{where}: url must be {right}, without a user's name or password before the host, as messages show "
+                "it; a key is given as api_key"
+            )
+        host = (parts.hostname or "").encode("idna").decode()
+        fault = "" if parts.port != 0 else ": no server has port 0"
+    except (ValueError, UnicodeError) as error:  # a port that is none, brackets that are no address, a label too long
+        raise ConfigError(f"{where}: url {shown(url)} is not {right}: {error}") from None
+    if fault or parts.scheme not in ("http", "https") or not host or any(each.isspace() for each in url):
+        raise ConfigError(f"{where}: url {shown(url)} is not {right}{fault}")
+
+
+def _check_endpoint(where: str, name: str, said: object) -> None:
     if said is None:
         return
+    checked.text(f"{where}: {name}", said)
+    assert isinstance(said, str)
     try:
         parts = urlsplit(said)
         right = parts.scheme == "ipc" or (parts.scheme == "tcp" and parts.hostname and parts.port is not None)
-    except ValueError:  # a port that is no number
-        right = False
-    if not right or parts.hostname == "*":
+        anywhere = parts.hostname == "*"
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        right = anywhere = False
+    if not right or anywhere:
         raise ConfigError(
-            f"{where}: {name} {said!r} is not tcp://host:port or ipc://path, as seen from here (a host of '*' is the "
-            "engine's side of it)"
+            f"{where}: {name} {shown(said)} is not tcp://host:port or ipc://path, as seen from here (a host of '*' "
+            "is the engine's side of it)"
         )
 
 
