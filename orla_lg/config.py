@@ -14,15 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from orla_lg.core.backend import Backend, Cost
+from orla_lg.core import checked
+from orla_lg.core.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
+from orla_lg.core.checked import dotted
 from orla_lg.core.limits import NO_LIMITS, Limits
 from orla_lg.core.mappers.table import Entry, stage_mapper
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, policy
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.core.secret import Secret
+from orla_lg.errors import NAME_CHARS, ConfigError, did_you_mean, shown
 
 CONFIG_NAME = "orla.toml"
+
+MOST_BYTES = 10_000_000
+"""Of a configuration; what is larger is something else, and is not read."""
+
+MOST_FAULTS = 50
+"""So many are told at once."""
 
 EXAMPLE = """\
 [backends.light]
@@ -42,9 +51,9 @@ class _Table(BaseModel):
 class CostTable(_Table):
     """``[backends.NAME.cost]``: US dollars per million tokens."""
 
-    input_per_mtoken: float = Field(0.0, ge=0)
-    output_per_mtoken: float = Field(0.0, ge=0)
-    cached_input_per_mtoken: float | None = Field(None, ge=0)
+    input_per_mtoken: float = Field(0.0, ge=0, allow_inf_nan=False)
+    output_per_mtoken: float = Field(0.0, ge=0, allow_inf_nan=False)
+    cached_input_per_mtoken: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
 class BackendTable(_Table):
@@ -58,11 +67,11 @@ class BackendTable(_Table):
     admin_key_env: str | None = None
     """The same for the key of administrators, where the engine has one of its own for them."""
     aliases: tuple[str, ...] = ()
-    max_concurrency: PositiveInt | None = None
-    capacity: NonNegativeInt = 10_000
+    max_concurrency: int | None = Field(None, ge=1, le=MOST_CALLS)
+    capacity: int = Field(10_000, ge=0, le=MOST_CALLS)
     cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
     quality: float | None = Field(None, ge=0, le=1)
-    max_saved: NonNegativeInt = 32
+    max_saved: int = Field(32, ge=0, le=MOST_SAVED)
     kv_events: str | None = None
     kv_replay: str | None = None
 
@@ -72,7 +81,7 @@ def _policy_names(said: Any) -> Any:
     names = said if isinstance(said, Mapping) else {"": said}
     for place, name in names.items():
         if not isinstance(name, str):
-            raise ValueError(f"{place or 'it'} must be the name of a policy, or a table of names")
+            raise ValueError(f"{shown(place)[1:-1] or 'it'} must be the name of a policy, or a table of names")
         policy(name)
     return said
 
@@ -94,7 +103,7 @@ class ConfigFile(_Table):
     """For all stages, or by stage."""
     memory: Literal["default", "flush_at_boundary", "flush_per_request", "release_only"] = "default"
     admission: bool = True
-    keep_records: PositiveInt = 10_000
+    keep_records: int = Field(10_000, ge=1, le=MOST_CALLS)
     records_file: str | None = Field(None, min_length=1)
     limits: dict[str, Any] = {}
     """Checked by what it is built into: ``core.limits``."""
@@ -137,9 +146,15 @@ def disabled() -> bool:
 
 
 def control(given: str | Path | Literal[False] | None) -> Path | None:
-    """Return where the control socket is to be: as *given*, else as ``ORLA_CONTROL`` says."""
-    named = given if given is not None else os.environ.get("ORLA_CONTROL")
-    return Path(named).expanduser() if named else None
+    """Return where the control socket is to be: as *given*, else as ``ORLA_CONTROL`` says.
+
+    Raises:
+        ConfigError: It is no path.
+    """
+    if given is None:
+        named = os.environ.get("ORLA_CONTROL")
+        return checked.path("ORLA_CONTROL", named) if named else None
+    return None if given is False else checked.path("control", given)
 
 
 def load(path: str | Path) -> Settings:
@@ -148,26 +163,44 @@ def load(path: str | Path) -> Settings:
     Raises:
         ConfigError: Naming the file, the line or key, what was found and what is allowed.
     """
-    file = Path(path)
+    file = checked.path("the configuration's file", path)
     try:
-        parsed = tomllib.loads(file.read_text(encoding="utf-8"))
+        return _settings(_parsed(file), str(file))
+    except RecursionError:
+        raise ConfigError(f"{file}: its tables or lists are nested too deeply") from None
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ConfigError(f"{file}: has more than {MOST_BYTES} bytes; that is no configuration")
+        return tomllib.loads(text.decode("utf-8-sig"))
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); a minimal file is:\n\n{EXAMPLE}") from error
     except ValueError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
-    return _settings(parsed, str(file))
+        raise ConfigError(f"{file}: not valid TOML: {str(error)[:NAME_CHARS]}") from error
 
 
 def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     try:
         table = ConfigFile.model_validate(parsed)
     except ValidationError as error:
-        faults = "".join(f"\n  - {_fault(dict(fault))}" for fault in error.errors())
-        raise ConfigError(f"{source}:{faults}") from None
+        found = error.errors()
+        faults = [f"\n  - {_fault(dict(fault))}" for fault in found[:MOST_FAULTS]]
+        more = len(found) - len(faults)
+        end = f"\n  and {more} more" if more else ""
+        raise ConfigError(f"{source}:{''.join(faults)}{end}") from None
     try:
         backends = tuple(_backend(name, entry) for name, entry in table.backends.items())
         _check_mappings(table)
         limits = Limits.of(table.limits) if table.limits else NO_LIMITS
+        records_file = _beside("records_file", source, table.records_file)
+        estimates_file = _beside("estimates_file", source, table.estimates_file)
+        socket = _beside("control", source, table.control)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     same = {
@@ -178,17 +211,19 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         backends,
         table.mapping,
         source=source,
-        records_file=_beside(source, table.records_file),
-        estimates_file=_beside(source, table.estimates_file),
-        control=_beside(source, table.control),
+        records_file=records_file,
+        estimates_file=estimates_file,
+        control=socket,
         limits=limits,
         **rest,
     )
 
 
-def _beside(source: str, said: str | None) -> Path | None:
+def _beside(where: str, source: str, said: str | None) -> Path | None:
     """Return a file named in a configuration, as seen from there."""
-    return None if said is None else Path(source).parent / Path(said).expanduser()
+    if said is None:
+        return None
+    return Path(source).parent / checked.path(where, said)
 
 
 def _check_mappings(table: ConfigFile) -> None:
@@ -200,15 +235,15 @@ def _check_mappings(table: ConfigFile) -> None:
         try:
             stage_mapper(variant)
         except ConfigError as error:
-            raise ConfigError(f"variants.{name}: {error}") from error
+            raise ConfigError(f"{dotted('variants', name)}: {error}") from error
 
 
 def _backend(name: str, table: BackendTable) -> Backend:
     given = table.model_dump(exclude={"api_key_env", "admin_key_env", "cost"})
     return Backend(
         name=name,
-        api_key=_key(f"backends.{name}.api_key_env", table.api_key_env),
-        admin_key=_key(f"backends.{name}.admin_key_env", table.admin_key_env),
+        api_key=_key(dotted("backends", name, "api_key_env"), table.api_key_env),
+        admin_key=_key(dotted("backends", name, "admin_key_env"), table.admin_key_env),
         cost=Cost(**table.cost.model_dump()),
         **given,
     )
@@ -217,22 +252,25 @@ def _backend(name: str, table: BackendTable) -> Backend:
 def _key(where: str, variable: str | None) -> str | None:
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    try:
+        key = os.environ.get(variable)
+    except ValueError:  # no variable can have such a name
+        key = None
     if not key:
-        raise ConfigError(f"{where}: the environment variable {variable!r} is not set")
-    return key
+        raise ConfigError(f"{where}: the environment variable {shown(variable)} is not set")
+    return Secret(key, f"{where}: the key in {shown(variable)}").reveal()  # checked here, where its variable is known
 
 
 def _fault(fault: dict[str, Any]) -> str:
     """Return one fault as ``key: what was found, what is allowed``."""
     *above, last = fault["loc"] or ("",)
-    key = ".".join(str(part) for part in (*above, last))
+    key = dotted(*above, last)
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(str(last), _allowed(above))}"
+        return f"{key}: unknown key{did_you_mean(last, _allowed(above))}"
     if fault["type"] == "missing":
         return f"{key}: missing"
     ours = fault.get("ctx", {}).get("error")  # raised by us; pydantic's message puts "Value error, " before it
-    return f"{key}: found {fault['input']!r}; {fault['msg'] if ours is None else ours}"
+    return f"{key}: found {shown(fault['input'])}; {fault['msg'] if ours is None else ours}"
 
 
 def _allowed(above: list[Any]) -> list[str]:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
+import httpx
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.control.server import open_door
-from orla_lg.core.backend import Backend
+from orla_lg.core.backend import MOST_CALLS, Backend, BackendAdapter
+from orla_lg.core.checked import flag, whole
+from orla_lg.core.checked import path as checked_path
 from orla_lg.core.effects import adrive, drive
 from orla_lg.core.forecast import Ahead, StageOutlook
 from orla_lg.core.journal import Journal
@@ -31,7 +34,7 @@ from orla_lg.core.registry import adapter_of
 from orla_lg.core.serving import Serving, Statistics
 from orla_lg.core.steering import KEEP, Keep, Steering
 from orla_lg.core.warmth import WarmUp, settings_of
-from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, OrlaError, did_you_mean
+from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
@@ -41,6 +44,9 @@ from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
 
 CONNECT_PATIENCE_S = 2.5
+
+MOST_FAULTS = 20
+"""Of a mapping, so many are told at once."""
 
 Graph = TypeVar("Graph", bound=AnyPregel)
 MapperLike = Mapper | Mapping[str, Entry]
@@ -100,40 +106,47 @@ class Orla:
         control: str | Path | Literal[False] | None = None,
         warm_up: bool | WarmUp = True,
     ) -> None:
-        adapters = {backend: adapter_of(backend) for backend in _distinct(backends)}
+        adapters = {backend: _adapter_of(backend) for backend in _distinct(backends)}
         _check_policies(stage_policy, [backend.name for backend in backends])
         shared = stage_mapper(mapper)
         self._check_backends(shared, backends)
+        flag("admission", admission)
+        whole("keep_records", keep_records, most=MOST_CALLS)
+        policy, warming = memory_policy(memory), settings_of(warm_up)
+        journal = None if records_file is None else Journal(checked_path("records_file", records_file))
+        estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
+        door = config.control(control)
+        clients = {
+            backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
+            for backend, adapter in adapters.items()
+        }
         serving = Serving(
             adapters,
             mapper=shared,
             stage_policy=stage_policy,
             request_policy=request_policy,
-            memory=memory_policy(memory),
+            memory=policy,
             admission=admission,
             keep_records=keep_records,
-            journal=None if records_file is None else Journal(records_file),
+            journal=journal,
             limits=limits,
-            estimates_file=estimates_file,
-            warm_up=settings_of(warm_up),
+            estimates_file=estimates,
+            warm_up=warming,
         )
-        clients = {
-            backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
-            for backend, adapter in adapters.items()
-        }
         self.source = ""
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled())
         self.signals = Signals(self.core)
         self._steering = Steering(serving.desks)
-        path = None if self.core.disabled else config.control(control)
-        self._door = None if path is None else open_door(path, serving, self._steering)
+        # Last: no thread runs before, so that what raises up to here leaves nothing behind.
+        self._door = None if door is None or self.core.disabled else open_door(door, serving, self._steering)
 
     @staticmethod
     def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
         names = [backend.name for backend in backends]
         if faults := faults_of(mapper, names):
-            raise MappingError("; ".join(faults))
+            more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+            raise MappingError("; ".join(faults[:MOST_FAULTS]) + more)
 
     @classmethod
     def from_config(cls, path: str | Path) -> Self:
@@ -185,7 +198,7 @@ class Orla:
                 for name, table in settings.variants.items():
                     orla.variant(name, cast("Mapper", mapper(table)))
                 undo.pop_all()
-        except OrlaError as error:
+        except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error
         orla.source = settings.source
         return orla
@@ -256,7 +269,7 @@ class Orla:
         try:
             self._check_backends(override, [desk.backend for desk in serving.desks.values()])
         except MappingError as error:
-            raise MappingError(f"variant {name!r}: {error}") from error
+            raise MappingError(f"variant {shown(name)}: {error}") from error
         serving.learners.enlist(override)
         serving.variants = {**serving.variants, name: override}
         self.core.stage_names.look(serving)
@@ -451,7 +464,21 @@ class Orla:
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in desks)})"
 
 
+def _adapter_of(backend: Backend) -> BackendAdapter:
+    """Return the adapter of a backend whose URL an HTTP client takes, which knows more rules than ``Backend``."""
+    try:
+        httpx.URL(backend.url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(
+            f"backend {shown(backend.name)}: url {shown(backend.url)} cannot be opened: {error}"
+        ) from error
+    return adapter_of(backend)
+
+
 def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:
+    given: object = backends
+    if not isinstance(given, Sequence) or not all(isinstance(each, Backend) for each in given):
+        raise ConfigError(f"backends must be a list of Backend(...), got {shown(given)}")
     if not backends:
         raise ConfigError("an Orla needs at least one Backend")
     names = [backend.name for backend in backends]
@@ -464,4 +491,4 @@ def _check_policies(stage_policy: StageChoice, backends: Sequence[str]) -> None:
     """Refuse stage policies for backends that are not there; stages, unlike backends, come with each graph."""
     for name in stage_policy if isinstance(stage_policy, Mapping) else ():
         if name != ANY_BACKEND and name not in backends:
-            raise ConfigError(f"stage_policy: backend {name!r} does not exist{did_you_mean(name, backends)}")
+            raise ConfigError(f"stage_policy: backend {shown(name)} does not exist{did_you_mean(name, backends)}")

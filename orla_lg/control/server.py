@@ -73,6 +73,8 @@ def _is_in_use(path: Path) -> bool:
         found = path.stat()
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise ConfigError(f"control: {path} cannot be used ({error.strerror})") from error
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigError(f"control: {path}: there is a file that is no socket; name another path")
     with socket.socket(socket.AF_UNIX) as probe:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from orla_lg.core.checked import dotted, is_number
 from orla_lg.core.mappers.table import ANY_STAGE, rule_of
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, did_you_mean, shown
 
 FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_usd": "${:.6g}", "wall_s": "{:.6g} s"}
 """What can be limited, and how a message says it."""
@@ -38,9 +38,9 @@ class Limit:
             whole = name in ("calls", "tokens")
             if not _is_number(getattr(self, name), whole=whole):
                 kind = "whole number" if whole else "number"
-                raise ConfigError(f"{name} must be a {kind} of at least 0, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be a {kind} of at least 0, got {shown(getattr(self, name))}")
         if not _is_number(self.per_s, whole=False) or self.per_s == 0:
-            raise ConfigError(f"per_s must be a number of seconds above 0, got {self.per_s!r}")
+            raise ConfigError(f"per_s must be a number of seconds above 0, got {shown(self.per_s)}")
         if self.per_s is not None and all(getattr(self, name) is None for name in FIGURES):
             raise ConfigError(f"per_s limits nothing by itself; give one of {', '.join(FIGURES)} with it")
 
@@ -49,7 +49,7 @@ def _is_number(value: object, *, whole: bool) -> bool:
     if value is None:
         return True
     kinds = int if whole else int | float
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, kinds) and is_number(value) and value >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ class Limits:
     def __post_init__(self) -> None:
         for kind in _TABLES:
             if not isinstance(getattr(self, kind), Mapping):
-                raise ConfigError(f"limits.{kind}: expected limits by name, got {getattr(self, kind)!r}")
-        named = {f"{kind}.{name}": each for kind in _TABLES for name, each in getattr(self, kind).items()}
-        for where, limit in {"run": self.run, **named}.items():
-            if not (isinstance(limit, Limit) or (where == "run" and limit is None)):
-                raise ConfigError(f"limits.{where}: expected a Limit, got {limit!r}")
+                raise ConfigError(f"limits.{kind}: expected limits by name, got {shown(getattr(self, kind))}")
+        named = [((kind, name), each) for kind in _TABLES for name, each in getattr(self, kind).items()]
+        for keys, limit in [*named, *([] if self.run is None else [(("run",), self.run)])]:
+            if not isinstance(limit, Limit):
+                raise ConfigError(f"{dotted('limits', *keys)}: expected a Limit, got {shown(limit)}")
         if self.run is not None and None not in (self.run.wall_s, self.run.per_s):
             raise ConfigError("limits.run: wall_s counts from the run's beginning, so per_s cannot go with it")
 
@@ -93,7 +93,7 @@ class Limits:
         return cls(
             None if run is None else _limit("limits.run", run),
             **{
-                kind: {name: _limit(f"limits.{kind}.{name}", each) for name, each in entries.items()}
+                kind: {name: _limit(dotted("limits", kind, name), each) for name, each in entries.items()}
                 for kind, entries in named.items()
             },
         )
@@ -119,16 +119,16 @@ def checked(limits: object) -> Limits:
         ConfigError: It is something else.
     """
     if not isinstance(limits, Limits):
-        raise ConfigError(f"limits: expected Limits, got {limits!r}; Limits.of(...) reads a dict")
+        raise ConfigError(f"limits: expected Limits, got {shown(limits)}; Limits.of(...) reads a dict")
     return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 def _table(where: str, given: object, known: Sequence[str] | None) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}: expected a table, got {given!r}")
+        raise ConfigError(f"{where}: expected a table, got {shown(given)}")
     for key in given:
         if known is not None and key not in known:
-            raise ConfigError(f"{where}.{key}: unknown key{did_you_mean(str(key), known)}")
+            raise ConfigError(f"{dotted(where, key)}: unknown key{did_you_mean(key, known)}")
     return given
 
 

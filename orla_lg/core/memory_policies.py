@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from orla_lg.core.claims import Doing, Holding
 from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Returns, Verb
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, did_you_mean, shown
 
 STRENGTH = {verb: strength for strength, verb in enumerate(Verb)}
 
@@ -223,8 +223,8 @@ def memory_policy(chosen: str | MemoryPolicy) -> MemoryPolicy:
     """
     if isinstance(chosen, str):
         if chosen not in _NAMED:
-            raise ConfigError(f"unknown memory policy {chosen!r}{did_you_mean(chosen, _NAMED)}")
+            raise ConfigError(f"unknown memory policy {shown(chosen)}{did_you_mean(chosen, _NAMED)}")
         return _NAMED[chosen]()
     if isinstance(chosen, type) or not callable(getattr(chosen, "decide", None)):
-        raise ConfigError(f"{chosen!r} is no memory policy: it needs decide(event), as an object, not a class")
+        raise ConfigError(f"{shown(chosen)} is no memory policy: it needs decide(event), as an object, not a class")
     return chosen

@@ -20,7 +20,8 @@ from itertools import count
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.core import checked
+from orla_lg.errors import ConfigError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from orla_lg.core.queues import Queued
@@ -78,8 +79,8 @@ class Priority:
     steady = True
 
     def __init__(self, ageing_s: float = 30.0) -> None:
-        if not ageing_s > 0:
-            raise ConfigError(f"ageing_s must be positive (math.inf: never), got {ageing_s}")
+        if ageing_s != inf:
+            checked.number("ageing_s (math.inf: never)", ageing_s, above=0)
         self.ageing_s = ageing_s
 
     def key(self, head: Queued, now: float) -> Sortable:  # noqa: D102
@@ -156,8 +157,10 @@ class Fair:
     steady = True
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        if wrong := {tenant: weight for tenant, weight in (weights or {}).items() if not weight > 0}:
-            raise ConfigError(f"weights of tenants must be positive, got {wrong}")
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ConfigError(f"weights must be numbers by tenant, got {shown(weights)}")
+        for tenant, weight in (weights or {}).items():
+            checked.number(f"weights of tenants: {shown(tenant)}", weight, above=0)
         self._weights = dict(weights or {})
         self._mark = next(_MARKS)
         self._virtual = 0.0
@@ -283,10 +286,10 @@ def policy(chosen: str | StagePolicy | RequestPolicy) -> StagePolicy:
     """
     if isinstance(chosen, str):
         if chosen not in _NAMED:
-            raise ConfigError(f"unknown scheduling policy {chosen!r}{did_you_mean(chosen, _NAMED)}")
+            raise ConfigError(f"unknown scheduling policy {shown(chosen)}{did_you_mean(chosen, _NAMED)}")
         return _NAMED[chosen]()
     if isinstance(chosen, type):
         raise ConfigError(f"{chosen.__name__} is a class; give an object of it: {chosen.__name__}()")
     if not callable(getattr(chosen, "key", None)):
-        raise ConfigError(f"{chosen!r} is no scheduling policy: it needs key(head, now)")
+        raise ConfigError(f"{shown(chosen)} is no scheduling policy: it needs key(head, now)")
     return chosen

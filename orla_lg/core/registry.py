@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from orla_lg.core.backend import Backend, BackendAdapter
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, did_you_mean, shown
 
 ENTRY_POINTS = "orla_lg.backends"
 
@@ -19,7 +19,12 @@ def adapter_of(backend: Backend) -> BackendAdapter:
     """
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if backend.engine not in found:
+        near = did_you_mean(backend.engine, found)
+        raise ConfigError(f"backend {shown(backend.name)}: unknown engine {shown(backend.engine)}{near}")
+    try:
+        made = found[backend.engine].load()
+    except ImportError as error:
         raise ConfigError(
-            f"backend {backend.name!r}: unknown engine {backend.engine!r}{did_you_mean(backend.engine, found)}"
-        )
-    return cast("BackendAdapter", found[backend.engine].load()(backend))
+            f"backend {shown(backend.name)}: the package of engine {backend.engine!r} cannot be loaded: {error}"
+        ) from error
+    return cast("BackendAdapter", made(backend))

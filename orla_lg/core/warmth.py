@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
-from orla_lg.errors import ConfigError
+from orla_lg.core import checked
+from orla_lg.errors import ConfigError, shown
 
 SLOWS = 0.3
 """So much of a prefill's time each call is held up that the engine decodes beside it: they share its steps."""
@@ -40,9 +41,9 @@ class WarmUp:
 
     def __post_init__(self) -> None:
         for name in ("keep_chars", "least_tokens", "trust_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"warm_up: {name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.room <= 1:
+            if getattr(self, name) != inf:
+                checked.number(f"warm_up: {name}", getattr(self, name), least=0)
+        if not 0 < checked.number("warm_up: room", self.room) <= 1:
             raise ConfigError(f"warm_up: room must be above 0 and at most 1, got {self.room}")
 
 
@@ -220,5 +221,5 @@ def settings_of(chosen: bool | WarmUp) -> WarmUp | None:
     if isinstance(chosen, WarmUp):
         return chosen
     if not isinstance(chosen, bool):
-        raise ConfigError(f"warm_up must be true, false or WarmUp(...), got {chosen!r}")
+        raise ConfigError(f"warm_up must be true, false or WarmUp(...), got {shown(chosen)}")
     return WarmUp() if chosen else None

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from orla_lg.core import checked
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
 from orla_lg.core.mapping import unfit
 from orla_lg.core.newest import Newest
 from orla_lg.core.record import Record, price
 from orla_lg.core.view import BackendView
-from orla_lg.errors import ConfigError, MappingError, did_you_mean
+from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
 
 Strictness = Literal["strict", "prefer"]
 
@@ -100,13 +101,15 @@ class CostQualityMapper:
         budget_usd: float | None = None,
         seed: int | None = None,
     ) -> None:
-        if not 0 <= target <= 1:
+        if not 0 <= checked.number("the target quality", target) <= 1:
             raise ConfigError(f"the target quality must lie in [0, 1], got {target}")
-        if budget_usd is not None and budget_usd < 0:
-            raise ConfigError(f"budget_usd must not be negative, got {budget_usd}")
+        if budget_usd is not None:
+            checked.number("budget_usd", budget_usd, least=0)
+        if not isinstance(stages, Mapping | None):
+            raise ConfigError(f"stages must be 'strict' or 'prefer' by stage, got {shown(stages)}")
         for said in (default, *(stages or {}).values()):
             if said not in get_args(Strictness):
-                raise ConfigError(f"strictness {said!r} is unknown{did_you_mean(said, get_args(Strictness))}")
+                raise ConfigError(f"strictness {shown(said)} is unknown{did_you_mean(said, get_args(Strictness))}")
         self.target, self.default, self.stages = target, default, dict(stages or {})
         self.among, self.budget_usd = tuple(among), budget_usd
         self._chance = random.Random(seed)

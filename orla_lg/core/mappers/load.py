@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from orla_lg.core import checked
 from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
@@ -50,7 +51,7 @@ class LoadAware:
     """
 
     def __init__(self, inner: Mapper | Mapping[str, Entry], margin: float = 0.9) -> None:
-        if not 0 < margin <= 1:
+        if not 0 < checked.number("the margin", margin) <= 1:
             raise ConfigError(f"the margin must lie in (0, 1], got {margin}")
         self.inner = part_of(inner)
         self.margin = margin

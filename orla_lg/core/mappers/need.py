@@ -14,11 +14,11 @@ from typing import Any
 from orla_lg.core.backend import Capability
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.view import BackendView
-from orla_lg.errors import ConfigError, MappingError, did_you_mean
+from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
 
 NEED_KEYS = ("needs", "prefer")
 
-_COMPARISON = re.compile(r"(?P<what>\w+)\s*(?P<how>[<>]=?)\s*(?P<number>[0-9.]+)\s*(?P<unit>k?)")
+_COMPARISON = re.compile(r"(?P<what>\w+)\s*(?P<how>[<>]=?)\s*(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?P<unit>k?)")
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
@@ -56,6 +56,8 @@ class Need:
         Raises:
             ConfigError: It is none of these.
         """
+        if not isinstance(text, str) or len(text) > NAME_CHARS:
+            raise ConfigError(f"need {shown(text)}: expected text such as 'tools' or 'context>16k'")
         known = {str(capability) for capability in Capability} | {VISION}
         if text == VISION:
             return cls(text, lambda view: view.probe is None or view.probe.vision is not False)
@@ -65,8 +67,8 @@ class Need:
         if (found := _COMPARISON.fullmatch(text)) is None or found["what"] not in _FIGURES:
             word = found["what"] if found else text
             if found is None and any(text.startswith(figure) for figure in _FIGURES):
-                raise ConfigError(f"need {text!r}: compare with a number, as in 'context>16k' or 'quality>=0.8'")
-            raise ConfigError(f"need {text!r} is unknown{did_you_mean(word, known | set(_FIGURES))}")
+                raise ConfigError(f"need {shown(text)}: compare with a number, as in 'context>16k' or 'quality>=0.8'")
+            raise ConfigError(f"need {shown(text)} is unknown{did_you_mean(word, known | set(_FIGURES))}")
         figure, holds = _FIGURES[found["what"]], _OPERATORS[found["how"]]
         bound = float(found["number"]) * (1024 if found["unit"] else 1)
 
@@ -81,9 +83,11 @@ class NeedMapper:
     """Takes the preferred backend among those that meet every need; the others are its alternatives."""
 
     def __init__(self, needs: Sequence[str] = (), prefer: str = "first") -> None:
+        if not isinstance(needs, Sequence) or isinstance(needs, str | bytes):
+            raise ConfigError(f"needs must be a list, as in ['tools', 'context>16k'], got {shown(needs)}")
         self.needs = tuple(Need.parse(need) for need in needs)
-        if prefer not in _PREFERENCES:
-            raise ConfigError(f"preference {prefer!r} is unknown{did_you_mean(prefer, _PREFERENCES)}")
+        if not isinstance(prefer, str) or prefer not in _PREFERENCES:
+            raise ConfigError(f"preference {shown(prefer)} is unknown{did_you_mean(prefer, _PREFERENCES)}")
         self.prefer = prefer
 
     @classmethod

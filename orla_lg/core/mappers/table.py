@@ -5,18 +5,20 @@ A stage is found by its full key (``subgraph|node``), else by its node's name, e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, TypeVar, cast
 
 from orla_lg.core.call import Assignment, Call
+from orla_lg.core.checked import is_number
 from orla_lg.core.effects import Steps
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.mappers.need import NEED_KEYS, NeedMapper
 from orla_lg.core.mapping import Consultation, Mapper, Planned, foretold
 from orla_lg.core.view import BackendView
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, did_you_mean, shown
 
 ANY_STAGE = "*"
 
@@ -35,6 +37,15 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2), "temperature": (0, 2), "top_p": (0, 1),
 }  # fmt: skip
 """For parameters that are numbers, from and to."""
+
+_KINDS: Mapping[str, tuple[str, Any]] = {
+    "extra_body": ("a table", Mapping), "logit_bias": ("a table", Mapping | None),
+    "max_completion_tokens": ("a whole number", int), "max_tokens": ("a whole number", int),
+    "reasoning_effort": ("text", str | None), "response_format": ("a table", Mapping | None),
+    "seed": ("a whole number", int | None), "stop": ("text or a list of texts", str | list | tuple | None),
+    "verbosity": ("text", str | None),
+}  # fmt: skip
+"""What parameters are, beside numbers."""
 
 Entry = str | Sequence[str] | Mapping[str, Any] | Mapper
 """A backend's name, names in order of preference, a table (``to`` or ``needs``, and parameters), or a mapper."""
@@ -57,9 +68,11 @@ class ExplicitMapper:
     """
 
     def __init__(self, table: Mapping[str, Entry]) -> None:
-        self.rules = {stage: _rule(stage, entry) for stage, entry in table.items()}
+        self.rules = _rules(table)
         if asking := [stage for stage, rule in self.rules.items() if rule.mapper is not None]:
-            raise ConfigError(f"mapping of stage {asking[0]!r}: an ExplicitMapper takes names only; use StageTable")
+            raise ConfigError(
+                f"mapping of stage {shown(asking[0])}: an ExplicitMapper takes names only; use StageTable"
+            )
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
         if (found := rule_of(self.rules, call.identity.stage)) is None:
@@ -84,7 +97,7 @@ class StageTable:
     """A table whose entries may be mappers too: each stage is decided in its own way."""
 
     def __init__(self, table: Mapping[str, Entry]) -> None:
-        self.rules = {stage: _rule(stage, entry) for stage, entry in table.items()}
+        self.rules = _rules(table)
 
     def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
         if (found := rule_of(self.rules, call.identity.stage)) is None:
@@ -144,7 +157,9 @@ def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
         return ExplicitMapper(chosen) if all(rule.mapper is None for rule in table.rules.values()) else table
     if not is_mapper(chosen):
         hint = f"; an instance is meant: {chosen.__name__}(...)" if isinstance(chosen, type) else ""
-        raise ConfigError(f"{chosen!r} is no stage mapper: give a dict or an object with map(call, backends){hint}")
+        raise ConfigError(
+            f"{shown(chosen)} is no stage mapper: give a dict or an object with map(call, backends){hint}"
+        )
     return chosen
 
 
@@ -208,8 +223,16 @@ def _foretold(rules: Mapping[str, Rule], stage: str) -> Planned | None:
     return foretold(rule.mapper, stage) if rule.mapper else Planned(stage, rule.to, f"mapping[{key!r}]")
 
 
+def _rules(table: object) -> dict[str, Rule]:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"a mapping must be a table of entries by stage, got {shown(table)}")
+    return {stage: _rule(stage, entry) for stage, entry in table.items()}
+
+
 def _rule(stage: str, entry: Entry) -> Rule:
-    where = f"mapping of stage {stage!r}"
+    where = f"mapping of stage {shown(stage)}"
+    if not isinstance(stage, str):
+        raise ConfigError(f"{where}: a stage is named by text")
     if isinstance(entry, Mapping):
         return _rule_of_table(where, entry)
     if is_mapper(entry):
@@ -221,32 +244,39 @@ def _rule_of_table(where: str, entry: Mapping[str, Any]) -> Rule:
     given = dict(entry)
     to, needs = given.pop("to", None), {key: given.pop(key) for key in NEED_KEYS if key in given}
     if unknown := set(given) - PARAMETERS:
-        name = sorted(unknown)[0]
+        name = min(unknown, key=str)
         near = did_you_mean(name, {"to", *NEED_KEYS, *PARAMETERS})
-        raise ConfigError(f"{where}: unknown key {name!r}{near}; what only an engine knows goes into extra_body")
+        raise ConfigError(f"{where}: unknown key {shown(name)}{near}; what only an engine knows goes into extra_body")
     for name, value in given.items():
-        _heed_limits(where, name, value)
+        _check_parameter(where, name, value)
     if (to is None) == (not needs):
-        raise ConfigError(f"{where}: give either 'to' (backends) or 'needs' and 'prefer', got {sorted(entry)}")
+        got = shown(sorted(map(str, entry)))
+        raise ConfigError(f"{where}: give either 'to' (backends) or 'needs' and 'prefer', got {got}")
     if to is not None:
         return Rule(_names(where, to), parameters=given)
     return Rule(mapper=NeedMapper.of(where, needs), parameters=given)
 
 
-def _heed_limits(where: str, name: str, value: object) -> None:
-    if name not in _LIMITS:
-        return
-    least, most = _LIMITS[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and least <= cast("float", value) <= most):
-        allowed = f"a number from {least:g} to {most:g}" if most < inf else f"a number, {least:g} or more"
-        raise ConfigError(f"{where}: {name} must be {allowed}, got {value!r}")
+def _check_parameter(where: str, name: str, value: object) -> None:
+    """Refuse what no engine could take: a number out of its range, another type, what JSON cannot hold."""
+    if name in _LIMITS:
+        least, most = _LIMITS[name]
+        if not (is_number(value) and least <= cast("float", value) <= most):
+            allowed = f"a number from {least:g} to {most:g}" if most < inf else f"a number, {least:g} or more"
+            raise ConfigError(f"{where}: {name} must be {allowed}, got {shown(value)}")
+    said, kinds = _KINDS.get(name, ("a number", object))
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ConfigError(f"{where}: {name} must be {said}, got {shown(value)}")
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {name} must be what JSON can hold, got {shown(value)} ({error})") from error
 
 
 def _names(where: str, to: object) -> tuple[str, ...]:
     names = (to,) if isinstance(to, str) else tuple(to) if isinstance(to, list | tuple) else ()
     if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{where}: expected a backend's name or a list of names, got {to!r}")
+        raise ConfigError(f"{where}: expected a backend's name or a list of names, got {shown(to)}")
     return names
 
 
@@ -254,7 +284,7 @@ def unknown_backends(where: str, given: Iterable[str], known: Iterable[str]) -> 
     """Return a fault for every name in *given* that is no backend; *where* says who names it."""
     choices = set(known)
     return [
-        f"{where} names backend {name!r}, which does not exist{did_you_mean(name, choices)}"
+        f"{where} names backend {shown(name)}, which does not exist{did_you_mean(name, choices)}"
         for name in dict.fromkeys(given)
         if name not in choices
     ]
@@ -264,7 +294,7 @@ def check_backends(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]
     """Return a fault for every name in *rules* that is no backend."""
     choices = set(known)
     return [
-        f"stage {stage!r} is mapped to backend {name!r}, which does not exist{did_you_mean(name, choices)}"
+        f"stage {shown(stage)} is mapped to backend {shown(name)}, which does not exist{did_you_mean(name, choices)}"
         for stage, rule in rules.items()
         for name in rule.to
         if name not in choices
@@ -276,7 +306,7 @@ def check_stages(rules: Mapping[str, object], known: Iterable[str], *, said_by: 
     stages = set(known)
     nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
     return [
-        f"{said_by} names stage {stage!r}, which the graph does not have{did_you_mean(stage, nodes)}"
+        f"{said_by} names stage {shown(stage)}, which the graph does not have{did_you_mean(stage, nodes)}"
         for stage in rules
         if stage != ANY_STAGE and stage not in nodes
     ]
