@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
-from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla
+from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla, OrlaClosed
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.testing.faults import MODEL, Fault, FaultEngine, Reply
@@ -206,3 +207,46 @@ def test_a_model_that_vanishes_is_told_and_its_backend_asked_anew(
         deadline = time.monotonic() + 5
         while "another-model" not in orla.core.serving.views()[0].models:
             assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["invoke", "astream"])
+@pytest.mark.parametrize("fault", [Fault.BUSY, Fault.BUSY_UNTIL])
+def test_an_engine_that_asks_for_a_day_is_given_up_at_once(fault: Fault, form: str, way: str, hasty: Any) -> None:
+    with FaultEngine(script=[fault] * 9, retry_after_s=100_000) as engine:
+        orla, started = hasty(engine), time.monotonic()
+        with pytest.raises(openai.APIStatusError):
+            caller(orla, way)(form)
+        assert time.monotonic() - started < 5.0 and orla.records()[-1].attempts == 1
+
+
+@pytest.mark.parametrize("form", ["invoke", "ainvoke"])
+def test_closing_ends_the_pause_that_an_engine_asked_for(form: str, hasty: Any) -> None:
+    with FaultEngine(script=[Fault.BUSY] * 9, retry_after_s=60) as engine:
+        orla, started = hasty(engine), time.monotonic()
+        closing = threading.Thread(target=lambda: (pausing(orla), orla.close()))
+        closing.start()
+        with pytest.raises(OrlaClosed):
+            caller(orla, "drop-in")(form)
+        closing.join()
+        assert time.monotonic() - started < 10.0
+
+
+def pausing(orla: Orla) -> None:
+    """Wait until a call pauses before another attempt."""
+    while not orla.core.serving.pauses._turns:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["invoke", "ainvoke"])
+def test_the_callers_timeout_ends_the_wait_in_a_queue(form: str, way: str, hasty: Any) -> None:
+    with FaultEngine() as engine:
+        orla, started = hasty(engine), time.monotonic()
+        orla.pause("main")
+        with pytest.raises(openai.APITimeoutError) as raised:
+            caller(orla, way, retries=1, timeout=0.1)(form)
+        assert 0.2 <= time.monotonic() - started < 5.0, "as long as two attempts would take"
+        causes = [raised.value, raised.value.__cause__]
+        assert any("for backend 'main', which is paused" in str(getattr(each, "__notes__", "")) for each in causes)
+        assert not engine.requests or all(seen.method == "GET" for seen in engine.requests)

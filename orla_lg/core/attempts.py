@@ -18,7 +18,7 @@ from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait, WaitForTurn
 from orla_lg.core.flight import Flight, grants_held
 from orla_lg.core.record import Happening
 from orla_lg.core.spending import expected
-from orla_lg.errors import BackendUnavailable, CallRefused, DeadlineExceeded
+from orla_lg.errors import BackendUnavailable, DeadlineExceeded
 
 if TYPE_CHECKING:
     from orla_lg.core.serving import Serving
@@ -35,13 +35,16 @@ class Attempts:
         assignment: Where it was mapped.
     """
 
-    __slots__ = ("_assignment", "_flight", "_serving", "_tried")
+    __slots__ = ("_assignment", "_began_s", "_flight", "_sender", "_serving", "_tried")
 
     def __init__(self, serving: Serving, flight: Flight, assignment: Assignment) -> None:
         self._serving = serving
         self._flight = flight
         self._assignment = assignment
         self._tried: list[str] = []
+        self._began_s = flight.call.arrived_s
+        """When the attempt under way began: the call arrived, or the last attempt failed."""
+        self._sender: Sender | None = None
 
     def steps(self, sender: Sender) -> Steps:
         """Try until an engine answers; the result is the sender's response.
@@ -51,6 +54,7 @@ class Attempts:
             BackendUnavailable: No attempt reached an engine.
         """
         flight, backend = self._flight, self._assignment.backend
+        self._sender = sender
         while True:
             desk = self._serving.desks[backend]
             self._tried.append(backend)
@@ -59,15 +63,20 @@ class Attempts:
                 yield from self._pass_circuit(desk)
                 yield from self._queue(desk)  # 4 queue
                 flight.depart()
-                yield from flight.prepare()  # 5 prepare
+                if flight.swaps:
+                    yield from self._prepare(desk)  # 5 prepare
                 response = yield Send(sender, flight)  # 6 dispatch
             except AttemptFailed as failure:
                 flight.missed(failure)
-                retry = self._serving.retries.next(failure, self._assignment, self._tried, sender.max_attempts)
+                self._began_s = self._serving.clock()
+                retry = self._serving.retries.next(
+                    failure, self._assignment, self._tried, sender.max_attempts, self._patience_s(flight.call)
+                )
                 if retry is None:
                     self._give_up(failure)
                 if retry.delay_s:
-                    yield Sleep(retry.delay_s)
+                    with self._serving.pauses.one() as turn:
+                        yield Sleep(retry.delay_s, turn)
                 if retry.backend != backend:
                     reason = f"{self._assignment.reason}; instead of {backend!r}: {failure}"
                     self._assignment = replace(self._assignment, reason=reason[:MAX_REASON_CHARS])
@@ -91,8 +100,8 @@ class Attempts:
         call = self._flight.call
         try:
             while (patience_s := self._patience_s(call)) > 0 and (trial := desk.health.admit()) is not None:
-                with desk.at_circuit(call), contextlib.suppress(TimeoutError):
-                    yield Wait(trial, min(patience_s, desk.health.breaker.policy.trial_s))
+                with desk.at_circuit(call), self._serving.pauses.one() as turn, contextlib.suppress(TimeoutError):
+                    yield Wait(trial, min(patience_s, desk.health.breaker.policy.trial_s), turn)
         except BackendUnavailable as open_circuit:
             raise AttemptFailed(open_circuit, unreachable=True) from open_circuit
 
@@ -112,13 +121,31 @@ class Attempts:
         except TimeoutError:
             raise self._too_late(call, desk) from None
 
-    def _patience_s(self, call: Call) -> float:
-        ends = (call.deadline_at_s, None if call.wall is None else call.wall.until_s)
-        until_s = min((end for end in ends if end is not None), default=None)
-        return math.inf if until_s is None else until_s - self._serving.clock()
+    def _prepare(self, desk: Desk) -> Steps:
+        flight = self._flight
+        yield from flight.prepare(self._patience_s(flight.call))
+        if self._patience_s(flight.call) <= 0:
+            raise self._too_late(flight.call, desk)
 
-    def _too_late(self, call: Call, desk: Desk) -> CallRefused:
-        waited = self._serving.clock() - call.arrived_s
+    def _patience_s(self, call: Call) -> float:
+        """Return for how long the call may wait: until its deadline, its run's end, its caller's time-out."""
+        now = self._serving.clock()
+        return min(call.left_s(now), self._timeout_at_s(call) - now)
+
+    def _timeout_at_s(self, call: Call) -> float:
+        """Return when the caller's client would have given up, waiting at an engine: it would try as often."""
+        if call.timeout is None:
+            return math.inf
+        assert self._sender is not None, "set before the first wait"
+        return self._began_s + call.timeout.seconds * max(1, self._sender.max_attempts - len(self._tried) + 1)
+
+    def _too_late(self, call: Call, desk: Desk) -> Exception:
+        now = self._serving.clock()
+        waited = now - call.arrived_s
+        if call.timeout is not None and self._timeout_at_s(call) - now < call.left_s(now):
+            paused = ", which is paused" if desk.queue.paused else ""
+            return call.timeout.error(f"stage {call.identity.stage!r} waited {waited:.3f} s for backend "
+                                      f"{desk.backend.name!r}{paused}")  # fmt: skip
         if call.wall is not None and call.wall.until_s < (call.deadline_at_s or math.inf):
             return call.wall.exceeded(
                 self._serving.clock(), f", and this call waited {waited:.3f} s for {desk.backend.name!r}"

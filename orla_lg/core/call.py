@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from orla_lg.core.identity import Identity
@@ -184,6 +184,16 @@ def _text(message: Any) -> str:
     return repr(message)
 
 
+@dataclass(frozen=True, slots=True)
+class CallerTimeout:
+    """How long the caller's own client waits for an answer, and what it raises then."""
+
+    seconds: float
+    """For each attempt."""
+    error: Callable[[str], Exception]
+    """Makes the client's own error; given is what the call waited for."""
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """One model call on its way; the decisions about it are kept beside it, not in it."""
@@ -211,6 +221,8 @@ class Call:
     """Limits of its graph and its run, beside those for all."""
     wall: Wall | None = None
     """The end of its run's time, once it was let in."""
+    timeout: CallerTimeout | None = None
+    """Of the client that the code called; ``None`` waits as long as it takes."""
 
     @property
     def expected_tokens(self) -> float:
@@ -232,6 +244,13 @@ class Call:
     def deadline_at_s(self) -> float | None:
         """The monotonic time by which the call must leave the queue."""
         return None if self.hints.deadline_s is None else self.arrived_s + self.hints.deadline_s
+
+    def left_s(self, now: float) -> float:
+        """Return the seconds until its deadline or the end of its run's time; infinity where it has neither."""
+        deadline_s, wall = self.deadline_at_s, self.wall
+        if deadline_s is None and wall is None:
+            return inf
+        return min(inf if deadline_s is None else deadline_s, inf if wall is None else wall.until_s) - now
 
 
 @dataclass(frozen=True, slots=True)

@@ -438,6 +438,7 @@ class Desk:
         for queued in waiting:
             assert queued.turn is not None, "who waits has something to wait for"
             queued.turn.fail(OrlaClosed(CLOSED))
+        self.health.close()
         self.drains.end(OrlaClosed("this Orla was closed while a backend was drained"))
 
     @contextlib.contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from orla_lg.core.call import Assignment
 
-MAX_RETRY_AFTER_S = 30.0
+MAX_RETRY_AFTER_S = 120.0
+"""An engine that asks for a longer pause is not waited for: its error comes out at once, as from the OpenAI SDK."""
 
 
 class AttemptFailed(Exception):
@@ -53,7 +55,7 @@ class RetryPolicy:
     cap_s: float = 4.0
 
     def next(
-        self, failure: AttemptFailed, assignment: Assignment, tried: list[str], max_attempts: int
+        self, failure: AttemptFailed, assignment: Assignment, tried: list[str], max_attempts: int, left_s: float = inf
     ) -> Retry | None:
         """Return the next attempt, or ``None`` to give up.
 
@@ -64,16 +66,23 @@ class RetryPolicy:
             assignment: Where the call may run.
             tried: Backends tried so far, one entry an attempt.
             max_attempts: Attempts in all, the first included.
+            left_s: Seconds that the call may still wait.
         """
         untried = [name for name in assignment.alternatives if name not in tried]
         if untried:
             return Retry(untried[0], 0.0)
         if failure.elsewhere or len(tried) >= max_attempts:
             return None
-        return Retry(assignment.backend, self.delay_s(len(tried), failure.retry_after_s))
+        asked_s = failure.retry_after_s
+        if asked_s is not None and isfinite(asked_s) and asked_s > min(MAX_RETRY_AFTER_S, left_s):
+            return None
+        delay_s = self.delay_s(len(tried), asked_s)
+        if delay_s != asked_s:  # a pause of our own leaves time for the attempt that follows
+            delay_s = min(delay_s, max(0.0, left_s / 2))
+        return Retry(assignment.backend, delay_s)
 
     def delay_s(self, attempts: int, retry_after_s: float | None) -> float:
-        """Return the pause after *attempts* attempts, in seconds."""
-        if retry_after_s is not None:
+        """Return the pause after *attempts* attempts, in seconds: what the engine asks for, if that is a pause."""
+        if retry_after_s is not None and 0 < retry_after_s < inf:
             return min(retry_after_s, MAX_RETRY_AFTER_S)
         return random.uniform(0.5, 1.0) * min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))

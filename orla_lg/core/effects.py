@@ -7,9 +7,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
     from orla_lg.core.background import Background
@@ -49,17 +51,29 @@ class Effect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for a future, at most ``timeout_s`` seconds; raises ``TimeoutError``."""
+    """Wait for a future, at most ``timeout_s`` seconds; raises ``TimeoutError``, or what ``unless`` ended with."""
 
     future: Future[Any]
     timeout_s: float | None
+    unless: Turn | None = None
+    """Ends the wait early; one of its own (``Pauses.one``)."""
 
     def run(self) -> None:  # noqa: D102
-        self.future.result(self.timeout_s)
+        if self.unless is None:
+            self.future.result(self.timeout_s)
+        else:
+            self._either(self.unless).run()
 
     async def arun(self) -> None:  # noqa: D102
+        if self.unless is not None:
+            await self._either(self.unless).arun()
+            return
         async with asyncio.timeout(self.timeout_s):
             await asyncio.wrap_future(self.future)
+
+    def _either(self, turn: Turn) -> WaitForTurn:
+        self.future.add_done_callback(lambda _: turn.come())
+        return WaitForTurn(turn, self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +110,25 @@ class WaitForTurn:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Pause."""
+    """Pause; raises what ``unless`` ended with."""
 
     seconds: float
+    unless: Turn | None = None
+    """Ends the pause early; one of its own (``Pauses.one``)."""
 
     def run(self) -> None:  # noqa: D102
-        time.sleep(self.seconds)
+        if self.unless is None:
+            time.sleep(self.seconds)
+        else:
+            with contextlib.suppress(TimeoutError):
+                WaitForTurn(self.unless, self.seconds).run()
 
     async def arun(self) -> None:  # noqa: D102
-        await asyncio.sleep(self.seconds)
+        if self.unless is None:
+            await asyncio.sleep(self.seconds)
+        else:
+            with contextlib.suppress(TimeoutError):
+                await WaitForTurn(self.unless, self.seconds).arun()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +139,10 @@ class Await:
     background: Background
 
     def run(self) -> Any:  # noqa: D102
-        return self.background.submit(self.start()).result()
+        try:
+            return self.background.submit(self.start()).result()
+        except CancelledError as cut_off:
+            raise OrlaClosed("this Orla was closed while a call waited for it") from cut_off
 
     async def arun(self) -> Any:  # noqa: D102
         return await self.start()

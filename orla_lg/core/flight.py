@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from orla_lg.core.backend import BackendAdapter, Capability, Directions
@@ -117,11 +118,17 @@ class Flight:
         self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
         self._serving.progress.stage_busy(self.call)
 
-    def prepare(self) -> Steps:
-        """Wait until the call's slot is its own: whoever had it saved, what the workflow left restored."""
+    def prepare(self, patience_s: float = inf) -> Steps:
+        """Wait until the call's slot is its own: what lay there saved, what the workflow left restored."""
         if self._seat is not None and self._seat.swap is not None:
-            with contextlib.suppress(TimeoutError):  # an engine that answers no order will not answer the call either
-                yield Wait(self._seat.swap.ended, SWAP_PATIENCE_S)
+            # After a time-out it goes on: an engine that answers no order will not answer the call either.
+            with contextlib.suppress(TimeoutError), self._serving.pauses.one() as turn:
+                yield Wait(self._seat.swap.ended, min(SWAP_PATIENCE_S, patience_s), turn)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether there is something to prepare."""
+        return self._seat is not None and self._seat.swap is not None
 
     # What the edge needs to build the request
 

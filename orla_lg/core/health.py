@@ -166,8 +166,8 @@ class Health:
             if self.fault is not None and self._clock() - self._wanted_s < PROBE_INTEREST_S:
                 self._background.call_later(PROBE_PAUSE_S, self._probe_again)
         self._concerned.go_on()
-        assert ended is not None, "set before the probe could end"
-        ended.set_result(None)
+        if ended is not None:  # else ``close`` ended the wait
+            ended.set_result(None)
         if not isinstance(error, BackendUnavailable | CancelledError | TimeoutError | None):
             log.error("probing backend %r failed", self.backend.name, exc_info=error)
 
@@ -175,6 +175,13 @@ class Health:
         if self.fault is not None:
             with contextlib.suppress(OrlaClosed):
                 self._probe_once(self._clock())
+
+    def close(self) -> None:
+        """End the waits of calls for the probe under way."""
+        with self.lock:
+            ended, self._probing = self._probing, None
+        if ended is not None:
+            ended.set_result(None)
 
     def _learn(self, probe: Probe) -> None:
         if self.probe is not None and probe.incarnation != self.probe.incarnation:

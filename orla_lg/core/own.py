@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
 from orla_lg.core.view import BackendView
-from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
+
+CLOSED = "this Orla was closed while a call waited for another one's answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,20 @@ class OwnCall:
 
     def send(self, flight: Flight) -> str:
         """Send from a thread."""
-        return self._background.submit(self._answer(flight)).result()
+        try:
+            return self._background.submit(self._answer(flight)).result()
+        except CancelledError as cut_off:
+            raise OrlaClosed(CLOSED) from cut_off
 
     async def asend(self, flight: Flight) -> str:
         """Send from a task."""
-        return await asyncio.wrap_future(self._background.submit(self._answer(flight)))
+        try:
+            return await asyncio.wrap_future(self._background.submit(self._answer(flight)))
+        except asyncio.CancelledError as cut_off:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise OrlaClosed(CLOSED) from cut_off  # the answer was cancelled, and not its caller
 
     async def _answer(self, flight: Flight) -> str:
         body = {**with_fields(self._body, flight.request_fields()), "model": flight.model}

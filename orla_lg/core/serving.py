@@ -47,6 +47,7 @@ from orla_lg.core.progress import Progress
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.returns import ReturnBook
 from orla_lg.core.standing import Standing
+from orla_lg.core.turn import Pauses
 from orla_lg.core.view import BackendView
 from orla_lg.core.warmth import WarmUp
 from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
@@ -58,6 +59,11 @@ PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to say what it is."""
 
 MANY_MODELS = 100
+
+LEAST_S = 1e-3
+"""Seconds that are left of a deadline that has passed, where there must be some."""
+
+CLOSED = "this Orla is closed; make a new one to go on"
 
 CLOSE_PATIENCE_S = 2.0
 """How long ``close`` waits for orders on their way, and then for adapters to close their connections."""
@@ -139,6 +145,7 @@ class Serving:
         self._unidentified = 0
         self._unplaced: set[str] = set()
         """Models of calls that were let pass, as far as that was told."""
+        self.pauses = Pauses()
         self.closed = False
         self._ids = itertools.count(1)
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
@@ -214,7 +221,7 @@ class Serving:
         flight = Flight(self, call, on_end)
         try:
             if self.closed:
-                raise OrlaClosed("this Orla is closed; make a new one to go on")
+                raise OrlaClosed(CLOSED)
             yield from self._connect()
             assignment = yield from self._map(call)  # 2 map
             if assignment is None:
@@ -244,13 +251,14 @@ class Serving:
 
     def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
         """Make a call of our own on the way of *call*, in its workflow and with its priority."""
-        identity = replace(call.identity, stage=stage)
-        own = self.call(
-            identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=replace(call.hints, variant=None)
-        )
+        identity, left_s = replace(call.identity, stage=stage), call.left_s(self.clock())
+        deadline_s = None if call.hints.deadline_s is None else max(left_s, LEAST_S)
+        said = replace(call.hints, variant=None, deadline_s=deadline_s)
+        own = self.call(identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=said)
         own.layers = call.layers
+        own.timeout = call.timeout
         own.mappers = (Ours(backend, stage),)  # a mapping of its stage must not send it round in a circle
-        return (yield from self.steps(own, OwnCall(body, self.background, timeout_s)))
+        return (yield from self.steps(own, OwnCall(body, self.background, min(timeout_s, max(left_s, LEAST_S)))))
 
     def pass_by(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Let a call that we do not place go where its code says, and record it as external."""
@@ -385,6 +393,7 @@ class Serving:
         self.closed = True
         for desk in self.desks.values():
             desk.turn_away()
+        self.pauses.end(OrlaClosed(CLOSED))
         self.background.finish_errands(CLOSE_PATIENCE_S)
         closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)

@@ -6,7 +6,8 @@ garbage collector for half a second. A turn is two fields; whoever really waits 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 
@@ -60,7 +61,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._turns: list[Turn] = []
+        self._turns: dict[Turn, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._turns)
@@ -69,20 +70,44 @@ class Turns:
         """Return a turn that comes with the others."""
         turn = Turn()
         with self._lock:
-            self._turns.append(turn)
+            self._turns[turn] = None
         return turn
 
     def leave(self, turn: Turn) -> None:
         """Take one out, if it is in."""
         with self._lock:
-            self._turns = [each for each in self._turns if each is not turn]
+            self._turns.pop(turn, None)
 
     def end(self, error: BaseException | None = None) -> None:
         """Let them all come, or end with *error*; not under another lock."""
         with self._lock:
-            turns, self._turns = self._turns, []
+            turns, self._turns = self._turns, {}
         for turn in turns:
             if error is None:
                 turn.come()
             else:
                 turn.fail(error)
+
+
+class Pauses:
+    """The waits of calls outside their queue: a pause before another attempt, a trial, a swap; ``end`` ends all."""
+
+    def __init__(self) -> None:
+        self._turns = Turns()
+        self._ended: BaseException | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[Turn]:
+        """Give a turn to wait with, which fails when all pauses end."""
+        turn = self._turns.begin()
+        if self._ended is not None:  # looked at after the turn is in: one of both sides sees the other
+            turn.fail(self._ended)
+        try:
+            yield turn
+        finally:
+            self._turns.leave(turn)
+
+    def end(self, error: BaseException) -> None:
+        """Let every wait end with *error*, those to come at once."""
+        self._ended = error
+        self._turns.end(error)

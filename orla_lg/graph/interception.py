@@ -20,7 +20,7 @@ from orla_lg.core.effects import Steps, adrive, drive
 from orla_lg.core.record import Record
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, layers_for, namespace_of, origin
 from orla_lg.graph.tracing import annotate
-from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender
+from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.openai_api.wire import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
@@ -70,6 +70,7 @@ def chat_steps(
     if not identity.identified:
         serving.count_lost()
     sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
+    call.timeout = timeout_of(client, options)
     if options.url != CHAT_COMPLETIONS:
         return serving.pass_by(call, sender, on_end)
     return serving.steps(call, sender, on_end)

@@ -17,6 +17,7 @@ import httpx2
 import openai
 
 from orla_lg.core.backend import Backend, with_fields
+from orla_lg.core.call import CallerTimeout
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
 from orla_lg.openai_api import wire
@@ -239,6 +240,19 @@ class SdkSender:
             options.headers = {name: value for name, value in options.headers.items() if not _is_secret(name)}
         options.max_retries = 0
         return options
+
+
+def timeout_of(caller: openai.OpenAI | openai.AsyncOpenAI, options: Any) -> CallerTimeout | None:
+    """Return how long the caller's client would wait for an answer of an engine; ``None``: without end."""
+    given = caller.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
+    seconds = given if isinstance(given, int | float) else getattr(given, "read", None)
+    return None if seconds is None else CallerTimeout(seconds, _timed_out)
+
+
+def _timed_out(waited_for: str) -> openai.APITimeoutError:
+    error = openai.APITimeoutError(request=NO_REQUEST)
+    error.add_note(waited_for)
+    return error
 
 
 def _is_secret(header: str) -> bool:
