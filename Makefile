@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm picture-top clean
+.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm check-overhead house picture-top clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ format: $(STAMP) ## format the code
 bench-overhead: $(STAMP) ## added time per call against plain ChatOpenAI (a few minutes; run it alone)
 	$(BIN)/python bench/overhead.py $(BENCH)
 
+check-overhead: $(STAMP) ## fail if a wrapped call takes more CPU than the goal, as a ratio to plain (three minutes; run it alone)
+	$(BIN)/python bench/overhead.py --check $(BENCH)
+
 bench-streaming: $(STAMP) ## CPU and memory of a stream against plain ChatOpenAI (two minutes; run it alone)
 	$(BIN)/python bench/streaming.py $(BENCH)
 
@@ -87,6 +90,9 @@ bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, ag
 
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
 	$(BIN)/python bench/warm.py $(BENCH)
+
+house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
+	$(BIN)/python bench/house.py $(HOUSE)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python bench/picture_top.py
