@@ -2,12 +2,17 @@
 
     make bench-overhead                      all of it, about eight minutes; run it alone
     make bench-overhead BENCH='--quick'      two minutes, without the memory run
+    make check-overhead                      CPU time alone, against its goal; fails beyond it
     python bench/overhead.py --help
 
 The stub is a process of its own with TCP_NODELAY. The arms run in alternating blocks of one run, and each
 figure is the difference between neighbouring blocks, so a machine that slows down slows both. Calls are
 made inside a graph's node; the bare arm is the same graph, not wrapped. At 80 calls/s they arrive as a
 Poisson process, whether or not earlier ones have ended (open loop).
+
+Beside wall time stands the CPU time of the caller's process (all its threads, user and system), which a busy machine
+disturbs less. The ratio to the bare arm is what ``--check`` judges:
+the median over blocks, each against its neighbour.
 """
 
 from __future__ import annotations
@@ -38,6 +43,10 @@ from orla_lg import Backend, ChatOrla, Orla
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL_MEDIAN_MS, GOAL_P99_MS = 0.3, 2.0
+GOAL_CPU_RATIO = {"invoke": 1.10, "ainvoke": 1.10, "astream": 1.10}
+"""Of a wrapped call to a bare one, by form, one at a time; about 0.4 ms where a bare call takes 4."""
+LEAST_BLOCKS = 9
+"""Fewer do not make a median that can be judged."""
 ANSWER = " ".join(f"word{n}" for n in range(16))
 PROMPT = [("system", "You answer briefly. " * 20), ("user", "What is the capital of France?")]
 FORMS = ("invoke", "ainvoke", "astream")
@@ -75,6 +84,8 @@ class Arm:
     wrap: Callable[[Any], Any]
     graph: Any = None
     times: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
+    cpu_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Per call, by block."""
 
     def __post_init__(self) -> None:
         graph = StateGraph(Block)
@@ -106,6 +117,14 @@ class Arm:
         async for _ in self.model.astream(PROMPT):
             pass
 
+    async def block(self, form: str, load: str, calls: int, rate: float | None, number: int) -> None:
+        """Make a block of calls, and keep what they took."""
+        gc.collect()
+        before_s = time.process_time()
+        taken = await self.run(form, calls, rate, number)
+        self.cpu_ms.setdefault((form, load), []).append((time.process_time() - before_s) * 1e3 / calls)
+        self.times.setdefault((form, load), []).append(taken)
+
     async def run(self, form: str, calls: int, rate: float | None, seed: int = 0) -> list[float]:
         given: Block = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
         if form == "invoke":
@@ -135,22 +154,21 @@ async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float
     return taken
 
 
-def loads(quick: bool) -> list[tuple[str, str, int, float | None]]:
+def loads(quick: bool, alone_only: bool = False) -> list[tuple[str, str, int, float | None]]:
     """Return form, name of the load, calls in a block, rate."""
     calls = 60 if quick else 150
     alone: list[tuple[str, str, int, float | None]] = [(form, "one at a time", calls, None) for form in FORMS]
-    return alone + [(form, "80 calls/s", calls * 2, 80.0) for form in ("ainvoke", "astream")]
+    return alone if alone_only else alone + [(form, "80 calls/s", calls * 2, 80.0) for form in ("ainvoke", "astream")]
 
 
-async def measure(arms: list[Arm], blocks: int, quick: bool) -> None:
-    for form, load, calls, rate in loads(quick):
+async def measure(arms: list[Arm], blocks: int, quick: bool, alone_only: bool = False) -> None:
+    for form, load, calls, rate in loads(quick, alone_only):
         for arm in arms:  # warm: connections, code, caches
             await arm.run(form, 20, rate)
         for number in range(blocks):
             order = arms if number % 2 == 0 else arms[::-1]
             for arm in order:
-                gc.collect()
-                arm.times.setdefault((form, load), []).append(await arm.run(form, calls, rate, number))
+                await arm.block(form, load, calls, rate, number)
             print(f"\r{form:8} {load:14} block {number + 1}/{blocks}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
 
@@ -174,6 +192,14 @@ class Figure:
     bare_ms: float
     added_ms: list[float]
     added_p99_ms: float
+    bare_cpu_ms: float
+    added_cpu_ms: list[float]
+    cpu_ratios: list[float]
+    """To the bare arm, block by block."""
+
+    @property
+    def cpu_ratio(self) -> float:
+        return statistics.median(self.cpu_ratios)
 
     @property
     def median_ms(self) -> float:
@@ -189,7 +215,14 @@ def figures(arms: list[Arm]) -> list[Figure]:
             pairs = zip(mine, base, strict=True)
             added = [statistics.median(ours) - statistics.median(theirs) for ours, theirs in pairs]
             tails = percentile(pooled(mine), 0.99) - percentile(pooled(base), 0.99)
-            rows.append(Figure(form, load, arm.name, statistics.median(pooled(base)), added, tails))
+            cpu = list(zip(arm.cpu_ms[form, load], bare.cpu_ms[form, load], strict=True))
+            rows.append(
+                Figure(
+                    form, load, arm.name, statistics.median(pooled(base)), added, tails,
+                    statistics.median(theirs for _, theirs in cpu), [ours - theirs for ours, theirs in cpu],
+                    [ours / theirs for ours, theirs in cpu],
+                )
+            )  # fmt: skip
     return rows
 
 
@@ -203,6 +236,32 @@ def report(rows: list[Figure]) -> str:
             f"**{row.median_ms:.2f}** ({spread}) | {row.added_p99_ms:.2f} |"
         )
     return "\n".join(lines)
+
+
+def report_cpu(rows: list[Figure]) -> str:
+    lines = [
+        "| form | load | through | plain CPU, ms | added CPU, ms (min … max of blocks) | ratio to plain (min … max) |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows:
+        added = f"{min(row.added_cpu_ms):.2f} … {max(row.added_cpu_ms):.2f}"
+        ratios = f"{min(row.cpu_ratios):.2f} … {max(row.cpu_ratios):.2f}"
+        lines.append(
+            f"| {row.form} | {row.load} | {row.arm} | {row.bare_cpu_ms:.2f} | "
+            f"**{statistics.median(row.added_cpu_ms):.2f}** ({added}) | **{row.cpu_ratio:.2f}** ({ratios}) |"
+        )
+    return "\n".join(lines)
+
+
+def beyond_goal(rows: list[Figure]) -> list[str]:
+    """Return what the CPU time of a wrapped call is to be, and is not."""
+    judged = [row for row in rows if row.arm == "wrapped" and row.load == "one at a time"]
+    return [
+        f"{row.form}: a wrapped call takes {row.cpu_ratio:.3f} times the CPU time of a bare one, the goal is "
+        f"{GOAL_CPU_RATIO[row.form]:.2f} (median of {len(row.cpu_ratios)} blocks)"
+        for row in judged
+        if row.cpu_ratio > GOAL_CPU_RATIO[row.form]
+    ]
 
 
 def draw(rows: list[Figure], path: Path) -> None:
@@ -252,6 +311,9 @@ async def main() -> int:
     parser.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
     parser.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
     parser.add_argument("--only-memory", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help=f"CPU time alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal"
+    )
     parser.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
     args = parser.parse_args()
     with stub() as url, Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla:
@@ -262,10 +324,18 @@ async def main() -> int:
             Arm("ChatOrla", ChatOrla(orla=orla, model="main"), lambda graph: graph),
         ]
         rows: list[Figure] = []
+        if args.check:
+            await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
+            rows = figures(arms[:2])
+            print(report_cpu(rows))
+            print("\n".join(missed := beyond_goal(rows)) or "within the goal")
+            return 1 if missed else 0
         if not args.only_memory:
             await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
             rows = figures(arms)
             print(report(rows))
+            print()
+            print(report_cpu(rows))
         if not args.quick:
             await memory(arms[1], args.memory_calls)
     if args.draw:
