@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orla_lg.openai_api.wire import Garbage, list_in, object_in
+from orla_lg.openai_api.wire import Garbage, count, list_in, object_in
 
 _IDENTITY = frozenset({"id", "type", "index", "format", "role", "object", "name"})
 """Keys whose newest value counts: they are not pieces of a text."""
@@ -63,7 +63,11 @@ class Assembly:
             choice = self._choices.get(index) or self._choices.setdefault(index, _Choice(index))
             choice.add(part)
             self.finished = self.finished or bool(part.get("finish_reason"))
-        self._top |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
+        for key, value in chunk.items():
+            if key == "usage":
+                value = _counts(value)
+            if key != "choices" and value is not None:
+                self._top[key] = value
 
     def completion(self) -> dict[str, Any]:
         """Return the whole; what is not yet there is missing or null, as in a response cut short."""
@@ -290,6 +294,19 @@ def _goes_on(before: Any, entry: Mapping[str, Any], index: int) -> bool:
     if not isinstance(before, dict) or _number(before.get("index")) != index:
         return False
     return all(not entry.get(key) or not before.get(key) or entry[key] == before[key] for key in ("id", "type"))
+
+
+def _counts(usage: Any) -> dict[str, Any] | None:
+    """Return a ``usage`` object without counts that are none: what reads the answer calculates with them."""
+    if not isinstance(usage, Mapping):
+        return None
+    counts: dict[str, Any] = {}
+    for key, value in usage.items():
+        if key.endswith("_details"):
+            counts[key] = _counts(value)
+        elif not key.endswith("_tokens") or count(value) is not None:
+            counts[key] = value
+    return counts
 
 
 def _joined(value: Any) -> Any:
