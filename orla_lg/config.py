@@ -74,6 +74,8 @@ class BackendTable(_Table):
     max_saved: int = Field(32, ge=0, le=MOST_SAVED)
     kv_events: str | None = None
     kv_replay: str | None = None
+    forward_headers: tuple[str, ...] = ()
+    forward_query: tuple[str, ...] = ()
 
 
 def _policy_names(said: Any) -> Any:

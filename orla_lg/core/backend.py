@@ -41,6 +41,13 @@ class Cost:
                 checked.number(f"{name}: a price", price, least=0)
 
 
+OWN_HEADERS = frozenset({
+    "authorization", "proxy-authorization", "accept-encoding", "connection", "content-length", "host",
+    "transfer-encoding",
+})  # fmt: skip
+"""Headers of which a backend has its own."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A named engine endpoint plus a model.
@@ -78,6 +85,12 @@ class Backend:
     admin_key: _Key = None
     """For orders that the engine takes from administrators only; ``None`` gives them with ``api_key``."""
 
+    forward_headers: Sequence[str] = ()
+    """Headers of a caller's SDK client that go to this backend, beside those of tracing and the like that always do;
+    for instance a gateway's ``X-Team``. Credentials among them reach this backend."""
+    forward_query: Sequence[str] = ()
+    """The same for query parameters, beside ``api-version``."""
+
     def __post_init__(self, *keys: str | None) -> None:
         checked.text("backend: the name", self.name, empty=True)
         where = f"backend {shown(self.name)}"
@@ -88,11 +101,13 @@ class Backend:
         checked.text(f"{where}: engine", self.engine)
         if self.model is not None:
             checked.text(f"{where}: model", self.model)
-        if not isinstance(self.aliases, Sequence) or isinstance(self.aliases, str | bytes):
-            raise ConfigError(f"{where}: aliases must be a list of names, got {shown(self.aliases)}")
-        object.__setattr__(self, "aliases", tuple(self.aliases))
-        for alias in self.aliases:
-            checked.text(f"{where}: each of its aliases", alias)
+        for listed in ("aliases", "forward_headers", "forward_query"):
+            object.__setattr__(self, listed, checked.texts(f"{where}: {listed}", getattr(self, listed)))
+        if own := OWN_HEADERS & {name.lower() for name in self.forward_headers}:
+            raise ConfigError(
+                f"{where}: forward_headers must not name {', '.join(sorted(own))}: the backend's own key is "
+                "sent, and what frames a request is set for each connection"
+            )
         _check_url(where, self.url)
         if self.max_concurrency is not None:
             checked.whole(f"{where}: max_concurrency", self.max_concurrency, least=1, most=MOST_CALLS)

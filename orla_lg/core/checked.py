@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex
 
@@ -26,6 +27,15 @@ def text(where: str, value: object, *, empty: bool = False) -> None:
         raise ConfigError(f"{where} must be {'text' if empty else 'a text that is not empty'}, got {shown(value)}")
     if fault := _unprintable(value):
         raise ConfigError(f"{where} must not hold {fault}, got {shown(value)}")
+
+
+def texts(where: str, value: object) -> tuple[str, ...]:
+    """Return a list of names as a tuple; refuses what is none, a text alone among them."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ConfigError(f"{where} must be a list of names, got {shown(value)}")
+    for each in value:
+        text(f"{where}: each of them", each)
+    return tuple(value)
 
 
 def _unprintable(value: str) -> str | None:
