@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm check-overhead house picture-top clean
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*##.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test-engines: $(STAMP) ## the tests on real engines: vLLM and llama.cpp on the C
 
 test-kills: $(STAMP) ## kill llama.cpp 300 times and vLLM 20 times under sixteen streams (half an hour; run it alone)
 	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s -m engines tests/engines/test_kills.py $(TESTS)
+
+test-langgraph: $(STAMP) ## LangGraph's own tests, bare and with every graph wrapped (SUITE='--help'; ten minutes)
+	$(BIN)/python tests/langgraph_suite/run.py $(SUITE)
 
 check: $(STAMP) ## lint and types
 	$(BIN)/ruff check .

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
+import inspect
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypedDict
+from unittest.mock import Mock
 
 import pytest
+import wrapt
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,6 +26,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.pregel._checkpoint import put_writes_accepts_task_path
 
 from orla_lg.errors import ConfigError
+from orla_lg.graph import saver as module
 from orla_lg.graph.saver import OrlaSaver
 
 Saver = BaseCheckpointSaver[Any]
@@ -348,3 +354,180 @@ async def test_a_saver_with_one_half_has_that_half(told: Told, wrapped: bool) ->
     with pytest.raises(NotImplementedError):
         only_async.invoke({"n": 1}, config)
     assert told.next == ([("t", "", ["one"])] * 2 if wrapped else [])
+
+
+# ── savers whose instance answers, not their class ───────────────────────────────────────────────────
+
+
+class Delegating(BaseCheckpointSaver[str]):
+    """Overrides one method and hands everything else to another saver, as one of LangGraph's tests does."""
+
+    def __init__(self) -> None:
+        self.saver = InMemorySaver()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("saver", "__class__", "get_tuple"):
+            return object.__getattribute__(self, name)
+        return getattr(self.saver, name)
+
+    def get_tuple(self, config: RunnableConfig) -> Any:
+        found = self.saver.get_tuple(config)
+        return found._replace(metadata={**found.metadata, "migrated": True}) if found else None
+
+
+class Proxy:
+    """Stands for a saver: isinstance believes it, its type knows nothing."""
+
+    def __init__(self, saver: Saver) -> None:
+        self._saver = saver
+
+    @property
+    def __class__(self) -> Any:
+        return type(self._saver)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._saver, name)
+
+
+def with_methods_of_its_own() -> Saver:
+    """Return a saver of the base class, whose methods were all set on the instance."""
+    saver: Any = BaseCheckpointSaver()
+    memory = saver.memory = InMemorySaver()
+    for name, method in inspect.getmembers(memory, inspect.ismethod):
+        if not name.startswith("_") and method.__func__ is not getattr(BaseCheckpointSaver, name, None):
+            setattr(saver, name, method)
+    return saver  # type: ignore[no-any-return]
+
+
+def decorated() -> Saver:
+    """Return a saver with methods wrapped on the instance, as tracing libraries do."""
+    saver: Any = InMemorySaver()
+    for name in ("put", "aput", "put_writes", "aput_writes", "delete_thread", "adelete_thread"):
+        setattr(
+            saver,
+            name,
+            wrapt.decorator(lambda call, _instance, args, keys: call(*args, **keys))(getattr(saver, name)),
+        )
+    return saver  # type: ignore[no-any-return]
+
+
+KINDS: list[Callable[[], Any]] = [
+    Delegating,
+    with_methods_of_its_own,
+    decorated,
+    lambda: wrapt.ObjectProxy(InMemorySaver()),
+    lambda: wrapt.ObjectProxy(Delegating()),
+    lambda: Proxy(InMemorySaver()),
+    lambda: Mock(spec=InMemorySaver, wraps=InMemorySaver()),
+]
+NAMES = ["delegating", "methods set", "decorated", "wrapt", "wrapt of delegating", "proxy", "mock"]
+of_each_kind = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+
+
+def story(saver: Any) -> list[Any]:
+    graph = counting(saver)
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    lines = [graph.invoke({"n": 1}, config, durability="sync"), graph.update_state(config, {"n": 7}, as_node="one")]
+    history = list(graph.get_state_history(config))
+    lines = [lines[0], [(at.values, at.next, sorted(at.metadata)) for at in history]]
+    lines += [sorted(graph.get_state(config).metadata or {})]
+    graph.checkpointer.delete_thread("t")
+    return [*lines, graph.get_state(config).values]
+
+
+async def astory(saver: Any) -> list[Any]:
+    graph = counting(saver)
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    lines = [await graph.ainvoke({"n": 1}, config, durability="sync")]
+    lines += [[(at.values, at.next, sorted(at.metadata)) async for at in graph.aget_state_history(config)]]
+    await graph.checkpointer.adelete_thread("t")
+    return [*lines, (await graph.aget_state(config)).values]
+
+
+@of_each_kind
+async def test_a_saver_whose_instance_answers_works_as_bare(told: Told, kind: Callable[[], Any]) -> None:
+    bare, abare = story(kind()), await astory(kind())
+    assert bare[0] == abare[0] == {"n": 2} and bare[-1] == abare[-1] == {}
+    assert story(OrlaSaver(told, kind())) == bare
+    assert await astory(OrlaSaver(told, kind())) == abare
+    assert told.next == [("t", "", ["one"])] * 2 and told.deleted == ["t"] * 2
+
+
+@of_each_kind
+def test_its_class_shows_what_the_instance_answers(told: Told, kind: Callable[[], Any]) -> None:
+    shown, memory = type(OrlaSaver(told, kind())), InMemorySaver()
+    for name, base in inspect.getmembers(BaseCheckpointSaver, inspect.isfunction):
+        if name.startswith("_") or name == "with_allowlist" or (kind is KINDS[-1] and hasattr(Mock(), name)):
+            continue  # a mock answers everything
+        assert (getattr(shown, name) is base) == (getattr(type(memory), name) is base), name
+
+
+@of_each_kind
+def test_its_signatures_are_the_instances(told: Told, kind: Callable[[], Any]) -> None:
+    inner = kind()
+    saver = OrlaSaver(told, inner)
+    for name in ("put", "put_writes", "aput_writes", "delete_thread", "get_next_version"):
+        assert inspect.signature(getattr(saver, name)) == inspect.signature(getattr(inner, name)), name
+        assert inspect.iscoroutinefunction(getattr(saver, name)) == inspect.iscoroutinefunction(getattr(inner, name))
+
+
+def test_task_path_is_asked_of_the_instance(told: Told) -> None:
+    saver: Any = InMemorySaver()
+    put_writes, given = saver.put_writes, []
+
+    def older(config: Any, writes: Any, task_id: str) -> None:
+        given.append(task_id)
+        put_writes(config, writes, task_id)
+
+    saver.put_writes = older
+    wrapped = OrlaSaver(told, saver)
+    assert not put_writes_accepts_task_path(wrapped.put_writes)
+    assert counting(wrapped).invoke({"n": 1}, {"configurable": {"thread_id": "t"}}) == {"n": 2} and given
+    assert put_writes_accepts_task_path(OrlaSaver(told, InMemorySaver()).put_writes)  # of the same class
+
+
+def test_a_method_set_after_wrapping_is_used(told: Told) -> None:
+    inner: Any = SyncOnly()
+    saver = OrlaSaver(told, inner)
+    with pytest.raises(NotImplementedError):
+        saver.delete_thread("a")
+    inner.delete_thread = inner.memory.delete_thread
+    saver.delete_thread("b")
+    saver.put = Mock(return_value="set through the wrapper")  # type: ignore[method-assign]
+    assert saver.put(where(), empty_checkpoint(), {}, {}) == inner.put() == "set through the wrapper"  # type: ignore[comparison-overlap]
+    assert told.deleted == ["b"]
+
+
+def test_a_method_called_on_the_class_is_the_instances(told: Told) -> None:
+    saver = OrlaSaver(told, with_methods_of_its_own())
+    config = type(saver).put(saver, where(), empty_checkpoint(), {}, {})
+    assert type(saver).get_tuple(saver, config) and BaseCheckpointSaver.get(saver, config)
+    type(saver).delete_thread(saver, "t")
+    assert told.deleted == ["t"]
+
+
+def test_a_delegate_that_is_not_there_yet_is_asked_when_it_is_used(told: Told) -> None:
+    class Lazy(Proxy):
+        def __getattr__(self, name: str) -> Any:
+            if not connected:
+                raise ConnectionError("not connected yet")
+            return super().__getattr__(name)
+
+    connected: list[bool] = []
+    saver: Any = OrlaSaver(told, Lazy(InMemorySaver()))  # type: ignore[arg-type]
+    with pytest.raises(ConnectionError, match="not connected yet"):
+        saver.put_writes(where(), WRITES, "task")
+    connected.append(True)
+    assert story(saver)[0] == {"n": 2} and told.deleted == ["t"]
+
+
+def test_the_classes_are_shared_and_hold_no_saver(told: Told) -> None:
+    known = module._class_around.cache_info().currsize
+    inners = [with_methods_of_its_own() for _ in range(50)]
+    savers = [OrlaSaver(told, inner) for inner in inners]
+    assert len({type(saver) for saver in savers}) == 1
+    assert module._class_around.cache_info().currsize <= known + 1
+    freed = [weakref.ref(inner) for inner in inners]
+    del savers, inners
+    gc.collect()
+    assert not any(ref() for ref in freed)

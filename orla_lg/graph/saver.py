@@ -5,9 +5,11 @@ starts, which stages come next (LangGraph stores a finished task's writes, and t
 are named after the nodes that they start). ``OrlaSaver`` puts any ``BaseCheckpointSaver`` inside,
 forwards everything, and signals these two.
 
-LangGraph and the conformance suite find out what a saver can by asking its *class* which methods it
-overrides. So each type of inner saver gets a class of its own, which overrides just what the inner
-type overrides. Only calls from outside pass through here: an inner saver whose async method calls its
+What an ``OrlaSaver`` does is what its inner *instance* does: each method is looked up there when it is
+used, so a saver that delegates to another (``__getattr__``, a proxy, a mock) or whose methods were set
+on the instance works as it does bare. What an ``OrlaSaver`` can is found out from its *class*: LangGraph's
+conformance suite asks which methods that overrides. So each inner saver gets a class that shows what this
+saver answers. Only calls from outside pass through here: an inner saver whose async method calls its
 sync twin calls its own, and one event stays one signal.
 """
 
@@ -128,8 +130,7 @@ def _check_saver(inner: object) -> None:
 def _layer(signals: CheckpointSignals, inner: Saver) -> OrlaSaver:
     if any(layer._signals is signals for layer in _layers(inner)):
         return cast(OrlaSaver, inner)
-    # mypy looks for the hash of a class among the methods of its instances.
-    saver = object.__new__(_class_around(type(inner)))  # type: ignore[arg-type]
+    saver = object.__new__(_class_for(inner))
     object.__setattr__(saver, "inner", inner)
     object.__setattr__(saver, "_signals", signals)
     return saver
@@ -145,22 +146,43 @@ def _layers(saver: object) -> Iterator[OrlaSaver]:
         saver = saver.inner
 
 
-# ── the class for one type of inner saver ────────────────────────────────────────────────────────────
+# ── the class for one kind of inner saver ────────────────────────────────────────────────────────────
+
+_METHODS: Mapping[str, Method] = {
+    name: base
+    for name, base in vars(BaseCheckpointSaver).items()
+    if inspect.isfunction(base) and not name.startswith("_") and name not in vars(OrlaSaver)
+}
 
 
+def _class_for(inner: Saver) -> type[OrlaSaver]:
+    """Return the subclass of OrlaSaver that shows as overridden what *inner* answers, and no more."""
+    # mypy looks for the hash of a class among the methods of its instances.
+    answered = frozenset(name for name in _METHODS if _answers(inner, name))
+    return _class_around(type(inner), answered)  # type: ignore[arg-type]
+
+
+def _answers(inner: Saver, name: str) -> bool:
+    """Return whether *inner* does more in a method than the base class: by its type, on its own, or by delegation."""
+    base = _METHODS[name]
+    if getattr(type(inner), name, base) is not base:
+        return True
+    try:
+        method = getattr(inner, name)
+    except Exception:  # noqa: BLE001 - a delegate that is not there yet; its user's code may raise anything
+        return False
+    return getattr(method, "__func__", None) is not base
+
+
+# Neither the key nor the class refers to an instance, so a saver that is dropped is freed.
 @functools.lru_cache(maxsize=128)
-def _class_around(inner_type: type[Saver]) -> type[OrlaSaver]:
-    """Return the subclass of OrlaSaver that overrides what *inner_type* overrides, and no more."""
+def _class_around(inner_type: type[Saver], answered: frozenset[str]) -> type[OrlaSaver]:
     members: dict[str, Any] = {"__module__": __name__, "__doc__": inner_type.__doc__}
-    for name, base in vars(BaseCheckpointSaver).items():
-        if name.startswith("_") or name in vars(OrlaSaver):
-            continue
-        if not inspect.isfunction(base):
+    for name in vars(BaseCheckpointSaver):
+        if name in _METHODS:
+            members[name] = _Forwarded(name, _shown(inner_type, name) if name in answered else _METHODS[name])
+        elif not (name.startswith("_") or name in vars(OrlaSaver)):
             members[name] = _forwarded_attribute(name)
-        elif (method := getattr(inner_type, name)) is not base:
-            # The base class says which methods are awaited; an inner one may be wrapped beyond recognition.
-            make = _async_forwarder if inspect.iscoroutinefunction(base) else _forwarder
-            members[name] = make(name, method)
     members |= {name: enter for name, enter in _CONTEXT.items() if hasattr(inner_type, name)}
     # type() cannot be told that the result is a subclass; OrlaSaver is final to everybody else.
     return cast(type[OrlaSaver], type(f"OrlaSaver[{inner_type.__name__}]", (OrlaSaver,), members))
@@ -170,28 +192,53 @@ def _forwarded_attribute(name: str) -> property:
     return property(lambda self: getattr(self.inner, name))
 
 
-# functools.wraps keeps the inner signature: LangGraph looks for `task_path` in it.
-def _forwarder(name: str, method: Method) -> Method:
-    before, after = _BEFORE.get(name), _AFTER.get(name)
+def _shown(inner_type: type[Saver], name: str) -> Method:
+    """Return what the class shows for an answered method: the signature of the type's own, else the base's."""
+    base, own = _METHODS[name], getattr(inner_type, name, None)
 
+    @functools.wraps(own if callable(own) else base)
+    def method(self: OrlaSaver, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, name)(*args, **kwargs)
+
+    return method
+
+
+class _Forwarded:
+    """A method of an OrlaSaver: the class shows *shown*, an instance gives the inner saver's, with its signals."""
+
+    def __init__(self, name: str, shown: Method) -> None:
+        self._name, self._shown = name, shown
+        self._before, self._after = _BEFORE.get(name), _AFTER.get(name)
+        # The base class says which methods are awaited; an inner one may be wrapped beyond recognition.
+        self._forward = _signalling_awaited if inspect.iscoroutinefunction(_METHODS[name]) else _signalling
+
+    def __get__(self, saver: OrlaSaver | None, owner: type[OrlaSaver]) -> Method:
+        if saver is None:
+            return self._shown
+        method: Method = getattr(saver.inner, self._name)
+        if self._before is None and self._after is None:
+            return method
+        return self._forward(saver, method, self._before, self._after)
+
+
+# functools.wraps keeps the inner signature: LangGraph looks for `task_path` in it.
+def _signalling(saver: OrlaSaver, method: Method, before: Method | None, after: Method | None) -> Method:
     @functools.wraps(method)
-    def forward(self: OrlaSaver, *args: Any, **kwargs: Any) -> Any:
-        self._tell(before, args, kwargs)
-        result = getattr(self.inner, name)(*args, **kwargs)
-        self._tell(after, args, kwargs)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        saver._tell(before, args, kwargs)
+        result = method(*args, **kwargs)
+        saver._tell(after, args, kwargs)
         return result
 
     return forward
 
 
-def _async_forwarder(name: str, method: Method) -> Method:
-    before, after = _BEFORE.get(name), _AFTER.get(name)
-
+def _signalling_awaited(saver: OrlaSaver, method: Method, before: Method | None, after: Method | None) -> Method:
     @functools.wraps(method)
-    async def forward(self: OrlaSaver, *args: Any, **kwargs: Any) -> Any:
-        self._tell(before, args, kwargs)
-        result = await getattr(self.inner, name)(*args, **kwargs)
-        self._tell(after, args, kwargs)
+    async def forward(*args: Any, **kwargs: Any) -> Any:
+        saver._tell(before, args, kwargs)
+        result = await method(*args, **kwargs)
+        saver._tell(after, args, kwargs)
         return result
 
     return forward
