@@ -138,7 +138,7 @@ def judge(form: str, plain: Answer, stream: Answer) -> None:
     assert_nothing_left(orla)
 
 
-FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
@@ -211,8 +211,7 @@ def packed(answer: Answer, how: str) -> Answer:
     return Answer(body, answer.kind, headers={"content-encoding": how})
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("how", ["gzip", "deflate"])
+@pytest.mark.parametrize(("how", "form"), [("deflate", "invoke"), *(("gzip", form) for form in FORMS)])
 def test_a_server_that_packs_what_was_not_to_be_packed(how: str, form: str, make_orla: Any) -> None:
     def rule(asked: Asked) -> Answer:
         streams = bool(asked.body.get("stream"))
@@ -235,7 +234,7 @@ STREAMS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["invoke", "stream"])
 @pytest.mark.parametrize("dialect", STREAMS)
 def test_a_dialect_of_streams(dialect: str, form: str, make_orla: Any) -> None:
     if dialect == "in one piece" and form.endswith("stream"):
