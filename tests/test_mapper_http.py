@@ -190,7 +190,9 @@ def test_whatever_is_answered_the_call_goes_on_in_time(
 def test_a_bomb_is_neither_unpacked_nor_waited_for(service: Service, packing: str) -> None:
     whole = zlib.compressobj(9, zlib.DEFLATED, 31 if packing != "deflate" else 15)
     million = b"x" * 1_000_000
-    bomb = b"".join([whole.compress(b'{"backend": "light", "reason": "'), *(whole.compress(million) for _ in range(200))])
+    bomb = b"".join(
+        [whole.compress(b'{"backend": "light", "reason": "'), *(whole.compress(million) for _ in range(200))]
+    )
     service.answer, service.packing = bomb + whole.flush(), packing
     mapper = HttpMapper(service.url, 5)
     tracemalloc.start()

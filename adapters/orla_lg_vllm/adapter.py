@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
 from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -33,6 +33,9 @@ PRIORITY_IGNORED_SINCE = (0, 11)
 """Versions whose only engine is V1, which ignores ``priority`` under another policy; V0 refused the request."""
 
 MAX_PRIORITY = 2**63 - 1
+
+MOST_BLOCK_TOKENS = 4096
+"""Of a block in the cache; a probing prompt is made twice as long as what the engine says."""
 
 _DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
 _ADVICE: Mapping[Capability, str] = {
@@ -98,8 +101,8 @@ class _Shown:
     @property
     def block_tokens(self) -> int:
         """How many tokens are cached or not cached together."""
-        sizes = [labels.get("block_size", "") for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
-        return max((int(size) for size in sizes if size.isdecimal()), default=16)
+        sizes = [whole(labels.get("block_size")) for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
+        return min(max((size for size in sizes if size), default=16), MOST_BLOCK_TOKENS)
 
 
 class VLLMAdapter(OpenAIAdapter):
@@ -268,10 +271,7 @@ class VLLMAdapter(OpenAIAdapter):
         """Ask for the tokens of a chat, its template applied."""
         kept = ("model", "messages", "tools", "chat_template", "chat_template_kwargs")
         answer = await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
-        tokens = answer.get("tokens")
-        if not isinstance(tokens, list):
-            raise BackendUnavailable(f"{self.backend.url}: tokenize answered no tokens, but {sorted(answer)}")
-        return [int(token) for token in tokens]
+        return self.tokens_in(answer)
 
     async def abort(self, call_id: str) -> bool:
         """End a chat completion; vLLM made its id out of ours and answers before it looks whether it knows it."""
@@ -320,15 +320,14 @@ def _on_cpu(shown: _Shown) -> bool:
 
 def _cache_tokens(labels: Mapping[str, str]) -> int:
     """Return what one engine's cache holds; models of mixed layers make it less than all blocks' tokens."""
-    told = labels.get("kv_cache_size_tokens", "")
-    if told.isdecimal():
-        return int(told)
-    parts = (labels.get("block_size", ""), labels.get("num_gpu_blocks", ""))
-    return int(parts[0]) * int(parts[1]) if all(part.isdecimal() for part in parts) else 0
+    if (told := whole(labels.get("kv_cache_size_tokens"))) is not None:
+        return told
+    size, count = whole(labels.get("block_size")), whole(labels.get("num_gpu_blocks"))
+    return size * count if size and count else 0
 
 
 def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     return (int(found[1]), int(found[2])) if found else ()
 
 

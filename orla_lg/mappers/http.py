@@ -153,7 +153,9 @@ class HttpMapper:
         try:
             return parse_json(data)
         except ValueError as error:
-            raise Misanswered("error", f"{len(data)} bytes that are no JSON, or none that is read: {error}") from error
+            raise Misanswered(
+                "error", f"{len(data)} bytes that are no JSON, or none that is read: {error}"
+            ) from error
 
     def _succeeded(self, kind: str) -> None:
         with self._lock:

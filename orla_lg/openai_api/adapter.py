@@ -6,9 +6,10 @@ An adapter for such an engine is a page: what it is (``probe``), what to tell it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,7 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.bounded import OutOfBounds, parse_json, read_body
 from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.control import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -24,6 +26,9 @@ from orla_lg.openai_api import wire
 
 TIMEOUT_S = 5.0
 """For questions that an engine answers at once."""
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of an answer to such a question; a long prompt's tokens take a tenth of that."""
 
 PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
     **dict.fromkeys(Capability, Support.UNSUPPORTED),
@@ -34,6 +39,18 @@ PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
     Capability.WARM: Support.EMULATED,
 }
 """What OpenAI's API promises; a warm-up is a request for one token."""
+
+
+class Answer(httpx.Response):
+    """A short answer, read within bounds."""
+
+    def json(self, **_: Any) -> Any:
+        """Return what its JSON says.
+
+        Raises:
+            ValueError: It is no JSON, or none that is read.
+        """
+        return parse_json(self.content)
 
 
 class OpenAIAdapter:
@@ -50,14 +67,22 @@ class OpenAIAdapter:
 
     async def probe(self) -> Probe:
         """Ask which models are served."""
-        listed = await self.get("models")
-        models = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
-        lengths = [entry["max_model_len"] for entry in models if entry.get("max_model_len")]
+        listed = (await self.get("models")).get("data")
+        entries = listed if isinstance(listed, list) else ()
+        models = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return Probe(
-            models=tuple(str(entry.get("id")) for entry in models),
+            models=tuple(entry["id"] for entry in models),
+            aliases=_same_models(models),
             capabilities=PLAIN_CAPABILITIES,
-            context_tokens=min(lengths, default=None),
+            context_tokens=self._context_of(models),
         )
+
+    def _context_of(self, models: Sequence[Mapping[str, Any]]) -> int | None:
+        """Return the context of the backend's model; of several, the longest: any of them may be asked for."""
+        ours = [entry for entry in models if entry["id"] == self.backend.model] or models
+        lengths = [whole(entry.get("max_model_len")) for entry in ours]
+        known = [length for length in lengths if length is not None]
+        return max(known) if known and len(known) == len(lengths) else None
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         """Add nothing: a field that an unknown engine may refuse is not sent to it."""
@@ -139,6 +164,17 @@ class OpenAIAdapter:
         except (EngineRefused, BackendUnavailable):
             return {}
 
+    def tokens_in(self, answer: Mapping[str, Any]) -> list[int]:
+        """Return the tokens of an answer.
+
+        Raises:
+            BackendUnavailable: It has none.
+        """
+        tokens = answer.get("tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+            raise BackendUnavailable(f"{self._where}: tokenize answered no tokens, but {sorted(answer)[:10]}")
+        return tokens
+
     async def takes(self, path: str, body: Mapping[str, Any] | None = None) -> bool:
         """POST what does no harm, and return whether the engine took it."""
         try:
@@ -157,16 +193,21 @@ class OpenAIAdapter:
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> httpx.Response:
-        """Send one short request.
+        """Send one short request; the whole of its answer takes *timeout_s* seconds and ``MAX_BYTES`` at most.
 
         Raises:
-            BackendUnavailable: The engine does not answer.
+            BackendUnavailable: The engine does not answer, or with too much.
             EngineRefused: It answered with an error status.
         """
-        async with self._conversation(path) as http:
-            response = await http.request(method, path, json=body, timeout=timeout_s)
-        self._heed_status(f"{method} {path}", response)
-        return response
+        try:
+            async with asyncio.timeout(timeout_s), self._conversation(path) as http:
+                answer = await _read(http, method, path, body, timeout_s)
+        except TimeoutError as error:
+            raise BackendUnavailable(f"{self._where}: {path} was not answered within {timeout_s:g} s") from error
+        except OutOfBounds as error:
+            raise BackendUnavailable(f"{self._where}: {path}: {error}") from error
+        self._heed_status(f"{method} {path}", answer)
+        return answer
 
     async def effect_of(
         self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
@@ -194,7 +235,8 @@ class OpenAIAdapter:
     @asynccontextmanager
     async def _conversation(self, path: str) -> AsyncIterator[httpx.AsyncClient]:
         key = self.key_for(path)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # What is read within bounds comes as it is.
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         verify = self.backend.url.startswith("https")
         try:
             async with httpx.AsyncClient(
@@ -246,8 +288,31 @@ def advised(probe: Probe, **more: Any) -> Probe:
 def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
     try:
         parsed = response.json()
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise BackendUnavailable(f"{where}: {path} answered no JSON; is this an OpenAI-style URL?") from error
     if not isinstance(parsed, dict):
         raise BackendUnavailable(f"{where}: {path} answered {type(parsed).__name__}, expected an object")
     return parsed
+
+
+async def _read(
+    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+) -> Answer:
+    async with http.stream(method, path, json=body, timeout=timeout_s) as response:
+        data = await read_body(response, MAX_BYTES)
+    packing = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
+    return Answer(response.status_code, headers=headers, content=data, request=response.request)
+
+
+def _same_models(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the names that mean a model already listed under another: vLLM lists all ``--served-model-name``."""
+    first: dict[str, str] = {}
+    aliases = {}
+    for entry in models:
+        root = entry.get("root")
+        if not isinstance(root, str) or not root or entry.get("parent") is not None:
+            continue
+        if (known := first.setdefault(root, entry["id"])) != entry["id"]:
+            aliases[entry["id"]] = known
+    return aliases
