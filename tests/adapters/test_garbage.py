@@ -1,4 +1,4 @@
-"""What engines say of themselves, when it is garbage: a probe ends in a ``Probe`` of the right types or in an error of ours."""
+"""What engines say of themselves, when it is garbage: a probe ends in a right ``Probe`` or in an error of ours."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ odd = st.recursive(
     max_leaves=6,
 )
 FIELDS = (
-    "data", "id", "max_model_len", "root", "parent", "total_slots", "default_generation_settings", "n_ctx", "modalities",
+    "data", "id", "max_model_len", "root", "parent", "total_slots", "default_generation_settings", "n_ctx",
+    "modalities",
     "vision", "media_marker", "ui_settings", "model_path", "version", "capabilities", "parameters", "models", "name",
     "context_length", "expires_at", "max_total_num_tokens", "dp_size", "startup_time", "loads", "num_running_reqs",
     "token_usage", "has_image_understanding", "vllm_config", "scheduler_config", "model_config", "tokens", "prompt",
@@ -49,8 +50,10 @@ objects = st.dictionaries(st.sampled_from(FIELDS), odd, max_size=8)
 nested = st.dictionaries(st.sampled_from(FIELDS), odd | objects | st.lists(objects, max_size=3), max_size=12)
 metrics = st.lists(
     st.tuples(
-        st.sampled_from(["vllm:num_requests_running", "process_start_time_seconds", "vllm:cache_config_info{block_size=\"x\"}",
-                         "vllm:kv_cache_usage_perc", "sglang:prompt_tokens", "llamacpp:requests_deferred"]),
+        st.sampled_from(
+            ["vllm:num_requests_running", "process_start_time_seconds", 'vllm:cache_config_info{block_size="x"}',
+             "vllm:kv_cache_usage_perc", "sglang:prompt_tokens", "llamacpp:requests_deferred"]
+        ),
         st.sampled_from(["1", "nan", "inf", "x", "-1", "1e400", "9" * 400]),
     ).map(" ".join),
     max_size=4,
