@@ -70,6 +70,12 @@ class _Report:
         if probe is not None and backend.model and probe.models and backend.model not in probe.models:
             self.faults.append(f"model {backend.model!r} is not served; it serves {', '.join(probe.models)}")
 
+        self.notes = []
+        if probe is not None and not backend.model and len(probe.distinct) > 1:
+            self.notes.append(
+                "names no model and serves several: calls must name one of them, others end with a MappingError"
+            )
+
     @property
     def well(self) -> bool:
         return not self.faults
@@ -83,6 +89,7 @@ class _Report:
             "engine": self.backend.engine,
             "ok": self.well,
             "faults": self.faults,
+            "notes": self.notes,
             "models": list(probe.models),
             "slots": probe.slots,
             "context_tokens": probe.context_tokens,
@@ -114,7 +121,7 @@ def _lines(report: _Report) -> list[str]:
         context = f", context {probe.context_tokens} tokens" if probe.context_tokens else ""
         version = f", version {probe.version}" if probe.version else ""
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
-    lines += [f"      {fault}" for fault in report.faults]
+    lines += [f"      {line}" for line in (*report.faults, *report.notes)]
     if probe is not None and probe.advice:
         lines += ["      to gain more:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
     return lines

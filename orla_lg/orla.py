@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import httpx
+from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
@@ -40,15 +42,16 @@ from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
-from orla_lg.graph.structure import AnyPregel
 from orla_lg.openai_api.client import EngineClients
 
 CONNECT_PATIENCE_S = 2.5
+"""How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
 
 MOST_FAULTS = 20
 """Of a mapping, so many are told at once."""
 
-Graph = TypeVar("Graph", bound=AnyPregel)
+Graph = TypeVar("Graph", bound=Runnable[Any, Any])
+"""A compiled graph, or a binding of one (``graph.with_retry()``)."""
 MapperLike = Mapper | Mapping[str, Entry]
 
 
@@ -236,7 +239,8 @@ class Orla:
         """Return *graph*, compiled, with its model calls served from here; *graph* itself is untouched.
 
         Args:
-            graph: A ``StateGraph`` or a compiled graph (``create_agent`` and ``@entrypoint`` make those).
+            graph: A ``StateGraph``, a compiled graph (``create_agent`` and ``@entrypoint`` make those), or what
+                ``with_types``, ``bind``, ``with_retry``, ``with_listeners`` and ``with_fallbacks`` make of one.
             mapper: Asked before the shared mapper, for this graph only.
             hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
                 for this graph only.
@@ -250,7 +254,10 @@ class Orla:
         if self.core.serving.closed:
             raise OrlaClosed("this Orla is closed; make a new one to wrap a graph")
         if not self.core.disabled:
-            self.connect()
+            # A running loop must not wait. What is not learned in time is checked before a call is queued.
+            probing = self._probe_all()
+            if not _in_a_loop():
+                concurrent.futures.wait(probing, timeout=CONNECT_PATIENCE_S)
         narrowed = stage_mapper(mapper)
         self.core.serving.learners.enlist(narrowed)
         return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints, limits=limits)
@@ -277,13 +284,17 @@ class Orla:
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""
         desks = self.core.serving.desks
-        probing = [future for desk in desks.values() if (future := desk.health.connect()) is not None]
-        concurrent.futures.wait(probing, timeout=patience_s)
+        concurrent.futures.wait(self._probe_all(), timeout=patience_s)
         silent = "does not answer yet"
         return {
             name: None if desk.health.known else desk.health.fault or BackendUnavailable(f"backend {name!r} {silent}")
             for name, desk in desks.items()
         }
+
+    def _probe_all(self) -> list[concurrent.futures.Future[None]]:
+        """Ask every backend that is not known what it is; all at once, and in the background."""
+        desks = self.core.serving.desks.values()
+        return [probing for desk in desks if (probing := desk.health.connect()) is not None]
 
     @property
     def limits(self) -> Limits:
@@ -325,12 +336,12 @@ class Orla:
 
     def plan(self, graph: Any, *, mapper: MapperLike | None = None) -> list[Planned]:
         """Return where each stage of a graph goes, as far as that shows without a call; *mapper* as in ``wrap``."""
-        compiled = wrapping.compiled(graph)
+        compiled = wrapping.graph_in(graph)
         return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
 
     def outlook(self, graph: Any) -> list[StageOutlook]:
         """Return what lies behind each stage of a graph: its structure, and what was learned of it so far."""
-        compiled = wrapping.compiled(graph)
+        compiled = wrapping.graph_in(graph)
         return wrapping.forecast_of(compiled, self.core, wrapping.mapper_of(compiled, self.core)).stages()
 
     def ahead(self, run: str | None = None) -> Ahead | None:
@@ -473,6 +484,14 @@ def _adapter_of(backend: Backend) -> BackendAdapter:
             f"backend {shown(backend.name)}: url {shown(backend.url)} cannot be opened: {error}"
         ) from error
     return adapter_of(backend)
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:

@@ -60,3 +60,16 @@ def test_what_cannot_be_read_is_status_2(home: Path, capsys: pytest.CaptureFixtu
     (home / "orla.toml").write_text('[backends.main]\nurll = "x"\n')
     assert cli.main(["check"]) == 2
     assert "did you mean 'url'" in capsys.readouterr().err
+
+
+def test_it_says_where_no_model_is_named_and_several_are_served(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StubEngine(models=("bge-embed", "qwen3:8b")) as engine:
+        (home / "orla.toml").write_text(
+            f'[backends.any]\nurl = "{engine.url}"\n[backends.one]\nurl = "{engine.url}"\nmodel = "qwen3:8b"\n'
+        )
+        assert cli.main(["check"]) == 0
+        assert capsys.readouterr().out.count("names no model and serves several: calls must name one of them") == 1
+        assert cli.main(["check", "--json"]) == 0
+        assert [len(report["notes"]) for report in json.loads(capsys.readouterr().out)] == [1, 0]

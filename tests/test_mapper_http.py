@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +38,8 @@ class Service:
         self.status = 200
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.packing: str | None = None
+        """The content encoding that it gives, whatever was asked for."""
         self.drip_s = 0.0
         """Seconds before each byte of an answer."""
         self.hangs = threading.Event()
@@ -50,11 +56,14 @@ class Service:
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(service.status)
                 self.send_header("content-length", "0" if service.status == 204 else str(len(data)))
+                if service.packing is not None:
+                    self.send_header("content-encoding", service.packing)
                 self.end_headers()
                 if service.status != 204:
-                    for at in range(len(data)):
+                    step = 1 if service.drip_s else 1 << 16
+                    for at in range(0, len(data), step):
                         time.sleep(service.drip_s)
-                        self.wfile.write(data[at : at + 1])
+                        self.wfile.write(data[at : at + step])
 
             def log_message(self, *said: Any) -> None: ...
 
@@ -146,6 +155,70 @@ def test_an_answer_that_drips_is_no_answer_in_time(service: Service) -> None:
     service.drip_s = 0.05
     mapper = HttpMapper(service.url, timeout_s=0.2)
     assert ask(mapper) is None and mapper.statistics() == {"asked": 1, "timeout": 1}
+
+
+HOSTILE = {
+    "a long number": b'{"backend": "light", "n": ' + b"9" * 60_000 + b"}",
+    "deep lists": b"[" * 60_000,
+    "deep objects": b'{"backend":' * 5_000,
+    "lists that a parser still reads": b'{"backend": "light", "n": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "a name that is nested": b'{"backend": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "a long answer": b'{"backend": "light", "reason": "' + b"x" * 50_000_000 + b'"}',
+    "a number beyond all": b'{"backend": 1e999999}',
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("digits", [None, 0], ids=["", "no limit of Python's own"])
+def test_whatever_is_answered_the_call_goes_on_in_time(
+    service: Service, caplog: pytest.LogCaptureFixture, answer: bytes, digits: int | None
+) -> None:
+    service.answer = answer
+    mapper = HttpMapper(service.url, 5)
+    before, started = sys.get_int_max_str_digits(), time.perf_counter()
+    try:
+        sys.set_int_max_str_digits(before if digits is None else digits)
+        assert [ask(mapper), ask(mapper)] == [None, None]
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert time.perf_counter() - started < 2
+    counted = mapper.statistics()
+    assert counted.get("error", 0) + counted.get("unknown", 0) == 2 and caplog.text.count("mapped without it") == 1
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "nonsense"])
+def test_a_bomb_is_neither_unpacked_nor_waited_for(service: Service, packing: str) -> None:
+    whole = zlib.compressobj(9, zlib.DEFLATED, 31 if packing != "deflate" else 15)
+    million = b"x" * 1_000_000
+    bomb = b"".join(
+        [whole.compress(b'{"backend": "light", "reason": "'), *(whole.compress(million) for _ in range(200))]
+    )
+    service.answer, service.packing = bomb + whole.flush(), packing
+    mapper = HttpMapper(service.url, 5)
+    tracemalloc.start()
+    try:
+        assert ask(mapper) is None and mapper.statistics() == {"asked": 1, "error": 1}
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "identity"])
+def test_an_answer_that_a_proxy_packed_is_read_all_the_same(service: Service, packing: str) -> None:
+    plain = json.dumps({"backend": "light", "reason": "small " * 100}).encode()
+    packed = {"gzip": gzip.compress(plain), "deflate": zlib.compress(plain), "identity": plain}
+    service.answer, service.packing = packed[packing], packing
+    assert ask(HttpMapper(service.url, 5)).backend == "light"
+    assert service.headers[0]["accept-encoding"] == "identity"
+    service.answer = packed[packing][:-9]
+    assert ask(HttpMapper(service.url, 5)) is None
+
+
+def test_what_a_user_named_does_not_fail_the_question(service: Service) -> None:
+    service.answer = {"backend": "light", "reason": "\ud800"}
+    chosen = ask(HttpMapper(service.url, 5), workflow="\ud800\0", tenant="\ud800")
+    assert chosen.backend == "light" and chosen.reason == "?"
+    assert service.asked[0]["workflow"] == "\ud800\0"
 
 
 def test_a_dead_service_costs_nobody_its_time_out(service: Service, caplog: pytest.LogCaptureFixture) -> None:

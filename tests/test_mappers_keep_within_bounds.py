@@ -15,7 +15,7 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Assignment
 from orla_lg.core.control import EngineStats
 from orla_lg.core.effects import drive
-from orla_lg.core.mapping import Consultation, Mapper, assign, find, unfit
+from orla_lg.core.mapping import Consultation, Mapper, Seen, assign, find, unfit
 from orla_lg.core.pace import Speed
 from orla_lg.core.record import Record
 from orla_lg.core.view import BackendView
@@ -116,7 +116,7 @@ def asking(answer: str | Exception) -> Consultation:
 def placed(mapper: Mapper, ask: Ask, views: list[BackendView], judge: str | Exception = "0") -> Assignment:
     call = a_call(stage="node")
     call.ask, call.mappers = ask, (mapper,)
-    chosen = drive(assign(call, views, asking(judge)))
+    chosen = drive(assign(call, Seen(views), asking(judge)))
     assert isinstance(chosen, Assignment)
     return chosen
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import MAX_SLOTS, Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
 from orla_lg.core.control import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -49,10 +49,11 @@ class LlamaCppAdapter(OpenAIAdapter):
         plain = await super().probe()
         props = await self.get(self.root + "props")
         erasable = await self._can_erase()
-        slots = props.get("total_slots")
-        self._slots = slots if isinstance(slots, int) and slots > 0 else None
-        settings = props.get("default_generation_settings")
-        context = wire.count(settings.get("n_ctx")) if isinstance(settings, Mapping) else None
+        slots, context = (
+            whole(props.get("total_slots")),
+            whole(_part(props, "default_generation_settings").get("n_ctx")),
+        )
+        self._slots = slots if slots is not None and slots <= MAX_SLOTS else None
         return advised(
             plain,
             capabilities={
@@ -138,10 +139,10 @@ class LlamaCppAdapter(OpenAIAdapter):
     async def stats(self) -> EngineStats:
         """Count busy slots; the rest comes from ``--metrics``, if it has them."""
         try:
-            shown = wire.parse((await self.ask("GET", self.root + "slots")).content)
-        except (EngineRefused, wire.Garbage) as error:
-            raise BackendUnavailable(f"backend {self.backend.name!r} at {self.backend.url}: {error}") from error
-        slots = [slot for slot in shown if isinstance(slot, Mapping)] if isinstance(shown, list) else []
+            told = (await self.ask("GET", self.root + "slots")).json()
+        except (EngineRefused, ValueError) as error:
+            raise BackendUnavailable(str(error)) from error
+        slots = [slot for slot in told if isinstance(slot, Mapping)] if isinstance(told, list) else []
         metrics = await self.seen(self.root + "metrics")
         text = "" if metrics is None else metrics.text
         waiting = sample(text, "llamacpp:requests_deferred")
@@ -149,7 +150,7 @@ class LlamaCppAdapter(OpenAIAdapter):
         return EngineStats(
             running=sum(bool(slot.get("is_processing")) for slot in slots),
             waiting=None if waiting is None else int(waiting),
-            kv_tokens=sum(wire.count(slot.get("n_ctx")) or 0 for slot in slots) or None,
+            kv_tokens=sum(whole(slot.get("n_ctx")) or 0 for slot in slots) or None,
             prefix_queries=None if computed is None or hits is None else int(computed + hits),
             prefix_hits=None if hits is None else int(hits),
         )
@@ -159,7 +160,7 @@ class LlamaCppAdapter(OpenAIAdapter):
         shaped = {key: body[key] for key in ("messages", "tools") if key in body}
         prompt = (await self.post(self.root + "apply-template", shaped)).get("prompt")
         asked = {"content": prompt, "add_special": True, "parse_special": True}
-        return self.tokens_of(await self.post(self.root + "tokenize", asked))
+        return self.tokens_in(await self.post(self.root + "tokenize", asked))
 
 
 def _count(answer: httpx.Response | None, name: str) -> int | None:
@@ -185,11 +186,14 @@ def _drawn_at_start(props: Mapping[str, Any]) -> str:
 
 
 def _own(props: Mapping[str, Any]) -> Mapping[str, Any]:
-    settings = props.get("ui_settings")
-    return settings if isinstance(settings, Mapping) else {}
+    return _part(props, "ui_settings")
+
+
+def _part(props: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = props.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _vision(props: Mapping[str, Any]) -> bool | None:
-    modalities = props.get("modalities")
-    told = modalities.get("vision") if isinstance(modalities, Mapping) else None
+    told = _part(props, "modalities").get("vision")
     return told if isinstance(told, bool) else None

@@ -10,19 +10,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
 from orla_lg.core.control import Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
-from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg_ollama.stay import Stay
 
 LOAD_TIMEOUT_S = 600.0
@@ -35,7 +33,8 @@ LOOK_EVERY_S = 30.0
 """How often it is looked whether a model is still the one that was told to stay: others may have unloaded it."""
 
 _LATEST = ":latest"
-_NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})", re.MULTILINE)
+_WHICH = "`model` in this backend's settings would let that model be kept loaded and unloaded: several are installed"
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
 
 
 class OllamaAdapter(OpenAIAdapter):
@@ -44,23 +43,30 @@ class OllamaAdapter(OpenAIAdapter):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._model = backend.model or ""
-        """The backend's model, or the first that is installed."""
+        """The backend's model, or the only one that is installed; empty where that leaves several."""
         self._stay = Stay()
         self._looked_s = float("-inf")
         """When it was last seen loaded, as ``time.monotonic``."""
         self._is_telling = False
 
     async def probe(self) -> Probe:
-        """Ask for the installed models, what ours can, and the context it was loaded with."""
+        """Ask for the installed models, what ours can, and the context it was loaded with.
+
+        Where several are installed and the backend names none, any of them may be asked for: nothing that one of them
+        can or cannot is said of the backend, and none is kept loaded or unloaded.
+        """
         plain = await super().probe()
-        self._model = self.backend.model or next(iter(plain.models), "")
+        self._model = self.backend.model or (plain.models[0] if len(plain.models) == 1 else "")
         version = str((await self.peek(self.root + "api/version")).get("version") or "")
-        shown = await self._show()
+        shown = await self._show() if self._model else {}
         can = shown.get("capabilities")  # absent in versions that do not tell
         counts = _release(version) >= CACHED_TOKENS_SINCE
-        return replace(
+        short = {name.removesuffix(_LATEST): name for name in plain.models if name.endswith(_LATEST)}
+        ours = () if self._model else (Capability.KEEP, Capability.FLUSH_ALL, Capability.SLEEP)
+        return advised(
             plain,
-            models=_with_short_names(plain.models),
+            models=(*plain.models, *short),
+            aliases=short,
             capabilities={
                 **PLAIN_CAPABILITIES,
                 Capability.TOOLS: _support(not isinstance(can, list) or "tools" in can),
@@ -68,8 +74,10 @@ class OllamaAdapter(OpenAIAdapter):
                 Capability.KEEP: Support.EMULATED,
                 Capability.FLUSH_ALL: Support.EMULATED,
                 Capability.SLEEP: Support.NATIVE,
+                **dict.fromkeys(ours, Support.FLAG),
             },
-            context_tokens=await self._context(shown),
+            advice=dict.fromkeys(ours, _WHICH),
+            context_tokens=await self._context(shown) if self._model else None,
             vision="vision" in can if isinstance(can, list) else None,
             version=version,
         )
@@ -82,11 +90,9 @@ class OllamaAdapter(OpenAIAdapter):
 
     async def _context(self, shown: Mapping[str, Any]) -> int | None:
         """Return the context it runs with; what the model was trained for says nothing about that."""
-        loaded = (await self._loaded()).get("context_length")
-        if wire.count(loaded):
-            return wire.count(loaded)
+        loaded = whole((await self._loaded()).get("context_length"))
         set_to = _NUM_CTX.search(str(shown.get("parameters") or ""))
-        return int(set_to[1]) if set_to else None
+        return loaded if loaded is not None or set_to is None else whole(set_to[1])
 
     async def _loaded(self) -> Mapping[str, Any]:
         """Return what is told of our model while it is in memory; nothing if it is not."""
@@ -121,6 +127,8 @@ class OllamaAdapter(OpenAIAdapter):
 
     async def linger(self, keep_s: float) -> Effect | None:
         """Have the model stay for *keep_s* more seconds, with an order only where it would leave too soon."""
+        if not self._model:
+            return None
         self._stay.needed(keep_s, time.monotonic())
         if self._is_telling:
             return None  # who tells looks again at what is needed before it ends
@@ -145,11 +153,15 @@ class OllamaAdapter(OpenAIAdapter):
 
     async def sleep(self) -> Effect:
         """Unload the model: at once if it is idle, else when its last request has ended."""
+        if not self._model:
+            return Effect.UNSUPPORTED
         effect = await self._generate_nothing(Effect.FREED, keep_alive=0)
         return Effect.DEFERRED if effect is Effect.FREED and await self._loaded() else effect
 
     async def wake(self) -> Effect:
         """Load the model, for as long as the server keeps models by itself."""
+        if not self._model:
+            return Effect.UNSUPPORTED
         effect = await self._generate_nothing(Effect.RESTORED)
         return Effect.FAILED if effect is Effect.RESTORED and not await self._loaded() else effect
 
@@ -165,8 +177,8 @@ class OllamaAdapter(OpenAIAdapter):
 def _models(seen: httpx.Response | None) -> list[Mapping[str, Any]] | None:
     """Return the entries of ``/api/ps``; ``None`` where that was no answer."""
     try:
-        told = None if seen is None else wire.parse(seen.content)
-    except wire.Garbage:
+        told = None if seen is None else seen.json()
+    except ValueError:
         return None
     models = told.get("models") if isinstance(told, Mapping) else None
     return [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else None
@@ -187,11 +199,6 @@ def _support(works: bool) -> Support:
 
 def _full(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else name + _LATEST
-
-
-def _with_short_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names under which Ollama knows its models: ``latest`` need not be said."""
-    return names + tuple(name.removesuffix(_LATEST) for name in names if name.endswith(_LATEST))
 
 
 def _release(version: str) -> tuple[int, ...]:

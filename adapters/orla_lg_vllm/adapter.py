@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
 from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -35,6 +35,9 @@ PRIORITY_IGNORED_SINCE = (0, 11)
 MAX_PRIORITY = 2**63 - 1
 MAX_DIGITS = 15
 """Of a number of tokens."""
+
+MOST_BLOCK_TOKENS = 4096
+"""Of a block in the cache; a probing prompt is made twice as long as what the engine says."""
 
 _DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
 _ADVICE: Mapping[Capability, str] = {
@@ -100,8 +103,8 @@ class _Shown:
     @property
     def block_tokens(self) -> int:
         """How many tokens are cached or not cached together."""
-        sizes = [labels.get("block_size", "") for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
-        return max(map(_number, sizes), default=0) or 16
+        sizes = [whole(labels.get("block_size")) for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
+        return min(max((size for size in sizes if size), default=16), MOST_BLOCK_TOKENS)
 
 
 class VLLMAdapter(OpenAIAdapter):
@@ -269,9 +272,8 @@ class VLLMAdapter(OpenAIAdapter):
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Ask for the tokens of a chat, its template applied."""
         kept = ("model", "messages", "tools", "chat_template", "chat_template_kwargs")
-        return self.tokens_of(
-            await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
-        )
+        answer = await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
+        return self.tokens_in(answer)
 
     async def abort(self, call_id: str) -> bool:
         """End a chat completion; vLLM made its id out of ours and answers before it looks whether it knows it."""
@@ -320,13 +322,10 @@ def _on_cpu(shown: _Shown) -> bool:
 
 def _cache_tokens(labels: Mapping[str, str]) -> int:
     """Return what one engine's cache holds; models of mixed layers make it less than all blocks' tokens."""
-    told = _number(labels.get("kv_cache_size_tokens", ""))
-    return told or _number(labels.get("block_size", "")) * _number(labels.get("num_gpu_blocks", ""))
-
-
-def _number(said: str) -> int:
-    """Return a number as a label of metrics has it; 0 where it is none."""
-    return int(said) if said.isdecimal() and len(said) <= MAX_DIGITS else 0
+    if (told := whole(labels.get("kv_cache_size_tokens"))) is not None:
+        return told
+    size, count = whole(labels.get("block_size")), whole(labels.get("num_gpu_blocks"))
+    return size * count if size and count else 0
 
 
 def _release(version: str) -> tuple[int, ...]:

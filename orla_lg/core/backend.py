@@ -60,7 +60,7 @@ class Backend:
     url: str
     """The OpenAI-compatible base, usually ending in ``/v1``."""
     model: str | None = None
-    """The model to ask for; ``None`` takes the first that the engine serves."""
+    """The model to ask for; ``None`` takes the one that the code names if the engine serves it, else its only one."""
     engine: str = "openai"
     """The adapter, by its entry-point name in the group ``orla_lg.backends``."""
     api_key: _Key = None
@@ -235,6 +235,21 @@ class Effect(StrEnum):
     """It was asked, and no answer came: we closed before, or the adapter broke."""
 
 
+MAX_MODELS, MAX_NAME_CHARS, MAX_SLOTS = 10_000, 1_000, 4_096
+"""Of what an engine says of itself; more is not believed, for each of them sizes something here."""
+
+_MOST = 2**53
+
+
+def whole(said: object) -> int | None:
+    """Return a positive whole number that a peer said, if as a text; ``None`` where it said none."""
+    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) < len(str(_MOST)):
+        said = int(said)
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said <= _MOST else None
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What an engine said of itself when it was connected."""
@@ -259,6 +274,24 @@ class Probe:
     """What a saved cache fits to: it must not be restored where this differs. Empty where nothing can be saved."""
     advice: Mapping[Capability, str] = field(default_factory=dict)
     """For each capability that a flag or a plugin would bring: what to start the engine with."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names among ``models`` that are another one's, each with that one."""
+
+    def __post_init__(self) -> None:
+        """Leave out what cannot be right of what a peer said: decisions rely on the types of these fields."""
+        names = [name for name in self.models if isinstance(name, str) and name and len(name) <= MAX_NAME_CHARS]
+        object.__setattr__(self, "models", tuple(dict.fromkeys(names))[:MAX_MODELS])
+        for figure in ("context_tokens", "kv_tokens", "request_tokens", "slots"):
+            object.__setattr__(self, figure, whole(getattr(self, figure)))
+        if self.slots is not None and self.slots > MAX_SLOTS:
+            object.__setattr__(self, "slots", None)
+        if not isinstance(self.vision, bool):
+            object.__setattr__(self, "vision", None)
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """The models it serves, each under one name."""
+        return tuple(name for name in self.models if name not in self.aliases)
 
     def can(self, capability: Capability) -> bool:
         """Whether the capability works; one that the engine does not mention is assumed to."""
@@ -281,6 +314,21 @@ class Directions:
     stage: str = ""
     keep_s: float | None = None
     """For how long after this call its cache is expected to be of use; ``None`` where that is not known."""
+
+
+def model_asked(own: str | None, probe: Probe | None, in_code: str) -> str | None:
+    """Return the model to ask a backend for, never one that was guessed: ``None`` where several are left.
+
+    Args:
+        own: The backend's, by its configuration.
+        probe: What its engine said; one that lists no models may serve whatever the code names.
+        in_code: What the code names.
+    """
+    if own:
+        return own
+    if probe is None or not probe.models or in_code in probe.models:
+        return in_code
+    return probe.distinct[0] if len(probe.distinct) == 1 else None
 
 
 def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,6 +186,7 @@ class Desk:
             speed=self.pace.speed,
             load=None if self.load is None else self.load.wanted(self.health.probe),
             waiting_for_prefix=self._gate.waiting_for_prefix,
+            model=self.backend.model,
             resident=nothing if call is None else partial(self.resident_tokens, call),
         )
 

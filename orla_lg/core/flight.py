@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from orla_lg.core.backend import BackendAdapter, Capability, Directions
+from orla_lg.core.backend import BackendAdapter, Capability, Directions, model_asked
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.effects import Steps, Wait
+from orla_lg.core.mapping import several
 from orla_lg.core.memory import CacheEvent
 from orla_lg.core.record import CallEvent, Happening, Record, price
 from orla_lg.core.spending import NOTHING, used
-from orla_lg.errors import BackendUnavailable
+from orla_lg.errors import BackendUnavailable, MappingError
 
 if TYPE_CHECKING:
     from orla_lg.core.budgets import Promise
@@ -90,7 +91,15 @@ class Flight:
     # Before the engine
 
     def enter(self, desk: Desk, assignment: Assignment, *, holds_grant: bool) -> None:
-        """Take a place in the desk's queue; a call that comes back keeps its arrival number there."""
+        """Take a place in the desk's queue; a call that comes back keeps its arrival number there.
+
+        Raises:
+            MappingError: It shows only now that the backend serves several models, and none was named.
+        """
+        probe, model = desk.health.probe, assignment.model or desk.backend.model
+        if probe is not None and model_asked(model, probe, self.call.ask.model) is None:
+            where = f"stage {self.call.identity.stage!r} on backend {desk.backend.name!r}"
+            raise MappingError(f"{where}: {several(probe, self.call.ask.model)}")
         known = self._queued.order if self._queued is not None and self._desk is desk else None
         self._assignment, self._desk, self._entered_s = assignment, desk, self._serving.clock()
         self._booked = True
@@ -147,9 +156,8 @@ class Flight:
         """The model to ask the backend for."""
         if self._desk is None or self._assignment is None:
             return None
-        served = self._desk.health.probe.models if self._desk.health.probe else ()
-        own = self._desk.backend.model or (served[0] if served else self.call.ask.model)
-        return self._assignment.model or own
+        in_code, own = self.call.ask.model, self._assignment.model or self._desk.backend.model
+        return model_asked(own, self._desk.health.probe, in_code) or in_code
 
     @property
     def counts_streams(self) -> bool:

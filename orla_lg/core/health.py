@@ -130,6 +130,15 @@ class Health:
         return self.probe is not None and self.probe.incarnation != "" and now - self._learned_s > SILENT_S
 
     @property
+    def asked_for_s(self) -> float:
+        """Seconds since it was last asked."""
+        return self._clock() - self._probed_s
+
+    def ask_again(self) -> Future[None] | None:
+        """Start probing the engine unless it was asked just now; returns a future for the end of that probe."""
+        return self._probe_once(self._clock(), RETURN_AGAIN_S)
+
+    @property
     def asking(self) -> bool:
         """Whether a probe is under way."""
         return self._probing is not None

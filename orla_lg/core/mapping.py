@@ -11,11 +11,11 @@ its own call is queued, cached and recorded like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
-from orla_lg.core.backend import Capability, Probe
+from orla_lg.core.backend import Capability, Probe, model_asked
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
 from orla_lg.core.effects import Await, Steps
@@ -23,10 +23,15 @@ from orla_lg.core.view import BackendView, names
 from orla_lg.errors import MappingError, did_you_mean
 
 AUTO = "auto"
+BY_NAME = "explicit"
+"""The mapper of an assignment whose backends stand in a table."""
 
 CHARS_PER_TOKEN_AT_MOST = 12
 """No tokenizer in use packs natural text or code more densely; a prompt refused by it is surely too long."""
 
+
+SHOWN_MODELS = 20
+"""Of those that a backend serves, in a message."""
 
 MODEL_PATIENCE_S = 30.0
 """How long a model may take that is asked where a call runs; the call waits for it."""
@@ -68,6 +73,8 @@ class Planned:
     """In order of preference; empty where each call decides."""
     by: str
     """Who says so; a stage that no mapping names goes by the model named in its code, if it calls one at all."""
+    open: bool = False
+    """Whether a mapper that is asked before may choose any other backend."""
 
 
 def foretold(mapper: Mapper, stage: str) -> Planned | None:
@@ -81,7 +88,13 @@ def foretold(mapper: Mapper, stage: str) -> Planned | None:
 
 def at_each_call(mapper: object, stage: str, *among: str) -> Planned:
     """Return what is known of a mapper that decides at each call, *among* these backends if it names them."""
-    return Planned(stage, among, f"{type(mapper).__name__}, at each call")
+    return Planned(stage, among, f"{type(mapper).__name__}, at each call", open=not among)
+
+
+def _weighs_all(mapper: Mapper, stage: str) -> bool:
+    """Whether a mapper may choose any backend for a stage, and so should know what each of them is."""
+    said = foretold(mapper, stage)
+    return said is not None and (said.open or not said.backends)
 
 
 class Consultation:
@@ -122,46 +135,123 @@ class Consultation:
         )
 
 
-def assign(call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
+class Candidates(Protocol):
+    """The backends that a call may be mapped to, as they are seen now, and what it takes to see them better.
+
+    The waits are bounded, and for backends whose probe is under way only; ``core.candidates`` has them.
+    """
+
+    @property
+    def views(self) -> Sequence[BackendView]:
+        """Return how they are seen now."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing to wait for."""
+        ...
+
+    def met(self, name: str | None = None) -> Steps:
+        """Wait until backend *name*, or each of them, answered what it is."""
+        ...
+
+    def serving(self, model: str) -> Steps:
+        """Wait until it shows which backend the name of a model means."""
+        ...
+
+    def again(self, backends: Iterable[str]) -> Steps:
+        """Ask backends once more what they are, unless they were asked just now, and wait for that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Candidates that are known as well as they ever will be."""
+
+    views: Sequence[BackendView]
+    complete: bool = True
+
+    def met(self, name: str | None = None) -> Steps:  # noqa: D102
+        yield from ()
+
+    def serving(self, model: str) -> Steps:  # noqa: D102
+        yield from ()
+
+    def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
+        yield from ()
+
+
+def assign(call: Call, candidates: Candidates, ask: Consultation) -> Steps:
     """Return where *call* runs; ``None`` when nobody places it and it may pass.
 
     Raises:
         MappingError: The backend does not exist or cannot do what the call asks, or nobody places a call
             that may not pass.
     """
-    chosen: Assignment | None = None
-    for mapper in call.mappers:
-        if chosen := (yield from ask.mapper(mapper, call, backends)):
-            break
-    chosen = chosen or named_in_code(call.ask.model, backends)
+    chosen: Assignment | None = yield from _chosen(call, candidates, ask)
     if chosen is None:
         if call.may_pass:
             return None
-        known = {name for backend in backends for name in backend.models}
-        where = f"stage {call.identity.stage!r}" if call.identity.stage else "a call outside any graph"
+        known = {name for backend in candidates.views for name in backend.models}
         raise MappingError(
-            f"{where}: model {call.ask.model!r} is neither a backend nor served by one, "
+            f"{_caller(call)}: model {call.ask.model!r} is neither a backend nor served by one, "
             f"and no mapping names the stage{did_you_mean(call.ask.model, known)}"
         )
-    return _able(call, backends, chosen)
+    if not candidates.complete:
+        yield from candidates.met(chosen.backend)
+    faults = _faults(call, candidates.views, chosen)
+    if all(faults.values()):  # it may have been started anew since it was asked, or have another model by now
+        yield from candidates.again(faults)
+        faults = _faults(call, candidates.views, chosen)
+    return _able(call, candidates.views, chosen, faults)
 
 
-def _able(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> Assignment:
-    """Return *chosen* without the backends that cannot take the call; the first of its alternatives may step in."""
+def _chosen(call: Call, candidates: Candidates, ask: Consultation) -> Steps:
+    for mapper in call.mappers:
+        if not candidates.complete and _weighs_all(mapper, call.identity.stage):
+            yield from candidates.met()
+        chosen: Assignment | None = yield from ask.mapper(mapper, call, candidates.views)
+        if chosen is not None:
+            return chosen
+    if not candidates.complete:
+        yield from candidates.serving(call.ask.model)
+    return named_in_code(call.ask.model, candidates.views)
+
+
+def _caller(call: Call) -> str:
+    return f"stage {call.identity.stage!r}" if call.identity.stage else "a call outside any graph"
+
+
+def _faults(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> dict[str, list[str]]:
+    """Return why the call cannot run on what was chosen and on each alternative; nothing where it can.
+
+    Raises:
+        MappingError: One of them does not exist.
+    """
     asked = call.ask.given(chosen.parameters)
-    stage, first = f"stage {call.identity.stage!r}", chosen.backend
     faults: dict[str, list[str]] = {}
-    for name in (first, *chosen.alternatives):
+    for name in (chosen.backend, *chosen.alternatives):
         if (view := find(backends, name)) is None:
-            role = "chose backend" if name == first else "names alternative"
+            role = "chose backend" if name == chosen.backend else "names alternative"
             raise MappingError(
-                f"{stage}: mapper {chosen.mapper!r} {role} {name!r}, "
+                f"{_caller(call)}: mapper {chosen.mapper!r} {role} {name!r}, "
                 f"which does not exist{did_you_mean(name, names(backends))}"
             )
         faults[name] = unfit(asked, view, chosen.model)
+        if view.model is not None and chosen.model is None and chosen.mapper.endswith(BY_NAME):
+            faults[name] += unserved(view.model, view.probe)  # as ``wrap`` does, where it could
+    return faults
+
+
+def _able(
+    call: Call, backends: Sequence[BackendView], chosen: Assignment, faults: Mapping[str, Sequence[str]]
+) -> Assignment:
+    """Return *chosen* without the backends that cannot take the call; the first of its alternatives may step in."""
+    first = chosen.backend
     able = [name for name, found in faults.items() if not found]
     if not able:
-        said = ". ".join(f"{stage} on backend {name!r}: {'; '.join(found)}" for name, found in faults.items())
+        said = ". ".join(f"{_caller(call)} on backend {name!r}: {'; '.join(found)}" for name, found in faults.items())
+        asked = call.ask.given(chosen.parameters)
         others = [backend.name for backend in backends if not unfit(asked, backend, None)]
         raise MappingError(f"{said}. Backends that can: {', '.join(others) or 'none'}")
     to, *others = able
@@ -199,12 +289,38 @@ def find(backends: Sequence[BackendView], name: str) -> BackendView | None:
 
 def unfit(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
     """Return why *backend* cannot do what is asked; empty where it can, or has not said what it can."""
-    probe = backend.probe
+    return _model_faults(ask, backend, model) + lacks(ask, backend.probe)
+
+
+def _model_faults(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
+    if model is not None:
+        return unserved(model, backend.probe)
+    if backend.probe is not None and model_asked(backend.model, backend.probe, ask.model) is None:
+        return [several(backend.probe, ask.model)]
+    return []
+
+
+def unserved(model: str, probe: Probe | None) -> list[str]:
+    """Return a fault if an engine lists models and *model* is none of them."""
+    if probe is None or not probe.models or model in probe.models:
+        return []
+    return [f"model {model!r} is not served there{did_you_mean(model, probe.models)}"]
+
+
+def several(probe: Probe, in_code: str) -> str:
+    """Return what is wrong where neither the backend nor the code names one of several models."""
+    listed = ", ".join(probe.distinct[:SHOWN_MODELS]) + (", …" if len(probe.distinct) > SHOWN_MODELS else "")
+    return (
+        f"it serves several models ({listed}) and not {in_code!r}, which the code names; name one of them there, "
+        "or as the backend's model"
+    )
+
+
+def lacks(ask: Ask, probe: Probe | None) -> list[str]:
+    """Return what is asked and an engine cannot do, whatever its model; empty where it has not said what it can."""
     if probe is None:
         return []
     faults = []
-    if model is not None and probe.models and model not in probe.models:
-        faults.append(f"model {model!r} is not served there{did_you_mean(model, probe.models)}")
     if ask.json_schema and not probe.can(Capability.JSON_SCHEMA):
         faults.append("the engine cannot follow a JSON schema")
     if ask.tools and not probe.can(Capability.TOOLS):

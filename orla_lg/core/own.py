@@ -14,6 +14,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
+from orla_lg.core.mapping import Planned
 from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
 
@@ -29,6 +30,10 @@ class Ours:
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment:  # noqa: D102
         return Assignment(self.backend, mapper=self.stage, reason="a call of its own")
+
+    def foretell(self, stage: str) -> Planned:
+        """Return where it goes."""
+        return Planned(stage, (self.backend,), "a call of its own")
 
 
 class OwnCall:

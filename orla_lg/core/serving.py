@@ -8,7 +8,6 @@ out (``effects``) in a thread or in a task. So sync and async callers differ in 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import itertools
 import logging
 import os
@@ -26,10 +25,11 @@ from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background
 from orla_lg.core.budgets import LimitBook, LimitStatistics
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
+from orla_lg.core.candidates import Candidates
 from orla_lg.core.costs import CostBook, Costs
 from orla_lg.core.desk import BackendStatistics, Desk
 from orla_lg.core.dispatch import RetryPolicy
-from orla_lg.core.effects import Send, Sender, Steps, Wait
+from orla_lg.core.effects import Send, Sender, Steps
 from orla_lg.core.flight import Flight
 from orla_lg.core.foresight import Foresight
 from orla_lg.core.health import Clock
@@ -54,9 +54,6 @@ from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
 log = logging.getLogger("orla_lg")
-
-PROBE_PATIENCE_S = 3.0
-"""How long a first call waits for its backend to say what it is."""
 
 MANY_MODELS = 100
 
@@ -222,7 +219,6 @@ class Serving:
         try:
             if self.closed:
                 raise OrlaClosed(CLOSED)
-            yield from self._connect()
             assignment = yield from self._map(call)  # 2 map
             if assignment is None:
                 self._tell_unplaced(call)
@@ -247,7 +243,7 @@ class Serving:
     def _map(self, call: Call) -> Steps:
         # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.
         ask = Consultation(self.background, partial(self._own_call, call))
-        return (yield from assign(call, self.views(call), ask))
+        return (yield from assign(call, Candidates(self.desks, call, self.clock), ask))
 
     def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
         """Make a call of our own on the way of *call*, in its workflow and with its priority."""
@@ -269,13 +265,6 @@ class Serving:
         except BaseException as error:
             flight.finish(error)
             raise
-
-    def _connect(self) -> Steps:
-        """Let backends that were never reached say what they are, for a bounded time."""
-        for desk in self.desks.values():
-            if (probing := desk.health.connect()) is not None and desk.health.fault is None:
-                with contextlib.suppress(TimeoutError):  # the attempt itself will say it better
-                    yield Wait(probing, PROBE_PATIENCE_S)
 
     # Step 8, and what follows it
 

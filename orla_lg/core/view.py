@@ -38,6 +38,8 @@ class BackendView:
     """What the engine said of its own load when it was last asked."""
     waiting_for_prefix: int = 0
     """Of those waiting, who could have a place, but had better wait for a prefix that another call is prefilling."""
+    model: str | None = None
+    """The one that its configuration names."""
     resident: Callable[[], int] = field(default=nothing, repr=False)
     """Looks ``resident_tokens`` up, which not every mapper wants to know."""
 

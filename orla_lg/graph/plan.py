@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orla_lg.core.call import Ask
 from orla_lg.core.mappers.table import Rule, faults_of, parts_of, tables_of
-from orla_lg.core.mapping import Mapper, Planned, find, foretold, unfit
+from orla_lg.core.mapping import Mapper, Planned, find, foretold, lacks, unserved
 from orla_lg.core.view import BackendView
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
@@ -58,6 +58,8 @@ def _unserved(core: Core, views: Sequence[BackendView], stage: str, rule: Rule) 
     for name in rule.to:
         view, desk = find(views, name), core.serving.desks.get(name)
         if view is not None and desk is not None:
-            found = unfit(asked, view, desk.backend.model)
+            # Which of several models a stage asks for is in its code, and shows at its first call.
+            named = unserved(desk.backend.model, view.probe) if desk.backend.model else []
+            found = named + lacks(asked, view.probe)
             faults += [f"stage {stage!r} on backend {name!r}: {fault}" for fault in found]
     return faults

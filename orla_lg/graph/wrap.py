@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
@@ -38,6 +41,8 @@ def wrap(
 ) -> Any:
     """Return a compiled graph of the same type and behaviour whose model calls are served by *core*.
 
+    Of a binding (``graph.with_retry()``) it returns the same binding, with the graph in it wrapped.
+
     Raises:
         MappingError: The mapping cannot work, as far as that shows now.
         ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
@@ -45,6 +50,8 @@ def wrap(
     """
     if hints is not None and not callable(hints):
         raise ConfigError(f"hints must be a function of (stage, state), got {type(hints).__name__}")
+    if is_binding(graph):
+        return _rebound(graph, lambda part: wrap(core, signals, part, mapper=mapper, hints=hints, limits=limits))
     whole = compiled(graph)
     if core.disabled:
         return whole
@@ -79,6 +86,37 @@ def compiled(graph: Any) -> AnyPregel:
     if not isinstance(made, Pregel):
         raise OrlaError(f"expected a StateGraph or a compiled LangGraph graph, got {type(graph).__name__}")
     return made
+
+
+def is_binding(runnable: Any) -> bool:
+    """Whether *runnable* hands its calls on to a compiled graph, at whatever depth."""
+    inner = _inner(runnable)
+    return inner is not None and (isinstance(inner, Pregel) or is_binding(inner))
+
+
+def graph_in(graph: Any) -> AnyPregel:
+    """Return *graph*, compiled if it was not; of a binding, the graph in it.
+
+    Raises:
+        OrlaError: It is no LangGraph graph, and no binding of one.
+    """
+    return graph_in(_inner(graph)) if is_binding(graph) else compiled(graph)
+
+
+def _inner(runnable: Any) -> Any:
+    if isinstance(runnable, RunnableBindingBase | RunnableEachBase):
+        return runnable.bound
+    return runnable.runnable if isinstance(runnable, RunnableWithFallbacks) else None
+
+
+def _rebound(binding: Any, wrapped: Callable[[Any], Any]) -> Any:
+    """Return a copy of *binding* around *wrapped* of what it binds, and of those of its fallbacks that are graphs."""
+    if not isinstance(binding, RunnableWithFallbacks):
+        return binding.model_copy(update={"bound": wrapped(binding.bound)})
+    fallbacks = [
+        wrapped(each) if isinstance(each, Pregel) or is_binding(each) else each for each in binding.fallbacks
+    ]
+    return binding.model_copy(update={"runnable": wrapped(binding.runnable), "fallbacks": fallbacks})
 
 
 def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast:

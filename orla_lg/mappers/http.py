@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from orla_lg.core.bounded import parse_json, read_body
 from orla_lg.core.breaker import Breaker, BreakerPolicy
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mapping import find, unfit
@@ -50,6 +51,10 @@ BREAKER = BreakerPolicy(failures=3, pause_s=1.0, max_pause_s=30.0)
 """After so many failures in a row the service is left alone for a while: a dead one costs no call its time-out."""
 
 
+MAX_BYTES = 64 * 1024
+"""An answer names a few backends; a longer one is not read."""
+
+
 class Misanswered(Exception):
     """The service answered what cannot be used; ``kind`` says how it is counted."""
 
@@ -60,6 +65,8 @@ class Misanswered(Exception):
 
 class HttpMapper:
     """Asks a URL where a call runs; whatever goes wrong there, the call is mapped as if it had declined.
+
+    An answer is read up to ``MAX_BYTES``, and a call waits for the whole of it no longer than ``timeout_s``.
 
     Put it before a table: ``First(HttpMapper(url), ExplicitMapper({...}))``.
 
@@ -109,10 +116,10 @@ class HttpMapper:
             chosen = _read(answer, call, backends)
         except (TimeoutError, httpx.TimeoutException):
             self._failed("timeout", f"no answer in {self.timeout_s} s")
-        except httpx.HTTPError as error:
-            self._failed("error", f"{type(error).__name__}: {error}")
         except Misanswered as error:
             self._failed(error.kind, str(error))
+        except Exception as error:  # noqa: BLE001 - a service only advises: nothing of it may fail the call
+            self._failed("error", f"{type(error).__name__}: {error}")
         else:
             self._succeeded("declined" if chosen is None else "answered")
             return chosen
@@ -121,8 +128,8 @@ class HttpMapper:
     def statistics(self) -> dict[str, int]:
         """Return how often it was asked, answered, declined and skipped, and how often it failed in which way.
 
-        Ways to fail: ``timeout``, ``error`` (of the connection, the status or the JSON), ``unknown`` (no backend has
-        that name) and ``unfit`` (that backend cannot do what the call asks).
+        Ways to fail: ``timeout``, ``error`` (of the connection, the status, the size or the JSON), ``unknown`` (no
+        backend has that name) and ``unfit`` (that backend cannot do what the call asks).
         """
         with self._lock:
             return dict(self._counts)
@@ -131,16 +138,24 @@ class HttpMapper:
         return f"HttpMapper({self._where!r}, timeout_s={self.timeout_s})"
 
     async def _asked(self, call: Call, backends: Sequence[BackendView]) -> Any:
-        async with httpx.AsyncClient(headers=self._headers, timeout=self.timeout_s, verify=self._tls) as http:
-            response = await http.post(self.url, json=question(call, backends))
-        if response.status_code == httpx.codes.NO_CONTENT:
-            return {"backend": None}
-        if not response.is_success:
-            raise Misanswered("error", f"status {response.status_code}")
+        # Escaped, for ids may hold what UTF-8 cannot (lone surrogates).
+        asked = json.dumps(question(call, backends)).encode()
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._headers}
+        async with (
+            httpx.AsyncClient(headers=headers, timeout=self.timeout_s, verify=self._tls) as http,
+            http.stream("POST", self.url, content=asked) as response,
+        ):
+            if response.status_code == httpx.codes.NO_CONTENT:
+                return {"backend": None}
+            if not response.is_success:
+                raise Misanswered("error", f"status {response.status_code}")
+            data = await read_body(response, MAX_BYTES)
         try:
-            return response.json()
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Misanswered("error", f"{len(response.content)} bytes that are no JSON") from error
+            return parse_json(data)
+        except ValueError as error:
+            raise Misanswered(
+                "error", f"{len(data)} bytes that are no JSON, or none that is read: {error}"
+            ) from error
 
     def _succeeded(self, kind: str) -> None:
         with self._lock:
@@ -229,7 +244,7 @@ def _read(answer: Any, call: Call, backends: Sequence[BackendView]) -> Assignmen
     return Assignment(
         view.name,
         mapper="http",
-        reason=str(answer.get("reason") or "")[:300],
+        reason=_sayable(answer.get("reason")),
         alternatives=tuple(each for each in others if isinstance(each, str) and find(backends, each) is not None),
         considered=tuple(
             Considered(
@@ -240,3 +255,8 @@ def _read(answer: Any, call: Call, backends: Sequence[BackendView]) -> Assignmen
             for each in backends
         ),
     )
+
+
+def _sayable(reason: Any) -> str:
+    """Return a reason as records keep it; empty where it is no text."""
+    return reason[:300].encode(errors="replace").decode() if isinstance(reason, str) else ""

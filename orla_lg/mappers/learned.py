@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import httpx
 
+from orla_lg.core.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mappers.table import unknown_backends
 from orla_lg.core.mapping import Planned, at_each_call
@@ -33,6 +34,8 @@ log = logging.getLogger("orla_lg")
 FORMAT = "orla-lg learned mapper"
 FORMAT_VERSION = 1
 MAX_BUCKETS = 1 << 20
+MAX_BYTES = 4 * 1024 * 1024
+"""Of an engine's answer with one vector."""
 
 
 def sigmoid(logit: float) -> float:
@@ -353,7 +356,7 @@ class EmbeddingMapper(_TwoWays):
             raise ConfigError(f"EmbeddingMapper: timeout_s must be positive, got {timeout_s}")
         self.timeout_s = timeout_s
         self._url = f"{(url or self.model.endpoint.url).rstrip('/')}/embeddings"
-        self._headers = {"authorization": f"Bearer {api_key}"}
+        self._headers = {"authorization": f"Bearer {api_key}", "accept-encoding": "identity"}
         # A client belongs to its loop, and calls come from many: each call has its own. What is dear in one is TLS.
         self._tls = ssl.create_default_context()
         self.failures = 0
@@ -365,7 +368,7 @@ class EmbeddingMapper(_TwoWays):
         try:
             async with asyncio.timeout(self.timeout_s):
                 embedding = await self._embedding(prompt.text)
-        except (TimeoutError, httpx.HTTPError, ConfigError) as error:
+        except Exception as error:  # noqa: BLE001 - an engine that gives no vector must not fail the call it is for
             self.failures += 1
             if self.failures == 1:
                 log.warning("EmbeddingMapper declines: %s: %s; later failures are only counted",
@@ -375,9 +378,14 @@ class EmbeddingMapper(_TwoWays):
 
     async def _embedding(self, text: str) -> list[float]:
         assert self.model.endpoint is not None
-        async with httpx.AsyncClient(headers=self._headers, timeout=self.timeout_s, verify=self._tls) as http:
-            response = await http.post(self._url, json={"model": self.model.endpoint.model, "input": sendable(text)})
-        return embedding_of(response, len(self.model.embedding))
+        asked = {"model": self.model.endpoint.model, "input": sendable(text)}
+        async with (
+            httpx.AsyncClient(headers=self._headers, timeout=self.timeout_s, verify=self._tls) as http,
+            http.stream("POST", self._url, json=asked) as response,
+        ):
+            data = await read_body(response, MAX_BYTES) if response.is_success else b""
+        read = httpx.Response(response.status_code, content=data, request=response.request)
+        return embedding_of(read, len(self.model.embedding))
 
 
 def embedding_of(response: httpx.Response, dimensions: int = 0) -> list[float]:
@@ -389,8 +397,8 @@ def embedding_of(response: httpx.Response, dimensions: int = 0) -> list[float]:
     if not response.is_success:
         raise ConfigError(f"{response.url.host} answers /embeddings with status {response.status_code}")
     try:
-        vector = list(_numbers("embedding", response.json()["data"][0]["embedding"]))
-    except (ValueError, LookupError, TypeError) as error:
+        vector = list(_numbers("embedding", parse_json(response.content)["data"][0]["embedding"]))
+    except (ArithmeticError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{response.url.host} answers /embeddings with no vector") from error
     if not vector or (dimensions and len(vector) != dimensions):
         raise ConfigError(f"the embedding has {len(vector)} numbers instead of {dimensions or 'some'}")

@@ -6,8 +6,9 @@ An adapter for such an engine is a page: what it is (``probe``), what to tell it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.bounded import OutOfBounds, parse_json, read_body
 from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.control import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
@@ -26,6 +28,9 @@ from orla_lg.openai_api.home import Home, Upgrade, certificates
 TIMEOUT_S = 5.0
 """For questions that an engine answers at once."""
 
+MAX_BYTES = 16 * 1024 * 1024
+"""Of an answer to such a question; a long prompt's tokens take a tenth of that."""
+
 PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
     **dict.fromkeys(Capability, Support.UNSUPPORTED),
     Capability.JSON_SCHEMA: Support.NATIVE,
@@ -35,6 +40,18 @@ PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
     Capability.WARM: Support.EMULATED,
 }
 """What OpenAI's API promises; a warm-up is a request for one token."""
+
+
+class Answer(httpx.Response):
+    """A short answer, read within bounds."""
+
+    def json(self, **_: Any) -> Any:
+        """Return what its JSON says.
+
+        Raises:
+            ValueError: It is no JSON, or none that is read.
+        """
+        return parse_json(self.content)
 
 
 class OpenAIAdapter:
@@ -55,13 +72,21 @@ class OpenAIAdapter:
     async def probe(self) -> Probe:
         """Ask which models are served."""
         listed = (await self.get("models")).get("data")
-        models = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        lengths = [length for entry in models if (length := wire.count(entry.get("max_model_len")))]
+        entries = listed if isinstance(listed, list) else ()
+        models = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return Probe(
-            models=tuple(entry["id"] for entry in models if isinstance(entry.get("id"), str)),
+            models=tuple(entry["id"] for entry in models),
+            aliases=_same_models(models),
             capabilities=PLAIN_CAPABILITIES,
-            context_tokens=min(lengths, default=None),
+            context_tokens=self._context_of(models),
         )
+
+    def _context_of(self, models: Sequence[Mapping[str, Any]]) -> int | None:
+        """Return the context of the backend's model; of several, the longest: any of them may be asked for."""
+        ours = [entry for entry in models if entry["id"] == self.backend.model] or models
+        lengths = [whole(entry.get("max_model_len")) for entry in ours]
+        known = [length for length in lengths if length is not None]
+        return max(known) if known and len(known) == len(lengths) else None
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
         """Add nothing: a field that an unknown engine may refuse is not sent to it."""
@@ -156,7 +181,14 @@ class OpenAIAdapter:
         """
         return _object(await self.ask("POST", path, body, timeout_s=timeout_s), self._where, path)
 
-    def tokens_of(self, answer: Mapping[str, Any]) -> list[int]:
+    async def peek(self, path: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """GET an object that may not be there; empty if the engine says no in any way."""
+        try:
+            return _object(await self.ask("GET", path, timeout_s=timeout_s), self._where, path)
+        except (EngineRefused, BackendUnavailable):
+            return {}
+
+    def tokens_in(self, answer: Mapping[str, Any]) -> list[int]:
         """Return the tokens in an engine's answer to ``tokenize``.
 
         Raises:
@@ -164,17 +196,10 @@ class OpenAIAdapter:
         """
         tokens = answer.get("tokens")
         counted = [wire.count(token) for token in tokens] if isinstance(tokens, list) else [None]
-        whole = [token for token in counted if token is not None]
-        if len(whole) < len(counted):
+        known = [token for token in counted if token is not None]
+        if len(known) < len(counted):
             raise BackendUnavailable(f"{self._where}: tokenize answered no tokens, but {sorted(answer)}"[:500])
-        return whole
-
-    async def peek(self, path: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-        """GET an object that may not be there; empty if the engine says no in any way."""
-        try:
-            return _object(await self.ask("GET", path, timeout_s=timeout_s), self._where, path)
-        except (EngineRefused, BackendUnavailable):
-            return {}
+        return known
 
     async def takes(self, path: str, body: Mapping[str, Any] | None = None) -> bool:
         """POST what does no harm, and return whether the engine took it."""
@@ -194,20 +219,28 @@ class OpenAIAdapter:
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> httpx.Response:
-        """Send one short request.
+        """Send one short request; the whole of its answer takes *timeout_s* seconds and ``MAX_BYTES`` at most.
 
         Raises:
-            BackendUnavailable: The engine does not answer.
+            BackendUnavailable: The engine does not answer, or with too much.
             EngineRefused: It answered with an error status.
         """
         try:
-            async with self._conversation(path) as http:
-                response = await http.request(method, path, json=body, timeout=timeout_s)
-        except Upgrade:  # known from now on
-            async with self._conversation(path) as http:
-                response = await http.request(method, path, json=body, timeout=timeout_s)
-        self._heed_status(f"{method} {path}", response)
-        return response
+            async with asyncio.timeout(timeout_s):
+                try:
+                    answer = await self._asked(method, path, body, timeout_s)
+                except Upgrade:  # known from now on
+                    answer = await self._asked(method, path, body, timeout_s)
+        except TimeoutError as error:
+            raise BackendUnavailable(f"{self._where}: {path} was not answered within {timeout_s:g} s") from error
+        except OutOfBounds as error:
+            raise BackendUnavailable(f"{self._where}: {path}: {error}") from error
+        self._heed_status(f"{method} {path}", answer)
+        return answer
+
+    async def _asked(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
+        async with self._conversation(path) as http:
+            return await _read(http, method, path, body, timeout_s)
 
     async def effect_of(
         self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
@@ -235,7 +268,8 @@ class OpenAIAdapter:
     @asynccontextmanager
     async def _conversation(self, path: str) -> AsyncIterator[httpx.AsyncClient]:
         key = self.key_for(path)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # What is read within bounds comes as it is.
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         try:
             async with httpx.AsyncClient(
                 base_url=self.backend.url,
@@ -292,9 +326,32 @@ def advised(probe: Probe, **more: Any) -> Probe:
 
 def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
     try:
-        parsed = wire.parse(response.content)
-    except wire.Garbage as error:
+        parsed = response.json()
+    except ValueError as error:
         raise BackendUnavailable(f"{where}: {path} answered no JSON; is this an OpenAI-style URL?") from error
     if not isinstance(parsed, dict):
         raise BackendUnavailable(f"{where}: {path} answered {type(parsed).__name__}, expected an object")
     return parsed
+
+
+async def _read(
+    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+) -> Answer:
+    async with http.stream(method, path, json=body, timeout=timeout_s) as response:
+        data = await read_body(response, MAX_BYTES)
+    packing = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
+    return Answer(response.status_code, headers=headers, content=data, request=response.request)
+
+
+def _same_models(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the names that mean a model already listed under another: vLLM lists all ``--served-model-name``."""
+    first: dict[str, str] = {}
+    aliases = {}
+    for entry in models:
+        root = entry.get("root")
+        if not isinstance(root, str) or not root or entry.get("parent") is not None:
+            continue
+        if (known := first.setdefault(root, entry["id"])) != entry["id"]:
+            aliases[entry["id"]] = known
+    return aliases

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import re
 from collections.abc import Iterator
+from math import isfinite, nan
 
 _SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def samples(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
-    """Yield labels and value of each sample called *name* that is a number; counters may carry ``_total``."""
+    """Yield labels and value of each sample called *name* that is a finite number; counters may carry ``_total``."""
     for found in _SAMPLE.finditer(text):
-        if found["name"] in (name, f"{name}_total"):
-            with contextlib.suppress(ValueError):
-                if math.isfinite(value := float(found["value"])):
-                    yield dict(_LABEL.findall(found["labels"] or "")), value
+        if found["name"] in (name, f"{name}_total") and isfinite(value := _number(found["value"])):
+            yield dict(_LABEL.findall(found["labels"] or "")), value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return nan
 
 
 def sample(text: str, name: str) -> float | None:

@@ -22,6 +22,7 @@ from orla_lg_sglang import SGLangAdapter
 from orla_lg_sim import EngineParameters, SimAdapter, SimServer
 from orla_lg_vllm import VLLMAdapter
 from tests.wire.machine import Machine
+from tests.wire.ollama_server import MODEL as OLLAMA_MODEL
 from tests.wire.ollama_server import OllamaFlags, OllamaServer
 from tests.wire.sglang_server import SGLangFlags, SGLangServer
 from tests.wire.vllm_server import VLLMFlags, VLLMServer
@@ -99,7 +100,7 @@ def sglang(blocks: int = 16_384, **flags: Any) -> Iterator[BackendAdapter]:
 @contextmanager
 def ollama(**flags: Any) -> Iterator[BackendAdapter]:
     with OllamaServer(OllamaFlags(**flags)) as server:
-        yield OllamaAdapter(Backend("main", server.url, engine="ollama"))
+        yield OllamaAdapter(Backend("main", server.url, OLLAMA_MODEL, engine="ollama"))
 
 
 @contextmanager

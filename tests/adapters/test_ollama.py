@@ -108,7 +108,20 @@ async def test_the_probe_neither_loads_the_model_nor_keeps_it() -> None:
         assert not server.asked("/v1/chat/completions") and not server.asked("/api/generate")
 
 
-@pytest.mark.parametrize("name", ["stand-in", MODEL, None])
+async def test_where_several_are_installed_and_none_is_named_nothing_is_said_of_the_first(
+    server: OllamaServer,
+) -> None:
+    adapter = of(server, model=None)
+    probe = await adapter.probe()
+    assert (probe.context_tokens, probe.vision, probe.distinct) == (None, None, (MODEL, "other:7b"))
+    assert probe.can(Capability.TOOLS) and not probe.can(Capability.SLEEP)
+    assert "`model`" in probe.advice[Capability.KEEP]
+    assert [await adapter.sleep(), await adapter.wake(), await adapter.linger(60.0)] == [Effect.UNSUPPORTED] * 2 + [
+        None
+    ]
+
+
+@pytest.mark.parametrize("name", ["stand-in", MODEL])
 async def test_the_model_is_known_by_its_short_name_too(server: OllamaServer, name: str | None) -> None:
     adapter = of(server, model=name)
     assert (await adapter.probe()).context_tokens == 4096

@@ -119,9 +119,17 @@ def test_an_engine_that_cannot_follow_a_schema_is_asked_for_a_word(serve: Any) -
         ("It is simple", True),
         ("<think>is it complex?</think> simple", True), ("<think>simple or", None), ("yes", None), ("", None),
         ("10", None), ("simplest", None),
+        ("simple\n\nIt asks for a lookup.", True), ("Answer: complex", False), ("The request is simple.", True),
+        ("\"0\"", True), ("The final answer is 1", False),
+        ("not simple", None), ("It is not simple", None), ("This isn't simple.", None), ("simple? no", None),
+        ("not complex", None), ("neither simple nor complex", None), ("simple or complex", None),
+        ("simple, but needs several steps", None), ("simple\nActually complex", None), ("simple\nnot", None),
+        ("simple\nIt isn’t easy", None), ("far from simple", None), ("anything but simple", None),
+        ("seems simple", None), ("probably simple", None), ("complex; not simple", None), ("0 or 1", None),
+        ("0.9", None), ("-0", None), ("simple complex", None), ("no", None), ("unsimple", None),
     ],
 )  # fmt: skip
-def test_a_word_is_read_leniently(answer: str, simple: bool | None) -> None:
+def test_a_verdict_is_a_word_and_nothing_that_takes_it_back(answer: str, simple: bool | None) -> None:
     assert parse(answer) is simple
 
 

@@ -18,7 +18,7 @@ from orla_lg.core.mappers.table import (
     stage_mapper,
     tables_of,
 )
-from orla_lg.core.mapping import assign
+from orla_lg.core.mapping import Seen, assign
 from orla_lg.errors import ConfigError, MappingError
 
 from .fakes import a_call, a_view, ask_nobody, decide
@@ -126,4 +126,4 @@ def test_alternatives_must_be_able_to_do_what_the_parameters_ask() -> None:
     unable = a_view("unable", probe=Probe(capabilities={Capability.JSON_SCHEMA: Support.UNSUPPORTED}))
     call = a_call()
     call.mappers = (ExplicitMapper({"*": {"to": ["light", "unable", "heavy"], **schema}}),)
-    assert drive(assign(call, [*VIEWS, unable], ask_nobody())).alternatives == ("heavy",)
+    assert drive(assign(call, Seen([*VIEWS, unable]), ask_nobody())).alternatives == ("heavy",)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from orla_lg.core import mapping
-from orla_lg.core.backend import Capability, Cost, Probe, Support
+from orla_lg.core.backend import Capability, Cost, Probe, Support, model_asked
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
 from orla_lg.core.effects import drive
@@ -28,7 +30,7 @@ def call(stage: str = "sub|node", model: str = "auto", *mappers: object, **ask: 
 
 
 def assign(call: Call, views: list[BackendView]) -> Assignment | None:
-    return drive(mapping.assign(call, views, Consultation(Background(), lambda *asked: iter(()))))
+    return drive(mapping.assign(call, mapping.Seen(views), Consultation(Background(), lambda *asked: iter(()))))
 
 
 VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]
@@ -52,7 +54,7 @@ def test_a_stage_is_found_by_key_then_node_then_star(table: dict[str, str], stag
 def test_a_list_names_alternatives_and_those_that_cannot_are_left_out() -> None:
     unable = view("unable", capabilities={Capability.TOOLS: Support.FLAG})
     mapper = ExplicitMapper({"*": ["light", "unable", "heavy"]})
-    found = assign(call("s", "auto", mapper, tools=True), [*VIEWS, unable])
+    found = assign(call("s", "big", mapper, tools=True), [view("light", "m1"), VIEWS[1], unable])
     assert (found.backend, found.alternatives, found.reason) == ("light", ("heavy",), "mapping['*']")
 
 
@@ -103,7 +105,7 @@ def test_an_engine_that_has_not_answered_is_asked_for_its_own_model() -> None:
     [
         (Assignment("haevy"), "chose backend 'haevy', which does not exist; did you mean 'heavy'"),
         (Assignment("light", alternatives=("haevy",)), "names alternative 'haevy'.*did you mean 'heavy'"),
-        (Assignment("light", model="m3"), r"model 'm3' is not served there.*Backends that can: light, heavy, spare"),
+        (Assignment("light", model="m3"), r"model 'm3' is not served there.*Backends that can: heavy"),
     ],
 )
 def test_a_mapper_that_errs_is_told(chosen: Assignment, message: str) -> None:
@@ -117,7 +119,7 @@ def test_a_mapper_that_errs_is_told(chosen: Assignment, message: str) -> None:
 
 def test_a_mapper_may_decline_and_the_next_answers() -> None:
     declines, answers = ExplicitMapper({"x": "heavy"}), ExplicitMapper({"s": "spare"})
-    assert assign(call("s", "auto", declines, answers), VIEWS).backend == "spare"
+    assert assign(call("s", "m2", declines, answers), VIEWS).backend == "spare"
 
 
 def test_what_an_engine_cannot_do() -> None:
@@ -134,3 +136,67 @@ def test_a_picture_is_not_a_long_text() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, picture]}]
     assert unfit(Ask("m", messages), view("small", "m", context_tokens=100), None) == []
+
+
+# The model asked for
+
+
+@pytest.mark.parametrize(
+    ("own", "served", "in_code", "asked"),
+    [
+        ("mine", ("a", "b"), "a", "mine"),
+        (None, ("bge-embed", "qwen3:8b"), "qwen3:8b", "qwen3:8b"),
+        (None, ("only",), "gpt-4o", "only"),
+        (None, ("a", "b"), "gpt-4o", None),
+        (None, ("a", "b"), "auto", None),
+        (None, (), "gpt-4o", "gpt-4o"),
+        ("", ("only",), "gpt-4o", "only"),
+    ],
+)
+def test_the_model_is_the_backends_else_the_codes_else_the_only_one_and_never_a_guess(
+    own: str | None, served: tuple[str, ...], in_code: str, asked: str | None
+) -> None:
+    assert model_asked(own, Probe(served), in_code) == asked
+    assert model_asked(own, None, in_code) == (own or in_code), "an engine that has not answered"
+
+
+def test_several_names_of_one_model_are_no_choice() -> None:
+    assert model_asked(None, Probe(("m:latest", "m"), aliases={"m": "m:latest"}), "gpt-4o") == "m:latest"
+    assert model_asked(None, Probe(("m:latest", "m"), aliases={"m": "m:latest"}), "m") == "m"
+
+
+def test_where_several_are_left_the_error_names_stage_backend_and_models() -> None:
+    several = view("ollama", "bge-embed", "qwen3:8b")
+    with pytest.raises(MappingError, match=r"stage 's' on backend 'ollama': .*\(bge-embed, qwen3:8b\).*'gpt-4o'"):
+        assign(call("s", "gpt-4o", ExplicitMapper({"*": "ollama"})), [several])
+    with pytest.raises(MappingError, match="Backends that can: heavy"):
+        assign(call("s", "auto"), [several, VIEWS[1]])
+    stepping_in = assign(call("s", "gpt-4o", ExplicitMapper({"*": ["ollama", "heavy"]})), [several, VIEWS[1]])
+    assert stepping_in.backend == "heavy" and "'ollama' cannot: it serves several models" in stepping_in.reason
+    assert len(str(unfit(Ask("x", []), view("b", *map(str, range(10_000))), None))) < 400
+
+
+# What a peer says of itself
+
+
+@pytest.mark.parametrize("said", ["4096", 4096, 4096.0])
+def test_a_number_is_a_number_however_it_is_written(said: Any) -> None:
+    assert Probe(context_tokens=said).context_tokens == 4096
+    long = Ask("m", [{"role": "user", "content": "x" * 100_000}])
+    assert "its context holds 4096" in str(unfit(long, view("small", "m", context_tokens=said), None))
+
+
+@pytest.mark.parametrize(
+    "said", ["long", "", -1, 0, 1.5, float("nan"), float("inf"), True, [], {}, "9" * 5000, 10**400]
+)
+def test_what_cannot_be_a_figure_was_not_said(said: Any) -> None:
+    figures = ("context_tokens", "kv_tokens", "request_tokens", "slots")
+    probe = Probe(models=("m", said, "m"), vision=said if said is not True else 1, **dict.fromkeys(figures, said))
+    assert [getattr(probe, figure) for figure in figures] == [None] * 4 and probe.vision is None
+    assert unfit(Ask("m", [{"role": "user", "content": "x" * 100_000}]), BackendView(
+        "b", ("b",), probe, Cost(), None, 0, 0, None), None) == []  # fmt: skip
+
+
+def test_what_a_peer_says_sizes_nothing_without_a_bound() -> None:
+    probe = Probe(models=tuple(map(str, range(100_000))), slots=10**9)
+    assert (len(probe.models), probe.slots) == (10_000, None)

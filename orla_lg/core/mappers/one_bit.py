@@ -40,14 +40,21 @@ KEEP = 10_000
 JUDGED_CHARS = 8_000
 """So much of a text is shown to the judge: its beginning and its end."""
 
-_VERDICT = re.compile(r"\b(?:(?P<simple>simple|0)|(?P<complex>complex|1))\b", re.IGNORECASE)
+_VERDICT = re.compile(
+    r"(?:(?:(?:the |this |my )?(?:final )?(?:request|question|task|answer|verdict)|it|this|that)(?: is|:|'s)? )?"
+    r"(?:(?P<simple>simple|0)|complex|1)"
+)
+"""A whole line that says nothing but the verdict."""
+_OTHERWISE = re.compile(r"\b(?:simple|complex|not|no|but|however|although|though|unless|or|maybe|perhaps)\b|n['’]t\b")
+"""A word behind the verdict that may take it back."""
+_MARKS = " \t*_`\"'“”‘’#>()[]{}.!,;:"
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class OneBitStageMapper:
     """Sends simple requests to one backend and complex ones to another.
 
-    A judge that fails, or says neither, makes a request complex: that costs money and never quality.
+    A judge that fails, or says neither in so many words, makes a request complex: that costs money and never quality.
 
     Args:
         simple: The backend for simple requests.
@@ -164,9 +171,14 @@ def _follows_schemas(judge: BackendView | None) -> bool:
 
 
 def parse(answer: str) -> bool | None:
-    """Return whether *answer* says simple; ``None`` if it says neither. The first word that says it counts."""
-    found = _VERDICT.search(_THOUGHT.sub(" ", answer))
-    return None if found is None else found["simple"] is not None
+    """Return whether *answer* says simple; ``None`` if that is not clear.
+
+    Its first line is the verdict and nothing else, and what follows takes nothing back: a negation, a condition or
+    the other word anywhere is no verdict.
+    """
+    first, _, rest = _THOUGHT.sub(" ", answer).strip().casefold().partition("\n")
+    found = _VERDICT.fullmatch(" ".join(first.strip(_MARKS).replace("*", "").split()))
+    return None if found is None or _OTHERWISE.search(rest) else found["simple"] is not None
 
 
 def last_user_text(messages: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from orla_lg.core.checked import is_number
 from orla_lg.core.effects import Steps
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.mappers.need import NEED_KEYS, NeedMapper
-from orla_lg.core.mapping import Consultation, Mapper, Planned, foretold
+from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
@@ -141,7 +141,10 @@ class First:
         said = [each for mapper in self.mappers if (each := foretold(mapper, stage)) is not None]
         sure = next((n for n, each in enumerate(said) if each.backends), len(said) - 1)
         asked = said[: sure + 1]
-        return Planned(stage, asked[-1].backends, "; else ".join(each.by for each in asked)) if asked else None
+        if not asked:
+            return None
+        may_be_any = any(each.open or not each.backends for each in asked)
+        return Planned(stage, asked[-1].backends, "; else ".join(each.by for each in asked), open=may_be_any)
 
 
 def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
@@ -213,7 +216,7 @@ def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
 
 def named(key: str, rule: Rule) -> Assignment:
     """Return what a rule with names says."""
-    return Assignment(rule.to[0], None, "explicit", f"mapping[{key!r}]", rule.to[1:], rule.parameters)
+    return Assignment(rule.to[0], None, BY_NAME, f"mapping[{key!r}]", rule.to[1:], rule.parameters)
 
 
 def _foretold(rules: Mapping[str, Rule], stage: str) -> Planned | None:

@@ -1,0 +1,138 @@
+"""The backends that one call may be mapped to, and how long it waits for those that have not answered yet.
+
+All of them are asked at once and in the background. A call waits for the ones that its mapping may choose, all at
+once too, and for none longer than ``PROBE_PATIENCE_S`` after it was asked: a backend that hangs delays only the calls
+of those first seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from orla_lg.core.call import Call
+from orla_lg.core.desk import Desk
+from orla_lg.core.effects import Steps, Wait
+from orla_lg.core.mapping import AUTO
+from orla_lg.core.view import BackendView
+
+PROBE_PATIENCE_S = 3.0
+"""How long a first call waits for its backend to answer what it is."""
+
+OTHERS_PATIENCE_S = 0.25
+"""How long a call whose model one backend is known to serve waits for those before it, which may serve it too."""
+
+Clock = Callable[[], float]
+
+
+class Candidates:
+    """``mapping.Candidates`` of one call; makes every backend that is not known be asked.
+
+    Args:
+        desks: The backends, in the order of the configuration.
+        call: The call that is to be mapped.
+        clock: Monotonic seconds.
+    """
+
+    __slots__ = ("_call", "_clock", "_desks", "_probing", "_views")
+
+    def __init__(self, desks: Mapping[str, Desk], call: Call, clock: Clock) -> None:
+        self._desks = desks
+        self._call = call
+        self._clock = clock
+        self._views: Sequence[BackendView] | None = None
+        self._probing: dict[str, Future[None]] = {}
+        for name, desk in desks.items():
+            # One whose last probe failed is not waited for: the attempt itself tells more.
+            if (probing := desk.health.connect()) is not None and desk.health.fault is None:
+                self._probing[name] = probing
+
+    @property
+    def views(self) -> Sequence[BackendView]:  # noqa: D102
+        if self._views is None:
+            self._views = [desk.view(self._call) for desk in self._desks.values()]
+        return self._views
+
+    @property
+    def complete(self) -> bool:  # noqa: D102
+        return not self._probing
+
+    def met(self, name: str | None = None) -> Steps:  # noqa: D102
+        waited_for = self._under_way() if name is None else [each for each in self._under_way() if each == name]
+        if waited_for:
+            yield from self._wait(_all_of([self._probing[each] for each in waited_for]), self._left_s(waited_for))
+
+    def serving(self, model: str) -> Steps:  # noqa: D102
+        found_s: float | None = None
+        while (unknown := self._under_way()) and not self._is_ours(model):
+            found = next((view.name for view in self.views if model in view.models), None)
+            if found is None:
+                patience_s = self._left_s(unknown)
+            else:
+                order = list(self._desks)
+                unknown = [name for name in unknown if order.index(name) < order.index(found)]
+                now = self._clock()
+                found_s = now if found_s is None else found_s
+                patience_s = min(self._left_s(unknown), OTHERS_PATIENCE_S - (now - found_s))
+            if not unknown or patience_s <= 0:
+                return
+            if not (yield from self._wait(_first_of([self._probing[name] for name in unknown]), patience_s)):
+                return
+
+    def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
+        asked = {name: probing for name in backends if (probing := self._desks[name].health.ask_again()) is not None}
+        self._probing |= asked
+        if asked:
+            yield from self._wait(_all_of(list(asked.values())), self._left_s(asked))
+
+    def _is_ours(self, model: str) -> bool:
+        """Whether a model's name in code means a backend, whatever engines serve."""
+        return model == AUTO or model in self._desks
+
+    def _under_way(self) -> list[str]:
+        """Return the backends that are worth waiting for."""
+        return [name for name, probing in self._probing.items() if not probing.done() and self._left_s([name]) > 0]
+
+    def _left_s(self, names: Iterable[str]) -> float:
+        """Return for how long at least one of these backends is waited for, within the call's deadline."""
+        left_s = max((PROBE_PATIENCE_S - self._desks[name].health.asked_for_s for name in names), default=0.0)
+        deadline_s = self._call.deadline_at_s
+        return left_s if deadline_s is None else min(left_s, deadline_s - self._clock())
+
+    def _wait(self, probed: Future[None], patience_s: float) -> Steps:
+        """Wait, and return whether it ended in time; what was seen before is seen anew."""
+        self._views = None
+        with contextlib.suppress(TimeoutError):  # the attempt itself tells more
+            yield Wait(probed, patience_s)
+            return True
+        return False
+
+
+def _all_of(futures: Sequence[Future[None]]) -> Future[None]:
+    return _after(len(futures), futures)
+
+
+def _first_of(futures: Sequence[Future[None]]) -> Future[None]:
+    return _after(1, futures)
+
+
+def _after(ends: int, futures: Sequence[Future[None]]) -> Future[None]:
+    """Return a future that ends when so many of *futures* have ended; cancelling it cancels none of them."""
+    ended: Future[None] = Future()
+    ended.set_running_or_notify_cancel()
+    lock, left = threading.Lock(), ends
+
+    def one_ended(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            ended.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(one_ended)
+    return ended
