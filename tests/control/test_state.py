@@ -11,6 +11,7 @@ from langgraph.types import Command, interrupt
 
 from orla_lg import Orla
 from orla_lg.control.state import Activity, state
+from orla_lg.core.record import CallEvent
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
 
@@ -46,3 +47,12 @@ def test_an_interrupted_thread_waits_for_a_human_on_engines_with_slots_too(
     assert shown() == {"waits": Activity.HUMAN, "done": Activity.HUMAN}
     app.invoke(Command(resume="yes"), done)
     assert shown() == {"waits": Activity.HUMAN, "done": Activity.IDLE}
+
+
+def test_what_a_saver_tells_is_timed_by_the_cores_clock(slotted: StubEngine, make_orla: Callable[..., Orla]) -> None:
+    orla = make_orla(at(slotted))
+    heard: list[CallEvent] = []
+    orla.subscribe(heard.append)
+    orla.core.serving.clock = lambda: 12.5
+    orla.signals.stages_next("thread", "", ["next"])
+    assert [event.at_s for event in heard] == [12.5]
