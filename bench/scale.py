@@ -8,8 +8,8 @@ A backend runs 64 calls and 130,000 wait. Again and again one call ends, which l
 Calls belong to runs with eight calls each, in 48 stages. They go through the desk alone (``desk``: queue, policies,
 ledger and lock), or the whole way from ``Serving.call`` to ``WaitForTurn``, the request and the record (``steps``).
 Each row is a process of its own, pinned to one core. The garbage collector runs as it does in any program, and its
-time is in every figure; only what Python and the packages have loaded is taken out of its sight first. Where it
-*looks at all*, it does so; else the core keeps a crowd out of its way, as it does by itself (``core.crowd``).
+time is in every figure; only what Python and the packages have loaded is taken out of its sight first. Where calls
+are *frozen*, the bench calls ``gc.freeze`` each time 2,000 more wait, as an application might that is nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ import flags
 import psutil
 from marks import DOCS, put
 
-from orla_lg.core import crowd
 from orla_lg.core.backend import Backend
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Call, Hints, Usage
@@ -58,6 +57,7 @@ OUTSTANDING, STAGES, CALLS_OF_RUN, IN_FLIGHT, TENANTS = 130_000, 48, 8, 64, 20
 NAMES = (
     "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
 )  # fmt: skip
+FREEZE_EACH = 2_000
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CLOCK = time.thread_time
 """CPU seconds: on a core of its own those of the wall; what others take of a shared machine is not in them."""
@@ -239,7 +239,7 @@ class Row:
     way: str
     policy: str
     outstanding: int
-    all: bool
+    frozen: bool
     """The collector looks at all calls."""
     rate: float
     """Calls that entered and as many that went, per second of their time."""
@@ -276,7 +276,7 @@ def collections() -> Iterator[list[float]]:
         gc.callbacks.remove(note)
 
 
-def measure(way: str, policy: str, outstanding: int, operations: int, look_at_all: int = 0) -> Row:
+def measure(way: str, policy: str, outstanding: int, operations: int, frozen: int = 0) -> Row:
     """Fill a queue, then let calls come and go.
 
     Args:
@@ -284,10 +284,8 @@ def measure(way: str, policy: str, outstanding: int, operations: int, look_at_al
         policy: For stages and requests.
         outstanding: Calls that wait.
         operations: Calls that end, and calls that come for them.
-        look_at_all: Whether the collector is left to look at every call.
+        frozen: Whether those that wait are frozen as they come.
     """
-    if look_at_all:
-        crowd.MANY = sys.maxsize
     process = psutil.Process()
     subject = WAYS[way](policy, Load())
     subject.enter()()  # what the first call loads is not the waiting ones'
@@ -296,21 +294,25 @@ def measure(way: str, policy: str, outstanding: int, operations: int, look_at_al
     before = process.memory_info().rss
     with collections() as gc_s:
         filling = []
-        for _ in range(outstanding + IN_FLIGHT - 1):
+        for number in range(outstanding + IN_FLIGHT - 1):
             filling.append(timed(subject.enter()))
+            if frozen and number % FREEZE_EACH == 0:
+                gc.freeze()
         gained = process.memory_info().rss - before - sys.getsizeof(filling) - 32 * len(filling)
         assert subject.in_flight == IN_FLIGHT
         steady = []
-        for _ in range(operations):
+        for number in range(operations):
             steady.append(timed(subject.leave))
             steady.append(timed(subject.enter()))
+            if frozen and number % FREEZE_EACH == 0:
+                gc.freeze()
     subject.close()
     ordered = sorted(steady)
     return Row(
         way,
         policy,
         outstanding,
-        bool(look_at_all),
+        bool(frozen),
         operations / sum(steady),
         ordered[len(ordered) // 2] * 1e6,
         ordered[int(len(ordered) * 0.99)] * 1e6,
@@ -327,9 +329,9 @@ def timed(operation: Callable[[], None]) -> float:
     return CLOCK() - began
 
 
-def apart(way: str, policy: str, outstanding: int, operations: int, look_at_all: int = 0) -> Row:
+def apart(way: str, policy: str, outstanding: int, operations: int, frozen: int = 0) -> Row:
     """Measure in a process of its own: memory is never given back whole, and what is frozen stays so."""
-    command = [sys.executable, __file__, "--one", way, policy, *map(str, (outstanding, operations, look_at_all))]
+    command = [sys.executable, __file__, "--one", way, policy, *map(str, (outstanding, operations, frozen))]
     row = Row(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
     print(row, file=sys.stderr, flush=True)
     return row
@@ -351,7 +353,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         lines.append(
-            f"| {row.way} | {row.policy} | {'looks at all' if row.all else 'ours'} | {row.rate:,.0f} | "
+            f"| {row.way} | {row.policy} | {'frozen' if row.frozen else 'as it is'} | {row.rate:,.0f} | "
             f"{row.median_us:.0f} | {row.p99_us:.0f} | {row.pause_ms:.0f} | {row.bytes_each:,.0f} | "
             f"{', '.join(missed(row)) or 'none'} |"
         )
@@ -409,9 +411,7 @@ def main() -> None:
     rows = [apart("desk", policy, many, operations) for policy in (("fcfs", "fair") if args.quick else NAMES)]
     for way in WAYS:
         rows += [
-            apart(way, "workflow_fcfs", many, operations, look_at_all)
-            for look_at_all in (0, 1)
-            if way != "desk" or look_at_all
+            apart(way, "workflow_fcfs", many, operations, frozen) for frozen in (0, 1) if way != "desk" or frozen
         ]
     sizes = [size for size in SIZES if size <= 100_000 or not args.quick]
     growth = [apart("desk", "workflow_fcfs", size, operations) for size in sizes]

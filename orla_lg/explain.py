@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import config
+from orla_lg.core.plain import json_line, shown
 from orla_lg.errors import ConfigError, OrlaError
 
 EXAMPLES = """\
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if len(found) != 1:
         print(f"orla-lg explain: {_not_one(wanted, found, file)}", file=sys.stderr)
         return 1
-    print(json.dumps(found[0], indent=2, ensure_ascii=False) if args.json else text(found[0]))
+    print(json_line(found[0], indent=2) if args.json else text(found[0]))
     return 0
 
 
@@ -110,11 +111,11 @@ def _file_of(config_file: str | None) -> Path:
 
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects in a records file; the last line may be half written."""
-    with file.open(encoding="utf-8") as opened:
+    with file.open(encoding="utf-8", errors="replace") as opened:
         for line in opened:
             try:
                 parsed = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(parsed, dict):
                 yield parsed
@@ -165,14 +166,14 @@ def _not_one(wanted: Wanted, found: Sequence[Mapping[str, Any]], file: Path) -> 
 def text(row: Mapping[str, Any]) -> str:
     """Return a record as a person reads it."""
     blocks = [_head(row), _decision(row), _table(row.get("considered") or ()), _outcome(row), _cache(row)]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return "\n\n".join("\n".join(shown(line) for line in block) for block in blocks if block)
 
 
 def _head(row: Mapping[str, Any]) -> list[str]:
     step = "" if row.get("step") is None else f", step {row['step']}"
     stage = f"stage {row['stage']!r}" if row.get("stage") else "a call outside any graph"
-    of = f"workflow {row.get('workflow')}" + (f", run {row['run']}" if row.get("run") else "")
-    asked = [f"{name} {row[name]}" for name in ("tenant", "variant", "priority") if row.get(name)]
+    of = f"workflow {shown(row.get('workflow'), 200)}" + (f", run {shown(row['run'], 200)}" if row.get("run") else "")
+    asked = [f"{name} {shown(row[name], 200)}" for name in ("tenant", "variant", "priority") if row.get(name)]
     return [
         f"record {row['id']}" + (f"  ended {row['at']}" if row.get("at") else ""),
         f"{stage}{step}: {of}" + (f" ({', '.join(asked)})" if asked else ""),

@@ -34,12 +34,12 @@ from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, R
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.registry import adapter_of
 from orla_lg.core.serving import Serving, Statistics
-from orla_lg.core.steering import KEEP, Keep, Steering
+from orla_lg.core.steering import KEEP, Keep
 from orla_lg.core.warmth import WarmUp, settings_of
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
-from orla_lg.graph.interception import uninstall
+from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.openai_api.client import EngineClients
@@ -140,9 +140,12 @@ class Orla:
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled())
         self.signals = Signals(self.core)
-        self._steering = Steering(serving.desks)
+        self._steering = serving.steering
+        for each in clients.values():
+            serving.resources.add(each.close)
+        serving.resources.add(restore_unless_used)
         # Last: no thread runs before, so that what raises up to here leaves nothing behind.
-        self._door = None if door is None or self.core.disabled else open_door(door, serving, self._steering)
+        self._door = None if door is None or self.core.disabled else open_door(door, serving)
 
     @staticmethod
     def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:

@@ -15,7 +15,7 @@ from orla_lg import Effect, Orla, cli
 from orla_lg import explain as explaining
 from orla_lg.core import journal
 from orla_lg.core.call import Considered
-from orla_lg.core.journal import Journal
+from orla_lg.core.journal import Appended, Journal
 from orla_lg.core.record import Aftermath
 from tests.conftest import at, chat
 from tests.core.test_mappers_cost_quality import record
@@ -261,8 +261,8 @@ def test_a_run_writes_a_line_for_each_call_and_at_most_one_for_its_cache(
 def test_closing_writes_what_waits(
     engine: StubEngine, make_orla: Callable[..., Orla], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = Journal._open
-    monkeypatch.setattr(Journal, "_open", lambda self: time.sleep(0.3) or really(self))
+    really = Appended._open
+    monkeypatch.setattr(Appended, "_open", lambda self: time.sleep(0.3) or really(self))
     orla = make_orla(at(engine), mapper={"*": "main"}, records_file=tmp_path / "r")
     ask(orla, engine)
     orla.close()
@@ -275,12 +275,14 @@ def test_a_slow_disk_delays_nobody_and_what_does_not_fit_is_counted(
 ) -> None:
     opened, may_open = threading.Event(), threading.Event()
 
-    def slow(self: Journal) -> Any:
+    really = Appended._open
+
+    def slow(self: Appended) -> int:
         opened.set()
         assert may_open.wait(10)
-        return self.path.open("a", encoding="utf-8")
+        return really(self)
 
-    monkeypatch.setattr(Journal, "_open", slow)
+    monkeypatch.setattr(Appended, "_open", slow)
     written = Journal(tmp_path / "r", capacity=5)
     written.record(MOVED)
     assert opened.wait(10)
@@ -293,6 +295,7 @@ def test_a_slow_disk_delays_nobody_and_what_does_not_fit_is_counted(
     assert len((tmp_path / "r").read_text().splitlines()) == 6
     written.record(MOVED)
     assert len((tmp_path / "r").read_text().splitlines()) == 6, "closed"
+    assert written.dropped == 16
 
 
 def test_a_disk_that_refuses_is_told_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -307,12 +310,16 @@ def test_a_disk_that_refuses_is_told_once_and_counted(tmp_path: Path, caplog: py
 def test_a_journal_that_hangs_does_not_hang_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "CLOSE_PATIENCE_S", 0.05)
     hangs = threading.Event()
-    monkeypatch.setattr(Journal, "_open", lambda self: hangs.wait(10) and self.path.open("a"))
+    really = Appended._open
+    monkeypatch.setattr(Appended, "_open", lambda self: hangs.wait(10) and really(self))
     written = Journal(tmp_path / "r", capacity=1)
     for _ in range(3):
         written.record(MOVED)
     written.close()
+    assert written.dropped == 3, "none of them is on the disk"
     hangs.set()
+    written.close()
+    assert written.dropped == 3 - len((tmp_path / "r").read_text().splitlines())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -91,13 +91,17 @@ class EmbeddedEngine:
         model = self.settings.model_path or ensure_model(report)
         _check_gguf(model)
         check_port(self.settings.port)
-        temporary = tempfile.TemporaryDirectory(prefix="orla-lg-slots-")
-        save_dir = self.settings.save_dir or Path(temporary.name)
+        save_dir, temporary = self.settings.save_dir, None
+        if save_dir is None:
+            temporary = tempfile.TemporaryDirectory(prefix="orla-lg-slots-")  # its user's alone
+            save_dir = Path(temporary.name)
         try:
-            save_dir.mkdir(parents=True, exist_ok=True)
+            # Slots hold prompts, and llama.cpp writes them for everybody to read: the folder keeps others out.
+            save_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             server = _start(xllamacpp, self.settings, model, save_dir)
         except BaseException:
-            temporary.cleanup()
+            if temporary is not None:
+                temporary.cleanup()
             raise
         self._root = server.listening_address
         # The list holds the only reference; a finalizer runs once: at close(), when dropped, or at exit.
@@ -249,10 +253,11 @@ def _signals_stay_ours() -> Iterator[None]:
 # Closing --------------------------------------------------------------------------------------------------
 
 
-def _close(holder: list[Any], port: int, save_dir: tempfile.TemporaryDirectory[str]) -> None:
+def _close(holder: list[Any], port: int, temporary: tempfile.TemporaryDirectory[str] | None) -> None:
     _hang_up(port)
     holder.clear()
-    save_dir.cleanup()
+    if temporary is not None:
+        temporary.cleanup()
 
 
 def _hang_up(port: int) -> None:

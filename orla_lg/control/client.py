@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from orla_lg.control import protocol
 from orla_lg.control.protocol import Answer, Request
 from orla_lg.control.state import State
+from orla_lg.core.plain import is_path, shown
 from orla_lg.errors import ConfigError
 
 PATIENCE_S = 5.0
@@ -41,10 +42,13 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(patience_s)
         try:
+            if not is_path(self._path):
+                raise OSError("there is a NUL or a lone surrogate in the path")
             self._socket.connect(str(self._path))
         except OSError as error:
             self._socket.close()
-            raise ConfigError(f"no running process at {path} ({error.strerror or error})\n\n{OPENING}") from error
+            said = f"no running process at {shown(path)} ({error.strerror or error})"
+            raise ConfigError(f"{said}\n\n{OPENING}") from error
         self._lines = self._socket.makefile("rb")
 
     def ask(self, request: Request, *, extra_s: float | None = 0.0) -> Answer:

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from orla_lg.control.state import State
+from orla_lg.core.plain import shown_within
 from orla_lg.errors import ConfigError
 
 MAX_LINE_BYTES = 64 * 1024
@@ -115,8 +116,12 @@ def parse(line: bytes) -> Request:
 
 
 def encode(said: Request | Answer) -> bytes:
-    """Return a request or an answer as a line; what was not set is left out."""
-    line = said.model_dump(mode="json", exclude_unset=True)
+    """Return a request or an answer as a line; what was not set is left out.
+
+    What others named (threads, stages) is shown as in any terminal: JSON's readers refuse half a surrogate pair, and
+    an id of a megabyte would be sent a hundred times a second.
+    """
+    line = shown_within(said.model_dump(exclude_unset=True))
     if not isinstance(said, Answer):
         line["do"] = said.do
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"

@@ -12,19 +12,26 @@ import logging
 import os
 import socket
 import stat
+import sys
+import weakref
 from collections.abc import AsyncGenerator
 from concurrent.futures import CancelledError
+from contextvars import Context
 from pathlib import Path
 
 from orla_lg.control import protocol
 from orla_lg.control.protocol import MAX_LINE_BYTES, Answer, Request
 from orla_lg.control.state import state
 from orla_lg.core.effects import adrive
+from orla_lg.core.plain import is_path, shown
 from orla_lg.core.serving import Serving
-from orla_lg.core.steering import KEEP, Steering
+from orla_lg.core.steering import KEEP
 from orla_lg.errors import ConfigError, OrlaClosed, OrlaError
 
 log = logging.getLogger("orla_lg")
+
+PATH_BYTES = 103 if sys.platform == "darwin" else 107
+"""A Unix socket's address holds so much, and a NUL."""
 
 MAX_CLIENTS = 16
 IDLE_S = 60.0
@@ -36,7 +43,7 @@ STALL_S = 5.0
 CLOSE_PATIENCE_S = 1.0
 
 
-def open_door(path: Path, serving: Serving, steering: Steering) -> Door | None:
+def open_door(path: Path, serving: Serving) -> Door | None:
     """Open a door at *path*; ``None`` if another process has one there, which is logged.
 
     Several processes may share a configuration (workers of a web server); the first that comes has the door.
@@ -47,11 +54,23 @@ def open_door(path: Path, serving: Serving, steering: Steering) -> Door | None:
     """
     if not hasattr(socket, "AF_UNIX"):
         raise ConfigError(f"control: {path}: this platform has no Unix sockets; leave control out")
+    _check_path(path)
     _check_folder(path)
     if _is_in_use(path):
         log.warning("control: another process is served at %s; this one (pid %d) has no door", path, os.getpid())
         return None
-    return Door(path, _listen(path), serving, steering)
+    return Door(path, _listen(path), serving)
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what no socket can be called, before anything is asked of the system."""
+    if not is_path(path):
+        raise ConfigError(f"control: {str(path)!r} is no socket's path: there is a NUL or a lone surrogate in it")
+    if (length := len(os.fsencode(path))) > PATH_BYTES:
+        raise ConfigError(
+            f"control: {shown(path, 200)}: no socket can be made there, the path is too long: {length} bytes, and a "
+            f"Unix socket's has {PATH_BYTES} at most"
+        )
 
 
 def _check_folder(path: Path) -> None:
@@ -60,10 +79,13 @@ def _check_folder(path: Path) -> None:
         found = folder.stat()
     except OSError as error:
         raise ConfigError(f"control: {path}: the folder {folder} cannot be used ({error.strerror})") from error
-    if found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH:
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    if found.st_uid != os.geteuid() or others:
+        # In a sticky folder of ours others may put files, and cannot touch this one.
         raise ConfigError(
-            f"control: {path}: others may write to the folder {folder}; name a file in a folder of your own, "
-            f"such as {Path.home() / '.cache'}"
+            f"control: {path}: others may write to the folder {folder} (mode {stat.S_IMODE(found.st_mode):04o}, user "
+            f"{found.st_uid}); name a file in a folder of your own, such as {Path.home() / '.cache'}, or run "
+            f"`chmod go-w {folder}`"
         )
 
 
@@ -74,7 +96,7 @@ def _is_in_use(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise ConfigError(f"control: {path} cannot be used ({error.strerror})") from error
+        raise ConfigError(f"control: {path}: what is there cannot be looked at ({error.strerror})") from error
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigError(f"control: {path}: there is a file that is no socket; name another path")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -102,17 +124,25 @@ def _listen(path: Path) -> socket.socket:
 
 
 class Door:
-    """An open door; closed with its ``Orla``."""
+    """An open door; closed with its ``Orla``, and when its core is dropped: it does not keep that alive."""
 
-    def __init__(self, path: Path, listening: socket.socket, serving: Serving, steering: Steering) -> None:
+    def __init__(self, path: Path, listening: socket.socket, serving: Serving) -> None:
         self.path = path
-        self._serving = serving
-        self._steering = steering
+        self._core = weakref.ref(serving)
+        self._background = serving.background
         self._listening = listening
         self._inode, self._pid = path.stat().st_ino, os.getpid()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
-        serving.background.submit(self._open())
+        Context().run(serving.background.submit, self._open())  # who happens to construct it is no client's context
+        serving.resources.add(self._let_go)
+
+    @property
+    def _serving(self) -> Serving:
+        serving = self._core()
+        if serving is None:
+            raise OrlaClosed("this Orla is gone")
+        return serving
 
     async def _open(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, sock=self._listening, limit=MAX_LINE_BYTES)
@@ -122,13 +152,24 @@ class Door:
         if os.getpid() != self._pid:
             self._listening.close()
             return
+        self._unlink()
+        with contextlib.suppress(OrlaClosed, TimeoutError, CancelledError):
+            self._background.submit(self._shut()).result(CLOSE_PATIENCE_S)
+
+    def _unlink(self) -> None:
         with contextlib.suppress(OSError):
             if self.path.stat().st_ino == self._inode:  # another process may have put its own there since
                 self.path.unlink()
-        with contextlib.suppress(OrlaClosed, TimeoutError, CancelledError):
-            self._serving.background.submit(self._shut()).result(CLOSE_PATIENCE_S)
+
+    def _let_go(self) -> None:
+        """Close from the loop's own thread."""
+        self._unlink()
+        self._hang_up()
 
     async def _shut(self) -> None:
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._server is not None:
             self._server.close()
         for writer in self._clients:
@@ -181,7 +222,7 @@ class Door:
 
     async def _done(self, request: Request) -> Answer:
         """Do what is asked for; what cannot be done raises an ``OrlaError``."""
-        steering = self._steering
+        steering = self._serving.steering
         match request:
             case protocol.Pause(backend=backend):
                 steering.pause(backend)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orla_lg.core.breaker import Circuit
+from orla_lg.core.claims import Doing
 from orla_lg.core.costs import Spent
 from orla_lg.core.desk import BackendStatistics
 from orla_lg.core.orders import Truth
@@ -151,13 +152,20 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
         desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
         with desk.lock:
             tokens = Counter(desk.ledger.workflows())
-        held = [Holder(workflow, size, _activity(book, workflow, name)) for workflow, size in tokens.items()]
+            slots = () if desk.ledger.slots is None else desk.ledger.slots.slots
+            interrupted = {slot.owner for slot in slots if slot.doing is Doing.HUMAN}
+        held = [
+            Holder(workflow, size, _activity(book, workflow, name, interrupted=workflow in interrupted))
+            for workflow, size in tokens.items()
+        ]
         capacity, promised, resident = probe.kv_tokens if probe is not None else None, 0, tokens.total()
     most = heapq.nlargest(SHOWN, held, key=lambda each: each.tokens)
     return Occupancy(capacity, promised, resident, len(held), tuple(most))
 
 
-def _activity(book: WorkflowBook, workflow: str, backend: str) -> Activity:
+def _activity(book: WorkflowBook, workflow: str, backend: str, *, interrupted: bool) -> Activity:
     if book.calls_open(workflow, backend):
         return Activity.GENERATING
-    return Activity.TOOL if book.is_running(workflow) else Activity.IDLE
+    if book.is_running(workflow):
+        return Activity.TOOL
+    return Activity.HUMAN if interrupted else Activity.IDLE

@@ -1,26 +1,40 @@
-"""The one thread that works unasked: probes, flushes, timers. It has its own loop, and one owner."""
+"""The one thread that works unasked: probes, flushes, timers. It has its own loop, and one owner.
+
+What is only to be called later refers to its owner weakly, and carries nothing of the context in which it was asked
+for: else a thread that waits for a timer would keep alive a core, and a graph, that are used by nothing else.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+import types
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from typing import Any, TypeVar
 
 from orla_lg.errors import OrlaClosed
 
+log = logging.getLogger("orla_lg")
+
 T = TypeVar("T")
+
+ENDING_PATIENCE_S = 2.0
+"""How long what is done last, when nothing waits for it, may take."""
 
 CLEANUP_S = 1.0
 """How long cancelled work may take to clean up."""
 
 
 class Background:
-    """A thread with an event loop, started at first use and anew after a fork.
+    """A thread with an event loop, started at first use, and anew after a fork or if it ended by itself.
 
     Nothing on the request path waits for this loop except a backend's first probe.
     """
@@ -32,6 +46,7 @@ class Background:
         self._pid = 0
         self._closed = False
         self._errands = set[concurrent.futures.Future[Any]]()
+        self._ending: asyncio.Task[None] | None = None
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine on the loop; the future carries its result or error.
@@ -67,16 +82,24 @@ class Background:
             concurrent.futures.wait(under_way, timeout=left_s)
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
-        """Call *function* on the loop's thread after *delay_s* seconds; nothing happens when closed."""
+        """Call *function* on the loop's thread after *delay_s* seconds; nothing happens when closed.
+
+        Nor if it is a method, or a ``partial`` of one, of an object that is gone by then.
+        """
         with contextlib.suppress(RuntimeError):
             loop = self._running_loop()
-            loop.call_soon_threadsafe(loop.call_later, max(0.0, delay_s), function)
+            later = functools.partial(loop.call_later, max(0.0, delay_s), _weakly(function), context=Context())
+            loop.call_soon_threadsafe(later, context=Context())
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._closed:
                 raise OrlaClosed("this Orla is closed; make a new one to go on")
-            if self._loop is None or self._pid != os.getpid():
+            forked = self._pid != os.getpid()
+            if self._thread is not None and not forked and not self._thread.is_alive():
+                log.error("the background thread had ended; what it was doing was cancelled, and another one goes on")
+                self._loop = None
+            if self._loop is None or forked:
                 self._start()
             assert self._loop is not None
             return self._loop
@@ -90,14 +113,53 @@ class Background:
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=CLEANUP_S))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        try:
+            loop.run_forever()
+        finally:  # also when a coroutine raised ``SystemExit``, which ends its loop
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks, timeout=CLEANUP_S))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def end(self, last: Sequence[Callable[[], Coroutine[Any, Any, None]]], then: Callable[[], None]) -> bool:
+        """Have the thread do *last*, for a bounded time, *then* what is left, and end.
+
+        Returns whether there is a thread that will; waits for nothing and takes no lock.
+        """
+        self._closed = True
+        loop = self._loop
+        if loop is None or self._pid != os.getpid():
+            return False
+
+        async def do_last() -> None:
+            try:
+                works = [loop.create_task(work()) for work in last]
+                if works:
+                    await asyncio.wait(works, timeout=ENDING_PATIENCE_S)
+                for work in works:
+                    if work.done() and not work.cancelled() and (error := work.exception()) is not None:
+                        log.debug("the background thread ends with an error", exc_info=error)
+                then()
+            finally:
+                loop.stop()
+
+        def begin() -> None:
+            self._ending = loop.create_task(do_last())
+
+        try:
+            loop.call_soon_threadsafe(begin, context=Context())
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the thread, at most *timeout_s* seconds."""
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid() and thread is not threading.current_thread():
+            thread.join(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the loop and its thread; waits up to *timeout_s* seconds. Idempotent."""
@@ -107,6 +169,24 @@ class Background:
             self._loop = self._thread = None
         if loop is None or thread is None or self._pid != os.getpid():
             return
-        loop.call_soon_threadsafe(loop.stop)
+        with contextlib.suppress(RuntimeError):  # it ended by itself
+            loop.call_soon_threadsafe(loop.stop)
         if thread is not threading.current_thread():
             thread.join(timeout_s)
+
+
+def _weakly(function: Callable[..., None]) -> Callable[[], None]:
+    """Return what calls *function* if the object whose method it is still exists; others are returned as they are."""
+    bound, arguments = (function.func, function.args) if isinstance(function, functools.partial) else (function, ())
+    if not isinstance(bound, types.MethodType) or getattr(function, "keywords", None):
+        return function
+    try:
+        reference = weakref.WeakMethod(bound)
+    except TypeError:  # its class allows no weak references
+        return function
+
+    def call() -> None:
+        if (method := reference()) is not None:
+            method(*arguments)
+
+    return call

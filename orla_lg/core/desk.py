@@ -25,7 +25,6 @@ from orla_lg.core.control import (
     Observable,
     SlotStore,
 )
-from orla_lg.core.crowd import Crowd
 from orla_lg.core.estimates import Estimates
 from orla_lg.core.health import Clock, Health
 from orla_lg.core.kv_feed import KVFeed
@@ -118,7 +117,6 @@ class Desk:
         self.warming = Warmer(self, background, clock, warm_up, self.messenger.tell)
         self._background = background
         self._clock = clock
-        self._crowd = Crowd()
         self._again_at_s = inf
         self.drains = Turns()
         """Who waits until nothing is in flight."""
@@ -224,7 +222,6 @@ class Desk:
                 self._grant(queued, now, extra=True)
             elif queued.waiting:
                 queued.turn = Turn()
-                self._crowd.grew(self.queue.waiting)
         wake(granted)
         return queued
 
@@ -299,7 +296,6 @@ class Desk:
                 verdict = self._settle(queued, usage, tokens, keep=followed())
                 self.queue.served(queued.call.identity.workflow, self._clock())
             granted = self._pump()
-            self._crowd.shrank(self.queue.waiting)
             self.seating.tidy()
         self.warming.look_soon()
         wake(granted)

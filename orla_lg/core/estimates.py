@@ -11,8 +11,6 @@ holds (calls, tools, other work), which stages followed it, and where its calls 
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orla_lg.core.estimates_file import Stored, read_stages, write_stages
 from orla_lg.core.newest import Newest
 from orla_lg.core.walk import Walk
-from orla_lg.errors import ConfigError
 
 KEEP_STAGES = 10_000
 MAX_VISITS = 32
@@ -36,8 +34,6 @@ KEEP_TURNS = 200.0
 
 LATELY = 0.1
 """Weight of a stage's newest call in where its calls go."""
-
-FORMAT, VERSION = "orla-lg estimates", 1
 
 
 @dataclass(eq=False, slots=True)
@@ -269,37 +265,23 @@ class Estimates:
         Raises:
             ConfigError: It cannot be written.
         """
-        target = Path(file)
-        staging = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            staging.write_text(json.dumps(self._asdict()) + "\n", encoding="utf-8")
-            staging.replace(target)
-        except OSError as error:
-            raise ConfigError(f"estimates cannot be kept in {target}: {error.strerror}") from error
-
-    def _asdict(self) -> dict[str, Any]:
         with self._lock:
             stages = [
                 {"graph": graph, "stage": stage, **_written(known)} for (graph, stage), known in self._stages.items()
             ]
-        return {"format": FORMAT, "version": VERSION, "stages": stages}
+        write_stages(Path(file), stages)
 
     def load(self, file: str | Path) -> bool:
-        """Take in what was saved; returns whether there was a file.
+        """Take in what was saved, all of it or nothing; returns whether there was a file.
 
         Raises:
-            ConfigError: It does not hold estimates of ours.
+            ConfigError: It does not hold estimates of ours; with the key that is wrong in it.
             OSError: It cannot be read.
         """
-        try:
-            stored = json.loads(Path(file).read_text(encoding="utf-8"))
-            if stored["format"] != FORMAT or stored["version"] != VERSION:
-                raise ValueError(f"it is {stored['format']!r}, version {stored['version']!r}")
-            read = {(str(each["graph"]), str(each["stage"])): _read(each) for each in stored["stages"]}
-        except FileNotFoundError:
+        stages = read_stages(Path(file), KEEP_STAGES)
+        if stages is None:
             return False
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file} does not hold estimates of ours ({error})") from error
+        read = {(each.text("graph"), each.text("stage")): _read(each) for each in stages}
         with self._lock:
             for key, known in read.items():
                 self._stages.set(key, known)
@@ -325,20 +307,14 @@ def _written(known: StageEstimates) -> dict[str, Any]:
     }
 
 
-def _read(stored: Mapping[str, Any]) -> StageEstimates:
-    def mean(pair: Sequence[float]) -> Mean:
-        value, seen = pair
-        return Mean(float(value), int(seen))
-
+def _read(stored: Stored) -> StageEstimates:
     known = StageEstimates(
-        turns=float(stored["turns"]),
-        moves={str(stage): float(times) for stage, times in stored["moves"].items()},
-        backends={str(name): float(share) for name, share in stored["backends"].items()},
+        turns=stored.number("turns"), moves=stored.numbers("moves"), backends=stored.numbers("backends")
     )
     for name in _MEANS:
-        setattr(known, name, mean(stored[name]))
+        setattr(known, name, Mean(*stored.mean(name)))
     for name in _BY_VISIT:
-        setattr(known, name, {int(visit): mean(pair) for visit, pair in stored[name].items()})
+        setattr(known, name, {visit: Mean(*mean) for visit, mean in stored.means(name, MAX_VISITS).items()})
     return known
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 SWAP_PATIENCE_S = 90.0
 """A swap is two orders, each of which waits for the batch that the engine works on; adapters bound them."""
 
+MAX_ERROR_CHARS = 500
+MAX_MASKED_CHARS = 4 * MAX_ERROR_CHARS
+"""So much is looked through for keys, so that none is cut in two and then not known."""
+
 ABANDONED = "abandoned"
 """The error of a stream that nobody read to its end."""
 
@@ -242,7 +246,7 @@ class Flight:
     def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
         if self._desk is not None:
-            self._desk.health.failed(BackendUnavailable(_name(error) or ""), unreachable=True)
+            self._desk.health.failed(BackendUnavailable(_name(error)[:MAX_ERROR_CHARS]), unreachable=True)
         self.finish(error)
 
     def finish(self, error: BaseException | str | None = None) -> None:
@@ -352,6 +356,10 @@ class Flight:
         missed = cached_tokens == 0 or cached_tokens < (self._expected_cached_tokens or 0) / 2
         return "recomputed" if missed else planned
 
+    def _masked(self, text: str) -> str:
+        """Return an engine's words as they may be recorded."""
+        return self._serving.resources.masking.mask(text[:MAX_MASKED_CHARS])[:MAX_ERROR_CHARS]
+
     def _make_record(self, error: BaseException | str | None) -> Record:
         now, call, usage = self._serving.clock(), self.call, self.usage
         who, chosen, desk = call.identity, self._assignment, self._desk
@@ -365,7 +373,7 @@ class Flight:
             backend=self.backend,
             model=self.model or call.ask.model,
             mapper=None if chosen is None else chosen.mapper,
-            reason="" if chosen is None else chosen.reason,
+            reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
             priority=call.priority,
             tenant=call.hints.tenant,
             queue_wait_s=0.0 if desk is None else waited,
@@ -377,7 +385,7 @@ class Flight:
             cache_action=self._cache_action,
             attempts=self.attempts,
             cost_usd=None if desk is None else price(usage, desk.backend.cost),
-            error=_name(error),
+            error=None if error is None else self._masked(_name(error)),
             external=self._passes,
             variant=call.hints.variant,
             considered=() if chosen is None else chosen.considered,
@@ -386,7 +394,5 @@ class Flight:
         )
 
 
-def _name(error: BaseException | str | None) -> str | None:
-    if error is None or isinstance(error, str):
-        return error
-    return f"{type(error).__name__}: {error}"[:500]
+def _name(error: BaseException | str) -> str:
+    return error if isinstance(error, str) else f"{type(error).__name__}: {error}"

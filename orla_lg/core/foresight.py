@@ -7,7 +7,7 @@ graph (what lies ahead); ``Serving`` tells it what happens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orla_lg.core.background import Background
@@ -79,10 +79,14 @@ class Foresight:
         if self._file is not None:
             self._file.learned()
 
+    @property
+    def saver(self) -> Callable[[], None]:
+        """What keeps what was learned, without a reference to this."""
+        return _nothing if self._file is None else self._file.save
+
     def close(self) -> None:
         """Keep what was learned."""
-        if self._file is not None:
-            self._file.save()
+        self.saver()
 
     # What to expect
 
@@ -111,3 +115,7 @@ class Foresight:
             return Ahead({}, {}, self.remaining_s(run))
         following, backends = run.forecast.next_stages(stages), run.forecast.next_backends(stages)
         return Ahead(following, backends, self.remaining_s(run))
+
+
+def _nothing() -> None:
+    """There is no file."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 import threading
 from pathlib import Path
 
 from orla_lg.core.background import Background
 from orla_lg.core.estimates import Estimates
+from orla_lg.core.plain import is_path
 from orla_lg.errors import ConfigError, OrlaClosed
 
 log = logging.getLogger("orla_lg")
@@ -25,10 +28,11 @@ class EstimatesFile:
     """The file that estimates outlive their process in.
 
     Several processes may share one; each writes it whole, so the last one's knowledge stays. One whose contents are
-    not ours, or broken, is set aside under another name and not overwritten: it may be somebody's.
+    not ours, or broken, is set aside under another name and not overwritten: it may be somebody's. One that cannot be
+    set aside stays where it is, and what this process learns is not kept.
 
     Raises:
-        ConfigError: It cannot be read or set aside, or could not be written where it is to lie.
+        ConfigError: It cannot be read, or could not be written where it is to lie.
     """
 
     def __init__(self, path: str | Path, estimates: Estimates, background: Background) -> None:
@@ -39,8 +43,19 @@ class EstimatesFile:
         self._waiting = False
         self._unsaved = False
         self._complained = False
-        if not self.path.parent.is_dir():
-            raise ConfigError(f"estimates_file {str(path)!r}: there is no folder {str(self.path.parent)!r}")
+        self._keeps = True
+        """Whether what is learned may be written over what is there."""
+        if not is_path(self.path):
+            raise ConfigError(
+                f"estimates_file: {str(path)!r} is no file's path: there is a NUL or a lone surrogate in it"
+            )
+        try:
+            if not stat.S_ISDIR(self.path.parent.stat().st_mode):
+                raise NotADirectoryError
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"estimates_file {str(path)!r}: there is no folder {str(self.path.parent)!r}") from None
+        except OSError as error:
+            raise ConfigError(f"estimates_file {str(path)!r} cannot be read: {error.strerror}") from error
         try:
             estimates.load(self.path)
         except ConfigError as fault:
@@ -51,22 +66,28 @@ class EstimatesFile:
     def _set_aside(self, fault: ConfigError) -> None:
         """Give the file another name, so that what is learned anew has its place."""
         names = (self.path.with_name(f"{self.path.name}.broken{number}") for number in ("", *range(2, MANY_BROKEN)))
-        aside = next((name for name in names if not name.exists()), None)
+        aside = next((name for name in names if not os.path.lexists(name)), None)
         if aside is None:
-            raise ConfigError(f"{fault}, and so do {MANY_BROKEN - 1} set aside before it; remove them to begin anew")
+            self._give_up(f"{fault}, and so do {MANY_BROKEN - 1} set aside before it; remove them to begin anew")
+            return
         try:
             self.path.rename(aside)
         except FileNotFoundError:  # another process that shares it was sooner
             return
         except OSError as error:
-            raise ConfigError(f"{fault} and cannot be renamed ({error.strerror}); remove it to begin anew") from error
+            self._give_up(f"{fault} and cannot be renamed ({error.strerror}); remove it to begin anew")
+            return
         log.warning("%s; it is now %s, and this process begins with nothing learned", fault, aside.name)
+
+    def _give_up(self, reason: str) -> None:
+        self._keeps = False
+        log.warning("%s. This process begins with nothing learned, and keeps nothing", reason)
 
     def learned(self) -> None:
         """Note that there is something new to keep; it is written within ``SAVE_EVERY_S``."""
         with self._lock:
-            self._unsaved = True
-            if self._waiting:
+            self._unsaved = self._keeps
+            if self._waiting or not self._keeps:
                 return
             self._waiting = True
         self._background.call_later(SAVE_EVERY_S, self._due)

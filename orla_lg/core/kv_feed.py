@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextvars import Context
 
 from orla_lg.core.background import Background
 from orla_lg.core.cached_blocks import CachedBlocks
@@ -43,7 +44,8 @@ class KVFeed:
             return
         self._pid = os.getpid()
         with contextlib.suppress(OrlaClosed):
-            self._reading = self._background.submit(self._read(batches))
+            # Not in the context of the call that happened to come first: the reader outlives its graph.
+            self._reading = Context().run(self._background.submit, self._read(batches))
             self._reading.add_done_callback(self._ended)
 
     async def _read(self, batches: AsyncGenerator[Sequence[KVEvent]]) -> None:

@@ -263,9 +263,23 @@ class SavedPool:
             assert entry.ready or not entry.readers, entry
 
 
+MOST_NAME_CHARS = 64
+"""Of a backend's name in a file's: file systems end a name at 255 bytes."""
+
+
 def instance_of(backend: str, url: str) -> str:
-    """Return what a backend's names begin with: the same after a restart of ours, so that files are used again."""
-    return f"{''.join(each if each.isalnum() else '_' for each in backend)}-{crc32(url.encode()):08x}"
+    """Return what a backend's names begin with: the same after a restart of ours, so that files are used again.
+
+    Only letters and digits of ASCII get into a file's name, which an engine on another machine is to take. A name
+    that is long, or in other letters, is told from others by a sum.
+    """
+    plain = "".join(each if each.isascii() and each.isalnum() else "_" for each in backend)[:MOST_NAME_CHARS]
+    told = "" if backend.isascii() and len(backend) <= MOST_NAME_CHARS else f"-{_sum(backend)}"
+    return f"{plain}{told}-{_sum(url)}"
+
+
+def _sum(text: str) -> str:
+    return f"{crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def in_common(one: Sequence[int], other: Sequence[int]) -> int:

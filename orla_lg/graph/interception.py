@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ def chat_steps(
 ) -> Steps:
     """Return the steps of one chat completion: who calls, what for, and how to send it."""
     serving = core.serving
+    serving.resources.masking.learn(client.api_key)
     call_id = serving.new_id()
     identity, run = identify(come_from, core, call_id)
     binding = come_from.binding if come_from is not None else None
@@ -113,16 +115,17 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
 
 # Installed once for all cores, for as long as one of them is open.
 
-_lock = threading.Lock()
-_cores: list[Core] = []
+_lock = threading.RLock()
+"""Reentrant, because a collector may end a core's interception at any point of what is done under it."""
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+"""Open ones that are still referred to: to be intercepted for keeps none alive."""
 
 
 def install(core: Core) -> None:
     """Intercept from now on, for as long as *core* is open. Idempotent."""
     with _lock:
-        if any(each is core for each in _cores):
-            return
-        _cores.append(core)
+        _cores.add(core)
         openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
         openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
 
@@ -130,8 +133,14 @@ def install(core: Core) -> None:
 def uninstall(core: Core) -> None:
     """End interception for *core*; the last one restores the SDK unless somebody wrapped it after us."""
     with _lock:
-        _cores[:] = [each for each in _cores if each is not core]
-        if _cores:
+        _cores.discard(core)
+    restore_unless_used()
+
+
+def restore_unless_used() -> None:
+    """Restore the SDK if there is no core left."""
+    with _lock:
+        if len(_cores):
             return
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]

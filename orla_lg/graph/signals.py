@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from orla_lg.core.record import CallEvent, Happening
@@ -26,7 +25,7 @@ class Signals:
         if records.heard and not self._core.disabled:
             event = CallEvent(
                 Happening.STAGES_NEXT,
-                time.monotonic(),
+                self._core.serving.clock(),
                 thread_id or "",
                 stage=checkpoint_ns,
                 detail=", ".join(stages),

@@ -13,6 +13,7 @@ from orla_lg import config
 from orla_lg.control import protocol
 from orla_lg.control.client import OPENING, Client
 from orla_lg.control.state import State
+from orla_lg.core.plain import shown
 from orla_lg.errors import ConfigError
 
 TOP_EXAMPLES = f"""\
@@ -85,9 +86,11 @@ def _register_set(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )  # fmt: skip
     which = setting.add_subparsers(title="what", metavar="WHAT", required=True)
     policy = _parser(which, "policy", "order calls by other policies, those that wait as well", STEER_EXAMPLES)
-    policy.add_argument("--stage-policy", metavar="NAME", help="which stage's sub-queue goes next")
-    policy.add_argument("--request-policy", metavar="NAME", help="which call inside a sub-queue goes next")
-    policy.add_argument("--backend", metavar="NAME", help="on this backend only (default: on all)")
+    policy.add_argument("--stage-policy", type=_name, metavar="NAME", help="which stage's sub-queue goes next")
+    policy.add_argument(
+        "--request-policy", type=_name, metavar="NAME", help="which call inside a sub-queue goes next"
+    )
+    policy.add_argument("--backend", type=_name, metavar="NAME", help="on this backend only (default: on all)")
     policy.set_defaults(run=_set_policy)
     limit = _backend_command(which, "limit", "bound a backend's calls in flight, or those that may wait", _set_limit)
     limit.add_argument("--max-concurrency", metavar="N", help="calls in flight; 'none': as the engine bounds them")
@@ -101,7 +104,7 @@ def _backend_command(
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     parser = _parser(subparsers, name, what, STEER_EXAMPLES)
-    parser.add_argument("backend", metavar="BACKEND", help="its name, as in orla.toml")
+    parser.add_argument("backend", type=_name, metavar="BACKEND", help="its name, as in orla.toml")
     parser.set_defaults(run=run)
     return parser
 
@@ -117,6 +120,15 @@ def _parser(
         "--control", metavar="PATH", help="the process's socket (default: ORLA_CONTROL, else what orla.toml names)"
     )
     return parser
+
+
+def _name(text: str) -> str:
+    """Return a name as it can be sent: a command line may hold bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{shown(text, 200)!r} is no name: it is not UTF-8") from None
+    return text
 
 
 def _seconds(text: str) -> float:

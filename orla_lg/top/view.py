@@ -17,6 +17,7 @@ from rich.text import Text
 from orla_lg.control.state import Activity, BackendState, Occupancy, State
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.orders import Truth
+from orla_lg.core.plain import shown
 from orla_lg.core.waiting import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
@@ -177,7 +178,7 @@ def _kv(kv: Occupancy) -> Text:
 
 def _stages(backend: BackendState) -> str:
     most = sorted(backend.waiting_by_stage.items(), key=lambda each: -each[1])
-    return " · ".join(f"{stage or '(no graph)'} {count}" for stage, count in most[:6]) + (
+    return " · ".join(f"{_brief(stage) or '(no graph)'} {count}" for stage, count in most[:6]) + (
         " …" if len(most) > 6 else ""
     )
 
@@ -221,7 +222,7 @@ def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
     table.columns[0].justify = "right"
     for nth, (backend, each) in enumerate(waits, start=1):
         table.add_row(
-            str(nth), backend, _ellipsis(each.workflow), each.stage or "(no graph)", f"{each.priority:g}",
+            str(nth), backend, _brief(each.workflow), shown(each.stage, 60) or "(no graph)", f"{each.priority:g}",
             f"{each.waited_s:.1f} s", waits_for(each),
         )  # fmt: skip
     return Group(table, *_more(waiting - len(waits), "wait"))
@@ -241,7 +242,7 @@ def _resident(state: State, rows: int) -> RenderableType:
     table = _table("resident", "backend", "tokens", "state")
     for backend, each in held[:rows]:
         table.add_row(
-            _ellipsis(each.workflow),
+            _brief(each.workflow),
             backend,
             short(each.tokens),
             Text(each.state, style=_ACTIVITY_STYLES[each.state]),
@@ -250,8 +251,9 @@ def _resident(state: State, rows: int) -> RenderableType:
     return Group(table, *_more(holders - min(len(held), rows), "hold cache"))
 
 
-def _ellipsis(workflow: str) -> str:
-    return workflow if len(workflow) <= 24 else f"{workflow[:23]}…"
+def _brief(text: str) -> str:
+    """Return a text of the application's in a column's width."""
+    return shown(text, 24)
 
 
 def _more(count: int, what: str) -> list[Text]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
 import stat
-import time
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
+from rich.console import Console
 
 from orla_lg import Backend, ChatOrla, ConfigError, MappingError, Orla
 from orla_lg.control import protocol, server
 from orla_lg.control.client import Client
+from orla_lg.control.state import State
+from orla_lg.core.record import Happening
 from orla_lg.core.waiting import WaitsFor
-from tests.conftest import BACKEND_KEY, at
+from orla_lg.top import view
+from tests.conftest import BACKEND_KEY, at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
 
 MakeOrla = Callable[..., Orla]
@@ -33,6 +39,38 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def watched(engine: StubEngine, make_orla: MakeOrla, path: Path) -> Orla:
     return make_orla(at(engine, max_concurrency=1), control=path)
+
+
+class Clients(set[Any]):
+    """The door's clients, whose coming and going can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = 0
+        self._changed = threading.Condition()
+
+    def add(self, client: Any) -> None:
+        with self._changed:
+            super().add(client)
+            self.came += 1
+            self._changed.notify_all()
+
+    def discard(self, client: Any) -> None:
+        with self._changed:
+            super().discard(client)
+            self._changed.notify_all()
+
+    def wait(self, for_: Callable[[], bool], otherwise: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(for_, PATIENCE_S), otherwise
+
+
+@pytest.fixture
+def served(watched: Orla) -> Clients:
+    """Who is connected, from now on."""
+    assert watched._door is not None
+    watched._door._clients = clients = Clients()
+    return clients
 
 
 @pytest.fixture
@@ -144,13 +182,15 @@ def test_a_request_comes_through_as_it_was_meant(request_: Any) -> None:
 def test_the_state_says_who_waits_and_nothing_of_what_they_say(engine: StubEngine, watched: Orla, path: Path) -> None:
     gate, secret = Gate(), "an unlikely prompt"
     engine.rule = lambda seen: Reply(gate=gate)
+    queued = threading.Semaphore(0)
+    unsubscribe = watched.subscribe(lambda event: queued.release() if event.kind is Happening.QUEUED else None)
     llm = ChatOrla(orla=watched, model="main", api_key="key-in-the-code")
     with ThreadPoolExecutor(3) as pool, Client(path) as client:
         calls = [pool.submit(llm.invoke, secret) for _ in range(3)]
         engine.wait(lambda e: e.in_flight == 1)
-        deadline = time.monotonic() + PATIENCE_S
-        while (now := client.state()).backends["main"].waiting < 2:
-            assert time.monotonic() < deadline
+        for _ in range(2):
+            assert queued.acquire(timeout=PATIENCE_S)
+        now = client.state()
         main = now.backends["main"]
         assert (main.in_flight, main.max_concurrency, main.engine) == (1, 1, "openai")
         assert [each.waits_for for each in main.waits] == [WaitsFor.PLACE] * 2
@@ -162,6 +202,56 @@ def test_the_state_says_who_waits_and_nothing_of_what_they_say(engine: StubEngin
         for call in calls:
             call.result(PATIENCE_S)
         assert client.state().backends["main"].spent.calls == 3
+    unsubscribe()
+
+
+NASTY = ("\ud800", "nul\0", "a\nb", "\x1b[2J", "\u202e", "x" * 1_000_000, "\udfff\ud800")
+
+
+def test_whatever_a_users_id_holds_the_door_answers(engine: StubEngine, watched: Orla, path: Path) -> None:
+    """Threads, stages and tenants that no encoding takes, and one of a megabyte; some hold cache, some wait."""
+
+    def app(stage: str) -> Any:
+        llm = chat(engine)
+
+        def node(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [llm.invoke(state["messages"])]}
+
+        made = StateGraph(MessagesState).add_node(stage, node).add_edge(START, stage)
+        return watched.wrap(made, mapper={"*": "main"})
+
+    for each in NASTY:
+        app("odd\x1b").invoke({"messages": [("user", "hi")]}, {"configurable": {"thread_id": each}})
+    line = ask_raw(path, b'{"do": "state"}\n')[0]
+    held = line["state"]["backends"]["main"]["kv"]["workflows"]
+    assert len(held) == len(NASTY) and all(len(each["workflow"]) < 1_100 for each in held)
+    assert {"\\ud800", "nul\\u0000", "a\\u000ab", "\\u001b[2J", "\\u202e", "\\udfff\\ud800"} < {
+        each["workflow"] for each in held
+    }
+    with Client(path) as client:
+        state = client.state()
+    console = Console(file=io.StringIO(), width=200)
+    console.print(view.frame(state, a_history(state), rows=50))
+    drawn = console.file.getvalue()
+    assert drawn.encode() and "\x1b" not in drawn and "\u202e" not in drawn and "\\ud800" in drawn
+
+
+def a_history(state: State) -> view.History:
+    history = view.History()
+    history.add(state)
+    return history
+
+
+def test_a_sticky_folder_of_ours_may_be_open_to_others(engine: StubEngine, tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with Orla([at(engine)], control=tmp_path / "door"), Client(tmp_path / "door") as client:
+        assert client.state().pid
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "d" * 300])
+def test_where_no_process_can_be_is_said(path: str) -> None:
+    with pytest.raises(ConfigError, match="no running process at"):
+        Client(path)
 
 
 def ask_raw(path: Path, line: bytes) -> list[dict[str, Any]]:
@@ -181,14 +271,14 @@ def test_a_watcher_sees_what_changes_until_the_end(
         next(seen)
         assert next(seen).backends["main"].paused
         watched.close()
-        assert len(list(seen)) <= 1, "the process hung up"
+        assert all(state.backends["main"].paused for state in seen), "what was sent before; then the process hung up"
     assert not caplog.records, "and nothing broke in it"
 
 
 # Clients that are no good
 
 
-def test_clients_that_die_or_say_half_leave_nothing_behind(watched: Orla, path: Path) -> None:
+def test_clients_that_die_or_say_half_leave_nothing_behind(served: Clients, path: Path) -> None:
     for said in (
         b"",
         b'{"do": "sta',
@@ -198,34 +288,22 @@ def test_clients_that_die_or_say_half_leave_nothing_behind(watched: Orla, path: 
         with socket.socket(socket.AF_UNIX) as dying:
             dying.connect(str(path))
             dying.sendall(said)
-    door = watched._door
-    assert door is not None
-    deadline = time.monotonic() + PATIENCE_S
-    while door._clients:
-        assert time.monotonic() < deadline, "a dead client is still served"
-        time.sleep(0.02)
+    served.wait(lambda: served.came == 4 and not served, "a dead client is still served")
 
 
 def test_a_client_that_reads_nothing_stalls_nobody(
-    engine: StubEngine, watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch
+    watched: Orla, served: Clients, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "STALL_S", 0.3)
     with socket.socket(socket.AF_UNIX) as stalling:
         stalling.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         stalling.connect(str(path))
         stalling.sendall(b'{"do": "state"}\n' * 4_000)
-        door = watched._door
-        assert door is not None
-        deadline = time.monotonic() + PATIENCE_S
-        while not door._clients:
-            time.sleep(0.01)
-        while door._clients:
-            assert time.monotonic() < deadline, "it was never hung up on"
-            began = time.monotonic()
-            ChatOrla(orla=watched, model="main").invoke("hello")
-            assert time.monotonic() - began < 5.0
-            with Client(path) as another:
-                another.state()
+        served.wait(lambda: served.came == 1, "it was never served")
+        ChatOrla(orla=watched, model="main").invoke("hello")
+        with Client(path) as another:
+            another.state()
+        served.wait(lambda: not served, "it was never hung up on")
 
 
 def test_more_clients_than_are_served_are_told_so(watched: Orla, path: Path) -> None:
@@ -291,13 +369,19 @@ def test_what_is_another_process_socket_by_now_is_not_removed(watched: Orla, pat
 
 def test_a_forked_child_takes_nothing_away(watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert watched._door is not None
-    monkeypatch.setattr(server.os, "getpid", lambda: -1)
-    watched._door.close()
-    monkeypatch.undo()
-    assert path.exists()
+    with monkeypatch.context() as child:
+        child.setattr(server.os, "getpid", lambda: -1)
+        child.setattr(watched._door, "_listening", watched._door._listening.dup())  # a child has its own
+        watched._door.close()
+    with Client(path) as client:
+        assert client.state().pid
 
 
-@pytest.mark.parametrize("how", ["file", "missing", "open to all", "too long", "no unix sockets"])
+@pytest.mark.parametrize(
+    "how",
+    ["file", "missing", "open to all", "open to a group", "too long", "a name too long", "NUL", "half a pair",
+     "below a file", "no unix sockets"],
+)  # fmt: skip
 def test_where_no_door_can_be_is_said(
     engine: StubEngine, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,8 +390,13 @@ def test_where_no_door_can_be_is_said(
     message = {
         "file": "there is a file that is no socket",
         "missing": "the folder .* cannot be used",
-        "open to all": "others may write to the folder",
-        "too long": "no socket can be made there .*too long",
+        "open to all": "others may write to the folder .*chmod go-w",
+        "open to a group": "others may write to the folder .*mode 0770",
+        "too long": "no socket can be made there, the path is too long: .* 107 at most",
+        "a name too long": "no socket can be made there, the path is too long",
+        "NUL": "there is a NUL or a lone surrogate in it",
+        "half a pair": "there is a NUL or a lone surrogate in it",
+        "below a file": "what is there cannot be looked at",
         "no unix sockets": "this platform has no Unix sockets",
     }[how]
     if how == "file":
@@ -316,8 +405,19 @@ def test_where_no_door_can_be_is_said(
         path = tmp_path / "no" / "door"
     if how == "open to all":
         tmp_path.chmod(0o777)
+    if how == "open to a group":
+        tmp_path.chmod(0o770)
     if how == "too long":
         path = tmp_path / ("d" * 120)
+    if how == "a name too long":
+        path = tmp_path / ("d" * 300)
+    if how == "NUL":
+        path = tmp_path / "a\0b"
+    if how == "half a pair":
+        path = tmp_path / "\ud800"
+    if how == "below a file":
+        (tmp_path / "file").write_text("precious")
+        path = tmp_path / "file" / "door"
     if how == "no unix sockets":
         monkeypatch.delattr(socket, "AF_UNIX")
     with pytest.raises(ConfigError, match=message):

@@ -53,16 +53,27 @@ def test_what_runs_at_the_end_may_clean_up() -> None:
     assert cleaned and future.cancelled()
 
 
-def test_a_loop_that_closed_meanwhile_is_a_closed_orla() -> None:
+def test_a_thread_that_ended_by_itself_is_replaced_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
     background = Background()
     background.submit(who()).result(5)
     loop, thread = background._loop, background._thread
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
+    assert background.submit(who()).result(5) == "orla" and background._thread is not thread
+    assert caplog.text.count("the background thread had ended") == 1
+    background.close()
+
+
+def test_a_loop_that_closed_meanwhile_is_a_closed_orla(monkeypatch: pytest.MonkeyPatch) -> None:
+    background = Background()
+    background.submit(who()).result(5)
+    loop, thread = background._loop, background._thread
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    monkeypatch.setattr(background, "_running_loop", lambda: loop)  # as it was a moment ago
     with pytest.raises(OrlaClosed):
         background.submit(who())
     background.call_later(0.0, print)
-    background._loop = None
     background.close()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,40 +149,85 @@ def valid() -> dict[str, Any]:
     return {
         "format": "orla-lg estimates", "version": 1,
         "stages": [{
-            "graph": "g", "stage": "a", "answer_tokens": [1.0, 1], "service_s": [1.0, 1],
-            "remaining_s": {"1": [9.0, 1]},
+            "graph": "g", "stage": "a", "answer_tokens": [1.0, 1], "service_s": [1.0, 1], "calls": [1.0, 1],
+            "other_s": [0.5, 1], "tool_s": [0.0, 0], "visits": [1.0, 1],
+            "remaining_s": {"1": [9.0, 1]}, "growth_tokens": {"2": [7.0, 1]},
+            "turns": 3.0, "moves": {"b": 2.0}, "backends": {"main": 1.0},
         }],
     }  # fmt: skip
 
 
-def without(key: str) -> str:
-    made = valid()
-    made["stages"].append({name: value for name, value in made["stages"][0].items() if name != key} | {"stage": "b"})
-    return json.dumps(made)
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to everything in plain data."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from places(each, (*path, key))
 
 
+def changed(path: tuple[Any, ...], to: str) -> str:
+    """Return the valid file with something else at *path*, as it stands in JSON; ``""``: with nothing there."""
+    made = [valid()]
+    within: Any = made
+    for key in (whole := (0, *path))[:-1]:
+        within = within[key]
+    if not to:
+        del within[whole[-1]]
+        return json.dumps(made[0]) if made else ""
+    within[whole[-1]] = "here"
+    return json.dumps(made[0]).replace('"here"', to)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+PLACES = list(places(valid()))
 WRONG = [
-    "", "not json", "[]", "{}", '"text"', "null",
+    "not json", "{}", '"text"', DEEP, "9" * 5_000,
     json.dumps(valid() | {"version": 2}),
-    json.dumps(valid() | {"format": "another"}),
-    json.dumps(valid() | {"stages": 5}),
-    json.dumps(valid() | {"stages": [{"graph": "g"}]}),
-    without("remaining_s"), without("service_s"), without("graph"),
-    json.dumps(valid()).replace("[9.0, 1]", '["much", 1]'),
-    json.dumps(valid()).replace("[9.0, 1]", "[9.0]"),
-    json.dumps(valid()).replace('"1":', '"first":'),
-    json.dumps(valid()).replace('{"1": [9.0, 1]}', "[]"),
+    json.dumps(valid()).replace('"1":', '"0":'), json.dumps(valid()).replace('"1":', '"first":'),
+    json.dumps(valid()).replace('"1":', '"99999999999999999999":'),
+    json.dumps(valid()).replace("[9.0, 1]", "[9.0, 1.5]"),
+    *(changed(path, "") for path in PLACES if path and not isinstance(path[-1], int) and len(path) < 4),
+    *(changed(path, to) for path in PLACES
+      for to in ("Infinity", "-Infinity", "NaN", "1e999", "-1e20", "null", "true", "9" * 400, '{"x": {}}', DEEP)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_file_is_refused_and_does_no_harm(wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     file, estimates = tmp_path / "estimates.json", Estimates()
     live(estimates, [("a", 1.0)])
-    file.write_text(wrong)
-    with pytest.raises(ConfigError, match="does not hold estimates of ours"):
-        estimates.load(file)
+    file.write_text(json.dumps(valid()))
+    assert Estimates().load(file), "else nothing is shown below"
+    for wrong in WRONG:
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="does not hold estimates of ours") as fault:
+            estimates.load(file)
+        assert len(str(fault.value)) < 500, wrong[:100]
     assert at(estimates, "a") == 1.0 and at(estimates, "b") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "said"),
+    [
+        (("stages", 0, "turns"), "Infinity", r"stages\[0\].turns is Infinity, not a number from 0 to 1e\+15"),
+        (("stages", 0, "calls", 1), "Infinity", r"stages\[0\].calls\[1\] is Infinity"),
+        (("stages", 0, "calls", 1), "-1", r"stages\[0\].calls\[1\] is -1"),
+        (("stages", 0, "moves", "b"), '"many"', r'stages\[0\].moves.b is "many"'),
+        (("stages", 0, "remaining_s", "1"), "3", r"stages\[0\].remaining_s.1 is 3, not an average and a count"),
+        (("stages", 0, "service_s"), "", r"stages\[0\].service_s is missing"),
+        (("stages", 0), DEEP, "nested too deep"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(path: tuple[Any, ...], to: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "e").write_text(changed(path, to))
+    with pytest.raises(ConfigError, match=said):
+        Estimates().load(tmp_path / "e")
+
+
+def test_names_that_no_encoding_takes_come_back(tmp_path: Path) -> None:
+    estimates, again = Estimates(), Estimates()
+    live(estimates, [("\ud800\n\0", 1.0)], "\udfff")
+    estimates.save(tmp_path / "e")
+    assert again.load(tmp_path / "e") and at(again, "\ud800\n\0", graph="\udfff") == 1.0
 
 
 def test_bytes_are_refused(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
+import stat
 from pathlib import Path
 
 import pytest
 
+from orla_lg.core import estimates_file
 from orla_lg.core.estimates import Course, Estimates
 from orla_lg.core.keeping import MANY_BROKEN, SAVE_EVERY_S, EstimatesFile
 from orla_lg.errors import ConfigError
@@ -71,22 +76,42 @@ def test_no_file_set_aside_takes_the_place_of_another(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_cannot_be_set_aside_or_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_set_aside_is_told_and_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "e.json"
     file.write_text("broken")
     for number in ("", *range(2, MANY_BROKEN)):
         (tmp_path / f"e.json.broken{number}").touch()
-    with pytest.raises(ConfigError, match="and so do 99 set aside before it; remove them"):
-        a_file(file)
+    _, keeper, background = a_file(file)
+    assert "and so do 99 set aside before it; remove them" in caplog.text
+    keeper.learned()
+    keeper.save()
+    assert file.read_text() == "broken" and not background.timers
     (tmp_path / "e.json.broken").unlink()
 
     def refuse(self: Path, target: Path) -> Path:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(ConfigError, match=r"e.json does not hold .* and cannot be renamed \(Permission denied\)"):
-        a_file(file)
+    a_file(file)
+    assert re.search(r"e.json does not hold .* and cannot be renamed \(Permission denied\)", caplog.text)
     assert file.read_text() == "broken"
+
+
+def test_what_cannot_be_a_file_of_estimates_is_told_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    with pytest.raises(ConfigError, match=r"estimates_file: .* there is a NUL or a lone surrogate in it"):
+        a_file(Path("a\0b"))
+    with pytest.raises(ConfigError, match="there is a NUL or a lone surrogate in it"):
+        a_file(tmp_path / "\ud800")
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        a_file(tmp_path / ("x" * 300) / "e")
+    with pytest.raises(ConfigError, match="there is no folder"):
+        a_file(tmp_path / "none" / "e")
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="neither a file nor missing"):
+        a_file(file)
     file.unlink()
     file.mkdir()
     with pytest.raises(ConfigError, match=r"estimates_file '.*e.json' cannot be read: Is a directory"):
@@ -105,3 +130,38 @@ def test_of_two_processes_that_find_it_broken_one_sets_it_aside(
     monkeypatch.setattr(Path, "rename", gone)
     estimates, _, _ = a_file(file)
     assert estimates.lessons("g") == 0 and not caplog.records
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
+def test_it_is_its_users_alone_whatever_lies_in_the_way(tmp_path: Path, umask: int) -> None:
+    file, precious = tmp_path / "e.json", tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / f".e.json.{os.getpid()}").symlink_to(precious)  # the name that could be foreseen
+    estimates, keeper, _ = a_file(file)
+    estimates.served(Course("g"), "a", 2.0, 7)
+    keeper.learned()
+    before = os.umask(umask)
+    try:
+        keeper.save()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) & ~0o600 == 0 and not file.is_symlink()
+    assert precious.read_text() == "precious"
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "e.json"
+    estimates, keeper, _ = a_file(file)
+    estimates.served(Course("g"), "a", 2.0, 7)
+    keeper.learned()
+    keeper.save()
+    held = file.read_text()
+
+    def full(descriptor: int, *args: object, **kwargs: object) -> object:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(estimates_file.os, "fdopen", full)
+    keeper.learned()
+    keeper.save()
+    assert file.read_text() == held and [each.name for each in tmp_path.iterdir()] == ["e.json"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from orla_lg.core.claims import Doing
 from orla_lg.core.saved import Saved, SavedPool, covered, instance_of
 
@@ -91,3 +93,11 @@ def test_names_are_the_same_tomorrow_and_fit_for_files() -> None:
 def test_what_covers_a_prompt_is_counted_by_messages() -> None:
     assert covered((1, 2, 3, 4), 100, (1, 2, 9)) == 50.0
     assert covered((), 100, (1,)) == covered((2,), 100, (1,)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["ü" * 100, "x" * 10_000, "\ud800", "a/../b", "nul\0", "模型"])
+def test_names_are_such_that_any_file_system_takes_them(name: str) -> None:
+    made = instance_of(name, "http://127.0.0.1:1/v1")
+    assert made.isascii() and len(made) < 100 and not set(made) & set("/\\\0.")
+    assert made == instance_of(name, "http://127.0.0.1:1/v1") != instance_of(f"{name}2", "http://127.0.0.1:1/v1")
+    assert instance_of("heavy", "http://127.0.0.1:1/v1").startswith("heavy-"), "as ever"

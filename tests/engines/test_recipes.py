@@ -8,6 +8,7 @@ import http.server
 import importlib.util
 import json
 import sys
+import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
@@ -247,6 +248,23 @@ def test_a_start_is_told_by_its_log() -> None:
     assert recipe.phase("") == "importing itself"
     said = "non-default args: {}\nResolved architecture: X\nInitializing a V1 LLM engine\nStarting to load model /m"
     assert recipe.phase(said) == "loading the weights"
+
+
+def test_what_a_killed_server_leaves_in_its_temporary_folder_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_cpu, "SOCKET_PATH_CHARS", 1_000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with vllm_cpu._temporary_folder() as environment:
+        Path(environment["TMPDIR"], "left").mkdir()
+        assert Path(environment["TMPDIR"]).stat().st_mode & 0o777 == 0o700
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(vllm_cpu, "SOCKET_PATH_CHARS", 107)
+    (long := tmp_path / ("d" * 90)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with vllm_cpu._temporary_folder() as environment:
+        assert environment == {}, "its sockets would not fit in there"
+    assert not list(long.iterdir())
 
 
 METRICS = """\
