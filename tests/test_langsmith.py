@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import openai
 import pytest
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tracers.langchain import wait_for_all_tracers
 from langgraph.graph import START, MessagesState, StateGraph
 from langsmith import utils
@@ -14,7 +18,7 @@ from langsmith import utils
 from orla_lg import ChatOrla, Orla
 from tests.conftest import BACKEND_KEY, CALLER_KEY, at, chat
 from tests.langsmith_collector import Collector
-from tests.stub_engine import StubEngine
+from tests.stub_engine import MODEL, StubEngine
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +115,68 @@ async def test_no_key_is_traced(collector: Collector, engine: StubEngine, make_o
     assert collector.runs
     assert BACKEND_KEY not in text
     assert CALLER_KEY not in text
+
+
+@pytest.mark.parametrize("named", [None, "another"])
+@pytest.mark.parametrize("form", ["open stream", "ended"])
+async def test_a_record_is_not_put_on_the_run_of_a_model_that_passes_by(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla], form: str, named: str | None
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    sdk = openai.OpenAI(base_url=engine.url, api_key=CALLER_KEY, max_retries=0)
+    passing = GenericFakeChatModel(messages=iter([AIMessage("first second third")]), metadata=_named(named))
+
+    def speak(state: MessagesState) -> None:
+        stream = passing.stream("hello")
+        next(stream)
+        if form == "ended":
+            list(stream)
+        sdk.chat.completions.create(model="gpt-x", messages=[{"role": "user", "content": "hi"}])
+        list(stream)
+
+    graph = StateGraph(MessagesState).add_node("speak", speak).add_edge(START, "speak")
+    await orla.wrap(graph).ainvoke({"messages": ["Hello"]}, {"configurable": {"thread_id": "t"}})
+    wait_for_all_tracers()
+    (run,) = collector.of_type("llm")
+    assert not [key for key in run["extra"]["metadata"] if key.startswith("orla_")]
+    assert run["extra"]["metadata"].get("ls_model_name") == named
+    (record,) = orla.records()
+    assert (record.workflow, record.stage) == ("t", "speak")
+
+
+def _named(model: str | None) -> dict[str, Any]:
+    return {} if model is None else {"ls_model_name": model}
+
+
+async def test_the_model_that_answered_is_the_runs_model(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    await orla.wrap(_graph(chat(engine, model="gpt-x"))).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+    for run in collector.of_type("llm"):
+        assert run["extra"]["metadata"]["ls_model_name"] == MODEL
+        assert run["extra"]["invocation_params"]["model"] == "gpt-x", "what the code asked for"
+
+
+async def test_a_call_that_passes_by_keeps_the_codes_model(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]
+) -> None:
+    orla = make_orla(at(engine), mapper={"another": "main"})
+    await orla.wrap(_graph(chat(engine, model="gpt-x"))).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+    assert {run["extra"]["metadata"]["ls_model_name"] for run in collector.of_type("llm")} == {"gpt-x"}
+
+
+@pytest.mark.parametrize("callbacks", [None, []])
+async def test_a_model_in_a_chain_with_callbacks_of_its_own_shows_its_record(
+    collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla], callbacks: Any
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    chain = RunnablePassthrough() | chat(engine)
+    graph = StateGraph(MessagesState)
+    graph.add_node("speak", lambda state: {"messages": [chain.invoke("hello", {"callbacks": callbacks})]})
+    await orla.wrap(graph.add_edge(START, "speak")).ainvoke({"messages": ["Hello"]})
+    wait_for_all_tracers()
+    (run,) = collector.of_type("llm")
+    assert run["extra"]["metadata"]["orla_stage"] == "speak"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import inspect
+import json
 import operator
+import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +16,9 @@ from typing import Annotated, Any, TypedDict
 import openai
 import pytest
 from langchain.agents import create_agent
-from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,12 +26,14 @@ from langgraph.config import get_store, get_stream_writer
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import create_react_agent
+from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
 from orla_lg import BackendUnavailable, Orla, OrlaError
 from orla_lg.graph.events import GraphEvents
+from orla_lg.graph.execution import handlers_of
 from tests.conftest import BACKEND_KEY, CALLER_KEY, at, chat
 from tests.stub_engine import Reply, Seen, StubEngine
 
@@ -564,6 +571,7 @@ def test_drawing_and_schemas(same: Any, build: Build) -> None:
 def test_with_config_on_either_side(engine: StubEngine, orla: Orla) -> None:
     plain = two_stages(engine).with_config(tags=["mine"], recursion_limit=7, metadata={"who": "me"})
     before, after = orla.wrap(plain), orla.wrap(two_stages(engine)).with_config(plain.config)
+    assert before.config == after.config == plain.config
     for graph in (before, after):
         assert (graph.config["tags"], graph.config["recursion_limit"]) == (["mine"], 7)
         assert graph.config["metadata"]["who"] == "me"
@@ -624,7 +632,7 @@ def test_what_is_no_graph_is_refused(orla: Orla) -> None:
 def test_wrapping_twice_is_wrapping_once(engine: StubEngine, orla: Orla) -> None:
     once = orla.wrap(two_stages(engine))
     twice = orla.wrap(once)
-    assert len([each for each in twice.config["callbacks"] if isinstance(each, GraphEvents)]) == 1
+    assert len(handlers_of(twice)) == 1
     assert isinstance(twice.checkpointer, BaseCheckpointSaver)
     assert type(twice.checkpointer.inner) is InMemorySaver
     twice.invoke(QUESTION, on_thread())
@@ -636,6 +644,137 @@ def test_wrapping_twice_keeps_what_the_first_narrowed(engine: StubEngine, make_o
     graph = orla.wrap(orla.wrap(two_stages(engine), mapper={"review": "second"}))
     graph.invoke(QUESTION, on_thread())
     assert [record.backend for record in orla.records()] == ["main", "second"]
+
+
+def test_snapshots_carry_nothing_of_ours(engine: StubEngine, same: Any) -> None:
+    """An application stores a snapshot's configuration, and replays with it."""
+
+    def scenario(graph: Graph) -> Any:
+        graph.invoke(QUESTION, on_thread())
+        kept = json.dumps(graph.get_state(on_thread()).config)
+        at_start = list(graph.get_state_history(on_thread()))[-2]
+        again = graph.invoke(None, graph.get_state(at_start.config).config)
+        updated = graph.update_state(on_thread(), {"messages": [("user", "and then")]}, as_node="draft")
+        configs = [graph.get_state(on_thread()).config, at_start.config, at_start.parent_config, updated]
+        nowhere = graph.get_state(on_thread("another")).config
+        return normal([json.loads(kept), configs, nowhere, graph.config, again])
+
+    same(two_stages, scenario)
+
+
+def test_states_of_subgraphs_carry_nothing_of_ours(engine: StubEngine, same: Any) -> None:
+    def scenario(graph: Graph) -> Any:
+        graph.invoke(QUESTION, on_thread())
+        inner = [state for state in graph.get_state_history(on_thread()) if state.next == ("inner",)]
+        below = graph.get_state(inner[0].config, subgraphs=True)
+        return normal([below, json.dumps(below.config), json.dumps(below.tasks[0].state.config)])
+
+    same(with_subgraph, scenario)
+
+
+def test_a_replay_hears_each_chain_once(engine: StubEngine, orla: Orla) -> None:
+    graph = orla.wrap(two_stages(engine))
+    graph.invoke(QUESTION, on_thread())
+    seen: list[Any] = []
+    orla.subscribe(lambda event: seen.append((event.kind, event.stage)))
+    before_review = next(s for s in graph.get_state_history(on_thread()) if s.next == ("review",))
+    graph.invoke(None, graph.get_state(before_review.config).config)
+    assert seen.count(("node entered", "review")) + seen.count(("node_entered", "review")) == 1
+    assert orla.statistics().workflows.outcomes == {"done": 2}
+    assert len(orla.records()) == 3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda graph: graph.copy(), lambda g: g.with_config()])
+def test_a_copy_is_a_wrapped_graph_of_its_own(engine: StubEngine, orla: Orla, copied: Any) -> None:
+    def build() -> Graph:
+        graph = StateGraph(MessagesState).add_node(
+            "ask", lambda s: {"messages": [chat(engine).invoke(s["messages"])]}
+        )
+        return graph.add_edge(START, "ask").compile(checkpointer=InMemorySaver())
+
+    wrapped = orla.wrap(build())
+    other = copied(wrapped)
+    assert type(other) is type(wrapped)
+    assert vars(other).keys() - vars(copied(build())).keys() == {"_orla_handlers"}
+    other.name = "other"
+    assert wrapped.name != "other"
+    assert "1 user said" in normal(other.invoke(QUESTION, on_thread()))
+    assert [record.stage for record in orla.records()] == ["ask"]
+    assert {seen.key for seen in engine.chats} == {BACKEND_KEY}
+
+
+def test_deep_copies(engine: StubEngine, orla: Orla) -> None:
+    """LangGraph's copy does not run, wrapped or not: its sentinels are copied too. It can be made and read."""
+    wrapped = orla.wrap(two_stages(engine).with_config(tags=["t"]))
+    other = copy.deepcopy(wrapped)
+    assert type(other) is type(wrapped) and other.config == wrapped.config == {"tags": ["t"], "configurable": {}}
+    assert other.nodes.keys() == wrapped.nodes.keys() and other.checkpointer is not wrapped.checkpointer
+    assert handlers_of(other) == handlers_of(wrapped)
+    assert copy.deepcopy(wrapped.config) == wrapped.config
+
+
+def test_what_is_pickled_holds_no_orla(engine: StubEngine, orla: Orla) -> None:
+    """An Orla belongs to its process; LangGraph's own graphs are pickled by value where at all."""
+    handlers = handlers_of(orla.wrap(two_stages(engine)))
+    assert len(handlers) == 1 and pickle.loads(pickle.dumps(handlers)) == ()
+    assert type(pickle.loads(pickle.dumps(handlers[0]))) is BaseCallbackHandler
+
+
+def test_the_configuration_in_a_node_can_be_copied(engine: StubEngine, same: Any) -> None:
+    """Its callbacks hold our handler, as they hold every tracer: a copy shares it."""
+
+    def build(engine: StubEngine) -> Graph:
+        llm = chat(engine)
+
+        def ask(state: MessagesState, config: RunnableConfig) -> Any:
+            mine = copy.deepcopy({key: config[key] for key in ("callbacks", "metadata")})
+            pickle.dumps(mine["callbacks"].handlers)
+            return {"messages": [llm.invoke(state["messages"], {**config, **mine})]}
+
+        return StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+
+    same(build, lambda graph: normal(graph.invoke(QUESTION)))
+
+
+def test_what_its_user_set_on_a_graph_is_kept(engine: StubEngine, orla: Orla) -> None:
+    graph = two_stages(engine)
+    graph.owner = "me"
+    wrapped = orla.wrap(orla.wrap(graph))
+    assert wrapped.owner == "me" and not hasattr(two_stages(engine), "owner")
+    assert wrapped.nodes is not graph.nodes
+
+
+def test_langgraph_is_as_it_was_after_the_last_close(engine: StubEngine, make_orla: Any) -> None:
+    kept = [vars(Pregel)[name] for name in ("stream", "astream", "copy")]
+    first, second = make_orla(at(engine)), make_orla(at(engine))
+    wrapped = [each.wrap(two_stages(engine)) for each in (first, second)]
+    assert [vars(Pregel)[name] for name in ("stream", "astream", "copy")] != kept
+    assert inspect.signature(Pregel.stream) == inspect.signature(kept[0])
+    first.close()
+    assert vars(Pregel)["stream"] is not kept[0]
+    second.close()
+    assert [vars(Pregel)[name] for name in ("stream", "astream", "copy")] == kept
+    assert all("1 user said" in normal(graph.invoke(QUESTION, on_thread())) for graph in wrapped)
+
+
+@pytest.mark.parametrize("build", [two_stages, two_async_stages])
+def test_whatever_callbacks_an_invocation_has(engine: StubEngine, orla: Orla, build: Build) -> None:
+    graph = orla.wrap(build(engine))
+    mine = Counting()
+    manager = (CallbackManager if build is two_stages else AsyncCallbackManager)([mine], inheritable_handlers=[mine])
+    for number, callbacks in enumerate([None, [], [mine], manager]):
+        config = {**on_thread(str(number)), "callbacks": callbacks}
+        if build is two_stages:
+            graph.invoke(QUESTION, config)
+            list(graph.stream(QUESTION, on_thread(f"{number}s"), stream_mode="messages"))
+        else:
+            asyncio.run(graph.ainvoke(QUESTION, config))
+    assert mine.chains and not any(isinstance(each, GraphEvents) for each in manager.handlers)
+    assert {seen.key for seen in engine.chats} == {BACKEND_KEY}
+    with pytest.raises(Exception, match=r"callbacks|iterable|attribute"):
+        two_stages(engine).invoke(QUESTION, {**on_thread("x"), "callbacks": 5})
+    with pytest.raises(Exception, match=r"callbacks|iterable|attribute"):
+        orla.wrap(two_stages(engine)).invoke(QUESTION, {**on_thread("x"), "callbacks": 5})
 
 
 # ── wrapped graphs inside others ─────────────────────────────────────────────────────────────────────

@@ -27,8 +27,9 @@ from orla_lg.core.effects import adrive, drive
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.record import Record
 from orla_lg.errors import OrlaError
-from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, origin
+from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, completed, origin
 from orla_lg.graph.interception import CHAT_COMPLETIONS, chat_steps
+from orla_lg.graph.running_node import node_around
 from orla_lg.openai_api.client import NO_KEY
 from orla_lg.openai_api.home import headers_of, query_of
 
@@ -70,13 +71,10 @@ def _origin_of(manager: RunManager | None) -> Origin | None:
         return origin()
     config = var_child_runnable_config.get() or {}
     run = ModelRun(manager.run_id, manager.parent_run_id, manager.metadata, manager.handlers)
-    return Origin(
-        binding_among(manager.handlers, manager.parent_run_id),
-        manager.metadata,
-        manager.parent_run_id,
-        config.get("configurable") or {},
-        run,
-    )
+    return completed(
+        binding_among(manager.handlers, manager.parent_run_id), manager.metadata, manager.parent_run_id, config, run,
+        node_around(manager.metadata),
+    )  # fmt: skip
 
 
 class _ServedClient(openai.OpenAI):

@@ -1,7 +1,8 @@
 """Step 1, identify: from what LangChain and LangGraph keep in their context to who calls.
 
 Nobody sends ids. A call's origin is looked up where it can be known, surest first: the model run that our
-own handler saw start, the config of the running node (``var_child_runnable_config``), nothing.
+own handler saw start, the config of the running chain (``var_child_runnable_config``), nothing. What code in
+a node replaced in that config, the running node itself still knows (``running_node``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
 from orla_lg.errors import ConfigError
+from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
 from orla_lg.openai_api.client import EngineClients
 
@@ -84,11 +86,10 @@ class RunIndex:
             if outer is not None and outer.graph != graph and outer.root != str(graph):
                 self._lineages[graph] = Lineage(outer.root, outer.said, graph=graph)
 
-    def part(self, run_id: UUID | None, start: Callable[[str], object]) -> None:
-        """Let the graph that *run_id* runs in be a run of its own, if it can be; *start* opens it."""
+    def part(self, lineage: Lineage, start: Callable[[str], object]) -> None:
+        """Let the graph whose chains have *lineage* be a run of its own, if it can be; *start* opens it."""
         with self._lock:
-            lineage = self.lineage(run_id)
-            if lineage is None or lineage.graph is None or lineage.root == str(lineage.graph):
+            if lineage.graph is None or lineage.root == str(lineage.graph):
                 return
             start(str(lineage.graph))
             lineage.root = str(lineage.graph)
@@ -113,6 +114,17 @@ class RunIndex:
         return len(self._lineages)
 
 
+class Once:
+    """Something that is warned of once."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+
+    def is_first(self) -> bool:
+        """Whether this is the first time; one thread's, of several at once."""
+        return next(self._count) == 0
+
+
 @dataclass(frozen=True, eq=False)
 class Core:
     """What the graph side holds of an ``Orla``."""
@@ -123,6 +135,8 @@ class Core:
     """``ORLA_DISABLED=1``: everything steps aside."""
     runs: RunIndex = field(default_factory=RunIndex)
     stage_names: StageNames = field(default_factory=StageNames)
+    lost: Once = field(default_factory=Once)
+    """Calls whose context was lost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +161,20 @@ class ModelRun:
     metadata: Mapping[str, Any]
     tracers: Sequence[BaseCallbackHandler] = ()
     """Handlers that may keep a trace of this run (LangSmith)."""
+    node: RunningNode | None = None
+    """The node it started in."""
+    messages: Sequence[Any] | None = None
+    """What it was asked, as far as that is needed to tell its request from another's."""
+
+    def asks(self, body: Mapping[str, Any]) -> bool:
+        """Whether the request with *body* can be this run's own: it may also pass the SDK by, and not be over."""
+        named = self.metadata.get("ls_model_name")
+        if named is not None and not str(self.metadata.get("ls_provider", "")).startswith("azure"):
+            return bool(named == body.get("model"))
+        sent = body.get("messages")
+        if self.messages is None or not isinstance(sent, list) or len(sent) != len(self.messages):
+            return self.messages is None
+        return not sent or _text(sent[-1].get("content")) == _text(getattr(self.messages[-1], "content", None))
 
 
 @dataclass(frozen=True)
@@ -158,6 +186,8 @@ class Origin:
     parent_id: UUID | None
     configurable: Mapping[str, Any]
     model_run: ModelRun | None
+    node: RunningNode | None = None
+    """The node it is made in."""
 
 
 class GraphHandler(Protocol):
@@ -174,21 +204,65 @@ MODEL_RUN: ContextVar[tuple[GraphHandler, ModelRun] | None] = ContextVar("orla_m
 """Set when a model run starts inside a wrapped graph, taken by the request it makes."""
 
 
-def origin() -> Origin | None:
-    """Return where the call being made comes from; ``None`` outside any runnable."""
-    started, config = MODEL_RUN.get(), var_child_runnable_config.get()
-    if started is None and config is None:
-        return None
+def origin(body: Mapping[str, Any] | None = None) -> Origin | None:
+    """Return where the call being made comes from, *body* being its request; ``None`` outside any runnable."""
+    started, config, here = MODEL_RUN.get(), var_child_runnable_config.get(), current()
+    if config is None and here is None:
+        return None if started is None else _in_a_bare_thread(*started, body)
     config = config or {}
-    manager = config.get("callbacks")
-    configurable = config.get("configurable") or {}
+    manager, metadata = config.get("callbacks"), config.get("metadata") or {}
     parent = manager.parent_run_id if isinstance(manager, BaseCallbackManager) else None
-    # One that another chain started is over: its end takes nothing away (see ``GraphEvents.ignore_llm``).
-    if started is not None and parent in (None, started[1].parent_id):
+    handlers = _handlers(manager)
+    if started is not None and _is_own(started[1], parent, here, body):
         handler, run = started
-        run = ModelRun(run.id, run.parent_id, run.metadata, _handlers(manager))
-        return Origin(handler.orla_binding, run.metadata, run.parent_id, configurable, run)
-    return Origin(binding_among(_handlers(manager), parent), config.get("metadata") or {}, parent, configurable, None)
+        run = replace(run, tracers=handlers)
+        return completed(handler.orla_binding, run.metadata, run.parent_id, config, run, run.node)
+    return completed(binding_among(handlers, parent), metadata, parent, config, None, node_around(metadata))
+
+
+def _is_own(run: ModelRun, parent: UUID | None, here: RunningNode | None, body: Mapping[str, Any] | None) -> bool:
+    """Whether a request is that of the model run that started last in its context.
+
+    A run that another chain started is over: its end takes nothing away (see ``GraphEvents.ignore_llm``).
+    """
+    is_here = parent in (None, run.parent_id) or (here is not None and run.node is here)
+    return is_here and (body is None or run.asks(body))
+
+
+def _in_a_bare_thread(handler: GraphHandler, run: ModelRun, body: Mapping[str, Any] | None) -> Origin | None:
+    """Return the origin of a call whose model was handed the node's configuration, in a thread without its context.
+
+    The thread may live on, so what started there counts only while its node runs.
+    """
+    node = node_around(run.metadata)
+    if node is None or (body is not None and not run.asks(body)):
+        return None
+    return completed(handler.orla_binding, run.metadata, run.parent_id, {}, run, node)
+
+
+def completed(
+    binding: Binding | None, metadata: Mapping[str, Any], parent: UUID | None, config: Mapping[str, Any],
+    run: ModelRun | None, node: RunningNode | None,
+) -> Origin:  # fmt: skip
+    """Return an origin, with what code in the node replaced in the configuration taken from the node itself."""
+    configurable = config.get("configurable") or {}
+    if node is not None:
+        if binding is None and (handler := node.handler) is not None:
+            binding = handler.orla_binding
+        if not node.holds(metadata):
+            metadata = {**metadata, **node.metadata}
+        elif "langgraph_step" not in metadata:
+            metadata = {**node.metadata, **metadata}
+        if node.said:
+            is_inside = node.holds(config.get("metadata") or {})
+            configurable = {**node.said, **configurable} if is_inside else {**configurable, **node.said}
+    return Origin(binding, metadata, parent, configurable, run, node)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return str(content)
 
 
 def _handlers(manager: Any) -> Sequence[BaseCallbackHandler]:
@@ -230,20 +304,28 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
 
 def _run_of(origin: Origin, core: Core, thread: str | None) -> RunState | None:
     """Return the open run that a call belongs to, parting it from the outer one if it has its own thread."""
-    root = core.runs.root(origin.parent_id)
-    run = None if root is None else core.serving.book.run(root)
-    if run is None or thread is None or thread == run.workflow:
+    lineage = lineage_around(core, origin.parent_id, origin.node)
+    run = None if lineage is None else core.serving.book.run(lineage.root)
+    if lineage is None or run is None or thread is None or thread == run.workflow:
         return run
     outer = run.workflow
-    core.runs.part(
-        origin.parent_id, lambda inner: core.serving.progress.run_started(inner, thread=thread, parent=outer)
-    )
-    return core.serving.book.run(core.runs.root(origin.parent_id) or "")
+    core.runs.part(lineage, lambda inner: core.serving.progress.run_started(inner, thread=thread, parent=outer))
+    return core.serving.book.run(lineage.root)
+
+
+def lineage_around(core: Core, chain: UUID | None, node: RunningNode | None) -> Lineage | None:
+    """Return the lineage of a chain; of the innermost node around it where callbacks were replaced on the way."""
+    lineage = core.runs.lineage(chain)
+    if lineage is None and node is not None:
+        for around in node.outward():
+            if (handler := around.handler) is not None and handler.orla_binding.core is core:
+                return cast("Lineage", around.lineage)
+    return lineage
 
 
 def namespace_of(origin: Origin) -> str:
     """Return the checkpoint namespace of the node that calls; empty outside any graph, wrapped or not."""
-    return str(origin.metadata.get("langgraph_checkpoint_ns") or origin.metadata.get("checkpoint_ns") or "")
+    return namespace_in(origin.metadata)
 
 
 def _lone(namespace: str, call_id: str) -> str:

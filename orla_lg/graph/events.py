@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 
@@ -21,7 +23,8 @@ from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import OrlaError
-from orla_lg.graph.context import MODEL_RUN, Binding, Lineage, ModelRun, RunIndex
+from orla_lg.graph.context import MODEL_RUN, Binding, Lineage, ModelRun, RunIndex, lineage_around
+from orla_lg.graph.running_node import RunningNode, current, enter, leave
 
 log = logging.getLogger("orla_lg")
 
@@ -39,21 +42,38 @@ class GraphEvents(GraphCallbackHandler):
     def __init__(self, binding: Binding) -> None:
         self.orla_binding = binding
         self._core = binding.core
-        self._nodes: dict[UUID, tuple[str, str, bool]] = {}
-        """Namespace, stage, and whether this handler is the one that tells of it."""
+        self._nodes: dict[UUID, tuple[RunningNode, str, bool]] = {}
+        """The node, its stage, and whether this handler is the one that tells of it."""
         self._tools: dict[UUID, tuple[str, str, float]] = {}
         """Stage, name, and when it started."""
         self._told: set[str] = set()
         """What the hints function did wrong, as far as that was told."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
 
+    # An Orla belongs to its process: a copied configuration shares the handler, a pickled one has an inert one.
+
+    def __copy__(self) -> GraphEvents:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphEvents:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BaseCallbackHandler, ()
+
     def entered(self, chain: UUID | None) -> int:
         """Return when this handler's graph around *chain* began; -1 if it is not around it."""
-        lineage = self._heard.lineage(chain)
+        lineage = self._heard_around(chain)
         return -1 if lineage is None else lineage.order
 
+    def _heard_around(self, chain: UUID | None) -> Lineage | None:
+        lineage = self._heard.lineage(chain)
+        if lineage is None and (node := current()) is not None:  # code in the node replaced the callbacks
+            return next((known for each in node.outward() if (known := self._heard.lineage(each.chain))), None)
+        return lineage
+
     def _hear(self, chain: UUID, parent: UUID | None) -> None:
-        self._heard.add(chain, self._heard.lineage(parent) or Lineage(str(chain), None))
+        self._heard.add(chain, self._heard_around(parent) or Lineage(str(chain), None))
 
     # Runs and nodes
 
@@ -79,11 +99,13 @@ class GraphEvents(GraphCallbackHandler):
             lineage = self._lineage_of(run_id, parent_run_id, known)
             runs.add(run_id, lineage)
         if is_node:
-            self._node_entered(run_id, lineage.root, inputs, known, tell=first)
+            self._node_entered(run_id, lineage, inputs, known, tell=first)
+        elif (node := current()) is not None:
+            node.learn(var_child_runnable_config.get())
 
     def _lineage_of(self, run_id: UUID, parent: UUID | None, metadata: Mapping[str, Any]) -> Lineage:
         """Return the lineage a new chain belongs to, opening a run for a root or for a thread of its own."""
-        outer = self._core.runs.lineage(parent)
+        outer = lineage_around(self._core, parent, current())
         run = None if outer is None else self._core.serving.book.run(outer.root)
         thread = None if metadata.get("thread_id") is None else str(metadata["thread_id"])
         if outer is not None and (run is None or thread in (None, outer.said, run.workflow)):
@@ -96,10 +118,12 @@ class GraphEvents(GraphCallbackHandler):
         started.layer = binding.layer
         return Lineage(root, thread)
 
-    def _node_entered(self, run_id: UUID, root: str, inputs: Any, metadata: Mapping[str, Any], *, tell: bool) -> None:
-        namespace = _namespace(metadata)
+    def _node_entered(
+        self, run_id: UUID, lineage: Lineage, inputs: Any, metadata: Mapping[str, Any], *, tell: bool
+    ) -> None:
+        namespace, root = _namespace(metadata), lineage.root
         stage = stage_key(namespace)
-        self._nodes[run_id] = (namespace, stage, tell)
+        self._nodes[run_id] = (enter(self, run_id, metadata, lineage), stage, tell)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
             run.node_hints[namespace] = hints
@@ -140,10 +164,13 @@ class GraphEvents(GraphCallbackHandler):
 
     def _ended(self, run_id: UUID, outcome: Outcome) -> None:
         self._heard.discard(run_id)
-        node = self._nodes.pop(run_id, None)
+        ended = self._nodes.pop(run_id, None)
         root = self._core.runs.discard(run_id)
-        if node is not None and root is not None:
-            namespace, stage, tells = node
+        if ended is not None:
+            leave(ended[0])
+        if ended is not None and root is not None:
+            node, stage, tells = ended
+            namespace = node.namespace
             run = self._core.serving.book.run(root)
             if run is not None:
                 run.node_hints.pop(namespace, None)
@@ -174,7 +201,7 @@ class GraphEvents(GraphCallbackHandler):
     ) -> None:
         """Note that a tool starts, and tell listeners."""
         self._hear(run_id, parent_run_id)
-        lineage = self._core.runs.lineage(parent_run_id)
+        lineage = lineage_around(self._core, parent_run_id, current())
         if lineage is None or self._core.runs.lineage(run_id) is not None:
             return
         self._core.runs.add(run_id, lineage)
@@ -215,9 +242,10 @@ class GraphEvents(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Leave the model run where the request it makes will find it; of several graphs the innermost does."""
-        held = MODEL_RUN.get()
+        held, known = MODEL_RUN.get(), metadata or {}
         if held is None or held[1].id != run_id or held[0].entered(parent_run_id) < self.entered(parent_run_id):
-            MODEL_RUN.set((self, ModelRun(run_id, parent_run_id, metadata or {})))
+            asked = messages[0] if messages and "ls_model_name" not in known else None
+            MODEL_RUN.set((self, ModelRun(run_id, parent_run_id, known, node=current(), messages=asked)))
 
     @property
     def ignore_llm(self) -> bool:

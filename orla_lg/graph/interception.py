@@ -9,6 +9,7 @@ recorded as external: it is another protocol, which engines of our users hardly 
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import openai
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.effects import Steps, adrive, drive
 from orla_lg.core.record import Record
+from orla_lg.graph import execution
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, layers_for, namespace_of, origin
 from orla_lg.graph.tracing import annotate
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
@@ -26,6 +28,8 @@ from orla_lg.openai_api.wire import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
 _SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions"})
+
+log = logging.getLogger("orla_lg")
 
 _SYNC = openai.OpenAI.request
 _ASYNC = openai.AsyncOpenAI.request
@@ -70,7 +74,7 @@ def chat_steps(
             on_record(record)
 
     if not identity.identified:
-        serving.count_lost()
+        count_lost(core)
     sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
     call.timeout = timeout_of(client, options)
     if options.url != CHAT_COMPLETIONS:
@@ -104,10 +108,12 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
     """Return the core that serves this request; ``None`` for requests that are none of our business."""
     if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
         return None
-    come_from = origin()
+    come_from = origin(options.json_data if isinstance(options.json_data, dict) else {})
     if come_from is None or come_from.binding is None:
-        if come_from is None or not namespace_of(come_from):  # else it is a node's of a graph nobody wrapped
-            _count_lost()
+        if come_from is None or not namespace_of(come_from):  # else it is of a graph that is not wrapped
+            for core in tuple(_cores):
+                if core.serving.book.open_runs():  # probably a call of one of their nodes
+                    count_lost(core)
         return None
     MODEL_RUN.set(None)
     return come_from.binding.core, come_from
@@ -126,6 +132,7 @@ def install(core: Core) -> None:
     """Intercept from now on, for as long as *core* is open. Idempotent."""
     with _lock:
         _cores.add(core)
+        execution.install()
         openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
         openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
 
@@ -142,14 +149,21 @@ def restore_unless_used() -> None:
     with _lock:
         if len(_cores):
             return
+        execution.uninstall()
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]
         if openai.AsyncOpenAI.request is _arequest:
             openai.AsyncOpenAI.request = _ASYNC  # type: ignore[method-assign]
 
 
-def _count_lost() -> None:
-    """Count a chat completion without any context, made while graphs ran: probably one of their nodes'."""
-    for core in tuple(_cores):
-        if core.serving.book.open_runs():
-            core.serving.count_lost()
+def count_lost(core: Core) -> None:
+    """Count a chat completion without any context, made while graphs ran, and warn of the first."""
+    core.serving.count_lost()
+    if core.lost.is_first():
+        log.warning(
+            "a chat completion was made while a wrapped graph ran, but outside the graph's context: it has no stage, "
+            "and is not mapped as a node's call. If a node made it, its context was lost on the way, as in a plain "
+            "ThreadPoolExecutor and in loop.run_in_executor: use ContextThreadPoolExecutor (of "
+            "langchain_core.runnables.config) or asyncio.to_thread, or submit contextvars.copy_context().run. This "
+            "is logged once; statistics().unidentified counts such calls"
+        )

@@ -35,7 +35,10 @@ def _tracers(handlers: Sequence[BaseCallbackHandler]) -> list[BaseTracer]:
 
 def _metadata(record: Record) -> dict[str, Any]:
     values = record.asdict()
-    return {f"orla_{name}": values[name] for name in SHOWN if values[name] not in (None, ())}
+    shown = {f"orla_{name}": values[name] for name in SHOWN if values[name] not in (None, ())}
+    if record.model is not None and not record.external and record.error is None:
+        shown["ls_model_name"] = record.model  # the model that answered; LangSmith reckons costs by it
+    return shown
 
 
 def _event(record: Record) -> dict[str, Any]:

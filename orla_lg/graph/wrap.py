@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
-from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
@@ -20,14 +20,17 @@ from orla_lg.core.mapping import Mapper
 from orla_lg.errors import ConfigError, OrlaError
 from orla_lg.graph.context import Binding, Core, HintsFunction
 from orla_lg.graph.events import GraphEvents
+from orla_lg.graph.execution import attach, handlers_of
 from orla_lg.graph.interception import install
 from orla_lg.graph.lookahead import look_ahead, name_of
 from orla_lg.graph.plan import plan, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.structure import AnyPregel, stages_of, title
 
-_LOST_BY_COPY = ("_output_mapper", "_state_mapper", "_serde_allowlist")
-"""Set after construction by LangGraph, so ``copy`` drops them."""
+log = logging.getLogger("orla_lg")
+
+_MADE_BY_COPY = frozenset({"nodes", "trigger_to_nodes"})
+"""What ``copy`` makes afresh. It drops all else that was set after construction, by LangGraph or by its user."""
 
 
 def wrap(
@@ -133,41 +136,34 @@ def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:
 
 
 def _binding_of(graph: AnyPregel, core: Core) -> Binding | None:
-    callbacks = _callbacks(graph)
-    for handler in callbacks.handlers if isinstance(callbacks, BaseCallbackManager) else callbacks:
-        if isinstance(handler, GraphEvents) and handler.orla_binding.core is core:
-            return handler.orla_binding
-    return None
-
-
-def _callbacks(graph: AnyPregel) -> list[Any] | BaseCallbackManager:
-    return (graph.config or {}).get("callbacks") or []
-
-
-def _with_handler(
-    callbacks: list[Any] | BaseCallbackManager, handler: GraphEvents
-) -> list[Any] | BaseCallbackManager:
-    """Return the callbacks with *handler* last, and without the one it follows."""
-
-    def followed(each: Any) -> bool:
-        return isinstance(each, GraphEvents) and each.orla_binding.core is handler.orla_binding.core
-
-    if not isinstance(callbacks, BaseCallbackManager):
-        return [*(each for each in callbacks if not followed(each)), handler]
-    manager = callbacks.copy()  # a manager knows more than its handlers: who inherits them, tags, the parent
-    for each in [each for each in manager.handlers if followed(each)]:
-        manager.remove_handler(each)
-    manager.add_handler(handler, inherit=True)
-    return manager
+    own = (each for each in handlers_of(graph) if isinstance(each, GraphEvents) and each.orla_binding.core is core)
+    return next((handler.orla_binding for handler in own), None)
 
 
 def _copy(graph: AnyPregel, core: Core, signals: Any, handler: GraphEvents) -> AnyPregel:
-    config = {**merge_configs(graph.config), "callbacks": _with_handler(_callbacks(graph), handler)}
-    update: dict[str, Any] = {"config": config}
+    update: dict[str, Any] = {}
     if isinstance(graph.checkpointer, BaseCheckpointSaver):
         update["checkpointer"] = OrlaSaver(signals, inner=graph.checkpointer)
     copied = graph.copy(update)
-    for name in _LOST_BY_COPY:
-        if hasattr(graph, name):
-            setattr(copied, name, getattr(graph, name))
+    for name, value in vars(graph).items():
+        if name not in update and name not in _MADE_BY_COPY:
+            setattr(copied, name, _of_copy(value, graph, copied) if hasattr(type(graph), name) else value)
+    others = (each for each in handlers_of(graph) if not _follows(handler, each))
+    attach(copied, [*others, handler])
     return copied
+
+
+def _of_copy(value: Any, graph: AnyPregel, copied: AnyPregel) -> Any:
+    """Return what a user put in a method's place on *graph*, for its copy; a closure over *graph* stays as it is."""
+    if isinstance(value, MethodType) and value.__self__ is graph:
+        return MethodType(value.__func__, copied)
+    if callable(value):
+        log.warning(
+            "%s has a method of its own, %s, which may still call the graph that is not wrapped; wrap the graph first "
+            "and replace its methods then", title(graph), getattr(value, "__qualname__", type(value).__name__),
+        )  # fmt: skip
+    return value
+
+
+def _follows(handler: GraphEvents, other: object) -> bool:
+    return isinstance(other, GraphEvents) and other.orla_binding.core is handler.orla_binding.core

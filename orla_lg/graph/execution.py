@@ -1,0 +1,95 @@
+"""Where a wrapped graph's handler joins an execution: LangGraph's ``stream`` and ``astream``, which all others call.
+
+The handlers lie beside the graph's configuration, not in it: what lies in it is part of every ``StateSnapshot``,
+which applications store and replay. ``copy``, and so ``with_config``, takes them along.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langgraph.pregel import Pregel
+
+from orla_lg.graph.structure import AnyPregel
+
+_HANDLERS = "_orla_handlers"
+
+_STREAM, _ASTREAM, _COPY = Pregel.stream, Pregel.astream, Pregel.copy
+
+
+class Handlers(tuple[BaseCallbackHandler, ...]):
+    """The handlers of a wrapped graph, one for each ``Orla``; they belong to their process."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handlers:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handlers, ()
+
+
+def handlers_of(graph: AnyPregel) -> Handlers:
+    """Return the handlers of a graph, the latest last; none if it is not wrapped."""
+    return vars(graph).get(_HANDLERS) or Handlers()
+
+
+def attach(graph: AnyPregel, handlers: Iterable[BaseCallbackHandler]) -> None:
+    """Let *handlers* hear of every execution of *graph* and its copies."""
+    vars(graph)[_HANDLERS] = Handlers(handlers)
+
+
+def _joined(graph: AnyPregel, config: Any) -> Any:
+    """Return the configuration of an execution, with the graph's handlers among its callbacks."""
+    handlers = handlers_of(graph)
+    if not handlers or not isinstance(config, Mapping | None):
+        return config
+    callbacks: Any = (config or {}).get("callbacks")
+    if callbacks is None or isinstance(callbacks, list):
+        given = callbacks or []
+        callbacks = [*given, *(handler for handler in handlers if handler not in given)]
+    elif isinstance(callbacks, BaseCallbackManager):
+        callbacks = callbacks.copy()
+        for handler in handlers:
+            callbacks.add_handler(handler, inherit=True)
+    else:
+        return config  # no callbacks: LangGraph says what is wrong with it
+    return {**(config or {}), "callbacks": callbacks}
+
+
+@functools.wraps(_STREAM)
+def _stream(self: AnyPregel, input: Any, config: Any = None, **options: Any) -> Iterator[Any]:
+    return _STREAM(self, input, _joined(self, config), **options)
+
+
+@functools.wraps(_ASTREAM)
+def _astream(self: AnyPregel, input: Any, config: Any = None, **options: Any) -> AsyncIterator[Any]:
+    return _ASTREAM(self, input, _joined(self, config), **options)
+
+
+@functools.wraps(_COPY)
+def _copy(self: AnyPregel, update: dict[str, Any] | None = None) -> AnyPregel:
+    copied = _COPY(self, update)
+    if handlers := handlers_of(self):
+        attach(copied, handlers)
+    return copied
+
+
+_OURS = {"stream": (_STREAM, _stream), "astream": (_ASTREAM, _astream), "copy": (_COPY, _copy)}
+
+
+def install() -> None:
+    """Let the handlers of wrapped graphs join from now on. Idempotent."""
+    for name, (original, ours) in _OURS.items():
+        if getattr(Pregel, name) is original:
+            setattr(Pregel, name, ours)
+
+
+def uninstall() -> None:
+    """Restore LangGraph's methods, except where another package wrapped ours."""
+    for name, (original, ours) in _OURS.items():
+        if getattr(Pregel, name) is ours:
+            setattr(Pregel, name, original)
