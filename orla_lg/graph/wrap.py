@@ -159,7 +159,7 @@ def _of_copy(value: Any, graph: AnyPregel, copied: AnyPregel) -> Any:
         return MethodType(value.__func__, copied)
     if callable(value):
         log.warning(
-            "%s has a method of its own, %s, which may still call the graph that is not wrapped; wrap the graph first "
+            "%s has a method of its own, %s, which may still call the graph that is not wrapped; wrap first "
             "and replace its methods then", title(graph), getattr(value, "__qualname__", type(value).__name__),
         )  # fmt: skip
     return value
