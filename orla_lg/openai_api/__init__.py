@@ -1,1 +1,5 @@
-"""The OpenAI wire: what its bytes mean (``wire``), watching them pass (``tap``), carrying them (``client``)."""
+"""The OpenAI wire.
+
+What its bytes mean (``wire``, ``assembly``), watching them pass (``tap``), where they may go (``home``), what an
+engine refuses (``dialect``), carrying them (``client``).
+"""

@@ -98,7 +98,7 @@ def shared() -> tuple[RawEngine, Orla, dict[str, Answer]]:
 def models() -> tuple[ChatOpenAI, ChatOrla]:
     """Return the model without us and with us."""
     engine, orla, _ = shared()
-    bare = ChatOpenAI(base_url=engine.url, api_key="k", model=MODEL, max_retries=0)  # type: ignore[arg-type]
+    bare = ChatOpenAI(base_url=engine.url, api_key="k", model=MODEL, max_retries=0, stream_usage=True)  # type: ignore[arg-type]
     return bare, ChatOrla(orla=orla, model="main", max_retries=0)
 
 
