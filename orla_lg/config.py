@@ -65,6 +65,7 @@ class BackendTable(_Table):
     max_saved: NonNegativeInt = 32
     kv_events: str | None = None
     kv_replay: str | None = None
+    isolate_tenants: bool = False
 
 
 def _policy_names(said: Any) -> Any:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.costs import Spent
 from orla_lg.core.desk import BackendStatistics
+from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.orders import Truth
 from orla_lg.core.policies import Policies, name_of
 from orla_lg.core.serving import Serving
@@ -42,6 +43,7 @@ class Holder:
     workflow: str
     tokens: int
     state: Activity
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +147,16 @@ def _requests(policies: Policies) -> dict[str, str]:
 def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     """Return how full a backend's KV cache is: by admission's account, else by what the ledger knows."""
     if (admission := now.admission) is not None:
-        held = [Holder(each.workflow, each.tokens, Activity(each.doing)) for each in admission.workflows]
+        held = [Holder(each.workflow, each.tokens, Activity(each.doing), each.tenant) for each in admission.workflows]
         capacity, resident, promised = admission.limit_tokens, admission.wanted_tokens, admission.growth_tokens
     else:
         desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
         with desk.lock:
             tokens = Counter(desk.ledger.workflows())
-        held = [Holder(workflow, size, _activity(book, workflow, name)) for workflow, size in tokens.items()]
+        held = [
+            Holder(workflow_name(key), size, _activity(book, key, name), tenant_of(key) or None)
+            for key, size in tokens.items()
+        ]
         capacity, promised, resident = probe.kv_tokens if probe is not None else None, 0, tokens.total()
     most = heapq.nlargest(SHOWN, held, key=lambda each: each.tokens)
     return Occupancy(capacity, promised, resident, len(held), tuple(most))
