@@ -12,6 +12,7 @@ from dataclasses import replace
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
 from orla_lg.core.backend import Backend, Capability, Probe
+from orla_lg.core.isolation import can_isolate
 from orla_lg.errors import BackendUnavailable, OrlaError
 from orla_lg.orla import Orla
 
@@ -21,8 +22,23 @@ examples:
   orla-lg check --config prod.toml   another file
   orla-lg check --json | jq .        for machines
 
-exit status: 0 all is well, 1 a backend does not answer or misses its model, 2 the configuration is wrong
+exit status: 0 all is well, 1 a backend does not answer, misses its model or cannot isolate tenants though it is to,
+2 the configuration is wrong
 """
+
+NOT_APART = {
+    "vllm": "this vLLM finds prompts under another cache_salt too, or refuses it; versions from 0.9 on heed it",
+    "sglang": "this SGLang finds prompts under another cache_salt too; 0.5.23 heeds it",
+    "": "this engine cannot divide its cache; vllm, sglang and llamacpp can, as would an engine for each tenant",
+}
+"""By engine, why tenants are not isolated there."""
+
+APART = {
+    "vllm": "each has its own cache_salt",
+    "sglang": "each has its own cache_salt",
+    "llamacpp": "a slot's tokens are used for their own tenant; without `--cache-ram 0` none are used again at all",
+}
+
 LEGEND = "native and emulated work now; flag and plugin would, started as advised above; ? is not known"
 
 
@@ -69,6 +85,9 @@ class _Report:
         self.faults = [str(fault)] if fault is not None else []
         if probe is not None and backend.model and probe.models and backend.model not in probe.models:
             self.faults.append(f"model {backend.model!r} is not served; it serves {', '.join(probe.models)}")
+        if probe is not None and backend.isolate_tenants and not can_isolate(probe):
+            why = NOT_APART.get(backend.engine, NOT_APART[""])
+            self.faults.append(f"isolate_tenants: tenants find each other's prompts in the cache: {why}")
 
         self.notes = []
         if probe is not None and not backend.model and len(probe.distinct) > 1:
@@ -79,6 +98,11 @@ class _Report:
     @property
     def well(self) -> bool:
         return not self.faults
+
+    @property
+    def isolates(self) -> bool:
+        """Whether it is to isolate tenants, and does."""
+        return self.backend.isolate_tenants and self.probe is not None and can_isolate(self.probe)
 
     def as_dict(self) -> dict[str, object]:
         """Return the report for ``--json``."""
@@ -94,6 +118,7 @@ class _Report:
             "slots": probe.slots,
             "context_tokens": probe.context_tokens,
             "version": probe.version,
+            "isolates_tenants": self.isolates,
             "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
             "advice": {str(name): text for name, text in probe.advice.items()},
         }
@@ -122,6 +147,8 @@ def _lines(report: _Report) -> list[str]:
         version = f", version {probe.version}" if probe.version else ""
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
     lines += [f"      {line}" for line in (*report.faults, *report.notes)]
+    if report.isolates:
+        lines.append(f"      isolates tenants: {APART.get(backend.engine, 'its adapter says so')}")
     if probe is not None and probe.advice:
         lines += ["      to gain more:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
     return lines

@@ -76,6 +76,7 @@ class BackendTable(_Table):
     kv_replay: str | None = None
     forward_headers: tuple[str, ...] = ()
     forward_query: tuple[str, ...] = ()
+    isolate_tenants: bool = False
 
 
 def _policy_names(said: Any) -> Any:

@@ -60,8 +60,11 @@ class Current:
     """Who the running node is."""
 
     workflow: str
+    """The thread, else the run."""
     run: str | None
     stage: str
+    tenant: str | None = None
+    """The workflow's."""
 
 
 class Orla:
@@ -369,15 +372,20 @@ class Orla:
         if come_from is None:
             return None
         identity, _ = identify(come_from, self.core, "")
-        return Current(identity.workflow, identity.run, identity.stage)
+        return Current(identity.name, identity.run, identity.stage, identity.tenant or None)
 
-    def prioritize(self, run: str | None, priority: float) -> bool:
-        """Give a run another priority (``None``: the running node's run), for calls waiting and to come.
+    def prioritize(self, run: str | None, priority: float, *, tenant: str | None = None) -> bool:
+        """Give a run another priority, for calls waiting and to come. What a call itself says stays stronger.
 
-        Returns whether the run is open. What a call itself says stays stronger.
+        Args:
+            run: Its id; a thread's id means all runs that are open on it; ``None``: the running node's run.
+            priority: Higher is more urgent.
+            tenant: Whose thread it is. A run's id needs none; with one it must be that tenant's run.
+
+        Returns whether such a run is open.
         """
         run = self._running() if run is None else run
-        return run is not None and self.core.serving.prioritize(run, priority)
+        return run is not None and self.core.serving.prioritize(run, priority, tenant)
 
     def _running(self) -> str | None:
         here = self.current()

@@ -73,3 +73,19 @@ def test_it_says_where_no_model_is_named_and_several_are_served(
         assert capsys.readouterr().out.count("names no model and serves several: calls must name one of them") == 1
         assert cli.main(["check", "--json"]) == 0
         assert [len(report["notes"]) for report in json.loads(capsys.readouterr().out)] == [1, 0]
+
+
+def test_it_says_whether_tenants_are_isolated_as_asked(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with StubEngine(slots=2) as slotted, StubEngine() as plain:
+        tables = "".join(
+            f'[backends.{name}]\nurl = "{stub.url}"\nengine = "{engine}"\nisolate_tenants = true\n'
+            for name, stub, engine in (("apart", slotted, "llamacpp"), ("mixed", plain, "openai"))
+        )
+        (home / "orla.toml").write_text(tables)
+        assert cli.main(["check"]) == 1
+        said = capsys.readouterr().out
+        assert cli.main(["check", "--json"]) == 1
+        reports = {each["backend"]: each for each in json.loads(capsys.readouterr().out)}
+    assert "ok    apart" in said and "isolates tenants: a slot's tokens are used for their own tenant" in said
+    assert "FAULT mixed" in said and "cannot divide its cache" in said
+    assert (reports["apart"]["isolates_tenants"], reports["mixed"]["isolates_tenants"]) == (True, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,9 @@ from orla_lg.openai_api.metrics import sample
 
 SLOT_TIMEOUT_S = 30.0
 """A slot's order waits for the batch that the engine works on."""
+
+COPIED_WORDS = 32
+"""Of six digits each, which is some 130 tokens: templates add fewer than half as many."""
 
 _SLOT_ACTIONS = (Capability.FLUSH_WORKFLOW, Capability.FLUSH_ALL, Capability.SAVE_RESTORE)
 _ADVICE: Mapping[Capability, str] = {
@@ -43,6 +47,8 @@ class LlamaCppAdapter(OpenAIAdapter):
         super().__init__(backend)
         self._slots: int | None = None
         """How many slots there are, as of the last probe."""
+        self._copies: tuple[str, bool | None] | None = None
+        """For the incarnation that was tried: whether it keeps prompts in memory that left their slots."""
 
     async def probe(self) -> Probe:
         """Ask for models, slots and context, and whether slots can be erased."""
@@ -54,6 +60,8 @@ class LlamaCppAdapter(OpenAIAdapter):
             whole(_part(props, "default_generation_settings").get("n_ctx")),
         )
         self._slots = slots if slots is not None and slots <= MAX_SLOTS else None
+        if self.backend.isolate_tenants:
+            await self._try_copies(_drawn_at_start(props))
         return advised(
             plain,
             capabilities={
@@ -61,6 +69,7 @@ class LlamaCppAdapter(OpenAIAdapter):
                 **dict.fromkeys(_SLOT_ACTIONS, Support.NATIVE if erasable else Support.FLAG),
                 Capability.PIN: Support.EMULATED,
                 Capability.RELEASE: Support.EMULATED,
+                Capability.ISOLATE: Support.EMULATED,
                 Capability.WARM: Support.NATIVE,
                 Capability.TOKENIZE: Support.NATIVE,
                 Capability.STATS: Support.NATIVE if await self.seen(self.root + "slots") else Support.FLAG,
@@ -85,9 +94,39 @@ class LlamaCppAdapter(OpenAIAdapter):
             pass
         return False
 
+    async def _try_copies(self, incarnation: str) -> None:
+        """Find out, once for each start, whether the engine fills slots with what others held (``--cache-ram``).
+
+        The same prompt is asked again in a slot that held another one meanwhile.
+        """
+        known = self._copies
+        if self._slots is None or (known is not None and known[0] == incarnation and known[1] is not None):
+            return
+        first, between = (" ".join(secrets.token_hex(3) for _ in range(COPIED_WORDS)) for _ in range(2))
+        found, prompt = 0, 0
+        try:
+            for text in (first, between, first):
+                body = {
+                    "messages": [{"role": "user", "content": text}], "model": self.backend.model or "",
+                    "id_slot": self._slots - 1, "cache_prompt": True, **self.prefill_only,
+                }  # fmt: skip
+                usage = wire.usage_of((await self.post("chat/completions", body)).get("usage") or {})
+                found, prompt = usage.cached_tokens or 0, usage.prompt_tokens
+        except (EngineRefused, BackendUnavailable):
+            self._copies = incarnation, None  # not known; the next probe asks again
+        else:
+            self._copies = incarnation, found > prompt / 2
+
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
-        """Name the slot, and whether its old tokens may be reused."""
-        fields: dict[str, Any] = {"cache_prompt": not told.fresh}
+        """Name the slot, and whether its old tokens may be reused.
+
+        Where tenants are isolated nothing is reused by an engine that may fill a slot with anybody's prompt: without
+        a slot it takes the one with the most similar prompt, and its own copies are found from every slot.
+        """
+        anybodys = self.backend.isolate_tenants and (
+            told.slot is None or self._copies is None or self._copies[1] is not False
+        )
+        fields: dict[str, Any] = {"cache_prompt": not (told.fresh or anybodys)}
         if told.slot is not None:
             fields["id_slot"] = told.slot
         return fields

@@ -6,6 +6,7 @@ any model's name, any session's id, and orders that do nothing, so what works is
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from statistics import fmean
@@ -19,6 +20,7 @@ from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample
+from orla_lg.openai_api.salt import FIELD, SaltTrial
 
 SLEEP_TIMEOUT_S = 600.0
 """Weights are copied to memory and back."""
@@ -27,6 +29,12 @@ KEEP_SESSIONS = 20_000
 """Who opened one longer ago is not remembered, so its session stays open."""
 
 MAX_PRIORITY = 2**63 - 1
+
+SALTS_SINCE = (0, 5, 23)
+"""The version whose sources were read: earlier ones took salts, and lost them on the way to the cache."""
+
+SALTED_PROMPT_TOKENS = 256
+"""Longer than any page of its cache."""
 
 WORTH_LEVELS = 3
 """What a cache is worth has a level below and one above the usual; urgencies are so far apart that none overtakes."""
@@ -72,6 +80,7 @@ class SGLangAdapter(OpenAIAdapter):
         """What it was started with, as of the last probe."""
         self._is_admin = False
         self._evicts_by_priority = False
+        self._salts = SaltTrial(self)
         self._sessions = Newest[str, None](KEEP_SESSIONS)
         """Workflows whose sessions may be open: the first request opens one."""
         self._lock = threading.Lock()
@@ -100,6 +109,12 @@ class SGLangAdapter(OpenAIAdapter):
                 **PLAIN_CAPABILITIES,
                 **{name: Support.NATIVE if works else Support.FLAG for name, works in can.items()},
                 Capability.WARM: Support.NATIVE,
+                Capability.ISOLATE: await self._salts.support(
+                    self.backend.model or next(iter(plain.models), ""),
+                    _started(flags),
+                    SALTED_PROMPT_TOKENS,
+                    promised=_release(str(flags.get("version") or "")) >= SALTS_SINCE,
+                ),
                 Capability.STATS: Support.NATIVE if await self._loads() else Support.UNSUPPORTED,
                 Capability.TOKENIZE: Support.NATIVE if await self._tokenizes() else Support.UNSUPPORTED,
             },
@@ -140,13 +155,13 @@ class SGLangAdapter(OpenAIAdapter):
         return [each for each in loads if isinstance(each, Mapping)] if isinstance(loads, list) else []
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
-        """Add priority, session and id, each only where the engine heeds it.
+        """Add priority, session, salt and id, each only where the engine heeds it.
 
         A request without a priority is the least urgent of all to SGLang, so zero is told too. Without the flag
         a priority may be refused (``--abort-on-priority-when-disabled``). A call that nobody follows up gets no
         session: what no session holds goes first, as if one had been closed, and nobody has to close it.
         """
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {FIELD: told.cache_salt} if told.cache_salt else {}
         if self._heeds_priority or self._heeds_worth:
             fields["priority"] = max(-MAX_PRIORITY, min(MAX_PRIORITY, self._number(told)))
         if self._has_sessions and told.workflow and told.keep_s != 0:
@@ -289,6 +304,11 @@ def _worth(told: Directions) -> int:
 def _request_id(call_id: str) -> str:
     """Return an id that is no other's beginning: SGLang aborts every request whose id begins with the one given."""
     return f"orla-{len(call_id)}-{call_id}"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(int(part) for part in found.groups()) if found else ()
 
 
 def _started(flags: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample, samples
+from orla_lg.openai_api.salt import FIELD, SaltTrial
 from orla_lg_vllm import door
 
 SERVER_INFO_TIMEOUT_S = 30.0
@@ -38,6 +39,9 @@ MAX_DIGITS = 15
 
 MOST_BLOCK_TOKENS = 4096
 """Of a block in the cache; a probing prompt is made twice as long as what the engine says."""
+
+SALTS_SINCE = (0, 9)
+"""Versions that find what was cached under a salt by that salt only."""
 
 _DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
 _ADVICE: Mapping[Capability, str] = {
@@ -122,6 +126,7 @@ class VLLMAdapter(OpenAIAdapter):
         self._plugin = door.Found(False)
         self._counts_cached: tuple[str, bool] | None = None
         """For the incarnation that was asked: whether it counts cached tokens."""
+        self._salts = SaltTrial(self)
 
     async def probe(self) -> Probe:
         """Ask what is shown, and test what is not."""
@@ -147,7 +152,17 @@ class VLLMAdapter(OpenAIAdapter):
         }
         return advised(
             plain,
-            capabilities={**PLAIN_CAPABILITIES, **_supports(can), **await self._fixed(shown, model)},
+            capabilities={
+                **PLAIN_CAPABILITIES,
+                **_supports(can),
+                **await self._fixed(shown, model),
+                Capability.ISOLATE: await self._salts.support(
+                    model,
+                    f"{version} {shown.started}",
+                    2 * shown.block_tokens,
+                    promised=_release(version) >= SALTS_SINCE,
+                ),
+            },
             kv_tokens=shown.kv_tokens,
             request_tokens=plain.context_tokens,
             vision=shown.vision,
@@ -206,8 +221,8 @@ class VLLMAdapter(OpenAIAdapter):
         return counts
 
     def request_fields(self, ask: Ask, told: Directions) -> dict[str, Any]:
-        """Add the priority (whole, lower first), names for ``abort`` and cache events, and the plugin's labels."""
-        fields: dict[str, Any] = {}
+        """Add the priority (whole, lower first), salt, names for ``abort`` and events, and the plugin's labels."""
+        fields: dict[str, Any] = {FIELD: told.cache_salt} if told.cache_salt else {}
         if self._sends_priority and (urgency := round(told.priority)):
             fields["priority"] = max(-MAX_PRIORITY, min(MAX_PRIORITY, -urgency))
         if self._abort_path is not None and told.call_id:

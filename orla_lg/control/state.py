@@ -13,6 +13,7 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.claims import Doing
 from orla_lg.core.costs import Spent
 from orla_lg.core.desk import BackendStatistics
+from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.orders import Truth
 from orla_lg.core.policies import Policies, name_of
 from orla_lg.core.serving import Serving
@@ -43,6 +44,7 @@ class Holder:
     workflow: str
     tokens: int
     state: Activity
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def _requests(policies: Policies) -> dict[str, str]:
 def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     """Return how full a backend's KV cache is: by admission's account, else by what the ledger knows."""
     if (admission := now.admission) is not None:
-        held = [Holder(each.workflow, each.tokens, Activity(each.doing)) for each in admission.workflows]
+        held = [Holder(each.workflow, each.tokens, Activity(each.doing), each.tenant) for each in admission.workflows]
         capacity, resident, promised = admission.limit_tokens, admission.wanted_tokens, admission.growth_tokens
     else:
         desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
@@ -155,8 +157,13 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
             slots = () if desk.ledger.slots is None else desk.ledger.slots.slots
             interrupted = {slot.owner for slot in slots if slot.doing is Doing.HUMAN}
         held = [
-            Holder(workflow, size, _activity(book, workflow, name, interrupted=workflow in interrupted))
-            for workflow, size in tokens.items()
+            Holder(
+                workflow_name(key),
+                size,
+                _activity(book, key, name, interrupted=key in interrupted),
+                tenant_of(key) or None,
+            )
+            for key, size in tokens.items()
         ]
         capacity, promised, resident = probe.kv_tokens if probe is not None else None, 0, tokens.total()
     most = heapq.nlargest(SHOWN, held, key=lambda each: each.tokens)

@@ -26,6 +26,7 @@ from orla_lg.core.cached_blocks import CachedBlocks
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.capacity import Capacity
 from orla_lg.core.claims import PATIENCE_S, Claims, Doing
+from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 from orla_lg.core.pieces import Piece
 from orla_lg.core.residency import Residency, Stay
@@ -84,6 +85,7 @@ class Resident:
     tokens: int
     """Of it, believed to be in the cache."""
     doing: Doing
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +343,10 @@ class Admission:
             growth_tokens=round(self.claims.grows_tokens),
             losses=self.capacity.losses,
             lapsed=self.claims.lapsed,
-            workflows=tuple(Resident(each.workflow, each.tokens, each.doing) for each in self.claims.holdings()),
+            workflows=tuple(
+                Resident(workflow_name(each.workflow), each.tokens, each.doing, tenant_of(each.workflow) or None)
+                for each in self.claims.holdings()
+            ),
         )
 
     def check_integrity(self, warmed_tokens: float = 0.0) -> None:

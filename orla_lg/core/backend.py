@@ -84,6 +84,8 @@ class Backend:
     """Where it repeats those that were missed (its ``replay_endpoint``)."""
     admin_key: _Key = None
     """For orders that the engine takes from administrators only; ``None`` gives them with ``api_key``."""
+    isolate_tenants: bool = False
+    """No tenant finds a prefix that another one left in the cache; they share none, then, not even system prompts."""
 
     forward_headers: Sequence[str] = ()
     """Headers of a caller's SDK client that go to this backend, beside those of tracing and the like that always do;
@@ -121,6 +123,8 @@ class Backend:
             raise ConfigError(f"{where}: kv_replay {shown(self.kv_replay)} repeats kv_events, which is not set")
         if self.quality is not None and not 0 <= checked.number(f"{where}: quality", self.quality) <= 1:
             raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
+        if not isinstance(self.isolate_tenants, bool):
+            raise ConfigError(f"{where}: isolate_tenants must be True or False, got {self.isolate_tenants!r}")
 
 
 if not TYPE_CHECKING:
@@ -192,6 +196,8 @@ class Capability(StrEnum):
     """One workflow's cache made the first to go, or given away, but usable until then."""
     KEEP = "keep"
     """What it keeps, and for how long, follows what is expected to be of use (``Directions.keep_s``)."""
+    ISOLATE = "isolate"
+    """A tenant's cached prefixes are found by that tenant only (``Backend.isolate_tenants``)."""
     FLUSH_WORKFLOW = "flush_workflow"
     FLUSH_PREFIX = "flush_prefix"
     FLUSH_ALL = "flush_all"
@@ -312,6 +318,8 @@ class Directions:
     fresh: bool = False
     """The slot may hold tokens that were flushed: they must not be reused."""
     stage: str = ""
+    cache_salt: str = ""
+    """Prefixes are to be found only by requests with the same one, where tenants are isolated; empty: by all."""
     keep_s: float | None = None
     """For how long after this call its cache is expected to be of use; ``None`` where that is not known."""
 

@@ -181,7 +181,7 @@ class LimitBook:
             home = run.accounts if layer.of_run and run is not None else self._accounts
             if (limit := layer.limits.of_stage(who.stage)) is not None:
                 yield self._account(layer, Bound(Scope.STAGE, who.stage, limit, layer.where), home)
-            if tenant is not None and (limit := layer.limits.of_tenant(tenant)) is not None:
+            if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
                 yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where), home)
 
     def _account(self, layer: Layer, bound: Bound, home: Accounts) -> tuple[Bound, Account]:

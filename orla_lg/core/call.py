@@ -43,7 +43,7 @@ class Hints:
     deadline_s: float | None = None
     """Seconds from the call's arrival within which it must have left the queue."""
     tenant: str | None = None
-    """Whose call it is, for accounting."""
+    """Whose call it is: its workflow, limits and shares are that tenant's. ``None``: the run's; empty: no one's."""
     variant: str | None = None
     """The named set of overrides of the mapping that this run uses."""
 
@@ -115,6 +115,12 @@ class Ask:
     """The tools as the request describes them; read for their length."""
     max_tokens: int | None = None
     """The caller's bound on the answer, in tokens."""
+    scope: str = field(default="", repr=False)
+    """In whose part of a cache its prefix is found, where that is divided (``isolation``); empty: in that of all."""
+
+    def within(self, scope: str) -> Ask:
+        """Return the same request with the prefixes of another scope."""
+        return self if scope == self.scope else replace(self, scope=scope)
 
     def given(self, parameters: Mapping[str, Any]) -> Ask:
         """Return what is asked for once a mapping's *parameters* are added."""
@@ -144,7 +150,7 @@ class Ask:
     @cached_property
     def pieces(self) -> tuple[tuple[int, int], ...]:
         """For each message a chained hash (equal ones: equal prompts up to there) and its length in characters."""
-        made, chained = [], hash(self.tools)
+        made, chained = [], hash((self.scope, self.tools)) if self.scope else hash(self.tools)
         for message in self.messages:
             text = _text(message)
             chained = hash((chained, text))

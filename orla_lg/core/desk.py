@@ -17,7 +17,7 @@ from orla_lg.core.admission import Admission, AdmissionStatistics
 from orla_lg.core.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.background import Background
 from orla_lg.core.breaker import Circuit
-from orla_lg.core.call import Call, Usage
+from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.claims import Doing
 from orla_lg.core.control import (
     EngineStats,
@@ -27,6 +27,7 @@ from orla_lg.core.control import (
 )
 from orla_lg.core.estimates import Estimates
 from orla_lg.core.health import Clock, Health
+from orla_lg.core.isolation import Isolation, Salts
 from orla_lg.core.kv_feed import KVFeed
 from orla_lg.core.ledger import Ledger, MemoryStatistics
 from orla_lg.core.load import LoadWatch
@@ -89,12 +90,14 @@ class Desk:
         admission: bool = True,
         warm_up: WarmUp | None = None,
         returns: ReturnBook | None = None,
+        salts: Salts | None = None,
     ) -> None:
         self.backend = backend
         self.adapter = adapter
+        self.isolation = Isolation(salts, on=backend.isolate_tenants)
         self.lock = threading.Lock()
         self.queue = BackendQueue(backend.name, policies, backend.capacity, backend.max_concurrency)
-        self.ledger = Ledger()
+        self.ledger = Ledger(isolated=backend.isolate_tenants)
         self.admission = Admission(estimates or Estimates(), self.ledger.claims, holds=admission)
         self.health = Health(backend, adapter, background, clock, self.lock, self)
         self.messenger = Messenger(
@@ -139,6 +142,7 @@ class Desk:
         self._bound_concurrency(probe)
         if self._feed is not None:
             self._feed.begin()
+        self.isolation.heed(self.backend.name, probe)
 
     def _bound_concurrency(self, probe: Probe | None) -> None:
         bounds = (self.backend.max_concurrency, None if probe is None else probe.slots)
@@ -190,10 +194,17 @@ class Desk:
 
     def resident_tokens(self, call: Call) -> int:
         """Return how much of a call's prompt it would find in the cache here, what others are prefilling included."""
+        ask = self._asked(call)
         with self.lock:
             if self.ledger.slots is None:
-                return round(self.admission.cache.there_tokens(call.ask, call.identity.voice))
-            return round(self.seating.resident_tokens(call))
+                return round(self.admission.cache.there_tokens(ask, call.identity.voice))
+            return round(self.seating.resident_tokens(call.identity.workflow, ask))
+
+    def _asked(self, call: Call) -> Ask:
+        """Return a call's request with its prefixes as they are found here: its tenant's own, or those of all."""
+        if not (self.isolation.on or call.ask.scope):
+            return call.ask
+        return call.ask.within(self.isolation.scope(call.identity.tenant))
 
     # Who may go
 
@@ -210,6 +221,7 @@ class Desk:
             QueueFull: Too many calls wait.
             OrlaClosed: Nobody waits here any more.
         """
+        call.ask = self._asked(call)
         with self.lock:
             if self._closed:
                 raise OrlaClosed(CLOSED)
@@ -256,7 +268,7 @@ class Desk:
         return self.admission if self.ledger.slots is None else self.seating
 
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
-        seat = self.ledger.prepare(queued.call, now, running=queued.running)
+        seat = self.ledger.prepare(queued.call, now, running=queued.running, extra=extra)
         queued.claimed = self.ledger.claim(queued.call, seat, now)
         if self.ledger.slots is None:
             self.messenger.pressed(self.admission.enter(queued, now, self.pace.speed.prefill_tokens_per_s))

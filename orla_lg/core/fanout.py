@@ -80,12 +80,12 @@ def _sitters(
     return found
 
 
-def resident_tokens(table: SlotTable, sitting: Iterable[Queued], call: Call) -> float:
-    """Return how much of a call's prompt its workflow's slots hold, or will once who sits there is prefilled."""
-    workflow, prefix = call.identity.workflow, call.ask.prefix
+def resident_tokens(table: SlotTable, sitting: Iterable[Queued], workflow: str, ask: Ask) -> float:
+    """Return how much of a prompt its workflow's slots hold, or will once who sits there is prefilled."""
+    prefix = ask.prefix
     there = [each.call.ask.prefix for each in sitting if each.call.identity.workflow == workflow]
     length = max((in_common(prefix, each) for each in there), default=0)
-    return _tokens(call.ask, 0, max(length, table.reusable(workflow, prefix)))
+    return _tokens(ask, 0, max(length, table.reusable(workflow, prefix)))
 
 
 def _tokens(ask: Ask, start: int, end: int) -> float:

@@ -192,6 +192,7 @@ class Flight:
             priority=self.call.priority,
             slot=None if seat is None else seat.slot,
             fresh=seat is not None and not seat.reuses,
+            cache_salt=self._desk.isolation.salt(self.call.identity.tenant),
         )
         self._keep_s = told.keep_s
         return self._desk.adapter.request_fields(self.call.ask, told)
@@ -277,8 +278,8 @@ class Flight:
             who = self.call.identity
             serving.records.tell(
                 CallEvent(
-                    Happening.FINISHED, serving.clock(), who.workflow, who.run, who.stage, self.call.id,
-                    self.backend, record=self.record,
+                    Happening.FINISHED, serving.clock(), who.name, who.run, who.stage, self.call.id,
+                    self.backend, record=self.record, tenant=self.record.tenant,
                 )
             )  # fmt: skip
         if self._on_end is not None:
@@ -366,7 +367,7 @@ class Flight:
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
         return Record(
             id=call.id,
-            workflow=who.workflow,
+            workflow=who.name,
             run=who.run,
             stage=who.stage,
             step=who.step,
@@ -375,7 +376,7 @@ class Flight:
             mapper=None if chosen is None else chosen.mapper,
             reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
             priority=call.priority,
-            tenant=call.hints.tenant,
+            tenant=call.hints.tenant or None,
             queue_wait_s=0.0 if desk is None else waited,
             ttft_s=None if self._first_s is None else self._first_s - (self._departed_s or call.arrived_s),
             duration_s=now - call.arrived_s,

@@ -47,7 +47,9 @@ class MemoryStatistics:
 class Ledger:
     """What we believe one backend holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, isolated: bool = False) -> None:
+        self._isolated = isolated
+        """No slot's tokens are reused for another tenant."""
         self.cache = Residency()
         self.claims = Claims(self.cache)
         self.slots: SlotTable | None = None
@@ -61,23 +63,25 @@ class Ledger:
     def seats(self, count: int | None, swaps: Swaps) -> None:
         """Follow how many slots the engine has; ``None`` or 0: a prefix cache, shared by all."""
         if (0 if self.slots is None else self.slots.count) != (count or 0):
-            self.slots = SlotTable(count, swaps=swaps) if count else None
+            self.slots = SlotTable(count, swaps=swaps, isolated=self._isolated) if count else None
             for trail in self._flushing.values():
                 self.orders.note(Order(Verb.FLUSH, Effect.FAILED), trail)
             self._flushing.clear()
 
     # Calls
 
-    def prepare(self, call: Call, now: float, *, running: bool) -> Seat | None:
+    def prepare(self, call: Call, now: float, *, running: bool, extra: bool = False) -> Seat | None:
         """Seat a call that is about to be granted.
 
-        ``None`` where the engine has no slots, or has none left for a call granted beyond the bound: the
+        ``None`` where the engine has no slots, or has none left for a call granted beyond the bound (*extra*): the
         engine then places it itself.
         """
         if self.slots is None:
             return None
-        seat = self.slots.seat(call.identity.workflow, call.ask.prefix, now, hold=running)
-        if seat is not None and seat.fresh:
+        seat = self.slots.seat(call.identity.workflow, call.ask.prefix, now, hold=running, must=extra)
+        if seat is None:
+            self.slots.strayed(call.id)
+        elif seat.fresh and not seat.strange:
             asked_after = self._flushing.pop(self.slots.slots[seat.slot], None)
             self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), asked_after)
         return seat
@@ -111,6 +115,8 @@ class Ledger:
             self.claims.forget_older_than(now - FORGET_AFTER_S)
         if self.slots is not None and seat is not None:
             self.slots.vacate(seat, call.ask.prefix, tokens, now, hold=followed)
+        elif self.slots is not None:
+            self.slots.stray_ended(call.id)
 
     # Orders
 

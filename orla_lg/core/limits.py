@@ -105,7 +105,7 @@ class Limits:
 
     def of_tenant(self, tenant: str | None) -> Limit | None:
         """Return a tenant's limit."""
-        return None if tenant is None else self.tenants.get(tenant, self.tenants.get(ANY_STAGE))
+        return None if not tenant else self.tenants.get(tenant, self.tenants.get(ANY_STAGE))
 
 
 _TABLES = ("stages", "tenants")

@@ -60,18 +60,23 @@ class Progress:
         run: str,
         *,
         thread: str | None,
+        tenant: str | None = None,
         parent: str | None = None,
         graph: str = "",
         forecast: Forecast | None = None,
     ) -> RunState:
-        """Open a run of a root graph; *graph* names one of which no *forecast* is made."""
-        state = self._book.run_started(run, thread=thread, parent=parent)
+        """Open a run of a root graph, of *tenant* if that is known; *graph* names one without a *forecast*."""
+        state = self._book.run_started(run, thread=thread, tenant=tenant, parent=parent)
         state.standing.arrived_s = self._clock()
         self._foresight.began(state, graph, forecast)
         if state.returned:
             self._memory.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
-        self._tell(CallEvent(Happening.RUN_STARTED, self._clock(), state.workflow, run))
+        self._tell(Happening.RUN_STARTED, state)
         return state
+
+    def joined(self, run: RunState, workflow: str) -> None:
+        """Note that a call of a run belongs to a workflow, given by its key: that of the tenant it names."""
+        self._memory.signal(self._book.joined(run, workflow))
 
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
@@ -80,19 +85,20 @@ class Progress:
             return
         ended = state.ends(outcome)
         self._memory.signal(self._book.run_ended(run, ended))
-        self._amendments.run_ended(state.workflow)
+        for workflow in state.workflows:
+            self._amendments.run_ended(workflow)
         if ended is Outcome.DONE:
             self._foresight.done(state)
-        self._tell(CallEvent(Happening.RUN_ENDED, self._clock(), state.workflow, run, detail=str(ended)))
+        self._tell(Happening.RUN_ENDED, state, detail=str(ended))
 
     def ahead(self, run: str) -> Ahead | None:
         """Return what is expected of a run; ``None`` if it is not open."""
         state = self._book.run(run)
         return None if state is None else self._foresight.ahead(state)
 
-    def thread_deleted(self, thread_id: str) -> None:
-        """Free what a deleted thread kept."""
-        self._memory.signal(self._book.thread_deleted(thread_id))
+    def thread_deleted(self, thread_id: str, tenant: str | None = None) -> None:
+        """Free what a tenant's deleted thread kept."""
+        self._memory.signal(self._book.thread_deleted(thread_id, tenant))
 
     # Nodes
 
@@ -151,6 +157,7 @@ class Progress:
         self._foresight.used_tool(run, stage, seconds)
         self._memory.returns.used(run.workflow, name, seconds)
 
-    def _tell(self, event: CallEvent) -> None:
+    def _tell(self, kind: Happening, run: RunState, *, detail: str = "") -> None:
         if self._records.heard:
+            event = CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant)
             self._records.tell(event)

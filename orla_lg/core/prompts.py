@@ -129,6 +129,10 @@ class Shelf(Generic[K]):
         return len(self._prompts)
 
 
+_Stage = tuple[str, str, str]
+"""Graph, stage, and the scope of its prompts."""
+
+
 @dataclass(eq=False, slots=True)
 class _Seen:
     """What the calls of a stage had in common so far. Of its first call only hashes are kept."""
@@ -143,6 +147,9 @@ class _Seen:
 class PromptBook:
     """What is kept of one backend's prompts. Under the backend's lock.
 
+    What stages begin with is kept by scope (``Ask.scope``): where tenants are isolated, none is sent what only the
+    calls of another one began with.
+
     Args:
         keep_chars: How many characters, in all.
     """
@@ -150,8 +157,8 @@ class PromptBook:
     def __init__(self, keep_chars: int) -> None:
         self.last = Shelf[str](keep_chars - int(BEGINNINGS_SHARE * keep_chars))
         """By workflow."""
-        self._beginnings = Shelf[tuple[str, str]](int(BEGINNINGS_SHARE * keep_chars))
-        self._seen = Newest[tuple[str, str], _Seen](KEEP_STAGES)
+        self._beginnings = Shelf[_Stage](int(BEGINNINGS_SHARE * keep_chars))
+        self._seen = Newest[_Stage, _Seen](KEEP_STAGES)
 
     @property
     def chars(self) -> int:
@@ -160,7 +167,7 @@ class PromptBook:
 
     def learn(self, workflow: str, prompt: Prompt) -> None:
         """See what a call of a stage has in common with those of other workflows before."""
-        stage, prefix = (prompt.graph, prompt.stage), prompt.ask.prefix
+        stage, prefix = (prompt.graph, prompt.stage, prompt.ask.scope), prompt.ask.prefix
         seen = self._seen.get(stage)
         if seen is None or seen.frame != prompt.frame or not in_common(seen.prefix, prefix):
             self._seen.set(stage, _Seen(prefix, prompt.frame, workflow))
@@ -174,12 +181,13 @@ class PromptBook:
         if seen.agreed >= AGREED and (shorter or self._beginnings.get(stage) is None):
             self._beginnings.put(stage, prompt.beginning(common))
 
-    def unfit(self, stage: tuple[str, str]) -> None:
+    def unfit(self, stage: tuple[str, str], scope: str = "") -> None:
         """Note that an engine refused a stage's beginning (its template may want a user's turn)."""
-        self._beginnings.take(stage)
-        if (seen := self._seen.get(stage)) is not None:
+        key = (*stage, scope)
+        self._beginnings.take(key)
+        if (seen := self._seen.get(key)) is not None:
             seen.agreed = -AGAIN_AFTER
 
-    def beginning(self, graph: str, stage: str) -> Prompt | None:
-        """Return what the prompts of a stage begin with; ``None`` while that is not certain."""
-        return self._beginnings.get((graph, stage))
+    def beginning(self, graph: str, stage: str, scope: str = "") -> Prompt | None:
+        """Return what the prompts of a stage begin with in a scope; ``None`` while that is not certain."""
+        return self._beginnings.get((graph, stage, scope))

@@ -16,6 +16,7 @@ from typing import Any
 
 from orla_lg.core.backend import Cost
 from orla_lg.core.call import CacheHint, Considered, Usage
+from orla_lg.core.identity import workflow_key
 from orla_lg.core.newest import Newest
 from orla_lg.core.orders import KEEP_ORDERS
 from orla_lg.errors import RecordUnknown
@@ -29,6 +30,7 @@ class Record:
 
     id: str
     workflow: str
+    """The thread's id, else the run's, else one made of the call's; the ``tenant``'s, if there is one."""
     run: str | None
     stage: str
     step: int | None
@@ -72,6 +74,11 @@ class Record:
     cache_hint: CacheHint | None = None
     """What was said of its workflow's cache, whatever came of it (``Hints.cache``)."""
 
+    @property
+    def key(self) -> str:
+        """The workflow's key, tenant and all."""
+        return workflow_key(self.workflow, self.tenant)
+
     def asdict(self) -> dict[str, Any]:
         """Return the record as a plain dict that JSON can carry."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -88,6 +95,7 @@ class Aftermath:
     """What became known of a call's cache after its record was made."""
 
     workflow: str
+    """Its key."""
     orders: tuple[str, ...]
     borne_out: bool | None
 
@@ -139,6 +147,8 @@ class CallEvent:
     """A tool's name, or how a run ended."""
     record: Record | None = None
     """With ``FINISHED``."""
+    tenant: str | None = None
+    """The workflow's; ``None`` where none was named."""
 
 
 Listener = Callable[[CallEvent], None]
@@ -177,7 +187,7 @@ class RecordBook:
 
     def _aftermath(self, record_id: str) -> Aftermath | None:
         if (late := self._late.get(record_id)) is None and (known := self._records.get(record_id)) is not None:
-            late = Aftermath(known.workflow, known.cache_orders, known.cache_borne_out)
+            late = Aftermath(known.key, known.cache_orders, known.cache_borne_out)
             self._late.set(record_id, late)
         return late
 

@@ -14,7 +14,7 @@ from orla_lg.core import fanout
 from orla_lg.core.admission import Held
 
 if TYPE_CHECKING:
-    from orla_lg.core.call import Call
+    from orla_lg.core.call import Ask
     from orla_lg.core.ledger import Ledger
     from orla_lg.core.mover import Mover
     from orla_lg.core.pace import Speed
@@ -78,9 +78,9 @@ class Seating:
         """Return where a call sat that stands up; ``None`` if nowhere. Idempotent."""
         return self.seats.pop(queued, None)
 
-    def resident_tokens(self, call: Call) -> float:
-        """Return how much of a call's prompt its workflow's slots hold, what is being prefilled there included."""
-        return fanout.resident_tokens(self._table, self.seats, call)
+    def resident_tokens(self, workflow: str, ask: Ask) -> float:
+        """Return how much of a prompt its workflow's slots hold, what is being prefilled there included."""
+        return fanout.resident_tokens(self._table, self.seats, workflow, ask)
 
     def tidy(self) -> None:
         """Erase, empty and save ahead while the engine has nothing else to do."""

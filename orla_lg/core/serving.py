@@ -34,6 +34,7 @@ from orla_lg.core.flight import Flight
 from orla_lg.core.foresight import Foresight
 from orla_lg.core.health import Clock
 from orla_lg.core.identity import Identity
+from orla_lg.core.isolation import Salts
 from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
 from orla_lg.core.limits import NO_LIMITS, Layer, Limits
@@ -52,7 +53,7 @@ from orla_lg.core.steering import Steering
 from orla_lg.core.turn import Pauses
 from orla_lg.core.view import BackendView
 from orla_lg.core.warmth import WarmUp
-from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
+from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics, of_tenant
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 
 log = logging.getLogger("orla_lg")
@@ -125,6 +126,7 @@ class Serving:
         self.learners = Learners()
         self.learners.enlist(mapper)
         self._admission = admission
+        self._salts = Salts()
         self._returns = ReturnBook()
         self.desks = {
             backend.name: self._desk(backend, adapter, policies(backend.name, stage_policy, request_policy))
@@ -154,7 +156,7 @@ class Serving:
     def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
         return Desk(
             backend, adapter, self.background, self.clock, ordered_by, self.estimates, self,
-            admission=self._admission, warm_up=self.warm_up, returns=self._returns,
+            admission=self._admission, warm_up=self.warm_up, returns=self._returns, salts=self._salts,
         )  # fmt: skip
 
     # Step 1 is the edge's: it knows who calls (graph.context) and builds the call from that.
@@ -188,11 +190,13 @@ class Serving:
             may_pass: Whether a call that nobody places goes where its code says.
         """
         chain = (*mappers, self.mapper) if self.mapper is not None else tuple(mappers)
-        merged = said.over(hints)
+        run = None if identity.run is None else self.book.run(identity.run)
+        identity, merged = of_tenant(identity, said.over(hints), run)
+        if run is not None and (not run.settled or identity.workflow != run.workflow):
+            self.progress.joined(run, identity.workflow)
         if merged.variant is not None:
             chain = (self._variant(merged.variant), *chain)
         now = self.clock()
-        run = None if identity.run is None else self.book.run(identity.run)
         standing = Standing(now) if run is None else run.standing
         call = Call(call_id, identity, ask, said, merged, now, chain, standing, may_pass=may_pass, layers=layers)
         if run is not None:
@@ -288,15 +292,19 @@ class Serving:
         """Put down in a call's record whether the next one bore out what was promised after it."""
         self.amendments.judged(call_id, verdict)
 
-    def prioritize(self, run: str, priority: float) -> bool:
-        """Give a run's later calls, and those already waiting, another priority; False if it is not open."""
-        state = self.book.run(run)
-        if state is None:
-            return False
-        state.priority = priority
-        for desk in self.desks.values():
-            desk.reprioritize(state.workflow, lambda call: call.identity.run == run and self.refresh(call))
-        return True
+    def prioritize(self, run: str, priority: float, tenant: str | None = None) -> bool:
+        """Give the calls of a run, or of a thread's open runs, another priority; False if no such run is open."""
+        found = self.book.open_on(run, tenant)
+        for state in found:
+            state.priority = priority
+            touched = partial(self._touched, state.id)
+            for desk in self.desks.values():
+                for workflow in state.workflows:
+                    desk.reprioritize(workflow, touched)
+        return bool(found)
+
+    def _touched(self, run: str, call: Call) -> bool:
+        return call.identity.run == run and self.refresh(call)
 
     def refresh(self, call: Call) -> bool:
         """Give *call* its run's priority of this moment; returns whether that changed it."""
@@ -331,8 +339,11 @@ class Serving:
         if self.records.heard:
             who = call.identity
             self.records.tell(
-                CallEvent(kind, self.clock(), who.workflow, who.run, who.stage, call.id, backend, detail)
-            )
+                CallEvent(
+                    kind, self.clock(), who.name, who.run, who.stage, call.id, backend, detail,
+                    tenant=call.hints.tenant or None,
+                )
+            )  # fmt: skip
 
     def count_lost(self) -> None:
         """Count a call whose graph is not known."""

@@ -32,6 +32,7 @@ from math import inf
 
 from orla_lg.core.backend import Effect
 from orla_lg.core.claims import Doing
+from orla_lg.core.identity import tenant_of
 from orla_lg.core.saved import Saved, in_common
 from orla_lg.core.swaps import Swap, Swaps
 
@@ -54,6 +55,8 @@ class Slot:
     """It is being saved ahead of need; its owner may sit down nevertheless, and waits for that."""
     blank: bool = False
     """The engine emptied it, and nobody sat down since."""
+    mixed: bool = False
+    """It may hold tokens of another tenant than its owner's: where tenants are isolated they must not be reused."""
     doing: Doing | None = None
     """What its owner does; ``None``: nothing more, as a call outside any run."""
     prefix: tuple[int, ...] = ()
@@ -81,6 +84,8 @@ class Seat:
     fresh: bool
     """The slot's old tokens must not be reused; a restore replaces them."""
     swap: Swap | None = None
+    strange: bool = False
+    """That is so because they may be another tenant's, and not because of a flush."""
 
     @property
     def action(self) -> str:
@@ -104,14 +109,21 @@ class SlotTable:
     spare_hold_s: float = 1.0
     """Long enough for a branch that calls a quick tool and then the model again."""
     swaps: Swaps = field(default_factory=Swaps)
+    isolated: bool = False
+    """No slot's tokens are reused for another tenant than the one that left them there."""
     slots: list[Slot] = field(init=False)
+    _strays: set[str] = field(default_factory=set, init=False)
+    """Calls without a seat, which the engine places itself, in a slot that is then anybody's guess."""
 
     def __post_init__(self) -> None:
-        self.slots = [Slot(index) for index in range(self.count)]
+        # What a slot holds before its first call is not known: another process may have left it there.
+        self.slots = [Slot(index, mixed=self.isolated) for index in range(self.count)]
 
     # Sitting down
 
-    def seat(self, workflow: str, prefix: tuple[int, ...], now: float, *, hold: bool) -> Seat | None:
+    def seat(
+        self, workflow: str, prefix: tuple[int, ...], now: float, *, hold: bool, must: bool = False
+    ) -> Seat | None:
         """Give *workflow* a slot, or return ``None`` when none may be taken now.
 
         Args:
@@ -119,16 +131,21 @@ class SlotTable:
             prefix: The prompt as chained message hashes.
             now: Monotonic seconds.
             hold: Whether the workflow is running and so keeps the slot afterwards.
+            must: The call goes in any case. Where tenants are isolated it then takes even a slot that is held, since
+                nobody knows what is where once the engine has placed a call itself.
 
         Returns:
             The seat; if it has a ``swap``, that must be carried out (``mover``), and the slot is locked until then.
         """
         slot = self._own(workflow, prefix) or self._free() or self._takeable(now)
+        if slot is None and must and self.isolated:
+            slot = min(self._idle(), key=lambda each: self.swaps.loss_s(each, now), default=None)
         if slot is None:
             return None
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
         swap = slot.ahead or self.swaps.begin(slot, workflow, prefix, now)
-        seat = Seat(slot.index, how, slot.flushed, swap)
+        strange = not slot.flushed and self._is_strange(slot, workflow)
+        seat = Seat(slot.index, how, slot.flushed or strange, swap, strange)
         if how == "reclaimed":
             self._flush(slot)
         slot.owner, slot.held, slot.busy, slot.last_used_s = workflow, hold, True, now
@@ -159,7 +176,8 @@ class SlotTable:
         Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
         """
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
-        seat = Seat(slot.index, how, slot.flushed)
+        strange = not slot.flushed and self._is_strange(slot, workflow)
+        seat = Seat(slot.index, how, slot.flushed or strange, strange=strange)
         if how == "reclaimed":
             self._flush(slot)
             slot.flushed = seat.fresh  # nobody asked for a flush, so what a broken-off prefill leaves may be used
@@ -168,6 +186,13 @@ class SlotTable:
         slot.owner, slot.busy, slot.blank = workflow, True, False
         return seat
 
+    def _is_strange(self, slot: Slot, workflow: str) -> bool:
+        """Whether a slot may hold what *workflow* must not find there: tokens of another tenant."""
+        if not self.isolated:
+            return False
+        strange = slot.owner is not None and tenant_of(slot.owner) != tenant_of(workflow)
+        return slot.mixed or strange
+
     def _own(self, workflow: str, prefix: tuple[int, ...]) -> Slot | None:
         own = [s for s in self.slots if s.owner == workflow and (s.idle or (s.ahead and not s.busy))]
         return max(own, key=lambda s: (s.common(prefix), s.last_used_s), default=None)
@@ -175,7 +200,7 @@ class SlotTable:
     def reusable(self, workflow: str, prefix: tuple[int, ...]) -> int:
         """Return how many leading messages of *prefix* the workflow has in an idle slot or would have restored."""
         own = self._own(workflow, prefix)
-        there = 0 if own is None else own.common(prefix)
+        there = 0 if own is None or own.mixed else own.common(prefix)
         saved = self.swaps.to_restore(own, workflow, prefix)
         return there if saved is None else max(there, in_common(saved.prefix, prefix))
 
@@ -216,6 +241,24 @@ class SlotTable:
         owned = self._owned()
         return min((self._due_s(s, owned, now) for s in self._idle() if s.held), default=inf)
 
+    # Calls without a seat
+
+    def strayed(self, call: str) -> None:
+        """Note that a call goes without a seat: any slot may hold its tokens from now on."""
+        if self.isolated:
+            self._strays.add(call)
+            self._mix()
+
+    def stray_ended(self, call: str) -> None:
+        """Note that a call without a seat ended, if it was one of these slots'."""
+        if call in self._strays:
+            self._strays.remove(call)
+            self._mix()
+
+    def _mix(self) -> None:
+        for slot in self.slots:
+            slot.mixed = True
+
     # Changing hands
 
     def swapped(self, swap: Swap, now: float) -> None:
@@ -242,6 +285,7 @@ class SlotTable:
             slot.doing = Doing.TOOL if hold else None
         if tokens:
             slot.prefix, slot.tokens, slot.flushed = prefix, tokens, False
+            slot.mixed = slot.mixed and bool(self._strays)
             if seat.swap is not None:
                 self.swaps.answered(seat.swap)
         if slot.flush_when_idle:
@@ -342,5 +386,7 @@ class SlotTable:
             assert not (slot.blank and (slot.tokens or slot.flushed or slot.busy)), slot
             assert slot.owner is not None or not slot.tokens, slot
             assert slot.moving or slot.ahead is None, slot
+            assert self.isolated or not slot.mixed, slot
+        assert self.isolated or not self._strays
         if self.swaps.pool is not None:
             self.swaps.pool.check_integrity()

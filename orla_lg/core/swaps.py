@@ -127,13 +127,13 @@ class Swaps:
         best = self.pool.find(workflow, lambda entry: entry.covers(prefix))
         if best is None:
             return None
-        there = 0.0 if slot is None or slot.flushed else covered(slot.prefix, slot.tokens, prefix)
+        there = 0.0 if slot is None or slot.flushed or slot.mixed else covered(slot.prefix, slot.tokens, prefix)
         gain_s = self.prices.recompute_s(best.covers(prefix) - there)
         return best if gain_s > self.prices.restore_s else None
 
     def begin_saving(self, slot: Slot, now: float) -> Saved | None:
         """Reserve a name for what the slot holds, if that is worth a save and not saved already."""
-        if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
+        if self.pool is None or not self.able or slot.owner is None or not slot.tokens or slot.mixed:
             return None
         self.pool.unloaded(slot.owner)
         chance = self._chance(slot, now)

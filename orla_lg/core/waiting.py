@@ -66,6 +66,6 @@ def _waits_for(queued: Queued, queue: BackendQueue) -> WaitsFor:
 def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
     who = call.identity
     return Waiting(
-        call.id, who.workflow, who.run, who.stage, call.hints.tenant, call.priority,
+        call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
         max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
     )  # fmt: skip

@@ -25,6 +25,7 @@ from orla_lg.core.backend import Directions, Effect, with_fields
 from orla_lg.core.background import Background
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.control import Warmable, Warmed
+from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.newest import Newest
 from orla_lg.core.orders import Order
@@ -216,7 +217,9 @@ class Warmer:
         return refused is Refused.BUSY or (refused in (Refused.THERE, Refused.UNWELL) and self._desk.health.asking)
 
     def _prompt(self, workflow: str, stage: tuple[str, str] | None) -> Prompt | None:
-        return self.prompts.last.get(workflow) if stage is None else self.prompts.beginning(*stage)
+        if stage is None:
+            return self.prompts.last.get(workflow)
+        return self.prompts.beginning(*stage, self._desk.isolation.scope(tenant_of(workflow)))
 
     # Doing it
 
@@ -240,7 +243,7 @@ class Warmer:
         slot = self.weighing.place(ledger.slots, wish.workflow, under_way.prompt)
         assert slot is not None, "a place was found under the same lock"
         seat = ledger.slots.lend(wish.workflow, slot, self._clock())
-        if seat.fresh:
+        if seat.fresh and not seat.strange:
             ledger.orders.note(Order(Verb.FLUSH, Effect.DEFERRED))
         common = slot.common(ask.prefix)
         slot.prefix = slot.prefix[:common]
@@ -258,6 +261,7 @@ class Warmer:
             priority=PRIORITY,
             slot=None if seat is None else seat.slot,
             fresh=seat is not None and seat.fresh,
+            cache_salt=self._desk.isolation.salt(tenant_of(under_way.wish.workflow)),
         )
         return with_fields(prompt.body, self._desk.adapter.request_fields(prompt.ask, told))
 
@@ -289,7 +293,7 @@ class Warmer:
             else:
                 self.book.failed += 1
                 if wish.stage is not None:
-                    self.prompts.unfit(wish.stage)
+                    self.prompts.unfit(wish.stage, prompt.ask.scope)
         self._told()
         self._desk.warmed()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orla_lg.core.budgets import Accounts
 from orla_lg.core.call import Call, Hints, Usage
 from orla_lg.core.estimates import Course
 from orla_lg.core.forecast import Forecast
+from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits import Layer
 from orla_lg.core.memory import CacheEvent, EventKind
 from orla_lg.core.outlook import Outlook
@@ -39,8 +40,15 @@ class RunState:
 
     id: str
     workflow: str
+    """The key of the workflow that its newest call belongs to; before any, of its own tenant's."""
     parent: str | None = None
-    """The workflow whose node started this run, when it is a workflow of its own."""
+    """The key of the workflow whose node started this run, when it is a workflow of its own."""
+    tenant: str | None = None
+    """What its configuration names; calls that name none are of this one. ``None``: nothing was named so far."""
+    others: tuple[str, ...] = ()
+    """Keys of further workflows it runs in, since calls of it named other tenants."""
+    settled: bool = False
+    """A call showed that ``workflow`` is one it runs in; until then the run may turn out to be another tenant's."""
     returned: bool = False
     """It runs on a thread that was idle or interrupted."""
     interrupted: bool = False
@@ -60,6 +68,21 @@ class RunState:
     accounts: Accounts = field(default_factory=dict)
     """What its own limits are kept by (``budgets``)."""
 
+    @property
+    def name(self) -> str:
+        """Its workflow as users know it."""
+        return workflow_name(self.workflow)
+
+    @property
+    def workflows(self) -> tuple[str, ...]:
+        """The keys of all workflows that it runs in."""
+        return (self.workflow, *self.others)
+
+    def key(self, tenant: str | None) -> str:
+        """Return the key of the workflow that a call of it belongs to which names *tenant*, or none."""
+        tenant = (self.tenant if tenant is None else tenant) or ""
+        return self.workflow if tenant == tenant_of(self.workflow) else workflow_key(self.name, tenant)
+
     def stages(self) -> list[str]:
         """Return the stages it is in now."""
         return list(+self.now_in)
@@ -69,11 +92,24 @@ class RunState:
         return Outcome.INTERRUPTED if told is Outcome.DONE and self.interrupted else told
 
 
+def of_tenant(identity: Identity, hints: Hints, run: RunState | None) -> tuple[Identity, Hints]:
+    """Let a call belong to the workflow of the tenant that its hints name, else of its run's."""
+    tenant = hints.tenant
+    if tenant is None and run is not None:
+        tenant = run.tenant
+    if tenant or identity.tenant:
+        key = workflow_key(identity.name, tenant)
+        identity = identity if key == identity.workflow else replace(identity, workflow=key)
+        hints = hints if tenant == hints.tenant else replace(hints, tenant=tenant)
+    return identity, hints
+
+
 @dataclass(eq=False, slots=True)
 class WorkflowState:
     """What shares KV cache. Idle exactly when no run is open; only threads stay known while idle."""
 
     id: str
+    """Its key."""
     thread: bool
     runs: set[str] = field(default_factory=set)
     backends: dict[str, set[str]] = field(default_factory=dict)
@@ -101,15 +137,57 @@ class WorkflowBook:
         self._max_idle = max_idle
         self._outcomes: dict[str, int] = {}
 
-    def run_started(self, run: str, *, thread: str | None, parent: str | None = None) -> RunState:
-        """Open a run on its thread, or on a workflow of its own."""
-        workflow = thread if thread is not None else run
+    def run_started(
+        self, run: str, *, thread: str | None, tenant: str | None = None, parent: str | None = None
+    ) -> RunState:
+        """Open a run on its tenant's thread, or on a workflow of its own."""
+        workflow = workflow_key(run if thread is None else thread, tenant)
         with self._lock:
-            state = self._runs[run] = RunState(run, workflow, parent, returned=workflow in self._idle)
-            known = self._workflows.setdefault(workflow, WorkflowState(workflow, thread is not None))
-            known.runs.add(run)
-            self._idle.pop(workflow, None)
+            returned = workflow in self._idle
+            state = self._runs[run] = RunState(run, workflow, parent, tenant=tenant, returned=returned)
+            self._open(workflow, run, on_thread=thread is not None)
             return state
+
+    def _open(self, workflow: str, run: str, *, on_thread: bool) -> None:
+        known = self._workflows.setdefault(workflow, WorkflowState(workflow, on_thread))
+        known.runs.add(run)
+        self._idle.pop(workflow, None)
+
+    def joined(self, run: RunState, workflow: str) -> list[CacheEvent]:
+        """Note that a call of a run belongs to *workflow*, which is another one where it names another tenant.
+
+        A run whose tenant shows with its first call only was taken for its name's tenantless workflow, and leaves
+        that as it found it.
+        """
+        with self._lock:
+            before, settled, run.settled = run.workflow, run.settled, True
+            if before == workflow or run.id not in self._runs:
+                return []
+            run.workflow = workflow
+            if workflow in run.others:
+                run.others = tuple(before if each == workflow else each for each in run.others)
+                return []
+            back, returned = workflow in self._idle, run.returned
+            self._open(workflow, run.id, on_thread=run.name != run.id)
+            events = [CacheEvent(EventKind.RESUMED, workflow)] if back else []
+            if settled:
+                run.others = (*run.others, before)
+                return events
+            run.returned = back
+            return [*self._left_as_found(before, run.id, returned=returned), *events]
+
+    def _left_as_found(self, workflow: str, run: str, *, returned: bool) -> list[CacheEvent]:
+        """Let a run not have been in a workflow: one that was idle before is so again, any other is not known."""
+        known = self._workflows.get(workflow)
+        if known is None:  # its thread was deleted meanwhile
+            return []
+        known.runs.discard(run)
+        if known.runs:
+            return []
+        if returned:
+            return self._rest(known, EventKind.IDLE)
+        del self._workflows[workflow]
+        return [CacheEvent(EventKind.OVER, workflow)]
 
     def run(self, run: str) -> RunState | None:
         """Return an open run."""
@@ -120,29 +198,46 @@ class WorkflowBook:
         with self._lock:
             return list(self._runs.values())
 
+    def open_on(self, name: str, tenant: str | None) -> list[RunState]:
+        """Return the open run of that id, unless it is another tenant's, else those on that tenant's thread."""
+        with self._lock:
+            if (run := self._runs.get(name)) is not None:
+                mine = tenant is None or any(tenant_of(workflow) == tenant for workflow in run.workflows)
+                return [run] if mine else []
+            key = workflow_key(name, tenant)
+            return [run for run in self._runs.values() if key in run.workflows]
+
     def open_runs(self) -> int:
         """Return how many runs are open."""
         return len(self._runs)
 
     def run_ended(self, run: str, outcome: Outcome) -> list[CacheEvent]:
-        """Close a run; its workflow becomes idle (a thread) or over. Idempotent."""
+        """Close a run; its workflows become idle (a thread) or over. Idempotent."""
         with self._lock:
             state = self._runs.pop(run, None)
             if state is None:
                 return []
             self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-            known = self._workflows.get(state.workflow)
-            if known is None:  # its thread was deleted while it ran
-                return []
-            known.runs.discard(run)
-            return [] if known.runs else self._run_dry(known, outcome)
+            events = self._leave(state.workflow, run, outcome)
+            for workflow in state.others:
+                events += self._leave(workflow, run, outcome)
+            return events
+
+    def _leave(self, workflow: str, run: str, outcome: Outcome) -> list[CacheEvent]:
+        known = self._workflows.get(workflow)
+        if known is None:  # its thread was deleted while it ran
+            return []
+        known.runs.discard(run)
+        return [] if known.runs else self._run_dry(known, outcome)
 
     def _run_dry(self, workflow: WorkflowState, outcome: Outcome) -> list[CacheEvent]:
         if not workflow.thread:
             del self._workflows[workflow.id]
             return [CacheEvent(EventKind.OVER, workflow.id)]
+        return self._rest(workflow, EventKind.INTERRUPTED if outcome is Outcome.INTERRUPTED else EventKind.IDLE)
+
+    def _rest(self, workflow: WorkflowState, kind: EventKind) -> list[CacheEvent]:
         self._idle[workflow.id] = None
-        kind = EventKind.INTERRUPTED if outcome is Outcome.INTERRUPTED else EventKind.IDLE
         events = [CacheEvent(kind, workflow.id)]
         while len(self._idle) > self._max_idle:
             oldest, _ = self._idle.popitem(last=False)
@@ -150,12 +245,13 @@ class WorkflowBook:
             events.append(CacheEvent(EventKind.FORGOTTEN, oldest))
         return events
 
-    def thread_deleted(self, thread: str) -> list[CacheEvent]:
-        """Forget a thread; a run still open on it ends without a further event."""
+    def thread_deleted(self, thread: str, tenant: str | None = None) -> list[CacheEvent]:
+        """Forget a tenant's thread; a run still open on it ends without a further event."""
+        workflow = workflow_key(thread, tenant)
         with self._lock:
-            self._idle.pop(thread, None)
-            self._workflows.pop(thread, None)
-            return [CacheEvent(EventKind.THREAD_DELETED, thread)]
+            self._idle.pop(workflow, None)
+            self._workflows.pop(workflow, None)
+            return [CacheEvent(EventKind.THREAD_DELETED, workflow)]
 
     def call_started(self, call: Call, backend: str) -> list[CacheEvent]:
         """Note that a call heads for *backend*; tells when its workflow thereby left another one."""

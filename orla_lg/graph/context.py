@@ -20,7 +20,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.forecast import Forecast
-from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone
+from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone, workflow_key
 from orla_lg.core.limits import CONFIGURABLE, Layer, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
@@ -282,14 +282,23 @@ def binding_among(handlers: Sequence[BaseCallbackHandler], chain: UUID | None) -
 
 
 def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity, RunState | None]:
-    """Return who calls, and its run if one of our wrapped graphs is running it."""
+    """Return who calls, and its run if one of our wrapped graphs is running it.
+
+    The workflow is that of the tenant that the run's configuration names; what the call itself names comes later
+    (``Serving.call``).
+    """
     if origin is None:
         return standalone(call_id, identified=core.serving.book.open_runs() == 0), None
     metadata, namespace = origin.metadata, namespace_of(origin)
     # The configuration is the running node's own; metadata may be inherited from a graph around it.
     thread = origin.configurable.get("thread_id") or metadata.get("thread_id")
-    run = _run_of(origin, core, None if thread is None else str(thread))
-    workflow = run.workflow if run is not None else str(thread) if thread else _lone(namespace, call_id)
+    tenant = tenant_in(origin.configurable.get(CONFIG_KEY))
+    run = _run_of(origin, core, None if thread is None else str(thread), tenant)
+    if run is not None:
+        run.tenant = tenant if run.tenant is None else run.tenant
+        workflow = run.key(tenant)
+    else:
+        workflow = workflow_key(str(thread) if thread else _lone(namespace, call_id), tenant)
     identity = Identity(
         workflow=workflow,
         run=None if run is None else run.id,
@@ -302,14 +311,25 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
     return identity, run
 
 
-def _run_of(origin: Origin, core: Core, thread: str | None) -> RunState | None:
+def tenant_in(said: Any) -> str | None:
+    """Return the tenant that hints name, as ``Hints`` or a mapping; what is wrong with them is told elsewhere."""
+    if said is None:
+        return None
+    tenant = said.get("tenant") if isinstance(said, Mapping) else getattr(said, "tenant", None)
+    return tenant if isinstance(tenant, str) else None
+
+
+def _run_of(origin: Origin, core: Core, thread: str | None, tenant: str | None) -> RunState | None:
     """Return the open run that a call belongs to, parting it from the outer one if it has its own thread."""
     lineage = lineage_around(core, origin.parent_id, origin.node)
     run = None if lineage is None else core.serving.book.run(lineage.root)
-    if lineage is None or run is None or thread is None or thread == run.workflow:
+    if lineage is None or run is None or thread is None or thread == run.name:
         return run
-    outer = run.workflow
-    core.runs.part(lineage, lambda inner: core.serving.progress.run_started(inner, thread=thread, parent=outer))
+    outer, owner = run.workflow, run.tenant if tenant is None else tenant
+    core.runs.part(
+        lineage,
+        lambda inner: core.serving.progress.run_started(inner, thread=thread, tenant=owner, parent=outer),
+    )
     return core.serving.book.run(lineage.root)
 
 

@@ -23,7 +23,16 @@ from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import OrlaError
-from orla_lg.graph.context import MODEL_RUN, Binding, Lineage, ModelRun, RunIndex, lineage_around
+from orla_lg.graph.context import (
+    CONFIG_KEY,
+    MODEL_RUN,
+    Binding,
+    Lineage,
+    ModelRun,
+    RunIndex,
+    lineage_around,
+    tenant_in,
+)
 from orla_lg.graph.running_node import RunningNode, current, enter, leave
 
 log = logging.getLogger("orla_lg")
@@ -108,13 +117,16 @@ class GraphEvents(GraphCallbackHandler):
         outer = lineage_around(self._core, parent, current())
         run = None if outer is None else self._core.serving.book.run(outer.root)
         thread = None if metadata.get("thread_id") is None else str(metadata["thread_id"])
-        if outer is not None and (run is None or thread in (None, outer.said, run.workflow)):
+        if outer is not None and (run is None or thread in (None, outer.said, run.name)):
             return outer
         root = str(run_id)
-        binding = self.orla_binding
+        binding, tenant = self.orla_binding, tenant_in(metadata.get(CONFIG_KEY))
+        if tenant is None and run is not None:
+            tenant = run.tenant
         started = self._core.serving.progress.run_started(
-            root, thread=thread, parent=None if run is None else run.workflow, forecast=binding.forecast
-        )
+            root, thread=thread, tenant=tenant, parent=None if run is None else run.workflow,
+            forecast=binding.forecast,
+        )  # fmt: skip
         started.layer = binding.layer
         return Lineage(root, thread)
 
@@ -256,7 +268,8 @@ class GraphEvents(GraphCallbackHandler):
         serving = self._core.serving
         run = serving.book.run(root)
         if run is not None and serving.records.heard:
-            serving.records.tell(CallEvent(kind, serving.clock(), run.workflow, root, stage, detail=detail))
+            event = CallEvent(kind, serving.clock(), run.name, root, stage, detail=detail, tenant=run.tenant)
+            serving.records.tell(event)
 
 
 def _namespace(metadata: Mapping[str, Any]) -> str:

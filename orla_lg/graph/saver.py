@@ -43,7 +43,10 @@ class CheckpointSignals(Protocol):
     """What a saver tells: synchronous, quick, once per event."""
 
     def thread_deleted(self, thread_id: str) -> None:
-        """Take note that all checkpoints of *thread_id* are gone."""
+        """Take note that all checkpoints of *thread_id* are gone.
+
+        A saver that was given a tenant names it as ``tenant=``.
+        """
 
     def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
         """Take note that a finished task in *checkpoint_ns* starts *stages* next."""
@@ -56,21 +59,26 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
     Args:
         orla: an ``Orla``, or any object with the methods of ``CheckpointSignals``.
         inner: the saver that stores; any ``BaseCheckpointSaver``.
+        tenant: whose threads it keeps: deleting one ends that tenant's workflow. ``None``: those of the tenant that
+            the running node's run belongs to, outside any run those of no tenant.
 
     Raises:
-        ConfigError: *inner* is no saver, or *orla* takes no signals.
+        ConfigError: *inner* is no saver, *orla* takes no signals, or *tenant* is no name.
     """
 
     inner: Saver
     _signals: CheckpointSignals
+    _tenant: str | None
 
     # All is done in __new__: it may return *inner* itself, which __init__ must then leave as it is.
-    def __new__(cls, orla: object, inner: Saver) -> OrlaSaver:
+    def __new__(cls, orla: object, inner: Saver, tenant: str | None = None) -> OrlaSaver:
         """Return *inner* within one layer of this *orla*, of the class made for its type."""
         _check_saver(inner)
-        return _layer(_signals_of(orla), inner)
+        if tenant is not None and not isinstance(tenant, str):
+            raise ConfigError(f"OrlaSaver(orla, inner, tenant): tenant must be a name, got {tenant!r}")
+        return _layer(_signals_of(orla), inner, tenant)
 
-    def __init__(self, orla: object, inner: Saver) -> None: ...
+    def __init__(self, orla: object, inner: Saver, tenant: str | None = None) -> None: ...
 
     def __repr__(self) -> str:
         return f"OrlaSaver(inner={self.inner!r})"
@@ -101,12 +109,12 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
         return _itself, (self.inner,)
 
     def _around(self, inner: Saver) -> OrlaSaver:
-        return self if inner is self.inner else _layer(self._signals, inner)
+        return self if inner is self.inner else _layer(self._signals, inner, self._tenant)
 
     def _tell(self, event: Method | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if event is not None:
             with _Harmless():
-                event(self._signals, *args, **kwargs)
+                event(self._signals, self._tenant, *args, **kwargs)
 
 
 def _signals_of(orla: object) -> CheckpointSignals:
@@ -127,12 +135,16 @@ def _check_saver(inner: object) -> None:
         )
 
 
-def _layer(signals: CheckpointSignals, inner: Saver) -> OrlaSaver:
-    if any(layer._signals is signals for layer in _layers(inner)):
+def _layer(signals: CheckpointSignals, inner: Saver, tenant: str | None) -> OrlaSaver:
+    known = next((layer for layer in _layers(inner) if layer._signals is signals), None)
+    if known is not None and tenant in (None, known._tenant):
         return cast(OrlaSaver, inner)
+    if known is inner:  # another tenant's: one layer tells, of one tenant
+        inner = known.inner
     saver = object.__new__(_class_for(inner))
     object.__setattr__(saver, "inner", inner)
     object.__setattr__(saver, "_signals", signals)
+    object.__setattr__(saver, "_tenant", tenant)
     return saver
 
 
@@ -280,6 +292,7 @@ _CONTEXT: Mapping[str, Method] = {
 
 def _stages_next(
     signals: CheckpointSignals,
+    tenant: str | None,
     config: RunnableConfig,
     writes: Sequence[tuple[str, Any]],
     *_: Any,
@@ -293,14 +306,19 @@ def _stages_next(
         signals.stages_next(None if thread_id is None else str(thread_id), where.get("checkpoint_ns", ""), stages)
 
 
-def _thread_deleted(signals: CheckpointSignals, thread_id: object) -> None:
-    signals.thread_deleted(str(thread_id))
+def _thread_deleted(signals: CheckpointSignals, tenant: str | None, thread_id: object) -> None:
+    if tenant is None:
+        signals.thread_deleted(str(thread_id))
+    else:  # signals of others' making need not know of tenants
+        signals.thread_deleted(str(thread_id), tenant=tenant)  # type: ignore[call-arg]
 
 
-def _threads_pruned(signals: CheckpointSignals, thread_ids: Sequence[object], strategy: str = "keep_latest") -> None:
+def _threads_pruned(
+    signals: CheckpointSignals, tenant: str | None, thread_ids: Sequence[object], strategy: str = "keep_latest"
+) -> None:
     if strategy == "delete":  # nothing is kept: deleting a thread by another name
         for thread_id in thread_ids:
-            signals.thread_deleted(str(thread_id))
+            _thread_deleted(signals, tenant, thread_id)
 
 
 # The next stages are a fact of the graph, not of the storage, and worth most before the next step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orla_lg.core.record import CallEvent, Happening
-from orla_lg.graph.context import Core
+from orla_lg.graph.context import Core, identify, origin
 
 
 class Signals:
@@ -14,10 +14,12 @@ class Signals:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def thread_deleted(self, thread_id: str) -> None:
-        """Free what the thread kept in any cache."""
+    def thread_deleted(self, thread_id: str, tenant: str | None = None) -> None:
+        """Free what a thread kept in any cache: a thread of *tenant*, else of the running node's, else of none."""
         if not self._core.disabled:
-            self._core.serving.progress.thread_deleted(thread_id)
+            if tenant is None and (here := origin()) is not None:
+                tenant = identify(here, self._core, "")[0].tenant
+            self._core.serving.progress.thread_deleted(thread_id, tenant)
 
     def stages_next(self, thread_id: str | None, checkpoint_ns: str, stages: Sequence[str]) -> None:
         """Tell listeners which stages come next."""

@@ -187,7 +187,7 @@ def question(call: Call, backends: Sequence[BackendView]) -> dict[str, Any]:
     held = max(backends, key=lambda view: view.resident_tokens, default=None)
     return {
         "stage": who.stage,
-        "workflow": who.workflow,
+        "workflow": who.name,
         "run": who.run,
         "step": who.step,
         "tags": {f.name: said for f in fields(call.hints) if (said := getattr(call.hints, f.name)) is not None},

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orla_lg.control.state import Activity, BackendState, Occupancy, State
+from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.orders import Truth
 from orla_lg.core.plain import shown
@@ -218,12 +218,15 @@ def _verdicts(truth: Truth) -> Text:
 def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
     if not waiting:
         return Text("nobody waits", style="bright_black")
-    table = _table("waiting", "backend", "workflow", "stage", "priority", "waited", "for")
+    tenants = any(each.tenant for _, each in waits)
+    table = _table(
+        "waiting", "backend", *(("tenant",) if tenants else ()), "workflow", "stage", "priority", "waited", "for"
+    )
     table.columns[0].justify = "right"
     for nth, (backend, each) in enumerate(waits, start=1):
         table.add_row(
-            str(nth), backend, _brief(each.workflow), shown(each.stage, 60) or "(no graph)", f"{each.priority:g}",
-            f"{each.waited_s:.1f} s", waits_for(each),
+            str(nth), backend, *_tenant(each, shown=tenants), _brief(each.workflow),
+            shown(each.stage, 60) or "(no graph)", f"{each.priority:g}", f"{each.waited_s:.1f} s", waits_for(each),
         )  # fmt: skip
     return Group(table, *_more(waiting - len(waits), "wait"))
 
@@ -236,13 +239,17 @@ def waits_for(each: Waiting) -> str:
 def _resident(state: State, rows: int) -> RenderableType:
     held = [(name, each) for name, backend in state.backends.items() for each in backend.kv.workflows]
     activities = list(Activity)  # the busy ones first
-    held.sort(key=lambda each: (activities.index(each[1].state), -each[1].tokens, each[1].workflow))
+    held.sort(
+        key=lambda each: (activities.index(each[1].state), -each[1].tokens, each[1].workflow, each[1].tenant or "")
+    )
     if not held:
         return Text("no workflow is known to hold KV cache", style="bright_black")
-    table = _table("resident", "backend", "tokens", "state")
+    tenants = any(each.tenant for _, each in held[:rows])
+    table = _table("resident", *(("tenant",) if tenants else ()), "backend", "tokens", "state")
     for backend, each in held[:rows]:
         table.add_row(
             _brief(each.workflow),
+            *_tenant(each, shown=tenants),
             backend,
             short(each.tokens),
             Text(each.state, style=_ACTIVITY_STYLES[each.state]),
@@ -254,6 +261,10 @@ def _resident(state: State, rows: int) -> RenderableType:
 def _brief(text: str) -> str:
     """Return a text of the application's in a column's width."""
     return shown(text, 24)
+
+
+def _tenant(each: Waiting | Holder, *, shown: bool) -> tuple[str, ...]:
+    return (_brief(each.tenant or ""),) if shown else ()
 
 
 def _more(count: int, what: str) -> list[Text]:

@@ -27,6 +27,7 @@ EVICTION_ONLY = replace(ORDERED, priority=False)
 ALWAYS = {
     "stream_usage": "native", "warm": "native", "tokenize": "native", "stats": "native", "pin": "unsupported",
     "flush_workflow": "unsupported", "flush_prefix": "unsupported", "save_restore": "unsupported",
+    "isolate": "native",
 }  # fmt: skip
 BY_FLAG = ("json_schema", "tools", "cached_tokens", "priority", "release", "keep", "flush_all", "abort", "sleep")
 
@@ -440,3 +441,13 @@ async def test_an_engine_that_shows_no_flags_is_asked_for_nothing_special() -> N
         probe = await of(server).probe()
     assert not probe.can(Capability.PRIORITY) and probe.can(Capability.STATS)
     assert (probe.kv_tokens, probe.version, probe.incarnation) == (None, "", "")
+
+
+@pytest.mark.parametrize("salted", [True, False])
+async def test_whether_salts_keep_tenants_apart_is_tried_and_not_believed(salted: bool) -> None:
+    with SGLangServer() as server:
+        server.machine.salted = salted
+        adapter = of(server, isolate_tenants=True)
+        assert (await adapter.probe()).can(Capability.ISOLATE) is salted
+        assert fields(adapter, cache_salt="s")["cache_salt"] == "s"
+        assert "cache_salt" not in fields(adapter)

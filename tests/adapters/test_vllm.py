@@ -30,7 +30,7 @@ EVERYTHING = VLLMFlags(scale_out=True, sleep_mode=True)
 ALWAYS = {
     "json_schema": "native", "stream_usage": "native", "warm": "emulated", "tokenize": "native",
     "pin": "plugin", "release": "plugin", "flush_workflow": "plugin", "flush_prefix": "unsupported",
-    "save_restore": "unsupported", "keep": "unsupported",
+    "save_restore": "unsupported", "keep": "unsupported", "isolate": "native",
 }  # fmt: skip
 BY_FLAG = ("tools", "cached_tokens", "priority", "flush_all", "stats", "abort", "sleep")
 
@@ -327,6 +327,26 @@ def test_the_sdks_extra_body_keeps_its_entries_beside_ours() -> None:
         ChatOrla(orla=orla, model="main", extra_body=own).invoke("hello")
         sent = json.loads(server.asked("/v1/chat/completions")[-1].raw)
     assert sent["vllm_xargs"]["theirs"] == 1 and sent["vllm_xargs"]["orla_workflow"] and sent["min_p"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("salted", "version", "counts", "isolates"),
+    [(True, "0.32.0", True, True), (False, "0.32.0", True, False), (True, "0.32.0", False, True),
+     (True, "0.8.5", False, False)],
+)  # fmt: skip
+async def test_whether_salts_keep_tenants_apart_is_tried_and_not_believed(
+    salted: bool, version: str, counts: bool, isolates: bool
+) -> None:
+    with VLLMServer(replace(EVERYTHING, version=version, prompt_tokens_details=counts)) as server:
+        server.machine.salted = salted
+        adapter = of(server, isolate_tenants=True)
+        assert (await adapter.probe()).can(Capability.ISOLATE) is isolates
+        asked = len(server.requests)
+        await adapter.probe()
+        salts = [seen for seen in server.requests[asked:] if b"cache_salt" in seen.raw]
+        assert bool(salts) is not counts, "what was seen is not tried again before a restart"
+        assert fields(adapter, cache_salt="s")["cache_salt"] == "s"
+        assert "cache_salt" not in fields(adapter)
 
 
 async def test_a_flush_without_dev_mode_is_unsupported() -> None:

@@ -21,6 +21,7 @@ def test_what_the_edge_asks() -> None:
     assert (flight.external, flight.backend, flight.model, flight.counts_streams) == (False, "b", "m", False)
     assert flight.request_fields() == {
             "workflow": "w", "priority": 0.0, "slot": 0, "fresh": False, "stage": "node", "keep_s": 0.0,
+            "cache_salt": "",
         }  # fmt: skip
     flight.finish()
 

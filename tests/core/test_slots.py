@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orla_lg.core.backend import Effect
 from orla_lg.core.claims import Doing
+from orla_lg.core.identity import tenant_of, workflow_key
 from orla_lg.core.saved import Saved, SavedPool
 from orla_lg.core.slots import Seat, Slot, SlotTable
 from orla_lg.core.swaps import Swap, Swaps
 
-WORKFLOWS = st.sampled_from("uvwx")
+WORKFLOWS = st.sampled_from(["u", "v", workflow_key("u", "acme"), workflow_key("v", "zenith")])
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)
 
 
@@ -51,16 +53,22 @@ class Moving:
 class SlotMachine(RuleBasedStateMachine):
     """``SlotTable`` against what an engine would really hold in its slots and files."""
 
+    isolated: ClassVar[bool] = False
+
     @initialize(count=st.integers(1, 4), names=st.integers(0, 3))
     def start(self, count: int, names: int) -> None:
         pool = SavedPool("test", names, max_age_s=50.0) if names else None
-        self.table, self.now = SlotTable(count, swaps=Swaps(pool)), 0.0
+        self.table, self.now = SlotTable(count, swaps=Swaps(pool), isolated=self.isolated), 0.0
         self.pool = pool or SavedPool("none", 0)
         self.flushes: Counter[str] = Counter()
         self.contents: dict[int, Tokens | None] = dict.fromkeys(range(count))
         self.files: dict[str, Tokens | None] = {}
         self.sitting: list[Sitting] = []
         self.moving: list[Moving] = []
+        self.strays: dict[str, str] = {}
+        """Calls that the engine places itself, and whose they are; only where tenants are isolated."""
+        if self.isolated:
+            self.contents = dict.fromkeys(range(count), Tokens(workflow_key("u", "before"), 0, (0,)))
 
     # Naive answers
 
@@ -82,8 +90,12 @@ class SlotMachine(RuleBasedStateMachine):
             return 0 if slot.owner == workflow else 1
         return 2 if self.may_be_taken(slot) else None
 
-    def may_be_reused(self, tokens: Tokens | None) -> bool:
-        return tokens is None or tokens.flushes == self.flushes[tokens.owner]
+    def may_be_reused(self, tokens: Tokens | None, workflow: str) -> bool:
+        if tokens is None:
+            return True
+        if self.isolated and tenant_of(tokens.owner) != tenant_of(workflow):
+            return False
+        return tokens.flushes == self.flushes[tokens.owner]
 
     # Calls
 
@@ -103,7 +115,9 @@ class SlotMachine(RuleBasedStateMachine):
             assert losses[seat.slot] == min(losses.values()), "a slot was taken whose loss costs more"
         self.sitting.append(Sitting(workflow, seat, prompt, self.flushes[workflow], self.flushes.copy()))
         if seat.swap is None:
-            assert not seat.reuses or self.may_be_reused(self.contents[seat.slot]), "flushed tokens may be reused"
+            assert not seat.reuses or self.may_be_reused(self.contents[seat.slot], workflow), (
+                "flushed tokens, or another tenant's, may be reused"
+            )
             return
         if seat.swap in [each.swap for each in self.moving]:
             return  # its save ahead of need
@@ -208,6 +222,8 @@ class SlotMachine(RuleBasedStateMachine):
         if sat is not None and sat.flushes == self.flushes[sat.workflow] and sat.seat.reuses:
             held = self.contents[moving.slot]
             assert held is None or held.flushes >= sat.then[held.owner], "flushed tokens may be reused"
+            strange = self.isolated and held is not None and tenant_of(held.owner) != tenant_of(sat.workflow)
+            assert not strange, "another tenant's tokens may be reused"
             assert sat.seat.action != "restored" or (held is not None and held.owner == sat.workflow)
 
     @rule(restarted=st.booleans())
@@ -261,7 +277,7 @@ class SlotMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_believed_is_there(self) -> None:
         for slot in self.table.slots:
-            if slot.prefix and not slot.moving and not slot.busy:
+            if slot.prefix and not slot.moving and not slot.busy and not slot.mixed:
                 held = self.contents[slot.index]
                 assert held is not None and (held.owner, held.prompt) == (slot.owner, slot.prefix)
                 assert held.flushes == self.flushes[held.owner]
@@ -277,8 +293,43 @@ class SlotMachine(RuleBasedStateMachine):
         assert (expiry <= self.now) == any(self.may_be_taken(slot) for slot in held)
 
 
+class IsolatedSlotMachine(SlotMachine):
+    """The same where no tenant may find another one's tokens: not what lay there before, nor what strays leave."""
+
+    isolated = True
+
+    @rule(workflow=WORKFLOWS)
+    def a_call_that_cannot_wait(self, workflow: str) -> None:
+        seat = self.table.seat(workflow, (0,), self.now, hold=True, must=True)
+        if seat is None:
+            assert all(slot.busy or slot.moving for slot in self.table.slots), "a seat was left"
+            self.strays[name := f"stray{len(self.strays)}-{self.now}"] = workflow
+            self.table.strayed(name)
+        elif seat.swap is None:
+            assert not seat.reuses or self.may_be_reused(self.contents[seat.slot], workflow)
+            self.sitting.append(Sitting(workflow, seat, (0,), self.flushes[workflow], self.flushes.copy()))
+        else:
+            self.sitting.append(Sitting(workflow, seat, (0,), self.flushes[workflow], self.flushes.copy()))
+            if seat.swap not in [each.swap for each in self.moving]:
+                self.moving.append(Moving(seat.slot, seat.swap.save, seat.swap))
+
+    @precondition(lambda self: self.strays)
+    @rule(data=st.data(), ends=st.booleans())
+    def the_engine_places_a_stray(self, data: st.DataObject, ends: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.strays)))
+        taken = {each.seat.slot for each in self.sitting} | {each.slot for each in self.moving}
+        if free := sorted(self.contents.keys() - taken):
+            workflow, slot = self.strays[name], data.draw(st.sampled_from(free))
+            self.contents[slot] = Tokens(workflow, self.flushes[workflow], (9,))
+        if ends:
+            del self.strays[name]
+            self.table.stray_ended(name)
+
+
 SlotMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestSlots = SlotMachine.TestCase
+IsolatedSlotMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestIsolatedSlots = IsolatedSlotMachine.TestCase
 
 
 def sat(table: SlotTable, workflow: str, prefix: tuple[int, ...] = (), now: float = 0.0, hold: bool = True) -> Seat:
@@ -334,3 +385,22 @@ def test_what_is_saved_counts_as_there_only_while_it_would_be_restored() -> None
     assert table.reusable("v", (1, 2, 3)) == 0, "only its owner's"
     table.swaps.able = False  # the engine was started without a folder to save to
     assert table.reusable("w", (1, 2, 3)) == 0
+
+
+def test_what_another_tenant_may_have_left_is_not_saved_as_a_workflows_own() -> None:
+    table = SlotTable(1, swaps=Swaps(SavedPool("test", 2)), isolated=True)
+    mine, other = workflow_key("u", "acme"), workflow_key("u", "zenith")
+    seat = sat(table, mine, (1,))
+    table.strayed("call")
+    table.vacate(seat, (1,), 9000, 1.0, hold=True)
+    table.stray_ended("call")
+    taken = table.seat(other, (2,), 100.0, hold=True)
+    assert taken is not None and taken.how == "reclaimed" and taken.swap is None
+    assert taken.fresh and taken.strange and not taken.reuses
+
+
+def test_one_tenants_workflows_go_on_sharing_their_slots_tokens() -> None:
+    table = SlotTable(1, isolated=True)
+    table.vacate(sat(table, workflow_key("u", "acme")), (1,), 900, 0.0, hold=False)
+    again = sat(table, workflow_key("v", "acme"), now=1.0)
+    assert (again.how, again.fresh) == ("reclaimed", False)

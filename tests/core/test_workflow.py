@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg.core.call import Call
+from orla_lg.core.identity import tenant_of, workflow_key
 from orla_lg.core.memory import CacheEvent, EventKind
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 from .fakes import a_call
 
+TENANTS = st.sampled_from([None, "", "acme", "zenith"])
 THREADS, BACKENDS = st.sampled_from(["t1", "t2", "t3"]), st.sampled_from("ab")
 
 
@@ -89,8 +91,69 @@ class BookMachine(RuleBasedStateMachine):
         assert all(times == 1 for times in self.over.values())
 
 
+class TenantBookMachine(RuleBasedStateMachine):
+    """Runs whose calls name tenants: each workflow is idle, or running for exactly the runs that called in it."""
+
+    @initialize(max_idle=st.integers(0, 2))
+    def start(self, max_idle: int) -> None:
+        self.book, self.max_idle, self.started = WorkflowBook(max_idle=max_idle), max_idle, 0
+        self.runs: dict[str, RunState] = {}
+        self.called: dict[str, set[str]] = {}
+        """By run, the keys of the workflows that calls of it belong to and that were not deleted since."""
+
+    @rule(thread=st.none() | THREADS, tenant=TENANTS)
+    def run_started(self, thread: str | None, tenant: str | None) -> None:
+        self.started += 1
+        run = self.book.run_started(f"r{self.started}", thread=thread, tenant=tenant)
+        assert run.workflow == workflow_key(thread or run.id, tenant) and run.name == (thread or run.id)
+        self.runs[run.id], self.called[run.id] = run, set()
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), tenant=TENANTS)
+    def a_call_names_a_tenant(self, data: st.DataObject, tenant: str | None) -> None:
+        run = data.draw(st.sampled_from(list(self.runs.values())))
+        key, known = run.key(tenant), set(run.workflows)
+        assert tenant_of(key) == ((run.tenant if tenant is None else tenant) or "")
+        idle, settled = set(self.book._idle), run.settled
+        events = self.book.joined(run, key)
+        assert ([e.kind for e in events if e.workflow == key] == [EventKind.RESUMED]) == (key in idle - known)
+        assert run.workflow == key and set(run.workflows) == (known | {key} if settled else {key})
+        assert key in known or key in self.book._workflows
+        if key in self.book._workflows and (not settled or key not in known):
+            self.called[run.id].add(key)
+        assert self.book.joined(run, key) == [], "it is told once"
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
+    def run_ended(self, data: st.DataObject, outcome: Outcome) -> None:
+        run = self.runs.pop(data.draw(st.sampled_from(sorted(self.runs))))
+        del self.called[run.id]
+        mine = set(run.workflows)
+        for event in self.book.run_ended(run.id, outcome):
+            assert event.workflow in mine or event.kind is EventKind.FORGOTTEN
+        assert not any(run.id in state.runs for state in self.book._workflows.values())
+
+    @rule(thread=THREADS, tenant=TENANTS)
+    def thread_deleted(self, thread: str, tenant: str | None) -> None:
+        key, others = workflow_key(thread, tenant), set(self.book._workflows)
+        (event,) = self.book.thread_deleted(thread, tenant)
+        assert event == CacheEvent(EventKind.THREAD_DELETED, key)
+        assert set(self.book._workflows) == others - {key}, "another tenant's went with it"
+        for called in self.called.values():
+            called.discard(key)
+
+    @invariant()
+    def sound(self) -> None:
+        self.book.check_integrity()
+        assert self.book.statistics().idle <= self.max_idle
+        for run, called in self.called.items():
+            assert all(run in self.book._workflows[key].runs for key in called)
+
+
 BookMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestBook = BookMachine.TestCase
+TenantBookMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTenantBook = TenantBookMachine.TestCase
 
 
 def test_a_preserved_cache_stays_preserved_until_its_backend_is_left_again() -> None:

@@ -61,7 +61,7 @@ def test_importing_the_package_pulls_nothing_in() -> None:
 async def test_it_can_all_that_an_engine_can_be_told(adapter: SimAdapter) -> None:
     probe = await adapter.probe()
     missing = {name for name in Capability if not probe.can(name)}
-    assert missing == {Capability.SAVE_RESTORE, Capability.SLEEP, Capability.KEEP}
+    assert missing == {Capability.SAVE_RESTORE, Capability.SLEEP, Capability.KEEP, Capability.ISOLATE}
     assert probe.capabilities[Capability.PIN] is Support.NATIVE
     assert (probe.models, probe.context_tokens, probe.kv_tokens) == (("sim",), 1024, 1024)
     assert probe.incarnation == (await adapter.probe()).incarnation != ""

@@ -72,6 +72,8 @@ class Machine:
 
     def __init__(self, *, running: int = 8, block: int = 16, blocks: int = 1024, token_s: float = 0.001) -> None:
         self.limit, self.block, self.blocks, self.token_s = running, block, blocks, token_s
+        self.salted = True
+        """Prompts are found under the ``cache_salt`` that they came with; versions before lost it on the way."""
         self.running: list[Job] = []
         self.waiting: list[tuple[int, int, asyncio.Future[None], Job]] = []
         self.started: list[str] = []
@@ -148,7 +150,7 @@ class Machine:
     # The cache
 
     def _look_up(self, job: Job) -> None:
-        chain = self._chain(job.tokens)
+        chain = self._chain(job.tokens, job.body.get("cache_salt") if self.salted else None)
         found = len(list(itertools.takewhile(self._cache.__contains__, chain)))
         # The last token is always computed, for the answer begins with it.
         job.cached = min(found * self.block, (len(job.tokens) - 1) // self.block * self.block)
@@ -162,8 +164,8 @@ class Machine:
             first = min(self._cache, key=lambda key: (len(self._cache[key] & self.sessions), self._worth[key]))
             del self._cache[first], self._worth[first]
 
-    def _chain(self, tokens: list[int]) -> list[int]:
-        chain, chained = [], 0
+    def _chain(self, tokens: list[int], salt: str | None = None) -> list[int]:
+        chain, chained = [], hash(salt) if salt else 0
         for start in range(0, len(tokens) - self.block + 1, self.block):
             chained = hash((chained, *tokens[start : start + self.block]))
             chain.append(chained)

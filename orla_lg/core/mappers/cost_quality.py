@@ -154,7 +154,7 @@ class CostQualityMapper:
     def note(self, record: Record) -> None:
         """Learn what a finished call cost its run, and how long a stage's answers are."""
         with self._lock:
-            run = record.run or record.workflow
+            run = record.run or record.key
             self._spent.set(run, (self._spent.get(run) or 0.0) + (record.cost_usd or 0.0))
             if record.completion_tokens is not None:
                 known = self._answers.get(record.stage)

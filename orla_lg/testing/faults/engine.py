@@ -37,7 +37,7 @@ class FaultEngine:
         models: Names that ``/v1/models`` lists.
         any_model: Whether requests may name other models.
         context_tokens: Longer prompts are refused; ``None`` takes any.
-        prefix_cache: Whether prompts stay cached where there are no slots.
+        prefix_cache: Whether prompts stay cached where there are no slots; found by their ``cache_salt``, if any.
         slots: Looks like llama.cpp with so many slots; 0 is an engine without any.
         key: The API key it insists on; ``None`` takes any.
         port: 0 takes a free one.
@@ -86,7 +86,7 @@ class FaultEngine:
         """Off for benchmarks, where the log would grow without end."""
         self._random = random.Random(seed)
         self._slots: list[list[str]] = [[] for _ in range(slots)]
-        self._prompts: deque[list[str]] | None = deque(maxlen=KEPT_PROMPTS) if prefix_cache else None
+        self._prompts: deque[tuple[str, list[str]]] | None = deque(maxlen=KEPT_PROMPTS) if prefix_cache else None
         self._busy: set[int] = set()
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -255,8 +255,9 @@ class FaultEngine:
             return 0 if body.get("cache_prompt") is False else in_common(words, before)
         if self._prompts is None:
             return 0
-        cached = max((in_common(words, before) for before in self._prompts), default=0)
-        self._prompts.append(words)
+        salt = str(body.get("cache_salt") or "")
+        cached = max((in_common(words, before) for under, before in self._prompts if under == salt), default=0)
+        self._prompts.append((salt, words))
         return min(cached, len(words) - 1)  # the last token is computed to have something to go on from
 
     def note(self, seen: Seen) -> None:
