@@ -65,6 +65,8 @@ class BackendTable(_Table):
     max_saved: NonNegativeInt = 32
     kv_events: str | None = None
     kv_replay: str | None = None
+    forward_headers: tuple[str, ...] = ()
+    forward_query: tuple[str, ...] = ()
 
 
 def _policy_names(said: Any) -> Any:

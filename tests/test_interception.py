@@ -271,18 +271,19 @@ def test_asynchronous_model(engine: StubEngine, theirs: StubEngine, orla: Orla, 
 def test_keys_in_headers_stay_with_their_host(engine: StubEngine, theirs: StubEngine, orla: Orla) -> None:
     secret = {"Authorization": "Bearer secret", "api-key": "secret", "X-Api-Key": "secret", "Cookie": "a=secret"}
     secret |= {"Proxy-Authorization": "secret", "OpenAI-Organization": "secret", "OpenAI-Project": "secret"}
+    secret |= {"X-Account": "secret", "X-Goog-User-Project": "secret", "Referer": "secret"}
     client = openai.OpenAI(
         base_url=theirs.url, api_key="secret", organization="secret", project="secret", default_headers=secret
     )
     inside(
         orla,
         lambda: client.chat.completions.create(
-            model="gpt-x", messages=MESSAGES, extra_headers={**secret, "X-Request-Tag": "kept"}
+            model="gpt-x", messages=MESSAGES, extra_headers={**secret, "X-Request-Id": "kept"}
         ),
     )
     (seen,) = engine.chats
     assert "secret" not in repr(seen.headers)
-    assert (seen.headers["x-request-tag"], seen.key) == ("kept", BACKEND_KEY)
+    assert (seen.headers["x-request-id"], seen.key) == ("kept", BACKEND_KEY)
 
 
 def test_a_backend_without_key_gets_none(engine: StubEngine, make_orla: Any, sdk: openai.OpenAI) -> None:

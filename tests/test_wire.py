@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.call import Usage
+from orla_lg.openai_api.assembly import Assembly
 from orla_lg.openai_api.wire import (
-    Assembly,
     EventSplitter,
     ask_of,
     can_assemble,

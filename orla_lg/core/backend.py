@@ -27,6 +27,13 @@ class Cost:
                 raise ConfigError(f"a price must not be negative, got {price}")
 
 
+OWN_HEADERS = frozenset({
+    "authorization", "proxy-authorization", "accept-encoding", "connection", "content-length", "host",
+    "transfer-encoding",
+})  # fmt: skip
+"""Headers of which a backend has its own."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A named engine endpoint plus a model.
@@ -63,11 +70,26 @@ class Backend:
     admin_key: str | None = field(default=None, repr=False)
     """For orders that the engine takes from administrators only; ``None`` gives them with ``api_key``."""
 
+    forward_headers: Sequence[str] = ()
+    """Headers of a caller's SDK client that go to this backend, beside those of tracing and the like that always do;
+    for instance a gateway's ``X-Team``. Credentials among them reach this backend."""
+    forward_query: Sequence[str] = ()
+    """The same for query parameters, beside ``api-version``."""
+
     def __post_init__(self) -> None:
         where = f"backend {self.name!r}"
         if isinstance(self.aliases, str):
             raise ConfigError(f"{where}: aliases must be a list of names, got {self.aliases!r}")
         object.__setattr__(self, "aliases", tuple(self.aliases))
+        for name in ("forward_headers", "forward_query"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f"{where}: {name} must be a list of names, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if own := OWN_HEADERS & {name.lower() for name in self.forward_headers}:
+            raise ConfigError(
+                f"{where}: forward_headers must not name {', '.join(sorted(own))}: the backend's own key is "
+                "sent, and what frames a request is set for each connection"
+            )
         if not self.name or self.name in ("*", "auto"):
             raise ConfigError(f"{where}: a backend needs a name other than '*' and 'auto'")
         parts = urlsplit(self.url)

@@ -189,6 +189,7 @@ class Flight:
         if not self._booked:  # refused before it had one
             return
         assert self._desk is not None
+        self._first_s = self.usage = None  # of an answer that no caller got
         if failure.overloaded or failure.elsewhere:
             self._desk.health.answered()
             if failure.elsewhere:

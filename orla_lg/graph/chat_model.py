@@ -30,6 +30,7 @@ from orla_lg.errors import OrlaError
 from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, origin
 from orla_lg.graph.interception import CHAT_COMPLETIONS, chat_steps
 from orla_lg.openai_api.client import NO_KEY
+from orla_lg.openai_api.home import headers_of, query_of
 
 RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
@@ -161,13 +162,17 @@ class ChatOrla(ChatOpenAI):
             "api_key": NO_KEY,
             "base_url": self.openai_api_base,
             "timeout": self.request_timeout,
+            "default_headers": self.default_headers,
+            "default_query": self.default_query,
         }
         if self.max_retries is not None:
             settings["max_retries"] = self.max_retries
         if core.disabled:
             self._step_aside(core, settings)
             return self
-        served, aserved = _ServedClient(**settings), _AsyncServedClient(**settings)
+        # Nothing passes these clients: what is theirs to say (time-outs, headers) is carried to the backend's own.
+        served = _ServedClient(**settings, http_client=self.http_client)
+        aserved = _AsyncServedClient(**settings, http_client=self.http_async_client)
         served.core = aserved.core = core
         self._use(served, aserved)
         return self
@@ -181,7 +186,12 @@ class ChatOrla(ChatOpenAI):
         desk = next((d for d in core.serving.desks.values() if self.model_name in (d.backend.name, AUTO)), None)
         if desk is None:
             return
-        settings |= {"base_url": desk.backend.url, "api_key": desk.backend.api_key or NO_KEY}
+        settings |= {
+            "base_url": desk.backend.url,
+            "api_key": desk.backend.api_key or NO_KEY,
+            "default_headers": headers_of(None, self.default_headers, core.clients[desk.backend.name].headers),
+            "default_query": query_of(None, self.default_query, core.clients[desk.backend.name].query),
+        }
         self.model_name = desk.backend.model or self.model_name
         self._use(openai.OpenAI(**settings), openai.AsyncOpenAI(**settings))
 

@@ -7,9 +7,8 @@ An adapter for such an engine is a page: what it is (``probe``), what to tell it
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +20,8 @@ from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.control import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
+from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS
+from orla_lg.openai_api.home import Home, Upgrade, certificates
 
 TIMEOUT_S = 5.0
 """For questions that an engine answers at once."""
@@ -45,16 +46,19 @@ class OpenAIAdapter:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self._home = Home(backend)
+        self._counts_streams = True
+        """Whether the engine takes ``stream_options``; found out by its refusal."""
 
     # BackendAdapter
 
     async def probe(self) -> Probe:
         """Ask which models are served."""
-        listed = await self.get("models")
-        models = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
-        lengths = [entry["max_model_len"] for entry in models if entry.get("max_model_len")]
+        listed = (await self.get("models")).get("data")
+        models = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        lengths = [length for entry in models if (length := wire.count(entry.get("max_model_len")))]
         return Probe(
-            models=tuple(str(entry.get("id")) for entry in models),
+            models=tuple(entry["id"] for entry in models if isinstance(entry.get("id"), str)),
             capabilities=PLAIN_CAPABILITIES,
             context_tokens=min(lengths, default=None),
         )
@@ -65,14 +69,10 @@ class OpenAIAdapter:
 
     async def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         """Stream a raw chat completion."""
-        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
         whole = False
-        async with (
-            self._conversation("chat/completions") as http,
-            http.stream("POST", "chat/completions", json=wanted, timeout=None) as response,
-        ):
-            if response.is_error:
-                await response.aread()
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(self._conversation("chat/completions"))
+            response = await self._stream(stack, http, body)
             self._heed_status("POST chat/completions", response)
             async for line in response.aiter_lines():
                 whole = whole or wire.DONE.decode() in line
@@ -80,6 +80,30 @@ class OpenAIAdapter:
                     yield chunk_of(parsed)
         if not whole:
             raise BackendUnavailable(f"{self._where}: the stream stopped before its end")
+
+    async def _stream(
+        self, stack: AsyncExitStack, http: httpx.AsyncClient, body: Mapping[str, Any]
+    ) -> httpx.Response:
+        """Ask for a stream, without its token counts if the engine refuses to be asked for them."""
+        wanted = {**body, "stream": True}
+        counted = {**wanted, STREAM_OPTIONS: {"include_usage": True}} if self._counts_streams else wanted
+        try:
+            response = await self._opened(stack, http, counted)
+        except Upgrade as error:
+            raise BackendUnavailable(f"{self._where} redirects to https, and is asked there from now on") from error
+        if response.status_code in REFUSALS and counted is not wanted:
+            without = await self._opened(stack, http, wanted)
+            self._counts_streams = without.is_error
+            response = response if without.is_error else without
+        return response
+
+    async def _opened(
+        self, stack: AsyncExitStack, http: httpx.AsyncClient, body: Mapping[str, Any]
+    ) -> httpx.Response:
+        response = await stack.enter_async_context(http.stream("POST", "chat/completions", json=body, timeout=None))
+        if response.is_error:
+            await response.aread()
+        return response
 
     async def aclose(self) -> None:
         """Close nothing: connections end with each conversation."""
@@ -163,8 +187,12 @@ class OpenAIAdapter:
             BackendUnavailable: The engine does not answer.
             EngineRefused: It answered with an error status.
         """
-        async with self._conversation(path) as http:
-            response = await http.request(method, path, json=body, timeout=timeout_s)
+        try:
+            async with self._conversation(path) as http:
+                response = await http.request(method, path, json=body, timeout=timeout_s)
+        except Upgrade:  # known from now on
+            async with self._conversation(path) as http:
+                response = await http.request(method, path, json=body, timeout=timeout_s)
         self._heed_status(f"{method} {path}", response)
         return response
 
@@ -195,10 +223,14 @@ class OpenAIAdapter:
     async def _conversation(self, path: str) -> AsyncIterator[httpx.AsyncClient]:
         key = self.key_for(path)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        verify = self.backend.url.startswith("https")
         try:
             async with httpx.AsyncClient(
-                base_url=self.backend.url, headers=headers, timeout=TIMEOUT_S, verify=verify
+                base_url=self.backend.url,
+                headers=headers,
+                timeout=TIMEOUT_S,
+                verify=certificates() if self._home.verified else False,
+                follow_redirects=True,
+                event_hooks={"request": [self._home.aheed_request]},
             ) as http:
                 yield http
         except httpx.HTTPError as error:
@@ -216,8 +248,8 @@ class OpenAIAdapter:
             raise BackendUnavailable(f"{self._where}: expected server-sent events, got {line[:80]!r}")
         try:
             parsed = wire.payload(line.encode())
-        except json.JSONDecodeError as error:
-            raise BackendUnavailable(f"{self._where}: an event is no JSON: {line[:80]!r}") from error
+        except wire.Garbage as error:
+            raise BackendUnavailable(f"{self._where}: an event is {error}") from error
         if parsed is not None and parsed.get("error"):
             said = parsed["error"]
             status = said.get("code") if isinstance(said, Mapping) else None
@@ -227,12 +259,14 @@ class OpenAIAdapter:
 
 def chunk_of(parsed: Mapping[str, Any]) -> Chunk:
     """Return the ``Chunk`` of one parsed event."""
-    choices = parsed.get("choices") or [{}]
-    counts = parsed.get("usage")
+    choices, counts = parsed.get("choices"), parsed.get("usage")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    delta, reason = first.get("delta"), first.get("finish_reason")
+    text = delta.get("content") if isinstance(delta, Mapping) else None
     return Chunk(
-        text=(choices[0].get("delta") or {}).get("content") or "",
-        usage=wire.usage_of(counts) if counts else None,
-        finish_reason=choices[0].get("finish_reason"),
+        text=text if isinstance(text, str) else "",
+        usage=wire.usage_of(counts, parsed.get("timings")) if isinstance(counts, Mapping) and counts else None,
+        finish_reason=reason if isinstance(reason, str) else None,
     )
 
 
@@ -245,8 +279,8 @@ def advised(probe: Probe, **more: Any) -> Probe:
 
 def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
     try:
-        parsed = response.json()
-    except json.JSONDecodeError as error:
+        parsed = wire.parse(response.content)
+    except wire.Garbage as error:
         raise BackendUnavailable(f"{where}: {path} answered no JSON; is this an OpenAI-style URL?") from error
     if not isinstance(parsed, dict):
         raise BackendUnavailable(f"{where}: {path} answered {type(parsed).__name__}, expected an object")

@@ -7,8 +7,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +20,10 @@ import openai
 from orla_lg.core.backend import Backend, with_fields
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.flight import Flight
+from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire
+from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS, Dialect, is_guard
+from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
 from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Mode, Tap, TappedStream, atap_response, tap_response
 
 NO_KEY = "none"
@@ -29,8 +33,6 @@ KEEP_ALIVE_S = 4.0
 """An idle connection is let go after so long: uvicorn (vLLM, SGLang) closes it after five seconds, and a request that
 is sent at that very moment is lost."""
 
-_SECRETS = ("authorization", "key", "token", "secret", "cookie", "openai-")
-"""A caller's header with one of these in its name speaks of an account elsewhere and is not sent on."""
 NO_REQUEST = httpx2.Request("POST", "/chat/completions")
 """The SDK's errors name a request; ours must not carry the caller's prompt."""
 _RETRIED_STATUS = frozenset({408, 409, 429})
@@ -56,7 +58,12 @@ class EngineClients:
     """
 
     def __init__(self, backend: Backend, *, keep_alive: bool) -> None:
-        self._backend = backend
+        self.backend = backend
+        self.dialect = Dialect(backend)
+        self.headers = frozenset(name.lower() for name in backend.forward_headers)
+        """What is carried of the caller's beyond what always is (``home.HEADERS``)."""
+        self.query = frozenset(backend.forward_query)
+        self._home = Home(backend)
         self._keep_alive = keep_alive
         self._lock = threading.Lock()
         self._sync: tuple[int, EngineClient] | None = None
@@ -69,7 +76,10 @@ class EngineClients:
             return kept[1]
         with self._lock:
             if self._sync is None or self._sync[0] != os.getpid():
-                http = openai.DefaultHttpxClient(**self._http_settings(), event_hooks={"response": [tap_response]})
+                http = openai.DefaultHttpxClient(
+                    **self._http_settings(),
+                    event_hooks={"request": [self._home.heed_request], "response": [tap_response]},
+                )
                 self._sync = (os.getpid(), EngineClient(**self._settings(), http_client=http))
             return self._sync[1]
 
@@ -81,7 +91,10 @@ class EngineClients:
             return kept[1]
         with self._lock:
             self._by_loop = {key: pair for key, pair in self._by_loop.items() if not pair[0].is_closed()}
-            http = openai.DefaultAsyncHttpxClient(**self._http_settings(), event_hooks={"response": [atap_response]})
+            http = openai.DefaultAsyncHttpxClient(
+                **self._http_settings(),
+                event_hooks={"request": [self._home.aheed_request], "response": [atap_response]},
+            )
             client = AsyncEngineClient(**self._settings(), http_client=http)
             self._by_loop[id(loop)] = (loop, client)
             return client
@@ -89,8 +102,8 @@ class EngineClients:
     def _settings(self) -> dict[str, Any]:
         # Retries are ours: each is an attempt of one call, in our queue, and in its record.
         return {
-            "api_key": self._backend.api_key or NO_KEY,
-            "base_url": self._backend.url,
+            "api_key": self.backend.api_key or NO_KEY,
+            "base_url": self.backend.url,
             "max_retries": 0,
             # What is tapped must not be compressed.
             "default_headers": {"Accept-Encoding": "identity"},
@@ -102,8 +115,12 @@ class EngineClients:
             max_keepalive_connections=None if self._keep_alive else 0,
             keepalive_expiry=KEEP_ALIVE_S,
         )
-        # Without TLS there is nothing to verify, and loading certificates for each loop costs 20 ms.
-        return {"limits": limits, "verify": self._backend.url.startswith("https")}
+        return {"limits": limits, "verify": certificates() if self._home.verified else False}
+
+    def upgrade(self) -> None:
+        """Ask with clients that verify certificates from now on: the backend redirects to TLS."""
+        with self._lock:
+            self._sync, self._by_loop = None, {}
 
     def close(self) -> None:
         """Close what can be closed from here; other loops close theirs when they next run."""
@@ -155,14 +172,29 @@ class SdkSender:
             response = self._original()
             flight.finish()
             return response
-        assert flight.backend is not None
-        client = self._clients[flight.backend].sync()
-        with self._tapped(flight) as (tap, options):
-            response = client.request(options=options, **self._form)
-            if isinstance(tap.stream, TappedStream) and tap.mode == "stream":
-                tap.stream.prime()
+        outgoing = self._outgoing(flight)
+        with _attempt(flight):
+            try:
+                tap, response = self._send_once(flight, outgoing)
+            except openai.APIStatusError as refusal:
+                if not outgoing.may_cause(refusal):
+                    raise
+                tap, response = self._send_once(flight, self._without_ours(outgoing))
+                outgoing.refused(refusal)
+        outgoing.note(tap)
         tap.hand_over()
         return response
+
+    def _send_once(self, flight: Flight, outgoing: Outgoing) -> tuple[Tap, Any]:
+        with _tapped(flight, outgoing) as tap:
+            try:
+                response = outgoing.clients.sync().request(options=outgoing.options, **self._form)
+            except Upgrade:
+                outgoing.clients.upgrade()
+                response = outgoing.clients.sync().request(options=outgoing.options, **self._form)
+            if isinstance(tap.stream, TappedStream) and tap.mode == "stream":
+                tap.stream.prime()
+        return tap, response
 
     async def asend(self, flight: Flight) -> Any:
         """Send from this task."""
@@ -170,53 +202,61 @@ class SdkSender:
             response = await self._original()
             flight.finish()
             return response
-        assert flight.backend is not None
-        client = self._clients[flight.backend].on_loop()
-        with self._tapped(flight) as (tap, options):
-            response = await client.request(options=options, **self._form)
-            if isinstance(tap.stream, AsyncTappedStream) and tap.mode == "stream":
-                await tap.stream.prime()
+        outgoing = self._outgoing(flight)
+        with _attempt(flight):
+            try:
+                tap, response = await self._asend_once(flight, outgoing)
+            except openai.APIStatusError as refusal:
+                if not outgoing.may_cause(refusal):
+                    raise
+                tap, response = await self._asend_once(flight, self._without_ours(outgoing))
+                outgoing.refused(refusal)
+        outgoing.note(tap)
         tap.hand_over()
         return response
 
-    @contextmanager
-    def _tapped(self, flight: Flight) -> Iterator[tuple[Tap, Any]]:
-        fields = flight.request_fields()
-        body, mode, strip = self._body(flight, fields)
-        tap = Tap(flight, mode, strip_usage=strip)
-        token = TAP.set(tap)
-        try:
-            yield tap, self._rewritten(body, fields)
-        except json.JSONDecodeError as error:
-            raise AttemptFailed(error) from error
-        except wire.Garbage as error:
-            raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
-        except httpx2.HTTPError as error:  # while the stream was primed
-            raise attempt_failed(_as_sdk_error(error)) or error from error
-        except openai.APIError as error:
-            failure = attempt_failed(error)
-            if failure is None:
-                flight.answered()
-                raise
-            if tap.begun:
-                flight.broke(error)
-                raise
-            raise failure from error
-        finally:
-            TAP.reset(token)
+    async def _asend_once(self, flight: Flight, outgoing: Outgoing) -> tuple[Tap, Any]:
+        with _tapped(flight, outgoing) as tap:
+            try:
+                response = await outgoing.clients.on_loop().request(options=outgoing.options, **self._form)
+            except Upgrade:
+                outgoing.clients.upgrade()
+                response = await outgoing.clients.on_loop().request(options=outgoing.options, **self._form)
+            if isinstance(tap.stream, AsyncTappedStream) and tap.mode == "stream":
+                await tap.stream.prime()
+        return tap, response
 
-    def _body(self, flight: Flight, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mode, bool]:
+    def _outgoing(self, flight: Flight) -> Outgoing:
+        assert flight.backend is not None
+        clients = self._clients[flight.backend]
         asked = {**self._parameters(flight), **self._options.json_data, "model": flight.model}
         flight.sends(asked)
+        dialect, said = clients.dialect, self._said(asked)
+        fields = dialect.without_refused(flight.request_fields())
         body = {**with_fields(asked, fields), "model": flight.model}
-        mode: Mode = "stream" if body.get("stream") else "plain"
-        if self._may_assemble and wire.can_assemble(body):
+        guards = {name: value for name, value in fields.items() if is_guard(name, value)}
+        added = {name for name, value in fields.items() if name not in guards and asked.get(name, guards) != value}
+        mode, streams = _mode_of(said), said.get(STREAM_OPTIONS)
+        if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
             mode, body["stream"] = "assemble", True
-        streams = body.get("stream_options") or {}
-        strip = mode == "stream" and not streams.get("include_usage") and flight.counts_streams
+        strip = mode == "stream" and flight.counts_streams and STREAM_OPTIONS not in dialect.refused
+        strip = strip and (streams is None or (isinstance(streams, Mapping) and not streams.get("include_usage")))
         if strip or mode == "assemble":
-            body["stream_options"] = {**streams, "include_usage": True}
-        return body, mode, strip
+            body[STREAM_OPTIONS] = {**(streams or {}), "include_usage": True}
+            added |= {STREAM_OPTIONS} if strip else {"stream", STREAM_OPTIONS}
+        options = self._options_for(clients, body, fields)
+        return Outgoing(clients, options, mode, strip, added, asked, guards)
+
+    def _without_ours(self, outgoing: Outgoing) -> Outgoing:
+        """Return the same request with nothing added but what keeps workflows apart."""
+        clients, asked, guards = outgoing.clients, outgoing.asked, outgoing.guards
+        options = self._options_for(clients, with_fields(asked, guards), guards)
+        return Outgoing(clients, options, _mode_of(self._said(asked)))
+
+    def _said(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the caller asks for in all: the SDK lays ``extra_body`` over the body."""
+        extra = self._options.extra_json
+        return {**asked, **extra} if extra else asked
 
     def _parameters(self, flight: Flight) -> Mapping[str, Any]:
         """Return what the mapping sets, but not against what the caller gave under either of a field's names."""
@@ -227,22 +267,86 @@ class SdkSender:
             given = {name: value for name, value in given.items() if name not in limits}
         return given
 
-    def _rewritten(self, body: dict[str, Any], fields: Mapping[str, Any]) -> Any:
-        extra = self._options.extra_json
-        if extra:  # the SDK lays the caller's ``extra_body`` over the body, whole objects over ours
+    def _options_for(self, clients: EngineClients, body: dict[str, Any], fields: Mapping[str, Any]) -> Any:
+        given, caller = self._options, self._caller
+        extra = given.extra_json
+        if extra:  # whole objects of the caller's would lie over ours
             hidden = {name: value for name, value in fields.items() if name in extra and isinstance(value, Mapping)}
             extra = with_fields(extra, hidden)
-        options = self._options.model_copy(update={"json_data": body, "extra_json": extra})
+            if STREAM_OPTIONS in extra and STREAM_OPTIONS in body:
+                extra = {**extra, STREAM_OPTIONS: body[STREAM_OPTIONS]}
+        options = given.model_copy(update={"json_data": body, "extra_json": extra})
         if isinstance(options.timeout, openai.NotGiven):
-            options.timeout = self._caller.timeout
-        if isinstance(options.headers, Mapping):
-            options.headers = {name: value for name, value in options.headers.items() if not _is_secret(name)}
+            options.timeout = caller.timeout
+        options.headers = headers_of(caller, given.headers, clients.headers)
+        options.params = query_of(caller, given.params, clients.query)
         options.max_retries = 0
         return options
 
 
-def _is_secret(header: str) -> bool:
-    return any(part in header.lower() for part in _SECRETS)
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One request as it is sent to one backend."""
+
+    clients: EngineClients
+    options: Any
+    """The SDK's."""
+    mode: Mode
+    strip_usage: bool = False
+    added: Collection[str] = ()
+    """Fields of the body that the caller did not ask for, and that may be left out."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The body without them."""
+    guards: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that may not be left out."""
+
+    def may_cause(self, refusal: openai.APIStatusError) -> bool:
+        """Whether the engine may have refused what we added."""
+        return bool(self.added) and refusal.status_code in REFUSALS
+
+    def refused(self, refusal: openai.APIStatusError) -> None:
+        """Note that the same request was taken without what we added."""
+        self.clients.dialect.learn(self.added, refusal.response.text)
+
+    def note(self, tap: Tap) -> None:
+        """Note what came, where it is there already."""
+        if tap.complete and tap.mode != "stream":
+            self.clients.dialect.answered(assembled=tap.mode == "assemble", counted=tap.counted)
+
+
+def _mode_of(body: Mapping[str, Any]) -> Mode:
+    return "stream" if body.get("stream") else "plain"
+
+
+@contextmanager
+def _tapped(flight: Flight, outgoing: Outgoing) -> Iterator[Tap]:
+    tap = Tap(flight, outgoing.mode, strip_usage=outgoing.strip_usage)
+    token = TAP.set(tap)
+    try:
+        yield tap
+    finally:
+        TAP.reset(token)
+
+
+@contextmanager
+def _attempt(flight: Flight) -> Iterator[None]:
+    """Say how the attempt failed, if it did; nothing of an answer has reached the caller then."""
+    try:
+        yield
+    except BackendUnavailable as error:  # redirected to where it must not go
+        raise AttemptFailed(error, elsewhere=True) from error
+    except json.JSONDecodeError as error:
+        raise AttemptFailed(error) from error
+    except wire.Garbage as error:
+        raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
+    except httpx2.HTTPError as error:  # while the stream was primed
+        raise attempt_failed(_as_sdk_error(error)) or error from error
+    except openai.APIError as error:
+        failure = attempt_failed(error)
+        if failure is None:
+            flight.answered()
+            raise
+        raise failure from error
 
 
 def attempt_failed(error: openai.APIError) -> AttemptFailed | None:

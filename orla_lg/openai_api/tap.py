@@ -15,18 +15,33 @@ import itertools
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import httpx2
 
 from orla_lg.core.flight import ABANDONED, Flight
 from orla_lg.openai_api import wire
+from orla_lg.openai_api.assembly import Assembly
 
 Mode = Literal["plain", "stream", "assemble"]
 
 TAIL_BYTES = 16_384
 """Enough for the last event of a stream, which brings the usage."""
+
+MAX_PLAIN_BYTES = 64 * 2**20
+"""A whole answer that is longer passes without a look at its shape: of it, too, only the end is kept here."""
+
+MAX_ASSEMBLED_BYTES = 256 * 2**20
+"""A stream that is longer is not assembled: a million tokens, each in an event of its own."""
+
+
+class Answer(Protocol):
+    """What a tap may see and change of a response."""
+
+    status_code: int
+    headers: Any
 
 
 class Tap:
@@ -39,72 +54,107 @@ class Tap:
     def __init__(self, flight: Flight, mode: Mode, *, strip_usage: bool = False) -> None:
         self.complete = False
         self.begun = False
+        self.counted = False
+        """Whether token counts came."""
         self._flight = flight
         self.mode = mode
+        self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
+        self._beginning = None if mode == "plain" else wire.Beginning(json_too=mode == "assemble")
         self._splitter = wire.EventSplitter() if strip_usage or mode == "assemble" else None
-        self._assembly = wire.Assembly() if mode == "assemble" else None
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
+        self._bytes = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Take note of *data* and return what the caller gets of it."""
+        """Take note of *data* and return what the caller gets of it.
+
+        Raises:
+            Garbage: It cannot become an answer any more.
+        """
         self._keep(data)
-        if self.mode != "plain" and not self.begun:
-            self._judge_beginning()
+        beginning = self._beginning
+        if beginning is not None and beginning.feed(data):
+            self._begin(is_json=beginning.is_json)
+            if beginning.is_json:
+                return beginning.head
         if self._splitter is None:
             return data
-        if self._assembly is None and self._splitter.whole(data) and not wire.may_be_usage_only(data):
-            return data
-        events = self._splitter.feed(data)
-        if self._assembly is not None:
-            self._assemble(events)
+        if self.assembly is not None:
+            self._assemble(self.assembly, self._splitter.feed(data))
+            if self._splitter.is_stuck or self._bytes > MAX_ASSEMBLED_BYTES:
+                raise wire.Garbage(f"a stream of {self._bytes} bytes, too long to be made one answer")
             return b""
-        return b"".join(event for event in events if not wire.is_usage_only(event))
+        if self._splitter.whole(data) and not wire.may_be_usage_only(data):
+            return data
+        passing = b"".join(event for event in self._splitter.feed(data) if not wire.is_usage_only(event))
+        return passing + self._splitter.rest() if self._splitter.is_stuck else passing
 
-    def _judge_beginning(self) -> None:
-        """See whether the first event is there, and one."""
-        beginning = b"".join(self._kept)
-        if wire.begins(beginning, json_too=self.mode == "assemble"):
-            self.begun = True
+    def _begin(self, *, is_json: bool) -> None:
+        """Note that the first event is there, or that the engine answers in one piece what was to be streamed."""
+        self._beginning, self.begun = None, True
+        if is_json:
+            self.mode, self.assembly, self._splitter = "plain", None, None
+        else:
             self._flight.first_token()
 
     def _keep(self, data: bytes) -> None:
         self._kept.append(data)
         self._kept_bytes += len(data)
-        while self.mode == "stream" and self._kept_bytes - len(self._kept[0]) > TAIL_BYTES:
+        self._bytes += len(data)
+        if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
+            return
+        while self._kept_bytes - len(self._kept[0]) > TAIL_BYTES:
             self._kept_bytes -= len(self._kept.popleft())
 
-    def _assemble(self, events: list[bytes]) -> None:
-        assert self._assembly is not None
-        for event in events:
-            if (chunk := wire.payload(event)) is not None:
-                self._assembly.add(chunk)
+    def _assemble(self, assembly: Assembly, events: list[bytes]) -> None:
+        try:
+            for event in events:
+                if (chunk := wire.payload(event)) is not None:
+                    assembly.add(chunk)
+        except RecursionError as error:
+            raise wire.Garbage("a chunk is nested too deeply") from error
 
-    def last(self, response: httpx2.Response) -> bytes:
-        """Return what the caller still gets when the engine's bytes are through."""
+    def last(self, response: Answer) -> bytes:
+        """Return what the caller still gets when the engine's bytes are through.
+
+        Raises:
+            Garbage, json.JSONDecodeError: It was no answer.
+            httpx2.RemoteProtocolError: It stopped before its end.
+        """
+        rest = b"" if self._splitter is None else self._splitter.rest()
+        if self.assembly is not None:
+            whole = self._whole(self.assembly, rest, response)
+            self.complete = True
+            return whole
         self._read_usage()
-        if self.mode == "stream" and not wire.ends_well(b"".join(self._kept)):
+        kept = b"".join(self._kept)
+        if self.mode == "stream" and not wire.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
-        if self.mode == "plain":
-            wire.heed_shape(b"".join(self._kept), response.headers.get("content-type", ""))
+        if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
+            wire.heed_shape(kept, response.headers.get("content-type", ""))
         self.complete = True
-        if self._splitter is None:
-            return b""
-        rest = self._splitter.rest()
-        if self._assembly is None:
-            return b"" if wire.is_usage_only(rest) else rest
-        self._assemble([rest])
-        if self._assembly.empty:
-            return b"".join(self._kept)  # no event stream: the SDK judges what it is
-        if self._assembly.error is not None:
-            response.status_code = _status(self._assembly.error)
-            return json.dumps(self._assembly.error).encode()
-        return json.dumps(self._assembly.completion()).encode()
+        return b"" if wire.is_usage_only(rest) else rest
+
+    def _whole(self, assembly: Assembly, rest: bytes, response: Answer) -> bytes:
+        self._assemble(assembly, [rest])
+        self._read_usage()
+        if assembly.error is not None:
+            response.status_code = _status(assembly.error)
+            return json.dumps(assembly.error).encode()
+        if assembly.empty:
+            raise wire.Garbage("the stream brought no answer")
+        if not assembly.finished and not wire.ends_well(b"".join(self._kept)):
+            raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
+        try:
+            return json.dumps(assembly.completion()).encode()
+        except (RecursionError, ValueError) as error:
+            raise wire.Garbage(f"the answer cannot be written ({type(error).__name__})") from error
 
     def _read_usage(self) -> None:
         if usage := wire.usage_in(b"".join(self._kept)):
+            self.counted = True
             self._flight.saw(usage)
 
     def hand_over(self) -> None:
@@ -234,10 +284,11 @@ TAP: ContextVar[Tap | None] = ContextVar("orla_tap", default=None)
 
 
 def tap_response(response: httpx2.Response) -> None:
-    """Hang the current tap into a response that brings an answer; errors pass untouched."""
+    """Hang the current tap into a response that brings an answer; errors and redirects pass untouched."""
     tap = TAP.get()
-    if tap is None or response.status_code >= 400:
+    if tap is None or not response.is_success:
         return
+    _decode(response)
     _label(tap, response)
     response.stream = tap.stream = TappedStream(tap, response)
 
@@ -245,8 +296,9 @@ def tap_response(response: httpx2.Response) -> None:
 async def atap_response(response: httpx2.Response) -> None:
     """``tap_response`` as an async hook."""
     tap = TAP.get()
-    if tap is None or response.status_code >= 400:
+    if tap is None or not response.is_success:
         return
+    _decode(response)
     _label(tap, response)
     response.stream = tap.stream = AsyncTappedStream(tap, response)
 
@@ -254,3 +306,41 @@ async def atap_response(response: httpx2.Response) -> None:
 def _label(tap: Tap, response: httpx2.Response) -> None:
     if tap.mode == "assemble":
         response.headers["content-type"] = "application/json"
+
+
+def _decode(response: httpx2.Response) -> None:
+    """Put the bytes as they were before the server compressed them, though it was not asked to, into *response*."""
+    if response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity"):
+        return
+    packed = httpx2.Response(
+        response.status_code, headers=response.headers, stream=response.stream, request=response.request
+    )
+    del response.headers["content-encoding"]
+    response.headers.pop("content-length", None)
+    response.stream = (
+        _Decoded(packed) if isinstance(response.stream, httpx2.SyncByteStream) else _AsyncDecoded(packed)
+    )
+
+
+class _Decoded(httpx2.SyncByteStream):
+    def __init__(self, packed: httpx2.Response) -> None:
+        self._packed = packed
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._packed.iter_bytes()
+
+    def close(self) -> None:
+        self._packed.close()
+
+
+class _AsyncDecoded(httpx2.AsyncByteStream):
+    def __init__(self, packed: httpx2.Response) -> None:
+        self._packed = packed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async with aclosing(self._packed.aiter_bytes()) as passing:
+            async for data in passing:
+                yield data
+
+    async def aclose(self) -> None:
+        await self._packed.aclose()

@@ -6,10 +6,11 @@ instead of parsing. Inside a JSON string a quote is escaped, so ``"usage":`` can
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 from orla_lg.core.call import Ask, Usage
 
@@ -17,7 +18,7 @@ _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
 """llama.cpp's."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DECODER = json.JSONDecoder()
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -25,6 +26,25 @@ _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _SHOWN_BYTES = 120
 
 DONE = b"[DONE]"
+
+MAX_EVENT_BYTES = 16 * 2**20
+"""One event of a stream that is longer is not waited for."""
+MAX_COUNT = 10**12
+"""A larger number is no count of tokens, and no time in milliseconds."""
+
+_ASSEMBLED = frozenset({
+    "messages", "model", "n", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed",
+    "presence_penalty", "frequency_penalty", "logit_bias", "user", "tools", "tool_choice", "parallel_tool_calls",
+    "response_format", "reasoning_effort", "verbosity", "metadata", "store", "service_tier", "safety_identifier",
+    "prompt_cache_key", "stream_options", "top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty",
+    "length_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "bad_words", "include_stop_str_in_output",
+    "skip_special_tokens", "add_generation_prompt", "continue_final_message", "chat_template",
+    "chat_template_kwargs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+    "regex", "ebnf", "json_schema", "grammar", "priority", "session_id", "request_id", "rid", "cache_salt",
+    "vllm_xargs", "id_slot", "cache_prompt", "keep_alive", "options", "think", "mm_processor_kwargs",
+    "truncate_prompt_tokens", "enable_thinking", "separate_reasoning",
+})  # fmt: skip
+"""Fields of a request that leave the chunks of its stream with all that the answer in one piece has."""
 
 
 class Garbage(Exception):
@@ -35,32 +55,95 @@ class Garbage(Exception):
         self.body = body
 
 
-def begins(data: bytes, *, json_too: bool) -> bool:
-    """Whether *data*, the beginning of a stream, holds the first event that brings something.
-
-    Args:
-        data: What came so far, in pieces of any size.
-        json_too: An answer in one piece will do as well.
+def parse(data: bytes | str) -> Any:
+    """Return the JSON in *data*.
 
     Raises:
-        Garbage: It cannot become an answer any more.
+        Garbage: It is none, or none that Python reads: nested too deeply, numbers of thousands of digits, no UTF-8.
     """
-    start = data.lstrip()
-    if json_too and start.startswith(b"{"):
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Garbage(f"no JSON ({type(error).__name__}): {data[:_SHOWN_BYTES]!r}") from error
+
+
+def object_in(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object under *key*, an empty one where there is none.
+
+    Raises:
+        Garbage: It is something else.
+    """
+    held = holder.get(key)
+    if held is None:
+        return {}
+    if not isinstance(held, Mapping):
+        raise Garbage(f"{key!r} is {type(held).__name__}, expected an object")
+    return held
+
+
+def list_in(holder: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """Return the list under *key*, an empty one where there is none.
+
+    Raises:
+        Garbage: It is something else.
+    """
+    held = holder.get(key)
+    if held is None:
+        return ()
+    if not isinstance(held, list):
+        raise Garbage(f"{key!r} is {type(held).__name__}, expected a list")
+    return held
+
+
+class Beginning:
+    """Judges the beginning of a stream as its bytes come, in pieces of any size.
+
+    Args:
+        json_too: An answer in one piece will do as well.
+    """
+
+    def __init__(self, *, json_too: bool) -> None:
+        self.is_json = False
+        """Whether it is an answer in one piece."""
+        self.head = b""
+        """What came until it was plain which of both it is."""
+        self._json_too = json_too
+        self._is_sse = False
+        self._splitter = EventSplitter()
+
+    def feed(self, data: bytes) -> bool:
+        """Take in *data*; returns whether the first event that brings something is there.
+
+        Raises:
+            Garbage: It cannot become an answer any more.
+        """
+        if not self._is_sse:
+            data = self.head = (self.head + data).removeprefix(codecs.BOM_UTF8).lstrip()
+            if self._json_too and data.startswith(b"{"):
+                self.is_json = True
+                return True
+            if not any(data.startswith(field) for field in _FIELDS):
+                if any(field.startswith(data) for field in _FIELDS):
+                    return False
+                raise Garbage(f"expected server-sent events, got {data[:_SHOWN_BYTES]!r}")
+            self._is_sse = True
+        if any(_brings(event) for event in self._splitter.feed(data)):
+            return True
+        if self._splitter.is_stuck:
+            raise Garbage(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        return False
+
+
+def _brings(event: bytes) -> bool:
+    if DONE in event:
         return True
-    if not any(start.startswith(field) or field.startswith(start) for field in _FIELDS):
-        raise Garbage(f"expected server-sent events, got {start[:_SHOWN_BYTES]!r}")
-    for event in EventSplitter().feed(start):
-        if DONE in event:
-            return True
-        try:
-            first = payload(event)
-        except json.JSONDecodeError as error:
-            raise Garbage(f"the first event is no JSON: {event[:_SHOWN_BYTES]!r}") from error
-        if first is not None:
-            _heed_error(first)
-            return True
-    return False
+    try:
+        first = payload(event)
+    except Garbage as error:
+        raise Garbage(f"the first event is {error}") from error
+    if first is not None:
+        _heed_error(first)
+    return first is not None
 
 
 def heed_shape(body: bytes, content_type: str) -> None:
@@ -70,10 +153,17 @@ def heed_shape(body: bytes, content_type: str) -> None:
         json.JSONDecodeError: It claims to be JSON and is not; what the SDK says of it, too.
         Garbage: It is something else.
     """
-    if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
-        if "json" in content_type:
-            json.loads(body.decode("utf-8", "replace"))
-        raise Garbage(f"expected a JSON object, got {len(body)} bytes: {body[:_SHOWN_BYTES]!r}")
+    if body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}"):
+        return
+    if "json" in content_type:
+        try:
+            if isinstance(json.loads(body), dict):  # in UTF-16, or behind a byte order mark
+                return
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise Garbage(f"no JSON ({type(error).__name__}): {body[:_SHOWN_BYTES]!r}") from error
+    raise Garbage(f"expected a JSON object, got {len(body)} bytes: {body[:_SHOWN_BYTES]!r}")
 
 
 def _heed_error(event: Mapping[str, Any]) -> None:
@@ -88,24 +178,30 @@ def ends_well(tail: bytes) -> bool:
     return DONE in tail or _FINISHED.search(tail) is not None
 
 
-def usage_of(counts: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> Usage:
+def usage_of(counts: Any, timings: Any = None) -> Usage:
     """Return the token counts of a ``usage`` object; what was not counted, or cannot be, was not said.
 
     Args:
         counts: The ``usage`` object.
         timings: llama.cpp's object beside it, in milliseconds.
     """
-    details = counts.get("prompt_tokens_details") or {}
-    prompt = _count(counts.get("prompt_tokens")) or 0
-    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    counts = counts if isinstance(counts, Mapping) else {}
+    details = counts.get("prompt_tokens_details")
+    prompt = count(counts.get("prompt_tokens")) or 0
+    cached = count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
     believed = cached if cached is not None and cached <= prompt else None
-    took_ms = (timings or {}).get("prompt_ms")
-    prefill_s = took_ms / 1000 if isinstance(took_ms, int | float) and took_ms > 0 else None
-    return Usage(prompt, believed, _count(counts.get("completion_tokens")) or 0, prefill_s)
+    took_ms = timings.get("prompt_ms") if isinstance(timings, Mapping) else None
+    prefill_s = took_ms / 1000 if _is_number(took_ms) and 0 < took_ms < MAX_COUNT else None
+    return Usage(prompt, believed, count(counts.get("completion_tokens")) or 0, prefill_s)
 
 
-def _count(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and value >= 0 else None
+def count(value: Any) -> int | None:
+    """Return how many tokens, slots or the like an engine says there are; ``None`` for what cannot be."""
+    return int(value) if _is_number(value) and 0 <= value <= MAX_COUNT else None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def usage_in(data: bytes) -> Usage | None:
@@ -114,16 +210,18 @@ def usage_in(data: bytes) -> Usage | None:
     return None if counts is None else usage_of(counts, _last_object(_TIMINGS, data))
 
 
-def _last_object(key: re.Pattern[bytes], data: bytes) -> dict[str, Any] | None:
+def _last_object(key: re.Pattern[bytes], data: bytes) -> Any:
     """Return the object behind the last *key* in *data*, if there is one and it is whole."""
-    found = list(key.finditer(data))
-    if not found:
+    last = None
+    for last in key.finditer(data):  # noqa: B007
+        pass
+    if last is None:
         return None
     try:
-        held, _ = _DECODER.raw_decode(data[found[-1].end() :].decode("utf-8", "replace"))
-    except json.JSONDecodeError:
+        held, _ = _DECODER.raw_decode(data[last.end() :].decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return None
-    return cast("dict[str, Any]", held)
+    return held
 
 
 def may_be_usage_only(data: bytes) -> bool:
@@ -140,17 +238,27 @@ class EventSplitter:
     """Cuts a byte stream into whole server-sent events, however the network cut it."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        self._searched = 0
+        """Up to here nothing ends in what is held back."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that *data* completes, each with its closing blank line."""
-        self._rest += data
+        rest = self._rest
+        rest += data
         events, start = [], 0
-        for end in _EVENT_END.finditer(self._rest):
-            events.append(self._rest[start : end.end()])
-            start = end.end()
-        self._rest = self._rest[start:]
+        for end in [found.end() for found in _EVENT_END.finditer(rest, self._searched)]:
+            events.append(bytes(rest[start:end]))
+            start = end
+        if start:
+            del rest[:start]
+        self._searched = max(0, len(rest) - 3)
         return events
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an event is too long to be waited for (``MAX_EVENT_BYTES``)."""
+        return len(self._rest) > MAX_EVENT_BYTES
 
     def whole(self, data: bytes) -> bool:
         """Whether *data* is whole events, as engines send them: then nothing needs cutting."""
@@ -158,98 +266,44 @@ class EventSplitter:
 
     def rest(self) -> bytes:
         """Return what no blank line has closed."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest, self._searched = bytes(self._rest), bytearray(), 0
         return rest
 
 
 def payload(event: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in an event's data lines; ``None`` for comments and ``[DONE]``."""
+    """Return the JSON object in an event's data lines; ``None`` for comments and ``[DONE]``.
+
+    Raises:
+        Garbage: The data are no JSON.
+    """
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     data = b"\n".join(lines)
     if not data or data.startswith(DONE):
         return None
-    parsed = json.loads(data)
+    parsed = parse(data)
     return parsed if isinstance(parsed, dict) else None
 
 
-class Assembly:
-    """Builds the chat completion that a non-streamed request would have brought, from its chunks."""
-
-    def __init__(self) -> None:
-        self.error: dict[str, Any] | None = None
-        self._top: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, Any]] = {}
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing came that could be a chunk."""
-        return not (self._top or self._choices or self.error)
-
-    def add(self, chunk: Mapping[str, Any]) -> None:
-        """Take in one chunk."""
-        if chunk.get("error"):
-            self.error = dict(chunk)
-            return
-        for choice in chunk.get("choices") or ():
-            self._add_choice(choice)
-        self._top |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
-
-    def _add_choice(self, part: Mapping[str, Any]) -> None:
-        index = part.get("index", 0)
-        blank = {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None}
-        choice = self._choices.setdefault(index, blank)
-        _merge(choice["message"], part.get("delta") or {})
-        choice |= {key: value for key, value in part.items() if key not in ("delta", "index") and value is not None}
-
-    def completion(self) -> dict[str, Any]:
-        """Return the whole; what is not yet there is missing or null, as in a response cut short."""
-        choices = [self._choices[index] for index in sorted(self._choices)]
-        return {**self._top, "object": "chat.completion", "choices": choices}
-
-
-def _merge(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    for key, value in delta.items():
-        if value is None:
-            continue
-        if key == "tool_calls":
-            for call in value:
-                _merge_tool_call(message.setdefault("tool_calls", []), call)
-        elif key == "role":
-            message["role"] = value
-        elif isinstance(value, str):
-            message[key] = (message.get(key) or "") + value
-        elif isinstance(value, list):
-            message[key] = [*(message.get(key) or ()), *value]
-        else:
-            message[key] = value
-
-
-def _merge_tool_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
-    index = len(calls) if part.get("index") is None else part["index"]
-    while len(calls) <= index:
-        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-    call, function = calls[index], part.get("function") or {}
-    call |= {key: value for key, value in part.items() if key in ("id", "type") and value}
-    for key in ("name", "arguments"):
-        call["function"][key] += function.get(key) or ""
-
-
-def ask_of(body: Mapping[str, Any]) -> Ask:
-    """Return what a chat completion request asks for."""
-    form = body.get("response_format")
+def ask_of(body: Any) -> Ask:
+    """Return what a chat completion request asks for; what the engine will refuse asks for nothing."""
+    body = body if isinstance(body, Mapping) else {}
+    form, tools = body.get("response_format"), body.get("tools")
+    messages = body.get("messages")
     kind = form.get("type") if isinstance(form, Mapping) else None
     return Ask(
         model=str(body.get("model") or "auto"),
-        messages=body.get("messages") or (),
+        messages=messages if isinstance(messages, list | tuple) else (),
         stream=bool(body.get("stream")),
         json_schema=kind == "json_schema",
-        tools=bool(body.get("tools")),
-        schemas=body.get("tools") or (),
-        max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+        tools=bool(tools),
+        schemas=tools if isinstance(tools, list | tuple) else (),
+        max_tokens=count(body.get("max_completion_tokens")) or count(body.get("max_tokens")) or None,
     )
 
 
 def can_assemble(body: Mapping[str, Any]) -> bool:
-    """Whether a request loses nothing when it is streamed from the engine and assembled here."""
-    lossy = ("logprobs", "audio", "modalities", "functions", "stream", "web_search_options")
-    return (body.get("n") or 1) == 1 and not any(body.get(key) for key in lossy)
+    """Whether a request loses nothing when it is streamed from the engine and assembled here.
+
+    A field that is not known here may ask for more in the answer than its chunks are known to bring.
+    """
+    return (body.get("n") or 1) == 1 and not any(value for key, value in body.items() if key not in _ASSEMBLED)
