@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm picture-top clean
+.PHONY: help setup demo test test-random test-engines test-kills check format bench-overhead bench-streaming bench-sim bench-mapping bench-mapping-decision bench-router bench-scale bench-policies bench-pressure bench-cache bench-fanout bench-ledger bench-slots bench-warm soak picture-top clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, ag
 
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
 	$(BIN)/python bench/warm.py $(BENCH)
+
+soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
+	$(BIN)/python bench/soak.py $(SOAK)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python bench/picture_top.py

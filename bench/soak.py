@@ -4,18 +4,20 @@
     make soak SOAK='--minutes 1 --rate 20'
     python bench/soak.py --control leak          must fail: it shows that the checks see
 
-The engine is a process of its own that fails as each prompt says, so every fault is planned: connections refused, reset
-before and in the middle of an answer, slow, garbage, 429 and 503 with Retry-After. At the end nothing may be lost (each
-call has its one record, in memory and in the records file), each failed run must be matched to a fault that was planned
-for it or to the circuit that such faults opened, and memory, open files and threads must be flat. The exit status is 0 if
-all that is so, 1 if not, 130 after Ctrl-C, which ends it early with the table so far.
+The engine is a process of its own that fails as each prompt says, so every fault is planned: connections refused,
+reset before and in the middle of an answer, slow, garbage, 429 and 503 with Retry-After. At the end nothing may be
+lost (each call has its one record, told and in the records file), each failed run must be matched to a fault that was
+planned for it or to the circuit that such faults opened, and memory, open files and threads must be flat. The exit
+status is 0 if all that is so, 1 if not, 130 after Ctrl-C, which ends it early with the table so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -66,13 +68,13 @@ def main() -> int:
         account.samples.pop()
         rate = account.counts["records"] / seconds
         checks = [
-            *kept(account), *flat(account.samples), *idle(now, stuck, _lines(records), account.counts["records"]),
+            *kept(account), *flat(account.samples), *idle(now, stuck, _written(records), account.counts["records"]),
             Check("the core's own account", fault or "in order", "in order", not fault),
             Check("calls a second", f"{rate:.1f}", f"at least {LEAST_SHARE * asked.rate:.1f}",
                   rate >= LEAST_SHARE * asked.rate),
             Check("open files after close(), beside before", f"{after.files} / {before.files}", "at most 6 more",
                   after.files <= before.files + 6),
-            Check("threads after close(), beside before", f"{after.threads} / {before.threads}", "at most 2 more",
+            Check("threads after close(), beside before", f"{_named()} / {before.threads}", "at most 2 more",
                   after.threads <= before.threads + 2),
         ]  # fmt: skip
         show(account, checks, f"{seconds:.0f} s{', stopped early' if stopped else ''}")
@@ -112,6 +114,11 @@ def _tell(account: Account, at_s: float, of_s: float, *, last: bool = False) -> 
     )
 
 
+def _named() -> str:
+    """Return the threads, by name."""
+    return ", ".join(thread.name for thread in threading.enumerate())
+
+
 def _integrity(orla: Orla) -> str:
     try:
         orla.core.serving.check_integrity()
@@ -120,22 +127,27 @@ def _integrity(orla: Orla) -> str:
     return ""
 
 
-def _lines(path: Path) -> int:
+def _written(path: Path) -> int:
+    """Return how many records are in the file; what became known of one later is a line without an ``id``."""
     if not path.exists():
         return 0
     with path.open("rb") as lines:
-        return sum(1 for _ in lines)
+        return len({read["id"] for line in lines if "id" in (read := json.loads(line))})
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
-    parser.add_argument("--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)")
-    parser.add_argument("--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)"
+    )
     parser.add_argument(
         "--control", choices=("leak", "lose", "fault"),
-        help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls meet "
-        "faults that no plan has",
+        help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls "
+        "meet faults that no plan has",
     )  # fmt: skip
     return parser.parse_args()
 

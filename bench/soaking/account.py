@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -93,7 +92,9 @@ class Account:
         self.counts["injected"] += sum(plan.fault is not None for plan in run.begun)
         missing = len(run.begun) - run.records
         if run.cancelled and missing == 1:
-            self.counts["cancelled before they were calls"] += 1  # the last one was begun in the code, and went nowhere
+            self.counts["cancelled before they were calls"] += (
+                1  # the last one was begun in the code, and went nowhere
+            )
         elif missing:
             self._odd("calls without their one record", f"run {run.number} ({run.form}): {len(run.begun)} calls, "
                       f"{run.records} records, error {run.error!r}")  # fmt: skip
@@ -131,7 +132,7 @@ class Account:
         """Look at memory, files and threads."""
         with self._process.oneshot():
             sample = Sample(
-                time.monotonic(), self._process.memory_info().rss, len(os.listdir("/proc/self/fd")),
+                time.monotonic(), self._process.memory_info().rss, self._process.num_fds(),
                 threading.active_count(), self.counts["records"],
             )  # fmt: skip
         self.samples.append(sample)

@@ -1,7 +1,7 @@
 """The engine: a process of its own that fails as each prompt says, and ends with its parent.
 
-A prompt names its fault, how often it is to happen, and a call: ``[call 17 reset 1]``. So every fault is one that the load
-planned, and what came of a run is compared with its plan.
+A prompt names a call, its fault, and how often that is to happen: ``[call 17.0 reset 1]``. So every fault is one that
+the load planned, and what came of a run is compared with its plan.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from soaking.account import Account, Check, Sample
 WARM_SHARE = 0.3
 """Of the time: caches, pools and books fill."""
 LEAST_GROWTH, GROWTH_PER_CALL = 6e6, 250
-"""Bytes of memory that may come to it after the warm-up: what allocators keep, and less than a record for each call."""
+"""Bytes of memory that may come to it after the warm-up: what allocators keep, and less than a record a call."""
 MB = 1e6
 
 
@@ -29,7 +29,10 @@ def kept(account: Account) -> list[Check]:
 
 
 def flat(samples: Sequence[Sample]) -> list[Check]:
-    """Return whether memory, files and threads stay as they are once the process is warm."""
+    """Return whether memory, files and threads stay as they are once the process is warm.
+
+    Files and threads come and go with the load; what leaks lifts what is held in quiet moments, the lowest fifth.
+    """
     warm = samples[int(len(samples) * WARM_SHARE) :]
     if len(warm) < 12:
         return [Check("memory, files and threads", "too few samples", "at least 12 after the warm-up", good=False)]
@@ -44,7 +47,7 @@ def flat(samples: Sequence[Sample]) -> list[Check]:
     ]  # fmt: skip
     third = len(warm) // 3
     for what, of in views:
-        early, late = (statistics.median(map(of, part)) for part in (warm[:third], warm[-third:]))
+        early, late = (statistics.quantiles(map(of, part), n=5)[0] for part in (warm[:third], warm[-third:]))
         allowed = early + max(8, 0.15 * early)
         checks.append(Check(what, f"{early:.0f}, later {late:.0f}", f"at most {allowed:.0f}", late <= allowed))
     return checks
@@ -60,7 +63,7 @@ def idle(now: Statistics, stuck: int, written: int, records: int) -> list[Check]
         Check("calls that passed us by, or without a graph", f"{now.external + now.unidentified}", "0",
               now.external + now.unidentified == 0),
         Check("records in the file, and counted as unwritten", f"{written:,} + {now.unwritten:,}", f"{records:,}",
-              written + now.unwritten == records),
+              written <= records <= written + now.unwritten),
     ]  # fmt: skip
 
 
@@ -69,9 +72,11 @@ def show(account: Account, checks: Sequence[Check], title: str) -> None:
     counts = account.counts
     console = Console(width=118)
     ran = Table(title=title, show_header=False)
-    for what in ("runs", "done", "failed", "failed, matched to a fault of their own", "failed, matched to an open circuit",
-                 "cancelled", "calls", "cancelled before they were calls", "records", "attempts", "injected",
-                 "not begun: too many open"):  # fmt: skip
+    for what in (
+        "runs", "done", "failed", "failed, matched to a fault of their own", "failed, matched to an open circuit",
+        "cancelled", "calls", "cancelled before they were calls", "records", "attempts", "injected",
+        "not begun: too many open",
+    ):  # fmt: skip
         ran.add_row(what, f"{counts[what]:,}")
     console.print(ran)
     table = Table("check", "found", "wanted", "")

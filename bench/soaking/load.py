@@ -16,7 +16,7 @@ from orla_lg import Orla
 from soaking.account import STUCK_S, Account
 from soaking.runs import FORMS, Graphs, Run, Way, draw_plan
 
-CALLS_OF_RUN = 3.9
+CALLS_OF_RUN = 3.6
 """On the average, with those that end early; what makes runs out of a rate of calls."""
 RETURNING, VISITS = 60, 5
 """Threads that are returned to, and how often until they are deleted."""
@@ -74,9 +74,11 @@ class Load:
     def close(self) -> None:
         """End threads and loop; clients of that loop, which ``Orla.close`` closes there, end first."""
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), self._loop).result(10)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=not self._account.stuck(), cancel_futures=True)
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
 
     def _begin(self) -> None:
         dice = self._dice

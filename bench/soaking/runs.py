@@ -16,11 +16,19 @@ from orla_lg.testing.faults import Fault
 
 ATTEMPTS = 3
 FORMS = ("invoke", "ainvoke", "stream", "astream")
-TRANSIENT = (Fault.RESET, Fault.DEAD_BEFORE_HEADERS, Fault.DEAD_IN_PREFILL, Fault.BUSY, Fault.BUSY_UNTIL, Fault.GARBAGE,
-             Fault.HTML_PAGE, Fault.OVERLOADED, Fault.BROKEN)  # fmt: skip
+TRANSIENT = (
+    Fault.RESET, Fault.DEAD_BEFORE_HEADERS, Fault.DEAD_IN_PREFILL, Fault.BUSY, Fault.BUSY_UNTIL, Fault.GARBAGE,
+    Fault.HTML_PAGE, Fault.OVERLOADED, Fault.BROKEN,
+)  # fmt: skip
 """Before the first token: another attempt may succeed."""
 MID_STREAM = (Fault.DEAD_MID_STREAM, Fault.ERROR_EVENT, Fault.NO_DONE, Fault.TRUNCATED_JSON)
-HARMLESS = (Fault.SLOW_FIRST_TOKEN, Fault.SLOW_TOKENS, Fault.NO_USAGE, Fault.NEGATIVE_TOKENS, Fault.CACHED_ABOVE_PROMPT)
+HARMLESS = (
+    Fault.SLOW_FIRST_TOKEN,
+    Fault.SLOW_TOKENS,
+    Fault.NO_USAGE,
+    Fault.NEGATIVE_TOKENS,
+    Fault.CACHED_ABOVE_PROMPT,
+)
 
 
 class Way(StrEnum):

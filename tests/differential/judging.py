@@ -1,7 +1,7 @@
 """Whether a call went worse than the bare one did.
 
-The same answer, or an error of the same kind, is right. Better is right too: an answer where bare failed, if it is what
-the server meant. Where we differ by design, ``by_design`` says so; all else is worse.
+The same answer, or an error of the same kind, is right. Better is right too: an answer where bare failed, if it is
+what the server meant. Where we differ by design, ``by_design`` says so; all else is worse.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def worse(
         reference = streamed()
         bare = Run(bare.outcome, max(bare.seconds, reference.seconds))
         found = _worse(case, reference.outcome, other.outcome, is_chat_orla, assembled=True) and found
-    if found is None and other.seconds > bare.seconds + SLACK_S:
+    if found is None and other.seconds > 3 * bare.seconds + SLACK_S:
         return f"took {other.seconds:.1f} s, bare {bare.seconds:.1f} s"
     return found
 
@@ -104,17 +104,29 @@ def _meant(case: Case, other: Answered) -> bool:
 
 def by_design(case: Case, other: Failed) -> bool:
     """Whether an error stands for something that bare code does not do, or does not notice."""
-    named = not other.born
-    if named and any(reply.redirect in ("host", "port") for reply in case.script):
+    if other.born:
+        return False
+    if any(reply.redirect in ("host", "port") for reply in case.script):
         return True  # a prompt goes to no other host than the backend's own
-    return named and other.kind == "connection" and any(_may_be_cut(reply) for reply in case.script)
+    if case.script[0].status in (400, 422) and len(case.script) > 1:
+        return True  # asked again without the fields that are ours, and that met another reply
+    return other.kind in ("connection", "answer") and any(_may_be_cut(reply) for reply in case.script)
 
 
 def _may_be_cut(reply: Reply) -> bool:
-    """Whether a stream ends without a sign that it is whole: bare takes what came for the answer."""
+    """Whether an answer breaks off, or ends without a sign that it is whole: bare takes what came for the answer.
+
+    A break and what is no answer at all may come together; then either may be named.
+    """
     dialect, framing = reply.dialect, reply.framing
-    unfinished = dialect.end in ("no finish, no done", "no done", "no finish") and not (
-        dialect.end != "no finish, no done" and (dialect.end == "no finish" or reply.answer.finish)
+    signs = (
+        dialect.end not in ("no done", "no finish, no done"),
+        bool(reply.answer.finish) and "no finish" not in dialect.end,
     )
-    cut = framing.drop.endswith("within") or framing.how in ("short length", "long length", "no last chunk", "bad chunk")
-    return unfinished or cut or reply.body is not None
+    cut = framing.drop.endswith("within") or framing.how in (
+        "short length",
+        "long length",
+        "no last chunk",
+        "bad chunk",
+    )
+    return not any(signs) or cut

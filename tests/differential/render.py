@@ -83,14 +83,12 @@ def stream(reply: Reply, usage_asked: bool) -> Iterator[str]:
         chunks[at] = chunks[at][: len(chunks[at]) // 2]
     if dialect.error_at is not None:
         chunks = [*chunks[: dialect.error_at], json.dumps(dialect.error)]
-    elif dialect.end == "done":
+    elif dialect.end in ("done", "no finish", "no blank line"):
         chunks.append("[DONE]")
     elif dialect.end == "data after":
         chunks += ["[DONE]", '{"id": "x", "choices": [{"index": 0, "delta": {"content": "too late"}}]}']
     elif dialect.end == "done twice":
         chunks += ["[DONE]", "[DONE]"]
-    elif dialect.end == "no blank line":
-        chunks.append("[DONE]")
     for number, chunk in enumerate(chunks):
         lines = [f"{line}{dialect.eol}" for line in dialect.fields]
         parts = _over_lines(chunk) if dialect.several_lines else [chunk]

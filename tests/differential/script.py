@@ -33,7 +33,17 @@ class Answer(_Terse):
     calls: tuple[ToolCall, ...] = ()
     finish: str | None = "stop"
     choices: Literal[
-        "one", "missing", "null", "empty", "two", "text", "number", "no message", "null message", "no index", "null parts"
+        "one",
+        "missing",
+        "null",
+        "empty",
+        "two",
+        "text",
+        "number",
+        "no message",
+        "null message",
+        "no index",
+        "null parts",
     ] = "one"
     """The shape around it."""
 
@@ -43,7 +53,9 @@ class Usage(_Terse):
     """The token counts that the server tells."""
 
     value: Any = field(default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10})
-    place: Literal["only where asked", "always last", "in each chunk", "with the finish", "never"] = "only where asked"
+    place: Literal["only where asked", "always last", "in each chunk", "with the finish", "never"] = (
+        "only where asked"
+    )
     """In streams; whole answers have them unless ``never``."""
 
 
@@ -51,7 +63,9 @@ class Usage(_Terse):
 class Numbering(_Terse):
     """How a stream tells which tool call a piece belongs to, and what it repeats."""
 
-    index: Literal["right", "from one", "all zero", "null", "omitted", "sparse", "huge", "negative", "text", "float"] = "right"
+    index: Literal[
+        "right", "from one", "all zero", "null", "omitted", "sparse", "huge", "negative", "text", "float"
+    ] = "right"
     ids: Literal["first", "each", "empty later", "last"] = "first"
     names: Literal["first", "each", "empty later"] = "first"
     types: Literal["first", "each", "none"] = "first"
@@ -78,7 +92,9 @@ class Dialect(_Terse):
     """Between events: a comment, a ping."""
     several_lines: bool = False
     """Whether an event's JSON goes over several data lines."""
-    end: Literal["done", "no done", "data after", "done twice", "no blank line", "no finish", "no finish, no done"] = "done"
+    end: Literal[
+        "done", "no done", "data after", "done twice", "no blank line", "no finish", "no finish, no done"
+    ] = "done"
     error_at: int | None = None
     """Before which chunk an error event comes."""
     error: Any = field(default_factory=lambda: {"error": {"message": "out of memory", "code": 500}})
@@ -100,8 +116,10 @@ class Framing(_Terse):
     ] = "chunked"
     cuts: tuple[int, ...] = ()
     """Bytes of the pieces, repeated; none: one event a piece."""
-    encoding: Literal["identity", "gzip", "deflate", "raw deflate", "x-gzip", "gzip twice", "bad gzip", "cut gzip", "br",
-                      "mislabelled", "empty gzip"] = "identity"  # fmt: skip
+    encoding: Literal[
+        "identity", "gzip", "deflate", "raw deflate", "x-gzip", "gzip twice", "bad gzip", "cut gzip", "br",
+        "mislabelled", "empty gzip",
+    ] = "identity"  # fmt: skip
     forced: bool = False
     """Whether it is encoded for those too that do not accept it."""
     drop: Literal["", "close before", "reset before", "close after head", "reset after head", "close within",

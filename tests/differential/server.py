@@ -159,7 +159,9 @@ class ScriptedServer:
             return await self._send(talk, seen, reply, {})
         script = self.scripts.get(seen.key)
         if script is None:
-            return await self._send(talk, seen, Reply(status=404, body='{"error": {"message": "no such script"}}'), {})
+            return await self._send(
+                talk, seen, Reply(status=404, body='{"error": {"message": "no such script"}}'), {}
+            )
         try:
             request = json.loads(seen.body) if seen.body else {}
         except ValueError:

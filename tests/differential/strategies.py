@@ -20,13 +20,15 @@ def mostly(usual: T, *others: T, weight: int = 1) -> st.SearchStrategy[T]:
 
 CONTENTS = (
     "Hello there", "", "Grüße, 世界 🙂!", "data: x\n\ndata: [DONE]\n\n", '{"usage": {"prompt_tokens": 1}}', "[DONE]",
-    '"choices": []', "a\r\nb\rc\u2028d\x85e", "word " * 900, '{"word": "Grüße", "count": 2}', "\ufeffmark", "\x00\x1f",
+    '"choices": []', "a\r\nb\rc\u2028d\x85e", "word " * 120, '{"word": "Grüße", "count": 2}', "\ufeffmark",
+    "\x00\x1f",
 )  # fmt: skip
 CALLS = (
     ToolCall(), ToolCall(arguments=""), ToolCall(arguments="{}"), ToolCall(arguments='{"word": "a'),
     ToolCall(id=None), ToolCall(id=""), ToolCall(name="other", id="call_2"), ToolCall(id="call_3"),
     ToolCall(name="", id="call_4"), ToolCall(arguments="null", id="call_5"),
 )  # fmt: skip
+COUNTED = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 COUNTS: tuple[Any, ...] = (
     None, {}, [], "7", 7, {"prompt_tokens": "7", "completion_tokens": "3", "total_tokens": "10"},
     {"prompt_tokens": -7, "completion_tokens": 3, "total_tokens": -4},
@@ -34,11 +36,11 @@ COUNTS: tuple[Any, ...] = (
     {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
     {"prompt_tokens": 7, "completion_tokens": 3}, {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 2**70},
     {"prompt_tokens": 1e308, "completion_tokens": 1e309, "total_tokens": 3},
-    {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": None},
-    {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 5}},
-    {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": "5"}},
-    {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": None}},
-    {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": "none"},
+    {**COUNTED, "prompt_tokens_details": None},
+    {**COUNTED, "prompt_tokens_details": {"cached_tokens": 5}},
+    {**COUNTED, "prompt_tokens_details": {"cached_tokens": "5"}},
+    {**COUNTED, "prompt_tokens_details": {"cached_tokens": None}},
+    {**COUNTED, "prompt_tokens_details": "none"},
     {"prompt_tokens": True, "completion_tokens": [3], "total_tokens": {"all": 10}},
 )  # fmt: skip
 
@@ -75,7 +77,8 @@ ERRORS: tuple[Any, ...] = (
     {"error": {"message": "out of memory", "code": 500}}, {"error": "out of memory"}, {"error": {"code": 400}},
     {"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}},
     {"error": {"message": "slow down", "code": 429}}, {"error": None}, {"error": {}}, {"error": []},
-    {"error": {"message": "odd", "code": 99999}}, {"error": {"message": 7, "code": "500"}}, {"message": "none of ours"},
+    {"error": {"message": "odd", "code": 99999}}, {"error": {"message": 7, "code": "500"}}, 
+    {"message": "none of ours"},
 )  # fmt: skip
 dialects = st.builds(
     Dialect,
@@ -98,16 +101,19 @@ framings = st.builds(
     Framing,
     how=mostly("chunked", "length", "close", "short length", "long length", "no last chunk", "bad chunk", "http/1.0"),
     cuts=mostly((), (1,), (7,), (1, 2, 3), (64,), (5000,)),
-    encoding=mostly("identity", "gzip", "deflate", "raw deflate", "x-gzip", "gzip twice", "bad gzip", "cut gzip", "br",
-                    "mislabelled", "empty gzip", weight=3),
+    encoding=mostly(
+        "identity", "gzip", "deflate", "raw deflate", "x-gzip", "gzip twice", "bad gzip", "cut gzip", "br",
+        "mislabelled", "empty gzip", weight=3,
+    ),
     forced=st.booleans(),
     drop=mostly("", "close before", "reset before", "close after head", "reset after head", "close within",
                 "reset within", weight=4),
     drop_at=st.sampled_from((50, 0, 1, 90, 99)),
 )  # fmt: skip
 HEADERS: Sequence[tuple[tuple[str, str], ...]] = (
-    (), (("x-request-id", "req_1"),), (("retry-after", "0.01"),), (("retry-after", "100000"),), (("retry-after", "-5"),),
-    (("retry-after", "soon"),), (("retry-after", "nan"),), (("retry-after", "inf"),), (("retry-after", "1e400"),),
+    (), (("x-request-id", "req_1"),), (("retry-after", "0.01"),), (("retry-after", "100000"),),
+    (("retry-after", "-5"),), (("retry-after", "soon"),), (("retry-after", "nan"),),
+    (("retry-after", "inf"),), (("retry-after", "1e400"),),
     (("retry-after", "Wed, 21 Oct 2099 07:28:00 GMT"),), (("retry-after", "Wed, 21 Oct 1999 07:28:00 GMT"),),
     (("retry-after", "Wed, 99 Oct 99999 07:28:00 GMT"),), (("retry-after-ms", "5"),), (("retry-after-ms", "x"),),
     (("x-should-retry", "true"), ("retry-after-ms", "5")), (("x-should-retry", "false"),), (("set-cookie", "a=b"),),
@@ -119,8 +125,9 @@ TYPES = (
 )  # fmt: skip
 BODIES: Sequence[str | None] = (
     None, '{"error": {"message": "bad request", "type": "invalid_request_error", "param": null, "code": "x"}}',
-    '{"detail": "not found"}', '{"error": "just text"}', "<html><body>502 Bad Gateway</body></html>", "", "null", "[]",
-    '{"error": {"message"', "{}", '"text"', "7", "\udcff\udcfe", "[" * 3000, '{"object": "error", "message": "m"}',
+    '{"detail": "not found"}', '{"error": "just text"}', "<html><body>502 Bad Gateway</body></html>", "", "null",
+    "[]", '{"error": {"message"', "{}", '"text"', "7", "\udcff\udcfe", "[" * 3000,
+    '{"object": "error", "message": "m"}',
 )  # fmt: skip
 STATUSES = (
     200, 201, 202, 203, 204, 206, 300, 304, 400, 401, 402, 403, 404, 405, 408, 409, 413, 415, 418, 422, 424, 429, 451,
@@ -138,7 +145,9 @@ in_one_respect = st.one_of(
     st.builds(Reply, answer=answers),
     st.builds(Reply, answer=calling, numbering=numberings),
     st.builds(Reply, answer=answers, usage=usages),
-    st.builds(Reply, answer=answers | calling, dialect=dialects, framing=st.builds(Framing, cuts=mostly((), (1,), (7,)))),
+    st.builds(
+        Reply, answer=answers | calling, dialect=dialects, framing=st.builds(Framing, cuts=mostly((), (1,), (7,)))
+    ),
     st.builds(Reply, answer=answers | calling, framing=framings),
     st.builds(Reply, content_type=st.sampled_from(("right", *TYPES)), headers=st.sampled_from(HEADERS)),
 )
