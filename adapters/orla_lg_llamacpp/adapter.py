@@ -12,6 +12,7 @@ from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe,
 from orla_lg.core.call import Ask
 from orla_lg.core.control import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.metrics import sample
 
@@ -50,7 +51,8 @@ class LlamaCppAdapter(OpenAIAdapter):
         erasable = await self._can_erase()
         slots = props.get("total_slots")
         self._slots = slots if isinstance(slots, int) and slots > 0 else None
-        context = (props.get("default_generation_settings") or {}).get("n_ctx")
+        settings = props.get("default_generation_settings")
+        context = wire.count(settings.get("n_ctx")) if isinstance(settings, Mapping) else None
         return advised(
             plain,
             capabilities={
@@ -64,7 +66,7 @@ class LlamaCppAdapter(OpenAIAdapter):
             },
             context_tokens=context,
             slots=self._slots,
-            kv_tokens=context * self._slots if self._slots and isinstance(context, int) else None,
+            kv_tokens=context * self._slots if self._slots and context else None,
             vision=_vision(props),
             version=str(props.get("build_info") or ""),
             incarnation=_drawn_at_start(props),
@@ -136,9 +138,10 @@ class LlamaCppAdapter(OpenAIAdapter):
     async def stats(self) -> EngineStats:
         """Count busy slots; the rest comes from ``--metrics``, if it has them."""
         try:
-            slots = (await self.ask("GET", self.root + "slots")).json()
-        except EngineRefused as error:
-            raise BackendUnavailable(str(error)) from error
+            shown = wire.parse((await self.ask("GET", self.root + "slots")).content)
+        except (EngineRefused, wire.Garbage) as error:
+            raise BackendUnavailable(f"backend {self.backend.name!r} at {self.backend.url}: {error}") from error
+        slots = [slot for slot in shown if isinstance(slot, Mapping)] if isinstance(shown, list) else []
         metrics = await self.seen(self.root + "metrics")
         text = "" if metrics is None else metrics.text
         waiting = sample(text, "llamacpp:requests_deferred")
@@ -146,7 +149,7 @@ class LlamaCppAdapter(OpenAIAdapter):
         return EngineStats(
             running=sum(bool(slot.get("is_processing")) for slot in slots),
             waiting=None if waiting is None else int(waiting),
-            kv_tokens=sum(slot.get("n_ctx") or 0 for slot in slots) or None,
+            kv_tokens=sum(wire.count(slot.get("n_ctx")) or 0 for slot in slots) or None,
             prefix_queries=None if computed is None or hits is None else int(computed + hits),
             prefix_hits=None if hits is None else int(hits),
         )
@@ -154,20 +157,18 @@ class LlamaCppAdapter(OpenAIAdapter):
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Apply the chat template, then tokenize what comes out."""
         shaped = {key: body[key] for key in ("messages", "tools") if key in body}
-        prompt = (await self.ask("POST", self.root + "apply-template", shaped)).json()["prompt"]
+        prompt = (await self.post(self.root + "apply-template", shaped)).get("prompt")
         asked = {"content": prompt, "add_special": True, "parse_special": True}
-        tokens = (await self.ask("POST", self.root + "tokenize", asked)).json()["tokens"]
-        return [int(token) for token in tokens]
+        return self.tokens_of(await self.post(self.root + "tokenize", asked))
 
 
 def _count(answer: httpx.Response | None, name: str) -> int | None:
     """Return a number of an answer; ``None`` if it has none of that name."""
     try:
-        said = None if answer is None else answer.json()
-    except ValueError:
+        said = None if answer is None else wire.parse(answer.content)
+    except wire.Garbage:
         return None
-    count = said.get(name) if isinstance(said, Mapping) else None
-    return count if isinstance(count, int) else None
+    return wire.count(said.get(name)) if isinstance(said, Mapping) else None
 
 
 def _slot_of(scope: Scope) -> int | None:

@@ -21,6 +21,7 @@ from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe,
 from orla_lg.core.call import Ask
 from orla_lg.core.control import Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter
 from orla_lg_ollama.stay import Stay
 
@@ -34,7 +35,7 @@ LOOK_EVERY_S = 30.0
 """How often it is looked whether a model is still the one that was told to stay: others may have unloaded it."""
 
 _LATEST = ":latest"
-_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)", re.MULTILINE)
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,9})", re.MULTILINE)
 
 
 class OllamaAdapter(OpenAIAdapter):
@@ -82,8 +83,8 @@ class OllamaAdapter(OpenAIAdapter):
     async def _context(self, shown: Mapping[str, Any]) -> int | None:
         """Return the context it runs with; what the model was trained for says nothing about that."""
         loaded = (await self._loaded()).get("context_length")
-        if isinstance(loaded, int) and loaded > 0:
-            return loaded
+        if wire.count(loaded):
+            return wire.count(loaded)
         set_to = _NUM_CTX.search(str(shown.get("parameters") or ""))
         return int(set_to[1]) if set_to else None
 
@@ -164,8 +165,8 @@ class OllamaAdapter(OpenAIAdapter):
 def _models(seen: httpx.Response | None) -> list[Mapping[str, Any]] | None:
     """Return the entries of ``/api/ps``; ``None`` where that was no answer."""
     try:
-        told = None if seen is None else seen.json()
-    except ValueError:
+        told = None if seen is None else wire.parse(seen.content)
+    except wire.Garbage:
         return None
     models = told.get("models") if isinstance(told, Mapping) else None
     return [entry for entry in models if isinstance(entry, Mapping)] if isinstance(models, list) else None
@@ -194,5 +195,5 @@ def _with_short_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
     return tuple(int(part) for part in found.groups()) if found else ()

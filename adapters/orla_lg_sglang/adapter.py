@@ -16,6 +16,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
 from orla_lg.core.newest import Newest
 from orla_lg.errors import BackendUnavailable, EngineRefused
+from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample
@@ -236,7 +237,7 @@ class SGLangAdapter(OpenAIAdapter):
         return EngineStats(
             running=_sum(loads, "num_running_reqs"),
             waiting=_sum(loads, "num_waiting_reqs"),
-            kv_usage=fmean(float(each.get("token_usage") or 0.0) for each in loads),
+            kv_usage=fmean(_part(each.get("token_usage")) for each in loads),
             kv_tokens=_sum(loads, "max_total_num_tokens") or None,
             prefix_queries=_whole(sample(metrics, "sglang:prompt_tokens")),
             prefix_hits=_whole(sample(metrics, "sglang:cached_tokens")),
@@ -245,10 +246,7 @@ class SGLangAdapter(OpenAIAdapter):
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Ask for the tokens of a chat, its template applied."""
         kept = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
-        tokens = (await self.post(self.root + "tokenize", kept)).get("tokens")
-        if not isinstance(tokens, list):
-            raise BackendUnavailable(f"backend {self.backend.name!r} at {self.backend.url}: no tokens came")
-        return [int(token) for token in tokens]
+        return self.tokens_of(await self.post(self.root + "tokenize", kept))
 
     async def abort(self, call_id: str) -> bool:
         """End a call's request; SGLang answers the same for ids it does not know."""
@@ -302,11 +300,16 @@ def _started(flags: Mapping[str, Any]) -> str:
 
 
 def _product(tokens: Any, ranks: Any) -> int | None:
-    return tokens * ranks if isinstance(tokens, int) and isinstance(ranks, int) and tokens > 0 else None
+    return (wire.count(tokens) or 0) * (wire.count(ranks) or 0) or None
 
 
 def _sum(loads: Sequence[Mapping[str, Any]], name: str) -> int:
-    return sum(int(each.get(name) or 0) for each in loads)
+    return sum(wire.count(each.get(name)) or 0 for each in loads)
+
+
+def _part(said: Any) -> float:
+    """Return a part of a whole, 0 to 1."""
+    return float(said) if isinstance(said, int | float) and 0 <= said <= 1 else 0.0
 
 
 def _whole(value: float | None) -> int | None:

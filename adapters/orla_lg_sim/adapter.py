@@ -93,8 +93,7 @@ class SimAdapter(OpenAIAdapter):
 
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Ask for the tokens of a chat."""
-        answer = await self.post(self.root + "tokenize", body)
-        return [int(token) for token in answer.get("tokens") or ()]
+        return self.tokens_of(await self.post(self.root + "tokenize", body))
 
     async def abort(self, call_id: str) -> bool:
         """End a call by the name it was sent with."""

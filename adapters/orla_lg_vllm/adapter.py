@@ -33,6 +33,8 @@ PRIORITY_IGNORED_SINCE = (0, 11)
 """Versions whose only engine is V1, which ignores ``priority`` under another policy; V0 refused the request."""
 
 MAX_PRIORITY = 2**63 - 1
+MAX_DIGITS = 15
+"""Of a number of tokens."""
 
 _DEV_MODE = "the environment variable VLLM_SERVER_DEV_MODE=1 (on a closed network: its routes ask for no key)"
 _ADVICE: Mapping[Capability, str] = {
@@ -99,7 +101,7 @@ class _Shown:
     def block_tokens(self) -> int:
         """How many tokens are cached or not cached together."""
         sizes = [labels.get("block_size", "") for labels, _ in samples(self.metrics, "vllm:cache_config_info")]
-        return max((int(size) for size in sizes if size.isdecimal()), default=16)
+        return max(map(_number, sizes), default=0) or 16
 
 
 class VLLMAdapter(OpenAIAdapter):
@@ -196,7 +198,7 @@ class VLLMAdapter(OpenAIAdapter):
             told = [await self.post("chat/completions", body) for _ in range(2)]
         except (EngineRefused, BackendUnavailable):
             return False  # not known; the next probe asks again
-        counts = any(wire.usage_of(each.get("usage") or {}).cached_tokens is not None for each in told)
+        counts = any(wire.usage_of(each.get("usage")).cached_tokens is not None for each in told)
         self._counts_cached = (incarnation, counts)
         return counts
 
@@ -267,11 +269,9 @@ class VLLMAdapter(OpenAIAdapter):
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Ask for the tokens of a chat, its template applied."""
         kept = ("model", "messages", "tools", "chat_template", "chat_template_kwargs")
-        answer = await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
-        tokens = answer.get("tokens")
-        if not isinstance(tokens, list):
-            raise BackendUnavailable(f"{self.backend.url}: tokenize answered no tokens, but {sorted(answer)}")
-        return [int(token) for token in tokens]
+        return self.tokens_of(
+            await self.post(self.root + "tokenize", {key: body[key] for key in kept if key in body})
+        )
 
     async def abort(self, call_id: str) -> bool:
         """End a chat completion; vLLM made its id out of ours and answers before it looks whether it knows it."""
@@ -320,15 +320,17 @@ def _on_cpu(shown: _Shown) -> bool:
 
 def _cache_tokens(labels: Mapping[str, str]) -> int:
     """Return what one engine's cache holds; models of mixed layers make it less than all blocks' tokens."""
-    told = labels.get("kv_cache_size_tokens", "")
-    if told.isdecimal():
-        return int(told)
-    parts = (labels.get("block_size", ""), labels.get("num_gpu_blocks", ""))
-    return int(parts[0]) * int(parts[1]) if all(part.isdecimal() for part in parts) else 0
+    told = _number(labels.get("kv_cache_size_tokens", ""))
+    return told or _number(labels.get("block_size", "")) * _number(labels.get("num_gpu_blocks", ""))
+
+
+def _number(said: str) -> int:
+    """Return a number as a label of metrics has it; 0 where it is none."""
+    return int(said) if said.isdecimal() and len(said) <= MAX_DIGITS else 0
 
 
 def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     return (int(found[1]), int(found[2])) if found else ()
 
 

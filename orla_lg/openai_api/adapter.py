@@ -156,6 +156,19 @@ class OpenAIAdapter:
         """
         return _object(await self.ask("POST", path, body, timeout_s=timeout_s), self._where, path)
 
+    def tokens_of(self, answer: Mapping[str, Any]) -> list[int]:
+        """Return the tokens in an engine's answer to ``tokenize``.
+
+        Raises:
+            BackendUnavailable: There are none.
+        """
+        tokens = answer.get("tokens")
+        counted = [wire.count(token) for token in tokens] if isinstance(tokens, list) else [None]
+        whole = [token for token in counted if token is not None]
+        if len(whole) < len(counted):
+            raise BackendUnavailable(f"{self._where}: tokenize answered no tokens, but {sorted(answer)}"[:500])
+        return whole
+
     async def peek(self, path: str, *, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         """GET an object that may not be there; empty if the engine says no in any way."""
         try:

@@ -105,8 +105,8 @@ class EngineClients:
             "api_key": self.backend.api_key or NO_KEY,
             "base_url": self.backend.url,
             "max_retries": 0,
-            # What is tapped must not be compressed.
-            "default_headers": {"Accept-Encoding": "identity"},
+            # What is tapped must not be compressed; the program's name is the caller's SDK's.
+            "default_headers": {"Accept-Encoding": "identity", "User-Agent": f"OpenAI/Python {openai.__version__}"},
         }
 
     def _http_settings(self) -> dict[str, Any]:
@@ -236,14 +236,16 @@ class SdkSender:
         body = {**with_fields(asked, fields), "model": flight.model}
         guards = {name: value for name, value in fields.items() if is_guard(name, value)}
         added = {name for name, value in fields.items() if name not in guards and asked.get(name, guards) != value}
-        mode, streams = _mode_of(said), said.get(STREAM_OPTIONS)
-        if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
-            mode, body["stream"] = "assemble", True
-        strip = mode == "stream" and flight.counts_streams and STREAM_OPTIONS not in dialect.refused
-        strip = strip and (streams is None or (isinstance(streams, Mapping) and not streams.get("include_usage")))
-        if strip or mode == "assemble":
-            body[STREAM_OPTIONS] = {**(streams or {}), "include_usage": True}
-            added |= {STREAM_OPTIONS} if strip else {"stream", STREAM_OPTIONS}
+        mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
+        strip = False
+        if isinstance(streams, Mapping):  # else the engine says what is wrong with it
+            if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
+                mode, body["stream"] = "assemble", True
+            countable = flight.counts_streams and STREAM_OPTIONS not in dialect.refused
+            strip = mode == "stream" and countable and not streams.get("include_usage")
+            if strip or mode == "assemble":
+                body[STREAM_OPTIONS] = {**streams, "include_usage": True}
+                added |= {STREAM_OPTIONS} if strip else {"stream", STREAM_OPTIONS}
         options = self._options_for(clients, body, fields)
         return Outgoing(clients, options, mode, strip, added, asked, guards)
 

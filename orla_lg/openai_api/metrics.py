@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterator
 
@@ -10,10 +12,12 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def samples(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
-    """Yield labels and value of each sample called *name*; counters may carry ``_total``."""
+    """Yield labels and value of each sample called *name* that is a number; counters may carry ``_total``."""
     for found in _SAMPLE.finditer(text):
         if found["name"] in (name, f"{name}_total"):
-            yield dict(_LABEL.findall(found["labels"] or "")), float(found["value"])
+            with contextlib.suppress(ValueError):
+                if math.isfinite(value := float(found["value"])):
+                    yield dict(_LABEL.findall(found["labels"] or "")), value
 
 
 def sample(text: str, name: str) -> float | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,13 +22,14 @@ from langchain_openai import ChatOpenAI
 from orla_lg import Backend, ChatOrla, Orla, OrlaError
 from orla_lg.core.call import Usage
 from orla_lg.core.dispatch import RetryPolicy
+from orla_lg.core.registry import adapter_of
 from orla_lg.openai_api import tap, wire
 from orla_lg.openai_api.adapter import OpenAIAdapter, chunk_of
 from tests.conftest import assert_nothing_left
 from tests.openai_api.raw_engine import EVENTS, MODEL, USAGE, Answer, Asked, RawEngine, events, stream_of, whole
 from tests.test_failures import FORMS, say
 
-DEEP = b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+DEEP = b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"
 ODD: list[Any] = [
     None,
     "x",
@@ -67,7 +71,7 @@ ROUGH = st.sampled_from(
         b"{",
         b"\xff\xfe",
         b'{"a": "\xff"}',
-        b"[" * 50_000,
+        b"[" * 3000,
         DEEP,
         b'{"a": ' + b"9" * 5000 + b"}",
         b"nul",
@@ -297,3 +301,46 @@ def test_a_long_answer_in_one_piece_passes(make_orla: Any, monkeypatch: pytest.M
 def test_events_in_single_bytes_cost_their_length() -> None:
     splitter, data = wire.EventSplitter(), b"data: " + b"x" * 200_000 + b"\n\n"
     assert [event for byte in data for event in splitter.feed(bytes([byte]))] == [data]
+
+
+# Adapters read more than answers
+
+KEYS = [
+    "data", "id", "max_model_len", "total_slots", "default_generation_settings", "n_ctx", "prompt", "tokens",
+    "loads", "num_running_reqs", "token_usage", "max_total_num_tokens", "vllm_config", "scheduler_config",
+    "policy", "models", "name", "context_length", "capabilities", "suspension", "held_requests", "effect",
+    "startup_time", "version", "modalities",
+]  # fmt: skip
+METRICS = st.sampled_from([
+    b"vllm:num_requests_running nan\nvllm:num_requests_waiting +Inf\nvllm:kv_cache_usage_perc x",
+    b'vllm:cache_config_info{block_size="' + b"9" * 5000 + b'",num_gpu_blocks="2"} 1',
+    b"llamacpp:requests_deferred NaN\nsglang:prompt_tokens 1e400",
+])  # fmt: skip
+SHOWN = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+)
+"""What any route of an engine may show."""
+
+
+@pytest.mark.parametrize("engine", ["openai", "vllm", "sglang", "llamacpp", "ollama", "sim"])
+@FUZZ
+@given(shown=st.lists(SHOWN.map(bytes_of) | ROUGH | METRICS, min_size=1, max_size=4))
+def test_adapters_make_errors_of_ours_of_garbage(engine: str, shown: list[bytes]) -> None:
+    adapter: Any = adapter_of(Backend("main", "http://127.0.0.1:9/v1", engine=engine))
+    numbers = itertools.count()
+
+    async def ask(method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> httpx.Response:
+        return httpx.Response(200, content=shown[next(numbers) % len(shown)])
+
+    adapter.ask = ask
+
+    async def every() -> None:
+        for name in ("probe", "stats", "sleep", "wake"):
+            if hasattr(adapter, name):
+                with contextlib.suppress(OrlaError):
+                    await getattr(adapter, name)()
+        if hasattr(adapter, "tokenize"):
+            with contextlib.suppress(OrlaError):
+                assert all(type(token) is int for token in await adapter.tokenize({"messages": []}))
+
+    asyncio.run(every())
