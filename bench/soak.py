@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import flags
+from ending import ended
 from soaking.account import Account, Check
 from soaking.engine import engine_process
 from soaking.figures import flat, idle, kept, show
@@ -153,4 +154,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main, "before the load began"))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orla_lg.errors import OrlaError
 from orla_lg.testing.faults import OK, Fault, FaultEngine, Reply, Seen
 from orla_lg.testing.faults.reply import reply_for
 
@@ -48,13 +49,15 @@ class Rule:
 @contextmanager
 def engine_process() -> Iterator[str]:
     """Run the engine in a process of its own and give its URL."""
-    command = [sys.executable, "-c", "from soaking.engine import main; main()"]
+    command = [sys.executable, "-m", "bench.soaking.engine"]
     process = subprocess.Popen(
-        command, cwd=ROOT / "bench", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout is not None and process.stdin is not None
     try:
-        yield process.stdout.readline().strip()
+        if not (url := process.stdout.readline().strip()):
+            raise OrlaError("the engine's process did not start")
+        yield url
     finally:
         process.stdin.close()
         process.wait(10)
@@ -72,3 +75,7 @@ async def _serve() -> None:
     print(engine.url, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await engine._stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from soaking.runs import FORMS, Graphs, Run, Way, draw_plan
 
 CALLS_OF_RUN = 3.6
 """On the average, with those that end early; what makes runs out of a rate of calls."""
-RETURNING, VISITS = 60, 5
+RETURNING, VISITS = 30, 4
 """Threads that are returned to, and how often until they are deleted."""
 MAX_OPEN = 300
 WORKERS = 64

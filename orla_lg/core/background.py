@@ -23,8 +23,8 @@ CLEANUP_S = 1.0
 class Background:
     """A thread with an event loop, started at first use and anew after a fork.
 
-    Nothing on the request path waits for this loop except a backend's first probe. Work runs in a context of its own: it
-    outlives the call that began it, whose context holds a graph's whole state.
+    Nothing on the request path waits for this loop except a backend's first probe. Work runs in a context of its own:
+    it outlives the call that began it, whose context holds a graph's whole state.
     """
 
     def __init__(self) -> None:

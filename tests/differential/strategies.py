@@ -77,7 +77,7 @@ ERRORS: tuple[Any, ...] = (
     {"error": {"message": "out of memory", "code": 500}}, {"error": "out of memory"}, {"error": {"code": 400}},
     {"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}},
     {"error": {"message": "slow down", "code": 429}}, {"error": None}, {"error": {}}, {"error": []},
-    {"error": {"message": "odd", "code": 99999}}, {"error": {"message": 7, "code": "500"}}, 
+    {"error": {"message": "odd", "code": 99999}}, {"error": {"message": 7, "code": "500"}},
     {"message": "none of ours"},
 )  # fmt: skip
 dialects = st.builds(
