@@ -97,6 +97,9 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
 	$(BIN)/python bench/house.py $(HOUSE)
 
+soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
+	$(BIN)/python bench/soak.py $(SOAK)
+
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python bench/picture_top.py
 

@@ -36,7 +36,8 @@ CLEANUP_S = 1.0
 class Background:
     """A thread with an event loop, started at first use, and anew after a fork or if it ended by itself.
 
-    Nothing on the request path waits for this loop except a backend's first probe.
+    Nothing on the request path waits for this loop except a backend's first probe. Work runs in a context of its own:
+    it outlives the call that began it, whose context holds a graph's whole state.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class Background:
             OrlaClosed: ``close`` was called.
         """
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._running_loop())
+            return Context().run(asyncio.run_coroutine_threadsafe, work, self._running_loop())
         except RuntimeError as error:  # ``OrlaClosed``, or the loop closed since
             work.close()
             raise OrlaClosed("this Orla is closed; make a new one to go on") from error
@@ -105,7 +106,7 @@ class Background:
             return self._loop
 
     def _start(self) -> None:
-        self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+        self._loop, self._pid = Context().run(asyncio.new_event_loop), os.getpid()
         self._errands.clear()
         self._thread = threading.Thread(target=self._run, args=(self._loop,), name="orla", daemon=True)
         self._thread.start()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import threading
+import weakref
+from contextvars import Context, ContextVar
 
 import pytest
 
@@ -33,6 +36,26 @@ def test_it_starts_at_first_use_and_ends_with_its_owner() -> None:
     with pytest.raises(OrlaClosed):
         background.submit(late)
     assert called.is_set() and inspect.getcoroutinestate(late) == inspect.CORO_CLOSED
+
+
+def test_it_keeps_nothing_of_the_context_that_first_used_it() -> None:
+    class State:
+        pass
+
+    variable, background, forever = ContextVar[State]("state"), Background(), asyncio.Event()
+
+    def call() -> weakref.ref[State]:
+        state = State()
+        variable.set(state)
+        background.submit(forever.wait())
+        background.call_later(3600.0, forever.set)
+        background.submit(who()).result(5)
+        return weakref.ref(state)
+
+    held = Context().run(call)
+    gc.collect()
+    assert held() is None
+    background.close()
 
 
 def test_what_runs_at_the_end_may_clean_up() -> None:

@@ -1,0 +1,186 @@
+"""The graph, one run of it, and what each of its calls is to meet."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypedDict
+
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+
+from orla_lg.testing.faults import Fault
+
+ATTEMPTS = 3
+FORMS = ("invoke", "ainvoke", "stream", "astream")
+TRANSIENT = (
+    Fault.RESET, Fault.DEAD_BEFORE_HEADERS, Fault.DEAD_IN_PREFILL, Fault.BUSY, Fault.BUSY_UNTIL, Fault.GARBAGE,
+    Fault.HTML_PAGE, Fault.OVERLOADED, Fault.BROKEN,
+)  # fmt: skip
+"""Before the first token: another attempt may succeed."""
+MID_STREAM = (Fault.DEAD_MID_STREAM, Fault.ERROR_EVENT, Fault.NO_DONE, Fault.TRUNCATED_JSON)
+HARMLESS = (
+    Fault.SLOW_FIRST_TOKEN,
+    Fault.SLOW_TOKENS,
+    Fault.NO_USAGE,
+    Fault.NEGATIVE_TOKENS,
+    Fault.CACHED_ABOVE_PROMPT,
+)
+
+
+class Way(StrEnum):
+    """Where a run goes after its first stage."""
+
+    ON = "on"
+    OVER = "over"
+    """A backend that refuses connections, and another that takes over."""
+    GONE = "gone"
+    """A backend that refuses connections, and no other."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call meets: a fault, so many times."""
+
+    fault: Fault | None = None
+    times: int = 0
+
+    @property
+    def doomed(self) -> bool:
+        """Whether no attempt of the call can succeed."""
+        return self.fault in TRANSIENT and self.times >= ATTEMPTS
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a call that fails is matched by this."""
+        return self.fault is not None and self.fault not in HARMLESS
+
+
+def draw_plan(dice: random.Random) -> Plan:
+    """Return what a call meets: mostly nothing."""
+    drawn = dice.random()
+    if drawn < 0.90:
+        return Plan()
+    if drawn < 0.94:
+        return Plan(dice.choice(HARMLESS), 1)
+    if drawn < 0.975:
+        return Plan(dice.choice(TRANSIENT), 1)
+    if drawn < 0.985:
+        return Plan(dice.choice(TRANSIENT), ATTEMPTS)
+    return Plan(dice.choice(MID_STREAM), ATTEMPTS)
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of the graph: what is planned, and what came of it."""
+
+    number: int
+    id: str
+    form: str
+    way: Way
+    thread: str
+    plans: tuple[Plan, ...]
+    cancel_after_s: float | None = None
+    begun: list[Plan] = field(default_factory=list)
+    """The plans of the calls that its nodes began."""
+    records: int = 0
+    error: BaseException | None = None
+    cancelled: bool = False
+    wrong: str = ""
+    ended_s: float | None = None
+
+
+class State(TypedDict, total=False):
+    """What the graph carries: the last answer."""
+
+    text: str
+
+
+class Graphs:
+    """The graph; its nodes find their run by the number in the config.
+
+    Args:
+        url: Where the code says that its model is.
+        hidden: Faults that no plan has, for the control that must fail: one call in so many meets one; 0: none does.
+        hold: One stream in so many is kept open, for the control that must fail; 0: none is.
+    """
+
+    def __init__(self, url: str, *, hidden: int = 0, hold: int = 0) -> None:
+        self.runs: dict[int, Run] = {}
+        self.held: list[Any] = []
+        self._hidden, self._hold, self._streams = hidden, hold, 0
+        self._model = ChatOpenAI(
+            base_url=url, model="stub-model", api_key="none", max_retries=ATTEMPTS - 1, timeout=10.0
+        )  # type: ignore[call-arg, arg-type]
+        inner = StateGraph(State)
+        for name in ("look", "judge"):
+            inner.add_node(name, self._asking(name))
+        inner.add_edge(START, "look").add_edge("look", "judge")
+        outer = StateGraph(State)
+        for name in ("draft", "over", "gone"):
+            outer.add_node(name, self._asking(name))
+        outer.add_node("inner", inner.compile())
+        outer.add_node("send", RunnableLambda(self._stream, self._astream))
+        outer.add_edge(START, "draft").add_conditional_edges(
+            "draft", self._way, {"on": "inner", "over": "over", "gone": "gone"}
+        )
+        outer.add_edge("over", "inner").add_edge("gone", "inner").add_edge("inner", "send").add_edge("send", END)
+        self.graph = outer.compile(checkpointer=InMemorySaver())
+
+    def _way(self, state: State, config: RunnableConfig) -> str:
+        return self._run(config).way.value
+
+    def _run(self, config: RunnableConfig) -> Run:
+        return self.runs[config["configurable"]["soak"]]
+
+    def _prompt(self, config: RunnableConfig) -> tuple[Run, str]:
+        run = self._run(config)
+        position = len(run.begun)
+        plan = run.plans[position % len(run.plans)]
+        run.begun.append(plan)
+        fault, times = plan.fault or "none", plan.times
+        if self._hidden and plan.fault is None and hash((run.number, position)) % self._hidden == 0:
+            fault, times = Fault.BROKEN, ATTEMPTS
+        return run, f"[call {run.number}.{position} {fault} {times}]"
+
+    def _asking(self, name: str) -> Any:
+        def ask(state: State, config: RunnableConfig) -> State:
+            run, prompt = self._prompt(config)
+            return self._check(run, prompt, self._model.invoke(prompt).content)
+
+        async def aask(state: State, config: RunnableConfig) -> State:
+            run, prompt = self._prompt(config)
+            return self._check(run, prompt, (await self._model.ainvoke(prompt)).content)
+
+        return RunnableLambda(ask, aask, name=name)
+
+    def _stream(self, state: State, config: RunnableConfig) -> State:
+        run, prompt = self._prompt(config)
+        chunks = self._model.stream(prompt)
+        if self._keeps():
+            next(chunks)
+            self.held.append(chunks)
+            return {"text": ""}
+        return self._check(run, prompt, "".join(str(chunk.content) for chunk in chunks))
+
+    async def _astream(self, state: State, config: RunnableConfig) -> State:
+        run, prompt = self._prompt(config)
+        chunks = self._model.astream(prompt)
+        if self._keeps():
+            await anext(chunks)
+            self.held.append(chunks)
+            return {"text": ""}
+        return self._check(run, prompt, "".join([str(chunk.content) async for chunk in chunks]))
+
+    def _keeps(self) -> bool:
+        self._streams += 1
+        return bool(self._hold) and self._streams % self._hold == 0
+
+    @staticmethod
+    def _check(run: Run, prompt: str, answer: Any) -> State:
+        if prompt not in answer:
+            run.wrong = f"asked {prompt!r}, got {answer!r}"
+        return {"text": answer}

@@ -1,0 +1,155 @@
+"""What the examples of one session share, and how one of them is examined."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import httpx2
+from openai import _base_client
+
+from orla_lg import Backend, ChatOrla, Orla
+from orla_lg.core import registry
+from orla_lg.core.dispatch import RetryPolicy
+from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
+from tests.differential.judging import worse
+from tests.differential.runs import Answered, Job, Run, arun, bare_model, make_graph, run
+from tests.differential.script import Case
+from tests.differential.server import MODEL, ScriptedServer
+
+PATIENCE_S = 30.0
+PAUSE_S = 0.004
+"""Between attempts, the SDK's and ours: examples are many."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one case."""
+
+    bare: Run
+    wrapped: Run
+    orla: Run
+    faults: tuple[str, ...]
+    """In what it is worse than bare, and what it left behind."""
+
+
+class Bench:
+    """The server, the graph and a running loop; ``examine`` makes all calls of a case."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self.server = server
+        self.graph = make_graph()
+        self._numbers = itertools.count(1)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="examples", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the loop."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def examine(self, case: Case) -> Verdict:
+        """Make the case's call in every way, and judge."""
+        number = next(self._numbers)
+        keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla", "streamed")}
+        for key in keys.values():
+            self.server.scripts[key] = case.script
+        model = bare_model(self.server.url, CALLER_KEY, case.retries, case.stream_usage)
+        try:
+            bare = self._run(self.graph, Job(case, keys["bare"], model))
+            backend = Backend("main", self.server.url, model=MODEL, api_key=BACKEND_KEY)
+            with Orla([backend], mapper={"*": "main"}, control=False) as orla:
+                orla.core.serving.retries = RetryPolicy(base_s=PAUSE_S)
+                wrapped = self._run(orla.wrap(self.graph), Job(case, keys["wrapped"], model))
+                faults = self._left(orla, case, wrapped, keys["wrapped"])
+            with Orla([backend], mapper={"*": "main"}, control=False) as orla:
+                orla.core.serving.retries = RetryPolicy(base_s=PAUSE_S)
+                chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout)
+                through = self._run(self.graph, Job(case, keys["orla"], chat))
+                faults += self._left(orla, case, through, keys["orla"])
+            served = {keys["wrapped"], keys["orla"]}
+            if not self.server.wait(lambda: not self.server.connected(served)):
+                faults.append("connections are open after close()")
+
+            def streamed() -> Run:
+                inner = replace(case, inner="stream")
+                return self._run(self.graph, Job(inner, keys["streamed"], model))
+
+            for way, other in (("wrapped", wrapped), ("orla", through)):
+                found = worse(case, bare, other, is_chat_orla=way == "orla", streamed=streamed)
+                if found is not None:
+                    faults.append(f"{way}: {found}")
+                faults += [f"{way}: {fault}" for fault in self._disclosed(keys[way])]
+            return Verdict(bare, wrapped, through, tuple(faults))
+        finally:
+            self.server.forget(set(keys.values()))
+
+    def _run(self, graph: Any, job: Job) -> Run:
+        if job.case.outer in ("invoke", "stream"):
+            return run(graph, job)
+        return asyncio.run_coroutine_threadsafe(arun(graph, job), self._loop).result(PATIENCE_S)
+
+    def _left(self, orla: Orla, case: Case, done: Run, key: str) -> list[str]:
+        """Return what the call left behind, and what is wrong with its record."""
+        faults = []
+        if not self._settled(orla, key):
+            gc.collect()  # what hangs in a cycle of an exception's frames ends with it, bare as well
+            if not self._settled(orla, key):
+                faults.append(f"in flight after the end: {orla.statistics().backends['main'].queue}")
+        try:
+            assert_nothing_left(orla)
+        except AssertionError as error:
+            faults.append(f"left behind: {error}")
+        records = orla.records()
+        if len(records) != 1:
+            faults.append(f"{len(records)} records of one call")
+        elif isinstance(done.outcome, Answered) and case.inner != "stop" and records[0].error is not None:
+            faults.append(f"answered, and its record says {records[0].error}")
+        return faults
+
+    def _settled(self, orla: Orla, key: str) -> bool:
+        def idle() -> bool:
+            queue = orla.statistics().backends["main"].queue
+            return not (queue.in_flight or queue.waiting or self.server.busy({key}))
+
+        return self.server.wait(idle, 1.5)
+
+    def _disclosed(self, key: str) -> list[str]:
+        """Return what went where it must not: a key, or a prompt, to another host than the backend's own."""
+        home = f"127.0.0.1:{self.server.port}"
+        faults = []
+        for seen in self.server.seen.get(key, ()):
+            if CALLER_KEY in seen.authorization:
+                faults.append("the caller's key went to the backend")
+            if seen.host != home and BACKEND_KEY in seen.authorization:
+                faults.append(f"the backend's key went to {seen.host}")
+            if seen.host != home and seen.body:
+                faults.append(f"the prompt went to {seen.host}")
+        return faults
+
+
+@contextmanager
+def running_bench() -> Iterator[Bench]:
+    """Run what the examples share, with short pauses, and without loading certificates and entry points each time."""
+    context, entry_points = functools.cache(httpx2.create_ssl_context), functools.cache(registry.entry_points)
+    with (
+        mock.patch.object(_base_client, "INITIAL_RETRY_DELAY", PAUSE_S),
+        mock.patch.object(httpx2._transports.default, "create_ssl_context", lambda *given, **settings: context()),
+        mock.patch.object(registry, "entry_points", entry_points),
+        ScriptedServer() as server,
+    ):
+        bench = Bench(server)
+        try:
+            yield bench
+        finally:
+            bench.close()

@@ -1,0 +1,132 @@
+"""Whether a call went worse than the bare one did.
+
+The same answer, or an error of the same kind, is right. Better is right too: an answer where bare failed, if it is
+what the server meant. Where we differ by design, ``by_design`` says so; all else is worse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.differential.runs import Answered, Failed, Outcome, Run
+from tests.differential.script import Case, Reply
+
+SLACK_S = 2.5
+"""How much longer than bare a call may take, on a busy machine."""
+
+
+def worse(
+    case: Case,
+    bare: Run,
+    other: Run,
+    *,
+    is_chat_orla: bool,
+    streamed: Callable[[], Run],
+) -> str | None:
+    """Return in what way *other* is worse than *bare*; ``None`` if it is not.
+
+    Args:
+        case: What was called.
+        bare: The graph as it is.
+        other: The same call with us in between.
+        is_chat_orla: Whether *other* is a ``ChatOrla``: it streams from the engine where it is only invoked, and has
+            token counts where bare has none.
+        streamed: The bare graph with a streamed call; what ``ChatOrla`` may be measured by where streams go wrong.
+    """
+    found = _worse(case, bare.outcome, other.outcome, is_chat_orla)
+    if found and is_chat_orla and not case.streams and not _must_assemble(case, bare.outcome, other.outcome):
+        reference = streamed()
+        bare = Run(bare.outcome, max(bare.seconds, reference.seconds))
+        found = _worse(case, reference.outcome, other.outcome, is_chat_orla, assembled=True) and found
+    if found is None and other.seconds > 3 * bare.seconds + SLACK_S:
+        return f"took {other.seconds:.1f} s, bare {bare.seconds:.1f} s"
+    return found
+
+
+def _must_assemble(case: Case, bare: Outcome, other: Outcome) -> bool:
+    """Whether the streamed answer is whole and only its tool calls are numbered oddly, in a way that can be read."""
+    return (
+        isinstance(bare, Answered)
+        and isinstance(other, Answered)
+        and bare.calls != other.calls
+        and all(reply.numbering.tells_apart for reply in case.script)
+        and _same_but_calls(bare, other)
+    )
+
+
+def _same_but_calls(bare: Answered, other: Answered) -> bool:
+    return (bare.said, bare.finish) == (other.said, other.finish)
+
+
+def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, assembled: bool = False) -> str | None:
+    if isinstance(other, Answered):
+        if isinstance(bare, Answered):
+            return _difference(bare, other, is_chat_orla, assembled=assembled)
+        return None if _meant(case, other) else f"an answer that nothing brought: {other}"
+    if isinstance(bare, Answered):
+        if by_design(case, other):
+            return None
+        return f"fails where bare answers: {other}"
+    if other.born and other.name != bare.name:
+        return f"a raw {other.name} from {other.born}: {other.message}"
+    if other.kind == bare.kind or by_design(case, other):
+        return None
+    if bare.kind == "answer" and not other.born:
+        return None  # bare failed over what it could not read, by whatever exception; a named one is no worse
+    return f"fails as {other}, bare as {bare}"
+
+
+def _difference(bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:
+    names = ["said", "calls", "finish", "usage", *(() if assembled else ("streamed",))]
+    if is_chat_orla and bare.usage == "null":
+        names.remove("usage")
+    differ = [name for name in names if getattr(bare, name) != getattr(other, name)]
+    if not differ:
+        return None
+    return "; ".join(f"{name} is {_short(other, name)}, bare {_short(bare, name)}" for name in differ)
+
+
+def _short(outcome: Answered, name: str) -> str:
+    return str(getattr(outcome, name))[:400]
+
+
+def _meant(case: Case, other: Answered) -> bool:
+    """Whether an answer is one that the script gives, where bare got none."""
+    if case.ask not in ("plain", "tools") or case.inner == "stop":
+        return True
+    said = {json.dumps([reply.answer.content or "", None]) for reply in case.script if reply.body is None}
+    return other.said in said
+
+
+# What differs by design
+
+
+def by_design(case: Case, other: Failed) -> bool:
+    """Whether an error stands for something that bare code does not do, or does not notice."""
+    if other.born:
+        return False
+    if any(reply.redirect in ("host", "port") for reply in case.script):
+        return True  # a prompt goes to no other host than the backend's own
+    if case.script[0].status in (400, 422) and len(case.script) > 1:
+        return True  # asked again without the fields that are ours, and that met another reply
+    return other.kind in ("connection", "answer") and any(_may_be_cut(reply) for reply in case.script)
+
+
+def _may_be_cut(reply: Reply) -> bool:
+    """Whether an answer breaks off, or ends without a sign that it is whole: bare takes what came for the answer.
+
+    A break and what is no answer at all may come together; then either may be named.
+    """
+    dialect, framing = reply.dialect, reply.framing
+    signs = (
+        dialect.end not in ("no done", "no finish, no done"),
+        bool(reply.answer.finish) and "no finish" not in dialect.end,
+    )
+    cut = framing.drop.endswith("within") or framing.how in (
+        "short length",
+        "long length",
+        "no last chunk",
+        "bad chunk",
+    )
+    return not any(signs) or cut
