@@ -24,7 +24,8 @@ import psutil
 from flags import count
 
 from orla_lg.core.call import Ask
-from orla_lg.core.claims import Claims, Doing
+from orla_lg.core.claims import Claims
+from orla_lg.core.memory import Doing
 from orla_lg.core.residency import Residency, Stay
 
 GOAL_MB, GOAL_US = 100.0, 50.0

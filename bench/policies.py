@@ -36,8 +36,8 @@ from orla_lg.core.backend import Backend
 from orla_lg.core.call import Ask, Hints
 from orla_lg.core.flight import Flight
 from orla_lg.core.identity import Identity
-from orla_lg.core.policies import RequestChoice, Sortable, StageChoice
-from orla_lg.core.queues import Queued
+from orla_lg.core.policies import RequestChoice, StageChoice
+from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual import VirtualServing
 from orla_lg_sim import arrivals as traces

@@ -2,14 +2,13 @@
 
 from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
-from orla_lg.core.claims import Holding
 from orla_lg.core.costs import Costs, Spent
 from orla_lg.core.estimates import Learned
 from orla_lg.core.forecast import Ahead, StageOutlook
 from orla_lg.core.limits import Limit, Limits
 from orla_lg.core.mappers.table import ExplicitMapper
 from orla_lg.core.mapping import Planned, StageMapper
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Returns, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Holding, MemoryPolicy, Returns, Verb
 from orla_lg.core.memory_policies import (
     DemoteInterrupted,
     FlushAtBoundary,
@@ -21,8 +20,7 @@ from orla_lg.core.memory_policies import (
     WarmNextStage,
     WarmReturns,
 )
-from orla_lg.core.policies import RequestPolicy, StagePolicy
-from orla_lg.core.queues import Queued
+from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.serving import Statistics
 from orla_lg.core.view import BackendView

@@ -9,9 +9,9 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Cost, Orla
 from orla_lg.core import costs
+from orla_lg.core.backend import price
 from orla_lg.core.call import Considered, Usage
 from orla_lg.core.costs import CostBook, Spent
-from orla_lg.core.record import price
 from tests.conftest import at, chat
 from tests.core.test_mappers_cost_quality import record
 from tests.stub_engine import StubEngine

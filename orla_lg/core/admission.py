@@ -18,15 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
 from orla_lg.core.cached_blocks import CachedBlocks
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.capacity import Capacity
-from orla_lg.core.claims import PATIENCE_S, Claims, Doing
+from orla_lg.core.claims import Claims
+from orla_lg.core.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.identity import tenant_of, workflow_name
+from orla_lg.core.memory import Doing
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 from orla_lg.core.pieces import Piece
 from orla_lg.core.residency import Residency, Stay
@@ -42,8 +43,6 @@ GROWTH_SHARE = 0.8
 UNKNOWN_GROWTH = 1.5
 """Expected of a workflow of whose kind no run has ended yet, in lengths of its prompt."""
 
-GATE_TOKENS = 192.0
-"""A prefix of so many tokens that another call is just prefilling is worth waiting for."""
 
 UNTOLD = 2.0
 """Where an engine tells what it gives up, so many times what it holds may be believed: no event tells of what lies
@@ -57,15 +56,6 @@ PATIENCE_CALLS = 20.0
 
 LOOK_AT = 32
 """When those that should go cannot, so many that might go in their place are looked at."""
-
-
-class Held(StrEnum):
-    """Why a waiting call cannot go."""
-
-    CACHE = "cache"
-    """What it needs does not fit beside what others count on."""
-    PREFIX = "prefix"
-    """Another call is prefilling what both begin with."""
 
 
 @dataclass(eq=False, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from orla_lg.core import checked
-from orla_lg.core.call import Ask, Chunk
+from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.secret import Secret
 from orla_lg.errors import ConfigError, shown
 
@@ -177,6 +177,16 @@ def _check_endpoint(where: str, name: str, said: object) -> None:
             f"{where}: {name} {shown(said)} is not tcp://host:port or ipc://path, as seen from here (a host of '*' "
             "is the engine's side of it)"
         )
+
+
+def price(usage: Usage | None, cost: Cost) -> float | None:
+    """Return what a call costs in US dollars; ``None`` without token counts."""
+    if usage is None:
+        return None
+    cached = min(usage.cached_tokens or 0, usage.prompt_tokens)
+    cached_price = cost.input_per_mtoken if cost.cached_input_per_mtoken is None else cost.cached_input_per_mtoken
+    fresh = (usage.prompt_tokens - cached) * cost.input_per_mtoken
+    return (fresh + cached * cached_price + usage.completion_tokens * cost.output_per_mtoken) / 1e6
 
 
 class Capability(StrEnum):

@@ -33,6 +33,9 @@ CLEANUP_S = 1.0
 """How long cancelled work may take to clean up."""
 
 
+Clock = Callable[[], float]
+
+
 class Background:
     """A thread with an event loop, started at first use, and anew after a fork or if it ended by itself.
 

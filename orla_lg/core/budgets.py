@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from orla_lg.core.limits import FIGURES, NO_LIMITS, SHARED, Layer, Limit, Limits, checked
-from orla_lg.core.spending import NOTHING, Account, Amount
+from orla_lg.core.spending import NOTHING, Account, Accounts, Amount, Bound, Key, Scope, Wall
 from orla_lg.errors import BudgetExceeded
 
 if TYPE_CHECKING:
@@ -28,55 +27,6 @@ KEEP_ACCOUNTS = 10_000
 
 LOOKS = 8
 """So many accounts are looked at for one to forget; those with calls under way move out of the way."""
-
-
-class Scope(StrEnum):
-    """Whose use is limited."""
-
-    RUN = "run"
-    STAGE = "stage"
-    TENANT = "tenant"
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """One limit that a call is under."""
-
-    scope: Scope
-    name: str
-    """The run's id, the stage, the tenant."""
-    limit: Limit
-    where: str = ""
-
-    def exceeded(self, figure: str, why: str, retry_after_s: float | None = None) -> BudgetExceeded:
-        """Return the error that says which limit is spent, and whose."""
-        bound = FIGURES[figure].format(getattr(self.limit, figure))
-        window = f" in any {self.limit.per_s:g} s" if self.limit.per_s is not None else ""
-        message = (
-            f"{self.scope} {self.name!r} may use {bound}{window} (limits.{self._key}.{figure}{self.where}): {why}"
-        )
-        return BudgetExceeded(
-            message, scope=str(self.scope), name=self.name, figure=figure, retry_after_s=retry_after_s
-        )
-
-    @property
-    def _key(self) -> str:
-        return "run" if self.scope is Scope.RUN else f"{self.scope}s.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Wall:
-    """The end of the time that a call's run has."""
-
-    until_s: float
-    """Monotonic seconds."""
-    bound: Bound
-
-    def exceeded(self, now: float, doing: str = "") -> BudgetExceeded:
-        """Return the error for a call that comes, or still waits, when the time is over."""
-        assert self.bound.limit.wall_s is not None
-        gone = now - self.until_s + self.bound.limit.wall_s
-        return self.bound.exceeded("wall_s", f"it began {gone:.3f} s ago{doing}; raise the limit, or begin a new run")
 
 
 @dataclass(eq=False, slots=True)
@@ -104,12 +54,6 @@ class LimitStatistics:
     """To calls under way."""
     refused: int
     """Calls turned away."""
-
-
-Key = tuple[Hashable, Scope, str]
-"""The layer's key, and whose."""
-
-Accounts = MutableMapping[Key, tuple[Bound, Account]]
 
 
 class LimitBook:

@@ -10,30 +10,18 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import inf
 
+from orla_lg.core.gate import PATIENCE_S
+from orla_lg.core.memory import Doing, Holding
 from orla_lg.core.pieces import Piece
 from orla_lg.core.residency import Residency
-
-PATIENCE_S = 30.0
-"""What takes longer has taken too long."""
 
 LEFT_BEHIND = 16
 """So many of a workflow's newest abandoned branches are remembered as its own."""
 
 MARK_EVERY_S = 10.0
 """How finely the age of what nobody owns is known."""
-
-
-class Doing(StrEnum):
-    """What a workflow with a claim waits for."""
-
-    GENERATING = "generating"
-    TOOL = "tool"
-    """Its nodes run, but no call of its own."""
-    HUMAN = "human"
-    IDLE = "idle"
 
 
 LAPSES_AFTER_S: Mapping[Doing, float] = {Doing.TOOL: PATIENCE_S, Doing.HUMAN: 0.0, Doing.IDLE: 0.0}
@@ -63,34 +51,6 @@ class Claim:
     def pieces(self) -> set[Piece]:
         """Return all that it counts on."""
         return {piece for leaf in self.leaves.values() for piece in leaf.path()}
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a workflow has in the cache at one moment, as we believe."""
-
-    workflow: str
-    tokens: int
-    """On the paths of its stages' newest calls."""
-    alone_tokens: int
-    """Of these, on no other workflow's; what a flush of the workflow frees."""
-    obsolete_tokens: int
-    """Besides, what its earlier calls left and no workflow's newest call contains."""
-    doing: Doing
-    since_s: float
-    """Monotonic seconds."""
-    chance: float = 1.0
-    """That the workflow calls again, 0 to 1."""
-
-    @property
-    def loss_tokens(self) -> float:
-        """What is expected to be computed again if it went now."""
-        return self.chance * self.alone_tokens
-
-    @property
-    def shared_tokens(self) -> int:
-        """What other workflows have on their paths too."""
-        return self.tokens - self.alone_tokens
 
 
 class Claims:

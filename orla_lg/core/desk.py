@@ -15,10 +15,9 @@ from math import inf
 
 from orla_lg.core.admission import Admission, AdmissionStatistics
 from orla_lg.core.backend import Backend, BackendAdapter, Capability, Probe
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Call, Usage
-from orla_lg.core.claims import Doing
 from orla_lg.core.control import (
     EngineStats,
     KVEventSource,
@@ -26,18 +25,17 @@ from orla_lg.core.control import (
     SlotStore,
 )
 from orla_lg.core.estimates import Estimates
-from orla_lg.core.health import Clock, Health
+from orla_lg.core.health import Health
 from orla_lg.core.isolation import Isolation, Salts
 from orla_lg.core.kv_feed import KVFeed
 from orla_lg.core.ledger import Ledger, MemoryStatistics
 from orla_lg.core.load import LoadWatch
-from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.memory import CacheAction, Doing, Verb
 from orla_lg.core.messenger import Messenger, Witness
 from orla_lg.core.mover import Mover
 from orla_lg.core.orders import Verdict
 from orla_lg.core.pace import Pace
-from orla_lg.core.policies import Policies
-from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
+from orla_lg.core.queues import BackendQueue, Policies, Queued, QueueStatistics
 from orla_lg.core.returns import ReturnBook
 from orla_lg.core.saved import SavedPool, instance_of
 from orla_lg.core.seating import Seating

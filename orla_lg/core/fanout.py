@@ -22,11 +22,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
-from orla_lg.core.claims import PATIENCE_S
+from orla_lg.core.gate import GATE_TOKENS, PATIENCE_S
 from orla_lg.core.pace import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S
-from orla_lg.core.saved import in_common
+from orla_lg.core.pieces import in_common
 from orla_lg.core.slots import Seat, SlotTable
 
 if TYPE_CHECKING:

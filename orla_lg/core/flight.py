@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from orla_lg.core.backend import BackendAdapter, Capability, Directions, model_asked
+from orla_lg.core.backend import BackendAdapter, Capability, Directions, model_asked, price
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.effects import Steps, Wait
 from orla_lg.core.mapping import several
 from orla_lg.core.memory import CacheEvent
-from orla_lg.core.record import CallEvent, Happening, Record, price
+from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.spending import NOTHING, used
 from orla_lg.errors import BackendUnavailable, MappingError
 

@@ -10,11 +10,10 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.call import Call
 from orla_lg.core.estimates import Estimates
 from orla_lg.core.forecast import Ahead, Forecast
-from orla_lg.core.health import Clock
 from orla_lg.core.keeping import EstimatesFile
 from orla_lg.core.newest import Newest
 from orla_lg.core.outlook import START, Outlook

@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Protocol
 
 from orla_lg.core.backend import Backend, BackendAdapter, Capability, Probe
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.breaker import Breaker, Circuit
 from orla_lg.errors import BackendUnavailable, OrlaClosed
 
@@ -39,8 +38,6 @@ a restart, because what they are told of its cache would be wrong."""
 
 PROBE_LIMIT_S = 40.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
-
-Clock = Callable[[], float]
 
 
 class Concerned(Protocol):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 NAMESPACE_SEPARATOR = "|"
 ID_SEPARATOR = ":"
@@ -86,3 +90,14 @@ def stage_key(checkpoint_namespace: str) -> str:
 def standalone(call_id: str, *, identified: bool = True) -> Identity:
     """Return the identity of a call outside any graph: a workflow of its own."""
     return Identity(workflow=f"call-{call_id}", identified=identified)
+
+
+ANY_STAGE = "*"
+
+
+def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
+    """Return the key and entry for a stage; a call outside any graph has none, its code decides."""
+    if not stage:
+        return None
+    node = stage.rpartition(NAMESPACE_SEPARATOR)[2]
+    return next(((key, rules[key]) for key in (stage, node, ANY_STAGE) if key in rules), None)

@@ -8,8 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from orla_lg.core.mappers.table import parts_of
-from orla_lg.core.mapping import Mapper
+from orla_lg.core.mapping import Mapper, parts_of
 from orla_lg.core.record import Record
 
 log = logging.getLogger("orla_lg")

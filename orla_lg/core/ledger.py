@@ -12,13 +12,13 @@ from math import inf
 
 from orla_lg.core.backend import Effect
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
-from orla_lg.core.claims import Claims, Doing, Holding
-from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.claims import Claims
+from orla_lg.core.memory import CacheAction, Doing, Holding, Verb
 from orla_lg.core.orders import Claimed, Order, OrderBook, Trail, Truth
+from orla_lg.core.pieces import in_common
 from orla_lg.core.residency import Residency
-from orla_lg.core.saved import in_common
-from orla_lg.core.slots import Seat, Slot, SlotTable
-from orla_lg.core.swaps import Swaps
+from orla_lg.core.slots import Seat, SlotTable
+from orla_lg.core.swaps import Slot, Swaps
 
 FORGET_AFTER_S = 86_400.0
 """What nobody used or turned to for a day is believed to be gone."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orla_lg.core.checked import dotted, is_number
-from orla_lg.core.mappers.table import ANY_STAGE, rule_of
+from orla_lg.core.identity import ANY_STAGE, rule_of
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
 FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_usd": "${:.6g}", "wall_s": "{:.6g} s"}

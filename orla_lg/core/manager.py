@@ -13,12 +13,10 @@ from dataclasses import replace
 from functools import partial
 
 from orla_lg.core import returns
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.call import Call
-from orla_lg.core.claims import Doing
 from orla_lg.core.desk import Desk
-from orla_lg.core.health import Clock
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy
+from orla_lg.core.memory import CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
 from orla_lg.core.memory_policies import ReleaseOnly
 
 ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}

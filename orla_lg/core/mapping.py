@@ -11,7 +11,7 @@ its own call is queued, cached and recorded like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -341,3 +341,13 @@ def _beyond_context(ask: Ask, probe: Probe) -> list[str]:
     if probe.request_tokens is not None and asked > probe.request_tokens:
         return [f"{prompt} and max_tokens is {ask.max_tokens}, {holds} {probe.request_tokens} for both"]
     return []
+
+
+def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:
+    """Yield a mapper and all that it is composed of (its ``rules``, ``mappers`` and ``inner``)."""
+    if mapper is None:
+        return
+    yield mapper
+    inside = [rule.mapper for rule in getattr(mapper, "rules", {}).values()]
+    for part in (*inside, *getattr(mapper, "mappers", ()), getattr(mapper, "inner", None)):
+        yield from parts_of(part)

@@ -14,7 +14,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from orla_lg.core.call import CacheHint
-from orla_lg.core.claims import Holding
 
 
 class EventKind(StrEnum):
@@ -86,6 +85,44 @@ class CacheEvent:
     def final(self) -> bool:
         """Whether the workflow will not come back."""
         return self.kind in (EventKind.OVER, EventKind.THREAD_DELETED, EventKind.FORGOTTEN)
+
+
+class Doing(StrEnum):
+    """What a workflow with a claim waits for."""
+
+    GENERATING = "generating"
+    TOOL = "tool"
+    """Its nodes run, but no call of its own."""
+    HUMAN = "human"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a workflow has in the cache at one moment, as we believe."""
+
+    workflow: str
+    tokens: int
+    """On the paths of its stages' newest calls."""
+    alone_tokens: int
+    """Of these, on no other workflow's; what a flush of the workflow frees."""
+    obsolete_tokens: int
+    """Besides, what its earlier calls left and no workflow's newest call contains."""
+    doing: Doing
+    since_s: float
+    """Monotonic seconds."""
+    chance: float = 1.0
+    """That the workflow calls again, 0 to 1."""
+
+    @property
+    def loss_tokens(self) -> float:
+        """What is expected to be computed again if it went now."""
+        return self.chance * self.alone_tokens
+
+    @property
+    def shared_tokens(self) -> int:
+        """What other workflows have on their paths too."""
+        return self.tokens - self.alone_tokens
 
 
 class Verb(StrEnum):

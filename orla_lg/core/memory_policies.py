@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from orla_lg.core.claims import Doing, Holding
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Returns, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Returns, Verb
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
 STRENGTH = {verb: strength for strength, verb in enumerate(Verb)}

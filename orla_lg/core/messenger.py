@@ -18,8 +18,7 @@ from orla_lg.core.orders import Order, Trail, Verdict
 from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
-    from orla_lg.core.background import Background
-    from orla_lg.core.health import Clock
+    from orla_lg.core.background import Background, Clock
     from orla_lg.core.ledger import Ledger
 
 NEEDED = {

@@ -17,9 +17,8 @@ from orla_lg.core.memory import Verb
 from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
-    from orla_lg.core.background import Background
+    from orla_lg.core.background import Background, Clock
     from orla_lg.core.control import SlotStore
-    from orla_lg.core.health import Clock
     from orla_lg.core.ledger import Ledger
     from orla_lg.core.saved import Saved
     from orla_lg.core.slots import SlotTable

@@ -15,18 +15,18 @@ at the same moments as a request policy: where there are many stages that is mos
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import count
 from math import floor, inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from orla_lg.core import checked
+from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.queues import Policies, RequestPolicy, Sortable, StagePolicy
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from orla_lg.core.queues import Queued
 
-Sortable = tuple[Any, ...]
 
 KEEP_TENANTS = 1000
 
@@ -34,22 +34,6 @@ _MARKS = count()
 """Numbers for policies that leave marks on calls; a number instead of the policy keeps the marks plain data."""
 
 DEFAULT_STAGE, DEFAULT_REQUEST = "workflow_fcfs", "workflow_fcfs"
-
-
-class StagePolicy(Protocol):
-    """Which stage's sub-queue is served next; asked afresh at every dispatch."""
-
-    def key(self, head: Queued, now: float) -> Sortable:
-        """Return the sort key of a sub-queue by its head; *now* in monotonic seconds."""
-        ...
-
-
-class RequestPolicy(Protocol):
-    """Which call inside a sub-queue goes next; asked when the call arrives or its hints change."""
-
-    def key(self, head: Queued, now: float) -> Sortable:
-        """Return the sort key of a call; *now* in monotonic seconds."""
-        ...
 
 
 class Fcfs:
@@ -200,32 +184,13 @@ _NAMED: Mapping[str, Callable[[], StagePolicy]] = {
 NAMES = tuple(_NAMED)
 """Of the policies that come with orla_lg."""
 
-ANY_STAGE = ANY_BACKEND = "*"
+ANY_BACKEND = "*"
 
 StageChoice = str | StagePolicy | Mapping[str, str | StagePolicy]
 """A stage policy for all backends, or one for each; ``"*"`` is any other."""
 
 RequestChoice = str | RequestPolicy | Mapping[str, str | RequestPolicy]
 """A request policy for all stages, or one for each; ``"*"`` is any other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """The policies of one backend."""
-
-    stage: StagePolicy
-    requests: Mapping[str, RequestPolicy]
-    """By stage; ``"*"`` is any other."""
-
-    def of(self, stage: str) -> RequestPolicy:
-        """Return the policy that orders the calls of *stage*."""
-        return self.requests.get(stage) or self.requests[ANY_STAGE]
-
-    def granted(self, queued: Queued) -> None:
-        """Tell policies that keep account who goes now."""
-        for each in {self.stage, self.of(queued.call.identity.stage)}:
-            if (tell := getattr(each, "granted", None)) is not None:
-                tell(queued)
 
 
 def policies(backend: str, stage: StageChoice, request: RequestChoice) -> Policies:

@@ -14,10 +14,10 @@ from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 if TYPE_CHECKING:
     from orla_lg.core.amendments import Amendments
+    from orla_lg.core.background import Clock
     from orla_lg.core.call import Call
     from orla_lg.core.forecast import Ahead, Forecast
     from orla_lg.core.foresight import Foresight
-    from orla_lg.core.health import Clock
     from orla_lg.core.manager import MemoryManager
 
 

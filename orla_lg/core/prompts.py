@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage
 from orla_lg.core.newest import Newest
-from orla_lg.core.saved import in_common
+from orla_lg.core.pieces import in_common
 
 K = TypeVar("K")
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any, Protocol
 
 from orla_lg.core.call import Call
+from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.orders import Claimed
-from orla_lg.core.policies import Policies, Sortable, StagePolicy
 from orla_lg.core.prompts import Prompt
 from orla_lg.core.turn import Turn
 from orla_lg.errors import QueueFull
@@ -53,6 +54,44 @@ class Queued:
     """What it should find in the cache, from its grant on."""
     prompt: Prompt | None = None
     """What it sent, as far as a warm-up may need it."""
+
+
+Sortable = tuple[Any, ...]
+
+
+class StagePolicy(Protocol):
+    """Which stage's sub-queue is served next; asked afresh at every dispatch."""
+
+    def key(self, head: Queued, now: float) -> Sortable:
+        """Return the sort key of a sub-queue by its head; *now* in monotonic seconds."""
+        ...
+
+
+class RequestPolicy(Protocol):
+    """Which call inside a sub-queue goes next; asked when the call arrives or its hints change."""
+
+    def key(self, head: Queued, now: float) -> Sortable:
+        """Return the sort key of a call; *now* in monotonic seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policies of one backend."""
+
+    stage: StagePolicy
+    requests: Mapping[str, RequestPolicy]
+    """By stage; ``"*"`` is any other."""
+
+    def of(self, stage: str) -> RequestPolicy:
+        """Return the policy that orders the calls of *stage*."""
+        return self.requests.get(stage) or self.requests[ANY_STAGE]
+
+    def granted(self, queued: Queued) -> None:
+        """Tell policies that keep account who goes now."""
+        for each in {self.stage, self.of(queued.call.identity.stage)}:
+            if (tell := getattr(each, "granted", None)) is not None:
+                tell(queued)
 
 
 @dataclass(frozen=True, slots=True)

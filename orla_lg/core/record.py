@@ -14,8 +14,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
-from orla_lg.core.backend import Cost
-from orla_lg.core.call import CacheHint, Considered, Usage
+from orla_lg.core.call import CacheHint, Considered
 from orla_lg.core.identity import workflow_key
 from orla_lg.core.newest import Newest
 from orla_lg.core.orders import KEEP_ORDERS
@@ -103,16 +102,6 @@ class Aftermath:
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
     """Return *numbers* without what JSON has no word for: a mapper may say that something takes for ever."""
     return {name: value if isfinite(value) else None for name, value in numbers.items()}
-
-
-def price(usage: Usage | None, cost: Cost) -> float | None:
-    """Return what a call costs in US dollars; ``None`` without token counts."""
-    if usage is None:
-        return None
-    cached = min(usage.cached_tokens or 0, usage.prompt_tokens)
-    cached_price = cost.input_per_mtoken if cost.cached_input_per_mtoken is None else cost.cached_input_per_mtoken
-    fresh = (usage.prompt_tokens - cached) * cost.input_per_mtoken
-    return (fresh + cached * cached_price + usage.completion_tokens * cost.output_per_mtoken) / 1e6
 
 
 class Happening(StrEnum):

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import log2
 
-from orla_lg.core.claims import Doing
-from orla_lg.core.memory import Returns
+from orla_lg.core.memory import Doing, Returns
 from orla_lg.core.newest import Newest
 
 Odds = Callable[[str, Doing | None, float, float], float]

@@ -23,7 +23,8 @@ from enum import StrEnum
 from math import inf
 from zlib import crc32
 
-from orla_lg.core.claims import Doing
+from orla_lg.core.memory import Doing
+from orla_lg.core.pieces import in_common
 
 MAX_AGE_S = 3 * 86_400.0
 """A weekend; what nobody asked for in that time is forgotten."""
@@ -280,16 +281,6 @@ def instance_of(backend: str, url: str) -> str:
 
 def _sum(text: str) -> str:
     return f"{crc32(text.encode(errors='surrogatepass')):08x}"
-
-
-def in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many leading messages two prompts share, both as chained message hashes."""
-    shared = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        shared += 1
-    return shared
 
 
 def covered(prefix: Sequence[int], tokens: int, prompt: Sequence[int]) -> float:

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from orla_lg.core import fanout
-from orla_lg.core.admission import Held
+from orla_lg.core.gate import Held
 
 if TYPE_CHECKING:
     from orla_lg.core.call import Ask

@@ -22,7 +22,7 @@ from typing import Any
 from orla_lg.core.amendments import Amendments
 from orla_lg.core.attempts import Attempts
 from orla_lg.core.backend import Backend, BackendAdapter
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.budgets import LimitBook, LimitStatistics
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
 from orla_lg.core.candidates import Candidates
@@ -32,7 +32,6 @@ from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.effects import Send, Sender, Steps
 from orla_lg.core.flight import Flight
 from orla_lg.core.foresight import Foresight
-from orla_lg.core.health import Clock
 from orla_lg.core.identity import Identity
 from orla_lg.core.isolation import Salts
 from orla_lg.core.journal import Journal
@@ -43,8 +42,9 @@ from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory import CacheEvent, MemoryPolicy
 from orla_lg.core.orders import Order, Verdict
 from orla_lg.core.own import Ours, OwnCall
-from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, Policies, RequestChoice, StageChoice, policies
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.progress import Progress
+from orla_lg.core.queues import Policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.resources import hold, was_closed
 from orla_lg.core.returns import ReturnBook

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable, MutableMapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from orla_lg.core.backend import Cost
+from orla_lg.core.backend import Cost, price
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
-from orla_lg.core.record import price
+from orla_lg.core.limits import FIGURES, Limit
+from orla_lg.errors import BudgetExceeded
 
 SLICES = 60
 """A window slides in so many steps. What is old leaves up to one step late, never early."""
@@ -144,3 +147,59 @@ class Account:
             for _, amount in self.slices:
                 together = together.plus(amount)
             assert together == self.spent, self
+
+
+class Scope(StrEnum):
+    """Whose use is limited."""
+
+    RUN = "run"
+    STAGE = "stage"
+    TENANT = "tenant"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One limit that a call is under."""
+
+    scope: Scope
+    name: str
+    """The run's id, the stage, the tenant."""
+    limit: Limit
+    where: str = ""
+
+    def exceeded(self, figure: str, why: str, retry_after_s: float | None = None) -> BudgetExceeded:
+        """Return the error that says which limit is spent, and whose."""
+        bound = FIGURES[figure].format(getattr(self.limit, figure))
+        window = f" in any {self.limit.per_s:g} s" if self.limit.per_s is not None else ""
+        message = (
+            f"{self.scope} {self.name!r} may use {bound}{window} (limits.{self._key}.{figure}{self.where}): {why}"
+        )
+        return BudgetExceeded(
+            message, scope=str(self.scope), name=self.name, figure=figure, retry_after_s=retry_after_s
+        )
+
+    @property
+    def _key(self) -> str:
+        return "run" if self.scope is Scope.RUN else f"{self.scope}s.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """The end of the time that a call's run has."""
+
+    until_s: float
+    """Monotonic seconds."""
+    bound: Bound
+
+    def exceeded(self, now: float, doing: str = "") -> BudgetExceeded:
+        """Return the error for a call that comes, or still waits, when the time is over."""
+        assert self.bound.limit.wall_s is not None
+        gone = now - self.until_s + self.bound.limit.wall_s
+        return self.bound.exceeded("wall_s", f"it began {gone:.3f} s ago{doing}; raise the limit, or begin a new run")
+
+
+Key = tuple[Hashable, Scope, str]
+"""The layer's key, and whose."""
+
+
+Accounts = MutableMapping[Key, tuple[Bound, Account]]

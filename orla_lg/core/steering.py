@@ -13,7 +13,8 @@ from enum import Enum
 
 from orla_lg.core.desk import Desk
 from orla_lg.core.effects import Steps, WaitForTurn
-from orla_lg.core.policies import ANY_BACKEND, Policies, RequestChoice, StageChoice, changed
+from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
+from orla_lg.core.queues import Policies
 from orla_lg.errors import ConfigError, did_you_mean
 
 

@@ -10,15 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
 
 from orla_lg.core.backend import Effect
+from orla_lg.core.memory import Doing
+from orla_lg.core.pieces import in_common
 from orla_lg.core.returns import Odds, ReturnBook
-from orla_lg.core.saved import Saved, SavedPool, covered, in_common
+from orla_lg.core.saved import Saved, SavedPool, covered
 from orla_lg.core.worth import Prices
-
-if TYPE_CHECKING:
-    from orla_lg.core.slots import Slot
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +39,43 @@ class Swap:
 
     def __post_init__(self) -> None:
         self.ended.set_running_or_notify_cancel()  # a waiter's cancellation is not the engine's
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One place on the engine; ``held`` implies an owner."""
+
+    index: int
+    owner: str | None = None
+    held: bool = False
+    busy: bool = False
+    moving: bool = False
+    """An order of ours to the engine is under way: to erase, save or restore it."""
+    flushed: bool = False
+    """May hold tokens that were flushed or taken away: they must not be reused before another call replaced them."""
+    flush_when_idle: bool = False
+    """A flush came while the slot was busy."""
+    ahead: Swap | None = None
+    """It is being saved ahead of need; its owner may sit down nevertheless, and waits for that."""
+    blank: bool = False
+    """The engine emptied it, and nobody sat down since."""
+    mixed: bool = False
+    """It may hold tokens of another tenant than its owner's: where tenants are isolated they must not be reused."""
+    doing: Doing | None = None
+    """What its owner does; ``None``: nothing more, as a call outside any run."""
+    prefix: tuple[int, ...] = ()
+    """Chained message hashes of the last prompt (``Ask.prefix``)."""
+    tokens: int = 0
+    last_used_s: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether somebody could sit down."""
+        return not (self.busy or self.moving)
+
+    def common(self, prefix: tuple[int, ...]) -> int:
+        """Return how many leading messages of *prefix* the slot still holds."""
+        return in_common(self.prefix, prefix)
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from orla_lg.core.backend import Directions, Effect, with_fields
+from orla_lg.core.backend import Directions, Effect, price, with_fields
 from orla_lg.core.background import Background
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.control import Warmable, Warmed
@@ -30,7 +30,6 @@ from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.newest import Newest
 from orla_lg.core.orders import Order
 from orla_lg.core.prompts import Prompt, PromptBook, prompt_of
-from orla_lg.core.record import price
 from orla_lg.core.residency import Stay
 from orla_lg.core.slots import Seat, SlotTable
 from orla_lg.core.warmth import Owed, Refused, WarmBook, WarmStatistics, WarmUp

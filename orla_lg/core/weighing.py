@@ -12,7 +12,8 @@ from orla_lg.core.breaker import Circuit
 from orla_lg.core.control import EngineStats
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S
 from orla_lg.core.prompts import Prompt
-from orla_lg.core.slots import Slot, SlotTable
+from orla_lg.core.slots import SlotTable
+from orla_lg.core.swaps import Slot
 from orla_lg.core.warmth import Refused, Stakes, WarmUp, is_worth
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from orla_lg.core.budgets import Accounts
 from orla_lg.core.call import Call, Hints, Usage
 from orla_lg.core.estimates import Course
 from orla_lg.core.forecast import Forecast
@@ -20,6 +19,7 @@ from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_na
 from orla_lg.core.limits import Layer
 from orla_lg.core.memory import CacheEvent, EventKind
 from orla_lg.core.outlook import Outlook
+from orla_lg.core.spending import Accounts
 from orla_lg.core.standing import Standing
 from orla_lg.core.walk import Walk
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orla_lg.core.call import Ask
-from orla_lg.core.mappers.table import Rule, faults_of, parts_of, tables_of
-from orla_lg.core.mapping import Mapper, Planned, find, foretold, lacks, unserved
+from orla_lg.core.mappers.table import Rule, faults_of, tables_of
+from orla_lg.core.mapping import Mapper, Planned, find, foretold, lacks, parts_of, unserved
 from orla_lg.core.view import BackendView
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core

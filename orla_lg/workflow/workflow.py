@@ -13,8 +13,7 @@ from langgraph.types import All, Checkpointer
 
 from orla_lg.core.backend import Backend
 from orla_lg.core.call import Hints
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.core.mappers.table import ANY_STAGE
+from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.core.mapping import AUTO
 from orla_lg.errors import WorkflowError
 from orla_lg.graph.chat_model import ChatOrla

@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from orla_lg.core.cached_blocks import CachedBlocks
 from orla_lg.core.call import Ask
-from orla_lg.core.claims import Claims, Doing
+from orla_lg.core.claims import Claims
 from orla_lg.core.control import BlocksRemoved, BlocksStored, KVEvent
+from orla_lg.core.memory import Doing
 from orla_lg.core.pieces import Piece
 from orla_lg.core.residency import Residency, Stay
 from orla_lg_sim.blocks import BlockPool, chain

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from orla_lg.core.admission import GATE_TOKENS, GROWTH_SHARE, LENIENCE, LOOK_AT, Held
+from orla_lg.core.admission import GROWTH_SHARE, LENIENCE, LOOK_AT
 from orla_lg.core.backend import Backend, Probe
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, Usage
-from orla_lg.core.claims import PATIENCE_S, Doing
 from orla_lg.core.desk import Desk
 from orla_lg.core.estimates import Estimates
-from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.gate import GATE_TOKENS, PATIENCE_S, Held
+from orla_lg.core.memory import CacheAction, Doing, Verb
 from orla_lg.core.pace import PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orla_lg.core.call import Ask
-from orla_lg.core.claims import Claims, Doing
+from orla_lg.core.claims import Claims
+from orla_lg.core.memory import Doing
 from orla_lg.core.pieces import Band
 from orla_lg.core.residency import Residency
 from orla_lg.core.shelf import Eviction, Shelf

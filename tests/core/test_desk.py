@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orla_lg.core.admission import Held
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.control import WorkflowCache
 from orla_lg.core.desk import Desk
+from orla_lg.core.gate import Held
 from orla_lg.core.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, SILENT_S
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.policies import policies

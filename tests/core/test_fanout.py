@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.admission import Held
 from orla_lg.core.backend import Probe
 from orla_lg.core.call import Ask, Hints
 from orla_lg.core.desk import Desk
+from orla_lg.core.gate import Held
 from orla_lg.core.memory import CacheAction, Verb
 from orla_lg.core.queues import Queued
 from orla_lg.core.waiting import WaitsFor

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from orla_lg.core.background import Background
-from orla_lg.core.claims import Doing, Holding
 from orla_lg.core.identity import Identity
 from orla_lg.core.manager import MemoryManager
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, MemoryPolicy, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Verb
 from orla_lg.core.memory_policies import DemoteInterrupted, FlushAtBoundary, Joined, default
 from orla_lg.core.returns import IDLE, after_stage, of_tool
 from orla_lg.core.workflow import Outcome

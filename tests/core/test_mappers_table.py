@@ -5,20 +5,12 @@ import pytest
 from orla_lg.core.backend import Capability, Probe, Support
 from orla_lg.core.call import Assignment
 from orla_lg.core.effects import drive
+from orla_lg.core.identity import rule_of
 from orla_lg.core.mappers.load import LoadAware
 from orla_lg.core.mappers.need import NeedMapper
 from orla_lg.core.mappers.one_bit import OneBitStageMapper
-from orla_lg.core.mappers.table import (
-    ExplicitMapper,
-    First,
-    StageTable,
-    faults_of,
-    parts_of,
-    rule_of,
-    stage_mapper,
-    tables_of,
-)
-from orla_lg.core.mapping import Seen, assign
+from orla_lg.core.mappers.table import ExplicitMapper, First, StageTable, faults_of, stage_mapper, tables_of
+from orla_lg.core.mapping import Seen, assign, parts_of
 from orla_lg.errors import ConfigError, MappingError
 
 from .fakes import a_call, a_view, ask_nobody, decide

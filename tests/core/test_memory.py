@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from orla_lg.core.backend import Effect
-from orla_lg.core.claims import Doing, Holding
 from orla_lg.core.ledger import Ledger
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Returns, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, Doing, EventKind, Holding, Returns, Verb
 from orla_lg.core.memory_policies import (
     DemoteInterrupted,
     FlushAtBoundary,

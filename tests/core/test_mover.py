@@ -9,11 +9,10 @@ import pytest
 
 from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.call import Ask, Call, Usage
-from orla_lg.core.claims import Doing
 from orla_lg.core.control import Copied
 from orla_lg.core.desk import Desk
 from orla_lg.core.effects import Wait
-from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.memory import CacheAction, Doing, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.slots import Seat, SlotTable

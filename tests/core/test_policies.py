@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from orla_lg.core.call import Hints
-from orla_lg.core.policies import Fair, Fcfs, Sortable, policies, policy
-from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.policies import Fair, Fcfs, policies, policy
+from orla_lg.core.queues import BackendQueue, Queued, Sortable
 from orla_lg.core.standing import HALF_LIFE_S, Standing
 from orla_lg.errors import ConfigError
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core import returns
-from orla_lg.core.claims import Doing
-from orla_lg.core.memory import Returns
+from orla_lg.core.memory import Doing, Returns
 from orla_lg.core.returns import FADE_AT, HALVES_AFTER_S, HUMAN, IDLE, ReturnBook, after_stage, of_tool
 from orla_lg.core.workflow import Outcome
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.claims import Doing
+from orla_lg.core.memory import Doing
 from orla_lg.core.saved import Saved, SavedPool, covered, instance_of
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg.core.backend import Effect
-from orla_lg.core.claims import Doing
 from orla_lg.core.identity import tenant_of, workflow_key
+from orla_lg.core.memory import Doing
 from orla_lg.core.saved import Saved, SavedPool
-from orla_lg.core.slots import Seat, Slot, SlotTable
-from orla_lg.core.swaps import Swap, Swaps
+from orla_lg.core.slots import Seat, SlotTable
+from orla_lg.core.swaps import Slot, Swap, Swaps
 
 WORKFLOWS = st.sampled_from(["u", "v", workflow_key("u", "acme"), workflow_key("v", "zenith")])
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)

@@ -15,8 +15,7 @@ from orla_lg.core.desk import Desk
 from orla_lg.core.effects import drive
 from orla_lg.core.mappers.load import LoadAware, expect, saturated
 from orla_lg.core.mappers.table import ExplicitMapper
-from orla_lg.core.policies import Sortable
-from orla_lg.core.queues import Queued
+from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.steering import KEEP, Steering
 from orla_lg.core.turn import Turn
 from orla_lg.core.waiting import SHOWN, WaitsFor

@@ -10,14 +10,13 @@ import pytest
 
 from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.call import Ask, Usage
-from orla_lg.core.claims import Doing
 from orla_lg.core.control import EngineStats, Warmed
 from orla_lg.core.desk import Desk
 from orla_lg.core.effects import drive
 from orla_lg.core.flight import Flight
 from orla_lg.core.forecast import Forecast
 from orla_lg.core.identity import Identity
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Verb
+from orla_lg.core.memory import CacheAction, CacheEvent, Doing, EventKind, Verb
 from orla_lg.core.memory_policies import Joined, WarmNextStage, WarmReturns
 from orla_lg.core.outlook import Outlook, Way
 from orla_lg.core.record import Record

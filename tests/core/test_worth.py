@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.claims import Doing
+from orla_lg.core.memory import Doing
 from orla_lg.core.pace import Pace
 from orla_lg.core.saved import SavedPool
-from orla_lg.core.slots import Slot, SlotTable
-from orla_lg.core.swaps import Swaps
+from orla_lg.core.slots import SlotTable
+from orla_lg.core.swaps import Slot, Swaps
 from orla_lg.core.worth import Prices
 
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from orla_lg.core import checked
+from orla_lg.core.backend import price
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
-from orla_lg.core.mappers.table import check_stages, rule_of, unknown_backends
+from orla_lg.core.identity import rule_of
+from orla_lg.core.mappers.table import check_stages, unknown_backends
 from orla_lg.core.mapping import unfit
 from orla_lg.core.newest import Newest
-from orla_lg.core.record import Record, price
+from orla_lg.core.record import Record
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
 

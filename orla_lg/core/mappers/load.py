@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orla_lg.core import checked
-from orla_lg.core.admission import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.effects import Steps
+from orla_lg.core.gate import GATE_TOKENS
 from orla_lg.core.mappers.table import Entry, part_of
 from orla_lg.core.mapping import Consultation, Mapper, Planned, find, foretold, unfit
 from orla_lg.core.pace import USUAL

@@ -6,7 +6,7 @@ A stage is found by its full key (``subgraph|node``), else by its node's name, e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, TypeVar, cast
@@ -14,13 +14,11 @@ from typing import Any, TypeVar, cast
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.checked import is_number
 from orla_lg.core.effects import Steps
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR, rule_of
 from orla_lg.core.mappers.need import NEED_KEYS, NeedMapper
-from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold
+from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold, parts_of
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean, shown
-
-ANY_STAGE = "*"
 
 T = TypeVar("T")
 
@@ -190,28 +188,10 @@ def faults_of(mapper: Mapper | None, known: Iterable[str]) -> list[str]:
     return [fault for check in checks for fault in check(names)]
 
 
-def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:
-    """Yield a mapper and all that it is composed of (its ``rules``, ``mappers`` and ``inner``)."""
-    if mapper is None:
-        return
-    yield mapper
-    inside = [rule.mapper for rule in getattr(mapper, "rules", {}).values()]
-    for part in (*inside, *getattr(mapper, "mappers", ()), getattr(mapper, "inner", None)):
-        yield from parts_of(part)
-
-
 def is_mapper(thing: object) -> bool:
     """Whether *thing* is a mapper of any kind."""
     methods = (getattr(thing, method, None) for method in ("map", "amap", "consult"))
     return not isinstance(thing, type) and any(map(callable, methods))
-
-
-def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
-    """Return the key and entry for a stage; a call outside any graph has none, its code decides."""
-    if not stage:
-        return None
-    node = stage.rpartition(NAMESPACE_SEPARATOR)[2]
-    return next(((key, rules[key]) for key in (stage, node, ANY_STAGE) if key in rules), None)
 
 
 def named(key: str, rule: Rule) -> Assignment:

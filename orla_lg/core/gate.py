@@ -1,0 +1,21 @@
+"""Why a waiting call cannot go, and how long such a wait may be: words that both gates share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+PATIENCE_S = 30.0
+"""What takes longer has taken too long."""
+
+
+GATE_TOKENS = 192.0
+"""A prefix of so many tokens that another call is just prefilling is worth waiting for."""
+
+
+class Held(StrEnum):
+    """Why a waiting call cannot go."""
+
+    CACHE = "cache"
+    """What it needs does not fit beside what others count on."""
+    PREFIX = "prefix"
+    """Another call is prefilling what both begin with."""
