@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 import psutil
 from flags import count
 
+from orla_lg.core.cache.prefix.references import Claims
+from orla_lg.core.cache.prefix.tree import Residency, Stay
 from orla_lg.core.call import Ask
-from orla_lg.core.claims import Claims
-from orla_lg.core.memory import Doing
-from orla_lg.core.residency import Residency, Stay
+from orla_lg.core.memory.events import Doing
 
 GOAL_MB, GOAL_US = 100.0, 50.0
 BEGINS = "You serve customers of a shop and follow its rules. " * 20

@@ -46,8 +46,8 @@ from pydantic import SecretStr
 from telling import tell
 
 from orla_lg import Backend, Orla
-from orla_lg.core.backend import Cost
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call
+from orla_lg.core.engine.backend import Cost
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.record import Record

@@ -20,16 +20,16 @@ from typing import Any
 
 from flags import count
 
-from orla_lg.core.backend import Backend, Capability, Cost, Probe, Support
 from orla_lg.core.background import Background
 from orla_lg.core.call import NO_HINTS, Ask, Call
-from orla_lg.core.effects import drive
+from orla_lg.core.engine.backend import Backend, Capability, Cost, Probe, Support
+from orla_lg.core.engine.speed import Speed
 from orla_lg.core.identity import Identity
 from orla_lg.core.mapping import Consultation, Mapper, Seen, assign
-from orla_lg.core.memory_policies import memory_policy
-from orla_lg.core.pace import Speed
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policy
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
 from orla_lg.mappers import CostQualityMapper, ExplicitMapper, LoadAware, NeedMapper, StageTable
 from orla_lg.openai_api.adapter import OpenAIAdapter

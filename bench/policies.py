@@ -32,10 +32,10 @@ from statistics import median
 from flags import count
 from marks import DOCS, put
 
-from orla_lg.core.backend import Backend
 from orla_lg.core.call import Ask, Hints
-from orla_lg.core.flight import Flight
+from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import Flight
 from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.workflow import Outcome

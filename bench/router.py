@@ -21,10 +21,10 @@ from pathlib import Path
 import httpx
 from flags import amount, count, folds
 
-from orla_lg.core.mappers.one_bit import OneBitStageMapper, last_user_text, parse
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
 from orla_lg.mappers.fit import Goal, Repeat, Scores, Table, cross_validate, leave_one_out, mean_and_spread, score
 from orla_lg.mappers.learned import Endpoint
+from orla_lg.mappers.one_bit import OneBitStageMapper, last_user_text, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("accuracy", "light_share", "cost", "quality", "auc", "brier", "ece")

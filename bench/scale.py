@@ -36,17 +36,17 @@ import flags
 import psutil
 from marks import DOCS, put
 
-from orla_lg.core.backend import Backend
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Call, Hints, Usage
-from orla_lg.core.desk import Desk
-from orla_lg.core.effects import Send, Steps, Wait, WaitForTurn
+from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
-from orla_lg.core.memory_policies import memory_policy
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
+from orla_lg.core.scheduler import Desk
 from orla_lg.core.serving import Serving
 from orla_lg.core.standing import Standing
+from orla_lg.core.steps import Send, Steps, Wait, WaitForTurn
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual.serving import StillAdapter
 

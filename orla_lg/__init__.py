@@ -1,15 +1,14 @@
 """orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md."""
 
-from orla_lg.core.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
-from orla_lg.core.costs import Costs, Spent
-from orla_lg.core.estimates import Learned
-from orla_lg.core.forecast import Ahead, StageOutlook
-from orla_lg.core.limits import Limit, Limits
-from orla_lg.core.mappers.table import ExplicitMapper
+from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
+from orla_lg.core.limits.costs import Costs, Spent
+from orla_lg.core.limits.limits import Limit, Limits
+from orla_lg.core.lookahead.estimates import Learned
+from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Planned, StageMapper
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Holding, MemoryPolicy, Returns, Verb
-from orla_lg.core.memory_policies import (
+from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, MemoryPolicy, Returns, Verb
+from orla_lg.core.memory.policies import (
     DemoteInterrupted,
     FlushAtBoundary,
     FlushPerRequest,
@@ -20,11 +19,11 @@ from orla_lg.core.memory_policies import (
     WarmNextStage,
     WarmReturns,
 )
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.serving import Statistics
 from orla_lg.core.view import BackendView
-from orla_lg.core.warmth import WarmUp
 from orla_lg.errors import (
     BackendUnavailable,
     BudgetExceeded,
@@ -42,6 +41,7 @@ from orla_lg.errors import (
 )
 from orla_lg.graph.chat_model import ChatOrla
 from orla_lg.graph.saver import OrlaSaver
+from orla_lg.mappers.table import ExplicitMapper
 from orla_lg.orla import Current, Orla
 from orla_lg.workflow import Stage, StageResult, Upstream, Workflow
 

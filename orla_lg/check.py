@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
-from orla_lg.core.backend import Backend, Capability, Probe
-from orla_lg.core.isolation import can_isolate
+from orla_lg.core.cache.isolation import can_isolate
+from orla_lg.core.engine.backend import Backend, Capability, Probe
 from orla_lg.errors import BackendUnavailable, OrlaError
 from orla_lg.orla import Orla
 

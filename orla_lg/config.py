@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from orla_lg.core import checked
-from orla_lg.core.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
-from orla_lg.core.checked import dotted
-from orla_lg.core.limits import NO_LIMITS, Limits
-from orla_lg.core.mappers.table import Entry, stage_mapper
+from orla_lg.core.boundary import checked
+from orla_lg.core.boundary.checked import dotted
+from orla_lg.core.boundary.secret import Secret
+from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
+from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, policy
-from orla_lg.core.secret import Secret
 from orla_lg.errors import NAME_CHARS, ConfigError, did_you_mean, shown
+from orla_lg.mappers.table import Entry, stage_mapper
 
 CONFIG_NAME = "orla.toml"
 

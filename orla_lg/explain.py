@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import config
-from orla_lg.core.plain import json_line, shown
+from orla_lg.core.boundary.plain import json_line, shown
 from orla_lg.errors import ConfigError, OrlaError
 
 EXAMPLES = """\

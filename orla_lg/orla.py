@@ -18,30 +18,30 @@ from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.control.server import open_door
-from orla_lg.core.backend import MOST_CALLS, Backend, BackendAdapter
-from orla_lg.core.checked import flag, whole
-from orla_lg.core.checked import path as checked_path
-from orla_lg.core.effects import adrive, drive
-from orla_lg.core.forecast import Ahead, StageOutlook
+from orla_lg.control.steering import KEEP, Keep
+from orla_lg.core.boundary.checked import flag, whole
+from orla_lg.core.boundary.checked import path as checked_path
+from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
+from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.journal import Journal
-from orla_lg.core.limits import NO_LIMITS, Limits
-from orla_lg.core.mappers.load import LoadAware
-from orla_lg.core.mappers.table import Entry, faults_of, stage_mapper
+from orla_lg.core.limits.limits import NO_LIMITS, Limits
+from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Mapper, Planned
-from orla_lg.core.memory import MemoryPolicy
-from orla_lg.core.memory_policies import memory_policy
+from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
+from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.record import Listener, Record
-from orla_lg.core.registry import adapter_of
 from orla_lg.core.serving import Serving, Statistics
-from orla_lg.core.steering import KEEP, Keep
-from orla_lg.core.warmth import WarmUp, settings_of
+from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
+from orla_lg.mappers.load import LoadAware
+from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.openai_api.client import EngineClients
 
 CONNECT_PATIENCE_S = 2.5

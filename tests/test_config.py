@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from orla_lg import Orla, config
-from orla_lg.core.backend import Cost
-from orla_lg.core.mappers.load import LoadAware
-from orla_lg.core.mappers.need import NeedMapper
-from orla_lg.core.mappers.table import tables_of
+from orla_lg.core.engine.backend import Cost
 from orla_lg.core.policies import NAMES, CriticalPath, Fair, ShortestJob, WorkflowFcfs
 from orla_lg.errors import ConfigError, MappingError
+from orla_lg.mappers.load import LoadAware
+from orla_lg.mappers.need import NeedMapper
+from orla_lg.mappers.table import tables_of
 
 WHOLE = """
 stage_policy = "priority"

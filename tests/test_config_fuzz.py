@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend, Cost, Limit, Limits, Orla
-from orla_lg.core.mappers.cost_quality import CostQualityMapper
-from orla_lg.core.mappers.load import LoadAware
-from orla_lg.core.mappers.need import NeedMapper
-from orla_lg.core.mappers.table import StageTable
 from orla_lg.core.policies import Fair, Priority
-from orla_lg.core.warmth import WarmUp
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.errors import ConfigError, MappingError, shown
+from orla_lg.mappers.cost_quality import CostQualityMapper
+from orla_lg.mappers.load import LoadAware
+from orla_lg.mappers.need import NeedMapper
+from orla_lg.mappers.table import StageTable
 
 FILES = int(os.environ.get("ORLA_CONFIG_FILES", "300"))
 SEED = int(os.environ.get("ORLA_CONFIG_SEED", "12"))

@@ -8,12 +8,12 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Cost, Orla
-from orla_lg.core import costs
-from orla_lg.core.backend import price
 from orla_lg.core.call import Considered, Usage
-from orla_lg.core.costs import CostBook, Spent
+from orla_lg.core.engine.backend import price
+from orla_lg.core.limits import costs
+from orla_lg.core.limits.costs import CostBook, Spent
 from tests.conftest import at, chat
-from tests.core.test_mappers_cost_quality import record
+from tests.mappers.test_cost_quality import record
 from tests.stub_engine import StubEngine
 
 COST = Cost(input_per_mtoken=2.0, output_per_mtoken=10.0, cached_input_per_mtoken=0.5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orla_lg import cli, config
-from orla_lg.core.registry import ENTRY_POINTS
+from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
 from tests.stub_engine import StubEngine

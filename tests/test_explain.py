@@ -18,7 +18,7 @@ from orla_lg.core.call import Considered
 from orla_lg.core.journal import Appended, Journal
 from orla_lg.core.record import Aftermath
 from tests.conftest import at, chat
-from tests.core.test_mappers_cost_quality import record
+from tests.mappers.test_cost_quality import record
 from tests.stub_engine import StubEngine
 
 TOLD = (

@@ -15,8 +15,8 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla, OrlaClosed
-from orla_lg.core.breaker import Circuit
 from orla_lg.core.dispatch import RetryPolicy
+from orla_lg.core.engine.breaker import Circuit
 from orla_lg.testing.faults import MODEL, Fault, FaultEngine, Reply
 from tests.conftest import CALLER_KEY
 

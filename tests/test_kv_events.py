@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.backend import Directions
 from orla_lg.core.background import Background
-from orla_lg.core.cached_blocks import CachedBlocks
+from orla_lg.core.cache.prefix.blocks import CachedBlocks
+from orla_lg.core.cache.prefix.events import KVFeed
+from orla_lg.core.cache.prefix.tree import Residency
 from orla_lg.core.call import Ask
-from orla_lg.core.control import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
-from orla_lg.core.kv_feed import KVFeed
-from orla_lg.core.residency import Residency
+from orla_lg.core.engine.backend import Directions
+from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.errors import ConfigError
 from orla_lg_vllm import VLLMAdapter
 

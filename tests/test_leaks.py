@@ -23,7 +23,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import interrupt
 
 from orla_lg import Backend, Orla, OrlaError
-from orla_lg.core.flight import Flight
+from orla_lg.core.inflight import Flight
 from orla_lg.core.workflow import RunState
 from tests.conftest import assert_nothing_left, at, chat
 from tests.stub_engine import MODEL, Reply, Seen, StubEngine

@@ -18,8 +18,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
 
 from orla_lg import BudgetExceeded, ChatOrla, ConfigError, Cost, Happening, Limit, Limits, Orla, config
-from orla_lg.core.limits import NO_LIMITS
-from orla_lg.core.spending import NOTHING
+from orla_lg.core.limits.limits import NO_LIMITS
+from orla_lg.core.limits.usage import NOTHING
 from orla_lg.mappers import OneBitStageMapper
 from tests.conftest import CALLER_KEY, at, chat
 from tests.stub_engine import Gate, Reply, StubEngine

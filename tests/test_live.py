@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orla_lg import ChatOrla, ConfigError, DeadlineExceeded, Happening, Orla, OrlaClosed
-from orla_lg.core.mappers.load import LoadAware
+from orla_lg.mappers.load import LoadAware
 from tests.conftest import at
 from tests.stub_engine import Gate, Reply, StubEngine
 from tests.test_lifecycle import QUESTION, Watch, two_nodes

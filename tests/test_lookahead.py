@@ -20,8 +20,8 @@ from langgraph.types import Command, Send
 from pydantic import SecretStr
 
 from orla_lg import Ahead, ConfigError, Orla, StageOutlook
-from orla_lg.core.estimates import Estimates
-from orla_lg.core.outlook import Outlook, Way
+from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.structure import Outlook, Way
 from orla_lg.graph.lookahead import look_ahead, name_of
 from tests.conftest import at, chat
 from tests.stub_engine import Gate, Reply, StubEngine

@@ -18,8 +18,8 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Orla
-from orla_lg.core.backend import Probe
-from orla_lg.core.breaker import Circuit
+from orla_lg.core.engine.backend import Probe
+from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.mapping import Mapper
 from orla_lg.errors import ConfigError
 from orla_lg.mappers import ExplicitMapper, First, HttpMapper

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.core.backend import Capability, Cost, Probe, Support
-from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Ask, Assignment
-from orla_lg.core.control import EngineStats
-from orla_lg.core.effects import drive
+from orla_lg.core.engine.backend import Capability, Cost, Probe, Support
+from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.engine.capabilities import EngineStats
+from orla_lg.core.engine.speed import Speed
 from orla_lg.core.mapping import Consultation, Mapper, Seen, assign, find, unfit
-from orla_lg.core.pace import Speed
 from orla_lg.core.record import Record
+from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, MappingError
 from orla_lg.mappers import (

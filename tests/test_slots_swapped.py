@@ -19,8 +19,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from orla_lg import Backend, Orla, Record
-from orla_lg.core.slots import SlotTable
-from orla_lg.core.worth import Prices
+from orla_lg.core.cache.slots.table import SlotTable
+from orla_lg.core.cache.slots.worth import Prices
 from orla_lg_llamacpp.embedded import free_port
 from orla_lg_llamacpp.model import ensure_model
 from tests.conftest import CALLER_KEY

@@ -19,9 +19,9 @@ from rich.console import Console
 from orla_lg import cli
 from orla_lg.control.client import Client
 from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
-from orla_lg.core.breaker import Circuit
-from orla_lg.core.costs import Spent
-from orla_lg.core.orders import Truth
+from orla_lg.core.cache.verification import Truth
+from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.limits.costs import Spent
 from orla_lg.core.waiting import Waiting, WaitsFor
 from orla_lg.top import view
 from tests.waiting_app import CALLS, LIMIT, SECRET

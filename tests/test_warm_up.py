@@ -17,7 +17,7 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
 
 from orla_lg import Backend, Orla, Record, WarmUp
-from orla_lg.core.health import RETURN_AGAIN_S
+from orla_lg.core.engine.health import RETURN_AGAIN_S
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.conftest import chat
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import httpx
 
-from orla_lg.core.backend import MAX_SLOTS, Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
-from orla_lg.core.control import Copied, EngineStats, Scope, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import MAX_SLOTS, Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.engine.capabilities import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised

@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
-from orla_lg.core.control import Scope, WholeCache
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.engine.capabilities import Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg_ollama.stay import Stay

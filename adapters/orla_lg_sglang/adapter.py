@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.bounded import Newest
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
-from orla_lg.core.newest import Newest
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orla_lg.core.backend import Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, PrefixCache, Scope, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Directions, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import EngineStats, PrefixCache, Scope, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.metrics import sample, samples

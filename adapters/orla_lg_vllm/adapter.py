@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.call import Ask
-from orla_lg.core.control import EngineStats, KVEvent, Scope, WholeCache
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orla_lg.core.backend import Capability, Directions, Effect
 from orla_lg.core.call import Ask
-from orla_lg.core.control import Scope, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Directions, Effect
+from orla_lg.core.engine.capabilities import Scope, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import OpenAIAdapter

@@ -13,11 +13,11 @@ from math import inf
 from random import Random
 from typing import NamedTuple, Protocol
 
-from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import Scope, WorkflowCache
-from orla_lg.core.flight import Flight
+from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import Scope, WorkflowCache
 from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import Flight
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, VirtualServing, run
 from orla_lg_sim.blocks import chain

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orla_lg.control import protocol
 from orla_lg.control.protocol import Answer, Request
 from orla_lg.control.state import State
-from orla_lg.core.plain import is_path, shown
+from orla_lg.core.boundary.plain import is_path, shown
 from orla_lg.errors import ConfigError
 
 PATIENCE_S = 5.0

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from orla_lg.control.state import State
-from orla_lg.core.plain import shown_within
+from orla_lg.core.boundary.plain import shown_within
 from orla_lg.errors import ConfigError
 
 MAX_LINE_BYTES = 64 * 1024

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orla_lg.core.breaker import Circuit
-from orla_lg.core.costs import Spent
-from orla_lg.core.desk import BackendStatistics
+from orla_lg.core.cache.verification import Truth
+from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
-from orla_lg.core.memory import Doing
-from orla_lg.core.orders import Truth
+from orla_lg.core.limits.costs import Spent
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.policies import name_of
 from orla_lg.core.queues import Policies
+from orla_lg.core.scheduler import BackendStatistics
 from orla_lg.core.serving import Serving
 from orla_lg.core.waiting import Waiting
 from orla_lg.core.workflow import WorkflowBook

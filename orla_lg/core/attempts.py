@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from orla_lg.core.call import Assignment, Call
-from orla_lg.core.desk import Desk
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.effects import Send, Sender, Sleep, Steps, Wait, WaitForTurn
-from orla_lg.core.flight import Flight, grants_held
+from orla_lg.core.inflight import Flight, grants_held
+from orla_lg.core.limits.usage import expected
 from orla_lg.core.record import Happening
-from orla_lg.core.spending import expected
+from orla_lg.core.scheduler import Desk
+from orla_lg.core.steps import Send, Sender, Sleep, Steps, Wait, WaitForTurn
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded
 
 if TYPE_CHECKING:

@@ -1,107 +1,52 @@
-"""What a peer sends, read within bounds: so many bytes, also once they are unpacked, so deep, so many digits.
-
-A probe, a mapping service and an embedding are answers of programs that are not ours. Whatever one of them sends must
-cost a bounded amount of memory and time, and can only end in a value or in ``ValueError``.
-"""
+"""A mapping with bounded memory."""
 
 from __future__ import annotations
 
-import json
-import re
-import zlib
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
-MAX_DEPTH = 100
-"""Objects and lists in one another."""
-
-MAX_DIGITS = 400
-"""Of one whole number; what Python makes of more takes a time that grows with their square."""
-
-_TOO_MANY_DIGITS = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
-_PLAIN = frozenset({"", "identity"})
-_UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})
-_ANY_HEADER = 32 + zlib.MAX_WBITS
-"""Tells zlib to recognise gzip and zlib by their first bytes."""
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-class OutOfBounds(ValueError):
-    """An answer is larger, deeper or packed otherwise than what is read."""
+class Newest(Generic[K, V]):
+    """A mapping that forgets what was set longest ago. Not locked: its owner's lock guards it."""
 
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._entries: OrderedDict[K, V] = OrderedDict()
 
-class RawResponse(Protocol):
-    """The part of an HTTP client's response that is read here."""
+    def get(self, key: K) -> V | None:
+        """Return what is remembered."""
+        return self._entries.get(key)
 
-    @property
-    def headers(self) -> Mapping[str, str]: ...  # noqa: D102
+    def set(self, key: K, value: V) -> None:
+        """Remember; the oldest goes when there is no room."""
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._keep:
+            self._entries.popitem(last=False)
 
-    def aiter_raw(self) -> AsyncIterator[bytes]:
-        """Yield the body as it came, still packed."""
-        ...
+    def replace(self, key: K, value: V) -> None:
+        """Remember something else in the place of what is remembered."""
+        if key in self._entries:
+            self._entries[key] = value
 
+    def pop(self, key: K) -> V | None:
+        """Forget and return what is remembered."""
+        return self._entries.pop(key, None)
 
-async def read_body(response: RawResponse, most_bytes: int) -> bytes:
-    """Return the body of a response, unpacked.
+    def values(self) -> list[V]:
+        """Return what is remembered, oldest first."""
+        return list(self._entries.values())
 
-    Raises:
-        OutOfBounds: It has more than *most_bytes* bytes, packed or unpacked, or cannot be unpacked.
-    """
-    packing = response.headers.get("content-encoding", "").strip().lower()
-    if packing not in _PLAIN | _UNPACKED:
-        raise OutOfBounds(f"the answer is packed with {packing[:40]!r}, which was not asked for")
-    unpacker = zlib.decompressobj(_ANY_HEADER) if packing in _UNPACKED else None
-    parts, taken, unpacked = list[bytes](), 0, 0
-    async for raw in response.aiter_raw():
-        taken += len(raw)
-        part = raw if unpacker is None else _unpacked(unpacker, raw, most_bytes - unpacked)
-        unpacked += len(part)
-        if max(taken, unpacked) > most_bytes:
-            raise OutOfBounds(f"the answer has more than {most_bytes} bytes")
-        parts.append(part)
-    if unpacker is not None and not unpacker.eof:
-        raise OutOfBounds("the packed answer is not whole")
-    return b"".join(parts)
+    def items(self) -> list[tuple[K, V]]:
+        """Return what is remembered with its keys, oldest first."""
+        return list(self._entries.items())
 
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._entries)
 
-def _unpacked(unpacker: Any, raw: bytes, room: int) -> bytes:
-    try:
-        part: bytes = unpacker.decompress(raw, room + 1)  # one more than there is room for shows that there is more
-    except zlib.error as error:
-        raise OutOfBounds(f"the answer cannot be unpacked: {error}") from error
-    return part
-
-
-def parse_json(data: bytes) -> Any:
-    """Return what JSON says.
-
-    Raises:
-        ValueError: It is no JSON; ``OutOfBounds``: too deep, or with a number of too many digits.
-    """
-    try:
-        # Only where so many digits stand in a row, which may be inside a text, is each number looked at by itself.
-        value = json.loads(data, parse_int=_whole) if _TOO_MANY_DIGITS.search(data) else json.loads(data)
-    except RecursionError:
-        raise OutOfBounds(f"the answer is nested deeper than {MAX_DEPTH}") from None
-    _heed_depth(value)
-    return value
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise OutOfBounds(f"the answer has a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _heed_depth(value: Any) -> None:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        if not level:
-            return
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-    if level:
-        raise OutOfBounds(f"the answer is nested deeper than {MAX_DEPTH}")
+    def __len__(self) -> int:
+        return len(self._entries)

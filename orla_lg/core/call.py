@@ -14,9 +14,9 @@ from orla_lg.core.standing import Standing
 from orla_lg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from orla_lg.core.limits import Layer
+    from orla_lg.core.limits.limits import Layer
+    from orla_lg.core.limits.usage import Wall
     from orla_lg.core.mapping import Mapper
-    from orla_lg.core.spending import Wall
 
 CHARS_PER_TOKEN = 4
 """A usual figure, for estimates where the engine did not count."""

@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from orla_lg.core.call import Call
-from orla_lg.core.desk import Desk
-from orla_lg.core.effects import Steps, Wait
 from orla_lg.core.mapping import AUTO
+from orla_lg.core.scheduler import Desk
+from orla_lg.core.steps import Steps, Wait
 from orla_lg.core.view import BackendView
 
 PROBE_PATIENCE_S = 3.0

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orla_lg.core.plain import is_path, json_line
+from orla_lg.core.boundary.plain import is_path, json_line
 from orla_lg.core.record import Aftermath, Record
 from orla_lg.errors import ConfigError
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
-from orla_lg.core.backend import Capability, Probe, model_asked
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
-from orla_lg.core.effects import Await, Steps
+from orla_lg.core.engine.backend import Capability, Probe, model_asked
+from orla_lg.core.steps import Await, Steps
 from orla_lg.core.view import BackendView, names
 from orla_lg.errors import MappingError, did_you_mean
 

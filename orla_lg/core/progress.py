@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orla_lg.core.memory import CacheEvent, EventKind, Returns
+from orla_lg.core.memory.events import CacheEvent, EventKind, Returns
 from orla_lg.core.record import CallEvent, Happening, RecordBook
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from orla_lg.core.amendments import Amendments
     from orla_lg.core.background import Clock
     from orla_lg.core.call import Call
-    from orla_lg.core.forecast import Ahead, Forecast
-    from orla_lg.core.foresight import Foresight
-    from orla_lg.core.manager import MemoryManager
+    from orla_lg.core.lookahead.forecast import Ahead, Forecast
+    from orla_lg.core.lookahead.lookahead import Foresight
+    from orla_lg.core.memory.manager import MemoryManager
 
 
 class Progress:

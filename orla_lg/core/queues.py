@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
+from orla_lg.core.cache.verification import Claimed
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
-from orla_lg.core.orders import Claimed
-from orla_lg.core.prompts import Prompt
+from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.turn import Turn
 from orla_lg.errors import QueueFull
 

@@ -14,10 +14,10 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+from orla_lg.core.bounded import Newest
+from orla_lg.core.cache.verification import KEEP_ORDERS
 from orla_lg.core.call import CacheHint, Considered
 from orla_lg.core.identity import workflow_key
-from orla_lg.core.newest import Newest
-from orla_lg.core.orders import KEEP_ORDERS
 from orla_lg.errors import RecordUnknown
 
 log = logging.getLogger("orla_lg")

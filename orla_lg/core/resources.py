@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orla_lg.core.masking import Masking
+from orla_lg.core.boundary.masking import Masking
 
 if TYPE_CHECKING:
-    from orla_lg.core.backend import Backend, BackendAdapter
     from orla_lg.core.background import Background
+    from orla_lg.core.engine.backend import Backend, BackendAdapter
     from orla_lg.core.journal import Journal
     from orla_lg.core.serving import Serving
 

@@ -19,40 +19,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orla_lg.control.steering import Steering
 from orla_lg.core.amendments import Amendments
 from orla_lg.core.attempts import Attempts
-from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.background import Background, Clock
-from orla_lg.core.budgets import LimitBook, LimitStatistics
+from orla_lg.core.cache.isolation import Salts
+from orla_lg.core.cache.verification import Order, Verdict
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
 from orla_lg.core.candidates import Candidates
-from orla_lg.core.costs import CostBook, Costs
-from orla_lg.core.desk import BackendStatistics, Desk
 from orla_lg.core.dispatch import RetryPolicy
-from orla_lg.core.effects import Send, Sender, Steps
-from orla_lg.core.flight import Flight
-from orla_lg.core.foresight import Foresight
+from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.identity import Identity
-from orla_lg.core.isolation import Salts
+from orla_lg.core.inflight import Flight
+from orla_lg.core.internal_call import Ours, OwnCall
 from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
-from orla_lg.core.limits import NO_LIMITS, Layer, Limits
-from orla_lg.core.manager import MemoryManager
+from orla_lg.core.limits.book import LimitBook, LimitStatistics
+from orla_lg.core.limits.costs import CostBook, Costs
+from orla_lg.core.limits.limits import NO_LIMITS, Layer, Limits
+from orla_lg.core.lookahead.lookahead import Foresight
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.memory import CacheEvent, MemoryPolicy
-from orla_lg.core.orders import Order, Verdict
-from orla_lg.core.own import Ours, OwnCall
+from orla_lg.core.memory.events import CacheEvent, MemoryPolicy
+from orla_lg.core.memory.manager import MemoryManager
+from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.progress import Progress
 from orla_lg.core.queues import Policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.resources import hold, was_closed
-from orla_lg.core.returns import ReturnBook
+from orla_lg.core.scheduler import BackendStatistics, Desk
 from orla_lg.core.standing import Standing
-from orla_lg.core.steering import Steering
+from orla_lg.core.steps import Send, Sender, Steps
 from orla_lg.core.turn import Pauses
 from orla_lg.core.view import BackendView
-from orla_lg.core.warmth import WarmUp
 from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics, of_tenant
 from orla_lg.errors import MappingError, OrlaClosed, did_you_mean
 

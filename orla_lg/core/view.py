@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orla_lg.core.backend import Backend, Cost, Probe
-from orla_lg.core.breaker import Circuit
-from orla_lg.core.control import EngineStats
-from orla_lg.core.pace import NO_SPEED, Speed
+from orla_lg.core.engine.backend import Backend, Cost, Probe
+from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.engine.capabilities import EngineStats
+from orla_lg.core.engine.speed import NO_SPEED, Speed
 
 
 def nothing() -> int:

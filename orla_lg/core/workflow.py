@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orla_lg.core.call import Call, Hints, Usage
-from orla_lg.core.estimates import Course
-from orla_lg.core.forecast import Forecast
 from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_name
-from orla_lg.core.limits import Layer
-from orla_lg.core.memory import CacheEvent, EventKind
-from orla_lg.core.outlook import Outlook
-from orla_lg.core.spending import Accounts
+from orla_lg.core.limits.limits import Layer
+from orla_lg.core.limits.usage import Accounts
+from orla_lg.core.lookahead.estimates import Course
+from orla_lg.core.lookahead.forecast import Forecast
+from orla_lg.core.lookahead.structure import Outlook
+from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.standing import Standing
-from orla_lg.core.walk import Walk
 
 
 class Outcome(StrEnum):

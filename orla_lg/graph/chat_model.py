@@ -23,9 +23,9 @@ from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr, model_validator
 
 from orla_lg.core.call import NO_HINTS, Hints
-from orla_lg.core.effects import adrive, drive
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.record import Record
+from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import OrlaError
 from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, completed, origin
 from orla_lg.graph.interception import CHAT_COMPLETIONS, chat_steps

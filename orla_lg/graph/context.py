@@ -19,9 +19,9 @@ from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
 from orla_lg.core.call import NO_HINTS, Hints
-from orla_lg.core.forecast import Forecast
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone, workflow_key
-from orla_lg.core.limits import CONFIGURABLE, Layer, Limits
+from orla_lg.core.limits.limits import CONFIGURABLE, Layer, Limits
+from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState

@@ -18,8 +18,8 @@ from typing import Any
 import openai
 
 from orla_lg.core.call import NO_HINTS, Hints
-from orla_lg.core.effects import Steps, adrive, drive
 from orla_lg.core.record import Record
+from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, layers_for, namespace_of, origin
 from orla_lg.graph.tracing import annotate

@@ -19,7 +19,7 @@ from langgraph.pregel import Pregel
 from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.core.outlook import END, START, Outlook, Way
+from orla_lg.core.lookahead.structure import END, START, Outlook, Way
 from orla_lg.graph.structure import AnyPregel, stages_of, title
 
 log = logging.getLogger("orla_lg")

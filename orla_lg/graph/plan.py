@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orla_lg.core.call import Ask
-from orla_lg.core.mappers.table import Rule, faults_of, tables_of
 from orla_lg.core.mapping import Mapper, Planned, find, foretold, lacks, parts_of, unserved
 from orla_lg.core.view import BackendView
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.mappers.table import Rule, faults_of, tables_of
 
 BY_CODE = "the model named in its code"
 

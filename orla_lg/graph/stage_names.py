@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.core.mappers.table import tables_of
 from orla_lg.core.serving import Serving
+from orla_lg.mappers.table import tables_of
 
 log = logging.getLogger("orla_lg")
 

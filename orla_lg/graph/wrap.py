@@ -13,9 +13,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
-from orla_lg.core.forecast import Forecast
-from orla_lg.core.limits import Layer, Limits, checked
-from orla_lg.core.mappers.table import check_stages
+from orla_lg.core.limits.limits import Layer, Limits, checked
+from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
 from orla_lg.errors import ConfigError, OrlaError
 from orla_lg.graph.context import Binding, Core, HintsFunction
@@ -26,6 +25,7 @@ from orla_lg.graph.lookahead import look_ahead, name_of
 from orla_lg.graph.plan import plan, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.mappers.table import check_stages
 
 log = logging.getLogger("orla_lg")
 

@@ -4,13 +4,13 @@
 backends)`` is a mapper too.
 """
 
-from orla_lg.core.mappers.cost_quality import CostQualityMapper
-from orla_lg.core.mappers.load import LoadAware
-from orla_lg.core.mappers.need import NeedMapper
-from orla_lg.core.mappers.one_bit import OneBitStageMapper
-from orla_lg.core.mappers.table import ExplicitMapper, First, StageTable
+from orla_lg.mappers.cost_quality import CostQualityMapper
 from orla_lg.mappers.http import HttpMapper
 from orla_lg.mappers.learned import EmbeddingMapper, LearnedMapper
+from orla_lg.mappers.load import LoadAware
+from orla_lg.mappers.need import NeedMapper
+from orla_lg.mappers.one_bit import OneBitStageMapper
+from orla_lg.mappers.table import ExplicitMapper, First, StageTable
 
 __all__ = [
     "CostQualityMapper",

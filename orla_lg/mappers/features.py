@@ -14,7 +14,7 @@ from math import log1p, sqrt
 from zlib import crc32
 
 from orla_lg.core.call import Call
-from orla_lg.core.mappers.one_bit import last_user_text
+from orla_lg.mappers.one_bit import last_user_text
 
 MAX_CHARS = 4_000
 """Of a longer text the two ends are read: that bounds the time, and the question stands at one of them."""

@@ -38,9 +38,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from orla_lg.core.bounded import parse_json, read_body
-from orla_lg.core.breaker import Breaker, BreakerPolicy
+from orla_lg.core.boundary.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
+from orla_lg.core.engine.breaker import Breaker, BreakerPolicy
 from orla_lg.core.mapping import find, unfit
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError

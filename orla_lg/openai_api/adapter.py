@@ -16,10 +16,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
-from orla_lg.core.bounded import OutOfBounds, parse_json, read_body
+from orla_lg.core.boundary.bounded import OutOfBounds, parse_json, read_body
 from orla_lg.core.call import Ask, Chunk, Usage
-from orla_lg.core.control import Warmed
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
+from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS

@@ -17,10 +17,10 @@ from typing import Any
 import httpx2
 import openai
 
-from orla_lg.core.backend import Backend, with_fields
 from orla_lg.core.call import CallerTimeout
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.flight import Flight
+from orla_lg.core.engine.backend import Backend, with_fields
+from orla_lg.core.inflight import Flight
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS, Dialect, is_guard

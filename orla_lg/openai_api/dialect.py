@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from orla_lg.core.backend import Backend
+from orla_lg.core.engine.backend import Backend
 
 log = logging.getLogger("orla_lg")
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import httpx2
 
-from orla_lg.core.backend import Backend
+from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import BackendUnavailable
 
 _PORTS = {"http": 80, "https": 443}

@@ -15,8 +15,8 @@ import importlib.util
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from orla_lg.core.backend import Backend
-from orla_lg.core.control import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
+from orla_lg.core.engine.backend import Backend
+from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.errors import ConfigError
 
 REPLAY_TIMEOUT_S = 10.0

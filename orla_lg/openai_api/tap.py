@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 import httpx2
 
-from orla_lg.core.flight import ABANDONED, Flight
+from orla_lg.core.inflight import ABANDONED, Flight
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.assembly import Assembly
 

@@ -9,8 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from orla_lg.core.backend import Backend, BackendAdapter
-from orla_lg.core.registry import adapter_of
+from orla_lg.core.engine.backend import Backend, BackendAdapter
+from orla_lg.core.engine.registry import adapter_of
 from orla_lg.errors import ConfigError, OrlaError, did_you_mean
 from orla_lg.testing.conformance import CHECKS, Report, Result, Status, conform
 

@@ -13,7 +13,7 @@ from orla_lg import config
 from orla_lg.control import protocol
 from orla_lg.control.client import OPENING, Client
 from orla_lg.control.state import State
-from orla_lg.core.plain import shown
+from orla_lg.core.boundary.plain import shown
 from orla_lg.errors import ConfigError
 
 TOP_EXAMPLES = f"""\

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
-from orla_lg.core.breaker import Circuit
-from orla_lg.core.orders import Truth
-from orla_lg.core.plain import shown
+from orla_lg.core.boundary.plain import shown
+from orla_lg.core.cache.verification import Truth
+from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.waiting import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0

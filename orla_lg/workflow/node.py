@@ -16,8 +16,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.prebuilt import ToolNode
 
-from orla_lg.core.effects import Steps, adrive, drive
-from orla_lg.core.memory import CacheEvent, EventKind
+from orla_lg.core.memory.events import CacheEvent, EventKind
+from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.errors import StageError
 from orla_lg.graph.chat_model import ChatOrla
 from orla_lg.orla import Orla

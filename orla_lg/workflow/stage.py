@@ -10,8 +10,8 @@ from langchain_core.messages import BaseMessage, MessageLikeRepresentation
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
-from orla_lg.core.backend import Backend
 from orla_lg.core.call import NO_HINTS, CacheHint, Hints
+from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import ConfigError, StageError, did_you_mean
 
 Mode = Literal["single", "agent_loop"]

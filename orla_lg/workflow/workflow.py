@@ -11,8 +11,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer
 
-from orla_lg.core.backend import Backend
 from orla_lg.core.call import Hints
+from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.core.mapping import AUTO
 from orla_lg.errors import WorkflowError

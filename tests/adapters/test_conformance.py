@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.backend import BackendAdapter
+from orla_lg.core.engine.backend import BackendAdapter
 from orla_lg.engines import OwnEngine
 from orla_lg.openai_api.adapter import OpenAIAdapter
 from orla_lg.testing.conformance import CHECKS, Check, Report, Status, Subject, conform

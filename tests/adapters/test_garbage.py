@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orla_lg.core.backend import Backend, Capability, Probe, Support
-from orla_lg.core.bounded import OutOfBounds, parse_json
-from orla_lg.core.control import Observable, Tokenizing
+from orla_lg.core.boundary.bounded import OutOfBounds, parse_json
+from orla_lg.core.engine.backend import Backend, Capability, Probe, Support
+from orla_lg.core.engine.capabilities import Observable, Tokenizing
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import adapter as adapters
 from orla_lg.openai_api.adapter import OpenAIAdapter

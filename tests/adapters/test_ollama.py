@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.backend import Capability, Directions, Effect, Support
-from orla_lg.core.control import Abortable, Observable, PrefixCache, Tokenizing, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Directions, Effect, Support
+from orla_lg.core.engine.capabilities import Abortable, Observable, PrefixCache, Tokenizing, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg_ollama import OllamaAdapter

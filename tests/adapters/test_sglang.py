@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.backend import Capability, Effect, Support
-from orla_lg.core.control import PrefixCache, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Effect, Support
+from orla_lg.core.engine.capabilities import PrefixCache, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg_sglang import SGLangAdapter
 from tests.wire.asking import LONG, body, fields, order_of, read, running, until

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend, ChatOrla, Orla
-from orla_lg.core.backend import Capability, Effect, Support, with_fields
-from orla_lg.core.control import PrefixCache, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Effect, Support, with_fields
+from orla_lg.core.engine.capabilities import PrefixCache, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
 from orla_lg_vllm import VLLMAdapter, door

@@ -11,16 +11,16 @@ from contextvars import Context
 from dataclasses import asdict
 from typing import Any
 
-from orla_lg.core.backend import Backend, Cost, Directions, Effect, Probe
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, Usage
-from orla_lg.core.control import Copied, Warmed
-from orla_lg.core.effects import Send, drive
-from orla_lg.core.flight import Flight
+from orla_lg.core.engine.backend import Backend, Cost, Directions, Effect, Probe
+from orla_lg.core.engine.capabilities import Copied, Warmed
 from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import Flight
 from orla_lg.core.mapping import Consultation, Mapper
-from orla_lg.core.memory import MemoryPolicy
-from orla_lg.core.memory_policies import memory_policy
+from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import Send, drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
 

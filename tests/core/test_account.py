@@ -15,13 +15,13 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orla_lg.core.cached_blocks import CachedBlocks
+from orla_lg.core.cache.prefix.blocks import CachedBlocks
+from orla_lg.core.cache.prefix.nodes import Piece
+from orla_lg.core.cache.prefix.references import Claims
+from orla_lg.core.cache.prefix.tree import Residency, Stay
 from orla_lg.core.call import Ask
-from orla_lg.core.claims import Claims
-from orla_lg.core.control import BlocksRemoved, BlocksStored, KVEvent
-from orla_lg.core.memory import Doing
-from orla_lg.core.pieces import Piece
-from orla_lg.core.residency import Residency, Stay
+from orla_lg.core.engine.capabilities import BlocksRemoved, BlocksStored, KVEvent
+from orla_lg.core.memory.events import Doing
 from orla_lg_sim.blocks import BlockPool, chain
 
 BLOCK = 4

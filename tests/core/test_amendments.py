@@ -11,20 +11,19 @@ import pytest
 
 from orla_lg.core import serving as closing
 from orla_lg.core.amendments import MANY, Amendments
-from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.background import Background
+from orla_lg.core.cache.verification import Claimed, Order, Verdict
 from orla_lg.core.call import Hints
-from orla_lg.core.control import WorkflowCache
+from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.core.journal import Journal
-from orla_lg.core.memory import CacheAction, CacheEvent, EventKind, Verb
-from orla_lg.core.memory_policies import memory_policy
-from orla_lg.core.orders import Claimed, Order, Verdict
+from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.record import Aftermath, RecordBook
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome
-
-from .fakes import Engine, Sender, a_serving, identity, new_call, step
-from .test_record import a_record
+from tests.core.fakes import Engine, Sender, a_serving, identity, new_call, step
+from tests.core.test_record import a_record
 
 PINNED, FREED = Order(Verb.PIN, Effect.PINNED), Order(Verb.FLUSH, Effect.FREED)
 PATIENCE_S = 10.0

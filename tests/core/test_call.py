@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from orla_lg.core.call import NO_HINTS, Ask, Hints
 from orla_lg.errors import ConfigError
-
-from .fakes import a_call
+from tests.core.fakes import a_call
 
 
 def test_hints_fill_each_others_gaps() -> None:

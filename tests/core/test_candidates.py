@@ -11,21 +11,20 @@ from typing import Any
 import pytest
 
 from orla_lg.core import candidates
-from orla_lg.core.backend import Backend, Probe
 from orla_lg.core.call import Assignment, Call, Chunk, Hints, Usage
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.effects import Sleep, adrive, drive
-from orla_lg.core.mappers.load import LoadAware
-from orla_lg.core.mappers.need import NeedMapper
-from orla_lg.core.mappers.one_bit import OneBitStageMapper
-from orla_lg.core.mappers.table import ExplicitMapper, First, StageTable
+from orla_lg.core.engine.backend import Backend, Probe
 from orla_lg.core.mapping import Mapper
-from orla_lg.core.memory_policies import memory_policy
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import Sleep, adrive, drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError
-
-from .fakes import Engine, Sender, is_quiet, new_call, step
+from orla_lg.mappers.load import LoadAware
+from orla_lg.mappers.need import NeedMapper
+from orla_lg.mappers.one_bit import OneBitStageMapper
+from orla_lg.mappers.table import ExplicitMapper, First, StageTable
+from tests.core.fakes import Engine, Sender, is_quiet, new_call, step
 
 PATIENCE_S, OTHERS_S = 0.4, 0.1
 QUICK_S = 0.3

@@ -17,7 +17,7 @@ from orla_lg.core import journal
 from orla_lg.core.journal import Appended, Journal
 from orla_lg.core.record import Aftermath, Record
 from orla_lg.errors import ConfigError
-from tests.core.test_plain import NASTY, Unfriendly
+from tests.core.boundary.test_plain import NASTY, Unfriendly
 from tests.core.test_record import a_record
 
 

@@ -5,16 +5,15 @@ from typing import Any
 import pytest
 
 from orla_lg.core import mapping
-from orla_lg.core.backend import Capability, Cost, Probe, Support, model_asked
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
-from orla_lg.core.effects import drive
-from orla_lg.core.mappers.table import ExplicitMapper, stage_mapper
+from orla_lg.core.engine.backend import Capability, Cost, Probe, Support, model_asked
 from orla_lg.core.mapping import Consultation, named_in_code, unfit
+from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError
-
-from .fakes import a_call
+from orla_lg.mappers.table import ExplicitMapper, stage_mapper
+from tests.core.fakes import a_call
 
 
 def view(name: str, *listed: str, alias: str = "", probed: bool = True, **probe: object) -> BackendView:

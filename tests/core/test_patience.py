@@ -12,8 +12,8 @@ import pytest
 
 from orla_lg.core.call import CallerTimeout, Hints
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.effects import Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.core.turn import Pauses
 from orla_lg.errors import DeadlineExceeded, OrlaClosed
 from tests.core.fakes import Sender, a_call, a_serving, is_quiet, step

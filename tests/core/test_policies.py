@@ -7,8 +7,7 @@ from orla_lg.core.policies import Fair, Fcfs, policies, policy
 from orla_lg.core.queues import BackendQueue, Queued, Sortable
 from orla_lg.core.standing import HALF_LIFE_S, Standing
 from orla_lg.errors import ConfigError
-
-from .fakes import a_call
+from tests.core.fakes import a_call
 
 
 def test_a_name_or_an_object() -> None:

@@ -11,8 +11,7 @@ from orla_lg.core.policies import policies
 from orla_lg.core.queues import BackendQueue, Queued
 from orla_lg.core.standing import Standing
 from orla_lg.errors import QueueFull
-
-from .fakes import a_call
+from tests.core.fakes import a_call
 
 POLICIES = st.sampled_from(
     ["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining", "critical_path"]

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from orla_lg.core.backend import Cost, price
+from orla_lg.core.cache.verification import KEEP_ORDERS
 from orla_lg.core.call import Usage
-from orla_lg.core.orders import KEEP_ORDERS
+from orla_lg.core.engine.backend import Cost, price
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 
 EVENT = CallEvent(Happening.QUEUED, 0.0, "w")

@@ -9,21 +9,20 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.backend import Probe
-from orla_lg.core.breaker import Circuit
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
-from orla_lg.core.effects import Sleep, Wait, WaitForTurn, adrive, drive
-from orla_lg.core.flight import Flight
-from orla_lg.core.memory import CacheEvent, EventKind
+from orla_lg.core.engine.backend import Probe
+from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.inflight import Flight
+from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.policies import policies
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, QueueFull
-
-from .fakes import Engine, HandBackground, HandClock, Sender, a_serving, identity, is_quiet, new_call, step
+from tests.core.fakes import Engine, HandBackground, HandClock, Sender, a_serving, identity, is_quiet, new_call, step
 
 
 def busy() -> AttemptFailed:

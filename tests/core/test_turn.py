@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from orla_lg.core.effects import WaitForTurn
+from orla_lg.core.steps import WaitForTurn
 from orla_lg.core.turn import Turn
 from orla_lg.errors import OrlaClosed
 

@@ -6,17 +6,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orla_lg.core.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.call import Ask, Call, Usage
-from orla_lg.core.control import Warmed
-from orla_lg.core.desk import Desk
+from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.core.identity import Identity
-from orla_lg.core.memory import CacheAction, Verb
+from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.policies import policies
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued
-from orla_lg.core.warmth import WarmUp
-
-from .fakes import HandBackground, HandClock, WarmEngine, a_call
+from orla_lg.core.scheduler import Desk
+from tests.core.fakes import HandBackground, HandClock, WarmEngine, a_call
 
 WORKFLOWS = st.sampled_from("tuvw")
 CAN = {Capability.WARM: Support.NATIVE}

@@ -9,10 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orla_lg.core.call import Call
 from orla_lg.core.identity import tenant_of, workflow_key
-from orla_lg.core.memory import CacheEvent, EventKind
+from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
-
-from .fakes import a_call
+from tests.core.fakes import a_call
 
 TENANTS = st.sampled_from([None, "", "acme", "zenith"])
 THREADS, BACKENDS = st.sampled_from(["t1", "t2", "t3"]), st.sampled_from("ab")

@@ -17,8 +17,8 @@ import httpx2
 from openai import _base_client
 
 from orla_lg import Backend, ChatOrla, Orla
-from orla_lg.core import registry
 from orla_lg.core.dispatch import RetryPolicy
+from orla_lg.core.engine import registry
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
 from tests.differential.runs import Answered, Job, Run, arun, bare_model, make_graph, run

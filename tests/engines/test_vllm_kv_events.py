@@ -22,7 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 
 from orla_lg import Backend, Orla
-from orla_lg.core.desk import Desk
+from orla_lg.core.scheduler import Desk
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
 from orla_lg.openai_api import wire
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.backend import Capability, Directions, Effect, Support, with_fields
 from orla_lg.core.call import Ask
-from orla_lg.core.control import WorkflowCache
+from orla_lg.core.engine.backend import Capability, Directions, Effect, Support, with_fields
+from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
 from orla_lg.openai_api import wire
 from orla_lg.testing.conformance import Status, conform

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from orla_lg import Backend, ChatOrla, Orla
-from orla_lg.core.backend import Directions
+from orla_lg.core.engine.backend import Directions
 from orla_lg.openai_api.adapter import OpenAIAdapter
 from orla_lg.openai_api.dialect import Dialect
 from tests.openai_api.raw_engine import MODEL, USAGE, Answer, Asked, RawEngine, Rule, events, whole

@@ -22,7 +22,7 @@ from langchain_openai import ChatOpenAI
 from orla_lg import Backend, ChatOrla, Orla, OrlaError
 from orla_lg.core.call import Usage
 from orla_lg.core.dispatch import RetryPolicy
-from orla_lg.core.registry import adapter_of
+from orla_lg.core.engine.registry import adapter_of
 from orla_lg.openai_api import tap, wire
 from orla_lg.openai_api.adapter import OpenAIAdapter, chunk_of
 from tests.conftest import assert_nothing_left

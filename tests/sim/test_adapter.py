@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core import control
-from orla_lg.core.backend import Capability, Directions, Effect, Support
 from orla_lg.core.call import Ask
-from orla_lg.core.control import PrefixCache, WholeCache, WorkflowCache
+from orla_lg.core.engine import capabilities
+from orla_lg.core.engine.backend import Capability, Directions, Effect, Support
+from orla_lg.core.engine.capabilities import PrefixCache, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable
 from orla_lg_sim import SimAdapter
 from orla_lg_sim.parameters import EngineParameters
@@ -65,7 +65,13 @@ async def test_it_can_all_that_an_engine_can_be_told(adapter: SimAdapter) -> Non
     assert probe.capabilities[Capability.PIN] is Support.NATIVE
     assert (probe.models, probe.context_tokens, probe.kv_tokens) == (("sim",), 1024, 1024)
     assert probe.incarnation == (await adapter.probe()).incarnation != ""
-    for what in (control.KVControl, control.Observable, control.Tokenizing, control.Abortable, control.Warmable):
+    for what in (
+        capabilities.KVControl,
+        capabilities.Observable,
+        capabilities.Tokenizing,
+        capabilities.Abortable,
+        capabilities.Warmable,
+    ):
         assert isinstance(adapter, what)
 
 

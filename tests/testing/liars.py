@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask, Chunk, Usage
-from orla_lg.core.control import EngineStats, Scope, Warmed, WorkflowCache
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import EngineStats, Scope, Warmed, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.adapter import OpenAIAdapter
 from tests.testing.paragon import Paragon, World, common

@@ -12,9 +12,17 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from orla_lg.core.backend import Backend, Capability, Directions, Effect, Probe, Support
 from orla_lg.core.call import Ask, Chunk, Usage
-from orla_lg.core.control import Copied, EngineStats, PrefixCache, Scope, Warmed, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import (
+    Copied,
+    EngineStats,
+    PrefixCache,
+    Scope,
+    Warmed,
+    WholeCache,
+    WorkflowCache,
+)
 from orla_lg.errors import BackendUnavailable, EngineRefused
 
 URL = "http://paragon/v1"

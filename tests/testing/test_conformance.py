@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.backend import Backend, BackendAdapter
 from orla_lg.core.call import Usage
-from orla_lg.core.control import Warmed
+from orla_lg.core.engine.backend import Backend, BackendAdapter
+from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.openai_api.adapter import OpenAIAdapter
 from orla_lg.testing import conformance
 from orla_lg.testing.conformance import CHECKS, NonConforming, Report, Result, Status, Subject, conform

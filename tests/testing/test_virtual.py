@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend, Hints, Record
-from orla_lg.core.backend import Capability, Probe, Support
 from orla_lg.core.call import Ask
+from orla_lg.core.engine.backend import Capability, Probe, Support
 from orla_lg.core.identity import Identity
-from orla_lg.core.mappers.table import ExplicitMapper
 from orla_lg.errors import DeadlineExceeded, OrlaClosed
+from orla_lg.mappers.table import ExplicitMapper
 from orla_lg.testing.virtual import (
     Deadlock,
     StillAdapter,

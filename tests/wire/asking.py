@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from orla_lg.core.backend import BackendAdapter, Directions
 from orla_lg.core.call import Ask, Chunk, Usage
+from orla_lg.core.engine.backend import BackendAdapter, Directions
 from orla_lg.openai_api import wire
 from tests.wire.served import WireServer
 

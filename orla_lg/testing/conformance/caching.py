@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orla_lg.core.backend import Capability, Effect
+from orla_lg.core.engine.backend import Capability, Effect
 from orla_lg.testing.conformance.subject import LITTLE, MUCH, Subject, expect, skip
 from orla_lg.testing.conformance.suite import Check, check
 

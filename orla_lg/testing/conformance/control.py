@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from orla_lg.core.backend import Capability, Effect
-from orla_lg.core.control import KVControl, PrefixCache, WholeCache, WorkflowCache
+from orla_lg.core.engine.backend import Capability, Effect
+from orla_lg.core.engine.capabilities import KVControl, PrefixCache, WholeCache, WorkflowCache
 from orla_lg.testing.conformance.subject import (
     Answer,
     Body,

@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import Any
 
-from orla_lg.core.backend import BackendAdapter, Capability, Effect
-from orla_lg.core.control import EngineStats
+from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
+from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.testing.conformance.streaming import expect_idle
 from orla_lg.testing.conformance.subject import LITTLE, Subject, expect, skip
 from orla_lg.testing.conformance.suite import Check, check

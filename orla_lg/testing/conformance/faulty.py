@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import aclosing
 
-from orla_lg.core.backend import BackendAdapter
+from orla_lg.core.engine.backend import BackendAdapter
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.testing.conformance.subject import Subject, expect, skip
 from orla_lg.testing.conformance.suite import Check, check

@@ -6,8 +6,8 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from orla_lg.core.backend import Capability, Directions
 from orla_lg.core.call import Ask
+from orla_lg.core.engine.backend import Capability, Directions
 from orla_lg.testing.conformance.subject import Subject, expect
 from orla_lg.testing.conformance.suite import Check, check
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from orla_lg.core.backend import Capability, Directions
+from orla_lg.core.engine.backend import Capability, Directions
 from orla_lg.testing.conformance.subject import (
     LITTLE,
     MUCH,

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 
-from orla_lg.core.backend import Capability, Support
+from orla_lg.core.engine.backend import Capability, Support
 from orla_lg.errors import BackendUnavailable
 from orla_lg.testing.conformance.subject import Subject, expect, skip
 from orla_lg.testing.conformance.suite import FACES, Check, check

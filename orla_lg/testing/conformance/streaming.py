@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from orla_lg.core.backend import Capability, Directions
-from orla_lg.core.control import Observable
+from orla_lg.core.engine.backend import Capability, Directions
+from orla_lg.core.engine.capabilities import Observable
 from orla_lg.errors import EngineRefused
 from orla_lg.testing.conformance.subject import Answer, Subject, expect, read_some, skip
 from orla_lg.testing.conformance.suite import Check, check

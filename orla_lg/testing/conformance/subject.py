@@ -12,9 +12,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from orla_lg.core.backend import Backend, BackendAdapter, Directions, Effect, Probe, with_fields
 from orla_lg.core.call import Chunk, Usage
-from orla_lg.core.control import WorkflowCache
+from orla_lg.core.engine.backend import Backend, BackendAdapter, Directions, Effect, Probe, with_fields
+from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.openai_api import wire
 from orla_lg.testing.conformance.report import NonConforming, NotApplicable
 

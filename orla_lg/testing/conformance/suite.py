@@ -9,8 +9,16 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orla_lg.core.backend import BackendAdapter, Capability
-from orla_lg.core.control import Abortable, KVControl, Observable, Sleepable, SlotStore, Tokenizing, Warmable
+from orla_lg.core.engine.backend import BackendAdapter, Capability
+from orla_lg.core.engine.capabilities import (
+    Abortable,
+    KVControl,
+    Observable,
+    Sleepable,
+    SlotStore,
+    Tokenizing,
+    Warmable,
+)
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.testing.conformance.report import NonConforming, NotApplicable, Report, Result, Status
 from orla_lg.testing.conformance.subject import LIMIT_S, AdapterAt, Subject

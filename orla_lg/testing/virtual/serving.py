@@ -11,18 +11,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from orla_lg.core.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
 from orla_lg.core.background import Background
 from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Call, Chunk, Hints, Usage
-from orla_lg.core.effects import adrive
-from orla_lg.core.flight import Flight
+from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
 from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import Flight
 from orla_lg.core.mapping import StageMapper
-from orla_lg.core.memory import MemoryPolicy
-from orla_lg.core.memory_policies import memory_policy
+from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
 from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
+from orla_lg.core.steps import adrive
 from orla_lg.errors import OrlaClosed
 from orla_lg.testing.virtual.clock import Timer, VirtualClock
 from orla_lg.testing.virtual.loop import VirtualLoop

@@ -1,0 +1,131 @@
+"""What may be changed while calls run and wait: backends paused, drained, resumed; policies and limits.
+
+Everything is checked before anything is changed, and nobody who waits loses his place: calls keep their arrival
+numbers, deadlines go on, and whoever may go after a change goes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from enum import Enum
+
+from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
+from orla_lg.core.queues import Policies
+from orla_lg.core.scheduler import Desk
+from orla_lg.core.steps import Steps, WaitForTurn
+from orla_lg.errors import ConfigError, did_you_mean
+
+
+class Keep(Enum):
+    """Stands for a limit that stays as it is, where ``None`` means that there is none."""
+
+    KEEP = "keep"
+
+
+KEEP = Keep.KEEP
+
+
+class Steering:
+    """The levers of one core; any thread may pull them."""
+
+    def __init__(self, desks: Mapping[str, Desk]) -> None:
+        self._desks = desks
+        self._policies = threading.Lock()
+        """Held while policies change: a change that must be undone is undone to what it found."""
+
+    def _desk(self, backend: str) -> Desk:
+        if backend not in self._desks:
+            raise ConfigError(f"unknown backend {backend!r}{did_you_mean(backend, self._desks)}")
+        return self._desks[backend]
+
+    # Whether calls go to a backend
+
+    def pause(self, backend: str) -> None:
+        """Grant nothing more there: what is in flight goes on, what comes waits. Idempotent.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        self._desk(backend).pause()
+
+    def resume(self, backend: str) -> None:
+        """Let calls go there again. Idempotent.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        self._desk(backend).resume()
+
+    def drain(self, backend: str, timeout_s: float | None) -> Steps:
+        """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
+
+        It stays paused when the time is up. The wait ends early, with ``False``, when somebody resumes the backend.
+
+        Raises:
+            ConfigError: There is no such backend, or *timeout_s* is negative.
+            OrlaClosed: ``Orla.close`` was called meanwhile.
+        """
+        if timeout_s is not None and not timeout_s >= 0:
+            raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {timeout_s}")
+        desk = self._desk(backend)
+        drained = desk.drain()
+        try:
+            with contextlib.suppress(TimeoutError):
+                yield WaitForTurn(drained, timeout_s)
+        finally:
+            desk.drains.leave(drained)
+        return desk.is_drained()
+
+    # Policies and limits
+
+    def set_policy(
+        self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
+    ) -> None:
+        """Order calls by other policies, those that wait as well; on one backend, or on all (``None``).
+
+        Raises:
+            ConfigError: A name is unknown, an object is no policy, or it cannot order the calls that wait. Nothing
+                is changed then.
+        """
+        if stage_policy is None and request_policy is None:
+            raise ConfigError("nothing to change: give a stage_policy, a request_policy, or both")
+        desks = self._desks if backend is None else {backend: self._desk(backend)}
+        for name in stage_policy if isinstance(stage_policy, Mapping) else ():
+            if name != ANY_BACKEND:
+                self._desk(name)
+        with self._policies:
+            before = {name: desk.queue.policies for name, desk in desks.items()}
+            after = {name: changed(before[name], name, stage_policy, request_policy) for name in desks}
+            self._exchange(before, after)
+
+    def _exchange(self, before: Mapping[str, Policies], after: Mapping[str, Policies]) -> None:
+        done: list[str] = []
+        try:
+            for name, policies in after.items():
+                self._desks[name].change_policies(policies)
+                done.append(name)
+        except Exception as error:  # a policy is the user's code
+            for undone in done:
+                self._desks[undone].change_policies(before[undone])
+            raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {error!r}") from error
+
+    def set_limit(self, backend: str, max_concurrency: int | Keep | None, capacity: int | Keep) -> None:
+        """Bound a backend's calls in flight (``None``: as the engine bounds them), and those that may wait.
+
+        A bound below what is in flight, or waits, ends nothing: it counts for those that come.
+
+        Raises:
+            ConfigError: There is no such backend, or a limit is not a whole number in its range. Nothing is changed
+                then.
+        """
+        desk = self._desk(backend)
+        limits = {"max_concurrency": max_concurrency, "capacity": capacity}
+        given = {name: limit for name, limit in limits.items() if not isinstance(limit, Keep)}
+        if not given:
+            raise ConfigError("nothing to change: give max_concurrency, capacity, or both")
+        for name, limit in given.items():
+            if isinstance(limit, bool) or not isinstance(limit, int | None) or (name, limit) == ("capacity", None):
+                raise ConfigError(f"backend {backend!r}: {name} must be a whole number, got {limit!r}")
+        desk.set_limits(given)

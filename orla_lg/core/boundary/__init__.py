@@ -1,0 +1,1 @@
+"""What comes in from users and peers is checked and bounded, what goes out is masked and escaped."""

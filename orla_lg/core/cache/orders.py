@@ -1,0 +1,160 @@
+"""Brings the memory manager's orders to one engine, and back what came of them.
+
+Orders go out on the background loop; their effects land in the ledger, under the backend's lock, and then, without
+it, in the records of the calls that they followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from orla_lg.core.cache.verification import Order, Trail, Verdict
+from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
+from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
+from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
+from orla_lg.errors import OrlaClosed
+
+if TYPE_CHECKING:
+    from orla_lg.core.background import Background, Clock
+    from orla_lg.core.cache.ledger import Ledger
+
+NEEDED = {
+    Verb.PIN: Capability.PIN,
+    Verb.RELEASE: Capability.RELEASE,
+    Verb.FLUSH: Capability.FLUSH_WORKFLOW,
+}
+"""What an engine must be able to, for each order."""
+
+
+class Witness(Protocol):
+    """Who is told what came of orders, outside of any lock."""
+
+    def ordered(self, call_id: str, order: Order) -> None:
+        """Hear of an order that followed a call, and its effect."""
+        ...
+
+    def judged(self, call_id: str, verdict: Verdict) -> None:
+        """Hear whether the next call found what was promised after a call."""
+        ...
+
+    def pressed(self, event: CacheEvent) -> None:
+        """Hear that a backend is full."""
+        ...
+
+
+class Messenger:
+    """Between one backend's ledger, its engine, and who is told.
+
+    Args:
+        name: The backend's.
+        adapter: The engine's side.
+        ledger: What we believe of it.
+        lock: The backend's.
+        background: Where orders run.
+        clock: Monotonic seconds.
+        offers: Whether the engine is there and has a capability.
+        witness: Who is told; ``None``: nobody.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        adapter: BackendAdapter,
+        ledger: Ledger,
+        lock: threading.Lock,
+        background: Background,
+        clock: Clock,
+        *,
+        offers: Callable[[Capability], bool],
+        witness: Witness | None,
+    ) -> None:
+        self._name = name
+        self._ledger = ledger
+        self._lock = lock
+        self._background = background
+        self._clock = clock
+        self._offers = offers
+        self._witness = witness
+        self._control = adapter if isinstance(adapter, KVControl) else None
+        self._lingering = adapter if isinstance(adapter, Lingering) else None
+        self._pressed_tokens = 0.0
+        """What is wanted beyond what the engine holds, and was not told of yet."""
+
+    # To the engine
+
+    def bring(self, action: CacheAction, trail: Trail) -> None:
+        """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
+        verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
+        can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
+        if self._control is not None and can is not None:
+            try:
+                self._background.errand(self._order(self._control, can, action, trail))
+            except OrlaClosed:
+                self._took_effect(action, trail, Effect.FAILED)
+        else:
+            self._took_effect(action, trail, Effect.UNSUPPORTED)
+
+    async def _order(self, control: KVControl, can: Verb, action: CacheAction, trail: Trail) -> None:
+        effect, scope = Effect.UNKNOWN, WorkflowCache(action.workflow)
+        try:
+            if can is Verb.PIN:
+                effect = await control.pin(scope, ttl_s=action.ttl_s)
+            else:
+                effect = await (control.flush if can is Verb.FLUSH else control.release)(scope)
+        finally:
+            self._took_effect(action, trail, effect)
+
+    def _took_effect(self, action: CacheAction, trail: Trail, effect: Effect) -> None:
+        with self._lock:
+            self._ledger.took_effect(action, trail, effect, self._clock())
+        self.tell()
+
+    def linger(self, keep_s: float) -> None:
+        """Tell an engine that drops idle models how long this one is expected to be of use; nobody waits for that."""
+        if self._lingering is not None and self._offers(Capability.KEEP):
+            with contextlib.suppress(OrlaClosed):
+                self._background.submit(self._linger(self._lingering, keep_s))
+
+    async def _linger(self, lingering: Lingering, keep_s: float) -> None:
+        effect = await lingering.linger(keep_s)
+        if effect is not None:
+            with self._lock:
+                self._ledger.orders.lingers(effect)
+
+    # To the witness
+
+    def tell(self, verdict: Verdict | None = None) -> None:
+        """Have the records of calls say what came of the orders after them, and what the next one found."""
+        news: Sequence[tuple[str, Order]] = ()
+        if self._ledger.orders.news:
+            with self._lock:
+                news = self._ledger.orders.take_news()
+        if self._witness is None:
+            return
+        for call_id, order in news:
+            self._witness.ordered(call_id, order)
+        if verdict is not None and verdict.claimed.after is not None:
+            self._witness.judged(verdict.claimed.after, verdict)
+
+    def pressed(self, needs_tokens: float) -> None:
+        """Have the memory manager told, soon and once, by how much more is wanted than the engine holds.
+
+        Called under the lock; an engine that cannot be told whom to give up first need not be asked.
+        """
+        if needs_tokens <= 0 or self._witness is None or not self._offers(Capability.RELEASE):
+            return
+        if not self._pressed_tokens:
+            self._background.call_later(0.0, self._tell_pressure)
+        self._pressed_tokens += needs_tokens
+
+    def _tell_pressure(self) -> None:
+        with self._lock:
+            needs, self._pressed_tokens = self._pressed_tokens, 0.0
+            held = self._ledger.holdings()
+        assert self._witness is not None
+        self._witness.pressed(
+            CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)
+        )

@@ -1,0 +1,241 @@
+"""The pieces that an engine may give up: in which order it does, who owns them, and what goes when one goes.
+
+The order is that of the engines: lines by band, in each of them whatever went out of use first in front. Pins and
+demotions move pieces between bands for as long as they are idle; a call through a piece makes it usual again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from itertools import chain
+
+from orla_lg.core.cache.prefix.nodes import Band, Line, Piece
+
+TINY_TOKENS = 1e-6
+"""Less than this comes from rounding."""
+
+
+class Eviction(StrEnum):
+    """In which order an engine gives up what is idle."""
+
+    LRU = "lru"
+    """What was used longest ago first."""
+    BANDED = "banded"
+    """What nobody owns first, then by kind: that one piece is lost says nothing about those used before it."""
+
+
+class Shelf:
+    """The pieces of one engine that are believed to be there, and those that are missed.
+
+    Every piece in ``pieces`` is alive and so is its parent; idle ones are in exactly one line. ``missed`` has what
+    was lost though somebody owns it.
+    """
+
+    def __init__(self, order: Eviction = Eviction.LRU) -> None:
+        self.order = order
+        self.pieces: dict[object, Piece] = {}
+        self.missed: dict[object, Piece] = {}
+        self.idle_tokens = 0.0
+        self.obsolete_tokens = 0.0
+        """Of the idle ones, what nobody owns."""
+        self._lines = tuple(Line() for _ in Band)
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Return the idle pieces, those that the engine gives up first in front."""
+        return chain.from_iterable(self._lines)
+
+    def first(self) -> Piece | None:
+        """Return what the engine gives up next."""
+        for line in self._lines:
+            if line.first is not None:
+                return line.first
+        return None
+
+    # Coming and going
+
+    def live(self, piece: Piece) -> None:
+        """Believe that a piece is there, or will be when the call that brings it is through."""
+        self.missed.pop(piece.key, None)
+        piece.alive = True
+        self.pieces[piece.key] = piece
+        piece.join()
+
+    def put(self, piece: Piece) -> None:
+        """Let a piece be given up from now on, after all others of its band."""
+        if piece.pins:
+            piece.band = Band.PINNED
+        else:
+            dead_first = self.order is Eviction.BANDED and not piece.owners
+            piece.band = Band.FIRST if dead_first else Band.USUAL
+        piece.idle = True
+        self._lines[piece.band].append(piece)
+        self._count(piece, piece.tokens - piece.gone_tokens)
+
+    def take(self, piece: Piece) -> None:
+        """Let a piece not be given up: a call uses it."""
+        piece.idle = False
+        self._lines[piece.band].remove(piece)
+        self._count(piece, piece.gone_tokens - piece.tokens)
+
+    def _count(self, piece: Piece, more_tokens: float) -> None:
+        self.idle_tokens += more_tokens
+        if not piece.owners:
+            self.obsolete_tokens += more_tokens
+
+    def lose(self, piece: Piece) -> None:
+        """Believe a piece gone, and all that comes after it: nothing finds that any more.
+
+        There may be thousands after it, so this is as plain as can be, and leaves the links that die with a parent.
+        """
+        piece.part()
+        pieces, lines, lost = self.pieces, self._lines, [piece]
+        idle_tokens = obsolete_tokens = 0.0
+        for each in lost:  # which grows meanwhile
+            child, each.child = each.child, None
+            while child is not None:
+                lost.append(child)
+                elder, child.elder, child.younger = child.elder, None, None
+                child = elder
+            if each.idle:
+                each.idle = False
+                lines[each.band].remove(each)
+                idle_tokens += each.tokens - each.gone_tokens
+                if not each.owners:
+                    obsolete_tokens += each.tokens - each.gone_tokens
+            each.alive = False
+            if pieces.get(each.key) is each:
+                del pieces[each.key]
+            if each.owners and not each.users and each.key not in pieces:
+                self.missed[each.key] = each
+        self.idle_tokens -= idle_tokens
+        self.obsolete_tokens -= obsolete_tokens
+
+    def lose_older(self, idle_from: float) -> None:
+        """Believe gone whatever is given up before a piece that was idle from then on."""
+        first, usual = self._lines[Band.FIRST], self._lines[Band.USUAL]
+        while first.first is not None:
+            self.lose(first.first)
+        while usual.first is not None and usual.first.idle_from < idle_from:
+            self.lose(usual.first)
+
+    def cut(self, leaf: Piece, from_tokens: float) -> Piece | None:
+        """Believe gone what lies on the path to a piece beyond so many tokens.
+
+        Returns the first piece that is cut if a call uses it: that call computes it.
+        """
+        end = sum(piece.tokens for piece in leaf.path())
+        cut: Piece | None = None
+        for piece in leaf.path():
+            if end <= from_tokens + TINY_TOKENS:
+                break
+            cut, end = piece, end - piece.tokens
+        if cut is None or not cut.alive:
+            return None
+        if cut.users:
+            self._empty(cut)
+            return cut
+        self._shorten(cut, from_tokens - end)
+        return None
+
+    def _shorten(self, cut: Piece, stays: float) -> None:
+        """Believe gone what comes after so many tokens of an idle piece."""
+        if stays <= TINY_TOKENS:
+            self.lose(cut)
+            return
+        for child in list(cut.children()):
+            self.lose(child)
+        gone = max(cut.gone_tokens, cut.tokens - stays)
+        self._count(cut, cut.gone_tokens - gone)
+        cut.gone_tokens = gone
+
+    def _empty(self, used: Piece) -> None:
+        """Believe that a piece in use is still to be computed, like all in use after it; the rest is gone."""
+        below = [used]
+        while below:
+            piece = below.pop()
+            if piece.users:
+                piece.filled = False
+                below.extend(piece.children())
+            else:
+                self.lose(piece)
+
+    # Who owns what
+
+    def own(self, leaf: Piece, until: Piece | None = None) -> None:
+        """Note that a workflow's newest call ended in *leaf*; what lies before *until* it owns already."""
+        for piece in leaf.path():
+            if piece is until:
+                break
+            piece.owners += 1
+            if piece.owners == 1 and piece.idle:
+                self.obsolete_tokens -= piece.tokens - piece.gone_tokens
+                self._move(piece)
+
+    def disown(self, leaf: Piece) -> None:
+        """Note that it did not, or is no longer the newest."""
+        for piece in leaf.path():
+            piece.owners -= 1
+            if piece.owners:
+                continue
+            if piece.idle:
+                self.obsolete_tokens += piece.tokens - piece.gone_tokens
+                self._move(piece)
+            elif not piece.alive and self.missed.get(piece.key) is piece:
+                del self.missed[piece.key]
+
+    def _move(self, piece: Piece) -> None:
+        """Put an idle piece where those like it wait, if the engine heeds who owns it."""
+        if self.order is Eviction.BANDED and not piece.pins:
+            self._lines[piece.band].remove(piece)
+            piece.band = Band.USUAL if piece.owners else Band.FIRST
+            self._lines[piece.band].append(piece)
+
+    def pin(self, leaf: Piece) -> None:
+        """Believe that the path to a piece is given up last."""
+        for piece in leaf.path():
+            piece.pins += 1
+            if piece.idle and piece.pins == 1:
+                self._put_again(piece)
+
+    def unpin(self, leaf: Piece) -> None:
+        """Believe that it is not; it counts as just used."""
+        for piece in leaf.path():
+            piece.pins -= 1
+            if piece.idle and not piece.pins:
+                self._put_again(piece)
+
+    def _put_again(self, piece: Piece) -> None:
+        self.take(piece)
+        self.put(piece)
+
+    def demote(self, piece: Piece) -> None:
+        """Believe that an idle piece and all that comes after it are given up first, the end before the beginning."""
+        below, order = [piece], list[Piece]()
+        while below:
+            order.append(below.pop())
+            below.extend(order[-1].children())
+        for each in reversed(order):
+            if each.idle and not each.pins:
+                self._lines[each.band].remove(each)
+                each.band = Band.FIRST
+                self._lines[Band.FIRST].append(each)
+
+    def check_integrity(self) -> None:
+        """Assert what the class says."""
+        idle = list(self)
+        assert len(idle) == len(set(idle)) == sum(piece.idle for piece in self.pieces.values())
+        for band, line in zip(Band, self._lines, strict=True):
+            assert all(piece.idle and piece.alive and not piece.users and piece.band is band for piece in line)
+        for key, piece in self.pieces.items():
+            assert piece.alive and piece.key == key and key not in self.missed
+            assert piece.parent is None or not piece.parent.alive or piece in piece.parent.children()
+            assert piece.parent is None or piece.parent.alive or piece.users, "nothing finds what is after a gap"
+            assert 0 <= piece.gone_tokens <= piece.tokens and not (piece.gone_tokens and piece.child)
+        assert all(not piece.alive and piece.owners and not piece.users for piece in self.missed.values())
+        assert all(self.missed[piece.key] is piece for piece in self.missed.values())
+        for kept, ones in (
+            (self.idle_tokens, idle),
+            (self.obsolete_tokens, [piece for piece in idle if not piece.owners]),
+        ):
+            assert abs(sum(piece.there_tokens for piece in ones) - kept) < 1e-3 * (1 + kept)

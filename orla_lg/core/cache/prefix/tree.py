@@ -1,0 +1,363 @@
+"""What we believe an engine's prefix cache holds: pieces of prompts, in the order in which it would give them up.
+
+Engines with a prefix cache (vLLM, SGLang) evict what was used longest ago, and never what a running call uses. So we
+believe the same: *pieces*, one for each message after all messages before it, are in use, or idle in the order of
+their last use. A prefix that several workflows share is one piece and counted once. Whoever counts on a piece has a
+claim on it; claims change nothing about what the engine evicts, they say what would be missed.
+
+A piece is *owned* while it lies on the path of some workflow's newest call (``core.claims``). An idle one that nobody
+owns is *obsolete*: a later turn left it behind, or its workflow is over. A piece that is lost though somebody owns it
+is remembered, so that it is the same one when it is computed again.
+
+Three things tell of losses: the size of the cache (``shrink``), answers that found less than we believed (``end``),
+and events of the engine (``Shelf.cut``). No engine gives up a beginning before what comes after it, or if it does,
+what comes after cannot be found: so with a piece, all behind it are lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+from orla_lg.core.cache.prefix.eviction import Eviction, Shelf
+from orla_lg.core.cache.prefix.hit_check import Testimony, Witness
+from orla_lg.core.cache.prefix.nodes import Band, Piece
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask
+
+MAX_PIECES = 200_000
+"""Known of an engine that does not say what it holds; the oldest are forgotten."""
+
+
+LEARNING = 0.3
+"""Weight of the newest answer in how many tokens a character makes."""
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """A call's pieces while it is in flight."""
+
+    voice: str
+    """Whose answers the prompt may repeat."""
+    path: list[Piece]
+    """From the first message to the last."""
+    answer: Piece
+    fresh: list[Piece]
+    """Of the path, those that were not there before, or not wholly."""
+    expected_tokens: float
+    """Of the prompt, what should be found in the cache."""
+    enough_tokens: float
+    """A cache of this size would not have given up any of that."""
+    believed: list[float]
+    """Of the first pieces, how many tokens of each should be found."""
+    used: int
+    """So many of the first pieces were in use already."""
+    proven: int
+    """So many of the first pieces were part of a prompt before: an answer may be rendered anew when it comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyStatistics:
+    """An engine's cache as we believe it to be, in tokens."""
+
+    in_use_tokens: int
+    idle_tokens: int
+    obsolete_tokens: int
+    """Of the idle ones, on the path of no workflow's newest call."""
+    pieces: int
+    testimony: Testimony
+
+
+@dataclass(eq=False)
+class Residency:
+    """The pieces of one engine. ``check_integrity`` asserts what the parts promise."""
+
+    tokens_per_char: float = 1 / CHARS_PER_TOKEN
+    told: bool = False
+    """The engine tells what it gives up, so answers are no longer taken for signs of that."""
+    in_use_tokens: float = 0.0
+    """Of calls in flight, with the answers that are expected."""
+    wanted_tokens: float = 0.0
+    """In use or claimed, whether it is still there or not."""
+    flow_tokens: float = 0.0
+    """All that ever went out of use."""
+    shelf: Shelf = field(default_factory=Shelf)
+    witness: Witness = field(default_factory=Witness)
+
+    @property
+    def pieces(self) -> dict[object, Piece]:
+        """Those alive, by their keys."""
+        return self.shelf.pieces
+
+    @property
+    def idle_tokens(self) -> float:
+        """What no call in flight uses."""
+        return self.shelf.idle_tokens
+
+    @property
+    def tokens(self) -> float:
+        """All that is believed to be there."""
+        return self.in_use_tokens + self.shelf.idle_tokens
+
+    # Looking
+
+    def find(self, ask: Ask, voice: str = "") -> list[Piece]:
+        """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
+
+        An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *voice* repeats:
+        others who asked the same may have been told something else.
+        """
+        found: list[Piece] = []
+        for index, (key, _) in enumerate(ask.pieces):
+            piece = self.pieces.get(key)
+            if piece is None:
+                said = found[-1].answer_to(voice) if found and ask.is_answer(index) else None
+                if said is None or not said.alive:
+                    break
+                piece = said
+            found.append(piece)
+        return found
+
+    def adds(self, ask: Ask, answer_tokens: float, voice: str = "") -> tuple[float, float]:
+        """Return by how much ``in_use_tokens`` and ``wanted_tokens`` would grow if the call went now."""
+        found = self.find(ask, voice)
+        use = want = answer_tokens
+        for piece in found:
+            if not piece.users:
+                use += piece.tokens
+                want += 0.0 if piece.claims else piece.tokens
+        parent: Piece | None = found[-1] if found else None
+        for index in range(len(found), len(ask.pieces)):
+            lost = parent = self._lost_before(ask, index, parent, voice)
+            tokens = ask.pieces[index][1] * self.tokens_per_char if lost is None else lost.tokens
+            use += tokens
+            want += 0.0 if lost is not None and lost.claims else tokens
+        return use, want
+
+    def tokens_of(self, ask: Ask, voice: str = "") -> float:
+        """Return how long a prompt is: what is known of it as counted, the rest by its length."""
+        found = self.find(ask, voice)
+        return sum(piece.tokens for piece in found) + self._estimate(ask, len(found))
+
+    def there_tokens(self, ask: Ask, voice: str = "") -> float:
+        """Return how much of a prompt would be found, what others are prefilling included."""
+        return sum(piece.there_tokens for piece in self.find(ask, voice))
+
+    def _estimate(self, ask: Ask, start: int) -> float:
+        return sum(chars for _, chars in ask.pieces[start:]) * self.tokens_per_char
+
+    def _lost_before(self, ask: Ask, index: int, parent: Piece | None, voice: str) -> Piece | None:
+        """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
+        missed = self.shelf.missed
+        if not missed or (index and parent is None):
+            return None
+        piece = missed.get(ask.pieces[index][0])
+        said = None if parent is None else parent.answer_to(voice)
+        if piece is None and said is not None and ask.is_answer(index):
+            piece = missed.get(said.key)
+        return piece if piece is not None and piece.parent is parent else None
+
+    # Calls
+
+    def begin(self, ask: Ask, answer_tokens: float, voice: str = "") -> Stay:
+        """Take a call's prompt and expected answer into use."""
+        path = self.find(ask, voice)
+        known = len(path)
+        believed = [piece.there_tokens for piece in path if piece.filled]
+        since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
+        used = sum(piece.users > 0 for piece in path)
+        proven = sum(piece.counted for piece in path)
+        fresh = [piece for piece in path[-1:] if piece.gone_tokens]
+        for index, (key, chars) in enumerate(ask.pieces):
+            if index < known:
+                self._name(path[index], key, voice)
+            else:
+                parent, tokens = path[-1] if path else None, chars * self.tokens_per_char
+                fresh.append(self._appear(ask, index, parent, tokens, voice))
+                path.append(fresh[-1])
+        answer = Piece(object(), path[-1] if path else None, answer_tokens)
+        self.shelf.live(answer)
+        for piece in path:
+            self._use(piece)
+        self._use(answer)
+        enough = min(self.tokens, since_tokens + answer_tokens + sum(piece.tokens for piece in fresh))
+        return Stay(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
+
+    def _appear(self, ask: Ask, index: int, parent: Piece | None, tokens: float, voice: str) -> Piece:
+        """Return a message's piece, which is not there: one that was lost before, or a new one."""
+        piece = self._lost_before(ask, index, parent, voice)
+        key = ask.pieces[index][0]
+        if piece is None:
+            piece = Piece(key, parent, tokens)
+        else:
+            piece.filled, piece.gone_tokens = False, 0.0
+        self.shelf.live(piece)
+        self._name(piece, key, voice)
+        return piece
+
+    def _used_since(self, piece: Piece) -> float:
+        """Return how many tokens were used since a piece was, its own included; rather too many than too few."""
+        return self.in_use_tokens + (0.0 if piece.users else self.flow_tokens - piece.idle_from)
+
+    def _name(self, piece: Piece, key: object, voice: str) -> None:
+        """Know an answer by its place in a prompt from now on."""
+        if piece.key is not key and piece.key != key:
+            del self.pieces[piece.key]
+            self.pieces[key] = piece
+            self.shelf.missed.pop(key, None)
+            piece.key = key
+            if (parent := piece.parent) is not None and parent.said is not None and parent.said.get(voice) is piece:
+                parent.said[voice] = None
+
+    def _use(self, piece: Piece) -> None:
+        if piece.users == 0:
+            if piece.idle:
+                self.shelf.take(piece)
+            if piece.gone_tokens:
+                piece.gone_tokens, piece.filled = 0.0, False
+            self.in_use_tokens += piece.tokens
+            if not piece.claims:
+                self.wanted_tokens += piece.tokens
+        piece.users += 1
+
+    def filled(self, stay: Stay) -> None:
+        """Note that a call's prompt is prefilled."""
+        for piece in stay.path:
+            piece.filled = True
+
+    def end(
+        self, stay: Stay, prompt_tokens: int | None, answer_tokens: int | None, cached_tokens: int | None = None
+    ) -> None:
+        """Give back what a call used; it is now what was used last. Token counts as the engine reported them.
+
+        Where the engine found less than was believed, that had been evicted, and others with it; the call's own
+        prompt is there again, since the call computed it.
+        """
+        if prompt_tokens is not None:
+            self._count(stay, prompt_tokens)
+        if cached_tokens is not None and all(piece.alive for piece in stay.path):
+            lost = self.witness.first_lost(
+                stay.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
+            )
+            if lost is not None:
+                self._correct(stay, lost)
+        self._resize(stay.answer, self._kept(stay, stay.answer.tokens if answer_tokens is None else answer_tokens))
+        stay.answer.filled = True
+        self.filled(stay)
+        if stay.path:
+            stay.path[-1].answered(stay.voice, stay.answer)
+        for piece in stay.answer.path():  # its end first: an engine gives up the end of a prompt before its beginning
+            self._unuse(piece)
+
+    def undo(self, stay: Stay) -> None:
+        """Give back what a call used that never reached the engine: what it would have added is not there."""
+        for piece in stay.answer.path():
+            self._unuse(piece)
+            if piece is stay.answer or (not piece.users and not piece.filled):
+                self.shelf.lose(piece)
+
+    def _unuse(self, piece: Piece) -> None:
+        piece.users -= 1
+        if piece.users == 0:
+            self.in_use_tokens -= piece.tokens
+            if not piece.claims:
+                self.wanted_tokens -= piece.tokens
+            piece.idle_from = self.flow_tokens
+            self.flow_tokens += piece.tokens
+            if piece.alive:
+                self.shelf.put(piece)
+
+    def _kept(self, stay: Stay, answer_tokens: float) -> float:
+        """Return how much of an answer stays: full blocks only, and its last token was never computed."""
+        block = self.witness.block_tokens
+        if block is None:
+            return answer_tokens
+        prompt = sum(piece.tokens for piece in stay.path)
+        return max(0.0, (prompt + answer_tokens - 1) // block * block - prompt)
+
+    def _count(self, stay: Stay, prompt_tokens: int) -> None:
+        """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
+        guessed = [piece for piece in stay.path if not piece.counted]
+        before = sum(piece.tokens for piece in guessed)
+        left = prompt_tokens - sum(piece.tokens for piece in stay.path if piece.counted)
+        if guessed and left > 0:
+            if before > 0:
+                self.tokens_per_char *= 1 + LEARNING * (min(left / before, 2.0) - 1)
+            for piece in guessed:
+                self._resize(piece, left * piece.tokens / before if before > 0 else left / len(guessed))
+                piece.counted = True
+
+    def _resize(self, piece: Piece, tokens: float) -> None:
+        assert piece.users, "only a call in flight tells the size of its pieces"
+        self.in_use_tokens += tokens - piece.tokens
+        self.wanted_tokens += tokens - piece.tokens
+        piece.tokens = tokens
+
+    # Claims
+
+    def claim(self, piece: Piece, until: Piece | None = None) -> None:
+        """Count on a piece and all before it, as far as *until*, which is counted on already."""
+        for each in piece.path():
+            if each is until:
+                break
+            if not (each.users or each.claims):
+                self.wanted_tokens += each.tokens
+            each.claims += 1
+
+    def disclaim(self, piece: Piece) -> None:
+        """Count on them no more."""
+        for each in piece.path():
+            each.claims -= 1
+            if not (each.users or each.claims):
+                self.wanted_tokens -= each.tokens
+
+    # What the engine gave up
+
+    def shrink(self, limit_tokens: float) -> float:
+        """Believe that the engine gave up what it gives up first until what is left fits; returns its tokens."""
+        shelf, before = self.shelf, self.tokens
+        while self.tokens > limit_tokens or len(shelf.pieces) > MAX_PIECES:
+            piece = shelf.first()
+            if piece is None:
+                break
+            shelf.lose(piece)
+        return before - self.tokens
+
+    def _correct(self, stay: Stay, lost: int) -> None:
+        """Believe that what comes after a prompt's first lost piece is gone, and what was used before it was.
+
+        That last only where it says so: the piece was idle, and lay where the engine gives up what was used longest
+        ago. A loss of what was never part of a prompt may be a mere difference of an answer from its repetition.
+        """
+        shelf, first = self.shelf, stay.path[lost]
+        for piece in stay.path[lost:]:
+            for child in list(piece.children()):
+                if not child.users:
+                    shelf.lose(child)
+        tells = shelf.order is Eviction.LRU and not self.told and first.band is Band.USUAL
+        if tells and stay.used <= lost < stay.proven:
+            deepest = stay.path[len(stay.believed) - 1]
+            stay.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
+            shelf.lose_older(first.idle_from)
+
+    def clear(self) -> None:
+        """Believe nothing any more: the engine came back empty. Calls in flight end as they will."""
+        for piece in list(self.pieces.values()):
+            if piece.alive:
+                self.shelf.lose(piece)
+
+    def statistics(self) -> ResidencyStatistics:
+        """Return a snapshot."""
+        shelf = self.shelf
+        return ResidencyStatistics(
+            round(self.in_use_tokens), round(shelf.idle_tokens), round(shelf.obsolete_tokens), len(shelf.pieces),
+            self.witness.testimony(),
+        )  # fmt: skip
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        self.shelf.check_integrity()
+        assert all(piece.users or piece.idle for piece in self.pieces.values())
+        in_use = sum(piece.tokens for piece in self.pieces.values() if piece.users)
+        assert self.in_use_tokens >= in_use - 1e-3 * (1 + in_use), (self.in_use_tokens, in_use)
+        assert all(piece.claims <= piece.owners or not piece.owners for piece in self.pieces.values())
+        assert self.witness.verified_tokens <= self.witness.claimed_tokens

@@ -1,0 +1,1 @@
+"""Engines with slots: the table, files of saved slots, swaps, fan-out."""

@@ -1,0 +1,169 @@
+"""Has an engine erase, save and restore slots: on the background loop, each slot locked until the engine answers.
+
+Orders run to their end whatever becomes of the call they are for: an engine does not take them back, and a slot
+whose contents are not known can be given to nobody. So a call waits for its ``Swap``, and does not carry it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from orla_lg.core.engine.backend import Effect
+from orla_lg.core.engine.capabilities import Copied
+from orla_lg.core.memory.events import Verb
+from orla_lg.errors import OrlaClosed
+
+if TYPE_CHECKING:
+    from orla_lg.core.background import Background, Clock
+    from orla_lg.core.cache.ledger import Ledger
+    from orla_lg.core.cache.slots.files import Saved
+    from orla_lg.core.cache.slots.swap import Swap
+    from orla_lg.core.cache.slots.table import SlotTable
+    from orla_lg.core.engine.capabilities import SlotStore
+
+
+class Mover:
+    """Carries out what the slot table of one backend decided.
+
+    Args:
+        store: The engine's side.
+        background: Where orders run.
+        lock: The backend's; whoever calls ``swap`` or ``tidy`` holds it.
+        ledger: Is told every order's effect.
+        clock: Monotonic seconds.
+        quiet: Whether the engine has nothing to do and can be told to erase; asked under the lock.
+        tell: Called without the lock when the ledger has noted what came of an order.
+        go_on: Called without the lock when a slot may be given away again.
+        doubt: Called without the lock when a slot held next to nothing of what it should.
+    """
+
+    def __init__(
+        self,
+        store: SlotStore,
+        background: Background,
+        lock: threading.Lock,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        quiet: Callable[[], bool],
+        tell: Callable[[], None],
+        go_on: Callable[[], None],
+        doubt: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._background = background
+        self._lock = lock
+        self._ledger = ledger
+        self._clock = clock
+        self._quiet = quiet
+        self._tell = tell
+        self._go_on = go_on
+        self._doubt = doubt
+
+    # When a slot changes hands
+
+    def swap(self, table: SlotTable, swap: Swap) -> None:
+        """Start a swap, unless it is under way; ``swap.ended`` tells when its slot may be used."""
+        if swap.begun:
+            return
+        swap.begun = True
+        try:
+            self._background.errand(self._swap(table, swap))
+        except OrlaClosed:  # nothing was ordered, and nothing will be
+            if swap.save is not None:
+                table.swaps.saved(swap.save, self._clock(), Effect.FAILED)
+            table.swapped(swap, self._clock())
+            swap.ended.set_result(None)
+
+    async def _swap(self, table: SlotTable, swap: Swap) -> None:
+        try:
+            if swap.save is not None:
+                await self._save(table, swap.slot, swap.save)
+            if swap.restore is not None:
+                await self._restore(table, swap)
+        finally:
+            with self._lock:
+                table.swapped(swap, self._clock())
+                left = table.slots[swap.slot].idle  # its call did not wait for it
+            swap.ended.set_result(None)
+            if left:
+                self._go_on()
+
+    async def _save(self, table: SlotTable, slot: int, entry: Saved) -> None:
+        copied, began_s = Copied(Effect.UNKNOWN), self._clock()
+        try:
+            copied = await self._store.save(slot, entry.name)
+        finally:
+            # An engine that was started anew saves its empty slot without complaint.
+            whole = entry.is_whole(copied.tokens)
+            effect = copied.effect if whole else Effect.FAILED
+            with self._lock:
+                now = self._clock()
+                table.swaps.saved(entry, now, effect, now - began_s)
+                if not whole:
+                    table.found_empty(slot, entry)
+                self._ledger.note(Verb.SAVE, effect, entry.owner)
+            self._tell()
+            if not whole:
+                self._doubt()
+
+    async def _restore(self, table: SlotTable, swap: Swap) -> None:
+        assert swap.restore is not None
+        effect, began_s = Effect.UNKNOWN, self._clock()
+        try:
+            effect = await self._store.restore(swap.slot, swap.restore.name)
+        finally:
+            with self._lock:
+                now = self._clock()
+                table.swaps.restored(swap, table.slots[swap.slot], now, effect, now - began_s)
+                self._ledger.note(Verb.RESTORE, effect, swap.workflow)
+            self._tell()
+
+    # While the engine is quiet
+
+    def tidy(self, table: SlotTable) -> None:
+        """Erase flushed slots, empty flushed files, and save ahead who will hardly be back soon."""
+        # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
+        # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
+        # that is needed earlier is told not to reuse its tokens (``Seat.fresh``).
+        if not self._quiet():
+            return
+        with contextlib.suppress(OrlaClosed):
+            for slot in table.start_erasing():
+                self._background.errand(self._erase(table, slot))
+            if (emptying := table.start_emptying(self._clock())) is not None:
+                self._background.errand(self._empty(table, *emptying))
+        for swap in table.start_saving_ahead(self._clock()):
+            self.swap(table, swap)
+
+    async def _erase(self, table: SlotTable, slot: int) -> None:
+        effect = Effect.UNKNOWN
+        try:
+            effect = await self._store.erase(slot)
+        finally:
+            with self._lock:
+                self._ledger.erased(table, slot, effect)
+            self._tell()
+            self._again(table, effect is Effect.FREED)
+
+    async def _empty(self, table: SlotTable, slot: int, name: str) -> None:
+        """Overwrite a file with an empty slot: the nearest to deleting it that there is."""
+        effect = Effect.UNKNOWN
+        try:
+            copied = await self._store.save(slot, name)
+            effect = Effect.FAILED if copied.tokens else copied.effect
+        finally:
+            with self._lock:
+                table.emptied(slot, name, ok=effect is Effect.SAVED)
+                self._ledger.note(Verb.FLUSH, Effect.FREED if effect is Effect.SAVED else effect)
+            self._again(table, effect is Effect.SAVED)
+
+    def _again(self, table: SlotTable, well: bool) -> None:
+        """Let calls go, and go on tidying unless the engine failed."""
+        self._go_on()
+        if well:
+            with self._lock:
+                self.tidy(table)

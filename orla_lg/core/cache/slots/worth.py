@@ -1,0 +1,44 @@
+"""What a workflow's cache is worth: the chance that it is wanted again, times the seconds to get it back.
+
+That is the loss to be expected of taking it away. The chance is in ``returns``, the prices are here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
+
+if TYPE_CHECKING:
+    from orla_lg.core.engine.speed import Pace
+
+SAVE_S, RESTORE_S = 0.1, 0.05
+"""For as long as no order told better: some thousand tokens of a small model, on a disk."""
+
+WEIGHT = 0.2
+"""Of the newest order."""
+
+
+class Prices:
+    """What getting a cache back takes on one backend, in seconds: learned from its calls and its orders."""
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.save_s, self.restore_s = SAVE_S, RESTORE_S
+        self._pace = pace
+
+    def saved(self, took_s: float) -> None:
+        """Learn from a save, waiting for the engine's batch included."""
+        self.save_s += WEIGHT * (took_s - self.save_s)
+
+    def restored(self, took_s: float) -> None:
+        """Learn from a restore."""
+        self.restore_s += WEIGHT * (took_s - self.restore_s)
+
+    def recompute_s(self, tokens: float) -> float:
+        """Return what prefilling so many tokens takes."""
+        known = None if self._pace is None else self._pace.speed.prefill_tokens_per_s
+        return tokens / (known or PREFILL_TOKENS_PER_S)
+
+    def back_s(self, tokens: float) -> float:
+        """Return what it takes to have so many tokens again that are saved: a restore, or less."""
+        return min(self.restore_s, self.recompute_s(tokens))

@@ -1,0 +1,197 @@
+"""What was asked of an engine's cache, what came of it, and whether the next call bore it out.
+
+An engine's word is a claim. The only witness is ``cached_tokens`` of the workflow's next call: who was freed should
+find nothing but what others share, who was pinned or restored should find all that was believed to be there. So every
+call of a workflow opens a *trail* on its backend: the orders that follow it, and then the verdict of the next one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import inf
+
+from orla_lg.core.bounded import Newest
+from orla_lg.core.engine.backend import Effect
+from orla_lg.core.memory.events import Verb
+
+KEEP_TRAILS = 20_000
+"""Workflows whose last call on a backend is remembered; who is forgotten is not judged."""
+
+KEEP_ORDERS = 8
+"""Of one trail, the newest."""
+
+SLACK_TOKENS = 160
+SLACK = 0.1
+"""Engines cache whole blocks (of 16 to 128 tokens) and compute the last token anyway: so much is no lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Something asked of an engine, and its effect."""
+
+    verb: Verb
+    effect: Effect
+    until_s: float = inf
+    """Monotonic seconds after which the effect promises nothing more: a pin ends by itself."""
+
+    def __str__(self) -> str:
+        return _NAMES[self.verb, self.effect]
+
+
+_NAMES = {(verb, effect): f"{verb}:{effect}" for verb in Verb for effect in Effect}
+
+
+@dataclass(eq=False, slots=True)
+class Trail:
+    """What followed a workflow's last call on one backend."""
+
+    call_id: str
+    orders: list[Order] = field(default_factory=list)
+    standing: Verb | None = None
+    """The last order, that is not repeated while nothing happened since."""
+    waits: int = 0
+    """Orders on their way to the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a call should find when it goes."""
+
+    tokens: int
+    """Of its prompt, believed to be in the cache."""
+    shared_tokens: int
+    """Of these, what other workflows have too: no flush of this one takes that away."""
+    after: str | None
+    """The call before, whose trail is judged."""
+    effect: Effect | None
+    """What the engine said last about it; ``None`` where nothing was asked, so that it should just be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a call's ``cached_tokens`` say of a claim."""
+
+    claimed: Claimed
+    cached_tokens: int | None
+    """``None`` where the engine did not count."""
+    borne_out: bool | None
+    """``None`` where nothing was promised, too little to tell, or nothing counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Claimed against verified, at one moment."""
+
+    claimed_tokens: int
+    """Of all prompts whose engines count, what we believed to be in the cache."""
+    verified_tokens: int
+    """Of that, what the engines found."""
+    borne_out: dict[str, int]
+    """By effect (``kept`` where nothing was asked), how often the next call found what was promised."""
+    refuted: dict[str, int]
+    """By effect, how often it did not."""
+
+
+def judge(claimed: Claimed, cached_tokens: int | None) -> Verdict:
+    """Hold a claim against what a call found."""
+    if cached_tokens is None:
+        return Verdict(claimed, None, None)
+    slack = max(SLACK_TOKENS, SLACK * claimed.tokens)
+    borne_out: bool | None = None
+    if claimed.effect is Effect.FREED:
+        borne_out = cached_tokens <= claimed.shared_tokens + slack
+    elif claimed.effect in (None, *_PROMISING) and claimed.tokens > slack:  # of less, nothing at all could be missing
+        borne_out = cached_tokens >= claimed.tokens - slack
+    return Verdict(claimed, cached_tokens, borne_out)
+
+
+class OrderBook:
+    """The trails of one backend. Under the backend's lock."""
+
+    def __init__(self) -> None:
+        self.trails = Newest[str, Trail](KEEP_TRAILS)
+        self.counts: Counter[str] = Counter()
+        """Per ``verb:effect``, and ``linger:effect``, how often."""
+        self.news: list[tuple[str, Order]] = []
+        """What came of orders after which calls, and was not told yet; whoever holds the lock takes it away."""
+        self._claimed_tokens = 0
+        self._verified_tokens = 0
+        self._borne_out: Counter[str] = Counter()
+        self._refuted: Counter[str] = Counter()
+
+    def called(self, workflow: str, call_id: str) -> None:
+        """Note that a call of a workflow reached the engine: what follows is in its trail."""
+        self.trails.set(workflow, Trail(call_id))
+
+    def asks(self, workflow: str, verb: Verb) -> Trail | None:
+        """Open an order; ``None`` if the engine has seen nothing of the workflow, or was told the same last."""
+        trail = self.trails.get(workflow)
+        if trail is None or (trail.standing is verb and verb is not Verb.PIN):
+            return None
+        trail.standing = verb
+        trail.waits += 1
+        return trail
+
+    def answered(self, trail: Trail, order: Order) -> None:
+        """Note what came of an order that was on its way."""
+        trail.waits -= 1
+        self.note(order, trail)
+
+    def note(self, order: Order, trail: Trail | None = None) -> None:
+        """Count what became of an order, and keep it in the trail of the call that it followed."""
+        self.counts[str(order)] += 1
+        if trail is not None:
+            trail.orders = [*trail.orders[-KEEP_ORDERS + 1 :], order]
+            self.news.append((trail.call_id, order))
+
+    def take_news(self) -> list[tuple[str, Order]]:
+        """Return what was not told yet, once."""
+        news, self.news = self.news, []
+        return news
+
+    def lingers(self, effect: Effect) -> None:
+        """Count what came of telling an engine how long its model is to stay, which claims nothing of a cache."""
+        self.counts[f"linger:{effect}"] += 1
+
+    def claim(self, workflow: str, tokens: int, shared_tokens: int, now: float) -> Claimed:
+        """Return what a call that goes now should find."""
+        trail = self.trails.get(workflow)
+        if trail is None:
+            return Claimed(tokens, shared_tokens, None, None)
+        told = [order.effect for order in trail.orders if order.effect in _SAYING and now < order.until_s]
+        return Claimed(tokens, shared_tokens, trail.call_id, told[-1] if told else None)
+
+    def judge(self, claimed: Claimed, cached_tokens: int | None) -> Verdict:
+        """Hold a claim against what its call found, and count it."""
+        verdict = judge(claimed, cached_tokens)
+        if cached_tokens is not None and claimed.effect is not Effect.FREED:
+            self._claimed_tokens += claimed.tokens
+            self._verified_tokens += min(claimed.tokens, cached_tokens)
+        if verdict.borne_out is not None:
+            counter = self._borne_out if verdict.borne_out else self._refuted
+            counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
+        return verdict
+
+    def forget(self, workflow: str) -> Trail | None:
+        """Forget a workflow that will not come back; returns its trail, which orders may still be on their way to."""
+        return self.trails.pop(workflow)
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        assert len(self.trails) <= KEEP_TRAILS
+        for trail in self.trails.values():
+            assert len(trail.orders) <= KEEP_ORDERS and trail.waits >= 0, trail
+            assert trail.standing is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
+        assert 0 <= self._verified_tokens <= self._claimed_tokens
+
+    def truth(self) -> Truth:
+        """Return a snapshot."""
+        return Truth(self._claimed_tokens, self._verified_tokens, dict(self._borne_out), dict(self._refuted))
+
+
+_PROMISING = (Effect.PINNED, Effect.SAVED, Effect.RESTORED, Effect.WARMED)
+"""Effects after which the next call finds what is believed to be there."""
+
+_SAYING = frozenset(Effect) - {Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED, Effect.UNKNOWN}
+"""Effects that say what the next call finds; the others leave it as it was."""

@@ -1,0 +1,1 @@
+"""What an engine is: its address and prices, what it can do, how well it is and how fast."""

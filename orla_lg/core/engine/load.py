@@ -1,0 +1,87 @@
+"""What an engine says of its own load, asked in the background while somebody wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from orla_lg.core.background import Background
+from orla_lg.core.engine.backend import Capability, Probe
+from orla_lg.core.engine.capabilities import EngineStats, Observable
+from orla_lg.errors import OrlaClosed
+
+PAUSE_S = 1.0
+"""An engine is asked at most this often."""
+
+INTEREST_S = 10.0
+"""So long after somebody last wanted to know, it is asked on; a call in this time finds news."""
+
+FRESH_S = 3.0
+"""What is older than this says nothing of now."""
+
+LIMIT_S = 2.0
+"""An answer that takes longer is none."""
+
+
+class LoadWatch:
+    """One engine's load. ``wanted`` is called on the request path and waits for nothing."""
+
+    def __init__(
+        self,
+        adapter: Observable,
+        background: Background,
+        clock: Callable[[], float],
+        told: Callable[[EngineStats], None] = lambda stats: None,
+    ) -> None:
+        self._adapter = adapter
+        self._told = told
+        self._background = background
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._watched_until_s = float("-inf")
+        """By then the watch has asked again, unless it ended; a time, since a fork ends it without a word."""
+        self._wanted_s = float("-inf")
+        self._told_s = float("-inf")
+        self._stats: EngineStats | None = None
+
+    def wanted(self, probe: Probe | None) -> EngineStats | None:
+        """Return what the engine said lately, and have it asked again; ``None`` where it cannot say.
+
+        Only an engine that says it can is asked: one that does not mention it would answer an error each time.
+        """
+        if probe is None or Capability.STATS not in probe.capabilities or not probe.can(Capability.STATS):
+            return None
+        now = self._wanted_s = self._clock()
+        if now > self._watched_until_s:
+            self._watch(now)
+        return self._stats if now - self._told_s <= FRESH_S else None
+
+    def _watch(self, now: float) -> None:
+        with self._lock:
+            if now <= self._watched_until_s:
+                return
+            self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
+        self._again()
+
+    def _again(self) -> None:
+        """Ask once, and go on while somebody wants to know."""
+        now = self._clock()
+        if now - self._wanted_s > INTEREST_S:
+            self._watched_until_s = float("-inf")
+            return
+        self._watched_until_s = now + 2 * (LIMIT_S + PAUSE_S)
+        with contextlib.suppress(OrlaClosed):
+            self._background.submit(self._ask()).add_done_callback(self._asked)
+
+    async def _ask(self) -> EngineStats:
+        async with asyncio.timeout(LIMIT_S):
+            return await self._adapter.stats()
+
+    def _asked(self, asked: Future[EngineStats]) -> None:
+        if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
+            self._stats, self._told_s = asked.result(), self._clock()
+            self._told(self._stats)
+        self._background.call_later(PAUSE_S, self._again)

@@ -1,0 +1,1 @@
+"""What runs, stages and tenants may use, and what they did."""

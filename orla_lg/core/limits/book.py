@@ -1,0 +1,229 @@
+"""Step 3, admit: whether a run, a stage and a tenant may still use what a call is expected to.
+
+What counts is what was spent and what was *promised*: a call that is let in has its expected use set aside until it
+ends, so that many calls at once cannot all slip through the last gap. When it ends, what it used takes the place of
+what was promised. Every limit that applies must hold: those of the ``Orla``, of the graph, and of the run itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Layer, Limit, Limits, checked
+from orla_lg.core.limits.usage import NOTHING, Account, Accounts, Amount, Bound, Key, Scope, Wall
+from orla_lg.errors import BudgetExceeded
+
+if TYPE_CHECKING:
+    from orla_lg.core.call import Call
+    from orla_lg.core.workflow import RunState
+
+KEEP_ACCOUNTS = 10_000
+"""Of stages and tenants; the one not touched longest is forgotten, unless a call of it is under way."""
+
+LOOKS = 8
+"""So many accounts are looked at for one to forget; those with calls under way move out of the way."""
+
+
+@dataclass(eq=False, slots=True)
+class Promise:
+    """What was set aside for one call; settled once."""
+
+    amount: Amount
+    accounts: tuple[Account, ...]
+    wall: Wall | None = None
+    """The tightest of its run's."""
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """One limit at one moment."""
+
+    scope: str
+    name: str
+    limit: Limit
+    where: str
+    """Empty for the limits of the ``Orla``."""
+    spent: Amount
+    promised: Amount
+    """To calls under way."""
+    refused: int
+    """Calls turned away."""
+
+
+class LimitBook:
+    """All accounts of one ``Orla``, but for those of runs, which the runs themselves keep."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float], keep: int = KEEP_ACCOUNTS) -> None:
+        self._clock = clock
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._shared = Layer(checked(limits), SHARED)
+        self._accounts: OrderedDict[Key, tuple[Bound, Account]] = OrderedDict()
+
+    @property
+    def shared(self) -> Limits:
+        """The limits of the ``Orla``; other ones hold for the calls to come, and what is spent stays spent."""
+        return self._shared.limits
+
+    @shared.setter
+    def shared(self, limits: Limits) -> None:
+        self._shared = replace(self._shared, limits=checked(limits))
+
+    def concern(self, layers: Sequence[Layer]) -> bool:
+        """Whether a call with *layers* of its own may be under any limit."""
+        return bool(layers) or self._shared.limits is not NO_LIMITS
+
+    def promise(self, call: Call, run: RunState | None, asked: Amount, held: Promise | None = None) -> Promise:
+        """Set *asked* aside under every limit that the call is under, or under none.
+
+        Args:
+            call: The call, with the layers of its graph and run.
+            run: Its run; ``None`` outside any.
+            asked: What it is expected to use.
+            held: What it was promised for an attempt before; given back first.
+
+        Raises:
+            BudgetExceeded: A limit does not leave so much; what was held is given back then.
+        """
+        with self._lock:
+            now = self._clock()
+            if held is not None:
+                self._settle(held, NOTHING, now)
+            due = list(self._due(call, run))
+            for bound, account in due:
+                if (fault := _fault(bound, account, run, asked, now)) is not None:
+                    account.refused += 1
+                    raise fault
+            for _, account in due:
+                account.promise(asked)
+            walls = [wall for bound, _ in due if (wall := _wall(bound, run)) is not None]
+            tightest = min(walls, key=lambda wall: wall.until_s, default=None)
+            return Promise(asked, tuple(account for _, account in due), tightest)
+
+    def settle(self, promise: Promise, spent: Amount) -> None:
+        """Book what a call really used in place of what it was promised. Idempotent."""
+        with self._lock:
+            self._settle(promise, spent, self._clock())
+
+    def _settle(self, promise: Promise, spent: Amount, now: float) -> None:
+        if promise.open:
+            promise.open = False
+            for account in promise.accounts:
+                account.settle(promise.amount, spent, now)
+
+    def _due(self, call: Call, run: RunState | None) -> Iterator[tuple[Bound, Account]]:
+        who, tenant = call.identity, call.hints.tenant
+        for layer in (self._shared, *call.layers):
+            if run is not None and (limit := layer.limits.run) is not None:
+                yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
+            home = run.accounts if layer.of_run and run is not None else self._accounts
+            if (limit := layer.limits.of_stage(who.stage)) is not None:
+                yield self._account(layer, Bound(Scope.STAGE, who.stage, limit, layer.where), home)
+            if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
+                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where), home)
+
+    def _account(self, layer: Layer, bound: Bound, home: Accounts) -> tuple[Bound, Account]:
+        key = (layer.key, bound.scope, bound.name)
+        known = home.get(key)
+        account = Account() if known is None else known[1]
+        home[key] = (bound, account)
+        if home is self._accounts:
+            self._accounts.move_to_end(key)
+            if len(self._accounts) > self._keep:
+                self._forget_one()
+        return bound, account
+
+    def _forget_one(self) -> None:
+        for key in list(islice(self._accounts, LOOKS)):
+            if not self._accounts[key][1].open:
+                del self._accounts[key]
+                return
+            self._accounts.move_to_end(key)
+
+    def statistics(self, runs: Sequence[RunState] = ()) -> list[LimitStatistics]:
+        """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
+        with self._lock:
+            now = self._clock()
+            kept = [self._shown(*entry, None, now) for entry in self._accounts.items()]
+            kept += [self._shown(*entry, run, now) for run in runs for entry in run.accounts.items()]
+            return [each for each in kept if each is not None]
+
+    def _shown(
+        self, key: Key, entry: tuple[Bound, Account], run: RunState | None, now: float
+    ) -> LimitStatistics | None:
+        (bound, account), limit = entry, self._limit_now(key, entry[0])
+        if limit is None:
+            return None
+        account.look(limit.per_s, now)
+        spent = account.spent
+        if run is not None and bound.scope is Scope.RUN:
+            spent = replace(spent, wall_s=now - run.standing.arrived_s)
+        return LimitStatistics(
+            str(bound.scope), bound.name, limit, bound.where, spent, account.promised, account.refused
+        )
+
+    def _limit_now(self, key: Key, last: Bound) -> Limit | None:
+        """Return the limit that holds now for an account; those of a layer never change, but for the shared ones."""
+        limits = self._shared.limits
+        if key[0] != SHARED:
+            return last.limit
+        if last.scope is Scope.RUN:
+            return limits.run
+        return limits.of_stage(last.name) if last.scope is Scope.STAGE else limits.of_tenant(last.name)
+
+    def check_integrity(self, runs: Sequence[RunState] = ()) -> None:
+        """Assert the invariants of all accounts."""
+        with self._lock:
+            for accounts in (self._accounts, *(run.accounts for run in runs)):
+                for _, account in accounts.values():
+                    account.check_integrity()
+
+
+def _wall(bound: Bound, run: RunState | None) -> Wall | None:
+    if run is None or bound.scope is not Scope.RUN or bound.limit.wall_s is None:
+        return None
+    return Wall(run.standing.arrived_s + bound.limit.wall_s, bound)
+
+
+def _fault(bound: Bound, account: Account, run: RunState | None, asked: Amount, now: float) -> BudgetExceeded | None:
+    """Return why *asked* does not fit; ``None`` where it does."""
+    account.look(bound.limit.per_s, now)
+    if (wall := _wall(bound, run)) is not None and now >= wall.until_s:
+        return wall.exceeded(now)
+    after = account.total.plus(asked)
+    for figure in FIGURES:
+        limit: float | None = getattr(bound.limit, figure)
+        of_clock = figure == "wall_s" and bound.scope is Scope.RUN
+        if limit is not None and not of_clock and getattr(after, figure) > limit:
+            return _too_much(bound, account, figure, asked, now)
+    return None
+
+
+def _too_much(bound: Bound, account: Account, figure: str, asked: Amount, now: float) -> BudgetExceeded:
+    limit: float = getattr(bound.limit, figure)
+    needs: float = getattr(asked, figure)
+    room_in_s = account.room_in_s(figure, needs, limit, now)
+
+    def said(amount: float) -> str:
+        return FIGURES[figure].format(amount)
+
+    why = f"{said(getattr(account.spent, figure))} spent"
+    if account.open:
+        why += f", {said(getattr(account.promised, figure))} promised to {account.open} calls under way"
+    if figure != "calls":
+        why += f", this call is expected to need {said(needs)}"
+    if room_in_s is not None:
+        right = f"there is room in {room_in_s:.1f} s, or raise the limit"
+    elif needs > limit:
+        right = "bound its answer by max_tokens, or raise the limit" if figure != "calls" else "raise the limit"
+    elif bound.scope is Scope.RUN:
+        right = "raise the limit, or begin a new run"
+    else:
+        right = "raise the limit, or give it a window (per_s)" if bound.limit.per_s is None else "try again later"
+    return bound.exceeded(figure, f"{why}; {right}", room_in_s)

@@ -1,0 +1,1 @@
+"""What lies ahead in a graph, and what its runs usually take."""

@@ -1,0 +1,346 @@
+"""What calls and runs usually take, learned from those that ended; kept across restarts in a small file.
+
+For a stage: the length of its answers, the service of one call, and how much service a run still needs when it
+enters the stage for the first, second, ... time. The last is not derived from the graph's edges but counted: when a
+run ends, each of its entries learns what came after it. So loops and branches need no model of their own, and "the
+longer it went on, the longer it will" is learned where it is true.
+
+Beside that, what a look ahead along the edges needs (``core.forecast``): how often a stage is visited, what a visit
+holds (calls, tools, other work), which stages followed it, and where its calls went lately.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orla_lg.core.bounded import Newest
+from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
+from orla_lg.core.lookahead.trace import Walk
+
+KEEP_STAGES = 10_000
+MAX_VISITS = 32
+"""Later visits of a stage count as this one."""
+
+OLD_WEIGHT = 50
+"""Means weigh what is new like one in so many, once they have seen as many."""
+
+KEEP_TURNS = 200.0
+"""Of a stage's turns no more are remembered: then all counts are halved, and what is new weighs more."""
+
+LATELY = 0.1
+"""Weight of a stage's newest call in where its calls go."""
+
+
+@dataclass(eq=False, slots=True)
+class Mean:
+    """A mean that forgets slowly."""
+
+    value: float = 0.0
+    seen: int = 0
+
+    def learn(self, value: float) -> None:
+        """Take in one more."""
+        self.seen += 1
+        self.value += (value - self.value) / min(self.seen, OLD_WEIGHT)
+
+
+@dataclass(eq=False, slots=True)
+class StageEstimates:
+    """What is known of one stage of one graph."""
+
+    answer_tokens: Mean = field(default_factory=Mean)
+    service_s: Mean = field(default_factory=Mean)
+    remaining_s: dict[int, Mean] = field(default_factory=dict)
+    """By visit: service from here to the end of the run, this stage's own included."""
+    growth_tokens: dict[int, Mean] = field(default_factory=dict)
+    """By visit: what the run's longest context still grew by after a call here."""
+    calls: Mean = field(default_factory=Mean)
+    """Of one visit."""
+    other_s: Mean = field(default_factory=Mean)
+    """Of one visit: what its calls did not take."""
+    tool_s: Mean = field(default_factory=Mean)
+    """Of one run of a tool."""
+    visits: Mean = field(default_factory=Mean)
+    """Of a run that comes by."""
+    turns: float = 0.0
+    """Steps in which it ran; those long ago count less."""
+    moves: dict[str, float] = field(default_factory=dict)
+    """By stage, in how many of these turns it followed."""
+    backends: dict[str, float] = field(default_factory=dict)
+    """By backend, the share of the stage's calls that went there lately."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What was learned of a stage, as others see it; ``None`` where nothing was seen."""
+
+    calls: float | None = None
+    """Model calls in one visit."""
+    service_s: float | None = None
+    """Of one call, from dispatch to its last token."""
+    answer_tokens: float | None = None
+    other_s: float | None = None
+    """Seconds of one visit that its calls did not take: tools, code."""
+    tool_s: float | None = None
+    """Seconds of one run of a tool."""
+    visits: float | None = None
+    """In a run that comes by."""
+    turns: float = 0.0
+    moves: Mapping[str, float] = field(default_factory=dict)
+    """By stage, in how many of these turns it followed."""
+    backends: Mapping[str, float] = field(default_factory=dict)
+    """By backend, the share of its calls that went there lately."""
+
+
+NOTHING_LEARNED = Learned()
+
+
+@dataclass(eq=False, slots=True)
+class Course:
+    """One run so far: when it entered which stage, and the service it had had by then."""
+
+    graph: str = ""
+    served_s: float = 0.0
+    entries: list[tuple[str, int, float]] = field(default_factory=list)
+    """Stage, visit, and ``served_s`` at that moment."""
+    visits: dict[str, int] = field(default_factory=dict)
+    contexts: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each call: stage, visit, and its prompt and answer in tokens."""
+
+
+class Estimates:
+    """Means by graph and stage; the stages not touched longest are forgotten."""
+
+    def __init__(self, keep: int = KEEP_STAGES) -> None:
+        self._lock = threading.Lock()
+        self._stages = Newest[tuple[str, str], StageEstimates](keep)
+        self._lessons = Newest[str, int](keep)
+
+    def enter(self, course: Course, stage: str) -> int:
+        """Note that a run enters *stage*; returns for the how manieth time."""
+        with self._lock:
+            visit = min(course.visits.get(stage, 0) + 1, MAX_VISITS)
+            course.visits[stage] = visit
+            course.entries.append((stage, visit, course.served_s))
+            return visit
+
+    def served(
+        self,
+        course: Course,
+        stage: str,
+        service_s: float,
+        answer_tokens: int | None,
+        context_tokens: int = 0,
+        backend: str | None = None,
+    ) -> None:
+        """Note a call of a run that went well.
+
+        Args:
+            course: The run's.
+            stage: Of the call.
+            service_s: From dispatch to its last token.
+            answer_tokens: As the engine counted them.
+            context_tokens: Prompt and answer together, as the engine counted them; 0 where it did not.
+            backend: Where it went.
+        """
+        with self._lock:
+            course.served_s += service_s
+            if context_tokens:
+                course.contexts.append((stage, course.visits.get(stage, 1), context_tokens))
+            known = self._of(course.graph, stage)
+            known.service_s.learn(service_s)
+            if answer_tokens is not None:
+                known.answer_tokens.learn(answer_tokens)
+            if backend is not None:
+                _lean(known.backends, backend)
+            self._count(course.graph)
+
+    def used_tool(self, graph: str, stage: str, seconds: float) -> None:
+        """Note that a tool of a stage ran for *seconds*."""
+        with self._lock:
+            self._of(graph, stage).tool_s.learn(seconds)
+
+    def walked(self, graph: str, walk: Walk) -> None:
+        """Learn from a run that came to its end which way it took, and what its visits held."""
+        with self._lock:
+            for visit in walk.visits:
+                known = self._of(graph, visit.stage)
+                known.calls.learn(visit.calls)
+                if visit.other_s is not None:
+                    known.other_s.learn(visit.other_s)
+            for stage, count in Counter(visit.stage for visit in walk.visits).items():
+                self._of(graph, stage).visits.learn(count)
+            for stage, turns in walk.turns.items():
+                self._of(graph, stage).turns += turns
+            for (stage, target), times in walk.moves.items():
+                moves = self._of(graph, stage).moves
+                moves[target] = moves.get(target, 0.0) + times
+            for stage in walk.turns:
+                _halve(self._of(graph, stage))
+            self._count(graph)
+
+    def end(self, course: Course) -> None:
+        """Learn from a run that came to its end what each of its entries had before it."""
+        with self._lock:
+            for stage, visit, served_s in course.entries:
+                known = self._of(course.graph, stage)
+                known.remaining_s.setdefault(visit, Mean()).learn(course.served_s - served_s)
+            longest = max((tokens for _, _, tokens in course.contexts), default=0)
+            for stage, visit, tokens in course.contexts:
+                self._of(course.graph, stage).growth_tokens.setdefault(visit, Mean()).learn(longest - tokens)
+
+    def _count(self, graph: str) -> None:
+        self._lessons.set(graph, self.lessons(graph) + 1)
+
+    def _of(self, graph: str, stage: str) -> StageEstimates:
+        known = self._stages.get((graph, stage)) or StageEstimates()
+        self._stages.set((graph, stage), known)
+        return known
+
+    # What to expect
+
+    def remaining_s(self, course: Course, stages: Sequence[str]) -> float | None:
+        """Return the service that a run still needs that is now in *stages*; ``None`` while nothing is known.
+
+        Branches that run side by side each know what came after them all, so the longest counts.
+        """
+        with self._lock:
+            known = [said for stage in stages if (said := self._remaining(course, stage)) is not None]
+        return max(known, default=None)
+
+    def _remaining(self, course: Course, stage: str) -> float | None:
+        known = self._stages.get((course.graph, stage))
+        return None if known is None else _nearest(known.remaining_s, course.visits.get(stage, 1))
+
+    def growth_tokens(self, graph: str, stage: str, visit: int) -> float | None:
+        """Return by how much a run's longest context still grows after a call; ``None`` while nothing is known."""
+        with self._lock:
+            known = self._stages.get((graph, stage))
+            return None if known is None else _nearest(known.growth_tokens, visit)
+
+    def answer_tokens(self, graph: str, stage: str) -> float | None:
+        """Return the usual length of a stage's answer; ``None`` while nothing is known."""
+        with self._lock:
+            known = self._stages.get((graph, stage))
+            return known.answer_tokens.value if known is not None and known.answer_tokens.seen else None
+
+    def service_s(self, graph: str, stage: str) -> float | None:
+        """Return the usual service of one call of a stage; ``None`` while nothing is known."""
+        with self._lock:
+            known = self._stages.get((graph, stage))
+            return known.service_s.value if known is not None and known.service_s.seen else None
+
+    def lessons(self, graph: str) -> int:
+        """Return how often something was learned of a graph: who computes from it sees thereby when to do so anew."""
+        return self._lessons.get(graph) or 0
+
+    def learned(self, graph: str, stage: str) -> Learned:
+        """Return what was learned of a stage."""
+        with self._lock:
+            known = self._stages.get((graph, stage))
+            if known is None:
+                return NOTHING_LEARNED
+            return Learned(
+                calls=_said(known.calls),
+                service_s=_said(known.service_s),
+                answer_tokens=_said(known.answer_tokens),
+                other_s=_said(known.other_s),
+                tool_s=_said(known.tool_s),
+                visits=_said(known.visits),
+                turns=known.turns,
+                moves=dict(known.moves),
+                backends=dict(known.backends),
+            )
+
+    # Across restarts
+
+    def save(self, file: str | Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        with self._lock:
+            stages = [
+                {"graph": graph, "stage": stage, **_written(known)} for (graph, stage), known in self._stages.items()
+            ]
+        write_stages(Path(file), stages)
+
+    def load(self, file: str | Path) -> bool:
+        """Take in what was saved, all of it or nothing; returns whether there was a file.
+
+        Raises:
+            ConfigError: It does not hold estimates of ours; with the key that is wrong in it.
+            OSError: It cannot be read.
+        """
+        stages = read_stages(Path(file), KEEP_STAGES)
+        if stages is None:
+            return False
+        read = {(each.text("graph"), each.text("stage")): _read(each) for each in stages}
+        with self._lock:
+            for key, known in read.items():
+                self._stages.set(key, known)
+            for graph, _ in read:
+                self._count(graph)
+        return True
+
+
+_MEANS = ("answer_tokens", "service_s", "calls", "other_s", "tool_s", "visits")
+_BY_VISIT = ("remaining_s", "growth_tokens")
+
+
+def _written(known: StageEstimates) -> dict[str, Any]:
+    def pair(mean: Mean) -> list[float]:
+        return [round(mean.value, 6), mean.seen]
+
+    return {
+        **{name: pair(getattr(known, name)) for name in _MEANS},
+        **{name: {str(visit): pair(mean) for visit, mean in getattr(known, name).items()} for name in _BY_VISIT},
+        "turns": known.turns,
+        "moves": known.moves.copy(),
+        "backends": {name: round(share, 6) for name, share in known.backends.items()},
+    }
+
+
+def _read(stored: Stored) -> StageEstimates:
+    known = StageEstimates(
+        turns=stored.number("turns"), moves=stored.numbers("moves"), backends=stored.numbers("backends")
+    )
+    for name in _MEANS:
+        setattr(known, name, Mean(*stored.mean(name)))
+    for name in _BY_VISIT:
+        setattr(known, name, {visit: Mean(*mean) for visit, mean in stored.means(name, MAX_VISITS).items()})
+    return known
+
+
+def _nearest(by_visit: Mapping[int, Mean], visit: int) -> float | None:
+    """Return what is known of the visit nearest to *visit*."""
+    if not by_visit:
+        return None
+    return by_visit[min(by_visit, key=lambda seen: abs(seen - visit))].value
+
+
+def _said(mean: Mean) -> float | None:
+    return mean.value if mean.seen else None
+
+
+def _lean(shares: dict[str, float], towards: str) -> None:
+    """Let *towards* have more of the shares; one that fell to nothing is dropped."""
+    if not shares:
+        shares[towards] = 1.0
+    for name in list(shares):
+        shares[name] *= 1 - LATELY
+        if shares[name] < 0.01:
+            del shares[name]
+    shares[towards] = shares.get(towards, 0.0) + LATELY
+
+
+def _halve(known: StageEstimates) -> None:
+    while known.turns > KEEP_TURNS:
+        known.turns /= 2
+        known.moves = {stage: times / 2 for stage, times in known.moves.items() if times >= 0.1}

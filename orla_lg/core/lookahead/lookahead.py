@@ -1,0 +1,120 @@
+"""Who knows what to expect: follows every run through its graph, learns from those that end, and tells of others.
+
+It joins ``Estimates`` (what was learned), a ``Walk`` for each run (what it did so far) and a ``Forecast`` for each
+graph (what lies ahead); ``Serving`` tells it what happens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orla_lg.core.background import Background, Clock
+from orla_lg.core.bounded import Newest
+from orla_lg.core.call import Call
+from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.estimates_saver import EstimatesFile
+from orla_lg.core.lookahead.forecast import Ahead, Forecast
+from orla_lg.core.lookahead.structure import START, Outlook
+from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.record import Record
+from orla_lg.core.workflow import RunState
+
+KEEP_GRAPHS = 1000
+
+
+class Foresight:
+    """What is known of all graphs, and of each run beyond the call in hand."""
+
+    def __init__(self, background: Background, clock: Clock, file: str | Path | None) -> None:
+        self.estimates = Estimates()
+        self._clock = clock
+        self._file = None if file is None else EstimatesFile(file, self.estimates, background)
+        self._lock = threading.Lock()
+        self._forecasts = Newest[str, Forecast](KEEP_GRAPHS)
+
+    def forecast(self, graph: str, outlook: Outlook, homes: Mapping[str, str]) -> Forecast:
+        """Return the forecast for a graph of that name; the same as long as it is written and mapped the same."""
+        with self._lock:
+            known = self._forecasts.get(graph)
+            if known is None or (known.outlook, known.homes) != (outlook, homes):
+                known = Forecast(graph, outlook, homes, self.estimates)
+            self._forecasts.set(graph, known)
+            return known
+
+    # What happens
+
+    def began(self, run: RunState, graph: str, forecast: Forecast | None) -> None:
+        """Follow a run that starts; without a *forecast* its graph's structure is not known."""
+        run.course.graph = run.standing.graph = graph if forecast is None else forecast.graph
+        if forecast is not None:
+            run.forecast, run.walk = forecast, Walk(forecast.outlook)
+
+    def entered(self, run: RunState, stage: str, namespace: str, step: int | None) -> None:
+        """Note that a node of a run starts: what the run still needs is known anew."""
+        run.walk.entered(namespace, step, self._clock())
+        run.standing.visit = self.estimates.enter(run.course, stage)
+        run.standing.remaining_s = self.remaining_s(run)
+
+    def left(self, run: RunState, namespace: str) -> None:
+        """Note that a node of a run ended, well or not."""
+        run.walk.left(namespace, self._clock())
+
+    def served(self, run: RunState, call: Call, record: Record, service_s: float) -> None:
+        """Note a call of a run that went well, *service_s* seconds after its dispatch."""
+        run.walk.called(call.identity.namespace, record.duration_s)
+        answer, context = record.completion_tokens, (record.prompt_tokens or 0) + (record.completion_tokens or 0)
+        self.estimates.served(run.course, record.stage, service_s, answer, context, record.backend)
+
+    def used_tool(self, run: RunState, stage: str, seconds: float) -> None:
+        """Note that a tool of a stage ran."""
+        self.estimates.used_tool(run.course.graph, stage, seconds)
+
+    def done(self, run: RunState) -> None:
+        """Learn from a run that came to its end."""
+        self.estimates.end(run.course)
+        self.estimates.walked(run.course.graph, run.walk)
+        if self._file is not None:
+            self._file.learned()
+
+    @property
+    def saver(self) -> Callable[[], None]:
+        """What keeps what was learned, without a reference to this."""
+        return _nothing if self._file is None else self._file.save
+
+    def close(self) -> None:
+        """Keep what was learned."""
+        self.saver()
+
+    # What to expect
+
+    def expect(self, call: Call, run: RunState) -> None:
+        """Tell a new call of a run what is expected of its stage."""
+        stage = call.identity.stage
+        if (usual := self.estimates.answer_tokens(run.course.graph, stage)) is not None:
+            call.answer_tokens = usual
+        if run.forecast is not None:
+            call.ahead_s = run.forecast.ahead_s(stage)
+
+    def remaining_s(self, run: RunState) -> float | None:
+        """Return the service that a run still needs: as others did from here, else by its graph's longest way."""
+        stages = run.stages()
+        learned = self.estimates.remaining_s(run.course, stages)
+        return learned if learned is not None or run.forecast is None else run.forecast.remaining_s(stages)
+
+    def next_calls(self, run: RunState) -> dict[tuple[str, str], float]:
+        """Return the next calls of a run after those of its present stages, by stage and backend, with chances."""
+        return {} if run.forecast is None else run.forecast.next_calls(run.stages() or run.walk.latest or (START,))
+
+    def ahead(self, run: RunState) -> Ahead:
+        """Return what is expected of a run from where it is."""
+        stages = run.stages() or run.walk.latest or (START,)
+        if run.forecast is None:
+            return Ahead({}, {}, self.remaining_s(run))
+        following, backends = run.forecast.next_stages(stages), run.forecast.next_backends(stages)
+        return Ahead(following, backends, self.remaining_s(run))
+
+
+def _nothing() -> None:
+    """There is no file."""

@@ -1,0 +1,71 @@
+"""The graph as written, in the core's terms: which stage may follow which. The graph's side reads it at ``wrap``.
+
+A stage that holds a graph of its own (``sub``) has that graph's stages below its key (``sub|inner``). Where they
+begin and end is written ``sub|__start__`` and ``sub|__end__``; for the whole graph ``__start__`` and ``__end__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.lookahead.longest_path import components
+
+START, END = "__start__", "__end__"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where a stage leads."""
+
+    always: frozenset[str] = frozenset()
+    """Stages that start whenever this one has ended; where one of them waits for others, then after these."""
+    perhaps: frozenset[str] = frozenset()
+    """Stages of which some start, as the node or a function decides; the end may be among them."""
+    open: bool = False
+    """The code may name any stage: ``perhaps`` is then a guess, all stages of its graph and the end."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What lies behind every stage of one graph, as far as that shows before anything runs."""
+
+    ways: Mapping[str, Way] = field(default_factory=dict)
+    """By stage, and by the beginnings ``__start__`` of the graph and of the graphs inside it."""
+    joins: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By stage, those it waits for."""
+
+    @property
+    def stages(self) -> list[str]:
+        """All stages, in the order of the graph."""
+        return [stage for stage in self.ways if not is_edge(stage)]
+
+    def loops(self) -> list[frozenset[str]]:
+        """Return the sets of stages that can come round to themselves; an open way makes no loop by itself."""
+        onward = {
+            stage: (way.always if way.open else way.always | way.perhaps) & self.ways.keys()
+            for stage, way in self.ways.items()
+        }
+        found = components(onward)
+        return [frozenset(each) for each in found if len(each) > 1 or each[0] in onward[each[0]]]
+
+
+def is_edge(stage: str) -> bool:
+    """Whether *stage* is a beginning or an end, where nothing runs."""
+    return stage.rpartition(NAMESPACE_SEPARATOR)[2] in (START, END)
+
+
+def start_of(stage: str) -> str:
+    """Return where the graph inside *stage* begins; of the whole graph if *stage* is empty."""
+    return f"{stage}{NAMESPACE_SEPARATOR}{START}" if stage else START
+
+
+def end_of(stage: str) -> str:
+    """Return where the graph inside *stage* ends; of the whole graph if *stage* is empty."""
+    return f"{stage}{NAMESPACE_SEPARATOR}{END}" if stage else END
+
+
+def around(stage: str) -> str:
+    """Return the stage whose graph *stage* belongs to; empty for the whole graph."""
+    return stage.rpartition(NAMESPACE_SEPARATOR)[0]

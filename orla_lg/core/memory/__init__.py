@@ -1,0 +1,1 @@
+"""What happens to workflows, and what a policy has done about their caches."""

@@ -1,0 +1,175 @@
+"""The memory manager: hears what happens to workflows, asks the policy, and has its orders carried out.
+
+It adds what the policy needs to know and nobody else does: when who waits now usually calls again (``returns``). What
+the policy wants done later is done later, unless the workflow calls before.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from orla_lg.core.background import Background, Clock
+from orla_lg.core.call import Call
+from orla_lg.core.memory import returns
+from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
+from orla_lg.core.memory.policies import ReleaseOnly
+from orla_lg.core.scheduler import Desk
+
+ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
+"""What a thread waits for after such an event."""
+
+UNLIKELY = 0.2
+"""Who comes back less often than this is not waited for."""
+
+
+IN_ITS_PLACE = ReleaseOnly()
+"""Decides what a policy that fails does not."""
+
+log = logging.getLogger("orla_lg")
+
+
+class MemoryManager:
+    """Keeps caches by workflow on all backends. Holds no lock while it asks or orders.
+
+    Args:
+        policy: Decides.
+        desks: The backends; may still be filled when this is made.
+        background: For what is done later.
+        clock: Monotonic seconds.
+        book: Who comes back when, if the desks ask the same one; else one of its own.
+    """
+
+    def __init__(
+        self,
+        policy: MemoryPolicy,
+        desks: Mapping[str, Desk],
+        background: Background,
+        clock: Clock,
+        book: returns.ReturnBook | None = None,
+    ) -> None:
+        self.policy = policy
+        self.returns = book or returns.ReturnBook()
+        self._desks = desks
+        self._background = background
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._due: dict[str, list[object]] = {}
+        """By workflow, a token for each order that is to be carried out later."""
+        self._failed: set[EventKind] = set()
+        """On which events the policy failed."""
+
+    # What happens
+
+    def signal(self, events: Iterable[CacheEvent]) -> None:
+        """Ask the policy about *events* and have its orders carried out."""
+        for event in map(self._informed, events):
+            for action in self._decided(event):
+                self._order(action)
+            if event.final:
+                self.stirred(event.workflow)
+                for desk in self._desks.values():
+                    desk.forget(event.workflow)
+
+    def _decided(self, event: CacheEvent) -> Sequence[CacheAction]:
+        """Ask the policy; where it fails, places are given back at boundaries and nothing else is done."""
+        try:
+            return [_checked(action) for action in self.policy.decide(event)]
+        except Exception:  # a policy is its user's code; its fault must not end a call, nor hold a place for ever
+            if event.kind not in self._failed:
+                self._failed.add(event.kind)
+                log.exception(
+                    "memory policy %r failed on %s; this is said once. Places are given back at the ends of runs all "
+                    "the same, and what is cached stays until the engine needs the room", self.policy, event.kind,
+                )  # fmt: skip
+            return IN_ITS_PLACE.decide(event)
+
+    def _informed(self, event: CacheEvent) -> CacheEvent:
+        """Learn from an event, and add what is known of when its workflow calls again."""
+        now, workflow = self._clock(), event.workflow
+        if event.waits:
+            said = self.returns.waits(workflow, returns.after_stage(event.graph, event.stage), now)
+            return replace(event, returns=said)
+        if event.kind is EventKind.TOOL_STARTED:
+            return replace(event, returns=self.returns.uses(workflow, event.tool, now))
+        if event.kind is EventKind.PRESSURE:
+            held = [
+                replace(each, chance=self.returns.chance(each.workflow, each.doing, each.since_s, now))
+                for each in event.holdings
+            ]
+            return replace(event, holdings=held)
+        if (reason := ON_THREAD.get(event.kind)) is not None:
+            said = self.returns.waits(workflow, reason, now)  # first: whoever is turned to is weighed at once
+            self._turned(workflow, returns.ON_THREAD[reason])
+            return replace(event, returns=said)
+        if event.kind is EventKind.RESUMED:  # else what is warmed now would be saved, as of who waits for a human
+            self._turned(workflow, Doing.TOOL)
+            for desk in self._desks.values():
+                desk.returned(workflow)
+        if event.final:
+            self.returns.gone(workflow)
+        return event
+
+    def _turned(self, workflow: str, doing: Doing) -> None:
+        for desk in self._desks.values():
+            desk.turned(workflow, doing)
+
+    def called(self, workflow: str) -> None:
+        """Note that a workflow calls: what was to be done if it did not is not done."""
+        self.stirred(workflow)
+        self.returns.came(workflow, self._clock())
+
+    def keep_s(self, call: Call) -> float | None:
+        """Return for how long the cache of a call's workflow should be kept after it; ``None``: not known."""
+        if call.identity.run is None:
+            return 0.0  # outside any run nothing follows, as far as anybody knows
+        usual = self.returns.usual(returns.after_stage(call.standing.graph, call.identity.stage))
+        return 0.0 if usual.chance < UNLIKELY else usual.late_s
+
+    # What is done
+
+    def _order(self, action: CacheAction) -> None:
+        if action.after_s <= 0:
+            self._carry_out(action)
+            return
+        token = object()
+        with self._lock:
+            self._due.setdefault(action.workflow, []).append(token)
+        self._background.call_later(action.after_s, partial(self._come_due, action, token))
+
+    def _come_due(self, action: CacheAction, token: object) -> None:
+        with self._lock:
+            tokens = self._due.get(action.workflow, [])
+            if token not in tokens:
+                return
+            tokens.remove(token)
+            if not tokens:
+                del self._due[action.workflow]
+        self._carry_out(action)
+
+    def _carry_out(self, action: CacheAction) -> None:
+        for name, desk in self._desks.items():
+            if action.backend in (None, name):
+                desk.apply(action)
+
+    def stirred(self, workflow: str) -> None:
+        """Drop what was to be done later about a workflow."""
+        if self._due:
+            with self._lock:
+                self._due.pop(workflow, None)
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        self.returns.check_integrity()
+        with self._lock:
+            assert all(self._due.values()), "a workflow without anything due"
+
+
+def _checked(action: CacheAction) -> CacheAction:
+    """Return what a policy said, if it is an action."""
+    if not isinstance(action, CacheAction):
+        raise TypeError(f"decide(event) returns CacheActions, as a list; in it was {action!r}")
+    return action

@@ -1,0 +1,229 @@
+"""When caches are kept, pinned, demoted, flushed and warmed: one small class for each rule, and how they are joined.
+
+The rules are those of the Orla paper (section 2.2, Memory manager): preserve while a context grows by small
+increments, flush at a workflow's boundaries, flush under pressure. Two are ours: what waits for a tool is pinned for
+as long as such tools take, and a thread whose run ended is demoted, not flushed, since its user may write again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Returns, Verb
+from orla_lg.errors import ConfigError, did_you_mean, shown
+
+STRENGTH = {verb: strength for strength, verb in enumerate(Verb)}
+
+
+class FlushAtBoundary:
+    """Flush when a workflow is over or leaves a backend; demote what may come back.
+
+    A thread's end is not the end: the user may write again, so its cache is released, not flushed. What
+    is called outside any run is released at once.
+    """
+
+    _VERBS: ClassVar[dict[EventKind, Verb]] = {
+        EventKind.STRAY_DONE: Verb.RELEASE,
+        EventKind.SWITCHED: Verb.FLUSH,
+        EventKind.IDLE: Verb.RELEASE,
+        EventKind.OVER: Verb.FLUSH,
+        EventKind.THREAD_DELETED: Verb.FLUSH,
+        EventKind.FORGOTTEN: Verb.FLUSH,
+    }
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        verb = self._VERBS.get(event.kind)
+        if event.hint == "flush" and event.kind in (EventKind.CALL_DONE, EventKind.STRAY_DONE):
+            verb = Verb.FLUSH
+        if event.hint == "preserve" and event.kind is EventKind.SWITCHED:
+            verb = None
+        return () if verb is None else (CacheAction(verb, event.workflow, event.backend),)
+
+
+class FlushPerRequest(FlushAtBoundary):
+    """Flush after every call: the paper's baseline, for comparison."""
+
+    _VERBS: ClassVar[dict[EventKind, Verb]] = FlushAtBoundary._VERBS | {
+        EventKind.CALL_DONE: Verb.FLUSH,
+        EventKind.STRAY_DONE: Verb.FLUSH,
+        EventKind.INTERRUPTED: Verb.RELEASE,
+    }
+
+
+class ReleaseOnly(FlushAtBoundary):
+    """Never flush: places are given back at boundaries, contents stay until somebody needs the room."""
+
+    _VERBS: ClassVar[dict[EventKind, Verb]] = {
+        EventKind.INTERRUPTED: Verb.RELEASE,
+        **{kind: Verb.RELEASE for kind in FlushAtBoundary._VERBS if kind is not EventKind.SWITCHED},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class PreserveIncrements:
+    """Pin what grows by small increments, for as long as its workflow usually waits before it calls again.
+
+    A pin that ends by itself costs nothing to forget, so it is the tool's learned duration that decides: the time in
+    which nine in ten came back, and half as much again. Where nothing is learned yet it is ``unknown_s``.
+    """
+
+    small: float = 0.5
+    """A call increments its workflow's context if it found at least this part of its prompt cached."""
+    unknown_s: float = 30.0
+    longest_s: float = 300.0
+    likely: float = 0.2
+    """Who comes back less often than this is not waited for."""
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is EventKind.TOOL_STARTED:
+            return self._pin(event)
+        if event.kind is not EventKind.CALL_DONE or not event.waits or event.hint == "flush":
+            return ()
+        grown = event.fresh_tokens > (1 - self.small) * event.prompt_tokens
+        return () if grown and event.hint != "preserve" else self._pin(event)
+
+    def _pin(self, event: CacheEvent) -> Sequence[CacheAction]:
+        returns = event.returns or Returns()
+        if returns.chance < self.likely and event.hint != "preserve":
+            return ()
+        ttl_s = self.unknown_s if returns.late_s is None else 1.5 * returns.late_s
+        return (CacheAction(Verb.PIN, event.workflow, event.backend, ttl_s=min(self.longest_s, ttl_s)),)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoteInterrupted:
+    """Release what waits for a human, after a while: most who answer at once should find everything warm."""
+
+    after_s: float = 20.0
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is not EventKind.INTERRUPTED:
+            return ()
+        return (CacheAction(Verb.RELEASE, event.workflow, event.backend, after_s=self.after_s),)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushUnderPressure:
+    """When a backend is full, let go of what loses least: chance of reuse times tokens to compute again.
+
+    What nobody runs on goes before what somebody does. It is demoted, which on an engine that evicts by need is as
+    good as a flush and costs nothing if the need passes.
+    """
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is not EventKind.PRESSURE:
+            return ()
+        actions: list[CacheAction] = []
+        room = 0
+        for each in sorted(event.holdings, key=_cheapest_first):
+            if room >= event.needs_tokens:
+                break
+            room += each.alone_tokens
+            actions.append(CacheAction(Verb.RELEASE, each.workflow, event.backend))
+        return actions
+
+
+def _cheapest_first(holding: Holding) -> tuple[bool, float]:
+    return holding.doing is Doing.TOOL, holding.loss_tokens
+
+
+class WarmReturns:
+    """Prefill for who comes back: a resumed thread at once, a tool's workflow shortly before the tool should end."""
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is EventKind.RESUMED:
+            return (CacheAction(Verb.WARM, event.workflow),)
+        if event.kind is EventKind.TOOL_STARTED and event.returns is not None and event.returns.usual_s is not None:
+            said, after_s = event.returns, 0.7 * event.returns.usual_s
+            within_s = (event.returns.usual_s if said.late_s is None else said.late_s) - after_s
+            return (
+                CacheAction(
+                    Verb.WARM, event.workflow, event.backend, after_s=after_s, chance=said.chance, within_s=within_s
+                ),
+            )
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class WarmNextStage:
+    """Prefill what the likely next stage's prompt begins with, while the stage before it is busy.
+
+    That is what its calls always begin with: its system prompt and its tools' schemas.
+    """
+
+    likely: float = 0.5
+    """A stage that comes no more often than this is not prepared for."""
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is not EventKind.STAGE_BUSY:
+            return ()
+        within_s = None if event.returns is None else event.returns.usual_s
+        return [
+            CacheAction(
+                Verb.WARM, event.workflow, backend, graph=event.graph, stage=stage, chance=chance, within_s=within_s
+            )
+            for (stage, backend), chance in event.ahead.items()
+            if chance > self.likely
+        ]
+
+
+class Joined:
+    """Several rules as one policy: all are asked; of orders for one cache at one time the strongest counts.
+
+    Args:
+        policies: The rules, each by name or as an object.
+
+    Raises:
+        ConfigError: One of them is neither.
+    """
+
+    def __init__(self, *policies: str | MemoryPolicy) -> None:
+        self.policies = tuple(memory_policy(each) for each in policies)
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        chosen: dict[tuple[str, str | None, float, bool, str], CacheAction] = {}
+        for policy in self.policies:
+            for action in policy.decide(event):
+                # A pin and a warm-up go together, and so do warm-ups for several stages.
+                place = (action.workflow, action.backend, action.after_s, action.verb is Verb.WARM, action.stage)
+                known = chosen.get(place)
+                if known is None or STRENGTH[action.verb] > STRENGTH[known.verb]:
+                    chosen[place] = action
+        return list(chosen.values())
+
+
+def default() -> MemoryPolicy:
+    """Return what ``memory="default"`` means."""
+    return Joined(
+        FlushAtBoundary(),
+        PreserveIncrements(),
+        DemoteInterrupted(),
+        FlushUnderPressure(),
+        WarmReturns(),
+        WarmNextStage(),
+    )
+
+
+_NAMED = {
+    "default": default,
+    "flush_at_boundary": FlushAtBoundary,
+    "flush_per_request": FlushPerRequest,
+    "release_only": ReleaseOnly,
+}
+
+
+def memory_policy(chosen: str | MemoryPolicy) -> MemoryPolicy:
+    """Return the policy for a name, or the object itself.
+
+    Raises:
+        ConfigError: The name is unknown, or the object has no ``decide``.
+    """
+    if isinstance(chosen, str):
+        if chosen not in _NAMED:
+            raise ConfigError(f"unknown memory policy {shown(chosen)}{did_you_mean(chosen, _NAMED)}")
+        return _NAMED[chosen]()
+    if isinstance(chosen, type) or not callable(getattr(chosen, "decide", None)):
+        raise ConfigError(f"{shown(chosen)} is no memory policy: it needs decide(event), as an object, not a class")
+    return chosen

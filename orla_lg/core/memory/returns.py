@@ -1,0 +1,255 @@
+"""When who waits calls again: learned from how long workflows stayed away, and how many never came back.
+
+What a workflow waits for is known by its stage and, once one was started, by its tool's name; on a thread it waits
+for a human. For each such *reason* a histogram of doubling times counts who came back after how long, and who never
+did. From it follow the usual time, the time in which nine in ten are back, and the chance that somebody still comes
+who has waited so long already: what is counted longer than that, over all that are and those who never came.
+
+Where nothing was counted yet a fixed guess holds, the *prior*: by the kind of wait, and halved from time to time. It
+weighs as much as one or two waits that were seen, so a few are enough to outweigh it; and it holds again for who has
+waited longer than everybody before him. All that weighs a cache asks here: memory policies, slots, saved files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import log2
+
+from orla_lg.core.bounded import Newest
+from orla_lg.core.memory.events import Doing, Returns
+
+Odds = Callable[[str, Doing | None, float, float], float]
+"""The chance, 0 to 1, that a workflow calls again: by its name, what it does, since when, and now (both monotonic
+seconds). ``ReturnBook.chance`` is one."""
+
+CHANCE: Mapping[Doing | None, float] = {
+    Doing.GENERATING: 1.0,
+    Doing.TOOL: 0.95,
+    Doing.HUMAN: 0.6,
+    Doing.IDLE: 0.3,
+    None: 0.0,
+}
+"""The prior of a wait that begins; ``None`` is a call outside any run, which nobody can repeat."""
+
+HALVES_AFTER_S: Mapping[Doing | None, float] = {Doing.TOOL: 600.0, Doing.HUMAN: 86_400.0, Doing.IDLE: 7200.0}
+"""Whoever stayed away for so long is half as likely to come back."""
+
+PRIOR_WAITS = 1.25
+"""How many waits that were seen the prior weighs."""
+
+FIRST_S = 0.01
+BUCKETS = 26
+"""Doubling from 10 ms: the last begins at four days."""
+
+KEEP_REASONS = 10_000
+KEEP_AWAY = 100_000
+FADE_AT = 64.0
+"""So many returns of one reason; then all halve, so that what was learned long ago counts less."""
+
+
+def prior(doing: Doing | None, waited_s: float) -> float:
+    """Return the chance that somebody calls again of whom nothing is known but what he does, and for how long."""
+    half_s = HALVES_AFTER_S.get(doing)
+    return CHANCE[doing] * (1.0 if half_s is None else 0.5 ** (max(0.0, waited_s) / half_s))
+
+
+@dataclass(eq=False, slots=True)
+class _Reason:
+    """How long those who waited for the same stayed away."""
+
+    doing: Doing
+    """The kind of wait."""
+    counts: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    never: float = 0.0
+    beginning: Returns | None = None
+    """What is known of waits that begin, until something is learned: it is asked for at every call."""
+
+    def learn(self, seconds: float | None) -> None:
+        """Count a wait of so many seconds; ``None``: nobody came."""
+        self.beginning = None
+        if seconds is None:
+            self.never += 1
+        else:
+            self.counts[_bucket(seconds)] += 1
+        if sum(self.counts) + self.never >= FADE_AT:
+            self.counts = [count / 2 for count in self.counts]
+            self.never /= 2
+
+    def begins(self) -> Returns:
+        """Return what is known of waits that begin."""
+        if self.beginning is None:
+            come, chance = sum(self.counts), self.chance(0.0)
+            half, nearly_all = (_share(self.counts, part * come) if come else None for part in (0.5, 0.9))
+            self.beginning = Returns(chance, half, nearly_all)
+        return self.beginning
+
+    def chance(self, waited_s: float) -> float:
+        """Return the chance that somebody still comes who has waited so long."""
+        come = sum(self.counts[_bucket(waited_s) :])
+        return (come + PRIOR_WAITS * prior(self.doing, waited_s)) / (come + self.never + PRIOR_WAITS)
+
+
+def _bucket(seconds: float) -> int:
+    return min(BUCKETS - 1, max(0, int(log2(seconds / FIRST_S)) + 1)) if seconds > FIRST_S else 0
+
+
+def _share(counts: list[float], wanted: float) -> float:
+    """Return the seconds within which *wanted* of those counted came."""
+    seen = 0.0
+    for bucket, count in enumerate(counts):
+        if count and seen + count >= wanted:
+            start = 0.0 if bucket == 0 else float(FIRST_S * 2 ** (bucket - 1))
+            return start + (float(FIRST_S * 2**bucket) - start) * (wanted - seen) / count
+        seen += count
+    return float(FIRST_S * 2**BUCKETS)
+
+
+@dataclass(eq=False, slots=True)
+class _Use:
+    """A tool that was started while its workflow waited."""
+
+    since_s: float
+    took_s: float | None = None
+    """``None`` while it runs."""
+
+
+@dataclass(eq=False, slots=True)
+class _Away:
+    reason: str
+    since_s: float
+    tools: dict[str, _Use] = field(default_factory=dict)
+    """By reason; whichever was started last is last."""
+
+    def newest(self) -> tuple[str, float]:
+        """Return what the workflow waits for, as precisely as that is known, and since when."""
+        if not self.tools:
+            return self.reason, self.since_s
+        tool = next(reversed(self.tools))
+        return tool, self.tools[tool].since_s
+
+
+class ReturnBook:
+    """Who is away, since when and why. Any thread may call, under a backend's lock too; every method is short."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """Innermost: whoever holds it waits for no other."""
+        self._reasons = Newest[str, _Reason](KEEP_REASONS)
+        self._away = Newest[str, _Away](KEEP_AWAY)
+
+    # What happens
+
+    def waits(self, workflow: str, reason: str, now: float) -> Returns:
+        """Note that a workflow waits from now on; returns what is known of such waits."""
+        with self._lock:
+            before = self._away.get(workflow)
+            if before is not None and before.reason != reason:  # it waited for one thing, and now for another
+                self._never_came(before)
+            self._away.set(workflow, _Away(reason, now))
+            return self._of(reason).begins()
+
+    def uses(self, workflow: str, tool: str, now: float) -> Returns:
+        """Note that a tool of a workflow starts; returns what is known of waits for it."""
+        reason = of_tool(tool)
+        with self._lock:
+            away = self._away.get(workflow)
+            if away is not None:
+                away.tools.pop(reason, None)
+                away.tools[reason] = _Use(now)
+            return self._of(reason).begins()
+
+    def used(self, workflow: str, tool: str, seconds: float) -> None:
+        """Note that a tool of a workflow ended after so many seconds.
+
+        While the workflow waits for it, that counts once it calls again: a tool that ended but is never followed by
+        a call was not waited for.
+        """
+        reason = of_tool(tool)
+        with self._lock:
+            away = self._away.get(workflow)
+            if away is not None and reason in away.tools:
+                away.tools[reason].took_s = seconds
+            else:  # another call of the workflow is open, or came meanwhile
+                self._of(reason).learn(seconds)
+
+    def came(self, workflow: str, now: float) -> None:
+        """Note that a workflow calls again."""
+        with self._lock:
+            away = self._away.pop(workflow)
+            if away is None:
+                return
+            self._of(away.reason).learn(now - away.since_s)
+            for reason, use in away.tools.items():
+                if use.took_s is not None:  # else another branch calls, and it counts when it ends
+                    self._of(reason).learn(use.took_s)
+
+    def gone(self, workflow: str) -> None:
+        """Note that it never will."""
+        with self._lock:
+            away = self._away.pop(workflow)
+            if away is not None:
+                self._never_came(away)
+
+    def _never_came(self, away: _Away) -> None:
+        for reason in (away.reason, *away.tools):
+            self._of(reason).learn(None)
+
+    # What is known
+
+    def usual(self, reason: str) -> Returns:
+        """Return what is known of waits for *reason* that begin."""
+        with self._lock:
+            return self._of(reason).begins()
+
+    def chance(self, workflow: str, doing: Doing | None, since_s: float, now: float) -> float:
+        """Return the chance that a workflow calls again (``Odds``).
+
+        Args:
+            workflow: Which.
+            doing: What it does, as far as the asker knows. Where the book knows of another kind of wait, or of none,
+                the prior of this one holds.
+            since_s: Since when it does that, likewise; monotonic seconds.
+            now: Monotonic seconds.
+        """
+        if doing in HALVES_AFTER_S:
+            with self._lock:
+                away = self._away.get(workflow)
+                if away is not None:
+                    reason, since_s = away.newest()
+                    known = self._of(reason)
+                    if known.doing is doing:
+                        return known.chance(now - since_s)
+        return prior(doing, now - since_s)
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        with self._lock:
+            assert len(self._away) <= KEEP_AWAY and len(self._reasons) <= KEEP_REASONS
+            for reason in self._reasons.values():
+                assert reason.never >= 0 and min(reason.counts) >= 0, reason
+                assert sum(reason.counts) + reason.never < FADE_AT, f"did not fade: {reason}"
+
+    def _of(self, reason: str) -> _Reason:
+        known = self._reasons.get(reason)
+        if known is None:
+            self._reasons.set(reason, known := _Reason(ON_THREAD.get(reason, Doing.TOOL)))
+        return known
+
+
+def after_stage(graph: str, stage: str) -> str:
+    """Return the reason of a workflow between a stage's call and its next one."""
+    return f"stage {graph}/{stage}"
+
+
+def of_tool(name: str) -> str:
+    """Return the reason of a workflow that waits for a tool."""
+    return f"tool {name}"
+
+
+HUMAN, IDLE = "human", "idle"
+"""The reasons of interrupted threads, and of those whose run ended."""
+
+ON_THREAD: Mapping[str, Doing] = {HUMAN: Doing.HUMAN, IDLE: Doing.IDLE}
+"""What a thread does that waits for these; for whatever else waits, a run is open."""

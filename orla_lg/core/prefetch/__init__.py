@@ -1,0 +1,1 @@
+"""Prompts that are prefilled before their calls come, when the engine has room."""

@@ -1,0 +1,364 @@
+"""Warm-ups: what is certain of a workflow's next prompt is prefilled before its call comes.
+
+What a policy wishes (``Verb.WARM``) is looked at on the background loop: what of the prompt is not in the cache,
+whether the engine has room, whether it is worth it (``weighing``). What must wait for room is looked at again when a
+call ends. One warm-up runs at a time, since prefills beside each other take as long as one after the other. It is
+what its workflow's call would be, in the same slot or session and with the same fields, and the least urgent of all
+on engines that heed that.
+
+A call never waits for one. The call it was for gives it up, and so does any call that finds no room: in the very step
+in which the call enters, under the same lock, its slot and its tokens are free again, and its request is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from orla_lg.core.background import Background
+from orla_lg.core.bounded import Newest
+from orla_lg.core.cache.prefix.tree import Stay
+from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.verification import Order
+from orla_lg.core.call import Call, Usage
+from orla_lg.core.engine.backend import Directions, Effect, price, with_fields
+from orla_lg.core.engine.capabilities import Warmable, Warmed
+from orla_lg.core.identity import tenant_of
+from orla_lg.core.memory.events import CacheAction, Verb
+from orla_lg.core.prefetch.book import Owed, Refused, WarmBook, WarmStatistics, WarmUp
+from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
+from orla_lg.core.prefetch.value import Weighing, Wish, in_common_tokens
+from orla_lg.errors import OrlaClosed
+
+if TYPE_CHECKING:
+    from orla_lg.core.queues import Queued
+    from orla_lg.core.scheduler import Desk
+
+KEEP_WISHES = 256
+"""For one backend, the newest."""
+
+LOOK_AT = 8
+"""When there is room, so many wishes are looked at, the newest first."""
+
+PRIORITY = -1_000_000.0
+"""The least urgent of all, on engines that heed it; adapters bound it to what theirs takes."""
+
+LIMIT_S = 300.0
+"""A prefill that takes longer has failed."""
+
+
+@dataclass(eq=False, slots=True)
+class Prefill:
+    """A warm-up under way: it holds a seat, or has a stay, like the call whose place it keeps."""
+
+    wish: Wish
+    prompt: Prompt
+    seat: Seat | None = None
+    table: SlotTable | None = None
+    stay: Stay | None = None
+    missing_tokens: float = 0.0
+    """Of the prompt, believed not to be in the cache when it began."""
+    sent: bool = False
+    task: Future[None] | None = field(default=None, repr=False)
+
+
+class Warmer:
+    """One backend's warm-ups. Part of a desk (``core.desk``) and, where nothing else is said, under its lock.
+
+    Args:
+        desk: Its backend's.
+        background: Where warm-ups run.
+        clock: Monotonic seconds.
+        settings: What they may take; ``None``: there are none, and no prompt is kept.
+        told: Called, outside the lock, when there is news of orders.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        background: Background,
+        clock: Callable[[], float],
+        settings: WarmUp | None,
+        told: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.running: Prefill | None = None
+        self.book = WarmBook()
+        self.weighing = Weighing(desk, clock, settings or WarmUp())
+        self.prompts = PromptBook(0 if settings is None else settings.keep_chars)
+        self._desk = desk
+        self._adapter = desk.adapter if isinstance(desk.adapter, Warmable) else None
+        self._background = background
+        self._clock = clock
+        self._told = told
+        self._wishes = Newest[tuple[str, tuple[str, str] | None], Wish](KEEP_WISHES)
+        self._counter = 0
+        self._again_at_s = -inf
+
+    # Calls: what they are made of, and what they find
+
+    def sends(self, queued: Queued, body: Mapping[str, Any]) -> None:
+        """Note the body of a call, as it goes to the engine; needs no lock."""
+        if self.settings is not None and queued.call.identity.run is not None:
+            queued.prompt = prompt_of(queued.call, body)
+
+    def ended(self, queued: Queued, usage: Usage | None, *, reached: bool, followed: bool) -> None:
+        """Note that a call ended.
+
+        Args:
+            queued: Its place.
+            usage: What the engine counted, if it did.
+            reached: Whether it reached the engine.
+            followed: Whether its workflow goes on.
+        """
+        call = queued.call
+        if not reached:
+            return
+        self.weighing.heard_s = self._clock()
+        cached_tokens = None if usage is None else usage.cached_tokens
+        self.book.called(call.identity.workflow, call.ask.prefix, cached_tokens)
+        if queued.prompt is not None and followed:
+            prompt, queued.prompt = queued.prompt.counted(usage), None
+            self.prompts.learn(call.identity.workflow, prompt)
+            self.prompts.last.put(call.identity.workflow, prompt)
+
+    def make_way(self, call: Call) -> None:
+        """Drop what was wished for a call that enters; give up what it was to find, or what leaves it no room."""
+        workflow, under_way = call.identity.workflow, self.running
+        late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
+        for key in late if len(self._wishes) else ():
+            self._wishes.pop(key)
+        if under_way is None:
+            return
+        ours = (under_way.wish.workflow, under_way.wish.stage) in late
+        if ours or not self.weighing.has_room(entering=1):
+            self.give_up(again=not ours)
+
+    def dismiss(self, workflow: str) -> None:
+        """Drop and give up what was wished for a workflow whose cache may go."""
+        for key in [key for key in self._wishes if key[0] == workflow]:
+            self._wishes.pop(key)
+        if self.running is not None and self.running.wish.workflow == workflow:
+            self.give_up(again=False)
+
+    def forget(self, workflow: str) -> None:
+        """Drop all that is kept of a workflow that will not come back."""
+        self.dismiss(workflow)
+        self.prompts.last.take(workflow)
+        self.book.forget(workflow)
+
+    # Wishes
+
+    def wish(self, action: CacheAction) -> None:
+        """Have what a policy wants warmed, as soon as there is room; takes the lock itself."""
+        stage = (action.graph, action.stage) if action.stage else None
+        due_s = inf if action.within_s is None else self._clock() + action.within_s
+        with self._desk.lock:
+            if self.settings is None or self._adapter is None or self._desk.backend.engine == "openai":
+                self.book.refused[Refused.ENGINE] += 1
+                return
+            if not self.settings.priced and self._desk.backend.cost.input_per_mtoken > 0:
+                self.book.refused[Refused.PRICED] += 1
+                return
+            prompt = self._prompt(action.workflow, stage)
+            if prompt is None:
+                if stage is None:  # of most stages nothing is certain
+                    self.book.refused[Refused.UNKNOWN] += 1
+                return
+            needless = None if stage is None else self.weighing.needless(action.workflow, prompt)
+            if needless is not None:  # as mostly, at every call
+                self.book.refused[needless] += 1
+                return
+            self._wishes.set((action.workflow, stage), Wish(action.workflow, stage, action.chance, due_s))
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Look at what is wished, off the way of whoever calls this; with or without the lock."""
+        if len(self._wishes) and self.running is None:
+            self._background.call_later(0.0, self._look)
+
+    def _look(self) -> None:
+        """Begin the newest wish that may be begun; takes the lock itself."""
+        health = self._desk.health
+        health.connect()  # an engine not heard of for long is asked whether it is still the same
+        load = None if self._desk.load is None else self._desk.load.wanted(health.probe)
+        with self._desk.lock:
+            if self.running is not None:
+                return
+            for wish in self._wishes.values()[: -LOOK_AT - 1 : -1]:
+                prompt = self._prompt(wish.workflow, wish.stage)
+                refused = Refused.UNKNOWN if prompt is None else self.weighing.why_not(wish, prompt, load)
+                if prompt is not None and refused is None:
+                    self._begin(wish, prompt)
+                    return
+                assert refused is not None
+                if not self._may_change(refused):
+                    self.book.refused[refused] += 1
+                    self._wishes.pop((wish.workflow, wish.stage))
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Look again when the first slot may be taken that is held by somebody who is away."""
+        slots, now = self._desk.ledger.slots, self._clock()
+        at_s = slots.next_expiry_s(now) if slots is not None and len(self._wishes) else None
+        if at_s is not None and at_s > now and not now < self._again_at_s <= at_s:
+            self._again_at_s = at_s
+            self._background.call_later(at_s - now, self._look)
+
+    def _may_change(self, refused: Refused) -> bool:
+        """Whether to look again later, rather than to drop a wish."""
+        return refused is Refused.BUSY or (refused in (Refused.THERE, Refused.UNWELL) and self._desk.health.asking)
+
+    def _prompt(self, workflow: str, stage: tuple[str, str] | None) -> Prompt | None:
+        if stage is None:
+            return self.prompts.last.get(workflow)
+        return self.prompts.beginning(*stage, self._desk.isolation.scope(tenant_of(workflow)))
+
+    # Doing it
+
+    def _begin(self, wish: Wish, prompt: Prompt) -> None:
+        missing = self.weighing.missing(wish.workflow, prompt)
+        under_way = self.running = Prefill(wish, prompt, missing_tokens=missing)
+        self._wishes.pop((wish.workflow, wish.stage))
+        self._sit_down(under_way)
+        self.book.started += 1
+        try:
+            under_way.task = self._background.submit(self._prefill(under_way, self._body(under_way)))
+        except OrlaClosed:
+            self.give_up(again=False)
+
+    def _sit_down(self, under_way: Prefill) -> None:
+        """Take the place that the call would take, and believe no more of it than what both have in common."""
+        ledger, wish, ask = self._desk.ledger, under_way.wish, under_way.prompt.ask
+        if ledger.slots is None:
+            under_way.stay = ledger.cache.begin(ask, 0.0, wish.workflow)
+            return
+        slot = self.weighing.place(ledger.slots, wish.workflow, under_way.prompt)
+        assert slot is not None, "a place was found under the same lock"
+        seat = ledger.slots.lend(wish.workflow, slot, self._clock())
+        if seat.fresh and not seat.strange:
+            ledger.orders.note(Order(Verb.FLUSH, Effect.DEFERRED))
+        common = slot.common(ask.prefix)
+        slot.prefix = slot.prefix[:common]
+        slot.tokens = min(slot.tokens, round(in_common_tokens(under_way.prompt, common)))
+        under_way.seat, under_way.table = seat, ledger.slots
+
+    def _body(self, under_way: Prefill) -> dict[str, Any]:
+        """Return the request: the prompt, with the fields that its workflow's call would have."""
+        prompt, seat = under_way.prompt, under_way.seat
+        self._counter += 1
+        told = Directions(
+            call_id=f"{prompt.call_id}.warm{self._counter}",
+            workflow=under_way.wish.workflow,
+            stage=prompt.stage,
+            priority=PRIORITY,
+            slot=None if seat is None else seat.slot,
+            fresh=seat is not None and seat.fresh,
+            cache_salt=self._desk.isolation.salt(tenant_of(under_way.wish.workflow)),
+        )
+        return with_fields(prompt.body, self._desk.adapter.request_fields(prompt.ask, told))
+
+    async def _prefill(self, under_way: Prefill, body: Mapping[str, Any]) -> None:
+        assert self._adapter is not None
+        if self.running is not under_way:  # given up before it began
+            return
+        said, under_way.sent = Warmed(Effect.FAILED), True
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                said = await self._adapter.warm(body)
+        except TimeoutError:
+            pass
+        finally:
+            self._ended(under_way, said)
+
+    def _ended(self, under_way: Prefill, said: Warmed) -> None:
+        """Believe what the engine says it did; takes the lock itself."""
+        wish, prompt = under_way.wish, under_way.prompt
+        with self._desk.lock:
+            if self.running is not under_way:  # given up meanwhile
+                return
+            self.running, warmed = None, said.effect is Effect.WARMED
+            self._stand_up(under_way, said.usage.prompt_tokens or prompt.tokens if warmed else 0)
+            orders = self._desk.ledger.orders
+            orders.note(Order(Verb.WARM, said.effect), orders.trails.get(wish.workflow) if warmed else None)
+            if warmed:
+                self._count(wish, prompt, said.usage)
+            else:
+                self.book.failed += 1
+                if wish.stage is not None:
+                    self.prompts.unfit(wish.stage, prompt.ask.scope)
+        self._told()
+        self._desk.warmed()
+
+    def _count(self, wish: Wish, prompt: Prompt, usage: Usage) -> None:
+        had = usage.cached_tokens or 0
+        owed = Owed(had, max(0, usage.prompt_tokens - had))
+        self.book.warmed(wish.workflow, prompt.ask.prefix, owed)
+        self.book.cost_usd += price(usage, self._desk.backend.cost) or 0.0
+        self.weighing.heard_s = self._clock()
+
+    def _stand_up(self, under_way: Prefill, tokens: int) -> None:
+        """Give the place back; *tokens* of the prompt are in the cache now, 0 if that is not known."""
+        ledger, ask, seat = self._desk.ledger, under_way.prompt.ask, under_way.seat
+        if under_way.stay is not None:
+            if tokens:
+                ledger.cache.filled(under_way.stay)
+            ledger.cache.undo(under_way.stay)  # the answer that never was, and what was not filled
+        elif seat is not None and ledger.slots is not None and self._is_current(under_way):
+            since_s = ledger.slots.slots[seat.slot].last_used_s
+            ledger.slots.vacate(seat, ask.prefix, tokens, since_s, hold=True)
+
+    def _is_current(self, under_way: Prefill) -> bool:
+        """Whether the slots are those that it sits in: the engine may have been started anew with others."""
+        return under_way.table is self._desk.ledger.slots
+
+    def give_up(self, *, again: bool = True) -> bool:
+        """End the warm-up under way, on the engine too; returns whether there was one.
+
+        Args:
+            again: Whether to begin it anew when there is room.
+        """
+        if (under_way := self.running) is None:
+            return False
+        self.running = None
+        self._stand_up(under_way, 0)
+        self.book.gave_up(under_way.wish.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
+        if again:
+            self._wishes.set((under_way.wish.workflow, under_way.wish.stage), under_way.wish)
+        if under_way.task is not None:
+            # Not from here: whoever waits for the task may be told at once, and we hold the lock.
+            self._background.call_later(0.0, partial(_cancel, under_way.task))
+        return True
+
+    @property
+    def seated(self) -> int:
+        """How many slots of the desk's table are taken by warm-ups."""
+        under_way = self.running
+        return int(under_way is not None and under_way.seat is not None and self._is_current(under_way))
+
+    @property
+    def uses_tokens(self) -> float:
+        """How many tokens of a shared cache are in use by warm-ups."""
+        stay = None if self.running is None else self.running.stay
+        return 0.0 if stay is None else sum(piece.tokens for piece in (*stay.path, stay.answer))
+
+    def statistics(self) -> WarmStatistics:
+        """Return a snapshot."""
+        return self.book.statistics(len(self.prompts.last), self.prompts.chars)
+
+
+def _at_most(under_way: Prefill) -> Owed | None:
+    """Return what a warm-up that was given up may have computed; ``None`` where it did not reach the engine."""
+    missing = round(under_way.missing_tokens)
+    return Owed(under_way.prompt.tokens - missing, missing, done=False) if under_way.sent else None
+
+
+def _cancel(task: Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop was closed, and the task with it
+        task.cancel()

@@ -1,0 +1,478 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from orla_lg.core.cache.prefix import nodes, tree
+from orla_lg.core.cache.prefix.eviction import Eviction, Shelf
+from orla_lg.core.cache.prefix.nodes import Piece
+from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.call import Ask
+
+Said = tuple[str, str]
+"""Role and text."""
+
+PER_CHAR = 0.25
+
+
+def ask(*said: Said) -> Ask:
+    return Ask("auto", [{"role": role, "content": text} for role, text in said])
+
+
+def chat(*texts: str) -> Ask:
+    """A system message, then user and assistant by turns."""
+    return ask(*turns(texts))
+
+
+def turns(texts: tuple[str, ...] | list[str]) -> tuple[Said, ...]:
+    return tuple(("system" if not n else "user" if n % 2 else "assistant", text) for n, text in enumerate(texts))
+
+
+@dataclass(eq=False)
+class Known:
+    """What the naive model knows of a prefix."""
+
+    tokens: float
+    filled: bool = False
+    alive: bool = True
+    used: int = 0
+    """When it was used last."""
+    said: dict[str, Known | None] = field(default_factory=dict)
+    """The answers given after it by whom they were given to; ``None``: one that has a name, or several."""
+
+
+@dataclass(eq=False)
+class Flying:
+    """A call in flight, in the naive model and in the real one."""
+
+    voice: str
+    texts: tuple[Said, ...]
+    path: list[Known]
+    answer: Known
+    stay: Stay
+
+    @property
+    def all(self) -> list[Known]:
+        return [*self.path, self.answer]
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    """``Residency`` against a list of prefixes, the time of their last use, and sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = Residency(tokens_per_char=PER_CHAR)
+        self.known: dict[tuple[Said, ...], Known] = {}
+        self.nameless: list[Known] = []
+        self.flying: list[Flying] = []
+        self.ended: list[Flying] = []
+        self.claimed: list[Flying] = []
+        self.times = itertools.count(1)
+
+    # The model
+
+    def find(self, voice: str, texts: tuple[Said, ...]) -> list[Known]:
+        found: list[Known] = []
+        for length in range(1, len(texts) + 1):
+            one = self.known.get(texts[:length])
+            if one is None and found and texts[length - 1][0] == "assistant":
+                one = found[-1].said.get(voice)
+            if one is None or not one.alive:
+                break
+            found.append(one)
+        return found
+
+    def living(self) -> list[Known]:
+        return [one for one in (*self.known.values(), *self.nameless) if one.alive]
+
+    def in_use(self) -> set[Known]:
+        return {one for each in self.flying for one in each.all}
+
+    def wanted(self) -> set[Known]:
+        return self.in_use() | {one for each in self.claimed for one in each.all}
+
+    def idle(self) -> list[Known]:
+        return sorted(set(self.living()) - self.in_use(), key=lambda one: one.used)
+
+    def drop(self, one: Known) -> None:
+        one.alive = False
+        self.known = {prefix: each for prefix, each in self.known.items() if each is not one}
+        self.nameless = [each for each in self.nameless if each is not one]
+
+    def land(self, flown: Flying) -> None:
+        self.flying.remove(flown)
+        for one in reversed(flown.all):
+            if one not in self.in_use():
+                one.used = next(self.times)
+
+    # What happens
+
+    @rule(
+        voice=st.sampled_from("vw"), texts=st.lists(st.sampled_from(["a", "b" * 40]), max_size=6),
+        answer=st.integers(0, 30),
+    )  # fmt: skip
+    def begin(self, voice: str, texts: list[str], answer: int) -> None:
+        self.ask(voice, turns(texts), answer)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), voice=st.sampled_from("vw"), said=st.sampled_from(["yes", "no"]))
+    def answer_comes_back(self, data: st.DataObject, voice: str, said: str) -> None:
+        before = data.draw(st.sampled_from(self.ended))
+        self.ask(voice, (*before.texts, ("assistant", said), ("user", "and then?")), 8)
+
+    def ask(self, voice: str, texts: tuple[Said, ...], answer_tokens: float) -> None:
+        prompt, found = ask(*texts), self.find(voice, texts)
+        assert [piece.tokens for piece in self.cache.find(prompt, voice)] == [one.tokens for one in found]
+        enough = self.enough(found)
+        use, want = self.cache.adds(prompt, answer_tokens, voice)
+        used, wanted = self.cache.in_use_tokens + use, self.cache.wanted_tokens + want
+        stay = self.cache.begin(prompt, answer_tokens, voice)
+        assert (self.cache.in_use_tokens, self.cache.wanted_tokens) == pytest.approx((used, wanted))
+        assert stay.expected_tokens == pytest.approx(sum(one.tokens for one in found if one.filled))
+        path = self.begin_in_model(voice, texts, found)
+        assert len(stay.fresh) == len(path) - len(found)
+        if enough:
+            more = answer_tokens + sum(piece.tokens for piece in stay.fresh)
+            assert enough + more <= stay.enough_tokens + 1e-6, "an engine of that size may have lost it"
+            assert stay.enough_tokens <= self.cache.tokens + 1e-6
+        answer = Known(answer_tokens)
+        self.nameless.append(answer)
+        self.flying.append(Flying(voice, texts, path, answer, stay))
+
+    def begin_in_model(self, voice: str, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
+        path = list(found)
+        for length in range(1, len(texts) + 1):
+            if length > len(found):
+                role, text = texts[length - 1]
+                path.append(Known(PER_CHAR * len(f"{role}\n{text}")))
+            elif texts[:length] not in self.known:
+                self.nameless.remove(path[length - 1])
+                path[length - 2].said[voice] = None
+            self.known[texts[:length]] = path[length - 1]
+        return path
+
+    def enough(self, found: list[Known]) -> float:
+        """What was used since the last of what should be found was, itself included."""
+        filled = [one for one in found if one.filled]
+        if not filled:
+            return 0.0
+        later = {one for one in self.idle() if filled[-1] not in self.in_use() and one.used >= filled[-1].used}
+        return sum(one.tokens for one in later | self.in_use())
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def first_token(self, data: st.DataObject) -> None:
+        flown = data.draw(st.sampled_from(self.flying))
+        self.cache.filled(flown.stay)
+        for one in flown.path:
+            one.filled = True
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), answer=st.none() | st.integers(0, 50))
+    def end(self, data: st.DataObject, answer: int | None) -> None:
+        flown = data.draw(st.sampled_from(self.flying))
+        self.cache.end(flown.stay, None, answer)
+        flown.answer.tokens = flown.answer.tokens if answer is None else answer
+        for one in flown.all:
+            one.filled = True
+        if flown.path:
+            last = flown.path[-1]
+            last.said[flown.voice] = None if flown.voice in last.said else flown.answer
+        self.land(flown)
+        self.ended.append(flown)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def undo(self, data: st.DataObject) -> None:
+        flown = data.draw(st.sampled_from(self.flying))
+        self.cache.undo(flown.stay)
+        self.land(flown)
+        for one in flown.all:
+            if one is flown.answer or (one not in self.in_use() and not one.filled):
+                self.drop(one)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        ended = data.draw(st.sampled_from(self.ended))
+        self.cache.claim(ended.stay.answer)
+        self.claimed.append(ended)
+
+    @precondition(lambda self: self.claimed)
+    @rule(data=st.data())
+    def disclaim(self, data: st.DataObject) -> None:
+        claimed = data.draw(st.sampled_from(self.claimed))
+        self.cache.disclaim(claimed.stay.answer)
+        self.claimed.remove(claimed)
+
+    @rule(limit=st.integers(0, 120))
+    def shrink(self, limit: int) -> None:
+        self.cache.shrink(limit)
+        while (idle := self.idle()) and sum(one.tokens for one in (*idle, *self.in_use())) > limit:
+            self.drop(idle[0])
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        for one in self.living():
+            self.drop(one)
+
+    # What must be so
+
+    @invariant()
+    def the_same(self) -> None:
+        self.cache.check_integrity()
+        for tokens, ones in (
+            (self.cache.in_use_tokens, self.in_use()),
+            (self.cache.idle_tokens, set(self.idle())),
+            (self.cache.wanted_tokens, self.wanted()),
+        ):
+            assert tokens == pytest.approx(sum(one.tokens for one in ones), abs=1e-6)
+        assert len(self.cache.pieces) == len(self.living())
+        assert [piece.tokens for piece in self.cache.shelf] == [one.tokens for one in self.idle()]
+
+    @invariant()
+    def no_piece_without_what_is_before_it(self) -> None:
+        assert all(piece.parent is None or piece.parent.alive for piece in self.cache.pieces.values())
+
+    def teardown(self) -> None:
+        for flown in list(self.flying):
+            self.undo_quietly(flown)
+        for claimed in self.claimed:
+            self.cache.disclaim(claimed.stay.answer)
+        assert self.cache.in_use_tokens == pytest.approx(0, abs=1e-6)
+        assert self.cache.wanted_tokens == pytest.approx(0, abs=1e-6)
+        self.cache.shrink(0)
+        assert not any(piece.tokens for piece in self.cache.pieces.values())
+        assert self.cache.tokens == pytest.approx(0, abs=1e-6)
+
+    def undo_quietly(self, flown: Flying) -> None:
+        self.cache.undo(flown.stay)
+        self.flying.remove(flown)
+
+
+ResidencyMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestResidency = ResidencyMachine.TestCase
+
+
+def ended(cache: Residency, prompt: Ask, answer: int = 10, counted: int | None = None) -> Stay:
+    stay = cache.begin(prompt, 100.0)
+    cache.end(stay, counted, answer)
+    return stay
+
+
+def keys(pieces: list[Piece]) -> list[str]:
+    return [f"{piece.tokens:.0f}" for piece in pieces]
+
+
+# One thing at a time
+
+
+def test_a_prefix_of_two_calls_counts_once() -> None:
+    cache, policy = Residency(), "p" * 400
+    alone = cache.begin(chat(policy, "one"), 0.0)
+    tokens = cache.in_use_tokens
+    cache.begin(chat(policy, "two"), 0.0)
+    assert cache.in_use_tokens == tokens + alone.path[1].tokens
+
+
+def test_an_answer_is_found_as_the_next_prompts_message_and_named_by_it() -> None:
+    cache = Residency()
+    before = ended(cache, chat("s", "u"), answer=50)
+    grown = chat("s", "u", "whatever it said", "u2")
+    assert [*before.path, before.answer] == cache.find(grown)
+    assert cache.begin(grown, 0.0).expected_tokens == before.answer.tokens + sum(p.tokens for p in before.path)
+    assert cache.find(chat("s", "u", "another text"))[2:] == [], "an answer has one text"
+    assert cache.find(grown)[2] is before.answer
+
+
+def test_of_two_answers_to_one_prompt_nobody_knows_which_comes_back() -> None:
+    cache = Residency()
+    for _ in range(3):
+        ended(cache, chat("s", "u"))
+    assert len(cache.find(chat("s", "u", "one of them", "v"))) == 2
+
+
+def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -> None:
+    cache = Residency()
+    stays = {voice: cache.begin(chat("s", "u"), 10.0, voice) for voice in "vw"}
+    for voice, tokens in (("v", 50), ("w", 7)):
+        cache.end(stays[voice], None, tokens)
+    grown = chat("s", "u", "what it said", "u2")
+    assert [cache.find(grown, voice)[-1].tokens for voice in "vw"] == [50, 7]
+    assert len(cache.find(grown, "x")) == 2, "who never asked repeats neither"
+    cache.begin(grown, 0.0, "w")
+    assert cache.find(grown, "v")[2] is stays["w"].answer, "by its text, everybody finds it"
+    assert cache.find(chat("s", "u", "other text"), "v")[2] is stays["v"].answer
+
+
+def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "MAX_VOICES", 2)
+    cache = Residency()
+    for voice in "uvw":
+        cache.end(cache.begin(chat("s"), 10.0, voice), None, 5)
+    found = [len(cache.find(ask(("system", "s"), ("assistant", "a")), voice)) for voice in "uvw"]
+    assert found == [1, 2, 2], "the oldest is forgotten"
+
+
+def test_a_user_does_not_say_what_the_model_said() -> None:
+    cache = Residency()
+    ended(cache, ask(("user", "u")))
+    assert len(cache.find(ask(("user", "u"), ("user", "v")))) == 1
+
+
+def test_what_the_engine_counted_replaces_the_estimate_and_teaches() -> None:
+    cache = Residency()
+    stay = ended(cache, chat("s" * 93, "u" * 95), answer=7, counted=100)  # by length: 25 + 25
+    assert keys(stay.path) == ["50", "50"] and cache.tokens == pytest.approx(107)
+    assert cache.tokens_per_char == pytest.approx(0.25 * 1.3), "by what was wrong, but slowly"
+    grown = ended(cache, chat("s" * 93, "u" * 95, "a", "v"), answer=1, counted=120)
+    assert sum(piece.tokens for piece in grown.path) == pytest.approx(120)
+    assert keys(grown.path[:2]) == ["50", "50"], "what was counted before stays"
+
+
+def test_a_count_below_what_was_counted_before_changes_nothing() -> None:
+    cache = Residency()
+    ended(cache, chat("s" * 93), counted=100)
+    per_char = cache.tokens_per_char
+    ended(cache, chat("s" * 93, "u"), counted=40)
+    assert cache.tokens_per_char == per_char
+    cache.check_integrity()
+
+
+def test_prompts_without_text_count_as_the_engine_says() -> None:
+    cache = Residency()
+    stay = cache.begin(ask(), 0.0)
+    assert stay.path == [] and cache.in_use_tokens == 0
+    cache.end(stay, 30, 5)
+    assert cache.tokens == 5
+
+
+def test_the_end_of_a_prompt_goes_before_its_beginning_and_the_oldest_before_all() -> None:
+    cache, policy = Residency(), "p" * 393  # 100 tokens
+    old, new = ended(cache, chat(policy, "o" * 395)), ended(cache, chat(policy, "n" * 195))
+    named = dict(zip("pocnd", [*old.path, old.answer, new.path[1], new.answer], strict=True))
+    alive = []
+    for limit in (270, 265, 165, 155, 105, 0):
+        cache.shrink(limit)
+        alive.append("".join(name for name, piece in named.items() if piece.alive))
+    assert alive == ["pocnd", "pond", "pnd", "pn", "p", ""]
+
+
+def test_only_so_many_pieces_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MAX_PIECES", 10)
+    cache = Residency()
+    for number in range(20):
+        ended(cache, chat(f"{number}"))
+        cache.shrink(float("inf"))
+    assert len(cache.pieces) == 10 and cache.find(chat("19")) and not cache.find(chat("1"))
+
+
+# What an answer shows
+
+
+def lengths(cache: Residency, *texts: str) -> list[int]:
+    """What is believed to be there of each message."""
+    return [round(piece.there_tokens) for piece in cache.find(chat(*texts))]
+
+
+def tell(cache: Residency, prompt: Ask, counted: int, cached: int) -> Stay:
+    stay = cache.begin(prompt, 10.0)
+    cache.end(stay, counted, 10, cached)
+    return stay
+
+
+def three_that_begin_alike(cache: Residency) -> None:
+    """Prompts of 1200 tokens, the first 1000 in common, asked twice so that what they hold is proven."""
+    for name in ("old", "mid", "new"):
+        tell(cache, chat("p" * 3993, name.ljust(795)), 1200, 0 if name == "old" else 992)
+    for name in ("old", "mid", "new"):
+        tell(cache, chat("p" * 3993, name.ljust(795)), 1200, 1184)
+
+
+def test_what_was_used_before_a_lost_piece_was_is_lost_too_and_what_was_used_since_is_not() -> None:
+    cache = Residency()
+    three_that_begin_alike(cache)
+    tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 992)
+    assert lengths(cache, "p" * 3993, "mid".ljust(795)) == [1000, 200], "it was computed again"
+    assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000]
+    assert lengths(cache, "p" * 3993, "new".ljust(795)) == [1000, 200]
+    cache.check_integrity()
+
+
+def test_a_banded_engine_gives_up_in_another_order() -> None:
+    cache = Residency(shelf=Shelf(Eviction.BANDED))
+    three_that_begin_alike(cache)
+    tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 992)
+    assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+
+
+def test_with_a_beginning_all_that_begins_like_it_is_lost() -> None:
+    for order in Eviction:
+        cache = Residency(shelf=Shelf(order))
+        three_that_begin_alike(cache)
+        tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 496)
+        assert lengths(cache, "p" * 3993, "new".ljust(795)) == [1000]
+
+
+def test_a_last_block_that_is_not_found_is_no_loss() -> None:
+    cache = Residency()
+    three_that_begin_alike(cache)
+    tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 1184)
+    assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+
+
+def test_a_last_block_that_is_full_is_no_loss_either() -> None:
+    cache = Residency()
+    three_that_begin_alike(cache)
+    for _ in range(2):
+        tell(cache, chat("p" * 3993, "wide".ljust(859)), 1216, 1200)  # 76 blocks of 16
+    assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+
+
+def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
+    cache = Residency()
+    three_that_begin_alike(cache)
+    grown = tell(cache, chat("p" * 3993, "new".ljust(795), "said " * 200, "more"), 1500, 1200)
+    assert grown.path[2].tokens > 100, "the answer came back longer than it was"
+    assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+
+
+def test_claimed_and_verified_tokens_are_counted_and_what_nobody_believed() -> None:
+    cache = Residency()
+    tell(cache, chat("p" * 3993), 1000, 320)
+    tell(cache, chat("p" * 3993), 1000, 992)
+    tell(cache, chat("p" * 3993), 1000, 400)
+    told = cache.statistics().testimony
+    assert (told.claimed_tokens, told.verified_tokens, told.surplus_tokens, told.contradicted) == (2000, 1392, 320, 1)
+
+
+def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -> None:
+    cache = Residency()
+    stay = ended(cache, chat("p" * 393, "q"), counted=110)
+    cache.shelf.own(stay.answer)
+    cache.claim(stay.answer)
+    wanted = cache.wanted_tokens
+    cache.shrink(0)
+    assert (cache.tokens, cache.wanted_tokens) == pytest.approx((0, wanted))
+    again = cache.begin(chat("p" * 393, "q"), 0.0)
+    assert again.path == stay.path and cache.wanted_tokens == wanted, "not wanted twice"
+    assert again.expected_tokens == 0 and again.fresh == again.path
+    cache.check_integrity()
+
+
+def test_a_part_of_a_piece_may_be_gone() -> None:
+    cache = Residency()
+    stay = ended(cache, chat("p" * 3993, "q" * 795), counted=1200)
+    cache.shelf.cut(stay.answer, 800.0)
+    assert lengths(cache, "p" * 3993, "q" * 795) == [800] and cache.tokens == 800
+    again = cache.begin(chat("p" * 3993, "q" * 795), 0.0)
+    assert again.expected_tokens == 800 and [round(p.tokens) for p in again.fresh] == [1000, 200]
+    cache.end(again, 1200, 5)
+    assert lengths(cache, "p" * 3993, "q" * 795) == [1000, 200]
+    cache.check_integrity()

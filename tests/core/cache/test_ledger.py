@@ -1,0 +1,346 @@
+"""Orders on their way to an engine and back, through the desk, with any engine and in any order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orla_lg.core.cache.verification import Order, Verdict
+from orla_lg.core.call import Usage
+from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
+from orla_lg.core.engine.capabilities import WorkflowCache
+from orla_lg.core.memory.events import CacheAction, CacheEvent, Verb
+from orla_lg.core.policies import policies
+from orla_lg.core.queues import Queued
+from orla_lg.core.scheduler import Desk
+from tests.core.fakes import Engine, HandBackground, HandClock, a_call
+
+WORKFLOWS = st.sampled_from("uvw")
+VERBS = st.sampled_from([Verb.PIN, Verb.RELEASE, Verb.FLUSH])
+CAN = {Verb.PIN: Capability.PIN, Verb.RELEASE: Capability.RELEASE, Verb.FLUSH: Capability.FLUSH_WORKFLOW}
+DOES = {Verb.PIN: Effect.PINNED, Verb.RELEASE: Effect.DEMOTED, Verb.FLUSH: Effect.FREED}
+
+
+class Obedient(Engine):
+    """An engine without slots that does what it is told about a workflow's cache, or fails at it."""
+
+    def __init__(self, *can: Verb) -> None:
+        super().__init__(Probe(capabilities={CAN[verb]: Support.NATIVE for verb in can}))
+        self.can = can
+        self.told: list[tuple[Verb, str]] = []
+        self.breaks = False
+
+    async def _does(self, verb: Verb, scope: WorkflowCache) -> Effect:
+        self.told.append((verb, scope.workflow))
+        if self.breaks:
+            raise OSError("broken")
+        return DOES[verb]
+
+    async def pin(self, scope: WorkflowCache, *, ttl_s: float | None = None) -> Effect:
+        return await self._does(Verb.PIN, scope)
+
+    async def release(self, scope: WorkflowCache) -> Effect:
+        return await self._does(Verb.RELEASE, scope)
+
+    async def flush(self, scope: WorkflowCache) -> Effect:
+        return await self._does(Verb.FLUSH, scope)
+
+
+class Heard:
+    """A witness that remembers."""
+
+    def __init__(self) -> None:
+        self.orders: list[tuple[str, str]] = []
+        self.verdicts: list[tuple[str, int | None]] = []
+
+    def ordered(self, call_id: str, order: Order) -> None:
+        self.orders.append((call_id, str(order)))
+
+    def judged(self, call_id: str, verdict: Verdict) -> None:
+        self.verdicts.append((call_id, verdict.cached_tokens))
+
+    def pressed(self, event: CacheEvent) -> None:
+        raise AssertionError("there is room for all")
+
+
+def a_desk(engine: Engine) -> tuple[Desk, HandBackground, Heard]:
+    clock = HandClock()
+    background, heard = HandBackground(clock), Heard()
+    backend = Backend("b", "http://b/v1")
+    desk = Desk(backend, engine, background, clock, policies("b", "fcfs", "fcfs"), None, heard)
+    desk.health._learn(engine.says)
+    return desk, background, heard
+
+
+@dataclass
+class Told:
+    """What the model knows of a workflow: its last call that reached the engine, and what was asked since."""
+
+    call: str
+    standing: Verb | None = None
+
+
+@dataclass
+class OnItsWay:
+    workflow: str
+    verb: Verb
+    call: str
+    owed: bool
+    """Whether something of the workflow was believed to be there."""
+
+
+class OrdersMachine(RuleBasedStateMachine):
+    """What is asked of whom, what comes of it, and where that is put down, against a naive model."""
+
+    @initialize(can=st.sets(VERBS))
+    def start(self, can: set[Verb]) -> None:
+        self.engine = Obedient(*can)
+        self.desk, self.background, self.heard = a_desk(self.engine)
+        self.inside: list[tuple[Queued, str | None]] = []
+        self.known: dict[str, Told] = {}
+        self.on_their_way: list[OnItsWay] = []
+        self.believed_free: list[str] = []
+        freed = self.desk.ledger.claims.freed
+        claims = self.desk.ledger.claims
+
+        def watched(workflow: str) -> None:
+            self.believed_free.append(workflow)
+            self.known_when_freed = workflow in claims
+            freed(workflow)
+
+        claims.freed = watched  # type: ignore[method-assign]
+
+    @rule(workflow=WORKFLOWS)
+    def enter(self, workflow: str) -> None:
+        queued = self.desk.enter(a_call(workflow), order=None, running=True, holds_grant=False)
+        assert queued.granted
+        told = self.known.get(workflow)
+        self.inside.append((queued, told.call if told else None))
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data(), reached=st.booleans(), cached=st.none() | st.integers(0, 5))
+    def leave(self, data: st.DataObject, reached: bool, cached: int | None) -> None:
+        queued, before = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
+        usage = Usage(5, cached, 1) if reached else None
+        self.desk.leave(queued, usage=usage, tokens=6 if reached else 0, followed=lambda: True)
+        if reached:
+            self.known[queued.call.identity.workflow] = Told(queued.call.id)
+            if before is not None:
+                assert self.heard.verdicts.pop() == (before, cached), "its finding is held against the call before"
+        assert not self.heard.verdicts
+
+    @rule(verb=VERBS, workflow=WORKFLOWS)
+    def ask(self, verb: Verb, workflow: str) -> None:
+        told, waiting = self.known.get(workflow), len(self.background.work)
+        self.desk.apply(CacheAction(verb, workflow, ttl_s=5.0))
+        if told is None or (told.standing is verb and verb is not Verb.PIN):
+            assert len(self.background.work) == waiting, "it was told of a stranger, or twice the same in a row"
+            assert not self.heard.orders
+            return
+        told.standing = verb
+        if self.done_as(verb) is not None:
+            owed = self.desk.ledger.tokens_of(workflow) > 0  # calls in flight may never get there
+            self.on_their_way.append(OnItsWay(workflow, verb, told.call, owed))
+        else:
+            assert self.heard.orders.pop() == (told.call, f"{verb}:unsupported")
+        assert len(self.background.work) == len(self.on_their_way)
+
+    def done_as(self, verb: Verb) -> Verb | None:
+        """Return what the engine is told: what it cannot flush it is to give up first."""
+        able = [each for each in (verb, *([Verb.RELEASE] if verb is Verb.FLUSH else [])) if each in self.engine.can]
+        return able[0] if able else None
+
+    @precondition(lambda self: self.on_their_way)
+    @rule(breaks=st.booleans())
+    def engine_does(self, breaks: bool) -> None:
+        self.engine.breaks = breaks
+        order = self.on_their_way.pop(0)
+        self.background.do_next()
+        done = self.done_as(order.verb)
+        assert done is not None
+        assert self.engine.told.pop() == (done, order.workflow) and not self.engine.told
+        effect = Effect.UNKNOWN if breaks else DOES[done]
+        assert self.heard.orders.pop() == (order.call, f"{order.verb}:{effect}"), "in the record of the right call"
+        told = self.known.get(order.workflow)
+        later = [each for each in self.on_their_way if each.workflow == order.workflow and each.call != order.call]
+        newest = not later if told is None else told.call == order.call  # else a later call has said more
+        assert self.believed_free == ([order.workflow] if effect is Effect.FREED and newest else [])
+        if self.believed_free and order.owed:
+            assert self.known_when_freed, "the engine freed what we had forgotten already"
+        for each in self.on_their_way if self.believed_free else ():
+            each.owed = each.owed and each.workflow != order.workflow  # nothing is left to free twice
+        self.believed_free.clear()
+
+    @rule(workflow=WORKFLOWS)
+    def over(self, workflow: str) -> None:
+        if any(queued.call.identity.workflow == workflow for queued, _ in self.inside):
+            return  # calls end before their runs do
+        self.ask(Verb.FLUSH, workflow)
+        self.desk.forget(workflow)
+        self.known.pop(workflow, None)
+        if not any(order.workflow == workflow for order in self.on_their_way):
+            self.nothing_left(workflow)
+
+    def nothing_left(self, workflow: str) -> None:
+        ledger = self.desk.ledger
+        assert ledger.orders.trails.get(workflow) is None
+        assert workflow not in ledger.claims and workflow not in ledger._leaving
+
+    @rule(seconds=st.sampled_from([0.1, 2.0, 31.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.background.advance(seconds)
+
+    @invariant()
+    def sound(self) -> None:
+        self.desk.check_integrity()
+        assert not self.heard.orders and not self.desk.ledger.orders.news, "told at once, and nothing else"
+        counted = self.desk.statistics().memory
+        assert counted.truth.verified_tokens <= counted.truth.claimed_tokens
+
+    def teardown(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        while self.inside:
+            queued, _ = self.inside.pop()
+            self.desk.leave(queued, usage=None, tokens=0, followed=lambda: True)
+        for workflow in "uvw":
+            self.over(workflow)
+        while self.on_their_way:
+            self.engine_does(breaks=False)
+        for workflow in "uvw":
+            self.nothing_left(workflow)
+        self.desk.check_integrity()
+
+
+OrdersMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestOrders = OrdersMachine.TestCase
+
+
+def call(desk: Desk, workflow: str = "w", *, tokens: int = 5, cached: int | None = None, chars: int = 20) -> str:
+    """Make a call and end it; returns its id."""
+    queued = desk.enter(a_call(workflow, chars=chars), order=None, running=True, holds_grant=False)
+    desk.leave(queued, usage=Usage(tokens, cached, 0), tokens=tokens, followed=lambda: True)
+    return queued.call.id
+
+
+# Forgetting
+
+
+def test_what_was_asked_before_the_last_call_says_nothing_of_it_even_when_both_are_forgotten() -> None:
+    desk, background, _ = a_desk(Obedient(Verb.FLUSH))
+    for _ in range(2):
+        call(desk, chars=400)
+        desk.apply(CacheAction(Verb.FLUSH, "w"))
+        desk.forget("w")
+    background.do_next()
+    assert "w" in desk.ledger.claims, "the first flush may have come before the second call"
+    background.do_next()
+    assert "w" not in desk.ledger.claims and not desk.ledger._leaving
+
+
+def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
+    desk, background, heard = a_desk(Obedient(Verb.FLUSH))
+    first = call(desk)
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    desk.forget("w")
+    assert "w" in desk.ledger.claims, "else nobody would know what it is that the engine frees"
+    background.do_all()
+    assert "w" not in desk.ledger.claims and heard.orders == [(first, "flush:freed")]
+
+
+def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before() -> None:
+    desk, background, _ = a_desk(Obedient(Verb.FLUSH))
+    call(desk)
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    desk.forget("w")
+    call(desk)
+    background.do_all()
+    assert "w" in desk.ledger.claims and desk.ledger.orders.trails.get("w") is not None
+    desk.check_integrity()
+
+
+# What pins promise
+
+
+def test_a_pin_promises_nothing_once_it_ended_by_itself() -> None:
+    desk, background, _ = a_desk(Obedient(Verb.PIN))
+    effects = []
+    for waits_s in (1.0, 9.0):
+        call(desk, chars=8_000, tokens=2_000, cached=2_000)
+        desk.apply(CacheAction(Verb.PIN, "w", ttl_s=5.0))
+        background.do_all()
+        background.clock.now += waits_s
+        queued = desk.enter(a_call("w", chars=8_000), order=None, running=True, holds_grant=False)
+        assert queued.claimed is not None
+        effects.append(queued.claimed.effect)
+        desk.leave(queued, usage=None, tokens=0, followed=lambda: True)
+    assert effects == [Effect.PINNED, None]
+
+
+# Slots
+
+
+def with_slots(count: int, effect: Effect = Effect.FREED) -> tuple[Desk, HandBackground, Heard]:
+    return a_desk(Engine(Probe(slots=count), effect))
+
+
+def test_with_slots_too_what_came_of_orders_is_put_down_with_the_call_before() -> None:
+    desk, background, heard = with_slots(2)
+    first, other = call(desk), call(desk, "v")
+    desk.apply(CacheAction(Verb.RELEASE, "w"))
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    desk.forget("w")
+    assert heard.orders == [(first, "release:demoted")]
+    background.do_all()
+    assert heard.orders == [(first, "release:demoted"), (first, "flush:freed")]
+    desk.apply(CacheAction(Verb.FLUSH, "stranger"))
+    assert not background.work and other not in dict(heard.orders)
+    desk.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("effect", "happens", "said"),
+    [
+        (Effect.FAILED, lambda desk: None, "flush:failed"),
+        (Effect.FREED, lambda desk: desk.health._learn(Probe(slots=3)), "flush:failed"),
+        (Effect.FREED, lambda desk: None, "flush:freed"),
+    ],
+)
+def test_what_became_of_a_flushed_slot(effect: Effect, happens: Callable[[Desk], None], said: str) -> None:
+    desk, background, heard = with_slots(1, effect)
+    first = call(desk)
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    happens(desk)
+    background.do_all()
+    call(desk, "v")
+    assert heard.orders[0] == (first, said)
+    desk.check_integrity()
+
+
+def test_a_slot_that_is_needed_before_it_is_erased_is_not_reused_and_its_flush_was_deferred() -> None:
+    desk, background, heard = with_slots(1)
+    first = call(desk)
+    desk.health.lost(OSError("gone"))
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    desk.health._learn(Probe(slots=1))
+    queued = desk.enter(a_call("v"), order=None, running=True, holds_grant=False)
+    seat = desk.seat(queued)
+    assert seat is not None and seat.fresh and not background.work
+    desk.leave(queued, usage=None, tokens=6, followed=lambda: True)
+    assert heard.orders == [(first, "flush:deferred")]
+    desk.check_integrity()
+
+
+def test_news_that_nobody_hears_are_not_kept() -> None:
+    clock = HandClock()
+    engine = Obedient()
+    desk = Desk(Backend("b", "http://b/v1"), engine, HandBackground(clock), clock, policies("b", "fcfs", "fcfs"))
+    desk.health._learn(engine.says)
+    call(desk)
+    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    assert not desk.ledger.orders.news
