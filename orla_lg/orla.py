@@ -18,7 +18,6 @@ from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.control.server import open_door
-from orla_lg.control.steering import KEEP, Keep
 from orla_lg.core.boundary.checked import flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
@@ -33,6 +32,7 @@ from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, R
 from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.serving import Serving, Statistics
+from orla_lg.core.steering import KEEP, Keep
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
 from orla_lg.graph import wrap as wrapping

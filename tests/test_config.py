@@ -43,7 +43,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "workflow_fcfs", 5)
     assert not settings.admission
     with Orla.from_settings(settings) as orla:
-        assert not orla.core.serving.desks["light"].admission.holds
+        assert not orla.core.serving.desks["light"].cache.gate.holds
 
 
 URL = 'url = "http://127.0.0.1:1/v1"'

@@ -242,14 +242,14 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
     assert orla.statistics().workflows.idle <= THREADS
     for desk in orla.core.serving.desks.values():
         assert not desk.queue.stages and not desk.queue.by_workflow
-        assert len(desk.ledger.workflows()) <= THREADS
+        assert len(desk.cache.workflows()) <= THREADS
     for thread in range(THREADS):
         graphs.threaded.checkpointer.delete_thread(f"t{thread}")
     settled(orla)
     assert orla.statistics().workflows.idle == 0
     for desk in orla.core.serving.desks.values():
-        assert not desk.ledger.workflows()
-    slots = orla.core.serving.desks["slots"].ledger.slots
+        assert not desk.cache.workflows()
+    slots = orla.core.serving.desks["slots"].cache.table
     assert slots is not None and not any(slot.owner or slot.held or slot.busy for slot in slots.slots)
     for wrapped in (graphs.threaded, graphs.single):
         handler = wrapped.config["callbacks"][-1]

@@ -84,11 +84,11 @@ def a_chat(orla: Orla, engine: StubEngine) -> Callable[[str], str]:
 def test_an_empty_slot_is_not_taken_for_a_copy(saving: Saving, make_orla: Callable[..., Orla]) -> None:
     orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"})
     desk = orla.core.serving.desks["main"]
-    desk.seating.swaps.prices = Dear()
+    desk._swaps.prices = Dear()
     turn = a_chat(orla, saving)
     assert [turn(thread) for thread in ("ann", "bob", "cid")] == ["claimed", "claimed", "reclaimed"]
     assert turn("ann") == "restored"
-    table = desk.ledger.slots
+    table = desk.cache.table
     assert table is not None and table.swaps.pool is not None
     until(lambda: not any(slot.moving for slot in table.slots), "who lies idle is saved ahead")
     assert "save:failed" not in effects(orla), "what a running engine saves is whole"

@@ -87,7 +87,7 @@ class Dear(Prices):
 
 def orla_at(engine: Llama, make_orla: MakeOrla) -> Orla:
     orla = make_orla(Backend("llama", engine.url, engine="llamacpp"), mapper={"*": "llama"})
-    orla.core.serving.desks["llama"].seating.swaps.prices = Dear()
+    orla.core.serving.desks["llama"]._swaps.prices = Dear()
     return orla
 
 
@@ -123,7 +123,7 @@ def records_of(orla: Orla, thread: int) -> list[Record]:
 
 
 def table_of(orla: Orla) -> SlotTable:
-    table = orla.core.serving.desks["llama"].ledger.slots
+    table = orla.core.serving.desks["llama"].cache.table
     assert table is not None
     return table
 

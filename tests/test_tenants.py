@@ -52,7 +52,7 @@ def run_of(thread: str | None, tenant: str | None = None) -> Any:
 def keys(orla: Orla) -> set[str]:
     """Return the keys of the workflows that are known to hold something, or lie idle."""
     book = orla.core.serving.book
-    return {*book._idle, *(key for desk in orla.core.serving.desks.values() for key in desk.ledger.workflows())}
+    return {*book._idle, *(key for desk in orla.core.serving.desks.values() for key in desk.cache.workflows())}
 
 
 # Whose workflow a call belongs to

@@ -13,7 +13,6 @@ from orla_lg.core.cache.verification import Truth
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.limits.costs import Spent
-from orla_lg.core.memory.events import Doing
 from orla_lg.core.policies import name_of
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendStatistics
@@ -154,9 +153,7 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     else:
         desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
         with desk.lock:
-            tokens = Counter(desk.ledger.workflows())
-            slots = () if desk.ledger.slots is None else desk.ledger.slots.slots
-            interrupted = {slot.owner for slot in slots if slot.doing is Doing.HUMAN}
+            tokens, interrupted = Counter(desk.cache.workflows()), desk.cache.interrupted()
         held = [
             Holder(
                 workflow_name(key),

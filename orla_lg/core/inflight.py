@@ -126,7 +126,7 @@ class Flight:
         assert self._desk is not None and self._queued is not None
         self._departed_s = self._serving.clock()
         self._wait_s += self._departed_s - self._entered_s
-        self._seat = self._desk.seat(self._queued)
+        self._seat = self._queued.seat
         self.attempts += 1
         self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
         self._serving.progress.stage_busy(self.call)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
+from orla_lg.core.cache.slots.table import Seat
 from orla_lg.core.cache.verification import Claimed
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
@@ -54,6 +55,8 @@ class Queued:
     """What it should find in the cache, from its grant on."""
     prompt: Prompt | None = None
     """What it sent, as far as a warm-up may need it."""
+    seat: Seat | None = None
+    """The slot given with the grant, on engines with slots."""
 
 
 Sortable = tuple[Any, ...]

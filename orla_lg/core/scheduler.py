@@ -14,19 +14,18 @@ from functools import partial
 from math import inf
 
 from orla_lg.core.background import Background, Clock
+from orla_lg.core.cache.engine_cache import EngineCache, MemoryStatistics
 from orla_lg.core.cache.isolation import Isolation, Salts
-from orla_lg.core.cache.ledger import Ledger, MemoryStatistics
 from orla_lg.core.cache.orders import Messenger, Witness
-from orla_lg.core.cache.prefix.admission import Admission, AdmissionStatistics
+from orla_lg.core.cache.prefix.admission import AdmissionStatistics
+from orla_lg.core.cache.prefix.cache import PrefixCache
 from orla_lg.core.cache.prefix.events import KVFeed
-from orla_lg.core.cache.prefix.eviction import Eviction
-from orla_lg.core.cache.slots.assignment import Seating
+from orla_lg.core.cache.slots.cache import SlotCache
 from orla_lg.core.cache.slots.files import SavedPool, instance_of
 from orla_lg.core.cache.slots.orders import Mover
 from orla_lg.core.cache.slots.swap import Swaps
-from orla_lg.core.cache.slots.table import Seat
 from orla_lg.core.cache.slots.worth import Prices
-from orla_lg.core.cache.verification import Verdict
+from orla_lg.core.cache.verification import OrderBook, Verdict
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.engine.breaker import Circuit
@@ -95,11 +94,15 @@ class Desk:
         self.isolation = Isolation(salts, on=backend.isolate_tenants)
         self.lock = threading.Lock()
         self.queue = BackendQueue(backend.name, policies, backend.capacity, backend.max_concurrency)
-        self.ledger = Ledger(isolated=backend.isolate_tenants)
-        self.admission = Admission(estimates or Estimates(), self.ledger.claims, holds=admission)
+        self.orders = OrderBook()
+        self._prefix = PrefixCache(self.orders, estimates, holds=admission)
+        self.cache: EngineCache = self._prefix
+        """Of the kind that the engine turned out to be when it was last probed."""
+        self._entered: dict[Queued, EngineCache] = {}
+        """Calls with a grant, and the cache that let each in: a call leaves what it entered."""
         self.health = Health(backend, adapter, background, clock, self.lock, self)
         self.messenger = Messenger(
-            backend.name, adapter, self.ledger, self.lock, background, clock,
+            backend.name, adapter, self.orders, lambda: self.cache.holdings(), self.lock, background, clock,
             offers=self.health.offers, witness=witness,
         )  # fmt: skip
         self.pace = Pace()
@@ -107,14 +110,13 @@ class Desk:
         self.window = Window()
         self._feed = self._fed_by(adapter, background)
         names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
-        mover = None
+        self._mover = None
         if isinstance(adapter, SlotStore):
-            mover = Mover(
-                adapter, background, self.lock, self.ledger, clock,
+            self._mover = Mover(
+                adapter, background, self.lock, self.orders, clock,
                 quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on, doubt=self.health.doubt_contents,
             )  # fmt: skip
-        swaps = Swaps(names, able=False, prices=Prices(self.pace), odds=(returns or ReturnBook()).chance)
-        self.seating = Seating(self.ledger, swaps, mover)
+        self._swaps = Swaps(names, able=False, prices=Prices(self.pace), odds=(returns or ReturnBook()).chance)
         self.warming = Warmer(self, background, clock, warm_up, self.messenger.tell)
         self._background = background
         self._clock = clock
@@ -127,20 +129,28 @@ class Desk:
     def _fed_by(self, adapter: BackendAdapter, background: Background) -> KVFeed | None:
         if not isinstance(adapter, KVEventSource):
             return None
-        return KVFeed(adapter, self.admission.blocks, background, self.lock, self.backend.name)
+        return KVFeed(adapter, self._prefix.gate.blocks, background, self.lock, self.backend.name)
 
     # What the engine is
 
     def learned(self, probe: Probe) -> None:
         """Follow what the engine said of itself."""
-        can_save = self.health.offers(Capability.SAVE_RESTORE)
-        self.seating.follow(probe.slots, can_save=can_save, weights=probe.weights)
-        self.ledger.cache.shelf.order = Eviction.BANDED if self.health.offers(Capability.PIN) else Eviction.LRU
-        self.admission.capacity.tell(None if probe.slots else probe.kv_tokens)
+        if (probe.slots or 0) != self.cache.slots:
+            self.cache.close()
+            self.cache = self._cache_of(probe)
+        self.cache.learned(probe, self.health.offers)
         self._bound_concurrency(probe)
         if self._feed is not None:
             self._feed.begin()
         self.isolation.heed(self.backend.name, probe)
+
+    def _cache_of(self, probe: Probe) -> EngineCache:
+        """Return the cache of an engine of that kind; what lies in slots that are no more is forgotten."""
+        if probe.slots:
+            return SlotCache(
+                probe.slots, self.orders, self._swaps, self._mover, isolated=self.backend.isolate_tenants
+            )
+        return self._prefix
 
     def _bound_concurrency(self, probe: Probe | None) -> None:
         bounds = (self.backend.max_concurrency, None if probe is None else probe.slots)
@@ -148,8 +158,7 @@ class Desk:
 
     def forgotten(self) -> None:
         """Believe no more that the engine holds anything."""
-        self.ledger.engine_lost()
-        self.admission.engine_lost()
+        self.cache.lose()
 
     def _told(self, stats: EngineStats) -> None:
         with self.lock:
@@ -167,7 +176,7 @@ class Desk:
     def warmed(self) -> None:
         """Go on after a warm-up, and catch up on what had to wait for it."""
         with self.lock:
-            self.seating.tidy()
+            self.cache.tidy()
         self.go_on()
 
     def view(self, call: Call | None = None) -> BackendView:
@@ -185,7 +194,7 @@ class Desk:
             paused=self.queue.paused,
             speed=self.pace.speed,
             load=None if self.load is None else self.load.wanted(self.health.probe),
-            waiting_for_prefix=self._gate.waiting_for_prefix,
+            waiting_for_prefix=self.cache.waiting_for_prefix,
             model=self.backend.model,
             resident=nothing if call is None else partial(self.resident_tokens, call),
         )
@@ -194,9 +203,7 @@ class Desk:
         """Return how much of a call's prompt it would find in the cache here, what others are prefilling included."""
         ask = self._asked(call)
         with self.lock:
-            if self.ledger.slots is None:
-                return round(self.admission.cache.there_tokens(ask, call.identity.voice))
-            return round(self.seating.resident_tokens(call.identity.workflow, ask))
+            return round(self.cache.expected(call, ask))
 
     def _asked(self, call: Call) -> Ask:
         """Return a call's request with its prefixes as they are found here: its tenant's own, or those of all."""
@@ -253,41 +260,28 @@ class Desk:
         return granted
 
     def _choose(self, now: float) -> Queued | None:
-        gate = self._gate
-        queued = gate.choose(self.queue, now, self.pace.speed)
-        if queued is None and gate.again_at_s < self._again_at_s:
-            self._again_at_s = gate.again_at_s
-            self._background.call_later(gate.again_at_s - now, self._look_again)
+        cache = self.cache
+        queued = cache.choose(self.queue, now, self.pace.speed)
+        if queued is None and cache.again_at_s < self._again_at_s:
+            self._again_at_s = cache.again_at_s
+            self._background.call_later(cache.again_at_s - now, self._look_again)
         return queued
 
-    @property
-    def _gate(self) -> Admission | Seating:
-        """Who says which call goes next: whether it can sit down, or elsewhere whether its cache fits."""
-        return self.admission if self.ledger.slots is None else self.seating
-
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
-        seat = self.ledger.prepare(queued.call, now, running=queued.running, extra=extra)
-        queued.claimed = self.ledger.claim(queued.call, seat, now)
-        if self.ledger.slots is None:
-            self.messenger.pressed(self.admission.enter(queued, now, self.pace.speed.prefill_tokens_per_s))
-        else:
-            self.seating.enter(queued, seat)
+        queued.extra = extra
+        self._entered[queued] = self.cache
+        self.messenger.pressed(self.cache.enter(queued, now, self.pace.speed))
         return self.queue.grant(queued, extra=extra)
 
     def _look_again(self) -> None:
         self._again_at_s = inf
         self.go_on()
 
-    def seat(self, queued: Queued) -> Seat | None:
-        """Return the slot given with the grant, on engines with slots."""
-        return self.seating.seats.get(queued)
-
     def first_token(self, queued: Queued) -> None:
         """Note that a call's prefill is done; others may have waited for it."""
-        if self.ledger.slots is None:
-            with self.lock:
-                granted = self._pump() if self.admission.first_token(queued) else ()
-            wake(granted)
+        with self.lock:
+            granted = self._pump() if self.cache.first_token(queued) else ()
+        wake(granted)
 
     def leave(self, queued: Queued, *, usage: Usage | None, tokens: int, followed: Callable[[], bool]) -> None:
         """Give the place or the grant back and let the next ones go. Idempotent.
@@ -306,19 +300,17 @@ class Desk:
                 verdict = self._settle(queued, usage, tokens, keep=followed())
                 self.queue.served(queued.call.identity.workflow, self._clock())
             granted = self._pump()
-            self.seating.tidy()
+            self.cache.tidy()
         self.warming.look_soon()
         wake(granted)
         self._end_drains()
         self.messenger.tell(verdict)
 
     def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verdict | None:
-        self.admission.leave(queued, self._clock(), usage, reached=tokens > 0, followed=keep)
-        seat = self.seating.leave(queued)
         verdict = None
         if usage is not None and queued.claimed is not None:
-            verdict = self.ledger.orders.judge(queued.claimed, usage.cached_tokens)
-        self.ledger.settle(queued.call, seat, tokens, self._clock(), followed=keep)
+            verdict = self.orders.judge(queued.claimed, usage.cached_tokens)
+        self._entered.pop(queued).leave(queued, usage, self._clock(), tokens=tokens, followed=keep)
         self.warming.ended(queued, usage, reached=tokens > 0, followed=keep)
         return verdict
 
@@ -334,27 +326,27 @@ class Desk:
                 self.warming.forget(action.workflow)  # nobody needs that prompt again
             if action.verb is not Verb.PIN:
                 self.warming.dismiss(action.workflow)
-                self.ledger.claims.release(action.workflow)
-            trail = self.ledger.apply(action)
+            cache = self.cache
+            trail = cache.apply(action)
             granted = self._pump()
-            self.seating.tidy()
+            self.cache.tidy()
         if trail is not None:
-            self.messenger.bring(action, trail)
+            self.messenger.bring(cache, action, trail)
         wake(granted)
         self.messenger.tell()
 
     def turned(self, workflow: str, doing: Doing) -> None:
         """Note what a workflow waits for, outside of any model."""
         with self.lock:
-            self.ledger.turned(workflow, doing, self._clock())
+            self.cache.turned(workflow, doing, self._clock())
             granted = self._pump()
-            self.seating.tidy()  # who waits for long may be saved meanwhile
+            self.cache.tidy()  # who waits for long may be saved meanwhile
         wake(granted)
 
     def returned(self, workflow: str) -> None:
         """Note that a workflow comes back that was away for who knows how long: is it still the same engine?"""
         with self.lock:
-            believed, idle = self.ledger.tokens_of(workflow) > 0, not self.queue.in_flight
+            believed, idle = self.cache.tokens_of(workflow) > 0, not self.queue.in_flight
         if believed:
             self.health.ask_for_return(idle=idle)
 
@@ -362,7 +354,7 @@ class Desk:
         """Drop what is known of a workflow that will not come back."""
         with self.lock:
             self.warming.forget(workflow)
-            self.ledger.forget(workflow)
+            self.cache.forget(workflow)
             granted = self._pump()
         wake(granted)
 
@@ -463,11 +455,11 @@ class Desk:
             health = self.health
             return BackendStatistics(
                 self.queue.statistics(),
-                self.ledger.statistics(),
+                self.cache.statistics(),
                 health.reachable,
                 health.state(),
                 health.breaker.trips,
-                admission=self.admission.statistics() if self.ledger.slots is None else None,
+                admission=self.cache.admission(),
                 warm_ups=self.warming.statistics(),
                 waiting=who_waits(self.queue, list(self._at_circuit.values()), self._clock()),
             )
@@ -477,9 +469,8 @@ class Desk:
         with self.lock:
             self.queue.check_integrity()
             self.health.breaker.check_integrity()
-            self.admission.check_integrity(self.warming.uses_tokens)
-            self.ledger.check_integrity()
-            self.seating.check_integrity(self.warming.seated)
+            self.cache.check_integrity()
+            assert all(queued.granted for queued in self._entered)
 
 
 def wake(granted: Sequence[Queued]) -> None:

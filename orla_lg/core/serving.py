@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orla_lg.control.steering import Steering
 from orla_lg.core.amendments import Amendments
 from orla_lg.core.attempts import Attempts
 from orla_lg.core.background import Background, Clock
@@ -50,6 +49,7 @@ from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.resources import hold, was_closed
 from orla_lg.core.scheduler import BackendStatistics, Desk
 from orla_lg.core.standing import Standing
+from orla_lg.core.steering import Steering
 from orla_lg.core.steps import Send, Sender, Steps
 from orla_lg.core.turn import Pauses
 from orla_lg.core.view import BackendView

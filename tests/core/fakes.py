@@ -228,7 +228,7 @@ def is_quiet(serving: Serving) -> bool:
     """Whether every grant is back and nobody waits."""
     serving.check_integrity()
     return all(
-        desk.queue.in_flight == desk.queue.waiting == len(desk.seating.seats) == 0 for desk in serving.desks.values()
+        desk.queue.in_flight == desk.queue.waiting == len(desk._entered) == 0 for desk in serving.desks.values()
     )
 
 

@@ -163,7 +163,7 @@ def test_orders_on_their_way_at_the_end_read_as_what_they_are(
 
 def test_an_order_after_the_end_was_not_given(tmp_path: Path) -> None:
     _, serving = closed_while_flushing(tmp_path / "r.jsonl", answered=True)
-    serving.desks["b"].ledger.orders.called("late", "c")
+    serving.desks["b"].orders.called("late", "c")
     serving.signal(serving.book.call_ended(new_call(serving, who=identity("late"), said=Hints(cache="flush")), "b"))
     assert serving.desks["b"].statistics().memory.effects == {"flush:freed": 1, "flush:failed": 1}
 

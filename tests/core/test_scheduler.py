@@ -127,8 +127,8 @@ class DeskMachine(RuleBasedStateMachine):
         def alike(other: Queued) -> bool:
             return other.call.identity.workflow == workflow and other.call.ask.prefix[:1] == ask.prefix[:1]
 
-        slots, there = self.desk.ledger.slots.slots, 0
-        for other, seat in self.desk.seating.seats.items():
+        slots, there = self.desk.cache.table.slots, 0
+        for other, seat in self.desk.cache.seats.items():
             slot = slots[seat.slot]
             there += alike(other) and not slot.flush_when_idle and now < slot.last_used_s + 30.0
         idle = [s for s in slots if s.owner == workflow and not (s.busy or s.erasing)]
@@ -136,13 +136,13 @@ class DeskMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_who_could_go(self) -> None:
-        waiting, table = [q for q in self.inside if q.waiting], self.desk.ledger.slots
+        waiting, cache = [q for q in self.inside if q.waiting], self.desk.cache
         if not waiting or not self.desk.queue.has_room():
             return
-        if table is None:
+        if not cache.slots:
             self.only_a_prefill_is_waited_for(waiting)
             return
-        able = table.eligible(self.background.clock())
+        able = cache.table.eligible(self.background.clock())
         for queued in waiting:
             could = able is None or queued.call.identity.workflow in able
             assert not could or self.better_waits(queued), queued
@@ -160,7 +160,7 @@ class DeskMachine(RuleBasedStateMachine):
             leave(self.desk, queued)
             self.desk.check_integrity()
         if hasattr(self, "desk"):
-            assert self.desk.queue.in_flight == self.desk.queue.waiting == len(self.desk.seating.seats) == 0
+            assert self.desk.queue.in_flight == self.desk.queue.waiting == len(self.desk._entered) == 0
             self.background.do_all()
 
 
@@ -246,11 +246,11 @@ def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() ->
     desk.health.lost(DEAD)
     desk.health.connect()
     background.do_all()
-    assert desk.ledger.slots.count == desk.queue.max_concurrency == 1
+    assert desk.cache.table.count == desk.queue.max_concurrency == 1
     for queued in seated:
         leave(desk, queued)
     desk.check_integrity()
-    assert desk.seat(enter(desk, "x")).slot == 0
+    assert enter(desk, "x").seat.slot == 0
 
 
 # Whether it is well
@@ -462,7 +462,7 @@ def test_a_call_waits_for_an_erase_and_goes_even_if_it_breaks() -> None:
     waiting = enter(desk, "v")
     assert waiting.waiting
     background.do_all()
-    assert waiting.turn.settled and desk.seat(waiting).fresh
+    assert waiting.turn.settled and waiting.seat.fresh
     assert desk.statistics().memory.effects == {"flush:unknown": 1, "flush:deferred": 1}
 
 
@@ -471,7 +471,7 @@ def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> N
     desk.health._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
     leave(desk, enter(desk, "u"))
     desk.apply(CacheAction(Verb.FLUSH, "u"))
-    assert not background.work and desk.seat(enter(desk, "v")).fresh
+    assert not background.work and enter(desk, "v").seat.fresh
     closed, background = a_desk(Engine())
     closed.health._learn(Probe(slots=1))
     leave(closed, enter(closed, "u"))
@@ -508,7 +508,7 @@ def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
     waiting = enter(desk, "v")
     assert waiting.waiting
     nested = enter(desk, "u", holds_grant=True)
-    assert nested.extra and desk.seat(nested) is None and reading.granted
+    assert nested.extra and nested.seat is None and reading.granted
 
 
 # The end

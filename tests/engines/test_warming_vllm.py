@@ -63,7 +63,7 @@ class Waits:
         """Run it, and return the records of its two calls."""
         self._graph.invoke({"messages": [HumanMessage(said)], "away": 0})
         desk = self._orla.core.serving.desks["main"]
-        wait_until(lambda: not desk.ledger.workflows())  # the plugin has freed what is over
+        wait_until(lambda: not desk.cache.workflows())  # the plugin has freed what is over
         last = self._orla.records()[-1]
         return [record for record in self._orla.records() if record.workflow == last.workflow]
 

@@ -11,15 +11,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from orla_lg.core.cache.verification import Order, Trail, Verdict
+from orla_lg.core.cache.engine_cache import EngineCache
+from orla_lg.core.cache.verification import Order, OrderBook, Trail, Verdict
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
-from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
+from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, Verb
 from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
     from orla_lg.core.background import Background, Clock
-    from orla_lg.core.cache.ledger import Ledger
 
 NEEDED = {
     Verb.PIN: Capability.PIN,
@@ -51,7 +51,8 @@ class Messenger:
     Args:
         name: The backend's.
         adapter: The engine's side.
-        ledger: What we believe of it.
+        orders: What was asked of the engine.
+        holdings: Returns which workflows could give up what; called under the lock.
         lock: The backend's.
         background: Where orders run.
         clock: Monotonic seconds.
@@ -63,7 +64,8 @@ class Messenger:
         self,
         name: str,
         adapter: BackendAdapter,
-        ledger: Ledger,
+        orders: OrderBook,
+        holdings: Callable[[], Sequence[Holding]],
         lock: threading.Lock,
         background: Background,
         clock: Clock,
@@ -72,7 +74,8 @@ class Messenger:
         witness: Witness | None,
     ) -> None:
         self._name = name
-        self._ledger = ledger
+        self._orders = orders
+        self._holdings = holdings
         self._lock = lock
         self._background = background
         self._clock = clock
@@ -85,19 +88,21 @@ class Messenger:
 
     # To the engine
 
-    def bring(self, action: CacheAction, trail: Trail) -> None:
+    def bring(self, cache: EngineCache, action: CacheAction, trail: Trail) -> None:
         """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
         verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
         can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
         if self._control is not None and can is not None:
             try:
-                self._background.errand(self._order(self._control, can, action, trail))
+                self._background.errand(self._order(self._control, can, cache, action, trail))
             except OrlaClosed:
-                self._took_effect(action, trail, Effect.FAILED)
+                self._took_effect(cache, action, trail, Effect.FAILED)
         else:
-            self._took_effect(action, trail, Effect.UNSUPPORTED)
+            self._took_effect(cache, action, trail, Effect.UNSUPPORTED)
 
-    async def _order(self, control: KVControl, can: Verb, action: CacheAction, trail: Trail) -> None:
+    async def _order(
+        self, control: KVControl, can: Verb, cache: EngineCache, action: CacheAction, trail: Trail
+    ) -> None:
         effect, scope = Effect.UNKNOWN, WorkflowCache(action.workflow)
         try:
             if can is Verb.PIN:
@@ -105,11 +110,11 @@ class Messenger:
             else:
                 effect = await (control.flush if can is Verb.FLUSH else control.release)(scope)
         finally:
-            self._took_effect(action, trail, effect)
+            self._took_effect(cache, action, trail, effect)
 
-    def _took_effect(self, action: CacheAction, trail: Trail, effect: Effect) -> None:
+    def _took_effect(self, cache: EngineCache, action: CacheAction, trail: Trail, effect: Effect) -> None:
         with self._lock:
-            self._ledger.took_effect(action, trail, effect, self._clock())
+            cache.took_effect(action, trail, effect, self._clock())
         self.tell()
 
     def linger(self, keep_s: float) -> None:
@@ -122,16 +127,16 @@ class Messenger:
         effect = await lingering.linger(keep_s)
         if effect is not None:
             with self._lock:
-                self._ledger.orders.lingers(effect)
+                self._orders.lingers(effect)
 
     # To the witness
 
     def tell(self, verdict: Verdict | None = None) -> None:
         """Have the records of calls say what came of the orders after them, and what the next one found."""
         news: Sequence[tuple[str, Order]] = ()
-        if self._ledger.orders.news:
+        if self._orders.news:
             with self._lock:
-                news = self._ledger.orders.take_news()
+                news = self._orders.take_news()
         if self._witness is None:
             return
         for call_id, order in news:
@@ -153,7 +158,7 @@ class Messenger:
     def _tell_pressure(self) -> None:
         with self._lock:
             needs, self._pressed_tokens = self._pressed_tokens, 0.0
-            held = self._ledger.holdings()
+            held = self._holdings()
         assert self._witness is not None
         self._witness.pressed(
             CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)

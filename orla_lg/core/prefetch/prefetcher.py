@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from orla_lg.core.background import Background
 from orla_lg.core.bounded import Newest
-from orla_lg.core.cache.prefix.tree import Stay
-from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.engine_cache import EngineCache, PrefetchLease
 from orla_lg.core.cache.verification import Order
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.backend import Directions, Effect, price, with_fields
@@ -33,12 +32,11 @@ from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.prefetch.book import Owed, Refused, WarmBook, WarmStatistics, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
-from orla_lg.core.prefetch.value import Weighing, Wish, in_common_tokens
+from orla_lg.core.prefetch.value import PrefetchedEngine, Weighing, Wish
 from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
     from orla_lg.core.queues import Queued
-    from orla_lg.core.scheduler import Desk
 
 KEEP_WISHES = 256
 """For one backend, the newest."""
@@ -55,13 +53,12 @@ LIMIT_S = 300.0
 
 @dataclass(eq=False, slots=True)
 class Prefill:
-    """A warm-up under way: it holds a seat, or has a stay, like the call whose place it keeps."""
+    """A warm-up under way: it holds the place in the cache that its workflow's call would have."""
 
     wish: Wish
     prompt: Prompt
-    seat: Seat | None = None
-    table: SlotTable | None = None
-    stay: Stay | None = None
+    cache: EngineCache
+    lease: PrefetchLease
     missing_tokens: float = 0.0
     """Of the prompt, believed not to be in the cache when it began."""
     sent: bool = False
@@ -81,7 +78,7 @@ class Warmer:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: PrefetchedEngine,
         background: Background,
         clock: Callable[[], float],
         settings: WarmUp | None,
@@ -90,7 +87,7 @@ class Warmer:
         self.settings = settings
         self.running: Prefill | None = None
         self.book = WarmBook()
-        self.weighing = Weighing(desk, clock, settings or WarmUp())
+        self.weighing = Weighing(desk, clock, settings or WarmUp(), self.book)
         self.prompts = PromptBook(0 if settings is None else settings.keep_chars)
         self._desk = desk
         self._adapter = desk.adapter if isinstance(desk.adapter, Warmable) else None
@@ -205,9 +202,9 @@ class Warmer:
 
     def _look_again(self) -> None:
         """Look again when the first slot may be taken that is held by somebody who is away."""
-        slots, now = self._desk.ledger.slots, self._clock()
-        at_s = slots.next_expiry_s(now) if slots is not None and len(self._wishes) else None
-        if at_s is not None and at_s > now and not now < self._again_at_s <= at_s:
+        now = self._clock()
+        at_s = self._desk.cache.next_expiry_s(now) if len(self._wishes) else inf
+        if now < at_s < inf and not now < self._again_at_s <= at_s:
             self._again_at_s = at_s
             self._background.call_later(at_s - now, self._look)
 
@@ -224,42 +221,27 @@ class Warmer:
 
     def _begin(self, wish: Wish, prompt: Prompt) -> None:
         missing = self.weighing.missing(wish.workflow, prompt)
-        under_way = self.running = Prefill(wish, prompt, missing_tokens=missing)
+        cache = self._desk.cache
+        lease = cache.lend(wish.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
+        under_way = self.running = Prefill(wish, prompt, cache, lease, missing_tokens=missing)
         self._wishes.pop((wish.workflow, wish.stage))
-        self._sit_down(under_way)
         self.book.started += 1
         try:
             under_way.task = self._background.submit(self._prefill(under_way, self._body(under_way)))
         except OrlaClosed:
             self.give_up(again=False)
 
-    def _sit_down(self, under_way: Prefill) -> None:
-        """Take the place that the call would take, and believe no more of it than what both have in common."""
-        ledger, wish, ask = self._desk.ledger, under_way.wish, under_way.prompt.ask
-        if ledger.slots is None:
-            under_way.stay = ledger.cache.begin(ask, 0.0, wish.workflow)
-            return
-        slot = self.weighing.place(ledger.slots, wish.workflow, under_way.prompt)
-        assert slot is not None, "a place was found under the same lock"
-        seat = ledger.slots.lend(wish.workflow, slot, self._clock())
-        if seat.fresh and not seat.strange:
-            ledger.orders.note(Order(Verb.FLUSH, Effect.DEFERRED))
-        common = slot.common(ask.prefix)
-        slot.prefix = slot.prefix[:common]
-        slot.tokens = min(slot.tokens, round(in_common_tokens(under_way.prompt, common)))
-        under_way.seat, under_way.table = seat, ledger.slots
-
     def _body(self, under_way: Prefill) -> dict[str, Any]:
         """Return the request: the prompt, with the fields that its workflow's call would have."""
-        prompt, seat = under_way.prompt, under_way.seat
+        prompt, lease = under_way.prompt, under_way.lease
         self._counter += 1
         told = Directions(
             call_id=f"{prompt.call_id}.warm{self._counter}",
             workflow=under_way.wish.workflow,
             stage=prompt.stage,
             priority=PRIORITY,
-            slot=None if seat is None else seat.slot,
-            fresh=seat is not None and seat.fresh,
+            slot=lease.slot,
+            fresh=lease.fresh,
             cache_salt=self._desk.isolation.salt(tenant_of(under_way.wish.workflow)),
         )
         return with_fields(prompt.body, self._desk.adapter.request_fields(prompt.ask, told))
@@ -284,8 +266,8 @@ class Warmer:
             if self.running is not under_way:  # given up meanwhile
                 return
             self.running, warmed = None, said.effect is Effect.WARMED
-            self._stand_up(under_way, said.usage.prompt_tokens or prompt.tokens if warmed else 0)
-            orders = self._desk.ledger.orders
+            under_way.cache.give_back(under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0)
+            orders = self._desk.orders
             orders.note(Order(Verb.WARM, said.effect), orders.trails.get(wish.workflow) if warmed else None)
             if warmed:
                 self._count(wish, prompt, said.usage)
@@ -303,21 +285,6 @@ class Warmer:
         self.book.cost_usd += price(usage, self._desk.backend.cost) or 0.0
         self.weighing.heard_s = self._clock()
 
-    def _stand_up(self, under_way: Prefill, tokens: int) -> None:
-        """Give the place back; *tokens* of the prompt are in the cache now, 0 if that is not known."""
-        ledger, ask, seat = self._desk.ledger, under_way.prompt.ask, under_way.seat
-        if under_way.stay is not None:
-            if tokens:
-                ledger.cache.filled(under_way.stay)
-            ledger.cache.undo(under_way.stay)  # the answer that never was, and what was not filled
-        elif seat is not None and ledger.slots is not None and self._is_current(under_way):
-            since_s = ledger.slots.slots[seat.slot].last_used_s
-            ledger.slots.vacate(seat, ask.prefix, tokens, since_s, hold=True)
-
-    def _is_current(self, under_way: Prefill) -> bool:
-        """Whether the slots are those that it sits in: the engine may have been started anew with others."""
-        return under_way.table is self._desk.ledger.slots
-
     def give_up(self, *, again: bool = True) -> bool:
         """End the warm-up under way, on the engine too; returns whether there was one.
 
@@ -327,7 +294,7 @@ class Warmer:
         if (under_way := self.running) is None:
             return False
         self.running = None
-        self._stand_up(under_way, 0)
+        under_way.cache.give_back(under_way.lease, 0)
         self.book.gave_up(under_way.wish.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
         if again:
             self._wishes.set((under_way.wish.workflow, under_way.wish.stage), under_way.wish)
@@ -335,18 +302,6 @@ class Warmer:
             # Not from here: whoever waits for the task may be told at once, and we hold the lock.
             self._background.call_later(0.0, partial(_cancel, under_way.task))
         return True
-
-    @property
-    def seated(self) -> int:
-        """How many slots of the desk's table are taken by warm-ups."""
-        under_way = self.running
-        return int(under_way is not None and under_way.seat is not None and self._is_current(under_way))
-
-    @property
-    def uses_tokens(self) -> float:
-        """How many tokens of a shared cache are in use by warm-ups."""
-        stay = None if self.running is None else self.running.stay
-        return 0.0 if stay is None else sum(piece.tokens for piece in (*stay.path, stay.answer))
 
     def statistics(self) -> WarmStatistics:
         """Return a snapshot."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from orla_lg.core.cache.slots.swap import Slot
-from orla_lg.core.cache.slots.table import SlotTable
-from orla_lg.core.engine.backend import Capability
+from orla_lg.core.cache.engine_cache import EngineCache
+from orla_lg.core.cache.isolation import Isolation
+from orla_lg.core.cache.verification import OrderBook
+from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
-from orla_lg.core.prefetch.book import Refused, Stakes, WarmUp, is_worth
+from orla_lg.core.engine.health import Health
+from orla_lg.core.engine.load import LoadWatch
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Pace
+from orla_lg.core.prefetch.book import Refused, Stakes, WarmBook, WarmUp, is_worth
 from orla_lg.core.prefetch.prompts import Prompt
-
-if TYPE_CHECKING:
-    from orla_lg.core.scheduler import Desk
+from orla_lg.core.queues import BackendQueue
 
 FULL = 0.9
 """So much of an engine's KV cache in the hands of running calls leaves no room."""
@@ -35,6 +37,64 @@ class Wish:
     """When (monotonic) the call is expected; ``inf``: not known."""
 
 
+class PrefetchedEngine(Protocol):
+    """What prefetches need of the scheduler of their backend."""
+
+    @property
+    def backend(self) -> Backend:
+        """The backend."""
+        ...
+
+    @property
+    def adapter(self) -> BackendAdapter:
+        """Its adapter."""
+        ...
+
+    @property
+    def lock(self) -> threading.Lock:
+        """The scheduler's."""
+        ...
+
+    @property
+    def queue(self) -> BackendQueue:
+        """Its calls."""
+        ...
+
+    @property
+    def cache(self) -> EngineCache:
+        """What the engine holds."""
+        ...
+
+    @property
+    def orders(self) -> OrderBook:
+        """What was asked of the engine."""
+        ...
+
+    @property
+    def isolation(self) -> Isolation:
+        """Whether tenants' caches are kept apart there."""
+        ...
+
+    @property
+    def health(self) -> Health:
+        """Whether the engine is well."""
+        ...
+
+    @property
+    def load(self) -> LoadWatch | None:
+        """What the engine says of its load; ``None`` where it says nothing."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the engine is."""
+        ...
+
+    def warmed(self) -> None:
+        """Go on after a prefetch; takes the lock."""
+        ...
+
+
 class Weighing:
     """Weighs what is wished of one backend. Under its desk's lock.
 
@@ -42,9 +102,11 @@ class Weighing:
         desk: The backend's.
         clock: Monotonic seconds.
         settings: What warm-ups may take.
+        book: Which workflows were warmed and did not call yet: their cache is spared.
     """
 
-    def __init__(self, desk: Desk, clock: Callable[[], float], settings: WarmUp) -> None:
+    def __init__(self, desk: PrefetchedEngine, clock: Callable[[], float], settings: WarmUp, book: WarmBook) -> None:
+        self._book = book
         self.heard_s = clock()
         """When the engine last served a call of ours."""
         self._desk = desk
@@ -63,7 +125,7 @@ class Weighing:
         if (needless := self.needless(wish.workflow, prompt)) is not None:
             return needless
         missing = self.missing(wish.workflow, prompt)
-        evicts = self._evicts(wish.workflow, prompt, missing)
+        evicts = desk.cache.evicts(wish.workflow, prompt.ask, prompt.tokens, missing, self._clock(), self._book.owes)
         if evicts is None:
             return Refused.BUSY
         stakes = Stakes(
@@ -80,7 +142,7 @@ class Weighing:
         """Whether a warm-up would be in nobody's way, *entering* more calls in flight."""
         queue, settings = self._desk.queue, self._settings
         in_flight = queue.in_flight + entering
-        if queue.waiting or self._desk.ledger.slots is not None:
+        if queue.waiting or self._desk.cache.prefetches_alone:
             return not (queue.waiting or in_flight)
         takes = min(queue.engine_takes, inf if queue.max_concurrency is None else queue.max_concurrency)
         return in_flight < settings.room * takes if takes < inf else not in_flight
@@ -94,37 +156,11 @@ class Weighing:
 
     def missing(self, workflow: str, prompt: Prompt) -> float:
         """Return the tokens of a prompt that its call would not find in the cache, as far as we believe."""
-        probe, ledger = self._desk.health.probe, self._desk.ledger
+        probe = self._desk.health.probe
         told = probe is not None and bool(probe.incarnation)
         if not told and self._clock() - self.heard_s > self._settings.trust_s:
             return prompt.tokens
-        if ledger.slots is None:
-            found = ledger.cache.find(prompt.ask, workflow)
-            return prompt.tokens - sum(piece.there_tokens for piece in found if piece.filled)
-        there = ledger.slots.reusable(workflow, prompt.ask.prefix)
-        return prompt.tokens - in_common_tokens(prompt, there)
-
-    def _evicts(self, workflow: str, prompt: Prompt, missing: float) -> float | None:
-        """Return the tokens that a warm-up would drive out; ``None`` where it finds no place, or nobody may leave."""
-        ledger, limit = self._desk.ledger, self._desk.admission.capacity.limit
-        if ledger.slots is None:
-            full = ledger.cache.in_use_tokens + missing > limit
-            return None if full else max(0.0, ledger.cache.tokens + missing - limit)
-        slot = self.place(ledger.slots, workflow, prompt)
-        if slot is None:
-            return None
-        return max(0.0, slot.tokens - in_common_tokens(prompt, slot.common(prompt.ask.prefix)))
-
-    def place(self, slots: SlotTable, workflow: str, prompt: Prompt) -> Slot | None:
-        """Return the slot for a warm-up, if there is one; never one that was just warmed for somebody else."""
-        return slots.lendable(workflow, prompt.ask.prefix, self._clock(), self._desk.warming.book.owes)
-
-
-def in_common_tokens(prompt: Prompt, messages: int) -> float:
-    """Return the tokens of a prompt's first *messages* messages, by their length."""
-    pieces = prompt.ask.pieces
-    every = sum(chars for _, chars in pieces)
-    return prompt.tokens * sum(chars for _, chars in pieces[:messages]) / every if every else 0.0
+        return self._desk.cache.missing(workflow, prompt.ask, prompt.tokens)
 
 
 def _is_full(load: EngineStats | None) -> bool:

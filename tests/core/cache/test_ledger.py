@@ -105,8 +105,8 @@ class OrdersMachine(RuleBasedStateMachine):
         self.known: dict[str, Told] = {}
         self.on_their_way: list[OnItsWay] = []
         self.believed_free: list[str] = []
-        freed = self.desk.ledger.claims.freed
-        claims = self.desk.ledger.claims
+        freed = self.desk.cache.claims.freed
+        claims = self.desk.cache.claims
 
         def watched(workflow: str) -> None:
             self.believed_free.append(workflow)
@@ -144,7 +144,7 @@ class OrdersMachine(RuleBasedStateMachine):
             return
         told.standing = verb
         if self.done_as(verb) is not None:
-            owed = self.desk.ledger.tokens_of(workflow) > 0  # calls in flight may never get there
+            owed = self.desk.cache.tokens_of(workflow) > 0  # calls in flight may never get there
             self.on_their_way.append(OnItsWay(workflow, verb, told.call, owed))
         else:
             assert self.heard.orders.pop() == (told.call, f"{verb}:unsupported")
@@ -187,9 +187,9 @@ class OrdersMachine(RuleBasedStateMachine):
             self.nothing_left(workflow)
 
     def nothing_left(self, workflow: str) -> None:
-        ledger = self.desk.ledger
-        assert ledger.orders.trails.get(workflow) is None
-        assert workflow not in ledger.claims and workflow not in ledger._leaving
+        cache = self.desk.cache
+        assert self.desk.orders.trails.get(workflow) is None
+        assert workflow not in cache.claims and workflow not in cache._leaving
 
     @rule(seconds=st.sampled_from([0.1, 2.0, 31.0]))
     def time_passes(self, seconds: float) -> None:
@@ -198,7 +198,7 @@ class OrdersMachine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.desk.check_integrity()
-        assert not self.heard.orders and not self.desk.ledger.orders.news, "told at once, and nothing else"
+        assert not self.heard.orders and not self.desk.orders.news, "told at once, and nothing else"
         counted = self.desk.statistics().memory
         assert counted.truth.verified_tokens <= counted.truth.claimed_tokens
 
@@ -238,9 +238,9 @@ def test_what_was_asked_before_the_last_call_says_nothing_of_it_even_when_both_a
         desk.apply(CacheAction(Verb.FLUSH, "w"))
         desk.forget("w")
     background.do_next()
-    assert "w" in desk.ledger.claims, "the first flush may have come before the second call"
+    assert "w" in desk.cache.claims, "the first flush may have come before the second call"
     background.do_next()
-    assert "w" not in desk.ledger.claims and not desk.ledger._leaving
+    assert "w" not in desk.cache.claims and not desk.cache._leaving
 
 
 def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
@@ -248,9 +248,9 @@ def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
     first = call(desk)
     desk.apply(CacheAction(Verb.FLUSH, "w"))
     desk.forget("w")
-    assert "w" in desk.ledger.claims, "else nobody would know what it is that the engine frees"
+    assert "w" in desk.cache.claims, "else nobody would know what it is that the engine frees"
     background.do_all()
-    assert "w" not in desk.ledger.claims and heard.orders == [(first, "flush:freed")]
+    assert "w" not in desk.cache.claims and heard.orders == [(first, "flush:freed")]
 
 
 def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before() -> None:
@@ -260,7 +260,7 @@ def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before
     desk.forget("w")
     call(desk)
     background.do_all()
-    assert "w" in desk.ledger.claims and desk.ledger.orders.trails.get("w") is not None
+    assert "w" in desk.cache.claims and desk.orders.trails.get("w") is not None
     desk.check_integrity()
 
 
@@ -329,7 +329,7 @@ def test_a_slot_that_is_needed_before_it_is_erased_is_not_reused_and_its_flush_w
     desk.apply(CacheAction(Verb.FLUSH, "w"))
     desk.health._learn(Probe(slots=1))
     queued = desk.enter(a_call("v"), order=None, running=True, holds_grant=False)
-    seat = desk.seat(queued)
+    seat = queued.seat
     assert seat is not None and seat.fresh and not background.work
     desk.leave(queued, usage=None, tokens=6, followed=lambda: True)
     assert heard.orders == [(first, "flush:deferred")]
@@ -343,4 +343,4 @@ def test_news_that_nobody_hears_are_not_kept() -> None:
     desk.health._learn(engine.says)
     call(desk)
     desk.apply(CacheAction(Verb.FLUSH, "w"))
-    assert not desk.ledger.orders.news
+    assert not desk.orders.news

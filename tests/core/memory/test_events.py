@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.cache.ledger import Ledger
-from orla_lg.core.cache.slots.table import SlotTable
-from orla_lg.core.cache.verification import KEEP_ORDERS
+from orla_lg.core.cache.prefix.cache import PrefixCache
+from orla_lg.core.cache.slots.cache import SlotCache
+from orla_lg.core.cache.slots.swap import Swaps
+from orla_lg.core.cache.verification import KEEP_ORDERS, Order, OrderBook
 from orla_lg.core.engine.backend import Effect
+from orla_lg.core.engine.speed import Pace
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, Returns, Verb
 from orla_lg.core.memory.policies import (
     DemoteInterrupted,
@@ -18,6 +20,7 @@ from orla_lg.core.memory.policies import (
     WarmReturns,
     memory_policy,
 )
+from orla_lg.core.queues import Queued
 from orla_lg.errors import ConfigError
 from tests.core.fakes import a_call
 
@@ -121,40 +124,47 @@ def test_policies_by_name_or_object() -> None:
             memory_policy(wrong)  # type: ignore[arg-type]
 
 
-# The ledger
+# What caches are asked
 
 
 def test_an_engine_is_told_of_those_it_served_and_never_the_same_twice() -> None:
-    ledger, call = Ledger(), a_call("w")
-    assert ledger.prepare(call, 0.0, running=True) is None
-    ledger.settle(call, None, 0, 0.0, followed=True)
-    assert ledger.apply(CacheAction(Verb.FLUSH, "w")) is None, "the call never reached the engine"
-    ledger.settle(call, None, 7, 0.0, followed=True)
-    first, again, stronger = (ledger.apply(CacheAction(v, "w")) for v in (Verb.RELEASE, Verb.RELEASE, Verb.FLUSH))
+    cache, call = PrefixCache(OrderBook()), a_call("w")
+
+    def serve(tokens: int) -> None:
+        queued = Queued(call, 1)
+        cache.enter(queued, 0.0, Pace().speed)
+        assert queued.seat is None
+        cache.leave(queued, None, 0.0, tokens=tokens, followed=True)
+
+    serve(0)
+    assert cache.apply(CacheAction(Verb.FLUSH, "w")) is None, "the call never reached the engine"
+    serve(7)
+    first, again, stronger = (cache.apply(CacheAction(v, "w")) for v in (Verb.RELEASE, Verb.RELEASE, Verb.FLUSH))
     assert first is not None and again is None and stronger is first
     assert (first.call_id, first.waits) == (call.id, 2)
     for _ in range(KEEP_ORDERS + 1):
-        pin = ledger.apply(CacheAction(Verb.PIN, "w"))
+        pin = cache.apply(CacheAction(Verb.PIN, "w"))
         assert pin is not None, "a pin is renewed"
-        ledger.took_effect(CacheAction(Verb.PIN, "w", ttl_s=1.0), pin, Effect.PINNED, 0.0)
+        cache.took_effect(CacheAction(Verb.PIN, "w", ttl_s=1.0), pin, Effect.PINNED, 0.0)
     assert len(first.orders) == KEEP_ORDERS
-    ledger.settle(call, None, 7, 0.0, followed=True)
-    assert ledger.apply(CacheAction(Verb.RELEASE, "w")) is not None, "after a call it is news again"
+    serve(7)
+    assert cache.apply(CacheAction(Verb.RELEASE, "w")) is not None, "after a call it is news again"
 
 
-def test_with_slots_the_ledger_follows_who_sits_where() -> None:
-    ledger, call = Ledger(), a_call("w")
-    ledger.slots = SlotTable(2)
-    seat = ledger.prepare(call, 0.0, running=True)
-    assert seat is not None and ledger.prepare(a_call("v"), 0.0, running=True) is not None
-    assert ledger.prepare(a_call("x"), 0.0, running=True) is None
-    ledger.settle(call, seat, 7, 0.0, followed=True)
-    ledger.settle(a_call("x"), None, 9, 0.0, followed=True)
-    said = ledger.statistics()
-    assert (said.tokens, said.slots, said.slots_held) == (7, 2, 2)
+def test_with_slots_the_cache_follows_which_call_has_which() -> None:
+    cache, speed = SlotCache(2, OrderBook(), Swaps(), None), Pace().speed
+    first, second, third = (Queued(a_call(name), order, running=True) for order, name in enumerate("wvx"))
+    for queued in (first, second, third):
+        cache.enter(queued, 0.0, speed)
+    assert first.seat is not None and second.seat is not None and third.seat is None
+    cache.leave(first, None, 0.0, tokens=7, followed=True)
+    cache.leave(third, None, 0.0, tokens=9, followed=True)
+    now = cache.statistics()
+    assert (now.tokens, now.slots, now.slots_held) == (7, 2, 2)
     for verb in (Verb.RELEASE, Verb.FLUSH):
-        assert ledger.apply(CacheAction(verb, "w")) is None
-    assert ledger.slots.start_erasing() == [seat.slot]
-    ledger.erased(ledger.slots, seat.slot, Effect.FREED)
-    assert [str(order) for _, order in ledger.orders.take_news()] == ["release:demoted", "flush:freed"]
-    assert ledger.statistics().effects == {"release:demoted": 1, "flush:freed": 1}
+        assert cache.apply(CacheAction(verb, "w")) is None
+    assert cache.table.start_erasing() == [first.seat.slot]
+    cache.table.erased(first.seat.slot, clean=True)
+    cache.orders.note(Order(Verb.FLUSH, Effect.FREED), cache.table.slots[first.seat.slot].take_flush())
+    assert [str(order) for _, order in cache.orders.take_news()] == ["release:demoted", "flush:freed"]
+    assert cache.statistics().effects == {"release:demoted": 1, "flush:freed": 1}

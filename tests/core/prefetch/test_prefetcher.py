@@ -218,7 +218,7 @@ def test_who_returns_where_nothing_is_warmed_has_the_engine_asked_too_and_a_stra
     assert asked is not None and not asked.done(), "calls wait for the answer"
     bench.background.do_all()
     assert asked.done() and bench.desk.health.connect() is None
-    assert bench.desk.ledger.tokens_of("t") == 0, "what was believed there went with the engine before"
+    assert bench.desk.cache.tokens_of("t") == 0, "what was believed there went with the engine before"
 
 
 def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved() -> None:
@@ -226,7 +226,7 @@ def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved()
     bench.returns()
     bench.wait()
     bench.background.do_all()
-    (mine,) = [slot for slot in bench.desk.ledger.slots.slots if slot.owner == "t"]  # type: ignore[union-attr]
+    (mine,) = [slot for slot in bench.desk.cache.table.slots if slot.owner == "t"]  # type: ignore[union-attr]
     assert mine.tokens == 1000 and mine.doing is Doing.TOOL
 
 
@@ -327,7 +327,7 @@ def crowded(probe: Probe = SLOTS) -> tuple[Bench, Any]:
     for thread in ("t", "u", "v"):
         bench.call(bench.run(thread), f"hello {thread}")
         bench.clock.now += 4.0  # of the five that each may hold
-    slots = bench.desk.ledger.slots
+    slots = bench.desk.cache.table
     assert slots is not None and [slot.owner for slot in slots.slots] == ["v", "u"]
     return bench, slots
 
@@ -385,7 +385,7 @@ def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_g
     fresh: list[bool] = []
     record = bench.call(
         "r1", "hello t", "again", cached=600, tokens=1100,
-        during=lambda: fresh.extend(seat.fresh for seat in bench.desk.seating.seats.values()),
+        during=lambda: fresh.extend(seat.fresh for seat in bench.desk.cache.seats.values()),
     )  # fmt: skip
     assert record.cache_action == "reused" and record.expected_cached_tokens == 0
     assert fresh == [False], "the engine may use what it has"
@@ -400,7 +400,7 @@ def test_who_holds_a_slot_holds_it_no_longer_for_being_warmed() -> None:
     bench = Bench(SLOTS)
     run = bench.run("t")
     bench.call(run, "hello")
-    slots = bench.desk.ledger.slots
+    slots = bench.desk.cache.table
     assert slots is not None
     since_s = slots.slots[0].last_used_s
     slots.lose_contents()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from orla_lg.core.cache.verification import Order, OrderBook
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.engine.capabilities import Copied
 from orla_lg.core.memory.events import Verb
@@ -18,7 +19,6 @@ from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
     from orla_lg.core.background import Background, Clock
-    from orla_lg.core.cache.ledger import Ledger
     from orla_lg.core.cache.slots.files import Saved
     from orla_lg.core.cache.slots.swap import Swap
     from orla_lg.core.cache.slots.table import SlotTable
@@ -32,10 +32,10 @@ class Mover:
         store: The engine's side.
         background: Where orders run.
         lock: The backend's; whoever calls ``swap`` or ``tidy`` holds it.
-        ledger: Is told every order's effect.
+        orders: Every order's effect is noted there.
         clock: Monotonic seconds.
         quiet: Whether the engine has nothing to do and can be told to erase; asked under the lock.
-        tell: Called without the lock when the ledger has noted what came of an order.
+        tell: Called without the lock when what came of an order is noted.
         go_on: Called without the lock when a slot may be given away again.
         doubt: Called without the lock when a slot held next to nothing of what it should.
     """
@@ -45,7 +45,7 @@ class Mover:
         store: SlotStore,
         background: Background,
         lock: threading.Lock,
-        ledger: Ledger,
+        orders: OrderBook,
         clock: Clock,
         *,
         quiet: Callable[[], bool],
@@ -56,7 +56,7 @@ class Mover:
         self._store = store
         self._background = background
         self._lock = lock
-        self._ledger = ledger
+        self._orders = orders
         self._clock = clock
         self._quiet = quiet
         self._tell = tell
@@ -105,7 +105,7 @@ class Mover:
                 table.swaps.saved(entry, now, effect, now - began_s)
                 if not whole:
                     table.found_empty(slot, entry)
-                self._ledger.note(Verb.SAVE, effect, entry.owner)
+                self._note(Verb.SAVE, effect, entry.owner)
             self._tell()
             if not whole:
                 self._doubt()
@@ -119,8 +119,12 @@ class Mover:
             with self._lock:
                 now = self._clock()
                 table.swaps.restored(swap, table.slots[swap.slot], now, effect, now - began_s)
-                self._ledger.note(Verb.RESTORE, effect, swap.workflow)
+                self._note(Verb.RESTORE, effect, swap.workflow)
             self._tell()
+
+    def _note(self, verb: Verb, effect: Effect, workflow: str = "") -> None:
+        """Note an order and its effect, in the trail of a workflow if the order was for one."""
+        self._orders.note(Order(verb, effect), self._orders.trails.get(workflow))
 
     # While the engine is quiet
 
@@ -145,7 +149,8 @@ class Mover:
             effect = await self._store.erase(slot)
         finally:
             with self._lock:
-                self._ledger.erased(table, slot, effect)
+                table.erased(slot, clean=effect is Effect.FREED)
+                self._orders.note(Order(Verb.FLUSH, effect), table.slots[slot].take_flush())
             self._tell()
             self._again(table, effect is Effect.FREED)
 
@@ -158,7 +163,7 @@ class Mover:
         finally:
             with self._lock:
                 table.emptied(slot, name, ok=effect is Effect.SAVED)
-                self._ledger.note(Verb.FLUSH, Effect.FREED if effect is Effect.SAVED else effect)
+                self._note(Verb.FLUSH, Effect.FREED if effect is Effect.SAVED else effect)
             self._again(table, effect is Effect.SAVED)
 
     def _again(self, table: SlotTable, well: bool) -> None:

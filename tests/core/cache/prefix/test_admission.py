@@ -119,7 +119,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     # Every grant
 
     def judged(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
-        admission, limit = self.desk.admission, self.desk.admission.capacity.limit
+        admission, limit = self.desk.cache.gate, self.desk.cache.gate.capacity.limit
         assert queued not in self.granted, "granted twice"
         self.granted.append(queued)
         new, alone = queued.call.identity.workflow not in admission.claims, not admission._entries
@@ -157,7 +157,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def why_held(self, queued: Queued) -> Held | None:
         """Why a call could not go if it were a resident's."""
-        admission, ask = self.desk.admission, queued.call.ask
+        admission, ask = self.desk.cache.gate, queued.call.ask
         now = self.background.clock()
         awaited = {
             piece for entry in admission._prefilling.values() if now < entry.open_at_s for piece in entry.stay.fresh
@@ -203,7 +203,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), found=st.sampled_from([None, 0.0, 1.0]), wrong=st.sampled_from([0.7, 1.0, 1.5]))
     def end(self, data: st.DataObject, found: float | None, wrong: float) -> None:
         if queued := self.one(data):
-            prompt = int(self.desk.admission.cache.tokens_of(queued.call.ask) * wrong) + 1
+            prompt = int(self.desk.cache.gate.cache.tokens_of(queued.call.ask) * wrong) + 1
             self.gone(queued, usage=Usage(prompt, None if found is None else int(found * prompt), 20))
             told = [*queued.call.ask.messages, {"role": "assistant", "content": "so it is " * 8}]
             self.said[queued.call.identity.workflow] = told if len(told) < 9 else told[:1]
@@ -264,7 +264,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert len(set(self.granted)) == len(self.granted)
         assert all(each.granted is (each in self.granted) for each in self.inside)
         flying = sum(each.granted for each in self.inside)
-        assert self.desk.queue.in_flight == len(self.desk.admission._entries) == flying
+        assert self.desk.queue.in_flight == len(self.desk.cache.gate._entries) == flying
         assert flying or not self.desk.queue.waiting, "everybody waits, and nobody works"
 
     @invariant()
@@ -283,7 +283,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert not self.inside, "bounded waiting"
         for workflow in self.said:
             self.desk.forget(workflow)
-        now = self.desk.admission.statistics()
+        now = self.desk.cache.gate.statistics()
         assert (now.in_use_tokens, now.wanted_tokens, now.growth_tokens, now.workflows) == (0, 0, 0, ())
 
 
@@ -359,7 +359,7 @@ def test_a_resident_goes_before_a_new_one_that_came_before_it() -> None:
 def test_growth_counts_and_is_released() -> None:
     desk, _ = a_desk(1000)
     first = enter(desk, "first", 250)
-    assert desk.admission.statistics().growth_tokens == pytest.approx(375, abs=5)
+    assert desk.cache.gate.statistics().growth_tokens == pytest.approx(375, abs=5)
     second = enter(desk, "second", 250)
     assert second.waiting, "500 fit, but not what they will grow to"
     desk.apply(CacheAction(Verb.FLUSH, "first"))
@@ -372,7 +372,7 @@ def test_whoever_waits_longest_for_a_human_gives_way_but_not_for_a_short_tool() 
     desk, background = a_desk(1000, grows=0)
     for name in ("tool", "human"):
         leave(desk, enter(desk, name, 150), usage=Usage(150, None, 1))
-    claims = desk.admission.claims.by_workflow
+    claims = desk.cache.gate.claims.by_workflow
     enter(desk, "busy", 100)
     new = enter(desk, "new", 680)
     assert new.waiting and claims["human"].holds, "tools come back"
@@ -384,7 +384,7 @@ def test_whoever_waits_longest_for_a_human_gives_way_but_not_for_a_short_tool() 
     assert later.waiting
     background.advance(0.1)
     assert later.granted and not claims["tool"].holds, "that took too long"
-    assert desk.admission.statistics().lapsed == 2
+    assert desk.cache.gate.statistics().lapsed == 2
 
 
 def test_a_large_call_gets_its_room_after_a_while_and_nobody_passes_it_then() -> None:
@@ -414,17 +414,17 @@ def test_what_never_reached_the_engine_is_not_expected_there() -> None:
     desk, _ = a_desk(100_000)
     leave(desk, enter(desk, "w", 150), reached=False)
     again = enter(desk, "w", 150)
-    assert desk.admission._entries[again].stay.expected_tokens == 0
+    assert desk.cache.gate._entries[again].stay.expected_tokens == 0
 
 
 def test_a_lost_engine_teaches_nothing_about_its_size() -> None:
     desk, _ = a_desk(100_000)
-    desk.admission.capacity._caches = True
+    desk.cache.gate.capacity._caches = True
     leave(desk, enter(desk, "w", 500))
     again = enter(desk, "w", 500)
     desk.health.lost(BackendUnavailable("gone"))
     leave(desk, again, usage=Usage(500, 0, 5))
-    assert desk.admission.capacity.losses == 0
+    assert desk.cache.gate.capacity.losses == 0
 
 
 # The gate
@@ -506,7 +506,7 @@ def test_a_decision_takes_less_than_a_millisecond_with_ten_thousand_claims_and_a
     for number in range(10_000):
         call = a_call(desk, f"w{number}", conversation(number, 4), stage=f"s{number % 8}")
         leave(desk, queue(desk, call))
-    desk.health._learn(Probe(kv_tokens=round(desk.admission.cache.in_use_tokens) + 2000))
+    desk.health._learn(Probe(kv_tokens=round(desk.cache.gate.cache.in_use_tokens) + 2000))
     flying = [enter(desk, f"f{n}", 100) for n in range(5)]
     for number in range(1_000):  # every other one a resident
         name = f"w{number}" if number % 2 else f"new{number}"
@@ -515,7 +515,7 @@ def test_a_decision_takes_less_than_a_millisecond_with_ten_thousand_claims_and_a
     now, times = background.clock(), []
     for _ in range(100):
         begin = time.thread_time()
-        assert desk.admission.choose(desk.queue, now, desk.pace.speed) is None
+        assert desk.cache.gate.choose(desk.queue, now, desk.pace.speed) is None
         times.append(time.thread_time() - begin)
     print(f"choose: {1e3 * statistics.median(times):.3f} ms")
     assert statistics.median(times) < 2e-3, "1 ms, and as much again for a busy machine"
@@ -529,10 +529,10 @@ def test_a_call_with_thirty_messages_costs_a_tenth_of_a_millisecond() -> None:
         call.ask.pieces  # noqa: B018 - hashed in any case
         queued = desk.queue.enter(call, 0.0)
         begin = time.thread_time()
-        assert desk.admission.choose(desk.queue, 0.0, desk.pace.speed) is queued
-        desk.admission.enter(queued, 0.0, None)
-        desk.admission.first_token(queued)
-        desk.admission.leave(queued, 0.0, Usage(500, 0, 9), reached=True, followed=True)
+        assert desk.cache.gate.choose(desk.queue, 0.0, desk.pace.speed) is queued
+        desk.cache.gate.enter(queued, 0.0, None)
+        desk.cache.gate.first_token(queued)
+        desk.cache.gate.leave(queued, 0.0, Usage(500, 0, 9), reached=True, followed=True)
         times.append(time.thread_time() - begin)
         desk.queue.grant(queued)
         desk.queue.leave(queued)
@@ -545,7 +545,7 @@ def test_a_call_outside_any_run_is_not_expected_to_grow() -> None:
     call = a_call(desk, "stray", say("x" * 1000))
     call.identity = replace(call.identity, run=None)
     assert queue(desk, call).granted
-    assert desk.admission.statistics().growth_tokens == 0
+    assert desk.cache.gate.statistics().growth_tokens == 0
 
 
 # Switched off -----------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_what_an_answer_was_generated_as_is_nothing_once_it_came_back_in_other_t
 
 def filled_by(desk: Desk, workflow: str, text: str, tokens: int) -> list[Piece]:
     queued = desk.enter(a_call(desk, workflow, say("be nice", text)), order=None, running=False, holds_grant=False)
-    path = desk.admission._entries[queued].stay.path
+    path = desk.cache.gate._entries[queued].stay.path
     desk.leave(queued, usage=Usage(tokens, 10, 0), tokens=tokens + 10, followed=lambda: True)
     return path
 
@@ -80,13 +80,13 @@ def filled_by(desk: Desk, workflow: str, text: str, tokens: int) -> list[Piece]:
 @pytest.mark.parametrize("listening", [False, True])
 def test_where_the_engine_tells_nothing_is_given_up_because_something_must_be(listening: bool) -> None:
     desk, _ = a_desk(1_000)
-    desk.admission.blocks.listening = listening
+    desk.cache.gate.blocks.listening = listening
     first = filled_by(desk, "first", "a" * 2_000, 600)
     filled_by(desk, "second", "b" * 2_000, 600)
     assert first[-1].alive is listening
     for number in range(5):  # no event ever comes: a bound holds even so
         filled_by(desk, f"more {number}", f"{number}" * 2_000, 600)
-    assert desk.admission.cache.tokens <= UNTOLD * 1_000 and not first[-1].alive
+    assert desk.cache.gate.cache.tokens <= UNTOLD * 1_000 and not first[-1].alive
 
 
 @pytest.mark.parametrize("told_by_events", [False, True])

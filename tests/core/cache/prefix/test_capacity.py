@@ -135,7 +135,7 @@ class Sessions:
 
     @property
     def admission(self) -> Admission:
-        return self.virtual.serving.desks["e"].admission
+        return self.virtual.serving.desks["e"].cache.gate
 
     async def at_a_time(self, sessions: int, rounds: int) -> None:
         async def one_after_another(number: int) -> None:

@@ -40,7 +40,7 @@ def test_branches_go_one_after_the_other_through_the_slot_that_has_their_prefix(
     assert desk.view().waiting == desk.view().waiting_for_prefix == 5
     for index, branch in enumerate(branches):
         assert granted(branches) == [index]
-        seat = desk.seat(branch)
+        seat = branch.seat
         assert seat is not None and seat.slot == 0 and not seat.fresh
         leave(desk, branch)
     assert desk.view().waiting_for_prefix == 0
@@ -73,7 +73,7 @@ def test_others_are_not_held_up() -> None:
     leave(desk, other)
     assert not behind.granted, "that slot lacks the prefix"
     leave(desk, first)
-    assert behind.granted and desk.seat(behind).slot == 0
+    assert behind.granted and behind.seat.slot == 0
 
 
 def test_who_waits_is_told_for_what() -> None:
@@ -99,7 +99,7 @@ def test_a_sitter_that_pauses_is_not_waited_for_long() -> None:
     assert waiting.waiting
     background.advance(0.2)
     assert waiting.granted and waiting.turn is not None and waiting.turn.settled
-    assert desk.seat(waiting).slot == 1
+    assert waiting.seat.slot == 1
 
 
 def test_nobody_waits_past_a_deadline() -> None:
@@ -116,7 +116,7 @@ def test_a_slot_that_will_be_flushed_is_not_waited_for() -> None:
     enter(desk)
     waiting = enter(desk)
     desk.apply(CacheAction(Verb.FLUSH, "w"))
-    assert waiting.granted and desk.seat(waiting).slot == 1
+    assert waiting.granted and waiting.seat.slot == 1
 
 
 # What mappers see of it

@@ -76,18 +76,18 @@ class AtDesk:
         return seat
 
     def seat(self, queued: Queued) -> Seat:
-        seat = self.desk.seat(queued)
+        seat = queued.seat
         assert seat is not None
         return seat
 
     @property
     def effects(self) -> dict[str, int]:
-        return self.desk.ledger.statistics().effects
+        return self.desk.cache.statistics().effects
 
     @property
     def table(self) -> SlotTable:
-        assert self.desk.ledger.slots is not None
-        return self.desk.ledger.slots
+        assert self.desk.cache.table is not None
+        return self.desk.cache.table
 
 
 def calls(workflow: str) -> Call:
@@ -101,7 +101,7 @@ def test_who_must_leave_is_saved_and_restored_when_it_is_back() -> None:
     assert [at.call(each).action for each in "uvu"] == ["claimed", "reclaimed", "restored"]
     assert at.engine.told == ["save 0 0", "save 0 1", "restore 0 0"]
     assert at.effects == {"save:saved": 2, "restore:restored": 1}
-    assert at.desk.ledger.statistics().saved == 2
+    assert at.desk.cache.statistics().saved == 2
 
 
 def test_what_is_saved_already_is_not_saved_again() -> None:
@@ -162,7 +162,7 @@ def test_a_save_that_fails_loses_the_contents_and_the_call_goes_on() -> None:
     at.call("u")
     at.engine.fails = {"save"}
     assert at.call("v").action == "reclaimed"
-    assert at.effects == {"save:failed": 1} and at.desk.ledger.statistics().saved == 0
+    assert at.effects == {"save:failed": 1} and at.desk.cache.statistics().saved == 0
     at.engine.fails = set()
     assert at.call("u").action == "reclaimed", "there is nothing to restore"
 
@@ -227,7 +227,7 @@ def test_an_engine_started_anew_keeps_files_and_one_with_other_weights_none() ->
     at.desk.health._learn(Probe(models=("m",), slots=1, capabilities=CAN, weights="other.gguf"))
     with at.desk.lock:
         at.desk.forgotten()
-    assert at.call("v").action == "reclaimed" and at.desk.ledger.statistics().saved == 0
+    assert at.call("v").action == "reclaimed" and at.desk.cache.statistics().saved == 0
 
 
 # A restart that nobody noticed
@@ -248,7 +248,7 @@ def test_a_slot_that_holds_next_to_nothing_is_not_kept_and_the_engine_is_asked_w
     at.engine.says = replace(at.engine.says, incarnation=then)  # type: ignore[type-var]
     at.engine.holds = 0
     assert at.call("w").action == "reclaimed"
-    assert at.effects == {"save:failed": 1} and at.desk.ledger.statistics().saved == 0
+    assert at.effects == {"save:failed": 1} and at.desk.cache.statistics().saved == 0
     tokens = {slot.owner: slot.tokens for slot in at.table.slots}
     assert tokens == {"w": 9000, "v": 0 if all_is_lost else 9000}
     at.engine.holds = None
@@ -297,7 +297,7 @@ def test_without_files_nothing_is_saved(max_saved: int, able: bool) -> None:
     at.background.advance(5.0)
     assert queued.granted and at.seat(queued).swap is None
     at.leave(queued)
-    assert at.engine.told == [] and at.desk.ledger.statistics().saved == 0
+    assert at.engine.told == [] and at.desk.cache.statistics().saved == 0
 
 
 def test_a_closed_orla_starts_no_swap_and_leaves_nothing_locked() -> None:

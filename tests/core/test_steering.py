@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orla_lg.control.steering import KEEP, Steering
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.scheduler import Desk
+from orla_lg.core.steering import KEEP, Steering
 from orla_lg.core.steps import drive
 from orla_lg.core.turn import Turn
 from orla_lg.core.waiting import SHOWN, WaitsFor
@@ -161,10 +161,10 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_who_could_go(self) -> None:
-        waiting, table = {q.call.identity.workflow for q in self.inside if q.waiting}, self.desk.ledger.slots
+        waiting, cache = {q.call.identity.workflow for q in self.inside if q.waiting}, self.desk.cache
         if not waiting or self.paused or self.desk.queue.in_flight >= self.may_hold():
             return
-        able = table.eligible(self.background.clock()) if table is not None else None
+        able = cache.table.eligible(self.background.clock()) if cache.slots else None
         assert able is not None and not able & waiting
 
     @invariant()

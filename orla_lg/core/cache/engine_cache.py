@@ -1,0 +1,208 @@
+"""The wall between kinds of engines: what the scheduler asks of a cache, whichever way the engine keeps it.
+
+``PrefixCache`` is for engines with a prefix tree that all workflows share (vLLM, SGLang, hosted APIs), ``SlotCache``
+for engines with slots of one owner each (llama.cpp). The scheduler holds one of them and chooses again when a probe
+says that the engine changed; nothing outside these two files asks which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from orla_lg.core.cache.prefix.admission import AdmissionStatistics
+from orla_lg.core.cache.slots.table import Seat
+from orla_lg.core.cache.verification import Trail, Truth
+from orla_lg.core.call import Ask, Call, Usage
+from orla_lg.core.engine.backend import Capability, Effect, Probe
+from orla_lg.core.engine.speed import Speed
+from orla_lg.core.memory.events import CacheAction, Doing, Holding
+from orla_lg.core.queues import BackendQueue, Queued
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStatistics:
+    """What one backend's cache is believed to hold, at one moment."""
+
+    workflows: int
+    """Workflows believed to hold cache there."""
+    tokens: int
+    """What they are believed to hold, in tokens; what they share counts once."""
+    slots: int | None
+    """``None`` on engines without slots."""
+    slots_held: int
+    effects: dict[str, int]
+    """Per ``verb:effect``, and ``linger:effect`` for how long a model is to stay, how often."""
+    saved: int
+    """Slots' contents kept on the engine's disk."""
+    truth: Truth
+    """What was expected, against what ``cached_tokens`` verified."""
+
+
+@dataclass(eq=False, slots=True)
+class PrefetchLease:
+    """The place that a prefetch holds in a cache: the one that its workflow's call would have."""
+
+    ask: Ask
+    slot: int | None = None
+    """``None`` on engines without slots."""
+    fresh: bool = False
+    """The slot's old tokens must not be reused."""
+
+
+class EngineCache(Protocol):
+    """One engine's KV cache: who may use it next, what it holds for whom. Under the backend's lock."""
+
+    slots: int
+    """How many slots the engine has; 0 on engines without."""
+    prefetches_alone: bool
+    """A prefetch runs only while no call is in flight."""
+
+    @property
+    def again_at_s(self) -> float:
+        """When to choose again if nothing happens before; monotonic, ``inf`` for never."""
+        ...
+
+    @property
+    def waiting_for_prefix(self) -> int:
+        """How many calls waited for another one's prefill when it was last chosen."""
+        ...
+
+    def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
+        """Follow what the engine says of itself."""
+        ...
+
+    # Calls
+
+    def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
+        """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""
+        ...
+
+    def enter(self, queued: Queued, now: float, speed: Speed) -> float:
+        """Let a call in, setting its ``claimed`` and, on engines with slots, its ``seat``.
+
+        Returns the tokens that the engine is believed to give up for it, beyond what it holds.
+        """
+        ...
+
+    def first_token(self, queued: Queued) -> bool:
+        """Note that a call's prefill is done; returns whether other calls may have waited for it."""
+        ...
+
+    def leave(self, queued: Queued, usage: Usage | None, now: float, *, tokens: int, followed: bool) -> None:
+        """Give back what a call used. Idempotent.
+
+        Args:
+            queued: The call.
+            usage: What the engine counted, if it did.
+            now: Monotonic seconds.
+            tokens: What the call left in the cache; 0 if it cannot have reached the engine.
+            followed: Whether its workflow goes on, and so counts on what was left.
+        """
+        ...
+
+    def expected(self, call: Call, ask: Ask) -> float:
+        """Return how many tokens of a call's prompt are there, those that other calls are prefilling included.
+
+        Args:
+            call: The call.
+            ask: Its request, with the prefixes that it can find here (``isolation``).
+        """
+        ...
+
+    # Workflows
+
+    def apply(self, action: CacheAction) -> Trail | None:
+        """Carry out what a policy asks for; returns the trail for the engine's answer, if it is to be asked."""
+        ...
+
+    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+        """Follow what the engine says it did."""
+        ...
+
+    def turned(self, workflow: str, doing: Doing, now: float) -> None:
+        """Note what a workflow waits for, outside of any model."""
+        ...
+
+    def forget(self, workflow: str) -> None:
+        """Drop what is known of a workflow that will not come back."""
+        ...
+
+    def lose(self) -> None:
+        """Expect no contents any more: the engine may have been restarted."""
+        ...
+
+    def close(self) -> None:
+        """End it: the engine keeps its cache in another way now."""
+        ...
+
+    def tidy(self) -> None:
+        """Use a quiet moment of the engine for what waits for one."""
+        ...
+
+    # Prefetches
+
+    def missing(self, workflow: str, ask: Ask, tokens: int) -> float:
+        """Return the tokens of a prompt of *tokens* that its call would not find."""
+        ...
+
+    def evicts(
+        self, workflow: str, ask: Ask, tokens: int, missing: float, now: float, spared: Callable[[str], bool]
+    ) -> float | None:
+        """Return the tokens that a prefetch would drive out; ``None`` where it finds no place.
+
+        Args:
+            workflow: The prefetch's.
+            ask: Its prompt.
+            tokens: The prompt's length.
+            missing: Of these, those not in the cache.
+            now: Monotonic seconds.
+            spared: Says of a workflow whether its cache must not go.
+        """
+        ...
+
+    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+        """Give a prefetch the place that ``evicts`` found, under the same lock."""
+        ...
+
+    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+        """End a prefetch; *tokens* of its prompt are in the cache now, 0 if that is not known."""
+        ...
+
+    def next_expiry_s(self, now: float) -> float:
+        """Return when (monotonic) a place may be taken that is held now; ``inf`` if none is."""
+        ...
+
+    # Looking
+
+    def tokens_of(self, workflow: str) -> int:
+        """Return how many tokens of a workflow are believed to be there."""
+        ...
+
+    def workflows(self) -> dict[str, int]:
+        """Return the workflows believed to have something there, and how many tokens."""
+        ...
+
+    def interrupted(self) -> set[str]:
+        """Return the workflows known here to wait for a human."""
+        ...
+
+    def holdings(self) -> list[Holding]:
+        """Return which workflows without a call in flight could give up what, where that can be asked for."""
+        ...
+
+    def statistics(self) -> MemoryStatistics:
+        """Return a snapshot."""
+        ...
+
+    def admission(self) -> AdmissionStatistics | None:
+        """Return a snapshot of how calls are admitted; ``None`` on engines with slots."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Assert the invariants."""
+        ...
+
+
+__all__ = ["EngineCache", "MemoryStatistics", "PrefetchLease", "Seat"]

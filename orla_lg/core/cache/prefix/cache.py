@@ -1,0 +1,229 @@
+"""``EngineCache`` for engines with a prefix tree: admission decides, the tree and its references say what is there.
+
+A call goes when what it needs fits beside what other workflows count on (``admission``); what it leaves is in the
+tree (``tree``), and its workflow refers to it (``references``)
+until its run is over, or the engine was asked to let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.prefix.admission import Admission, AdmissionStatistics
+from orla_lg.core.cache.prefix.eviction import Eviction
+from orla_lg.core.cache.prefix.references import Claims
+from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.verification import Order, OrderBook, Trail
+from orla_lg.core.call import Ask, Call, Usage
+from orla_lg.core.engine.backend import Capability, Effect, Probe
+from orla_lg.core.engine.speed import Speed
+from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.memory.events import CacheAction, Doing, Holding, Verb
+from orla_lg.core.queues import BackendQueue, Queued
+
+FORGET_AFTER_S = 86_400.0
+"""What was not used or turned to for a day is believed to be gone."""
+
+SWEEP_EVERY_S = 60.0
+
+
+class PrefixCache:
+    """A prefix tree shared by all workflows.
+
+    Args:
+        orders: What was asked of the engine.
+        estimates: What calls and graphs usually take.
+        holds: Whether calls wait for what they need; else they are only accounted for.
+    """
+
+    slots = 0
+    prefetches_alone = False
+
+    def __init__(self, orders: OrderBook, estimates: Estimates | None = None, *, holds: bool = True) -> None:
+        self.orders = orders
+        self.tree = Residency()
+        self.claims = Claims(self.tree)
+        self.gate = Admission(estimates or Estimates(), self.claims, holds=holds)
+        self._sweep_at_s = 0.0
+        self._leaving: dict[str, Trail] = {}
+        """Workflows that are forgotten once the orders on their way have come to an end."""
+        self._lent: dict[PrefetchLease, Stay] = {}
+
+    @property
+    def again_at_s(self) -> float:
+        """When to choose again if nothing happens before; monotonic."""
+        return self.gate.again_at_s
+
+    @property
+    def waiting_for_prefix(self) -> int:
+        """How many calls waited for another one's prefill when it was last chosen."""
+        return self.gate.waiting_for_prefix
+
+    def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
+        """Follow how large the engine's cache is, and in which order it evicts."""
+        self.tree.shelf.order = Eviction.BANDED if offers(Capability.PIN) else Eviction.LRU
+        self.gate.capacity.tell(probe.kv_tokens)
+
+    # Calls
+
+    def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
+        """Return the call that goes next, or ``None`` if none fits now."""
+        return self.gate.choose(queue, now, speed)
+
+    def enter(self, queued: Queued, now: float, speed: Speed) -> float:
+        """Let a call in; returns the tokens that the engine gives up for it."""
+        workflow, call = queued.call.identity.workflow, queued.call
+        found = [piece for piece in self.tree.find(call.ask, call.identity.voice) if piece.filled]
+        shared = sum(piece.there_tokens for piece in found if self.claims.is_shared(piece, workflow))
+        there = sum(piece.there_tokens for piece in found)
+        queued.claimed = self.orders.claim(workflow, round(there), round(shared), now)
+        return self.gate.enter(queued, now, speed.prefill_tokens_per_s)
+
+    def first_token(self, queued: Queued) -> bool:
+        """Note that a call's prefill is done; returns whether other calls may have waited for it."""
+        return self.gate.first_token(queued)
+
+    def leave(self, queued: Queued, usage: Usage | None, now: float, *, tokens: int, followed: bool) -> None:
+        """Give back what a call used, and keep a reference to what it left if its workflow goes on."""
+        self.gate.leave(queued, now, usage, reached=tokens > 0, followed=followed)
+        if tokens:
+            self.orders.called(queued.call.identity.workflow, queued.call.id)
+        self.claims.expire(now)
+        if now >= self._sweep_at_s:
+            self._sweep_at_s = now + SWEEP_EVERY_S
+            self.claims.forget_older_than(now - FORGET_AFTER_S)
+
+    def expected(self, call: Call, ask: Ask) -> float:
+        """Return how many tokens of a call's prompt are there, those being prefilled included."""
+        return self.tree.there_tokens(ask, call.identity.voice)
+
+    # Workflows
+
+    def apply(self, action: CacheAction) -> Trail | None:
+        """Release the workflow's references, and return the trail of what the engine is to be asked."""
+        if action.verb is not Verb.PIN:
+            self.claims.release(action.workflow)
+        return self.orders.asks(action.workflow, action.verb)
+
+    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+        """Follow what the engine says it did, unless a later call says more of what is there."""
+        workflow, until_s = action.workflow, now + (inf if action.ttl_s is None else action.ttl_s)
+        self.orders.answered(trail, Order(action.verb, effect, until_s))
+        newest = self.orders.trails.get(workflow) or self._leaving.get(workflow)
+        if newest in (trail, None):
+            match effect:
+                case Effect.FREED:
+                    self.claims.freed(workflow)
+                case Effect.DEMOTED:
+                    self.claims.demoted(workflow)
+                case Effect.PINNED:
+                    self.claims.pinned(workflow, until_s)
+        if not trail.waits and self._leaving.get(workflow) is trail:
+            del self._leaving[workflow]
+            if self.orders.trails.get(workflow) is None:  # else it came back meanwhile, under the same name
+                self.claims.forget(workflow)
+
+    def turned(self, workflow: str, doing: Doing, now: float) -> None:
+        """Note what a workflow waits for, outside of any model."""
+        self.claims.turned(workflow, doing, now)
+
+    def forget(self, workflow: str) -> None:
+        """Drop all that is known of a workflow that will not come back.
+
+        What it holds is known until the orders on their way have come to an end: an engine that frees it then must
+        be believed.
+        """
+        trail = self.orders.forget(workflow)
+        if trail is not None and trail.waits:
+            self.claims.release(workflow)
+            self._leaving[workflow] = trail
+        elif workflow not in self._leaving:
+            self.claims.forget(workflow)
+
+    def lose(self) -> None:
+        """Expect no contents any more; what a call in flight will not find says nothing about the cache's size."""
+        self.claims.forget_all()
+        self.tree.clear()
+        self.gate.engine_lost()
+
+    def close(self) -> None:
+        """Expect no contents any more."""
+        self.lose()
+
+    def tidy(self) -> None:
+        """Do nothing: the engine evicts by itself."""
+
+    # Prefetches
+
+    def missing(self, workflow: str, ask: Ask, tokens: int) -> float:
+        """Return the tokens of a prompt that its call would not find."""
+        return tokens - sum(piece.there_tokens for piece in self.tree.find(ask, workflow) if piece.filled)
+
+    def evicts(
+        self, workflow: str, ask: Ask, tokens: int, missing: float, now: float, spared: Callable[[str], bool]
+    ) -> float | None:
+        """Return the tokens that a prefetch would drive out; ``None`` where calls in flight leave no room."""
+        limit = self.gate.capacity.limit
+        full = self.tree.in_use_tokens + missing > limit
+        return None if full else max(0.0, self.tree.tokens + missing - limit)
+
+    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+        """Have a prefetch's prompt in use, as a call's would be."""
+        lease = PrefetchLease(ask)
+        self._lent[lease] = self.tree.begin(ask, 0.0, workflow)
+        return lease
+
+    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+        """End a prefetch: what was filled stays, what was not goes."""
+        stay = self._lent.pop(lease)
+        if tokens:
+            self.tree.filled(stay)
+        self.tree.undo(stay)  # the answer that never was, and what was not filled
+
+    def next_expiry_s(self, now: float) -> float:
+        """Return ``inf``: room comes when calls end."""
+        return inf
+
+    # Looking
+
+    def tokens_of(self, workflow: str) -> int:
+        """Return how many tokens of a workflow are believed to be there."""
+        return self.claims.tokens_of(workflow)
+
+    def workflows(self) -> dict[str, int]:
+        """Return the workflows believed to have something there, and how many tokens."""
+        return {name: self.claims.tokens_of(name) for name in self.claims.by_workflow}
+
+    def interrupted(self) -> set[str]:
+        """Return the workflows that wait for a human."""
+        return {each.workflow for each in self.claims.holdings() if each.doing is Doing.HUMAN}
+
+    def holdings(self) -> list[Holding]:
+        """Return which workflows without a call in flight could give up what."""
+        return [each for each in self.claims.holdings() if each.doing is not Doing.GENERATING]
+
+    def statistics(self) -> MemoryStatistics:
+        """Return a snapshot."""
+        return MemoryStatistics(
+            workflows=len(self.claims.by_workflow),
+            tokens=round(self.tree.tokens),
+            slots=None,
+            slots_held=0,
+            effects=dict(self.orders.counts),
+            saved=0,
+            truth=self.orders.truth(),
+        )
+
+    def admission(self) -> AdmissionStatistics | None:
+        """Return a snapshot of how calls are admitted."""
+        return self.gate.statistics()
+
+    def check_integrity(self) -> None:
+        """Assert the invariants of tree, references and admission, and that only calls and prefetches use tokens."""
+        self.orders.check_integrity()
+        assert all(trail.waits for trail in self._leaving.values()), self._leaving
+        self.gate.check_integrity(
+            sum(piece.tokens for stay in self._lent.values() for piece in (*stay.path, stay.answer))
+        )

@@ -1,0 +1,245 @@
+"""``EngineCache`` for engines with slots: the table says which slot a call gets, its swap what is saved and restored.
+
+A call goes when its workflow can have a slot (``table``), unless waiting for a busy one of its own is better
+(``fanout``). The engine is told what to erase, save and restore by ``orders``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING
+
+from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.gate import Held
+from orla_lg.core.cache.prefix.admission import AdmissionStatistics
+from orla_lg.core.cache.prefix.nodes import in_common
+from orla_lg.core.cache.slots import fanout
+from orla_lg.core.cache.slots.swap import Swaps
+from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.verification import Order, OrderBook, Trail
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage
+from orla_lg.core.engine.backend import Capability, Effect, Probe
+from orla_lg.core.engine.speed import Speed
+from orla_lg.core.memory.events import CacheAction, Doing, Holding, Verb
+from orla_lg.core.queues import BackendQueue, Queued
+
+if TYPE_CHECKING:
+    from orla_lg.core.cache.slots.orders import Mover
+
+
+class SlotCache:
+    """Numbered slots, each of one workflow.
+
+    Args:
+        count: How many the engine has.
+        orders: What was asked of the engine.
+        swaps: How slots change hands.
+        mover: Has the engine do so; ``None`` where it cannot be told.
+        isolated: No slot's tokens are reused for another tenant.
+    """
+
+    prefetches_alone = True
+
+    def __init__(
+        self, count: int, orders: OrderBook, swaps: Swaps, mover: Mover | None, *, isolated: bool = False
+    ) -> None:
+        self.slots = count
+        self.orders = orders
+        self.swaps = swaps
+        self.table = SlotTable(count, swaps=swaps, isolated=isolated)
+        self.seats: dict[Queued, Seat] = {}
+        self.again_at_s = inf
+        self.waiting_for_prefix = 0
+        self._mover = mover
+        self._lent: dict[PrefetchLease, Seat] = {}
+
+    def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
+        """Follow whether the engine can save slots, and which weights it serves."""
+        self.swaps.learned(able=offers(Capability.SAVE_RESTORE), weights=probe.weights)
+
+    # Calls
+
+    def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
+        """Return the call that gets a slot next, or ``None`` if none can have one now."""
+        held = fanout.better_waiting(self.table, self.seats, queue, speed, now)
+        for each in queue if held or self.waiting_for_prefix else ():
+            each.held = Held.PREFIX if each in held else ""
+        self.waiting_for_prefix = len(held)
+        self.again_at_s = min(self.table.next_expiry_s(now), *held.values(), inf)
+        return queue.next(now, self.table.eligible(now), held)
+
+    def enter(self, queued: Queued, now: float, speed: Speed) -> float:
+        """Give a call its slot; what that held is saved first, and what was saved of the workflow is restored.
+
+        A call granted beyond the bound may find no slot left: the engine then places it itself.
+        """
+        call, workflow = queued.call, queued.call.identity.workflow
+        seat = self.table.seat(workflow, call.ask.prefix, now, hold=queued.running, must=queued.extra)
+        if seat is None:
+            self.table.strayed(call.id)
+        elif seat.fresh and not seat.strange:
+            self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), self.table.slots[seat.slot].take_flush())
+        queued.claimed = self.orders.claim(workflow, self._in_seat(call.ask, seat), 0, now)
+        queued.seat = seat
+        if seat is not None:
+            self.seats[queued] = seat
+            if seat.swap is not None and self._mover is not None:
+                self._mover.swap(self.table, seat.swap)
+        return 0.0
+
+    def _in_seat(self, ask: Ask, seat: Seat | None) -> int:
+        """Return the tokens of a prompt that its slot holds: as the engine counted, or by length if that is less."""
+        if seat is None or (seat.fresh and seat.swap is None):
+            return 0
+        slot = self.table.slots[seat.slot]
+        there = slot if seat.swap is None or seat.swap.restore is None else seat.swap.restore
+        common = in_common(there.prefix, ask.prefix)
+        return min(there.tokens, sum(chars for _, chars in ask.pieces[:common]) // CHARS_PER_TOKEN)
+
+    def first_token(self, queued: Queued) -> bool:
+        """Return False: a call waits for a slot of its workflow, which is free only when the call in it ends."""
+        return False
+
+    def leave(self, queued: Queued, usage: Usage | None, now: float, *, tokens: int, followed: bool) -> None:
+        """Give a call's slot back; the workflow holds it while it goes on."""
+        if tokens:
+            self.orders.called(queued.call.identity.workflow, queued.call.id)
+        if (seat := self.seats.pop(queued, None)) is not None:
+            self.table.vacate(seat, queued.call.ask.prefix, tokens, now, hold=followed)
+        else:
+            self.table.stray_ended(queued.call.id)
+
+    def expected(self, call: Call, ask: Ask) -> float:
+        """Return how many tokens of a call's prompt its workflow's slots hold, those being prefilled included."""
+        return fanout.resident_tokens(self.table, self.seats, call.identity.workflow, ask)
+
+    # Workflows
+
+    def apply(self, action: CacheAction) -> Trail | None:
+        """Give a workflow's slots up at once, or let others take them; the engine erases in a quiet moment."""
+        trail = self.orders.trails.get(action.workflow)
+        if action.verb is Verb.FLUSH:
+            for slot in self.table.slots:
+                if slot.owner == action.workflow and trail is not None:
+                    slot.flush_asked = trail
+            for _ in range(self.table.flush(action.workflow)):
+                self.orders.note(Order(action.verb, Effect.DEFERRED), trail)  # a file is emptied in a quiet moment
+        elif action.verb is Verb.RELEASE and self.table.release(action.workflow):
+            self.orders.note(Order(action.verb, Effect.DEMOTED), trail)
+        return None
+
+    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+        """Note what came of an order that was given before the engine had slots."""
+        self.orders.answered(trail, Order(action.verb, effect))
+
+    def turned(self, workflow: str, doing: Doing, now: float) -> None:
+        """Note what a workflow waits for, outside of any model."""
+        self.table.turned(workflow, doing)
+
+    def forget(self, workflow: str) -> None:
+        """Drop the trail of a workflow that will not come back."""
+        self.orders.forget(workflow)
+
+    def lose(self) -> None:
+        """Expect no contents any more: the engine may have been restarted."""
+        self.table.lose_contents()
+
+    def close(self) -> None:
+        """Give up slots that the engine does not have any more: what was to be erased was not."""
+        for slot in self.table.slots:
+            if slot.flush_asked is not None:
+                self.orders.note(Order(Verb.FLUSH, Effect.FAILED), slot.take_flush())
+
+    def tidy(self) -> None:
+        """Erase, empty and save ahead while the engine has nothing else to do."""
+        if self._mover is not None:
+            self._mover.tidy(self.table)
+
+    # Prefetches
+
+    def missing(self, workflow: str, ask: Ask, tokens: int) -> float:
+        """Return the tokens of a prompt that neither its workflow's slots nor its saved files hold."""
+        return tokens - _of_messages(ask, tokens, self.table.reusable(workflow, ask.prefix))
+
+    def evicts(
+        self, workflow: str, ask: Ask, tokens: int, missing: float, now: float, spared: Callable[[str], bool]
+    ) -> float | None:
+        """Return the tokens that a prefetch would drive out; ``None`` where it finds no slot."""
+        slot = self.table.lendable(workflow, ask.prefix, now, spared)
+        return None if slot is None else max(0.0, slot.tokens - _of_messages(ask, tokens, slot.common(ask.prefix)))
+
+    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+        """Give a prefetch its slot, which is believed to hold no more than what both have in common."""
+        slot = self.table.lendable(workflow, ask.prefix, now, spared)
+        assert slot is not None, "a place was found under the same lock"
+        seat = self.table.lend(workflow, slot, now)
+        if seat.fresh and not seat.strange:
+            self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), slot.take_flush())
+        common = slot.common(ask.prefix)
+        slot.prefix = slot.prefix[:common]
+        slot.tokens = min(slot.tokens, round(_of_messages(ask, tokens, common)))
+        lease = PrefetchLease(ask, seat.slot, seat.fresh)
+        self._lent[lease] = seat
+        return lease
+
+    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+        """End a prefetch; its workflow goes on holding the slot."""
+        seat = self._lent.pop(lease)
+        since_s = self.table.slots[seat.slot].last_used_s
+        self.table.vacate(seat, lease.ask.prefix, tokens, since_s, hold=True)
+
+    def next_expiry_s(self, now: float) -> float:
+        """Return when (monotonic) the first slot may be taken that is held now."""
+        return self.table.next_expiry_s(now)
+
+    # Looking
+
+    def tokens_of(self, workflow: str) -> int:
+        """Return how many tokens of a workflow are believed to be there."""
+        return sum(slot.tokens for slot in self.table.slots if slot.owner == workflow)
+
+    def workflows(self) -> dict[str, int]:
+        """Return the workflows that own slots, and how many tokens these are believed to hold."""
+        owners = {slot.owner for slot in self.table.slots}
+        return {name: self.tokens_of(name) for name in owners if name is not None}
+
+    def interrupted(self) -> set[str]:
+        """Return the workflows that own a slot and wait for a human."""
+        return {slot.owner for slot in self.table.slots if slot.owner is not None and slot.doing is Doing.HUMAN}
+
+    def holdings(self) -> list[Holding]:
+        """Return nothing: room is made by taking slots."""
+        return []
+
+    def statistics(self) -> MemoryStatistics:
+        """Return a snapshot."""
+        slots = self.table.slots
+        return MemoryStatistics(
+            workflows=len({slot.owner for slot in slots} - {None}),
+            tokens=sum(slot.tokens for slot in slots),
+            slots=len(slots),
+            slots_held=sum(slot.held for slot in slots),
+            effects=dict(self.orders.counts),
+            saved=0 if self.swaps.pool is None else len(self.swaps.pool),
+            truth=self.orders.truth(),
+        )
+
+    def admission(self) -> AdmissionStatistics | None:
+        """Return ``None``: a call is admitted by finding a slot."""
+        return None
+
+    def check_integrity(self) -> None:
+        """Assert that leases belong to granted calls, and that all busy slots are theirs or a prefetch's."""
+        self.orders.check_integrity()
+        self.table.check_integrity()
+        assert all(queued.granted for queued in self.seats)
+        assert sum(slot.busy for slot in self.table.slots) == len(self.seats) + len(self._lent)
+        for slot in self.table.slots:
+            assert slot.flush_asked is None or slot.flushed or slot.flush_when_idle, slot
+
+
+def _of_messages(ask: Ask, tokens: int, messages: int) -> float:
+    """Return the tokens of a prompt's first *messages* messages, by their length."""
+    every = sum(chars for _, chars in ask.pieces)
+    return tokens * sum(chars for _, chars in ask.pieces[:messages]) / every if every else 0.0
