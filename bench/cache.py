@@ -46,10 +46,10 @@ from ending import ended
 from flags import above_zero, count
 from marks import put
 from others import Others
-from paper_cache.desk import ANSWER_TOKENS, STAGES, Ticket, tickets
 from paper_cache.figures import PAGE, Figures, draw, in_order
 from paper_cache.places import LLAMACPP, PLACES, ROOM, SHORT, VLLM_CPU, Engine, Place, engine_at
-from paper_cache.turns import Arm, Turns, arms_at
+from paper_cache.scheduler import ANSWER_TOKENS, STAGES, Ticket, tickets
+from paper_cache.turns import Arm, Waiters, arms_at
 from telling import tell
 from under_pressure.kept import Kept
 from under_pressure.seen import Turn
@@ -74,7 +74,7 @@ def kept_at(args: argparse.Namespace, place: Place) -> Path:
     return keep.with_name(f"{keep.stem}-{place.name}{keep.suffix}")
 
 
-async def beside_others(turns: Turns, url: str, arm: Arm, cases: list[Ticket], seed: int) -> Turn:
+async def beside_others(turns: Waiters, url: str, arm: Arm, cases: list[Ticket], seed: int) -> Turn:
     """Run a turn, and note what other processes take of the machine meanwhile."""
     others = Others(url)
     turn = await turns.turn(arm, cases, seed)
@@ -83,7 +83,7 @@ async def beside_others(turns: Turns, url: str, arm: Arm, cases: list[Ticket], s
 
 async def measure(args: argparse.Namespace, place: Place, engine: Engine, kept: Kept) -> None:
     """Run every turn of a place that is not kept yet."""
-    turns, arms, rounds = Turns(place, engine), arms_at(place, engine), rounds_at(place, args.rounds)
+    turns, arms, rounds = Waiters(place, engine), arms_at(place, engine), rounds_at(place, args.rounds)
     began_s = time.monotonic()
     for seed in range(rounds):
         cases = tickets(args.cases, args.every or place.every_s, seed)

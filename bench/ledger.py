@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 import psutil
 from flags import count
 
-from orla_lg.core.cache.prefix.references import Claims
-from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.prefix.references import References
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
 from orla_lg.core.memory.events import Doing
 
@@ -46,11 +46,11 @@ class Load:
     nothing: bool
     """Then it found not even that, so what all workflows have is cut."""
     timed: Callable[[str], object]
-    cache: Residency = field(default_factory=Residency)
+    cache: PrefixTree = field(default_factory=PrefixTree)
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.claims = Claims(self.cache)
+        self.claims = References(self.cache)
 
     def run(self) -> None:
         for turn in range(self.turns):
@@ -70,7 +70,7 @@ class Load:
         with self.timed("workflow turned"):
             self.claims.turned(workflow, Doing.HUMAN, self.now)
 
-    def end(self, stay: Stay, workflow: str, *, corrected: bool) -> None:
+    def end(self, stay: CacheHandle, workflow: str, *, corrected: bool) -> None:
         prompt = round(sum(piece.tokens for piece in stay.path))
         found = sum(stay.believed[: not self.nothing] if corrected else stay.believed)
         with self.timed("call ends, corrected" if corrected else "call ends"):

@@ -52,9 +52,9 @@ def core() -> Serving:
         request_policy=policy("fcfs"),
         memory=memory_policy("default"),
     )
-    for desk in serving.desks.values():
-        desk.health.probe = Probe(("m",), dict.fromkeys(Capability, Support.NATIVE), context_tokens=32_768)
-        desk.pace.speed = SPEED
+    for scheduler in serving.schedulers.values():
+        scheduler.health.probe = Probe(("m",), dict.fromkeys(Capability, Support.NATIVE), context_tokens=32_768)
+        scheduler.pace.speed = SPEED
     return serving
 
 

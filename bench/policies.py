@@ -35,7 +35,7 @@ from marks import DOCS, put
 from orla_lg.core.call import Ask, Hints
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.workflow import Outcome
@@ -198,9 +198,9 @@ class Study:
         )
         self._ended: list[tuple[int, Ended]] = []
 
-    def _request(self, flight: Flight) -> SimRequest:
-        size = self._sizes.pop(flight.call.id)
-        return SimRequest(flight.call.id, size.prompt_tokens, size.output_tokens)
+    def _request(self, inflight: InFlightCall) -> SimRequest:
+        size = self._sizes.pop(inflight.call.id)
+        return SimRequest(inflight.call.id, size.prompt_tokens, size.output_tokens)
 
     def run(self, work: Sequence[tuple[float, Plan]]) -> list[Ended]:
         """Return how the runs ended, in order of their arrival."""

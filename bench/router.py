@@ -34,7 +34,7 @@ PROBABILITIES = ("auc", "brier", "ece")
 
 
 @dataclass
-class Way:
+class Edge:
     name: str
     scores: list[Scores]
     probable: list[float] = field(default_factory=list)
@@ -51,17 +51,17 @@ class Way:
         return f"{mean:.3f} ± {spread:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
-def learned(name: str, table: Table, labels: Sequence[bool], goal: Goal, args: argparse.Namespace) -> Way:
+def learned(name: str, table: Table, labels: Sequence[bool], goal: Goal, args: argparse.Namespace) -> Edge:
     def tell(done: int, total: int) -> None:
         print(f"\r{name}: {done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     passes = cross_validate(table, goal, folds=args.folds, repeats=args.repeats, progress=tell)
     scores = [score(one.probable, one.sent, labels, goal.light_price) for one in passes]
     mean = [sum(said) / len(said) for said in zip(*(one.probable for one in passes), strict=True)]
-    return Way(name, scores, mean)
+    return Edge(name, scores, mean)
 
 
-def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]) -> tuple[Way, int]:
+def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]) -> tuple[Edge, int]:
     """Ask a model about each prompt; one that says neither makes it complex, as ``OneBitStageMapper`` does."""
     sent, silent, judge = [], 0, OneBitStageMapper("light", "heavy")
     with httpx.Client(timeout=120) as http:
@@ -73,7 +73,7 @@ def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]
             sent.append(not simple)
             print(f"\rjudge: {done}/{len(rows)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return Way(
+    return Edge(
         f"one-bit judge ({args.judge_model})", [score([0.5] * len(sent), sent, labels, args.light_price)]
     ), silent
 
@@ -94,7 +94,7 @@ def vectors(args: argparse.Namespace, rows: Sequence[Row]) -> list[list[float]]:
     return found
 
 
-def table_of(ways: Sequence[Way]) -> str:
+def table_of(ways: Sequence[Edge]) -> str:
     lines = ["| way | " + " | ".join(HEADS) + " |", "|---" * (len(HEADS) + 1) + "|"]
     lines += [f"| {way.name} | " + " | ".join(way.cells()) + " |" for way in ways]
     return "\n".join(lines)
@@ -119,7 +119,7 @@ def curve(probable: Sequence[float], labels: Sequence[bool], price: float) -> li
     return [(one.cost, one.quality) for one in found]
 
 
-def draw(ways: Sequence[Way], labels: Sequence[bool], price: float, path: Path) -> None:
+def draw(ways: Sequence[Edge], labels: Sequence[bool], price: float, path: Path) -> None:
     """Draw cost against quality: a curve for what has probabilities, a point for every way."""
     import matplotlib as mpl
 
@@ -179,7 +179,7 @@ def main() -> int:
         tables["learned, with embeddings"] = Table(prompts, labels, vectors(args, rows))
     made = [learned(name, table, labels, goal, args) for name, table in tables.items()]
     share, _ = mean_and_spread([one.light_share for one in made[0].scores])
-    ways = [Way(name, [found]) for name, found in simple_ways(prompts, labels, share, args.light_price).items()]
+    ways = [Edge(name, [found]) for name, found in simple_ways(prompts, labels, share, args.light_price).items()]
     if args.judge_url:
         way, silent = judged(args, rows, labels)
         ways.append(way)

@@ -43,9 +43,9 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
-from orla_lg.core.standing import Standing
+from orla_lg.core.standing import RunShare
 from orla_lg.core.steps import Send, Steps, Wait, WaitForTurn
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual.serving import StillAdapter
@@ -105,17 +105,17 @@ class AtDesk:
     def __init__(self, policy: str, load: Load) -> None:
         backend = Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
         chosen = policies("main", policy, policy)
-        self.desk = Desk(backend, StillAdapter(), Background(), time.monotonic, chosen)
+        self.scheduler = BackendScheduler(backend, StillAdapter(), Background(), time.monotonic, chosen)
         self._load = load
         self._dice = random.Random(1)
-        self._run, self._standing = -1, Standing()
+        self._run, self._standing = -1, RunShare()
         self._in_flight: deque[Queued] = deque()
 
     def enter(self) -> Callable[[], None]:
         """Make a call, and return what is to be timed: its way into the queue."""
         number, stage, ask, hints = self._load.next()
         if number != self._run:
-            self._run, self._standing = number, Standing(time.monotonic())
+            self._run, self._standing = number, RunShare(time.monotonic())
             self._standing.remaining_s = self._dice.expovariate(0.1)
             self._standing.serve(self._dice.expovariate(1e-4), time.monotonic())
         name = f"run {number}"
@@ -127,7 +127,7 @@ class AtDesk:
         return partial(self._enter, call)
 
     def _enter(self, call: Call) -> None:
-        queued = self.desk.enter(call, order=None, running=True, holds_grant=False)
+        queued = self.scheduler.enter(call, order=None, running=True, holds_grant=False)
         if queued.turn is None:
             self._in_flight.append(queued)
         else:
@@ -137,14 +137,14 @@ class AtDesk:
         """Let the oldest call in flight end; the next one goes."""
         queued = self._in_flight.popleft()
         queued.call.standing.serve(500, time.monotonic())
-        self.desk.leave(queued, tokens=100, usage=Usage(100, 0, 10), followed=lambda: True)
+        self.scheduler.leave(queued, tokens=100, usage=Usage(100, 0, 10), followed=lambda: True)
 
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
 
     def close(self) -> None:
-        self.desk.check_integrity()
+        self.scheduler.check_integrity()
 
 
 class ThroughSteps:
@@ -188,13 +188,13 @@ class ThroughSteps:
 
     def leave(self) -> None:
         steps, send = self._sending.popleft()
-        send.flight.first_token()
-        send.flight.finish()
+        send.inflight.first_token()
+        send.inflight.finish()
         _end(steps)
         while self._ready:
             ready = self._ready.popleft()
             self._sending.append((ready, ready.send(None)))
-        self._ended(send.flight.call)
+        self._ended(send.inflight.call)
 
     def _ended(self, call: Call) -> None:
         run = call.identity.run
@@ -204,10 +204,10 @@ class ThroughSteps:
             del self._open[run]
             self.serving.progress.run_ended(run, Outcome.DONE)
 
-    def send(self, flight: Any) -> Any:
+    def send(self, inflight: Any) -> Any:
         raise NotImplementedError
 
-    async def asend(self, flight: Any) -> Any:
+    async def asend(self, inflight: Any) -> Any:
         raise NotImplementedError
 
     @property
@@ -217,7 +217,7 @@ class ThroughSteps:
     def close(self) -> None:
         self.serving.check_integrity()
         for _, send in self._sending:
-            send.flight.finish()
+            send.inflight.finish()
         self.serving.close()
 
 

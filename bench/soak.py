@@ -23,7 +23,7 @@ from pathlib import Path
 
 import flags
 from ending import ended
-from soaking.account import Account, Check
+from soaking.account import Check, UsageAccount
 from soaking.engine import engine_process
 from soaking.figures import flat, idle, kept, show
 from soaking.load import Load
@@ -42,7 +42,7 @@ LEAST_SHARE = 0.9
 def main() -> int:
     """Run, and return the exit status."""
     asked = _arguments()
-    account = Account(swallow=200 if asked.control == "lose" else 0)
+    account = UsageAccount(swallow=200 if asked.control == "lose" else 0)
     with engine_process() as url, tempfile.TemporaryDirectory(prefix="soak-") as folder:
         records = Path(folder) / "records.jsonl"
         graphs = Graphs(url, hidden=50 if asked.control == "fault" else 0, hold=20 if asked.control == "leak" else 0)
@@ -84,7 +84,7 @@ def main() -> int:
         return 130 if stopped else 0
 
 
-def _drive(load: Load, account: Account, seconds: float) -> bool:
+def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
     """Keep the load up for so long; returns whether Ctrl-C ended it."""
     begun = told_s = sampled_s = time.monotonic()
     try:
@@ -105,7 +105,7 @@ def _drive(load: Load, account: Account, seconds: float) -> bool:
     return False
 
 
-def _tell(account: Account, at_s: float, of_s: float, *, last: bool = False) -> None:
+def _tell(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False) -> None:
     counts, sample = account.counts, account.samples[-1]
     tell(
         f"{at_s:4.0f} of {of_s:.0f} s: {counts['records']:,} calls ({counts['records'] / at_s:.0f}/s), "

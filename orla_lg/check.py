@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     with orla:
         silent = orla.connect(args.timeout)
         reports = [
-            _Report(desk.backend, desk.health.probe, silent[name]) for name, desk in orla.core.serving.desks.items()
+            _Report(scheduler.backend, scheduler.health.probe, silent[name])
+            for name, scheduler in orla.core.serving.schedulers.items()
         ]
     if args.json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))

@@ -280,7 +280,7 @@ class Orla:
         override, serving = stage_mapper(mapper), self.core.serving
         assert override is not None, "a variant overrides something"
         try:
-            self._check_backends(override, [desk.backend for desk in serving.desks.values()])
+            self._check_backends(override, [scheduler.backend for scheduler in serving.schedulers.values()])
         except MappingError as error:
             raise MappingError(f"variant {shown(name)}: {error}") from error
         serving.learners.enlist(override)
@@ -289,18 +289,20 @@ class Orla:
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
         """Let every backend say what it is, and return who could not, by name."""
-        desks = self.core.serving.desks
+        schedulers = self.core.serving.schedulers
         concurrent.futures.wait(self._probe_all(), timeout=patience_s)
         silent = "does not answer yet"
         return {
-            name: None if desk.health.known else desk.health.fault or BackendUnavailable(f"backend {name!r} {silent}")
-            for name, desk in desks.items()
+            name: None
+            if scheduler.health.known
+            else scheduler.health.fault or BackendUnavailable(f"backend {name!r} {silent}")
+            for name, scheduler in schedulers.items()
         }
 
     def _probe_all(self) -> list[concurrent.futures.Future[None]]:
         """Ask every backend that is not known what it is; all at once, and in the background."""
-        desks = self.core.serving.desks.values()
-        return [probing for desk in desks if (probing := desk.health.connect()) is not None]
+        schedulers = self.core.serving.schedulers.values()
+        return [probing for scheduler in schedulers if (probing := scheduler.health.connect()) is not None]
 
     @property
     def limits(self) -> Limits:
@@ -482,8 +484,8 @@ class Orla:
         self.close()
 
     def __repr__(self) -> str:
-        desks = self.core.serving.desks.values()
-        return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in desks)})"
+        schedulers = self.core.serving.schedulers.values()
+        return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in schedulers)})"
 
 
 def _adapter_of(backend: Backend) -> BackendAdapter:

@@ -107,13 +107,13 @@ def assert_nothing_left(orla: Orla) -> None:
     serving.check_integrity()
     for name, backend in now.backends.items():
         assert (backend.queue.in_flight, backend.queue.waiting) == (0, 0), name
-        assert not serving.desks[name]._entered, name
+        assert not serving.schedulers[name]._entered, name
     assert (now.workflows.runs, now.workflows.running) == (0, 0)
     assert len(orla.core.runs) == 0
     threads = set(serving.book._idle)
-    for name, desk in serving.desks.items():
-        if not desk.cache.slots:  # a slot remembers who sat there last
-            assert set(desk.cache.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
+    for name, scheduler in serving.schedulers.items():
+        if not scheduler.cache.slots:  # a slot remembers who sat there last
+            assert set(scheduler.cache.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
 
 
 # Real engines, only when asked for: pytest -m engines

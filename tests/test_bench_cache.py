@@ -57,16 +57,16 @@ def turn(bench: Any, arm: str, seed: int, wait_s: float, cached: int) -> Any:
 
 
 def test_the_same_seed_gives_the_same_cases_and_another_one_others(bench: Any) -> None:
-    cases = bench.desk.tickets(8, 4.0, 3)
-    assert cases == bench.desk.tickets(8, 4.0, 3)
-    assert not {each.said for each in cases} & {each.said for each in bench.desk.tickets(8, 4.0, 4)}
-    assert all(len(each.said) == len(each.waits_s) == len(bench.desk.STAGES) for each in cases)
+    cases = bench.scheduler.tickets(8, 4.0, 3)
+    assert cases == bench.scheduler.tickets(8, 4.0, 3)
+    assert not {each.said for each in cases} & {each.said for each in bench.scheduler.tickets(8, 4.0, 4)}
+    assert all(len(each.said) == len(each.waits_s) == len(bench.scheduler.STAGES) for each in cases)
     assert all(0.2 <= wait_s <= 3.0 for each in cases for wait_s in each.waits_s[1:])
     assert [each.waits_s[0] for each in cases] == [0.0] * 8, "nothing is looked up before the first stage"
 
 
 def test_cases_arrive_as_a_poisson_process(bench: Any) -> None:
-    begins_s = [each.begin_s for each in bench.desk.tickets(2000, 1.5, 0)]
+    begins_s = [each.begin_s for each in bench.scheduler.tickets(2000, 1.5, 0)]
     gaps_s = [after - before for before, after in pairwise(begins_s)]
     mean_s = sum(gaps_s) / len(gaps_s)
     variance = sum((gap_s - mean_s) ** 2 for gap_s in gaps_s) / len(gaps_s)
@@ -76,8 +76,8 @@ def test_cases_arrive_as_a_poisson_process(bench: Any) -> None:
 
 def test_all_cases_begin_alike_and_soon_differ(bench: Any) -> None:
     words = WordTokenizer()
-    first, second = (words.prompt(bench.desk.opening(each)) for each in bench.desk.tickets(2, 1.0, 0))
-    policy = len(words.encode(bench.desk.POLICY))
+    first, second = (words.prompt(bench.scheduler.opening(each)) for each in bench.scheduler.tickets(2, 1.0, 0))
+    policy = len(words.encode(bench.scheduler.POLICY))
     assert first[:policy] == second[:policy]
     assert first[policy : policy + 12] != second[policy : policy + 12]
 
@@ -100,11 +100,11 @@ def test_what_makes_no_sense_at_a_place_is_not_run_there(bench: Any) -> None:
 @pytest.mark.parametrize("name", ["engine's own LRU", "reset of everything per request", "flush per workflow"])
 def test_each_arm_runs_the_same_five_stages_from_an_empty_cache(bench: Any, name: str) -> None:
     arm = next(arm for arm in bench.turns.ARMS if arm.name == name)
-    said = [each.said for each in bench.desk.tickets(2, 1.0, 0)]
-    cases = [bench.desk.Ticket(0.0, words, (0.0,) * 5) for words in said]
+    said = [each.said for each in bench.scheduler.tickets(2, 1.0, 0)]
+    cases = [bench.scheduler.Ticket(0.0, words, (0.0,) * 5) for words in said]
     emptied: list[str] = []
     with StubEngine() as stub:
-        turns = bench.turns.Turns(place(bench, "vllm-short"), engine(stub.url, emptied))
+        turns = bench.turns.Waiters(place(bench, "vllm-short"), engine(stub.url, emptied))
         made = asyncio.run(turns.turn(arm, cases, 7))
         asked = [seen.body for seen in stub.requests if seen.body and "ignore_eos" in seen.body]
     assert emptied == ["emptied"]
@@ -115,7 +115,7 @@ def test_each_arm_runs_the_same_five_stages_from_an_empty_cache(bench: Any, name
     last = max(asked, key=lambda body: len(body["messages"]))["messages"]
     assert [message["role"] for message in last] == ["system", *["user", "assistant"] * 4, "user"]
     assert [message["content"] for message in last if message["role"] == "user"] in [list(words) for words in said]
-    assert last[0]["content"] == bench.desk.POLICY
+    assert last[0]["content"] == bench.scheduler.POLICY
 
 
 # The figures ------------------------------------------------------------------------------------------------

@@ -243,13 +243,13 @@ def test_an_arm_without_the_plugin_does_not_see_it(bench: Any) -> None:
     with StubEngine() as stub:
         backend = Backend("engine", stub.url, "any", engine="vllm")
         with bench.unplugged.plugin(seen=False), Orla([backend]) as orla:
-            adapter = orla.core.serving.desks["engine"].adapter
+            adapter = orla.core.serving.schedulers["engine"].adapter
             assert isinstance(adapter, bench.unplugged.Unplugged)
             with pytest.raises(EngineRefused, match="not there for this arm"):
                 asyncio.run(adapter.post("orla/kv/stat", {}))
         assert not [seen for seen in stub.requests if "orla" in seen.path]
         with bench.unplugged.plugin(seen=True), Orla([backend]) as orla:
-            assert not isinstance(orla.core.serving.desks["engine"].adapter, bench.unplugged.Unplugged)
+            assert not isinstance(orla.core.serving.schedulers["engine"].adapter, bench.unplugged.Unplugged)
 
 
 @pytest.mark.parametrize("name", ["bare", "priority", "cap4", "wrapped"])

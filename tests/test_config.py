@@ -43,7 +43,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "workflow_fcfs", 5)
     assert not settings.admission
     with Orla.from_settings(settings) as orla:
-        assert not orla.core.serving.desks["light"].cache.gate.holds
+        assert not orla.core.serving.schedulers["light"].cache.gate.holds
 
 
 URL = 'url = "http://127.0.0.1:1/v1"'
@@ -178,7 +178,7 @@ def test_faults_of_what_stands_beside_it(tmp_path: Path, text: str, message: str
 def test_policies_by_backend_and_by_stage(tmp_path: Path) -> None:
     said = "stage_policy = {b = 'critical_path', '*' = 'fair'}\nrequest_policy = {ask = 'sjf'}\n"
     with Orla.from_config(write(tmp_path, f"{said}[backends.b]\n{URL}\n[backends.c]\n{URL}")) as orla:
-        ordered = {name: desk.queue.policies for name, desk in orla.core.serving.desks.items()}
+        ordered = {name: scheduler.queue.policies for name, scheduler in orla.core.serving.schedulers.items()}
     assert isinstance(ordered["b"].stage, CriticalPath) and isinstance(ordered["c"].stage, Fair)
     assert isinstance(ordered["b"].of("ask"), ShortestJob) and isinstance(ordered["b"].of("reply"), WorkflowFcfs)
 

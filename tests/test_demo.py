@@ -139,8 +139,8 @@ BAD: dict[str, Answer] = {
 
 
 async def answered(url: str, ticket: str, outbox: Path) -> dict[str, Any]:
-    desk = graph.support_graph(graph.chat_model(url, "stub"), outbox).compile()
-    return await desk.ainvoke({"ticket": ticket})
+    scheduler = graph.support_graph(graph.chat_model(url, "stub"), outbox).compile()
+    return await scheduler.ainvoke({"ticket": ticket})
 
 
 # The graph alone
@@ -239,7 +239,9 @@ def test_all_tickets_can_be_answered_by_rules_alone() -> None:
         found = classified_by_rules(ticket)
         assert found.issue in phrases_of(ticket)
         for rule in _all_rules():
-            Email(subject=found.issue, body=letter(template(found, rule), team="Front Desk", escalated=True))
+            Email(
+                subject=found.issue, body=letter(template(found, rule), team="Front BackendScheduler", escalated=True)
+            )
     assert len(tickets()) >= 24
     kinds = {classified_by_rules(ticket).category for ticket in tickets()}
     assert kinds == set(Category.__args__)
@@ -276,14 +278,14 @@ def test_priorities_reach_the_records(tmp_path: Path) -> None:
 
 
 def test_a_ticket_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    class Desk:
+    class BackendScheduler:
         async def astream(self, state: dict[str, str], config: Any, stream_mode: str) -> Any:
             if state["ticket"] == "bad":
                 raise OrlaError("no engine")
             yield {"reply": {"email": Email(subject="Your lamp", body="x" * 60)}}
 
     board, emails = Board(2, 0.0), dict[int, Email]()
-    asyncio.run(answer_all(Desk(), ["bad", "good"], board, emails))
+    asyncio.run(answer_all(BackendScheduler(), ["bad", "good"], board, emails))
     assert set(emails) == {2}
     assert [(line.ticket, line.kind, line.text) for line in board.lines] == [(1, "error", "OrlaError: no engine")]
 

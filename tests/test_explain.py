@@ -16,7 +16,7 @@ from orla_lg import explain as explaining
 from orla_lg.core import journal
 from orla_lg.core.call import Considered
 from orla_lg.core.journal import Appended, Journal
-from orla_lg.core.record import Aftermath
+from orla_lg.core.record import CacheFollowUp
 from tests.conftest import at, chat
 from tests.mappers.test_cost_quality import record
 from tests.stub_engine import StubEngine
@@ -157,9 +157,9 @@ def test_what_was_asked_and_whether_it_was_true_is_said_in_words(told: str, said
 
 def test_what_became_known_later_is_joined_to_its_record(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late = Journal(file)
-    late.amended("abc-1", Aftermath("w", ("pin:pinned",), None))
-    late.amended("abc-1", Aftermath("w", ("pin:pinned", "flush:freed"), True))
-    late.amended("gone", Aftermath("w", ("flush:failed",), False))
+    late.amended("abc-1", CacheFollowUp("w", ("pin:pinned",), None))
+    late.amended("abc-1", CacheFollowUp("w", ("pin:pinned", "flush:freed"), True))
+    late.amended("gone", CacheFollowUp("w", ("flush:failed",), False))
     late.close()
     assert explain("abc-1", "--records", file, "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -271,7 +271,7 @@ def test_asynchronous_model(engine: StubEngine, theirs: StubEngine, orla: Orla, 
 def test_keys_in_headers_stay_with_their_host(engine: StubEngine, theirs: StubEngine, orla: Orla) -> None:
     secret = {"Authorization": "Bearer secret", "api-key": "secret", "X-Api-Key": "secret", "Cookie": "a=secret"}
     secret |= {"Proxy-Authorization": "secret", "OpenAI-Organization": "secret", "OpenAI-Project": "secret"}
-    secret |= {"X-Account": "secret", "X-Goog-User-Project": "secret", "Referer": "secret"}
+    secret |= {"X-UsageAccount": "secret", "X-Goog-User-Project": "secret", "Referer": "secret"}
     client = openai.OpenAI(
         base_url=theirs.url, api_key="secret", organization="secret", project="secret", default_headers=secret
     )

@@ -14,7 +14,7 @@ from orla_lg import Backend
 from orla_lg.core.background import Background
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
 from orla_lg.core.cache.prefix.events import KVFeed
-from orla_lg.core.cache.prefix.tree import Residency
+from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Directions
 from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
@@ -200,7 +200,7 @@ def test_an_endpoint_must_be_one(said: str) -> None:
 
 
 def test_a_feed_carries_events_into_the_account_until_it_is_closed(publisher: Publisher) -> None:
-    background, lock, cache = Background(), threading.Lock(), Residency()
+    background, lock, cache = Background(), threading.Lock(), PrefixTree()
     blocks = CachedBlocks(cache)
     feed = KVFeed(adapter(publisher), blocks, background, lock, "b")
     with lock:

@@ -23,7 +23,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import interrupt
 
 from orla_lg import Backend, Orla, OrlaError
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.workflow import RunState
 from tests.conftest import assert_nothing_left, at, chat
 from tests.stub_engine import MODEL, Reply, Seen, StubEngine
@@ -240,23 +240,23 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
     settled(orla)
     assert_nothing_left(orla)
     assert orla.statistics().workflows.idle <= THREADS
-    for desk in orla.core.serving.desks.values():
-        assert not desk.queue.stages and not desk.queue.by_workflow
-        assert len(desk.cache.workflows()) <= THREADS
+    for scheduler in orla.core.serving.schedulers.values():
+        assert not scheduler.queue.stages and not scheduler.queue.by_workflow
+        assert len(scheduler.cache.workflows()) <= THREADS
     for thread in range(THREADS):
         graphs.threaded.checkpointer.delete_thread(f"t{thread}")
     settled(orla)
     assert orla.statistics().workflows.idle == 0
-    for desk in orla.core.serving.desks.values():
-        assert not desk.cache.workflows()
-    slots = orla.core.serving.desks["slots"].cache.table
+    for scheduler in orla.core.serving.schedulers.values():
+        assert not scheduler.cache.workflows()
+    slots = orla.core.serving.schedulers["slots"].cache.table
     assert slots is not None and not any(slot.owner or slot.held or slot.busy for slot in slots.slots)
     for wrapped in (graphs.threaded, graphs.single):
         handler = wrapped.config["callbacks"][-1]
         assert not handler._nodes and not len(handler._heard)
     # LangGraph's ended tasks may still hold the exceptions of a few calls, with their frames; none is under way.
-    flights = [flight for flight in alive(Flight) if flight._serving is orla.core.serving]
-    assert not any(flight._open for flight in flights)
+    flights = [inflight for inflight in alive(InFlightCall) if inflight._serving is orla.core.serving]
+    assert not any(inflight._open for inflight in flights)
     assert len(flights) < RUNS / 100
     assert len(alive(RunState)) < RUNS / 100
     assert (engine.in_flight, slotted.in_flight) == (0, 0)

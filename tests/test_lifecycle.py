@@ -180,7 +180,7 @@ def slots(slotted: StubEngine, make_orla: Any) -> Orla:
 
 def owners(orla: Orla) -> set[tuple[str | None, bool]]:
     """Return who has a slot, and whether it is held."""
-    table = orla.core.serving.desks["slots"].cache.table
+    table = orla.core.serving.schedulers["slots"].cache.table
     assert table is not None
     return {(slot.owner, slot.held) for slot in table.slots if slot.owner is not None}
 

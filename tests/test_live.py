@@ -94,7 +94,7 @@ def test_a_drain_that_is_cancelled_leaves_nothing(engine: StubEngine, orla: Orla
     with busy(engine, orla, 1):
         engine.wait(lambda e: e.in_flight == 1)
         asyncio.run(give_up())
-        assert not orla.core.serving.desks["main"].drains
+        assert not orla.core.serving.schedulers["main"].drains
 
 
 def test_deadlines_go_on_while_paused(orla: Orla) -> None:
@@ -112,7 +112,7 @@ def test_closing_ends_the_waits_of_who_is_paused_and_of_who_drains(engine: StubE
     next(stream)  # holds its grant until it is read
     with ThreadPoolExecutor(2) as pool:
         draining = pool.submit(orla.drain, "main")
-        while not orla.core.serving.desks["main"].drains:
+        while not orla.core.serving.schedulers["main"].drains:
             time.sleep(0.01)
         call = pool.submit(llm.invoke, "hello")
         watch.wait(Happening.QUEUED)

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from orla_lg import Ahead, ConfigError, Orla, StageOutlook
 from orla_lg.core.lookahead.estimates import Estimates
-from orla_lg.core.lookahead.structure import Outlook, Way
+from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.graph.lookahead import look_ahead, name_of
 from tests.conftest import at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
@@ -41,8 +41,8 @@ def graph_of(*nodes: str) -> Any:
     return graph
 
 
-def way(always: str = "", perhaps: str = "", *, anywhere: bool = False) -> Way:
-    return Way(frozenset(always.split()), frozenset(perhaps.split()), anywhere)
+def way(always: str = "", perhaps: str = "", *, anywhere: bool = False) -> Edge:
+    return Edge(frozenset(always.split()), frozenset(perhaps.split()), anywhere)
 
 
 # ── what is read ─────────────────────────────────────────────────────────────────────────────────────
@@ -109,7 +109,7 @@ def functional() -> Any:
     return whole
 
 
-KINDS: list[tuple[Callable[[], Any], dict[str, Way]]] = [
+KINDS: list[tuple[Callable[[], Any], dict[str, Edge]]] = [
     (linear, {START: way("a"), "a": way("b"), "b": way("__end__")}),
     (fan_out, {START: way("a"), "a": way("b c"), "b": way("d"), "c": way("d"), "d": way()}),
     (declared, {START: way("a"), "a": way(perhaps="b __end__"), "b": way("a")}),
@@ -133,7 +133,7 @@ KINDS: list[tuple[Callable[[], Any], dict[str, Way]]] = [
 
 
 @pytest.mark.parametrize(("make", "ways"), KINDS, ids=lambda each: getattr(each, "__name__", ""))
-def test_what_is_written_is_read(make: Callable[[], Any], ways: dict[str, Way]) -> None:
+def test_what_is_written_is_read(make: Callable[[], Any], ways: dict[str, Edge]) -> None:
     made = make()
     graph = made.compile() if isinstance(made, StateGraph) else made
     assert dict(look_ahead(graph).ways) == ways
@@ -163,7 +163,7 @@ def test_a_graph_that_cannot_be_read_is_wrapped_all_the_same(
 ) -> None:
     graph = linear().compile()
     monkeypatch.setattr(graph.builder, "edges", 3)
-    assert look_ahead(graph) == Outlook({"a": Way(), "b": Way()})
+    assert look_ahead(graph) == GraphStructure({"a": Edge(), "b": Edge()})
     assert "structure of graph 'LangGraph' cannot be read" in caplog.text
     assert set(orla.wrap(graph).invoke(QUESTION)) == {"messages"}
     assert {each.stage: dict(each.next) for each in orla.outlook(graph)}["a"] == {"b": 0.5, "__end__": 0.5}

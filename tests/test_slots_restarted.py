@@ -83,12 +83,12 @@ def a_chat(orla: Orla, engine: StubEngine) -> Callable[[str], str]:
 
 def test_an_empty_slot_is_not_taken_for_a_copy(saving: Saving, make_orla: Callable[..., Orla]) -> None:
     orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"})
-    desk = orla.core.serving.desks["main"]
-    desk._swaps.prices = Dear()
+    scheduler = orla.core.serving.schedulers["main"]
+    scheduler._swaps.prices = Dear()
     turn = a_chat(orla, saving)
     assert [turn(thread) for thread in ("ann", "bob", "cid")] == ["claimed", "claimed", "reclaimed"]
     assert turn("ann") == "restored"
-    table = desk.cache.table
+    table = scheduler.cache.table
     assert table is not None and table.swaps.pool is not None
     until(lambda: not any(slot.moving for slot in table.slots), "who lies idle is saved ahead")
     assert "save:failed" not in effects(orla), "what a running engine saves is whole"
@@ -110,7 +110,7 @@ def test_who_returns_to_an_engine_started_anew_is_told_the_truth(
     saving: Saving, make_orla: Callable[..., Orla], asked_again: bool
 ) -> None:
     orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"})
-    health = orla.core.serving.desks["main"].health
+    health = orla.core.serving.schedulers["main"].health
     turn = a_chat(orla, saving)
     assert [turn("ann"), turn("ann")] == ["claimed", "reused"]
     saving.restart()

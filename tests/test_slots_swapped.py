@@ -87,7 +87,7 @@ class Dear(Prices):
 
 def orla_at(engine: Llama, make_orla: MakeOrla) -> Orla:
     orla = make_orla(Backend("llama", engine.url, engine="llamacpp"), mapper={"*": "llama"})
-    orla.core.serving.desks["llama"]._swaps.prices = Dear()
+    orla.core.serving.schedulers["llama"]._swaps.prices = Dear()
     return orla
 
 
@@ -123,7 +123,7 @@ def records_of(orla: Orla, thread: int) -> list[Record]:
 
 
 def table_of(orla: Orla) -> SlotTable:
-    table = orla.core.serving.desks["llama"].cache.table
+    table = orla.core.serving.schedulers["llama"].cache.table
     assert table is not None
     return table
 
@@ -275,8 +275,8 @@ def test_a_night_in_its_own_slot_is_noticed(two_slots: Llama, make_orla: MakeOrl
     until(lambda: effects(orla).get("save:saved", 0) > 0, "who waits for a human is saved ahead")
     two_slots.stop()
     two_slots.start()
-    orla.core.serving.desks["llama"].health._learned_s -= 8 * 3600.0
-    orla.core.serving.desks["llama"].health._probed_s -= 8 * 3600.0
+    orla.core.serving.schedulers["llama"].health._learned_s -= 8 * 3600.0
+    orla.core.serving.schedulers["llama"].health._probed_s -= 8 * 3600.0
 
     assert resume(graph) == by_day
     before, now = records_of(orla, 0)

@@ -52,7 +52,10 @@ def run_of(thread: str | None, tenant: str | None = None) -> Any:
 def keys(orla: Orla) -> set[str]:
     """Return the keys of the workflows that are known to hold something, or lie idle."""
     book = orla.core.serving.book
-    return {*book._idle, *(key for desk in orla.core.serving.desks.values() for key in desk.cache.workflows())}
+    return {
+        *book._idle,
+        *(key for scheduler in orla.core.serving.schedulers.values() for key in scheduler.cache.workflows()),
+    }
 
 
 # Whose workflow a call belongs to
@@ -298,7 +301,7 @@ class _Shared(StubEngine):
 def test_a_stages_beginning_is_warmed_for_the_tenant_it_was_learned_from(make_orla: Callable[..., Orla]) -> None:
     with _Shared() as engine:
         orla = make_orla(at(engine, engine="vllm", isolate_tenants=True), mapper={"*": "main"})
-        book = orla.core.serving.desks["main"].warming.prompts
+        book = orla.core.serving.schedulers["main"].warming.prompts
         for thread in "abcd":
             model = chat(engine)
             graph = orla.wrap(

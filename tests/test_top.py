@@ -19,7 +19,7 @@ from rich.console import Console
 from orla_lg import cli
 from orla_lg.control.client import Client
 from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
-from orla_lg.core.cache.verification import Truth
+from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.limits.costs import Spent
 from orla_lg.core.waiting import Waiting, WaitsFor
@@ -189,7 +189,7 @@ def a_wait(workflow: str, waits_for: WaitsFor, **rest: Any) -> Waiting:
 QUIET = BackendState(
     engine="vllm", reachable=True, circuit=Circuit.CLOSED, paused=False, in_flight=0, max_concurrency=None, waiting=0,
     capacity=10, waiting_by_stage={}, stage_policy="edf", request_policies={"*": "fcfs"}, spent=Spent(),
-    kv=Occupancy(), cache_effects={}, truth=Truth(0, 0, {}, {}), waits=(),
+    kv=Occupancy(), cache_effects={}, truth=VerificationCounts(0, 0, {}, {}), waits=(),
 )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
 
 def test_what_was_claimed_of_caches_and_what_calls_found() -> None:
     effects = {f"pin:{each}": n for n, each in enumerate("abcdef")} | {"flush:freed": 40}
-    truth = Truth(1_000, 940, {"kept": 7, "freed": 2}, {"pinned": 1})
+    truth = VerificationCounts(1_000, 940, {"kept": 7, "freed": 2}, {"pinned": 1})
     asked = replace(QUIET, cache_effects=effects, truth=truth)
     said = drawn(State(1, 0.0, 0, 0, 0, {"b": asked, "quiet": QUIET}))
     assert (

@@ -14,7 +14,7 @@ from orla_lg import Orla
 Graph = Any
 
 
-class Desk(type(StateGraph(MessagesState).add_node("a", lambda s: s).add_edge(START, "a").compile())):  # type: ignore[misc]
+class BackendScheduler(type(StateGraph(MessagesState).add_node("a", lambda s: s).add_edge(START, "a").compile())):  # type: ignore[misc]
     """A graph type of an application, with a default that its instances overrule."""
 
     greeting = "none"
@@ -35,7 +35,7 @@ def functional() -> Graph:
 
 def subclassed() -> Graph:
     graph = state_graph()
-    graph.__class__ = Desk
+    graph.__class__ = BackendScheduler
     graph.greeting = "hello"
     return graph
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
@@ -81,7 +81,7 @@ class SGLangAdapter(OpenAIAdapter):
         self._is_admin = False
         self._evicts_by_priority = False
         self._salts = SaltTrial(self)
-        self._sessions = Newest[str, None](KEEP_SESSIONS)
+        self._sessions = BoundedDict[str, None](KEEP_SESSIONS)
         """Workflows whose sessions may be open: the first request opens one."""
         self._lock = threading.Lock()
 

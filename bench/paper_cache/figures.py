@@ -1,4 +1,4 @@
-"""Turns into a table for each place, curves for all, and both into the page."""
+"""Waiters into a table for each place, curves for all, and both into the page."""
 
 from __future__ import annotations
 

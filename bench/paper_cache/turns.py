@@ -16,8 +16,8 @@ from under_pressure.load import common
 from under_pressure.seen import CallSeen, JobSeen, Turn
 
 from orla_lg import Backend, Orla
-from paper_cache.desk import Ticket, graph_of, opening
 from paper_cache.places import LLAMACPP, SHORT, VLLM_CPU, Engine, Place
+from paper_cache.scheduler import Ticket, graph_of, opening
 
 WARM_TOKENS = 8
 CONNECT_PATIENCE_S = 30.0
@@ -58,7 +58,7 @@ def arms_at(place: Place, engine: Engine) -> list[Arm]:
     return [arm for arm in ARMS if arm.name in wanted and (arm.memory is None or engine.has_plugin)]
 
 
-class Turns:
+class Waiters:
     """Runs arms on one engine."""
 
     def __init__(self, place: Place, engine: Engine) -> None:

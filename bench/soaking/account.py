@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from orla_lg.core.record import CallEvent, Happening
-from soaking.runs import Run, Way
+from soaking.runs import Edge, Run
 
 SETTLE_S = 5.0
 """After its end a run's records may still come: a stream that was dropped ends when it is closed."""
@@ -28,7 +28,7 @@ class Sample:
     records: int
 
 
-class Account:
+class UsageAccount:
     """What was begun, what came of it, and what does not fit; safe for threads.
 
     Args:
@@ -107,11 +107,11 @@ class Account:
             self._match(run)
         else:
             self.counts["done"] += 1
-            if any(plan.doomed for plan in run.begun) or run.way is Way.GONE:
+            if any(plan.doomed for plan in run.begun) or run.way is Edge.GONE:
                 self._odd("answers that no engine gave", f"run {run.number}: {run.begun}")
 
     def _match(self, run: Run) -> None:
-        if any(plan.may_fail for plan in run.begun) or run.way is Way.GONE:
+        if any(plan.may_fail for plan in run.begun) or run.way is Edge.GONE:
             self.counts["failed, matched to a fault of their own"] += 1
         elif "circuit of backend" in str(run.error):
             self.counts["failed, matched to an open circuit"] += 1

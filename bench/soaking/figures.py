@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orla_lg.core.serving import Statistics
-from soaking.account import Account, Check, Sample
+from soaking.account import Check, Sample, UsageAccount
 
 WARM_SHARE = 0.3
 """Of the time: caches, pools and books fill."""
@@ -18,7 +18,7 @@ LEAST_GROWTH, GROWTH_PER_CALL = 6e6, 250
 MB = 1e6
 
 
-def kept(account: Account) -> list[Check]:
+def kept(account: UsageAccount) -> list[Check]:
     """Return whether nothing was lost, and every failure is one that was planned."""
     counts = account.counts
     wrongs = (
@@ -67,7 +67,7 @@ def idle(now: Statistics, stuck: int, written: int, records: int) -> list[Check]
     ]  # fmt: skip
 
 
-def show(account: Account, checks: Sequence[Check], title: str) -> None:
+def show(account: UsageAccount, checks: Sequence[Check], title: str) -> None:
     """Print what was run, and the checks."""
     counts = account.counts
     console = Console(width=118)

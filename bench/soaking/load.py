@@ -13,8 +13,8 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from orla_lg import Orla
-from soaking.account import STUCK_S, Account
-from soaking.runs import FORMS, Graphs, Run, Way, draw_plan
+from soaking.account import STUCK_S, UsageAccount
+from soaking.runs import FORMS, Edge, Graphs, Run, draw_plan
 
 CALLS_OF_RUN = 3.6
 """On the average, with those that end early; what makes runs out of a rate of calls."""
@@ -27,7 +27,7 @@ WORKERS = 64
 class Load:
     """Begins runs at the rate that is asked for."""
 
-    def __init__(self, graphs: Graphs, orla: Orla, account: Account, *, rate: float, seed: int) -> None:
+    def __init__(self, graphs: Graphs, orla: Orla, account: UsageAccount, *, rate: float, seed: int) -> None:
         self.next_s = time.monotonic()
         self._graphs, self._account = graphs, account
         self._graph = orla.wrap(graphs.graph)
@@ -84,7 +84,7 @@ class Load:
         dice = self._dice
         self._number += 1
         drawn = dice.random()
-        way = Way.GONE if drawn < 0.02 else Way.OVER if drawn < 0.07 else Way.ON
+        way = Edge.GONE if drawn < 0.02 else Edge.OVER if drawn < 0.07 else Edge.ON
         thread = f"again-{dice.randrange(RETURNING)}"
         if thread in self._busy or dice.random() < 0.5:
             thread = f"once-{self._number}"

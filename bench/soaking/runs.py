@@ -31,7 +31,7 @@ HARMLESS = (
 )
 
 
-class Way(StrEnum):
+class Edge(StrEnum):
     """Where a run goes after its first stage."""
 
     ON = "on"
@@ -80,7 +80,7 @@ class Run:
     number: int
     id: str
     form: str
-    way: Way
+    way: Edge
     thread: str
     plans: tuple[Plan, ...]
     cancel_after_s: float | None = None

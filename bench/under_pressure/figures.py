@@ -1,4 +1,4 @@
-"""Turns into tables: each figure against the bare engine's with the same seed, beside the goals."""
+"""Waiters into tables: each figure against the bare engine's with the same seed, beside the goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns in a file: each is written when it has ended, and what is there is not measured again."""
+"""Waiters in a file: each is written when it has ended, and what is there is not measured again."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import Scope, WorkflowCache
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, VirtualServing, run
 from orla_lg_sim.blocks import chain
@@ -177,10 +177,10 @@ class SimulatedTurns:
             return made
         requests: dict[str, SimRequest] = {}
 
-        def request_of(flight: Flight) -> SimRequest:
-            told = flight.request_fields()["told"]
+        def request_of(inflight: InFlightCall) -> SimRequest:
+            told = inflight.request_fields()["told"]
             owner = told.workflow if arm.plugin else None
-            return replace(requests[flight.call.id], priority=-round(told.priority), workflow=owner)  # lower first
+            return replace(requests[inflight.call.id], priority=-round(told.priority), workflow=owner)  # lower first
 
         backend, adapter = Backend("engine", "http://engine/v1"), self._adapter(arm, engine)
         with VirtualServing(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orla_lg.core.cache.verification import Truth
+from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.limits.costs import Spent
@@ -82,7 +82,7 @@ class BackendState:
     kv: Occupancy
     cache_effects: Mapping[str, int]
     """What came of orders about caches, per ``verb:effect``."""
-    truth: Truth
+    truth: VerificationCounts
     waits: tuple[Waiting, ...]
 
 
@@ -119,10 +119,10 @@ def state(serving: Serving) -> State:
 
 
 def _backend(serving: Serving, name: str, now: BackendStatistics, spent: Spent) -> BackendState:
-    desk, queue = serving.desks[name], now.queue
-    policies = desk.queue.policies
+    scheduler, queue = serving.schedulers[name], now.queue
+    policies = scheduler.queue.policies
     return BackendState(
-        engine=desk.backend.engine,
+        engine=scheduler.backend.engine,
         reachable=now.reachable,
         circuit=now.circuit,
         paused=queue.paused,
@@ -151,9 +151,9 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
         held = [Holder(each.workflow, each.tokens, Activity(each.doing), each.tenant) for each in admission.workflows]
         capacity, resident, promised = admission.limit_tokens, admission.wanted_tokens, admission.growth_tokens
     else:
-        desk, book, probe = serving.desks[name], serving.book, serving.desks[name].health.probe
-        with desk.lock:
-            tokens, interrupted = Counter(desk.cache.workflows()), desk.cache.interrupted()
+        scheduler, book, probe = serving.schedulers[name], serving.book, serving.schedulers[name].health.probe
+        with scheduler.lock:
+            tokens, interrupted = Counter(scheduler.cache.workflows()), scheduler.cache.interrupted()
         held = [
             Holder(
                 workflow_name(key),

@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from orla_lg.core.cache.verification import Order, Verdict
+from orla_lg.core.cache.verification import Order, Verification
 from orla_lg.core.journal import Journal
-from orla_lg.core.record import Aftermath, RecordBook
+from orla_lg.core.record import CacheFollowUp, RecordBook
 
 MANY = 100
 """Of one workflow, so many records wait for their line: then all are written, as far as is known."""
 
 
-class Amendments:
+class RecordUpdates:
     """Puts down what became of calls' caches.
 
     Args:
@@ -31,7 +31,7 @@ class Amendments:
         self._journal = journal
         self._is_running = is_running
         self._lock = threading.Lock()
-        self._unwritten: dict[str, dict[str, Aftermath]] = {}
+        self._unwritten: dict[str, dict[str, CacheFollowUp]] = {}
         """By workflow and record, what the file does not say yet."""
 
     def ordered(self, record_id: str, order: Order) -> None:
@@ -47,7 +47,7 @@ class Amendments:
         if many or not self._is_running(late.workflow):
             self._write(late.workflow)
 
-    def judged(self, record_id: str, verdict: Verdict) -> None:
+    def judged(self, record_id: str, verdict: Verification) -> None:
         """Note whether the next call bore out what was promised after a call."""
         late = self._records.judged(record_id, verdict.borne_out)
         if late is None or self._journal is None:

@@ -10,7 +10,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Newest(Generic[K, V]):
+class BoundedDict(Generic[K, V]):
     """A mapping that forgets what was set longest ago. Not locked: its owner's lock guards it."""
 
     def __init__(self, keep: int) -> None:

@@ -10,12 +10,12 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from orla_lg.core.identity import Identity
-from orla_lg.core.standing import Standing
+from orla_lg.core.standing import RunShare
 from orla_lg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from orla_lg.core.limits.limits import Layer
-    from orla_lg.core.limits.usage import Wall
+    from orla_lg.core.limits.limits import LimitScope
+    from orla_lg.core.limits.usage import RunDeadline
     from orla_lg.core.mapping import Mapper
 
 CHARS_PER_TOKEN = 4
@@ -215,7 +215,7 @@ class Call:
     """Monotonic seconds."""
     mappers: tuple[Mapper, ...]
     """Asked in order; the first answer counts."""
-    standing: Standing = field(default_factory=Standing)
+    standing: RunShare = field(default_factory=RunShare)
     """Of its run."""
     answer_tokens: float = ANSWER_TOKENS
     """Expected of the stage."""
@@ -223,9 +223,9 @@ class Call:
     """Expected service from this stage to the end of the graph, on the longest way; ``None``: not known."""
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LimitScope, ...] = ()
     """Limits of its graph and its run, beside those for all."""
-    wall: Wall | None = None
+    wall: RunDeadline | None = None
     """The end of its run's time, once it was let in."""
     timeout: CallerTimeout | None = None
     """Of the client that the code called; ``None`` waits as long as it takes."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from orla_lg.core.call import Call
 from orla_lg.core.mapping import AUTO
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, Wait
 from orla_lg.core.view import BackendView
 
@@ -37,23 +37,23 @@ class Candidates:
         clock: Monotonic seconds.
     """
 
-    __slots__ = ("_call", "_clock", "_desks", "_probing", "_views")
+    __slots__ = ("_call", "_clock", "_probing", "_schedulers", "_views")
 
-    def __init__(self, desks: Mapping[str, Desk], call: Call, clock: Clock) -> None:
-        self._desks = desks
+    def __init__(self, schedulers: Mapping[str, BackendScheduler], call: Call, clock: Clock) -> None:
+        self._schedulers = schedulers
         self._call = call
         self._clock = clock
         self._views: Sequence[BackendView] | None = None
         self._probing: dict[str, Future[None]] = {}
-        for name, desk in desks.items():
+        for name, scheduler in schedulers.items():
             # One whose last probe failed is not waited for: the attempt itself tells more.
-            if (probing := desk.health.connect()) is not None and desk.health.fault is None:
+            if (probing := scheduler.health.connect()) is not None and scheduler.health.fault is None:
                 self._probing[name] = probing
 
     @property
     def views(self) -> Sequence[BackendView]:  # noqa: D102
         if self._views is None:
-            self._views = [desk.view(self._call) for desk in self._desks.values()]
+            self._views = [scheduler.view(self._call) for scheduler in self._schedulers.values()]
         return self._views
 
     @property
@@ -72,7 +72,7 @@ class Candidates:
             if found is None:
                 patience_s = self._left_s(unknown)
             else:
-                order = list(self._desks)
+                order = list(self._schedulers)
                 unknown = [name for name in unknown if order.index(name) < order.index(found)]
                 now = self._clock()
                 found_s = now if found_s is None else found_s
@@ -83,14 +83,16 @@ class Candidates:
                 return
 
     def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
-        asked = {name: probing for name in backends if (probing := self._desks[name].health.ask_again()) is not None}
+        asked = {
+            name: probing for name in backends if (probing := self._schedulers[name].health.ask_again()) is not None
+        }
         self._probing |= asked
         if asked:
             yield from self._wait(_all_of(list(asked.values())), self._left_s(asked))
 
     def _is_ours(self, model: str) -> bool:
         """Whether a model's name in code means a backend, whatever engines serve."""
-        return model == AUTO or model in self._desks
+        return model == AUTO or model in self._schedulers
 
     def _under_way(self) -> list[str]:
         """Return the backends that are worth waiting for."""
@@ -98,7 +100,7 @@ class Candidates:
 
     def _left_s(self, names: Iterable[str]) -> float:
         """Return for how long at least one of these backends is waited for, within the call's deadline."""
-        left_s = max((PROBE_PATIENCE_S - self._desks[name].health.asked_for_s for name in names), default=0.0)
+        left_s = max((PROBE_PATIENCE_S - self._schedulers[name].health.asked_for_s for name in names), default=0.0)
         deadline_s = self._call.deadline_at_s
         return left_s if deadline_s is None else min(left_s, deadline_s - self._clock())
 

@@ -26,12 +26,12 @@ from orla_lg.core.steps import Steps, Wait
 from orla_lg.errors import BackendUnavailable, MappingError
 
 if TYPE_CHECKING:
-    from orla_lg.core.cache.slots.table import Seat
-    from orla_lg.core.limits.book import Promise
+    from orla_lg.core.cache.slots.table import SlotLease
+    from orla_lg.core.limits.book import BudgetReservation
     from orla_lg.core.queues import Queued
-    from orla_lg.core.scheduler import Desk
+    from orla_lg.core.scheduler import BackendScheduler
     from orla_lg.core.serving import Serving
-    from orla_lg.core.turn import Turn
+    from orla_lg.core.turn import Waiter
 
 SWAP_PATIENCE_S = 90.0
 """A swap is two orders, each of which waits for the batch that the engine works on; adapters bound them."""
@@ -58,13 +58,32 @@ def grants_held() -> set[str]:
     return {holding.backend for holding in _HOLDINGS.get() if holding.open}
 
 
-class Flight:
+class InFlightCall:
     """One call from its arrival to its end."""
 
     __slots__ = (
-        "__weakref__", "_assignment", "_booked", "_departed_s", "_desk", "_entered_s", "_first_s", "_holding",
-        "_keep_s", "_lock", "_on_end", "_open", "_passes", "_queued", "_seat", "_serving", "_wait_s", "attempts",
-        "call", "promise", "record", "usage",
+        "__weakref__",
+        "_assignment",
+        "_booked",
+        "_departed_s",
+        "_entered_s",
+        "_first_s",
+        "_holding",
+        "_keep_s",
+        "_lock",
+        "_on_end",
+        "_open",
+        "_passes",
+        "_queued",
+        "_scheduler",
+        "_seat",
+        "_serving",
+        "_wait_s",
+        "attempts",
+        "call",
+        "promise",
+        "record",
+        "usage",
     )  # fmt: skip
 
     def __init__(self, serving: Serving, call: Call, on_end: Callable[[Record], None] | None) -> None:
@@ -72,16 +91,16 @@ class Flight:
         self.record: Record | None = None
         self.attempts = 0
         self.usage: Usage | None = None
-        self.promise: Promise | None = None
+        self.promise: BudgetReservation | None = None
         """What limits set aside for it."""
         self._serving = serving
         self._on_end = on_end
         self._lock = threading.Lock()
         self._open = True
         self._assignment: Assignment | None = None
-        self._desk: Desk | None = None
+        self._scheduler: BackendScheduler | None = None
         self._queued: Queued | None = None
-        self._seat: Seat | None = None
+        self._seat: SlotLease | None = None
         self._departed_s: float | None = None
         self._wait_s = 0.0
         self._entered_s = call.arrived_s
@@ -94,26 +113,26 @@ class Flight:
 
     # Before the engine
 
-    def enter(self, desk: Desk, assignment: Assignment, *, holds_grant: bool) -> None:
+    def enter(self, scheduler: BackendScheduler, assignment: Assignment, *, holds_grant: bool) -> None:
         """Take a place in the desk's queue; a call that comes back keeps its arrival number there.
 
         Raises:
             MappingError: It shows only now that the backend serves several models, and none was named.
         """
-        probe, model = desk.health.probe, assignment.model or desk.backend.model
+        probe, model = scheduler.health.probe, assignment.model or scheduler.backend.model
         if probe is not None and model_asked(model, probe, self.call.ask.model) is None:
-            where = f"stage {self.call.identity.stage!r} on backend {desk.backend.name!r}"
+            where = f"stage {self.call.identity.stage!r} on backend {scheduler.backend.name!r}"
             raise MappingError(f"{where}: {several(probe, self.call.ask.model)}")
-        known = self._queued.order if self._queued is not None and self._desk is desk else None
-        self._assignment, self._desk, self._entered_s = assignment, desk, self._serving.clock()
+        known = self._queued.order if self._queued is not None and self._scheduler is scheduler else None
+        self._assignment, self._scheduler, self._entered_s = assignment, scheduler, self._serving.clock()
         self._booked = True
         self._serving.memory.called(self.call.identity.workflow)
-        self._serving.signal(self._serving.book.call_started(self.call, desk.backend.name))
+        self._serving.signal(self._serving.book.call_started(self.call, scheduler.backend.name))
         running = self._serving.book.is_running(self.call.identity.workflow)
-        self._queued = desk.enter(self.call, order=known, running=running, holds_grant=holds_grant)
+        self._queued = scheduler.enter(self.call, order=known, running=running, holds_grant=holds_grant)
 
     @property
-    def turn(self) -> Turn | None:
+    def turn(self) -> Waiter | None:
         """What to wait for; ``None`` when the call may go at once."""
         return None if self._queued is None else self._queued.turn
 
@@ -123,7 +142,7 @@ class Flight:
 
     def depart(self) -> None:
         """Note that the call left the queue with a grant."""
-        assert self._desk is not None and self._queued is not None
+        assert self._scheduler is not None and self._queued is not None
         self._departed_s = self._serving.clock()
         self._wait_s += self._departed_s - self._entered_s
         self._seat = self._queued.seat
@@ -153,27 +172,27 @@ class Flight:
     @property
     def backend(self) -> str | None:
         """The backend's name; ``None`` for an external call."""
-        return None if self._desk is None else self._desk.backend.name
+        return None if self._scheduler is None else self._scheduler.backend.name
 
     @property
     def model(self) -> str | None:
         """The model to ask the backend for."""
-        if self._desk is None or self._assignment is None:
+        if self._scheduler is None or self._assignment is None:
             return None
-        in_code, own = self.call.ask.model, self._assignment.model or self._desk.backend.model
-        return model_asked(own, self._desk.health.probe, in_code) or in_code
+        in_code, own = self.call.ask.model, self._assignment.model or self._scheduler.backend.model
+        return model_asked(own, self._scheduler.health.probe, in_code) or in_code
 
     @property
     def counts_streams(self) -> bool:
         """Whether the engine reports usage at the end of a stream when asked."""
-        probe = None if self._desk is None else self._desk.health.probe
+        probe = None if self._scheduler is None else self._scheduler.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
     @property
     def adapter(self) -> BackendAdapter:
         """The adapter of the backend that was chosen."""
-        assert self._desk is not None
-        return self._desk.adapter
+        assert self._scheduler is not None
+        return self._scheduler.adapter
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -182,7 +201,7 @@ class Flight:
 
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
-        assert self._desk is not None
+        assert self._scheduler is not None
         seat = self._seat
         told = Directions(
             call_id=f"{self.call.id}.{self.attempts}",
@@ -192,15 +211,15 @@ class Flight:
             priority=self.call.priority,
             slot=None if seat is None else seat.slot,
             fresh=seat is not None and not seat.reuses,
-            cache_salt=self._desk.isolation.salt(self.call.identity.tenant),
+            cache_salt=self._scheduler.isolation.salt(self.call.identity.tenant),
         )
         self._keep_s = told.keep_s
-        return self._desk.adapter.request_fields(self.call.ask, told)
+        return self._scheduler.adapter.request_fields(self.call.ask, told)
 
     def sends(self, body: Mapping[str, Any]) -> None:
         """Note the request's body before ``request_fields`` are added: what it begins with may be warmed later."""
-        if self._desk is not None and self._queued is not None:
-            self._desk.warming.sends(self._queued, body)
+        if self._scheduler is not None and self._queued is not None:
+            self._scheduler.warming.sends(self._queued, body)
 
     # What comes back
 
@@ -208,22 +227,22 @@ class Flight:
         """Give the grant back after a failed attempt: nobody holds one while pausing."""
         if not self._booked:  # refused before it had one
             return
-        assert self._desk is not None
+        assert self._scheduler is not None
         self._first_s = self.usage = None  # of an answer that no caller got
         if failure.overloaded or failure.elsewhere:
-            self._desk.health.answered()
+            self._scheduler.health.answered()
             if failure.elsewhere:
-                self._desk.health.doubt(str(failure.cause))
+                self._scheduler.health.doubt(str(failure.cause))
         else:
-            self._desk.health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
+            self._scheduler.health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
         self._serving.signal(self._give_back(failed=True))
 
     def hold(self) -> None:
         """Note in this context that the grant stays out while the response is read."""
         with self._lock:
-            if not self._open or self._desk is None:
+            if not self._open or self._scheduler is None:
                 return
-            self._holding = _Holding(self._desk.backend.name)
+            self._holding = _Holding(self._scheduler.backend.name)
         _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
 
     def first_token(self) -> None:
@@ -231,8 +250,8 @@ class Flight:
         if self._first_s is None:
             self._first_s = self._serving.clock()
             self.answered()
-            if self._desk is not None and self._queued is not None:
-                self._desk.first_token(self._queued)
+            if self._scheduler is not None and self._queued is not None:
+                self._scheduler.first_token(self._queued)
             self._serving.tell(Happening.FIRST_TOKEN, self.call, backend=self.backend)
 
     def saw(self, usage: Usage) -> None:
@@ -241,13 +260,13 @@ class Flight:
 
     def answered(self) -> None:
         """Note that the engine is alive, whatever it answered."""
-        if self._desk is not None:
-            self._desk.health.answered()
+        if self._scheduler is not None:
+            self._scheduler.health.answered()
 
     def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
-        if self._desk is not None:
-            self._desk.health.failed(BackendUnavailable(_name(error)[:MAX_ERROR_CHARS]), unreachable=True)
+        if self._scheduler is not None:
+            self._scheduler.health.failed(BackendUnavailable(_name(error)[:MAX_ERROR_CHARS]), unreachable=True)
         self.finish(error)
 
     def finish(self, error: BaseException | str | None = None) -> None:
@@ -290,22 +309,22 @@ class Flight:
         if self.promise is None:
             return
         spent = NOTHING
-        if self._desk is not None and self.usage is not None:
+        if self._scheduler is not None and self.usage is not None:
             service_s = self._serving.clock() - (self._departed_s or self.call.arrived_s)
-            spent = used(self.usage, self._desk.backend.cost, service_s)
+            spent = used(self.usage, self._scheduler.backend.cost, service_s)
         elif self._first_s is not None or not failed:
             spent = self.promise.amount
         self._serving.limits.settle(self.promise, spent)
 
     def _teach(self, record: Record) -> None:
         """Let the backend's pace and the estimates see how the call went."""
-        if self._desk is not None and self._departed_s is not None:
+        if self._scheduler is not None and self._departed_s is not None:
             prompt, cached = record.prompt_tokens, record.cached_tokens
             service_s = self._serving.clock() - self._departed_s
             run = None if record.run is None else self._serving.book.run(record.run)
             if run is not None:
                 self._serving.foresight.served(run, self.call, record, service_s)
-            self._desk.pace.note(
+            self._scheduler.pace.note(
                 service_s=service_s,
                 prefill_s=record.ttft_s if self.usage is None else self.usage.prefill_s or record.ttft_s,
                 fresh_tokens=None if prompt is None else prompt - (cached or 0),
@@ -314,7 +333,7 @@ class Flight:
 
     def _give_back(self, *, failed: bool) -> list[CacheEvent]:
         """Give the grant back; returns what the memory manager should hear."""
-        if self._desk is None or not self._booked:
+        if self._scheduler is None or not self._booked:
             return []
         self._booked = False
         workflow = self.call.identity.workflow
@@ -322,12 +341,12 @@ class Flight:
             book = self._serving.book
             tokens = self._cached_after(failed=failed)
             self.call.standing.serve(self._worked(), self._serving.clock())
-            self._desk.leave(
+            self._scheduler.leave(
                 self._queued, usage=self.usage, tokens=tokens, followed=lambda: book.is_running(workflow)
             )
         if self._keep_s is not None and not failed:
-            self._desk.messenger.linger(self._keep_s)
-        return self._serving.book.call_ended(self.call, self._desk.backend.name, self.usage)
+            self._scheduler.messenger.linger(self._keep_s)
+        return self._serving.book.call_ended(self.call, self._scheduler.backend.name, self.usage)
 
     def _worked(self) -> int:
         """Return the tokens that the engine computed for this call, as far as it said."""
@@ -363,7 +382,7 @@ class Flight:
 
     def _make_record(self, error: BaseException | str | None) -> Record:
         now, call, usage = self._serving.clock(), self.call, self.usage
-        who, chosen, desk = call.identity, self._assignment, self._desk
+        who, chosen, scheduler = call.identity, self._assignment, self._scheduler
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
         return Record(
             id=call.id,
@@ -377,7 +396,7 @@ class Flight:
             reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
             priority=call.priority,
             tenant=call.hints.tenant or None,
-            queue_wait_s=0.0 if desk is None else waited,
+            queue_wait_s=0.0 if scheduler is None else waited,
             ttft_s=None if self._first_s is None else self._first_s - (self._departed_s or call.arrived_s),
             duration_s=now - call.arrived_s,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
@@ -385,7 +404,7 @@ class Flight:
             completion_tokens=None if usage is None else usage.completion_tokens,
             cache_action=self._cache_action,
             attempts=self.attempts,
-            cost_usd=None if desk is None else price(usage, desk.backend.cost),
+            cost_usd=None if scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),
             external=self._passes,
             variant=call.hints.variant,

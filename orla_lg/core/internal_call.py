@@ -13,7 +13,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import with_fields
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
 from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
@@ -22,7 +22,7 @@ CLOSED = "this Orla was closed while a call waited for another one's answer"
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
+class InternalMapping:
     """The mapper of a call of our own: whoever makes it has said where it goes."""
 
     backend: str
@@ -36,7 +36,7 @@ class Ours:
         return Planned(stage, (self.backend,), "a call of its own")
 
 
-class OwnCall:
+class InternalCall:
     """Sends one body to the backend that was chosen, through its adapter, and returns the answer's text.
 
     Args:
@@ -52,44 +52,44 @@ class OwnCall:
         self._background = background
         self._timeout_s = timeout_s
 
-    def send(self, flight: Flight) -> str:
+    def send(self, inflight: InFlightCall) -> str:
         """Send from a thread."""
         try:
-            return self._background.submit(self._answer(flight)).result()
+            return self._background.submit(self._answer(inflight)).result()
         except CancelledError as cut_off:
             raise OrlaClosed(CLOSED) from cut_off
 
-    async def asend(self, flight: Flight) -> str:
+    async def asend(self, inflight: InFlightCall) -> str:
         """Send from a task."""
         try:
-            return await asyncio.wrap_future(self._background.submit(self._answer(flight)))
+            return await asyncio.wrap_future(self._background.submit(self._answer(inflight)))
         except asyncio.CancelledError as cut_off:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             raise OrlaClosed(CLOSED) from cut_off  # the answer was cancelled, and not its caller
 
-    async def _answer(self, flight: Flight) -> str:
-        body = {**with_fields(self._body, flight.request_fields()), "model": flight.model}
+    async def _answer(self, inflight: InFlightCall) -> str:
+        body = {**with_fields(self._body, inflight.request_fields()), "model": inflight.model}
         text = ""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                contextlib.aclosing(flight.adapter.generate(body)) as chunks,
+                contextlib.aclosing(inflight.adapter.generate(body)) as chunks,
             ):
                 async for chunk in chunks:
-                    flight.first_token()
+                    inflight.first_token()
                     text += chunk.text
                     if chunk.usage is not None:
-                        flight.saw(chunk.usage)
+                        inflight.saw(chunk.usage)
         except TimeoutError as error:  # not tried again: it would take as long
-            raise BackendUnavailable(f"backend {flight.backend!r}: no answer in {self._timeout_s} s") from error
+            raise BackendUnavailable(f"backend {inflight.backend!r}: no answer in {self._timeout_s} s") from error
         except BackendUnavailable as error:
             if text:
-                flight.broke(error)
+                inflight.broke(error)
                 raise
             raise AttemptFailed(error, unreachable=True) from error
         except EngineRefused as error:
             raise AttemptFailed(error, elsewhere=error.status < 500) from error
-        flight.finish()
+        inflight.finish()
         return text

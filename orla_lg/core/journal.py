@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg.core.boundary.plain import is_path, json_line
-from orla_lg.core.record import Aftermath, Record
+from orla_lg.core.record import CacheFollowUp, Record
 from orla_lg.errors import ConfigError
 
 log = logging.getLogger("orla_lg")
@@ -78,7 +78,7 @@ class Journal:
         """Append a record, soon; never waits."""
         self._put(record.asdict)
 
-    def amended(self, record_id: str, late: Aftermath) -> None:
+    def amended(self, record_id: str, late: CacheFollowUp) -> None:
         """Append what became known of a call's cache after its record was made, soon."""
         orders, borne_out = late.orders, late.borne_out
         self._put(lambda: {"amends": record_id, "cache_orders": orders, "cache_borne_out": borne_out})

@@ -84,7 +84,7 @@ class LeastAttained:
     """The run that had least of the engines lately first, in bands that double; inside a band by arrival.
 
     Long runs sink as they go on, so that short ones pass without anybody knowing lengths beforehand
-    (multi-level feedback; Nuyens and Wierman, 2008). Service counts less as it ages (``Standing``), for all runs
+    (multi-level feedback; Nuyens and Wierman, 2008). Service counts less as it ages (``RunShare``), for all runs
     alike, so waiting does not change the order of two runs and a key computed once stays right until one is served.
     """
 

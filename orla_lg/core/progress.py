@@ -13,11 +13,11 @@ from orla_lg.core.record import CallEvent, Happening, RecordBook
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 if TYPE_CHECKING:
-    from orla_lg.core.amendments import Amendments
+    from orla_lg.core.amendments import RecordUpdates
     from orla_lg.core.background import Clock
     from orla_lg.core.call import Call
     from orla_lg.core.lookahead.forecast import Ahead, Forecast
-    from orla_lg.core.lookahead.lookahead import Foresight
+    from orla_lg.core.lookahead.lookahead import Lookahead
     from orla_lg.core.memory.manager import MemoryManager
 
 
@@ -37,10 +37,10 @@ class Progress:
     def __init__(
         self,
         book: WorkflowBook,
-        foresight: Foresight,
+        foresight: Lookahead,
         memory: MemoryManager,
         records: RecordBook,
-        amendments: Amendments,
+        amendments: RecordUpdates,
         clock: Clock,
         *,
         looks_ahead: bool,

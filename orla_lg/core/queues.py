@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
-from orla_lg.core.cache.slots.table import Seat
-from orla_lg.core.cache.verification import Claimed
+from orla_lg.core.cache.slots.table import SlotLease
+from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.prefetch.prompts import Prompt
-from orla_lg.core.turn import Turn
+from orla_lg.core.turn import Waiter
 from orla_lg.errors import QueueFull
 
 log = logging.getLogger("orla_lg")
@@ -42,7 +42,7 @@ class Queued:
     """Granted out of turn, because its caller already holds a grant here; may exceed ``max_concurrency``."""
     running: bool = False
     """Its workflow runs, so it keeps the cache slot it gets."""
-    turn: Turn | None = None
+    turn: Waiter | None = None
     """Set by whoever must wait; done when the call is granted."""
     rank: Sortable = ()
     """By the request policy, with ``order`` at the end: among equals the first come goes first. A new tuple each time
@@ -51,11 +51,11 @@ class Queued:
     """What policies remember of it, by a number of their own; few do, so there is none until then."""
     held: str = ""
     """Why it could not go when it was last looked at; empty: for want of a place."""
-    claimed: Claimed | None = None
+    claimed: ExpectedTokens | None = None
     """What it should find in the cache, from its grant on."""
     prompt: Prompt | None = None
     """What it sent, as far as a warm-up may need it."""
-    seat: Seat | None = None
+    seat: SlotLease | None = None
     """The slot given with the grant, on engines with slots."""
 
 

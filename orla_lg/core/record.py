@@ -14,7 +14,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.cache.verification import KEEP_ORDERS
 from orla_lg.core.call import CacheHint, Considered
 from orla_lg.core.identity import workflow_key
@@ -90,7 +90,7 @@ class Record:
 
 
 @dataclass(eq=False, slots=True)
-class Aftermath:
+class CacheFollowUp:
     """What became known of a call's cache after its record was made."""
 
     workflow: str
@@ -148,8 +148,8 @@ class RecordBook:
 
     def __init__(self, keep: int) -> None:
         self._lock = threading.Lock()
-        self._records = Newest[str, Record](keep)
-        self._late = Newest[str, Aftermath](keep)
+        self._records = BoundedDict[str, Record](keep)
+        self._late = BoundedDict[str, CacheFollowUp](keep)
         """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
         self._listeners: tuple[Listener, ...] = ()
         self.total = 0
@@ -160,23 +160,23 @@ class RecordBook:
             self._records.set(record.id, record)
             self.total += 1
 
-    def ordered(self, record_id: str, order: str) -> Aftermath | None:
+    def ordered(self, record_id: str, order: str) -> CacheFollowUp | None:
         """Put down what came of an order about its cache; returns all that is known, if the record is still kept."""
         with self._lock:
             if (late := self._aftermath(record_id)) is not None:
                 late.orders = (*late.orders, order)[-KEEP_ORDERS:]
             return late
 
-    def judged(self, record_id: str, borne_out: bool | None) -> Aftermath | None:
+    def judged(self, record_id: str, borne_out: bool | None) -> CacheFollowUp | None:
         """Put down whether the next call bore it out; returns all that is known, if the record is still kept."""
         with self._lock:
             if (late := self._aftermath(record_id)) is not None:
                 late.borne_out = borne_out
             return late
 
-    def _aftermath(self, record_id: str) -> Aftermath | None:
+    def _aftermath(self, record_id: str) -> CacheFollowUp | None:
         if (late := self._late.get(record_id)) is None and (known := self._records.get(record_id)) is not None:
-            late = Aftermath(known.key, known.cache_orders, known.cache_borne_out)
+            late = CacheFollowUp(known.key, known.cache_orders, known.cache_borne_out)
             self._late.set(record_id, late)
         return late
 

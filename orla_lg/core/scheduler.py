@@ -16,16 +16,16 @@ from math import inf
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.engine_cache import EngineCache, MemoryStatistics
 from orla_lg.core.cache.isolation import Isolation, Salts
-from orla_lg.core.cache.orders import Messenger, Witness
+from orla_lg.core.cache.orders import CacheOrders, RecordSink
 from orla_lg.core.cache.prefix.admission import AdmissionStatistics
-from orla_lg.core.cache.prefix.cache import PrefixCache
+from orla_lg.core.cache.prefix.cache import PrefixTreeCache
 from orla_lg.core.cache.prefix.events import KVFeed
 from orla_lg.core.cache.slots.cache import SlotCache
 from orla_lg.core.cache.slots.files import SavedPool, instance_of
-from orla_lg.core.cache.slots.orders import Mover
+from orla_lg.core.cache.slots.orders import SlotOrders
 from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.slots.worth import Prices
-from orla_lg.core.cache.verification import OrderBook, Verdict
+from orla_lg.core.cache.verification import OrderBook, Verification
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.engine.breaker import Circuit
@@ -37,15 +37,15 @@ from orla_lg.core.engine.capabilities import (
 )
 from orla_lg.core.engine.health import Health
 from orla_lg.core.engine.load import LoadWatch
-from orla_lg.core.engine.speed import Pace
+from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.engine.window import Window
 from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.memory.events import CacheAction, Doing, Verb
 from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.prefetch.book import WarmStatistics, WarmUp
-from orla_lg.core.prefetch.prefetcher import Warmer
+from orla_lg.core.prefetch.prefetcher import Prefetcher
 from orla_lg.core.queues import BackendQueue, Policies, Queued, QueueStatistics
-from orla_lg.core.turn import Turn, Turns
+from orla_lg.core.turn import Waiter, Waiters
 from orla_lg.core.view import BackendView, nothing, served_names
 from orla_lg.core.waiting import Waiting, who_waits
 from orla_lg.errors import OrlaClosed
@@ -71,7 +71,7 @@ class BackendStatistics:
     """Who waits, and for what, whoever goes first first; at most ``waiting.SHOWN``, ``queue.waiting`` counts all."""
 
 
-class Desk:
+class BackendScheduler:
     """Queue, ledger and probe of one backend."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Desk:
         clock: Clock,
         policies: Policies,
         estimates: Estimates | None = None,
-        witness: Witness | None = None,
+        witness: RecordSink | None = None,
         *,
         admission: bool = True,
         warm_up: WarmUp | None = None,
@@ -95,33 +95,33 @@ class Desk:
         self.lock = threading.Lock()
         self.queue = BackendQueue(backend.name, policies, backend.capacity, backend.max_concurrency)
         self.orders = OrderBook()
-        self._prefix = PrefixCache(self.orders, estimates, holds=admission)
+        self._prefix = PrefixTreeCache(self.orders, estimates, holds=admission)
         self.cache: EngineCache = self._prefix
         """Of the kind that the engine turned out to be when it was last probed."""
         self._entered: dict[Queued, EngineCache] = {}
         """Calls with a grant, and the cache that let each in: a call leaves what it entered."""
         self.health = Health(backend, adapter, background, clock, self.lock, self)
-        self.messenger = Messenger(
+        self.messenger = CacheOrders(
             backend.name, adapter, self.orders, lambda: self.cache.holdings(), self.lock, background, clock,
             offers=self.health.offers, witness=witness,
         )  # fmt: skip
-        self.pace = Pace()
+        self.pace = SpeedMeter()
         self.load = LoadWatch(adapter, background, clock, self._told) if isinstance(adapter, Observable) else None
         self.window = Window()
         self._feed = self._fed_by(adapter, background)
         names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
         self._mover = None
         if isinstance(adapter, SlotStore):
-            self._mover = Mover(
+            self._mover = SlotOrders(
                 adapter, background, self.lock, self.orders, clock,
                 quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on, doubt=self.health.doubt_contents,
             )  # fmt: skip
         self._swaps = Swaps(names, able=False, prices=Prices(self.pace), odds=(returns or ReturnBook()).chance)
-        self.warming = Warmer(self, background, clock, warm_up, self.messenger.tell)
+        self.warming = Prefetcher(self, background, clock, warm_up, self.messenger.tell)
         self._background = background
         self._clock = clock
         self._again_at_s = inf
-        self.drains = Turns()
+        self.drains = Waiters()
         """Who waits until nothing is in flight."""
         self._at_circuit: dict[str, Call] = {}
         self._closed = False
@@ -238,7 +238,7 @@ class Desk:
             if queued.waiting and holds_grant:
                 self._grant(queued, now, extra=True)
             elif queued.waiting:
-                queued.turn = Turn()
+                queued.turn = Waiter()
         wake(granted)
         return queued
 
@@ -306,7 +306,7 @@ class Desk:
         self._end_drains()
         self.messenger.tell(verdict)
 
-    def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verdict | None:
+    def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verification | None:
         verdict = None
         if usage is not None and queued.claimed is not None:
             verdict = self.orders.judge(queued.claimed, usage.cached_tokens)
@@ -377,7 +377,7 @@ class Desk:
         wake(granted)
         self.drains.end()
 
-    def drain(self) -> Turn:
+    def drain(self) -> Waiter:
         """Pause, and return what comes when nothing is in flight any more, or somebody resumed."""
         with self.lock:
             self.queue.paused = True

@@ -19,24 +19,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orla_lg.core.amendments import Amendments
+from orla_lg.core.amendments import RecordUpdates
 from orla_lg.core.attempts import Attempts
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.isolation import Salts
-from orla_lg.core.cache.verification import Order, Verdict
+from orla_lg.core.cache.verification import Order, Verification
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
 from orla_lg.core.candidates import Candidates
 from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
-from orla_lg.core.internal_call import Ours, OwnCall
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.internal_call import InternalCall, InternalMapping
 from orla_lg.core.journal import Journal
 from orla_lg.core.learners import Learners
 from orla_lg.core.limits.book import LimitBook, LimitStatistics
 from orla_lg.core.limits.costs import CostBook, Costs
-from orla_lg.core.limits.limits import NO_LIMITS, Layer, Limits
-from orla_lg.core.lookahead.lookahead import Foresight
+from orla_lg.core.limits.limits import NO_LIMITS, Limits, LimitScope
+from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory.events import CacheEvent, MemoryPolicy
 from orla_lg.core.memory.manager import MemoryManager
@@ -47,8 +47,8 @@ from orla_lg.core.progress import Progress
 from orla_lg.core.queues import Policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.resources import hold, was_closed
-from orla_lg.core.scheduler import BackendStatistics, Desk
-from orla_lg.core.standing import Standing
+from orla_lg.core.scheduler import BackendScheduler, BackendStatistics
+from orla_lg.core.standing import RunShare
 from orla_lg.core.steering import Steering
 from orla_lg.core.steps import Send, Sender, Steps
 from orla_lg.core.turn import Pauses
@@ -117,9 +117,9 @@ class Serving:
         self.records = RecordBook(keep_records)
         self.costs = CostBook()
         self.journal = journal
-        self.amendments = Amendments(self.records, journal, self.book.is_running)
+        self.amendments = RecordUpdates(self.records, journal, self.book.is_running)
         self.limits = LimitBook(limits, clock)
-        self.foresight = Foresight(self.background, clock, estimates_file)
+        self.foresight = Lookahead(self.background, clock, estimates_file)
         self.estimates = self.foresight.estimates
         self.warm_up = warm_up
         """What warm-ups may take; ``None``: there are none."""
@@ -128,13 +128,13 @@ class Serving:
         self._admission = admission
         self._salts = Salts()
         self._returns = ReturnBook()
-        self.desks = {
-            backend.name: self._desk(backend, adapter, policies(backend.name, stage_policy, request_policy))
+        self.schedulers = {
+            backend.name: self._scheduler(backend, adapter, policies(backend.name, stage_policy, request_policy))
             for backend, adapter in adapters.items()
         }
         """In the order of the configuration."""
-        self.steering = Steering(self.desks)
-        self.memory = MemoryManager(memory, self.desks, self.background, clock, self._returns)
+        self.steering = Steering(self.schedulers)
+        self.memory = MemoryManager(memory, self.schedulers, self.background, clock, self._returns)
         self.progress = Progress(
             self.book, self.foresight, self.memory, self.records, self.amendments, clock,
             looks_ahead=warm_up is not None,
@@ -153,8 +153,8 @@ class Serving:
         self._tag = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
         self.resources = hold(self, adapters, owned=background is None)
 
-    def _desk(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> Desk:
-        return Desk(
+    def _scheduler(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> BackendScheduler:
+        return BackendScheduler(
             backend, adapter, self.background, self.clock, ordered_by, self.estimates, self,
             admission=self._admission, warm_up=self.warm_up, returns=self._returns, salts=self._salts,
         )  # fmt: skip
@@ -174,7 +174,7 @@ class Serving:
         said: Hints = NO_HINTS,
         hints: Hints = NO_HINTS,
         mappers: Iterable[Mapper] = (),
-        layers: tuple[Layer, ...] = (),
+        layers: tuple[LimitScope, ...] = (),
         may_pass: bool = False,
     ) -> Call:
         """Return a call that arrived now.
@@ -197,7 +197,7 @@ class Serving:
         if merged.variant is not None:
             chain = (self._variant(merged.variant), *chain)
         now = self.clock()
-        standing = Standing(now) if run is None else run.standing
+        standing = RunShare(now) if run is None else run.standing
         call = Call(call_id, identity, ask, said, merged, now, chain, standing, may_pass=may_pass, layers=layers)
         if run is not None:
             self.foresight.expect(call, run)
@@ -211,7 +211,7 @@ class Serving:
     def steps(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Live one call's life; the result is the sender's response.
 
-        When the response is still being streamed, the grant stays with its ``Flight`` until the stream
+        When the response is still being streamed, the grant stays with its ``InFlightCall`` until the stream
         ends, breaks, is closed or is dropped.
 
         Args:
@@ -223,18 +223,18 @@ class Serving:
             MappingError, BudgetExceeded, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
             BackendUnavailable: No attempt reached an engine.
         """
-        flight = Flight(self, call, on_end)
+        inflight = InFlightCall(self, call, on_end)
         try:
             if self.closed:
                 raise OrlaClosed(CLOSED)
             assignment = yield from self._map(call)  # 2 map
             if assignment is None:
                 self._tell_unplaced(call)
-                flight.pass_by()
-                return (yield Send(sender, flight))
-            return (yield from Attempts(self, flight, assignment).steps(sender))  # 3 admit … 6 dispatch
+                inflight.pass_by()
+                return (yield Send(sender, inflight))
+            return (yield from Attempts(self, inflight, assignment).steps(sender))  # 3 admit … 6 dispatch
         except BaseException as error:
-            flight.finish(error)
+            inflight.finish(error)
             raise
 
     def _tell_unplaced(self, call: Call) -> None:
@@ -245,13 +245,13 @@ class Serving:
             log.warning(
                 "stage %r calls model %r, which is no backend of ours, and no mapping names the stage: such calls go "
                 "where their code says, past queues and limits; mapper={'*': %r} would serve them here",
-                call.identity.stage, model, next(iter(self.desks)),
+                call.identity.stage, model, next(iter(self.schedulers)),
             )  # fmt: skip
 
     def _map(self, call: Call) -> Steps:
         # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.
         ask = Consultation(self.background, partial(self._own_call, call))
-        return (yield from assign(call, Candidates(self.desks, call, self.clock), ask))
+        return (yield from assign(call, Candidates(self.schedulers, call, self.clock), ask))
 
     def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
         """Make a call of our own on the way of *call*, in its workflow and with its priority."""
@@ -261,17 +261,17 @@ class Serving:
         own = self.call(identity, Ask(backend, body["messages"]), call_id=self.new_id(), said=said)
         own.layers = call.layers
         own.timeout = call.timeout
-        own.mappers = (Ours(backend, stage),)  # a mapping of its stage must not send it round in a circle
-        return (yield from self.steps(own, OwnCall(body, self.background, min(timeout_s, max(left_s, LEAST_S)))))
+        own.mappers = (InternalMapping(backend, stage),)  # a mapping of its stage must not send it round in a circle
+        return (yield from self.steps(own, InternalCall(body, self.background, min(timeout_s, max(left_s, LEAST_S)))))
 
     def pass_by(self, call: Call, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Let a call that we do not place go where its code says, and record it as external."""
-        flight = Flight(self, call, on_end)
-        flight.pass_by()
+        inflight = InFlightCall(self, call, on_end)
+        inflight.pass_by()
         try:
-            return (yield Send(sender, flight))
+            return (yield Send(sender, inflight))
         except BaseException as error:
-            flight.finish(error)
+            inflight.finish(error)
             raise
 
     # Step 8, and what follows it
@@ -288,7 +288,7 @@ class Serving:
         """Put an order that followed a call down in its record."""
         self.amendments.ordered(call_id, order)
 
-    def judged(self, call_id: str, verdict: Verdict) -> None:
+    def judged(self, call_id: str, verdict: Verification) -> None:
         """Put down in a call's record whether the next one bore out what was promised after it."""
         self.amendments.judged(call_id, verdict)
 
@@ -298,9 +298,9 @@ class Serving:
         for state in found:
             state.priority = priority
             touched = partial(self._touched, state.id)
-            for desk in self.desks.values():
+            for scheduler in self.schedulers.values():
                 for workflow in state.workflows:
-                    desk.reprioritize(workflow, touched)
+                    scheduler.reprioritize(workflow, touched)
         return bool(found)
 
     def _touched(self, run: str, call: Call) -> bool:
@@ -359,7 +359,7 @@ class Serving:
 
     def views(self, call: Call | None = None) -> list[BackendView]:
         """Return the backends as mappers see them, on behalf of a call."""
-        return [desk.view(call) for desk in self.desks.values()]
+        return [scheduler.view(call) for scheduler in self.schedulers.values()]
 
     def serves(self, model: str) -> bool:
         """Whether *model* in code means one of our backends."""
@@ -368,7 +368,7 @@ class Serving:
     def statistics(self) -> Statistics:
         """Return a snapshot."""
         return Statistics(
-            backends={name: desk.statistics() for name, desk in self.desks.items()},
+            backends={name: scheduler.statistics() for name, scheduler in self.schedulers.items()},
             workflows=self.book.statistics(),
             calls=self.records.total,
             records_dropped=self.records.dropped,
@@ -384,8 +384,8 @@ class Serving:
         self.book.check_integrity()
         self.limits.check_integrity(self.book.runs())
         self.memory.check_integrity()
-        for desk in self.desks.values():
-            desk.check_integrity()
+        for scheduler in self.schedulers.values():
+            scheduler.check_integrity()
 
     def close(self) -> None:
         """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent.
@@ -396,11 +396,11 @@ class Serving:
             return
         self.closed = True
         was_closed(self)
-        for desk in self.desks.values():
-            desk.turn_away()
+        for scheduler in self.schedulers.values():
+            scheduler.turn_away()
         self.pauses.end(OrlaClosed(CLOSED))
         self.background.finish_errands(CLOSE_PATIENCE_S)
-        closing = [self.background.submit(desk.adapter.aclose()) for desk in self.desks.values()]
+        closing = [self.background.submit(scheduler.adapter.aclose()) for scheduler in self.schedulers.values()]
         concurrent.futures.wait(closing, timeout=CLOSE_PATIENCE_S)
         self.foresight.close()
         self.background.close()

@@ -13,7 +13,7 @@ _ARRIVALS = itertools.count(1)
 
 
 @dataclass(eq=False, slots=True)
-class Standing:
+class RunShare:
     """One run's place among the others; for a call outside any run, its own."""
 
     arrived_s: float = 0.0

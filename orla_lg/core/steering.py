@@ -13,7 +13,7 @@ from enum import Enum
 
 from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
 from orla_lg.core.queues import Policies
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, WaitForTurn
 from orla_lg.errors import ConfigError, did_you_mean
 
@@ -30,15 +30,15 @@ KEEP = Keep.KEEP
 class Steering:
     """The levers of one core; any thread may pull them."""
 
-    def __init__(self, desks: Mapping[str, Desk]) -> None:
-        self._desks = desks
+    def __init__(self, schedulers: Mapping[str, BackendScheduler]) -> None:
+        self._schedulers = schedulers
         self._policies = threading.Lock()
         """Held while policies change: a change that must be undone is undone to what it found."""
 
-    def _desk(self, backend: str) -> Desk:
-        if backend not in self._desks:
-            raise ConfigError(f"unknown backend {backend!r}{did_you_mean(backend, self._desks)}")
-        return self._desks[backend]
+    def _scheduler(self, backend: str) -> BackendScheduler:
+        if backend not in self._schedulers:
+            raise ConfigError(f"unknown backend {backend!r}{did_you_mean(backend, self._schedulers)}")
+        return self._schedulers[backend]
 
     # Whether calls go to a backend
 
@@ -48,7 +48,7 @@ class Steering:
         Raises:
             ConfigError: There is no such backend.
         """
-        self._desk(backend).pause()
+        self._scheduler(backend).pause()
 
     def resume(self, backend: str) -> None:
         """Let calls go there again. Idempotent.
@@ -56,7 +56,7 @@ class Steering:
         Raises:
             ConfigError: There is no such backend.
         """
-        self._desk(backend).resume()
+        self._scheduler(backend).resume()
 
     def drain(self, backend: str, timeout_s: float | None) -> Steps:
         """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
@@ -69,14 +69,14 @@ class Steering:
         """
         if timeout_s is not None and not timeout_s >= 0:
             raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {timeout_s}")
-        desk = self._desk(backend)
-        drained = desk.drain()
+        scheduler = self._scheduler(backend)
+        drained = scheduler.drain()
         try:
             with contextlib.suppress(TimeoutError):
                 yield WaitForTurn(drained, timeout_s)
         finally:
-            desk.drains.leave(drained)
-        return desk.is_drained()
+            scheduler.drains.leave(drained)
+        return scheduler.is_drained()
 
     # Policies and limits
 
@@ -91,24 +91,24 @@ class Steering:
         """
         if stage_policy is None and request_policy is None:
             raise ConfigError("nothing to change: give a stage_policy, a request_policy, or both")
-        desks = self._desks if backend is None else {backend: self._desk(backend)}
+        schedulers = self._schedulers if backend is None else {backend: self._scheduler(backend)}
         for name in stage_policy if isinstance(stage_policy, Mapping) else ():
             if name != ANY_BACKEND:
-                self._desk(name)
+                self._scheduler(name)
         with self._policies:
-            before = {name: desk.queue.policies for name, desk in desks.items()}
-            after = {name: changed(before[name], name, stage_policy, request_policy) for name in desks}
+            before = {name: scheduler.queue.policies for name, scheduler in schedulers.items()}
+            after = {name: changed(before[name], name, stage_policy, request_policy) for name in schedulers}
             self._exchange(before, after)
 
     def _exchange(self, before: Mapping[str, Policies], after: Mapping[str, Policies]) -> None:
         done: list[str] = []
         try:
             for name, policies in after.items():
-                self._desks[name].change_policies(policies)
+                self._schedulers[name].change_policies(policies)
                 done.append(name)
         except Exception as error:  # a policy is the user's code
             for undone in done:
-                self._desks[undone].change_policies(before[undone])
+                self._schedulers[undone].change_policies(before[undone])
             raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {error!r}") from error
 
     def set_limit(self, backend: str, max_concurrency: int | Keep | None, capacity: int | Keep) -> None:
@@ -120,7 +120,7 @@ class Steering:
             ConfigError: There is no such backend, or a limit is not a whole number in its range. Nothing is changed
                 then.
         """
-        desk = self._desk(backend)
+        scheduler = self._scheduler(backend)
         limits = {"max_concurrency": max_concurrency, "capacity": capacity}
         given = {name: limit for name, limit in limits.items() if not isinstance(limit, Keep)}
         if not given:
@@ -128,4 +128,4 @@ class Steering:
         for name, limit in given.items():
             if isinstance(limit, bool) or not isinstance(limit, int | None) or (name, limit) == ("capacity", None):
                 raise ConfigError(f"backend {backend!r}: {name} must be a whole number, got {limit!r}")
-        desk.set_limits(given)
+        scheduler.set_limits(given)

@@ -15,8 +15,8 @@ from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
     from orla_lg.core.background import Background
-    from orla_lg.core.inflight import Flight
-    from orla_lg.core.turn import Turn
+    from orla_lg.core.inflight import InFlightCall
+    from orla_lg.core.turn import Waiter
 
 
 class Sender(Protocol):
@@ -24,7 +24,7 @@ class Sender(Protocol):
 
     max_attempts: int
 
-    def send(self, flight: Flight) -> Any:
+    def send(self, inflight: InFlightCall) -> Any:
         """Send and return the response.
 
         Raises:
@@ -32,12 +32,12 @@ class Sender(Protocol):
         """
         ...
 
-    async def asend(self, flight: Flight) -> Any:
+    async def asend(self, inflight: InFlightCall) -> Any:
         """``send`` for a running loop."""
         ...
 
 
-class Effect(Protocol):
+class Step(Protocol):
     """Something that takes time."""
 
     def run(self) -> Any:
@@ -55,7 +55,7 @@ class Wait:
 
     future: Future[Any]
     timeout_s: float | None
-    unless: Turn | None = None
+    unless: Waiter | None = None
     """Ends the wait early; one of its own (``Pauses.one``)."""
 
     def run(self) -> None:  # noqa: D102
@@ -71,7 +71,7 @@ class Wait:
         async with asyncio.timeout(self.timeout_s):
             await asyncio.wrap_future(self.future)
 
-    def _either(self, turn: Turn) -> WaitForTurn:
+    def _either(self, turn: Waiter) -> WaitForTurn:
         self.future.add_done_callback(lambda _: turn.come())
         return WaitForTurn(turn, self.timeout_s)
 
@@ -80,7 +80,7 @@ class Wait:
 class WaitForTurn:
     """Wait for a turn, at most ``timeout_s`` seconds; raises ``TimeoutError``, or what the turn ended with."""
 
-    turn: Turn
+    turn: Waiter
     timeout_s: float | None
 
     def run(self) -> None:  # noqa: D102
@@ -113,7 +113,7 @@ class Sleep:
     """Pause; raises what ``unless`` ended with."""
 
     seconds: float
-    unless: Turn | None = None
+    unless: Waiter | None = None
     """Ends the pause early; one of its own (``Pauses.one``)."""
 
     def run(self) -> None:  # noqa: D102
@@ -153,16 +153,16 @@ class Send:
     """Send the request."""
 
     sender: Sender
-    flight: Flight
+    inflight: InFlightCall
 
     def run(self) -> Any:  # noqa: D102
-        return self.sender.send(self.flight)
+        return self.sender.send(self.inflight)
 
     async def arun(self) -> Any:  # noqa: D102
-        return await self.sender.asend(self.flight)
+        return await self.sender.asend(self.inflight)
 
 
-Steps = Generator[Effect, Any, Any]
+Steps = Generator[Step, Any, Any]
 
 
 def drive(steps: Steps) -> Any:

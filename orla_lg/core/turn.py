@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 
-class Turn:
+class Waiter:
     """Comes once, or ends with an error; one waiter at most.
 
     Neither side needs a lock: the one that settles sets the outcome before it looks for a waiter, the waiter leaves
@@ -56,24 +56,24 @@ class Turn:
             raise self._outcome
 
 
-class Turns:
+class Waiters:
     """Those that wait for the same; a lock of its own, which nobody runs under."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._turns: dict[Turn, None] = {}
+        self._turns: dict[Waiter, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def begin(self) -> Turn:
+    def begin(self) -> Waiter:
         """Return a turn that comes with the others."""
-        turn = Turn()
+        turn = Waiter()
         with self._lock:
             self._turns[turn] = None
         return turn
 
-    def leave(self, turn: Turn) -> None:
+    def leave(self, turn: Waiter) -> None:
         """Take one out, if it is in."""
         with self._lock:
             self._turns.pop(turn, None)
@@ -93,11 +93,11 @@ class Pauses:
     """The waits of calls outside their queue: a pause before another attempt, a trial, a swap; ``end`` ends all."""
 
     def __init__(self) -> None:
-        self._turns = Turns()
+        self._turns = Waiters()
         self._ended: BaseException | None = None
 
     @contextmanager
-    def one(self) -> Iterator[Turn]:
+    def one(self) -> Iterator[Waiter]:
         """Give a turn to wait with, which fails when all pauses end."""
         turn = self._turns.begin()
         if self._ended is not None:  # looked at after the turn is in: one of both sides sees the other

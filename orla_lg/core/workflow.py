@@ -14,14 +14,14 @@ from enum import StrEnum
 
 from orla_lg.core.call import Call, Hints, Usage
 from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_name
-from orla_lg.core.limits.limits import Layer
+from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
-from orla_lg.core.lookahead.estimates import Course
+from orla_lg.core.lookahead.estimates import RunCourse
 from orla_lg.core.lookahead.forecast import Forecast
-from orla_lg.core.lookahead.structure import Outlook
-from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.lookahead.structure import GraphStructure
+from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.memory.events import CacheEvent, EventKind
-from orla_lg.core.standing import Standing
+from orla_lg.core.standing import RunShare
 
 
 class Outcome(StrEnum):
@@ -54,16 +54,16 @@ class RunState:
     interrupted: bool = False
     priority: float | None = None
     """Set by ``orla.prioritize``."""
-    standing: Standing = field(default_factory=Standing)
-    course: Course = field(default_factory=Course)
-    walk: Walk = field(default_factory=lambda: Walk(Outlook()))
+    standing: RunShare = field(default_factory=RunShare)
+    course: RunCourse = field(default_factory=RunCourse)
+    walk: RunTrace = field(default_factory=lambda: RunTrace(GraphStructure()))
     forecast: Forecast | None = None
     """Of its graph; ``None`` where that is not known."""
     now_in: Counter[str] = field(default_factory=Counter)
     """Stages with a node under way, and how many of them."""
     node_hints: dict[str, Hints] = field(default_factory=dict)
     """Per execution of a node (namespace with ids), what the ``hints`` function said."""
-    layer: Layer | None = None
+    layer: LimitScope | None = None
     """The limits of its graph."""
     accounts: Accounts = field(default_factory=dict)
     """What its own limits are kept by (``budgets``)."""

@@ -181,16 +181,18 @@ class ChatOrla(ChatOpenAI):
 
     def _step_aside(self, core: Core, settings: dict[str, Any]) -> None:
         """Ask the engine that the model's name means, past the core (``ORLA_DISABLED=1``)."""
-        desk = next((d for d in core.serving.desks.values() if self.model_name in (d.backend.name, AUTO)), None)
-        if desk is None:
+        scheduler = next(
+            (d for d in core.serving.schedulers.values() if self.model_name in (d.backend.name, AUTO)), None
+        )
+        if scheduler is None:
             return
         settings |= {
-            "base_url": desk.backend.url,
-            "api_key": desk.backend.api_key or NO_KEY,
-            "default_headers": headers_of(None, self.default_headers, core.clients[desk.backend.name].headers),
-            "default_query": query_of(None, self.default_query, core.clients[desk.backend.name].query),
+            "base_url": scheduler.backend.url,
+            "api_key": scheduler.backend.api_key or NO_KEY,
+            "default_headers": headers_of(None, self.default_headers, core.clients[scheduler.backend.name].headers),
+            "default_query": query_of(None, self.default_query, core.clients[scheduler.backend.name].query),
         }
-        self.model_name = desk.backend.model or self.model_name
+        self.model_name = scheduler.backend.model or self.model_name
         self._use(openai.OpenAI(**settings), openai.AsyncOpenAI(**settings))
 
     # LangChain's hooks: say who asks, let ChatOpenAI do it, put the record on the answer.

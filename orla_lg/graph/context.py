@@ -20,7 +20,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone, workflow_key
-from orla_lg.core.limits.limits import CONFIGURABLE, Layer, Limits
+from orla_lg.core.limits.limits import CONFIGURABLE, Limits, LimitScope
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
@@ -148,7 +148,7 @@ class Binding:
     hints: HintsFunction | None = None
     forecast: Forecast | None = None
     """What lies ahead in it, and what its runs usually take."""
-    layer: Layer | None = None
+    layer: LimitScope | None = None
     """Its limits."""
 
 
@@ -370,7 +370,7 @@ def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -
     return hints
 
 
-def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple[Layer, ...]:
+def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple[LimitScope, ...]:
     """Return the limits around a call: of its run's graph, of the graph it is made in, and of its configuration.
 
     Raises:
@@ -389,4 +389,4 @@ def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple
         return layers
     if run is None:
         raise ConfigError('limits in configurable["orla"] hold for one run of a wrapped graph; this call is in none')
-    return (*layers, Layer(Limits.of(said), CONFIGURABLE, " in the run's configurable", of_run=True))
+    return (*layers, LimitScope(Limits.of(said), CONFIGURABLE, " in the run's configurable", of_run=True))

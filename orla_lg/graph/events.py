@@ -44,7 +44,7 @@ MANY_FAULTS = 20
 
 
 class GraphEvents(GraphCallbackHandler):
-    """Turns LangGraph's callbacks into runs, nodes and hints."""
+    """Waiters LangGraph's callbacks into runs, nodes and hints."""
 
     run_inline = True
 

@@ -19,7 +19,7 @@ from langgraph.pregel import Pregel
 from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.core.lookahead.structure import END, START, Outlook, Way
+from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure
 from orla_lg.graph.structure import AnyPregel, stages_of, title
 
 log = logging.getLogger("orla_lg")
@@ -28,19 +28,19 @@ UNNAMED = "LangGraph"
 """What LangGraph calls a graph that nobody gave a name."""
 
 
-def look_ahead(graph: AnyPregel) -> Outlook:
+def look_ahead(graph: AnyPregel) -> GraphStructure:
     """Return what is written of a graph and the graphs inside it; little if it cannot be read, never an error."""
-    ways: dict[str, Way] = {}
+    ways: dict[str, Edge] = {}
     joins: dict[str, frozenset[str]] = {}
     try:
         _read(graph, "", ways, joins)
     except Exception:  # LangGraph's inside, which may change: a graph must run even if we cannot read it
         log.exception("the structure of %s cannot be read; what follows what is learned from its runs", title(graph))
-        return Outlook({stage: Way() for stage in stages_of(graph)})
-    return Outlook(ways, joins)
+        return GraphStructure({stage: Edge() for stage in stages_of(graph)})
+    return GraphStructure(ways, joins)
 
 
-def name_of(graph: AnyPregel, outlook: Outlook) -> str:
+def name_of(graph: AnyPregel, outlook: GraphStructure) -> str:
     """Return the name under which is learned what a graph's runs usually take.
 
     Graphs that nobody named are told apart by their structure, so that they do not learn from each other.
@@ -62,7 +62,7 @@ class _Links:
     joins: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def _read(graph: AnyPregel, prefix: str, ways: dict[str, Way], joins: dict[str, frozenset[str]]) -> None:
+def _read(graph: AnyPregel, prefix: str, ways: dict[str, Edge], joins: dict[str, frozenset[str]]) -> None:
     nodes = [name for name in graph.nodes if name != START]
     builder = getattr(graph, "builder", None)
     links = _of_builder(builder) if isinstance(builder, StateGraph) else _of_channels(graph)
@@ -74,7 +74,7 @@ def _read(graph: AnyPregel, prefix: str, ways: dict[str, Way], joins: dict[str, 
     for name in (START, *nodes):
         is_open = name in links.open
         perhaps = known if is_open else links.perhaps.get(name, ())
-        ways.setdefault(prefix + name, Way(keys(links.always.get(name, ())), keys(perhaps), is_open))
+        ways.setdefault(prefix + name, Edge(keys(links.always.get(name, ())), keys(perhaps), is_open))
         if sources := links.joins.get(name):
             joins[prefix + name] = keys(sources)
         if name != START:

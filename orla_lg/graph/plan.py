@@ -56,10 +56,10 @@ def _unserved(core: Core, views: Sequence[BackendView], stage: str, rule: Rule) 
         return [f"stage {stage!r}: {fault}" for fault in check(views)]
     asked, faults = Ask(model="auto", messages=()).given(rule.parameters), list[str]()
     for name in rule.to:
-        view, desk = find(views, name), core.serving.desks.get(name)
-        if view is not None and desk is not None:
+        view, scheduler = find(views, name), core.serving.schedulers.get(name)
+        if view is not None and scheduler is not None:
             # Which of several models a stage asks for is in its code, and shows at its first call.
-            named = unserved(desk.backend.model, view.probe) if desk.backend.model else []
+            named = unserved(scheduler.backend.model, view.probe) if scheduler.backend.model else []
             found = named + lacks(asked, view.probe)
             faults += [f"stage {stage!r} on backend {name!r}: {fault}" for fault in found]
     return faults

@@ -67,6 +67,6 @@ def named_by(serving: Serving) -> Iterator[tuple[str, str]]:
     mappings |= {f"variant {name!r} of the mapping": mapper for name, mapper in serving.variants.items()}
     for where, mapper in mappings.items():
         yield from ((where, stage) for table in tables_of(mapper) for stage in table.rules)
-    for desk in serving.desks.values():
-        yield from (("request_policy", stage) for stage in desk.queue.policies.requests)
+    for scheduler in serving.schedulers.values():
+        yield from (("request_policy", stage) for stage in scheduler.queue.policies.requests)
     yield from (("limits.stages", stage) for stage in serving.limits.shared.stages)

@@ -13,7 +13,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
-from orla_lg.core.limits.limits import Layer, Limits, checked
+from orla_lg.core.limits.limits import Limits, LimitScope, checked
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
 from orla_lg.errors import ConfigError, OrlaError
@@ -69,14 +69,14 @@ def wrap(
     )
 
 
-def _layer(limits: Limits | None, graph: AnyPregel) -> Layer | None:
+def _layer(limits: Limits | None, graph: AnyPregel) -> LimitScope | None:
     """Return the limits of one graph, under accounts of their own."""
     if limits is None:
         return None
     limits = checked(limits)
     if faults := check_stages(limits.stages, stages_of(graph), said_by="limits.stages"):
         raise ConfigError(f"{title(graph)} cannot be limited so: {'; '.join(faults)}")
-    return Layer(limits, object(), f" of {title(graph)}")
+    return LimitScope(limits, object(), f" of {title(graph)}")
 
 
 def compiled(graph: Any) -> AnyPregel:

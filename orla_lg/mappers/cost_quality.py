@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from orla_lg.core.boundary import checked
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.engine.backend import price
 from orla_lg.core.identity import rule_of
@@ -116,10 +116,10 @@ class CostQualityMapper:
         self.among, self.budget_usd = tuple(among), budget_usd
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
-        self._scores = Newest[tuple[str, str], tuple[float, float]](KEEP)
+        self._scores = BoundedDict[tuple[str, str], tuple[float, float]](KEEP)
         """Good and bad ones, by stage and backend; what a backend states of itself is not in them."""
-        self._answers = Newest[str, float](KEEP)
-        self._spent = Newest[str, float](KEEP)
+        self._answers = BoundedDict[str, float](KEEP)
+        self._spent = BoundedDict[str, float](KEEP)
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
         if not call.identity.stage:  # outside any graph the code decides

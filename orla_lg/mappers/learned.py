@@ -46,7 +46,7 @@ def sigmoid(logit: float) -> float:
 
 
 class Calibration(Protocol):
-    """Turns the model's score into a probability that can be taken at its word; never falls as the score rises."""
+    """Waiters the model's score into a probability that can be taken at its word; never falls as the score rises."""
 
     def probability(self, logit: float) -> float:
         """Return the probability that a prompt with this score is complex."""

@@ -20,7 +20,7 @@ import openai
 from orla_lg.core.call import CallerTimeout
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import Backend, with_fields
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS, Dialect, is_guard
@@ -167,27 +167,27 @@ class SdkSender:
         self._form = form
         self._may_assemble = assemble
 
-    def send(self, flight: Flight) -> Any:
+    def send(self, inflight: InFlightCall) -> Any:
         """Send from this thread."""
-        if flight.external:
+        if inflight.external:
             response = self._original()
-            flight.finish()
+            inflight.finish()
             return response
-        outgoing = self._outgoing(flight)
-        with _attempt(flight):
+        outgoing = self._outgoing(inflight)
+        with _attempt(inflight):
             try:
-                tap, response = self._send_once(flight, outgoing)
+                tap, response = self._send_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
                 if not outgoing.may_cause(refusal):
                     raise
-                tap, response = self._send_once(flight, self._without_ours(outgoing))
+                tap, response = self._send_once(inflight, self._without_ours(outgoing))
                 outgoing.refused(refusal)
         outgoing.note(tap)
         tap.hand_over()
         return response
 
-    def _send_once(self, flight: Flight, outgoing: Outgoing) -> tuple[Tap, Any]:
-        with _tapped(flight, outgoing) as tap:
+    def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
+        with _tapped(inflight, outgoing) as tap:
             try:
                 response = outgoing.clients.sync().request(options=outgoing.options, **self._form)
             except Upgrade:
@@ -197,27 +197,27 @@ class SdkSender:
                 tap.stream.prime()
         return tap, response
 
-    async def asend(self, flight: Flight) -> Any:
+    async def asend(self, inflight: InFlightCall) -> Any:
         """Send from this task."""
-        if flight.external:
+        if inflight.external:
             response = await self._original()
-            flight.finish()
+            inflight.finish()
             return response
-        outgoing = self._outgoing(flight)
-        with _attempt(flight):
+        outgoing = self._outgoing(inflight)
+        with _attempt(inflight):
             try:
-                tap, response = await self._asend_once(flight, outgoing)
+                tap, response = await self._asend_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
                 if not outgoing.may_cause(refusal):
                     raise
-                tap, response = await self._asend_once(flight, self._without_ours(outgoing))
+                tap, response = await self._asend_once(inflight, self._without_ours(outgoing))
                 outgoing.refused(refusal)
         outgoing.note(tap)
         tap.hand_over()
         return response
 
-    async def _asend_once(self, flight: Flight, outgoing: Outgoing) -> tuple[Tap, Any]:
-        with _tapped(flight, outgoing) as tap:
+    async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
+        with _tapped(inflight, outgoing) as tap:
             try:
                 response = await outgoing.clients.on_loop().request(options=outgoing.options, **self._form)
             except Upgrade:
@@ -227,14 +227,14 @@ class SdkSender:
                 await tap.stream.prime()
         return tap, response
 
-    def _outgoing(self, flight: Flight) -> Outgoing:
-        assert flight.backend is not None
-        clients = self._clients[flight.backend]
-        asked = {**self._parameters(flight), **self._options.json_data, "model": flight.model}
-        flight.sends(asked)
+    def _outgoing(self, inflight: InFlightCall) -> Outgoing:
+        assert inflight.backend is not None
+        clients = self._clients[inflight.backend]
+        asked = {**self._parameters(inflight), **self._options.json_data, "model": inflight.model}
+        inflight.sends(asked)
         dialect, said = clients.dialect, self._said(asked)
-        fields = dialect.without_refused(flight.request_fields())
-        body = {**with_fields(asked, fields), "model": flight.model}
+        fields = dialect.without_refused(inflight.request_fields())
+        body = {**with_fields(asked, fields), "model": inflight.model}
         guards = {name: value for name, value in fields.items() if is_guard(name, value)}
         added = {name for name, value in fields.items() if name not in guards and asked.get(name, guards) != value}
         mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
@@ -242,7 +242,7 @@ class SdkSender:
         if isinstance(streams, Mapping):  # else the engine says what is wrong with it
             if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
                 mode, body["stream"] = "assemble", True
-            countable = flight.counts_streams and STREAM_OPTIONS not in dialect.refused
+            countable = inflight.counts_streams and STREAM_OPTIONS not in dialect.refused
             strip = mode == "stream" and countable and not streams.get("include_usage")
             if strip or mode == "assemble":
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
@@ -261,9 +261,9 @@ class SdkSender:
         extra = self._options.extra_json
         return {**asked, **extra} if extra else asked
 
-    def _parameters(self, flight: Flight) -> Mapping[str, Any]:
+    def _parameters(self, inflight: InFlightCall) -> Mapping[str, Any]:
         """Return what the mapping sets, but not against what the caller gave under either of a field's names."""
-        given = dict(flight.parameters)
+        given = dict(inflight.parameters)
         given |= given.pop("extra_body", {})
         limits = {"max_tokens", "max_completion_tokens"}
         if limits & set(self._options.json_data):
@@ -335,8 +335,8 @@ def _mode_of(body: Mapping[str, Any]) -> Mode:
 
 
 @contextmanager
-def _tapped(flight: Flight, outgoing: Outgoing) -> Iterator[Tap]:
-    tap = Tap(flight, outgoing.mode, strip_usage=outgoing.strip_usage)
+def _tapped(inflight: InFlightCall, outgoing: Outgoing) -> Iterator[Tap]:
+    tap = Tap(inflight, outgoing.mode, strip_usage=outgoing.strip_usage)
     token = TAP.set(tap)
     try:
         yield tap
@@ -345,7 +345,7 @@ def _tapped(flight: Flight, outgoing: Outgoing) -> Iterator[Tap]:
 
 
 @contextmanager
-def _attempt(flight: Flight) -> Iterator[None]:
+def _attempt(inflight: InFlightCall) -> Iterator[None]:
     """Say how the attempt failed, if it did; nothing of an answer has reached the caller then."""
     try:
         yield
@@ -360,7 +360,7 @@ def _attempt(flight: Flight) -> Iterator[None]:
     except openai.APIError as error:
         failure = attempt_failed(error)
         if failure is None:
-            flight.answered()
+            inflight.answered()
             raise
         raise failure from error
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 import httpx2
 
-from orla_lg.core.inflight import ABANDONED, Flight
+from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.assembly import Assembly
 
@@ -51,12 +51,12 @@ class Tap:
     (it may try again); afterwards it ends the flight.
     """
 
-    def __init__(self, flight: Flight, mode: Mode, *, strip_usage: bool = False) -> None:
+    def __init__(self, inflight: InFlightCall, mode: Mode, *, strip_usage: bool = False) -> None:
         self.complete = False
         self.begun = False
         self.counted = False
         """Whether token counts came."""
-        self._flight = flight
+        self._inflight = inflight
         self.mode = mode
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
@@ -97,7 +97,7 @@ class Tap:
         if is_json:
             self.mode, self.assembly, self._splitter = "plain", None, None
         else:
-            self._flight.first_token()
+            self._inflight.first_token()
 
     def _keep(self, data: bytes) -> None:
         self._kept.append(data)
@@ -155,18 +155,18 @@ class Tap:
     def _read_usage(self) -> None:
         if usage := wire.usage_in(b"".join(self._kept)):
             self.counted = True
-            self._flight.saw(usage)
+            self._inflight.saw(usage)
 
     def hand_over(self) -> None:
         """Note that the caller has the response; ends the flight if its body is already read."""
         self._handed_over = True
         if self.complete:
-            self._flight.finish()
+            self._inflight.finish()
 
     def broke(self, error: BaseException) -> None:
         """Note that reading failed."""
         if self._handed_over:
-            self._flight.broke(error)
+            self._inflight.broke(error)
 
     def closed(self) -> None:
         """Note that the stream was closed, read to its end or not."""
@@ -174,7 +174,7 @@ class Tap:
             self._read_usage()
             self.complete = any(wire.DONE in data for data in self._kept)
         if self._handed_over:
-            self._flight.finish(None if self.complete else ABANDONED)
+            self._inflight.finish(None if self.complete else ABANDONED)
 
 
 def _status(error: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
 from orla_lg.core.boundary.plain import shown
-from orla_lg.core.cache.verification import Truth
+from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.waiting import Waiting, WaitsFor
 
@@ -205,7 +205,7 @@ def _orders(state: State) -> RenderableType:
     return table
 
 
-def _verdicts(truth: Truth) -> Text:
+def _verdicts(truth: VerificationCounts) -> Text:
     borne_out, refuted = sum(truth.borne_out.values()), sum(truth.refuted.values())
     if not borne_out + refuted:
         return Text("–", style="bright_black")

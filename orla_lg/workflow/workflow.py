@@ -157,7 +157,9 @@ class Workflow:
     def _check(self) -> None:
         names = [stage.name for stage in self._stages]
         faults = faults_of(names, self._needs)
-        known = {desk.backend.name: desk.backend for desk in self._orla.core.serving.desks.values()}
+        known = {
+            scheduler.backend.name: scheduler.backend for scheduler in self._orla.core.serving.schedulers.values()
+        }
         for stage in self._stages:
             found = [*stage.faults(), *_name_faults(stage.name)]
             if (form := self._formats().get(stage.name)) is not None and (fault := form.fault()):

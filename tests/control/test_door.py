@@ -99,14 +99,16 @@ def ask(connected: socket.socket, **said: Any) -> dict[str, Any]:
 
 
 def test_what_is_asked_for_is_done(watched: Orla, raw: socket.socket) -> None:
-    desk = watched.core.serving.desks["main"]
-    assert ask(raw, do="pause", backend="main") == {"ok": True} and desk.queue.paused
-    assert ask(raw, do="resume", backend="main") == {"ok": True} and not desk.queue.paused
-    assert ask(raw, do="drain", backend="main", timeout_s=0) == {"ok": True, "drained": True} and desk.queue.paused
+    scheduler = watched.core.serving.schedulers["main"]
+    assert ask(raw, do="pause", backend="main") == {"ok": True} and scheduler.queue.paused
+    assert ask(raw, do="resume", backend="main") == {"ok": True} and not scheduler.queue.paused
+    assert (
+        ask(raw, do="drain", backend="main", timeout_s=0) == {"ok": True, "drained": True} and scheduler.queue.paused
+    )
     assert ask(raw, do="limit", backend="main", max_concurrency=7) == {"ok": True}
-    assert (desk.queue.max_concurrency, desk.queue.capacity) == (7, 10_000), "what is left out stays"
+    assert (scheduler.queue.max_concurrency, scheduler.queue.capacity) == (7, 10_000), "what is left out stays"
     assert ask(raw, do="limit", backend="main", max_concurrency=None, capacity=3) == {"ok": True}
-    assert (desk.queue.max_concurrency, desk.queue.capacity) == (None, 3)
+    assert (scheduler.queue.max_concurrency, scheduler.queue.capacity) == (None, 3)
     assert ask(raw, do="policy", stage_policy={"main": "edf"}, request_policy="sjf") == {"ok": True}
     told = ask(raw, do="state")["state"]["backends"]["main"]
     assert (told["stage_policy"], told["request_policies"], told["paused"]) == ("edf", {"*": "sjf"}, True)

@@ -15,7 +15,7 @@ from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, Usage
 from orla_lg.core.engine.backend import Backend, Cost, Directions, Effect, Probe
 from orla_lg.core.engine.capabilities import Copied, Warmed
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
@@ -145,18 +145,18 @@ class Sender:
         self.script, self.max_attempts = list(script), max_attempts
         self.sent: list[tuple[str | None, str | None]] = []
 
-    def send(self, flight: Flight) -> Any:
-        self.sent.append((flight.backend, flight.model))
+    def send(self, inflight: InFlightCall) -> Any:
+        self.sent.append((inflight.backend, inflight.model))
         step = self.script.pop(0) if self.script else "answer"
         if isinstance(step, BaseException):
             raise step
         if step != "stream":
-            flight.finish()
+            inflight.finish()
             return step
-        return flight
+        return inflight
 
-    async def asend(self, flight: Flight) -> Any:
-        return self.send(flight)
+    async def asend(self, inflight: InFlightCall) -> Any:
+        return self.send(inflight)
 
 
 def identity(workflow: str = "w", stage: str = "node", run: str | None = None) -> Identity:
@@ -190,8 +190,8 @@ def a_serving(
         memory=memory_policy(memory),
         clock=clock or HandClock(),
     )
-    for desk in serving.desks.values() if known else ():
-        desk.health._learn(probe or Probe(models=("m",)))
+    for scheduler in serving.schedulers.values() if known else ():
+        scheduler.health._learn(probe or Probe(models=("m",)))
     return serving
 
 
@@ -228,7 +228,8 @@ def is_quiet(serving: Serving) -> bool:
     """Whether every grant is back and nobody waits."""
     serving.check_integrity()
     return all(
-        desk.queue.in_flight == desk.queue.waiting == len(desk._entered) == 0 for desk in serving.desks.values()
+        scheduler.queue.in_flight == scheduler.queue.waiting == len(scheduler._entered) == 0
+        for scheduler in serving.schedulers.values()
     )
 
 

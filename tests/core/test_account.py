@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.references import Claims
-from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.references import References
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.capabilities import BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.core.memory.events import Doing
@@ -118,7 +118,7 @@ class Flying:
     workflow: str
     stage: str
     messages: list[Message]
-    stay: Stay
+    stay: CacheHandle
     held: list[int] | None = None
     cached: int = 0
 
@@ -132,7 +132,7 @@ class Ended:
     """What a call left."""
 
     workflow: str
-    leaf: Piece
+    leaf: PrefixNode
     tokens: list[int]
 
 
@@ -149,14 +149,14 @@ class AccountMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = PoolEngine(self.BLOCKS, self.EACH_COPY)
-        self.cache = Residency(tokens_per_char=0.25)
-        self.claims = Claims(self.cache)
+        self.cache = PrefixTree(tokens_per_char=0.25)
+        self.claims = References(self.cache)
         self.blocks = CachedBlocks(self.cache)
         self.blocks.listening = self.EVENTS
         self.flying: list[Flying] = []
         self.said: dict[tuple[str, str], list[Message]] = {}
         self.ended: list[Ended] = []
-        self.last_use: dict[Piece, int] = {}
+        self.last_use: dict[PrefixNode, int] = {}
         self.times = itertools.count(1)
 
     # What happens
@@ -241,7 +241,7 @@ class AccountMachine(RuleBasedStateMachine):
 
     # What must be so
 
-    def judge(self, flown: Flying, tokens: list[int], before: dict[Piece, int]) -> None:
+    def judge(self, flown: Flying, tokens: list[int], before: dict[PrefixNode, int]) -> None:
         """The claim about the prompt of an answer that just came, and about what it showed to be gone."""
         path = list(flown.stay.answer.path())
         claimed = sum(piece.there_tokens for piece in path)

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from orla_lg.core import serving as closing
-from orla_lg.core.amendments import MANY, Amendments
+from orla_lg.core.amendments import MANY, RecordUpdates
 from orla_lg.core.background import Background
-from orla_lg.core.cache.verification import Claimed, Order, Verdict
+from orla_lg.core.cache.verification import ExpectedTokens, Order, Verification
 from orla_lg.core.call import Hints
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.core.journal import Journal
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
 from orla_lg.core.memory.policies import memory_policy
-from orla_lg.core.record import Aftermath, RecordBook
+from orla_lg.core.record import CacheFollowUp, RecordBook
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome
 from tests.core.fakes import Engine, Sender, a_serving, identity, new_call, step
@@ -35,7 +35,7 @@ class Lines:
     def __init__(self) -> None:
         self.told: list[tuple[str, tuple[str, ...], bool | None]] = []
 
-    def amended(self, record_id: str, late: Aftermath) -> None:
+    def amended(self, record_id: str, late: CacheFollowUp) -> None:
         self.told.append((record_id, late.orders, late.borne_out))
 
 
@@ -46,11 +46,11 @@ class Book:
         self.lines, self.running, self.records = Lines(), True, RecordBook(1000)
         for name in ("a", "b", *others):
             self.records.add(replace(a_record(name), cache_orders=()))
-        self.amendments = Amendments(self.records, self.lines, lambda workflow: self.running)  # type: ignore[arg-type]
+        self.amendments = RecordUpdates(self.records, self.lines, lambda workflow: self.running)  # type: ignore[arg-type]
 
 
-def verdict(borne_out: bool | None) -> Verdict:
-    return Verdict(Claimed(0, 0, "a", None), 0, borne_out)
+def verdict(borne_out: bool | None) -> Verification:
+    return Verification(ExpectedTokens(0, 0, "a", None), 0, borne_out)
 
 
 def test_while_a_run_goes_on_orders_wait_for_the_verdict_and_are_written_with_it() -> None:
@@ -70,7 +70,7 @@ def test_an_order_that_comes_just_as_its_run_ends_is_written() -> None:
     book = Book()
     told = book.records.ordered
 
-    def meanwhile(record_id: str, order: str) -> Aftermath | None:
+    def meanwhile(record_id: str, order: str) -> CacheFollowUp | None:
         book.running = False
         book.amendments.run_ended("w")  # before the order is among those that wait
         return told(record_id, order)
@@ -103,7 +103,7 @@ def test_nothing_new_is_no_line_and_without_a_file_nothing_waits() -> None:
     book.amendments.judged("stranger", verdict(True))
     book.amendments.ordered("stranger", PINNED)
     assert book.lines.told == []
-    fileless = Amendments(book.records, None, lambda workflow: False)
+    fileless = RecordUpdates(book.records, None, lambda workflow: False)
     fileless.ordered("a", FREED)
     fileless.judged("a", verdict(True))
     fileless.close()
@@ -137,7 +137,7 @@ def closed_while_flushing(file: Path, *, answered: bool) -> tuple[Any, Serving]:
         {Backend("b", "http://127.0.0.1:1/v1", "m"): engine},  # type: ignore[dict-item]
         mapper=None, memory=memory_policy("flush_at_boundary"), journal=Journal(file), background=background,
     )  # fmt: skip
-    probing = serving.desks["b"].health.connect()
+    probing = serving.schedulers["b"].health.connect()
     assert probing is not None and probing.result(PATIENCE_S) is None
     serving.progress.run_started("r", thread=None)
     step(serving.steps(new_call(serving, who=identity("r", run="r")), Sender()))
@@ -158,14 +158,14 @@ def test_orders_on_their_way_at_the_end_read_as_what_they_are(
     line, serving = closed_while_flushing(tmp_path / "r.jsonl", answered=answered)
     (record,) = serving.records.records()
     assert (line["amends"], line["cache_orders"]) == (record.id, [order])
-    assert record.cache_orders == (order,) and serving.desks["b"].statistics().memory.effects == {order: 1}
+    assert record.cache_orders == (order,) and serving.schedulers["b"].statistics().memory.effects == {order: 1}
 
 
 def test_an_order_after_the_end_was_not_given(tmp_path: Path) -> None:
     _, serving = closed_while_flushing(tmp_path / "r.jsonl", answered=True)
-    serving.desks["b"].orders.called("late", "c")
+    serving.schedulers["b"].orders.called("late", "c")
     serving.signal(serving.book.call_ended(new_call(serving, who=identity("late"), said=Hints(cache="flush")), "b"))
-    assert serving.desks["b"].statistics().memory.effects == {"flush:freed": 1, "flush:failed": 1}
+    assert serving.schedulers["b"].statistics().memory.effects == {"flush:freed": 1, "flush:failed": 1}
 
 
 def test_a_hint_leaves_its_trace_where_nothing_waits() -> None:
@@ -190,7 +190,7 @@ def test_a_runs_end_writes_what_no_later_order_would(tmp_path: Path) -> None:
         {Backend("b", "http://127.0.0.1:1/v1", "m"): Engine()},  # type: ignore[dict-item]
         mapper=None, memory=OnlyPins(), journal=Journal(file),
     )  # fmt: skip
-    serving.desks["b"].health._learn(Probe(models=("m",)))
+    serving.schedulers["b"].health._learn(Probe(models=("m",)))
     serving.progress.run_started("r", thread=None)
     step(serving.steps(new_call(serving, who=identity("r", run="r")), Sender()))
     assert serving.journal is not None

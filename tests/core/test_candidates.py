@@ -166,7 +166,7 @@ def test_before_a_call_is_refused_for_what_an_engine_said_it_is_asked_again(serv
     with pytest.raises(MappingError, match=r"serves several models \(bge-embed, other\) and not 'new:8b'"):
         timed(drive, serving, "new:8b")
     engine.says = Probe(("bge-embed", "new:8b"))  # pulled meanwhile
-    serving.desks["b"].health._probed_s -= 2.0
+    serving.schedulers["b"].health._probed_s -= 2.0
     assert timed(drive, serving, "new:8b")[1] == "b"
     assert serving.records.records()[-1].model == "new:8b" and engine.asked == 2
     for _ in range(20):
@@ -177,10 +177,10 @@ def test_before_a_call_is_refused_for_what_an_engine_said_it_is_asked_again(serv
 
 def test_a_choice_of_model_that_shows_only_at_the_queue_is_refused_there(serve: MakeServing) -> None:
     serving = serve(ExplicitMapper({"*": "b"}), b=Engine(BackendUnavailable("not yet")))
-    serving.desks["b"].health.connect().result(5)
+    serving.schedulers["b"].health.connect().result(5)
     steps = serving.steps(new_call(serving, "gpt-4o"), Sender(AttemptFailed(RuntimeError("busy")), max_attempts=2))
     assert isinstance(step(steps), Sleep)
-    serving.desks["b"].health._learn(Probe(("x", "y")))
+    serving.schedulers["b"].health._learn(Probe(("x", "y")))
     with pytest.raises(MappingError, match="stage 'node' on backend 'b': it serves several models"):
         step(steps)
     assert is_quiet(serving)

@@ -15,7 +15,7 @@ import pytest
 
 from orla_lg.core import journal
 from orla_lg.core.journal import Appended, Journal
-from orla_lg.core.record import Aftermath, Record
+from orla_lg.core.record import CacheFollowUp, Record
 from orla_lg.errors import ConfigError
 from tests.core.boundary.test_plain import NASTY, Unfriendly
 from tests.core.test_record import a_record
@@ -33,7 +33,7 @@ def test_whatever_an_id_holds_every_record_is_written(tmp_path: Path) -> None:
     written = Journal(tmp_path / "r")
     for text in NASTY:
         written.record(record("w", workflow=text, stage=text, run=text, tenant=text, error=text, reason=text))
-        written.amended(text, Aftermath(text, (text,), None))
+        written.amended(text, CacheFollowUp(text, (text,), None))
         written.feedback(text, 1.0)
     written.close()
     found = rows(tmp_path / "r")

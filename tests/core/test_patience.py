@@ -123,12 +123,12 @@ def test_a_pause_that_nothing_ends_passes_and_leaves_nothing(in_a_task: bool) ->
 
 def test_closing_ends_a_pause_and_a_trial_of_calls() -> None:
     serving = a_serving()
-    desk = serving.desks["b"]
+    scheduler = serving.schedulers["b"]
     pausing = serving.steps(new_call(serving), Sender(asked_to_wait(60.0), max_attempts=2))
     pause = step(pausing)
-    desk.health.probe = None
-    desk.health._clock = serving.clock
-    asked = desk.health.connect()
+    scheduler.health.probe = None
+    scheduler.health._clock = serving.clock
+    asked = scheduler.health.connect()
     assert asked is not None
     serving.close()
     assert asked.done(), "the wait for a probe ends too"

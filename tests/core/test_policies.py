@@ -5,7 +5,7 @@ import pytest
 from orla_lg.core.call import Hints
 from orla_lg.core.policies import Fair, Fcfs, policies, policy
 from orla_lg.core.queues import BackendQueue, Queued, Sortable
-from orla_lg.core.standing import HALF_LIFE_S, Standing
+from orla_lg.core.standing import HALF_LIFE_S, RunShare
 from orla_lg.errors import ConfigError
 from tests.core.fakes import a_call
 
@@ -58,9 +58,9 @@ def test_service_long_ago_counts_less_and_waiting_changes_nothing() -> None:
     queue = BackendQueue("b", policies("b", "las", "las"), 10)
     old, fresh, new = (a_call(workflow, "s") for workflow in ("old", "fresh", "new"))
     for call, at_s in ((old, 0.0), (fresh, 4 * HALF_LIFE_S)):
-        call.standing = Standing()
+        call.standing = RunShare()
         call.standing.serve(1000, at_s)
-    new.standing = Standing()
+    new.standing = RunShare()
     waiting = [queue.enter(call, 5 * HALF_LIFE_S) for call in (fresh, old, new)]
     gone = [queue.grant(queue.next(now)) for now in (300.0, 9e3, 9e6)]  # type: ignore[arg-type]
     assert gone == [waiting[2], waiting[1], waiting[0]]

@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import BackendQueue, Queued
-from orla_lg.core.standing import Standing
+from orla_lg.core.standing import RunShare
 from orla_lg.errors import QueueFull
 from tests.core.fakes import a_call
 
@@ -28,7 +28,7 @@ class QueueMachine(RuleBasedStateMachine):
     def start(self, stage: str, request: str, capacity: int, bound: int | None) -> None:
         self.queue = BackendQueue("b", policies("b", stage, request), capacity, bound)
         self.stage, self.request = stage, request
-        self.standings = {workflow: Standing() for workflow in "uvw"}
+        self.standings = {workflow: RunShare() for workflow in "uvw"}
         self.waiting: list[Queued] = []
         self.granted: list[Queued] = []
         self.ever_granted = 0

@@ -13,7 +13,7 @@ from orla_lg.core.call import Assignment, Call
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.engine.breaker import Circuit
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.policies import policies
 from orla_lg.core.record import CallEvent, Happening
@@ -73,11 +73,11 @@ def test_what_a_sender_raises_reaches_the_caller_and_the_grant_comes_back(run: R
 
 def test_a_stream_keeps_its_grant_until_it_ends() -> None:
     serving = a_serving(max_concurrency=1)
-    (flight,) = step(serving.steps(new_call(serving), Sender("stream")))
+    (inflight,) = step(serving.steps(new_call(serving), Sender("stream")))
     waiting = serving.steps(new_call(serving), Sender())
     wait = step(waiting)
     assert isinstance(wait, WaitForTurn) and not wait.turn.settled
-    flight.finish()
+    inflight.finish()
     assert wait.turn.settled and step(waiting) == ("answer",)
     assert is_quiet(serving)
 
@@ -126,18 +126,18 @@ def test_the_engines_own_error_comes_out_when_attempts_are_spent() -> None:
 def test_unreachable_engines_are_named_and_probed_again() -> None:
     serving = a_serving("one", "two")
     background = HandBackground(serving.clock)
-    for desk in serving.desks.values():
-        desk.health._background = background
+    for scheduler in serving.schedulers.values():
+        scheduler.health._background = background
     to = To(Assignment("one", alternatives=("two",)))
     sender = Sender(gone(), gone(), max_attempts=1)
     with pytest.raises(BackendUnavailable, match=r"'one' \(http://one/v1\), 'two' \(http://two/v1\) in 2 attempts"):
         step(serving.steps(new_call(serving, mappers=[to]), sender))
     assert sender.sent == [("one", "m"), ("two", "m")] and is_quiet(serving)
-    assert not serving.desks["one"].health.known
+    assert not serving.schedulers["one"].health.known
     assert step(serving.steps(new_call(serving, mappers=[to]), Sender())) == ("answer",), "nobody waits for a probe"
     assert len(background.work) == 2
     background.do_all()
-    assert serving.desks["one"].health.known
+    assert serving.schedulers["one"].health.known
 
 
 def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
@@ -155,7 +155,7 @@ def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
 def tripped() -> Serving:
     serving = a_serving("one", "two")
     for _ in range(5):
-        serving.desks["one"].health.failed(BackendUnavailable("down"), unreachable=False)
+        serving.schedulers["one"].health.failed(BackendUnavailable("down"), unreachable=False)
     return serving
 
 
@@ -178,7 +178,7 @@ def test_an_open_circuit_without_alternative_spends_attempts_without_sending() -
 
 def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token() -> None:
     serving = tripped()
-    background = serving.desks["one"].health._background = HandBackground(serving.clock)
+    background = serving.schedulers["one"].health._background = HandBackground(serving.clock)
     serving.clock.now += 1.0
     calls = [new_call(serving, mappers=[To(Assignment("one"))]) for _ in range(3)]
     (trial,) = step(serving.steps(calls[0], Sender("stream")))
@@ -199,14 +199,14 @@ def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token
 
 def test_a_stream_that_breaks_counts_against_its_engine() -> None:
     serving = a_serving()
-    desk = serving.desks["b"]
-    desk.health._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
+    scheduler = serving.schedulers["b"]
+    scheduler.health._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
     (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
     stream.broke(ConnectionError("reset"))
-    assert desk.health.breaker.failures == 1 and not desk.health.known
+    assert scheduler.health.breaker.failures == 1 and not scheduler.health.known
     assert stream.record.error == "ConnectionError: reset"
     assert step(serving.steps(new_call(serving), Sender())) == ("answer",)
-    assert desk.health.breaker.failures == 0, "an answer is a sign of life"
+    assert scheduler.health.breaker.failures == 0, "an answer is a sign of life"
 
 
 @pytest.mark.parametrize(("marks", "failures"), [({"overloaded": True}, 0), ({"elsewhere": True}, 0), ({}, 1)])
@@ -214,7 +214,7 @@ def test_an_engine_that_answers_not_now_is_well(marks: dict[str, bool], failures
     serving = a_serving("one", "two")
     to = To(Assignment("one", alternatives=("two",)))
     step(serving.steps(new_call(serving, mappers=[to]), Sender(AttemptFailed(RuntimeError("429"), **marks))))
-    assert serving.desks["one"].health.breaker.failures == failures
+    assert serving.schedulers["one"].health.breaker.failures == failures
 
 
 def test_a_model_that_is_gone_is_not_asked_for_again() -> None:
@@ -238,7 +238,7 @@ def test_a_deadline_ends_the_wait_with_numbers() -> None:
     serving.clock.now += 2.0
     with pytest.raises(DeadlineExceeded, match=r"waited 2.000 s for backend 'b', the deadline was 2.0 s; 1 calls"):
         steps.throw(TimeoutError())
-    assert serving.desks["b"].queue.waiting == 0
+    assert serving.schedulers["b"].queue.waiting == 0
 
 
 def test_a_deadline_that_passed_during_a_pause_sends_nothing_more() -> None:
@@ -286,7 +286,7 @@ def test_dropped_wherever_it_is_it_leaves_nothing() -> None:
         steps = serving.steps(new_call(serving), sender)
         step(steps)
         steps.close()
-    assert serving.desks["b"].queue.waiting == 0 and serving.desks["b"].queue.in_flight == 1
+    assert serving.schedulers["b"].queue.waiting == 0 and serving.schedulers["b"].queue.in_flight == 1
 
 
 # The first probe
@@ -295,7 +295,7 @@ def test_dropped_wherever_it_is_it_leaves_nothing() -> None:
 def unknown(engine: Engine | None = None) -> tuple[Serving, HandBackground]:
     serving = a_serving(known=False, engine=engine)
     background = HandBackground(serving.clock)
-    serving.desks["b"].health._background = background
+    serving.schedulers["b"].health._background = background
     return serving, background
 
 
@@ -415,7 +415,9 @@ def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
         (done, "one"), (EventKind.SWITCHED, "one"), (done, "two"), (done, "two"),
         (EventKind.IDLE, None), (EventKind.THREAD_DELETED, None),
     ]  # fmt: skip
-    assert all(desk.statistics().memory.workflows == 0 for desk in serving.desks.values()), "final: forgotten anyway"
+    assert all(scheduler.statistics().memory.workflows == 0 for scheduler in serving.schedulers.values()), (
+        "final: forgotten anyway"
+    )
 
 
 def test_a_workflow_without_a_thread_leaves_no_cache_behind() -> None:
@@ -423,7 +425,7 @@ def test_a_workflow_without_a_thread_leaves_no_cache_behind() -> None:
     serving.progress.run_started("r", thread=None)
     step(serving.steps(new_call(serving, "one", identity("r", run="r")), Sender()))
     serving.progress.run_ended("r", Outcome.DONE)
-    assert serving.desks["one"].statistics().memory.effects == {"flush:unsupported": 1}
+    assert serving.schedulers["one"].statistics().memory.effects == {"flush:unsupported": 1}
 
 
 def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
@@ -434,14 +436,16 @@ def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
         call.hints = type(call.hints)(cache="preserve")
         step(serving.steps(call, Sender()))
     serving.signal([CacheEvent(EventKind.CALL_DONE, "r", "one", "flush")])
-    flushed = ["flush:unsupported" in desk.statistics().memory.effects for desk in serving.desks.values()]
+    flushed = [
+        "flush:unsupported" in scheduler.statistics().memory.effects for scheduler in serving.schedulers.values()
+    ]
     assert flushed == [True, False]
 
 
 def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
     serving = a_serving(max_concurrency=1)
-    desk = serving.desks["b"]
-    desk.queue.change_policies(policies("one", "priority", "priority"), 0.0)
+    scheduler = serving.schedulers["b"]
+    scheduler.queue.change_policies(policies("one", "priority", "priority"), 0.0)
     serving.progress.run_started("r", thread=None)
     mine = identity("r", run="r")
     early = new_call(serving, who=mine)
@@ -493,19 +497,19 @@ class Counting:
             self.most = max(self.most, self.inside)
             self.ended += change < 0
 
-    def send(self, flight: Flight) -> None:
+    def send(self, inflight: InFlightCall) -> None:
         self.count(+1)
         self.pause.wait(0.001)
         self.count(-1)
-        flight.finish()
+        inflight.finish()
 
-    async def asend(self, flight: Flight) -> None:
+    async def asend(self, inflight: InFlightCall) -> None:
         self.count(+1)
         try:
             await asyncio.sleep(0.001)
         finally:
             self.count(-1)
-        flight.finish()
+        inflight.finish()
 
 
 @pytest.mark.parametrize("slots", [None, 3])

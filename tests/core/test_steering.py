@@ -12,22 +12,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.queues import Queued, Sortable
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steering import KEEP, Steering
 from orla_lg.core.steps import drive
-from orla_lg.core.turn import Turn
+from orla_lg.core.turn import Waiter
 from orla_lg.core.waiting import SHOWN, WaitsFor
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaClosed, QueueFull
 from orla_lg.mappers.load import LoadAware, expect, saturated
 from orla_lg.mappers.table import ExplicitMapper
 from tests.core.fakes import Engine, HandBackground, a_call, a_serving, a_view, decide, new_call, step
-from tests.core.test_scheduler import a_desk, broken, enter
+from tests.core.test_scheduler import a_scheduler, broken, enter
 
 NAMES = st.sampled_from(["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "fair"])
 
 
-def leave(desk: Desk, queued: Queued) -> None:
-    desk.leave(queued, usage=None, tokens=5, followed=lambda: True)
+def leave(scheduler: BackendScheduler, queued: Queued) -> None:
+    scheduler.leave(queued, usage=None, tokens=5, followed=lambda: True)
 
 
 class Moody:
@@ -45,15 +45,17 @@ class SteeringMachine(RuleBasedStateMachine):
     @initialize(bound=st.none() | st.integers(1, 3), slots=st.none() | st.integers(1, 3))
     def start(self, bound: int | None, slots: int | None) -> None:
         self.engine = Engine(Probe(slots=slots))
-        self.desk, self.background = a_desk(self.engine, capacity=8, **({"max_concurrency": bound} if bound else {}))
-        self.desk.health._learn(Probe(slots=slots))
-        self.steering = Steering({"b": self.desk})
+        self.scheduler, self.background = a_scheduler(
+            self.engine, capacity=8, **({"max_concurrency": bound} if bound else {})
+        )
+        self.scheduler.health._learn(Probe(slots=slots))
+        self.steering = Steering({"b": self.scheduler})
         self.slots, self.bound, self.capacity = slots, bound, 8
         self.paused = False
         self.inside: list[Queued] = []
         self.orders: dict[Queued, int] = {}
         self.granted: set[Queued] = set()
-        self.drains: list[Turn] = []
+        self.drains: list[Waiter] = []
 
     def may_hold(self) -> int:
         return min(self.bound or math.inf, self.slots or math.inf)
@@ -75,9 +77,9 @@ class SteeringMachine(RuleBasedStateMachine):
     def enter(self, workflow: str, priority: int, chars: int, holds_grant: bool, stage: str) -> None:
         call = a_call(workflow, stage, at_s=self.background.clock(), chars=chars, priority=priority)
         try:
-            queued = self.desk.enter(call, order=None, running=True, holds_grant=holds_grant)
+            queued = self.scheduler.enter(call, order=None, running=True, holds_grant=holds_grant)
         except QueueFull:
-            assert self.desk.queue.waiting >= self.capacity
+            assert self.scheduler.queue.waiting >= self.capacity
             return
         self.inside.append(queued)
         self.orders[queued] = queued.order
@@ -87,7 +89,7 @@ class SteeringMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave_or_cancel(self, data: st.DataObject) -> None:
         queued = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
-        leave(self.desk, queued)
+        leave(self.scheduler, queued)
         self.look()
 
     @rule()
@@ -104,7 +106,7 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        self.drains.append(self.desk.drain())
+        self.drains.append(self.scheduler.drain())
         self.paused = True
 
     @rule(stage=st.none() | NAMES, request=st.none() | NAMES | st.just({"x": "edf"}))
@@ -116,12 +118,12 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @rule()
     def set_a_policy_that_fails(self) -> None:
-        before, order = self.desk.queue.policies, self.desk.queue.first(100, 0.0)
+        before, order = self.scheduler.queue.policies, self.scheduler.queue.first(100, 0.0)
         if all(queued.call.priority <= 5 for queued in order):
             return
         with pytest.raises(ConfigError, match=r"cannot order the calls that wait: RuntimeError\('not this one'\)"):
             self.steering.set_policy(None, Moody(), "b")
-        assert self.desk.queue.policies is before and self.desk.queue.first(100, 0.0) == order
+        assert self.scheduler.queue.policies is before and self.scheduler.queue.first(100, 0.0) == order
 
     @rule(bound=st.none() | st.integers(1, 4), capacity=st.integers(0, 8))
     def set_limit(self, bound: int | None, capacity: int) -> None:
@@ -131,8 +133,8 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @rule()
     def probed_again(self) -> None:
-        self.desk.health._learn(Probe(slots=self.slots))
-        self.desk.go_on()
+        self.scheduler.health._learn(Probe(slots=self.slots))
+        self.scheduler.go_on()
         self.look()
 
     @rule(seconds=st.sampled_from([0.5, 6.0]))
@@ -142,8 +144,8 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
-        self.desk.check_integrity()
-        queue = self.desk.queue
+        self.scheduler.check_integrity()
+        queue = self.scheduler.queue
         assert {q for q in self.inside if q.waiting != q.granted} == set(self.inside)
         assert queue.waiting == sum(q.waiting for q in self.inside)
         assert queue.in_flight == sum(q.granted for q in self.inside)
@@ -154,22 +156,22 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @invariant()
     def drains_end_when_nothing_is_in_flight(self) -> None:
-        assert self.desk.queue.paused == self.paused
-        if not self.desk.queue.in_flight or not self.paused:
+        assert self.scheduler.queue.paused == self.paused
+        if not self.scheduler.queue.in_flight or not self.paused:
             assert all(turn.settled for turn in self.drains)
             self.drains.clear()
 
     @invariant()
     def nobody_waits_who_could_go(self) -> None:
-        waiting, cache = {q.call.identity.workflow for q in self.inside if q.waiting}, self.desk.cache
-        if not waiting or self.paused or self.desk.queue.in_flight >= self.may_hold():
+        waiting, cache = {q.call.identity.workflow for q in self.inside if q.waiting}, self.scheduler.cache
+        if not waiting or self.paused or self.scheduler.queue.in_flight >= self.may_hold():
             return
         able = cache.table.eligible(self.background.clock()) if cache.slots else None
         assert able is not None and not able & waiting
 
     @invariant()
     def the_first_shown_is_the_first_to_go(self) -> None:
-        queue, now = self.desk.queue, self.background.clock()
+        queue, now = self.scheduler.queue, self.background.clock()
         shown = queue.first(100, now)
         assert set(shown) == {q for q in self.inside if q.waiting} and len(shown) == queue.waiting
         assert queue.first(2, now) == shown[:2]
@@ -181,48 +183,48 @@ class SteeringMachine(RuleBasedStateMachine):
             return
         self.steering.resume("b")
         for queued in self.inside:
-            leave(self.desk, queued)
-        assert self.desk.queue.in_flight == self.desk.queue.waiting == 0
+            leave(self.scheduler, queued)
+        assert self.scheduler.queue.in_flight == self.scheduler.queue.waiting == 0
 
 
 SteeringMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestSteering = SteeringMachine.TestCase
 
 
-def steered(**limits: int) -> tuple[Steering, Desk, HandBackground]:
-    desk, background = a_desk(**limits)
-    return Steering({"b": desk}), desk, background
+def steered(**limits: int) -> tuple[Steering, BackendScheduler, HandBackground]:
+    scheduler, background = a_scheduler(**limits)
+    return Steering({"b": scheduler}), scheduler, background
 
 
 # Pause, drain, resume
 
 
 def test_who_holds_a_grant_goes_on_while_paused_and_others_wait() -> None:
-    steering, desk, _ = steered(max_concurrency=2)
-    reading = enter(desk)
+    steering, scheduler, _ = steered(max_concurrency=2)
+    reading = enter(scheduler)
     steering.pause("b")
-    assert enter(desk).waiting and enter(desk, holds_grant=True).extra and reading.granted
-    assert desk.view().paused and desk.statistics().queue.paused
+    assert enter(scheduler).waiting and enter(scheduler, holds_grant=True).extra and reading.granted
+    assert scheduler.view().paused and scheduler.statistics().queue.paused
 
 
 def test_with_a_capacity_of_nothing_a_pause_refuses() -> None:
-    steering, desk, _ = steered(capacity=0)
-    leave(desk, enter(desk))
+    steering, scheduler, _ = steered(capacity=0)
+    leave(scheduler, enter(scheduler))
     steering.pause("b")
     with pytest.raises(QueueFull):
-        enter(desk)
+        enter(scheduler)
 
 
 def test_drain_waits_for_the_last_call_and_for_no_other() -> None:
-    steering, desk, _ = steered(max_concurrency=2)
-    calls, waiting = [enter(desk), enter(desk)], enter(desk)
+    steering, scheduler, _ = steered(max_concurrency=2)
+    calls, waiting = [enter(scheduler), enter(scheduler)], enter(scheduler)
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(drive, steering.drain("b", None))
-        while not desk.queue.paused:
+        while not scheduler.queue.paused:
             pass
-        leave(desk, calls[0])
+        leave(scheduler, calls[0])
         assert not drained.done() and waiting.waiting
-        leave(desk, calls[1])
+        leave(scheduler, calls[1])
         assert drained.result(5.0) is True and waiting.waiting
     assert drive(steering.drain("b", 0)) is True, "at once, where nothing is in flight"
     steering.resume("b")
@@ -230,14 +232,14 @@ def test_drain_waits_for_the_last_call_and_for_no_other() -> None:
 
 
 def test_a_drain_ends_by_its_time_by_a_resume_and_by_the_end() -> None:
-    steering, desk, _ = steered()
-    enter(desk)
+    steering, scheduler, _ = steered()
+    enter(scheduler)
     assert drive(steering.drain("b", 0.01)) is False
-    assert desk.queue.paused and not desk.drains, "it stays paused, and remembers nobody who left"
-    for end, outcome in ((lambda: steering.resume("b"), False), (desk.turn_away, OrlaClosed)):
+    assert scheduler.queue.paused and not scheduler.drains, "it stays paused, and remembers nobody who left"
+    for end, outcome in ((lambda: steering.resume("b"), False), (scheduler.turn_away, OrlaClosed)):
         with ThreadPoolExecutor(1) as pool:
             drained = pool.submit(drive, steering.drain("b", None))
-            while not desk.drains:
+            while not scheduler.drains:
                 pass
             end()
             if outcome is False:
@@ -248,22 +250,22 @@ def test_a_drain_ends_by_its_time_by_a_resume_and_by_the_end() -> None:
 
 @pytest.mark.parametrize("timeout_s", [-1, math.nan])
 def test_a_drain_needs_a_time_that_can_pass(timeout_s: float) -> None:
-    steering, desk, _ = steered()
+    steering, scheduler, _ = steered()
     with pytest.raises(ConfigError, match="timeout_s must be 0 or more"):
         drive(steering.drain("b", timeout_s))
-    assert not desk.queue.paused
+    assert not scheduler.queue.paused
 
 
 def test_drain_while_calls_come_and_go_in_many_threads() -> None:
-    steering, desk, _ = steered(max_concurrency=4)
+    steering, scheduler, _ = steered(max_concurrency=4)
     stop, ended = threading.Event(), threading.Semaphore(0)
 
     def caller() -> None:
         while not stop.is_set():
-            queued = enter(desk)
+            queued = enter(scheduler)
             while queued.waiting and not stop.is_set():
                 stop.wait(0.0005)
-            leave(desk, queued)
+            leave(scheduler, queued)
         ended.release()
 
     with ThreadPoolExecutor(12) as pool:
@@ -271,13 +273,13 @@ def test_drain_while_calls_come_and_go_in_many_threads() -> None:
             pool.submit(caller)
         for _ in range(30):
             assert drive(steering.drain("b", 5.0)) is True
-            assert desk.queue.in_flight == 0
-            granted = desk.queue.granted
-            assert drive(steering.drain("b", 0.0)) is True and desk.queue.granted == granted
+            assert scheduler.queue.in_flight == 0
+            granted = scheduler.queue.granted
+            assert drive(steering.drain("b", 0.0)) is True and scheduler.queue.granted == granted
             steering.resume("b")
         stop.set()
-    desk.check_integrity()
-    assert desk.queue.in_flight == desk.queue.waiting == 0
+    scheduler.check_integrity()
+    assert scheduler.queue.in_flight == scheduler.queue.waiting == 0
 
 
 # Where calls go meanwhile
@@ -298,23 +300,23 @@ def test_load_aware_mapping_leaves_a_paused_backend() -> None:
 
 
 def test_policies_change_while_a_thousand_calls_wait() -> None:
-    steering, desk, background = steered(max_concurrency=1)
-    first = enter(desk)
+    steering, scheduler, background = steered(max_concurrency=1)
+    first = enter(scheduler)
     chance = random.Random(4)
     waiting = []
     for n in range(1_000):
         call = a_call(
             f"w{n % 50}", f"s{n % 7}", at_s=background.clock(), chars=chance.randrange(4000), priority=n % 10
         )
-        waiting.append(desk.enter(call, order=None, running=False, holds_grant=False))
+        waiting.append(scheduler.enter(call, order=None, running=False, holds_grant=False))
     orders = {queued: queued.order for queued in waiting}
     for name in ("sjf", "edf", "fair", "priority", "sjf"):
         steering.set_policy(name, name, None)
-        desk.check_integrity()
-        assert desk.queue.waiting == 1_000
+        scheduler.check_integrity()
+        assert scheduler.queue.waiting == 1_000
     gone = [first]
-    while desk.queue.waiting:
-        leave(desk, gone[-1])
+    while scheduler.queue.waiting:
+        leave(scheduler, gone[-1])
         (now,) = [queued for queued in waiting if queued.granted]
         gone.append(now)
     assert {q: q.order for q in gone[1:]} == orders, "all of them, each once, with the numbers they came with"
@@ -323,18 +325,18 @@ def test_policies_change_while_a_thousand_calls_wait() -> None:
 
 
 def test_a_change_touches_what_it_names_and_nothing_else() -> None:
-    desks = {name: a_desk()[0] for name in ("a", "b")}
-    steering = Steering(desks)
-    before = desks["b"].queue.policies
+    schedulers = {name: a_scheduler()[0] for name in ("a", "b")}
+    steering = Steering(schedulers)
+    before = schedulers["b"].queue.policies
     steering.set_policy({"a": "edf"}, None, None)
-    assert type(desks["a"].queue.policies.stage).__name__ == "EarliestDeadline"
-    assert desks["b"].queue.policies.stage is before.stage
+    assert type(schedulers["a"].queue.policies.stage).__name__ == "EarliestDeadline"
+    assert schedulers["b"].queue.policies.stage is before.stage
     steering.set_policy(None, {"reply": "sjf"}, "a")
-    now = desks["a"].queue.policies
+    now = schedulers["a"].queue.policies
     assert set(now.requests) == {"*", "reply"} and type(now.stage).__name__ == "EarliestDeadline"
     steering.set_policy(None, "edf", "a")
-    assert set(desks["a"].queue.policies.requests) == {"*"}, "one policy for all stages is for all of them"
-    assert desks["b"].queue.policies.requests == before.requests
+    assert set(schedulers["a"].queue.policies.requests) == {"*"}, "one policy for all stages is for all of them"
+    assert schedulers["b"].queue.policies.requests == before.requests
 
 
 @pytest.mark.parametrize(
@@ -349,62 +351,62 @@ def test_a_change_touches_what_it_names_and_nothing_else() -> None:
     ],
 )
 def test_a_wrong_name_changes_nothing(given: tuple[object, object, str | None], message: str) -> None:
-    desks = {name: a_desk()[0] for name in ("a", "b")}
-    before = {name: desk.queue.policies for name, desk in desks.items()}
+    schedulers = {name: a_scheduler()[0] for name in ("a", "b")}
+    before = {name: scheduler.queue.policies for name, scheduler in schedulers.items()}
     with pytest.raises(ConfigError, match=message):
-        Steering(desks).set_policy(*given)  # type: ignore[arg-type]
-    assert all(desk.queue.policies is before[name] for name, desk in desks.items())
+        Steering(schedulers).set_policy(*given)  # type: ignore[arg-type]
+    assert all(scheduler.queue.policies is before[name] for name, scheduler in schedulers.items())
 
 
 def test_a_policy_that_fails_on_one_backend_is_undone_on_the_others() -> None:
-    desks = {name: a_desk(max_concurrency=1)[0] for name in ("a", "b")}
-    before = {name: desk.queue.policies for name, desk in desks.items()}
-    for desk in desks.values():
-        enter(desk)
-    calm = [enter(desks["a"], w) for w in "uv"]
-    desks["b"].enter(a_call(priority=9), order=None, running=False, holds_grant=False)
+    schedulers = {name: a_scheduler(max_concurrency=1)[0] for name in ("a", "b")}
+    before = {name: scheduler.queue.policies for name, scheduler in schedulers.items()}
+    for scheduler in schedulers.values():
+        enter(scheduler)
+    calm = [enter(schedulers["a"], w) for w in "uv"]
+    schedulers["b"].enter(a_call(priority=9), order=None, running=False, holds_grant=False)
     with pytest.raises(ConfigError, match="backend 'b': the policy cannot order"):
-        Steering(desks).set_policy(None, Moody(), None)
-    assert all(desk.queue.policies is before[name] for name, desk in desks.items())
-    assert desks["a"].queue.first(5, 0.0) == calm
+        Steering(schedulers).set_policy(None, Moody(), None)
+    assert all(scheduler.queue.policies is before[name] for name, scheduler in schedulers.items())
+    assert schedulers["a"].queue.first(5, 0.0) == calm
 
 
 def test_a_policy_that_fails_on_the_last_call_leaves_the_order_of_the_others() -> None:
-    steering, desk, _ = steered(max_concurrency=1)
-    enter(desk)
-    calls = [desk.enter(a_call(w, priority=p), order=None, running=False, holds_grant=False)
+    steering, scheduler, _ = steered(max_concurrency=1)
+    enter(scheduler)
+    calls = [scheduler.enter(a_call(w, priority=p), order=None, running=False, holds_grant=False)
              for w, p in (("u", 1), ("v", 2), ("w", 9))]  # fmt: skip
     with pytest.raises(ConfigError):
         steering.set_policy(None, Moody(), None)
-    desk.check_integrity()
-    assert desk.queue.first(5, 0.0) == calls
+    scheduler.check_integrity()
+    assert scheduler.queue.first(5, 0.0) == calls
 
 
 # Limits
 
 
 def test_a_limit_holds_at_once_and_over_the_next_probe() -> None:
-    steering, desk, _ = steered(max_concurrency=1)
-    desk.health._learn(Probe(slots=4))
-    calls = [enter(desk, w) for w in "uvwxy"]
+    steering, scheduler, _ = steered(max_concurrency=1)
+    scheduler.health._learn(Probe(slots=4))
+    calls = [enter(scheduler, w) for w in "uvwxy"]
     steering.set_limit("b", 3, KEEP)
     assert sum(queued.granted for queued in calls) == 3
-    desk.health._learn(Probe(slots=4))
-    assert desk.queue.max_concurrency == 3, "what the engine says of itself does not undo it"
+    scheduler.health._learn(Probe(slots=4))
+    assert scheduler.queue.max_concurrency == 3, "what the engine says of itself does not undo it"
     steering.set_limit("b", None, KEEP)
-    assert desk.queue.max_concurrency == 4, "as the engine bounds it"
+    assert scheduler.queue.max_concurrency == 4, "as the engine bounds it"
     steering.set_limit("b", 1, KEEP)
     assert sum(queued.granted for queued in calls) == 4, "who is in flight stays"
-    leave(desk, calls[0])
+    leave(scheduler, calls[0])
     assert calls[4].waiting, "and nobody follows until there are fewer"
 
 
 def test_a_capacity_below_what_waits_ends_no_wait() -> None:
-    steering, desk, _ = steered(max_concurrency=1)
-    calls = [enter(desk) for _ in range(4)]
+    steering, scheduler, _ = steered(max_concurrency=1)
+    calls = [enter(scheduler) for _ in range(4)]
     steering.set_limit("b", KEEP, 1)
     with pytest.raises(QueueFull, match="3 calls waiting, its capacity is 1"):
-        enter(desk)
+        enter(scheduler)
     assert [queued.waiting for queued in calls] == [False, True, True, True]
 
 
@@ -421,10 +423,10 @@ def test_a_capacity_below_what_waits_ends_no_wait() -> None:
     ],
 )
 def test_a_wrong_limit_changes_nothing(given: tuple[str, object, object], message: str) -> None:
-    steering, desk, _ = steered(max_concurrency=5)
+    steering, scheduler, _ = steered(max_concurrency=5)
     with pytest.raises(ConfigError, match=message):
         steering.set_limit(*given)  # type: ignore[arg-type]
-    assert (desk.queue.max_concurrency, desk.queue.capacity) == (5, 10_000)
+    assert (scheduler.queue.max_concurrency, scheduler.queue.capacity) == (5, 10_000)
 
 
 @pytest.mark.parametrize("change", ["pause", "resume"])
@@ -437,64 +439,64 @@ def test_an_unknown_backend_is_named(change: str) -> None:
 # Who waits, and for what
 
 
-def waits(desk: Desk) -> list[WaitsFor]:
-    return [each.waits_for for each in desk.statistics().waiting]
+def waits(scheduler: BackendScheduler) -> list[WaitsFor]:
+    return [each.waits_for for each in scheduler.statistics().waiting]
 
 
 def test_what_calls_wait_for() -> None:
-    steering, desk, background = steered(max_concurrency=1)
-    enter(desk, "u")
-    held, waiting = enter(desk, "v"), enter(desk, "w")
+    steering, scheduler, background = steered(max_concurrency=1)
+    enter(scheduler, "u")
+    held, waiting = enter(scheduler, "v"), enter(scheduler, "w")
     background.clock.now += 2.0
-    assert waits(desk) == [WaitsFor.PLACE] * 2
+    assert waits(scheduler) == [WaitsFor.PLACE] * 2
     held.held = "cache"
-    assert waits(desk) == [WaitsFor.CACHE, WaitsFor.PLACE]
+    assert waits(scheduler) == [WaitsFor.CACHE, WaitsFor.PLACE]
     steering.pause("b")
-    assert waits(desk) == [WaitsFor.PAUSED] * 2
-    shown = desk.statistics().waiting[1]
+    assert waits(scheduler) == [WaitsFor.PAUSED] * 2
+    shown = scheduler.statistics().waiting[1]
     assert (shown.call, shown.workflow, shown.stage) == (waiting.call.id, "w", "node")
     assert shown.waited_s == background.clock() - waiting.call.arrived_s and shown.expected_tokens == 257
 
 
 def test_who_waits_for_a_slot_or_for_a_trial_says_so() -> None:
-    desk, _ = a_desk()
-    desk.health._learn(Probe(slots=2))
-    leave(desk, enter(desk, "u"))
-    leave(desk, enter(desk, "v"))
-    enter(desk, "w")
-    assert waits(desk) == [WaitsFor.SLOT]
+    scheduler, _ = a_scheduler()
+    scheduler.health._learn(Probe(slots=2))
+    leave(scheduler, enter(scheduler, "u"))
+    leave(scheduler, enter(scheduler, "v"))
+    enter(scheduler, "w")
+    assert waits(scheduler) == [WaitsFor.SLOT]
     serving = a_serving()
-    desk = serving.desks["b"]
-    broken(desk)
+    scheduler = serving.schedulers["b"]
+    broken(scheduler)
     serving.clock.now += 1.0  # type: ignore[attr-defined]
-    assert desk.health.admit() is None, "the trial"
+    assert scheduler.health.admit() is None, "the trial"
     step(serving.steps(new_call(serving), sender=None))  # type: ignore[arg-type]
-    assert waits(desk) == [WaitsFor.CIRCUIT]
+    assert waits(scheduler) == [WaitsFor.CIRCUIT]
 
 
 def test_of_many_the_first_are_shown_in_order() -> None:
-    steering, desk, _ = steered(max_concurrency=1)
+    steering, scheduler, _ = steered(max_concurrency=1)
     steering.set_policy("priority", "priority", None)
-    enter(desk)
+    enter(scheduler)
     for n in range(3 * SHOWN):
         call = a_call(f"w{n}", f"s{n % 5}", priority=n)
-        desk.enter(call, order=None, running=False, holds_grant=False)
-    shown = desk.statistics().waiting
+        scheduler.enter(call, order=None, running=False, holds_grant=False)
+    shown = scheduler.statistics().waiting
     assert [each.priority for each in shown] == [float(n) for n in range(3 * SHOWN - 1, 2 * SHOWN - 1, -1)]
 
 
 def test_a_stage_policy_that_fails_shows_them_by_arrival(caplog: pytest.LogCaptureFixture) -> None:
-    steering, desk, _ = steered(max_concurrency=1)
-    enter(desk)
+    steering, scheduler, _ = steered(max_concurrency=1)
+    enter(scheduler)
     for stage in "xy":
-        desk.enter(a_call(stage=stage, priority=9), order=None, running=False, holds_grant=False)
+        scheduler.enter(a_call(stage=stage, priority=9), order=None, running=False, holds_grant=False)
     steering.set_policy(Moody(), None, None)
-    assert [each.stage for each in desk.statistics().waiting] == ["x", "y"]
+    assert [each.stage for each in scheduler.statistics().waiting] == ["x", "y"]
     assert "stage policy" in caplog.text
 
 
 def test_an_engine_that_is_gone_can_be_paused() -> None:
-    steering, desk, _ = steered()
-    desk.health.lost(BackendUnavailable("gone"))
+    steering, scheduler, _ = steered()
+    scheduler.health.lost(BackendUnavailable("gone"))
     steering.pause("b")
-    assert enter(desk).waiting and desk.view().shut
+    assert enter(scheduler).waiting and scheduler.view().shut

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.steps import Effect, Sleep, Steps, Wait, adrive, drive
+from orla_lg.core.steps import Sleep, Step, Steps, Wait, adrive, drive
 
 BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(steps))], ids=["sync", "async"])
 
 
-def waits(*effects: Effect) -> Steps:
+def waits(*effects: Step) -> Steps:
     for effect in effects:
         try:
             yield effect

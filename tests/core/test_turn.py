@@ -10,13 +10,13 @@ import time
 import pytest
 
 from orla_lg.core.steps import WaitForTurn
-from orla_lg.core.turn import Turn
+from orla_lg.core.turn import Waiter
 from orla_lg.errors import OrlaClosed
 
 
 def test_it_settles_once_and_tells_whoever_asks_before_or_after() -> None:
     told: list[str] = []
-    early, late = Turn(), Turn()
+    early, late = Waiter(), Waiter()
     early.on_settled(lambda: told.append("early"))
     early.come()
     late.fail(OrlaClosed("shut"))
@@ -29,23 +29,23 @@ def test_it_settles_once_and_tells_whoever_asks_before_or_after() -> None:
 
 
 def test_it_is_small() -> None:
-    assert sys.getsizeof(Turn()) < 100 and not hasattr(Turn(), "__dict__")
+    assert sys.getsizeof(Waiter()) < 100 and not hasattr(Waiter(), "__dict__")
 
 
-@pytest.mark.parametrize("settle", [Turn.come, lambda turn: turn.fail(OrlaClosed("shut"))], ids=["comes", "fails"])
+@pytest.mark.parametrize("settle", [Waiter.come, lambda turn: turn.fail(OrlaClosed("shut"))], ids=["comes", "fails"])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_waiting_ends_when_another_thread_settles_it(settle: object, asynchronous: bool) -> None:
     for delay_s in (0.0, 0.0, 0.01):
-        turn = Turn()
+        turn = Waiter()
         other = threading.Timer(delay_s, lambda turn=turn: settle(turn))  # type: ignore[operator]
         other.start()
         wait = WaitForTurn(turn, 5.0)
         try:
             asyncio.run(wait.arun()) if asynchronous else wait.run()
         except OrlaClosed:
-            assert settle is not Turn.come
+            assert settle is not Waiter.come
         else:
-            assert settle is Turn.come
+            assert settle is Waiter.come
         other.join()
 
 
@@ -53,13 +53,13 @@ def test_waiting_ends_when_another_thread_settles_it(settle: object, asynchronou
 def test_patience_ends(asynchronous: bool) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        wait = WaitForTurn(Turn(), 0.05)
+        wait = WaitForTurn(Waiter(), 0.05)
         asyncio.run(wait.arun()) if asynchronous else wait.run()
     assert 0.04 < time.monotonic() - began < 2
 
 
 def test_a_turn_that_comes_to_a_waiter_who_is_gone_disturbs_nobody() -> None:
-    turn = Turn()
+    turn = Waiter()
 
     async def leave() -> None:
         with pytest.raises(TimeoutError):
@@ -72,7 +72,7 @@ def test_a_turn_that_comes_to_a_waiter_who_is_gone_disturbs_nobody() -> None:
 
 
 def test_many_threads_never_miss_their_turn() -> None:
-    turns = [Turn() for _ in range(2000)]
+    turns = [Waiter() for _ in range(2000)]
     waiters = [threading.Thread(target=lambda part=part: [WaitForTurn(t, 10.0).run() for t in part])
                for part in (turns[::2], turns[1::2])]  # fmt: skip
     for waiter in waiters:

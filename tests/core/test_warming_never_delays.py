@@ -14,7 +14,7 @@ from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from tests.core.fakes import HandBackground, HandClock, WarmEngine, a_call
 
 WORKFLOWS = st.sampled_from("tuvw")
@@ -31,20 +31,20 @@ class Side:
         backend = Backend("b", "http://b/v1", engine="fake", max_concurrency=bound)
         self.engine = WarmEngine(probe)
         order = policies("b", "fcfs", "fcfs")
-        self.desk = Desk(backend, self.engine, self.background, self.clock, order, warm_up=warm_up)  # type: ignore[arg-type]
-        self.desk.health._learn(probe)
-        self.desk.health._probed_s = 1e9
+        self.scheduler = BackendScheduler(backend, self.engine, self.background, self.clock, order, warm_up=warm_up)  # type: ignore[arg-type]
+        self.scheduler.health._learn(probe)
+        self.scheduler.health._probed_s = 1e9
         self.calls: dict[str, Queued] = {}
 
     def enter(self, call: Call) -> None:
-        self.calls[call.id] = self.desk.enter(call, order=None, running=True, holds_grant=False)
+        self.calls[call.id] = self.scheduler.enter(call, order=None, running=True, holds_grant=False)
 
     def leave(self, call_id: str, usage: Usage | None) -> None:
         queued = self.calls.pop(call_id)
         if queued.granted:
             body = {"model": "m", "messages": queued.call.ask.messages}
-            self.desk.warming.sends(queued, body)
-        self.desk.leave(
+            self.scheduler.warming.sends(queued, body)
+        self.scheduler.leave(
             queued, usage=usage, tokens=0 if usage is None else usage.prompt_tokens, followed=lambda: True
         )
 
@@ -90,12 +90,12 @@ class Beside(RuleBasedStateMachine):
     @rule(workflow=WORKFLOWS, chance=st.sampled_from([0.6, 1.0]))
     def wish(self, workflow: str, chance: float) -> None:
         for side in self.sides:
-            side.desk.apply(CacheAction(Verb.WARM, workflow, chance=chance))
+            side.scheduler.apply(CacheAction(Verb.WARM, workflow, chance=chance))
 
     @rule(workflow=WORKFLOWS, verb=st.sampled_from([Verb.RELEASE, Verb.FLUSH]))
     def order(self, workflow: str, verb: Verb) -> None:
         for side in self.sides:
-            side.desk.apply(CacheAction(verb, workflow))
+            side.scheduler.apply(CacheAction(verb, workflow))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, 6.0]))
     def wait(self, seconds: float) -> None:
@@ -111,20 +111,20 @@ class Beside(RuleBasedStateMachine):
     @rule()
     def lose(self) -> None:
         for side in self.sides:
-            side.desk.forgotten()
+            side.scheduler.forgotten()
 
     @invariant()
     def every_call_goes_as_it_would_without(self) -> None:
         assert self.plain.granted() <= self.warmed.granted()
         for side in self.sides:
-            side.desk.check_integrity()
+            side.scheduler.check_integrity()
 
     def teardown(self) -> None:
         for side in self.sides if hasattr(self, "sides") else ():
             for call_id in list(side.calls):
                 side.leave(call_id, None)
-            side.desk.check_integrity()
-            assert side.desk.queue.in_flight == 0
+            side.scheduler.check_integrity()
+            assert side.scheduler.queue.in_flight == 0
 
 
 Beside.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -31,7 +31,7 @@ PAUSE_S = 0.004
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verification:
     """What came of one case."""
 
     bare: Run
@@ -58,7 +58,7 @@ class Bench:
         self._thread.join(10)
         self._loop.close()
 
-    def examine(self, case: Case) -> Verdict:
+    def examine(self, case: Case) -> Verification:
         """Make the case's call in every way, and judge."""
         number = next(self._numbers)
         keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla", "streamed")}
@@ -90,7 +90,7 @@ class Bench:
                 if found is not None:
                     faults.append(f"{way}: {found}")
                 faults += [f"{way}: {fault}" for fault in self._disclosed(keys[way])]
-            return Verdict(bare, wrapped, through, tuple(faults))
+            return Verification(bare, wrapped, through, tuple(faults))
         finally:
             self.server.forget(set(keys.values()))
 

@@ -22,7 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 
 from orla_lg import Backend, Orla
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
 from orla_lg.openai_api import wire
 
@@ -160,8 +160,8 @@ class App:
         self.graph = self.orla.wrap(graph.compile(checkpointer=InMemorySaver()))
 
     @property
-    def desk(self) -> Desk:
-        return self.orla.core.serving.desks["kv"]
+    def scheduler(self) -> BackendScheduler:
+        return self.orla.core.serving.schedulers["kv"]
 
     def turn(self, workflow: str, *messages: Message) -> None:
         self.graph.invoke({"messages": list(messages)}, {"configurable": {"thread_id": workflow}})
@@ -171,14 +171,14 @@ class App:
 
     def heard_all(self) -> None:
         """Wait until what was published has arrived."""
-        told = self.desk.cache.gate.blocks
+        told = self.scheduler.cache.gate.blocks
         time.sleep(0.5)  # the engine publishes after its answers
         until(lambda: told.statistics().blocks == self.relay.blocks)
 
     def claim(self, workflow: str, messages: list[Message]) -> float:
         """Return how many tokens of a workflow's prompt we believe to be cached."""
-        with self.desk.lock:
-            return self.desk.cache.gate.cache.there_tokens(wire.ask_of(self.body(messages)), workflow)
+        with self.scheduler.lock:
+            return self.scheduler.cache.gate.cache.there_tokens(wire.ask_of(self.body(messages)), workflow)
 
     def body(self, messages: list[Message]) -> dict[str, Any]:
         return {"model": self.engine.name, "messages": messages}
@@ -229,18 +229,18 @@ def test_what_is_claimed_is_what_calls_find(engine: OwnEngine, relay: Relay, mak
     assert claimed <= 1.05 * found, told
     assert claimed >= 0.9 * found, told
     assert all(claim < each + 2 * BLOCK for claim, each in told), told
-    assert app.desk.cache.gate.blocks.statistics().unknown == 0
+    assert app.scheduler.cache.gate.blocks.statistics().unknown == 0
 
 
 def test_a_batch_that_was_lost_is_had_again(engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla]) -> None:
     app = App(engine, relay, make_orla)
     app.turn("a", SYSTEM, said("a"))
     app.heard_all()
-    before, relay.drop = app.desk.cache.gate.blocks.statistics(), 1
+    before, relay.drop = app.scheduler.cache.gate.blocks.statistics(), 1
     app.turn("b", SYSTEM, said("b"))
     app.turn("b", said("b again"))
     app.heard_all()
-    assert relay.drop == 0 and app.desk.cache.gate.blocks.statistics().gaps == before.gaps
+    assert relay.drop == 0 and app.scheduler.cache.gate.blocks.statistics().gaps == before.gaps
     for name in "ab":
         prompt = [*app.messages(name), said("next", 5)]
         claimed, found = app.claim(name, prompt), app.outside(prompt)
@@ -255,11 +255,11 @@ def test_where_it_cannot_be_had_again_nothing_is_claimed(
     app.turn("a", said("a again"))
     time.sleep(0.5)
     prompt = [*app.messages("a"), said("next", 5)]
-    before, relay.drop = app.desk.cache.gate.blocks.statistics().gaps, 1
+    before, relay.drop = app.scheduler.cache.gate.blocks.statistics().gaps, 1
     assert app.claim("a", prompt) > 8 * BLOCK
     app.turn("b", said("b"))
     app.turn("b", said("b again"))
-    until(lambda: app.desk.cache.gate.blocks.statistics().gaps == before + 1)
+    until(lambda: app.scheduler.cache.gate.blocks.statistics().gaps == before + 1)
     assert app.claim("a", prompt) == 0
 
 

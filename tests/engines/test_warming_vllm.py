@@ -62,8 +62,8 @@ class Waits:
     def run(self, said: str) -> list[Any]:
         """Run it, and return the records of its two calls."""
         self._graph.invoke({"messages": [HumanMessage(said)], "away": 0})
-        desk = self._orla.core.serving.desks["main"]
-        wait_until(lambda: not desk.cache.workflows())  # the plugin has freed what is over
+        scheduler = self._orla.core.serving.schedulers["main"]
+        wait_until(lambda: not scheduler.cache.workflows())  # the plugin has freed what is over
         last = self._orla.records()[-1]
         return [record for record in self._orla.records() if record.workflow == last.workflow]
 
@@ -96,7 +96,7 @@ def wait_until(so: Callable[[], Any]) -> None:
 
 def warm_for_who_waits(orla: Orla) -> None:
     first = next(record for record in orla.records() if record.stage == "ask")
-    orla.core.serving.desks["main"].apply(CacheAction(Verb.WARM, first.workflow))
+    orla.core.serving.schedulers["main"].apply(CacheAction(Verb.WARM, first.workflow))
 
 
 @pytest.fixture
@@ -124,9 +124,9 @@ def test_what_was_pushed_out_while_a_workflow_waited_is_there_when_it_calls(orla
 def test_a_call_that_comes_while_it_is_warmed_does_not_wait(orla: Orla, engine: OwnEngine) -> None:
     def meanwhile() -> None:
         waits.crowd_out(2)
-        orla.core.serving.desks["main"].forgotten()
+        orla.core.serving.schedulers["main"].forgotten()
         warm_for_who_waits(orla)
-        wait_until(lambda: (under_way := orla.core.serving.desks["main"].warming.running) and under_way.sent)
+        wait_until(lambda: (under_way := orla.core.serving.schedulers["main"].warming.running) and under_way.sent)
 
     waits = Waits(orla, engine, meanwhile)
     _, after = waits.run(words(2))

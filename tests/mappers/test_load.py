@@ -218,8 +218,8 @@ def test_a_desk_shows_the_load_it_was_told() -> None:
     engine = Busy()
     serving = a_serving(engine=engine, probe=CAN)
     serving.background = HandBackground(serving.clock)
-    desk = serving.desks["b"]
-    desk.load = LoadWatch(engine, serving.background, serving.clock)
-    assert desk.view().load is None
+    scheduler = serving.schedulers["b"]
+    scheduler.load = LoadWatch(engine, serving.background, serving.clock)
+    assert scheduler.view().load is None
     finish(serving.background)
-    assert desk.view().load == EngineStats(running=1, waiting=7) and saturated(desk.view())
+    assert scheduler.view().load == EngineStats(running=1, waiting=7) and saturated(scheduler.view())

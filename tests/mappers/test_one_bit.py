@@ -152,7 +152,7 @@ def test_a_judge_that_fails_makes_it_complex_and_is_asked_again(
     assert record.backend == "heavy" and why in record.reason
     assert not mapper._verdicts and not mapper._asking
     engine.script.clear()
-    serving.desks["light"].health.answered()
+    serving.schedulers["light"].health.answered()
     run(ask(serving))
     assert by_stage(serving)[-1].backend == "light"
 
@@ -236,11 +236,11 @@ def test_who_holds_a_grant_waits_for_nobodys_verdict(serve: Any) -> None:
                            Sender("stream"))  # fmt: skip
 
     def same_thread() -> None:
-        flight = drive(stream)
+        inflight = drive(stream)
         first = ask(serving)
         assert isinstance(step(first), WaitForTurn), "waits for the grant on light, in another context"
         drive(ask(serving))
-        flight.finish()
+        inflight.finish()
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(same_thread).result(10)

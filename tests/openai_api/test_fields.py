@@ -97,8 +97,8 @@ class Talkative(OpenAIAdapter):
 
 def talkative(engine: RawEngine, make_orla: Any) -> Orla:
     orla = orla_at(engine, make_orla)
-    desk = orla.core.serving.desks["main"]
-    desk.adapter = Talkative(desk.backend)
+    scheduler = orla.core.serving.schedulers["main"]
+    scheduler.adapter = Talkative(scheduler.backend)
     return orla
 
 

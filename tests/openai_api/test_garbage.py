@@ -127,8 +127,8 @@ NAMED = (OrlaError, openai.OpenAIError)
 def judge(form: str, plain: Answer, stream: Answer) -> None:
     _, orla, now = shared()
     now |= {"plain": plain, "stream": stream}
-    orla.core.serving.desks["main"].health.breaker.failures = 0
-    orla.core.serving.desks["main"].health.breaker.opened_s = None
+    orla.core.serving.schedulers["main"].health.breaker.failures = 0
+    orla.core.serving.schedulers["main"].health.breaker.opened_s = None
     bare, ours = models()
     expected, _ = outcome(lambda: say(bare, form))
     got, told = outcome(lambda: say(ours, form))

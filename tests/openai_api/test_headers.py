@@ -20,7 +20,7 @@ CARRIED = {
     "X-Datadog-Trace-Id": "1", "User-Agent": "mine", "Accept-Language": "de",
 }  # fmt: skip
 SECRET = {
-    "Authorization": "Bearer secret", "X-Account": "secret", "X-Team": "secret", "X-Custom": "secret",
+    "Authorization": "Bearer secret", "X-UsageAccount": "secret", "X-Team": "secret", "X-Custom": "secret",
     "Cookie": "secret", "X-Auth": "secret", "Signature": "secret", "X-Amz-Security-Token": "secret",
     "api-key": "secret", "Baggage": "secret", "Referer": "secret", "X-Forwarded-For": "secret",
 }  # fmt: skip
@@ -92,7 +92,9 @@ def test_a_backend_may_name_more(make_orla: Any) -> None:
 
 
 def test_of_an_own_http_client_the_time_out_and_the_headers_count(make_orla: Any) -> None:
-    http = httpx2.Client(headers={"traceparent": "t", "X-Account": "secret"}, timeout=7.5, cookies={"c": "secret"})
+    http = httpx2.Client(
+        headers={"traceparent": "t", "X-UsageAccount": "secret"}, timeout=7.5, cookies={"c": "secret"}
+    )
     with http, RawEngine(lambda asked: whole()) as engine:
         orla = orla_at(engine, make_orla)
         run_in_graph(orla, lambda _: str(sdk(http_client=http)()))

@@ -110,7 +110,7 @@ def test_probes_are_redirected_too(make_orla: Any) -> None:
         moved = engine.url.replace("/v1", "/old/v1")
         orla = make_orla(Backend("main", moved, model=MODEL), mapper={"*": "main"})
         assert orla.connect()["main"] is None
-        assert orla.core.serving.desks["main"].health.probe.models == (MODEL,)
+        assert orla.core.serving.schedulers["main"].health.probe.models == (MODEL,)
         engine.rule = lambda seen: redirect(302, f"{other.url}/models")
         elsewhere = make_orla(Backend("away", moved, model=MODEL, api_key=BACKEND_KEY))
         assert f"redirects to http://127.0.0.1:{other.port}" in str(elsewhere.connect()["away"])

@@ -185,8 +185,8 @@ def who(n: int, stage: str = "node") -> Identity:
     return Identity(f"w{n}", stage=stage)
 
 
-def ten_seconds(flight: Any) -> Request:
-    return Request(flight.call.id, 10.0)
+def ten_seconds(inflight: Any) -> Request:
+    return Request(inflight.call.id, 10.0)
 
 
 def test_calls_wait_for_their_turn_and_records_tell_virtual_seconds() -> None:
@@ -243,9 +243,9 @@ def test_slots_and_their_background_work_run_in_virtual_time() -> None:
     adapters = {"a": StillAdapter(slots)}
     seen: list[Any] = []
 
-    def request_of(flight: Any) -> Request:
-        seen.append(flight.request_fields()["told"].slot)
-        return ten_seconds(flight)
+    def request_of(inflight: Any) -> Request:
+        seen.append(inflight.request_fields()["told"].slot)
+        return ten_seconds(inflight)
 
     with VirtualServing({Backend("a", "http://a/v1"): Metronome()}, request_of, adapters=adapters) as virtual:
 
@@ -308,9 +308,9 @@ def an_hour(seed: int, stage_policy: str) -> tuple[list[Record], float]:
     draw = random.Random(seed)
     backends = {Backend(name, f"http://{name}/v1", max_concurrency=16): SimEngine(PARAMETERS) for name in ("a", "b")}
 
-    def request_of(flight: Any) -> SimRequest:
-        hashes = [hash((flight.call.identity.workflow, block)) for block in range(20)]
-        return SimRequest(flight.call.id, prompt_tokens=400, output_tokens=60, hashes=hashes)
+    def request_of(inflight: Any) -> SimRequest:
+        hashes = [hash((inflight.call.identity.workflow, block)) for block in range(20)]
+        return SimRequest(inflight.call.id, prompt_tokens=400, output_tokens=60, hashes=hashes)
 
     mapper = ExplicitMapper({"draft": "a", "answer": "b"})
     with VirtualServing(backends, request_of, mapper=mapper, stage_policy=stage_policy) as virtual:

@@ -89,7 +89,7 @@ class Machine:
         """Of each block."""
         self._numbers = itertools.count()
 
-    # Turns
+    # Waiters
 
     @asynccontextmanager
     async def turn(self, job: Job) -> AsyncIterator[Job]:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 
 MASK = "***"
 
@@ -28,7 +28,7 @@ class Masking(logging.Filter):
 
     def __init__(self, keys: Iterable[object] = ()) -> None:
         super().__init__()
-        self._callers = Newest[str, str](KEEP_CALLERS)
+        self._callers = BoundedDict[str, str](KEEP_CALLERS)
         self._own = frozenset(filter(None, map(_text_of, keys)))
         self._pattern: re.Pattern[str] | None = None
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orla_lg.core.cache.prefix.admission import AdmissionStatistics
-from orla_lg.core.cache.slots.table import Seat
-from orla_lg.core.cache.verification import Trail, Truth
+from orla_lg.core.cache.slots.table import SlotLease
+from orla_lg.core.cache.verification import OrderLog, VerificationCounts
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
 from orla_lg.core.engine.speed import Speed
@@ -36,7 +36,7 @@ class MemoryStatistics:
     """Per ``verb:effect``, and ``linger:effect`` for how long a model is to stay, how often."""
     saved: int
     """Slots' contents kept on the engine's disk."""
-    truth: Truth
+    truth: VerificationCounts
     """What was expected, against what ``cached_tokens`` verified."""
 
 
@@ -113,11 +113,11 @@ class EngineCache(Protocol):
 
     # Workflows
 
-    def apply(self, action: CacheAction) -> Trail | None:
+    def apply(self, action: CacheAction) -> OrderLog | None:
         """Carry out what a policy asks for; returns the trail for the engine's answer, if it is to be asked."""
         ...
 
-    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
         """Follow what the engine says it did."""
         ...
 
@@ -205,4 +205,4 @@ class EngineCache(Protocol):
         ...
 
 
-__all__ = ["EngineCache", "MemoryStatistics", "PrefetchLease", "Seat"]
+__all__ = ["EngineCache", "MemoryStatistics", "PrefetchLease", "SlotLease"]

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.engine.backend import Capability, Probe, Support
 
 log = logging.getLogger("orla_lg")
@@ -33,7 +33,7 @@ class Salts:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
-        self._made = Newest[str, str](KEEP_SALTS)
+        self._made = BoundedDict[str, str](KEEP_SALTS)
 
     def of(self, tenant: str) -> str:
         """Return a tenant's salt; calls of no tenant have none, and find what was asked without."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from orla_lg.core.cache.engine_cache import EngineCache
-from orla_lg.core.cache.verification import Order, OrderBook, Trail, Verdict
+from orla_lg.core.cache.verification import Order, OrderBook, OrderLog, Verification
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, Verb
@@ -29,14 +29,14 @@ NEEDED = {
 """What an engine must be able to, for each order."""
 
 
-class Witness(Protocol):
+class RecordSink(Protocol):
     """Who is told what came of orders, outside of any lock."""
 
     def ordered(self, call_id: str, order: Order) -> None:
         """Hear of an order that followed a call, and its effect."""
         ...
 
-    def judged(self, call_id: str, verdict: Verdict) -> None:
+    def judged(self, call_id: str, verdict: Verification) -> None:
         """Hear whether the next call found what was promised after a call."""
         ...
 
@@ -45,7 +45,7 @@ class Witness(Protocol):
         ...
 
 
-class Messenger:
+class CacheOrders:
     """Between one backend's ledger, its engine, and who is told.
 
     Args:
@@ -71,7 +71,7 @@ class Messenger:
         clock: Clock,
         *,
         offers: Callable[[Capability], bool],
-        witness: Witness | None,
+        witness: RecordSink | None,
     ) -> None:
         self._name = name
         self._orders = orders
@@ -88,7 +88,7 @@ class Messenger:
 
     # To the engine
 
-    def bring(self, cache: EngineCache, action: CacheAction, trail: Trail) -> None:
+    def bring(self, cache: EngineCache, action: CacheAction, trail: OrderLog) -> None:
         """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
         verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
         can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
@@ -101,7 +101,7 @@ class Messenger:
             self._took_effect(cache, action, trail, Effect.UNSUPPORTED)
 
     async def _order(
-        self, control: KVControl, can: Verb, cache: EngineCache, action: CacheAction, trail: Trail
+        self, control: KVControl, can: Verb, cache: EngineCache, action: CacheAction, trail: OrderLog
     ) -> None:
         effect, scope = Effect.UNKNOWN, WorkflowCache(action.workflow)
         try:
@@ -112,7 +112,7 @@ class Messenger:
         finally:
             self._took_effect(cache, action, trail, effect)
 
-    def _took_effect(self, cache: EngineCache, action: CacheAction, trail: Trail, effect: Effect) -> None:
+    def _took_effect(self, cache: EngineCache, action: CacheAction, trail: OrderLog, effect: Effect) -> None:
         with self._lock:
             cache.took_effect(action, trail, effect, self._clock())
         self.tell()
@@ -131,7 +131,7 @@ class Messenger:
 
     # To the witness
 
-    def tell(self, verdict: Verdict | None = None) -> None:
+    def tell(self, verdict: Verification | None = None) -> None:
         """Have the records of calls say what came of the orders after them, and what the next one found."""
         news: Sequence[tuple[str, Order]] = ()
         if self._orders.news:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Verb
 
@@ -43,7 +43,7 @@ _NAMES = {(verb, effect): f"{verb}:{effect}" for verb in Verb for effect in Effe
 
 
 @dataclass(eq=False, slots=True)
-class Trail:
+class OrderLog:
     """What followed a workflow's last call on one backend."""
 
     call_id: str
@@ -55,7 +55,7 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ExpectedTokens:
     """What a call should find when it goes."""
 
     tokens: int
@@ -69,10 +69,10 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """What a call's ``cached_tokens`` say of a claim."""
 
-    claimed: Claimed
+    claimed: ExpectedTokens
     cached_tokens: int | None
     """``None`` where the engine did not count."""
     borne_out: bool | None
@@ -80,8 +80,8 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """Claimed against verified, at one moment."""
+class VerificationCounts:
+    """ExpectedTokens against verified, at one moment."""
 
     claimed_tokens: int
     """Of all prompts whose engines count, what we believed to be in the cache."""
@@ -93,24 +93,24 @@ class Truth:
     """By effect, how often it did not."""
 
 
-def judge(claimed: Claimed, cached_tokens: int | None) -> Verdict:
+def judge(claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
     """Hold a claim against what a call found."""
     if cached_tokens is None:
-        return Verdict(claimed, None, None)
+        return Verification(claimed, None, None)
     slack = max(SLACK_TOKENS, SLACK * claimed.tokens)
     borne_out: bool | None = None
     if claimed.effect is Effect.FREED:
         borne_out = cached_tokens <= claimed.shared_tokens + slack
     elif claimed.effect in (None, *_PROMISING) and claimed.tokens > slack:  # of less, nothing at all could be missing
         borne_out = cached_tokens >= claimed.tokens - slack
-    return Verdict(claimed, cached_tokens, borne_out)
+    return Verification(claimed, cached_tokens, borne_out)
 
 
 class OrderBook:
     """The trails of one backend. Under the backend's lock."""
 
     def __init__(self) -> None:
-        self.trails = Newest[str, Trail](KEEP_TRAILS)
+        self.trails = BoundedDict[str, OrderLog](KEEP_TRAILS)
         self.counts: Counter[str] = Counter()
         """Per ``verb:effect``, and ``linger:effect``, how often."""
         self.news: list[tuple[str, Order]] = []
@@ -122,9 +122,9 @@ class OrderBook:
 
     def called(self, workflow: str, call_id: str) -> None:
         """Note that a call of a workflow reached the engine: what follows is in its trail."""
-        self.trails.set(workflow, Trail(call_id))
+        self.trails.set(workflow, OrderLog(call_id))
 
-    def asks(self, workflow: str, verb: Verb) -> Trail | None:
+    def asks(self, workflow: str, verb: Verb) -> OrderLog | None:
         """Open an order; ``None`` if the engine has seen nothing of the workflow, or was told the same last."""
         trail = self.trails.get(workflow)
         if trail is None or (trail.standing is verb and verb is not Verb.PIN):
@@ -133,12 +133,12 @@ class OrderBook:
         trail.waits += 1
         return trail
 
-    def answered(self, trail: Trail, order: Order) -> None:
+    def answered(self, trail: OrderLog, order: Order) -> None:
         """Note what came of an order that was on its way."""
         trail.waits -= 1
         self.note(order, trail)
 
-    def note(self, order: Order, trail: Trail | None = None) -> None:
+    def note(self, order: Order, trail: OrderLog | None = None) -> None:
         """Count what became of an order, and keep it in the trail of the call that it followed."""
         self.counts[str(order)] += 1
         if trail is not None:
@@ -154,15 +154,15 @@ class OrderBook:
         """Count what came of telling an engine how long its model is to stay, which claims nothing of a cache."""
         self.counts[f"linger:{effect}"] += 1
 
-    def claim(self, workflow: str, tokens: int, shared_tokens: int, now: float) -> Claimed:
+    def claim(self, workflow: str, tokens: int, shared_tokens: int, now: float) -> ExpectedTokens:
         """Return what a call that goes now should find."""
         trail = self.trails.get(workflow)
         if trail is None:
-            return Claimed(tokens, shared_tokens, None, None)
+            return ExpectedTokens(tokens, shared_tokens, None, None)
         told = [order.effect for order in trail.orders if order.effect in _SAYING and now < order.until_s]
-        return Claimed(tokens, shared_tokens, trail.call_id, told[-1] if told else None)
+        return ExpectedTokens(tokens, shared_tokens, trail.call_id, told[-1] if told else None)
 
-    def judge(self, claimed: Claimed, cached_tokens: int | None) -> Verdict:
+    def judge(self, claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
         """Hold a claim against what its call found, and count it."""
         verdict = judge(claimed, cached_tokens)
         if cached_tokens is not None and claimed.effect is not Effect.FREED:
@@ -173,7 +173,7 @@ class OrderBook:
             counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
         return verdict
 
-    def forget(self, workflow: str) -> Trail | None:
+    def forget(self, workflow: str) -> OrderLog | None:
         """Forget a workflow that will not come back; returns its trail, which orders may still be on their way to."""
         return self.trails.pop(workflow)
 
@@ -185,9 +185,11 @@ class OrderBook:
             assert trail.standing is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
         assert 0 <= self._verified_tokens <= self._claimed_tokens
 
-    def truth(self) -> Truth:
+    def truth(self) -> VerificationCounts:
         """Return a snapshot."""
-        return Truth(self._claimed_tokens, self._verified_tokens, dict(self._borne_out), dict(self._refuted))
+        return VerificationCounts(
+            self._claimed_tokens, self._verified_tokens, dict(self._borne_out), dict(self._refuted)
+        )
 
 
 _PROMISING = (Effect.PINNED, Effect.SAVED, Effect.RESTORED, Effect.WARMED)

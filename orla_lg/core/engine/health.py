@@ -40,7 +40,7 @@ PROBE_LIMIT_S = 40.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
 
 
-class Concerned(Protocol):
+class HealthListener(Protocol):
     """Whoever acts on what an engine is; the first two are called under the lock, the last is not."""
 
     def learned(self, probe: Probe) -> None:
@@ -66,7 +66,7 @@ class Health:
         background: Background,
         clock: Clock,
         lock: threading.Lock,
-        concerned: Concerned,
+        concerned: HealthListener,
     ) -> None:
         self.backend = backend
         self.adapter = adapter

@@ -29,7 +29,7 @@ USUAL = Speed(5.0, PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S, completion_tokens=
 """For as long as no call told better; the same for all backends, so that it favours none."""
 
 
-class Pace:
+class SpeedMeter:
     """Learns a ``Speed``."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Layer, Limit, Limits, checked
-from orla_lg.core.limits.usage import NOTHING, Account, Accounts, Amount, Bound, Key, Scope, Wall
+from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
+from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
 from orla_lg.errors import BudgetExceeded
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ LOOKS = 8
 
 
 @dataclass(eq=False, slots=True)
-class Promise:
+class BudgetReservation:
     """What was set aside for one call; settled once."""
 
     amount: Amount
-    accounts: tuple[Account, ...]
-    wall: Wall | None = None
+    accounts: tuple[UsageAccount, ...]
+    wall: RunDeadline | None = None
     """The tightest of its run's."""
     open: bool = True
 
@@ -63,8 +63,8 @@ class LimitBook:
         self._clock = clock
         self._keep = keep
         self._lock = threading.Lock()
-        self._shared = Layer(checked(limits), SHARED)
-        self._accounts: OrderedDict[Key, tuple[Bound, Account]] = OrderedDict()
+        self._shared = LimitScope(checked(limits), SHARED)
+        self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
 
     @property
     def shared(self) -> Limits:
@@ -75,11 +75,13 @@ class LimitBook:
     def shared(self, limits: Limits) -> None:
         self._shared = replace(self._shared, limits=checked(limits))
 
-    def concern(self, layers: Sequence[Layer]) -> bool:
+    def concern(self, layers: Sequence[LimitScope]) -> bool:
         """Whether a call with *layers* of its own may be under any limit."""
         return bool(layers) or self._shared.limits is not NO_LIMITS
 
-    def promise(self, call: Call, run: RunState | None, asked: Amount, held: Promise | None = None) -> Promise:
+    def promise(
+        self, call: Call, run: RunState | None, asked: Amount, held: BudgetReservation | None = None
+    ) -> BudgetReservation:
         """Set *asked* aside under every limit that the call is under, or under none.
 
         Args:
@@ -104,20 +106,20 @@ class LimitBook:
                 account.promise(asked)
             walls = [wall for bound, _ in due if (wall := _wall(bound, run)) is not None]
             tightest = min(walls, key=lambda wall: wall.until_s, default=None)
-            return Promise(asked, tuple(account for _, account in due), tightest)
+            return BudgetReservation(asked, tuple(account for _, account in due), tightest)
 
-    def settle(self, promise: Promise, spent: Amount) -> None:
+    def settle(self, promise: BudgetReservation, spent: Amount) -> None:
         """Book what a call really used in place of what it was promised. Idempotent."""
         with self._lock:
             self._settle(promise, spent, self._clock())
 
-    def _settle(self, promise: Promise, spent: Amount, now: float) -> None:
+    def _settle(self, promise: BudgetReservation, spent: Amount, now: float) -> None:
         if promise.open:
             promise.open = False
             for account in promise.accounts:
                 account.settle(promise.amount, spent, now)
 
-    def _due(self, call: Call, run: RunState | None) -> Iterator[tuple[Bound, Account]]:
+    def _due(self, call: Call, run: RunState | None) -> Iterator[tuple[Bound, UsageAccount]]:
         who, tenant = call.identity, call.hints.tenant
         for layer in (self._shared, *call.layers):
             if run is not None and (limit := layer.limits.run) is not None:
@@ -128,10 +130,10 @@ class LimitBook:
             if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
                 yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where), home)
 
-    def _account(self, layer: Layer, bound: Bound, home: Accounts) -> tuple[Bound, Account]:
+    def _account(self, layer: LimitScope, bound: Bound, home: Accounts) -> tuple[Bound, UsageAccount]:
         key = (layer.key, bound.scope, bound.name)
         known = home.get(key)
-        account = Account() if known is None else known[1]
+        account = UsageAccount() if known is None else known[1]
         home[key] = (bound, account)
         if home is self._accounts:
             self._accounts.move_to_end(key)
@@ -155,7 +157,7 @@ class LimitBook:
             return [each for each in kept if each is not None]
 
     def _shown(
-        self, key: Key, entry: tuple[Bound, Account], run: RunState | None, now: float
+        self, key: Key, entry: tuple[Bound, UsageAccount], run: RunState | None, now: float
     ) -> LimitStatistics | None:
         (bound, account), limit = entry, self._limit_now(key, entry[0])
         if limit is None:
@@ -185,13 +187,15 @@ class LimitBook:
                     account.check_integrity()
 
 
-def _wall(bound: Bound, run: RunState | None) -> Wall | None:
+def _wall(bound: Bound, run: RunState | None) -> RunDeadline | None:
     if run is None or bound.scope is not Scope.RUN or bound.limit.wall_s is None:
         return None
-    return Wall(run.standing.arrived_s + bound.limit.wall_s, bound)
+    return RunDeadline(run.standing.arrived_s + bound.limit.wall_s, bound)
 
 
-def _fault(bound: Bound, account: Account, run: RunState | None, asked: Amount, now: float) -> BudgetExceeded | None:
+def _fault(
+    bound: Bound, account: UsageAccount, run: RunState | None, asked: Amount, now: float
+) -> BudgetExceeded | None:
     """Return why *asked* does not fit; ``None`` where it does."""
     account.look(bound.limit.per_s, now)
     if (wall := _wall(bound, run)) is not None and now >= wall.until_s:
@@ -205,7 +209,7 @@ def _fault(bound: Bound, account: Account, run: RunState | None, asked: Amount, 
     return None
 
 
-def _too_much(bound: Bound, account: Account, figure: str, asked: Amount, now: float) -> BudgetExceeded:
+def _too_much(bound: Bound, account: UsageAccount, figure: str, asked: Amount, now: float) -> BudgetExceeded:
     limit: float = getattr(bound.limit, figure)
     needs: float = getattr(asked, figure)
     room_in_s = account.room_in_s(figure, needs, limit, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.record import Record
 
 KEEP_RUNS = 1_000
@@ -58,10 +58,10 @@ class CostBook:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = Spent()
-        self._stages = Newest[str, Spent](KEEP_OTHERS)
-        self._runs = Newest[str, Spent](KEEP_RUNS)
-        self._tenants = Newest[str, Spent](KEEP_OTHERS)
-        self._backends = Newest[str, Spent](KEEP_OTHERS)
+        self._stages = BoundedDict[str, Spent](KEEP_OTHERS)
+        self._runs = BoundedDict[str, Spent](KEEP_RUNS)
+        self._tenants = BoundedDict[str, Spent](KEEP_OTHERS)
+        self._backends = BoundedDict[str, Spent](KEEP_OTHERS)
 
     def add(self, record: Record) -> None:
         """Count one call; calls that were not ours, or were never placed, cost nothing here."""

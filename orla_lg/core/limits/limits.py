@@ -150,7 +150,7 @@ CONFIGURABLE = "configurable"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Layer:
+class LimitScope:
     """Limits with the place where they were given."""
 
     limits: Limits

@@ -72,7 +72,7 @@ def used(usage: Usage, cost: Cost, service_s: float) -> Amount:
 
 
 @dataclass(eq=False, slots=True)
-class Account:
+class UsageAccount:
     """One limit's sums. Plain state: the lock of its book guards it.
 
     ``promised`` is the sum of what ``open`` calls under way may still use. ``spent`` is the sum of ``slices`` where
@@ -184,7 +184,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Wall:
+class RunDeadline:
     """The end of the time that a call's run has."""
 
     until_s: float
@@ -202,4 +202,4 @@ Key = tuple[Hashable, Scope, str]
 """The layer's key, and whose."""
 
 
-Accounts = MutableMapping[Key, tuple[Bound, Account]]
+Accounts = MutableMapping[Key, tuple[Bound, UsageAccount]]

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
-from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.lookahead.trace import RunTrace
 
 KEEP_STAGES = 10_000
 MAX_VISITS = 32
@@ -101,7 +101,7 @@ NOTHING_LEARNED = Learned()
 
 
 @dataclass(eq=False, slots=True)
-class Course:
+class RunCourse:
     """One run so far: when it entered which stage, and the service it had had by then."""
 
     graph: str = ""
@@ -118,10 +118,10 @@ class Estimates:
 
     def __init__(self, keep: int = KEEP_STAGES) -> None:
         self._lock = threading.Lock()
-        self._stages = Newest[tuple[str, str], StageEstimates](keep)
-        self._lessons = Newest[str, int](keep)
+        self._stages = BoundedDict[tuple[str, str], StageEstimates](keep)
+        self._lessons = BoundedDict[str, int](keep)
 
-    def enter(self, course: Course, stage: str) -> int:
+    def enter(self, course: RunCourse, stage: str) -> int:
         """Note that a run enters *stage*; returns for the how manieth time."""
         with self._lock:
             visit = min(course.visits.get(stage, 0) + 1, MAX_VISITS)
@@ -131,7 +131,7 @@ class Estimates:
 
     def served(
         self,
-        course: Course,
+        course: RunCourse,
         stage: str,
         service_s: float,
         answer_tokens: int | None,
@@ -165,7 +165,7 @@ class Estimates:
         with self._lock:
             self._of(graph, stage).tool_s.learn(seconds)
 
-    def walked(self, graph: str, walk: Walk) -> None:
+    def walked(self, graph: str, walk: RunTrace) -> None:
         """Learn from a run that came to its end which way it took, and what its visits held."""
         with self._lock:
             for visit in walk.visits:
@@ -184,7 +184,7 @@ class Estimates:
                 _halve(self._of(graph, stage))
             self._count(graph)
 
-    def end(self, course: Course) -> None:
+    def end(self, course: RunCourse) -> None:
         """Learn from a run that came to its end what each of its entries had before it."""
         with self._lock:
             for stage, visit, served_s in course.entries:
@@ -204,7 +204,7 @@ class Estimates:
 
     # What to expect
 
-    def remaining_s(self, course: Course, stages: Sequence[str]) -> float | None:
+    def remaining_s(self, course: RunCourse, stages: Sequence[str]) -> float | None:
         """Return the service that a run still needs that is now in *stages*; ``None`` while nothing is known.
 
         Branches that run side by side each know what came after them all, so the longest counts.
@@ -213,7 +213,7 @@ class Estimates:
             known = [said for stage in stages if (said := self._remaining(course, stage)) is not None]
         return max(known, default=None)
 
-    def _remaining(self, course: Course, stage: str) -> float | None:
+    def _remaining(self, course: RunCourse, stage: str) -> float | None:
         known = self._stages.get((course.graph, stage))
         return None if known is None else _nearest(known.remaining_s, course.visits.get(stage, 1))
 

@@ -1,4 +1,4 @@
-"""What lies ahead of a run: a graph's structure (``Outlook``) joined with what was learned of it (``Estimates``).
+"""What lies ahead of a run: a graph's structure (``GraphStructure``) with what was learned of it (``Estimates``).
 
 Structure says what may follow, experience how likely each is. A choice of which nothing was seen yet is taken to fall
 on all its targets alike; this guess weighs as much as one turn seen. Figures are computed anew only after enough was
@@ -16,7 +16,7 @@ from statistics import fmean
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.estimates import NOTHING_LEARNED, Estimates, Learned
 from orla_lg.core.lookahead.longest_path import longest_ways
-from orla_lg.core.lookahead.structure import END, START, Outlook, Way, around, end_of, is_edge, start_of
+from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure, around, end_of, is_edge, start_of
 
 PATIENCE = 0.1
 """Figures are computed anew when this share more was learned, ..."""
@@ -77,7 +77,7 @@ class _Figures:
 class Forecast:
     """Looks ahead in one graph. Any thread may ask."""
 
-    def __init__(self, graph: str, outlook: Outlook, homes: Mapping[str, str], estimates: Estimates) -> None:
+    def __init__(self, graph: str, outlook: GraphStructure, homes: Mapping[str, str], estimates: Estimates) -> None:
         self.graph = graph
         self.outlook = outlook
         self.homes = homes
@@ -229,9 +229,9 @@ def _costs(learned: Mapping[str, Learned]) -> tuple[dict[str, float], dict[str, 
     return service, costs
 
 
-def _chances(way: Way | None, learned: Learned, outer: str) -> dict[str, float]:
+def _chances(way: Edge | None, learned: Learned, outer: str) -> dict[str, float]:
     """Return what follows a stage and how likely; the end of its graph has what the others leave."""
-    way, end = way or Way(), end_of(outer)
+    way, end = way or Edge(), end_of(outer)
     guess = 1.0 / (learned.turns + 1.0)
     chances = dict.fromkeys(way.perhaps, guess / len(way.perhaps) if way.perhaps else 0.0)
     for target, times in learned.moves.items():

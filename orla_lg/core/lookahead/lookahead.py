@@ -1,7 +1,7 @@
-"""Who knows what to expect: follows every run through its graph, learns from those that end, and tells of others.
+"""What to expect of runs: each is followed through its graph, those that end teach, the others are told from that.
 
-It joins ``Estimates`` (what was learned), a ``Walk`` for each run (what it did so far) and a ``Forecast`` for each
-graph (what lies ahead); ``Serving`` tells it what happens.
+It joins ``Estimates`` (what was learned), a ``RunTrace`` for each run (what it did so far) and a ``Forecast``
+for each graph (what lies ahead).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orla_lg.core.background import Background, Clock
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import Call
 from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.estimates_saver import EstimatesFile
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
-from orla_lg.core.lookahead.structure import START, Outlook
-from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.lookahead.structure import START, GraphStructure
+from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.record import Record
 from orla_lg.core.workflow import RunState
 
 KEEP_GRAPHS = 1000
 
 
-class Foresight:
+class Lookahead:
     """What is known of all graphs, and of each run beyond the call in hand."""
 
     def __init__(self, background: Background, clock: Clock, file: str | Path | None) -> None:
@@ -32,9 +32,9 @@ class Foresight:
         self._clock = clock
         self._file = None if file is None else EstimatesFile(file, self.estimates, background)
         self._lock = threading.Lock()
-        self._forecasts = Newest[str, Forecast](KEEP_GRAPHS)
+        self._forecasts = BoundedDict[str, Forecast](KEEP_GRAPHS)
 
-    def forecast(self, graph: str, outlook: Outlook, homes: Mapping[str, str]) -> Forecast:
+    def forecast(self, graph: str, outlook: GraphStructure, homes: Mapping[str, str]) -> Forecast:
         """Return the forecast for a graph of that name; the same as long as it is written and mapped the same."""
         with self._lock:
             known = self._forecasts.get(graph)
@@ -49,7 +49,7 @@ class Foresight:
         """Follow a run that starts; without a *forecast* its graph's structure is not known."""
         run.course.graph = run.standing.graph = graph if forecast is None else forecast.graph
         if forecast is not None:
-            run.forecast, run.walk = forecast, Walk(forecast.outlook)
+            run.forecast, run.walk = forecast, RunTrace(forecast.outlook)
 
     def entered(self, run: RunState, stage: str, namespace: str, step: int | None) -> None:
         """Note that a node of a run starts: what the run still needs is known anew."""

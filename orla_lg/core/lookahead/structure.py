@@ -16,7 +16,7 @@ START, END = "__start__", "__end__"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Edge:
     """Where a stage leads."""
 
     always: frozenset[str] = frozenset()
@@ -28,10 +28,10 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class GraphStructure:
     """What lies behind every stage of one graph, as far as that shows before anything runs."""
 
-    ways: Mapping[str, Way] = field(default_factory=dict)
+    ways: Mapping[str, Edge] = field(default_factory=dict)
     """By stage, and by the beginnings ``__start__`` of the graph and of the graphs inside it."""
     joins: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By stage, those it waits for."""

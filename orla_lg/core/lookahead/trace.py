@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
-from orla_lg.core.lookahead.structure import Outlook, around, start_of
+from orla_lg.core.lookahead.structure import GraphStructure, around, start_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class _Scope:
     running: int = 0
 
 
-class Walk:
+class RunTrace:
     """Follows one run; nodes may start and end in several threads."""
 
-    def __init__(self, outlook: Outlook) -> None:
+    def __init__(self, outlook: GraphStructure) -> None:
         self.moves: Counter[tuple[str, str]] = Counter()
         """How often a stage was followed by another."""
         self.turns: Counter[str] = Counter()

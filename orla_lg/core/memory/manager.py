@@ -17,7 +17,7 @@ from orla_lg.core.call import Call
 from orla_lg.core.memory import returns
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
 from orla_lg.core.memory.policies import ReleaseOnly
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 
 ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
 """What a thread waits for after such an event."""
@@ -46,14 +46,14 @@ class MemoryManager:
     def __init__(
         self,
         policy: MemoryPolicy,
-        desks: Mapping[str, Desk],
+        schedulers: Mapping[str, BackendScheduler],
         background: Background,
         clock: Clock,
         book: returns.ReturnBook | None = None,
     ) -> None:
         self.policy = policy
         self.returns = book or returns.ReturnBook()
-        self._desks = desks
+        self._schedulers = schedulers
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
@@ -71,8 +71,8 @@ class MemoryManager:
                 self._order(action)
             if event.final:
                 self.stirred(event.workflow)
-                for desk in self._desks.values():
-                    desk.forget(event.workflow)
+                for scheduler in self._schedulers.values():
+                    scheduler.forget(event.workflow)
 
     def _decided(self, event: CacheEvent) -> Sequence[CacheAction]:
         """Ask the policy; where it fails, places are given back at boundaries and nothing else is done."""
@@ -107,15 +107,15 @@ class MemoryManager:
             return replace(event, returns=said)
         if event.kind is EventKind.RESUMED:  # else what is warmed now would be saved, as of who waits for a human
             self._turned(workflow, Doing.TOOL)
-            for desk in self._desks.values():
-                desk.returned(workflow)
+            for scheduler in self._schedulers.values():
+                scheduler.returned(workflow)
         if event.final:
             self.returns.gone(workflow)
         return event
 
     def _turned(self, workflow: str, doing: Doing) -> None:
-        for desk in self._desks.values():
-            desk.turned(workflow, doing)
+        for scheduler in self._schedulers.values():
+            scheduler.turned(workflow, doing)
 
     def called(self, workflow: str) -> None:
         """Note that a workflow calls: what was to be done if it did not is not done."""
@@ -151,9 +151,9 @@ class MemoryManager:
         self._carry_out(action)
 
     def _carry_out(self, action: CacheAction) -> None:
-        for name, desk in self._desks.items():
+        for name, scheduler in self._schedulers.items():
             if action.backend in (None, name):
-                desk.apply(action)
+                scheduler.apply(action)
 
     def stirred(self, workflow: str) -> None:
         """Drop what was to be done later about a workflow."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import log2
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.memory.events import Doing, Returns
 
 Odds = Callable[[str, Doing | None, float, float], float]
@@ -136,8 +136,8 @@ class ReturnBook:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         """Innermost: whoever holds it waits for no other."""
-        self._reasons = Newest[str, _Reason](KEEP_REASONS)
-        self._away = Newest[str, _Away](KEEP_AWAY)
+        self._reasons = BoundedDict[str, _Reason](KEEP_REASONS)
+        self._away = BoundedDict[str, _Away](KEEP_AWAY)
 
     # What happens
 

@@ -47,7 +47,7 @@ class WarmUp:
             raise ConfigError(f"warm_up: room must be above 0 and at most 1, got {self.room}")
 
 
-class Refused(StrEnum):
+class SkipReason(StrEnum):
     """Why what a policy wished was not warmed."""
 
     ENGINE = "engine"
@@ -69,7 +69,7 @@ class Refused(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stakes:
+class PrefetchBargain:
     """What is to be gained by a warm-up, and what lost."""
 
     chance: float
@@ -86,7 +86,7 @@ class Stakes:
     """When the call is expected, in seconds from now."""
 
 
-def is_worth(stakes: Stakes) -> bool:
+def is_worth(stakes: PrefetchBargain) -> bool:
     """Return whether the seconds that the call is expected to save exceed those that others lose.
 
     gain = chance × (prefill of what is missing, or the time until the call if that is shorter)
@@ -111,7 +111,7 @@ class WarmStatistics:
     failed: int = 0
     """The engine would not, or broke off."""
     refused: dict[str, int] = field(default_factory=dict)
-    """By reason (``Refused``), how often what a policy wished was not begun."""
+    """By reason (``SkipReason``), how often what a policy wished was not begun."""
     warmed_tokens: int = 0
     """Computed by those that were done, and by those given up as far as their calls found it."""
     used_tokens: int = 0
@@ -127,7 +127,7 @@ Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class Prefetched:
     """What a warm-up computed for a call that is still to come."""
 
     had_tokens: int
@@ -142,7 +142,7 @@ class Owed:
         return max(0, min(self.computed_tokens, cached_tokens - self.had_tokens))
 
 
-class WarmBook:
+class PrefetchBook:
     """What warm-ups computed, and whether the calls that they were for found it. Under the backend's lock."""
 
     def __init__(self) -> None:
@@ -150,10 +150,10 @@ class WarmBook:
         self.refused: Counter[str] = Counter()
         self.cost_usd = 0.0
         self._warmed = self._used = self._wasted = 0
-        self._owed: dict[str, dict[Prefix, Owed]] = {}
+        self._owed: dict[str, dict[Prefix, Prefetched]] = {}
         """By workflow, and what was warmed of the call that is to come."""
 
-    def warmed(self, workflow: str, prefix: Prefix, owed: Owed) -> None:
+    def warmed(self, workflow: str, prefix: Prefix, owed: Prefetched) -> None:
         """Note what a warm-up computed for the workflow's next call that begins with *prefix*."""
         self.done += 1
         self._warmed += owed.computed_tokens
@@ -162,10 +162,10 @@ class WarmBook:
         if before is not None:  # evicted since, or a part of this one: the call will tell
             computed = before.computed_tokens if before.done else before.used_by(owed.had_tokens)
             self._warmed += 0 if before.done else computed
-            owed = Owed(before.had_tokens, computed + owed.computed_tokens)
+            owed = Prefetched(before.had_tokens, computed + owed.computed_tokens)
         waiting[prefix] = owed
 
-    def gave_up(self, workflow: str, prefix: Prefix, at_most: Owed | None) -> None:
+    def gave_up(self, workflow: str, prefix: Prefix, at_most: Prefetched | None) -> None:
         """Note that a warm-up was given up; ``None``: before it reached the engine."""
         self.given_up += 1
         if at_most is not None:

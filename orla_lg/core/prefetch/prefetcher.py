@@ -22,7 +22,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from orla_lg.core.background import Background
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.cache.engine_cache import EngineCache, PrefetchLease
 from orla_lg.core.cache.verification import Order
 from orla_lg.core.call import Call, Usage
@@ -30,9 +30,9 @@ from orla_lg.core.engine.backend import Directions, Effect, price, with_fields
 from orla_lg.core.engine.capabilities import Warmable, Warmed
 from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory.events import CacheAction, Verb
-from orla_lg.core.prefetch.book import Owed, Refused, WarmBook, WarmStatistics, WarmUp
+from orla_lg.core.prefetch.book import PrefetchBook, Prefetched, SkipReason, WarmStatistics, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
-from orla_lg.core.prefetch.value import PrefetchedEngine, Weighing, Wish
+from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, PrefetchValue
 from orla_lg.errors import OrlaClosed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ LIMIT_S = 300.0
 class Prefill:
     """A warm-up under way: it holds the place in the cache that its workflow's call would have."""
 
-    wish: Wish
+    wish: PrefetchRequest
     prompt: Prompt
     cache: EngineCache
     lease: PrefetchLease
@@ -65,7 +65,7 @@ class Prefill:
     task: Future[None] | None = field(default=None, repr=False)
 
 
-class Warmer:
+class Prefetcher:
     """One backend's warm-ups. Part of a desk (``core.desk``) and, where nothing else is said, under its lock.
 
     Args:
@@ -78,7 +78,7 @@ class Warmer:
 
     def __init__(
         self,
-        desk: PrefetchedEngine,
+        scheduler: PrefetchedEngine,
         background: Background,
         clock: Callable[[], float],
         settings: WarmUp | None,
@@ -86,15 +86,15 @@ class Warmer:
     ) -> None:
         self.settings = settings
         self.running: Prefill | None = None
-        self.book = WarmBook()
-        self.weighing = Weighing(desk, clock, settings or WarmUp(), self.book)
+        self.book = PrefetchBook()
+        self.weighing = PrefetchValue(scheduler, clock, settings or WarmUp(), self.book)
         self.prompts = PromptBook(0 if settings is None else settings.keep_chars)
-        self._desk = desk
-        self._adapter = desk.adapter if isinstance(desk.adapter, Warmable) else None
+        self._scheduler = scheduler
+        self._adapter = scheduler.adapter if isinstance(scheduler.adapter, Warmable) else None
         self._background = background
         self._clock = clock
         self._told = told
-        self._wishes = Newest[tuple[str, tuple[str, str] | None], Wish](KEEP_WISHES)
+        self._wishes = BoundedDict[tuple[str, tuple[str, str] | None], PrefetchRequest](KEEP_WISHES)
         self._counter = 0
         self._again_at_s = -inf
 
@@ -156,23 +156,23 @@ class Warmer:
         """Have what a policy wants warmed, as soon as there is room; takes the lock itself."""
         stage = (action.graph, action.stage) if action.stage else None
         due_s = inf if action.within_s is None else self._clock() + action.within_s
-        with self._desk.lock:
-            if self.settings is None or self._adapter is None or self._desk.backend.engine == "openai":
-                self.book.refused[Refused.ENGINE] += 1
+        with self._scheduler.lock:
+            if self.settings is None or self._adapter is None or self._scheduler.backend.engine == "openai":
+                self.book.refused[SkipReason.ENGINE] += 1
                 return
-            if not self.settings.priced and self._desk.backend.cost.input_per_mtoken > 0:
-                self.book.refused[Refused.PRICED] += 1
+            if not self.settings.priced and self._scheduler.backend.cost.input_per_mtoken > 0:
+                self.book.refused[SkipReason.PRICED] += 1
                 return
             prompt = self._prompt(action.workflow, stage)
             if prompt is None:
                 if stage is None:  # of most stages nothing is certain
-                    self.book.refused[Refused.UNKNOWN] += 1
+                    self.book.refused[SkipReason.UNKNOWN] += 1
                 return
             needless = None if stage is None else self.weighing.needless(action.workflow, prompt)
             if needless is not None:  # as mostly, at every call
                 self.book.refused[needless] += 1
                 return
-            self._wishes.set((action.workflow, stage), Wish(action.workflow, stage, action.chance, due_s))
+            self._wishes.set((action.workflow, stage), PrefetchRequest(action.workflow, stage, action.chance, due_s))
         self.look_soon()
 
     def look_soon(self) -> None:
@@ -182,15 +182,15 @@ class Warmer:
 
     def _look(self) -> None:
         """Begin the newest wish that may be begun; takes the lock itself."""
-        health = self._desk.health
+        health = self._scheduler.health
         health.connect()  # an engine not heard of for long is asked whether it is still the same
-        load = None if self._desk.load is None else self._desk.load.wanted(health.probe)
-        with self._desk.lock:
+        load = None if self._scheduler.load is None else self._scheduler.load.wanted(health.probe)
+        with self._scheduler.lock:
             if self.running is not None:
                 return
             for wish in self._wishes.values()[: -LOOK_AT - 1 : -1]:
                 prompt = self._prompt(wish.workflow, wish.stage)
-                refused = Refused.UNKNOWN if prompt is None else self.weighing.why_not(wish, prompt, load)
+                refused = SkipReason.UNKNOWN if prompt is None else self.weighing.why_not(wish, prompt, load)
                 if prompt is not None and refused is None:
                     self._begin(wish, prompt)
                     return
@@ -203,25 +203,27 @@ class Warmer:
     def _look_again(self) -> None:
         """Look again when the first slot may be taken that is held by somebody who is away."""
         now = self._clock()
-        at_s = self._desk.cache.next_expiry_s(now) if len(self._wishes) else inf
+        at_s = self._scheduler.cache.next_expiry_s(now) if len(self._wishes) else inf
         if now < at_s < inf and not now < self._again_at_s <= at_s:
             self._again_at_s = at_s
             self._background.call_later(at_s - now, self._look)
 
-    def _may_change(self, refused: Refused) -> bool:
+    def _may_change(self, refused: SkipReason) -> bool:
         """Whether to look again later, rather than to drop a wish."""
-        return refused is Refused.BUSY or (refused in (Refused.THERE, Refused.UNWELL) and self._desk.health.asking)
+        return refused is SkipReason.BUSY or (
+            refused in (SkipReason.THERE, SkipReason.UNWELL) and self._scheduler.health.asking
+        )
 
     def _prompt(self, workflow: str, stage: tuple[str, str] | None) -> Prompt | None:
         if stage is None:
             return self.prompts.last.get(workflow)
-        return self.prompts.beginning(*stage, self._desk.isolation.scope(tenant_of(workflow)))
+        return self.prompts.beginning(*stage, self._scheduler.isolation.scope(tenant_of(workflow)))
 
     # Doing it
 
-    def _begin(self, wish: Wish, prompt: Prompt) -> None:
+    def _begin(self, wish: PrefetchRequest, prompt: Prompt) -> None:
         missing = self.weighing.missing(wish.workflow, prompt)
-        cache = self._desk.cache
+        cache = self._scheduler.cache
         lease = cache.lend(wish.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
         under_way = self.running = Prefill(wish, prompt, cache, lease, missing_tokens=missing)
         self._wishes.pop((wish.workflow, wish.stage))
@@ -242,9 +244,9 @@ class Warmer:
             priority=PRIORITY,
             slot=lease.slot,
             fresh=lease.fresh,
-            cache_salt=self._desk.isolation.salt(tenant_of(under_way.wish.workflow)),
+            cache_salt=self._scheduler.isolation.salt(tenant_of(under_way.wish.workflow)),
         )
-        return with_fields(prompt.body, self._desk.adapter.request_fields(prompt.ask, told))
+        return with_fields(prompt.body, self._scheduler.adapter.request_fields(prompt.ask, told))
 
     async def _prefill(self, under_way: Prefill, body: Mapping[str, Any]) -> None:
         assert self._adapter is not None
@@ -262,12 +264,12 @@ class Warmer:
     def _ended(self, under_way: Prefill, said: Warmed) -> None:
         """Believe what the engine says it did; takes the lock itself."""
         wish, prompt = under_way.wish, under_way.prompt
-        with self._desk.lock:
+        with self._scheduler.lock:
             if self.running is not under_way:  # given up meanwhile
                 return
             self.running, warmed = None, said.effect is Effect.WARMED
             under_way.cache.give_back(under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0)
-            orders = self._desk.orders
+            orders = self._scheduler.orders
             orders.note(Order(Verb.WARM, said.effect), orders.trails.get(wish.workflow) if warmed else None)
             if warmed:
                 self._count(wish, prompt, said.usage)
@@ -276,13 +278,13 @@ class Warmer:
                 if wish.stage is not None:
                     self.prompts.unfit(wish.stage, prompt.ask.scope)
         self._told()
-        self._desk.warmed()
+        self._scheduler.warmed()
 
-    def _count(self, wish: Wish, prompt: Prompt, usage: Usage) -> None:
+    def _count(self, wish: PrefetchRequest, prompt: Prompt, usage: Usage) -> None:
         had = usage.cached_tokens or 0
-        owed = Owed(had, max(0, usage.prompt_tokens - had))
+        owed = Prefetched(had, max(0, usage.prompt_tokens - had))
         self.book.warmed(wish.workflow, prompt.ask.prefix, owed)
-        self.book.cost_usd += price(usage, self._desk.backend.cost) or 0.0
+        self.book.cost_usd += price(usage, self._scheduler.backend.cost) or 0.0
         self.weighing.heard_s = self._clock()
 
     def give_up(self, *, again: bool = True) -> bool:
@@ -308,10 +310,10 @@ class Warmer:
         return self.book.statistics(len(self.prompts.last), self.prompts.chars)
 
 
-def _at_most(under_way: Prefill) -> Owed | None:
+def _at_most(under_way: Prefill) -> Prefetched | None:
     """Return what a warm-up that was given up may have computed; ``None`` where it did not reach the engine."""
     missing = round(under_way.missing_tokens)
-    return Owed(under_way.prompt.tokens - missing, missing, done=False) if under_way.sent else None
+    return Prefetched(under_way.prompt.tokens - missing, missing, done=False) if under_way.sent else None
 
 
 def _cancel(task: Future[None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from orla_lg.core.bounded import Newest
+from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage
 
@@ -98,7 +98,7 @@ def _chars(value: Any) -> int:
     return 0
 
 
-class Shelf(Generic[K]):
+class PromptStore(Generic[K]):
     """Prompts by key, the newest last; those put there longest ago go when there are too many characters."""
 
     def __init__(self, keep_chars: int) -> None:
@@ -155,10 +155,10 @@ class PromptBook:
     """
 
     def __init__(self, keep_chars: int) -> None:
-        self.last = Shelf[str](keep_chars - int(BEGINNINGS_SHARE * keep_chars))
+        self.last = PromptStore[str](keep_chars - int(BEGINNINGS_SHARE * keep_chars))
         """By workflow."""
-        self._beginnings = Shelf[_Stage](int(BEGINNINGS_SHARE * keep_chars))
-        self._seen = Newest[_Stage, _Seen](KEEP_STAGES)
+        self._beginnings = PromptStore[_Stage](int(BEGINNINGS_SHARE * keep_chars))
+        self._seen = BoundedDict[_Stage, _Seen](KEEP_STAGES)
 
     @property
     def chars(self) -> int:

@@ -16,8 +16,8 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.health import Health
 from orla_lg.core.engine.load import LoadWatch
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Pace
-from orla_lg.core.prefetch.book import Refused, Stakes, WarmBook, WarmUp, is_worth
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, SpeedMeter
+from orla_lg.core.prefetch.book import PrefetchBargain, PrefetchBook, SkipReason, WarmUp, is_worth
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import BackendQueue
 
@@ -26,7 +26,7 @@ FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PrefetchRequest:
     """What a policy would have warmed on one backend."""
 
     workflow: str
@@ -86,7 +86,7 @@ class PrefetchedEngine(Protocol):
         ...
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> SpeedMeter:
         """How fast the engine is."""
         ...
 
@@ -95,7 +95,7 @@ class PrefetchedEngine(Protocol):
         ...
 
 
-class Weighing:
+class PrefetchValue:
     """Weighs what is wished of one backend. Under its desk's lock.
 
     Args:
@@ -105,62 +105,70 @@ class Weighing:
         book: Which workflows were warmed and did not call yet: their cache is spared.
     """
 
-    def __init__(self, desk: PrefetchedEngine, clock: Callable[[], float], settings: WarmUp, book: WarmBook) -> None:
+    def __init__(
+        self, scheduler: PrefetchedEngine, clock: Callable[[], float], settings: WarmUp, book: PrefetchBook
+    ) -> None:
         self._book = book
         self.heard_s = clock()
         """When the engine last served a call of ours."""
-        self._desk = desk
+        self._scheduler = scheduler
         self._clock = clock
         self._settings = settings
 
-    def why_not(self, wish: Wish, prompt: Prompt, load: EngineStats | None) -> Refused | None:
+    def why_not(self, wish: PrefetchRequest, prompt: Prompt, load: EngineStats | None) -> SkipReason | None:
         """Return what speaks against a warm-up now; ``None``: nothing does."""
-        desk = self._desk
-        if not desk.health.can(Capability.WARM) or desk.health.state() is not Circuit.CLOSED or desk.queue.paused:
-            return Refused.UNWELL
+        scheduler = self._scheduler
+        if (
+            not scheduler.health.can(Capability.WARM)
+            or scheduler.health.state() is not Circuit.CLOSED
+            or scheduler.queue.paused
+        ):
+            return SkipReason.UNWELL
         if wish.due_s <= self._clock():
-            return Refused.LATE
+            return SkipReason.LATE
         if not self.has_room() or _is_full(load):
-            return Refused.BUSY
+            return SkipReason.BUSY
         if (needless := self.needless(wish.workflow, prompt)) is not None:
             return needless
         missing = self.missing(wish.workflow, prompt)
-        evicts = desk.cache.evicts(wish.workflow, prompt.ask, prompt.tokens, missing, self._clock(), self._book.owes)
+        evicts = scheduler.cache.evicts(
+            wish.workflow, prompt.ask, prompt.tokens, missing, self._clock(), self._book.owes
+        )
         if evicts is None:
-            return Refused.BUSY
-        stakes = Stakes(
+            return SkipReason.BUSY
+        stakes = PrefetchBargain(
             wish.chance,
             missing,
-            desk.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
-            desk.queue.in_flight,
+            scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
+            scheduler.queue.in_flight,
             evicts,
             wish.due_s - self._clock(),
         )
-        return None if is_worth(stakes) else Refused.NOT_WORTH
+        return None if is_worth(stakes) else SkipReason.NOT_WORTH
 
     def has_room(self, entering: int = 0) -> bool:
         """Whether a warm-up would be in nobody's way, *entering* more calls in flight."""
-        queue, settings = self._desk.queue, self._settings
+        queue, settings = self._scheduler.queue, self._settings
         in_flight = queue.in_flight + entering
-        if queue.waiting or self._desk.cache.prefetches_alone:
+        if queue.waiting or self._scheduler.cache.prefetches_alone:
             return not (queue.waiting or in_flight)
         takes = min(queue.engine_takes, inf if queue.max_concurrency is None else queue.max_concurrency)
         return in_flight < settings.room * takes if takes < inf else not in_flight
 
-    def needless(self, workflow: str, prompt: Prompt) -> Refused | None:
+    def needless(self, workflow: str, prompt: Prompt) -> SkipReason | None:
         """Return why a prompt is not worth a request, however idle the engine is; ``None``: it may be worth one."""
         least_tokens = self._settings.least_tokens
         if prompt.tokens < least_tokens:
-            return Refused.SHORT
-        return Refused.THERE if self.missing(workflow, prompt) < least_tokens else None
+            return SkipReason.SHORT
+        return SkipReason.THERE if self.missing(workflow, prompt) < least_tokens else None
 
     def missing(self, workflow: str, prompt: Prompt) -> float:
         """Return the tokens of a prompt that its call would not find in the cache, as far as we believe."""
-        probe = self._desk.health.probe
+        probe = self._scheduler.health.probe
         told = probe is not None and bool(probe.incarnation)
         if not told and self._clock() - self.heard_s > self._settings.trust_s:
             return prompt.tokens
-        return self._desk.cache.missing(workflow, prompt.ask, prompt.tokens)
+        return self._scheduler.cache.missing(workflow, prompt.ask, prompt.tokens)
 
 
 def _is_full(load: EngineStats | None) -> bool:

@@ -15,7 +15,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Call, Chunk, Hints, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
@@ -210,7 +210,7 @@ class VirtualServing(Generic[R]):
     def __init__(
         self,
         engines: Mapping[Backend, VirtualEngine[R]],
-        request_of: Callable[[Flight], R],
+        request_of: Callable[[InFlightCall], R],
         *,
         adapters: Mapping[str, BackendAdapter] | None = None,
         mapper: StageMapper | None = None,
@@ -264,18 +264,18 @@ class VirtualServing(Generic[R]):
 
     # Sender
 
-    def send(self, flight: Flight) -> Any:
+    def send(self, inflight: InFlightCall) -> Any:
         """Refuse: there are no threads here."""
         raise NotImplementedError("virtual time has no threads")
 
-    async def asend(self, flight: Flight) -> EngineEvent:
+    async def asend(self, inflight: InFlightCall) -> EngineEvent:
         """Run the request on its engine, to its end."""
-        assert flight.backend is not None
-        driver, request = self._drivers[flight.backend], self._request_of(flight)
-        event = await driver.run(flight.call.id, request, flight.first_token)
-        prompt_tokens = getattr(request, "prompt_tokens", flight.call.ask.prompt_chars // CHARS_PER_TOKEN + 1)
-        flight.saw(Usage(prompt_tokens, event.cached_tokens, event.tokens))
-        flight.finish()
+        assert inflight.backend is not None
+        driver, request = self._drivers[inflight.backend], self._request_of(inflight)
+        event = await driver.run(inflight.call.id, request, inflight.first_token)
+        prompt_tokens = getattr(request, "prompt_tokens", inflight.call.ask.prompt_chars // CHARS_PER_TOKEN + 1)
+        inflight.saw(Usage(prompt_tokens, event.cached_tokens, event.tokens))
+        inflight.finish()
         return event
 
     def close(self) -> None:

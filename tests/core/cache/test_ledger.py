@@ -10,14 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orla_lg.core.cache.verification import Order, Verdict
+from orla_lg.core.cache.verification import Order, Verification
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from tests.core.fakes import Engine, HandBackground, HandClock, a_call
 
 WORKFLOWS = st.sampled_from("uvw")
@@ -61,20 +61,20 @@ class Heard:
     def ordered(self, call_id: str, order: Order) -> None:
         self.orders.append((call_id, str(order)))
 
-    def judged(self, call_id: str, verdict: Verdict) -> None:
+    def judged(self, call_id: str, verdict: Verification) -> None:
         self.verdicts.append((call_id, verdict.cached_tokens))
 
     def pressed(self, event: CacheEvent) -> None:
         raise AssertionError("there is room for all")
 
 
-def a_desk(engine: Engine) -> tuple[Desk, HandBackground, Heard]:
+def a_scheduler(engine: Engine) -> tuple[BackendScheduler, HandBackground, Heard]:
     clock = HandClock()
     background, heard = HandBackground(clock), Heard()
     backend = Backend("b", "http://b/v1")
-    desk = Desk(backend, engine, background, clock, policies("b", "fcfs", "fcfs"), None, heard)
-    desk.health._learn(engine.says)
-    return desk, background, heard
+    scheduler = BackendScheduler(backend, engine, background, clock, policies("b", "fcfs", "fcfs"), None, heard)
+    scheduler.health._learn(engine.says)
+    return scheduler, background, heard
 
 
 @dataclass
@@ -100,13 +100,13 @@ class OrdersMachine(RuleBasedStateMachine):
     @initialize(can=st.sets(VERBS))
     def start(self, can: set[Verb]) -> None:
         self.engine = Obedient(*can)
-        self.desk, self.background, self.heard = a_desk(self.engine)
+        self.scheduler, self.background, self.heard = a_scheduler(self.engine)
         self.inside: list[tuple[Queued, str | None]] = []
         self.known: dict[str, Told] = {}
         self.on_their_way: list[OnItsWay] = []
         self.believed_free: list[str] = []
-        freed = self.desk.cache.claims.freed
-        claims = self.desk.cache.claims
+        freed = self.scheduler.cache.claims.freed
+        claims = self.scheduler.cache.claims
 
         def watched(workflow: str) -> None:
             self.believed_free.append(workflow)
@@ -117,7 +117,7 @@ class OrdersMachine(RuleBasedStateMachine):
 
     @rule(workflow=WORKFLOWS)
     def enter(self, workflow: str) -> None:
-        queued = self.desk.enter(a_call(workflow), order=None, running=True, holds_grant=False)
+        queued = self.scheduler.enter(a_call(workflow), order=None, running=True, holds_grant=False)
         assert queued.granted
         told = self.known.get(workflow)
         self.inside.append((queued, told.call if told else None))
@@ -127,7 +127,7 @@ class OrdersMachine(RuleBasedStateMachine):
     def leave(self, data: st.DataObject, reached: bool, cached: int | None) -> None:
         queued, before = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
         usage = Usage(5, cached, 1) if reached else None
-        self.desk.leave(queued, usage=usage, tokens=6 if reached else 0, followed=lambda: True)
+        self.scheduler.leave(queued, usage=usage, tokens=6 if reached else 0, followed=lambda: True)
         if reached:
             self.known[queued.call.identity.workflow] = Told(queued.call.id)
             if before is not None:
@@ -137,14 +137,14 @@ class OrdersMachine(RuleBasedStateMachine):
     @rule(verb=VERBS, workflow=WORKFLOWS)
     def ask(self, verb: Verb, workflow: str) -> None:
         told, waiting = self.known.get(workflow), len(self.background.work)
-        self.desk.apply(CacheAction(verb, workflow, ttl_s=5.0))
+        self.scheduler.apply(CacheAction(verb, workflow, ttl_s=5.0))
         if told is None or (told.standing is verb and verb is not Verb.PIN):
             assert len(self.background.work) == waiting, "it was told of a stranger, or twice the same in a row"
             assert not self.heard.orders
             return
         told.standing = verb
         if self.done_as(verb) is not None:
-            owed = self.desk.cache.tokens_of(workflow) > 0  # calls in flight may never get there
+            owed = self.scheduler.cache.tokens_of(workflow) > 0  # calls in flight may never get there
             self.on_their_way.append(OnItsWay(workflow, verb, told.call, owed))
         else:
             assert self.heard.orders.pop() == (told.call, f"{verb}:unsupported")
@@ -181,14 +181,14 @@ class OrdersMachine(RuleBasedStateMachine):
         if any(queued.call.identity.workflow == workflow for queued, _ in self.inside):
             return  # calls end before their runs do
         self.ask(Verb.FLUSH, workflow)
-        self.desk.forget(workflow)
+        self.scheduler.forget(workflow)
         self.known.pop(workflow, None)
         if not any(order.workflow == workflow for order in self.on_their_way):
             self.nothing_left(workflow)
 
     def nothing_left(self, workflow: str) -> None:
-        cache = self.desk.cache
-        assert self.desk.orders.trails.get(workflow) is None
+        cache = self.scheduler.cache
+        assert self.scheduler.orders.trails.get(workflow) is None
         assert workflow not in cache.claims and workflow not in cache._leaving
 
     @rule(seconds=st.sampled_from([0.1, 2.0, 31.0]))
@@ -197,9 +197,9 @@ class OrdersMachine(RuleBasedStateMachine):
 
     @invariant()
     def sound(self) -> None:
-        self.desk.check_integrity()
-        assert not self.heard.orders and not self.desk.orders.news, "told at once, and nothing else"
-        counted = self.desk.statistics().memory
+        self.scheduler.check_integrity()
+        assert not self.heard.orders and not self.scheduler.orders.news, "told at once, and nothing else"
+        counted = self.scheduler.statistics().memory
         assert counted.truth.verified_tokens <= counted.truth.claimed_tokens
 
     def teardown(self) -> None:
@@ -207,24 +207,26 @@ class OrdersMachine(RuleBasedStateMachine):
             return
         while self.inside:
             queued, _ = self.inside.pop()
-            self.desk.leave(queued, usage=None, tokens=0, followed=lambda: True)
+            self.scheduler.leave(queued, usage=None, tokens=0, followed=lambda: True)
         for workflow in "uvw":
             self.over(workflow)
         while self.on_their_way:
             self.engine_does(breaks=False)
         for workflow in "uvw":
             self.nothing_left(workflow)
-        self.desk.check_integrity()
+        self.scheduler.check_integrity()
 
 
 OrdersMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestOrders = OrdersMachine.TestCase
 
 
-def call(desk: Desk, workflow: str = "w", *, tokens: int = 5, cached: int | None = None, chars: int = 20) -> str:
+def call(
+    scheduler: BackendScheduler, workflow: str = "w", *, tokens: int = 5, cached: int | None = None, chars: int = 20
+) -> str:
     """Make a call and end it; returns its id."""
-    queued = desk.enter(a_call(workflow, chars=chars), order=None, running=True, holds_grant=False)
-    desk.leave(queued, usage=Usage(tokens, cached, 0), tokens=tokens, followed=lambda: True)
+    queued = scheduler.enter(a_call(workflow, chars=chars), order=None, running=True, holds_grant=False)
+    scheduler.leave(queued, usage=Usage(tokens, cached, 0), tokens=tokens, followed=lambda: True)
     return queued.call.id
 
 
@@ -232,115 +234,119 @@ def call(desk: Desk, workflow: str = "w", *, tokens: int = 5, cached: int | None
 
 
 def test_what_was_asked_before_the_last_call_says_nothing_of_it_even_when_both_are_forgotten() -> None:
-    desk, background, _ = a_desk(Obedient(Verb.FLUSH))
+    scheduler, background, _ = a_scheduler(Obedient(Verb.FLUSH))
     for _ in range(2):
-        call(desk, chars=400)
-        desk.apply(CacheAction(Verb.FLUSH, "w"))
-        desk.forget("w")
+        call(scheduler, chars=400)
+        scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+        scheduler.forget("w")
     background.do_next()
-    assert "w" in desk.cache.claims, "the first flush may have come before the second call"
+    assert "w" in scheduler.cache.claims, "the first flush may have come before the second call"
     background.do_next()
-    assert "w" not in desk.cache.claims and not desk.cache._leaving
+    assert "w" not in scheduler.cache.claims and not scheduler.cache._leaving
 
 
 def test_forgetting_waits_for_what_is_on_its_way_to_the_engine() -> None:
-    desk, background, heard = a_desk(Obedient(Verb.FLUSH))
-    first = call(desk)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    desk.forget("w")
-    assert "w" in desk.cache.claims, "else nobody would know what it is that the engine frees"
+    scheduler, background, heard = a_scheduler(Obedient(Verb.FLUSH))
+    first = call(scheduler)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    scheduler.forget("w")
+    assert "w" in scheduler.cache.claims, "else nobody would know what it is that the engine frees"
     background.do_all()
-    assert "w" not in desk.cache.claims and heard.orders == [(first, "flush:freed")]
+    assert "w" not in scheduler.cache.claims and heard.orders == [(first, "flush:freed")]
 
 
 def test_who_comes_back_under_the_same_name_is_not_forgotten_with_the_one_before() -> None:
-    desk, background, _ = a_desk(Obedient(Verb.FLUSH))
-    call(desk)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    desk.forget("w")
-    call(desk)
+    scheduler, background, _ = a_scheduler(Obedient(Verb.FLUSH))
+    call(scheduler)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    scheduler.forget("w")
+    call(scheduler)
     background.do_all()
-    assert "w" in desk.cache.claims and desk.orders.trails.get("w") is not None
-    desk.check_integrity()
+    assert "w" in scheduler.cache.claims and scheduler.orders.trails.get("w") is not None
+    scheduler.check_integrity()
 
 
 # What pins promise
 
 
 def test_a_pin_promises_nothing_once_it_ended_by_itself() -> None:
-    desk, background, _ = a_desk(Obedient(Verb.PIN))
+    scheduler, background, _ = a_scheduler(Obedient(Verb.PIN))
     effects = []
     for waits_s in (1.0, 9.0):
-        call(desk, chars=8_000, tokens=2_000, cached=2_000)
-        desk.apply(CacheAction(Verb.PIN, "w", ttl_s=5.0))
+        call(scheduler, chars=8_000, tokens=2_000, cached=2_000)
+        scheduler.apply(CacheAction(Verb.PIN, "w", ttl_s=5.0))
         background.do_all()
         background.clock.now += waits_s
-        queued = desk.enter(a_call("w", chars=8_000), order=None, running=True, holds_grant=False)
+        queued = scheduler.enter(a_call("w", chars=8_000), order=None, running=True, holds_grant=False)
         assert queued.claimed is not None
         effects.append(queued.claimed.effect)
-        desk.leave(queued, usage=None, tokens=0, followed=lambda: True)
+        scheduler.leave(queued, usage=None, tokens=0, followed=lambda: True)
     assert effects == [Effect.PINNED, None]
 
 
 # Slots
 
 
-def with_slots(count: int, effect: Effect = Effect.FREED) -> tuple[Desk, HandBackground, Heard]:
-    return a_desk(Engine(Probe(slots=count), effect))
+def with_slots(count: int, effect: Effect = Effect.FREED) -> tuple[BackendScheduler, HandBackground, Heard]:
+    return a_scheduler(Engine(Probe(slots=count), effect))
 
 
 def test_with_slots_too_what_came_of_orders_is_put_down_with_the_call_before() -> None:
-    desk, background, heard = with_slots(2)
-    first, other = call(desk), call(desk, "v")
-    desk.apply(CacheAction(Verb.RELEASE, "w"))
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    desk.forget("w")
+    scheduler, background, heard = with_slots(2)
+    first, other = call(scheduler), call(scheduler, "v")
+    scheduler.apply(CacheAction(Verb.RELEASE, "w"))
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    scheduler.forget("w")
     assert heard.orders == [(first, "release:demoted")]
     background.do_all()
     assert heard.orders == [(first, "release:demoted"), (first, "flush:freed")]
-    desk.apply(CacheAction(Verb.FLUSH, "stranger"))
+    scheduler.apply(CacheAction(Verb.FLUSH, "stranger"))
     assert not background.work and other not in dict(heard.orders)
-    desk.check_integrity()
+    scheduler.check_integrity()
 
 
 @pytest.mark.parametrize(
     ("effect", "happens", "said"),
     [
-        (Effect.FAILED, lambda desk: None, "flush:failed"),
-        (Effect.FREED, lambda desk: desk.health._learn(Probe(slots=3)), "flush:failed"),
-        (Effect.FREED, lambda desk: None, "flush:freed"),
+        (Effect.FAILED, lambda scheduler: None, "flush:failed"),
+        (Effect.FREED, lambda scheduler: scheduler.health._learn(Probe(slots=3)), "flush:failed"),
+        (Effect.FREED, lambda scheduler: None, "flush:freed"),
     ],
 )
-def test_what_became_of_a_flushed_slot(effect: Effect, happens: Callable[[Desk], None], said: str) -> None:
-    desk, background, heard = with_slots(1, effect)
-    first = call(desk)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    happens(desk)
+def test_what_became_of_a_flushed_slot(
+    effect: Effect, happens: Callable[[BackendScheduler], None], said: str
+) -> None:
+    scheduler, background, heard = with_slots(1, effect)
+    first = call(scheduler)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    happens(scheduler)
     background.do_all()
-    call(desk, "v")
+    call(scheduler, "v")
     assert heard.orders[0] == (first, said)
-    desk.check_integrity()
+    scheduler.check_integrity()
 
 
 def test_a_slot_that_is_needed_before_it_is_erased_is_not_reused_and_its_flush_was_deferred() -> None:
-    desk, background, heard = with_slots(1)
-    first = call(desk)
-    desk.health.lost(OSError("gone"))
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    desk.health._learn(Probe(slots=1))
-    queued = desk.enter(a_call("v"), order=None, running=True, holds_grant=False)
+    scheduler, background, heard = with_slots(1)
+    first = call(scheduler)
+    scheduler.health.lost(OSError("gone"))
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    scheduler.health._learn(Probe(slots=1))
+    queued = scheduler.enter(a_call("v"), order=None, running=True, holds_grant=False)
     seat = queued.seat
     assert seat is not None and seat.fresh and not background.work
-    desk.leave(queued, usage=None, tokens=6, followed=lambda: True)
+    scheduler.leave(queued, usage=None, tokens=6, followed=lambda: True)
     assert heard.orders == [(first, "flush:deferred")]
-    desk.check_integrity()
+    scheduler.check_integrity()
 
 
 def test_news_that_nobody_hears_are_not_kept() -> None:
     clock = HandClock()
     engine = Obedient()
-    desk = Desk(Backend("b", "http://b/v1"), engine, HandBackground(clock), clock, policies("b", "fcfs", "fcfs"))
-    desk.health._learn(engine.says)
-    call(desk)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    assert not desk.orders.news
+    scheduler = BackendScheduler(
+        Backend("b", "http://b/v1"), engine, HandBackground(clock), clock, policies("b", "fcfs", "fcfs")
+    )
+    scheduler.health._learn(engine.says)
+    call(scheduler)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    assert not scheduler.orders.news

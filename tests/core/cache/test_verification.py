@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from orla_lg.core.cache import verification
-from orla_lg.core.cache.verification import KEEP_ORDERS, KEEP_TRAILS, SLACK_TOKENS, Claimed, Order, OrderBook, judge
+from orla_lg.core.cache.verification import (
+    KEEP_ORDERS,
+    KEEP_TRAILS,
+    SLACK_TOKENS,
+    ExpectedTokens,
+    Order,
+    OrderBook,
+    judge,
+)
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Verb
 
@@ -11,8 +19,8 @@ LONG = 10 * SLACK_TOKENS
 """A prompt so long that the slack is a small part of it."""
 
 
-def after(effect: Effect | None, tokens: int = LONG, shared: int = 0) -> Claimed:
-    return Claimed(tokens, shared, "c1", effect)
+def after(effect: Effect | None, tokens: int = LONG, shared: int = 0) -> ExpectedTokens:
+    return ExpectedTokens(tokens, shared, "c1", effect)
 
 
 @pytest.mark.parametrize("shared", [0, LONG])
@@ -76,7 +84,7 @@ def test_what_was_said_last_counts_and_a_pin_only_as_long_as_it_lasts() -> None:
     assert book.claim("w", LONG, 0, 29.9).effect is Effect.PINNED
     assert book.claim("w", LONG, 0, 30.0).effect is Effect.DEMOTED, "it ended by itself"
     book.called("w", "c2")
-    assert book.claim("w", LONG, 0, 0.0) == Claimed(LONG, 0, "c2", None), "a call begins anew"
+    assert book.claim("w", LONG, 0, 0.0) == ExpectedTokens(LONG, 0, "c2", None), "a call begins anew"
 
 
 def test_claimed_against_verified() -> None:

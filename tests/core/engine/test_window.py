@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.window import AHEAD, Window
 from orla_lg.core.waiting import WaitsFor
-from tests.core.test_scheduler import a_desk, enter, leave
+from tests.core.test_scheduler import a_scheduler, enter, leave
 
 
 def said(running: int | None, waiting: int | None) -> EngineStats:
@@ -49,29 +49,29 @@ def test_it_settles_where_the_batch_is_full_and_little_waits(batch: int, wanted:
 
 
 def test_the_desk_holds_what_the_engine_would_only_queue_and_goes_on_when_it_says_so() -> None:
-    desk, _ = a_desk()
+    scheduler, _ = a_scheduler()
     for _ in range(2):
-        desk._told(said(2, 9))
-    inside = [enter(desk, f"w{n}") for n in range(6)]
+        scheduler._told(said(2, 9))
+    inside = [enter(scheduler, f"w{n}") for n in range(6)]
     assert [each.granted for each in inside] == [True] * 4 + [False] * 2
-    desk._told(said(4, 0))
+    scheduler._told(said(4, 0))
     assert all(each.granted for each in inside), "it runs them all: more can go"
     for each in inside:
-        leave(desk, each)
-    desk.check_integrity()
+        leave(scheduler, each)
+    scheduler.check_integrity()
 
 
 def test_a_bound_holds_nothing_back_from_an_engine_with_nothing_to_do() -> None:
-    desk, _ = a_desk()
+    scheduler, _ = a_scheduler()
     for _ in range(2):
-        desk._told(said(0, 9))
-    assert enter(desk).granted
+        scheduler._told(said(0, 9))
+    assert enter(scheduler).granted
 
 
 def test_who_is_held_by_the_window_waits_for_a_place() -> None:
-    desk, _ = a_desk()
+    scheduler, _ = a_scheduler()
     for _ in range(2):
-        desk._told(said(1, 9))
-    inside = [enter(desk, f"w{n}") for n in range(4)]
-    assert not desk.queue.has_room() and not inside[-1].granted
-    assert [each.waits_for for each in desk.statistics().waiting] == [WaitsFor.PLACE]
+        scheduler._told(said(1, 9))
+    inside = [enter(scheduler, f"w{n}") for n in range(4)]
+    assert not scheduler.queue.has_room() and not inside[-1].granted
+    assert [each.waits_for for each in scheduler.statistics().waiting] == [WaitsFor.PLACE]

@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import Cost
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.book import LimitBook
-from orla_lg.core.limits.limits import CONFIGURABLE, NO_LIMITS, Layer, Limit, Limits
-from orla_lg.core.limits.usage import NOTHING, SLICES, Account, Amount
+from orla_lg.core.limits.limits import CONFIGURABLE, NO_LIMITS, Limit, Limits, LimitScope
+from orla_lg.core.limits.usage import NOTHING, SLICES, Amount, UsageAccount
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Sleep, WaitForTurn, drive
 from orla_lg.core.workflow import Outcome
@@ -39,7 +39,7 @@ def limited(limits: Limits, clock: HandClock | None = None, **backend: Any) -> S
 
 def ask(
     serving: Serving, stage: str = "a", run: str | None = None, max_tokens: int | None = 10,
-    layers: tuple[Layer, ...] = (), **hints: Any,
+    layers: tuple[LimitScope, ...] = (), **hints: Any,
 ) -> Call:  # fmt: skip
     said = a_call(**hints).said
     prompt = Ask("auto", [{"role": "user", "content": "hello"}], max_tokens=max_tokens)
@@ -47,17 +47,17 @@ def ask(
     return serving.call(who, prompt, call_id=serving.new_id(), said=said, layers=layers)
 
 
-def begin(serving: Serving, call: Call, *script: Any) -> Flight:
-    (flight,) = step(serving.steps(call, Sender(*(script or ("stream",)))))
-    assert isinstance(flight, Flight)
-    return flight
+def begin(serving: Serving, call: Call, *script: Any) -> InFlightCall:
+    (inflight,) = step(serving.steps(call, Sender(*(script or ("stream",)))))
+    assert isinstance(inflight, InFlightCall)
+    return inflight
 
 
 def use(serving: Serving, tokens: int = 12, **who: Any) -> None:
     """Make a call that uses so many tokens."""
-    flight = begin(serving, ask(serving, **who))
-    flight.saw(Usage(PROMPT_TOKENS, None, tokens - PROMPT_TOKENS))
-    flight.finish()
+    inflight = begin(serving, ask(serving, **who))
+    inflight.saw(Usage(PROMPT_TOKENS, None, tokens - PROMPT_TOKENS))
+    inflight.finish()
 
 
 def promised(serving: Serving) -> list[tuple[str, str, Amount]]:
@@ -88,7 +88,7 @@ class Known:
     asked: tuple[float, float, float]
     run: str
     until_s: float
-    flight: Flight | None = None
+    inflight: InFlightCall | None = None
     wait: Any = None
 
 
@@ -178,7 +178,7 @@ class LimitMachine(RuleBasedStateMachine):
         if isinstance(effect, WaitForTurn):
             known.wait = effect
         else:
-            (known.flight,), known.wait = effect, None
+            (known.inflight,), known.wait = effect, None
 
     def ended(self, known: Known, spent: tuple[float, float, float] | None) -> None:
         self.calls.remove(known)
@@ -188,7 +188,7 @@ class LimitMachine(RuleBasedStateMachine):
             self.went(waiting, step(waiting.steps))
 
     def served(self) -> list[Known]:
-        return [call for call in self.calls if call.flight is not None]
+        return [call for call in self.calls if call.inflight is not None]
 
     def queued(self) -> list[Known]:
         return [call for call in self.calls if call.wait is not None]
@@ -197,13 +197,13 @@ class LimitMachine(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["used", "uncounted", "failed", "broken"]), answer=st.integers(1, 99))
     def end(self, data: st.DataObject, how: str, answer: int) -> None:
         known = data.draw(st.sampled_from(self.served()))
-        assert known.flight is not None
+        assert known.inflight is not None
         if how == "used":
-            known.flight.saw(Usage(PROMPT_TOKENS, 0, answer))
+            known.inflight.saw(Usage(PROMPT_TOKENS, 0, answer))
         elif how == "broken":
-            known.flight.first_token()
-        known.flight.finish(None if how in ("used", "uncounted") else ConnectionError(how))
-        known.flight.finish()
+            known.inflight.first_token()
+        known.inflight.finish(None if how in ("used", "uncounted") else ConnectionError(how))
+        known.inflight.finish()
         tokens = PROMPT_TOKENS + answer
         self.ended(known, {"used": (1, tokens, tokens), "failed": None}.get(how, known.asked))
 
@@ -243,7 +243,7 @@ class LimitMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for known in [*self.queued(), *self.served()]:
-            known.flight.finish("x") if known.flight is not None else known.steps.close()
+            known.inflight.finish("x") if known.inflight is not None else known.steps.close()
         assert promised(self.serving) == [] and is_quiet(self.serving)
 
 
@@ -321,7 +321,7 @@ def test_a_mappings_bound_on_the_answer_counts_too() -> None:
 
 
 def test_ten_dimes_are_a_dollar() -> None:
-    account = Account()
+    account = UsageAccount()
     for _ in range(10):
         account.promise(Amount(1, 0, 0.1))
     assert account.total.cost_usd == 1.0
@@ -346,7 +346,7 @@ def test_a_window_slides_and_its_memory_is_bounded() -> None:
     use(serving, tenant="t")
     with pytest.raises(BudgetExceeded, match=r"room in 5\.0 s"):
         use(serving, tenant="t")
-    account = Account()
+    account = UsageAccount()
     for n in range(10_000):
         account.look(60, n * 0.1)
         account.promise(Amount(1))
@@ -403,10 +403,10 @@ def test_a_stages_time_is_what_engines_worked() -> None:
     clock = HandClock()
     serving = limited(Limits(stages={"a": Limit(wall_s=5)}), clock)
     serving.progress.run_started("r", thread=None)
-    flight = begin(serving, ask(serving, run="r"))
+    inflight = begin(serving, ask(serving, run="r"))
     clock.now += 4
-    flight.saw(Usage(2, 0, 5))
-    flight.finish()
+    inflight.saw(Usage(2, 0, 5))
+    inflight.finish()
     with pytest.raises(BudgetExceeded, match=r"5 s .*4 s spent, this call is expected to need 4 s"):
         use(serving, run="r")
     serving.limits.shared = Limits(stages={"a": Limit(wall_s=8)})
@@ -421,8 +421,8 @@ def test_a_retry_keeps_what_it_was_promised_and_counts_once() -> None:
     steps = serving.steps(ask(serving), Sender(AttemptFailed(RuntimeError("busy")), "stream"))
     assert isinstance(step(steps), Sleep)
     assert promised(serving) == [("stage", "a", Amount(1, 12, 12.0, 1e-6))]
-    (flight,) = step(steps)
-    flight.finish()
+    (inflight,) = step(steps)
+    inflight.finish()
     (state,) = serving.statistics().limits
     assert (state.spent.calls, state.promised) == (1, NOTHING)
 
@@ -439,8 +439,8 @@ def test_a_retry_goes_by_the_limits_of_its_moment() -> None:
 
 def test_layers_hold_side_by_side_and_a_runs_own_goes_with_it() -> None:
     serving = limited(Limits(Limit(calls=3)))
-    graph = Layer(Limits(stages={"a": Limit(calls=2)}), object(), " of graph 'g'")
-    own = Layer(
+    graph = LimitScope(Limits(stages={"a": Limit(calls=2)}), object(), " of graph 'g'")
+    own = LimitScope(
         Limits(Limit(calls=9), {"b": Limit(calls=1)}), CONFIGURABLE, " in the run's configurable", of_run=True
     )
     for run in ("r", "s"):

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Course, Estimates, Mean
+from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Estimates, Mean, RunCourse
 from orla_lg.errors import ConfigError
 
 
-def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g") -> Course:
+def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g") -> RunCourse:
     """Let a run enter stages one after another, each with one call of so many seconds, and end."""
-    course = Course(graph)
+    course = RunCourse(graph)
     for stage, service_s in stages:
         estimates.enter(course, stage)
         estimates.served(course, stage, service_s, 10)
@@ -27,7 +27,7 @@ def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g"
 
 def at(estimates: Estimates, *stages: str, graph: str = "g") -> float | None:
     """Return what a run needs that has come through *stages* and is in the last of them."""
-    course = Course(graph)
+    course = RunCourse(graph)
     for stage in stages:
         estimates.enter(course, stage)
     return estimates.remaining_s(course, [stages[-1]])
@@ -72,14 +72,14 @@ def test_the_longest_of_parallel_branches_counts() -> None:
     estimates = Estimates()
     live(estimates, [("short", 1.0)])
     live(estimates, [("long", 5.0)])
-    course = Course("g")
+    course = RunCourse("g")
     assert estimates.remaining_s(course, ["short", "long", "unknown"]) == 5.0
     assert estimates.remaining_s(course, []) is None
 
 
 def test_a_run_that_did_not_end_teaches_nothing_of_what_comes_after() -> None:
     estimates = Estimates()
-    course = Course("g")
+    course = RunCourse("g")
     estimates.enter(course, "a")
     estimates.served(course, "a", 1.0, None)
     assert at(estimates, "a") is None

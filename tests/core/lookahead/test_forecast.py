@@ -6,24 +6,24 @@ import time
 
 import pytest
 
-from orla_lg.core.lookahead.estimates import Course, Estimates
+from orla_lg.core.lookahead.estimates import Estimates, RunCourse
 from orla_lg.core.lookahead.forecast import MAX_PATIENCE, Forecast, innermost
-from orla_lg.core.lookahead.structure import Outlook, Way
-from orla_lg.core.lookahead.trace import Walk
+from orla_lg.core.lookahead.structure import Edge, GraphStructure
+from orla_lg.core.lookahead.trace import RunTrace
 
-CHOICE = Outlook(
+CHOICE = GraphStructure(
     {
-        "__start__": Way(frozenset("a")),
-        "a": Way(perhaps=frozenset({"b", "c"})),
-        "b": Way(frozenset({"__end__"})),
-        "c": Way(frozenset({"__end__"})),
+        "__start__": Edge(frozenset("a")),
+        "a": Edge(perhaps=frozenset({"b", "c"})),
+        "b": Edge(frozenset({"__end__"})),
+        "c": Edge(frozenset({"__end__"})),
     }
 )
 
 
-def a_run(estimates: Estimates, outlook: Outlook, *stages: str, service_s: float = 1.0) -> None:
+def a_run(estimates: Estimates, outlook: GraphStructure, *stages: str, service_s: float = 1.0) -> None:
     """Let a run pass through *stages*, one call in each."""
-    walk, course = Walk(outlook), Course("g")
+    walk, course = RunTrace(outlook), RunCourse("g")
     for number, stage in enumerate(stages):
         walk.entered(f"{stage}:{number}", number, 0.0)
         estimates.enter(course, stage)
@@ -56,7 +56,7 @@ def test_the_way_ahead_is_what_follows_and_oneself() -> None:
 
 
 def test_tools_are_ahead_but_no_service() -> None:
-    estimates, walk = Estimates(), Walk(CHOICE)
+    estimates, walk = Estimates(), RunTrace(CHOICE)
     a_run(estimates, CHOICE, "a", "b")
     walk.entered("c:1", 1, 0.0)
     walk.left("c:1", 10.0)
@@ -74,7 +74,7 @@ def test_where_nothing_was_seen_the_mapping_says_where_calls_go() -> None:
 def test_where_calls_went_lately_counts() -> None:
     estimates = Estimates()
     for backend in ("old",) * 50 + ("new",) * 50:
-        estimates.served(Course("g"), "a", 1.0, 1, backend=backend)
+        estimates.served(RunCourse("g"), "a", 1.0, 1, backend=backend)
     assert estimates.learned("g", "a").backends == pytest.approx({"new": 1.0}, abs=0.02)
 
 

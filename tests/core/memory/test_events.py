@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from orla_lg.core.cache.prefix.cache import PrefixCache
+from orla_lg.core.cache.prefix.cache import PrefixTreeCache
 from orla_lg.core.cache.slots.cache import SlotCache
 from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.verification import KEEP_ORDERS, Order, OrderBook
 from orla_lg.core.engine.backend import Effect
-from orla_lg.core.engine.speed import Pace
+from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, Returns, Verb
 from orla_lg.core.memory.policies import (
     DemoteInterrupted,
@@ -128,11 +128,11 @@ def test_policies_by_name_or_object() -> None:
 
 
 def test_an_engine_is_told_of_those_it_served_and_never_the_same_twice() -> None:
-    cache, call = PrefixCache(OrderBook()), a_call("w")
+    cache, call = PrefixTreeCache(OrderBook()), a_call("w")
 
     def serve(tokens: int) -> None:
         queued = Queued(call, 1)
-        cache.enter(queued, 0.0, Pace().speed)
+        cache.enter(queued, 0.0, SpeedMeter().speed)
         assert queued.seat is None
         cache.leave(queued, None, 0.0, tokens=tokens, followed=True)
 
@@ -152,7 +152,7 @@ def test_an_engine_is_told_of_those_it_served_and_never_the_same_twice() -> None
 
 
 def test_with_slots_the_cache_follows_which_call_has_which() -> None:
-    cache, speed = SlotCache(2, OrderBook(), Swaps(), None), Pace().speed
+    cache, speed = SlotCache(2, OrderBook(), Swaps(), None), SpeedMeter().speed
     first, second, third = (Queued(a_call(name), order, running=True) for order, name in enumerate("wvx"))
     for queued in (first, second, third):
         cache.enter(queued, 0.0, speed)

@@ -45,9 +45,9 @@ class Managed:
         self.clock = HandClock()
         self.background = HandBackground(self.clock)
         self.here, self.there = FakeDesk(), FakeDesk()
-        desks: Any = {"here": self.here, "there": self.there}
+        schedulers: Any = {"here": self.here, "there": self.there}
         background: Any = self.background
-        self.manager = MemoryManager(policy, desks, background, self.clock)
+        self.manager = MemoryManager(policy, schedulers, background, self.clock)
 
     def hears(self, *kinds: EventKind, **said: Any) -> None:
         self.manager.signal([CacheEvent(kind, "w", **said) for kind in kinds])
@@ -105,8 +105,8 @@ def test_an_end_forgets_and_takes_back_what_was_to_be_done_later() -> None:
     assert managed.here.told == [(Doing.HUMAN, "w")]
     managed.hears(K.THREAD_DELETED)
     managed.passes(7.0)
-    for desk in (managed.here, managed.there):
-        assert desk.told == [(Doing.HUMAN, "w"), (Verb.FLUSH, "w"), ("forget", "w")]
+    for scheduler in (managed.here, managed.there):
+        assert scheduler.told == [(Doing.HUMAN, "w"), (Verb.FLUSH, "w"), ("forget", "w")]
     assert not managed.manager.returns._away
 
 

@@ -215,7 +215,7 @@ def test_of_two_that_wait_for_tools_the_slot_goes_of_whose_tool_is_never_followe
     learned_before: bool,
 ) -> None:
     bench = Bench(SLOTS)
-    serving, slots = bench.serving, bench.desk.cache.table
+    serving, slots = bench.serving, bench.scheduler.cache.table
     assert slots is not None
     slots.hold_s = 0.0
 

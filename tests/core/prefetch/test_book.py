@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from orla_lg.core.prefetch.book import NOTICE_S, SLOWS, Owed, Stakes, WarmBook, WarmUp, is_worth
+from orla_lg.core.prefetch.book import NOTICE_S, SLOWS, PrefetchBargain, PrefetchBook, Prefetched, WarmUp, is_worth
 from orla_lg.errors import ConfigError
 
-ALONE = Stakes(chance=1.0, missing_tokens=2000, tokens_per_s=1000)
+ALONE = PrefetchBargain(chance=1.0, missing_tokens=2000, tokens_per_s=1000)
 """Two seconds of prefill, on an engine that has nothing else to do."""
 
 
@@ -36,7 +36,7 @@ ALONE = Stakes(chance=1.0, missing_tokens=2000, tokens_per_s=1000)
         "a likely call for twice as much cache",
     ],
 )
-def test_a_warm_up_is_worth_it_if_its_call_saves_more_than_others_lose(stakes: Stakes, worth: bool) -> None:
+def test_a_warm_up_is_worth_it_if_its_call_saves_more_than_others_lose(stakes: PrefetchBargain, worth: bool) -> None:
     assert is_worth(stakes) is worth
 
 
@@ -44,8 +44,8 @@ BEGINNING = (1, 2)
 
 
 def test_what_the_call_found_was_used_and_the_rest_wasted() -> None:
-    book = WarmBook()
-    book.warmed("w", BEGINNING, Owed(had_tokens=100, computed_tokens=900))
+    book = PrefetchBook()
+    book.warmed("w", BEGINNING, Prefetched(had_tokens=100, computed_tokens=900))
     book.called("w", (1, 9, 3), 1000)
     book.called("v", (1, 2, 3), 1000)
     book.called("w", (1, 2, 3), None)
@@ -58,35 +58,35 @@ def test_what_the_call_found_was_used_and_the_rest_wasted() -> None:
 
 
 def test_what_was_warmed_twice_for_one_call_is_held_against_it_once() -> None:
-    book = WarmBook()
-    book.warmed("w", BEGINNING, Owed(0, 300))
-    book.warmed("w", BEGINNING, Owed(300, 500))
+    book = PrefetchBook()
+    book.warmed("w", BEGINNING, Prefetched(0, 300))
+    book.warmed("w", BEGINNING, Prefetched(300, 500))
     book.called("w", (1, 2, 3), 800)
     said = book.statistics(0, 0)
     assert (said.done, said.used_tokens, said.wasted_tokens) == (2, 800, 0)
 
 
 def test_what_was_given_up_counts_as_far_as_its_call_finds_it() -> None:
-    book = WarmBook()
-    book.gave_up("w", BEGINNING, Owed(had_tokens=100, computed_tokens=900, done=False))
+    book = PrefetchBook()
+    book.gave_up("w", BEGINNING, Prefetched(had_tokens=100, computed_tokens=900, done=False))
     assert book.statistics(0, 0).warmed_tokens == 0 and not book.owes("w"), "nobody knows how far it came"
     book.called("w", (1, 2, 3), 500)
     said = book.statistics(0, 0)
     assert (said.given_up, said.done) == (1, 0)
     assert (said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (400, 400, 0)
-    for reached in (None, Owed(100, 900, done=False)):
+    for reached in (None, Prefetched(100, 900, done=False)):
         book.gave_up("v", BEGINNING, reached)
         book.called("v", (1, 2, 3), 100 if reached else 1000)
-    book.gave_up("u", BEGINNING, Owed(0, 900, done=False))
+    book.gave_up("u", BEGINNING, Prefetched(0, 900, done=False))
     book.forget("u")
     said = book.statistics(0, 0)
     assert (said.warmed_tokens, said.used_tokens, said.wasted_tokens) == (400, 400, 0), "nothing of theirs showed"
 
 
 def test_what_a_second_try_finds_of_the_first_was_warmed_too() -> None:
-    book = WarmBook()
-    book.gave_up("w", BEGINNING, Owed(0, 800, done=False))
-    book.warmed("w", BEGINNING, Owed(300, 500))
+    book = PrefetchBook()
+    book.gave_up("w", BEGINNING, Prefetched(0, 800, done=False))
+    book.warmed("w", BEGINNING, Prefetched(300, 500))
     assert book.statistics(0, 0).warmed_tokens == 800 and book.owes("w")
     book.called("w", (1, 2, 3), 700)
     said = book.statistics(0, 0)
@@ -94,8 +94,8 @@ def test_what_a_second_try_finds_of_the_first_was_warmed_too() -> None:
 
 
 def test_who_never_comes_wastes_it() -> None:
-    book = WarmBook()
-    book.warmed("w", BEGINNING, Owed(0, 300))
+    book = PrefetchBook()
+    book.warmed("w", BEGINNING, Prefetched(0, 300))
     book.forget("w")
     book.forget("w")
     assert book.statistics(0, 0).wasted_tokens == 300

@@ -13,14 +13,14 @@ from orla_lg.core.call import Ask, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import EngineStats, Warmed
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lookahead.forecast import Forecast
-from orla_lg.core.lookahead.structure import Outlook, Way
+from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Verb
 from orla_lg.core.memory.policies import Joined, WarmNextStage, WarmReturns
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Record
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import drive
 from orla_lg.core.workflow import Outcome
@@ -49,9 +49,9 @@ class Bench:
             mapper=None, memory=Joined(WarmReturns(), WarmNextStage()), clock=self.clock,
             background=self.background, warm_up=warm_up,
         )  # fmt: skip
-        self.desk: Desk = self.serving.desks["b"]
-        self.desk.health._learn(probe)
-        self.desk.health._probed_s = self.clock()
+        self.scheduler: BackendScheduler = self.serving.schedulers["b"]
+        self.scheduler.health._learn(probe)
+        self.scheduler.health._probed_s = self.clock()
         self.runs = 0
 
     def run(self, thread: str, graph: str = "graph", forecast: Forecast | None = None) -> str:
@@ -93,7 +93,7 @@ class Bench:
         first = self.run(thread)
         self.call(first, "hello")
         self.serving.progress.run_ended(first, Outcome.INTERRUPTED)
-        self.desk.forgotten()
+        self.scheduler.forgotten()
         return self.run(thread)
 
     @property
@@ -108,12 +108,12 @@ class Speaker(Sender):
         super().__init__()
         self.body, self.usage, self.during = body, usage, during
 
-    def send(self, flight: Flight) -> Any:
-        flight.sends(self.body)
-        flight.saw(self.usage)
-        flight.first_token()
+    def send(self, inflight: InFlightCall) -> Any:
+        inflight.sends(self.body)
+        inflight.saw(self.usage)
+        inflight.first_token()
         self.during()
-        return super().send(flight)
+        return super().send(inflight)
 
 
 @pytest.mark.parametrize("probe", [SHARED, SLOTS], ids=["shared", "slots"])
@@ -122,7 +122,7 @@ def test_who_returns_finds_his_history_again(probe: Probe) -> None:
     run = bench.returns()
     bench.wait()
     bench.serving.check_integrity()
-    assert bench.desk.warming.running is not None and not bench.engine.bodies
+    assert bench.scheduler.warming.running is not None and not bench.engine.bodies
     bench.background.do_all()
     (body,) = bench.engine.bodies
     assert body["messages"] == [system(), {"role": "user", "content": "hello"}] and body["workflow"] == "t"
@@ -143,7 +143,7 @@ def test_the_call_gives_up_what_was_to_warm_it(probe: Probe) -> None:
     bench = Bench(probe)
     run = bench.returns()
     bench.wait()
-    under_way = bench.desk.warming.running
+    under_way = bench.scheduler.warming.running
     assert under_way is not None and under_way.task is not None
     record = bench.call(run, "hello", "again")
     assert record.queue_wait_s == 0 and record.expected_cached_tokens == 0, "what was given up is not believed in"
@@ -154,7 +154,7 @@ def test_the_call_gives_up_what_was_to_warm_it(probe: Probe) -> None:
     assert not bench.engine.bodies, "it had not begun"
     assert (bench.said.started, bench.said.given_up, bench.said.warmed_tokens) == (1, 1, 0)
     bench.wait()
-    assert bench.desk.warming.running is None, "nor does it begin anew"
+    assert bench.scheduler.warming.running is None, "nor does it begin anew"
 
 
 def test_a_call_of_somebody_else_gives_it_up_where_there_is_no_room_and_it_begins_anew_afterwards() -> None:
@@ -164,7 +164,7 @@ def test_a_call_of_somebody_else_gives_it_up_where_there_is_no_room_and_it_begin
     bench.call(bench.run("other"), "hi")
     assert bench.said.given_up == 1
     bench.wait()
-    assert bench.desk.warming.running is not None and bench.said.started == 2
+    assert bench.scheduler.warming.running is not None and bench.said.started == 2
 
 
 def test_where_there_is_room_for_more_it_goes_on_beside_the_calls_of_others() -> None:
@@ -197,10 +197,10 @@ def test_an_engine_that_was_restarted_overnight_is_asked_first() -> None:
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
     bench.wait()
-    assert bench.desk.warming.running is None, "as far as we know it is all there"
+    assert bench.scheduler.warming.running is None, "as far as we know it is all there"
     bench.background.do_all()  # the probe
     bench.wait()
-    assert bench.desk.warming.running is not None, "and now we know better"
+    assert bench.scheduler.warming.running is not None, "and now we know better"
 
 
 def test_who_returns_where_nothing_is_warmed_has_the_engine_asked_too_and_a_stranger_not() -> None:
@@ -214,11 +214,11 @@ def test_who_returns_where_nothing_is_warmed_has_the_engine_asked_too_and_a_stra
     assert not bench.background.work
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
-    asked = bench.desk.health.connect()
+    asked = bench.scheduler.health.connect()
     assert asked is not None and not asked.done(), "calls wait for the answer"
     bench.background.do_all()
-    assert asked.done() and bench.desk.health.connect() is None
-    assert bench.desk.cache.tokens_of("t") == 0, "what was believed there went with the engine before"
+    assert asked.done() and bench.scheduler.health.connect() is None
+    assert bench.scheduler.cache.tokens_of("t") == 0, "what was believed there went with the engine before"
 
 
 def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved() -> None:
@@ -226,14 +226,14 @@ def test_who_returned_waits_for_nobody_any_more_so_what_is_warmed_is_not_saved()
     bench.returns()
     bench.wait()
     bench.background.do_all()
-    (mine,) = [slot for slot in bench.desk.cache.table.slots if slot.owner == "t"]  # type: ignore[union-attr]
+    (mine,) = [slot for slot in bench.scheduler.cache.table.slots if slot.owner == "t"]  # type: ignore[union-attr]
     assert mine.tokens == 1000 and mine.doing is Doing.TOOL
 
 
 def test_what_a_caller_said_in_an_object_goes_with_what_the_adapter_says_in_it() -> None:
     bench = Bench()
     bench.returns()
-    last = bench.desk.warming.prompts.last
+    last = bench.scheduler.warming.prompts.last
     prompt = last.get("t")
     assert prompt is not None
     last.put("t", replace(prompt, body={**prompt.body, "vllm_xargs": {"theirs": 1}}))
@@ -253,10 +253,10 @@ def test_who_returns_has_an_engine_asked_that_was_asked_not_long_ago(away_s: flo
     bench.engine.says = Probe(models=("m",), capabilities=CAN, incarnation="second")
     bench.run("t")
     bench.wait()
-    assert bench.desk.health.asking is asked
+    assert bench.scheduler.health.asking is asked
     bench.background.do_all()
     bench.wait()
-    assert (bench.desk.warming.running is not None) is asked
+    assert (bench.scheduler.warming.running is not None) is asked
 
 
 def test_an_engine_that_cannot_tell_is_not_believed_for_ever() -> None:
@@ -288,7 +288,7 @@ def test_why_nothing_is_warmed(why: str, bench: Any) -> None:
     made.background.do_all()
     made.wait()
     assert (made.said.started, made.said.refused) == (0, {why: 1})
-    if why in ("engine", "unknown") and made.desk.warming.settings is None:
+    if why in ("engine", "unknown") and made.scheduler.warming.settings is None:
         assert made.said.kept_prompts == 0, "who wants no warm-ups has no prompts kept"
 
 
@@ -305,11 +305,11 @@ def test_a_priced_backend_is_warmed_if_its_user_says_so_and_it_is_told_what_that
 def test_an_engine_that_others_keep_busy_is_left_alone() -> None:
     bench = Bench()
     bench.returns()
-    bench.desk.load = Loaded()  # type: ignore[assignment]
+    bench.scheduler.load = Loaded()  # type: ignore[assignment]
     bench.wait()
     assert bench.said.started == 0
     Loaded.stats = EngineStats(kv_usage=0.1, waiting=0)
-    bench.desk.go_on()
+    bench.scheduler.go_on()
     bench.wait()
     assert bench.said.started == 1
 
@@ -327,7 +327,7 @@ def crowded(probe: Probe = SLOTS) -> tuple[Bench, Any]:
     for thread in ("t", "u", "v"):
         bench.call(bench.run(thread), f"hello {thread}")
         bench.clock.now += 4.0  # of the five that each may hold
-    slots = bench.desk.cache.table
+    slots = bench.scheduler.cache.table
     assert slots is not None and [slot.owner for slot in slots.slots] == ["v", "u"]
     return bench, slots
 
@@ -336,11 +336,11 @@ def test_a_slot_that_somebody_holds_is_not_taken_before_his_favour_ends_and_it_i
     bench, slots = crowded()
     bench.call("r2", "hello u")
     bench.call("r3", "hello v")
-    bench.desk.apply(CacheAction(Verb.WARM, "t"))
+    bench.scheduler.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
-    assert bench.desk.warming.running is None and bench.said.refused == {}
+    assert bench.scheduler.warming.running is None and bench.said.refused == {}
     bench.wait(5.0)
-    assert bench.desk.warming.running is not None
+    assert bench.scheduler.warming.running is not None
     bench.background.do_all()
     (mine,) = [slot for slot in slots.slots if slot.owner == "t"]
     assert (mine.index, mine.held, mine.tokens) == (1, False, 1000), "the one that his call would take"
@@ -357,12 +357,12 @@ def test_a_slot_that_was_just_warmed_for_somebody_else_is_not_taken() -> None:
     bench.call(bench.run("w"), "hello w")
     bench.clock.now += 9.0
     for thread in ("t", "u", "v", "w"):
-        bench.desk.apply(CacheAction(Verb.WARM, thread))
+        bench.scheduler.apply(CacheAction(Verb.WARM, thread))
         bench.wait()
         bench.background.do_all()
         bench.wait()
     assert bench.said.done == 2, "with two slots, for two"
-    assert all(bench.desk.warming.book.owes(str(slot.owner)) for slot in slots.slots)
+    assert all(bench.scheduler.warming.book.owes(str(slot.owner)) for slot in slots.slots)
     bench.serving.check_integrity()
 
 
@@ -377,15 +377,15 @@ def test_where_slots_are_saved_nobodys_is_taken_for_a_warm_up() -> None:
 def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_given_up_is_found() -> None:
     bench, _ = crowded()
     bench.clock.now += 9.0
-    bench.desk.apply(CacheAction(Verb.WARM, "t"))
+    bench.scheduler.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
-    under_way = bench.desk.warming.running
+    under_way = bench.scheduler.warming.running
     assert under_way is not None
     under_way.sent = True  # as when its request has begun
     fresh: list[bool] = []
     record = bench.call(
         "r1", "hello t", "again", cached=600, tokens=1100,
-        during=lambda: fresh.extend(seat.fresh for seat in bench.desk.cache.seats.values()),
+        during=lambda: fresh.extend(seat.fresh for seat in bench.scheduler.cache.seats.values()),
     )  # fmt: skip
     assert record.cache_action == "reused" and record.expected_cached_tokens == 0
     assert fresh == [False], "the engine may use what it has"
@@ -400,12 +400,12 @@ def test_who_holds_a_slot_holds_it_no_longer_for_being_warmed() -> None:
     bench = Bench(SLOTS)
     run = bench.run("t")
     bench.call(run, "hello")
-    slots = bench.desk.cache.table
+    slots = bench.scheduler.cache.table
     assert slots is not None
     since_s = slots.slots[0].last_used_s
     slots.lose_contents()
     bench.clock.now += 2
-    bench.desk.apply(CacheAction(Verb.WARM, "t"))
+    bench.scheduler.apply(CacheAction(Verb.WARM, "t"))
     bench.wait()
     bench.background.do_all()
     assert (slots.slots[0].held, slots.slots[0].last_used_s, slots.slots[0].tokens) == (True, since_s, 1000)
@@ -430,11 +430,11 @@ def test_a_workflow_whose_cache_may_go_is_warmed_no_more(end: str) -> None:
         bench.serving.progress.thread_deleted("t")
         assert bench.said.kept_prompts == bench.said.kept_chars == 0
     else:
-        bench.desk.apply(CacheAction(Verb.FLUSH, "t"))
+        bench.scheduler.apply(CacheAction(Verb.FLUSH, "t"))
     assert bench.said.given_up == 1
     bench.wait()
     bench.background.do_all()
-    assert bench.said.done == 0 and bench.desk.warming.running is None
+    assert bench.said.done == 0 and bench.scheduler.warming.running is None
     bench.serving.check_integrity()
 
 
@@ -442,8 +442,8 @@ def test_a_workflow_whose_cache_may_go_is_warmed_no_more(end: str) -> None:
 
 
 def two_stages(bench: Bench) -> Forecast:
-    ways = {"__start__": Way(always=("plan",)), "plan": Way(always=("write",)), "write": Way(always=("__end__",))}
-    return bench.serving.foresight.forecast("graph", Outlook(ways), {})
+    ways = {"__start__": Edge(always=("plan",)), "plan": Edge(always=("write",)), "write": Edge(always=("__end__",))}
+    return bench.serving.foresight.forecast("graph", GraphStructure(ways), {})
 
 
 def test_while_a_stage_is_busy_the_beginning_of_the_next_is_prefilled() -> None:
@@ -459,7 +459,7 @@ def test_while_a_stage_is_busy_the_beginning_of_the_next_is_prefilled() -> None:
             bench.serving.progress.node_left(state, stage)
         bench.serving.progress.run_ended(run, Outcome.DONE)
     bench.wait()
-    bench.desk.forgotten()
+    bench.scheduler.forgotten()
     state = bench.serving.book.run(bench.run("new", forecast=forecast))
     assert state is not None
     bench.serving.progress.node_entered(state, "plan")
@@ -514,8 +514,8 @@ def test_what_is_due_is_no_more_begun() -> None:
     run = bench.returns()
     bench.wait()
     bench.background.do_all()
-    bench.desk.forgotten()
-    bench.desk.apply(CacheAction(Verb.WARM, "t", within_s=5.0))
+    bench.scheduler.forgotten()
+    bench.scheduler.apply(CacheAction(Verb.WARM, "t", within_s=5.0))
     bench.clock.now += 6.0
     bench.wait()
     assert bench.said.refused == {"late": 1} and bench.said.started == 1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.call import Ask, Call, Usage
-from orla_lg.core.prefetch.prompts import AGAIN_AFTER, AGREED, Prompt, PromptBook, Shelf, prompt_of
+from orla_lg.core.prefetch.prompts import AGAIN_AFTER, AGREED, Prompt, PromptBook, PromptStore, prompt_of
 from tests.core.fakes import a_call
 
 SYSTEM = {"role": "system", "content": "Be kind. " * 20}
@@ -93,7 +93,7 @@ def vars_of(seen: Any) -> dict[str, Any]:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60), st.booleans()), max_size=30))
 def test_a_shelf_never_holds_more_than_it_may(steps: list[tuple[str, int, bool]]) -> None:
-    shelf, kept = Shelf[str](100), dict[str, int]()
+    shelf, kept = PromptStore[str](100), dict[str, int]()
     for key, length, take in steps:
         kept.pop(key, None)
         if take:

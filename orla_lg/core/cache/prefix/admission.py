@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
 from orla_lg.core.cache.prefix.capacity import Capacity
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.references import Claims
-from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.references import References
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
 from orla_lg.core.identity import tenant_of, workflow_name
@@ -41,7 +41,7 @@ GROWTH_SHARE = 0.8
 """Of the growth expected of all, the part that is kept free: not everybody is at its longest at once."""
 
 UNKNOWN_GROWTH = 1.5
-"""Expected of a workflow of whose kind no run has ended yet, in lengths of its prompt."""
+"""ExpectedBlocks of a workflow of whose kind no run has ended yet, in lengths of its prompt."""
 
 
 UNTOLD = 2.0
@@ -62,7 +62,7 @@ LOOK_AT = 32
 class Entry:
     """A call that was let in."""
 
-    stay: Stay
+    stay: CacheHandle
     open_at_s: float
     """By then its prefill should be done, even if it does not stream."""
 
@@ -93,7 +93,7 @@ class AdmissionStatistics:
     losses: int
     """How often an answer found much less in the cache than it should."""
     lapsed: int
-    """Claims given up for others, of those that waited too long for a tool or a human."""
+    """References given up for others, of those that waited too long for a tool or a human."""
     workflows: tuple[Resident, ...]
 
 
@@ -106,9 +106,9 @@ class Admission:
         holds: Whether calls wait for what they need; else they are only accounted for.
     """
 
-    def __init__(self, estimates: Estimates, claims: Claims | None = None, *, holds: bool = True) -> None:
+    def __init__(self, estimates: Estimates, claims: References | None = None, *, holds: bool = True) -> None:
         self.capacity = Capacity()
-        self.claims = claims or Claims(Residency())
+        self.claims = claims or References(PrefixTree())
         self.cache = self.claims.cache
         self.blocks = CachedBlocks(self.cache)
         self.holds = holds
@@ -120,7 +120,7 @@ class Admission:
         self._entries: dict[Queued, Entry] = {}
         self._prefilling: dict[Queued, Entry] = {}
         """Of these, whose prefill is under way and long enough to wait for."""
-        self._awaited: set[Piece] = set()
+        self._awaited: set[PrefixNode] = set()
         """What they prefill."""
 
     # Who goes next
@@ -310,7 +310,7 @@ class Admission:
         self.cache.shrink(UNTOLD * self.capacity.limit)
         return too_much
 
-    def _end(self, stay: Stay, usage: Usage | None) -> None:
+    def _end(self, stay: CacheHandle, usage: Usage | None) -> None:
         if usage is None:
             self.cache.end(stay, None, None)
             return

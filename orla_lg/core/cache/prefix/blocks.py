@@ -22,8 +22,8 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 
 MAX_LATE = 10_000
@@ -31,24 +31,24 @@ MAX_LATE = 10_000
 
 
 @dataclass(eq=False, slots=True)
-class Block:
+class CachedBlock:
     """A block in the engine's cache."""
 
     parent: Hashable | None
     begin_tokens: int
     """How much of its prompt lies before it; too little where its beginning is not known."""
     end_tokens: int
-    leaves: tuple[Piece, ...]
+    leaves: tuple[PrefixNode, ...]
     """The ends of the calls that it may lie on the path of."""
     copies: int = 1
     """Calls that computed the same side by side each have their own."""
 
 
 @dataclass(eq=False, slots=True)
-class Expected:
+class ExpectedBlocks:
     """A call whose blocks are being told, or soon will be."""
 
-    stay: Stay
+    stay: CacheHandle
     began: int
     """Calls and ends are numbered in their order."""
     known_tokens: float
@@ -60,7 +60,7 @@ class Expected:
     """Up to there, its blocks are known: they were told, or hold what it shares with calls before it."""
 
     @property
-    def anchor(self) -> Piece | None:
+    def anchor(self) -> PrefixNode | None:
         """The last piece that it shares with calls before it."""
         fresh, path = self.stay.fresh, self.stay.path
         return fresh[0].parent if fresh else path[-1] if path else None
@@ -86,15 +86,15 @@ class CachedBlocks:
     Does nothing until ``listening`` is set: without events nobody asks for it.
     """
 
-    def __init__(self, cache: Residency) -> None:
+    def __init__(self, cache: PrefixTree) -> None:
         self._cache = cache
-        self._blocks: dict[Hashable, Block] = {}
-        self._tips: dict[Piece, Hashable] = {}
+        self._blocks: dict[Hashable, CachedBlock] = {}
+        self._tips: dict[PrefixNode, Hashable] = {}
         """The last block that was told of each call, by the end of the call."""
-        self._calls: dict[str, list[Expected]] = {}
+        self._calls: dict[str, list[ExpectedBlocks]] = {}
         self._numbers = 0
-        self._late: OrderedDict[Expected, str] = OrderedDict()
-        self._late_after: dict[Piece | None, dict[Expected, None]] = {}
+        self._late: OrderedDict[ExpectedBlocks, str] = OrderedDict()
+        self._late_after: dict[PrefixNode | None, dict[ExpectedBlocks, None]] = {}
         """The same, by their anchors."""
         self._stored = self._removed = self._unknown = self._gaps = 0
 
@@ -109,13 +109,13 @@ class CachedBlocks:
 
     # Calls
 
-    def began(self, workflow: str, stay: Stay) -> None:
+    def began(self, workflow: str, stay: CacheHandle) -> None:
         """Note that a call is about to go: blocks that its workflow stores from now on may be its own."""
         if self.listening:
-            self._calls.setdefault(workflow, []).append(Expected(stay, self._next(), stay.expected_tokens))
+            self._calls.setdefault(workflow, []).append(ExpectedBlocks(stay, self._next(), stay.expected_tokens))
 
-    def ended(self, workflow: str, stay: Stay, cached_tokens: int | None, *, reached: bool) -> None:
-        """Note that a call ended, after ``Residency.end``; events of its last blocks may still be on their way.
+    def ended(self, workflow: str, stay: CacheHandle, cached_tokens: int | None, *, reached: bool) -> None:
+        """Note that a call ended, after ``PrefixTree.end``; events of its last blocks may still be on their way.
 
         Args:
             workflow: Whose.
@@ -142,7 +142,7 @@ class CachedBlocks:
         self._numbers += 1
         return self._numbers
 
-    def _done(self, workflow: str, call: Expected) -> None:
+    def _done(self, workflow: str, call: ExpectedBlocks) -> None:
         """Expect no more blocks of a call."""
         if self._late.pop(call, None) is not None:
             beside = self._late_after[call.anchor]
@@ -191,7 +191,7 @@ class CachedBlocks:
             at = begin + nth * event.block_tokens
             known = self._blocks.get(value)
             if known is None:
-                self._blocks[value] = Block(parent, at, at + event.block_tokens, leaves)
+                self._blocks[value] = CachedBlock(parent, at, at + event.block_tokens, leaves)
             else:
                 known.copies += 1
                 known.leaves += tuple(leaf for leaf in leaves if leaf not in known.leaves)
@@ -203,7 +203,7 @@ class CachedBlocks:
             if reaches and not any(other.began > (call.ended or 0) for other in calls):  # else it is of a later call
                 self._done(event.workflow or "", call)
 
-    def _candidates(self, workflow: str | None, end_tokens: int) -> Iterator[Expected]:
+    def _candidates(self, workflow: str | None, end_tokens: int) -> Iterator[ExpectedBlocks]:
         """Return the calls that a block may be of; not those that a later call has gone on from."""
         calls = self._calls.get(workflow or "", ())
         inside = {piece for call in calls for piece in call.stay.path} if len(calls) > 1 else set()
@@ -212,7 +212,7 @@ class CachedBlocks:
             if fits and call.stay.answer not in inside:
                 yield call
 
-    def _lead_back(self, block: Block | None, calls: list[Expected], workflow: str) -> None:
+    def _lead_back(self, block: CachedBlock | None, calls: list[ExpectedBlocks], workflow: str) -> None:
         """Let blocks that calls found, though we did not believe it or were not told, lie on their paths."""
         for call in calls:
             leaf, each, path = call.stay.answer, block, set(call.stay.path)
@@ -224,7 +224,7 @@ class CachedBlocks:
             for late in before if len(calls) == 1 else ():
                 self._done(workflow, late)
 
-    def _replace(self, before: Block, event: BlocksStored, stay: Stay) -> None:
+    def _replace(self, before: CachedBlock, event: BlocksStored, stay: CacheHandle) -> None:
         """Let blocks stand for nothing of a call that did not find them, and computed others in their place."""
         for piece in stay.path:
             tip = self._tips.get(piece)
@@ -237,7 +237,7 @@ class CachedBlocks:
                     block = self._blocks[value]
                     block.leaves = tuple(leaf for leaf in block.leaves if leaf is not piece)
 
-    def _beyond(self, tip: Hashable | None, before: Block) -> Iterator[Hashable]:
+    def _beyond(self, tip: Hashable | None, before: CachedBlock) -> Iterator[Hashable]:
         """Return the blocks from a tip back to where another block ends."""
         block = self._blocks.get(tip)
         while block is not None and block.end_tokens > before.end_tokens:
@@ -267,20 +267,20 @@ class CachedBlocks:
             if self._tips.get(leaf) == value:
                 self._step_back(leaf, block.parent)
 
-    def _went_before(self, used: Piece, begin_tokens: float) -> None:
+    def _went_before(self, used: PrefixNode, begin_tokens: float) -> None:
         """Note that calls in flight do not find all that was believed when they went."""
         for call in (call for calls in self._calls.values() for call in calls if call.ended is None):
             if used in call.stay.path:
                 call.known_tokens = min(call.known_tokens, begin_tokens)
 
-    def _step_back(self, leaf: Piece, parent: Hashable | None) -> None:
+    def _step_back(self, leaf: PrefixNode, parent: Hashable | None) -> None:
         before = None if parent is None else self._blocks.get(parent)
         if before is not None and leaf in before.leaves:
             self._tips[leaf] = parent
         else:
             del self._tips[leaf]
 
-    def _may_lie_in(self, block: Block) -> list[Expected]:
+    def _may_lie_in(self, block: CachedBlock) -> list[ExpectedBlocks]:
         """Return the calls that ended, and of which what was not told may lie in a block."""
         if not self._late:
             return []
@@ -289,7 +289,7 @@ class CachedBlocks:
         begin, end = block.begin_tokens, block.end_tokens
         return [call for call in late if call.told_tokens < end and begin < (call.tip_tokens or 0.0)]
 
-    def _is_told(self, call: Expected) -> bool:
+    def _is_told(self, call: ExpectedBlocks) -> bool:
         """Whether all full blocks of a call that ended are known."""
         return call.tip_tokens is not None and call.told_tokens + self._block_tokens > call.tip_tokens
 

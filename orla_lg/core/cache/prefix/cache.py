@@ -13,9 +13,9 @@ from math import inf
 from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.prefix.admission import Admission, AdmissionStatistics
 from orla_lg.core.cache.prefix.eviction import Eviction
-from orla_lg.core.cache.prefix.references import Claims
-from orla_lg.core.cache.prefix.tree import Residency, Stay
-from orla_lg.core.cache.verification import Order, OrderBook, Trail
+from orla_lg.core.cache.prefix.references import References
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
+from orla_lg.core.cache.verification import Order, OrderBook, OrderLog
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
 from orla_lg.core.engine.speed import Speed
@@ -29,7 +29,7 @@ FORGET_AFTER_S = 86_400.0
 SWEEP_EVERY_S = 60.0
 
 
-class PrefixCache:
+class PrefixTreeCache:
     """A prefix tree shared by all workflows.
 
     Args:
@@ -43,13 +43,13 @@ class PrefixCache:
 
     def __init__(self, orders: OrderBook, estimates: Estimates | None = None, *, holds: bool = True) -> None:
         self.orders = orders
-        self.tree = Residency()
-        self.claims = Claims(self.tree)
+        self.tree = PrefixTree()
+        self.claims = References(self.tree)
         self.gate = Admission(estimates or Estimates(), self.claims, holds=holds)
         self._sweep_at_s = 0.0
-        self._leaving: dict[str, Trail] = {}
+        self._leaving: dict[str, OrderLog] = {}
         """Workflows that are forgotten once the orders on their way have come to an end."""
-        self._lent: dict[PrefetchLease, Stay] = {}
+        self._lent: dict[PrefetchLease, CacheHandle] = {}
 
     @property
     def again_at_s(self) -> float:
@@ -101,13 +101,13 @@ class PrefixCache:
 
     # Workflows
 
-    def apply(self, action: CacheAction) -> Trail | None:
+    def apply(self, action: CacheAction) -> OrderLog | None:
         """Release the workflow's references, and return the trail of what the engine is to be asked."""
         if action.verb is not Verb.PIN:
             self.claims.release(action.workflow)
         return self.orders.asks(action.workflow, action.verb)
 
-    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
         """Follow what the engine says it did, unless a later call says more of what is there."""
         workflow, until_s = action.workflow, now + (inf if action.ttl_s is None else action.ttl_s)
         self.orders.answered(trail, Order(action.verb, effect, until_s))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain
 
-from orla_lg.core.cache.prefix.nodes import Band, Line, Piece
+from orla_lg.core.cache.prefix.nodes import EvictionBand, LruList, PrefixNode
 
 TINY_TOKENS = 1e-6
 """Less than this comes from rounding."""
@@ -25,7 +25,7 @@ class Eviction(StrEnum):
     """What nobody owns first, then by kind: that one piece is lost says nothing about those used before it."""
 
 
-class Shelf:
+class EvictionOrder:
     """The pieces of one engine that are believed to be there, and those that are missed.
 
     Every piece in ``pieces`` is alive and so is its parent; idle ones are in exactly one line. ``missed`` has what
@@ -34,18 +34,18 @@ class Shelf:
 
     def __init__(self, order: Eviction = Eviction.LRU) -> None:
         self.order = order
-        self.pieces: dict[object, Piece] = {}
-        self.missed: dict[object, Piece] = {}
+        self.pieces: dict[object, PrefixNode] = {}
+        self.missed: dict[object, PrefixNode] = {}
         self.idle_tokens = 0.0
         self.obsolete_tokens = 0.0
         """Of the idle ones, what nobody owns."""
-        self._lines = tuple(Line() for _ in Band)
+        self._lines = tuple(LruList() for _ in EvictionBand)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[PrefixNode]:
         """Return the idle pieces, those that the engine gives up first in front."""
         return chain.from_iterable(self._lines)
 
-    def first(self) -> Piece | None:
+    def first(self) -> PrefixNode | None:
         """Return what the engine gives up next."""
         for line in self._lines:
             if line.first is not None:
@@ -54,36 +54,36 @@ class Shelf:
 
     # Coming and going
 
-    def live(self, piece: Piece) -> None:
+    def live(self, piece: PrefixNode) -> None:
         """Believe that a piece is there, or will be when the call that brings it is through."""
         self.missed.pop(piece.key, None)
         piece.alive = True
         self.pieces[piece.key] = piece
         piece.join()
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: PrefixNode) -> None:
         """Let a piece be given up from now on, after all others of its band."""
         if piece.pins:
-            piece.band = Band.PINNED
+            piece.band = EvictionBand.PINNED
         else:
             dead_first = self.order is Eviction.BANDED and not piece.owners
-            piece.band = Band.FIRST if dead_first else Band.USUAL
+            piece.band = EvictionBand.FIRST if dead_first else EvictionBand.USUAL
         piece.idle = True
         self._lines[piece.band].append(piece)
         self._count(piece, piece.tokens - piece.gone_tokens)
 
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: PrefixNode) -> None:
         """Let a piece not be given up: a call uses it."""
         piece.idle = False
         self._lines[piece.band].remove(piece)
         self._count(piece, piece.gone_tokens - piece.tokens)
 
-    def _count(self, piece: Piece, more_tokens: float) -> None:
+    def _count(self, piece: PrefixNode, more_tokens: float) -> None:
         self.idle_tokens += more_tokens
         if not piece.owners:
             self.obsolete_tokens += more_tokens
 
-    def lose(self, piece: Piece) -> None:
+    def lose(self, piece: PrefixNode) -> None:
         """Believe a piece gone, and all that comes after it: nothing finds that any more.
 
         There may be thousands after it, so this is as plain as can be, and leaves the links that die with a parent.
@@ -113,19 +113,19 @@ class Shelf:
 
     def lose_older(self, idle_from: float) -> None:
         """Believe gone whatever is given up before a piece that was idle from then on."""
-        first, usual = self._lines[Band.FIRST], self._lines[Band.USUAL]
+        first, usual = self._lines[EvictionBand.FIRST], self._lines[EvictionBand.USUAL]
         while first.first is not None:
             self.lose(first.first)
         while usual.first is not None and usual.first.idle_from < idle_from:
             self.lose(usual.first)
 
-    def cut(self, leaf: Piece, from_tokens: float) -> Piece | None:
+    def cut(self, leaf: PrefixNode, from_tokens: float) -> PrefixNode | None:
         """Believe gone what lies on the path to a piece beyond so many tokens.
 
         Returns the first piece that is cut if a call uses it: that call computes it.
         """
         end = sum(piece.tokens for piece in leaf.path())
-        cut: Piece | None = None
+        cut: PrefixNode | None = None
         for piece in leaf.path():
             if end <= from_tokens + TINY_TOKENS:
                 break
@@ -138,7 +138,7 @@ class Shelf:
         self._shorten(cut, from_tokens - end)
         return None
 
-    def _shorten(self, cut: Piece, stays: float) -> None:
+    def _shorten(self, cut: PrefixNode, stays: float) -> None:
         """Believe gone what comes after so many tokens of an idle piece."""
         if stays <= TINY_TOKENS:
             self.lose(cut)
@@ -149,7 +149,7 @@ class Shelf:
         self._count(cut, cut.gone_tokens - gone)
         cut.gone_tokens = gone
 
-    def _empty(self, used: Piece) -> None:
+    def _empty(self, used: PrefixNode) -> None:
         """Believe that a piece in use is still to be computed, like all in use after it; the rest is gone."""
         below = [used]
         while below:
@@ -162,7 +162,7 @@ class Shelf:
 
     # Who owns what
 
-    def own(self, leaf: Piece, until: Piece | None = None) -> None:
+    def own(self, leaf: PrefixNode, until: PrefixNode | None = None) -> None:
         """Note that a workflow's newest call ended in *leaf*; what lies before *until* it owns already."""
         for piece in leaf.path():
             if piece is until:
@@ -172,7 +172,7 @@ class Shelf:
                 self.obsolete_tokens -= piece.tokens - piece.gone_tokens
                 self._move(piece)
 
-    def disown(self, leaf: Piece) -> None:
+    def disown(self, leaf: PrefixNode) -> None:
         """Note that it did not, or is no longer the newest."""
         for piece in leaf.path():
             piece.owners -= 1
@@ -184,48 +184,48 @@ class Shelf:
             elif not piece.alive and self.missed.get(piece.key) is piece:
                 del self.missed[piece.key]
 
-    def _move(self, piece: Piece) -> None:
+    def _move(self, piece: PrefixNode) -> None:
         """Put an idle piece where those like it wait, if the engine heeds who owns it."""
         if self.order is Eviction.BANDED and not piece.pins:
             self._lines[piece.band].remove(piece)
-            piece.band = Band.USUAL if piece.owners else Band.FIRST
+            piece.band = EvictionBand.USUAL if piece.owners else EvictionBand.FIRST
             self._lines[piece.band].append(piece)
 
-    def pin(self, leaf: Piece) -> None:
+    def pin(self, leaf: PrefixNode) -> None:
         """Believe that the path to a piece is given up last."""
         for piece in leaf.path():
             piece.pins += 1
             if piece.idle and piece.pins == 1:
                 self._put_again(piece)
 
-    def unpin(self, leaf: Piece) -> None:
+    def unpin(self, leaf: PrefixNode) -> None:
         """Believe that it is not; it counts as just used."""
         for piece in leaf.path():
             piece.pins -= 1
             if piece.idle and not piece.pins:
                 self._put_again(piece)
 
-    def _put_again(self, piece: Piece) -> None:
+    def _put_again(self, piece: PrefixNode) -> None:
         self.take(piece)
         self.put(piece)
 
-    def demote(self, piece: Piece) -> None:
+    def demote(self, piece: PrefixNode) -> None:
         """Believe that an idle piece and all that comes after it are given up first, the end before the beginning."""
-        below, order = [piece], list[Piece]()
+        below, order = [piece], list[PrefixNode]()
         while below:
             order.append(below.pop())
             below.extend(order[-1].children())
         for each in reversed(order):
             if each.idle and not each.pins:
                 self._lines[each.band].remove(each)
-                each.band = Band.FIRST
-                self._lines[Band.FIRST].append(each)
+                each.band = EvictionBand.FIRST
+                self._lines[EvictionBand.FIRST].append(each)
 
     def check_integrity(self) -> None:
         """Assert what the class says."""
         idle = list(self)
         assert len(idle) == len(set(idle)) == sum(piece.idle for piece in self.pieces.values())
-        for band, line in zip(Band, self._lines, strict=True):
+        for band, line in zip(EvictionBand, self._lines, strict=True):
             assert all(piece.idle and piece.alive and not piece.users and piece.band is band for piece in line)
         for key, piece in self.pieces.items():
             assert piece.alive and piece.key == key and key not in self.missed

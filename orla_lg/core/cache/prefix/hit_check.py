@@ -15,7 +15,7 @@ COARSE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Testimony:
+class HitReport:
     """What answers said so far, in tokens of their prompts."""
 
     claimed_tokens: int
@@ -28,7 +28,7 @@ class Testimony:
     """Answers that found less than we believed."""
 
 
-class Witness:
+class HitCheck:
     """Compares claims with answers, and counts both."""
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class Witness:
         self.contradicted += lost is not None
         return lost
 
-    def testimony(self) -> Testimony:
+    def testimony(self) -> HitReport:
         """Return the counts so far."""
-        return Testimony(
+        return HitReport(
             round(self.claimed_tokens), round(self.verified_tokens), round(self.surplus_tokens), self.contradicted
         )

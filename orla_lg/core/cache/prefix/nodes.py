@@ -14,7 +14,7 @@ MAX_VOICES = 1000
 """Known of those that a model answered after one beginning; the oldest are forgotten."""
 
 
-class Band(IntEnum):
+class EvictionBand(IntEnum):
     """Which idle pieces an engine gives up before which."""
 
     FIRST = 0
@@ -24,12 +24,12 @@ class Band(IntEnum):
 
 
 @dataclass(eq=False, slots=True, repr=False)
-class Piece:
+class PrefixNode:
     """The tokens of one message after certain others."""
 
     key: object
     """Its chained hash; for an answer that no prompt repeated yet, something of its own."""
-    parent: Piece | None
+    parent: PrefixNode | None
     tokens: float
     counted: bool = False
     """The engine counted them; else they are an estimate."""
@@ -47,48 +47,48 @@ class Piece:
     gone_tokens: float = 0.0
     """Of its end, given up already; nothing after it is alive then."""
     idle_from: float = 0.0
-    """What ``Residency.flow_tokens`` was when it was used last."""
+    """What ``PrefixTree.flow_tokens`` was when it was used last."""
     idle: bool = False
     """It is in a line."""
-    band: Band = Band.USUAL
+    band: EvictionBand = EvictionBand.USUAL
     """Of that line, or of the one in which it was last."""
-    said: dict[str, Piece | None] | None = None
+    said: dict[str, PrefixNode | None] | None = None
     """Whom a model answered after it, and with what, as long as no prompt of theirs repeated that. ``None``: it did
     more than once, or one did; whatever else they repeat cannot be told."""
-    before: Piece | None = None
+    before: PrefixNode | None = None
     """In its line: given up sooner."""
-    behind: Piece | None = None
+    behind: PrefixNode | None = None
     """In its line: given up later."""
-    child: Piece | None = None
+    child: PrefixNode | None = None
     """The youngest of those alive that come right after it."""
-    elder: Piece | None = None
+    elder: PrefixNode | None = None
     """The next older one after the same parent."""
-    younger: Piece | None = None
+    younger: PrefixNode | None = None
 
     @property
     def there_tokens(self) -> float:
         """What is believed to be there."""
         return self.tokens - self.gone_tokens if self.alive else 0.0
 
-    def answer_to(self, voice: str) -> Piece | None:
+    def answer_to(self, voice: str) -> PrefixNode | None:
         """Return what a model said to somebody after it, if that can be told and has no name yet."""
         return None if self.said is None else self.said.get(voice)
 
-    def answered(self, voice: str, answer: Piece) -> None:
+    def answered(self, voice: str, answer: PrefixNode) -> None:
         """Expect the next message in a prompt of theirs to be that answer, if it is the only one they got here."""
         said = self.said = self.said or {}
         said[voice] = None if voice in said else answer
         if len(said) > MAX_VOICES:
             del said[next(iter(said))]
 
-    def path(self) -> Iterator[Piece]:
+    def path(self) -> Iterator[PrefixNode]:
         """Return this piece and all before it, the nearest first."""
-        piece: Piece | None = self
+        piece: PrefixNode | None = self
         while piece is not None:
             yield piece
             piece = piece.parent
 
-    def children(self) -> Iterator[Piece]:
+    def children(self) -> Iterator[PrefixNode]:
         """Return those alive that come right after it, the youngest first."""
         piece = self.child
         while piece is not None:
@@ -116,22 +116,22 @@ class Piece:
         self.elder = self.younger = None
 
 
-class Line:
+class LruList:
     """Idle pieces of one band, those that are given up first in front."""
 
     __slots__ = ("first", "last")
 
     def __init__(self) -> None:
-        self.first: Piece | None = None
-        self.last: Piece | None = None
+        self.first: PrefixNode | None = None
+        self.last: PrefixNode | None = None
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[PrefixNode]:
         piece = self.first
         while piece is not None:
             yield piece
             piece = piece.behind
 
-    def append(self, piece: Piece) -> None:
+    def append(self, piece: PrefixNode) -> None:
         """Put a piece behind all others."""
         piece.before, piece.behind = self.last, None
         if self.last is None:
@@ -140,7 +140,7 @@ class Line:
             self.last.behind = piece
         self.last = piece
 
-    def remove(self, piece: Piece) -> None:
+    def remove(self, piece: PrefixNode) -> None:
         """Take a piece out, wherever it is."""
         before, behind = piece.before, piece.behind
         if before is None:

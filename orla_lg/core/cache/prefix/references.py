@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 from orla_lg.core.cache.gate import PATIENCE_S
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.tree import Residency
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.memory.events import Doing, Holding
 
 LEFT_BEHIND = 16
@@ -29,13 +29,13 @@ LAPSES_AFTER_S: Mapping[Doing, float] = {Doing.TOOL: PATIENCE_S, Doing.HUMAN: 0.
 
 
 @dataclass(eq=False, slots=True)
-class Claim:
+class Reference:
     """What a workflow counts on finding in the cache."""
 
     workflow: str
-    leaves: dict[str, Piece] = field(default_factory=dict)
+    leaves: dict[str, PrefixNode] = field(default_factory=dict)
     """By stage, the end of its last call."""
-    left: list[Piece] = field(default_factory=list)
+    left: list[PrefixNode] = field(default_factory=list)
     """Ends of earlier calls that no later one goes on from."""
     holds: bool = False
     """Its leaves are claimed; else their place is anybody's."""
@@ -44,29 +44,29 @@ class Claim:
     since_s: float = 0.0
     grows_tokens: float = 0.0
     """What its longest context is expected to grow by until its run ends."""
-    pinned: list[Piece] = field(default_factory=list)
+    pinned: list[PrefixNode] = field(default_factory=list)
     """Leaves that the engine promised to keep."""
     pinned_until_s: float = -inf
 
-    def pieces(self) -> set[Piece]:
+    def pieces(self) -> set[PrefixNode]:
         """Return all that it counts on."""
         return {piece for leaf in self.leaves.values() for piece in leaf.path()}
 
 
-class Claims:
+class References:
     """The claims on one engine's cache, by workflow. ``check_integrity`` asserts what the parts promise."""
 
-    def __init__(self, cache: Residency) -> None:
-        self.by_workflow: OrderedDict[str, Claim] = OrderedDict()
+    def __init__(self, cache: PrefixTree) -> None:
+        self.by_workflow: OrderedDict[str, Reference] = OrderedDict()
         """Of those without a call in flight, whoever turned longest ago is first."""
         self.grows_tokens = 0.0
         """What all of them are expected to grow by."""
         self.lapsed = 0
         """How many were given up for others."""
         self.cache = cache
-        self._resting: dict[Doing, OrderedDict[Claim, None]] = {doing: OrderedDict() for doing in Doing}
+        self._resting: dict[Doing, OrderedDict[Reference, None]] = {doing: OrderedDict() for doing in Doing}
         """Those that hold, without a call in flight, by what they wait for; whoever waits longest is first."""
-        self._pinned: dict[Claim, None] = {}
+        self._pinned: dict[Reference, None] = {}
         self._marks: deque[tuple[float, float]] = deque()
         """Times, and how much had gone out of use by then: they tell the age of a piece."""
 
@@ -79,13 +79,13 @@ class Claims:
         """Note that a call of the workflow goes; after it, its context is expected to grow by so much."""
         claim = self.by_workflow.get(workflow)
         if claim is None:
-            claim = self.by_workflow[workflow] = Claim(workflow)
+            claim = self.by_workflow[workflow] = Reference(workflow)
         self._stir(claim)
         claim.in_flight += 1
         claim.doing = Doing.GENERATING
         self._expect(claim, grows_tokens)
 
-    def leave(self, workflow: str, stage: str, leaf: Piece | None, now: float, *, followed: bool) -> None:
+    def leave(self, workflow: str, stage: str, leaf: PrefixNode | None, now: float, *, followed: bool) -> None:
         """Note that a call of the workflow ended.
 
         Args:
@@ -107,7 +107,7 @@ class Claims:
         else:
             self.forget(workflow)
 
-    def _keep(self, claim: Claim, stage: str, leaf: Piece) -> None:
+    def _keep(self, claim: Reference, stage: str, leaf: PrefixNode) -> None:
         """Count on what the stage's last call left, and no more on what the one before did."""
         before = claim.leaves.get(stage)
         grown = before is not None and any(piece is before for piece in leaf.path())
@@ -125,14 +125,14 @@ class Claims:
         if claim.pinned:
             self._pin(claim)
 
-    def _leave_behind(self, claim: Claim, leaf: Piece) -> None:
+    def _leave_behind(self, claim: Reference, leaf: PrefixNode) -> None:
         if claim.holds:
             self.cache.disclaim(leaf)
         self.cache.shelf.disown(leaf)
         claim.left = [each for each in claim.left if each.alive and not each.owners][1 - LEFT_BEHIND :]
         claim.left.append(leaf)
 
-    def _expect(self, claim: Claim, grows_tokens: float) -> None:
+    def _expect(self, claim: Reference, grows_tokens: float) -> None:
         self.grows_tokens += grows_tokens - claim.grows_tokens
         claim.grows_tokens = grows_tokens
 
@@ -145,7 +145,7 @@ class Claims:
             self._stir(claim)
             self._rest(claim, doing, now)
 
-    def _rest(self, claim: Claim, doing: Doing, now: float) -> None:
+    def _rest(self, claim: Reference, doing: Doing, now: float) -> None:
         claim.doing, claim.since_s = doing, now
         self.by_workflow.move_to_end(claim.workflow)
         if claim.holds:
@@ -153,7 +153,7 @@ class Claims:
         else:
             self._expect(claim, 0.0)
 
-    def _stir(self, claim: Claim) -> None:
+    def _stir(self, claim: Reference) -> None:
         self._resting[claim.doing].pop(claim, None)
 
     def lapse_one(self, now: float) -> None:
@@ -171,7 +171,7 @@ class Claims:
         if (claim := self.by_workflow.get(workflow)) is not None:
             self._release(claim)
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: Reference) -> None:
         if claim.holds:
             claim.holds = False
             for leaf in claim.leaves.values():
@@ -243,7 +243,7 @@ class Claims:
             claim.pinned_until_s = until_s
             self._pin(claim)
 
-    def _pin(self, claim: Claim) -> None:
+    def _pin(self, claim: Reference) -> None:
         before, claim.pinned = claim.pinned, list(claim.leaves.values())
         for leaf in claim.pinned:
             self.cache.shelf.pin(leaf)
@@ -252,7 +252,7 @@ class Claims:
         if claim.pinned:
             self._pinned[claim] = None
 
-    def _unpin(self, claim: Claim) -> None:
+    def _unpin(self, claim: Reference) -> None:
         self._pinned.pop(claim, None)
         for leaf in claim.pinned:
             self.cache.shelf.unpin(leaf)
@@ -263,7 +263,7 @@ class Claims:
         for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
             self._unpin(claim)
 
-    def _alone(self, claim: Claim) -> Iterator[Piece]:
+    def _alone(self, claim: Reference) -> Iterator[PrefixNode]:
         """Return the idle pieces where what only this workflow has begins."""
         mine = Counter(piece for leaf in claim.leaves.values() for piece in leaf.path())
         for leaf in (*claim.leaves.values(), *claim.left):
@@ -277,7 +277,7 @@ class Claims:
 
     # Looking
 
-    def is_shared(self, piece: Piece, workflow: str) -> bool:
+    def is_shared(self, piece: PrefixNode, workflow: str) -> bool:
         """Whether a piece lies on the path of another workflow too."""
         claim = self.by_workflow.get(workflow)
         mine = 0 if claim is None else sum(piece in leaf.path() for leaf in claim.leaves.values())
@@ -297,13 +297,13 @@ class Claims:
         """Return what each workflow has, whoever turned longest ago first."""
         return [self._holding(claim) for claim in self.by_workflow.values()]
 
-    def _holding(self, claim: Claim) -> Holding:
+    def _holding(self, claim: Reference) -> Holding:
         tokens, alone = self._sum(claim)
         obsolete = sum(piece.there_tokens for piece in self._left(claim)) if claim.left else 0.0
         return Holding(claim.workflow, round(tokens), round(alone), round(obsolete), claim.doing, claim.since_s)
 
     @staticmethod
-    def _sum(claim: Claim) -> tuple[float, float]:
+    def _sum(claim: Reference) -> tuple[float, float]:
         """Return what lies on the workflow's paths, and what of it on no other's."""
         tokens = alone = 0.0
         if len(claim.leaves) == 1:  # as nearly always, and then there is nothing to count twice
@@ -320,7 +320,7 @@ class Claims:
         return tokens, alone
 
     @staticmethod
-    def _left(claim: Claim) -> set[Piece]:
+    def _left(claim: Reference) -> set[PrefixNode]:
         return {piece for leaf in claim.left for piece in leaf.path() if not piece.owners}
 
     def check_integrity(self) -> None:
@@ -340,7 +340,7 @@ class Claims:
             beyond = self.cache.wanted_tokens - self.cache.in_use_tokens  # what a warm-up uses, nobody claims
             assert abs(beyond) < 1e-3, beyond
 
-    def _check_pieces(self, claims: set[Claim]) -> None:
+    def _check_pieces(self, claims: set[Reference]) -> None:
         """Assert that every piece knows how many leaves own, claim and pin it."""
         leaves = [(leaf, claim.holds) for claim in claims for leaf in claim.leaves.values()]
         owned = Counter(piece for leaf, _ in leaves for piece in leaf.path())

@@ -10,8 +10,8 @@ owns is *obsolete*: a later turn left it behind, or its workflow is over. A piec
 is remembered, so that it is the same one when it is computed again.
 
 Three things tell of losses: the size of the cache (``shrink``), answers that found less than we believed (``end``),
-and events of the engine (``Shelf.cut``). No engine gives up a beginning before what comes after it, or if it does,
-what comes after cannot be found: so with a piece, all behind it are lost.
+and events of the engine (``EvictionOrder.cut``). No engine gives up a beginning before what comes after it, or if it
+does, what comes after cannot be found: so with a node, all behind it are lost.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
-from orla_lg.core.cache.prefix.eviction import Eviction, Shelf
-from orla_lg.core.cache.prefix.hit_check import Testimony, Witness
-from orla_lg.core.cache.prefix.nodes import Band, Piece
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
+from orla_lg.core.cache.prefix.hit_check import HitCheck, HitReport
+from orla_lg.core.cache.prefix.nodes import EvictionBand, PrefixNode
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 
 MAX_PIECES = 200_000
@@ -33,15 +33,15 @@ LEARNING = 0.3
 
 
 @dataclass(eq=False, slots=True)
-class Stay:
+class CacheHandle:
     """A call's pieces while it is in flight."""
 
     voice: str
     """Whose answers the prompt may repeat."""
-    path: list[Piece]
+    path: list[PrefixNode]
     """From the first message to the last."""
-    answer: Piece
-    fresh: list[Piece]
+    answer: PrefixNode
+    fresh: list[PrefixNode]
     """Of the path, those that were not there before, or not wholly."""
     expected_tokens: float
     """Of the prompt, what should be found in the cache."""
@@ -56,7 +56,7 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True)
-class ResidencyStatistics:
+class PrefixTreeStatistics:
     """An engine's cache as we believe it to be, in tokens."""
 
     in_use_tokens: int
@@ -64,11 +64,11 @@ class ResidencyStatistics:
     obsolete_tokens: int
     """Of the idle ones, on the path of no workflow's newest call."""
     pieces: int
-    testimony: Testimony
+    testimony: HitReport
 
 
 @dataclass(eq=False)
-class Residency:
+class PrefixTree:
     """The pieces of one engine. ``check_integrity`` asserts what the parts promise."""
 
     tokens_per_char: float = 1 / CHARS_PER_TOKEN
@@ -80,11 +80,11 @@ class Residency:
     """In use or claimed, whether it is still there or not."""
     flow_tokens: float = 0.0
     """All that ever went out of use."""
-    shelf: Shelf = field(default_factory=Shelf)
-    witness: Witness = field(default_factory=Witness)
+    shelf: EvictionOrder = field(default_factory=EvictionOrder)
+    witness: HitCheck = field(default_factory=HitCheck)
 
     @property
-    def pieces(self) -> dict[object, Piece]:
+    def pieces(self) -> dict[object, PrefixNode]:
         """Those alive, by their keys."""
         return self.shelf.pieces
 
@@ -100,13 +100,13 @@ class Residency:
 
     # Looking
 
-    def find(self, ask: Ask, voice: str = "") -> list[Piece]:
+    def find(self, ask: Ask, voice: str = "") -> list[PrefixNode]:
         """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
 
         An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *voice* repeats:
         others who asked the same may have been told something else.
         """
-        found: list[Piece] = []
+        found: list[PrefixNode] = []
         for index, (key, _) in enumerate(ask.pieces):
             piece = self.pieces.get(key)
             if piece is None:
@@ -125,7 +125,7 @@ class Residency:
             if not piece.users:
                 use += piece.tokens
                 want += 0.0 if piece.claims else piece.tokens
-        parent: Piece | None = found[-1] if found else None
+        parent: PrefixNode | None = found[-1] if found else None
         for index in range(len(found), len(ask.pieces)):
             lost = parent = self._lost_before(ask, index, parent, voice)
             tokens = ask.pieces[index][1] * self.tokens_per_char if lost is None else lost.tokens
@@ -145,7 +145,7 @@ class Residency:
     def _estimate(self, ask: Ask, start: int) -> float:
         return sum(chars for _, chars in ask.pieces[start:]) * self.tokens_per_char
 
-    def _lost_before(self, ask: Ask, index: int, parent: Piece | None, voice: str) -> Piece | None:
+    def _lost_before(self, ask: Ask, index: int, parent: PrefixNode | None, voice: str) -> PrefixNode | None:
         """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
         missed = self.shelf.missed
         if not missed or (index and parent is None):
@@ -158,7 +158,7 @@ class Residency:
 
     # Calls
 
-    def begin(self, ask: Ask, answer_tokens: float, voice: str = "") -> Stay:
+    def begin(self, ask: Ask, answer_tokens: float, voice: str = "") -> CacheHandle:
         """Take a call's prompt and expected answer into use."""
         path = self.find(ask, voice)
         known = len(path)
@@ -174,31 +174,31 @@ class Residency:
                 parent, tokens = path[-1] if path else None, chars * self.tokens_per_char
                 fresh.append(self._appear(ask, index, parent, tokens, voice))
                 path.append(fresh[-1])
-        answer = Piece(object(), path[-1] if path else None, answer_tokens)
+        answer = PrefixNode(object(), path[-1] if path else None, answer_tokens)
         self.shelf.live(answer)
         for piece in path:
             self._use(piece)
         self._use(answer)
         enough = min(self.tokens, since_tokens + answer_tokens + sum(piece.tokens for piece in fresh))
-        return Stay(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
+        return CacheHandle(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
 
-    def _appear(self, ask: Ask, index: int, parent: Piece | None, tokens: float, voice: str) -> Piece:
+    def _appear(self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, voice: str) -> PrefixNode:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
         piece = self._lost_before(ask, index, parent, voice)
         key = ask.pieces[index][0]
         if piece is None:
-            piece = Piece(key, parent, tokens)
+            piece = PrefixNode(key, parent, tokens)
         else:
             piece.filled, piece.gone_tokens = False, 0.0
         self.shelf.live(piece)
         self._name(piece, key, voice)
         return piece
 
-    def _used_since(self, piece: Piece) -> float:
+    def _used_since(self, piece: PrefixNode) -> float:
         """Return how many tokens were used since a piece was, its own included; rather too many than too few."""
         return self.in_use_tokens + (0.0 if piece.users else self.flow_tokens - piece.idle_from)
 
-    def _name(self, piece: Piece, key: object, voice: str) -> None:
+    def _name(self, piece: PrefixNode, key: object, voice: str) -> None:
         """Know an answer by its place in a prompt from now on."""
         if piece.key is not key and piece.key != key:
             del self.pieces[piece.key]
@@ -208,7 +208,7 @@ class Residency:
             if (parent := piece.parent) is not None and parent.said is not None and parent.said.get(voice) is piece:
                 parent.said[voice] = None
 
-    def _use(self, piece: Piece) -> None:
+    def _use(self, piece: PrefixNode) -> None:
         if piece.users == 0:
             if piece.idle:
                 self.shelf.take(piece)
@@ -219,13 +219,17 @@ class Residency:
                 self.wanted_tokens += piece.tokens
         piece.users += 1
 
-    def filled(self, stay: Stay) -> None:
+    def filled(self, stay: CacheHandle) -> None:
         """Note that a call's prompt is prefilled."""
         for piece in stay.path:
             piece.filled = True
 
     def end(
-        self, stay: Stay, prompt_tokens: int | None, answer_tokens: int | None, cached_tokens: int | None = None
+        self,
+        stay: CacheHandle,
+        prompt_tokens: int | None,
+        answer_tokens: int | None,
+        cached_tokens: int | None = None,
     ) -> None:
         """Give back what a call used; it is now what was used last. Token counts as the engine reported them.
 
@@ -248,14 +252,14 @@ class Residency:
         for piece in stay.answer.path():  # its end first: an engine gives up the end of a prompt before its beginning
             self._unuse(piece)
 
-    def undo(self, stay: Stay) -> None:
+    def undo(self, stay: CacheHandle) -> None:
         """Give back what a call used that never reached the engine: what it would have added is not there."""
         for piece in stay.answer.path():
             self._unuse(piece)
             if piece is stay.answer or (not piece.users and not piece.filled):
                 self.shelf.lose(piece)
 
-    def _unuse(self, piece: Piece) -> None:
+    def _unuse(self, piece: PrefixNode) -> None:
         piece.users -= 1
         if piece.users == 0:
             self.in_use_tokens -= piece.tokens
@@ -266,7 +270,7 @@ class Residency:
             if piece.alive:
                 self.shelf.put(piece)
 
-    def _kept(self, stay: Stay, answer_tokens: float) -> float:
+    def _kept(self, stay: CacheHandle, answer_tokens: float) -> float:
         """Return how much of an answer stays: full blocks only, and its last token was never computed."""
         block = self.witness.block_tokens
         if block is None:
@@ -274,7 +278,7 @@ class Residency:
         prompt = sum(piece.tokens for piece in stay.path)
         return max(0.0, (prompt + answer_tokens - 1) // block * block - prompt)
 
-    def _count(self, stay: Stay, prompt_tokens: int) -> None:
+    def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
         guessed = [piece for piece in stay.path if not piece.counted]
         before = sum(piece.tokens for piece in guessed)
@@ -286,15 +290,15 @@ class Residency:
                 self._resize(piece, left * piece.tokens / before if before > 0 else left / len(guessed))
                 piece.counted = True
 
-    def _resize(self, piece: Piece, tokens: float) -> None:
+    def _resize(self, piece: PrefixNode, tokens: float) -> None:
         assert piece.users, "only a call in flight tells the size of its pieces"
         self.in_use_tokens += tokens - piece.tokens
         self.wanted_tokens += tokens - piece.tokens
         piece.tokens = tokens
 
-    # Claims
+    # References
 
-    def claim(self, piece: Piece, until: Piece | None = None) -> None:
+    def claim(self, piece: PrefixNode, until: PrefixNode | None = None) -> None:
         """Count on a piece and all before it, as far as *until*, which is counted on already."""
         for each in piece.path():
             if each is until:
@@ -303,7 +307,7 @@ class Residency:
                 self.wanted_tokens += each.tokens
             each.claims += 1
 
-    def disclaim(self, piece: Piece) -> None:
+    def disclaim(self, piece: PrefixNode) -> None:
         """Count on them no more."""
         for each in piece.path():
             each.claims -= 1
@@ -322,7 +326,7 @@ class Residency:
             shelf.lose(piece)
         return before - self.tokens
 
-    def _correct(self, stay: Stay, lost: int) -> None:
+    def _correct(self, stay: CacheHandle, lost: int) -> None:
         """Believe that what comes after a prompt's first lost piece is gone, and what was used before it was.
 
         That last only where it says so: the piece was idle, and lay where the engine gives up what was used longest
@@ -333,7 +337,7 @@ class Residency:
             for child in list(piece.children()):
                 if not child.users:
                     shelf.lose(child)
-        tells = shelf.order is Eviction.LRU and not self.told and first.band is Band.USUAL
+        tells = shelf.order is Eviction.LRU and not self.told and first.band is EvictionBand.USUAL
         if tells and stay.used <= lost < stay.proven:
             deepest = stay.path[len(stay.believed) - 1]
             stay.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
@@ -345,10 +349,10 @@ class Residency:
             if piece.alive:
                 self.shelf.lose(piece)
 
-    def statistics(self) -> ResidencyStatistics:
+    def statistics(self) -> PrefixTreeStatistics:
         """Return a snapshot."""
         shelf = self.shelf
-        return ResidencyStatistics(
+        return PrefixTreeStatistics(
             round(self.in_use_tokens), round(shelf.idle_tokens), round(shelf.obsolete_tokens), len(shelf.pieces),
             self.witness.testimony(),
         )  # fmt: skip

@@ -16,8 +16,8 @@ from orla_lg.core.cache.prefix.admission import AdmissionStatistics
 from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots import fanout
 from orla_lg.core.cache.slots.swap import Swaps
-from orla_lg.core.cache.slots.table import Seat, SlotTable
-from orla_lg.core.cache.verification import Order, OrderBook, Trail
+from orla_lg.core.cache.slots.table import SlotLease, SlotTable
+from orla_lg.core.cache.verification import Order, OrderBook, OrderLog
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
 from orla_lg.core.engine.speed import Speed
@@ -25,7 +25,7 @@ from orla_lg.core.memory.events import CacheAction, Doing, Holding, Verb
 from orla_lg.core.queues import BackendQueue, Queued
 
 if TYPE_CHECKING:
-    from orla_lg.core.cache.slots.orders import Mover
+    from orla_lg.core.cache.slots.orders import SlotOrders
 
 
 class SlotCache:
@@ -42,17 +42,17 @@ class SlotCache:
     prefetches_alone = True
 
     def __init__(
-        self, count: int, orders: OrderBook, swaps: Swaps, mover: Mover | None, *, isolated: bool = False
+        self, count: int, orders: OrderBook, swaps: Swaps, mover: SlotOrders | None, *, isolated: bool = False
     ) -> None:
         self.slots = count
         self.orders = orders
         self.swaps = swaps
         self.table = SlotTable(count, swaps=swaps, isolated=isolated)
-        self.seats: dict[Queued, Seat] = {}
+        self.seats: dict[Queued, SlotLease] = {}
         self.again_at_s = inf
         self.waiting_for_prefix = 0
         self._mover = mover
-        self._lent: dict[PrefetchLease, Seat] = {}
+        self._lent: dict[PrefetchLease, SlotLease] = {}
 
     def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
         """Follow whether the engine can save slots, and which weights it serves."""
@@ -88,7 +88,7 @@ class SlotCache:
                 self._mover.swap(self.table, seat.swap)
         return 0.0
 
-    def _in_seat(self, ask: Ask, seat: Seat | None) -> int:
+    def _in_seat(self, ask: Ask, seat: SlotLease | None) -> int:
         """Return the tokens of a prompt that its slot holds: as the engine counted, or by length if that is less."""
         if seat is None or (seat.fresh and seat.swap is None):
             return 0
@@ -116,7 +116,7 @@ class SlotCache:
 
     # Workflows
 
-    def apply(self, action: CacheAction) -> Trail | None:
+    def apply(self, action: CacheAction) -> OrderLog | None:
         """Give a workflow's slots up at once, or let others take them; the engine erases in a quiet moment."""
         trail = self.orders.trails.get(action.workflow)
         if action.verb is Verb.FLUSH:
@@ -129,7 +129,7 @@ class SlotCache:
             self.orders.note(Order(action.verb, Effect.DEMOTED), trail)
         return None
 
-    def took_effect(self, action: CacheAction, trail: Trail, effect: Effect, now: float) -> None:
+    def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
         """Note what came of an order that was given before the engine had slots."""
         self.orders.answered(trail, Order(action.verb, effect))
 

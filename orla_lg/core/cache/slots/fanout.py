@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S
 from orla_lg.core.cache.prefix.nodes import in_common
-from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.slots.table import SlotLease, SlotTable
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
 from orla_lg.core.engine.speed import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S
 
@@ -38,7 +38,7 @@ and another prefill would make it slower."""
 
 
 def better_waiting(
-    table: SlotTable, sitting: Mapping[Queued, Seat], queue: BackendQueue, speed: Speed, now: float
+    table: SlotTable, sitting: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
 ) -> dict[Queued, float]:
     """Return the waiting calls that had better stay queued, each with when (monotonic) to look again.
 
@@ -67,7 +67,7 @@ def better_waiting(
 
 
 def _sitters(
-    table: SlotTable, sitting: Mapping[Queued, Seat], queue: BackendQueue, speed: Speed, now: float
+    table: SlotTable, sitting: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
 ) -> dict[str, dict[Queued, float]]:
     """Return, by workflow with waiting calls, who sits in a slot that may be waited for, and until when."""
     found: dict[str, dict[Queued, float]] = defaultdict(dict)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orla_lg.core.engine.capabilities import SlotStore
 
 
-class Mover:
+class SlotOrders:
     """Carries out what the slot table of one backend decided.
 
     Args:
@@ -132,7 +132,7 @@ class Mover:
         """Erase flushed slots, empty flushed files, and save ahead who will hardly be back soon."""
         # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
         # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
-        # that is needed earlier is told not to reuse its tokens (``Seat.fresh``).
+        # that is needed earlier is told not to reuse its tokens (``SlotLease.fresh``).
         if not self._quiet():
             return
         with contextlib.suppress(OrlaClosed):

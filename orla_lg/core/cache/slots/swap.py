@@ -14,7 +14,7 @@ from math import inf
 from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots.files import Saved, SavedPool, covered
 from orla_lg.core.cache.slots.worth import Prices
-from orla_lg.core.cache.verification import Trail
+from orla_lg.core.cache.verification import OrderLog
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.returns import Odds, ReturnBook
@@ -56,7 +56,7 @@ class Slot:
     """May hold tokens that were flushed or taken away: they must not be reused before another call replaced them."""
     flush_when_idle: bool = False
     """A flush came while the slot was busy."""
-    flush_asked: Trail | None = None
+    flush_asked: OrderLog | None = None
     """After which call the flush was asked for that the engine has not carried out yet."""
     ahead: Swap | None = None
     """It is being saved ahead of need; its owner may sit down nevertheless, and waits for that."""
@@ -76,7 +76,7 @@ class Slot:
         """Whether somebody could sit down."""
         return not (self.busy or self.moving)
 
-    def take_flush(self) -> Trail | None:
+    def take_flush(self) -> OrderLog | None:
         """Return after which call the slot's flush was asked for, once."""
         trail, self.flush_asked = self.flush_asked, None
         return trail

@@ -39,7 +39,7 @@ from orla_lg.core.memory.events import Doing
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class SlotLease:
     """A slot given to a call."""
 
     slot: int
@@ -87,7 +87,7 @@ class SlotTable:
 
     def seat(
         self, workflow: str, prefix: tuple[int, ...], now: float, *, hold: bool, must: bool = False
-    ) -> Seat | None:
+    ) -> SlotLease | None:
         """Give *workflow* a slot, or return ``None`` when none may be taken now.
 
         Args:
@@ -109,7 +109,7 @@ class SlotTable:
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
         swap = slot.ahead or self.swaps.begin(slot, workflow, prefix, now)
         strange = not slot.flushed and self._is_strange(slot, workflow)
-        seat = Seat(slot.index, how, slot.flushed or strange, swap, strange)
+        seat = SlotLease(slot.index, how, slot.flushed or strange, swap, strange)
         if how == "reclaimed":
             self._flush(slot)
         slot.owner, slot.held, slot.busy, slot.last_used_s = workflow, hold, True, now
@@ -134,14 +134,14 @@ class SlotTable:
         slot = max(own, key=lambda slot: (slot.common(prefix), slot.last_used_s), default=None) or self._free()
         return slot if slot is not None or self.swaps.saves else self._takeable(now, spare)
 
-    def lend(self, workflow: str, slot: Slot, now: float) -> Seat:
+    def lend(self, workflow: str, slot: Slot, now: float) -> SlotLease:
         """Give *workflow* a slot that is ``lendable``, for a warm-up.
 
         Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
         """
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
         strange = not slot.flushed and self._is_strange(slot, workflow)
-        seat = Seat(slot.index, how, slot.flushed or strange, strange=strange)
+        seat = SlotLease(slot.index, how, slot.flushed or strange, strange=strange)
         if how == "reclaimed":
             self._flush(slot)
             slot.flushed = seat.fresh  # nobody asked for a flush, so what a broken-off prefill leaves may be used
@@ -233,7 +233,7 @@ class SlotTable:
 
     # Getting up
 
-    def vacate(self, seat: Seat, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool) -> None:
+    def vacate(self, seat: SlotLease, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool) -> None:
         """Note that the call in a slot ended.
 
         Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
 
 if TYPE_CHECKING:
-    from orla_lg.core.engine.speed import Pace
+    from orla_lg.core.engine.speed import SpeedMeter
 
 SAVE_S, RESTORE_S = 0.1, 0.05
 """For as long as no order told better: some thousand tokens of a small model, on a disk."""
@@ -22,7 +22,7 @@ WEIGHT = 0.2
 class Prices:
     """What getting a cache back takes on one backend, in seconds: learned from its calls and its orders."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self, pace: SpeedMeter | None = None) -> None:
         self.save_s, self.restore_s = SAVE_S, RESTORE_S
         self._pace = pace
 

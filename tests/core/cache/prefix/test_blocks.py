@@ -4,19 +4,19 @@ import pytest
 
 from orla_lg.core.cache.prefix.admission import UNTOLD
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.tree import Residency
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.call import Ask, Usage
 from orla_lg.core.engine.capabilities import BlocksRemoved, BlocksStored
-from orla_lg.core.scheduler import Desk
-from tests.core.cache.prefix.test_admission import a_call, a_desk, say
+from orla_lg.core.scheduler import BackendScheduler
+from tests.core.cache.prefix.test_admission import a_call, a_scheduler, say
 
 BLOCK = 16
 
 
 def told(call_tokens: int, *, last_before_answer: bool) -> tuple[CachedBlocks, int]:
     """Return the account after a call, and how many calls it still expects blocks of."""
-    cache = Residency()
+    cache = PrefixTree()
     blocks = CachedBlocks(cache)
     blocks.listening = True
     stay = cache.begin(Ask("m", say("x")), 5.0)
@@ -41,7 +41,7 @@ def test_a_call_is_waited_for_until_its_last_block_is_told(last_before_answer: b
 
 @pytest.mark.parametrize("tip_is_gone", [False, True])
 def test_what_an_answer_was_generated_as_is_nothing_once_it_came_back_in_other_tokens(tip_is_gone: bool) -> None:
-    cache = Residency()
+    cache = PrefixTree()
     blocks = CachedBlocks(cache)
     blocks.listening = True
     messages = say("x", "why?")
@@ -70,30 +70,32 @@ def test_what_an_answer_was_generated_as_is_nothing_once_it_came_back_in_other_t
     blocks.check_integrity()
 
 
-def filled_by(desk: Desk, workflow: str, text: str, tokens: int) -> list[Piece]:
-    queued = desk.enter(a_call(desk, workflow, say("be nice", text)), order=None, running=False, holds_grant=False)
-    path = desk.cache.gate._entries[queued].stay.path
-    desk.leave(queued, usage=Usage(tokens, 10, 0), tokens=tokens + 10, followed=lambda: True)
+def filled_by(scheduler: BackendScheduler, workflow: str, text: str, tokens: int) -> list[PrefixNode]:
+    queued = scheduler.enter(
+        a_call(scheduler, workflow, say("be nice", text)), order=None, running=False, holds_grant=False
+    )
+    path = scheduler.cache.gate._entries[queued].stay.path
+    scheduler.leave(queued, usage=Usage(tokens, 10, 0), tokens=tokens + 10, followed=lambda: True)
     return path
 
 
 @pytest.mark.parametrize("listening", [False, True])
 def test_where_the_engine_tells_nothing_is_given_up_because_something_must_be(listening: bool) -> None:
-    desk, _ = a_desk(1_000)
-    desk.cache.gate.blocks.listening = listening
-    first = filled_by(desk, "first", "a" * 2_000, 600)
-    filled_by(desk, "second", "b" * 2_000, 600)
+    scheduler, _ = a_scheduler(1_000)
+    scheduler.cache.gate.blocks.listening = listening
+    first = filled_by(scheduler, "first", "a" * 2_000, 600)
+    filled_by(scheduler, "second", "b" * 2_000, 600)
     assert first[-1].alive is listening
     for number in range(5):  # no event ever comes: a bound holds even so
-        filled_by(desk, f"more {number}", f"{number}" * 2_000, 600)
-    assert desk.cache.gate.cache.tokens <= UNTOLD * 1_000 and not first[-1].alive
+        filled_by(scheduler, f"more {number}", f"{number}" * 2_000, 600)
+    assert scheduler.cache.gate.cache.tokens <= UNTOLD * 1_000 and not first[-1].alive
 
 
 @pytest.mark.parametrize("told_by_events", [False, True])
 def test_where_the_engine_tells_an_answer_says_nothing_of_others(told_by_events: bool) -> None:
-    cache = Residency(told=told_by_events)
+    cache = PrefixTree(told=told_by_events)
 
-    def call(name: str) -> list[Piece]:
+    def call(name: str) -> list[PrefixNode]:
         stay = cache.begin(Ask("m", say("be nice", name * 2_000)), 5.0)
         cache.end(stay, 600, 5, cached_tokens=0)
         return stay.path

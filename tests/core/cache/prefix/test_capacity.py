@@ -17,7 +17,7 @@ from orla_lg.core.cache.prefix.capacity import DECREASE, INCREASE, LEAST, ROUNDI
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Flight
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual import VirtualServing
 from orla_lg_sim import EngineParameters, SimEngine
@@ -118,12 +118,12 @@ def tokens_of(messages: list[dict[str, str]]) -> list[int]:
 def an_engine_of_unknown_size() -> Iterator[tuple[VirtualServing[SimRequest], dict[str, SimRequest]]]:
     requests: dict[str, SimRequest] = {}
     engine = SimEngine(EngineParameters(kv_blocks=SIZE // 32))
-    with VirtualServing({Backend("e", "http://e/v1"): engine}, lambda flight: named(flight, requests)) as virtual:
+    with VirtualServing({Backend("e", "http://e/v1"): engine}, lambda inflight: named(inflight, requests)) as virtual:
         yield virtual, requests
 
 
-def named(flight: Flight, requests: dict[str, SimRequest]) -> SimRequest:
-    return requests[flight.call.id]
+def named(inflight: InFlightCall, requests: dict[str, SimRequest]) -> SimRequest:
+    return requests[inflight.call.id]
 
 
 class Sessions:
@@ -135,7 +135,7 @@ class Sessions:
 
     @property
     def admission(self) -> Admission:
-        return self.virtual.serving.desks["e"].cache.gate
+        return self.virtual.serving.schedulers["e"].cache.gate
 
     async def at_a_time(self, sessions: int, rounds: int) -> None:
         async def one_after_another(number: int) -> None:

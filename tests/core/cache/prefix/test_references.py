@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from orla_lg.core.cache.prefix.eviction import Eviction, Shelf
-from orla_lg.core.cache.prefix.nodes import Band
-from orla_lg.core.cache.prefix.references import Claims
-from orla_lg.core.cache.prefix.tree import Residency
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
+from orla_lg.core.cache.prefix.nodes import EvictionBand
+from orla_lg.core.cache.prefix.references import References
+from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.call import Ask
 from orla_lg.core.memory.events import Doing
 
 SYSTEM = "p" * 393
 
 
-class Account:
+class UsageAccount:
     """A cache with its claims, and calls that take no time."""
 
     def __init__(self, order: Eviction = Eviction.LRU) -> None:
-        self.cache = Residency(shelf=Shelf(order))
-        self.claims = Claims(self.cache)
+        self.cache = PrefixTree(shelf=EvictionOrder(order))
+        self.claims = References(self.cache)
         self.now = 0.0
 
     def call(self, workflow: str, *texts: str, stage: str = "agent") -> None:
@@ -41,8 +41,8 @@ class Account:
         return holding.tokens, holding.alone_tokens, holding.obsolete_tokens
 
 
-def two() -> Account:
-    account = Account()
+def two() -> UsageAccount:
+    account = UsageAccount()
     account.call("u", "one")
     account.call("v", "one")
     return account
@@ -123,16 +123,16 @@ def test_a_pin_covers_the_next_turn_and_ends_in_time() -> None:
     account.claims.pinned("u", until_s=10.0)
     account.call("u", "one", "more")
     bands = [piece.band for piece in account.claims.by_workflow["u"].leaves["agent"].path()]
-    assert set(bands) == {Band.PINNED}
+    assert set(bands) == {EvictionBand.PINNED}
     account.claims.expire(9.9)
     assert account.claims.by_workflow["u"].pinned
     account.claims.expire(10.0)
     account.check()
-    assert all(piece.band is Band.USUAL for piece in account.cache.shelf)
+    assert all(piece.band is EvictionBand.USUAL for piece in account.cache.shelf)
 
 
 def test_a_banded_engine_loses_the_dead_first() -> None:
-    account = Account(Eviction.BANDED)
+    account = UsageAccount(Eviction.BANDED)
     account.call("u", "one")
     account.call("v", "one")
     account.call("v", "two")
@@ -151,7 +151,7 @@ def test_nothing_is_left_of_an_engine_that_was_lost() -> None:
 
 
 def test_what_is_old_is_forgotten() -> None:
-    account = Account()
+    account = UsageAccount()
     account.call("u", "one")
     account.call("v", "one")
     account.now = 50.0

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orla_lg.core.cache.prefix import nodes, tree
-from orla_lg.core.cache.prefix.eviction import Eviction, Shelf
-from orla_lg.core.cache.prefix.nodes import Piece
-from orla_lg.core.cache.prefix.tree import Residency, Stay
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
+from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
 
 Said = tuple[str, str]
@@ -54,7 +54,7 @@ class Flying:
     texts: tuple[Said, ...]
     path: list[Known]
     answer: Known
-    stay: Stay
+    stay: CacheHandle
 
     @property
     def all(self) -> list[Known]:
@@ -62,11 +62,11 @@ class Flying:
 
 
 class ResidencyMachine(RuleBasedStateMachine):
-    """``Residency`` against a list of prefixes, the time of their last use, and sets."""
+    """``PrefixTree`` against a list of prefixes, the time of their last use, and sets."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = Residency(tokens_per_char=PER_CHAR)
+        self.cache = PrefixTree(tokens_per_char=PER_CHAR)
         self.known: dict[tuple[Said, ...], Known] = {}
         self.nameless: list[Known] = []
         self.flying: list[Flying] = []
@@ -260,13 +260,13 @@ ResidencyMachine.TestCase.settings = settings(max_examples=100, stateful_step_co
 TestResidency = ResidencyMachine.TestCase
 
 
-def ended(cache: Residency, prompt: Ask, answer: int = 10, counted: int | None = None) -> Stay:
+def ended(cache: PrefixTree, prompt: Ask, answer: int = 10, counted: int | None = None) -> CacheHandle:
     stay = cache.begin(prompt, 100.0)
     cache.end(stay, counted, answer)
     return stay
 
 
-def keys(pieces: list[Piece]) -> list[str]:
+def keys(pieces: list[PrefixNode]) -> list[str]:
     return [f"{piece.tokens:.0f}" for piece in pieces]
 
 
@@ -274,7 +274,7 @@ def keys(pieces: list[Piece]) -> list[str]:
 
 
 def test_a_prefix_of_two_calls_counts_once() -> None:
-    cache, policy = Residency(), "p" * 400
+    cache, policy = PrefixTree(), "p" * 400
     alone = cache.begin(chat(policy, "one"), 0.0)
     tokens = cache.in_use_tokens
     cache.begin(chat(policy, "two"), 0.0)
@@ -282,7 +282,7 @@ def test_a_prefix_of_two_calls_counts_once() -> None:
 
 
 def test_an_answer_is_found_as_the_next_prompts_message_and_named_by_it() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     before = ended(cache, chat("s", "u"), answer=50)
     grown = chat("s", "u", "whatever it said", "u2")
     assert [*before.path, before.answer] == cache.find(grown)
@@ -292,14 +292,14 @@ def test_an_answer_is_found_as_the_next_prompts_message_and_named_by_it() -> Non
 
 
 def test_of_two_answers_to_one_prompt_nobody_knows_which_comes_back() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     for _ in range(3):
         ended(cache, chat("s", "u"))
     assert len(cache.find(chat("s", "u", "one of them", "v"))) == 2
 
 
 def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     stays = {voice: cache.begin(chat("s", "u"), 10.0, voice) for voice in "vw"}
     for voice, tokens in (("v", 50), ("w", 7)):
         cache.end(stays[voice], None, tokens)
@@ -313,7 +313,7 @@ def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -
 
 def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "MAX_VOICES", 2)
-    cache = Residency()
+    cache = PrefixTree()
     for voice in "uvw":
         cache.end(cache.begin(chat("s"), 10.0, voice), None, 5)
     found = [len(cache.find(ask(("system", "s"), ("assistant", "a")), voice)) for voice in "uvw"]
@@ -321,13 +321,13 @@ def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.M
 
 
 def test_a_user_does_not_say_what_the_model_said() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     ended(cache, ask(("user", "u")))
     assert len(cache.find(ask(("user", "u"), ("user", "v")))) == 1
 
 
 def test_what_the_engine_counted_replaces_the_estimate_and_teaches() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     stay = ended(cache, chat("s" * 93, "u" * 95), answer=7, counted=100)  # by length: 25 + 25
     assert keys(stay.path) == ["50", "50"] and cache.tokens == pytest.approx(107)
     assert cache.tokens_per_char == pytest.approx(0.25 * 1.3), "by what was wrong, but slowly"
@@ -337,7 +337,7 @@ def test_what_the_engine_counted_replaces_the_estimate_and_teaches() -> None:
 
 
 def test_a_count_below_what_was_counted_before_changes_nothing() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     ended(cache, chat("s" * 93), counted=100)
     per_char = cache.tokens_per_char
     ended(cache, chat("s" * 93, "u"), counted=40)
@@ -346,7 +346,7 @@ def test_a_count_below_what_was_counted_before_changes_nothing() -> None:
 
 
 def test_prompts_without_text_count_as_the_engine_says() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     stay = cache.begin(ask(), 0.0)
     assert stay.path == [] and cache.in_use_tokens == 0
     cache.end(stay, 30, 5)
@@ -354,7 +354,7 @@ def test_prompts_without_text_count_as_the_engine_says() -> None:
 
 
 def test_the_end_of_a_prompt_goes_before_its_beginning_and_the_oldest_before_all() -> None:
-    cache, policy = Residency(), "p" * 393  # 100 tokens
+    cache, policy = PrefixTree(), "p" * 393  # 100 tokens
     old, new = ended(cache, chat(policy, "o" * 395)), ended(cache, chat(policy, "n" * 195))
     named = dict(zip("pocnd", [*old.path, old.answer, new.path[1], new.answer], strict=True))
     alive = []
@@ -366,7 +366,7 @@ def test_the_end_of_a_prompt_goes_before_its_beginning_and_the_oldest_before_all
 
 def test_only_so_many_pieces_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "MAX_PIECES", 10)
-    cache = Residency()
+    cache = PrefixTree()
     for number in range(20):
         ended(cache, chat(f"{number}"))
         cache.shrink(float("inf"))
@@ -376,18 +376,18 @@ def test_only_so_many_pieces_are_remembered(monkeypatch: pytest.MonkeyPatch) -> 
 # What an answer shows
 
 
-def lengths(cache: Residency, *texts: str) -> list[int]:
+def lengths(cache: PrefixTree, *texts: str) -> list[int]:
     """What is believed to be there of each message."""
     return [round(piece.there_tokens) for piece in cache.find(chat(*texts))]
 
 
-def tell(cache: Residency, prompt: Ask, counted: int, cached: int) -> Stay:
+def tell(cache: PrefixTree, prompt: Ask, counted: int, cached: int) -> CacheHandle:
     stay = cache.begin(prompt, 10.0)
     cache.end(stay, counted, 10, cached)
     return stay
 
 
-def three_that_begin_alike(cache: Residency) -> None:
+def three_that_begin_alike(cache: PrefixTree) -> None:
     """Prompts of 1200 tokens, the first 1000 in common, asked twice so that what they hold is proven."""
     for name in ("old", "mid", "new"):
         tell(cache, chat("p" * 3993, name.ljust(795)), 1200, 0 if name == "old" else 992)
@@ -396,7 +396,7 @@ def three_that_begin_alike(cache: Residency) -> None:
 
 
 def test_what_was_used_before_a_lost_piece_was_is_lost_too_and_what_was_used_since_is_not() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 992)
     assert lengths(cache, "p" * 3993, "mid".ljust(795)) == [1000, 200], "it was computed again"
@@ -406,7 +406,7 @@ def test_what_was_used_before_a_lost_piece_was_is_lost_too_and_what_was_used_sin
 
 
 def test_a_banded_engine_gives_up_in_another_order() -> None:
-    cache = Residency(shelf=Shelf(Eviction.BANDED))
+    cache = PrefixTree(shelf=EvictionOrder(Eviction.BANDED))
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 992)
     assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
@@ -414,21 +414,21 @@ def test_a_banded_engine_gives_up_in_another_order() -> None:
 
 def test_with_a_beginning_all_that_begins_like_it_is_lost() -> None:
     for order in Eviction:
-        cache = Residency(shelf=Shelf(order))
+        cache = PrefixTree(shelf=EvictionOrder(order))
         three_that_begin_alike(cache)
         tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 496)
         assert lengths(cache, "p" * 3993, "new".ljust(795)) == [1000]
 
 
 def test_a_last_block_that_is_not_found_is_no_loss() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 1184)
     assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
 
 
 def test_a_last_block_that_is_full_is_no_loss_either() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     three_that_begin_alike(cache)
     for _ in range(2):
         tell(cache, chat("p" * 3993, "wide".ljust(859)), 1216, 1200)  # 76 blocks of 16
@@ -436,7 +436,7 @@ def test_a_last_block_that_is_full_is_no_loss_either() -> None:
 
 
 def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     three_that_begin_alike(cache)
     grown = tell(cache, chat("p" * 3993, "new".ljust(795), "said " * 200, "more"), 1500, 1200)
     assert grown.path[2].tokens > 100, "the answer came back longer than it was"
@@ -444,7 +444,7 @@ def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
 
 
 def test_claimed_and_verified_tokens_are_counted_and_what_nobody_believed() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     tell(cache, chat("p" * 3993), 1000, 320)
     tell(cache, chat("p" * 3993), 1000, 992)
     tell(cache, chat("p" * 3993), 1000, 400)
@@ -453,7 +453,7 @@ def test_claimed_and_verified_tokens_are_counted_and_what_nobody_believed() -> N
 
 
 def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     stay = ended(cache, chat("p" * 393, "q"), counted=110)
     cache.shelf.own(stay.answer)
     cache.claim(stay.answer)
@@ -467,7 +467,7 @@ def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -
 
 
 def test_a_part_of_a_piece_may_be_gone() -> None:
-    cache = Residency()
+    cache = PrefixTree()
     stay = ended(cache, chat("p" * 3993, "q" * 795), counted=1200)
     cache.shelf.cut(stay.answer, 800.0)
     assert lengths(cache, "p" * 3993, "q" * 795) == [800] and cache.tokens == 800

@@ -9,24 +9,26 @@ from orla_lg.core.call import Ask, Hints
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.waiting import WaitsFor
 from tests.core.fakes import HandBackground, a_call, a_serving, new_call
-from tests.core.test_scheduler import a_branch, a_desk, leave
+from tests.core.test_scheduler import a_branch, a_scheduler, leave
 
 PREFIX_S = 1.0
 """What the prefill of a branch's prefix takes at the pace of a backend that never told."""
 
 
-def slots(count: int) -> tuple[Desk, HandBackground]:
-    desk, background = a_desk()
-    desk.health._learn(Probe(slots=count))
-    return desk, background
+def slots(count: int) -> tuple[BackendScheduler, HandBackground]:
+    scheduler, background = a_scheduler()
+    scheduler.health._learn(Probe(slots=count))
+    return scheduler, background
 
 
-def enter(desk: Desk, workflow: str = "w", prefix: str = "p", *, max_tokens: int | None = 4) -> Queued:
+def enter(
+    scheduler: BackendScheduler, workflow: str = "w", prefix: str = "p", *, max_tokens: int | None = 4
+) -> Queued:
     call = a_branch(workflow, prefix, max_tokens=max_tokens)
-    return desk.enter(call, order=None, running=True, holds_grant=False)
+    return scheduler.enter(call, order=None, running=True, holds_grant=False)
 
 
 def granted(queued: list[Queued]) -> list[int]:
@@ -34,22 +36,22 @@ def granted(queued: list[Queued]) -> list[int]:
 
 
 def test_branches_go_one_after_the_other_through_the_slot_that_has_their_prefix() -> None:
-    desk, _ = slots(8)
-    branches = [enter(desk) for _ in range(6)]
+    scheduler, _ = slots(8)
+    branches = [enter(scheduler) for _ in range(6)]
     assert granted(branches) == [0] and {each.held for each in branches[1:]} == {Held.PREFIX}
-    assert desk.view().waiting == desk.view().waiting_for_prefix == 5
+    assert scheduler.view().waiting == scheduler.view().waiting_for_prefix == 5
     for index, branch in enumerate(branches):
         assert granted(branches) == [index]
         seat = branch.seat
         assert seat is not None and seat.slot == 0 and not seat.fresh
-        leave(desk, branch)
-    assert desk.view().waiting_for_prefix == 0
-    desk.check_integrity()
+        leave(scheduler, branch)
+    assert scheduler.view().waiting_for_prefix == 0
+    scheduler.check_integrity()
 
 
 def test_nobody_waits_where_answers_are_long_or_prefills_quick() -> None:
-    desk, _ = slots(8)
-    assert all(enter(desk, max_tokens=None).granted for _ in range(8)), "256 tokens take longer than the prefix"
+    scheduler, _ = slots(8)
+    assert all(enter(scheduler, max_tokens=None).granted for _ in range(8)), "256 tokens take longer than the prefix"
     quick, _ = slots(8)
     quick.pace.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
     quick.pace.note(service_s=0.2, prefill_s=0.1, fresh_tokens=1000, completion_tokens=4)
@@ -57,44 +59,44 @@ def test_nobody_waits_where_answers_are_long_or_prefills_quick() -> None:
 
 
 def test_who_writes_long_is_not_waited_for_and_who_writes_short_beside_it_is() -> None:
-    desk, _ = slots(8)
-    assert enter(desk, max_tokens=None).granted and enter(desk).granted
-    waiting = enter(desk)
+    scheduler, _ = slots(8)
+    assert enter(scheduler, max_tokens=None).granted and enter(scheduler).granted
+    waiting = enter(scheduler)
     assert waiting.held == Held.PREFIX, "for the second slot"
-    assert enter(desk, max_tokens=None).held == Held.PREFIX, "whatever it will write itself"
+    assert enter(scheduler, max_tokens=None).held == Held.PREFIX, "whatever it will write itself"
 
 
 def test_others_are_not_held_up() -> None:
-    desk, _ = slots(3)
-    first, behind = enter(desk), enter(desk)
-    assert enter(desk, "v").granted, "another workflow, queued behind one that waits"
-    other = enter(desk, "w", "q")
+    scheduler, _ = slots(3)
+    first, behind = enter(scheduler), enter(scheduler)
+    assert enter(scheduler, "v").granted, "another workflow, queued behind one that waits"
+    other = enter(scheduler, "w", "q")
     assert other.granted and not behind.granted, "another prefix"
-    leave(desk, other)
+    leave(scheduler, other)
     assert not behind.granted, "that slot lacks the prefix"
-    leave(desk, first)
+    leave(scheduler, first)
     assert behind.granted and behind.seat.slot == 0
 
 
 def test_who_waits_is_told_for_what() -> None:
-    desk, _ = slots(2)
+    scheduler, _ = slots(2)
     for workflow in "wwv":
-        enter(desk, workflow)
-    enter(desk, "x")
-    said = {each.workflow: each.waits_for for each in desk.statistics().waiting}
+        enter(scheduler, workflow)
+    enter(scheduler, "x")
+    said = {each.workflow: each.waits_for for each in scheduler.statistics().waiting}
     assert said == {"w": WaitsFor.PREFIX, "x": WaitsFor.PLACE}
 
 
 def test_who_shares_little_waits_for_nobody() -> None:
-    desk, _ = slots(2)
+    scheduler, _ = slots(2)
     calls = [a_call("w"), a_call("w")]  # the same four characters
-    assert all(desk.enter(call, order=None, running=True, holds_grant=False).granted for call in calls)
+    assert all(scheduler.enter(call, order=None, running=True, holds_grant=False).granted for call in calls)
 
 
 def test_a_sitter_that_pauses_is_not_waited_for_long() -> None:
-    desk, background = slots(2)
-    enter(desk)
-    waiting = enter(desk)
+    scheduler, background = slots(2)
+    enter(scheduler)
+    waiting = enter(scheduler)
     background.advance(29.9)
     assert waiting.waiting
     background.advance(0.2)
@@ -103,19 +105,19 @@ def test_a_sitter_that_pauses_is_not_waited_for_long() -> None:
 
 
 def test_nobody_waits_past_a_deadline() -> None:
-    desk, _ = slots(3)
-    enter(desk)
+    scheduler, _ = slots(3)
+    enter(scheduler)
     for deadline_s, goes in ((20.0, True), (40.0, False)):
         call = a_branch("w", "p")
         call.arrived_s, call.hints = 100.0, Hints(deadline_s=deadline_s)
-        assert desk.enter(call, order=None, running=True, holds_grant=False).granted == goes
+        assert scheduler.enter(call, order=None, running=True, holds_grant=False).granted == goes
 
 
 def test_a_slot_that_will_be_flushed_is_not_waited_for() -> None:
-    desk, _ = slots(2)
-    enter(desk)
-    waiting = enter(desk)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
+    scheduler, _ = slots(2)
+    enter(scheduler)
+    waiting = enter(scheduler)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
     assert waiting.granted and waiting.seat.slot == 1
 
 
@@ -123,36 +125,38 @@ def test_a_slot_that_will_be_flushed_is_not_waited_for() -> None:
 
 
 def test_a_slot_has_what_its_workflow_left_there_and_what_is_on_its_way() -> None:
-    desk, _ = slots(2)
-    assert desk.resident_tokens(a_branch("w", "p")) == 0
-    sitting = enter(desk)
-    assert desk.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
-    assert desk.resident_tokens(a_branch("v", "p")) == desk.resident_tokens(a_branch("w", "q")) == 0
-    leave(desk, sitting, tokens=1003)
-    assert desk.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
-    desk.apply(CacheAction(Verb.FLUSH, "w"))
-    assert desk.resident_tokens(a_branch("w", "p")) == 0
+    scheduler, _ = slots(2)
+    assert scheduler.resident_tokens(a_branch("w", "p")) == 0
+    sitting = enter(scheduler)
+    assert scheduler.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
+    assert scheduler.resident_tokens(a_branch("v", "p")) == scheduler.resident_tokens(a_branch("w", "q")) == 0
+    leave(scheduler, sitting, tokens=1003)
+    assert scheduler.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
+    scheduler.apply(CacheAction(Verb.FLUSH, "w"))
+    assert scheduler.resident_tokens(a_branch("w", "p")) == 0
 
 
 def test_elsewhere_a_prefix_is_everybodys() -> None:
-    desk, _ = a_desk()
-    desk.health._learn(Probe())
-    sitting = enter(desk)
-    assert desk.resident_tokens(a_branch("v", "p")) == pytest.approx(1000, rel=0.01), "promised"
-    waiting = enter(desk, "v")
-    assert waiting.held == Held.PREFIX and desk.view().waiting_for_prefix == 1
-    desk.first_token(sitting)
-    assert waiting.granted and desk.view().waiting_for_prefix == 0
-    leave(desk, sitting, tokens=2003)
-    assert desk.resident_tokens(a_branch("x", "p")) == pytest.approx(2000, rel=0.01), "as the engine counted them"
-    assert desk.resident_tokens(a_branch("x", "q")) == 0
+    scheduler, _ = a_scheduler()
+    scheduler.health._learn(Probe())
+    sitting = enter(scheduler)
+    assert scheduler.resident_tokens(a_branch("v", "p")) == pytest.approx(1000, rel=0.01), "promised"
+    waiting = enter(scheduler, "v")
+    assert waiting.held == Held.PREFIX and scheduler.view().waiting_for_prefix == 1
+    scheduler.first_token(sitting)
+    assert waiting.granted and scheduler.view().waiting_for_prefix == 0
+    leave(scheduler, sitting, tokens=2003)
+    assert scheduler.resident_tokens(a_branch("x", "p")) == pytest.approx(2000, rel=0.01), (
+        "as the engine counted them"
+    )
+    assert scheduler.resident_tokens(a_branch("x", "q")) == 0
 
 
 def test_views_speak_for_a_call() -> None:
     serving = a_serving("here", "there")
     call = new_call(serving)
     call.ask = a_branch("w", "p").ask
-    serving.desks["there"].enter(call, order=None, running=True, holds_grant=False)
+    serving.schedulers["there"].enter(call, order=None, running=True, holds_grant=False)
     other = new_call(serving)
     other.ask = Ask("auto", call.ask.messages)
     here, there = serving.views(other)

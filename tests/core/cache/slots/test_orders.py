@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.slots.table import SlotLease, SlotTable
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import Copied
 from orla_lg.core.memory.events import CacheAction, Doing, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import Desk
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Wait
 from tests.core.fakes import Engine, HandBackground, HandClock, a_call
 
@@ -52,18 +52,18 @@ class AtDesk:
         self.engine, clock = Store(slots), HandClock()
         self.background = HandBackground(clock)
         backend = Backend("b", "http://b/v1", max_saved=max_saved)
-        self.desk = Desk(backend, self.engine, self.background, clock, policies("b", "fcfs", "fcfs"))
-        self.desk.health._learn(self.engine.says)
+        self.scheduler = BackendScheduler(backend, self.engine, self.background, clock, policies("b", "fcfs", "fcfs"))
+        self.scheduler.health._learn(self.engine.says)
 
     def enter(self, workflow: str) -> Queued:
-        return self.desk.enter(calls(workflow), order=None, running=True, holds_grant=False)
+        return self.scheduler.enter(calls(workflow), order=None, running=True, holds_grant=False)
 
     def leave(self, queued: Queued, tokens: int = 9000) -> None:
         usage = Usage(tokens, 0, 1) if tokens else None
-        self.desk.leave(queued, usage=usage, tokens=tokens, followed=lambda: True)
-        self.desk.check_integrity()
+        self.scheduler.leave(queued, usage=usage, tokens=tokens, followed=lambda: True)
+        self.scheduler.check_integrity()
 
-    def call(self, workflow: str, tokens: int = 9000) -> Seat:
+    def call(self, workflow: str, tokens: int = 9000) -> SlotLease:
         """Let a workflow call and its call end."""
         queued = self.enter(workflow)
         self.background.advance(1.0)
@@ -75,19 +75,19 @@ class AtDesk:
         self.background.advance(1.0)
         return seat
 
-    def seat(self, queued: Queued) -> Seat:
+    def seat(self, queued: Queued) -> SlotLease:
         seat = queued.seat
         assert seat is not None
         return seat
 
     @property
     def effects(self) -> dict[str, int]:
-        return self.desk.cache.statistics().effects
+        return self.scheduler.cache.statistics().effects
 
     @property
     def table(self) -> SlotTable:
-        assert self.desk.cache.table is not None
-        return self.desk.cache.table
+        assert self.scheduler.cache.table is not None
+        return self.scheduler.cache.table
 
 
 def calls(workflow: str) -> Call:
@@ -101,7 +101,7 @@ def test_who_must_leave_is_saved_and_restored_when_it_is_back() -> None:
     assert [at.call(each).action for each in "uvu"] == ["claimed", "reclaimed", "restored"]
     assert at.engine.told == ["save 0 0", "save 0 1", "restore 0 0"]
     assert at.effects == {"save:saved": 2, "restore:restored": 1}
-    assert at.desk.cache.statistics().saved == 2
+    assert at.scheduler.cache.statistics().saved == 2
 
 
 def test_what_is_saved_already_is_not_saved_again() -> None:
@@ -162,7 +162,7 @@ def test_a_save_that_fails_loses_the_contents_and_the_call_goes_on() -> None:
     at.call("u")
     at.engine.fails = {"save"}
     assert at.call("v").action == "reclaimed"
-    assert at.effects == {"save:failed": 1} and at.desk.cache.statistics().saved == 0
+    assert at.effects == {"save:failed": 1} and at.scheduler.cache.statistics().saved == 0
     at.engine.fails = set()
     assert at.call("u").action == "reclaimed", "there is nothing to restore"
 
@@ -195,10 +195,10 @@ def test_a_flush_reaches_the_workflows_own_file_and_it_is_emptied() -> None:
     for workflow in "uvw":
         at.call(workflow)
     at.engine.told.clear()
-    at.desk.apply(CacheAction(Verb.FLUSH, "u"))
+    at.scheduler.apply(CacheAction(Verb.FLUSH, "u"))
     at.background.do_all()
     assert at.engine.told == [], "there is no empty slot to overwrite it with"
-    at.desk.apply(CacheAction(Verb.FLUSH, "w"))
+    at.scheduler.apply(CacheAction(Verb.FLUSH, "w"))
     at.background.do_all()
     assert at.engine.told == ["erase 0", "save 0 0"]
     assert at.effects["flush:freed"] == 2 and at.effects["flush:deferred"] == 1
@@ -208,7 +208,7 @@ def test_a_flush_reaches_the_workflows_own_file_and_it_is_emptied() -> None:
 def test_whoever_waits_for_a_human_is_saved_ahead_and_may_sit_down_meanwhile() -> None:
     at = AtDesk(slots=2)
     at.call("u")
-    at.desk.turned("u", Doing.HUMAN)
+    at.scheduler.turned("u", Doing.HUMAN)
     queued = at.enter("u")
     seat = at.seat(queued)
     assert (seat.slot, seat.action) == (0, "reused") and seat.swap is not None and not seat.swap.ended.done()
@@ -221,13 +221,13 @@ def test_an_engine_started_anew_keeps_files_and_one_with_other_weights_none() ->
     at = AtDesk()
     for workflow in "uv":
         at.call(workflow)
-    with at.desk.lock:
-        at.desk.forgotten()
+    with at.scheduler.lock:
+        at.scheduler.forgotten()
     assert at.call("u").action == "restored"
-    at.desk.health._learn(Probe(models=("m",), slots=1, capabilities=CAN, weights="other.gguf"))
-    with at.desk.lock:
-        at.desk.forgotten()
-    assert at.call("v").action == "reclaimed" and at.desk.cache.statistics().saved == 0
+    at.scheduler.health._learn(Probe(models=("m",), slots=1, capabilities=CAN, weights="other.gguf"))
+    with at.scheduler.lock:
+        at.scheduler.forgotten()
+    assert at.call("v").action == "reclaimed" and at.scheduler.cache.statistics().saved == 0
 
 
 # A restart that nobody noticed
@@ -242,13 +242,13 @@ def test_a_slot_that_holds_next_to_nothing_is_not_kept_and_the_engine_is_asked_w
     first: str, then: str, all_is_lost: bool
 ) -> None:
     at = AtDesk(slots=2)
-    at.desk.health._learn(replace(at.engine.says, incarnation=first))  # type: ignore[type-var]
+    at.scheduler.health._learn(replace(at.engine.says, incarnation=first))  # type: ignore[type-var]
     for workflow in "uv":
         at.call(workflow)
     at.engine.says = replace(at.engine.says, incarnation=then)  # type: ignore[type-var]
     at.engine.holds = 0
     assert at.call("w").action == "reclaimed"
-    assert at.effects == {"save:failed": 1} and at.desk.cache.statistics().saved == 0
+    assert at.effects == {"save:failed": 1} and at.scheduler.cache.statistics().saved == 0
     tokens = {slot.owner: slot.tokens for slot in at.table.slots}
     assert tokens == {"w": 9000, "v": 0 if all_is_lost else 9000}
     at.engine.holds = None
@@ -259,14 +259,14 @@ def test_a_slot_that_holds_next_to_nothing_is_not_kept_and_the_engine_is_asked_w
 def test_what_is_saved_ahead_is_believed_if_it_is_about_what_it_should_be(holds: int, kept: bool) -> None:
     at = AtDesk(slots=2)
     at.engine.says = replace(at.engine.says, incarnation="first")  # type: ignore[type-var]
-    at.desk.health._learn(at.engine.says)  # type: ignore[arg-type]
+    at.scheduler.health._learn(at.engine.says)  # type: ignore[arg-type]
     at.call("u")
     at.engine.holds = holds
-    at.desk.turned("u", Doing.HUMAN)
+    at.scheduler.turned("u", Doing.HUMAN)
     at.background.do_all()
     assert at.table.slots[0].tokens == (9000 if kept else 0)
     assert at.effects == {"save:saved" if kept else "save:failed": 1}
-    at.desk.check_integrity()
+    at.scheduler.check_integrity()
 
 
 def test_a_file_is_not_emptied_with_a_slot_that_is_not_empty() -> None:
@@ -275,7 +275,7 @@ def test_a_file_is_not_emptied_with_a_slot_that_is_not_empty() -> None:
         at.call(workflow)
     at.engine.holds = 7
     for workflow in "uw":
-        at.desk.apply(CacheAction(Verb.FLUSH, workflow))
+        at.scheduler.apply(CacheAction(Verb.FLUSH, workflow))
     at.background.do_all()
     assert at.effects["flush:failed"] == 1, "the file would hold those tokens"
     at.engine.holds = 0
@@ -290,14 +290,14 @@ def test_a_file_is_not_emptied_with_a_slot_that_is_not_empty() -> None:
 def test_without_files_nothing_is_saved(max_saved: int, able: bool) -> None:
     at = AtDesk(max_saved=max_saved)
     if not able:
-        at.desk.health._learn(Probe(models=("m",), slots=1))
+        at.scheduler.health._learn(Probe(models=("m",), slots=1))
     at.call("u")
     queued = at.enter("v")
     assert not queued.granted, "holding is worth its time where what is lost is lost"
     at.background.advance(5.0)
     assert queued.granted and at.seat(queued).swap is None
     at.leave(queued)
-    assert at.engine.told == [] and at.desk.cache.statistics().saved == 0
+    assert at.engine.told == [] and at.scheduler.cache.statistics().saved == 0
 
 
 def test_a_closed_orla_starts_no_swap_and_leaves_nothing_locked() -> None:

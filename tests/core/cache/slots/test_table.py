@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from orla_lg.core.cache.slots.files import Saved, SavedPool
 from orla_lg.core.cache.slots.swap import Slot, Swap, Swaps
-from orla_lg.core.cache.slots.table import Seat, SlotTable
+from orla_lg.core.cache.slots.table import SlotLease, SlotTable
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.identity import tenant_of, workflow_key
 from orla_lg.core.memory.events import Doing
@@ -32,7 +32,7 @@ class Tokens:
 @dataclass(eq=False)
 class Sitting:
     workflow: str
-    seat: Seat
+    seat: SlotLease
     prompt: tuple[int, ...]
     flushes: int
     then: Counter[str]
@@ -332,7 +332,9 @@ IsolatedSlotMachine.TestCase.settings = settings(max_examples=100, stateful_step
 TestIsolatedSlots = IsolatedSlotMachine.TestCase
 
 
-def sat(table: SlotTable, workflow: str, prefix: tuple[int, ...] = (), now: float = 0.0, hold: bool = True) -> Seat:
+def sat(
+    table: SlotTable, workflow: str, prefix: tuple[int, ...] = (), now: float = 0.0, hold: bool = True
+) -> SlotLease:
     seat = table.seat(workflow, prefix, now, hold=hold)
     assert seat is not None
     return seat
@@ -343,15 +345,15 @@ def test_a_branch_returns_to_the_slot_that_shares_most_of_its_prompt() -> None:
     seats = [sat(table, "w") for _ in range(2)]
     table.vacate(seats[0], (1, 2, 3), 5, 0.0, hold=True)
     table.vacate(seats[1], (1, 9), 5, 1.0, hold=True)
-    assert table.seat("w", (1, 2, 4), 2.0, hold=True) == Seat(0, "reused", fresh=False)
+    assert table.seat("w", (1, 2, 4), 2.0, hold=True) == SlotLease(0, "reused", fresh=False)
 
 
 def test_a_clean_slot_goes_before_one_that_still_has_flushed_tokens() -> None:
     table = SlotTable(2)
     table.vacate(sat(table, "w"), (), 5, 0.0, hold=True)
     table.flush("w")
-    assert table.seat("v", (), 0.0, hold=True) == Seat(1, "claimed", fresh=False)
-    assert table.seat("u", (), 0.0, hold=True) == Seat(0, "claimed", fresh=True)
+    assert table.seat("v", (), 0.0, hold=True) == SlotLease(1, "claimed", fresh=False)
+    assert table.seat("u", (), 0.0, hold=True) == SlotLease(0, "claimed", fresh=True)
 
 
 def test_the_longest_unused_of_the_remembered_slots_goes_first() -> None:
@@ -369,7 +371,7 @@ def test_a_second_slot_of_a_workflow_goes_before_the_favour_of_another_ends() ->
     assert table.eligible(5.0) is None
     assert sat(table, "w", now=4.0).slot == 1
     assert table.eligible(4.0) == {"u", "v"} and table.seat("x", (), 4.0, hold=True) is None
-    assert table.seat("x", (), 5.0, hold=True) == Seat(0, "reclaimed", fresh=False)
+    assert table.seat("x", (), 5.0, hold=True) == SlotLease(0, "reclaimed", fresh=False)
 
 
 def test_what_is_saved_counts_as_there_only_while_it_would_be_restored() -> None:

@@ -6,12 +6,12 @@ from orla_lg.core.cache.slots.files import SavedPool
 from orla_lg.core.cache.slots.swap import Slot, Swaps
 from orla_lg.core.cache.slots.table import SlotTable
 from orla_lg.core.cache.slots.worth import Prices
-from orla_lg.core.engine.speed import Pace
+from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.memory.events import Doing
 
 
 def paced(tokens_per_s: int = 100) -> Prices:
-    pace = Pace()
+    pace = SpeedMeter()
     pace.note(service_s=2.0, prefill_s=1.0, fresh_tokens=tokens_per_s, completion_tokens=None)
     return Prices(pace)
 
