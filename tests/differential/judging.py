@@ -135,8 +135,8 @@ def _may_be_cut(reply: Reply) -> bool:
     """
     dialect, framing = reply.dialect, reply.framing
     signs = (
-        dialect.end not in ("no done", "no finish, no done"),
-        bool(reply.answer.finish) and "no finish" not in dialect.end,
+        dialect.end not in ("no done", "no finish, no done") and dialect.error_at is None,
+        bool(reply.answer.finish) and "no finish" not in dialect.end and dialect.error_at is None,
     )
     cut = framing.drop.endswith("within") or framing.how in (
         "short length",
