@@ -208,8 +208,8 @@ def answered(result: Any, pieces: list[Any] | None) -> Answered:
     streamed = None if pieces is None else json.dumps("".join(str(piece) for piece in pieces))
     if not isinstance(result, AIMessage):
         return Answered(repr(result), streamed=streamed)
-    calls = [[call["name"], call["args"], call["id"]] for call in result.tool_calls]
-    calls += [["invalid", call["name"], call["args"], call["id"]] for call in result.invalid_tool_calls]
+    calls = [[call["name"], call["args"], call["id"] or None] for call in result.tool_calls]
+    calls += [["invalid", call["name"], call["args"], call["id"] or None] for call in result.invalid_tool_calls]
     return Answered(
         json.dumps([result.content, result.additional_kwargs.get("refusal")]),
         json.dumps(calls),
