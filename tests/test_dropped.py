@@ -37,8 +37,12 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
 
 
+OTHERS: set[threading.Thread] = set()
+"""Threads of cores that tests before kept alive, a failed one by its traceback."""
+
+
 def ours() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("orla")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("orla") and thread not in OTHERS]
 
 
 def collected(threads: int = 0) -> None:
@@ -52,8 +56,8 @@ def collected(threads: int = 0) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    if ours():  # of an earlier test
-        collected()
+    gc.collect()
+    OTHERS.update(ours())
     before = descriptors()
     yield
     if ours() or descriptors() > before + 2:

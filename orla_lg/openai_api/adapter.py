@@ -326,7 +326,7 @@ def advised(probe: Probe, **more: Any) -> Probe:
 
 def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
     try:
-        parsed = response.json()
+        parsed = parse_json(response.content)
     except ValueError as error:
         raise BackendUnavailable(f"{where}: {path} answered no JSON; is this an OpenAI-style URL?") from error
     if not isinstance(parsed, dict):

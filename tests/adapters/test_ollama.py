@@ -23,7 +23,7 @@ ALWAYS = {
     "json_schema": "native", "stream_usage": "native", "warm": "emulated", "flush_all": "emulated", "sleep": "native",
     "keep": "emulated",
     **dict.fromkeys(("priority", "pin", "release", "flush_workflow", "flush_prefix", "save_restore"), "unsupported"),
-    **dict.fromkeys(("stats", "tokenize", "abort"), "unsupported"),
+    **dict.fromkeys(("stats", "tokenize", "abort", "isolate"), "unsupported"),
 }  # fmt: skip
 
 

@@ -395,9 +395,9 @@ def test_where_no_door_can_be_is_said(
         "open to all": "others may write to the folder .*chmod go-w",
         "open to a group": "others may write to the folder .*mode 0770",
         "too long": "no socket can be made there, the path is too long: .* 107 at most",
-        "a name too long": "no socket can be made there, the path is too long",
-        "NUL": "there is a NUL or a lone surrogate in it",
-        "half a pair": "there is a NUL or a lone surrogate in it",
+        "a name too long": "is no path of a file: File name too long",
+        "NUL": "no path holds NUL",
+        "half a pair": "surrogates not allowed",
         "below a file": "what is there cannot be looked at",
         "no unix sockets": "this platform has no Unix sockets",
     }[how]

@@ -123,8 +123,7 @@ class Backend:
             raise ConfigError(f"{where}: kv_replay {shown(self.kv_replay)} repeats kv_events, which is not set")
         if self.quality is not None and not 0 <= checked.number(f"{where}: quality", self.quality) <= 1:
             raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
-        if not isinstance(self.isolate_tenants, bool):
-            raise ConfigError(f"{where}: isolate_tenants must be True or False, got {self.isolate_tenants!r}")
+        checked.flag(f"{where}: isolate_tenants", self.isolate_tenants)
 
 
 if not TYPE_CHECKING:
