@@ -190,6 +190,16 @@ def _text(message: Any) -> str:
     return repr(message)
 
 
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading messages two prompts share, both as chained message hashes."""
+    shared = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        shared += 1
+    return shared
+
+
 @dataclass(frozen=True, slots=True)
 class CallerTimeout:
     """How long the caller's own client waits for an answer, and what it raises then."""

@@ -22,9 +22,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S
-from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots.table import SlotLease, SlotTable
-from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, in_common
 from orla_lg.core.engine.speed import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.queues import BackendQueue, Queued
 
