@@ -23,6 +23,31 @@ from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.queues import Policies, Queued, RequestPolicy, Sortable, StagePolicy
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
+__all__ = [
+    "ANY_BACKEND",
+    "ANY_STAGE",
+    "NAMES",
+    "CriticalPath",
+    "EarliestDeadline",
+    "Fair",
+    "Fcfs",
+    "LeastAttained",
+    "Policies",
+    "Priority",
+    "RequestChoice",
+    "RequestPolicy",
+    "ShortestJob",
+    "ShortestRemaining",
+    "Sortable",
+    "StageChoice",
+    "StagePolicy",
+    "WorkflowFcfs",
+    "changed",
+    "name_of",
+    "policies",
+    "policy",
+]
+
 KEEP_TENANTS = 1000
 
 _MARKS = count()
