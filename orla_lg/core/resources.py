@@ -33,7 +33,7 @@ EXIT_PATIENCE_S = 3.0
 """How long the end of the interpreter waits for all cores that were not closed."""
 
 
-class Core(Protocol):
+class ResourceOwner(Protocol):
     """What holds resources: one core, as far as giving them back concerns it."""
 
     closed: bool
@@ -115,10 +115,10 @@ def _nothing() -> None:
     """Nothing is left to be done."""
 
 
-_open: weakref.WeakKeyDictionary[Core, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+_open: weakref.WeakKeyDictionary[ResourceOwner, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
 
 
-def hold(serving: Core, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
+def hold(serving: ResourceOwner, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
     """Return the resources of *serving*, to be given back when it is dropped, or when the interpreter ends.
 
     Args:
@@ -137,7 +137,7 @@ def hold(serving: Core, adapters: Mapping[Backend, BackendAdapter], *, owned: bo
     return resources
 
 
-def was_closed(serving: Core) -> None:
+def was_closed(serving: ResourceOwner) -> None:
     """Note that everything is given back by ``close``."""
     log.removeFilter(serving.resources.masking)
     if (finalizer := _open.pop(serving, None)) is not None:

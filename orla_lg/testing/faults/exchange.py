@@ -32,7 +32,7 @@ class Gone(Exception):
         self.politely = politely
 
 
-class Engine(Protocol):
+class AnsweringEngine(Protocol):
     """What an exchange asks of its engine, and reports to it."""
 
     models: tuple[str, ...]
@@ -67,7 +67,7 @@ class Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, engine: Engine, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, engine: AnsweringEngine, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.engine, self.seen, self.reader, self.writer = engine, seen, reader, writer
 
