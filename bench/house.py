@@ -366,8 +366,8 @@ def _read_rows(all_: list[Module], core: list[Module]) -> Iterator[Row]:
     yield Row(
         "kinds", "places in the core with `slots is None`; files", (sum(apart.values()), len(apart)), "26; 5", "0"
     )
-    for each, node in ((each, node) for each in core for node in classes(each) if node.name == SCHEDULER):
-        sizes = methods(node), len(imports(each, names))
+    for where, node in ((each, node) for each in core for node in classes(each) if node.name == SCHEDULER):
+        sizes = methods(node), len(imports(where, names))
         yield Row("scheduler", f"methods of `{SCHEDULER}`; modules imported", sizes, "38; 33", "≤ 20; ≤ 12")
     largest = max((methods(node), node.name) for each in core for node in classes(each) if node.name != SCHEDULER)
     yield Row("largest", f"methods of the largest other class of the core, `{largest[1]}`", (largest[0],))
