@@ -8,6 +8,7 @@ for types counts like any other: code that names a type is read with it.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -251,6 +252,17 @@ def test_the_table_of_rooms_names_what_there_is() -> None:
     packages = {module for module in core if MODULES[f"{CORE}{module}"].name == "__init__.py"}
     assert packages == {room for row, _ in ROOMS for room in row}
     assert core >= {*VALUES, CHOOSES, *RE_EXPORTS, *RE_EXPORTS.values()}
+
+
+def test_the_page_on_architecture_shows_the_rooms_in_their_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| \[`core/([\w/]+)`\]", page, re.M)
+    assert [room.replace("/", ".") for room in shown] == [room for row, _ in ROOMS for room in row]
+
+
+def test_the_core_says_which_rooms_it_has() -> None:
+    read = ast.get_docstring(parsed(MODULES["orla_lg.core"])) or ""
+    assert all(f"``{room.rpartition('.')[2]}``" in read for row, _ in ROOMS for room in row)
 
 
 def test_our_own_code_imports_no_re_export() -> None:
