@@ -23,7 +23,7 @@ MARGIN = 1.03
 FOLLOWS = 0.9
 """A figure below so much of its limit asks for another limit."""
 
-NAMES_LEFT = {
+NAMES_LEFT: set[str] = {
     "Answer", "BackendState", "Calibration", "Candidates", "Holding", "Limit", "Outcome", "Progress", "Prompt", "Row",
     "Seen", "Settings", "Shape", "Stage", "State", "Stay", "Step", "_Installer",
 }  # fmt: skip
