@@ -1,7 +1,8 @@
 """How the code stands as a house: what one call passes, circles, large classes, names, prose, lines, locks.
 
-    make house                     the table
-    python bench/house.py --more   also what stands behind its figures
+    make house                     the table; written into docs/architecture.md
+    make house HOUSE=--more        also what stands behind its figures
+    make house HOUSE=--json        the figures alone, for a program
 
 The simplest wrapped call is one ``ChatOpenAI.invoke`` in the only node of a wrapped graph, at a stub server, after a
 few that warm everything up. Python calls are those of the package's functions, counted by ``sys.setprofile`` (each
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import json
 import re
 import sys
 import threading
@@ -25,6 +27,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (ROOT / "orla_lg", ROOT / "adapters")
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- table of make house -->", "<!-- end of the table of make house -->"
+CORE = "orla_lg.core"
+SCHEDULER = "BackendScheduler"
 PERSON_WORDS = (
     "who",
     "whom",
@@ -41,6 +47,32 @@ PERSON_WORDS = (
 LOCKS = ("Lock", "RLock", "Condition", "Semaphore")
 KINDS_OF_ENGINE = ("slots",)
 """What is ``None`` on one of the two kinds of engine."""
+
+REASONS = {
+    "BackendScheduler": "the one of a backend: its queue, its cache, its grants",
+    "WorkflowBook": "the one of all workflows and their runs",
+    "Background": "begins the thread once, whichever caller is the first",
+    "_after": "counts futures that end on other threads",
+    "CostBook": "sums over all backends, and calls of different backends end at once",
+    "LoadWatch": "callers ask for a load that the background reads",
+    "Estimates": "graphs on all backends teach it",
+    "EstimatesFile": "one write at a time, from whichever run ends",
+    "InFlightCall": "a stream may be closed by one thread and collected by another; it ends once",
+    "Journal": "opens and ends the file; lines are put without it",
+    "Learners": "mappers are added while calls end",
+    "LimitBook": "limits span backends; what is set aside and what is settled must agree",
+    "Lookahead": "one forecast for each graph, whichever run begins first",
+    "MemoryManager": "orders that are due later, from the background and from callers",
+    "RecordBook": "records of all backends, in one order",
+    "RecordUpdates": "what the journal does not say yet, of all backends",
+    "ReturnBook": "asked under the locks of backends; innermost",
+    "RunTrace": "branches of one run enter and leave on several threads",
+    "Salts": "one salt for a tenant on all backends",
+    "Serving": "counts of calls that no backend sees",
+    "Steering": "a change of policies on several backends is undone as a whole",
+    "Waiters": "a waiter is registered before it sleeps; closing wakes all",
+}
+"""Locks of the core, by the class or function that makes them, and why each is one of its own."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +159,20 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     return sorted(found, key=len, reverse=True)
 
 
+def is_re_export(module: Module) -> bool:
+    """Whether a module has nothing of its own: its docstring, imports and ``__all__``."""
+    return not any(
+        not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+        and not (isinstance(node, ast.Assign) and _last(node.targets[0]) == "__all__")
+        for node in module.tree.body
+    )
+
+
+def spine(core: Iterable[Module]) -> list[Module]:
+    """Return the modules that lie in the core itself, without those that only pass names on."""
+    return [each for each in core if each.room == CORE and each.name != CORE and not is_re_export(each)]
+
+
 def classes(module: Module) -> list[ast.ClassDef]:
     return [node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
 
@@ -165,10 +211,14 @@ def person_words(among: Iterable[Module]) -> float:
     return 1000 * sum(word in PERSON_WORDS for word in words) / max(1, len(words))
 
 
-def locks(module: Module) -> int:
-    """Return how many locks a module makes."""
-    calls = (node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call))
-    return sum(_last(function) in LOCKS for function in calls)
+def locks(module: Module) -> Counter[str]:
+    """Return how many locks a module makes, by the outermost class or function that does."""
+    return Counter(
+        outer.name if isinstance(outer, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else module.name
+        for outer in module.tree.body
+        for node in ast.walk(outer)
+        if isinstance(node, ast.Call) and _last(node.func) in LOCKS
+    )
 
 
 def told_apart(module: Module) -> int:
@@ -234,13 +284,13 @@ def simplest_call() -> tuple[Passed, Passed]:
     """Return what the simplest wrapped call passes, and what the whole run of its graph does."""
     from langchain_openai import ChatOpenAI
     from langgraph.graph import START, MessagesState, StateGraph
-    from overhead import stub
     from pydantic import SecretStr
 
     from orla_lg import Backend, Orla
+    from orla_lg.testing.faults import FaultEngine
 
-    with stub() as url, Orla([Backend("main", url, model="stub-model")], {"*": "main"}) as orla:
-        model = ChatOpenAI(model="stub-model", base_url=url, api_key=SecretStr("any"))
+    with FaultEngine(models=("stub",)) as engine, Orla([Backend("main", engine.url)], {"*": "main"}) as orla:
+        model = ChatOpenAI(model="stub", base_url=engine.url, api_key=SecretStr("any"))
 
         inner: list[Passed] = []
 
@@ -264,43 +314,95 @@ def simplest_call() -> tuple[Passed, Passed]:
 # The table
 
 
-def table(rows: Iterable[tuple[str, str, str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (("", "now", "wanted"), ("---",) * 3, *rows))
+@dataclass(frozen=True)
+class Row:
+    key: str
+    what: str
+    now: tuple[float, ...]
+    before: str = ""
+    """When the core had no rooms yet."""
+    wanted: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self.what, self.before, "; ".join(map(_figure, self.now)), self.wanted
 
 
-def rows(all_: list[Module], call: Passed, whole: Passed) -> Iterator[tuple[str, str, str]]:
-    core = [module for module in all_ if module.name.startswith("orla_lg.core")]
-    spine = [module for module in core if module.file.parent.name == "core"]
+def _figure(number: float) -> str:
+    return f"{number:.1f}" if isinstance(number, float) else f"{number:,}"
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    heads = ("", "before", "now", "wanted")
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ("---",) * 4, *(row.cells for row in rows))]
+
+
+def rows(all_: list[Module], call: Passed, whole: Passed) -> Iterator[Row]:
+    core = [module for module in all_ if module.name.startswith(CORE)]
+    yield from _passed_rows(core, call, whole)
+    yield from _read_rows(all_, core)
+    yield from _rooms(all_)
+
+
+def _passed_rows(core: list[Module], call: Passed, whole: Passed) -> Iterator[Row]:
     in_core = {file for file in call.files if file.startswith("orla_lg/core/")}
-    in_spine = {file for file in in_core if file.count("/") == 2}
-    yield "files that the simplest wrapped call passes", f"{len(call.files)}", "≤ 40"
-    yield "of these in the core, in the spine", f"{len(in_core)}, {len(in_spine)}", "spine ≤ 17"
-    yield "Python calls of it; objects made", f"{call.calls.total()}; {call.made}", "≤ 300"
-    yield "the same of the whole run: files; calls", f"{len(whole.files)}; {whole.calls.total()}", ""
+    in_spine = in_core & {str(each.file.relative_to(ROOT)) for each in spine(core)}
+    yield Row("files", "files that the simplest wrapped call passes", (len(call.files),), "59", "≤ 40")
+    yield Row("files_core", "of these in the core; in the spine", (len(in_core), len(in_spine)), "52", "spine ≤ 17")
+    yield Row("calls", "Python calls of it; objects made", (call.calls.total(), call.made), "535; 63", "≤ 300")
+    yield Row("whole", "the whole run of its graph: files; calls", (len(whole.files), whole.calls.total()))
+
+
+def _read_rows(all_: list[Module], core: list[Module]) -> Iterator[Row]:
     names = {module.name for module in all_}
-    for types, what in ((True, "type imports included"), (False, "at run time")):
+    for types, before, what in ((True, "52", "type imports included"), (False, "0", "at run time")):
         found = circles({module.name: imports(module, names, types=types) for module in all_})
-        yield f"files in circles, {what}", str(sum(map(len, found))), "0"
-    yield "spine: files; lines", f"{len(spine)}; {sum(each.lines for each in spine):,}", "≤ 17; ≤ 4,000"
-    yield "core: files; lines", f"{len(core)}; {sum(each.lines for each in core):,}", "≤ 11,500 lines"
-    apart = {each.name: count for each in all_ if (count := told_apart(each))}
-    yield "places with `slots is None`; files", f"{sum(apart.values())}; {len(apart)}", "0"
-    sizes = [
-        (methods(node), len(imports(each, names)), node.name, each.name) for each in core for node in classes(each)
-    ]
-    for count, imported, name, where in sorted(sizes, reverse=True)[:5]:
-        yield f"methods of `{name}` (`{where}`); modules imported there", f"{count}; {imported}", "≤ 20; ≤ 12"
-    yield "class names in two or more modules", str(len(names_twice(all_))), "0"
-    yield "person-words per 1,000 words of prose: core", f"{person_words(core):.1f}", "< 5"
-    yield "the same: all", f"{person_words(all_):.1f}", ""
-    yield "locks made in the core; in all", f"{sum(map(locks, core))}; {sum(map(locks, all_))}", ""
-    rooms: dict[str, list[Module]] = defaultdict(list)
-    for module in all_:
-        rooms[module.room].append(module)
-    for room, inside in sorted(rooms.items()):
-        yield f"lines of `{room}` ({len(inside)} files)", f"{sum(each.lines for each in inside):,}", ""
+        key = "circles" if types else "circles_run"
+        yield Row(key, f"files in circles, {what}", (sum(map(len, found)),), before, "0")
+    inner, rooms = spine(core), "one corridor of 79"
+    yield Row("spine", "spine: files; lines", (len(inner), _lines(inner)), rooms, "≤ 17; ≤ 4,000")
+    yield Row("core", "core: files; lines", (len(core), _lines(core)), "79; 13,965", "≤ 11,500 lines")
+    apart = {each.name: count for each in core if (count := told_apart(each))}
+    yield Row(
+        "kinds", "places in the core with `slots is None`; files", (sum(apart.values()), len(apart)), "26; 5", "0"
+    )
+    for where, node in ((each, node) for each in core for node in classes(each) if node.name == SCHEDULER):
+        sizes = methods(node), len(imports(where, names))
+        yield Row("scheduler", f"methods of `{SCHEDULER}`; modules imported", sizes, "38; 33", "≤ 20; ≤ 12")
+    largest = max((methods(node), node.name) for each in core for node in classes(each) if node.name != SCHEDULER)
+    yield Row("largest", f"methods of the largest other class of the core, `{largest[1]}`", (largest[0],))
+    yield Row("names", "class names in two or more modules", (len(names_twice(all_)),), "41", "0")
+    yield Row("prose", "person-words per 1,000 words of prose: core", (person_words(core),), "19.6", "< 5")
+    yield Row("prose_all", "the same: all", (person_words(all_),))
+    made = [sum(locks(each).total() for each in among) for among in (core, all_)]
+    yield Row("locks", "locks made in the core; in all", tuple(made), "22", "each with its reason")
     bench = modules(ROOT / "bench")
-    yield f"lines of `bench` ({len(bench)} files)", f"{sum(each.lines for each in bench):,}", "≤ 4,800"
+    yield Row("bench", "bench: files; lines", (len(bench), _lines(bench)), "6,971 lines", "≤ 4,800 lines")
+
+
+def _rooms(all_: list[Module]) -> Iterator[Row]:
+    by_room: dict[str, list[Module]] = defaultdict(list)
+    for module in all_:
+        by_room[module.room].append(module)
+    for room, inside in sorted(by_room.items()):
+        yield Row(f"room {room}", f"`{room}`: files; lines", (len(inside), _lines(inside)))
+
+
+def _lines(among: Iterable[Module]) -> int:
+    return sum(each.lines for each in among)
+
+
+def write(page: Path, lines: Iterable[str]) -> None:
+    """Put the table where *page* keeps it; all else of it stays.
+
+    Raises:
+        SystemExit: The page has no place for it.
+    """
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{page} has no place for the table: no lines {BEGIN} and {END}")
+    head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
+    page.write_text("\n".join([f"{head}{BEGIN}", "", *lines, "", f"{END}{tail}"]), encoding="utf-8")
 
 
 def more(all_: list[Module], call: Passed) -> Iterator[str]:
@@ -310,7 +412,8 @@ def more(all_: list[Module], call: Passed) -> Iterator[str]:
     yield "Class names in two or more modules:"
     yield from (f"  {name}: {', '.join(places)}" for name, places in names_twice(all_).items())
     yield "Locks:"
-    yield from (f"  {module.name}: {count}" for module in all_ if (count := locks(module)))
+    for module in all_:
+        yield from (f"  {module.name}: {name}: {REASONS.get(name, '')}" for name in locks(module))
     yield "Files that the simplest wrapped call passes, with calls:"
     by_file = Counter[str]()
     for (file, _), count in call.calls.items():
@@ -321,9 +424,16 @@ def more(all_: list[Module], call: Passed) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--more", action="store_true", help="list what stands behind the figures")
+    parser.add_argument("--json", action="store_true", help="print the figures alone, and write no page")
     args = parser.parse_args()
     all_, (call, whole) = modules(*PACKAGES), simplest_call()
-    print(table(rows(all_, call, whole)))
+    found = list(rows(all_, call, whole))
+    if args.json:
+        print(json.dumps({row.key: row.now for row in found}, indent=1))
+        return 0
+    lines = table(found)
+    print("\n".join(lines))
+    write(PAGE, lines)
     if args.more:
         print("\n".join(more(all_, call)))
     return 0

@@ -16,8 +16,8 @@ import sys
 from typing import Any
 
 from orla_lg import Ask, Backend
-from orla_lg.core.engine.backend import Capability, Directions, Effect, Probe, Support
-from orla_lg.core.engine.capabilities import Scope, WorkflowCache
+from orla_lg.core.backend import Capability, Directions, Effect, Probe, Support
+from orla_lg.core.control import Scope, WorkflowCache
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.testing.conformance import Report, conform
 from orla_lg.testing.faults import FaultEngine, Reply

@@ -66,9 +66,40 @@ def test_circles_with_and_without_types(house: Any, found: dict[str, Any]) -> No
 def test_names_methods_locks_and_kinds(house: Any, found: dict[str, Any]) -> None:
     a = found["pkg.a"]
     assert house.names_twice(found.values()) == {"Other": ["pkg.b", "pkg.c"], "Same": ["pkg.a", "pkg.c"]}
-    assert (house.methods(house.classes(a)[0]), house.locks(a), house.told_apart(a)) == (2, 1, 2)
+    assert (house.methods(house.classes(a)[0]), house.locks(a), house.told_apart(a)) == (2, {"Same": 1}, 2)
     words = len(["Says", "who", "calls", "somebody", "is", "told", "One", "nobody", "waits"])
     assert house.person_words([a]) == pytest.approx(1000 * 4 / words)
+
+
+def test_what_only_passes_names_on_is_no_part_of_the_spine(house: Any, tmp_path: Path) -> None:
+    core = tmp_path / "orla_lg" / "core"
+    (core / "room").mkdir(parents=True)
+    texts = {
+        "__init__": '"""Order."""\n',
+        "passing": '"""Path."""\n\nfrom a import b\n\n__all__ = ["b"]\n',
+        "own": "ONE = 1\n",
+        "room/__init__": "",
+        "room/inside": "TWO = 2\n",
+    }
+    for name, text in {**texts, "../__init__": ""}.items():
+        (core / f"{name}.py").write_text(text)
+    found = [each for each in house.modules(core.parent) if each.name.startswith(house.CORE)]
+    assert len(found) == len(texts)
+    assert [each.name for each in house.spine(found)] == ["orla_lg.core.own"]
+
+
+def test_the_table_takes_its_place_in_a_page(house: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# A\n\n{house.BEGIN}\nold\n{house.END}\n\nb\n")
+    for _ in range(2):
+        house.write(page, house.table([house.Row("k", "what", (1234, 2.345), "9", "0")]))
+    lines = ["| | before | now | wanted |", "| --- | --- | --- | --- |", "| what | 9 | 1,234; 2.3 | 0 |"]
+    assert page.read_text().replace("|  |", "| |") == "\n".join(
+        ["# A", "", house.BEGIN, "", *lines, "", house.END, "", "b", ""]
+    )
+    page.write_text("nothing")
+    with pytest.raises(SystemExit, match="no place"):
+        house.write(page, [])
 
 
 def test_what_is_passed_is_counted_by_file_and_function(house: Any) -> None:

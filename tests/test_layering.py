@@ -1,15 +1,21 @@
 """Imports point one way: cli → workflow → orla → graph, openai_api, adapters → core → errors; no circles.
 
 Beside them stand ``engines``, which only the command line and the demo know, and ``testing``, which only the
-command line does.
+command line does. Inside the core the rooms stand in an order of their own, behind the files of the spine. An import
+for types counts like any other: code that names a type is read with it.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
@@ -37,9 +43,15 @@ def layer(module: str) -> int:
     return LAYERS.index("cli" if part == "main" else part) if part in (*LAYERS, "main") else len(LAYERS)
 
 
-def imports(file: Path, *, runtime: bool) -> set[str]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def imports(file: Path, *, runtime: bool) -> frozenset[str]:
     """Return the modules that *file* imports; with *runtime*, only those imported when it is imported."""
-    found, todo = set(), list(ast.parse(file.read_text()).body)
+    found, todo = set[str](), list[ast.AST](parsed(file).body)
     while todo:
         node = todo.pop()
         if runtime and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -54,7 +66,7 @@ def imports(file: Path, *, runtime: bool) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner & set(MODULES) or {node.module}
         todo += ast.iter_child_nodes(node)
-    return found
+    return frozenset(found)
 
 
 def test_imports_point_downwards() -> None:
@@ -102,6 +114,168 @@ def test_what_runs_in_an_engines_environment_needs_nothing_of_ours() -> None:
     assert not any(other.startswith(OURS) for other in imports(MODULES["orla_lg.engines.convert"], runtime=False))
 
 
+TYPES_ONLY = {
+    "orla_lg.demo.command": "the command line starts without what the demo needs",
+    "orla_lg_sim.commands": "the command line starts without the simulator",
+    "orla_lg_sim": "a package whose names are imported when they are asked for",
+    "orla_lg_vllm": "a package that an engine's environment imports, without the adapter",
+    "orla_lg.core.attempts": "a circle that is left",
+    "orla_lg.core.call": "a circle that is left",
+    "orla_lg.core.inflight": "a circle that is left",
+    "orla_lg.core.steps": "a circle that is left",
+}
+"""Modules with imports that only type checkers see, and why; elsewhere a plain import does."""
+
+CIRCLES_LEFT: set[tuple[str, str]] = {
+    ("orla_lg.core.attempts", "orla_lg.core.serving"),
+    ("orla_lg.core.call", "orla_lg.core.limits.usage"),
+    ("orla_lg.core.call", "orla_lg.core.mapping"),
+    ("orla_lg.core.inflight", "orla_lg.core.serving"),
+    ("orla_lg.core.steps", "orla_lg.core.inflight"),
+}
+"""Imports that close a circle. The list only shrinks: one that closes none any more fails the test."""
+
+
+def graph_of(without: set[tuple[str, str]]) -> dict[str, set[str]]:
+    return {
+        module: {
+            other
+            for other in imports(file, runtime=False) & set(MODULES)
+            if other != module and (module, other) not in without
+        }
+        for module, file in MODULES.items()
+    }
+
+
 def test_no_circles() -> None:
-    graph = {module: imports(file, runtime=True) & set(MODULES) for module, file in MODULES.items()}
-    TopologicalSorter(graph).prepare()
+    TopologicalSorter(graph_of(CIRCLES_LEFT)).prepare()
+
+
+def test_circles_that_are_left_still_are() -> None:
+    whole = graph_of(set())
+    for one, other in CIRCLES_LEFT:
+        assert other in whole[one], f"{one} imports {other} no more: take it off the list"
+        with pytest.raises(CycleError):
+            TopologicalSorter(graph_of(CIRCLES_LEFT - {(one, other)})).prepare()
+
+
+def test_types_are_imported_plainly() -> None:
+    found = set()
+    for module, file in MODULES.items():
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                within = [each for inner in node.body for each in ast.walk(inner)]
+                if any(isinstance(each, ast.Import | ast.ImportFrom) for each in within):
+                    found.add(module)
+    assert found == set(TYPES_ONLY), "either import it plainly, or say why not"
+
+
+# Rooms of the core
+
+ROOMS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("boundary",), "checks and cleans what comes from outside: settings, keys, files; knows no call"),
+    (("engine",), "one engine as it is seen from here: its backend, abilities, health, speed, load"),
+    (("lookahead",), "structure, trace and estimates of graphs; admission reads the estimates"),
+    (("memory",), "what may happen to a workflow's cache, what may be asked for, and the policies between"),
+    (("limits",), "bounds on runs, stages and tenants, and their usage"),
+    (("cache",), "the wall, and what both kinds of cache share: orders, verification, isolation"),
+    (("cache.prefix", "cache.slots"), "the two kinds behind the wall; neither knows of the other"),
+    (("prefetch",), "asks the cache through the wall whether a prefetch is worth it, and sends it"),
+)
+"""From below: a room imports the rows above its own in this table and values of the spine; of its own row nothing."""
+
+BESIDE: dict[str, str] = {}
+"""Rooms that work on the spine instead of for it, and why: they import all of it, and no room above imports them."""
+
+ALL_ROOMS = [*(room for row, _ in ROOMS for room in row), *BESIDE]
+
+VALUES = {
+    "background": "the thread and the clock that rooms are given",
+    "bounded": "a dict with a bound",
+    "call": "one call, its prompt, its usage",
+    "identity": "names of workflows, stages and tenants",
+    "queues": "the calls that wait, and which of them may go",
+    "record": "what is written of a call",
+    "standing": "a run's share, which policies order by",
+    "turn": "how a caller waits",
+    "view": "a backend as mappers see it",
+    "workflow": "a run's state",
+}
+"""Files of the spine that rooms may import; the others are its machinery, which no room and no value imports."""
+
+CORE = "orla_lg.core."
+
+WALLED = ("cache.prefix", "cache.slots")
+CHOOSES = "scheduler"
+"""The one file that knows both kinds of cache, since it chooses between them."""
+
+RE_EXPORTS = {"backend": "engine.backend", "control": "engine.capabilities"}
+"""Documented import paths of the core, for code elsewhere; ours imports the module itself."""
+
+MISPLACED = {
+    ("inflight", "cache.slots.table"): "its lease of a slot",
+    ("memory.manager", "scheduler"): "has its orders carried out",
+    ("queues", "cache.slots.table"): "the lease that comes with a grant",
+}
+"""Imports of the core that the rooms do not allow, and what for. The list only shrinks."""
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module of the core (named without ``orla_lg.core``); empty for the spine."""
+    rooms = [room for room in ALL_ROOMS if module == room or module.startswith(f"{room}.")]
+    return max(rooms, key=len, default="")
+
+
+def level(room: str) -> int:
+    return next(number for number, (row, _) in enumerate(ROOMS) if room in row)
+
+
+def core_edges() -> Iterator[tuple[str, str]]:
+    for module, file in MODULES.items():
+        if module.startswith(CORE):
+            for other in imports(file, runtime=False):
+                if other in MODULES and other.startswith(CORE):
+                    yield module.removeprefix(CORE), other.removeprefix(CORE)
+
+
+def is_allowed(module: str, other: str) -> bool:
+    mine, its = room_of(module), room_of(other)
+    if its in WALLED and mine != its:
+        return module == CHOOSES
+    if mine in BESIDE:
+        return True
+    if its in BESIDE:
+        return not (mine or module in VALUES)
+    if not its:
+        return other in VALUES or not (mine or module in VALUES)
+    return not mine or its == mine or level(its) < level(mine)
+
+
+def test_rooms_import_what_is_below_them_and_values() -> None:
+    circles = {(one.removeprefix(CORE), other.removeprefix(CORE)) for one, other in CIRCLES_LEFT}
+    wrong = {edge for edge in core_edges() if not is_allowed(*edge)} - circles
+    assert wrong == set(MISPLACED), "a room imports what is below it and the values of the spine"
+
+
+def test_the_table_of_rooms_names_what_there_is() -> None:
+    core = {module.removeprefix(CORE) for module in MODULES if module.startswith(CORE)}
+    packages = {module for module in core if MODULES[f"{CORE}{module}"].name == "__init__.py"}
+    assert packages == {*ALL_ROOMS}
+    assert core >= {*VALUES, CHOOSES, *RE_EXPORTS, *RE_EXPORTS.values()}
+
+
+def test_the_page_on_architecture_shows_the_rooms_in_their_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| \[`core/([\w/]+)`\]", page, re.M)
+    assert [room.replace("/", ".") for room in shown] == ALL_ROOMS
+
+
+def test_the_core_says_which_rooms_it_has() -> None:
+    read = ast.get_docstring(parsed(MODULES["orla_lg.core"])) or ""
+    assert all(f"``{room.rpartition('.')[2]}``" in read for room in ALL_ROOMS)
+
+
+def test_our_own_code_imports_no_re_export() -> None:
+    paths = {f"{CORE}{name}" for name in RE_EXPORTS}
+    for module, file in MODULES.items():
+        assert not imports(file, runtime=False) & paths, f"{module}: import the module itself"

@@ -1,11 +1,14 @@
-"""The life of a call, one file per step. Standard library only; nothing here knows LangChain or HTTP.
+"""The life of a call, and rooms behind it. Standard library only; nothing here knows LangChain or HTTP.
 
-Read in this order: ``serving`` and ``attempts`` (the eight steps), ``call`` (what flows), ``identity`` and
-``workflow`` (who calls), ``mapping`` (where), ``limits``, ``budgets`` and ``spending`` (whether it may),
-``admission``, ``claims``, ``residency`` and ``capacity`` (whether its cache fits), ``queues`` and ``policies``
-(when), ``foresight``, ``outlook``, ``estimates`` and ``forecast`` (what lies ahead), ``memory``, ``slots`` and
-``fanout`` (what stays cached, and who waits for it), ``desk`` and ``health`` (one backend's), ``dispatch``
-(whether to try again), ``record`` (what happened), ``steering`` and ``waiting`` (what may be changed and seen
-while calls wait), ``backend`` and ``control`` (what an engine is to us, and what only some can), ``background``
-(the one thread that works unasked).
+The files of this package itself are the spine: what a call passes. Read them in this order: ``lifecycle`` (the
+eight steps), ``call`` and ``identity`` (what flows through them), ``mapping`` and ``view`` (where a call runs),
+``scheduler``, ``queues`` and ``policies`` (when), ``inflight`` (the grant, until the response has ended),
+``record`` and ``journal`` (what is kept of it), ``workflow`` (runs, and what happens to them), ``steps`` and
+``background`` (how it waits, and what works meanwhile), ``internal_call`` (calls that a decision needs),
+``serving`` (one core: its parts made and joined).
+
+The packages are rooms; each answers one kind of question, and its ``__init__`` says which: ``boundary``,
+``engine``, ``memory``, ``lookahead``, ``limits``, ``cache`` (the wall, with ``prefix`` and ``slots`` behind it),
+``prefetch``. A room imports what is below it and the values of the spine. ``backend`` and ``control`` are
+documented paths into ``engine``.
 """

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from hashlib import blake2b
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,15 @@ CHARS_PER_TOKEN = 4
 
 ANSWER_TOKENS = 256.0
 """Expected of a stage that has not answered yet."""
+
+HASH_BYTES = 8
+"""Of the hash of a prompt's beginning."""
+
+KEEP_HASHES = 16_384
+
+_CHAINED: dict[int, int] = {}
+"""Of messages seen lately: by this process's own hash of a message and of what comes before it, the hash that all
+processes share. It takes ten times as long, and an agent's prompt begins as its last one did."""
 
 CacheHint = Literal["preserve", "flush", "auto"]
 
@@ -149,12 +159,20 @@ class Ask:
 
     @cached_property
     def pieces(self) -> tuple[tuple[int, int], ...]:
-        """For each message a chained hash (equal ones: equal prompts up to there) and its length in characters."""
-        made, chained = [], hash((self.scope, self.tools)) if self.scope else hash(self.tools)
+        """For each message a chained hash (equal ones: equal prompts up to there) and its length in characters.
+
+        The same prompt has the same hashes in every process.
+        """
+        made, chained = [], _chained(int(self.tools), self.scope) if self.scope else int(self.tools)
         for message in self.messages:
             text = _text(message)
-            chained = hash((chained, text))
-            made.append((chained, len(text)))
+            known = _CHAINED.get(place := hash((chained, text)))
+            if known is None:
+                if len(_CHAINED) >= KEEP_HASHES:
+                    _CHAINED.clear()
+                known = _CHAINED[place] = _chained(chained, text)
+            made.append((known, len(text)))
+            chained = known
         return tuple(made)
 
     @cached_property
@@ -166,6 +184,12 @@ class Ask:
         """Whether a message is what a model said."""
         message = self.messages[index]
         return isinstance(message, Mapping) and message.get("role") == "assistant"
+
+
+def _chained(before: int, text: str) -> int:
+    """Return the hash of a prompt's beginning: of what comes *before* in it, by its hash, and then *text*."""
+    data = before.to_bytes(HASH_BYTES) + text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=HASH_BYTES).digest())
 
 
 def _chars(message: Any) -> int:
@@ -188,6 +212,16 @@ def _text(message: Any) -> str:
         if isinstance(content, str) and "tool_calls" not in message:
             return f"{message.get('role')}\n{content}"
     return repr(message)
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading messages two prompts share, both as chained message hashes."""
+    shared = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        shared += 1
+    return shared
 
 
 @dataclass(frozen=True, slots=True)

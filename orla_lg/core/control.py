@@ -1,3 +1,47 @@
-"""A documented path: what stands in ``core.engine.capabilities``."""
+"""What only some engines can: the documented path of ``core.engine.capabilities``."""
 
-from orla_lg.core.engine.capabilities import *  # noqa: F403
+from orla_lg.core.engine.capabilities import (
+    Abortable,
+    BlocksCleared,
+    BlocksRemoved,
+    BlocksStored,
+    Copied,
+    EngineStats,
+    KVControl,
+    KVEvent,
+    KVEventSource,
+    Lingering,
+    Observable,
+    PrefixCache,
+    Scope,
+    Sleepable,
+    SlotStore,
+    Tokenizing,
+    Warmable,
+    Warmed,
+    WholeCache,
+    WorkflowCache,
+)
+
+__all__ = [
+    "Abortable",
+    "BlocksCleared",
+    "BlocksRemoved",
+    "BlocksStored",
+    "Copied",
+    "EngineStats",
+    "KVControl",
+    "KVEvent",
+    "KVEventSource",
+    "Lingering",
+    "Observable",
+    "PrefixCache",
+    "Scope",
+    "Sleepable",
+    "SlotStore",
+    "Tokenizing",
+    "Warmable",
+    "Warmed",
+    "WholeCache",
+    "WorkflowCache",
+]

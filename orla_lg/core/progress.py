@@ -6,19 +6,15 @@ open, foresight what comes next and how long it takes, the memory manager what m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from orla_lg.core.amendments import RecordUpdates
+from orla_lg.core.background import Clock
+from orla_lg.core.call import Call
+from orla_lg.core.lookahead.forecast import Ahead, Forecast
+from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.memory.events import CacheEvent, EventKind, Returns
+from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.record import CallEvent, Happening, RecordBook
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
-
-if TYPE_CHECKING:
-    from orla_lg.core.amendments import RecordUpdates
-    from orla_lg.core.background import Clock
-    from orla_lg.core.call import Call
-    from orla_lg.core.lookahead.forecast import Ahead, Forecast
-    from orla_lg.core.lookahead.lookahead import Lookahead
-    from orla_lg.core.memory.manager import MemoryManager
 
 
 class Progress:

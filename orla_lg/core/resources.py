@@ -18,20 +18,45 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from orla_lg.core.amendments import RecordUpdates
+from orla_lg.core.background import Background
 from orla_lg.core.boundary.masking import Masking
-
-if TYPE_CHECKING:
-    from orla_lg.core.background import Background
-    from orla_lg.core.engine.backend import Backend, BackendAdapter
-    from orla_lg.core.journal import Journal
-    from orla_lg.core.serving import Serving
+from orla_lg.core.engine.backend import Backend, BackendAdapter
+from orla_lg.core.journal import Journal
+from orla_lg.core.lookahead.lookahead import Lookahead
 
 log = logging.getLogger("orla_lg")
 
 EXIT_PATIENCE_S = 3.0
 """How long the end of the interpreter waits for all cores that were not closed."""
+
+
+class ResourceOwner(Protocol):
+    """What holds resources: one core, as far as giving them back concerns it."""
+
+    closed: bool
+
+    @property
+    def resources(self) -> Resources:
+        """What it holds."""
+
+    @property
+    def background(self) -> Background:
+        """Its thread."""
+
+    @property
+    def journal(self) -> Journal | None:
+        """Its records file."""
+
+    @property
+    def amendments(self) -> RecordUpdates:
+        """What is added to records after they were written."""
+
+    @property
+    def foresight(self) -> Lookahead:
+        """What it learns, and saves at the end."""
 
 
 class Resources:
@@ -90,10 +115,10 @@ def _nothing() -> None:
     """Nothing is left to be done."""
 
 
-_open: weakref.WeakKeyDictionary[Serving, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+_open: weakref.WeakKeyDictionary[ResourceOwner, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
 
 
-def hold(serving: Serving, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
+def hold(serving: ResourceOwner, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
     """Return the resources of *serving*, to be given back when it is dropped, or when the interpreter ends.
 
     Args:
@@ -112,7 +137,7 @@ def hold(serving: Serving, adapters: Mapping[Backend, BackendAdapter], *, owned:
     return resources
 
 
-def was_closed(serving: Serving) -> None:
+def was_closed(serving: ResourceOwner) -> None:
     """Note that everything is given back by ``close``."""
     log.removeFilter(serving.resources.masking)
     if (finalizer := _open.pop(serving, None)) is not None:

@@ -14,10 +14,9 @@ from functools import partial
 from math import inf
 
 from orla_lg.core.background import Background, Clock
-from orla_lg.core.cache.engine_cache import EngineCache, MemoryStatistics
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, EngineCache, MemoryStatistics
 from orla_lg.core.cache.isolation import Isolation, Salts
 from orla_lg.core.cache.orders import CacheOrders, RecordSink
-from orla_lg.core.cache.prefix.admission import AdmissionStatistics
 from orla_lg.core.cache.prefix.cache import PrefixTreeCache
 from orla_lg.core.cache.prefix.events import KVFeed
 from orla_lg.core.cache.slots.cache import SlotCache

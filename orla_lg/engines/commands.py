@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
@@ -19,9 +19,6 @@ from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import SMOLLM2, EngineOptions
 from orla_lg.engines.running import Running, all_running, log_of, remove_logs, stop
 from orla_lg.errors import EngineError
-
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
 
 __all__ = ["register"]
 
@@ -74,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
 
-def register(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``engine`` with its own commands to the top parser's *subparsers*."""
     engine = subparsers.add_parser("engine", help="real engines on this machine, to try orla_lg with")
     commands = engine.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -85,7 +82,7 @@ def register(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _command(
-    commands: _SubParsersAction[Any],
+    commands: argparse._SubParsersAction[Any],
     name: str,
     summary: str,
     description: str,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
@@ -29,9 +29,6 @@ from orla_lg.mappers.fit import (
     train,
 )
 from orla_lg.mappers.learned import Endpoint, Model, embedding_of, load
-
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
 
 LABELS = {"simple": False, "complex": True}
 FEWEST_ROWS, FEWEST_OF_A_LABEL = 20, 10
@@ -76,7 +73,7 @@ class Row:
 # The command line -----------------------------------------------------------------------------------------
 
 
-def register(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mapper`` with its own commands to the top parser's *subparsers*."""
     mapper = subparsers.add_parser("mapper", help="a stage mapper learned from your own labelled prompts")
     commands = mapper.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -90,7 +87,7 @@ def register(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _command(
-    commands: _SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     summary: str,
     description: str,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orla_lg.core.engine.backend import Support
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api import wire
-
-if TYPE_CHECKING:
-    from orla_lg.openai_api.adapter import OpenAIAdapter
+from orla_lg.openai_api.adapter import OpenAIAdapter
 
 FIELD = "cache_salt"
 

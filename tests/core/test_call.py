@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orla_lg.core import call as call_module
 from orla_lg.core.call import NO_HINTS, Ask, Hints
 from orla_lg.errors import ConfigError
 from tests.core.fakes import a_call
@@ -84,3 +85,30 @@ def test_only_text_has_characters(message: object, chars: int) -> None:
 
 def test_any_message_has_a_place_in_the_prefix() -> None:
     assert Ask("m", ["odd"]).prefix == Ask("m", ["odd"]).prefix != Ask("m", ["even"]).prefix
+
+
+SAID = {"role": "user", "content": "hello"}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+
+
+def test_a_prompt_has_the_same_hashes_in_every_process() -> None:
+    """Figures, and no second process, so that a change of the hash itself shows too."""
+    assert Ask("m", [SAID, CALLED]).prefix == (3834816131478098302, 12215088360509172694)
+    assert Ask("m", [SAID], tools=True).prefix == (299230522416455556,)
+    assert Ask("m", [SAID], scope="acme").prefix == (9289465117019973707,)
+
+
+def test_hashes_are_of_eight_bytes_and_of_all_text() -> None:
+    odd = Ask("m", [{"role": "user", "content": "\ud800"}, SAID])
+    assert all(0 <= each < 2**64 for each in odd.prefix) and len(set(odd.prefix)) == 2
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_hashes_do_not_depend_on_what_is_remembered_of_them(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [SAID, CALLED, SAID]
+    usual = Ask("m", prompt).prefix
+    assert Ask("m", prompt).prefix == usual
+    monkeypatch.setattr(call_module, "KEEP_HASHES", keep)
+    monkeypatch.setattr(call_module, "_CHAINED", {})
+    assert [Ask("m", prompt).prefix for _ in range(2)] == [usual, usual]
+    assert len(call_module._CHAINED) <= max(1, keep)

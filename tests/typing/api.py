@@ -47,6 +47,14 @@ from orla_lg import (
     WarmReturns,
     Workflow,
 )
+from orla_lg.core.backend import BackendAdapter, Capability, Directions, Effect, Probe, Support
+from orla_lg.core.call import Ask, Chunk, Usage
+from orla_lg.core.control import KVControl, Scope, WholeCache, WorkflowCache
+from orla_lg.core.policies import Fair, Policies, RequestPolicy, Sortable, StagePolicy
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.testing.conformance import conform
+from orla_lg.testing.faults import Fault, FaultEngine
+from orla_lg.testing.virtual import VirtualServing
 
 
 class State(TypedDict):
@@ -130,3 +138,38 @@ waiting: list[str] = [call.stage for call in orla.statistics().backends["heavy"]
 with orla as entered:
     assert_type(entered, Orla)
 orla.close()
+
+
+class Flushing(OpenAIAdapter):
+    """An adapter of a third party, with the documented import paths alone."""
+
+    def request_fields(self, ask: Ask, told: Directions) -> dict[str, object]:
+        return {"priority": -round(told.priority)}
+
+    async def probe(self) -> Probe:
+        capabilities = {**PLAIN_CAPABILITIES, Capability.PIN: Support.NATIVE}
+        return advised(await super().probe(), capabilities=capabilities)
+
+    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
+        return Effect.UNSUPPORTED
+
+    async def release(self, scope: Scope) -> Effect:
+        return Effect.DEMOTED if isinstance(scope, WorkflowCache) else Effect.UNSUPPORTED
+
+    async def flush(self, scope: Scope) -> Effect:
+        return Effect.FREED if isinstance(scope, WholeCache) else Effect.UNSUPPORTED
+
+
+class Newest:
+    def key(self, head: Queued, now: float) -> Sortable:
+        return (-head.order,)
+
+
+flushing = Flushing(heavy)
+adapter: BackendAdapter = flushing
+control: KVControl = flushing
+stage_policy: StagePolicy = Fair({"acme": 2.0})
+request_policy: RequestPolicy = Newest()
+assert_type(Policies(stage_policy, {"*": request_policy}).of("stage"), RequestPolicy)
+chunk = Chunk("text", Usage(prompt_tokens=3))
+shipped = (conform, Fault, FaultEngine, VirtualServing)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from orla_lg.core.cache.prefix.admission import AdmissionStatistics
-from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import OrderLog, VerificationCounts
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
@@ -38,6 +36,36 @@ class MemoryStatistics:
     """Slots' contents kept on the engine's disk."""
     truth: VerificationCounts
     """What was expected, against what ``cached_tokens`` verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A workflow with a claim, at one moment."""
+
+    workflow: str
+    tokens: int
+    """Of it, believed to be in the cache."""
+    doing: Doing
+    tenant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionStatistics:
+    """An admission at one moment."""
+
+    limit_tokens: int | None
+    """What may be wanted at once; ``None`` while nothing is known."""
+    in_use_tokens: int
+    """By calls in flight, their expected answers included."""
+    wanted_tokens: int
+    """In use, or counted on by workflows that wait for something else."""
+    growth_tokens: int
+    """What all these are expected to grow by."""
+    losses: int
+    """How often an answer found much less in the cache than it should."""
+    lapsed: int
+    """References given up for others, of those that waited too long for a tool or a human."""
+    workflows: tuple[Resident, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -203,6 +231,3 @@ class EngineCache(Protocol):
     def check_integrity(self) -> None:
         """Assert the invariants."""
         ...
-
-
-__all__ = ["EngineCache", "MemoryStatistics", "PrefetchLease", "SlotLease"]

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.engine_cache import EngineCache
 from orla_lg.core.cache.verification import Order, OrderBook, OrderLog, Verification
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, Verb
 from orla_lg.errors import OrlaClosed
-
-if TYPE_CHECKING:
-    from orla_lg.core.background import Background, Clock
 
 NEEDED = {
     Verb.PIN: Capability.PIN,

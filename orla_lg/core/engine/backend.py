@@ -298,7 +298,7 @@ class Probe:
         object.__setattr__(self, "models", tuple(dict.fromkeys(names))[:MAX_MODELS])
         for figure in ("context_tokens", "kv_tokens", "request_tokens", "slots"):
             object.__setattr__(self, figure, whole(getattr(self, figure)))
-        if self.slots is not None and self.slots > MAX_SLOTS:
+        if (self.slots or 0) > MAX_SLOTS:
             object.__setattr__(self, "slots", None)
         if not isinstance(self.vision, bool):
             object.__setattr__(self, "vision", None)

@@ -12,15 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from orla_lg.core.call import Call
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
+from orla_lg.core.workflow import RunState
 from orla_lg.errors import BudgetExceeded
-
-if TYPE_CHECKING:
-    from orla_lg.core.call import Call
-    from orla_lg.core.workflow import RunState
 
 KEEP_ACCOUNTS = 10_000
 """Of stages and tenants; the one not touched longest is forgotten, unless a call of it is under way."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from orla_lg.core.bounded import BoundedDict
-from orla_lg.core.cache.prefix.nodes import in_common
-from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage, in_common
 
 K = TypeVar("K")
 

@@ -6,14 +6,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from orla_lg.testing.faults.answers import cut, deltas, digest, message_for, usage_for
 from orla_lg.testing.faults.http import Headers, Seen, chunk, head
 from orla_lg.testing.faults.reply import Fault, Reply
-
-if TYPE_CHECKING:
-    from orla_lg.testing.faults.engine import FaultEngine
 
 CREATED = 1_700_000_000
 CHAT = "/v1/chat/completions"
@@ -35,11 +32,42 @@ class Gone(Exception):
         self.politely = politely
 
 
+class AnsweringEngine(Protocol):
+    """What an exchange asks of its engine, and reports to it."""
+
+    models: tuple[str, ...]
+    context_tokens: int | None
+
+    def note(self, seen: Seen) -> None:
+        """Keep a request for the test to read."""
+
+    def reply_to(self, seen: Seen) -> Reply:
+        """Return how to treat a request."""
+
+    def refusal(self, body: dict[str, Any]) -> tuple[int, str] | None:
+        """Return with which status and message a healthy engine refuses a request."""
+
+    def working(self, body: dict[str, Any]) -> contextlib.AbstractContextManager[int]:
+        """Run a request while the context is open, which gives how many prompt tokens are cached."""
+
+    def props(self) -> dict[str, Any] | None:
+        """Return what ``/props`` shows; ``None`` where there is no such path."""
+
+    def slot_action(self, seen: Seen) -> tuple[int, dict[str, Any]]:
+        """Act on a slot; returns status and answer."""
+
+    def forget(self) -> None:
+        """Lose all caches."""
+
+    async def drop(self, but: asyncio.Task[None] | None = None) -> None:
+        """End all other connections."""
+
+
 class Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, engine: FaultEngine, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, engine: AnsweringEngine, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.engine, self.seen, self.reader, self.writer = engine, seen, reader, writer
 

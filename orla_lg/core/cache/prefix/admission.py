@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, Resident
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
 from orla_lg.core.cache.prefix.capacity import Capacity
@@ -28,14 +28,10 @@ from orla_lg.core.cache.prefix.nodes import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Call, Usage
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.identity import tenant_of, workflow_name
-from orla_lg.core.memory.events import Doing
-
-if TYPE_CHECKING:
-    from orla_lg.core.engine.speed import Speed
-    from orla_lg.core.lookahead.estimates import Estimates
-    from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.queues import BackendQueue, Queued
 
 GROWTH_SHARE = 0.8
 """Of the growth expected of all, the part that is kept free: not everybody is at its longest at once."""
@@ -65,36 +61,6 @@ class Entry:
     stay: CacheHandle
     open_at_s: float
     """By then its prefill should be done, even if it does not stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A workflow with a claim, at one moment."""
-
-    workflow: str
-    tokens: int
-    """Of it, believed to be in the cache."""
-    doing: Doing
-    tenant: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionStatistics:
-    """An admission at one moment."""
-
-    limit_tokens: int | None
-    """What may be wanted at once; ``None`` while nothing is known."""
-    in_use_tokens: int
-    """By calls in flight, their expected answers included."""
-    wanted_tokens: int
-    """In use, or counted on by workflows that wait for something else."""
-    growth_tokens: int
-    """What all these are expected to grow by."""
-    losses: int
-    """How often an answer found much less in the cache than it should."""
-    lapsed: int
-    """References given up for others, of those that waited too long for a tool or a human."""
-    workflows: tuple[Resident, ...]
 
 
 class Admission:

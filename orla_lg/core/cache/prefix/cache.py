@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
-from orla_lg.core.cache.prefix.admission import Admission, AdmissionStatistics
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.prefix.admission import Admission
 from orla_lg.core.cache.prefix.eviction import Eviction
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree

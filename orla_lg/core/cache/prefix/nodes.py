@@ -6,7 +6,7 @@ the pieces that come after the same beginning. Neither costs an object of its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -152,13 +152,3 @@ class LruList:
         else:
             behind.before = before
         piece.before = piece.behind = None
-
-
-def in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many leading messages two prompts share, both as chained message hashes."""
-    shared = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        shared += 1
-    return shared

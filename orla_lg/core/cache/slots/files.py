@@ -23,7 +23,7 @@ from enum import StrEnum
 from math import inf
 from zlib import crc32
 
-from orla_lg.core.cache.prefix.nodes import in_common
+from orla_lg.core.call import in_common
 from orla_lg.core.memory.events import Doing
 
 MAX_AGE_S = 3 * 86_400.0

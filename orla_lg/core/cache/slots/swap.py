@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
-from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots.files import Saved, SavedPool, covered
 from orla_lg.core.cache.slots.worth import Prices
 from orla_lg.core.cache.verification import OrderLog
+from orla_lg.core.call import in_common
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.returns import Odds, ReturnBook

@@ -30,9 +30,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots.files import Saved
 from orla_lg.core.cache.slots.swap import Slot, Swap, Swaps
+from orla_lg.core.call import in_common
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory.events import Doing
