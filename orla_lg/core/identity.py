@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -77,14 +78,15 @@ class Identity:
         return "" if self.run is None else self.workflow
 
 
+@lru_cache(maxsize=1024)
 def stage_key(checkpoint_namespace: str) -> str:
     """Return a checkpoint namespace without what differs from run to run.
 
     Task ids go (``sub:1f…|node:2a…`` → ``sub|node``), and so do the counters that LangGraph puts between
     a node and a graph called more than once inside it (``node|1|agent`` → ``node|agent``).
     """
-    parts = (part.split(ID_SEPARATOR, 1)[0] for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR))
-    return NAMESPACE_SEPARATOR.join(part for part in parts if part and not part.isdigit())
+    parts = [part.partition(ID_SEPARATOR)[0] for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR)]
+    return NAMESPACE_SEPARATOR.join([part for part in parts if part and not part.isdigit()])
 
 
 def standalone(call_id: str, *, identified: bool = True) -> Identity:
