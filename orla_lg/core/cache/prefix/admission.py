@@ -248,8 +248,9 @@ class Admission:
         stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.voice)
         gone_tokens = self._evicted()
         self.blocks.began(call.identity.workflow, stay)
-        self.claims.enter(call.identity.workflow, self._growth(call))
-        fresh_tokens = sum(piece.tokens for piece in stay.fresh)
+        # Growth is weighed against a limit; while none is known, nothing is computed.
+        self.claims.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
+        fresh_tokens = sum([piece.tokens for piece in stay.fresh])
         open_at_s = now + LENIENCE * fresh_tokens / (prefill_tokens_per_s or PREFILL_TOKENS_PER_S)
         self._entries[queued] = Entry(stay, open_at_s)
         if fresh_tokens >= GATE_TOKENS:
