@@ -113,7 +113,8 @@ class Progress:
         """
         run.now_in[stage] += 1
         self._foresight.entered(run, stage, namespace or stage, step)
-        if self._looks_ahead and self._foresight.estimates.learned(run.course.graph, stage).calls == 0:
+        looks_ahead = self._looks_ahead and self._memory.heeds_stages()
+        if looks_ahead and self._foresight.estimates.calls(run.course.graph, stage) == 0:
             self._tell_ahead(run, stage)
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
@@ -123,7 +124,9 @@ class Progress:
 
     def stage_busy(self, call: Call) -> None:
         """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
-        run = None if not self._looks_ahead or call.identity.run is None else self._book.run(call.identity.run)
+        if not self._looks_ahead or call.identity.run is None or not self._memory.heeds_stages():
+            return
+        run = self._book.run(call.identity.run)
         if run is not None:
             self._tell_ahead(run, call.identity.stage)
 
