@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -23,6 +24,8 @@ class BoundedDict(Generic[K, V]):
         """Return what is remembered, else ``None``."""
         self.touch: Callable[[K], None] = entries.move_to_end
         """Count an entry as just set; a ``KeyError`` where there is none."""
+        self.pop: Callable[[K], V | None] = partial(entries.pop, default=None)
+        """Forget and return what is remembered, else ``None``."""
 
     def set(self, key: K, value: V) -> None:
         """Remember; the oldest goes when there is no room."""
@@ -36,10 +39,6 @@ class BoundedDict(Generic[K, V]):
         """Remember something else in the place of what is remembered."""
         if key in self._entries:
             self._entries[key] = value
-
-    def pop(self, key: K) -> V | None:
-        """Forget and return what is remembered."""
-        return self._entries.pop(key, None)
 
     def values(self) -> list[V]:
         """Return what is remembered, oldest first."""

@@ -71,12 +71,14 @@ class Progress:
         self._foresight.began(state, graph, forecast)
         if state.returned:
             self._memory.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
-        self._tell(Happening.RUN_STARTED, state)
+        if self._records.heard:
+            self._tell(Happening.RUN_STARTED, state)
         return state
 
     def joined(self, run: RunState, workflow: str) -> None:
         """Note that a call of a run belongs to a workflow, given by its key: that of the tenant it names."""
-        self._memory.signal(self._book.joined(run, workflow))
+        if events := self._book.joined(run, workflow):
+            self._memory.signal(events)
 
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
@@ -89,7 +91,8 @@ class Progress:
             self._amendments.run_ended(workflow)
         if ended is Outcome.DONE:
             self._foresight.done(state)
-        self._tell(Happening.RUN_ENDED, state, detail=str(ended))
+        if self._records.heard:
+            self._tell(Happening.RUN_ENDED, state, detail=str(ended))
 
     def ahead(self, run: str) -> Ahead | None:
         """Return what is expected of a run; ``None`` if it is not open."""
@@ -161,6 +164,4 @@ class Progress:
         self._memory.returns.used(run.workflow, name, seconds)
 
     def _tell(self, kind: Happening, run: RunState, *, detail: str = "") -> None:
-        if self._records.heard:
-            event = CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant)
-            self._records.tell(event)
+        self._records.tell(CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant))

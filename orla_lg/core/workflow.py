@@ -258,8 +258,10 @@ class WorkflowBook:
             if known is None:
                 return []
             known.backends.setdefault(backend, set()).add(call.id)
+            if len(known.backends) == 1:
+                return []
             left = [name for name, open_calls in known.backends.items() if name != backend and not open_calls]
-            for name in left:  # told once; what a policy keeps there stays kept
+            for name in left:  # once; what a policy keeps there stays kept
                 del known.backends[name]
             return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
 
