@@ -136,7 +136,7 @@ KINDS: list[tuple[Callable[[], Any], dict[str, Edge]]] = [
 def test_what_is_written_is_read(make: Callable[[], Any], ways: dict[str, Edge]) -> None:
     made = make()
     graph = made.compile() if isinstance(made, StateGraph) else made
-    assert dict(look_ahead(graph).ways) == ways
+    assert dict(look_ahead(graph).edges) == ways
     assert look_ahead(graph).stages == [stage for stage in ways if "__" not in stage]
 
 
@@ -147,7 +147,7 @@ def test_channels_tell_of_a_graph_without_a_builder() -> None:
     graph = Pregel(
         nodes={"one": first, "two": second}, channels=channels, input_channels=["in"], output_channels=["out"]
     )
-    ways = look_ahead(graph).ways
+    ways = look_ahead(graph).edges
     assert (ways[START], ways["one"], ways["two"]) == (way("one"), way(perhaps="two __end__"), way())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -77,14 +78,19 @@ class Identity:
         return "" if self.run is None else self.workflow
 
 
+@lru_cache(maxsize=1024)
 def stage_key(checkpoint_namespace: str) -> str:
     """Return a checkpoint namespace without what differs from run to run.
 
     Task ids go (``sub:1f…|node:2a…`` → ``sub|node``), and so do the counters that LangGraph puts between
     a node and a graph called more than once inside it (``node|1|agent`` → ``node|agent``).
     """
-    parts = (part.split(ID_SEPARATOR, 1)[0] for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR))
-    return NAMESPACE_SEPARATOR.join(part for part in parts if part and not part.isdigit())
+    parts = []
+    for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR):
+        name = part.partition(ID_SEPARATOR)[0]
+        if name and not name.isdigit():
+            parts.append(name)
+    return NAMESPACE_SEPARATOR.join(parts)
 
 
 def standalone(call_id: str, *, identified: bool = True) -> Identity:
@@ -99,5 +105,7 @@ def rule_of(rules: Mapping[str, T], stage: str) -> tuple[str, T] | None:
     """Return the key and entry for a stage; a call outside any graph has none, its code decides."""
     if not stage:
         return None
-    node = stage.rpartition(NAMESPACE_SEPARATOR)[2]
-    return next(((key, rules[key]) for key in (stage, node, ANY_STAGE) if key in rules), None)
+    for key in (stage, stage.rpartition(NAMESPACE_SEPARATOR)[2], ANY_STAGE):
+        if key in rules:
+            return key, rules[key]
+    return None

@@ -67,12 +67,14 @@ class Progress:
         self._foresight.began(state, graph, forecast)
         if state.returned:
             self._memory.signal([CacheEvent(EventKind.RESUMED, state.workflow)])
-        self._tell(Happening.RUN_STARTED, state)
+        if self._records.heard:
+            self._tell(Happening.RUN_STARTED, state)
         return state
 
     def joined(self, run: RunState, workflow: str) -> None:
         """Note that a call of a run belongs to a workflow, given by its key: that of the tenant it names."""
-        self._memory.signal(self._book.joined(run, workflow))
+        if events := self._book.joined(run, workflow):
+            self._memory.signal(events)
 
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
@@ -85,7 +87,8 @@ class Progress:
             self._amendments.run_ended(workflow)
         if ended is Outcome.DONE:
             self._foresight.done(state)
-        self._tell(Happening.RUN_ENDED, state, detail=str(ended))
+        if self._records.heard:
+            self._tell(Happening.RUN_ENDED, state, detail=str(ended))
 
     def ahead(self, run: str) -> Ahead | None:
         """Return what is expected of a run; ``None`` if it is not open."""
@@ -109,7 +112,8 @@ class Progress:
         """
         run.now_in[stage] += 1
         self._foresight.entered(run, stage, namespace or stage, step)
-        if self._looks_ahead and self._foresight.estimates.learned(run.course.graph, stage).calls == 0:
+        looks_ahead = self._looks_ahead and self._memory.heeds_stages()
+        if looks_ahead and self._foresight.estimates.calls(run.course.graph, stage) == 0:
             self._tell_ahead(run, stage)
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
@@ -119,7 +123,9 @@ class Progress:
 
     def stage_busy(self, call: Call) -> None:
         """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
-        run = None if not self._looks_ahead or call.identity.run is None else self._book.run(call.identity.run)
+        if not self._looks_ahead or call.identity.run is None or not self._memory.heeds_stages():
+            return
+        run = self._book.run(call.identity.run)
         if run is not None:
             self._tell_ahead(run, call.identity.stage)
 
@@ -154,6 +160,4 @@ class Progress:
         self._memory.returns.used(run.workflow, name, seconds)
 
     def _tell(self, kind: Happening, run: RunState, *, detail: str = "") -> None:
-        if self._records.heard:
-            event = CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant)
-            self._records.tell(event)
+        self._records.tell(CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant))

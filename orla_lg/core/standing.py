@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp2, log2
 
@@ -26,8 +27,25 @@ class RunShare:
     tokens_served: float = 0.0
     """What its calls had of the engines so far, in tokens, as of ``served_s``; older service counts less."""
     served_s: float = 0.0
-    remaining_s: float | None = None
-    """Service still expected until the run's end, in seconds; ``None`` while nothing is known."""
+    expects: Callable[[], float | None] | None = field(default=None, repr=False)
+    """Computes ``remaining_s``; ``None`` once that is done."""
+    _remaining_s: float | None = field(default=None, init=False)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Service still expected until the run's end, in seconds; ``None`` while nothing is known.
+
+        It is computed once for each node that the run enters, and only if something reads it.
+        """
+        if (expects := self.expects) is not None:
+            self._remaining_s = expects()
+            if self.expects is expects:  # else the run entered another node meanwhile
+                self.expects = None
+        return self._remaining_s
+
+    @remaining_s.setter
+    def remaining_s(self, seconds: float | None) -> None:
+        self._remaining_s, self.expects = seconds, None
 
     def serve(self, tokens: float, now: float) -> None:
         """Note that a call of the run took *tokens* of an engine's work."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -18,7 +19,6 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
 from orla_lg.core.lookahead.estimates import RunCourse
 from orla_lg.core.lookahead.forecast import Forecast
-from orla_lg.core.lookahead.structure import GraphStructure
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.standing import RunShare
@@ -56,7 +56,7 @@ class RunState:
     """Set by ``orla.prioritize``."""
     standing: RunShare = field(default_factory=RunShare)
     course: RunCourse = field(default_factory=RunCourse)
-    walk: RunTrace = field(default_factory=lambda: RunTrace(GraphStructure()))
+    trace: RunTrace = field(default_factory=RunTrace)
     forecast: Forecast | None = None
     """Of its graph; ``None`` where that is not known."""
     now_in: Counter[str] = field(default_factory=Counter)
@@ -85,7 +85,7 @@ class RunState:
 
     def stages(self) -> list[str]:
         """Return the stages it is in now."""
-        return list(+self.now_in)
+        return [stage for stage, nodes in list(self.now_in.items()) if nodes > 0]
 
     def ends(self, told: Outcome) -> Outcome:
         """Return how the run really ends: LangGraph tells an interrupted one as done."""
@@ -131,7 +131,9 @@ class WorkflowBook:
 
     def __init__(self, *, max_idle: int = 10_000) -> None:
         self._lock = threading.Lock()
-        self._runs: dict[str, RunState] = {}
+        runs = self._runs = dict[str, RunState]()
+        self.run: Callable[[str], RunState | None] = runs.get
+        """Return an open run; asked for so often that it is the dictionary's own method."""
         self._workflows: dict[str, WorkflowState] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._max_idle = max_idle
@@ -188,10 +190,6 @@ class WorkflowBook:
             return self._rest(known, EventKind.IDLE)
         del self._workflows[workflow]
         return [CacheEvent(EventKind.OVER, workflow)]
-
-    def run(self, run: str) -> RunState | None:
-        """Return an open run."""
-        return self._runs.get(run)
 
     def runs(self) -> list[RunState]:
         """Return the open runs."""
@@ -260,8 +258,10 @@ class WorkflowBook:
             if known is None:
                 return []
             known.backends.setdefault(backend, set()).add(call.id)
+            if len(known.backends) == 1:
+                return []
             left = [name for name, open_calls in known.backends.items() if name != backend and not open_calls]
-            for name in left:  # told once; what a policy keeps there stays kept
+            for name in left:  # once; what a policy keeps there stays kept
                 del known.backends[name]
             return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
 

@@ -61,12 +61,10 @@ class RunIndex:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lineages: dict[UUID, Lineage] = {}
-        self._members: dict[str, set[UUID]] = {}
-
-    def lineage(self, run_id: UUID | None) -> Lineage | None:
+        lineages = self._lineages = dict[UUID | None, Lineage]()
+        self.lineage: Callable[[UUID | None], Lineage | None] = lineages.get
         """Return the lineage of a chain."""
-        return None if run_id is None else self._lineages.get(run_id)
+        self._members: dict[str, set[UUID]] = {}
 
     def root(self, run_id: UUID | None) -> str | None:
         """Return the root run of a chain."""
@@ -77,7 +75,10 @@ class RunIndex:
         """Note that a chain started."""
         with self._lock:
             self._lineages[run_id] = lineage
-            self._members.setdefault(lineage.root, set()).add(run_id)
+            if (members := self._members.get(lineage.root)) is None:
+                self._members[lineage.root] = {run_id}
+            else:
+                members.add(run_id)
 
     def branch(self, graph: UUID) -> None:
         """Note that the nodes of *graph*, which runs inside another graph, have namespaces of their own."""
@@ -383,7 +384,7 @@ def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple
         None if run is None else run.layer,
         binding.layer if binding is not None and binding.core is core else None,
     )
-    layers = tuple(dict.fromkeys(layer for layer in around if layer is not None))
+    layers = () if around == (None, None) else tuple(dict.fromkeys(filter(None, around)))
     said = (origin.configurable.get(CONFIG_KEY) or {}).get(LIMITS_KEY)
     if said is None:
         return layers

@@ -82,7 +82,8 @@ class GraphEvents(GraphCallbackHandler):
         return lineage
 
     def _hear(self, chain: UUID, parent: UUID | None) -> None:
-        self._heard.add(chain, self._heard_around(parent) or Lineage(str(chain), None))
+        heard = self._heard
+        heard.add(chain, heard.lineage(parent) or self._heard_around(parent) or Lineage(str(chain), None))
 
     # Runs and nodes
 
@@ -143,7 +144,8 @@ class GraphEvents(GraphCallbackHandler):
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
                 self._core.serving.progress.node_entered(run, stage, namespace, step)
-            self._tell(Happening.NODE_ENTERED, root, stage)
+            if self._core.serving.records.heard:
+                self._tell(Happening.NODE_ENTERED, root, stage)
 
     def _hints(self, stage: str, state: Any) -> Hints | None:
         if self.orla_binding.hints is None:
@@ -188,7 +190,8 @@ class GraphEvents(GraphCallbackHandler):
                 run.node_hints.pop(namespace, None)
                 if tells:
                     self._core.serving.progress.node_left(run, stage, namespace)
-            self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
+            if self._core.serving.records.heard:
+                self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
             self._core.serving.progress.run_ended(root, outcome)
 
@@ -277,7 +280,10 @@ def _namespace(metadata: Mapping[str, Any]) -> str:
 
 
 def _is_step(tags: list[str] | None) -> bool:
-    return any(tag.startswith(STEP_TAG) for tag in tags or ())
+    for tag in tags or ():  # noqa: SIM110  # a generator costs as much as all that it looks at
+        if tag.startswith(STEP_TAG):
+            return True
+    return False
 
 
 def _is_task(metadata: Mapping[str, Any]) -> bool:

@@ -30,17 +30,17 @@ UNNAMED = "LangGraph"
 
 def look_ahead(graph: AnyPregel) -> GraphStructure:
     """Return what is written of a graph and the graphs inside it; little if it cannot be read, never an error."""
-    ways: dict[str, Edge] = {}
+    edges: dict[str, Edge] = {}
     joins: dict[str, frozenset[str]] = {}
     try:
-        _read(graph, "", ways, joins)
+        _read(graph, "", edges, joins)
     except Exception:  # LangGraph's inside, which may change: a graph must run even if we cannot read it
         log.exception("the structure of %s cannot be read; what follows what is learned from its runs", title(graph))
         return GraphStructure({stage: Edge() for stage in stages_of(graph)})
-    return GraphStructure(ways, joins)
+    return GraphStructure(edges, joins)
 
 
-def name_of(graph: AnyPregel, outlook: GraphStructure) -> str:
+def name_of(graph: AnyPregel, structure: GraphStructure) -> str:
     """Return the name under which is learned what a graph's runs usually take.
 
     Graphs that nobody named are told apart by their structure, so that they do not learn from each other.
@@ -48,7 +48,7 @@ def name_of(graph: AnyPregel, outlook: GraphStructure) -> str:
     name = graph.get_name()
     if name != UNNAMED:
         return name
-    written = [(stage, sorted(way.always), sorted(way.perhaps)) for stage, way in sorted(outlook.ways.items())]
+    written = [(stage, sorted(edge.always), sorted(edge.perhaps)) for stage, edge in sorted(structure.edges.items())]
     return f"{name}#{zlib.crc32(repr(written).encode()):08x}"
 
 
@@ -62,7 +62,7 @@ class _Links:
     joins: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def _read(graph: AnyPregel, prefix: str, ways: dict[str, Edge], joins: dict[str, frozenset[str]]) -> None:
+def _read(graph: AnyPregel, prefix: str, edges: dict[str, Edge], joins: dict[str, frozenset[str]]) -> None:
     nodes = [name for name in graph.nodes if name != START]
     builder = getattr(graph, "builder", None)
     links = _of_builder(builder) if isinstance(builder, StateGraph) else _of_channels(graph)
@@ -74,13 +74,13 @@ def _read(graph: AnyPregel, prefix: str, ways: dict[str, Edge], joins: dict[str,
     for name in (START, *nodes):
         is_open = name in links.open
         perhaps = known if is_open else links.perhaps.get(name, ())
-        ways.setdefault(prefix + name, Edge(keys(links.always.get(name, ())), keys(perhaps), is_open))
+        edges.setdefault(prefix + name, Edge(keys(links.always.get(name, ())), keys(perhaps), is_open))
         if sources := links.joins.get(name):
             joins[prefix + name] = keys(sources)
         if name != START:
             for inner in graph.nodes[name].subgraphs:
                 if isinstance(inner, Pregel):
-                    _read(inner, f"{prefix}{name}{NAMESPACE_SEPARATOR}", ways, joins)
+                    _read(inner, f"{prefix}{name}{NAMESPACE_SEPARATOR}", edges, joins)
 
 
 def _of_builder(builder: StateGraph[Any, Any, Any, Any]) -> _Links:

@@ -166,8 +166,10 @@ class _HandlerOfTheNode:
     """
 
     def get(self) -> BaseCallbackHandler | None:
-        node = current()
-        return None if node is None else node.handler
+        node = _NODE.get()
+        while node is not None and node.over:
+            node = node.outer
+        return None if node is None else node.handler_ref()
 
 
 register_configure_hook(cast("ContextVar[Any]", _HandlerOfTheNode()), inheritable=True)

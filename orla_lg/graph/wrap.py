@@ -124,9 +124,9 @@ def _rebound(binding: Any, wrapped: Callable[[Any], Any]) -> Any:
 
 def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast:
     """Return what lies ahead in a graph that is mapped by *mapper*, or the shared one."""
-    outlook = look_ahead(graph)
+    structure = look_ahead(graph)
     homes = {planned.stage: planned.backends[0] for planned in plan(core, graph, mapper) if planned.backends}
-    return core.serving.foresight.forecast(name_of(graph, outlook), outlook, homes)
+    return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
 
 
 def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:

@@ -27,15 +27,11 @@ class Spent:
     cached_tokens: int = 0
     completion_tokens: int = 0
 
-    def plus(self, record: Record) -> Spent:
-        """Return the sum with one more call."""
-        return Spent(
-            self.usd + (record.cost_usd or 0.0),
-            self.calls + 1,
-            self.prompt_tokens + (record.prompt_tokens or 0),
-            self.cached_tokens + (record.cached_tokens or 0),
-            self.completion_tokens + (record.completion_tokens or 0),
-        )
+
+_NOTHING = (0.0, 0, 0, 0, 0)
+"""The fields of ``Spent`` before the first call."""
+
+_Sum = tuple[float, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +49,26 @@ class Costs:
 
 
 class CostBook:
-    """Sums what records say; told once for each call that reached a backend's desk."""
+    """Sums what records say, each once, of calls that were placed on a backend."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = Spent()
-        self._stages = BoundedDict[str, Spent](KEEP_OTHERS)
-        self._runs = BoundedDict[str, Spent](KEEP_RUNS)
-        self._tenants = BoundedDict[str, Spent](KEEP_OTHERS)
-        self._backends = BoundedDict[str, Spent](KEEP_OTHERS)
+        self._total: _Sum = _NOTHING
+        self._stages = BoundedDict[str, _Sum](KEEP_OTHERS)
+        self._runs = BoundedDict[str, _Sum](KEEP_RUNS)
+        self._tenants = BoundedDict[str, _Sum](KEEP_OTHERS)
+        self._backends = BoundedDict[str, _Sum](KEEP_OTHERS)
 
     def add(self, record: Record) -> None:
         """Count one call; calls that were not ours, or were never placed, cost nothing here."""
         if record.external or record.backend is None:
             return
+        more_usd = record.cost_usd or 0.0
+        more_prompt, more_cached = record.prompt_tokens or 0, record.cached_tokens or 0
+        more_answer = record.completion_tokens or 0
         with self._lock:
-            self._total = self._total.plus(record)
+            usd, calls, prompt, cached, answer = self._total
+            self._total = usd + more_usd, calls + 1, prompt + more_prompt, cached + more_cached, answer + more_answer
             for sums, key in (
                 (self._stages, record.stage),
                 (self._runs, record.run),
@@ -76,10 +76,14 @@ class CostBook:
                 (self._backends, record.backend),
             ):
                 if key is not None:
-                    sums.set(key, (sums.get(key) or Spent()).plus(record))
+                    usd, calls, prompt, cached, answer = sums.get(key) or _NOTHING
+                    sums.set(
+                        key,
+                        (usd + more_usd, calls + 1, prompt + more_prompt, cached + more_cached, answer + more_answer),
+                    )
 
     def statistics(self) -> Costs:
         """Return a snapshot."""
         with self._lock:
             sums = (self._stages, self._runs, self._tenants, self._backends)
-            return Costs(self._total, *(dict(each.items()) for each in sums))
+            return Costs(Spent(*self._total), *({key: Spent(*spent) for key, spent in each.items()} for each in sums))

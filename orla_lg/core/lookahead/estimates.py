@@ -15,14 +15,17 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
-from orla_lg.core.lookahead.trace import RunTrace
+from orla_lg.core.lookahead.trace import Path, RunTrace
 
 KEEP_STAGES = 10_000
+MAX_ENDED = 64
+"""Runs that ended and may wait to be learned from."""
+
 MAX_VISITS = 32
 """Later visits of a stage count as this one."""
 
@@ -45,8 +48,8 @@ class Mean:
 
     def learn(self, value: float) -> None:
         """Take in one more."""
-        self.seen += 1
-        self.value += (value - self.value) / min(self.seen, OLD_WEIGHT)
+        seen = self.seen = self.seen + 1
+        self.value += (value - self.value) / (seen if seen < OLD_WEIGHT else OLD_WEIGHT)
 
 
 @dataclass(eq=False, slots=True)
@@ -114,17 +117,23 @@ class RunCourse:
 
 
 class Estimates:
-    """Means by graph and stage; the stages not touched longest are forgotten."""
+    """Means by graph and stage; the stages not touched longest are forgotten.
+
+    What a run shows as a whole is learned after its end, when something asks for what such runs show.
+    """
 
     def __init__(self, keep: int = KEEP_STAGES) -> None:
         self._lock = threading.Lock()
+        self._ended: list[tuple[RunCourse, RunTrace]] = []
+        """Runs not learned from yet."""
         self._stages = BoundedDict[tuple[str, str], StageEstimates](keep)
         self._lessons = BoundedDict[str, int](keep)
 
     def enter(self, course: RunCourse, stage: str) -> int:
         """Note that a run enters *stage*; returns for the how manieth time."""
         with self._lock:
-            visit = min(course.visits.get(stage, 0) + 1, MAX_VISITS)
+            visit = course.visits.get(stage, 0) + 1
+            visit = visit if visit < MAX_VISITS else MAX_VISITS
             course.visits[stage] = visit
             course.entries.append((stage, visit, course.served_s))
             return visit
@@ -165,41 +174,53 @@ class Estimates:
         with self._lock:
             self._of(graph, stage).tool_s.learn(seconds)
 
-    def walked(self, graph: str, walk: RunTrace) -> None:
-        """Learn from a run that came to its end which way it took, and what its visits held."""
+    def ended(self, course: RunCourse, trace: RunTrace) -> None:
+        """Learn from a run that came to its end: which path it took, and what came after each of its entries."""
         with self._lock:
-            for visit in walk.visits:
-                known = self._of(graph, visit.stage)
-                known.calls.learn(visit.calls)
-                if visit.other_s is not None:
-                    known.other_s.learn(visit.other_s)
-            for stage, count in Counter(visit.stage for visit in walk.visits).items():
-                self._of(graph, stage).visits.learn(count)
-            for stage, turns in walk.turns.items():
-                self._of(graph, stage).turns += turns
-            for (stage, target), times in walk.moves.items():
-                moves = self._of(graph, stage).moves
-                moves[target] = moves.get(target, 0.0) + times
-            for stage in walk.turns:
-                _halve(self._of(graph, stage))
-            self._count(graph)
+            self._ended.append((course, trace))
+            if len(self._ended) >= MAX_ENDED:
+                self._catch_up()
 
-    def end(self, course: RunCourse) -> None:
-        """Learn from a run that came to its end what each of its entries had before it."""
-        with self._lock:
-            for stage, visit, served_s in course.entries:
-                known = self._of(course.graph, stage)
-                known.remaining_s.setdefault(visit, Mean()).learn(course.served_s - served_s)
-            longest = max((tokens for _, _, tokens in course.contexts), default=0)
-            for stage, visit, tokens in course.contexts:
-                self._of(course.graph, stage).growth_tokens.setdefault(visit, Mean()).learn(longest - tokens)
+    def _catch_up(self) -> None:
+        for course, trace in self._ended:
+            self._learn_rest(course)
+            self._learn_path(course.graph, trace.path())
+            self._count(course.graph)
+        self._ended.clear()
+
+    def _learn_path(self, graph: str, path: Path) -> None:
+        for visit in path.visits:
+            known = self._of(graph, visit.stage)
+            known.calls.learn(visit.calls)
+            if visit.other_s is not None:
+                known.other_s.learn(visit.other_s)
+        for stage, count in Counter([visit.stage for visit in path.visits]).items():
+            self._of(graph, stage).visits.learn(count)
+        for stage, turns in path.turns.items():
+            self._of(graph, stage).turns += turns
+        for (stage, target), times in path.moves.items():
+            moves = self._of(graph, stage).moves
+            moves[target] = moves.get(target, 0.0) + times
+        for stage in path.turns:
+            _halve(self._of(graph, stage))
+
+    def _learn_rest(self, course: RunCourse) -> None:
+        """Learn what service each entry of a run had before it, and by what its context still grew."""
+        for stage, visit, served_s in course.entries:
+            _of_visit(self._of(course.graph, stage).remaining_s, visit).learn(course.served_s - served_s)
+        longest = max([tokens for _, _, tokens in course.contexts], default=0)
+        for stage, visit, tokens in course.contexts:
+            _of_visit(self._of(course.graph, stage).growth_tokens, visit).learn(longest - tokens)
 
     def _count(self, graph: str) -> None:
-        self._lessons.set(graph, self.lessons(graph) + 1)
+        self._lessons.set(graph, (self._lessons.get(graph) or 0) + 1)
 
     def _of(self, graph: str, stage: str) -> StageEstimates:
-        known = self._stages.get((graph, stage)) or StageEstimates()
-        self._stages.set((graph, stage), known)
+        key = (graph, stage)
+        if (known := self._stages.get(key)) is None:
+            self._stages.set(key, known := StageEstimates())
+        else:
+            self._stages.touch(key)
         return known
 
     # What to expect
@@ -210,7 +231,8 @@ class Estimates:
         Branches that run side by side each know what came after them all, so the longest counts.
         """
         with self._lock:
-            known = [said for stage in stages if (said := self._remaining(course, stage)) is not None]
+            self._catch_up()
+            known = [left_s for stage in stages if (left_s := self._remaining(course, stage)) is not None]
         return max(known, default=None)
 
     def _remaining(self, course: RunCourse, stage: str) -> float | None:
@@ -220,6 +242,7 @@ class Estimates:
     def growth_tokens(self, graph: str, stage: str, visit: int) -> float | None:
         """Return by how much a run's longest context still grows after a call; ``None`` while nothing is known."""
         with self._lock:
+            self._catch_up()
             known = self._stages.get((graph, stage))
             return None if known is None else _nearest(known.growth_tokens, visit)
 
@@ -236,22 +259,32 @@ class Estimates:
             return known.service_s.value if known is not None and known.service_s.seen else None
 
     def lessons(self, graph: str) -> int:
-        """Return how often something was learned of a graph: who computes from it sees thereby when to do so anew."""
-        return self._lessons.get(graph) or 0
+        """Return how often something was learned of a graph, so that figures are computed again only after that."""
+        with self._lock:
+            self._catch_up()
+            return self._lessons.get(graph) or 0
+
+    def calls(self, graph: str, stage: str) -> float | None:
+        """Return how many calls a visit of a stage usually makes; ``None`` while nothing is known."""
+        with self._lock:
+            self._catch_up()
+            known = self._stages.get((graph, stage))
+            return known.calls.value if known is not None and known.calls.seen else None
 
     def learned(self, graph: str, stage: str) -> Learned:
         """Return what was learned of a stage."""
         with self._lock:
+            self._catch_up()
             known = self._stages.get((graph, stage))
             if known is None:
                 return NOTHING_LEARNED
             return Learned(
-                calls=_said(known.calls),
-                service_s=_said(known.service_s),
-                answer_tokens=_said(known.answer_tokens),
-                other_s=_said(known.other_s),
-                tool_s=_said(known.tool_s),
-                visits=_said(known.visits),
+                calls=_known(known.calls),
+                service_s=_known(known.service_s),
+                answer_tokens=_known(known.answer_tokens),
+                other_s=_known(known.other_s),
+                tool_s=_known(known.tool_s),
+                visits=_known(known.visits),
                 turns=known.turns,
                 moves=dict(known.moves),
                 backends=dict(known.backends),
@@ -259,30 +292,32 @@ class Estimates:
 
     # Across restarts
 
-    def save(self, file: str | Path) -> None:
+    def save(self, file: str | FilePath) -> None:
         """Write the file whole or not at all.
 
         Raises:
             ConfigError: It cannot be written.
         """
         with self._lock:
+            self._catch_up()
             stages = [
                 {"graph": graph, "stage": stage, **_written(known)} for (graph, stage), known in self._stages.items()
             ]
-        write_stages(Path(file), stages)
+        write_stages(FilePath(file), stages)
 
-    def load(self, file: str | Path) -> bool:
+    def load(self, file: str | FilePath) -> bool:
         """Take in what was saved, all of it or nothing; returns whether there was a file.
 
         Raises:
             ConfigError: It does not hold estimates of ours; with the key that is wrong in it.
             OSError: It cannot be read.
         """
-        stages = read_stages(Path(file), KEEP_STAGES)
+        stages = read_stages(FilePath(file), KEEP_STAGES)
         if stages is None:
             return False
         read = {(each.text("graph"), each.text("stage")): _read(each) for each in stages}
         with self._lock:
+            self._catch_up()
             for key, known in read.items():
                 self._stages.set(key, known)
             for graph, _ in read:
@@ -318,14 +353,20 @@ def _read(stored: Stored) -> StageEstimates:
     return known
 
 
+def _of_visit(by_visit: dict[int, Mean], visit: int) -> Mean:
+    if (mean := by_visit.get(visit)) is None:
+        mean = by_visit[visit] = Mean()
+    return mean
+
+
 def _nearest(by_visit: Mapping[int, Mean], visit: int) -> float | None:
     """Return what is known of the visit nearest to *visit*."""
-    if not by_visit:
-        return None
+    if (known := by_visit.get(visit)) is not None or not by_visit:
+        return None if known is None else known.value
     return by_visit[min(by_visit, key=lambda seen: abs(seen - visit))].value
 
 
-def _said(mean: Mean) -> float | None:
+def _known(mean: Mean) -> float | None:
     return mean.value if mean.seen else None
 
 

@@ -15,8 +15,8 @@ from statistics import fmean
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.estimates import NOTHING_LEARNED, Estimates, Learned
-from orla_lg.core.lookahead.longest_path import longest_ways
-from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure, around, end_of, is_edge, start_of
+from orla_lg.core.lookahead.longest_path import longest_paths
+from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure, around, end_of, is_terminal, start_of
 
 PATIENCE = 0.1
 """Figures are computed anew when this share more was learned, ..."""
@@ -52,7 +52,7 @@ class StageOutlook:
     looping: bool
     """It may come round to itself."""
     ahead_s: float | None
-    """Expected seconds from its beginning to the end, on the longest way; ``None`` while nothing is known."""
+    """Expected seconds from its beginning to the end, on the longest path; ``None`` while nothing is known."""
     learned: Learned
 
 
@@ -69,17 +69,17 @@ class _Figures:
     mean_s: float | None = None
 
     @cached_property
-    def service_ways(self) -> Mapping[str, float]:
-        """The longest ways by service alone; computed when somebody asks."""
-        return longest_ways(self.service_s, self.chances)
+    def service_paths(self) -> Mapping[str, float]:
+        """The longest paths by service alone; computed when somebody asks."""
+        return longest_paths(self.service_s, self.chances)
 
 
 class Forecast:
     """Looks ahead in one graph. Any thread may ask."""
 
-    def __init__(self, graph: str, outlook: GraphStructure, homes: Mapping[str, str], estimates: Estimates) -> None:
+    def __init__(self, graph: str, structure: GraphStructure, homes: Mapping[str, str], estimates: Estimates) -> None:
         self.graph = graph
-        self.outlook = outlook
+        self.structure = structure
         self.homes = homes
         """By stage, where its mapping sends it as far as that is fixed: a guess while nothing was seen."""
         self._estimates = estimates
@@ -87,7 +87,7 @@ class Forecast:
         self._due = 0
 
     def ahead_s(self, stage: str) -> float | None:
-        """Return the expected seconds from the start of *stage* to the end of its graph, on the longest way.
+        """Return the expected seconds from the start of *stage* to the end of its graph, on the longest path.
 
         A stage that was never seen counts as the stage around it, or as the graph's mean; ``None`` while nothing
         is known of the graph.
@@ -100,11 +100,11 @@ class Forecast:
         return now.ahead_s.get(stage, now.mean_s)
 
     def remaining_s(self, stages: Collection[str]) -> float | None:
-        """Return the service that a run now in *stages* needs at least, by its longest way, in seconds."""
+        """Return the service that a run now in *stages* needs at least, by its longest path, in seconds."""
         now = self._figures()
         if now.mean_s is None:
             return None
-        return max((now.service_ways.get(stage, 0.0) for stage in innermost(stages)), default=None)
+        return max((now.service_paths.get(stage, 0.0) for stage in innermost(stages)), default=None)
 
     def next_stages(self, stages: Collection[str]) -> dict[str, float]:
         """Return the stages that follow *stages*, and how likely each does."""
@@ -154,19 +154,19 @@ class Forecast:
     def stages(self) -> list[StageOutlook]:
         """Return all stages, in the order of the graph; those only seen at run time last."""
         now = self._figures()
-        looping = frozenset[str]().union(*self.outlook.loops())
-        known = [*self.outlook.stages, *(each for each in now.chances if each not in self.outlook.ways)]
+        looping = frozenset[str]().union(*self.structure.loops())
+        known = [*self.structure.stages, *(each for each in now.chances if each not in self.structure.edges)]
         return [
             StageOutlook(
                 stage,
                 _through_edges(now.chances, stage),
-                tuple(sorted(self.outlook.joins.get(stage, ()))),
+                tuple(sorted(self.structure.joins.get(stage, ()))),
                 stage in looping,
                 None if now.mean_s is None else now.ahead_s[stage],
                 now.learned.get(stage, NOTHING_LEARNED),
             )
             for stage in known
-            if not is_edge(stage)
+            if not is_terminal(stage)
         ]
 
     # Computing
@@ -183,22 +183,22 @@ class Forecast:
         chances: dict[str, Mapping[str, float]] = {}
         for stage in learned:
             inside = start_of(stage)
-            if stage and not is_edge(stage) and inside in learned:
+            if stage and not is_terminal(stage) and inside in learned:
                 chances[stage] = {inside: 1.0}
-                chances[end_of(stage)] = _chances(self.outlook.ways.get(stage), learned[stage], around(stage))
+                chances[end_of(stage)] = _chances(self.structure.edges.get(stage), learned[stage], around(stage))
             else:
-                chances[stage] = _chances(self.outlook.ways.get(stage), learned[stage], around(stage))
+                chances[stage] = _chances(self.structure.edges.get(stage), learned[stage], around(stage))
         service, costs = _costs(learned)
         if not costs:
             return _Figures(learned, chances)
-        ways = longest_ways(costs, chances)
-        mean_s = fmean(length for stage, length in ways.items() if not is_edge(stage))
-        return _Figures(learned, chances, ways, service, mean_s)
+        paths = longest_paths(costs, chances)
+        mean_s = fmean(length for stage, length in paths.items() if not is_terminal(stage))
+        return _Figures(learned, chances, paths, service, mean_s)
 
     def _reachable(self) -> dict[str, Learned]:
         """Return what was learned of every stage that is written or was ever seen to follow one."""
         learned: dict[str, Learned] = {}
-        ahead = [START, *self.outlook.ways]
+        ahead = [START, *self.structure.edges]
         while ahead:
             stage = ahead.pop()
             if stage in learned or stage.rpartition(NAMESPACE_SEPARATOR)[2] == END:
@@ -207,7 +207,7 @@ class Forecast:
             learned[stage] = known
             ahead += known.moves
             inside = start_of(stage)
-            if not is_edge(stage) and self._estimates.learned(self.graph, inside).turns:
+            if not is_terminal(stage) and self._estimates.learned(self.graph, inside).turns:
                 ahead.append(inside)
         return learned
 
@@ -223,20 +223,20 @@ def _costs(learned: Mapping[str, Learned]) -> tuple[dict[str, float], dict[str, 
     }
     costs = {stage: service[stage] + (each.other_s or 0.0) for stage, each in seen.items()}
     if seen:
-        blank = [each for each in learned if not (each in seen or is_edge(each) or start_of(each) in learned)]
+        blank = [each for each in learned if not (each in seen or is_terminal(each) or start_of(each) in learned)]
         service.update(dict.fromkeys(blank, fmean(service.values())))
         costs.update(dict.fromkeys(blank, fmean(costs.values())))
     return service, costs
 
 
-def _chances(way: Edge | None, learned: Learned, outer: str) -> dict[str, float]:
+def _chances(edge: Edge | None, learned: Learned, outer: str) -> dict[str, float]:
     """Return what follows a stage and how likely; the end of its graph has what the others leave."""
-    way, end = way or Edge(), end_of(outer)
+    edge, end = edge or Edge(), end_of(outer)
     guess = 1.0 / (learned.turns + 1.0)
-    chances = dict.fromkeys(way.perhaps, guess / len(way.perhaps) if way.perhaps else 0.0)
+    chances = dict.fromkeys(edge.perhaps, guess / len(edge.perhaps) if edge.perhaps else 0.0)
     for target, times in learned.moves.items():
         chances[target] = min(1.0, chances.get(target, 0.0) + times / (learned.turns + 1.0))
-    chances.update(dict.fromkeys(way.always, 1.0))
+    chances.update(dict.fromkeys(edge.always, 1.0))
     if (left := 1.0 - sum(chance for target, chance in chances.items() if target != end)) > 0:
         chances[end] = left
     return {target: chance for target, chance in chances.items() if chance > 0}
@@ -251,7 +251,7 @@ def _through_edges(chances: Mapping[str, Mapping[str, float]], stage: str) -> di
     ahead, passed = dict(chances.get(stage, {})), Counter[str]()
     while ahead:
         target, chance = ahead.popitem()
-        if target == END or not is_edge(target):
+        if target == END or not is_terminal(target):
             found[target] = min(1.0, found.get(target, 0.0) + chance)
         elif passed[target] < MAX_HOPS:
             passed[target] += 1

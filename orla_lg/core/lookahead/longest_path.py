@@ -1,8 +1,8 @@
-"""The expected longest way through a graph with chances on its edges; loops included. Pure functions.
+"""The expected longest path through a graph with chances on its edges; loops included. Pure functions.
 
-From a stage the longest way is what it costs itself and the longest way of what follows. Where a choice is made, each
-target counts by its chance; where several start at once, the longest counts, since the graph goes on when all are
-done. One rule says both: let the targets share a run's future, longest first, each taking what its chance allows.
+From a stage the longest path is what it costs itself and the longest path of what follows. Where a choice is made,
+each target counts by its chance; where several start at once, the longest counts, since the graph goes on when all
+are done. One rule says both: let the targets share a run's future, longest first, each taking what its chance allows.
 Targets that always start (chance 1) take all that is left; exclusive ones (chances that sum to 1) give the mean.
 This is the critical path of project planning (Kelley and Walker, 1959) by expected lengths.
 """
@@ -21,35 +21,35 @@ Chances = Mapping[str, Mapping[str, float]]
 """By stage, those that may follow and how likely each does; what is missing to 1 is the end."""
 
 
-def longest_ways(costs: Mapping[str, float], chances: Chances) -> dict[str, float]:
-    """Return for each stage of *chances* the expected longest way to the end, its own cost included.
+def longest_paths(costs: Mapping[str, float], chances: Chances) -> dict[str, float]:
+    """Return for each stage of *chances* the expected longest path to the end, its own cost included.
 
     Args:
         costs: By stage, in any unit; the result has the same. A stage without one costs nothing.
         chances: Which stages follow; a target that has no entry itself is an end.
     """
     onward = {stage: [target for target in targets if target in chances] for stage, targets in chances.items()}
-    ways: dict[str, float] = {}
+    paths: dict[str, float] = {}
     for component in components(onward):  # what follows comes first, so only loops need more than one round
         looping = len(component) > 1 or component[0] in onward[component[0]]
         for _ in range(MAX_ROUNDS if looping else 1):
             change = 0.0
             for stage in reversed(component):  # deepest first: most of what follows is then known already
-                length = costs.get(stage, 0.0) + _shared(chances[stage], ways)
-                change = max(change, abs(length - ways.get(stage, 0.0)) / (length or 1.0))
-                ways[stage] = length
+                length = costs.get(stage, 0.0) + _shared(chances[stage], paths)
+                change = max(change, abs(length - paths.get(stage, 0.0)) / (length or 1.0))
+                paths[stage] = length
             if change < TOLERANCE:
                 break
-    return ways
+    return paths
 
 
-def _shared(targets: Mapping[str, float], ways: Mapping[str, float]) -> float:
+def _shared(targets: Mapping[str, float], paths: Mapping[str, float]) -> float:
     left, length = 1.0, 0.0
-    found = [(ways.get(target, 0.0), chance) for target, chance in targets.items()]
+    found = [(paths.get(target, 0.0), chance) for target, chance in targets.items()]
     if len(found) > 1:
         found.sort(reverse=True)
-    for way, chance in found:
-        length += min(chance, left) * way
+    for path, chance in found:
+        length += min(chance, left) * path
         left -= chance
         if left <= 0:
             break

@@ -7,17 +7,17 @@ for each graph (what lies ahead).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import Call
-from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.estimates import Estimates, RunCourse
 from orla_lg.core.lookahead.estimates_saver import EstimatesFile
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
 from orla_lg.core.lookahead.structure import START, GraphStructure
-from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.record import Record
 from orla_lg.core.workflow import RunState
 
@@ -34,12 +34,12 @@ class Lookahead:
         self._lock = threading.Lock()
         self._forecasts = BoundedDict[str, Forecast](KEEP_GRAPHS)
 
-    def forecast(self, graph: str, outlook: GraphStructure, homes: Mapping[str, str]) -> Forecast:
+    def forecast(self, graph: str, structure: GraphStructure, homes: Mapping[str, str]) -> Forecast:
         """Return the forecast for a graph of that name; the same as long as it is written and mapped the same."""
         with self._lock:
             known = self._forecasts.get(graph)
-            if known is None or (known.outlook, known.homes) != (outlook, homes):
-                known = Forecast(graph, outlook, homes, self.estimates)
+            if known is None or (known.structure, known.homes) != (structure, homes):
+                known = Forecast(graph, structure, homes, self.estimates)
             self._forecasts.set(graph, known)
             return known
 
@@ -49,21 +49,21 @@ class Lookahead:
         """Follow a run that starts; without a *forecast* its graph's structure is not known."""
         run.course.graph = run.standing.graph = graph if forecast is None else forecast.graph
         if forecast is not None:
-            run.forecast, run.walk = forecast, RunTrace(forecast.outlook)
+            run.forecast, run.trace.structure = forecast, forecast.structure
 
     def entered(self, run: RunState, stage: str, namespace: str, step: int | None) -> None:
-        """Note that a node of a run starts: what the run still needs is known anew."""
-        run.walk.entered(namespace, step, self._clock())
+        """Note that a node of a run starts; what the run needs from here on is computed when a policy asks."""
+        run.trace.entered(namespace, step, self._clock())
         run.standing.visit = self.estimates.enter(run.course, stage)
-        run.standing.remaining_s = self.remaining_s(run)
+        run.standing.expects = partial(self._remaining_s, run.course, run.stages(), run.forecast)
 
     def left(self, run: RunState, namespace: str) -> None:
         """Note that a node of a run ended, well or not."""
-        run.walk.left(namespace, self._clock())
+        run.trace.left(namespace, self._clock())
 
     def served(self, run: RunState, call: Call, record: Record, service_s: float) -> None:
         """Note a call of a run that went well, *service_s* seconds after its dispatch."""
-        run.walk.called(call.identity.namespace, record.duration_s)
+        run.trace.called(call.identity.namespace, record.duration_s)
         answer, context = record.completion_tokens, (record.prompt_tokens or 0) + (record.completion_tokens or 0)
         self.estimates.served(run.course, record.stage, service_s, answer, context, record.backend)
 
@@ -73,8 +73,7 @@ class Lookahead:
 
     def done(self, run: RunState) -> None:
         """Learn from a run that came to its end."""
-        self.estimates.end(run.course)
-        self.estimates.walked(run.course.graph, run.walk)
+        self.estimates.ended(run.course, run.trace)
         if self._file is not None:
             self._file.learned()
 
@@ -90,30 +89,37 @@ class Lookahead:
     # What to expect
 
     def expect(self, call: Call, run: RunState) -> None:
-        """Tell a new call of a run what is expected of its stage."""
+        """Give a new call of a run what is expected of its stage; the rest is computed when a policy asks."""
         stage = call.identity.stage
         if (usual := self.estimates.answer_tokens(run.course.graph, stage)) is not None:
             call.answer_tokens = usual
         if run.forecast is not None:
-            call.ahead_s = run.forecast.ahead_s(stage)
+            call.expects_ahead = partial(run.forecast.ahead_s, stage)
 
     def remaining_s(self, run: RunState) -> float | None:
-        """Return the service that a run still needs: as others did from here, else by its graph's longest way."""
-        stages = run.stages()
-        learned = self.estimates.remaining_s(run.course, stages)
-        return learned if learned is not None or run.forecast is None else run.forecast.remaining_s(stages)
+        """Return the service that a run still needs: as others did from here, else by its graph's longest path."""
+        return self._remaining_s(run.course, run.stages(), run.forecast)
+
+    def _remaining_s(self, course: RunCourse, stages: Sequence[str], forecast: Forecast | None) -> float | None:
+        learned = self.estimates.remaining_s(course, stages)
+        return learned if learned is not None or forecast is None else forecast.remaining_s(stages)
 
     def next_calls(self, run: RunState) -> dict[tuple[str, str], float]:
         """Return the next calls of a run after those of its present stages, by stage and backend, with chances."""
-        return {} if run.forecast is None else run.forecast.next_calls(run.stages() or run.walk.latest or (START,))
+        return {} if run.forecast is None else run.forecast.next_calls(_stages_of(run))
 
     def ahead(self, run: RunState) -> Ahead:
         """Return what is expected of a run from where it is."""
-        stages = run.stages() or run.walk.latest or (START,)
+        stages = _stages_of(run)
         if run.forecast is None:
             return Ahead({}, {}, self.remaining_s(run))
         following, backends = run.forecast.next_stages(stages), run.forecast.next_backends(stages)
         return Ahead(following, backends, self.remaining_s(run))
+
+
+def _stages_of(run: RunState) -> Sequence[str]:
+    """Return the stages that a run is in, else those of its latest step, else its beginning."""
+    return run.stages() or run.trace.path().latest or (START,)
 
 
 def _nothing() -> None:

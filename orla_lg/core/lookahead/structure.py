@@ -31,7 +31,7 @@ class Edge:
 class GraphStructure:
     """What lies behind every stage of one graph, as far as that shows before anything runs."""
 
-    ways: Mapping[str, Edge] = field(default_factory=dict)
+    edges: Mapping[str, Edge] = field(default_factory=dict)
     """By stage, and by the beginnings ``__start__`` of the graph and of the graphs inside it."""
     joins: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By stage, those it waits for."""
@@ -39,19 +39,23 @@ class GraphStructure:
     @property
     def stages(self) -> list[str]:
         """All stages, in the order of the graph."""
-        return [stage for stage in self.ways if not is_edge(stage)]
+        return [stage for stage in self.edges if not is_terminal(stage)]
 
     def loops(self) -> list[frozenset[str]]:
-        """Return the sets of stages that can come round to themselves; an open way makes no loop by itself."""
+        """Return the sets of stages that can come round to themselves; an open edge makes no loop by itself."""
         onward = {
-            stage: (way.always if way.open else way.always | way.perhaps) & self.ways.keys()
-            for stage, way in self.ways.items()
+            stage: (edge.always if edge.open else edge.always | edge.perhaps) & self.edges.keys()
+            for stage, edge in self.edges.items()
         }
         found = components(onward)
         return [frozenset(each) for each in found if len(each) > 1 or each[0] in onward[each[0]]]
 
 
-def is_edge(stage: str) -> bool:
+NO_STRUCTURE = GraphStructure()
+"""Of a graph that nothing is known of."""
+
+
+def is_terminal(stage: str) -> bool:
     """Whether *stage* is a beginning or an end, where nothing runs."""
     return stage.rpartition(NAMESPACE_SEPARATOR)[2] in (START, END)
 

@@ -8,11 +8,19 @@ lead to the one that starts; if it allows none (the code chose freely), it follo
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
-from orla_lg.core.lookahead.structure import GraphStructure, around, start_of
+from orla_lg.core.lookahead.structure import NO_STRUCTURE, GraphStructure, around, start_of
+
+_ENTERED, _CALLED, _LEFT = "entered", "called", "left"
+
+_Event = tuple[str, str, int | None, float]
+"""Kind, namespace, step, and when it was; of a call, how long it took."""
+
+MAX_EVENTS = 256
+"""Events of a run that may wait to become part of its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,79 +56,115 @@ class _Scope:
     running: int = 0
 
 
-class RunTrace:
-    """Follows one run; nodes may start and end in several threads."""
+@dataclass(eq=False, slots=True)
+class Path:
+    """The way that a run took through its graph so far."""
 
-    def __init__(self, outlook: GraphStructure) -> None:
-        self.moves: Counter[tuple[str, str]] = Counter()
-        """How often a stage was followed by another."""
-        self.turns: Counter[str] = Counter()
-        """Steps in which a stage ran, however often; and how often a graph began."""
-        self.visits: list[Visit] = []
-        self._outlook = outlook
+    moves: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often a stage was followed by another."""
+    turns: Counter[str] = field(default_factory=Counter)
+    """Steps in which a stage ran, however often; and how often a graph began."""
+    visits: list[Visit] = field(default_factory=list)
+    latest: tuple[str, ...] = ()
+    """Stages of the whole graph's newest step."""
+
+
+class RunTrace:
+    """The nodes and calls of one run, in the order in which they started and ended, in whatever thread.
+
+    Events are only noted; ``path`` derives from them which stage followed which, when that is asked for.
+    """
+
+    def __init__(self, structure: GraphStructure = NO_STRUCTURE) -> None:
+        self.structure = structure
+        """Of the run's graph; set before its first event."""
+        self._events: deque[_Event] = deque()
+        """Not yet part of the path."""
+        self._path = Path()
         self._lock = threading.Lock()
         self._scopes: dict[str, _Scope] = {}
         self._open: dict[str, _Open] = {}
-        self.latest: tuple[str, ...] = ()
-        """Stages of the whole graph's newest step."""
+
+    # Noting
 
     def entered(self, namespace: str, step: int | None, now: float) -> None:
         """Note that a node starts.
 
         Args:
             namespace: Its checkpoint namespace, with ids.
-            step: LangGraph's; ``None`` where it does not tell steps apart (tasks of an entrypoint): those that run
+            step: LangGraph's; ``None`` where steps are not told apart (tasks of an entrypoint): those that run
                 side by side are then one step.
             now: Monotonic seconds.
         """
-        stage, outer = stage_key(namespace), _around(namespace)
-        with self._lock:
-            scope = self._scopes.get(outer) or self._begin(outer, around(stage))
-            if scope.now and (step != scope.step if step is not None else not scope.running):
-                scope.before, scope.now = scope.now, set()
-            scope.step = step
-            scope.running += 1
-            if stage not in scope.now:
-                scope.now.add(stage)
-                self.turns[stage] += 1
-                for earlier in self._leading_to(stage, scope.before):
-                    self.moves[earlier, stage] += 1
-            self._open[namespace] = _Open(stage, now)
-            if not outer:
-                self.latest = tuple(scope.now)
+        self._events.append((_ENTERED, namespace, step, now))
+
+    def called(self, namespace: str, seconds: float) -> None:
+        """Note that a call of a node that is under way took *seconds*, its waiting included."""
+        self._events.append((_CALLED, namespace, None, seconds))
+
+    def left(self, namespace: str, now: float) -> None:
+        """Note that a node ended, and with it the graph inside."""
+        self._events.append((_LEFT, namespace, None, now))
+        if len(self._events) >= MAX_EVENTS:
+            self.path()
+
+    # Deriving
+
+    def path(self) -> Path:
+        """Return the run's path, with all that was noted so far."""
+        if self._events:
+            with self._lock:
+                while self._events:
+                    kind, namespace, step, seconds = self._events.popleft()
+                    if kind is _ENTERED:
+                        self._enter(namespace, step, seconds)
+                    elif kind is _LEFT:
+                        self._leave(namespace, seconds)
+                    elif (visit := self._open.get(namespace)) is not None:
+                        visit.calls += 1
+                        visit.calls_s += seconds
+        return self._path
+
+    def _enter(self, namespace: str, step: int | None, now: float) -> None:
+        path, stage, outer = self._path, stage_key(namespace), _around(namespace)
+        scope = self._scopes.get(outer) or self._begin(outer, around(stage))
+        if scope.now and (step != scope.step if step is not None else not scope.running):
+            scope.before, scope.now = scope.now, set()
+        scope.step = step
+        scope.running += 1
+        if stage not in scope.now:
+            scope.now.add(stage)
+            path.turns[stage] += 1
+            for earlier in self._leading_to(stage, scope.before):
+                path.moves[earlier, stage] += 1
+        self._open[namespace] = _Open(stage, now)
+        if not outer:
+            path.latest = tuple(scope.now)
 
     def _begin(self, outer: str, stage: str) -> _Scope:
-        scope = self._scopes[outer] = _Scope({start_of(stage)})
-        self.turns[start_of(stage)] += 1
+        start = start_of(stage)
+        scope = self._scopes[outer] = _Scope({start})
+        self._path.turns[start] += 1
         if outer in self._open:
             self._open[outer].around_others = True
         return scope
 
     def _leading_to(self, stage: str, before: set[str]) -> list[str]:
-        ways = self._outlook.ways
+        edges = self.structure.edges
         written = [
-            each for each in before if (way := ways.get(each)) and (stage in way.always or stage in way.perhaps)
+            each for each in before if (edge := edges.get(each)) and (stage in edge.always or stage in edge.perhaps)
         ]
         return written or list(before)
 
-    def called(self, namespace: str, seconds: float) -> None:
-        """Note that a call of a node that is under way took *seconds*, its waiting included."""
-        with self._lock:
-            if (visit := self._open.get(namespace)) is not None:
-                visit.calls += 1
-                visit.calls_s += seconds
-
-    def left(self, namespace: str, now: float) -> None:
-        """Note that a node ended, and with it the graph inside."""
-        with self._lock:
-            visit = self._open.pop(namespace, None)
-            self._scopes.pop(namespace, None)
-            if visit is None:
-                return
-            if (scope := self._scopes.get(_around(namespace))) is not None:
-                scope.running -= 1
-            other_s = None if visit.around_others else max(0.0, now - visit.entered_s - visit.calls_s)
-            self.visits.append(Visit(visit.stage, visit.calls, other_s))
+    def _leave(self, namespace: str, now: float) -> None:
+        visit = self._open.pop(namespace, None)
+        self._scopes.pop(namespace, None)
+        if visit is None:
+            return
+        if (scope := self._scopes.get(_around(namespace))) is not None:
+            scope.running -= 1
+        other_s = None if visit.around_others else max(0.0, now - visit.entered_s - visit.calls_s)
+        self._path.visits.append(Visit(visit.stage, visit.calls, other_s))
 
 
 def _around(namespace: str) -> str:

@@ -43,6 +43,10 @@ class EventKind(StrEnum):
     """More threads lie idle than we remember; this was the oldest."""
 
 
+FINAL = frozenset({EventKind.OVER, EventKind.THREAD_DELETED, EventKind.FORGOTTEN})
+"""After these a workflow will not come back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Returns:
     """What is known of when a workflow calls again that waits for something."""
@@ -84,7 +88,7 @@ class CacheEvent:
     @property
     def final(self) -> bool:
         """Whether the workflow will not come back."""
-        return self.kind in (EventKind.OVER, EventKind.THREAD_DELETED, EventKind.FORGOTTEN)
+        return self.kind in FINAL
 
 
 class Doing(StrEnum):

@@ -15,8 +15,8 @@ from functools import partial
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.call import Call
 from orla_lg.core.memory import returns
-from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
-from orla_lg.core.memory.policies import ReleaseOnly
+from orla_lg.core.memory.events import FINAL, CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
+from orla_lg.core.memory.policies import ReleaseOnly, WarmNextStage, rules_for
 from orla_lg.core.scheduler import BackendScheduler
 
 ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
@@ -62,22 +62,48 @@ class MemoryManager:
         self._failed: set[EventKind] = set()
         """On which events the policy failed."""
 
+    @property
+    def policy(self) -> MemoryPolicy:
+        """What decides."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: MemoryPolicy) -> None:
+        self._policy = policy
+        self._kinds = frozenset(kind for kind in EventKind if rules_for(policy, kind))
+        """Events that it may do something about."""
+        self._heeds_stages: bool | None = None
+
+    def heeds_stages(self) -> bool:
+        """Whether it makes a difference to know which calls a busy stage leads to.
+
+        It does not where the policy's only answer would be a warm-up, and no backend can be warmed.
+        """
+        if self._heeds_stages is None:
+            rules = rules_for(self.policy, EventKind.STAGE_BUSY)
+            warmable = any(scheduler.warming.able for scheduler in self._schedulers.values())
+            self._heeds_stages = warmable or any(type(rule) is not WarmNextStage for rule in rules)
+            self._heeds_stages &= bool(rules)
+        return self._heeds_stages
+
     # What happens
 
     def signal(self, events: Iterable[CacheEvent]) -> None:
         """Ask the policy about *events* and have its orders carried out."""
-        for event in map(self._informed, events):
-            for action in self._decided(event):
-                self._order(action)
-            if event.final:
-                self.stirred(event.workflow)
+        for each in events:
+            event = self._informed(each)
+            if event.kind in self._kinds:
+                for action in self._decided(event):
+                    self._order(action)
+            if event.kind in FINAL:
+                self._drop_due(event.workflow)
                 for scheduler in self._schedulers.values():
                     scheduler.forget(event.workflow)
 
     def _decided(self, event: CacheEvent) -> Sequence[CacheAction]:
         """Ask the policy; where it fails, places are given back at boundaries and nothing else is done."""
         try:
-            return [_checked(action) for action in self.policy.decide(event)]
+            return [_checked(action) for action in self._policy.decide(event)]
         except Exception:  # a policy is its user's code; its fault must not end a call, nor hold a place for ever
             if event.kind not in self._failed:
                 self._failed.add(event.kind)
@@ -109,7 +135,7 @@ class MemoryManager:
             self._turned(workflow, Doing.TOOL)
             for scheduler in self._schedulers.values():
                 scheduler.returned(workflow)
-        if event.final:
+        if event.kind in FINAL:
             self.returns.gone(workflow)
         return event
 
@@ -119,7 +145,8 @@ class MemoryManager:
 
     def called(self, workflow: str) -> None:
         """Note that a workflow calls: what was to be done if it did not is not done."""
-        self.stirred(workflow)
+        if self._due:
+            self._drop_due(workflow)
         self.returns.came(workflow, self._clock())
 
     def keep_s(self, call: Call) -> float | None:
@@ -155,11 +182,10 @@ class MemoryManager:
             if action.backend in (None, name):
                 scheduler.apply(action)
 
-    def stirred(self, workflow: str) -> None:
+    def _drop_due(self, workflow: str) -> None:
         """Drop what was to be done later about a workflow."""
-        if self._due:
-            with self._lock:
-                self._due.pop(workflow, None)
+        with self._lock:
+            self._due.pop(workflow, None)
 
     def check_integrity(self) -> None:
         """Assert the invariants."""

@@ -16,6 +16,16 @@ from orla_lg.errors import ConfigError, did_you_mean, shown
 
 STRENGTH = {verb: strength for strength, verb in enumerate(Verb)}
 
+ALL_KINDS = frozenset(EventKind)
+
+
+def rules_for(policy: MemoryPolicy, kind: EventKind) -> list[MemoryPolicy]:
+    """Return the rules of a policy that may do something about such events: all but those whose class says no."""
+    if type(policy) is Joined:
+        return [rule for each in policy.policies for rule in rules_for(each, kind)]
+    heeds = vars(type(policy)).get("KINDS", ALL_KINDS)  # not inherited: a derived class may heed others
+    return [policy] if kind in heeds else []
+
 
 class FlushAtBoundary:
     """Flush when a workflow is over or leaves a backend; demote what may come back.
@@ -32,6 +42,7 @@ class FlushAtBoundary:
         EventKind.THREAD_DELETED: Verb.FLUSH,
         EventKind.FORGOTTEN: Verb.FLUSH,
     }
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({*_VERBS, EventKind.CALL_DONE})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         verb = self._VERBS.get(event.kind)
@@ -50,15 +61,17 @@ class FlushPerRequest(FlushAtBoundary):
         EventKind.STRAY_DONE: Verb.FLUSH,
         EventKind.INTERRUPTED: Verb.RELEASE,
     }
+    KINDS: ClassVar[frozenset[EventKind]] = FlushAtBoundary.KINDS | {EventKind.INTERRUPTED}
 
 
 class ReleaseOnly(FlushAtBoundary):
-    """Never flush: places are given back at boundaries, contents stay until somebody needs the room."""
+    """Never flush: places are given back at boundaries, contents stay until the engine needs the room."""
 
     _VERBS: ClassVar[dict[EventKind, Verb]] = {
         EventKind.INTERRUPTED: Verb.RELEASE,
         **{kind: Verb.RELEASE for kind in FlushAtBoundary._VERBS if kind is not EventKind.SWITCHED},
     }
+    KINDS: ClassVar[frozenset[EventKind]] = FlushAtBoundary.KINDS | {EventKind.INTERRUPTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,8 @@ class PreserveIncrements:
     unknown_s: float = 30.0
     longest_s: float = 300.0
     likely: float = 0.2
-    """Who comes back less often than this is not waited for."""
+    """A workflow that comes back less often than this is not waited for."""
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.CALL_DONE, EventKind.TOOL_STARTED})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         if event.kind is EventKind.TOOL_STARTED:
@@ -97,6 +111,7 @@ class DemoteInterrupted:
     """Release what waits for a human, after a while: most who answer at once should find everything warm."""
 
     after_s: float = 20.0
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.INTERRUPTED})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         if event.kind is not EventKind.INTERRUPTED:
@@ -111,6 +126,8 @@ class FlushUnderPressure:
     What nobody runs on goes before what somebody does. It is demoted, which on an engine that evicts by need is as
     good as a flush and costs nothing if the need passes.
     """
+
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.PRESSURE})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         if event.kind is not EventKind.PRESSURE:
@@ -130,7 +147,9 @@ def _cheapest_first(holding: Holding) -> tuple[bool, float]:
 
 
 class WarmReturns:
-    """Prefill for who comes back: a resumed thread at once, a tool's workflow shortly before the tool should end."""
+    """Prefill for a thread that is resumed at once, and for a tool's workflow shortly before the tool should end."""
+
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.RESUMED, EventKind.TOOL_STARTED})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         if event.kind is EventKind.RESUMED:
@@ -155,6 +174,7 @@ class WarmNextStage:
 
     likely: float = 0.5
     """A stage that comes no more often than this is not prepared for."""
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.STAGE_BUSY})
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         if event.kind is not EventKind.STAGE_BUSY:
@@ -181,10 +201,11 @@ class Joined:
 
     def __init__(self, *policies: str | MemoryPolicy) -> None:
         self.policies = tuple(memory_policy(each) for each in policies)
+        self._by_kind = {kind: tuple(each for each in self.policies if rules_for(each, kind)) for kind in EventKind}
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
         chosen: dict[tuple[str, str | None, float, bool, str], CacheAction] = {}
-        for policy in self.policies:
+        for policy in self._by_kind[event.kind]:
             for action in policy.decide(event):
                 # A pin and a warm-up go together, and so do warm-ups for several stages.
                 place = (action.workflow, action.backend, action.after_s, action.verb is Verb.WARM, action.stage)

@@ -80,9 +80,13 @@ class _Reason:
     def begins(self) -> Returns:
         """Return what is known of waits that begin."""
         if self.beginning is None:
-            come, chance = sum(self.counts), self.chance(0.0)
-            half, nearly_all = (_share(self.counts, part * come) if come else None for part in (0.5, 0.9))
-            self.beginning = Returns(chance, half, nearly_all)
+            come = sum(self.counts)
+            chance = (come + PRIOR_WAITS * CHANCE[self.doing]) / (come + self.never + PRIOR_WAITS)
+            self.beginning = (
+                Returns(chance, _share(self.counts, 0.5 * come), _share(self.counts, 0.9 * come))
+                if come
+                else Returns(chance)
+            )
         return self.beginning
 
     def chance(self, waited_s: float) -> float:
@@ -148,7 +152,8 @@ class ReturnBook:
             if before is not None and before.reason != reason:  # it waited for one thing, and now for another
                 self._never_came(before)
             self._away.set(workflow, _Away(reason, now))
-            return self._of(reason).begins()
+            known = self._reasons.get(reason) or self._of(reason)
+            return known.beginning or known.begins()
 
     def uses(self, workflow: str, tool: str, now: float) -> Returns:
         """Note that a tool of a workflow starts; returns what is known of waits for it."""
@@ -176,6 +181,8 @@ class ReturnBook:
 
     def came(self, workflow: str, now: float) -> None:
         """Note that a workflow calls again."""
+        if self._away.get(workflow) is None:
+            return
         with self._lock:
             away = self._away.pop(workflow)
             if away is None:
@@ -201,7 +208,8 @@ class ReturnBook:
     def usual(self, reason: str) -> Returns:
         """Return what is known of waits for *reason* that begin."""
         with self._lock:
-            return self._of(reason).begins()
+            known = self._reasons.get(reason) or self._of(reason)
+            return known.beginning or known.begins()
 
     def chance(self, workflow: str, doing: Doing | None, since_s: float, now: float) -> float:
         """Return the chance that a workflow calls again (``Odds``).

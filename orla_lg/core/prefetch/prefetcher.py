@@ -89,6 +89,13 @@ class Prefetcher:
         self.prompts = PromptBook(0 if settings is None else settings.keep_chars)
         self._scheduler = scheduler
         self._adapter = scheduler.adapter if isinstance(scheduler.adapter, Warmable) else None
+        backend = scheduler.backend
+        self._refuses = (
+            SkipReason.ENGINE if settings is None or self._adapter is None or backend.engine == "openai"
+            else SkipReason.PRICED if not settings.priced and backend.cost.input_per_mtoken > 0 else None
+        )  # fmt: skip
+        self.able = self._refuses is None
+        """Whether anything is ever warmed on this backend; if not, no prompt is kept."""
         self._background = background
         self._clock = clock
         self._told = told
@@ -100,7 +107,7 @@ class Prefetcher:
 
     def sends(self, queued: Queued, body: Mapping[str, Any]) -> None:
         """Note the body of a call, as it goes to the engine; needs no lock."""
-        if self.settings is not None and queued.call.identity.run is not None:
+        if self.able and queued.call.identity.run is not None:
             queued.prompt = prompt_of(queued.call, body)
 
     def ended(self, queued: Queued, usage: Usage | None, *, reached: bool, followed: bool) -> None:
@@ -113,7 +120,7 @@ class Prefetcher:
             followed: Whether its workflow goes on.
         """
         call = queued.call
-        if not reached:
+        if not (reached and self.able):
             return
         self.weighing.heard_s = self._clock()
         cached_tokens = None if usage is None else usage.cached_tokens
@@ -125,6 +132,8 @@ class Prefetcher:
 
     def make_way(self, call: Call) -> None:
         """Drop what was wished for a call that enters; give up what it was to find, or what leaves it no room."""
+        if not self.able:
+            return
         workflow, under_way = call.identity.workflow, self.running
         late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
         for key in late if len(self._wishes) else ():
@@ -137,16 +146,18 @@ class Prefetcher:
 
     def dismiss(self, workflow: str) -> None:
         """Drop and give up what was wished for a workflow whose cache may go."""
-        for key in [key for key in self._wishes if key[0] == workflow]:
-            self._wishes.pop(key)
+        if len(self._wishes):
+            for key in [key for key in self._wishes if key[0] == workflow]:
+                self._wishes.pop(key)
         if self.running is not None and self.running.wish.workflow == workflow:
             self.give_up(again=False)
 
     def forget(self, workflow: str) -> None:
         """Drop all that is kept of a workflow that will not come back."""
-        self.dismiss(workflow)
-        self.prompts.last.take(workflow)
-        self.book.forget(workflow)
+        if self.able:
+            self.dismiss(workflow)
+            self.prompts.last.take(workflow)
+            self.book.forget(workflow)
 
     # Wishes
 
@@ -155,11 +166,8 @@ class Prefetcher:
         stage = (action.graph, action.stage) if action.stage else None
         due_s = inf if action.within_s is None else self._clock() + action.within_s
         with self._scheduler.lock:
-            if self.settings is None or self._adapter is None or self._scheduler.backend.engine == "openai":
-                self.book.refused[SkipReason.ENGINE] += 1
-                return
-            if not self.settings.priced and self._scheduler.backend.cost.input_per_mtoken > 0:
-                self.book.refused[SkipReason.PRICED] += 1
+            if self._refuses is not None:
+                self.book.refused[self._refuses] += 1
                 return
             prompt = self._prompt(action.workflow, stage)
             if prompt is None:

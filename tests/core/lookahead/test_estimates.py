@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Estimates, Mean, RunCourse
+from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g"
     for stage, service_s in stages:
         estimates.enter(course, stage)
         estimates.served(course, stage, service_s, 10)
-    estimates.end(course)
+    estimates.ended(course, RunTrace())
     return course
 
 

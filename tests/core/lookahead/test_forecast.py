@@ -21,17 +21,16 @@ CHOICE = GraphStructure(
 )
 
 
-def a_run(estimates: Estimates, outlook: GraphStructure, *stages: str, service_s: float = 1.0) -> None:
+def a_run(estimates: Estimates, structure: GraphStructure, *stages: str, service_s: float = 1.0) -> None:
     """Let a run pass through *stages*, one call in each."""
-    walk, course = RunTrace(outlook), RunCourse("g")
+    trace, course = RunTrace(structure), RunCourse("g")
     for number, stage in enumerate(stages):
-        walk.entered(f"{stage}:{number}", number, 0.0)
+        trace.entered(f"{stage}:{number}", number, 0.0)
         estimates.enter(course, stage)
-        walk.called(f"{stage}:{number}", service_s)
+        trace.called(f"{stage}:{number}", service_s)
         estimates.served(course, stage, service_s, 10, backend="fast" if stage == "b" else "slow")
-        walk.left(f"{stage}:{number}", service_s)
-    estimates.end(course)
-    estimates.walked("g", walk)
+        trace.left(f"{stage}:{number}", service_s)
+    estimates.ended(course, trace)
 
 
 def test_a_choice_not_seen_yet_falls_on_all_alike_and_then_as_seen() -> None:
@@ -56,11 +55,11 @@ def test_the_way_ahead_is_what_follows_and_oneself() -> None:
 
 
 def test_tools_are_ahead_but_no_service() -> None:
-    estimates, walk = Estimates(), RunTrace(CHOICE)
+    estimates, trace = Estimates(), RunTrace(CHOICE)
     a_run(estimates, CHOICE, "a", "b")
-    walk.entered("c:1", 1, 0.0)
-    walk.left("c:1", 10.0)
-    estimates.walked("g", walk)
+    trace.entered("c:1", 1, 0.0)
+    trace.left("c:1", 10.0)
+    estimates.ended(RunCourse("g"), trace)
     forecast = Forecast("g", CHOICE, {}, estimates)
     assert forecast.ahead_s("c") == 10.0 and forecast.remaining_s(["c"]) == 0.0
 

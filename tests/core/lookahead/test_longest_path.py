@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orla_lg.core.lookahead.longest_path import MAX_ROUNDS, components, longest_ways
+from orla_lg.core.lookahead.longest_path import MAX_ROUNDS, components, longest_paths
 
 STAGES = "abcde"
 COSTS = st.fixed_dictionaries({stage: st.floats(0, 10) for stage in STAGES})
@@ -20,21 +20,21 @@ Graph = dict[str, dict[str, float]]
 def test_branches_side_by_side_wait_for_the_longest() -> None:
     costs = {"a": 1.0, "b": 5.0, "c": 2.0, "d": 1.0}
     chances = {"a": {"b": 1.0, "c": 1.0}, "b": {"d": 1.0}, "c": {"d": 1.0}, "d": {"end": 1.0}}
-    assert longest_ways(costs, chances) == {"a": 7.0, "b": 6.0, "c": 3.0, "d": 1.0}
+    assert longest_paths(costs, chances) == {"a": 7.0, "b": 6.0, "c": 3.0, "d": 1.0}
 
 
 def test_a_choice_counts_by_its_chances() -> None:
-    ways = longest_ways({"a": 1.0, "b": 8.0, "c": 4.0}, {"a": {"b": 0.25, "c": 0.5, "end": 0.25}, "b": {}, "c": {}})
+    ways = longest_paths({"a": 1.0, "b": 8.0, "c": 4.0}, {"a": {"b": 0.25, "c": 0.5, "end": 0.25}, "b": {}, "c": {}})
     assert ways["a"] == 1 + 0.25 * 8 + 0.5 * 4
 
 
 def test_a_loop_counts_as_often_as_it_is_gone_round() -> None:
-    ways = longest_ways({"ask": 2.0, "tool": 1.0}, {"ask": {"tool": 0.75}, "tool": {"ask": 1.0}})
+    ways = longest_paths({"ask": 2.0, "tool": 1.0}, {"ask": {"tool": 0.75}, "tool": {"ask": 1.0}})
     assert ways["ask"] == pytest.approx(4 * 2 + 3 * 1, rel=1e-3), "a chance of 3/4 to go on means four turns"
 
 
 def test_a_loop_without_an_exit_is_followed_for_a_while() -> None:
-    assert longest_ways({"a": 1.0}, {"a": {"a": 1.0}})["a"] == MAX_ROUNDS
+    assert longest_paths({"a": 1.0}, {"a": {"a": 1.0}})["a"] == MAX_ROUNDS
 
 
 @st.composite
@@ -51,7 +51,7 @@ def chains(draw: st.DrawFn) -> Graph:
 @settings(deadline=None)
 @given(COSTS, chains())
 def test_one_after_the_other_it_is_the_sum_of_all_expected_visits(costs: dict[str, float], chances: Graph) -> None:
-    ways = longest_ways(costs, chances)
+    ways = longest_paths(costs, chances)
     for start in STAGES:
         here, expected = {start: 1.0}, 0.0
         for _ in range(200):
@@ -75,7 +75,7 @@ def forward(draw: st.DrawFn) -> dict[str, list[str]]:
 @settings(deadline=None)
 @given(COSTS, forward())
 def test_side_by_side_it_is_the_longest_of_all_paths(costs: dict[str, float], onward: dict[str, list[str]]) -> None:
-    ways = longest_ways(costs, {stage: dict.fromkeys(targets, 1.0) for stage, targets in onward.items()})
+    ways = longest_paths(costs, {stage: dict.fromkeys(targets, 1.0) for stage, targets in onward.items()})
 
     def paths(stage: str) -> list[list[str]]:
         beyond = [path for target in onward.get(stage, ()) for path in paths(target)]
@@ -96,7 +96,7 @@ def test_a_choice_beside_what_always_follows(
     for stage, targets in onward.items():
         share = 1.0 / (len(targets) - 1 + chosen.get(stage, 0)) if targets[1:] else 0.0
         chances[stage] = {**dict.fromkeys(targets[1:], share), **dict.fromkeys(targets[:1], 1.0)}
-    ways = longest_ways(costs, chances)
+    ways = longest_paths(costs, chances)
     for stage, targets in onward.items():
         always = max((ways.get(target, 0.0) for target in targets[:1]), default=0.0)
         choices = [(chances[stage][target], ways.get(target, 0.0)) for target in targets[1:]]
@@ -130,4 +130,4 @@ def test_components_are_what_reaches_each_other_and_what_follows_comes_first(edg
 def test_a_long_chain_needs_no_deep_stack() -> None:
     length = 5000
     chances = {str(n): {str(n + 1): 1.0} for n in range(length)}
-    assert math.isclose(longest_ways({str(n): 1.0 for n in range(length)}, chances)["0"], length)
+    assert math.isclose(longest_paths({str(n): 1.0 for n in range(length)}, chances)["0"], length)

@@ -205,17 +205,21 @@ class Admission:
 
     # Calls
 
-    def enter(self, queued: Queued, now: float, prefill_tokens_per_s: float | None) -> float:
+    def enter(
+        self, queued: Queued, now: float, prefill_tokens_per_s: float | None, found: list[PrefixNode] | None = None
+    ) -> float:
         """Let a call in: its prompt and expected answer count from now on.
 
-        Returns the tokens that the engine is believed to give up for it.
+        Returns the tokens that the engine is believed to give up for it. *found* is as for ``PrefixTree.begin``.
         """
         call = queued.call
-        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.voice)
+        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.voice, found)
         gone_tokens = self._evicted()
-        self.blocks.began(call.identity.workflow, stay)
-        self.claims.enter(call.identity.workflow, self._growth(call))
-        fresh_tokens = sum(piece.tokens for piece in stay.fresh)
+        if self.cache.told:
+            self.blocks.began(call.identity.workflow, stay)
+        # Growth is weighed against a limit; while none is known, nothing is computed.
+        self.claims.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
+        fresh_tokens = sum([piece.tokens for piece in stay.fresh])
         open_at_s = now + LENIENCE * fresh_tokens / (prefill_tokens_per_s or PREFILL_TOKENS_PER_S)
         self._entries[queued] = Entry(stay, open_at_s)
         if fresh_tokens >= GATE_TOKENS:
@@ -231,8 +235,9 @@ class Admission:
         return self._open(queued)
 
     def _open_overdue(self, now: float) -> None:
-        for queued in [each for each, entry in self._prefilling.items() if now >= entry.open_at_s]:
-            self._open(queued)
+        if self._prefilling:
+            for queued in [each for each, entry in self._prefilling.items() if now >= entry.open_at_s]:
+                self._open(queued)
 
     def _open(self, queued: Queued) -> bool:
         """Let nobody wait for a call's prefill any more."""
@@ -260,8 +265,9 @@ class Admission:
         else:
             self.cache.undo(entry.stay)
         who, leaf = queued.call.identity, entry.stay.answer if reached else None
-        cached = None if usage is None else usage.cached_tokens
-        self.blocks.ended(who.workflow, entry.stay, cached, reached=reached)
+        if self.blocks.follows_calls:
+            cached = None if usage is None else usage.cached_tokens
+            self.blocks.ended(who.workflow, entry.stay, cached, reached=reached)
         self.claims.leave(who.workflow, who.stage, leaf, now, followed=followed)
         self._evicted()
 
@@ -270,7 +276,7 @@ class Admission:
 
         Pieces are coarser than what an engine gives up, so events are right where this is too much.
         """
-        if not self.blocks.listening:
+        if not self.cache.told:
             return self.cache.shrink(self.capacity.limit)
         too_much = min(max(0.0, self.cache.tokens - self.capacity.limit), self.cache.idle_tokens)
         self.cache.shrink(UNTOLD * self.capacity.limit)

@@ -107,6 +107,11 @@ class CachedBlocks:
     def listening(self, told: bool) -> None:
         self._cache.told = told
 
+    @property
+    def follows_calls(self) -> bool:
+        """Whether blocks of a call are awaited."""
+        return bool(self._calls)
+
     # Calls
 
     def began(self, workflow: str, stay: CacheHandle) -> None:

@@ -75,11 +75,14 @@ class PrefixTreeCache:
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
         """Let a call in; returns the tokens that the engine gives up for it."""
         workflow, call = queued.call.identity.workflow, queued.call
-        found = [piece for piece in self.tree.find(call.ask, call.identity.voice) if piece.filled]
-        shared = sum(piece.there_tokens for piece in found if self.claims.is_shared(piece, workflow))
-        there = sum(piece.there_tokens for piece in found)
+        found = self.tree.find(call.ask, call.identity.voice)
+        there = shared = 0.0
+        if found:
+            filled = [piece for piece in found if piece.filled]
+            there = sum([piece.there_tokens for piece in filled])
+            shared = self.claims.shared_tokens(filled, workflow)
         queued.claimed = self.orders.claim(workflow, round(there), round(shared), now)
-        return self.gate.enter(queued, now, speed.prefill_tokens_per_s)
+        return self.gate.enter(queued, now, speed.prefill_tokens_per_s, found)
 
     def first_token(self, queued: Queued) -> bool:
         """Note that a call's prefill is done; returns whether other calls may have waited for it."""

@@ -70,7 +70,10 @@ class EvictionOrder:
             piece.band = EvictionBand.FIRST if dead_first else EvictionBand.USUAL
         piece.idle = True
         self._lines[piece.band].append(piece)
-        self._count(piece, piece.tokens - piece.gone_tokens)
+        tokens = piece.tokens - piece.gone_tokens
+        self.idle_tokens += tokens
+        if not piece.owners:
+            self.obsolete_tokens += tokens
 
     def take(self, piece: PrefixNode) -> None:
         """Let a piece not be given up: a call uses it."""
@@ -164,29 +167,33 @@ class EvictionOrder:
 
     def own(self, leaf: PrefixNode, until: PrefixNode | None = None) -> None:
         """Note that a workflow's newest call ended in *leaf*; what lies before *until* it owns already."""
-        for piece in leaf.path():
-            if piece is until:
-                break
+        piece: PrefixNode | None = leaf
+        while piece is not None and piece is not until:
             piece.owners += 1
             if piece.owners == 1 and piece.idle:
                 self.obsolete_tokens -= piece.tokens - piece.gone_tokens
-                self._move(piece)
+                if self.order is Eviction.BANDED:
+                    self._move(piece)
+            piece = piece.parent
 
     def disown(self, leaf: PrefixNode) -> None:
         """Note that it did not, or is no longer the newest."""
-        for piece in leaf.path():
+        each: PrefixNode | None = leaf
+        while each is not None:
+            piece, each = each, each.parent
             piece.owners -= 1
             if piece.owners:
                 continue
             if piece.idle:
                 self.obsolete_tokens += piece.tokens - piece.gone_tokens
-                self._move(piece)
+                if self.order is Eviction.BANDED:
+                    self._move(piece)
             elif not piece.alive and self.missed.get(piece.key) is piece:
                 del self.missed[piece.key]
 
     def _move(self, piece: PrefixNode) -> None:
-        """Put an idle piece where those like it wait, if the engine heeds who owns it."""
-        if self.order is Eviction.BANDED and not piece.pins:
+        """Put an idle piece where those like it wait, on an engine whose order depends on owners."""
+        if not piece.pins:
             self._lines[piece.band].remove(piece)
             piece.band = EvictionBand.USUAL if piece.owners else EvictionBand.FIRST
             self._lines[piece.band].append(piece)

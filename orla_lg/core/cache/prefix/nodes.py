@@ -81,6 +81,13 @@ class PrefixNode:
         if len(said) > MAX_VOICES:
             del said[next(iter(said))]
 
+    def follows(self, other: PrefixNode) -> bool:
+        """Whether *other* is on its path."""
+        piece: PrefixNode | None = self
+        while piece is not None and piece is not other:
+            piece = piece.parent
+        return piece is other
+
     def path(self) -> Iterator[PrefixNode]:
         """Return this piece and all before it, the nearest first."""
         piece: PrefixNode | None = self

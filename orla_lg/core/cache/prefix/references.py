@@ -8,7 +8,7 @@ a workflow that is released still owns what is there, and may find it again. Wha
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -110,7 +110,7 @@ class References:
     def _keep(self, claim: Reference, stage: str, leaf: PrefixNode) -> None:
         """Count on what the stage's last call left, and no more on what the one before did."""
         before = claim.leaves.get(stage)
-        grown = before is not None and any(piece is before for piece in leaf.path())
+        grown = before is not None and leaf.follows(before)
         until = before if grown else None
         self.cache.shelf.own(leaf, until)
         if claim.holds:
@@ -277,11 +277,12 @@ class References:
 
     # Looking
 
-    def is_shared(self, piece: PrefixNode, workflow: str) -> bool:
-        """Whether a piece lies on the path of another workflow too."""
-        claim = self.by_workflow.get(workflow)
-        mine = 0 if claim is None else sum(piece in leaf.path() for leaf in claim.leaves.values())
-        return piece.owners > mine
+    def shared_tokens(self, pieces: Iterable[PrefixNode], workflow: str) -> float:
+        """Return the tokens of those pieces that lie on the path of another workflow too."""
+        mine, claim = Counter[PrefixNode](), self.by_workflow.get(workflow)
+        for leaf in () if claim is None else claim.leaves.values():
+            mine.update(leaf.path())
+        return sum([piece.tokens - piece.gone_tokens for piece in pieces if piece.owners > mine[piece]])
 
     def tokens_of(self, workflow: str) -> int:
         """Return how many tokens of a workflow are believed to be in the cache."""

@@ -107,8 +107,9 @@ class PrefixTree:
         others who asked the same may have been told something else.
         """
         found: list[PrefixNode] = []
+        pieces = self.shelf.pieces
         for index, (key, _) in enumerate(ask.pieces):
-            piece = self.pieces.get(key)
+            piece = pieces.get(key)
             if piece is None:
                 said = found[-1].answer_to(voice) if found and ask.is_answer(index) else None
                 if said is None or not said.alive:
@@ -158,40 +159,48 @@ class PrefixTree:
 
     # Calls
 
-    def begin(self, ask: Ask, answer_tokens: float, voice: str = "") -> CacheHandle:
-        """Take a call's prompt and expected answer into use."""
-        path = self.find(ask, voice)
-        known = len(path)
-        believed = [piece.there_tokens for piece in path if piece.filled]
+    def begin(
+        self, ask: Ask, answer_tokens: float, voice: str = "", found: list[PrefixNode] | None = None
+    ) -> CacheHandle:
+        """Take a call's prompt and expected answer into use; *found* is what ``find`` returns, if that was asked."""
+        path = self.find(ask, voice) if found is None else found
+        known, used, proven = len(path), 0, 0
+        believed: list[float] = []
+        for piece, (key, _) in zip(path, ask.pieces, strict=False):
+            if piece.filled:
+                believed.append(piece.tokens - piece.gone_tokens)
+            used += piece.users > 0
+            proven += piece.counted
+            if piece.key != key:
+                self._name(piece, key, voice)
         since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
-        used = sum(piece.users > 0 for piece in path)
-        proven = sum(piece.counted for piece in path)
-        fresh = [piece for piece in path[-1:] if piece.gone_tokens]
-        for index, (key, chars) in enumerate(ask.pieces):
-            if index < known:
-                self._name(path[index], key, voice)
-            else:
-                parent, tokens = path[-1] if path else None, chars * self.tokens_per_char
-                fresh.append(self._appear(ask, index, parent, tokens, voice))
-                path.append(fresh[-1])
-        answer = PrefixNode(object(), path[-1] if path else None, answer_tokens)
+        fresh = [path[-1]] if path and path[-1].gone_tokens else []
+        parent, fresh_tokens = path[-1] if path else None, 0.0
+        for index in range(known, len(ask.pieces)):
+            parent = self._appear(ask, index, parent, ask.pieces[index][1] * self.tokens_per_char, voice)
+            fresh.append(parent)
+            path.append(parent)
+        answer = PrefixNode(object(), parent, answer_tokens)
         self.shelf.live(answer)
         for piece in path:
             self._use(piece)
         self._use(answer)
-        enough = min(self.tokens, since_tokens + answer_tokens + sum(piece.tokens for piece in fresh))
+        for piece in fresh:
+            fresh_tokens += piece.tokens
+        enough = min(self.in_use_tokens + self.shelf.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
         return CacheHandle(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
 
     def _appear(self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, voice: str) -> PrefixNode:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
-        piece = self._lost_before(ask, index, parent, voice)
+        piece = self._lost_before(ask, index, parent, voice) if self.shelf.missed else None
         key = ask.pieces[index][0]
         if piece is None:
             piece = PrefixNode(key, parent, tokens)
+            self.shelf.live(piece)
         else:
             piece.filled, piece.gone_tokens = False, 0.0
-        self.shelf.live(piece)
-        self._name(piece, key, voice)
+            self.shelf.live(piece)
+            self._name(piece, key, voice)
         return piece
 
     def _used_since(self, piece: PrefixNode) -> float:
@@ -238,19 +247,22 @@ class PrefixTree:
         """
         if prompt_tokens is not None:
             self._count(stay, prompt_tokens)
-        if cached_tokens is not None and all(piece.alive for piece in stay.path):
+        if cached_tokens is not None and _are_alive(stay.path):
             lost = self.witness.first_lost(
                 stay.believed, cached_tokens, inf if prompt_tokens is None else prompt_tokens
             )
             if lost is not None:
                 self._correct(stay, lost)
-        self._resize(stay.answer, self._kept(stay, stay.answer.tokens if answer_tokens is None else answer_tokens))
-        stay.answer.filled = True
+        answer = stay.answer
+        self._resize(answer, self._kept(stay, answer.tokens if answer_tokens is None else answer_tokens))
+        answer.filled = True
         self.filled(stay)
         if stay.path:
-            stay.path[-1].answered(stay.voice, stay.answer)
-        for piece in stay.answer.path():  # its end first: an engine gives up the end of a prompt before its beginning
+            stay.path[-1].answered(stay.voice, answer)
+        piece: PrefixNode | None = answer
+        while piece is not None:  # its end first: an engine gives up the end of a prompt before its beginning
             self._unuse(piece)
+            piece = piece.parent
 
     def undo(self, stay: CacheHandle) -> None:
         """Give back what a call used that never reached the engine: what it would have added is not there."""
@@ -275,14 +287,18 @@ class PrefixTree:
         block = self.witness.block_tokens
         if block is None:
             return answer_tokens
-        prompt = sum(piece.tokens for piece in stay.path)
+        prompt = sum([piece.tokens for piece in stay.path])
         return max(0.0, (prompt + answer_tokens - 1) // block * block - prompt)
 
     def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
-        guessed = [piece for piece in stay.path if not piece.counted]
-        before = sum(piece.tokens for piece in guessed)
-        left = prompt_tokens - sum(piece.tokens for piece in stay.path if piece.counted)
+        guessed, before, left = list[PrefixNode](), 0.0, float(prompt_tokens)
+        for piece in stay.path:
+            if piece.counted:
+                left -= piece.tokens
+            else:
+                guessed.append(piece)
+                before += piece.tokens
         if guessed and left > 0:
             if before > 0:
                 self.tokens_per_char *= 1 + LEARNING * (min(left / before, 2.0) - 1)
@@ -291,7 +307,7 @@ class PrefixTree:
                 piece.counted = True
 
     def _resize(self, piece: PrefixNode, tokens: float) -> None:
-        assert piece.users, "only a call in flight tells the size of its pieces"
+        assert piece.users, "only a call in flight shows the size of its pieces"
         self.in_use_tokens += tokens - piece.tokens
         self.wanted_tokens += tokens - piece.tokens
         piece.tokens = tokens
@@ -300,31 +316,34 @@ class PrefixTree:
 
     def claim(self, piece: PrefixNode, until: PrefixNode | None = None) -> None:
         """Count on a piece and all before it, as far as *until*, which is counted on already."""
-        for each in piece.path():
-            if each is until:
-                break
+        each: PrefixNode | None = piece
+        while each is not None and each is not until:
             if not (each.users or each.claims):
                 self.wanted_tokens += each.tokens
             each.claims += 1
+            each = each.parent
 
     def disclaim(self, piece: PrefixNode) -> None:
         """Count on them no more."""
-        for each in piece.path():
+        each: PrefixNode | None = piece
+        while each is not None:
             each.claims -= 1
             if not (each.users or each.claims):
                 self.wanted_tokens -= each.tokens
+            each = each.parent
 
     # What the engine gave up
 
     def shrink(self, limit_tokens: float) -> float:
         """Believe that the engine gave up what it gives up first until what is left fits; returns its tokens."""
-        shelf, before = self.shelf, self.tokens
-        while self.tokens > limit_tokens or len(shelf.pieces) > MAX_PIECES:
+        shelf, in_use_tokens = self.shelf, self.in_use_tokens
+        before = shelf.idle_tokens
+        while in_use_tokens + shelf.idle_tokens > limit_tokens or len(shelf.pieces) > MAX_PIECES:
             piece = shelf.first()
             if piece is None:
                 break
             shelf.lose(piece)
-        return before - self.tokens
+        return before - shelf.idle_tokens
 
     def _correct(self, stay: CacheHandle, lost: int) -> None:
         """Believe that what comes after a prompt's first lost piece is gone, and what was used before it was.
@@ -365,3 +384,10 @@ class PrefixTree:
         assert self.in_use_tokens >= in_use - 1e-3 * (1 + in_use), (self.in_use_tokens, in_use)
         assert all(piece.claims <= piece.owners or not piece.owners for piece in self.pieces.values())
         assert self.witness.verified_tokens <= self.witness.claimed_tokens
+
+
+def _are_alive(path: list[PrefixNode]) -> bool:
+    for piece in path:  # noqa: SIM110  # a generator costs as much as all that it looks at
+        if not piece.alive:
+            return False
+    return True
