@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from orla_lg.control.state import State
+from orla_lg.control.state import ProcessState
 from orla_lg.core.boundary.plain import shown_within
 from orla_lg.errors import ConfigError
 
@@ -77,7 +77,7 @@ class Policy(_Said):
     backend: str | None = None
 
 
-class Limit(_Said):
+class SetLimit(_Said):
     """Set other limits; a limit that is left out stays as it is."""
 
     do: Literal["limit"] = "limit"
@@ -87,18 +87,18 @@ class Limit(_Said):
     capacity: NonNegativeInt = 0
 
 
-Request = Look | Watch | Pause | Resume | Drain | Policy | Limit
+Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 
 
-class Answer(BaseModel):
+class ControlReply(BaseModel):
     """What comes back."""
 
     ok: bool
     error: str | None = None
     drained: bool | None = None
-    state: State | None = None
+    state: ProcessState | None = None
 
 
 def parse(line: bytes) -> Request:
@@ -115,13 +115,13 @@ def parse(line: bytes) -> Request:
         raise ConfigError(f"no such request: {where + ': ' if where else ''}{fault['msg']}") from None
 
 
-def encode(said: Request | Answer) -> bytes:
+def encode(said: Request | ControlReply) -> bytes:
     """Return a request or an answer as a line; what was not set is left out.
 
     What others named (threads, stages) is shown as in any terminal: JSON's readers refuse half a surrogate pair, and
     an id of a megabyte would be sent a hundred times a second.
     """
     line = shown_within(said.model_dump(exclude_unset=True))
-    if not isinstance(said, Answer):
+    if not isinstance(said, ControlReply):
         line["do"] = said.do
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"

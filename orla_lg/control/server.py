@@ -20,7 +20,7 @@ from contextvars import Context
 from pathlib import Path
 
 from orla_lg.control import protocol
-from orla_lg.control.protocol import MAX_LINE_BYTES, Answer, Request
+from orla_lg.control.protocol import MAX_LINE_BYTES, ControlReply, Request
 from orla_lg.control.state import state
 from orla_lg.core.boundary.plain import is_path, shown
 from orla_lg.core.serving import Serving
@@ -180,7 +180,9 @@ class Door:
         self._clients.add(writer)
         try:
             if len(self._clients) > MAX_CLIENTS:
-                await self._send(writer, Answer(ok=False, error=f"{MAX_CLIENTS} clients are being served already"))
+                await self._send(
+                    writer, ControlReply(ok=False, error=f"{MAX_CLIENTS} clients are being served already")
+                )
             else:
                 await self._talk(reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
@@ -196,7 +198,9 @@ class Door:
                 async with asyncio.timeout(IDLE_S):
                     line = await reader.readline()
             except ValueError:  # where the next request begins is not known then
-                await self._send(writer, Answer(ok=False, error=f"a request is longer than {MAX_LINE_BYTES} bytes"))
+                await self._send(
+                    writer, ControlReply(ok=False, error=f"a request is longer than {MAX_LINE_BYTES} bytes")
+                )
                 return
             if not line:
                 return
@@ -204,23 +208,23 @@ class Door:
                 async for answer in answers:
                     await self._send(writer, answer)
 
-    async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, answer: ControlReply) -> None:
         writer.write(protocol.encode(answer))
         async with asyncio.timeout(STALL_S):
             await writer.drain()
 
-    async def _answers(self, line: bytes) -> AsyncGenerator[Answer]:
+    async def _answers(self, line: bytes) -> AsyncGenerator[ControlReply]:
         try:
             request = protocol.parse(line)
             if isinstance(request, protocol.Watch):
                 while True:
-                    yield Answer(ok=True, state=state(self._serving))
+                    yield ControlReply(ok=True, state=state(self._serving))
                     await asyncio.sleep(request.interval_s)
             yield await self._done(request)
         except OrlaError as error:
-            yield Answer(ok=False, error=str(error))
+            yield ControlReply(ok=False, error=str(error))
 
-    async def _done(self, request: Request) -> Answer:
+    async def _done(self, request: Request) -> ControlReply:
         """Do what is asked for; what cannot be done raises an ``OrlaError``."""
         steering = self._serving.steering
         match request:
@@ -229,13 +233,13 @@ class Door:
             case protocol.Resume(backend=backend):
                 steering.resume(backend)
             case protocol.Drain(backend=backend, timeout_s=timeout_s):
-                return Answer(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
+                return ControlReply(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
             case protocol.Policy():
                 steering.set_policy(request.stage_policy, request.request_policy, request.backend)
-            case protocol.Limit(backend=backend):
+            case protocol.SetLimit(backend=backend):
                 given = request.model_fields_set
                 bound = request.max_concurrency if "max_concurrency" in given else KEEP
                 steering.set_limit(backend, bound, request.capacity if "capacity" in given else KEEP)
             case _:
-                return Answer(ok=True, state=state(self._serving))
-        return Answer(ok=True)
+                return ControlReply(ok=True, state=state(self._serving))
+        return ControlReply(ok=True)

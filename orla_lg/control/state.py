@@ -87,7 +87,7 @@ class BackendState:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ProcessState:
     """A process at one moment."""
 
     pid: int
@@ -102,10 +102,10 @@ class State:
     backends: Mapping[str, BackendState] = field(default_factory=dict)
 
 
-def state(serving: Serving) -> State:
+def state(serving: Serving) -> ProcessState:
     """Return the state of a core."""
     now = serving.statistics()
-    return State(
+    return ProcessState(
         pid=os.getpid(),
         at_s=serving.clock(),
         calls=now.calls,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orla_lg.core.memory.manager import MemoryManager
 
 
-class Progress:
+class GraphProgress:
     """Where a core hears of its graphs; any thread may tell.
 
     Args:

@@ -16,7 +16,7 @@ from math import ceil, log
 from typing import Any, Literal
 
 from orla_lg.errors import ConfigError
-from orla_lg.mappers.features import DENSE, Prompt, features
+from orla_lg.mappers.features import DENSE, UserPrompt, features
 from orla_lg.mappers.learned import Calibration, Endpoint, Isotonic, Model, Platt
 
 BUCKETS = 1024
@@ -99,7 +99,7 @@ class Table:
     """Features and labels of the data, as arrays."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], labels: Sequence[bool], embeddings: Sequence[Sequence[float]] = ()
+        self, prompts: Sequence[UserPrompt], labels: Sequence[bool], embeddings: Sequence[Sequence[float]] = ()
     ) -> None:
         np = _numpy()
         rows = [features(prompt, 0 if embeddings else BUCKETS) for prompt in prompts]

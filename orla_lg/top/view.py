@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
+from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, ProcessState
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
@@ -58,9 +58,9 @@ class History:
     """The states of the last seconds; what grew between them is a rate."""
 
     def __init__(self) -> None:
-        self._states: deque[State] = deque()
+        self._states: deque[ProcessState] = deque()
 
-    def add(self, state: State) -> None:
+    def add(self, state: ProcessState) -> None:
         """Take in a state, and forget those that are too old."""
         self._states.append(state)
         while len(self._states) > 2 and state.at_s - self._states[1].at_s >= RATE_WINDOW_S:
@@ -76,7 +76,7 @@ class History:
         return (after.calls - before.calls) / seconds, tokens / seconds
 
 
-def frame(state: State, history: History, *, rows: int) -> RenderableType:
+def frame(state: ProcessState, history: History, *, rows: int) -> RenderableType:
     """Return the whole view; the two lists have *rows* rows together at most."""
     title = Text("orla-lg top", style="bold", no_wrap=True, overflow="ellipsis")
     title.append(f"   process {state.pid}   {state.runs} runs open, {state.idle} threads idle", "bright_black")
@@ -112,7 +112,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _backends(state: State, history: History) -> Table:
+def _backends(state: ProcessState, history: History) -> Table:
     table = _table(
         "backend",
         "engine",
@@ -193,7 +193,7 @@ def short(tokens: int) -> str:
 # What was asked of caches
 
 
-def _orders(state: State) -> RenderableType:
+def _orders(state: ProcessState) -> RenderableType:
     told = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
     if not told:
         return Text("nothing was asked of any cache", style="bright_black")
@@ -236,7 +236,7 @@ def waits_for(each: Waiting) -> str:
     return _WAITS[each.waits_for].format(tokens=each.expected_tokens)
 
 
-def _resident(state: State, rows: int) -> RenderableType:
+def _resident(state: ProcessState, rows: int) -> RenderableType:
     held = [(name, each) for name, backend in state.backends.items() for each in backend.kv.workflows]
     activities = list(Activity)  # the busy ones first
     held.sort(
@@ -274,7 +274,7 @@ def _more(count: int, what: str) -> list[Text]:
 # On a terminal, and once
 
 
-def print_once(states: Iterable[State]) -> None:
+def print_once(states: Iterable[ProcessState]) -> None:
     """Print each state, one below the other, with all that was sent."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
     for state in states:
@@ -283,7 +283,7 @@ def print_once(states: Iterable[State]) -> None:
         console.print(frame(state, history, rows=ALL_ROWS))
 
 
-def live(states: Iterable[State]) -> None:
+def live(states: Iterable[ProcessState]) -> None:
     """Draw each state over the one before; the terminal is as it was afterwards."""
     console, history = Console(highlight=False, markup=False), History()
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as shown:

@@ -20,7 +20,7 @@ from rich.console import Console
 from orla_lg import Backend, ChatOrla, ConfigError, MappingError, Orla
 from orla_lg.control import protocol, server
 from orla_lg.control.client import Client
-from orla_lg.control.state import State
+from orla_lg.control.state import ProcessState
 from orla_lg.core.record import Happening
 from orla_lg.core.waiting import WaitsFor
 from orla_lg.top import view
@@ -168,7 +168,7 @@ def test_several_requests_at_once_are_answered_in_order(raw: socket.socket) -> N
     [
         protocol.Look(), protocol.Watch(interval_s=2), protocol.Pause(backend="b"), protocol.Resume(backend="b"),
         protocol.Drain(backend="b", timeout_s=3), protocol.Policy(request_policy={"x": "edf"}),
-        protocol.Limit(backend="b", max_concurrency=None), protocol.Limit(backend="b", capacity=0),
+        protocol.SetLimit(backend="b", max_concurrency=None), protocol.SetLimit(backend="b", capacity=0),
     ],
     ids=lambda request: request.do,
 )  # fmt: skip
@@ -238,7 +238,7 @@ def test_whatever_a_users_id_holds_the_door_answers(engine: StubEngine, watched:
     assert drawn.encode() and "\x1b" not in drawn and "\u202e" not in drawn and "\\ud800" in drawn
 
 
-def a_history(state: State) -> view.History:
+def a_history(state: ProcessState) -> view.History:
     history = view.History()
     history.add(state)
     return history
