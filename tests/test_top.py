@@ -18,10 +18,11 @@ from rich.console import Console
 
 from orla_lg import cli
 from orla_lg.control.client import Client
-from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, ProcessState
+from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.limits.costs import Spent
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.waiting import Waiting, WaitsFor
 from orla_lg.top import view
 from tests.waiting_app import CALLS, LIMIT, SECRET
@@ -206,7 +207,7 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
     backend = replace(
         QUIET, waiting=7, waiting_by_stage={"reply": 5, "": 2},
         waits=tuple(a_wait(f"w{n}", kind) for n, kind in enumerate(WaitsFor)),
-        kv=Occupancy(10_000, 1_000, 9_000, 5, tuple(Holder(f"h{n}", 9 - n, kind) for n, kind in enumerate(Activity))),
+        kv=Occupancy(10_000, 1_000, 9_000, 5, tuple(Holder(f"h{n}", 9 - n, kind) for n, kind in enumerate(Doing))),
     )  # fmt: skip
     said = drawn(ProcessState(1, 0.0, 3, 2, 1, {"heavy": backend}))
     for part in (

@@ -1,4 +1,4 @@
-"""The door's outer side: what ``orla-lg top`` and its likes, or a script, ask a running process."""
+"""The control client: what ``orla-lg top`` and its likes, or a script, ask a running process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orla_lg.errors import ConfigError
 PATIENCE_S = 5.0
 
 OPENING = """\
-A process lets itself be watched once it has a door. Any of these opens one:
+A process lets itself be watched once it has a control socket. Any of these opens one:
 
   ORLA_CONTROL=~/.cache/orla.sock python app.py     for one start, without a change
   control = "orla.sock"                             in orla.toml, beside it
@@ -31,7 +31,7 @@ class Client:
     """A connection to a running process. Closes at the end of its ``with`` block.
 
     Raises:
-        ConfigError: Nobody is served there, or what answers is not orla_lg.
+        ConfigError: No process serves there, or what answers is not orla_lg.
     """
 
     def __init__(self, path: str | Path, *, patience_s: float = PATIENCE_S) -> None:
@@ -47,8 +47,8 @@ class Client:
             self._socket.connect(str(self._path))
         except OSError as error:
             self._socket.close()
-            said = f"no running process at {shown(path)} ({error.strerror or error})"
-            raise ConfigError(f"{said}\n\n{OPENING}") from error
+            fault = f"no running process at {shown(path)} ({error.strerror or error})"
+            raise ConfigError(f"{fault}\n\n{OPENING}") from error
         self._lines = self._socket.makefile("rb")
 
     def ask(self, request: Request, *, extra_s: float | None = 0.0) -> ControlReply:
@@ -82,7 +82,7 @@ class Client:
         return answer.state
 
     def _send(self, request: Request) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it may have said why before it hung up
+        with contextlib.suppress(BrokenPipeError):  # its reason may have come before it hung up
             self._socket.sendall(protocol.encode(request))
 
     def _answer(self) -> ControlReply:

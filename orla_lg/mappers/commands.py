@@ -338,9 +338,11 @@ def show(args: argparse.Namespace) -> int:
     """Print what a file holds."""
     model = load(args.file)
     if args.json:
-        told = model.asdict()
+        fields = model.asdict()
         print(
-            json.dumps({key: told[key] for key in ("trained", "expected", "cross_validated", "threshold")}, indent=2)
+            json.dumps(
+                {key: fields[key] for key in ("trained", "expected", "cross_validated", "threshold")}, indent=2
+            )
         )
         return 0
     print(*(f"{name:12} {value}" for name, value in model.trained.items()), sep="\n")
@@ -377,7 +379,7 @@ def attempt(args: argparse.Namespace) -> int:
     where = "complex" if found >= model.threshold else "simple"
     print(f"{where}: complex with probability {found:.3f}, threshold {model.threshold:.3f}")
     values, _ = features(prompt, 0)
-    said = {name: w * value for name, w, value in zip(DENSE, model.dense, values, strict=True)}
+    shares = {name: w * value for name, w, value in zip(DENSE, model.dense, values, strict=True)}
     print(f"what counts most (+ complex, - simple; without any of it the score is {model.intercept:+.3f})")
-    print(*_heaviest(said, 6), sep="\n")
+    print(*_heaviest(shares, 6), sep="\n")
     return 0

@@ -33,14 +33,14 @@ class UserPrompt:
 
 
 def prompt_of(call: Call) -> UserPrompt | None:
-    """Return what a call's features are made of; ``None`` if no user has said anything."""
+    """Return what a call's features are made of; ``None`` without a user's message."""
     messages = call.ask.messages
     text = last_user_text(messages)
     if not text:
         return None
-    said = [(message.get("role"), message.get("content")) for message in messages if isinstance(message, Mapping)]
-    system = sum(len(content) for role, content in said if role == "system" and isinstance(content, str))
-    turns = sum(role == "user" for role, _ in said)
+    texts = [(message.get("role"), message.get("content")) for message in messages if isinstance(message, Mapping)]
+    system = sum(len(content) for role, content in texts if role == "system" and isinstance(content, str))
+    turns = sum(role == "user" for role, _ in texts)
     return UserPrompt(text, system, turns, call.ask.tools, call.ask.json_schema)
 
 

@@ -178,8 +178,8 @@ def load(file: str | Path) -> Model:
     try:
         return _model(stored)
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{file} is no learned mapper: {said}") from error
+        fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{file} is no learned mapper: {fault}") from error
 
 
 def _model(stored: Mapping[str, Any]) -> Model:

@@ -64,7 +64,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _register_top(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "watch a running process: its queues, who waits for what, whose cache lies where"
+    what = "watch a running process: its queues, what each call waits for, where each workflow's cache is"
     parser = _parser(subparsers, "top", what, TOP_EXAMPLES)
     parser.add_argument("--once", action="store_true", help="print what is there now, and leave; no rates then")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each look")

@@ -1,4 +1,4 @@
-"""What ``orla-lg top`` draws: a line for each backend and its queue, who waits for what, whose cache lies where."""
+"""What ``orla-lg top`` draws: backends and their queues, what each call waits for, where workflows' caches are."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, ProcessState
+from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.waiting import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
@@ -39,10 +40,10 @@ _STATE_STYLES = {
     "?": "bright_black",
 }
 _ACTIVITY_STYLES = {
-    Activity.GENERATING: "bright_cyan",
-    Activity.TOOL: "magenta",
-    Activity.HUMAN: "yellow",
-    Activity.IDLE: "bright_black",
+    Doing.GENERATING: "bright_cyan",
+    Doing.TOOL: "magenta",
+    Doing.HUMAN: "yellow",
+    Doing.IDLE: "bright_black",
 }
 _WAITS = {
     WaitsFor.PLACE: "a place",
@@ -129,11 +130,11 @@ def _backends(state: ProcessState, history: History) -> Table:
     for name, backend in state.backends.items():
         rates = history.rates(name)
         calls, tokens = ("–", "–") if rates is None else (f"{rates[0]:.1f}", f"{rates[1]:.0f}")
-        said = condition(backend)
+        shown_as = condition(backend)
         table.add_row(
             Text(name, style="bold"),
             backend.engine,
-            Text(said, style=_STATE_STYLES.get(said, "bold red")),
+            Text(shown_as, style=_STATE_STYLES.get(shown_as, "bold red")),
             f"{backend.in_flight}/{backend.max_concurrency or '∞'}",
             Text(str(backend.waiting), style="yellow" if backend.waiting else "bright_black"),
             calls,
@@ -194,14 +195,14 @@ def short(tokens: int) -> str:
 
 
 def _orders(state: ProcessState) -> RenderableType:
-    told = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
-    if not told:
+    asked = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
+    if not asked:
         return Text("nothing was asked of any cache", style="bright_black")
     table = _table("asked", "what came of it", "next calls")
-    for name, backend in told.items():
+    for name, backend in asked.items():
         most = sorted(backend.cache_effects.items(), key=lambda each: -each[1])
-        said = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
-        table.add_row(name, said, _verdicts(backend.truth))
+        effects = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
+        table.add_row(name, effects, _verdicts(backend.truth))
     return table
 
 
@@ -212,7 +213,7 @@ def _verdicts(truth: VerificationCounts) -> Text:
     return Text(f"{borne_out} of {borne_out + refuted} bore it out", style="yellow" if refuted else "green")
 
 
-# Who waits, and whose cache is where
+# Waiting calls, and workflows in the cache
 
 
 def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
@@ -238,7 +239,7 @@ def waits_for(each: Waiting) -> str:
 
 def _resident(state: ProcessState, rows: int) -> RenderableType:
     held = [(name, each) for name, backend in state.backends.items() for each in backend.kv.workflows]
-    activities = list(Activity)  # the busy ones first
+    activities = list(Doing)  # the busy ones first
     held.sort(
         key=lambda each: (activities.index(each[1].state), -each[1].tokens, each[1].workflow, each[1].tenant or "")
     )

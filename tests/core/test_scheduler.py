@@ -135,8 +135,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             return other.call.identity.workflow == workflow and other.call.ask.prefix[:1] == ask.prefix[:1]
 
         slots, there = self.scheduler.cache.table.slots, 0
-        for other, seat in self.scheduler.cache.seats.items():
-            slot = slots[seat.slot]
+        for other, lease in self.scheduler.cache.leases.items():
+            slot = slots[lease.slot]
             there += alike(other) and not slot.flush_when_idle and now < slot.last_used_s + 30.0
         idle = [s for s in slots if s.owner == workflow and not (s.busy or s.erasing)]
         return there > 0 and not any(s.prefix[:1] == ask.prefix[:1] for s in idle)
@@ -263,7 +263,7 @@ def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() ->
     for queued in seated:
         leave(scheduler, queued)
     scheduler.check_integrity()
-    assert enter(scheduler, "x").seat.slot == 0
+    assert enter(scheduler, "x").lease.slot == 0
 
 
 # Whether it is well
@@ -475,7 +475,7 @@ def test_a_call_waits_for_an_erase_and_goes_even_if_it_breaks() -> None:
     waiting = enter(scheduler, "v")
     assert waiting.waiting
     background.do_all()
-    assert waiting.turn.settled and waiting.seat.fresh
+    assert waiting.turn.settled and waiting.lease.fresh
     assert scheduler.statistics().memory.effects == {"flush:unknown": 1, "flush:deferred": 1}
 
 
@@ -484,7 +484,7 @@ def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> N
     scheduler.health._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
     leave(scheduler, enter(scheduler, "u"))
     scheduler.apply(CacheAction(Verb.FLUSH, "u"))
-    assert not background.work and enter(scheduler, "v").seat.fresh
+    assert not background.work and enter(scheduler, "v").lease.fresh
     closed, background = a_scheduler(Engine())
     closed.health._learn(Probe(slots=1))
     leave(closed, enter(closed, "u"))
@@ -521,7 +521,7 @@ def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
     waiting = enter(scheduler, "v")
     assert waiting.waiting
     nested = enter(scheduler, "u", holds_grant=True)
-    assert nested.extra and nested.seat is None and reading.granted
+    assert nested.extra and nested.lease is None and reading.granted
 
 
 # The end

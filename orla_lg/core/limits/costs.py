@@ -53,7 +53,7 @@ class Costs:
 
 
 class CostBook:
-    """Sums what records say; told once for each call that reached a backend's desk."""
+    """Sums records; ``add`` is called once for each call that reached a backend."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
