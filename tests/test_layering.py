@@ -7,6 +7,7 @@ command line does.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -30,6 +31,11 @@ def name(file: Path) -> str:
 MODULES = {name(file): file for file in SOURCES}
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def layer(module: str) -> int:
     if not module.startswith("orla_lg."):
         return LAYERS.index("__init__" if module == "orla_lg" else "adapters")
@@ -39,7 +45,7 @@ def layer(module: str) -> int:
 
 def imports(file: Path, *, runtime: bool) -> set[str]:
     """Return the modules that *file* imports; with *runtime*, only those imported when it is imported."""
-    found, todo = set(), list(ast.parse(file.read_text()).body)
+    found, todo = set(), list(parsed(file).body)
     while todo:
         node = todo.pop()
         if runtime and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -105,3 +111,12 @@ def test_what_runs_in_an_engines_environment_needs_nothing_of_ours() -> None:
 def test_no_circles() -> None:
     graph = {module: imports(file, runtime=True) & set(MODULES) for module, file in MODULES.items()}
     TopologicalSorter(graph).prepare()
+
+
+def test_no_class_name_stands_in_two_modules() -> None:
+    where: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, set()).add(module)
+    assert not {each: sorted(modules) for each, modules in where.items() if len(modules) > 1}

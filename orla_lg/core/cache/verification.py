@@ -54,7 +54,7 @@ class OrderLog:
 
     call_id: str
     orders: list[Order] = field(default_factory=list)
-    standing: Verb | None = None
+    last_verb: Verb | None = None
     """The last order; it is not repeated while nothing happened since."""
     waits: int = 0
     """Orders on their way to the engine."""
@@ -138,9 +138,9 @@ class OrderBook:
     def asks(self, workflow: str, verb: Verb) -> OrderLog | None:
         """Open an order; ``None`` if the engine has seen nothing of the workflow, or the last order was the same."""
         trail = self.trails.get(workflow)
-        if trail is None or (trail.standing is verb and verb is not Verb.PIN):
+        if trail is None or (trail.last_verb is verb and verb is not Verb.PIN):
             return None
-        trail.standing = verb
+        trail.last_verb = verb
         trail.waits += 1
         return trail
 
@@ -193,7 +193,7 @@ class OrderBook:
         assert len(self.trails) <= KEEP_TRAILS
         for trail in self.trails.values():
             assert len(trail.orders) <= KEEP_ORDERS and trail.waits >= 0, trail
-            assert trail.standing is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
+            assert trail.last_verb is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
         assert 0 <= self._verified_tokens <= self._claimed_tokens
 
     def truth(self) -> VerificationCounts:

@@ -202,8 +202,8 @@ class Health:
     def lost(self, fault: BackendUnavailable) -> None:
         """Note that no engine answered: what it held may be gone, and it must be probed again.
 
-        Its last probe is kept until the next one. If that has an incarnation, the
-        next probe decides whether its cache is gone; else we believe nothing any more.
+        Its last probe is kept until the next one. If it has an incarnation, the next one decides whether the cache
+        is gone; else we believe nothing any more.
         """
         with self.lock:
             self.fault = fault

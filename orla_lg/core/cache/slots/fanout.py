@@ -44,7 +44,7 @@ def better_waiting(
 
     Args:
         table: The slots.
-        sitting: The calls in them.
+        holding: The calls in them, with their leases.
         queue: The waiting calls.
         speed: Of the backend.
         now: Monotonic seconds.

@@ -135,7 +135,7 @@ class SlotTable:
         return slot if slot is not None or self.swaps.saves else self._takeable(now, spare)
 
     def acquire_for_prefetch(self, workflow: str, slot: Slot, now: float) -> SlotLease:
-        """Give *workflow* a slot that is what ``slot_for_prefetch`` found, for a warm-up.
+        """Give *workflow* the slot that ``slot_for_prefetch`` found, for a warm-up.
 
         Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
         """
