@@ -25,7 +25,7 @@ from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Probe, Support
 from orla_lg.core.engine.speed import Speed
 from orla_lg.core.identity import Identity
-from orla_lg.core.mapping import Consultation, Mapper, Seen, assign
+from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policy
 from orla_lg.core.serving import Serving
@@ -116,7 +116,9 @@ def main() -> int:
     medians = {}
     for name, mapper, views in mappers:
         given = timed(
-            rounds, lambda m=mapper: a_call(m), lambda call, v=views: drive(assign(call, Seen(v), consultation))
+            rounds,
+            lambda m=mapper: a_call(m),
+            lambda call, v=views: drive(assign(call, SettledCandidates(v), consultation)),
         )
         medians[name] = report(name, given)
     serving.close()

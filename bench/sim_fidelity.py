@@ -31,7 +31,7 @@ from others import Others
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters, load
-from orla_lg_sim.replay import Outcome, VirtualReplay, live, summarise
+from orla_lg_sim.replay import CallOutcome, VirtualReplay, live, summarise
 from orla_lg_sim.sessions import Session, Shape, read
 from orla_lg_sim.text import Tokenizer, tokenizer_of
 
@@ -47,8 +47,8 @@ class Arm:
     kv_blocks: int
     others: list[float]
     """Of each round, what other processes took of the machine."""
-    live: list[Outcome]
-    simulated: list[Outcome]
+    live: list[CallOutcome]
+    simulated: list[CallOutcome]
 
 
 def sessions_of(args: argparse.Namespace, number: int) -> list[Session]:
@@ -78,7 +78,7 @@ async def measured(args: argparse.Namespace, name: str, url: str) -> dict[str, o
     return {"name": name, "kv_blocks": int(labels["num_gpu_blocks"]) - 1, "rounds": rounds, "others": shares}
 
 
-async def one_round(client: TimingClient, sessions: list[Session], url: str) -> tuple[list[Outcome], float]:
+async def one_round(client: TimingClient, sessions: list[Session], url: str) -> tuple[list[CallOutcome], float]:
     """Replay once with an empty cache; returns also what others took of the machine meanwhile."""
     for _ in range(2):  # the first calls after a pause are slower
         await client.ask({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8})
@@ -94,13 +94,13 @@ def simulated(
     """Replay on the simulation what was replayed live."""
     blocks, rounds = kept["kv_blocks"], kept["rounds"]
     assert isinstance(blocks, int) and isinstance(rounds, list)
-    made: list[Outcome] = []
+    made: list[CallOutcome] = []
     for number in range(len(rounds)):
         same = replace(parameters, kv_blocks=blocks)
         made += VirtualReplay(sessions_of(args, number), same, tokenizer).run()
     shares = kept["others"]
     assert isinstance(shares, list)
-    return Arm(str(kept["name"]), blocks, shares, [Outcome(**row) for one in rounds for row in one], made)
+    return Arm(str(kept["name"]), blocks, shares, [CallOutcome(**row) for one in rounds for row in one], made)
 
 
 def rows(arms: Sequence[Arm]) -> list[str]:

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
     try:
         settings = config.load(args.config) if args.config else config.find()
-        orla = Orla.from_settings(replace(settings, control=False))  # the door is for the process that serves
+        orla = Orla.from_settings(
+            replace(settings, control=False)
+        )  # the control socket is for the process that serves
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.control.server import open_door
+from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
@@ -121,7 +121,7 @@ class Orla:
         policy, warming = memory_policy(memory), settings_of(warm_up)
         journal = None if records_file is None else Journal(checked_path("records_file", records_file))
         estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
-        door = config.control(control)
+        path = config.control(control)
         clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
             for backend, adapter in adapters.items()
@@ -148,7 +148,7 @@ class Orla:
             serving.resources.add(each.close)
         serving.resources.add(restore_unless_used)
         # Last: no thread runs before, so that what raises up to here leaves nothing behind.
-        self._door = None if door is None or self.core.disabled else open_door(door, serving)
+        self._control = None if path is None or self.core.disabled else open_server(path, serving)
 
     @staticmethod
     def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
@@ -203,7 +203,7 @@ class Orla:
                 warm_up=settings.warm_up,
             )
             with contextlib.ExitStack() as undo:
-                undo.callback(orla.close)  # a door may be open
+                undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
                     orla.variant(name, cast("Mapper", mapper(table)))
                 undo.pop_all()
@@ -464,8 +464,8 @@ class Orla:
 
     def close(self) -> None:
         """Refuse new calls, end waiting ones with ``OrlaClosed``, stop background work. Idempotent."""
-        if self._door is not None:
-            self._door.close()
+        if self._control is not None:
+            self._control.close()
         uninstall(self.core)
         self.core.serving.close()
         for clients in self.core.clients.values():

@@ -12,7 +12,7 @@ import pytest
 from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.identity import Identity
 from orla_lg.mappers.commands import Row
-from orla_lg.mappers.features import Prompt
+from orla_lg.mappers.features import UserPrompt
 from tests.test_bench_policies import loaded
 
 
@@ -22,7 +22,9 @@ def bench() -> Iterator[Any]:
 
 
 def rows(count: int) -> list[Row]:
-    return [Row(Prompt(f"{label} {n} " + "word " * n), label, "") for n in range(count) for label in (False, True)]
+    return [
+        Row(UserPrompt(f"{label} {n} " + "word " * n), label, "") for n in range(count) for label in (False, True)
+    ]
 
 
 def asked(text: str) -> Call:

@@ -34,7 +34,7 @@ from orla_lg.demo.fallbacks import (
     presentable,
     template,
 )
-from orla_lg.demo.run import Outcome, Plan, answer_all, priorities, run
+from orla_lg.demo.run import DemoResult, Plan, answer_all, priorities, run
 from orla_lg.demo.tickets import pick, tickets
 from orla_lg.demo.tools import read_policy_yaml, read_team_descriptions, rules_in, teams_in
 
@@ -352,7 +352,7 @@ def test_one_ticket_prints_its_letter(tmp_path: Path, capsys: pytest.CaptureFixt
 # The view
 
 
-def recorded(tmp_path: Path) -> tuple[list[CallEvent], Outcome]:
+def recorded(tmp_path: Path) -> tuple[list[CallEvent], DemoResult]:
     """Return the events of a run of four tickets, and its outcome."""
     events: list[CallEvent] = []
 

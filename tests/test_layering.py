@@ -279,3 +279,12 @@ def test_our_own_code_imports_no_re_export() -> None:
     paths = {f"{CORE}{name}" for name in RE_EXPORTS}
     for module, file in MODULES.items():
         assert not imports(file, runtime=False) & paths, f"{module}: import the module itself"
+
+
+def test_no_class_name_stands_in_two_modules() -> None:
+    where: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, set()).add(module)
+    assert not {each: sorted(modules) for each, modules in where.items() if len(modules) > 1}

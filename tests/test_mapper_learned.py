@@ -24,7 +24,7 @@ from langgraph.graph import START, StateGraph
 
 from orla_lg import Ask, Backend, ConfigError, Orla
 from orla_lg.mappers import commands
-from orla_lg.mappers.features import DENSE, MAX_CHARS, Prompt, features, prompt_of
+from orla_lg.mappers.features import DENSE, MAX_CHARS, UserPrompt, features, prompt_of
 from orla_lg.mappers.learned import EmbeddingMapper, Endpoint, Isotonic, LearnedMapper, Model, Platt, load
 from tests.conftest import at, chat
 from tests.core.fakes import a_call
@@ -43,7 +43,7 @@ def call(text: str, stage: str = "node", **ask: Any) -> Any:
     return made
 
 
-def value(name: str, prompt: Prompt) -> float:
+def value(name: str, prompt: UserPrompt) -> float:
     return features(prompt, 0)[0][DENSE.index(name)]
 
 
@@ -79,17 +79,17 @@ def run(*line: object) -> int:
 @given(st.text(st.characters(), max_size=300), st.integers(0, 64))
 @settings(max_examples=300, deadline=None)
 def test_features_take_any_text(text: str, buckets: int) -> None:
-    dense, words = features(Prompt(text), buckets)
+    dense, words = features(UserPrompt(text), buckets)
     assert len(dense) == len(DENSE)
     assert all(map(float("inf").__gt__, map(abs, dense)))
     assert all(0 <= bucket < buckets for bucket in words)
 
 
 def test_features_of_nothing_and_of_very_much() -> None:
-    assert not any(features(Prompt(""), 8)[0])
-    huge = features(Prompt("(((1.2.3^^^\\\\ $ A. " * 500_000), 64)[0]
+    assert not any(features(UserPrompt(""), 8)[0])
+    huge = features(UserPrompt("(((1.2.3^^^\\\\ $ A. " * 500_000), 64)[0]
     assert huge[DENSE.index("chars")] > 15
-    assert features(Prompt("a" * MAX_CHARS * 3 + "?"), 0)[0][DENSE.index("question_marks")] > 0
+    assert features(UserPrompt("a" * MAX_CHARS * 3 + "?"), 0)[0][DENSE.index("question_marks")] > 0
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_features_of_nothing_and_of_very_much() -> None:
     ],
 )
 def test_a_feature_rises_with_what_it_is_named_for(name: str, more: str, less: str) -> None:
-    assert value(name, Prompt(more)) > value(name, Prompt(less))
+    assert value(name, UserPrompt(more)) > value(name, UserPrompt(less))
 
 
 def test_a_call_brings_its_surroundings() -> None:
     found = prompt_of(call("And now?", tools=True))
-    assert found == Prompt("And now?", len("Be kind."), 1, True, False)
+    assert found == UserPrompt("And now?", len("Be kind."), 1, True, False)
     nothing = call("x")
     nothing.ask = Ask("auto", [{"role": "system", "content": "Be kind."}, "no message"])
     assert prompt_of(nothing) is None
@@ -194,7 +194,7 @@ def test_a_file_says_again_what_was_saved(curve: Any, tmp_path: Path) -> None:
     model.save(tmp_path / "m.json")
     again = load(tmp_path / "m.json")
     assert again == model
-    assert again.probability(Prompt("to be or not")) == model.probability(Prompt("to be or not"))
+    assert again.probability(UserPrompt("to be or not")) == model.probability(UserPrompt("to be or not"))
     assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
 
 
@@ -311,7 +311,7 @@ def test_inference_is_what_scikit_learn_says() -> None:
     from orla_lg.mappers import fit
 
     rows = made_rows(40)
-    prompts, labels = [Prompt(row["prompt"]) for row in rows], [row["label"] == "complex" for row in rows]
+    prompts, labels = [UserPrompt(row["prompt"]) for row in rows], [row["label"] == "complex" for row in rows]
     table = fit.Table(prompts, labels)
     every = (table.y >= 0).nonzero()[0]
     for candidate in fit.CHEAP:
@@ -391,7 +391,7 @@ def test_noise_is_not_learned() -> None:
     from orla_lg.mappers import fit
 
     dice, words = random.Random(3), ["find", "the", "red", "7", "of", "a", "big", "$x$", "why"]
-    prompts = [Prompt(" ".join(dice.choices(words, k=20))) for _ in range(120)]
+    prompts = [UserPrompt(" ".join(dice.choices(words, k=20))) for _ in range(120)]
     labels = [dice.random() < 0.5 for _ in prompts]
     passes = fit.cross_validate(fit.Table(prompts, labels), fit.Goal(), folds=4, repeats=2)
     found = [fit.score(one.probable, one.sent, labels, 0.1) for one in passes]

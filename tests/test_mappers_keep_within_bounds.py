@@ -15,7 +15,7 @@ from orla_lg.core.engine.backend import Capability, Cost, Probe, Support
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.speed import Speed
-from orla_lg.core.mapping import Consultation, Mapper, Seen, assign, find, unfit
+from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign, find, unfit
 from orla_lg.core.record import Record
 from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
@@ -116,7 +116,7 @@ def asking(answer: str | Exception) -> Consultation:
 def placed(mapper: Mapper, ask: Ask, views: list[BackendView], judge: str | Exception = "0") -> Assignment:
     call = a_call(stage="node")
     call.ask, call.mappers = ask, (mapper,)
-    chosen = drive(assign(call, Seen(views), asking(judge)))
+    chosen = drive(assign(call, SettledCandidates(views), asking(judge)))
     assert isinstance(chosen, Assignment)
     return chosen
 

@@ -18,10 +18,11 @@ from rich.console import Console
 
 from orla_lg import cli
 from orla_lg.control.client import Client
-from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
+from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.limits.costs import Spent
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.waiting import Waiting, WaitsFor
 from orla_lg.top import view
 from tests.waiting_app import CALLS, LIMIT, SECRET
@@ -193,7 +194,7 @@ QUIET = BackendState(
 )  # fmt: skip
 
 
-def drawn(state: State, history: view.History | None = None, rows: int = 50) -> str:
+def drawn(state: ProcessState, history: view.History | None = None, rows: int = 50) -> str:
     if history is None:
         history = view.History()
         history.add(state)
@@ -206,9 +207,9 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
     backend = replace(
         QUIET, waiting=7, waiting_by_stage={"reply": 5, "": 2},
         waits=tuple(a_wait(f"w{n}", kind) for n, kind in enumerate(WaitsFor)),
-        kv=Occupancy(10_000, 1_000, 9_000, 5, tuple(Holder(f"h{n}", 9 - n, kind) for n, kind in enumerate(Activity))),
+        kv=Occupancy(10_000, 1_000, 9_000, 5, tuple(Holder(f"h{n}", 9 - n, kind) for n, kind in enumerate(Doing))),
     )  # fmt: skip
-    said = drawn(State(1, 0.0, 3, 2, 1, {"heavy": backend}))
+    said = drawn(ProcessState(1, 0.0, 3, 2, 1, {"heavy": backend}))
     for part in (
         "a place", "a cache slot", "its cache to fit (needs 1200 tokens)", "its prefix (another branch", "paused",
         "circuit (another call", "generating", "tool", "human", "idle", "and 1 more wait", "and 1 more hold cache",
@@ -221,15 +222,15 @@ def test_what_was_claimed_of_caches_and_what_calls_found() -> None:
     effects = {f"pin:{each}": n for n, each in enumerate("abcdef")} | {"flush:freed": 40}
     truth = VerificationCounts(1_000, 940, {"kept": 7, "freed": 2}, {"pinned": 1})
     asked = replace(QUIET, cache_effects=effects, truth=truth)
-    said = drawn(State(1, 0.0, 0, 0, 0, {"b": asked, "quiet": QUIET}))
+    said = drawn(ProcessState(1, 0.0, 0, 0, 0, {"b": asked, "quiet": QUIET}))
     assert (
         "94 %" in said
         and "flush:freed 40 · pin:f 5" in said
         and "pin:a" not in said
         and "9 of 10 bore it out" in said
     )
-    assert "nothing was asked of any cache" in drawn(State(1, 0.0, 0, 0, 0, {"quiet": QUIET}))
-    unjudged = drawn(State(1, 0.0, 0, 0, 0, {"b": replace(asked, truth=QUIET.truth)}))
+    assert "nothing was asked of any cache" in drawn(ProcessState(1, 0.0, 0, 0, 0, {"quiet": QUIET}))
+    unjudged = drawn(ProcessState(1, 0.0, 0, 0, 0, {"b": replace(asked, truth=QUIET.truth)}))
     assert "bore it out" not in unjudged and "94 %" not in unjudged
 
 
@@ -252,7 +253,7 @@ def test_rates_are_of_the_last_ten_seconds() -> None:
     history = view.History()
     for second in range(60):
         spent = Spent(calls=2 * second, completion_tokens=second * second)
-        history.add(State(1, float(second), 0, 0, 0, {"b": replace(QUIET, spent=spent)}))
+        history.add(ProcessState(1, float(second), 0, 0, 0, {"b": replace(QUIET, spent=spent)}))
     calls, tokens = history.rates("b") or (0.0, 0.0)
     assert calls == 2.0 and tokens == (59**2 - 49**2) / 10
     assert history.rates("other") is None
@@ -260,5 +261,5 @@ def test_rates_are_of_the_last_ten_seconds() -> None:
 
 def test_long_lists_are_cut_and_names_are_not_markup() -> None:
     waits = tuple(a_wait(f"[red]{n}[/red]", WaitsFor.PLACE) for n in range(100))
-    said = drawn(State(1, 0.0, 0, 0, 0, {"b": replace(QUIET, waiting=500, waits=waits)}), rows=10)
+    said = drawn(ProcessState(1, 0.0, 0, 0, 0, {"b": replace(QUIET, waiting=500, waits=waits)}), rows=10)
     assert "[red]0[/red]" in said and said.count("a place") == 10 and "and 490 more wait" in said

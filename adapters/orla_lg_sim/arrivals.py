@@ -23,7 +23,7 @@ from orla_lg.errors import ConfigError
 from orla_lg_sim.blocks import Hash
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
-from orla_lg_sim.replay import Outcome, outcome_of
+from orla_lg_sim.replay import CallOutcome, outcome_of
 from orla_lg_sim.request import Event, Kind, SimRequest
 
 _TRACE_BLOCK_TOKENS = 512
@@ -71,11 +71,11 @@ def read(path: Path, parameters: EngineParameters, limit: int | None = None) -> 
     return Arrivals(tuple(made), len(found) - len(fitting))
 
 
-def run(arrivals: Iterable[Arrival], engine: SimEngine) -> list[Outcome]:
+def run(arrivals: Iterable[Arrival], engine: SimEngine) -> list[CallOutcome]:
     """Return what each request saw; *arrivals* are in order."""
     sent: dict[str, float] = {}
     first: dict[str, float] = {}
-    outcomes: list[Outcome] = []
+    outcomes: list[CallOutcome] = []
 
     def heed(events: Sequence[Event]) -> None:
         for event in events:

@@ -59,7 +59,7 @@ QUICK = Effort(2, 1, (40, 110, 280, 700, 1500), (1500,), (10, 150), (1, 4, 8), (
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class CalibrationResult:
     """What came of it."""
 
     parameters: EngineParameters
@@ -85,7 +85,7 @@ class Calibrator:
         self._samples: list[Sample] = []
         self._notes: list[str] = []
 
-    async def run(self, base: EngineParameters) -> Calibration:
+    async def run(self, base: EngineParameters) -> CalibrationResult:
         """Measure everything; *base* has what cannot be measured.
 
         Raises:
@@ -98,7 +98,7 @@ class Calibrator:
         except ExceptionGroup as failures:  # of calls that were sent together: each tells the same
             raise failures.exceptions[0] from None
 
-    async def _run(self, base: EngineParameters) -> Calibration:
+    async def _run(self, base: EngineParameters) -> CalibrationResult:
         parameters = await self._identify(base)
         effort = self._fitting(parameters)
         self._total = self._count(effort)
@@ -121,10 +121,10 @@ class Calibrator:
                 await self._decode([shared] * streams, context, parameters)
         return self._result(parameters)
 
-    def _result(self, parameters: EngineParameters) -> Calibration:
+    def _result(self, parameters: EngineParameters) -> CalibrationResult:
         costs = fit(self._samples)
         fitted = parameters_of({**asdict(parameters), **costs})
-        return Calibration(
+        return CalibrationResult(
             fitted, self._client.model or "", tuple(self._samples), errors(self._samples, costs), tuple(self._notes)
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from orla_lg_sim.answers import Answer, Unanswerable, answer_to
+from orla_lg_sim.answers import SimulatedAnswer, Unanswerable, answer_to
 from orla_lg_sim.blocks import Hash, chain
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import Event, SimRequest
@@ -43,7 +43,7 @@ class Chat:
     request: SimRequest
     name: str
     """What its sender calls it, or its id: for ``abort``."""
-    answer: Answer
+    answer: SimulatedAnswer
     model: str
     stream: bool
     include_usage: bool
@@ -175,7 +175,7 @@ class ChatReader:
         """
         return chain(self.prompt(body, answer=False), self._parameters.block_tokens)
 
-    def _hashes(self, prompt: Sequence[int], answer: Answer) -> list[Hash]:
+    def _hashes(self, prompt: Sequence[int], answer: SimulatedAnswer) -> list[Hash]:
         # The answer's tokens too: when it comes back as part of the next prompt, its blocks are found.
         said = [token for piece in answer.pieces for token in self.tokenizer.encode(piece)[:1]]
         return chain([*prompt, *said], self._parameters.block_tokens)

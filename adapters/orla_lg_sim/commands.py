@@ -16,8 +16,8 @@ from orla_lg.errors import ConfigError, EngineError
 from orla_lg_sim.parameters import EngineParameters, load
 
 if TYPE_CHECKING:
-    from orla_lg_sim.calibrate import Calibration
-    from orla_lg_sim.replay import Outcome
+    from orla_lg_sim.calibrate import CalibrationResult
+    from orla_lg_sim.replay import CallOutcome
     from orla_lg_sim.sessions import Session
 
 __all__ = ["register"]
@@ -199,7 +199,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     base = load(args.base) if args.base else EngineParameters()
 
-    async def measure() -> Calibration:
+    async def measure() -> CalibrationResult:
         client = TimingClient(args.url, args.model)
         try:
             with _bar(f"measuring {args.url}") as tell:
@@ -214,7 +214,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_calibration(found: Calibration) -> None:
+def _print_calibration(found: CalibrationResult) -> None:
     limits = found.parameters
     print(
         f"model {found.model}: {limits.kv_blocks} blocks of {limits.block_tokens} tokens, {limits.max_running} seats,"
@@ -251,7 +251,7 @@ def _replay(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     sessions = read(args.sessions, shape)
-    columns: dict[str, list[Outcome]] = {}
+    columns: dict[str, list[CallOutcome]] = {}
     if args.url:
         columns["live"] = asyncio.run(_live(args.url, sessions))
     if args.parameters:
@@ -282,7 +282,7 @@ def _replay_arrivals(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _live(url: str, sessions: list[Session]) -> list[Outcome]:
+async def _live(url: str, sessions: list[Session]) -> list[CallOutcome]:
     from orla_lg_sim.client import TimingClient
     from orla_lg_sim.replay import live
 

@@ -15,7 +15,7 @@ from orla_lg_sim.ownership import Ownership
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import EngineState, Event, Kind, SimRequest
 from orla_lg_sim.residents import Residents
-from orla_lg_sim.scheduler import Member, Scheduler, Step
+from orla_lg_sim.scheduler import EngineStep, Member, Scheduler
 
 
 class SimEngine:
@@ -35,7 +35,7 @@ class SimEngine:
         self._orders = count()
         self._arriving: deque[Member] = deque()
         """On their way through the server, in order: it takes one after another."""
-        self._in_flight: deque[tuple[float, Step]] = deque()
+        self._in_flight: deque[tuple[float, EngineStep]] = deque()
         """Steps and when they end; the first is being computed."""
         self._depth = 2 if parameters.async_scheduling else 1
         self._server_free_s = -inf
@@ -146,7 +146,7 @@ class SimEngine:
             self._tell(member, Kind.PREEMPTED, at_s, member.generated)
         self.scheduler.preempted.clear()
 
-    def duration_s(self, step: Step) -> float:
+    def duration_s(self, step: EngineStep) -> float:
         """Return how long a step takes, jitter included."""
         costs = self.parameters
         exact = (
@@ -160,7 +160,7 @@ class SimEngine:
         )
         return exact * self._random.lognormvariate(0.0, costs.jitter) if costs.jitter else exact
 
-    def _put_out(self, step: Step, at_s: float) -> None:
+    def _put_out(self, step: EngineStep, at_s: float) -> None:
         """Tell what a step brought, and let go who is done."""
         for member, tokens in step.told:
             if not member.gone:

@@ -26,7 +26,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallOutcome:
     """What one call saw."""
 
     session: str
@@ -42,9 +42,9 @@ class Outcome:
     """Known of the simulation only."""
 
 
-def outcome_of(session: str, turn: int, sent_s: float, first_s: float, end: Event) -> Outcome:
+def outcome_of(session: str, turn: int, sent_s: float, first_s: float, end: Event) -> CallOutcome:
     """Return what a simulated call saw, given its last event."""
-    return Outcome(
+    return CallOutcome(
         session,
         turn,
         sent_s,
@@ -75,7 +75,7 @@ class Summary:
     """From the first call's sending to the last one's end."""
 
 
-def summarise(outcomes: Sequence[Outcome]) -> Summary:
+def summarise(outcomes: Sequence[CallOutcome]) -> Summary:
     """Return the figures of a replay."""
     calls = len(outcomes)
     return Summary(
@@ -92,14 +92,14 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
 
 async def live(
     sessions: Sequence[Session], client: TimingClient, progress: Progress = lambda _: None
-) -> list[Outcome]:
+) -> list[CallOutcome]:
     """Replay sessions against an engine, in real time.
 
     Raises:
         BackendUnavailable: The engine does not answer.
         EngineRefused: It answered a call with an error.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[CallOutcome] = []
     begin_s = time.monotonic()
 
     async def play(session: Session) -> None:
@@ -110,7 +110,7 @@ async def live(
             timed = await client.ask(body)
             usage = timed.usage
             outcomes.append(
-                Outcome(
+                CallOutcome(
                     session.id,
                     number,
                     timed.sent_s - begin_s,
@@ -142,9 +142,9 @@ class VirtualReplay:
         self._sends: list[tuple[float, int, int]] = []
         self._flying: dict[str, tuple[int, int, float]] = {}
         self._first_s: dict[str, float] = {}
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[CallOutcome] = []
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[CallOutcome]:
         """Return what every call saw."""
         for index, session in enumerate(self._sessions):
             self._later(index, 0, session.begin_s)
@@ -190,7 +190,7 @@ def request_of(
     return SimRequest(name, len(prompt), turn.output_tokens, hashes, workflow=workflow)
 
 
-def table(columns: Mapping[str, Sequence[Outcome]]) -> str:
+def table(columns: Mapping[str, Sequence[CallOutcome]]) -> str:
     """Return replays side by side; of two, the second's difference from the first."""
     figures = {name: summarise(outcomes) for name, outcomes in columns.items()}
     rows: list[tuple[str, Callable[[Summary], float], str]] = [

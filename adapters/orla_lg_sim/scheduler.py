@@ -82,7 +82,7 @@ class Member:
 
 
 @dataclass(eq=False, slots=True)
-class Step:
+class EngineStep:
     """The composition of one step."""
 
     number: int
@@ -155,11 +155,11 @@ class Scheduler:
         key = member.urgency if self._limits.priority else (0, member.arrived_s, member.order)
         heapq.heappush(self._waiting, (key, member))
 
-    def compose(self) -> Step | None:
+    def compose(self) -> EngineStep | None:
         """Decide what the next step does and give it its blocks; ``None`` if there is nothing to do."""
         if not self.running and not self._waiting:
             return None
-        step = Step(self.step + 1)
+        step = EngineStep(self.step + 1)
         self._grow(step)
         budget = self._limits.max_batch_tokens - self._decoding
         budget -= self._go_on(step, budget)
@@ -198,7 +198,7 @@ class Scheduler:
 
     # The three parts of a step
 
-    def _grow(self, step: Step) -> None:
+    def _grow(self, step: EngineStep) -> None:
         """Give a block to each member that has filled its last one."""
         full = [member for member in self._full_at.pop(step.number, ()) if self._is_full(member)]
         if len(full) > self.pool.free:  # who comes too late matters only now
@@ -210,7 +210,7 @@ class Scheduler:
                 member.blocks += self.pool.take(1)
                 self._expect_full(member, step.number + self._block_tokens)
 
-    def _go_on(self, step: Step, budget: int) -> int:
+    def _go_on(self, step: EngineStep, budget: int) -> int:
         """Go on with a prefill that was begun before; returns the tokens it takes."""
         member = self._prefilling
         if member is None:
@@ -218,7 +218,7 @@ class Scheduler:
         wanted = self._blocks_for(member, budget) - len(member.blocks)
         return self._prefill(member, step, budget) if self._make_room(wanted, member, step) else 0
 
-    def _admit(self, step: Step, budget: int) -> None:
+    def _admit(self, step: EngineStep, budget: int) -> None:
         """Let those who wait begin, in their order; the first who finds no room holds up all behind."""
         while budget > 0 and self._waiting and len(self.running) < self._limits.max_running:
             member = self._waiting[0][1] if self.residents is None else self._allowed(self.residents)
@@ -253,7 +253,7 @@ class Scheduler:
         self._waiting = [entry for entry in self._waiting if entry[1] is not member]
         heapq.heapify(self._waiting)
 
-    def _close(self, step: Step) -> None:
+    def _close(self, step: EngineStep) -> None:
         """Count what the step does, then move members on to what they do in the next one."""
         number = self.step = step.number
         step.decoding, step.held_blocks = self._decoding, self.pool.held
@@ -288,7 +288,7 @@ class Scheduler:
             for index in range(len(found)):
                 self._claim(member.request.workflow, self._hash(member, index))
 
-    def _prefill(self, member: Member, step: Step, budget: int) -> int:
+    def _prefill(self, member: Member, step: EngineStep, budget: int) -> int:
         tokens = min(member.known_tokens - member.computed, budget)
         member.blocks += self.pool.take(self._blocks_for(member, budget) - len(member.blocks))
         step.prefilled += 1
@@ -303,7 +303,7 @@ class Scheduler:
             step.first.append(member)
         return tokens
 
-    def _begin_decoding(self, member: Member, step: Step) -> None:
+    def _begin_decoding(self, member: Member, step: EngineStep) -> None:
         member.generated += 1
         if member.generated == 1 or member.request.watched:
             step.told.append((member, member.generated))
@@ -343,7 +343,7 @@ class Scheduler:
         tokens = min(member.known_tokens, member.computed + budget)
         return -(-tokens // self._block_tokens)
 
-    def _make_room(self, blocks: int, member: Member, step: Step) -> bool:
+    def _make_room(self, blocks: int, member: Member, step: EngineStep) -> bool:
         """Preempt until *blocks* are free; False if *member* itself had to go."""
         while self.pool.free < blocks:
             victim = self._least_urgent()
@@ -357,7 +357,7 @@ class Scheduler:
         active = (member for member in reversed(self.running) if member.decoding or member is self._prefilling)
         return max(active, key=lambda member: member.urgency) if self._limits.priority else next(active)
 
-    def _preempt(self, member: Member, step: Step) -> None:
+    def _preempt(self, member: Member, step: EngineStep) -> None:
         self._vacate(member)
         member.preemptions += 1
         self.preemptions += 1

@@ -44,7 +44,7 @@ _DESCENDING = tuple(reversed(Band))
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class BlockClaims:
     """What is claimed for one block."""
 
     chains: set[Chain] = field(default_factory=set)
@@ -79,7 +79,7 @@ class Holding:
 
 
 @dataclass(eq=False, slots=True)
-class Stage:
+class OwnerChains:
     """What one owner has."""
 
     chains: list[Chain] = field(default_factory=list)

@@ -18,13 +18,13 @@ from typing import Any
 from orla_lg_vllm.bands import Band
 from orla_lg_vllm.keeper import Keeper
 from orla_lg_vllm.segments import WORKFLOW
-from orla_lg_vllm.suspension import Asking, Lack, Step
+from orla_lg_vllm.suspension import Asking, Lack, PlannedStep
 
 UNPAUSED = 0
 """Of vLLM's ``PauseState``."""
 
 
-class Holding:
+class HeldRequests:
     """One step of one scheduler: ``take_out``, then the scheduler plans, then ``put_back`` and ``note_begun``."""
 
     def __init__(self, scheduler: Any, keeper: Keeper) -> None:
@@ -42,7 +42,7 @@ class Holding:
         if suspension.all_fits(growth + sum(_blocks(request, block) for request in waiting)):
             return
         held = suspension.plan(
-            Step(
+            PlannedStep(
                 now_s=now_s,
                 asking=[self._asking(request) for request in waiting if not _is_blocked(request)],
                 seats=scheduler.max_num_running_reqs - len(scheduler.running),

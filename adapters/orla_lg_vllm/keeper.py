@@ -17,7 +17,7 @@ from orla_lg_vllm.bands import Band, BandedQueue, Block
 from orla_lg_vllm.claims import Left
 from orla_lg_vllm.ledger import Ledger
 from orla_lg_vllm.segments import Labels, bands_of
-from orla_lg_vllm.suspension import Settings, Suspension
+from orla_lg_vllm.suspension import Suspension, SuspensionSettings
 
 VERBS = ("pin", "release", "flush", "stat")
 
@@ -68,7 +68,7 @@ class Keeper:
         pool: Pool,
         block_tokens: int,
         clock: Callable[[], float] = time.time,
-        settings: Settings | None = None,
+        settings: SuspensionSettings | None = None,
     ) -> None:
         self._pool = pool
         self._block_tokens = block_tokens

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import inf
 
 from orla_lg_vllm.bands import Band
-from orla_lg_vllm.claims import Chain, Holding, Left, Owner, Stage
+from orla_lg_vllm.claims import BlockClaims, Chain, Left, Owner, OwnerChains
 
 PINNED_SHARE = 0.5
 """At most this part of the pool is pinned: the rest serves everybody else, and pins beyond it would only push
@@ -67,8 +67,8 @@ class Ledger:
         self._is_free = is_free
         self._moved = moved
         self._most_chains = blocks
-        self._holdings: dict[int, Holding] = {}
-        self._workflows: dict[str, dict[str, Stage]] = {}
+        self._holdings: dict[int, BlockClaims] = {}
+        self._workflows: dict[str, dict[str, OwnerChains]] = {}
         self._recent: OrderedDict[Chain, None] = OrderedDict()
         """All chains but dead ones, the one longest unused first."""
         self._orders: dict[str, float] = {}
@@ -116,13 +116,13 @@ class Ledger:
     def note_anonymous(self, blocks: Iterable[int]) -> None:
         """Note that a request without a workflow left *blocks*; they are in use while this is said."""
         for block in blocks:
-            self._holdings.setdefault(block, Holding()).anonymous = self._anonymous
+            self._holdings.setdefault(block, BlockClaims()).anonymous = self._anonymous
 
     def note_left(self, left: Left, now_s: float) -> None:
         """Note what a request left when it ended."""
         if not left.blocks:
             return
-        stage = self._workflows.setdefault(left.owner[0], {}).setdefault(left.owner[1], Stage())
+        stage = self._workflows.setdefault(left.owner[0], {}).setdefault(left.owner[1], OwnerChains())
         chain = self._predecessor(stage, left) if left.whole else None
         if chain is None:
             chain = Chain(left.owner)
@@ -244,7 +244,7 @@ class Ledger:
     def _alive(self, workflow: str) -> list[Chain]:
         return [chain for stage in self._workflows.get(workflow, {}).values() for chain in stage.chains]
 
-    def _predecessor(self, stage: Stage, left: Left) -> Chain | None:
+    def _predecessor(self, stage: OwnerChains, left: Left) -> Chain | None:
         """Return the chain that a request went on from: of those ended when it began, the one most alike.
 
         Calls of a stage that overlap in time are branches, each with a chain of its own. A call that begins
@@ -253,7 +253,7 @@ class Ledger:
         ended = [chain for chain in stage.chains if chain.ended_s <= left.began_s]
         return max(ended, key=lambda chain: _common(chain, left.blocks), default=None)
 
-    def _cut(self, stage: Stage, chain: Chain, length: int) -> None:
+    def _cut(self, stage: OwnerChains, chain: Chain, length: int) -> None:
         """Shorten a chain to *length* blocks; what it had beyond them is dead."""
         tail = list(chain.bands)[length:]
         if tail and stage.dead is None:
@@ -263,7 +263,7 @@ class Ledger:
             self._claim(stage.dead, block, Band.DEAD)
             self._drop(chain, block)
 
-    def _grow(self, stage: Stage, chain: Chain, left: Left) -> None:
+    def _grow(self, stage: OwnerChains, chain: Chain, left: Left) -> None:
         """Let a chain be what a request left, which begins with all that the chain has."""
         for block, band in zip(left.blocks, left.bands, strict=True):
             if stage.dead is not None and block in stage.dead.bands:
@@ -339,7 +339,7 @@ class Ledger:
             return
         holding = self._holdings.get(block)
         if holding is None:
-            holding = self._holdings[block] = Holding()
+            holding = self._holdings[block] = BlockClaims()
         # Most shifts are of blocks still in use, which find their band when they become free.
         before = holding.band if self._is_free(block) else None
         was_pinned = holding.claims[Band.PINNED] > 0

@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
-from orla_lg_vllm.holding import Holding
+from orla_lg_vllm.holding import HeldRequests
 from orla_lg_vllm.keeper import Answer, Ending, Keeper
 from orla_lg_vllm.segments import labels_of
 from orla_lg_vllm.suspension import settings_of
@@ -59,7 +59,7 @@ class _Banded:
         if self.keeper is None:
             return host.schedule(*args, **kwargs)
         self._try(self.keeper.expire)
-        holding = Holding(self, self.keeper)
+        holding = HeldRequests(self, self.keeper)
         self._try(functools.partial(holding.take_out, time.time()))
         try:
             output = host.schedule(*args, **kwargs)

@@ -48,13 +48,13 @@ IDLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SuspensionSettings:
     """How the engine's owner wants it."""
 
     patience_s: float = PATIENCE_S
 
 
-def settings_of(environment: Mapping[str, str] = os.environ) -> Settings | None:
+def settings_of(environment: Mapping[str, str] = os.environ) -> SuspensionSettings | None:
     """Return what the engine's environment says of suspension; ``None`` if it is switched off.
 
     Raises:
@@ -70,7 +70,7 @@ def settings_of(environment: Mapping[str, str] = os.environ) -> Settings | None:
         patience_s = -1.0
     if not (isfinite(patience_s) and patience_s >= 0):
         raise ValueError(f"{PATIENCE_VARIABLE} must be a number of seconds, such as {PATIENCE_S:.0f}; got {said!r}")
-    return Settings(patience_s) if switch == "on" else None
+    return SuspensionSettings(patience_s) if switch == "on" else None
 
 
 class Room(Protocol):
@@ -126,7 +126,7 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedStep:
     """The engine just before it plans a step."""
 
     now_s: float
@@ -140,7 +140,7 @@ class Step:
     """Whether any request runs."""
 
 
-class Stay(NamedTuple):
+class ResidentStay(NamedTuple):
     """For how long a resident stays so while it has no call, in seconds of the clock."""
 
     until_s: float = 0.0
@@ -160,10 +160,10 @@ class Suspension:
         settings: How the owner wants it.
     """
 
-    def __init__(self, room: Room, pool_blocks: int, settings: Settings) -> None:
+    def __init__(self, room: Room, pool_blocks: int, settings: SuspensionSettings) -> None:
         self.settings = settings
         self.reserve_blocks = int(pool_blocks * RESERVE)
-        self.residents: OrderedDict[str, Stay] = OrderedDict()
+        self.residents: OrderedDict[str, ResidentStay] = OrderedDict()
         """The one least recently used first."""
         self.suspended: set[str] = set()
         self.held: frozenset[str] = frozenset()
@@ -181,7 +181,7 @@ class Suspension:
         if workflow not in self.residents:
             self.suspended.discard(workflow)
             self._room.resume(workflow)
-        self.residents[workflow] = Stay()
+        self.residents[workflow] = ResidentStay()
         self.residents.move_to_end(workflow)
 
     def ends(self, request_id: str, workflow: str, now_s: float, keep_s: float | None) -> None:
@@ -202,7 +202,7 @@ class Suspension:
         said_s = keep_s or 0.0
         # A long wait, such as for a human, must not keep others out for longer than anybody waits.
         stays_s = max(min(said_s, self.settings.patience_s), IDLE_S)
-        self.residents[workflow] = Stay(now_s + stays_s, now_s + said_s)
+        self.residents[workflow] = ResidentStay(now_s + stays_s, now_s + said_s)
         self.residents.move_to_end(workflow)
         if keep_s == 0:
             self.leaves(workflow)
@@ -211,7 +211,7 @@ class Suspension:
         """Note that somebody ordered a workflow to be pinned: it is the last to be suspended until that ends."""
         self.suspended.discard(workflow)
         self._room.resume(workflow)
-        self.residents.setdefault(workflow, Stay())
+        self.residents.setdefault(workflow, ResidentStay())
 
     def leaves(self, workflow: str) -> None:
         """Note that a workflow was released or flushed: nothing of it is protected, unless it still runs."""
@@ -238,7 +238,7 @@ class Suspension:
             self.held = frozenset()
         return fits
 
-    def plan(self, step: Step) -> frozenset[str]:
+    def plan(self, step: PlannedStep) -> frozenset[str]:
         """Return which waiting requests are held back at this step; suspend whose place the others take."""
         self._look_around(step)
         self.held = frozenset(_Turn(self, self._room, step).held())
@@ -270,7 +270,7 @@ class Suspension:
         assert not self.suspended & self.residents.keys(), "a workflow is resident and suspended"
         assert all(self._running.values()), "a workflow without requests is said to run"
 
-    def _look_around(self, step: Step) -> None:
+    def _look_around(self, step: PlannedStep) -> None:
         """Forget whom the cache has forgotten, and let those go who have been away for too long."""
         waiting = {each.workflow for each in step.asking}
         for workflow, stay in list(self.residents.items()):
@@ -286,7 +286,7 @@ class Suspension:
 class _Turn:
     """One decision: goes through the waiting requests in their order, with what is left in hand."""
 
-    def __init__(self, suspension: Suspension, room: Room, step: Step) -> None:
+    def __init__(self, suspension: Suspension, room: Room, step: PlannedStep) -> None:
         self._all, self._room, self._step = suspension, room, step
         self._promised = step.growth_blocks
         """Spare blocks that those who run or go will take."""

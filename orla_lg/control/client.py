@@ -1,4 +1,4 @@
-"""The door's outer side: what ``orla-lg top`` and its likes, or a script, ask a running process."""
+"""The control client: what ``orla-lg top`` and its likes, or a script, ask a running process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Self
 from pydantic import ValidationError
 
 from orla_lg.control import protocol
-from orla_lg.control.protocol import Answer, Request
-from orla_lg.control.state import State
+from orla_lg.control.protocol import ControlReply, Request
+from orla_lg.control.state import ProcessState
 from orla_lg.core.boundary.plain import is_path, shown
 from orla_lg.errors import ConfigError
 
 PATIENCE_S = 5.0
 
 OPENING = """\
-A process lets itself be watched once it has a door. Any of these opens one:
+A process lets itself be watched once it has a control socket. Any of these opens one:
 
   ORLA_CONTROL=~/.cache/orla.sock python app.py     for one start, without a change
   control = "orla.sock"                             in orla.toml, beside it
@@ -31,7 +31,7 @@ class Client:
     """A connection to a running process. Closes at the end of its ``with`` block.
 
     Raises:
-        ConfigError: Nobody is served there, or what answers is not orla_lg.
+        ConfigError: No process serves there, or what answers is not orla_lg.
     """
 
     def __init__(self, path: str | Path, *, patience_s: float = PATIENCE_S) -> None:
@@ -47,11 +47,11 @@ class Client:
             self._socket.connect(str(self._path))
         except OSError as error:
             self._socket.close()
-            said = f"no running process at {shown(path)} ({error.strerror or error})"
-            raise ConfigError(f"{said}\n\n{OPENING}") from error
+            fault = f"no running process at {shown(path)} ({error.strerror or error})"
+            raise ConfigError(f"{fault}\n\n{OPENING}") from error
         self._lines = self._socket.makefile("rb")
 
-    def ask(self, request: Request, *, extra_s: float | None = 0.0) -> Answer:
+    def ask(self, request: Request, *, extra_s: float | None = 0.0) -> ControlReply:
         """Ask, and return the answer.
 
         Args:
@@ -65,33 +65,33 @@ class Client:
         self._send(request)
         return self._answer()
 
-    def state(self) -> State:
+    def state(self) -> ProcessState:
         """Return the state now."""
         return self._state(self.ask(protocol.Look()))
 
-    def watch(self, interval_s: float) -> Iterator[State]:
+    def watch(self, interval_s: float) -> Iterator[ProcessState]:
         """Yield the state every *interval_s* seconds; ends when the process hangs up."""
         self._socket.settimeout(self._patience_s + interval_s)
         self._send(protocol.Watch(interval_s=interval_s))
         while (answer := self._next()) is not None:
             yield self._state(answer)
 
-    def _state(self, answer: Answer) -> State:
+    def _state(self, answer: ControlReply) -> ProcessState:
         if answer.state is None:
             raise ConfigError(f"{self._path}: the answer has no state in it")
         return answer.state
 
     def _send(self, request: Request) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it may have said why before it hung up
+        with contextlib.suppress(BrokenPipeError):  # its reason may have come before it hung up
             self._socket.sendall(protocol.encode(request))
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> ControlReply:
         answer = self._next()
         if answer is None:
             raise ConfigError(f"{self._path}: the process hung up")
         return answer
 
-    def _next(self) -> Answer | None:
+    def _next(self) -> ControlReply | None:
         try:
             line = self._lines.readline()
         except TimeoutError:
@@ -101,7 +101,7 @@ class Client:
         if not line:
             return None
         try:
-            answer = Answer.model_validate_json(line)
+            answer = ControlReply.model_validate_json(line)
         except ValidationError as error:
             raise ConfigError(f"{self._path}: the answer is not one of orla_lg's") from error
         if not answer.ok:

@@ -1,4 +1,4 @@
-"""What is said through the door: a line of JSON for each request, and a line or more for its answer.
+"""The control protocol: a line of JSON for each request, and a line or more for its answer.
 
 ====================================================================  ========================================
 ``{"do": "state"}``                                                   ``{"ok": true, "state": {…}}``
@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from orla_lg.control.state import State
+from orla_lg.control.state import ProcessState
 from orla_lg.core.boundary.plain import shown_within
 from orla_lg.errors import ConfigError
 
@@ -29,38 +29,38 @@ MAX_LINE_BYTES = 64 * 1024
 MIN_INTERVAL_S = 0.1
 
 
-class _Said(BaseModel):
+class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Look(_Said):
+class Look(_Request):
     """Ask for the state."""
 
     do: Literal["state"] = "state"
 
 
-class Watch(_Said):
+class Watch(_Request):
     """Ask for the state every ``interval_s`` seconds."""
 
     do: Literal["watch"] = "watch"
     interval_s: float = Field(1.0, ge=MIN_INTERVAL_S, le=3600)
 
 
-class Pause(_Said):
+class Pause(_Request):
     """Grant nothing more on a backend."""
 
     do: Literal["pause"] = "pause"
     backend: str
 
 
-class Resume(_Said):
+class Resume(_Request):
     """Let calls go there again."""
 
     do: Literal["resume"] = "resume"
     backend: str
 
 
-class Drain(_Said):
+class Drain(_Request):
     """Pause, and answer when nothing is in flight there, or ``timeout_s`` seconds have passed."""
 
     do: Literal["drain"] = "drain"
@@ -68,7 +68,7 @@ class Drain(_Said):
     timeout_s: float | None = Field(None, ge=0)
 
 
-class Policy(_Said):
+class Policy(_Request):
     """Order by other policies; named ones only, since an object does not go through a socket."""
 
     do: Literal["policy"] = "policy"
@@ -77,7 +77,7 @@ class Policy(_Said):
     backend: str | None = None
 
 
-class Limit(_Said):
+class SetLimit(_Request):
     """Set other limits; a limit that is left out stays as it is."""
 
     do: Literal["limit"] = "limit"
@@ -87,18 +87,18 @@ class Limit(_Said):
     capacity: NonNegativeInt = 0
 
 
-Request = Look | Watch | Pause | Resume | Drain | Policy | Limit
+Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 
 
-class Answer(BaseModel):
+class ControlReply(BaseModel):
     """What comes back."""
 
     ok: bool
     error: str | None = None
     drained: bool | None = None
-    state: State | None = None
+    state: ProcessState | None = None
 
 
 def parse(line: bytes) -> Request:
@@ -115,13 +115,13 @@ def parse(line: bytes) -> Request:
         raise ConfigError(f"no such request: {where + ': ' if where else ''}{fault['msg']}") from None
 
 
-def encode(said: Request | Answer) -> bytes:
+def encode(message: Request | ControlReply) -> bytes:
     """Return a request or an answer as a line; what was not set is left out.
 
     What others named (threads, stages) is shown as in any terminal: JSON's readers refuse half a surrogate pair, and
     an id of a megabyte would be sent a hundred times a second.
     """
-    line = shown_within(said.model_dump(exclude_unset=True))
-    if not isinstance(said, Answer):
-        line["do"] = said.do
+    line = shown_within(message.model_dump(exclude_unset=True))
+    if not isinstance(message, ControlReply):
+        line["do"] = message.do
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"

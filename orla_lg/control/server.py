@@ -1,4 +1,4 @@
-"""The door's inner side: a Unix socket that only its user may open, served on Orla's background thread.
+"""The control server: a Unix socket that only its user may open, served on Orla's background thread.
 
 The core does not know of it and never waits for it: a client that stalls, dies or talks nonsense costs one small task
 on the background loop, for a bounded time.
@@ -20,7 +20,7 @@ from contextvars import Context
 from pathlib import Path
 
 from orla_lg.control import protocol
-from orla_lg.control.protocol import MAX_LINE_BYTES, Answer, Request
+from orla_lg.control.protocol import MAX_LINE_BYTES, ControlReply, Request
 from orla_lg.control.state import state
 from orla_lg.core.boundary.plain import is_path, shown
 from orla_lg.core.serving import Serving
@@ -43,13 +43,13 @@ STALL_S = 5.0
 CLOSE_PATIENCE_S = 1.0
 
 
-def open_door(path: Path, serving: Serving) -> Door | None:
-    """Open a door at *path*; ``None`` if another process has one there, which is logged.
+def open_server(path: Path, serving: Serving) -> ControlServer | None:
+    """Open a control socket at *path*; ``None`` if another process has one there, which is logged.
 
-    Several processes may share a configuration (workers of a web server); the first that comes has the door.
+    Several processes may share a configuration (workers of a web server); the first one to start has the socket.
 
     Raises:
-        ConfigError: There can be no door: the folder is missing or somebody else's, a file is in the way, the path
+        ConfigError: There can be no socket: the folder is missing or another user's, a file is in the way, the path
             is too long, or the platform has no Unix sockets.
     """
     if not hasattr(socket, "AF_UNIX"):
@@ -57,9 +57,11 @@ def open_door(path: Path, serving: Serving) -> Door | None:
     _check_path(path)
     _check_folder(path)
     if _is_in_use(path):
-        log.warning("control: another process is served at %s; this one (pid %d) has no door", path, os.getpid())
+        log.warning(
+            "control: another process is served at %s; this one (pid %d) has no control socket", path, os.getpid()
+        )
         return None
-    return Door(path, _listen(path), serving)
+    return ControlServer(path, _listen(path), serving)
 
 
 def _check_path(path: Path) -> None:
@@ -90,7 +92,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _is_in_use(path: Path) -> bool:
-    """Whether somebody answers at *path*; a socket that a dead process left is removed."""
+    """Whether a process answers at *path*; a socket that a dead process left is removed."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -115,7 +117,7 @@ def _listen(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(str(path))
-        path.chmod(0o600)  # before anybody can connect
+        path.chmod(0o600)  # before any client can connect
         listening.listen(MAX_CLIENTS)
     except OSError as error:
         listening.close()
@@ -123,8 +125,8 @@ def _listen(path: Path) -> socket.socket:
     return listening
 
 
-class Door:
-    """An open door; closed with its ``Orla``, and when its core is dropped: it does not keep that alive."""
+class ControlServer:
+    """An open control socket; closed with its ``Orla``, and when its core is dropped: it does not keep that alive."""
 
     def __init__(self, path: Path, listening: socket.socket, serving: Serving) -> None:
         self.path = path
@@ -134,7 +136,7 @@ class Door:
         self._inode, self._pid = path.stat().st_ino, os.getpid()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
-        Context().run(serving.background.submit, self._open())  # who happens to construct it is no client's context
+        Context().run(serving.background.submit, self._open())  # no client runs in the context that constructs it
         serving.resources.add(self._let_go)
 
     @property
@@ -180,7 +182,9 @@ class Door:
         self._clients.add(writer)
         try:
             if len(self._clients) > MAX_CLIENTS:
-                await self._send(writer, Answer(ok=False, error=f"{MAX_CLIENTS} clients are being served already"))
+                await self._send(
+                    writer, ControlReply(ok=False, error=f"{MAX_CLIENTS} clients are being served already")
+                )
             else:
                 await self._talk(reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
@@ -196,7 +200,9 @@ class Door:
                 async with asyncio.timeout(IDLE_S):
                     line = await reader.readline()
             except ValueError:  # where the next request begins is not known then
-                await self._send(writer, Answer(ok=False, error=f"a request is longer than {MAX_LINE_BYTES} bytes"))
+                await self._send(
+                    writer, ControlReply(ok=False, error=f"a request is longer than {MAX_LINE_BYTES} bytes")
+                )
                 return
             if not line:
                 return
@@ -204,23 +210,23 @@ class Door:
                 async for answer in answers:
                     await self._send(writer, answer)
 
-    async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, answer: ControlReply) -> None:
         writer.write(protocol.encode(answer))
         async with asyncio.timeout(STALL_S):
             await writer.drain()
 
-    async def _answers(self, line: bytes) -> AsyncGenerator[Answer]:
+    async def _answers(self, line: bytes) -> AsyncGenerator[ControlReply]:
         try:
             request = protocol.parse(line)
             if isinstance(request, protocol.Watch):
                 while True:
-                    yield Answer(ok=True, state=state(self._serving))
+                    yield ControlReply(ok=True, state=state(self._serving))
                     await asyncio.sleep(request.interval_s)
             yield await self._done(request)
         except OrlaError as error:
-            yield Answer(ok=False, error=str(error))
+            yield ControlReply(ok=False, error=str(error))
 
-    async def _done(self, request: Request) -> Answer:
+    async def _done(self, request: Request) -> ControlReply:
         """Do what is asked for; what cannot be done raises an ``OrlaError``."""
         steering = self._serving.steering
         match request:
@@ -229,13 +235,13 @@ class Door:
             case protocol.Resume(backend=backend):
                 steering.resume(backend)
             case protocol.Drain(backend=backend, timeout_s=timeout_s):
-                return Answer(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
+                return ControlReply(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
             case protocol.Policy():
                 steering.set_policy(request.stage_policy, request.request_policy, request.backend)
-            case protocol.Limit(backend=backend):
+            case protocol.SetLimit(backend=backend):
                 given = request.model_fields_set
                 bound = request.max_concurrency if "max_concurrency" in given else KEEP
                 steering.set_limit(backend, bound, request.capacity if "capacity" in given else KEEP)
             case _:
-                return Answer(ok=True, state=state(self._serving))
-        return Answer(ok=True)
+                return ControlReply(ok=True, state=state(self._serving))
+        return ControlReply(ok=True)

@@ -7,12 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.limits.costs import Spent
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.policies import name_of
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendStatistics
@@ -24,26 +24,13 @@ SHOWN = 100
 """Of the workflows that hold cache on a backend, so many are shown: those that hold most."""
 
 
-class Activity(StrEnum):
-    """What a workflow that holds cache does now."""
-
-    GENERATING = "generating"
-    """A call of it is under way there, or waits."""
-    TOOL = "tool"
-    """It runs, without a call there: a tool, its own code, a call elsewhere."""
-    HUMAN = "human"
-    """It was interrupted and waits for somebody's answer."""
-    IDLE = "idle"
-    """No run of it is open."""
-
-
 @dataclass(frozen=True, slots=True)
 class Holder:
     """A workflow that is believed to hold KV cache on a backend."""
 
     workflow: str
     tokens: int
-    state: Activity
+    state: Doing
     tenant: str | None = None
 
 
@@ -58,7 +45,7 @@ class Occupancy:
     resident_tokens: int = 0
     holders: int = 0
     workflows: tuple[Holder, ...] = ()
-    """Who holds most; at most ``SHOWN``."""
+    """Those that hold most; at most ``SHOWN``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +74,7 @@ class BackendState:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ProcessState:
     """A process at one moment."""
 
     pid: int
@@ -102,10 +89,10 @@ class State:
     backends: Mapping[str, BackendState] = field(default_factory=dict)
 
 
-def state(serving: Serving) -> State:
+def state(serving: Serving) -> ProcessState:
     """Return the state of a core."""
     now = serving.statistics()
-    return State(
+    return ProcessState(
         pid=os.getpid(),
         at_s=serving.clock(),
         calls=now.calls,
@@ -148,7 +135,7 @@ def _requests(policies: Policies) -> dict[str, str]:
 def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     """Return how full a backend's KV cache is: by admission's account, else by what the ledger knows."""
     if (admission := now.admission) is not None:
-        held = [Holder(each.workflow, each.tokens, Activity(each.doing), each.tenant) for each in admission.workflows]
+        held = [Holder(each.workflow, each.tokens, each.doing, each.tenant) for each in admission.workflows]
         capacity, resident, promised = admission.limit_tokens, admission.wanted_tokens, admission.growth_tokens
     else:
         scheduler, book, probe = serving.schedulers[name], serving.book, serving.schedulers[name].health.probe
@@ -168,9 +155,9 @@ def occupancy(serving: Serving, name: str, now: BackendStatistics) -> Occupancy:
     return Occupancy(capacity, promised, resident, len(held), tuple(most))
 
 
-def _activity(book: WorkflowBook, workflow: str, backend: str, *, interrupted: bool) -> Activity:
+def _activity(book: WorkflowBook, workflow: str, backend: str, *, interrupted: bool) -> Doing:
     if book.calls_open(workflow, backend):
-        return Activity.GENERATING
+        return Doing.GENERATING
     if book.is_running(workflow):
-        return Activity.TOOL
-    return Activity.HUMAN if interrupted else Activity.IDLE
+        return Doing.TOOL
+    return Doing.HUMAN if interrupted else Doing.IDLE

@@ -28,7 +28,7 @@ OTHERS_PATIENCE_S = 0.25
 Clock = Callable[[], float]
 
 
-class Candidates:
+class BackendCandidates:
     """``mapping.Candidates`` of one call; makes every backend that is not known be asked.
 
     Args:

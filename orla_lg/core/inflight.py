@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from orla_lg.core.cache.verification import recomputed
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
@@ -145,7 +146,7 @@ class InFlightCall:
         assert self._scheduler is not None and self._queued is not None
         self._departed_s = self._serving.clock()
         self._wait_s += self._departed_s - self._entered_s
-        self._seat = self._queued.seat
+        self._seat = self._queued.lease
         self.attempts += 1
         self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
         self._serving.progress.stage_busy(self.call)
@@ -345,7 +346,7 @@ class InFlightCall:
                 self._queued, usage=self.usage, tokens=tokens, followed=lambda: book.is_running(workflow)
             )
         if self._keep_s is not None and not failed:
-            self._scheduler.messenger.linger(self._keep_s)
+            self._scheduler.cache_orders.linger(self._keep_s)
         return self._serving.book.call_ended(self.call, self._scheduler.backend.name, self.usage)
 
     def _worked(self) -> int:
@@ -373,8 +374,7 @@ class InFlightCall:
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned
-        missed = cached_tokens == 0 or cached_tokens < (self._expected_cached_tokens or 0) / 2
-        return "recomputed" if missed else planned
+        return "recomputed" if recomputed(self._expected_cached_tokens or 0, cached_tokens) else planned
 
     def _masked(self, text: str) -> str:
         """Return an engine's words as they may be recorded."""

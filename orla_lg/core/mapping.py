@@ -165,7 +165,7 @@ class Candidates(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SettledCandidates:
     """Candidates that are known as well as they ever will be."""
 
     views: Sequence[BackendView]

@@ -17,7 +17,7 @@ from orla_lg.core.record import CallEvent, Happening, RecordBook
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
 
 
-class Progress:
+class GraphProgress:
     """Where a core hears of its graphs; any thread may tell.
 
     Args:

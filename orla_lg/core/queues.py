@@ -55,7 +55,7 @@ class Queued:
     """What it should find in the cache, from its grant on."""
     prompt: Prompt | None = None
     """What it sent, as far as a warm-up may need it."""
-    seat: SlotLease | None = None
+    lease: SlotLease | None = None
     """The slot given with the grant, on engines with slots."""
 
 

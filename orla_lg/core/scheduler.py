@@ -81,7 +81,7 @@ class BackendScheduler:
         clock: Clock,
         policies: Policies,
         estimates: Estimates | None = None,
-        witness: RecordSink | None = None,
+        sink: RecordSink | None = None,
         *,
         admission: bool = True,
         warm_up: WarmUp | None = None,
@@ -100,23 +100,23 @@ class BackendScheduler:
         self._entered: dict[Queued, EngineCache] = {}
         """Calls with a grant, and the cache that let each in: a call leaves what it entered."""
         self.health = Health(backend, adapter, background, clock, self.lock, self)
-        self.messenger = CacheOrders(
+        self.cache_orders = CacheOrders(
             backend.name, adapter, self.orders, lambda: self.cache.holdings(), self.lock, background, clock,
-            offers=self.health.offers, witness=witness,
+            offers=self.health.offers, sink=sink,
         )  # fmt: skip
         self.pace = SpeedMeter()
         self.load = LoadWatch(adapter, background, clock, self._told) if isinstance(adapter, Observable) else None
         self.window = Window()
         self._feed = self._fed_by(adapter, background)
         names = SavedPool(instance_of(backend.name, backend.url), backend.max_saved) if backend.max_saved else None
-        self._mover = None
+        self._slot_orders = None
         if isinstance(adapter, SlotStore):
-            self._mover = SlotOrders(
+            self._slot_orders = SlotOrders(
                 adapter, background, self.lock, self.orders, clock,
-                quiet=self._may_tidy, tell=self.messenger.tell, go_on=self.go_on, doubt=self.health.doubt_contents,
+                quiet=self._may_tidy, tell=self.cache_orders.tell, go_on=self.go_on, doubt=self.health.doubt_contents,
             )  # fmt: skip
         self._swaps = Swaps(names, able=False, prices=Prices(self.pace), odds=(returns or ReturnBook()).chance)
-        self.warming = Prefetcher(self, background, clock, warm_up, self.messenger.tell)
+        self.warming = Prefetcher(self, background, clock, warm_up, self.cache_orders.tell)
         self._background = background
         self._clock = clock
         self._again_at_s = inf
@@ -147,7 +147,7 @@ class BackendScheduler:
         """Return the cache of an engine of that kind; what lies in slots that are no more is forgotten."""
         if probe.slots:
             return SlotCache(
-                probe.slots, self.orders, self._swaps, self._mover, isolated=self.backend.isolate_tenants
+                probe.slots, self.orders, self._swaps, self._slot_orders, isolated=self.backend.isolate_tenants
             )
         return self._prefix
 
@@ -269,7 +269,7 @@ class BackendScheduler:
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
         queued.extra = extra
         self._entered[queued] = self.cache
-        self.messenger.pressed(self.cache.enter(queued, now, self.pace.speed))
+        self.cache_orders.pressed(self.cache.enter(queued, now, self.pace.speed))
         return self.queue.grant(queued, extra=extra)
 
     def _look_again(self) -> None:
@@ -303,7 +303,7 @@ class BackendScheduler:
         self.warming.look_soon()
         wake(granted)
         self._end_drains()
-        self.messenger.tell(verdict)
+        self.cache_orders.tell(verdict)
 
     def _settle(self, queued: Queued, usage: Usage | None, tokens: int, *, keep: bool) -> Verification | None:
         verdict = None
@@ -330,9 +330,9 @@ class BackendScheduler:
             granted = self._pump()
             self.cache.tidy()
         if trail is not None:
-            self.messenger.bring(cache, action, trail)
+            self.cache_orders.bring(cache, action, trail)
         wake(granted)
-        self.messenger.tell()
+        self.cache_orders.tell()
 
     def turned(self, workflow: str, doing: Doing) -> None:
         """Note what a workflow waits for, outside of any model."""

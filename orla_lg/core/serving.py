@@ -25,7 +25,7 @@ from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.verification import Order, Verification
 from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
-from orla_lg.core.candidates import Candidates
+from orla_lg.core.candidates import BackendCandidates
 from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.identity import Identity
@@ -43,7 +43,7 @@ from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.prefetch.book import WarmUp
-from orla_lg.core.progress import Progress
+from orla_lg.core.progress import GraphProgress
 from orla_lg.core.queues import Policies
 from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
 from orla_lg.core.resources import hold, was_closed
@@ -135,7 +135,7 @@ class Serving:
         """In the order of the configuration."""
         self.steering = Steering(self.schedulers)
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, self._returns)
-        self.progress = Progress(
+        self.progress = GraphProgress(
             self.book, self.foresight, self.memory, self.records, self.amendments, clock,
             looks_ahead=warm_up is not None,
         )  # fmt: skip
@@ -251,7 +251,7 @@ class Serving:
     def _map(self, call: Call) -> Steps:
         # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.
         ask = Consultation(self.background, partial(self._own_call, call))
-        return (yield from assign(call, Candidates(self.schedulers, call, self.clock), ask))
+        return (yield from assign(call, BackendCandidates(self.schedulers, call, self.clock), ask))
 
     def _own_call(self, call: Call, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float) -> Steps:
         """Make a call of our own on the way of *call*, in its workflow and with its priority."""

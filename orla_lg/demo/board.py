@@ -42,7 +42,7 @@ class StageState:
 
 
 @dataclass(eq=False, slots=True)
-class BackendState:
+class BackendTickets:
     """Whose calls are at one backend, by ticket number in order of arrival."""
 
     waiting: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Board:
         self.done = 0
         self.failed = 0
         self.stages = {name: StageState() for name in STAGES}
-        self.backends: dict[str, BackendState] = {}
+        self.backends: dict[str, BackendTickets] = {}
         self.urgent: set[int] = set()
         """Tickets whose later stages go first."""
         self.tools: Counter[str] = Counter()
@@ -96,8 +96,8 @@ class Board:
     def _stage(self, event: CallEvent) -> StageState:
         return self.stages.setdefault(event.stage, StageState())
 
-    def _backend(self, event: CallEvent) -> BackendState:
-        return self.backends.setdefault(event.backend or "elsewhere", BackendState())
+    def _backend(self, event: CallEvent) -> BackendTickets:
+        return self.backends.setdefault(event.backend or "elsewhere", BackendTickets())
 
     def _tell(self, event: CallEvent, kind: str, text: str) -> None:
         self.note(event.at_s, event.run, event.stage, kind, text)

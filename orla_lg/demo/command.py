@@ -15,7 +15,7 @@ from orla_lg.errors import ConfigError, OrlaError
 
 if TYPE_CHECKING:
     from orla_lg.demo.board import Board, Line
-    from orla_lg.demo.run import Outcome, Plan
+    from orla_lg.demo.run import DemoResult, Plan
     from orla_lg.demo.view import Picture
     from orla_lg.orla import Orla
 
@@ -144,7 +144,7 @@ class _Lines:
         ticket = f"#{line.ticket:02}" if line.ticket is not None else ""
         print(f"{line.at_s:6.1f} s  {ticket:<3}  {line.stage:<12}  {line.text}", flush=True)
 
-    def conclude(self, outcome: Outcome, outbox: Path, *, single: bool) -> None:
+    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
         """Print the report."""
         from orla_lg.demo.report import as_text
 
@@ -168,7 +168,7 @@ class _Screen:
 
         return live(board, orla.statistics, self.console)
 
-    def conclude(self, outcome: Outcome, outbox: Path, *, single: bool) -> None:
+    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
         """Show the report."""
         from orla_lg.demo.view import letter_panel, summary
 
@@ -195,7 +195,7 @@ class _WithPicture:
         with self._screen.watch(board, orla):
             yield
 
-    def conclude(self, outcome: Outcome, outbox: Path, *, single: bool) -> None:
+    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
         """Let the screen conclude, and write the picture."""
         self._screen.conclude(outcome, outbox, single=single)
         if self._picture is not None:

@@ -53,7 +53,7 @@ UNUSABLE = (OutputParserException, ValidationError, LengthFinishReasonError, Con
 """What a weak answer raises. A broken engine raises other things, and those are not ours to hide."""
 
 
-class State(TypedDict, total=False):
+class TicketState(TypedDict, total=False):
     """What is known of one ticket."""
 
     ticket: str
@@ -74,7 +74,7 @@ class SupportDesk:
         self.llm = llm
         self.send_email = mailer(outbox)
 
-    async def classify(self, state: State) -> State:
+    async def classify(self, state: TicketState) -> TicketState:
         """Read what the ticket is about."""
         ticket = state["ticket"]
         talk = [SystemMessage(CLASSIFY), HumanMessage(ticket)]
@@ -86,7 +86,7 @@ class SupportDesk:
         right = corrected(found, ticket)
         return {"classification": right, "fallbacks": [] if right == found else ["classify"]}
 
-    async def policy_check(self, state: State) -> State:
+    async def policy_check(self, state: TicketState) -> TicketState:
         """Read the policy for the ticket and choose the rule that applies."""
         ticket, category = state["ticket"], state["classification"].category
         talk = [*_opening(state), HumanMessage('Which policy do you need to read? Answer only {"policy": "..."}')]
@@ -101,7 +101,7 @@ class SupportDesk:
         missed = (policy is None) + (not usable)
         return {"rule": rules[fitting], "talk": talk, "fallbacks": ["policy_check"] * missed}
 
-    async def route_ticket(self, state: State) -> State:
+    async def route_ticket(self, state: TicketState) -> TicketState:
         """Choose the team that takes the ticket."""
         category = state["classification"].category
         talk = [*_opening(state), HumanMessage('Call the tool: {"read_team_descriptions": true}')]
@@ -113,7 +113,7 @@ class SupportDesk:
         team = await self.choose(talk, "team", teams.values())
         return {"team": teams[category], "fallbacks": ["route_ticket"] * (missed + (team != teams[category]))}
 
-    async def reply(self, state: State) -> State:
+    async def reply(self, state: TicketState) -> TicketState:
         """Write to the customer: the answer, or that a person takes over."""
         found, rule = state["classification"], state["rule"]
         subjects = [f"Your {found.product}", f"Your message: {found.issue}"]
@@ -142,10 +142,10 @@ class SupportDesk:
         return said if isinstance(said, dict) else {}
 
 
-def support_graph(llm: ChatOpenAI, outbox: Path) -> StateGraph[State]:
+def support_graph(llm: ChatOpenAI, outbox: Path) -> StateGraph[TicketState]:
     """Return the desk as a graph."""
     desk = SupportDesk(llm, outbox)
-    graph = StateGraph(State)
+    graph = StateGraph(TicketState)
     graph.add_node("classify", desk.classify)
     graph.add_node("policy_check", desk.policy_check)
     graph.add_node("route_ticket", desk.route_ticket)
@@ -173,7 +173,7 @@ def chat_model(base_url: str, model: str, api_key: str = "none") -> ChatOpenAI:
 # Prompts and answers
 
 
-def _opening(state: State) -> list[BaseMessage]:
+def _opening(state: TicketState) -> list[BaseMessage]:
     """Return how every talk about a ticket begins after its classification: what an engine can cache."""
     found = state["classification"]
     urgency = "urgent" if found.needs_escalation else "normal"

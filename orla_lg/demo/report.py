@@ -26,24 +26,24 @@ _EFFECTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One line of the table, as text."""
 
     cells: tuple[str, ...]
     total: bool = False
 
 
-def rows(board: Board) -> list[Row]:
+def rows(board: Board) -> list[ReportRow]:
     """Return a row for each stage that made calls, and one for all."""
     with board.lock:
         per_stage = {name: list(stage.records) for name, stage in board.stages.items() if stage.records}
     listed = [
-        Row(_cells(name, per_stage[name]))
+        ReportRow(_cells(name, per_stage[name]))
         for name in (*STAGES, *(per_stage.keys() - set(STAGES)))
         if name in per_stage
     ]
     everything = [record for records in per_stage.values() for record in records]
-    return [*listed, Row(_cells("all", everything), total=True)] if listed else []
+    return [*listed, ReportRow(_cells("all", everything), total=True)] if listed else []
 
 
 def _cells(name: str, records: Sequence[Record]) -> tuple[str, ...]:

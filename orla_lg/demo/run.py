@@ -49,7 +49,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoResult:
     """How the run ended."""
 
     board: Board
@@ -103,7 +103,7 @@ def engine_at(url: str) -> str:
         return "openai"
 
 
-def run(plan: Plan, watch: Watch) -> Outcome:
+def run(plan: Plan, watch: Watch) -> DemoResult:
     """Answer all tickets, watched; Ctrl-C ends it cleanly with what there is.
 
     Raises:
@@ -126,7 +126,7 @@ def run(plan: Plan, watch: Watch) -> Outcome:
             interrupted = True
         stop_listening()
         board.statistics = settled(orla)
-    return Outcome(board, emails, interrupted)
+    return DemoResult(board, emails, interrupted)
 
 
 def mapping_for(backends: Sequence[Backend]) -> dict[str, str]:

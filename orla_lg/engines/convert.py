@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHAPES", "Shape", "main"]
+__all__ = ["SHAPES", "ModelShape", "main"]
 
 FLOAT = "bfloat16"
 SPECIAL = 3  # a GGUF's type of tokens such as <|im_start|>
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """The size of a made-up Llama."""
 
     hidden_size: int
@@ -35,8 +35,8 @@ class Shape:
 
 
 SHAPES = {
-    "dummy-0.5b": Shape(1024, 4096, 26, 16, 4),
-    "dummy-1b": Shape(2048, 8192, 16, 32, 8),
+    "dummy-0.5b": ModelShape(1024, 4096, 26, 16, 4),
+    "dummy-1b": ModelShape(2048, 8192, 16, 32, 8),
 }
 
 MODULES = {
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def convert(path: Path, folder: Path, shape: Shape | None) -> None:
+def convert(path: Path, folder: Path, shape: ModelShape | None) -> None:
     """Fill *folder* from the GGUF at *path*."""
     import gguf
 
@@ -91,7 +91,7 @@ def convert(path: Path, folder: Path, shape: Shape | None) -> None:
         _write_weights(reader.tensors, config, folder)
 
 
-def configuration(values: Mapping[str, Any], shape: Shape | None) -> dict[str, Any]:
+def configuration(values: Mapping[str, Any], shape: ModelShape | None) -> dict[str, Any]:
     """Return what belongs into ``config.json``."""
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -115,7 +115,7 @@ def configuration(values: Mapping[str, Any], shape: Shape | None) -> dict[str, A
         "torch_dtype": FLOAT,
     }
     if shape is not None:
-        config |= {field: getattr(shape, field) for field in Shape.__slots__}
+        config |= {field: getattr(shape, field) for field in ModelShape.__slots__}
     return {**config, "head_dim": config["hidden_size"] // config["num_attention_heads"]}
 
 

@@ -27,7 +27,7 @@ from orla_lg.engines.progress import Progress
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.model import cache_folder, find_uv, run_to_end, try_lock
 
-__all__ = ["Environment", "Step", "locked"]
+__all__ = ["Environment", "InstallStep", "locked"]
 
 POLL_S = 0.2
 MARKER = "finished.json"
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class InstallStep:
     """Something to be installed at one go."""
 
     title: str
@@ -58,7 +58,7 @@ class Environment:
 
     name: str
     """With the version: another version is another environment."""
-    steps: tuple[Step, ...]
+    steps: tuple[InstallStep, ...]
     module: str
     """The module that must be importable in the end."""
     size_mb: int
@@ -137,7 +137,7 @@ class Environment:
                 "free; make room there, or set ORLA_CACHE_DIR to another folder"
             )
 
-    def _install(self, step: Step, installers: list[_Installer], work: _Work) -> None:
+    def _install(self, step: InstallStep, installers: list[_Installer], work: _Work) -> None:
         failures = []
         for variant in step.variants:
             wanted = (*variant, *_dependencies(step, self.packages))
@@ -231,7 +231,7 @@ class _Work:
         self.progress.detail(f"{found} packages found, {fetched_mb:,.0f} MB fetched" if found else "")
 
 
-def _dependencies(step: Step, packages: Path) -> list[str]:
+def _dependencies(step: InstallStep, packages: Path) -> list[str]:
     """Return what *step*'s distribution, as installed, says that it depends on."""
     if not step.dependencies_of:
         return []

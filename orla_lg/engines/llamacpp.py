@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from orla_lg.engines.environment import Environment, Step
+from orla_lg.engines.environment import Environment, InstallStep
 from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import SMOLLM2, EngineOptions, Place, Served
 from orla_lg.errors import EngineError
@@ -23,7 +23,7 @@ ASK_TIMEOUT_S = 5.0
 # Only for those who have not installed `orla-lg[demo]`, which holds the same.
 ENVIRONMENT = Environment(
     name="llamacpp-2026.10.11549",
-    steps=(Step("llama.cpp in a wheel", (("xllamacpp==2026.10.11549",),)),),
+    steps=(InstallStep("llama.cpp in a wheel", (("xllamacpp==2026.10.11549",),)),),
     module="xllamacpp",
     size_mb=150,
     advice="Your pip or uv must reach an index that has xllamacpp; `pip install 'orla-lg[demo]'` does the same.",

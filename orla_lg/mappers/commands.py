@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from orla_lg.errors import ConfigError
-from orla_lg.mappers.features import DENSE, Prompt, sendable
+from orla_lg.mappers.features import DENSE, UserPrompt, sendable
 from orla_lg.mappers.fit import (
     Goal,
     Repeat,
@@ -65,7 +65,7 @@ TRY = "Print the probability that PROMPT is complex, where it would go, and whic
 class Row:
     """One line of the data."""
 
-    prompt: Prompt
+    prompt: UserPrompt
     label: bool
     group: str
 
@@ -177,7 +177,7 @@ def _row(where: str, line: str, group_by: str | None) -> Row:
     return Row(_prompt(where, text, given), LABELS[label], str(given[group_by]) if group_by is not None else "")
 
 
-def _prompt(where: str, text: str, given: Mapping[str, Any]) -> Prompt:
+def _prompt(where: str, text: str, given: Mapping[str, Any]) -> UserPrompt:
     system, turns = given.get("system", ""), given.get("turns", 1)
     flags = [given.get("tools", False), given.get("json_schema", False)]
     if not isinstance(system, str):
@@ -186,7 +186,7 @@ def _prompt(where: str, text: str, given: Mapping[str, Any]) -> Prompt:
         raise ConfigError(f"{where}: 'turns' is {turns!r}; it must be a whole number, 1 or more")
     if not all(isinstance(flag, bool) for flag in flags):
         raise ConfigError(f"{where}: 'tools' and 'json_schema' must be true or false")
-    return Prompt(text, len(system), turns, *flags)
+    return UserPrompt(text, len(system), turns, *flags)
 
 
 def embed(endpoint: Endpoint, texts: Iterable[str], tell: Callable[[int], None]) -> Iterator[list[float]]:
@@ -272,7 +272,7 @@ COLUMNS = ("accuracy", "to light", "cost", "quality")
 
 
 def simple_ways(
-    prompts: Sequence[Prompt], labels: Sequence[bool], light_share: float, price: float
+    prompts: Sequence[UserPrompt], labels: Sequence[bool], light_share: float, price: float
 ) -> dict[str, Scores]:
     """Return the ways of sending that need no learning, the length threshold being the best on this very data."""
     count, flat = len(labels), [0.5] * len(labels)
@@ -292,7 +292,7 @@ def simple_ways(
     }
 
 
-def _fitted(model: Model, out: Path, prompts: Sequence[Prompt], labels: Sequence[bool], price: float) -> str:
+def _fitted(model: Model, out: Path, prompts: Sequence[UserPrompt], labels: Sequence[bool], price: float) -> str:
     validated, how = model.cross_validated, model.trained
     share = validated["light_share"]["mean"]
     lines = [f"{'':26}" + "".join(f"{name:>16}" for name in COLUMNS)]
@@ -335,9 +335,11 @@ def show(args: argparse.Namespace) -> int:
     """Print what a file holds."""
     model = load(args.file)
     if args.json:
-        told = model.asdict()
+        fields = model.asdict()
         print(
-            json.dumps({key: told[key] for key in ("trained", "expected", "cross_validated", "threshold")}, indent=2)
+            json.dumps(
+                {key: fields[key] for key in ("trained", "expected", "cross_validated", "threshold")}, indent=2
+            )
         )
         return 0
     print(*(f"{name:12} {value}" for name, value in model.trained.items()), sep="\n")
@@ -369,12 +371,12 @@ def attempt(args: argparse.Namespace) -> int:
     vector = next(embed(model.endpoint, [text], lambda done: None)) if model.endpoint else []
     if len(vector) != len(model.embedding):
         raise ConfigError(f"the engine's embedding has {len(vector)} numbers, the mapper's {len(model.embedding)}")
-    prompt = Prompt(text)
+    prompt = UserPrompt(text)
     found = model.probability(prompt, vector)
     where = "complex" if found >= model.threshold else "simple"
     print(f"{where}: complex with probability {found:.3f}, threshold {model.threshold:.3f}")
     values, _ = features(prompt, 0)
-    said = {name: w * value for name, w, value in zip(DENSE, model.dense, values, strict=True)}
+    shares = {name: w * value for name, w, value in zip(DENSE, model.dense, values, strict=True)}
     print(f"what counts most (+ complex, - simple; without any of it the score is {model.intercept:+.3f})")
-    print(*_heaviest(said, 6), sep="\n")
+    print(*_heaviest(shares, 6), sep="\n")
     return 0

@@ -17,6 +17,7 @@ from orla_lg.core.boundary import checked
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.engine.backend import price
+from orla_lg.core.engine.speed import averaged
 from orla_lg.core.identity import rule_of
 from orla_lg.core.mapping import unfit
 from orla_lg.core.record import Record
@@ -109,9 +110,9 @@ class CostQualityMapper:
             checked.number("budget_usd", budget_usd, least=0)
         if not isinstance(stages, Mapping | None):
             raise ConfigError(f"stages must be 'strict' or 'prefer' by stage, got {shown(stages)}")
-        for said in (default, *(stages or {}).values()):
-            if said not in get_args(Strictness):
-                raise ConfigError(f"strictness {shown(said)} is unknown{did_you_mean(said, get_args(Strictness))}")
+        for given in (default, *(stages or {}).values()):
+            if given not in get_args(Strictness):
+                raise ConfigError(f"strictness {shown(given)} is unknown{did_you_mean(given, get_args(Strictness))}")
         self.target, self.default, self.stages = target, default, dict(stages or {})
         self.among, self.budget_usd = tuple(among), budget_usd
         self._chance = random.Random(seed)
@@ -160,8 +161,7 @@ class CostQualityMapper:
             self._spent.set(run, (self._spent.get(run) or 0.0) + (record.cost_usd or 0.0))
             if record.completion_tokens is not None:
                 known = self._answers.get(record.stage)
-                new = float(record.completion_tokens)
-                self._answers.set(record.stage, new if known is None else known + ANSWER_WEIGHT * (new - known))
+                self._answers.set(record.stage, averaged(known, record.completion_tokens, ANSWER_WEIGHT))
 
     def check_backends(self, known: Iterable[str]) -> list[str]:
         """Return a fault for every name that is no backend."""
@@ -182,8 +182,8 @@ class CostQualityMapper:
         faults = {view.name: unfit(call.ask, view, None) for view in mine}
         able = [view for view in mine if not faults[view.name]]
         if not able:
-            said = "; ".join(f"{name!r}: {', '.join(each)}" for name, each in faults.items()) or "there is none"
-            raise MappingError(f"stage {call.identity.stage!r}: no backend can do what is asked: {said}")
+            lacks = "; ".join(f"{name!r}: {', '.join(each)}" for name, each in faults.items()) or "there is none"
+            raise MappingError(f"stage {call.identity.stage!r}: no backend can do what is asked: {lacks}")
         return [view for view in able if not view.shut] or able
 
     def _option(self, call: Call, view: BackendView, strictness: Strictness) -> Option:

@@ -21,7 +21,7 @@ MAX_CHARS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class UserPrompt:
     """What features are made of: the last user message, and what surrounds it."""
 
     text: str
@@ -32,16 +32,16 @@ class Prompt:
     json_schema: bool = False
 
 
-def prompt_of(call: Call) -> Prompt | None:
-    """Return what a call's features are made of; ``None`` if no user has said anything."""
+def prompt_of(call: Call) -> UserPrompt | None:
+    """Return what a call's features are made of; ``None`` without a user's message."""
     messages = call.ask.messages
     text = last_user_text(messages)
     if not text:
         return None
-    said = [(message.get("role"), message.get("content")) for message in messages if isinstance(message, Mapping)]
-    system = sum(len(content) for role, content in said if role == "system" and isinstance(content, str))
-    turns = sum(role == "user" for role, _ in said)
-    return Prompt(text, system, turns, call.ask.tools, call.ask.json_schema)
+    texts = [(message.get("role"), message.get("content")) for message in messages if isinstance(message, Mapping)]
+    system = sum(len(content) for role, content in texts if role == "system" and isinstance(content, str))
+    turns = sum(role == "user" for role, _ in texts)
+    return UserPrompt(text, system, turns, call.ask.tools, call.ask.json_schema)
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -104,14 +104,14 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def features(prompt: Prompt, buckets: int) -> tuple[list[float], dict[int, float]]:
+def features(prompt: UserPrompt, buckets: int) -> tuple[list[float], dict[int, float]]:
     """Return the values of ``DENSE``, in that order, and the hashed words; no *buckets*, no words."""
     text = clipped(prompt.text)
     words = words_of(text)
     return _dense(prompt, text, words), hashed(words, buckets) if buckets else {}
 
 
-def _dense(prompt: Prompt, text: str, words: list[str]) -> list[float]:
+def _dense(prompt: UserPrompt, text: str, words: list[str]) -> list[float]:
     values = _shape(prompt, text, words)
     values += _notation(text)
     values += _cues(words)
@@ -127,7 +127,7 @@ def _dense(prompt: Prompt, text: str, words: list[str]) -> list[float]:
     return values
 
 
-def _shape(prompt: Prompt, text: str, words: list[str]) -> list[float]:
+def _shape(prompt: UserPrompt, text: str, words: list[str]) -> list[float]:
     count = len(words)
     many = max(count, 1)
     sentences = len(_SENTENCE_END.findall(text))

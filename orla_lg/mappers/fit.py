@@ -16,7 +16,7 @@ from math import ceil, log
 from typing import Any, Literal
 
 from orla_lg.errors import ConfigError
-from orla_lg.mappers.features import DENSE, Prompt, features
+from orla_lg.mappers.features import DENSE, UserPrompt, features
 from orla_lg.mappers.learned import Calibration, Endpoint, Isotonic, Model, Platt
 
 BUCKETS = 1024
@@ -28,7 +28,7 @@ ISOTONIC_FROM_ROWS = 1_000
 """Fewer rows make isotonic steps of single prompts."""
 
 Progress = Callable[[int, int], None]
-"""Told ``(fits_done, fits_total)``."""
+"""Called with ``(fits_done, fits_total)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Table:
     """Features and labels of the data, as arrays."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], labels: Sequence[bool], embeddings: Sequence[Sequence[float]] = ()
+        self, prompts: Sequence[UserPrompt], labels: Sequence[bool], embeddings: Sequence[Sequence[float]] = ()
     ) -> None:
         np = _numpy()
         rows = [features(prompt, 0 if embeddings else BUCKETS) for prompt in prompts]
@@ -298,7 +298,7 @@ def auc(probable: Sequence[float], labels: Sequence[bool]) -> float:
 
 
 def calibration_error(probable: Sequence[float], labels: Sequence[bool], bins: int = 10) -> float:
-    """Return the mean gap between probability said and share found, over equally wide bins."""
+    """Return the mean gap between predicted probability and share found, over equally wide bins."""
     binned: dict[int, list[tuple[float, bool]]] = {}
     for p, label in zip(probable, labels, strict=True):
         binned.setdefault(min(int(p * bins), bins - 1), []).append((p, label))
@@ -308,7 +308,7 @@ def calibration_error(probable: Sequence[float], labels: Sequence[bool], bins: i
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """One pass of cross-validation: for each row what was said by those who had not seen it."""
+    """One pass of cross-validation: for each row the prediction of models fitted without it."""
 
     probable: list[float]
     sent: list[bool]
@@ -356,7 +356,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def model_of(table: Table, chosen: Trained, goal: Goal, endpoint: Endpoint | None, **told: Any) -> Model:
+def model_of(table: Table, chosen: Trained, goal: Goal, endpoint: Endpoint | None, **fields: Any) -> Model:
     """Return what ``train`` chose in the form that decides calls."""
     dense, weights = len(DENSE), [float(weight) for weight in chosen.linear.weights]
     rest = weights[dense:]
@@ -377,7 +377,7 @@ def model_of(table: Table, chosen: Trained, goal: Goal, endpoint: Endpoint | Non
         endpoint=endpoint,
         spread=tuple(float(one) for one in table.dense.std(axis=0)),
         expected={"wanted": str(goal), "light_price": goal.light_price, **expected},
-        **told,
+        **fields,
     )
 
 

@@ -1,4 +1,4 @@
-"""An external mapper: somebody's own service decides, over HTTP.
+"""An external mapper: a service of the user's decides, over HTTP.
 
 For each call it is POSTed a JSON object::
 
@@ -14,7 +14,7 @@ For each call it is POSTed a JSON object::
         "resident_tokens": 4100, "service_s": 2.4}]}
 
 ``tags`` are the hints that were given, ``current`` is the backend that holds most of the workflow's KV cache (null
-if none does), ``capacity`` is how many calls a backend takes at once (null if nobody bounds them). What the caller
+if none does), ``capacity`` is how many calls a backend takes at once (null if unbounded). What the caller
 wrote is not sent. It answers 200 with::
 
     {"backend": "light", "reason": "small talk", "alternatives": ["heavy"]}
@@ -58,8 +58,8 @@ MAX_BYTES = 64 * 1024
 class Misanswered(Exception):
     """The service answered what cannot be used; ``kind`` says how it is counted."""
 
-    def __init__(self, kind: str, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, kind: str, fault: str) -> None:
+        super().__init__(fault)
         self.kind = kind
 
 
@@ -164,33 +164,33 @@ class HttpMapper:
         if closed:
             log.warning("the mapper at %s answers again", self._where)
 
-    def _failed(self, kind: str, said: str) -> None:
+    def _failed(self, kind: str, fault: str) -> None:
         with self._lock:
             self._counts[kind] += 1
             first, opened = self._counts[kind] == 1, False
             if kind in ("timeout", "error"):
                 was_closed = self._breaker.opened_s is None
-                opened = self._breaker.failed(self._clock(), said) and was_closed
+                opened = self._breaker.failed(self._clock(), fault) and was_closed
             else:  # it is there, and may know better about another call
                 self._breaker.succeeded()
         if first:
             log.warning("the mapper at %s failed, calls are mapped without it: %s; more like this is only counted",
-                        self._where, said)  # fmt: skip
+                        self._where, fault)  # fmt: skip
         if opened:
             log.warning("the mapper at %s is left alone for a while after %d failures in a row",
                         self._where, self._breaker.failures)  # fmt: skip
 
 
 def question(call: Call, backends: Sequence[BackendView]) -> dict[str, Any]:
-    """Return what the service is told about a call."""
-    who, ask = call.identity, call.ask
+    """Return what the service gets about a call."""
+    identity, ask = call.identity, call.ask
     held = max(backends, key=lambda view: view.resident_tokens, default=None)
     return {
-        "stage": who.stage,
-        "workflow": who.name,
-        "run": who.run,
-        "step": who.step,
-        "tags": {f.name: said for f in fields(call.hints) if (said := getattr(call.hints, f.name)) is not None},
+        "stage": identity.stage,
+        "workflow": identity.name,
+        "run": identity.run,
+        "step": identity.step,
+        "tags": {f.name: hint for f in fields(call.hints) if (hint := getattr(call.hints, f.name)) is not None},
         "request": {
             "model": ask.model,
             "prompt_chars": ask.prompt_chars,

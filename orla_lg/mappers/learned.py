@@ -26,7 +26,7 @@ from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mapping import Planned, at_each_call
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean
-from orla_lg.mappers.features import DENSE, VERSION, Prompt, features, prompt_of, sendable
+from orla_lg.mappers.features import DENSE, VERSION, UserPrompt, features, prompt_of, sendable
 from orla_lg.mappers.table import unknown_backends
 
 log = logging.getLogger("orla_lg")
@@ -46,7 +46,7 @@ def sigmoid(logit: float) -> float:
 
 
 class Calibration(Protocol):
-    """Waiters the model's score into a probability that can be taken at its word; never falls as the score rises."""
+    """Turns the model's score into a probability that can be taken at its word; never falls as the score rises."""
 
     def probability(self, logit: float) -> float:
         """Return the probability that a prompt with this score is complex."""
@@ -120,7 +120,7 @@ class Model:
     trained: Mapping[str, Any] = field(default_factory=dict)
     cross_validated: Mapping[str, Any] = field(default_factory=dict)
 
-    def logit(self, prompt: Prompt, embedding: Sequence[float] = ()) -> float:
+    def logit(self, prompt: UserPrompt, embedding: Sequence[float] = ()) -> float:
         """Return the score of *prompt* before calibration."""
         values, words = features(prompt, self.buckets)
         score = self.intercept + sum(map(float.__mul__, self.dense, values))
@@ -128,7 +128,7 @@ class Model:
         score += sum(weights.get(bucket, 0.0) * weight for bucket, weight in words.items())
         return score + sum(weight * value for weight, value in zip(self.embedding, embedding, strict=True))
 
-    def probability(self, prompt: Prompt, embedding: Sequence[float] = ()) -> float:
+    def probability(self, prompt: UserPrompt, embedding: Sequence[float] = ()) -> float:
         """Return the calibrated probability that *prompt* is complex."""
         return self.calibration.probability(self.logit(prompt, embedding))
 
@@ -178,8 +178,8 @@ def load(file: str | Path) -> Model:
     try:
         return _model(stored)
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{file} is no learned mapper: {said}") from error
+        fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{file} is no learned mapper: {fault}") from error
 
 
 def _model(stored: Mapping[str, Any]) -> Model:

@@ -102,7 +102,7 @@ def saturated(view: BackendView) -> bool:
 
 
 def _waiting(view: BackendView) -> int:
-    """Return how many wait for a place; those who wait for a prefix will not take one from others."""
+    """Return how many calls wait for a place; those that wait for a prefix will not take one from others."""
     return max(0, view.waiting - view.waiting_for_prefix)
 
 
@@ -113,7 +113,7 @@ def _has_more(home: BackendView, others: Sequence[BackendView]) -> bool:
 
 
 def expect(ask: Ask, view: BackendView, among: Sequence[BackendView]) -> Expected:
-    """Return what *ask* is expected to take on *view*; what it never told is taken from those it is weighed with."""
+    """Return what *ask* is expected to take on *view*; a figure not measured yet is taken from *among*."""
     answer = _figure("completion_tokens", among[0], among)  # as long as at home, wherever it is made
     if ask.max_tokens is not None:
         answer = min(answer, ask.max_tokens)
@@ -139,7 +139,7 @@ def _wait_s(view: BackendView, service_s: float) -> float:
 
 
 def _figure(name: str, view: BackendView, among: Sequence[BackendView]) -> float:
-    """Return a figure of a backend's speed; the mean of the others' where it never told."""
+    """Return a figure of a backend's speed; the mean of the others' where it was not measured yet."""
     own: float | None = getattr(view.speed, name)
     if own:
         return own

@@ -100,7 +100,7 @@ class NeedMapper:
             raise ConfigError(f"{where}: {error}") from error
 
     def check_needs(self, backends: Sequence[BackendView]) -> list[str]:
-        """Return a fault if no backend meets the needs; nothing while one of them has not said what it can."""
+        """Return a fault if no backend meets the needs; nothing while one of them was not probed yet."""
         lacks = self._lacks(backends)
         known = all(view.probe is not None for view in backends)
         return [_unmet(lacks)] if known and all(lacks.values()) else []
@@ -125,8 +125,8 @@ class NeedMapper:
 
 
 def _unmet(lacks: Mapping[str, Sequence[str]]) -> str:
-    said = "; ".join(f"{name!r} lacks {', '.join(missing)}" for name, missing in lacks.items())
-    return f"no backend meets its needs: {said}"
+    faults = "; ".join(f"{name!r} lacks {', '.join(missing)}" for name, missing in lacks.items())
+    return f"no backend meets its needs: {faults}"
 
 
 def _verdict(lacks: Sequence[str], *, chosen: bool) -> str:

@@ -59,8 +59,8 @@ class OneBitStageMapper:
     Args:
         simple: The backend for simple requests.
         complex_: The backend for complex requests; each is the other's alternative.
-        judge: The backend whose model is asked; *simple* if nothing is said.
-        instruction: What the judge is told; how to answer is added to it.
+        judge: The backend whose model is asked; *simple* if it is not named.
+        instruction: What the judge is asked; how to answer is added to it.
         timeout_s: Seconds that the judge may take once it is its turn.
     """
 
@@ -99,7 +99,7 @@ class OneBitStageMapper:
         return unknown_backends("OneBitStageMapper", (self.simple, self.complex_, self.judge), known)
 
     def _verdict(self, call: Call, text: str, judge: BackendView | None, ask: Consultation) -> Steps:
-        """Return whether *text* is simple, or a string that says why nobody knows; and how it became known."""
+        """Return whether *text* is simple, or a string that says why that is not known; and how it became known."""
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         while True:
             with self._lock:
@@ -109,9 +109,9 @@ class OneBitStageMapper:
                 asked = self._asking.get(key)
                 if asked is None:
                     mine = self._asking[key] = Future[bool | str]()
-                    mine.set_running_or_notify_cancel()  # one waiter's cancellation is nobody else's
+                    mine.set_running_or_notify_cancel()  # one waiter's cancellation is not the others'
                     break
-            if grants_held():  # the first to ask may wait for our grant: nobody waits for it while holding one
+            if grants_held():  # the first to ask may wait for our grant: no call waits for it while holding one
                 return (yield from self._judged(text, judge, ask)), ""
             try:
                 yield Wait(asked, call.hints.deadline_s)
@@ -147,9 +147,9 @@ class OneBitStageMapper:
         return f"the judge said neither ({answer[:40]!r})" if simple is None else simple
 
     def _body(self, text: str, *, constrained: bool) -> dict[str, Any]:
-        told = self.instruction + (AS_NUMBER if constrained else AS_WORD)
+        instruction = self.instruction + (AS_NUMBER if constrained else AS_WORD)
         body: dict[str, Any] = {
-            "messages": [{"role": "system", "content": told}, {"role": "user", "content": _shown(text)}],
+            "messages": [{"role": "system", "content": instruction}, {"role": "user", "content": _shown(text)}],
             "temperature": 0,
             "max_tokens": 1 if constrained else 8,
         }
@@ -166,7 +166,7 @@ class OneBitStageMapper:
 
 
 def _follows_schemas(judge: BackendView | None) -> bool:
-    """Whether the judge said that it can be held to a digit; one that has not answered yet is not relied on."""
+    """Whether the judge's engine can be held to a digit, by its probe; without one that is not relied on."""
     return judge is not None and judge.probe is not None and judge.probe.can(Capability.JSON_SCHEMA)
 
 

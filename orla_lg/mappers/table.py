@@ -62,7 +62,7 @@ class ExplicitMapper:
     """A table whose every entry names its backends.
 
     Raises:
-        ConfigError: An entry is none, or names what nobody knows.
+        ConfigError: An entry is none, or names an unknown backend.
     """
 
     def __init__(self, table: Mapping[str, Entry]) -> None:
@@ -136,9 +136,9 @@ class First:
 
     def foretell(self, stage: str) -> Planned | None:
         """Return what its mappers will say of a stage, up to the first that surely answers."""
-        said = [each for mapper in self.mappers if (each := foretold(mapper, stage)) is not None]
-        sure = next((n for n, each in enumerate(said) if each.backends), len(said) - 1)
-        asked = said[: sure + 1]
+        foreseen = [each for mapper in self.mappers if (each := foretold(mapper, stage)) is not None]
+        sure = next((n for n, each in enumerate(foreseen) if each.backends), len(foreseen) - 1)
+        asked = foreseen[: sure + 1]
         if not asked:
             return None
         may_be_any = any(each.open or not each.backends for each in asked)
@@ -247,9 +247,9 @@ def _check_parameter(where: str, name: str, value: object) -> None:
         if not (is_number(value) and least <= cast("float", value) <= most):
             allowed = f"a number from {least:g} to {most:g}" if most < inf else f"a number, {least:g} or more"
             raise ConfigError(f"{where}: {name} must be {allowed}, got {shown(value)}")
-    said, kinds = _KINDS.get(name, ("a number", object))
+    expected, kinds = _KINDS.get(name, ("a number", object))
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ConfigError(f"{where}: {name} must be {said}, got {shown(value)}")
+        raise ConfigError(f"{where}: {name} must be {expected}, got {shown(value)}")
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -264,7 +264,7 @@ def _names(where: str, to: object) -> tuple[str, ...]:
 
 
 def unknown_backends(where: str, given: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return a fault for every name in *given* that is no backend; *where* says who names it."""
+    """Return a fault for every name in *given* that is no backend; *where* says what names it."""
     choices = set(known)
     return [
         f"{where} names backend {shown(name)}, which does not exist{did_you_mean(name, choices)}"

@@ -37,7 +37,7 @@ MAX_ASSEMBLED_BYTES = 256 * 2**20
 """A stream that is longer is not assembled: a million tokens, each in an event of its own."""
 
 
-class Answer(Protocol):
+class TappedResponse(Protocol):
     """What a tap may see and change of a response."""
 
     status_code: int
@@ -116,7 +116,7 @@ class Tap:
         except RecursionError as error:
             raise wire.Garbage("a chunk is nested too deeply") from error
 
-    def last(self, response: Answer) -> bytes:
+    def last(self, response: TappedResponse) -> bytes:
         """Return what the caller still gets when the engine's bytes are through.
 
         Raises:
@@ -137,7 +137,7 @@ class Tap:
         self.complete = True
         return b"" if wire.is_usage_only(rest) else rest
 
-    def _whole(self, assembly: Assembly, rest: bytes, response: Answer) -> bytes:
+    def _whole(self, assembly: Assembly, rest: bytes, response: TappedResponse) -> bytes:
         self._assemble(assembly, [rest])
         self._read_usage()
         if assembly.error is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from orla_lg import config
 from orla_lg.control import protocol
 from orla_lg.control.client import OPENING, Client
-from orla_lg.control.state import State
+from orla_lg.control.state import ProcessState
 from orla_lg.core.boundary.plain import shown
 from orla_lg.errors import ConfigError
 
@@ -64,7 +64,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _register_top(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "watch a running process: its queues, who waits for what, whose cache lies where"
+    what = "watch a running process: its queues, what each call waits for, where each workflow's cache is"
     parser = _parser(subparsers, "top", what, TOP_EXAMPLES)
     parser.add_argument("--once", action="store_true", help="print what is there now, and leave; no rates then")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each look")
@@ -174,7 +174,7 @@ def top(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(states: Iterable[State], args: argparse.Namespace) -> None:
+def _show(states: Iterable[ProcessState], args: argparse.Namespace) -> None:
     if args.json:
         for state in states:
             print(json.dumps(dataclasses.asdict(state)), flush=True)
@@ -240,7 +240,7 @@ def _set_limit(args: argparse.Namespace) -> int:
     if args.capacity is not None:
         given["capacity"] = _whole(args.capacity, "--capacity", 0)
     with _client(args) as client:
-        client.ask(protocol.Limit.model_validate({"backend": args.backend, **given}))
+        client.ask(protocol.SetLimit.model_validate({"backend": args.backend, **given}))
         now = client.state().backends[args.backend]
     bound = "as many as come" if now.max_concurrency is None else now.max_concurrency
     print(

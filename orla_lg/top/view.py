@@ -1,4 +1,4 @@
-"""What ``orla-lg top`` draws: a line for each backend and its queue, who waits for what, whose cache lies where."""
+"""What ``orla-lg top`` draws: backends and their queues, what each call waits for, where workflows' caches are."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, State
+from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.waiting import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
@@ -39,10 +40,10 @@ _STATE_STYLES = {
     "?": "bright_black",
 }
 _ACTIVITY_STYLES = {
-    Activity.GENERATING: "bright_cyan",
-    Activity.TOOL: "magenta",
-    Activity.HUMAN: "yellow",
-    Activity.IDLE: "bright_black",
+    Doing.GENERATING: "bright_cyan",
+    Doing.TOOL: "magenta",
+    Doing.HUMAN: "yellow",
+    Doing.IDLE: "bright_black",
 }
 _WAITS = {
     WaitsFor.PLACE: "a place",
@@ -58,9 +59,9 @@ class History:
     """The states of the last seconds; what grew between them is a rate."""
 
     def __init__(self) -> None:
-        self._states: deque[State] = deque()
+        self._states: deque[ProcessState] = deque()
 
-    def add(self, state: State) -> None:
+    def add(self, state: ProcessState) -> None:
         """Take in a state, and forget those that are too old."""
         self._states.append(state)
         while len(self._states) > 2 and state.at_s - self._states[1].at_s >= RATE_WINDOW_S:
@@ -76,7 +77,7 @@ class History:
         return (after.calls - before.calls) / seconds, tokens / seconds
 
 
-def frame(state: State, history: History, *, rows: int) -> RenderableType:
+def frame(state: ProcessState, history: History, *, rows: int) -> RenderableType:
     """Return the whole view; the two lists have *rows* rows together at most."""
     title = Text("orla-lg top", style="bold", no_wrap=True, overflow="ellipsis")
     title.append(f"   process {state.pid}   {state.runs} runs open, {state.idle} threads idle", "bright_black")
@@ -112,7 +113,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _backends(state: State, history: History) -> Table:
+def _backends(state: ProcessState, history: History) -> Table:
     table = _table(
         "backend",
         "engine",
@@ -129,11 +130,11 @@ def _backends(state: State, history: History) -> Table:
     for name, backend in state.backends.items():
         rates = history.rates(name)
         calls, tokens = ("–", "–") if rates is None else (f"{rates[0]:.1f}", f"{rates[1]:.0f}")
-        said = condition(backend)
+        shown_as = condition(backend)
         table.add_row(
             Text(name, style="bold"),
             backend.engine,
-            Text(said, style=_STATE_STYLES.get(said, "bold red")),
+            Text(shown_as, style=_STATE_STYLES.get(shown_as, "bold red")),
             f"{backend.in_flight}/{backend.max_concurrency or '∞'}",
             Text(str(backend.waiting), style="yellow" if backend.waiting else "bright_black"),
             calls,
@@ -193,15 +194,15 @@ def short(tokens: int) -> str:
 # What was asked of caches
 
 
-def _orders(state: State) -> RenderableType:
-    told = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
-    if not told:
+def _orders(state: ProcessState) -> RenderableType:
+    asked = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
+    if not asked:
         return Text("nothing was asked of any cache", style="bright_black")
     table = _table("asked", "what came of it", "next calls")
-    for name, backend in told.items():
+    for name, backend in asked.items():
         most = sorted(backend.cache_effects.items(), key=lambda each: -each[1])
-        said = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
-        table.add_row(name, said, _verdicts(backend.truth))
+        effects = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
+        table.add_row(name, effects, _verdicts(backend.truth))
     return table
 
 
@@ -212,7 +213,7 @@ def _verdicts(truth: VerificationCounts) -> Text:
     return Text(f"{borne_out} of {borne_out + refuted} bore it out", style="yellow" if refuted else "green")
 
 
-# Who waits, and whose cache is where
+# Waiting calls, and workflows in the cache
 
 
 def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
@@ -236,9 +237,9 @@ def waits_for(each: Waiting) -> str:
     return _WAITS[each.waits_for].format(tokens=each.expected_tokens)
 
 
-def _resident(state: State, rows: int) -> RenderableType:
+def _resident(state: ProcessState, rows: int) -> RenderableType:
     held = [(name, each) for name, backend in state.backends.items() for each in backend.kv.workflows]
-    activities = list(Activity)  # the busy ones first
+    activities = list(Doing)  # the busy ones first
     held.sort(
         key=lambda each: (activities.index(each[1].state), -each[1].tokens, each[1].workflow, each[1].tenant or "")
     )
@@ -274,7 +275,7 @@ def _more(count: int, what: str) -> list[Text]:
 # On a terminal, and once
 
 
-def print_once(states: Iterable[State]) -> None:
+def print_once(states: Iterable[ProcessState]) -> None:
     """Print each state, one below the other, with all that was sent."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False)
     for state in states:
@@ -283,7 +284,7 @@ def print_once(states: Iterable[State]) -> None:
         console.print(frame(state, history, rows=ALL_ROWS))
 
 
-def live(states: Iterable[State]) -> None:
+def live(states: Iterable[ProcessState]) -> None:
     """Draw each state over the one before; the terminal is as it was afterwards."""
     console, history = Console(highlight=False, markup=False), History()
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as shown:

@@ -1,4 +1,4 @@
-"""The door of a process, from both sides: what is said through it, and what nobody can do to it."""
+"""The control socket of a process, from both sides: its protocol, and what no client can do to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from orla_lg import Backend, ChatOrla, ConfigError, MappingError, Orla
 from orla_lg.control import protocol, server
 from orla_lg.control.client import Client
-from orla_lg.control.state import State
+from orla_lg.control.state import ProcessState
 from orla_lg.core.record import Happening
 from orla_lg.core.waiting import WaitsFor
 from orla_lg.top import view
@@ -68,8 +68,8 @@ class Clients(set[Any]):
 @pytest.fixture
 def served(watched: Orla) -> Clients:
     """Who is connected, from now on."""
-    assert watched._door is not None
-    watched._door._clients = clients = Clients()
+    assert watched._control is not None
+    watched._control._clients = clients = Clients()
     return clients
 
 
@@ -168,7 +168,7 @@ def test_several_requests_at_once_are_answered_in_order(raw: socket.socket) -> N
     [
         protocol.Look(), protocol.Watch(interval_s=2), protocol.Pause(backend="b"), protocol.Resume(backend="b"),
         protocol.Drain(backend="b", timeout_s=3), protocol.Policy(request_policy={"x": "edf"}),
-        protocol.Limit(backend="b", max_concurrency=None), protocol.Limit(backend="b", capacity=0),
+        protocol.SetLimit(backend="b", max_concurrency=None), protocol.SetLimit(backend="b", capacity=0),
     ],
     ids=lambda request: request.do,
 )  # fmt: skip
@@ -238,7 +238,7 @@ def test_whatever_a_users_id_holds_the_door_answers(engine: StubEngine, watched:
     assert drawn.encode() and "\x1b" not in drawn and "\u202e" not in drawn and "\\ud800" in drawn
 
 
-def a_history(state: State) -> view.History:
+def a_history(state: ProcessState) -> view.History:
     history = view.History()
     history.add(state)
     return history
@@ -355,7 +355,7 @@ def test_a_second_process_leaves_the_firsts_door_alone(
     engine: StubEngine, watched: Orla, make_orla: MakeOrla, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     second = make_orla(at(engine, "other"), control=path)
-    assert second._door is None and "another process is served at" in caplog.text
+    assert second._control is None and "another process is served at" in caplog.text
     second.close()
     with Client(path) as client:
         assert client.state().backends.keys() == {"main"}
@@ -370,11 +370,11 @@ def test_what_is_another_process_socket_by_now_is_not_removed(watched: Orla, pat
 
 
 def test_a_forked_child_takes_nothing_away(watched: Orla, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watched._door is not None
+    assert watched._control is not None
     with monkeypatch.context() as child:
         child.setattr(server.os, "getpid", lambda: -1)
-        child.setattr(watched._door, "_listening", watched._door._listening.dup())  # a child has its own
-        watched._door.close()
+        child.setattr(watched._control, "_listening", watched._control._listening.dup())  # a child has its own
+        watched._control.close()
     with Client(path) as client:
         assert client.state().pid
 
@@ -443,7 +443,7 @@ def test_the_environment_and_the_configuration_open_it_too(
         more.write('[mapping]\n"*" = "main"\n[variants.v]\n"*" = "nobody"\n')
     with pytest.raises(MappingError, match="nobody"):
         Orla.from_config(tmp_path / "orla.toml")
-    assert not (tmp_path / "toml.sock").exists(), "what was not built has no door"
+    assert not (tmp_path / "toml.sock").exists(), "what was not built has no socket"
     monkeypatch.setenv("ORLA_DISABLED", "1")
     with Orla([at(engine)]):
         assert not (tmp_path / "env.sock").exists(), "who steps aside has nothing to show"

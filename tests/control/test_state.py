@@ -10,7 +10,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from orla_lg import Orla
-from orla_lg.control.state import Activity, state
+from orla_lg.control.state import state
+from orla_lg.core.memory.events import Doing
 from orla_lg.core.record import CallEvent
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
@@ -41,12 +42,12 @@ def test_an_interrupted_thread_waits_for_a_human_on_engines_with_slots_too(
     for config in (waits, done):
         app.invoke({"messages": [("user", "hi")]}, config)
 
-    def shown() -> dict[str, Activity]:
+    def shown() -> dict[str, Doing]:
         return {each.workflow: each.state for each in state(orla.core.serving).backends["main"].kv.workflows}
 
-    assert shown() == {"waits": Activity.HUMAN, "done": Activity.HUMAN}
+    assert shown() == {"waits": Doing.HUMAN, "done": Doing.HUMAN}
     app.invoke(Command(resume="yes"), done)
-    assert shown() == {"waits": Activity.HUMAN, "done": Activity.IDLE}
+    assert shown() == {"waits": Doing.HUMAN, "done": Doing.IDLE}
 
 
 def test_what_a_saver_tells_is_timed_by_the_cores_clock(slotted: StubEngine, make_orla: Callable[..., Orla]) -> None:

@@ -29,7 +29,9 @@ def call(stage: str = "sub|node", model: str = "auto", *mappers: object, **ask: 
 
 
 def assign(call: Call, views: list[BackendView]) -> Assignment | None:
-    return drive(mapping.assign(call, mapping.Seen(views), Consultation(Background(), lambda *asked: iter(()))))
+    return drive(
+        mapping.assign(call, mapping.SettledCandidates(views), Consultation(Background(), lambda *asked: iter(())))
+    )
 
 
 VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orla_lg.core.cache.engine_cache import EngineCache
 from orla_lg.core.cache.gate import Held
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
@@ -18,6 +20,7 @@ from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable, OrlaClosed, QueueFull
+from tests.core.cache.naive import NaiveCache
 from tests.core.fakes import Engine, HandBackground, HandClock, a_call
 
 WORKFLOWS = st.sampled_from("uvwx")
@@ -25,11 +28,13 @@ PREFIXES = st.sampled_from(["", "p", "q"])
 DEAD = BackendUnavailable("nobody there")
 
 
-def a_scheduler(engine: Engine | None = None, **limits: int) -> tuple[BackendScheduler, HandBackground]:
+def a_scheduler(
+    engine: Engine | None = None, kind: type[BackendScheduler] = BackendScheduler, **limits: int
+) -> tuple[BackendScheduler, HandBackground]:
     clock = HandClock()
     background = HandBackground(clock)
     backend = Backend("b", "http://b/v1", **limits)
-    return BackendScheduler(backend, engine or Engine(), background, clock, policies("b", "fcfs", "fcfs")), background
+    return kind(backend, engine or Engine(), background, clock, policies("b", "fcfs", "fcfs")), background
 
 
 def enter(
@@ -58,13 +63,15 @@ def leave(scheduler: BackendScheduler, queued: Queued, *, tokens: int = 5, follo
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any mixture of events: everything is given back, and nobody who could go is left waiting."""
+    """Any mixture of events: everything is given back, and no call that could go is left waiting."""
+
+    kind: type[BackendScheduler] = BackendScheduler
 
     @initialize(bound=st.none() | st.integers(1, 3), slots=st.none() | st.integers(1, 3))
     def start(self, bound: int | None, slots: int | None) -> None:
         self.engine = Engine(Probe(slots=slots))
         self.scheduler, self.background = a_scheduler(
-            self.engine, capacity=8, **({"max_concurrency": bound} if bound else {})
+            self.engine, self.kind, capacity=8, **({"max_concurrency": bound} if bound else {})
         )
         self.inside: list[Queued] = []
 
@@ -135,14 +142,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             return other.call.identity.workflow == workflow and other.call.ask.prefix[:1] == ask.prefix[:1]
 
         slots, there = self.scheduler.cache.table.slots, 0
-        for other, seat in self.scheduler.cache.seats.items():
-            slot = slots[seat.slot]
+        for other, lease in self.scheduler.cache.leases.items():
+            slot = slots[lease.slot]
             there += alike(other) and not slot.flush_when_idle and now < slot.last_used_s + 30.0
-        idle = [s for s in slots if s.owner == workflow and not (s.busy or s.erasing)]
+        idle = [s for s in slots if s.owner == workflow and s.idle]
         return there > 0 and not any(s.prefix[:1] == ask.prefix[:1] for s in idle)
 
     @invariant()
-    def nobody_waits_who_could_go(self) -> None:
+    def no_call_waits_that_could_go(self) -> None:
         waiting, cache = [q for q in self.inside if q.waiting], self.scheduler.cache
         if not waiting or not self.scheduler.queue.has_room():
             return
@@ -168,13 +175,38 @@ class SchedulerMachine(RuleBasedStateMachine):
         for queued in getattr(self, "inside", ()):
             leave(self.scheduler, queued)
             self.scheduler.check_integrity()
-        if hasattr(self, "desk"):
+        if hasattr(self, "scheduler"):
             assert self.scheduler.queue.in_flight == self.scheduler.queue.waiting == len(self.scheduler._entered) == 0
             self.background.do_all()
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestScheduler = SchedulerMachine.TestCase
+
+
+class NaiveScheduler(BackendScheduler):
+    """A scheduler that knows no cache but the naive one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cache = NaiveCache()
+
+    def _cache_of(self, probe: Probe) -> EngineCache:
+        return NaiveCache(probe.slots or 0)
+
+
+class NaiveSchedulerMachine(SchedulerMachine):
+    """The scheduler asks nothing of a cache that is not in the Protocol; with room no call waits at all."""
+
+    kind = NaiveScheduler
+
+    @invariant()
+    def no_call_waits_that_could_go(self) -> None:
+        assert not self.scheduler.queue.has_room() or not any(queued.waiting for queued in self.inside)
+
+
+NaiveSchedulerMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestNaiveScheduler = NaiveSchedulerMachine.TestCase
 
 
 # Probing
@@ -263,7 +295,7 @@ def test_a_table_that_changed_while_calls_are_in_flight_takes_no_seats_back() ->
     for queued in seated:
         leave(scheduler, queued)
     scheduler.check_integrity()
-    assert enter(scheduler, "x").seat.slot == 0
+    assert enter(scheduler, "x").lease.slot == 0
 
 
 # Whether it is well
@@ -475,7 +507,7 @@ def test_a_call_waits_for_an_erase_and_goes_even_if_it_breaks() -> None:
     waiting = enter(scheduler, "v")
     assert waiting.waiting
     background.do_all()
-    assert waiting.turn.settled and waiting.seat.fresh
+    assert waiting.turn.settled and waiting.lease.fresh
     assert scheduler.statistics().memory.effects == {"flush:unknown": 1, "flush:deferred": 1}
 
 
@@ -484,7 +516,7 @@ def test_without_slot_actions_nothing_is_erased_and_after_the_end_neither() -> N
     scheduler.health._learn(Probe(slots=1, capabilities={Capability.FLUSH_WORKFLOW: Support.FLAG}))
     leave(scheduler, enter(scheduler, "u"))
     scheduler.apply(CacheAction(Verb.FLUSH, "u"))
-    assert not background.work and enter(scheduler, "v").seat.fresh
+    assert not background.work and enter(scheduler, "v").lease.fresh
     closed, background = a_scheduler(Engine())
     closed.health._learn(Probe(slots=1))
     leave(closed, enter(closed, "u"))
@@ -521,7 +553,7 @@ def test_who_holds_a_grant_goes_at_once_though_others_wait_for_a_slot() -> None:
     waiting = enter(scheduler, "v")
     assert waiting.waiting
     nested = enter(scheduler, "u", holds_grant=True)
-    assert nested.extra and nested.seat is None and reading.granted
+    assert nested.extra and nested.lease is None and reading.granted
 
 
 # The end

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from orla_lg.engines import environment
-from orla_lg.engines.environment import Environment, Step
+from orla_lg.engines.environment import Environment, InstallStep
 from orla_lg.engines.progress import Progress
 from orla_lg.errors import EngineError
 
@@ -30,8 +30,8 @@ LIMIT_S = 60.0
 TINY = Environment(
     name="tiny-1.0",
     steps=(
-        Step("the engine", (("orla-tiny==9.9",), ("orla-tiny==1.0",)), alone=True),
-        Step("what it depends on", (("orla-more",),), dependencies_of="orla-tiny", without=("torchvision",)),
+        InstallStep("the engine", (("orla-tiny==9.9",), ("orla-tiny==1.0",)), alone=True),
+        InstallStep("what it depends on", (("orla-more",),), dependencies_of="orla-tiny", without=("torchvision",)),
     ),
     module="orla_tiny",
     size_mb=1,
@@ -162,7 +162,7 @@ def test_a_variant_with_an_option_is_for_uv_alone(
         request.getfixturevalue("only_uv")
     else:
         monkeypatch.setattr(environment, "find_uv", lambda: None)
-    step = Step("it", (("--torch-backend=cpu", "orla-tiny==1.0"), ("orla-more",)), alone=True)
+    step = InstallStep("it", (("--torch-backend=cpu", "orla-tiny==1.0"), ("orla-more",)), alone=True)
     ensure(dataclasses.replace(TINY, steps=(step,), module="sys"))
     assert packages() == {"orla_tiny" if installer == "uv" else "orla_more"}
     assert any("--torch-backend=cpu" in words for words in asked) == (installer == "uv")
@@ -266,7 +266,7 @@ def test_of_several_at_once_one_makes_it(index: type[Index], monkeypatch: pytest
     ("changes", "said"),
     [
         (
-            {"steps": (Step("it", (("orla-absent==2",), ("orla-absent==1",))),)},
+            {"steps": (InstallStep("it", (("orla-absent==2",), ("orla-absent==1",))),)},
             r"ADVICE(.|\n)*uv said about orla-absent",
         ),
         ({"module": "orla_absent"}, r"cannot be imported. ADVICE(.|\n)*No module named 'orla_absent'"),
@@ -280,7 +280,7 @@ def test_what_fails_is_told_and_leaves_nothing(index: type[Index], changes: dict
 
 def test_pip_is_quoted(index: type[Index], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "find_uv", lambda: None)
-    wanted = dataclasses.replace(TINY, steps=(Step("it", (("orla-absent==2",),)),))
+    wanted = dataclasses.replace(TINY, steps=(InstallStep("it", (("orla-absent==2",),)),))
     with pytest.raises(EngineError, match=r"pip said about orla-absent==2:\n(.|\n)*No matching distribution"):
         ensure(wanted)
 

@@ -5,7 +5,7 @@ import pytest
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.backend import Capability, Probe, Support
 from orla_lg.core.identity import rule_of
-from orla_lg.core.mapping import Seen, assign, parts_of
+from orla_lg.core.mapping import SettledCandidates, assign, parts_of
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError
 from orla_lg.mappers.load import LoadAware
@@ -117,4 +117,4 @@ def test_alternatives_must_be_able_to_do_what_the_parameters_ask() -> None:
     unable = a_view("unable", probe=Probe(capabilities={Capability.JSON_SCHEMA: Support.UNSUPPORTED}))
     call = a_call()
     call.mappers = (ExplicitMapper({"*": {"to": ["light", "unable", "heavy"], **schema}}),)
-    assert drive(assign(call, Seen([*VIEWS, unable]), ask_nobody())).alternatives == ("heavy",)
+    assert drive(assign(call, SettledCandidates([*VIEWS, unable]), ask_nobody())).alternatives == ("heavy",)

@@ -13,7 +13,7 @@ import pytest
 from orla_lg.core.call import Usage
 from orla_lg.errors import BackendUnavailable, EngineError
 from orla_lg.testing.virtual import in_virtual_time
-from orla_lg_sim.calibrate import Calibration, Calibrator, Effort
+from orla_lg_sim.calibrate import CalibrationResult, Calibrator, Effort
 from orla_lg_sim.chat import ChatReader
 from orla_lg_sim.client import Timed, TimingClient
 from orla_lg_sim.engine import SimEngine
@@ -67,7 +67,7 @@ class InProcess(TimingClient):
         return Timed(sent_s, tuple(came), self.time(), usage)
 
 
-async def calibrated(client: TimingClient, base: EngineParameters | None = None) -> Calibration:
+async def calibrated(client: TimingClient, base: EngineParameters | None = None) -> CalibrationResult:
     try:
         return await Calibrator(client, Effort()).run(base or EngineParameters())
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters
-from orla_lg_sim.replay import Outcome, VirtualReplay, live, summarise, table
+from orla_lg_sim.replay import CallOutcome, VirtualReplay, live, summarise, table
 from orla_lg_sim.server import SimServer
 from orla_lg_sim.sessions import Session, Turn
 from orla_lg_sim.text import WordTokenizer
@@ -49,7 +49,7 @@ def test_a_small_cache_forgets() -> None:
 
 
 def test_the_server_behaves_as_the_virtual_clock_says() -> None:
-    async def over_http(url: str) -> list[Outcome]:
+    async def over_http(url: str) -> list[CallOutcome]:
         client = TimingClient(url)
         try:
             await client.served()

@@ -10,10 +10,10 @@ from enum import Enum, auto
 from types import SimpleNamespace
 from typing import Any
 
-from orla_lg_vllm.holding import Holding
+from orla_lg_vllm.holding import HeldRequests
 from orla_lg_vllm.keeper import Ending, Keeper
 from orla_lg_vllm.segments import labels_of
-from orla_lg_vllm.suspension import Settings
+from orla_lg_vllm.suspension import SuspensionSettings
 from tests.vllm_plugin.pool import BLOCK_TOKENS, FakeBlock, FakePool
 
 
@@ -97,7 +97,7 @@ class FoundPool(FakePool):
 class FakeScheduler:
     """Steps of an engine whose calls are prefilled at once, and then get a few tokens at each step."""
 
-    def __init__(self, blocks: int, seats: int, queue: Any, settings: Settings | None) -> None:
+    def __init__(self, blocks: int, seats: int, queue: Any, settings: SuspensionSettings | None) -> None:
         self.now_s = 1000.0
         self.pool = FoundPool(blocks)
         self.kv_cache_manager = SimpleNamespace(block_pool=self.pool)
@@ -115,7 +115,7 @@ class FakeScheduler:
 
     def step(self) -> None:
         self.keeper.expire()
-        holding = Holding(self, self.keeper)
+        holding = HeldRequests(self, self.keeper)
         holding.take_out(self.now_s)
         try:
             output = self.schedule()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg_vllm.bands import Band
-from orla_lg_vllm.suspension import Settings
+from orla_lg_vllm.suspension import SuspensionSettings
 from tests.vllm_plugin.scheduler import FakeCall, FakeScheduler, Fcfs, Priority, Status
 
 PATIENCE_S = 30.0
@@ -20,7 +20,7 @@ POOL = BLOCKS - 1
 
 
 def engine_of(queue: Any = None, blocks: int = BLOCKS, seats: int = 4) -> FakeScheduler:
-    return FakeScheduler(blocks, seats, Fcfs() if queue is None else queue, Settings(PATIENCE_S))
+    return FakeScheduler(blocks, seats, Fcfs() if queue is None else queue, SuspensionSettings(PATIENCE_S))
 
 
 def call(name: str, workflow: str, blocks: int, engine: FakeScheduler, priority: int = 0) -> FakeCall:

@@ -14,9 +14,9 @@ from orla_lg_vllm.suspension import (
     SUSPEND_VARIABLE,
     Asking,
     Lack,
-    Settings,
-    Step,
+    PlannedStep,
     Suspension,
+    SuspensionSettings,
     settings_of,
 )
 
@@ -69,7 +69,7 @@ class Engine:
     rule: Suspension = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rule = Suspension(self.pool, POOL, Settings())
+        self.rule = Suspension(self.pool, POOL, SuspensionSettings())
 
     def rests(self, workflow: str, blocks: int, keep_s: float | None = None) -> None:
         """Let a workflow have had a call that left *blocks*."""
@@ -90,7 +90,7 @@ class Engine:
         """Return who is held back at the next step."""
         if self.rule.all_fits(self.growth + self.wanted):
             return []
-        step = Step(self.now_s, self.waiting, self.seats, self.growth, self.runs)
+        step = PlannedStep(self.now_s, self.waiting, self.seats, self.growth, self.runs)
         found = self.rule.plan(step)
         self.rule.check_integrity()
         return sorted(found)
@@ -265,9 +265,9 @@ def test_who_is_out_of_the_cache_is_forgotten(engine: Engine) -> None:
 
 
 def test_it_is_on_unless_the_environment_says_otherwise() -> None:
-    assert settings_of({}) == Settings(PATIENCE_S)
+    assert settings_of({}) == SuspensionSettings(PATIENCE_S)
     assert settings_of({SUSPEND_VARIABLE: "off"}) is None
-    assert settings_of({PATIENCE_VARIABLE: "2.5"}) == Settings(2.5)
+    assert settings_of({PATIENCE_VARIABLE: "2.5"}) == SuspensionSettings(2.5)
 
 
 @pytest.mark.parametrize("said", [{SUSPEND_VARIABLE: "no"}, {PATIENCE_VARIABLE: "soon"}, {PATIENCE_VARIABLE: "-1"}])

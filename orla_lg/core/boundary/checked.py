@@ -103,9 +103,11 @@ def path(where: str, value: object) -> Path:
             raise ValueError("it is a URL")
         os.fsencode(named)
         made = Path(named).expanduser()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # told where it is opened
+        with contextlib.suppress(
+            FileNotFoundError, NotADirectoryError, PermissionError
+        ):  # reported where it is opened
             made.stat()
     except (OSError, RuntimeError, ValueError) as error:  # too long; ``~user`` of no user; half of a surrogate pair
-        said = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{where}: {shown(named)} is no path of a file: {said}") from error
+        fault = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{where}: {shown(named)} is no path of a file: {fault}") from error
     return made

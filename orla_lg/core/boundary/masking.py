@@ -49,8 +49,8 @@ class Masking(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let a line pass, without keys."""
-        said = record.getMessage()
-        if (masked := self.mask(said)) != said:
+        message = record.getMessage()
+        if (masked := self.mask(message)) != message:
             record.msg, record.args = masked, None
         if record.exc_info and not record.exc_text:
             record.exc_text = self.mask(_FORMATTER.formatException(record.exc_info))

@@ -1,4 +1,4 @@
-"""The wall between kinds of engines: what the scheduler asks of a cache, whichever way the engine keeps it.
+"""The interface between the scheduler and an engine's cache, the same for both kinds of engine.
 
 ``PrefixCache`` is for engines with a prefix tree that all workflows share (vLLM, SGLang, hosted APIs), ``SlotCache``
 for engines with slots of one owner each (llama.cpp). The scheduler holds one of them and chooses again when a probe
@@ -80,7 +80,7 @@ class PrefetchLease:
 
 
 class EngineCache(Protocol):
-    """One engine's KV cache: who may use it next, what it holds for whom. Under the backend's lock."""
+    """One engine's KV cache: which call may use it next, what it holds of each workflow. Under the backend's lock."""
 
     slots: int
     """How many slots the engine has; 0 on engines without."""
@@ -108,7 +108,7 @@ class EngineCache(Protocol):
         ...
 
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
-        """Let a call in, setting its ``claimed`` and, on engines with slots, its ``seat``.
+        """Let a call in, setting its ``claimed`` and, on engines with slots, its ``lease``.
 
         Returns the tokens that the engine is believed to give up for it, beyond what it holds.
         """
@@ -190,11 +190,13 @@ class EngineCache(Protocol):
         """
         ...
 
-    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+    def acquire_prefetch(
+        self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]
+    ) -> PrefetchLease:
         """Give a prefetch the place that ``evicts`` found, under the same lock."""
         ...
 
-    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+    def release_prefetch(self, prefetch: PrefetchLease, tokens: int) -> None:
         """End a prefetch; *tokens* of its prompt are in the cache now, 0 if that is not known."""
         ...
 

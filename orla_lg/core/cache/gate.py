@@ -1,11 +1,11 @@
-"""Why a waiting call cannot go, and how long such a wait may be: words that both gates share."""
+"""Why a waiting call cannot go, and how long such a wait may be: shared by both kinds of cache."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 PATIENCE_S = 30.0
-"""What takes longer has taken too long."""
+"""A wait beyond this, in seconds, is too long."""
 
 
 GATE_TOKENS = 192.0

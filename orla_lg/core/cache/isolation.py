@@ -1,4 +1,4 @@
-"""Whose cached prefixes an engine may find: everybody's, or, where a backend isolates tenants, a tenant's own.
+"""Which cached prefixes a call may find: those of all, or, where a backend isolates tenants, its own tenant's.
 
 Engines that share one prefix cache among all are given a *salt* with each request: prompts that begin alike are found
 only under the salt that they came with. What we believe of such a cache is kept apart likewise (``Ask.scope``). On
@@ -26,8 +26,9 @@ class Salts:
     """A salt for each tenant, for as long as one ``Orla`` lives.
 
     A salt tells nothing of its tenant's name and cannot be guessed, since it is made with a secret that is drawn at
-    random and never leaves the process: the engine's logs may show it, and whoever knew another tenant's salt could
-    ask for that tenant's prefixes. After a restart, and in another process, a tenant's prefixes are computed anew.
+    random and never leaves the process: the engine's logs may show it, and a request that
+    carries another tenant's salt finds that tenant's prefixes. After a restart, and in another process, a tenant's
+    prefixes are computed again.
     """
 
     def __init__(self) -> None:
@@ -41,8 +42,8 @@ class Salts:
             return ""
         with self._lock:
             if (salt := self._made.get(tenant)) is None:
-                said = tenant.encode("utf-8", "surrogatepass")
-                digest = hashlib.blake2b(said, key=self._secret, digest_size=32).digest()
+                name = tenant.encode("utf-8", "surrogatepass")
+                digest = hashlib.blake2b(name, key=self._secret, digest_size=32).digest()
                 self._made.set(tenant, salt := base64.urlsafe_b64encode(digest).rstrip(b"=").decode())
             return salt
 
@@ -70,9 +71,9 @@ class Isolation:
             )  # fmt: skip
 
     def scope(self, tenant: str) -> str:
-        """Return in whose part of the cache a tenant's prompts are found; empty: in that of all."""
+        """Return the part of the cache in which a tenant's prompts are found; empty: the part of all."""
         return tenant if self.on else ""
 
     def salt(self, tenant: str) -> str:
-        """Return what an engine with one cache for all is told with a tenant's requests; empty: nothing."""
+        """Return the salt that a tenant's requests carry to an engine with one cache for all; empty: none."""
         return self._salts.of(tenant) if self.on else ""

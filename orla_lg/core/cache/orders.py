@@ -1,4 +1,4 @@
-"""Brings the memory manager's orders to one engine, and back what came of them.
+"""Sends the memory manager's orders to one engine, and reports their effects.
 
 Orders go out on the background loop; their effects land in the ledger, under the backend's lock, and then, without
 it, in the records of the calls that they followed.
@@ -28,23 +28,23 @@ NEEDED = {
 
 
 class RecordSink(Protocol):
-    """Who is told what came of orders, outside of any lock."""
+    """Receives the effects of orders, outside of any lock."""
 
     def ordered(self, call_id: str, order: Order) -> None:
-        """Hear of an order that followed a call, and its effect."""
+        """Note an order that followed a call, and its effect."""
         ...
 
     def judged(self, call_id: str, verdict: Verification) -> None:
-        """Hear whether the next call found what was promised after a call."""
+        """Note whether the next call found what was promised after a call."""
         ...
 
     def pressed(self, event: CacheEvent) -> None:
-        """Hear that a backend is full."""
+        """Note that a backend is full."""
         ...
 
 
 class CacheOrders:
-    """Between one backend's ledger, its engine, and who is told.
+    """Sends one backend's orders to its engine, and their effects to the order book and the records.
 
     Args:
         name: The backend's.
@@ -55,7 +55,7 @@ class CacheOrders:
         background: Where orders run.
         clock: Monotonic seconds.
         offers: Whether the engine is there and has a capability.
-        witness: Who is told; ``None``: nobody.
+        sink: Receives the effects; ``None``: they are only counted.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CacheOrders:
         clock: Clock,
         *,
         offers: Callable[[Capability], bool],
-        witness: RecordSink | None,
+        sink: RecordSink | None,
     ) -> None:
         self._name = name
         self._orders = orders
@@ -78,16 +78,16 @@ class CacheOrders:
         self._background = background
         self._clock = clock
         self._offers = offers
-        self._witness = witness
+        self._sink = sink
         self._control = adapter if isinstance(adapter, KVControl) else None
         self._lingering = adapter if isinstance(adapter, Lingering) else None
         self._pressed_tokens = 0.0
-        """What is wanted beyond what the engine holds, and was not told of yet."""
+        """Tokens wanted beyond what the engine holds, and not reported yet."""
 
     # To the engine
 
     def bring(self, cache: EngineCache, action: CacheAction, trail: OrderLog) -> None:
-        """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
+        """Send the engine an order; a flush that it cannot do becomes a release."""
         verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
         can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
         if self._control is not None and can is not None:
@@ -116,7 +116,7 @@ class CacheOrders:
         self.tell()
 
     def linger(self, keep_s: float) -> None:
-        """Tell an engine that drops idle models how long this one is expected to be of use; nobody waits for that."""
+        """Tell an engine that drops idle models how long to expect calls for this one; no call waits for that."""
         if self._lingering is not None and self._offers(Capability.KEEP):
             with contextlib.suppress(OrlaClosed):
                 self._background.submit(self._linger(self._lingering, keep_s))
@@ -127,27 +127,27 @@ class CacheOrders:
             with self._lock:
                 self._orders.lingers(effect)
 
-    # To the witness
+    # To the records
 
     def tell(self, verdict: Verification | None = None) -> None:
-        """Have the records of calls say what came of the orders after them, and what the next one found."""
+        """Put into the records of calls the effects of the orders after them, and what the next call found."""
         news: Sequence[tuple[str, Order]] = ()
         if self._orders.news:
             with self._lock:
                 news = self._orders.take_news()
-        if self._witness is None:
+        if self._sink is None:
             return
         for call_id, order in news:
-            self._witness.ordered(call_id, order)
+            self._sink.ordered(call_id, order)
         if verdict is not None and verdict.claimed.after is not None:
-            self._witness.judged(verdict.claimed.after, verdict)
+            self._sink.judged(verdict.claimed.after, verdict)
 
     def pressed(self, needs_tokens: float) -> None:
-        """Have the memory manager told, soon and once, by how much more is wanted than the engine holds.
+        """Report to the memory manager, soon and once, how many tokens are wanted beyond what the engine holds.
 
-        Called under the lock; an engine that cannot be told whom to give up first need not be asked.
+        Called under the lock; nothing is reported where the engine takes no orders on what to evict first.
         """
-        if needs_tokens <= 0 or self._witness is None or not self._offers(Capability.RELEASE):
+        if needs_tokens <= 0 or self._sink is None or not self._offers(Capability.RELEASE):
             return
         if not self._pressed_tokens:
             self._background.call_later(0.0, self._tell_pressure)
@@ -157,7 +157,5 @@ class CacheOrders:
         with self._lock:
             needs, self._pressed_tokens = self._pressed_tokens, 0.0
             held = self._holdings()
-        assert self._witness is not None
-        self._witness.pressed(
-            CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)
-        )
+        assert self._sink is not None
+        self._sink.pressed(CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held))

@@ -1,8 +1,8 @@
-"""What was asked of an engine's cache, what came of it, and whether the next call bore it out.
+"""Orders to an engine's cache, their effects, and whether the next call verified them.
 
-An engine's word is a claim. The only witness is ``cached_tokens`` of the workflow's next call: who was freed should
-find nothing but what others share, who was pinned or restored should find all that was believed to be there. So every
-call of a workflow opens a *trail* on its backend: the orders that follow it, and then the verdict of the next one.
+The effect that an engine reports is verified by ``cached_tokens`` of the workflow's next call alone: after a flush it
+should find only what other workflows share, after a pin or a restore all that was expected to be there. So every call
+of a workflow opens an ``OrderLog`` on its backend: the orders that follow it, and then the verification by the next.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Verb
 
 KEEP_TRAILS = 20_000
-"""Workflows whose last call on a backend is remembered; who is forgotten is not judged."""
+"""Workflows with a last call remembered on a backend; the next call of a forgotten one is not verified."""
 
 KEEP_ORDERS = 8
-"""Of one trail, the newest."""
+"""Of one log, the newest."""
 
 SLACK_TOKENS = 160
 SLACK = 0.1
-"""Engines cache whole blocks (of 16 to 128 tokens) and compute the last token anyway: so much is no lie."""
+"""Engines cache whole blocks (of 16 to 128 tokens) and compute the last token anyway: so much contradicts nothing.
+``HitCheck`` allows one block only, since it corrects what is believed of each piece; a refuted effect is reported to
+users, and must be sure."""
+
+WHOLE = 0.5
+"""Less than this part of the tokens expected in a slot or a file is a loss and no wrong estimate: they are estimates
+where the engine did not count, and after calls that broke off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Something asked of an engine, and its effect."""
+    """One order to an engine, and its effect."""
 
     verb: Verb
     effect: Effect
@@ -48,8 +54,8 @@ class OrderLog:
 
     call_id: str
     orders: list[Order] = field(default_factory=list)
-    standing: Verb | None = None
-    """The last order, that is not repeated while nothing happened since."""
+    last_verb: Verb | None = None
+    """The last order; it is not repeated while nothing happened since."""
     waits: int = 0
     """Orders on their way to the engine."""
 
@@ -63,14 +69,14 @@ class ExpectedTokens:
     shared_tokens: int
     """Of these, what other workflows have too: no flush of this one takes that away."""
     after: str | None
-    """The call before, whose trail is judged."""
+    """The call before, after which the orders came."""
     effect: Effect | None
-    """What the engine said last about it; ``None`` where nothing was asked, so that it should just be there."""
+    """The last effect reported; ``None`` where nothing was asked, so that it should just be there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a call's ``cached_tokens`` say of a claim."""
+    """What a call's ``cached_tokens`` say of the tokens expected."""
 
     claimed: ExpectedTokens
     cached_tokens: int | None
@@ -81,10 +87,10 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class VerificationCounts:
-    """ExpectedTokens against verified, at one moment."""
+    """Expected against verified tokens, at one moment."""
 
     claimed_tokens: int
-    """Of all prompts whose engines count, what we believed to be in the cache."""
+    """Of all prompts that engines count, what was expected to be in the cache."""
     verified_tokens: int
     """Of that, what the engines found."""
     borne_out: dict[str, int]
@@ -94,7 +100,7 @@ class VerificationCounts:
 
 
 def judge(claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
-    """Hold a claim against what a call found."""
+    """Compare the tokens expected with what a call found."""
     if cached_tokens is None:
         return Verification(claimed, None, None)
     slack = max(SLACK_TOKENS, SLACK * claimed.tokens)
@@ -106,30 +112,35 @@ def judge(claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
     return Verification(claimed, cached_tokens, borne_out)
 
 
+def recomputed(expected_tokens: int, cached_tokens: int) -> bool:
+    """Whether a call found so little of what its slot was expected to hold that its prompt was computed again."""
+    return cached_tokens == 0 or cached_tokens < WHOLE * expected_tokens
+
+
 class OrderBook:
-    """The trails of one backend. Under the backend's lock."""
+    """The order logs of one backend. Under the backend's lock."""
 
     def __init__(self) -> None:
         self.trails = BoundedDict[str, OrderLog](KEEP_TRAILS)
         self.counts: Counter[str] = Counter()
         """Per ``verb:effect``, and ``linger:effect``, how often."""
         self.news: list[tuple[str, Order]] = []
-        """What came of orders after which calls, and was not told yet; whoever holds the lock takes it away."""
+        """Orders with their calls that the records do not have yet; taken under the lock."""
         self._claimed_tokens = 0
         self._verified_tokens = 0
         self._borne_out: Counter[str] = Counter()
         self._refuted: Counter[str] = Counter()
 
     def called(self, workflow: str, call_id: str) -> None:
-        """Note that a call of a workflow reached the engine: what follows is in its trail."""
+        """Note that a call of a workflow reached the engine: what follows is in its log."""
         self.trails.set(workflow, OrderLog(call_id))
 
     def asks(self, workflow: str, verb: Verb) -> OrderLog | None:
-        """Open an order; ``None`` if the engine has seen nothing of the workflow, or was told the same last."""
+        """Open an order; ``None`` if the engine has seen nothing of the workflow, or the last order was the same."""
         trail = self.trails.get(workflow)
-        if trail is None or (trail.standing is verb and verb is not Verb.PIN):
+        if trail is None or (trail.last_verb is verb and verb is not Verb.PIN):
             return None
-        trail.standing = verb
+        trail.last_verb = verb
         trail.waits += 1
         return trail
 
@@ -139,19 +150,19 @@ class OrderBook:
         self.note(order, trail)
 
     def note(self, order: Order, trail: OrderLog | None = None) -> None:
-        """Count what became of an order, and keep it in the trail of the call that it followed."""
+        """Count an order's effect, and keep it in the log of the call that it followed."""
         self.counts[str(order)] += 1
         if trail is not None:
             trail.orders = [*trail.orders[-KEEP_ORDERS + 1 :], order]
             self.news.append((trail.call_id, order))
 
     def take_news(self) -> list[tuple[str, Order]]:
-        """Return what was not told yet, once."""
+        """Return the orders that the records do not have yet, once."""
         news, self.news = self.news, []
         return news
 
     def lingers(self, effect: Effect) -> None:
-        """Count what came of telling an engine how long its model is to stay, which claims nothing of a cache."""
+        """Count the effect of an order on how long a model stays, which says nothing of a cache."""
         self.counts[f"linger:{effect}"] += 1
 
     def claim(self, workflow: str, tokens: int, shared_tokens: int, now: float) -> ExpectedTokens:
@@ -159,11 +170,11 @@ class OrderBook:
         trail = self.trails.get(workflow)
         if trail is None:
             return ExpectedTokens(tokens, shared_tokens, None, None)
-        told = [order.effect for order in trail.orders if order.effect in _SAYING and now < order.until_s]
-        return ExpectedTokens(tokens, shared_tokens, trail.call_id, told[-1] if told else None)
+        effects = [order.effect for order in trail.orders if order.effect in _SAYING and now < order.until_s]
+        return ExpectedTokens(tokens, shared_tokens, trail.call_id, effects[-1] if effects else None)
 
     def judge(self, claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
-        """Hold a claim against what its call found, and count it."""
+        """Compare the tokens expected with what the call found, and count the outcome."""
         verdict = judge(claimed, cached_tokens)
         if cached_tokens is not None and claimed.effect is not Effect.FREED:
             self._claimed_tokens += claimed.tokens
@@ -174,7 +185,7 @@ class OrderBook:
         return verdict
 
     def forget(self, workflow: str) -> OrderLog | None:
-        """Forget a workflow that will not come back; returns its trail, which orders may still be on their way to."""
+        """Forget a workflow that will not come back; returns its log, to which orders may still be added."""
         return self.trails.pop(workflow)
 
     def check_integrity(self) -> None:
@@ -182,7 +193,7 @@ class OrderBook:
         assert len(self.trails) <= KEEP_TRAILS
         for trail in self.trails.values():
             assert len(trail.orders) <= KEEP_ORDERS and trail.waits >= 0, trail
-            assert trail.standing is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
+            assert trail.last_verb is not None or not trail.waits, f"nothing was asked, and yet waits: {trail}"
         assert 0 <= self._verified_tokens <= self._claimed_tokens
 
     def truth(self) -> VerificationCounts:

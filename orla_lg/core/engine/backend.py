@@ -1,4 +1,4 @@
-"""What an engine is to us: how it is named, what it can do, and what an adapter must offer."""
+"""An engine's name and address, what it can do, and what an adapter must offer."""
 
 from __future__ import annotations
 
@@ -160,21 +160,21 @@ def _check_url(where: str, url: object) -> None:
         raise ConfigError(f"{where}: url {shown(url)} is not {right}{fault}")
 
 
-def _check_endpoint(where: str, name: str, said: object) -> None:
-    if said is None:
+def _check_endpoint(where: str, name: str, endpoint: object) -> None:
+    if endpoint is None:
         return
-    checked.text(f"{where}: {name}", said)
-    assert isinstance(said, str)
+    checked.text(f"{where}: {name}", endpoint)
+    assert isinstance(endpoint, str)
     try:
-        parts = urlsplit(said)
+        parts = urlsplit(endpoint)
         right = parts.scheme == "ipc" or (parts.scheme == "tcp" and parts.hostname and parts.port is not None)
         anywhere = parts.hostname == "*"
     except ValueError:  # a port that is no number, a bracket that is not closed
         right = anywhere = False
     if not right or anywhere:
         raise ConfigError(
-            f"{where}: {name} {shown(said)} is not tcp://host:port or ipc://path, as seen from here (a host of '*' "
-            "is the engine's side of it)"
+            f"{where}: {name} {shown(endpoint)} is not tcp://host:port or ipc://path, as seen from here (a host of "
+            "'*' is the engine's side of it)"
         )
 
 
@@ -214,7 +214,7 @@ class Capability(StrEnum):
     STATS = "stats"
     TOKENIZE = "tokenize"
     ABORT = "abort"
-    """A request ended by name; every engine we know ends one whose connection closes."""
+    """A request ended by name; every engine we know ends one when its connection closes."""
     SLEEP = "sleep"
     """The model put out of memory and back."""
 
@@ -256,18 +256,18 @@ MAX_MODELS, MAX_NAME_CHARS, MAX_SLOTS = 10_000, 1_000, 4_096
 _MOST = 2**53
 
 
-def whole(said: object) -> int | None:
-    """Return a positive whole number that a peer said, if as a text; ``None`` where it said none."""
-    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) < len(str(_MOST)):
-        said = int(said)
-    if isinstance(said, float) and said.is_integer():
-        said = int(said)
-    return said if isinstance(said, int) and not isinstance(said, bool) and 0 < said <= _MOST else None
+def whole(value: object) -> int | None:
+    """Return a positive whole number that a peer sent, also as text; ``None`` where it is none."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < len(str(_MOST)):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST else None
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What an engine said of itself when it was connected."""
+    """What an engine answered to a probe: its models, capabilities and sizes."""
 
     models: tuple[str, ...] = ()
     """Names it serves; empty where it does not list them."""
@@ -293,7 +293,7 @@ class Probe:
     """Names among ``models`` that are another one's, each with that one."""
 
     def __post_init__(self) -> None:
-        """Leave out what cannot be right of what a peer said: decisions rely on the types of these fields."""
+        """Leave out of a peer's answer what cannot be right: decisions rely on the types of these fields."""
         names = [name for name in self.models if isinstance(name, str) and name and len(name) <= MAX_NAME_CHARS]
         object.__setattr__(self, "models", tuple(dict.fromkeys(names))[:MAX_MODELS])
         for figure in ("context_tokens", "kv_tokens", "request_tokens", "slots"):
@@ -315,15 +315,15 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Directions:
-    """What was decided about a call that its engine may be told; the adapter translates."""
+    """What was decided about a call and may go to its engine; the adapter translates."""
 
     call_id: str = ""
     """Of this attempt: an engine may still be busy with the last one, and refuses a name twice."""
     workflow: str = ""
     priority: float = 0.0
-    """Higher is more urgent, 0 where nobody said anything."""
+    """Higher is more urgent, 0 where none was given."""
     slot: int | None = None
-    """The cache slot the workflow sits in, on engines that have slots."""
+    """The workflow's cache slot, on engines that have slots."""
     fresh: bool = False
     """The slot may hold tokens that were flushed: they must not be reused."""
     stage: str = ""
@@ -338,7 +338,7 @@ def model_asked(own: str | None, probe: Probe | None, in_code: str) -> str | Non
 
     Args:
         own: The backend's, by its configuration.
-        probe: What its engine said; one that lists no models may serve whatever the code names.
+        probe: Its engine's answer; one that lists no models may serve whatever the code names.
         in_code: What the code names.
     """
     if own:

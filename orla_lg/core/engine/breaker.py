@@ -3,9 +3,9 @@
 *Closed*, calls go. After ``failures`` failed attempts in a row it *opens*: calls are refused at once, so that
 they go elsewhere instead of waiting for an engine that is down. After a pause it is *half open*: one call
 tries, the others wait for what comes of it. Any sign of life closes it; a failure opens it again, for twice as
-long if the engine did something for it: a refused connection costs nobody anything, and may be tried every second.
+long if the engine did something for it: a refused connection costs it nothing, and may be tried every second.
 
-Plain state: the desk's lock guards it, and time is told to it.
+Plain state: the backend's lock guards it, and time comes as an argument.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Breaker:
         self.trips = 0
         """How often it opened; a trial that fails is the same outage."""
         self.reason = ""
-        """What the last failure said."""
+        """The message of the last failure."""
         self._pause_s = self.policy.pause_s
         self._trial_until_s = 0.0
 
@@ -84,7 +84,7 @@ class Breaker:
 
         Args:
             now: Monotonic seconds.
-            reason: For who is refused.
+            reason: For the error of refused calls.
             unreachable: No engine answered at all.
         """
         self.failures += 1

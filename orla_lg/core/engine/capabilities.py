@@ -20,7 +20,7 @@ class WorkflowCache:
 
     workflow: str
     slot: int | None = None
-    """Where it sits, on engines with slots."""
+    """Its slot, on engines with slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ Scope = WorkflowCache | PrefixCache | WholeCache
 
 @runtime_checkable
 class KVControl(Protocol):
-    """The engine's cache can be told what to keep."""
+    """The engine takes orders about what its cache keeps."""
 
     async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
         """Keep *scope* before all else, for *ttl_s* seconds or until it is released."""
@@ -94,7 +94,7 @@ class Warmed:
 
 @runtime_checkable
 class Warmable(Protocol):
-    """A prompt can be prefilled before anybody waits for the answer."""
+    """A prompt can be prefilled before a call waits for the answer."""
 
     async def warm(self, body: Mapping[str, Any]) -> Warmed:
         """Prefill the prompt of a chat completion; cancelling this ends it on the engine too."""
@@ -103,12 +103,12 @@ class Warmable(Protocol):
 
 @runtime_checkable
 class Lingering(Protocol):
-    """The engine drops a model, cache and all, that nobody used for a while, and can be told how long it stays."""
+    """The engine drops a model, cache and all, that was not used for a while, and takes orders how long it stays."""
 
     async def linger(self, keep_s: float) -> Effect | None:
         """Let the model stay for *keep_s* more seconds, for a call that just ended.
 
-        ``PINNED`` if the engine had to be told and took it, ``None`` if what it knows will do. The model stays, no
+        ``PINNED`` if the engine had to be asked and took it, ``None`` if its last order will do. The model stays, no
         more: its cache may still make room for other requests.
         """
         ...
@@ -133,7 +133,7 @@ class EngineStats:
 
 @runtime_checkable
 class Observable(Protocol):
-    """The engine tells its load."""
+    """The engine reports its load."""
 
     async def stats(self) -> EngineStats:
         """Ask for it.
@@ -153,7 +153,7 @@ class BlocksStored:
     """Of the block before them; ``None``: they begin a prompt."""
     block_tokens: int
     workflow: str | None
-    """Whose call it was, as far as the request said."""
+    """The call's workflow, if its request had a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class BlocksCleared:
     """The engine gave up everything, or what it holds is not known any more."""
 
     missed: bool = False
-    """Events were lost on the way, and nobody has them."""
+    """Events were lost on the way, and cannot be had again."""
 
 
 KVEvent = BlocksStored | BlocksRemoved | BlocksCleared
@@ -176,10 +176,10 @@ KVEvent = BlocksStored | BlocksRemoved | BlocksCleared
 
 @runtime_checkable
 class KVEventSource(Protocol):
-    """The engine tells what its prefix cache takes up and gives up, block by block."""
+    """The engine reports what its prefix cache takes up and gives up, block by block."""
 
     def kv_events(self) -> AsyncGenerator[Sequence[KVEvent]] | None:
-        """Return what it tells from now on, in its order; ``None`` where that was not switched on.
+        """Return its reports from now on, in its order; ``None`` where that was not switched on.
 
         It ends when it is closed, and only then: an engine that is gone may come back.
         """
@@ -188,7 +188,7 @@ class KVEventSource(Protocol):
 
 @runtime_checkable
 class Tokenizing(Protocol):
-    """The engine tells a prompt's tokens."""
+    """The engine tokenizes prompts."""
 
     async def tokenize(self, body: Mapping[str, Any]) -> Sequence[int]:
         """Return the token ids of a chat completion's prompt, its template included.

@@ -1,6 +1,6 @@
-"""How one backend's engine is: what it said of itself, whether it answers, whether calls may try it.
+"""The health of one backend's engine: its last probe, whether it answers, whether calls may try it.
 
-Part of a desk (``core.desk``) and under its lock. It starts no I/O by itself except on the background loop.
+Part of the backend's scheduler and under its lock. It starts no I/O by itself except on the background loop.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ PROBE_INTEREST_S = 60.0
 """So long after the last call for it, a silent engine is asked again without a new call."""
 
 PROBE_AGAIN_S = 30.0
-"""What an engine said of itself is asked anew after this time: it may have been restarted with other flags."""
+"""An engine is probed again after this time: it may have been restarted with other flags."""
 
 RETURN_AGAIN_S = 1.0
-"""The same where somebody returns to an engine that tells a restart: while he was away it may have been restarted,
-and what is not there any more can be brought back before he needs it."""
+"""The same when a workflow returns to an engine that reports restarts: it may have been restarted meanwhile, and what
+is not there any more can be brought back before it is needed."""
 
 SILENT_S = 300.0
-"""An engine that was not asked for so long may have been restarted unnoticed: calls wait for its answer, if it tells
-a restart, because what they are told of its cache would be wrong."""
+"""An engine that was not asked for so long may have been restarted unnoticed: calls wait for its answer, if it
+reports restarts, because what is believed of its cache would be wrong."""
 
 PROBE_LIMIT_S = 40.0
 """A probe that takes longer has failed, whatever the adapter waits for."""
 
 
 class HealthListener(Protocol):
-    """Whoever acts on what an engine is; the first two are called under the lock, the last is not."""
+    """Acts on changes of an engine; the first two are called under the lock, the last is not."""
 
     def learned(self, probe: Probe) -> None:
-        """Take in what the engine said of itself."""
+        """Take in a probe."""
         ...
 
     def forgotten(self) -> None:
@@ -52,7 +52,7 @@ class HealthListener(Protocol):
         ...
 
     def go_on(self) -> None:
-        """Let those go who may go now."""
+        """Grant the calls that may go now."""
         ...
 
 
@@ -79,7 +79,7 @@ class Health:
         self._clock = clock
         self._probing: Future[None] | None = None
         self._returned_to: Future[None] | None = None
-        """The probe under way that somebody's return asked for."""
+        """The probe under way that a workflow's return asked for."""
         self._trial: Future[None] | None = None
         self._probed_s = float("-inf")
         self._wanted_s = float("-inf")
@@ -95,11 +95,11 @@ class Health:
     def connect(self) -> Future[None] | None:
         """Start probing the engine if it is not known; returns a future for the end of the probe under way.
 
-        An engine that is known is asked anew from time to time, and nobody waits for that unless it was not
-        asked for long, or somebody returns.
+        An engine that is known is probed again from time to time, and no call waits for that unless the last probe
+        is long ago, or a workflow returns.
 
         That future only ever ends well, and only when what was learned is in place. One waiter's cancellation
-        does not reach it, so it is nobody else's.
+        does not reach it, so the others wait on.
         """
         now = self._wanted_s = self._clock()
         known = self.known and not self._silent(now)
@@ -109,7 +109,7 @@ class Health:
         return self._awaited if known else probing
 
     def ask_for_return(self, *, idle: bool) -> None:
-        """Ask an engine that tells a restart whether there was one, sooner than usual.
+        """Ask an engine that reports restarts whether there was one, sooner than usual.
 
         Calls wait for the answer of one that is *idle*, as it comes at once.
         """
@@ -202,8 +202,8 @@ class Health:
     def lost(self, fault: BackendUnavailable) -> None:
         """Note that no engine answered: what it held may be gone, and it must be probed again.
 
-        What it said of itself is kept until it says something else. If it can tell its incarnation, the
-        next probe decides whether its cache is gone; else we believe nothing any more.
+        Its last probe is kept until the next one. If it has an incarnation, the next one decides whether the cache
+        is gone; else we believe nothing any more.
         """
         with self.lock:
             self.fault = fault
@@ -216,9 +216,9 @@ class Health:
         with self.lock:
             was_closed = self.breaker.opened_s is None
             if self.breaker.failed(self._clock(), str(fault), unreachable=unreachable):
-                said = "backend %r: circuit open after %d failures in a row, the last: %s"
-                level = logging.WARNING if was_closed else logging.DEBUG  # an outage is told once
-                log.log(level, said, self.backend.name, self.breaker.failures, fault)
+                message = "backend %r: circuit open after %d failures in a row, the last: %s"
+                level = logging.WARNING if was_closed else logging.DEBUG  # an outage is logged once
+                log.log(level, message, self.backend.name, self.breaker.failures, fault)
                 self._end_trial()
         if unreachable:
             self.lost(fault)
@@ -229,18 +229,18 @@ class Health:
             with self.lock:
                 self._close_circuit()
 
-    def doubt(self, said: str) -> None:
-        """Note that the engine is not what it said it was (a model is gone): it is asked anew."""
+    def doubt(self, fault: str) -> None:
+        """Note that the engine is not what its probe says (a model is gone): it is probed again."""
         served = ", ".join(self.probe.models) if self.probe and self.probe.models else "models it does not list"
         log.warning("backend %r at %s does not know the model or the path (it served %s): %s",
-                    self.backend.name, self.backend.url, served, said)  # fmt: skip
+                    self.backend.name, self.backend.url, served, fault)  # fmt: skip
         self._probed_s = float("-inf")
         self.connect()
 
     def doubt_contents(self) -> None:
-        """Note that the engine holds far less than it should: it may have been started anew, and nobody noticed.
+        """Note that the engine holds far less than it should: it may have been restarted unnoticed.
 
-        If it can tell its incarnation it is asked at once; else we believe nothing any more, as when it was lost.
+        If its probe has an incarnation it is asked at once; else we believe nothing any more, as when it was lost.
         """
         with self.lock:
             tells = self.probe is not None and self.probe.incarnation != ""
@@ -270,17 +270,17 @@ class Health:
                 )
             if self._trial is None:
                 self._trial = Future()
-                self._trial.set_running_or_notify_cancel()  # one waiter's cancellation is nobody else's
+                self._trial.set_running_or_notify_cancel()  # one waiter's cancellation is not the others'
             return self._trial
 
     def can(self, capability: Capability) -> bool:
-        """Whether the engine is there and said, or let be assumed, that it has a capability."""
+        """Whether the engine answers and has a capability, by its probe or by default."""
         return self.fault is None and self.probe is not None and self.probe.can(capability)
 
     def offers(self, capability: Capability) -> bool:
-        """Whether the engine is there and said itself that it has a capability."""
-        said = None if self.probe is None or self.fault is not None else self.probe.capabilities.get(capability)
-        return said is not None and said.usable
+        """Whether the engine answers and its probe names a capability."""
+        support = None if self.probe is None or self.fault is not None else self.probe.capabilities.get(capability)
+        return support is not None and support.usable
 
     def state(self) -> Circuit:
         """Return how the circuit stands now."""

@@ -1,4 +1,4 @@
-"""What an engine says of its own load, asked in the background while somebody wants to know."""
+"""An engine's own report of its load, asked for in the background while calls want it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAUSE_S = 1.0
 """An engine is asked at most this often."""
 
 INTEREST_S = 10.0
-"""So long after somebody last wanted to know, it is asked on; a call in this time finds news."""
+"""For so long after the last call that wanted it, it is asked on; a call in this time finds news."""
 
 FRESH_S = 3.0
 """What is older than this says nothing of now."""
@@ -34,21 +34,21 @@ class LoadWatch:
         adapter: Observable,
         background: Background,
         clock: Callable[[], float],
-        told: Callable[[EngineStats], None] = lambda stats: None,
+        on_stats: Callable[[EngineStats], None] = lambda stats: None,
     ) -> None:
         self._adapter = adapter
-        self._told = told
+        self._on_stats = on_stats
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
         self._watched_until_s = float("-inf")
         """By then the watch has asked again, unless it ended; a time, since a fork ends it without a word."""
         self._wanted_s = float("-inf")
-        self._told_s = float("-inf")
+        self._reported_s = float("-inf")
         self._stats: EngineStats | None = None
 
     def wanted(self, probe: Probe | None) -> EngineStats | None:
-        """Return what the engine said lately, and have it asked again; ``None`` where it cannot say.
+        """Return the engine's last report, and have it asked again; ``None`` where it has none.
 
         Only an engine that says it can is asked: one that does not mention it would answer an error each time.
         """
@@ -57,7 +57,7 @@ class LoadWatch:
         now = self._wanted_s = self._clock()
         if now > self._watched_until_s:
             self._watch(now)
-        return self._stats if now - self._told_s <= FRESH_S else None
+        return self._stats if now - self._reported_s <= FRESH_S else None
 
     def _watch(self, now: float) -> None:
         with self._lock:
@@ -67,7 +67,7 @@ class LoadWatch:
         self._again()
 
     def _again(self) -> None:
-        """Ask once, and go on while somebody wants to know."""
+        """Ask once, and go on while calls want it."""
         now = self._clock()
         if now - self._wanted_s > INTEREST_S:
             self._watched_until_s = float("-inf")
@@ -82,6 +82,6 @@ class LoadWatch:
 
     def _asked(self, asked: Future[EngineStats]) -> None:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
-            self._stats, self._told_s = asked.result(), self._clock()
-            self._told(self._stats)
+            self._stats, self._reported_s = asked.result(), self._clock()
+            self._on_stats(self._stats)
         self._background.call_later(PAUSE_S, self._again)

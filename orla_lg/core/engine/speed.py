@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 WEIGHT = 0.1
 """Of the newest call; the last twenty or so count."""
@@ -10,7 +11,7 @@ WEIGHT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a backend's calls took lately; ``None`` until one said."""
+    """What a backend's calls took lately; ``None`` until one was measured."""
 
     service_s: float | None = None
     """From dispatch to the last token."""
@@ -26,7 +27,7 @@ NO_SPEED = Speed()
 
 PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S = 1000.0, 30.0
 USUAL = Speed(5.0, PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S, completion_tokens=128.0)
-"""For as long as no call told better; the same for all backends, so that it favours none."""
+"""Until a call was measured; the same for all backends, so that it favours none."""
 
 
 class SpeedMeter:
@@ -47,14 +48,19 @@ class SpeedMeter:
         elif prefill_s is None and completion_tokens and service_s > 0:  # its prefill counts as decoding
             decode = completion_tokens / service_s
         self.speed = Speed(
-            _mixed(now.service_s, service_s),
-            _mixed(now.prefill_tokens_per_s, prefill),
-            _mixed(now.decode_tokens_per_s, decode),
-            _mixed(now.completion_tokens, completion_tokens),
+            averaged(now.service_s, service_s),
+            averaged(now.prefill_tokens_per_s, prefill),
+            averaged(now.decode_tokens_per_s, decode),
+            averaged(now.completion_tokens, completion_tokens),
         )
 
 
-def _mixed(known: float | None, new: float | None) -> float | None:
+@overload
+def averaged(known: float | None, new: float, weight: float = ...) -> float: ...
+@overload
+def averaged(known: float | None, new: float | None, weight: float = ...) -> float | None: ...
+def averaged(known: float | None, new: float | None, weight: float = WEIGHT) -> float | None:
+    """Return a moving average with one more value, of that weight; the first value is the average."""
     if new is None or known is None:
         return known if new is None else float(new)
-    return known + WEIGHT * (new - known)
+    return known + weight * (new - known)

@@ -1,4 +1,4 @@
-"""How many calls an engine takes at once, learned from what it says of its load.
+"""How many calls an engine takes at once, learned from its reports of its load.
 
 An engine has a queue of its own, in its own order. What we send beyond its batch waits there, where neither workflow
 nor cache counts, and priorities only if it heeds them. So while it says that calls wait, we send no more than it runs
@@ -31,7 +31,7 @@ class Window:
         self._crowded = 0
 
     def note(self, stats: EngineStats, in_flight: int) -> None:
-        """Learn from what the engine said of its load while *in_flight* calls of ours were there."""
+        """Learn from the engine's report of its load while *in_flight* calls of ours were there."""
         if stats.running is None or stats.waiting is None:
             return
         if stats.waiting > AHEAD:

@@ -117,13 +117,13 @@ class LimitBook:
                 account.settle(promise.amount, spent, now)
 
     def _due(self, call: Call, run: RunState | None) -> Iterator[tuple[Bound, UsageAccount]]:
-        who, tenant = call.identity, call.hints.tenant
+        identity, tenant = call.identity, call.hints.tenant
         for layer in (self._shared, *call.layers):
             if run is not None and (limit := layer.limits.run) is not None:
                 yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
             home = run.accounts if layer.of_run and run is not None else self._accounts
-            if (limit := layer.limits.of_stage(who.stage)) is not None:
-                yield self._account(layer, Bound(Scope.STAGE, who.stage, limit, layer.where), home)
+            if (limit := layer.limits.of_stage(identity.stage)) is not None:
+                yield self._account(layer, Bound(Scope.STAGE, identity.stage, limit, layer.where), home)
             if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
                 yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where), home)
 
@@ -211,14 +211,14 @@ def _too_much(bound: Bound, account: UsageAccount, figure: str, asked: Amount, n
     needs: float = getattr(asked, figure)
     room_in_s = account.room_in_s(figure, needs, limit, now)
 
-    def said(amount: float) -> str:
+    def shown(amount: float) -> str:
         return FIGURES[figure].format(amount)
 
-    why = f"{said(getattr(account.spent, figure))} spent"
+    why = f"{shown(getattr(account.spent, figure))} spent"
     if account.open:
-        why += f", {said(getattr(account.promised, figure))} promised to {account.open} calls under way"
+        why += f", {shown(getattr(account.promised, figure))} promised to {account.open} calls under way"
     if figure != "calls":
-        why += f", this call is expected to need {said(needs)}"
+        why += f", this call is expected to need {shown(needs)}"
     if room_in_s is not None:
         right = f"there is room in {room_in_s:.1f} s, or raise the limit"
     elif needs > limit:

@@ -1,4 +1,4 @@
-"""Limits on what a run, a stage or a tenant may use, as somebody says them; ``budgets`` keeps them."""
+"""Limits on what a run, a stage or a tenant may use, as users set them; ``book`` enforces them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What somebody's calls may use together; ``None`` does not limit.
+    """What the calls of a run, a stage or a tenant may use together; ``None`` does not limit.
 
     Raises:
         ConfigError: A value is not allowed.
@@ -54,7 +54,7 @@ def _is_number(value: object, *, whole: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits by whom they hold for.
+    """Limits by what they hold for.
 
     Raises:
         ConfigError: A value is no ``Limit``, or its window has no meaning.

@@ -20,7 +20,7 @@ SLICES = 60
 class Amount:
     """What one call uses, or many together.
 
-    Sums are rounded far below what anybody pays for, so that what is given back is exactly what was taken.
+    Sums are rounded far below any price, so that what is given back is exactly what was taken.
     """
 
     calls: int = 0
@@ -150,7 +150,7 @@ class UsageAccount:
 
 
 class Scope(StrEnum):
-    """Whose use is limited."""
+    """What a limit is for."""
 
     RUN = "run"
     STAGE = "stage"
@@ -168,7 +168,7 @@ class Bound:
     where: str = ""
 
     def exceeded(self, figure: str, why: str, retry_after_s: float | None = None) -> BudgetExceeded:
-        """Return the error that says which limit is spent, and whose."""
+        """Return the error that names the limit that is spent."""
         bound = FIGURES[figure].format(getattr(self.limit, figure))
         window = f" in any {self.limit.per_s:g} s" if self.limit.per_s is not None else ""
         message = (
@@ -199,7 +199,7 @@ class RunDeadline:
 
 
 Key = tuple[Hashable, Scope, str]
-"""The layer's key, and whose."""
+"""The layer's key, the scope, and the name in it."""
 
 
 Accounts = MutableMapping[Key, tuple[Bound, UsageAccount]]

@@ -92,13 +92,16 @@ class CacheEvent:
 
 
 class Doing(StrEnum):
-    """What a workflow with a claim waits for."""
+    """What a workflow with cache on a backend does, or waits for."""
 
     GENERATING = "generating"
+    """A call of it is under way there, or waits."""
     TOOL = "tool"
-    """Its nodes run, but no call of its own."""
+    """It runs, without a call there: a tool, its own code, a call elsewhere."""
     HUMAN = "human"
+    """It was interrupted and waits for a human's answer."""
     IDLE = "idle"
+    """No run of it is open."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ class Prefetcher:
     def _begin(self, wish: PrefetchRequest, prompt: Prompt) -> None:
         missing = self.weighing.missing(wish.workflow, prompt)
         cache = self._scheduler.cache
-        lease = cache.lend(wish.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
+        lease = cache.acquire_prefetch(wish.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
         under_way = self.running = Prefill(wish, prompt, cache, lease, missing_tokens=missing)
         self._wishes.pop((wish.workflow, wish.stage))
         self.book.started += 1
@@ -274,7 +274,9 @@ class Prefetcher:
             if self.running is not under_way:  # given up meanwhile
                 return
             self.running, warmed = None, said.effect is Effect.WARMED
-            under_way.cache.give_back(under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0)
+            under_way.cache.release_prefetch(
+                under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0
+            )
             orders = self._scheduler.orders
             orders.note(Order(Verb.WARM, said.effect), orders.trails.get(wish.workflow) if warmed else None)
             if warmed:
@@ -302,7 +304,7 @@ class Prefetcher:
         if (under_way := self.running) is None:
             return False
         self.running = None
-        under_way.cache.give_back(under_way.lease, 0)
+        under_way.cache.release_prefetch(under_way.lease, 0)
         self.book.gave_up(under_way.wish.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
         if again:
             self._wishes.set((under_way.wish.workflow, under_way.wish.stage), under_way.wish)

@@ -11,8 +11,8 @@ from typing import Any
 from orla_lg.core.engine.backend import Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, PrefixCache, WholeCache, WorkflowCache
 from orla_lg.testing.conformance.subject import (
-    Answer,
     Body,
+    StreamedAnswer,
     Subject,
     expect,
     expect_kept,
@@ -73,7 +73,7 @@ async def flush_does_not_break_a_stream(on: Subject) -> None:
     async with on.stream(body) as stream, asyncio.TaskGroup() as group:
         first = await anext(stream)
         flush = group.create_task(told_effect(on, "flush", on.scope(workflow)))
-        answer: Answer = await read_rest(first, stream)
+        answer: StreamedAnswer = await read_rest(first, stream)
     written = answer.usage.completion_tokens
     whole = answer.finish_reason == "stop" or written >= SHORT_STREAM_TOKENS
     expect(

@@ -12,7 +12,7 @@ import httpx
 from orla_lg.core.engine.backend import Capability, Directions
 from orla_lg.core.engine.capabilities import Observable
 from orla_lg.errors import EngineRefused
-from orla_lg.testing.conformance.subject import Answer, Subject, expect, read_some, skip
+from orla_lg.testing.conformance.subject import StreamedAnswer, Subject, expect, read_some, skip
 from orla_lg.testing.conformance.suite import Check, check
 
 TOGETHER = 8
@@ -33,7 +33,7 @@ SCHEMA: dict[str, Any] = {
 @check()
 async def tokens_come_one_by_one(on: Subject) -> None:
     """An answer comes in pieces while it is made, not all at its end."""
-    answer = Answer((), ())
+    answer = StreamedAnswer((), ())
     for _ in range(3):
         answer = await on.ask(on.body(on.prompt(16, "Tell me about all of these."), max_tokens=16))
         pieces = [at for chunk, at in zip(answer.chunks, answer.arrivals_s, strict=True) if chunk.text]

@@ -47,7 +47,7 @@ def expect(truth: object, message: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StreamedAnswer:
     """A stream that was read to its end."""
 
     chunks: tuple[Chunk, ...]
@@ -182,19 +182,19 @@ class Subject:
         async with aclosing(self.adapter.generate(body)) as chunks:
             yield chunks
 
-    async def ask(self, body: Body) -> Answer:
+    async def ask(self, body: Body) -> StreamedAnswer:
         """Read a whole answer."""
         began, chunks, arrivals = time.perf_counter(), list[Chunk](), list[float]()
         async with self.stream(body) as stream:
             async for chunk in stream:
                 chunks.append(chunk)
                 arrivals.append(time.perf_counter() - began)
-        return Answer(tuple(chunks), tuple(arrivals))
+        return StreamedAnswer(tuple(chunks), tuple(arrivals))
 
 
-async def read_rest(first: Chunk, chunks: AsyncIterator[Chunk]) -> Answer:
+async def read_rest(first: Chunk, chunks: AsyncIterator[Chunk]) -> StreamedAnswer:
     """Read a stream that has begun to its end; when its pieces came is not noted."""
-    return Answer((first, *[chunk async for chunk in chunks]), ())
+    return StreamedAnswer((first, *[chunk async for chunk in chunks]), ())
 
 
 # Caches, and what became of them

@@ -333,8 +333,8 @@ def test_a_slot_that_is_needed_before_it_is_erased_is_not_reused_and_its_flush_w
     scheduler.apply(CacheAction(Verb.FLUSH, "w"))
     scheduler.health._learn(Probe(slots=1))
     queued = scheduler.enter(a_call("v"), order=None, running=True, holds_grant=False)
-    seat = queued.seat
-    assert seat is not None and seat.fresh and not background.work
+    lease = queued.lease
+    assert lease is not None and lease.fresh and not background.work
     scheduler.leave(queued, usage=None, tokens=6, followed=lambda: True)
     assert heard.orders == [(first, "flush:deferred")]
     scheduler.check_integrity()

@@ -133,7 +133,7 @@ def test_an_engine_is_told_of_those_it_served_and_never_the_same_twice() -> None
     def serve(tokens: int) -> None:
         queued = Queued(call, 1)
         cache.enter(queued, 0.0, SpeedMeter().speed)
-        assert queued.seat is None
+        assert queued.lease is None
         cache.leave(queued, None, 0.0, tokens=tokens, followed=True)
 
     serve(0)
@@ -156,15 +156,15 @@ def test_with_slots_the_cache_follows_which_call_has_which() -> None:
     first, second, third = (Queued(a_call(name), order, running=True) for order, name in enumerate("wvx"))
     for queued in (first, second, third):
         cache.enter(queued, 0.0, speed)
-    assert first.seat is not None and second.seat is not None and third.seat is None
+    assert first.lease is not None and second.lease is not None and third.lease is None
     cache.leave(first, None, 0.0, tokens=7, followed=True)
     cache.leave(third, None, 0.0, tokens=9, followed=True)
     now = cache.statistics()
     assert (now.tokens, now.slots, now.slots_held) == (7, 2, 2)
     for verb in (Verb.RELEASE, Verb.FLUSH):
         assert cache.apply(CacheAction(verb, "w")) is None
-    assert cache.table.start_erasing() == [first.seat.slot]
-    cache.table.erased(first.seat.slot, clean=True)
-    cache.orders.note(Order(Verb.FLUSH, Effect.FREED), cache.table.slots[first.seat.slot].take_flush())
+    assert cache.table.start_erasing() == [first.lease.slot]
+    cache.table.erased(first.lease.slot, clean=True)
+    cache.orders.note(Order(Verb.FLUSH, Effect.FREED), cache.table.slots[first.lease.slot].take_flush())
     assert [str(order) for _, order in cache.orders.take_news()] == ["release:demoted", "flush:freed"]
     assert cache.statistics().effects == {"release:demoted": 1, "flush:freed": 1}

@@ -369,9 +369,9 @@ def test_a_slot_that_was_just_warmed_for_somebody_else_is_not_taken() -> None:
 def test_where_slots_are_saved_nobodys_is_taken_for_a_warm_up() -> None:
     bench, slots = crowded()
     bench.clock.now += 9.0
-    assert slots.lendable("t", (), bench.clock()) is not None
+    assert slots.slot_for_prefetch("t", (), bench.clock()) is not None
     slots.swaps.pool, slots.swaps.able = SavedPool("b", 4), True
-    assert slots.lendable("t", (), bench.clock()) is None
+    assert slots.slot_for_prefetch("t", (), bench.clock()) is None
 
 
 def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_given_up_is_found() -> None:
@@ -385,7 +385,7 @@ def test_who_is_warmed_for_may_take_a_slot_and_what_was_prefilled_until_it_was_g
     fresh: list[bool] = []
     record = bench.call(
         "r1", "hello t", "again", cached=600, tokens=1100,
-        during=lambda: fresh.extend(seat.fresh for seat in bench.scheduler.cache.seats.values()),
+        during=lambda: fresh.extend(lease.fresh for lease in bench.scheduler.cache.leases.values()),
     )  # fmt: skip
     assert record.cache_action == "reused" and record.expected_cached_tokens == 0
     assert fresh == [False], "the engine may use what it has"

@@ -1,17 +1,17 @@
 """Step 3, admit: a call goes when its KV cache fits beside what others still count on.
 
 After ThunderAgent (which pauses whole programs on a timer), with these differences: it decides at every event, tokens
-already promised count, prefixes that are shared count once, and everyone's wait is bounded.
+already promised count, prefixes that are shared count once, and every wait is bounded.
 
-A workflow that had a call here has a *claim* on what that left in the cache, until its run is over. Two rules:
+A workflow that had a call here has a *reference* to what that left in the cache, until its run is over. Two rules:
 
-* A **new** workflow enters while all that is wanted fits: what calls use and claims hold, what it brings itself, and
-  a good part of what all of them are expected to grow by.
+* A **new** workflow enters while all that is wanted fits: what calls use and references hold, what it brings itself,
+  and a good part of what all of them are expected to grow by.
 * A **resident** one goes before any new one, as soon as what calls use leaves room. The engine then evicts what was
   used longest ago: of those waiting for tools and humans, those that wait longest.
 
-Whoever the policies would let go next goes if it fits by the rule for its kind; only if not, residents go first. So
-where all fits nothing of this is felt. Behind a call that waited too long nobody passes, so that it gets its room.
+The call that the policies choose goes if it fits by the rule for its kind; only if not, residents go first. So
+where all fits nothing of this is felt. No call passes one that waited too long, so that it gets its room.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.queues import BackendQueue, Queued
 
 GROWTH_SHARE = 0.8
-"""Of the growth expected of all, the part that is kept free: not everybody is at its longest at once."""
+"""Of the growth expected of all, the part that is kept free: not all are at their longest at once."""
 
 UNKNOWN_GROWTH = 1.5
-"""ExpectedBlocks of a workflow of whose kind no run has ended yet, in lengths of its prompt."""
+"""Growth expected of a workflow of a kind without any ended run, in lengths of its prompt."""
 
 
 UNTOLD = 2.0
@@ -64,7 +64,7 @@ class Entry:
 
 
 class Admission:
-    """Who may enter one backend's KV cache. Under the backend's lock.
+    """Decides which calls may enter one backend's KV cache. Under the backend's lock.
 
     Args:
         estimates: What calls and graphs usually take.
@@ -85,11 +85,11 @@ class Admission:
         self._estimates = estimates
         self._entries: dict[Queued, Entry] = {}
         self._prefilling: dict[Queued, Entry] = {}
-        """Of these, whose prefill is under way and long enough to wait for."""
+        """Of these, those with a prefill under way that is long enough to wait for."""
         self._awaited: set[PrefixNode] = set()
         """What they prefill."""
 
-    # Who goes next
+    # The next call
 
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""
@@ -111,7 +111,7 @@ class Admission:
         return None
 
     def _beside(self, queue: BackendQueue) -> list[Queued]:
-        """Return who might pass those heads of stages that wait for a prefix."""
+        """Return the calls that might pass those heads of stages that wait for a prefix."""
         if not self._prefilling:
             return []
         gated = [head for head in queue.heads() if self._is_gated(head.call)]
@@ -120,7 +120,7 @@ class Admission:
     def _choose_under_pressure(
         self, queue: BackendQueue, now: float, late_before_s: float, beside: Iterable[Queued]
     ) -> Queued | None:
-        """Choose when not all fits: first who waited too long, then residents, then new ones."""
+        """Choose when not all fits: first the call that waited too long, then residents, then new ones."""
         residents = queue.waiting_of(name for name in queue.by_workflow if name in self.claims)
         led = {each.call.identity.stage for each in queue.heads() if self._is_resident(each.call)}
         behind = (each for stage in led for each in queue.first_of_stage(stage, LOOK_AT))
@@ -168,7 +168,7 @@ class Admission:
 
     def _held(self, queued: Queued, now: float, *, late: bool) -> Held | None:
         if not self._entries:
-            return None  # with nothing in flight somebody must go, whatever it takes
+            return None  # with nothing in flight some call must go, whatever it takes
         call = queued.call
         if self._is_gated(call):
             return Held.PREFIX
@@ -189,7 +189,7 @@ class Admission:
     def _growth(self, call: Call) -> float:
         """Return what a workflow's longest context is expected to grow by after a call, in tokens."""
         if call.identity.run is None:
-            return 0.0  # outside any run nothing follows, as far as anybody knows
+            return 0.0  # outside any run nothing is known to follow
         learned = self._estimates.growth_tokens(call.standing.graph, call.identity.stage, call.standing.visit)
         return UNKNOWN_GROWTH * self.cache.tokens_of(call.ask, call.identity.voice) if learned is None else learned
 
@@ -240,7 +240,7 @@ class Admission:
                 self._open(queued)
 
     def _open(self, queued: Queued) -> bool:
-        """Let nobody wait for a call's prefill any more."""
+        """End all waits for a call's prefill."""
         entry = self._prefilling.pop(queued, None)
         if entry is not None:
             self._awaited.difference_update(entry.stay.fresh)
@@ -312,7 +312,7 @@ class Admission:
         )
 
     def check_integrity(self, warmed_tokens: float = 0.0) -> None:
-        """Assert the invariants; *warmed_tokens* are in use by a warm-up, which is nobody's call."""
+        """Assert the invariants; *warmed_tokens* are in use by a warm-up, which is no call."""
         self.cache.check_integrity()
         self.claims.check_integrity()
         self.blocks.check_integrity()

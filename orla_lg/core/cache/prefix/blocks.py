@@ -1,15 +1,15 @@
-"""What the engine's own events say of the pieces: which blocks hold them, and what goes with a block given up.
+"""What the engine's own events show of the pieces: which blocks hold them, and what goes with a block given up.
 
 An event names a block by a hash of its tokens and all before them, and the block before it; so where a block lies in
-its prompt follows from the chain. Whose prompt that is, the request said: its label is the workflow. A workflow with
-several calls in flight has several prompts, and which of them a block belongs to cannot be told: each of them is cut
-when it goes. All doubts are resolved like that: rather too little is believed than too much.
+its prompt follows from the chain. The request's label is the workflow of that prompt. A workflow with several calls
+in flight has several prompts, and which of them a block belongs to is not known: each of them is cut when it goes.
+All doubts are resolved like that: rather too little is believed than too much.
 
-Blocks that are found, not computed, are told by no event. Where they hold the pieces of other calls, these are the
+Blocks that are found, not computed, have no event. Where they hold the pieces of other calls, these are the
 same pieces; where only the tokens are the same (two messages that begin alike), the first block that a call does
 compute leads back to them. Blocks that are computed though they are there already (equal answers to equal prompts)
-are told by some engines only (vLLM). So what was not told of a call that ended may lie in any block that follows what
-it shares with others, and is believed until one of those goes. (What equal calls of one workflow at once leave
+have events on some engines only (vLLM). So what had no event of a call that ended may lie in any block that follows
+what it shares with others, and is believed until one of those goes. (What equal calls of one workflow at once leave
 may be believed for too long: blocks of the one look like blocks of the other.)
 
 An answer may come back in the next prompt in other tokens than it was generated in: without what was thought before
@@ -27,7 +27,7 @@ from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 
 MAX_LATE = 10_000
-"""Calls that ended, and whose last events we wait for; of more, the oldest are not waited for."""
+"""Ended calls with last events to come; of more, the oldest are not waited for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +46,7 @@ class CachedBlock:
 
 @dataclass(eq=False, slots=True)
 class ExpectedBlocks:
-    """A call whose blocks are being told, or soon will be."""
+    """A call with events of its blocks coming in, or soon to come."""
 
     stay: CacheHandle
     began: int
@@ -57,7 +57,7 @@ class ExpectedBlocks:
     tip_tokens: float | None = None
     """Where its last block ends; ``None`` while it is in flight."""
     told_tokens: float = 0.0
-    """Up to there, its blocks are known: they were told, or hold what it shares with calls before it."""
+    """Up to there, its blocks are known: by events, or since they hold what it shares with calls before it."""
 
     @property
     def anchor(self) -> PrefixNode | None:
@@ -68,14 +68,14 @@ class ExpectedBlocks:
 
 @dataclass(frozen=True, slots=True)
 class BlockStatistics:
-    """What the events told so far."""
+    """Counts of the events so far."""
 
     blocks: int
-    """In the cache, as far as events told."""
+    """In the cache, by the events."""
     stored: int
     removed: int
     unknown: int
-    """Blocks given up of which nobody had told that they were there."""
+    """Blocks given up without an event before that they were stored."""
     gaps: int
     """How often events were lost for good."""
 
@@ -83,14 +83,14 @@ class BlockStatistics:
 class CachedBlocks:
     """The blocks of one engine's cache, and the pieces that lie in them. Under the backend's lock.
 
-    Does nothing until ``listening`` is set: without events nobody asks for it.
+    Does nothing until ``listening`` is set: without events nothing asks for it.
     """
 
     def __init__(self, cache: PrefixTree) -> None:
         self._cache = cache
         self._blocks: dict[Hashable, CachedBlock] = {}
         self._tips: dict[PrefixNode, Hashable] = {}
-        """The last block that was told of each call, by the end of the call."""
+        """The last block with an event of each call, by the end of the call."""
         self._calls: dict[str, list[ExpectedBlocks]] = {}
         self._numbers = 0
         self._late: OrderedDict[ExpectedBlocks, str] = OrderedDict()
@@ -123,7 +123,7 @@ class CachedBlocks:
         """Note that a call ended, after ``PrefixTree.end``; events of its last blocks may still be on their way.
 
         Args:
-            workflow: Whose.
+            workflow: The call's.
             stay: The call's.
             cached_tokens: Of its prompt, what the engine found; ``None`` where it did not say.
             reached: Whether it can have got to the engine.
@@ -165,7 +165,7 @@ class CachedBlocks:
     # Events
 
     def apply(self, event: KVEvent) -> None:
-        """Take in what the engine told next."""
+        """Take in the engine's next event."""
         match event:
             case BlocksStored():
                 self._store(event)
@@ -218,7 +218,7 @@ class CachedBlocks:
                 yield call
 
     def _lead_back(self, block: CachedBlock | None, calls: list[ExpectedBlocks], workflow: str) -> None:
-        """Let blocks that calls found, though we did not believe it or were not told, lie on their paths."""
+        """Put blocks that calls found unexpectedly, or without an event, on their paths."""
         for call in calls:
             leaf, each, path = call.stay.answer, block, set(call.stay.path)
             before = [late for late in self._calls[workflow] if late.ended is not None and late.stay.answer in path]
@@ -286,7 +286,7 @@ class CachedBlocks:
             del self._tips[leaf]
 
     def _may_lie_in(self, block: CachedBlock) -> list[ExpectedBlocks]:
-        """Return the calls that ended, and of which what was not told may lie in a block."""
+        """Return the ended calls of which tokens without an event may lie in a block."""
         if not self._late:
             return []
         before = {None, *(piece for leaf in block.leaves for piece in leaf.path())} & self._late_after.keys()

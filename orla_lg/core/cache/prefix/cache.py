@@ -172,15 +172,17 @@ class PrefixTreeCache:
         full = self.tree.in_use_tokens + missing > limit
         return None if full else max(0.0, self.tree.tokens + missing - limit)
 
-    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+    def acquire_prefetch(
+        self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]
+    ) -> PrefetchLease:
         """Have a prefetch's prompt in use, as a call's would be."""
         lease = PrefetchLease(ask)
         self._lent[lease] = self.tree.begin(ask, 0.0, workflow)
         return lease
 
-    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+    def release_prefetch(self, prefetch: PrefetchLease, tokens: int) -> None:
         """End a prefetch: what was filled stays, what was not goes."""
-        stay = self._lent.pop(lease)
+        stay = self._lent.pop(prefetch)
         if tokens:
             self.tree.filled(stay)
         self.tree.undo(stay)  # the answer that never was, and what was not filled

@@ -1,9 +1,9 @@
-"""How many tokens an engine's KV cache holds: as it said, or learned from what it lost.
+"""How many tokens an engine's KV cache holds: by its probe, or learned from what it lost.
 
 Small increases and one large decrease (after Chiu and Jain, 1989), as TCP finds out about a network: an answer that
 found much less in the cache than we believed means that we believed too much to fit; answers that found what they
-should, though nearly as much was used since as we allow, let us try a little more. An engine that told its size is
-held to at most that; it may be less where others share it.
+should, though nearly as much was used since as we allow, let us try a little more. An engine with a size in its probe
+is held to at most that; it may be less where others share it.
 
 What is decreased is not the limit as it stands, but the size that would have been *enough* for what was lost: a cache
 that evicts what was used longest ago still holds a piece if it has room for all that was used since (Mattson's stack
@@ -30,7 +30,7 @@ CACHES = 0.5
 """Once so much of a prompt was found, the engine does cache; before, a loss says nothing of its size."""
 
 LEAST = 0.6
-"""Of what an engine told."""
+"""Of the size in an engine's probe."""
 
 ROUNDING = 0.97
 """Of what an engine tells: blocks that are not full hold less."""

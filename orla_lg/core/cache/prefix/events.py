@@ -33,7 +33,7 @@ class KVFeed:
         self._pid = 0
 
     def begin(self) -> None:
-        """Read from now on, if the backend has events and nobody reads them yet. Called under the lock.
+        """Read from now on, if the backend has events that are not read yet. Called under the lock.
 
         Idempotent, and to be called again now and then: a fork leaves the reader behind.
         """

@@ -1,4 +1,4 @@
-"""The pieces that an engine may give up: in which order it does, who owns them, and what goes when one goes.
+"""The pieces that an engine may give up: in which order, which workflows own them, and what goes when one goes.
 
 The order is that of the engines: lines by band, in each of them whatever went out of use first in front. Pins and
 demotions move pieces between bands for as long as they are idle; a call through a piece makes it usual again.
@@ -22,14 +22,14 @@ class Eviction(StrEnum):
     LRU = "lru"
     """What was used longest ago first."""
     BANDED = "banded"
-    """What nobody owns first, then by kind: that one piece is lost says nothing about those used before it."""
+    """What no workflow owns first, then by kind: that one piece is lost says nothing about those used before it."""
 
 
 class EvictionOrder:
     """The pieces of one engine that are believed to be there, and those that are missed.
 
     Every piece in ``pieces`` is alive and so is its parent; idle ones are in exactly one line. ``missed`` has what
-    was lost though somebody owns it.
+    was lost though a workflow owns it.
     """
 
     def __init__(self, order: Eviction = Eviction.LRU) -> None:
@@ -38,7 +38,7 @@ class EvictionOrder:
         self.missed: dict[object, PrefixNode] = {}
         self.idle_tokens = 0.0
         self.obsolete_tokens = 0.0
-        """Of the idle ones, what nobody owns."""
+        """Of the idle ones, what no workflow owns."""
         self._lines = tuple(LruList() for _ in EvictionBand)
 
     def __iter__(self) -> Iterator[PrefixNode]:
@@ -163,7 +163,7 @@ class EvictionOrder:
             else:
                 self.lose(piece)
 
-    # Who owns what
+    # Owners
 
     def own(self, leaf: PrefixNode, until: PrefixNode | None = None) -> None:
         """Note that a workflow's newest call ended in *leaf*; what lies before *until* it owns already."""

@@ -1,4 +1,4 @@
-"""What ``cached_tokens`` of an answer say of what we believed: the only witness where the engine tells no events.
+"""What ``cached_tokens`` of an answer say of what we believed: the only evidence where the engine has no events.
 
 Engines cache whole blocks and always compute the last token, so a little less than believed is no contradiction. How
 much a block holds shows in the answers: all they ever found is a multiple of it.
@@ -16,7 +16,7 @@ COARSE_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class HitReport:
-    """What answers said so far, in tokens of their prompts."""
+    """Counts over the answers so far, in tokens of their prompts."""
 
     claimed_tokens: int
     """What we believed to be cached when the calls went."""
@@ -29,11 +29,11 @@ class HitReport:
 
 
 class HitCheck:
-    """Compares claims with answers, and counts both."""
+    """Compares expected tokens with answers, and counts both."""
 
     def __init__(self) -> None:
         self.block_tokens: int | None = None
-        """As the engine told; ``None``: it did not."""
+        """By the engine's events; ``None`` without any."""
         self.claimed_tokens = 0.0
         self.verified_tokens = 0.0
         self.surplus_tokens = 0.0

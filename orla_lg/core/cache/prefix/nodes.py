@@ -1,6 +1,6 @@
-"""A message's tokens in an engine's cache, and the lines in which idle ones wait to be given up.
+"""A message's tokens in an engine's cache, and the LRU lists in which idle ones wait to be given up.
 
-There may be hundreds of thousands of them, so a piece carries its own links: its place in a line, and its place among
+There may be hundreds of thousands of them, so a piece carries its own links: its place in a list, and its place among
 the pieces that come after the same beginning. Neither costs an object of its own, and both change in constant time.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAX_VOICES = 1000
-"""Known of those that a model answered after one beginning; the oldest are forgotten."""
+"""Prompt owners with an answer after one beginning that are known; the oldest are forgotten."""
 
 
 class EvictionBand(IntEnum):
@@ -38,7 +38,7 @@ class PrefixNode:
     claims: int = 0
     """Leaves that count on it: ends of the last calls of workflows that others must leave room for."""
     owners: int = 0
-    """Leaves whose path it is on, whether others must leave room for it or not."""
+    """Leaves with it on their path, whether others must leave room for it or not."""
     pins: int = 0
     """Leaves that the engine promised to keep."""
     filled: bool = False
@@ -49,16 +49,16 @@ class PrefixNode:
     idle_from: float = 0.0
     """What ``PrefixTree.flow_tokens`` was when it was used last."""
     idle: bool = False
-    """It is in a line."""
+    """It is in a list."""
     band: EvictionBand = EvictionBand.USUAL
-    """Of that line, or of the one in which it was last."""
+    """Of that list, or of the one in which it was last."""
     said: dict[str, PrefixNode | None] | None = None
-    """Whom a model answered after it, and with what, as long as no prompt of theirs repeated that. ``None``: it did
-    more than once, or one did; whatever else they repeat cannot be told."""
+    """By prompt owner, the answer that a model gave after it, as long as no prompt of that owner repeated it.
+    ``None``: there were several, or one was repeated; which other one a prompt repeats is not known."""
     before: PrefixNode | None = None
-    """In its line: given up sooner."""
+    """In its list: given up sooner."""
     behind: PrefixNode | None = None
-    """In its line: given up later."""
+    """In its list: given up later."""
     child: PrefixNode | None = None
     """The youngest of those alive that come right after it."""
     elder: PrefixNode | None = None
@@ -71,7 +71,7 @@ class PrefixNode:
         return self.tokens - self.gone_tokens if self.alive else 0.0
 
     def answer_to(self, voice: str) -> PrefixNode | None:
-        """Return what a model said to somebody after it, if that can be told and has no name yet."""
+        """Return the answer that a prompt owner got after it, if it is known and has no name yet."""
         return None if self.said is None else self.said.get(voice)
 
     def answered(self, voice: str, answer: PrefixNode) -> None:

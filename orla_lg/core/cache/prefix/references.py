@@ -21,7 +21,7 @@ LEFT_BEHIND = 16
 """So many of a workflow's newest abandoned branches are remembered as its own."""
 
 MARK_EVERY_S = 10.0
-"""How finely the age of what nobody owns is known."""
+"""How finely the age of what no workflow owns is known."""
 
 
 LAPSES_AFTER_S: Mapping[Doing, float] = {Doing.TOOL: PATIENCE_S, Doing.HUMAN: 0.0, Doing.IDLE: 0.0}
@@ -38,7 +38,7 @@ class Reference:
     left: list[PrefixNode] = field(default_factory=list)
     """Ends of earlier calls that no later one goes on from."""
     holds: bool = False
-    """Its leaves are claimed; else their place is anybody's."""
+    """Its leaves are referenced; else their place is free to all."""
     in_flight: int = 0
     doing: Doing = Doing.GENERATING
     since_s: float = 0.0
@@ -54,18 +54,18 @@ class Reference:
 
 
 class References:
-    """The claims on one engine's cache, by workflow. ``check_integrity`` asserts what the parts promise."""
+    """The references to one engine's cache, by workflow. ``check_integrity`` asserts the invariants of the parts."""
 
     def __init__(self, cache: PrefixTree) -> None:
         self.by_workflow: OrderedDict[str, Reference] = OrderedDict()
-        """Of those without a call in flight, whoever turned longest ago is first."""
+        """Of those without a call in flight, the one that turned longest ago is first."""
         self.grows_tokens = 0.0
         """What all of them are expected to grow by."""
         self.lapsed = 0
         """How many were given up for others."""
         self.cache = cache
         self._resting: dict[Doing, OrderedDict[Reference, None]] = {doing: OrderedDict() for doing in Doing}
-        """Those that hold, without a call in flight, by what they wait for; whoever waits longest is first."""
+        """Those that hold, without a call in flight, by what they wait for; the one that waits longest is first."""
         self._pinned: dict[Reference, None] = {}
         self._marks: deque[tuple[float, float]] = deque()
         """Times, and how much had gone out of use by then: they tell the age of a piece."""
@@ -89,7 +89,7 @@ class References:
         """Note that a call of the workflow ended.
 
         Args:
-            workflow: Whose.
+            workflow: The call's.
             stage: The call's.
             leaf: The end of what it left in the cache; ``None``: nothing.
             now: Monotonic seconds.
@@ -157,7 +157,7 @@ class References:
         self._resting[claim.doing].pop(claim, None)
 
     def lapse_one(self, now: float) -> None:
-        """Give up the claim of whoever waits longest for a human, for nobody, or too long for a tool."""
+        """Drop the reference of the workflow that waits longest for a human, for nothing, or too long for a tool."""
         longest = [next(iter(self._resting[doing])) for doing in LAPSES_AFTER_S if self._resting[doing]]
         able = [claim for claim in longest if now - claim.since_s >= LAPSES_AFTER_S[claim.doing]]
         if able:
@@ -181,7 +181,7 @@ class References:
             self._expect(claim, 0.0)
 
     def forget(self, workflow: str) -> None:
-        """Let a workflow's claim go for good; calls of it in flight go on."""
+        """Drop a workflow's reference for good; calls of it in flight go on."""
         if (claim := self.by_workflow.get(workflow)) is not None:
             self._release(claim)
             self._unpin(claim)
@@ -192,12 +192,12 @@ class References:
                 del self.by_workflow[workflow]
 
     def forget_all(self) -> None:
-        """Let all claims go."""
+        """Drop all references."""
         for workflow in list(self.by_workflow):
             self.forget(workflow)
 
     def forget_older_than(self, before_s: float) -> None:
-        """Forget workflows that turned before then (monotonic seconds), and what nobody owned or used since."""
+        """Forget workflows that turned before then (monotonic seconds), and what was not owned or used since."""
         old = []
         for workflow, claim in self.by_workflow.items():
             if not claim.in_flight:
@@ -259,7 +259,7 @@ class References:
         claim.pinned, claim.pinned_until_s = [], -inf
 
     def expire(self, now: float) -> None:
-        """End the pins whose time is over."""
+        """End the pins that have expired."""
         for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
             self._unpin(claim)
 
@@ -295,7 +295,7 @@ class References:
         return None if claim is None else self._holding(claim)
 
     def holdings(self) -> list[Holding]:
-        """Return what each workflow has, whoever turned longest ago first."""
+        """Return what each workflow has, the one that turned longest ago first."""
         return [self._holding(claim) for claim in self.by_workflow.values()]
 
     def _holding(self, claim: Reference) -> Holding:
@@ -338,11 +338,11 @@ class References:
         assert abs(grows - self.grows_tokens) < 1e-3 * (1 + grows), (grows, self.grows_tokens)
         self._check_pieces(claims)
         if not claims:
-            beyond = self.cache.wanted_tokens - self.cache.in_use_tokens  # what a warm-up uses, nobody claims
+            beyond = self.cache.wanted_tokens - self.cache.in_use_tokens  # what a warm-up uses has no reference
             assert abs(beyond) < 1e-3, beyond
 
     def _check_pieces(self, claims: set[Reference]) -> None:
-        """Assert that every piece knows how many leaves own, claim and pin it."""
+        """Assert that every piece has the counts of leaves that own, reference and pin it."""
         leaves = [(leaf, claim.holds) for claim in claims for leaf in claim.leaves.values()]
         owned = Counter(piece for leaf, _ in leaves for piece in leaf.path())
         claimed = Counter(piece for leaf, holds in leaves if holds for piece in leaf.path())

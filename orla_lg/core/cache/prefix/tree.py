@@ -2,11 +2,11 @@
 
 Engines with a prefix cache (vLLM, SGLang) evict what was used longest ago, and never what a running call uses. So we
 believe the same: *pieces*, one for each message after all messages before it, are in use, or idle in the order of
-their last use. A prefix that several workflows share is one piece and counted once. Whoever counts on a piece has a
-claim on it; claims change nothing about what the engine evicts, they say what would be missed.
+their last use. A prefix that several workflows share is one piece and counted once. A workflow that counts on a piece
+has a reference to it; references change nothing about what the engine evicts, they say what would be missed.
 
-A piece is *owned* while it lies on the path of some workflow's newest call (``core.claims``). An idle one that nobody
-owns is *obsolete*: a later turn left it behind, or its workflow is over. A piece that is lost though somebody owns it
+A piece is *owned* while it lies on the path of some workflow's newest call (``references``). An idle one without an
+owner is *obsolete*: a later turn left it behind, or its workflow is over. A piece that is lost though it has an owner
 is remembered, so that it is the same one when it is computed again.
 
 Three things tell of losses: the size of the cache (``shrink``), answers that found less than we believed (``end``),
@@ -37,7 +37,7 @@ class CacheHandle:
     """A call's pieces while it is in flight."""
 
     voice: str
-    """Whose answers the prompt may repeat."""
+    """The owner of the answers that the prompt may repeat."""
     path: list[PrefixNode]
     """From the first message to the last."""
     answer: PrefixNode
@@ -52,7 +52,7 @@ class CacheHandle:
     used: int
     """So many of the first pieces were in use already."""
     proven: int
-    """So many of the first pieces were part of a prompt before: an answer may be rendered anew when it comes back."""
+    """So many of the first pieces were part of a prompt before: an answer may come back in another rendering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class PrefixTree:
 
     tokens_per_char: float = 1 / CHARS_PER_TOKEN
     told: bool = False
-    """The engine tells what it gives up, so answers are no longer taken for signs of that."""
+    """The engine reports what it gives up, so answers are no longer taken for signs of that."""
     in_use_tokens: float = 0.0
     """Of calls in flight, with the answers that are expected."""
     wanted_tokens: float = 0.0
@@ -104,7 +104,7 @@ class PrefixTree:
         """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
 
         An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *voice* repeats:
-        others who asked the same may have been told something else.
+        others that asked the same may have got another answer.
         """
         found: list[PrefixNode] = []
         pieces = self.shelf.pieces
@@ -147,7 +147,7 @@ class PrefixTree:
         return sum(chars for _, chars in ask.pieces[start:]) * self.tokens_per_char
 
     def _lost_before(self, ask: Ask, index: int, parent: PrefixNode | None, voice: str) -> PrefixNode | None:
-        """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
+        """Return the lost piece that a message was, if it still has an owner; *parent* is that of the one before."""
         missed = self.shelf.missed
         if not missed or (index and parent is None):
             return None

@@ -1,7 +1,7 @@
 """``EngineCache`` for engines with slots: the table says which slot a call gets, its swap what is saved and restored.
 
 A call goes when its workflow can have a slot (``table``), unless waiting for a busy one of its own is better
-(``fanout``). The engine is told what to erase, save and restore by ``orders``.
+(``fanout``). ``orders`` has the engine erase, save and restore.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class SlotCache:
         count: How many the engine has.
         orders: What was asked of the engine.
         swaps: How slots change hands.
-        mover: Has the engine do so; ``None`` where it cannot be told.
+        slot_orders: Carries the swaps out; ``None`` where the engine takes no such orders.
         isolated: No slot's tokens are reused for another tenant.
     """
 
     prefetches_alone = True
 
     def __init__(
-        self, count: int, orders: OrderBook, swaps: Swaps, mover: SlotOrders | None, *, isolated: bool = False
+        self, count: int, orders: OrderBook, swaps: Swaps, slot_orders: SlotOrders | None, *, isolated: bool = False
     ) -> None:
         self.slots = count
         self.orders = orders
         self.swaps = swaps
         self.table = SlotTable(count, swaps=swaps, isolated=isolated)
-        self.seats: dict[Queued, SlotLease] = {}
+        self.leases: dict[Queued, SlotLease] = {}
         self.again_at_s = inf
         self.waiting_for_prefix = 0
-        self._mover = mover
-        self._lent: dict[PrefetchLease, SlotLease] = {}
+        self._slot_orders = slot_orders
+        self._prefetching: dict[PrefetchLease, SlotLease] = {}
 
     def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
         """Follow whether the engine can save slots, and which weights it serves."""
@@ -57,7 +57,7 @@ class SlotCache:
 
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that gets a slot next, or ``None`` if none can have one now."""
-        held = fanout.better_waiting(self.table, self.seats, queue, speed, now)
+        held = fanout.better_waiting(self.table, self.leases, queue, speed, now)
         for each in queue if held or self.waiting_for_prefix else ():
             each.held = Held.PREFIX if each in held else ""
         self.waiting_for_prefix = len(held)
@@ -70,25 +70,25 @@ class SlotCache:
         A call granted beyond the bound may find no slot left: the engine then places it itself.
         """
         call, workflow = queued.call, queued.call.identity.workflow
-        seat = self.table.seat(workflow, call.ask.prefix, now, hold=queued.running, must=queued.extra)
-        if seat is None:
+        lease = self.table.acquire(workflow, call.ask.prefix, now, hold=queued.running, must=queued.extra)
+        if lease is None:
             self.table.strayed(call.id)
-        elif seat.fresh and not seat.strange:
-            self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), self.table.slots[seat.slot].take_flush())
-        queued.claimed = self.orders.claim(workflow, self._in_seat(call.ask, seat), 0, now)
-        queued.seat = seat
-        if seat is not None:
-            self.seats[queued] = seat
-            if seat.swap is not None and self._mover is not None:
-                self._mover.swap(self.table, seat.swap)
+        elif lease.fresh and not lease.strange:
+            self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), self.table.slots[lease.slot].take_flush())
+        queued.claimed = self.orders.claim(workflow, self._in_slot(call.ask, lease), 0, now)
+        queued.lease = lease
+        if lease is not None:
+            self.leases[queued] = lease
+            if lease.swap is not None and self._slot_orders is not None:
+                self._slot_orders.swap(self.table, lease.swap)
         return 0.0
 
-    def _in_seat(self, ask: Ask, seat: SlotLease | None) -> int:
+    def _in_slot(self, ask: Ask, lease: SlotLease | None) -> int:
         """Return the tokens of a prompt that its slot holds: as the engine counted, or by length if that is less."""
-        if seat is None or (seat.fresh and seat.swap is None):
+        if lease is None or (lease.fresh and lease.swap is None):
             return 0
-        slot = self.table.slots[seat.slot]
-        there = slot if seat.swap is None or seat.swap.restore is None else seat.swap.restore
+        slot = self.table.slots[lease.slot]
+        there = slot if lease.swap is None or lease.swap.restore is None else lease.swap.restore
         common = in_common(there.prefix, ask.prefix)
         return min(there.tokens, sum(chars for _, chars in ask.pieces[:common]) // CHARS_PER_TOKEN)
 
@@ -100,14 +100,14 @@ class SlotCache:
         """Give a call's slot back; the workflow holds it while it goes on."""
         if tokens:
             self.orders.called(queued.call.identity.workflow, queued.call.id)
-        if (seat := self.seats.pop(queued, None)) is not None:
-            self.table.vacate(seat, queued.call.ask.prefix, tokens, now, hold=followed)
+        if (lease := self.leases.pop(queued, None)) is not None:
+            self.table.release_lease(lease, queued.call.ask.prefix, tokens, now, hold=followed)
         else:
             self.table.stray_ended(queued.call.id)
 
     def expected(self, call: Call, ask: Ask) -> float:
         """Return how many tokens of a call's prompt its workflow's slots hold, those being prefilled included."""
-        return fanout.resident_tokens(self.table, self.seats, call.identity.workflow, ask)
+        return fanout.resident_tokens(self.table, self.leases, call.identity.workflow, ask)
 
     # Workflows
 
@@ -133,7 +133,7 @@ class SlotCache:
         self.table.turned(workflow, doing)
 
     def forget(self, workflow: str) -> None:
-        """Drop the trail of a workflow that will not come back."""
+        """Drop the order log of a workflow that will not come back."""
         self.orders.forget(workflow)
 
     def lose(self) -> None:
@@ -148,8 +148,8 @@ class SlotCache:
 
     def tidy(self) -> None:
         """Erase, empty and save ahead while the engine has nothing else to do."""
-        if self._mover is not None:
-            self._mover.tidy(self.table)
+        if self._slot_orders is not None:
+            self._slot_orders.tidy(self.table)
 
     # Prefetches
 
@@ -161,28 +161,30 @@ class SlotCache:
         self, workflow: str, ask: Ask, tokens: int, missing: float, now: float, spared: Callable[[str], bool]
     ) -> float | None:
         """Return the tokens that a prefetch would drive out; ``None`` where it finds no slot."""
-        slot = self.table.lendable(workflow, ask.prefix, now, spared)
+        slot = self.table.slot_for_prefetch(workflow, ask.prefix, now, spared)
         return None if slot is None else max(0.0, slot.tokens - _of_messages(ask, tokens, slot.common(ask.prefix)))
 
-    def lend(self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]) -> PrefetchLease:
+    def acquire_prefetch(
+        self, workflow: str, ask: Ask, tokens: int, now: float, spared: Callable[[str], bool]
+    ) -> PrefetchLease:
         """Give a prefetch its slot, which is believed to hold no more than what both have in common."""
-        slot = self.table.lendable(workflow, ask.prefix, now, spared)
+        slot = self.table.slot_for_prefetch(workflow, ask.prefix, now, spared)
         assert slot is not None, "a place was found under the same lock"
-        seat = self.table.lend(workflow, slot, now)
-        if seat.fresh and not seat.strange:
+        lease = self.table.acquire_for_prefetch(workflow, slot, now)
+        if lease.fresh and not lease.strange:
             self.orders.note(Order(Verb.FLUSH, Effect.DEFERRED), slot.take_flush())
         common = slot.common(ask.prefix)
         slot.prefix = slot.prefix[:common]
         slot.tokens = min(slot.tokens, round(_of_messages(ask, tokens, common)))
-        lease = PrefetchLease(ask, seat.slot, seat.fresh)
-        self._lent[lease] = seat
-        return lease
+        prefetch = PrefetchLease(ask, lease.slot, lease.fresh)
+        self._prefetching[prefetch] = lease
+        return prefetch
 
-    def give_back(self, lease: PrefetchLease, tokens: int) -> None:
+    def release_prefetch(self, prefetch: PrefetchLease, tokens: int) -> None:
         """End a prefetch; its workflow goes on holding the slot."""
-        seat = self._lent.pop(lease)
-        since_s = self.table.slots[seat.slot].last_used_s
-        self.table.vacate(seat, lease.ask.prefix, tokens, since_s, hold=True)
+        lease = self._prefetching.pop(prefetch)
+        since_s = self.table.slots[lease.slot].last_used_s
+        self.table.release_lease(lease, prefetch.ask.prefix, tokens, since_s, hold=True)
 
     def next_expiry_s(self, now: float) -> float:
         """Return when (monotonic) the first slot may be taken that is held now."""
@@ -228,8 +230,8 @@ class SlotCache:
         """Assert that leases belong to granted calls, and that all busy slots are theirs or a prefetch's."""
         self.orders.check_integrity()
         self.table.check_integrity()
-        assert all(queued.granted for queued in self.seats)
-        assert sum(slot.busy for slot in self.table.slots) == len(self.seats) + len(self._lent)
+        assert all(queued.granted for queued in self.leases)
+        assert sum(slot.busy for slot in self.table.slots) == len(self.leases) + len(self._prefetching)
         for slot in self.table.slots:
             assert slot.flush_asked is None or slot.flushed or slot.flush_when_idle, slot
 

@@ -1,18 +1,18 @@
-"""Fan-out on slots: a branch waits for the slot that has its prefix, where that is sooner than prefilling it anew.
+"""Fan-out on slots: a branch waits for the slot that has its prefix, where that is sooner than prefilling it again.
 
 An engine with slots shares nothing between them: eight branches of a step in eight slots prefill eight times what
 their prompts begin with; one after the other in one slot, they prefill it once. So a call that finds no idle slot
 of its workflow with that prefix waits for a busy one, if
 
-    what who sits there prefills beyond the prefix, and answers  <  the prefill of the prefix
+    the busy call's prefill beyond the prefix, and its answer  <  the prefill of the prefix
 
 in seconds, at the backend's pace. The left side is what one more in the line costs the step, the right side what one
 more slot does: slots share the engine's speed, so prefills beside each other take as long as one after the other, and
-everybody waits for them. So the length of the line does not matter, nor what is left of the sitter's own prefill.
-Where answers are long and prefills fast nobody waits.
+all calls wait for them. So the length of the line does not matter, nor what is left of the busy call's own prefill.
+Where answers are long and prefills fast no call waits.
 
-A sitter that takes far longer than expected (its reader may pause) is waited for no more, and nobody waits past a
-deadline. Prompts are compared by whole messages: what branches share must be messages of their own, as a system
+A busy call that takes far longer than expected (its reader may pause) is waited for no more, and no call waits past
+its deadline. Prompts are compared by whole messages: what branches share must be messages of their own, as a system
 prompt is.
 """
 
@@ -28,27 +28,27 @@ from orla_lg.core.engine.speed import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S,
 from orla_lg.core.queues import BackendQueue, Queued
 
 OVERDUE = 3.0
-"""A sitter is overdue after so many times what it should take; never before ``PATIENCE_S``: a machine may be slow,
+"""A busy call is overdue after so many times what it should take; never before ``PATIENCE_S``: a machine may be slow,
 and another prefill would make it slower."""
 
 
 def better_waiting(
-    table: SlotTable, sitting: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
+    table: SlotTable, holding: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
 ) -> dict[Queued, float]:
     """Return the waiting calls that had better stay queued, each with when (monotonic) to look again.
 
     Args:
         table: The slots.
-        sitting: The calls in them.
-        queue: Whoever waits.
+        holding: The calls in them, with their leases.
+        queue: The waiting calls.
         speed: Of the backend.
         now: Monotonic seconds.
     """
     held: dict[Queued, float] = {}
-    for workflow, due_s in _sitters(table, sitting, queue, speed, now).items():
+    for workflow, due_s in _worth_waiting_for(table, holding, queue, speed, now).items():
         for queued in queue.waiting_of([workflow]):
             ask = queued.call.ask
-            length = max(in_common(ask.prefix, sitter.call.ask.prefix) for sitter in due_s)
+            length = max(in_common(ask.prefix, ahead.call.ask.prefix) for ahead in due_s)
             saved = _tokens(ask, table.reusable(workflow, ask.prefix), length)
             if saved < GATE_TOKENS:
                 continue
@@ -61,23 +61,23 @@ def better_waiting(
     return held
 
 
-def _sitters(
-    table: SlotTable, sitting: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
+def _worth_waiting_for(
+    table: SlotTable, holding: Mapping[Queued, SlotLease], queue: BackendQueue, speed: Speed, now: float
 ) -> dict[str, dict[Queued, float]]:
-    """Return, by workflow with waiting calls, who sits in a slot that may be waited for, and until when."""
+    """Return, by workflow with waiting calls, the calls in slots that may be waited for, each with until when."""
     found: dict[str, dict[Queued, float]] = defaultdict(dict)
-    for queued, seat in sitting.items():
-        slot, workflow = table.slots[seat.slot], queued.call.identity.workflow
+    for queued, lease in holding.items():
+        slot, workflow = table.slots[lease.slot], queued.call.identity.workflow
         due_s = slot.last_used_s + max(PATIENCE_S, OVERDUE * _service_s(queued.call, 0, speed))
         if workflow in queue.by_workflow and not slot.flush_when_idle and now < due_s:
             found[workflow][queued] = due_s
     return found
 
 
-def resident_tokens(table: SlotTable, sitting: Iterable[Queued], workflow: str, ask: Ask) -> float:
-    """Return how much of a prompt its workflow's slots hold, or will once who sits there is prefilled."""
+def resident_tokens(table: SlotTable, holding: Iterable[Queued], workflow: str, ask: Ask) -> float:
+    """Return how much of a prompt its workflow's slots hold, or will once the calls in them are prefilled."""
     prefix = ask.prefix
-    there = [each.call.ask.prefix for each in sitting if each.call.identity.workflow == workflow]
+    there = [each.call.ask.prefix for each in holding if each.call.identity.workflow == workflow]
     length = max((in_common(prefix, each) for each in there), default=0)
     return _tokens(ask, 0, max(length, table.reusable(workflow, prefix)))
 

@@ -1,4 +1,4 @@
-"""Slots' contents on the engine's disk: who is saved under which name, and which names may be used again.
+"""Slots' contents on the engine's disk: which workflow is saved under which name, and which names are free again.
 
 llama.cpp writes a slot to a file and reads it back into any slot, after a restart too. It deletes nothing. So
 names come from a bounded pool of our own, the same ones after a restart of ours, and each holds one of
@@ -23,15 +23,12 @@ from enum import StrEnum
 from math import inf
 from zlib import crc32
 
+from orla_lg.core.cache.verification import WHOLE
 from orla_lg.core.call import in_common
 from orla_lg.core.memory.events import Doing
 
 MAX_AGE_S = 3 * 86_400.0
-"""A weekend; what nobody asked for in that time is forgotten."""
-
-WHOLE = 0.5
-"""A file with less than this part of the tokens that its slot was believed to hold is not what it should be. Beliefs
-are counts of the engine's, but where it did not count, and of calls that broke off, they are estimates."""
+"""A weekend; an entry that is not used in that time is forgotten."""
 
 
 class _Name(StrEnum):
@@ -80,7 +77,7 @@ class SavedPool:
     Args:
         instance: What all names begin with; two backends that save into one folder must differ in it.
         most: How many names there are, and so files at most.
-        max_age_s: For how long an entry is kept that nobody asks for, in seconds.
+        max_age_s: For how long an unused entry is kept, in seconds.
     """
 
     def __init__(self, instance: str, most: int, max_age_s: float = MAX_AGE_S) -> None:
@@ -136,7 +133,7 @@ class SavedPool:
         """Give a name to what is to be saved; ``None`` where every name holds something worth more.
 
         Args:
-            owner: Whose.
+            owner: The slot's workflow.
             prefix: The slot's last prompt as chained message hashes.
             tokens: How much.
             doing: What its owner does.
@@ -154,7 +151,7 @@ class SavedPool:
     def _victim(
         self, owner: str, prefix: tuple[int, ...], value: float, value_of: Callable[[Saved], float]
     ) -> str | None:
-        """Return the name to write to: one that nobody would miss, else that of what is worth least."""
+        """Return the name to write to: one that costs nothing, else that of what is worth least."""
         name = self._at_no_cost(owner, prefix)
         if name is not None:
             return name
@@ -163,7 +160,7 @@ class SavedPool:
         return None if least is None or not (least.loaded or value_of(least) < value) else least.name
 
     def _at_no_cost(self, owner: str, prefix: tuple[int, ...]) -> str | None:
-        """Return a name that nobody would miss: the workflow's own that this continues, else an unused one."""
+        """Return a name that costs nothing: the workflow's own that this continues, else an unused one."""
         for entry in self._entries.values():
             if entry.owner == owner and entry.still and prefix[: len(entry.prefix)] == entry.prefix:
                 return entry.name
@@ -182,7 +179,7 @@ class SavedPool:
     # Reading
 
     def begin_reading(self, entry: Saved) -> None:
-        """Let nobody write to the entry's name meanwhile."""
+        """Keep the entry's name from being written to meanwhile."""
         self.changes += 1
         entry.readers += 1
 
@@ -196,7 +193,7 @@ class SavedPool:
             self._forget(entry)
 
     def unloaded(self, owner: str | None = None) -> None:
-        """Note that what was read to slots is no more there: one workflow's, or everybody's."""
+        """Note that what was read to slots is no more there: one workflow's, or all."""
         self.changes += 1
         for entry in self._entries.values():
             entry.loaded = entry.loaded and owner is not None and entry.owner != owner
@@ -272,11 +269,11 @@ def instance_of(backend: str, url: str) -> str:
     """Return what a backend's names begin with: the same after a restart of ours, so that files are used again.
 
     Only letters and digits of ASCII get into a file's name, which an engine on another machine is to take. A name
-    that is long, or in other letters, is told from others by a sum.
+    that is long, or in other letters, is made unique by a checksum.
     """
     plain = "".join(each if each.isascii() and each.isalnum() else "_" for each in backend)[:MOST_NAME_CHARS]
-    told = "" if backend.isascii() and len(backend) <= MOST_NAME_CHARS else f"-{_sum(backend)}"
-    return f"{plain}{told}-{_sum(url)}"
+    checksum = "" if backend.isascii() and len(backend) <= MOST_NAME_CHARS else f"-{_sum(backend)}"
+    return f"{plain}{checksum}-{_sum(url)}"
 
 
 def _sum(text: str) -> str:

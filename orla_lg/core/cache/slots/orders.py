@@ -1,7 +1,7 @@
 """Has an engine erase, save and restore slots: on the background loop, each slot locked until the engine answers.
 
 Orders run to their end whatever becomes of the call they are for: an engine does not take them back, and a slot
-whose contents are not known can be given to nobody. So a call waits for its ``Swap``, and does not carry it out.
+with unknown contents can be given to no call. So a call waits for its ``Swap``, and does not carry it out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class SlotOrders:
     Args:
         store: The engine's side.
         background: Where orders run.
-        lock: The backend's; whoever calls ``swap`` or ``tidy`` holds it.
+        lock: The backend's; held by callers of ``swap`` and ``tidy``.
         orders: Every order's effect is noted there.
         clock: Monotonic seconds.
-        quiet: Whether the engine has nothing to do and can be told to erase; asked under the lock.
-        tell: Called without the lock when what came of an order is noted.
+        quiet: Whether the engine has nothing to do and can erase; asked under the lock.
+        tell: Called without the lock when an order's effect is noted.
         go_on: Called without the lock when a slot may be given away again.
         doubt: Called without the lock when a slot held next to nothing of what it should.
     """
@@ -59,10 +59,10 @@ class SlotOrders:
         self._go_on = go_on
         self._doubt = doubt
 
-    # When a slot changes hands
+    # Swaps
 
     def swap(self, table: SlotTable, swap: Swap) -> None:
-        """Start a swap, unless it is under way; ``swap.ended`` tells when its slot may be used."""
+        """Start a swap, unless it is under way; ``swap.ended`` ends when its slot may be used."""
         if swap.begun:
             return
         swap.begun = True
@@ -93,7 +93,7 @@ class SlotOrders:
         try:
             copied = await self._store.save(slot, entry.name)
         finally:
-            # An engine that was started anew saves its empty slot without complaint.
+            # A restarted engine saves its empty slot without complaint.
             whole = entry.is_whole(copied.tokens)
             effect = copied.effect if whole else Effect.FAILED
             with self._lock:
@@ -119,16 +119,16 @@ class SlotOrders:
             self._tell()
 
     def _note(self, verb: Verb, effect: Effect, workflow: str = "") -> None:
-        """Note an order and its effect, in the trail of a workflow if the order was for one."""
+        """Note an order and its effect, in the log of a workflow if the order was for one."""
         self._orders.note(Order(verb, effect), self._orders.trails.get(workflow))
 
     # While the engine is quiet
 
     def tidy(self, table: SlotTable) -> None:
-        """Erase flushed slots, empty flushed files, and save ahead who will hardly be back soon."""
-        # An engine's erase waits for its current batch (seconds of prefill), and would then hit whoever
-        # sits in the slot by that time. So slots are erased only while nothing is in flight, locked; one
-        # that is needed earlier is told not to reuse its tokens (``SlotLease.fresh``).
+        """Erase flushed slots, empty flushed files, and save ahead what will hardly be wanted soon."""
+        # An engine's erase waits for its current batch (seconds of prefill), and would then hit the call
+        # that has the slot by that time. So slots are erased only while nothing is in flight, locked; one
+        # that is needed earlier goes with the order not to reuse its tokens (``SlotLease.fresh``).
         if not self._quiet():
             return
         with contextlib.suppress(OrlaClosed):

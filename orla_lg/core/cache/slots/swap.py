@@ -1,7 +1,7 @@
 """What is saved and restored when a slot changes hands, and what taking it away is expected to cost.
 
-A ``Swap`` is decided and reserved with the seat, under the lock; ``mover`` has the engine carry it out and tells
-what became of it. Without a pool nothing is ever saved, and what is taken is lost.
+A ``Swap`` is decided and reserved with the lease, under the lock; ``orders`` has the engine carry it out and notes
+its effect. Without a pool nothing is ever saved, and what is taken is lost.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from orla_lg.core.memory.returns import Odds, ReturnBook
 
 @dataclass(eq=False, slots=True)
 class Swap:
-    """What the engine does with a slot before the call that sits down there is sent."""
+    """What the engine does with a slot before the call that leases it is sent."""
 
     slot: int
     workflow: str
-    """Who sits down; for a save ahead of need, who sat there."""
+    """The one that gets the slot; for a save ahead of need, the one that had it."""
     save: Saved | None
     """First: what the slot holds goes there."""
     restore: Saved | None
     """Then: the slot is filled with that."""
     begun: bool = False
-    """The engine was told."""
+    """The orders are on their way to the engine."""
     effect: Effect | None = None
     """Of the restore; ``None`` before it ended."""
     ended: Future[None] = field(default_factory=Future)
@@ -59,9 +59,9 @@ class Slot:
     flush_asked: OrderLog | None = None
     """After which call the flush was asked for that the engine has not carried out yet."""
     ahead: Swap | None = None
-    """It is being saved ahead of need; its owner may sit down nevertheless, and waits for that."""
+    """It is being saved ahead of need; its owner may lease it nevertheless, and waits for that."""
     blank: bool = False
-    """The engine emptied it, and nobody sat down since."""
+    """The engine emptied it, and no call used it since."""
     mixed: bool = False
     """It may hold tokens of another tenant than its owner's: where tenants are isolated they must not be reused."""
     doing: Doing | None = None
@@ -73,7 +73,7 @@ class Slot:
 
     @property
     def idle(self) -> bool:
-        """Whether somebody could sit down."""
+        """Whether a call could have it."""
         return not (self.busy or self.moving)
 
     def take_flush(self) -> OrderLog | None:
@@ -96,7 +96,7 @@ class Swaps:
     """Whether the engine can save, as it was started."""
     prices: Prices = field(default_factory=Prices)
     odds: Odds = field(default_factory=lambda: ReturnBook().chance)
-    """Of return; by themselves they are those of whom nothing is known."""
+    """Of return; the default is that of workflows of which nothing is known."""
     _least_at: tuple[float, int] = field(default=(-inf, 0), init=False)
     _least_value_s: float = field(default=inf, init=False)
 
@@ -106,7 +106,7 @@ class Swaps:
         return self.able and self.pool is not None
 
     def learned(self, *, able: bool, weights: str) -> None:
-        """Follow what the engine said of itself: whether it can save, and which weights it serves."""
+        """Follow the probe: whether the engine can save, and which weights it serves."""
         self.able = able
         if self.pool is not None:
             self.pool.fits(weights)
@@ -114,7 +114,7 @@ class Swaps:
     # What a slot is worth
 
     def loss_s(self, slot: Slot, now: float) -> float:
-        """Return the seconds that taking a slot from its owner now is expected to cost everybody."""
+        """Return the seconds that taking a slot from its owner now is expected to cost in all."""
         chance = self._chance(slot, now)
         lost_s = chance * self.prices.recompute_s(slot.tokens)
         if self.pool is None or not self.able or slot.owner is None or not slot.tokens:
@@ -161,8 +161,8 @@ class Swaps:
         """Return what is saved of the workflow if it has more of the prompt than the slot, by more than it takes.
 
         Args:
-            slot: Where the workflow sits down; ``None``: where nothing of its prompt is.
-            workflow: Who.
+            slot: The one that the workflow gets; ``None``: one with nothing of its prompt.
+            workflow: The call's.
             prefix: The prompt as chained message hashes.
         """
         if self.pool is None or not self.able:
@@ -205,7 +205,7 @@ class Swaps:
             self.prices.restored(took_s)
         theirs = ok and slot.owner == swap.workflow
         # A restore that fails leaves an empty slot, or, if it did not get there, what was there before; one that
-        # comes after its workflow was flushed fills the slot with tokens that nobody may reuse.
+        # comes after its workflow was flushed fills the slot with tokens that must not be reused.
         slot.prefix, slot.tokens = (entry.prefix, entry.tokens) if theirs else ((), 0)
         slot.flushed = not theirs and (ok or slot.flushed)
 

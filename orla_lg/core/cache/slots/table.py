@@ -1,22 +1,22 @@
 """Cache slots: engines that keep KV cache in numbered places (llama.cpp), shared out by workflow.
 
 A workflow *holds* a slot while it runs, so its cache waits for its next stage; a slot whose workflow is
-idle, interrupted or unknown is only *remembered* and may be taken. Who may sit where, best first:
+idle, interrupted or unknown is only *remembered* and may be taken. Which slot a call gets, best first:
 
 =====  ==========================================================================================
 own    a slot of the workflow itself, the one sharing most of the prompt
-free   nobody's slot, a clean one first
+free   a slot without an owner, a clean one first
 taken  of the slots that may be taken, the one whose loss is expected to cost least (``worth``)
 =====  ==========================================================================================
 
 May be taken: a slot that is only remembered; one whose holder made no call for ``hold_s``, because holding is a
-favour, bounded for everyone's sake; a second slot of a workflow after ``spare_hold_s``, because its parallel branches
-have probably joined. Where the engine can save slots, holding lasts no longer than the loss would: whoever gives up
-waiting when the wait has cost as much as what it avoids pays at most twice what foresight would have (ski rental:
+favour, and bounded; a second slot of a workflow after ``spare_hold_s``, because its parallel branches
+have probably joined. Where the engine can save slots, holding lasts no longer than the loss would: to give up
+waiting when the wait has cost as much as what it avoids costs at most twice what foresight would have (ski rental:
 Karlin, Manasse, Rudolph and Sleator, "Competitive snoopy caching", 1988).
 
-A seat may come with a ``Swap``: what was there is saved first, what the workflow left elsewhere is restored then. The
-slot stays locked until the engine did both, or failed to, whatever becomes of the call meanwhile.
+A lease may come with a ``Swap``: what was there is saved first, what the workflow left elsewhere is restored then.
+The slot stays locked until the engine did both, or failed to, whatever becomes of the call meanwhile.
 
 Between *own* and *free* there is waiting: ``fanout`` says when a busy slot of the workflow is worth it.
 A call that finds none of these stays queued. No workflow waits for another while it can use its own
@@ -66,7 +66,7 @@ class SlotLease:
 
 @dataclass(eq=False)
 class SlotTable:
-    """Who sits in which slot of one backend."""
+    """Which call has which slot of one backend."""
 
     count: int
     hold_s: float = 5.0
@@ -77,29 +77,29 @@ class SlotTable:
     """No slot's tokens are reused for another tenant than the one that left them there."""
     slots: list[Slot] = field(init=False)
     _strays: set[str] = field(default_factory=set, init=False)
-    """Calls without a seat, which the engine places itself, in a slot that is then anybody's guess."""
+    """Calls without a lease, which the engine places itself, in a slot that is not known then."""
 
     def __post_init__(self) -> None:
         # What a slot holds before its first call is not known: another process may have left it there.
         self.slots = [Slot(index, mixed=self.isolated) for index in range(self.count)]
 
-    # Sitting down
+    # Acquiring
 
-    def seat(
+    def acquire(
         self, workflow: str, prefix: tuple[int, ...], now: float, *, hold: bool, must: bool = False
     ) -> SlotLease | None:
         """Give *workflow* a slot, or return ``None`` when none may be taken now.
 
         Args:
-            workflow: Who sits down.
+            workflow: The call's.
             prefix: The prompt as chained message hashes.
             now: Monotonic seconds.
             hold: Whether the workflow is running and so keeps the slot afterwards.
             must: The call goes in any case. Where tenants are isolated it then takes even a slot that is held, since
-                nobody knows what is where once the engine has placed a call itself.
+                it is not known what is where once the engine has placed a call itself.
 
         Returns:
-            The seat; if it has a ``swap``, that must be carried out (``mover``), and the slot is locked until then.
+            The lease; if it has a ``swap``, that must be carried out (``orders``), and the slot is locked until then.
         """
         slot = self._own(workflow, prefix) or self._free() or self._takeable(now)
         if slot is None and must and self.isolated:
@@ -109,23 +109,23 @@ class SlotTable:
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
         swap = slot.ahead or self.swaps.begin(slot, workflow, prefix, now)
         strange = not slot.flushed and self._is_strange(slot, workflow)
-        seat = SlotLease(slot.index, how, slot.flushed or strange, swap, strange)
+        lease = SlotLease(slot.index, how, slot.flushed or strange, swap, strange)
         if how == "reclaimed":
             self._flush(slot)
         slot.owner, slot.held, slot.busy, slot.last_used_s = workflow, hold, True, now
-        slot.blank, slot.moving, slot.doing = False, seat.swap is not None, Doing.GENERATING
-        return seat
+        slot.blank, slot.moving, slot.doing = False, lease.swap is not None, Doing.GENERATING
+        return lease
 
-    def lendable(
+    def slot_for_prefetch(
         self, workflow: str, prefix: tuple[int, ...], now: float, spare: Callable[[str], bool] = lambda owner: False
     ) -> Slot | None:
-        """Return the slot for a warm-up: an idle one of *workflow* itself, or nobody's, or one that may be taken.
+        """Return the slot for a warm-up: an idle one of *workflow* itself, or a free one, or one that may be taken.
 
         That is the one which its call would take, a moment later. Where the engine saves slots none is taken: what
         is lost there comes back sooner than it could be prefilled.
 
         Args:
-            workflow: Who is warmed for.
+            workflow: The one to prefetch for.
             prefix: Its prompt as chained message hashes.
             now: Monotonic seconds.
             spare: Says of the owner of a slot whether it is not to be taken.
@@ -134,21 +134,21 @@ class SlotTable:
         slot = max(own, key=lambda slot: (slot.common(prefix), slot.last_used_s), default=None) or self._free()
         return slot if slot is not None or self.swaps.saves else self._takeable(now, spare)
 
-    def lend(self, workflow: str, slot: Slot, now: float) -> SlotLease:
-        """Give *workflow* a slot that is ``lendable``, for a warm-up.
+    def acquire_for_prefetch(self, workflow: str, slot: Slot, now: float) -> SlotLease:
+        """Give *workflow* the slot that ``slot_for_prefetch`` found, for a warm-up.
 
         Nothing is saved or restored for that, and its favour is neither begun nor prolonged.
         """
         how = "reused" if slot.owner == workflow else "claimed" if slot.owner is None else "reclaimed"
         strange = not slot.flushed and self._is_strange(slot, workflow)
-        seat = SlotLease(slot.index, how, slot.flushed or strange, strange=strange)
+        lease = SlotLease(slot.index, how, slot.flushed or strange, strange=strange)
         if how == "reclaimed":
             self._flush(slot)
-            slot.flushed = seat.fresh  # nobody asked for a flush, so what a broken-off prefill leaves may be used
+            slot.flushed = lease.fresh  # no flush was asked for, so what a broken-off prefill leaves may be used
         if how != "reused":
             slot.last_used_s, slot.doing = now, Doing.TOOL
         slot.owner, slot.busy, slot.blank = workflow, True, False
-        return seat
+        return lease
 
     def _is_strange(self, slot: Slot, workflow: str) -> bool:
         """Whether a slot may hold what *workflow* must not find there: tokens of another tenant."""
@@ -195,7 +195,7 @@ class SlotTable:
         return [s for s in self.slots if s.idle]
 
     def eligible(self, now: float) -> set[str] | None:
-        """Return the workflows that could sit down now; ``None`` means anybody could."""
+        """Return the workflows that could get a slot now; ``None`` means any."""
         if any(s.owner is None for s in self._idle()) or self._takeable(now) is not None:
             return None
         return {s.owner for s in self.slots if s.owner is not None and (s.idle or (s.ahead and not s.busy))}
@@ -205,16 +205,16 @@ class SlotTable:
         owned = self._owned()
         return min((self._due_s(s, owned, now) for s in self._idle() if s.held), default=inf)
 
-    # Calls without a seat
+    # Calls without a lease
 
     def strayed(self, call: str) -> None:
-        """Note that a call goes without a seat: any slot may hold its tokens from now on."""
+        """Note that a call goes without a lease: any slot may hold its tokens from now on."""
         if self.isolated:
             self._strays.add(call)
             self._mix()
 
     def stray_ended(self, call: str) -> None:
-        """Note that a call without a seat ended, if it was one of these slots'."""
+        """Note that a call without a lease ended, if it was one of these slots'."""
         if call in self._strays:
             self._strays.remove(call)
             self._mix()
@@ -223,7 +223,7 @@ class SlotTable:
         for slot in self.slots:
             slot.mixed = True
 
-    # Changing hands
+    # Swaps
 
     def swapped(self, swap: Swap, now: float) -> None:
         """Unlock a slot after its swap; a restore that was not even tried has failed."""
@@ -231,27 +231,29 @@ class SlotTable:
             self.swaps.restored(swap, self.slots[swap.slot], now, Effect.FAILED)
         self.slots[swap.slot].moving, self.slots[swap.slot].ahead = False, None
 
-    # Getting up
+    # Releasing
 
-    def vacate(self, seat: SlotLease, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool) -> None:
+    def release_lease(
+        self, lease: SlotLease, prefix: tuple[int, ...], tokens: int, now: float, *, hold: bool
+    ) -> None:
         """Note that the call in a slot ended.
 
         Args:
-            seat: The call's.
+            lease: The call's.
             prefix: The prompt as chained message hashes.
             tokens: What the call left there; 0 when it did not get as far as the engine.
             now: Monotonic seconds.
             hold: Whether the workflow is still running.
         """
-        slot = self.slots[seat.slot]
+        slot = self.slots[lease.slot]
         slot.busy, slot.held, slot.last_used_s = False, slot.held and hold, now
-        if slot.doing is Doing.GENERATING:  # else it was told meanwhile what the workflow does
+        if slot.doing is Doing.GENERATING:  # else what the workflow does was noted meanwhile
             slot.doing = Doing.TOOL if hold else None
         if tokens:
             slot.prefix, slot.tokens, slot.flushed = prefix, tokens, False
             slot.mixed = slot.mixed and bool(self._strays)
-            if seat.swap is not None:
-                self.swaps.answered(seat.swap)
+            if lease.swap is not None:
+                self.swaps.answered(lease.swap)
         if slot.flush_when_idle:
             self._flush(slot)
 
@@ -336,7 +338,7 @@ class SlotTable:
             slot.prefix, slot.tokens = (), 0
 
     def lose_contents(self) -> None:
-        """Note that the engine may have started anew. Owners and flush marks stay, in case it did not; files do."""
+        """Note that the engine may have been restarted. Owners and flush marks stay, in case it did not; files do."""
         for slot in self.slots:
             slot.prefix, slot.tokens, slot.blank = (), 0, False
         if self.swaps.pool is not None:

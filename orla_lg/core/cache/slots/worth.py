@@ -5,10 +5,10 @@ That is the loss to be expected of taking it away. The chance is in ``returns``,
 
 from __future__ import annotations
 
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, SpeedMeter
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, SpeedMeter, averaged
 
 SAVE_S, RESTORE_S = 0.1, 0.05
-"""For as long as no order told better: some thousand tokens of a small model, on a disk."""
+"""Until an order was measured: some thousand tokens of a small model, on a disk."""
 
 WEIGHT = 0.2
 """Of the newest order."""
@@ -23,11 +23,11 @@ class Prices:
 
     def saved(self, took_s: float) -> None:
         """Learn from a save, waiting for the engine's batch included."""
-        self.save_s += WEIGHT * (took_s - self.save_s)
+        self.save_s = averaged(self.save_s, took_s, WEIGHT)
 
     def restored(self, took_s: float) -> None:
         """Learn from a restore."""
-        self.restore_s += WEIGHT * (took_s - self.restore_s)
+        self.restore_s = averaged(self.restore_s, took_s, WEIGHT)
 
     def recompute_s(self, tokens: float) -> float:
         """Return what prefilling so many tokens takes."""

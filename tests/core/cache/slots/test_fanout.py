@@ -42,8 +42,8 @@ def test_branches_go_one_after_the_other_through_the_slot_that_has_their_prefix(
     assert scheduler.view().waiting == scheduler.view().waiting_for_prefix == 5
     for index, branch in enumerate(branches):
         assert granted(branches) == [index]
-        seat = branch.seat
-        assert seat is not None and seat.slot == 0 and not seat.fresh
+        lease = branch.lease
+        assert lease is not None and lease.slot == 0 and not lease.fresh
         leave(scheduler, branch)
     assert scheduler.view().waiting_for_prefix == 0
     scheduler.check_integrity()
@@ -75,7 +75,7 @@ def test_others_are_not_held_up() -> None:
     leave(scheduler, other)
     assert not behind.granted, "that slot lacks the prefix"
     leave(scheduler, first)
-    assert behind.granted and behind.seat.slot == 0
+    assert behind.granted and behind.lease.slot == 0
 
 
 def test_who_waits_is_told_for_what() -> None:
@@ -101,7 +101,7 @@ def test_a_sitter_that_pauses_is_not_waited_for_long() -> None:
     assert waiting.waiting
     background.advance(0.2)
     assert waiting.granted and waiting.turn is not None and waiting.turn.settled
-    assert waiting.seat.slot == 1
+    assert waiting.lease.slot == 1
 
 
 def test_nobody_waits_past_a_deadline() -> None:
@@ -118,7 +118,7 @@ def test_a_slot_that_will_be_flushed_is_not_waited_for() -> None:
     enter(scheduler)
     waiting = enter(scheduler)
     scheduler.apply(CacheAction(Verb.FLUSH, "w"))
-    assert waiting.granted and waiting.seat.slot == 1
+    assert waiting.granted and waiting.lease.slot == 1
 
 
 # What mappers see of it

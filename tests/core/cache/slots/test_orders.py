@@ -69,16 +69,16 @@ class AtDesk:
         self.background.advance(1.0)
         assert queued.granted
         self.background.do_all()
-        seat = self.seat(queued)
+        lease = self.lease(queued)
         self.leave(queued, tokens)
         self.background.do_all()
         self.background.advance(1.0)
-        return seat
+        return lease
 
-    def seat(self, queued: Queued) -> SlotLease:
-        seat = queued.seat
-        assert seat is not None
-        return seat
+    def lease(self, queued: Queued) -> SlotLease:
+        lease = queued.lease
+        assert lease is not None
+        return lease
 
     @property
     def effects(self) -> dict[str, int]:
@@ -121,7 +121,7 @@ def test_the_slot_is_locked_until_the_engine_answered() -> None:
     queued = at.enter("w")
     at.background.advance(1.0)
     assert queued.granted and at.table.slots[0].moving and at.table.slots[0].owner == "w"
-    swap = at.seat(queued).swap
+    swap = at.lease(queued).swap
     assert swap is not None and not swap.ended.done()
     at.background.do_all()
     assert swap.ended.done() and not at.table.slots[0].moving
@@ -134,7 +134,7 @@ def test_a_call_cancelled_in_the_middle_leaves_the_swap_to_its_end() -> None:
         at.call(workflow)
     queued = at.enter("u")
     at.background.advance(1.0)
-    swap = at.seat(queued).swap
+    swap = at.lease(queued).swap
     assert swap is not None
     asyncio.run(cancelled(Wait(swap.ended, None)))
     at.leave(queued, tokens=0)
@@ -172,8 +172,8 @@ def test_a_restore_that_fails_is_told_and_not_tried_again_once_the_engine_answer
     for workflow in "uv":
         at.call(workflow)
     at.engine.fails = {"restore"}
-    seat = at.call("u", tokens=0)
-    assert (seat.action, seat.reuses) == ("recomputed", True)
+    lease = at.call("u", tokens=0)
+    assert (lease.action, lease.reuses) == ("recomputed", True)
     assert at.call("v", tokens=0).action == "recomputed"
     assert at.call("u").action == "recomputed", "the engine had not answered: its files may be there"
     at.engine.fails = {"restore", "save"}
@@ -210,10 +210,10 @@ def test_whoever_waits_for_a_human_is_saved_ahead_and_may_sit_down_meanwhile() -
     at.call("u")
     at.scheduler.turned("u", Doing.HUMAN)
     queued = at.enter("u")
-    seat = at.seat(queued)
-    assert (seat.slot, seat.action) == (0, "reused") and seat.swap is not None and not seat.swap.ended.done()
+    lease = at.lease(queued)
+    assert (lease.slot, lease.action) == (0, "reused") and lease.swap is not None and not lease.swap.ended.done()
     at.background.do_all()
-    assert seat.swap.ended.done() and at.engine.told == ["save 0 0"]
+    assert lease.swap.ended.done() and at.engine.told == ["save 0 0"]
     at.leave(queued)
 
 
@@ -295,7 +295,7 @@ def test_without_files_nothing_is_saved(max_saved: int, able: bool) -> None:
     queued = at.enter("v")
     assert not queued.granted, "holding is worth its time where what is lost is lost"
     at.background.advance(5.0)
-    assert queued.granted and at.seat(queued).swap is None
+    assert queued.granted and at.lease(queued).swap is None
     at.leave(queued)
     assert at.engine.told == [] and at.scheduler.cache.statistics().saved == 0
 
@@ -306,6 +306,6 @@ def test_a_closed_orla_starts_no_swap_and_leaves_nothing_locked() -> None:
     at.background.closed = True
     queued = at.enter("v")
     at.background.advance(1.0)
-    swap = at.seat(queued).swap
+    swap = at.lease(queued).swap
     assert swap is not None and swap.ended.done() and not at.table.slots[0].moving
     at.leave(queued)

@@ -32,7 +32,7 @@ class Tokens:
 @dataclass(eq=False)
 class Sitting:
     workflow: str
-    seat: SlotLease
+    lease: SlotLease
     prompt: tuple[int, ...]
     flushes: int
     then: Counter[str]
@@ -100,44 +100,44 @@ class SlotMachine(RuleBasedStateMachine):
     # Calls
 
     @rule(workflow=WORKFLOWS, hold=st.booleans(), prompt=PROMPTS)
-    def seat(self, workflow: str, hold: bool, prompt: tuple[int, ...]) -> None:
+    def lease(self, workflow: str, hold: bool, prompt: tuple[int, ...]) -> None:
         ranks = {slot.index: self.rank(slot, workflow) for slot in self.table.slots}
         allowed = [rank for rank in ranks.values() if rank is not None]
         losses = {s.index: self.table.swaps.loss_s(s, self.now) for s in self.table.slots if ranks[s.index] == 2}
         eligible = self.table.eligible(self.now)
-        seat = self.table.seat(workflow, prompt, self.now, hold=hold)
-        assert (seat is not None) == bool(allowed) == (eligible is None or workflow in eligible)
-        if seat is None:
+        lease = self.table.acquire(workflow, prompt, self.now, hold=hold)
+        assert (lease is not None) == bool(allowed) == (eligible is None or workflow in eligible)
+        if lease is None:
             return
-        assert ranks[seat.slot] == min(allowed)
-        assert seat.how == ("reused", "claimed", "reclaimed")[min(allowed)]
+        assert ranks[lease.slot] == min(allowed)
+        assert lease.how == ("reused", "claimed", "reclaimed")[min(allowed)]
         if min(allowed) == 2:
-            assert losses[seat.slot] == min(losses.values()), "a slot was taken whose loss costs more"
-        self.sitting.append(Sitting(workflow, seat, prompt, self.flushes[workflow], self.flushes.copy()))
-        if seat.swap is None:
-            assert not seat.reuses or self.may_be_reused(self.contents[seat.slot], workflow), (
+            assert losses[lease.slot] == min(losses.values()), "a slot was taken whose loss costs more"
+        self.sitting.append(Sitting(workflow, lease, prompt, self.flushes[workflow], self.flushes.copy()))
+        if lease.swap is None:
+            assert not lease.reuses or self.may_be_reused(self.contents[lease.slot], workflow), (
                 "flushed tokens, or another tenant's, may be reused"
             )
             return
-        if seat.swap in [each.swap for each in self.moving]:
+        if lease.swap in [each.swap for each in self.moving]:
             return  # its save ahead of need
-        if seat.swap.restore is not None:
-            assert self.files[seat.swap.restore.name].owner == workflow
-        self.moving.append(Moving(seat.slot, seat.swap.save, seat.swap))
+        if lease.swap.restore is not None:
+            assert self.files[lease.swap.restore.name].owner == workflow
+        self.moving.append(Moving(lease.slot, lease.swap.save, lease.swap))
 
     @rule(workflow=WORKFLOWS, prompt=PROMPTS, tokens=st.sampled_from([900, 9000]))
     def call_that_goes_well(self, workflow: str, prompt: tuple[int, ...], tokens: int) -> None:
         """What happens most: everything above in a row, so that states far off are reached."""
         before = len(self.sitting)
-        self.seat(workflow, True, prompt)
+        self.lease(workflow, True, prompt)
         if len(self.sitting) == before:
             return
         sat = self.sitting.pop()
-        for moving in [each for each in self.moving if each.swap is sat.seat.swap]:
+        for moving in [each for each in self.moving if each.swap is sat.lease.swap]:
             while moving in self.moving:
                 self.answer(moving, well=not moving.doomed)
-        self.contents[sat.seat.slot] = Tokens(workflow, sat.flushes, prompt)
-        self.table.vacate(sat.seat, prompt, tokens, self.now, hold=True)
+        self.contents[sat.lease.slot] = Tokens(workflow, sat.flushes, prompt)
+        self.table.release_lease(sat.lease, prompt, tokens, self.now, hold=True)
         self.now += self.table.hold_s
 
     @precondition(lambda self: self.sitting)
@@ -145,13 +145,13 @@ class SlotMachine(RuleBasedStateMachine):
     def leave(self, data: st.DataObject, hold: bool) -> None:
         """A call ends; one whose swap is still under way was cancelled, and never reached the engine."""
         sat = data.draw(st.sampled_from(self.sitting))
-        waits = any(each.swap is sat.seat.swap for each in self.moving)
+        waits = any(each.swap is sat.lease.swap for each in self.moving)
         tokens = 0 if waits else data.draw(st.sampled_from([0, 900, 9000]))
         if tokens:
-            self.contents[sat.seat.slot] = Tokens(sat.workflow, sat.flushes, sat.prompt)
+            self.contents[sat.lease.slot] = Tokens(sat.workflow, sat.flushes, sat.prompt)
         self.sitting.remove(sat)
-        self.table.vacate(sat.seat, sat.prompt, tokens, self.now, hold=hold)
-        slot = self.table.slots[sat.seat.slot]
+        self.table.release_lease(sat.lease, sat.prompt, tokens, self.now, hold=hold)
+        slot = self.table.slots[sat.lease.slot]
         assert hold or not slot.held
         assert slot.owner in (sat.workflow, None)
 
@@ -218,13 +218,13 @@ class SlotMachine(RuleBasedStateMachine):
     def end(self, moving: Moving) -> None:
         self.moving.remove(moving)
         self.table.swapped(moving.swap, self.now)
-        sat = next((each for each in self.sitting if each.seat.swap is moving.swap), None)
-        if sat is not None and sat.flushes == self.flushes[sat.workflow] and sat.seat.reuses:
+        sat = next((each for each in self.sitting if each.lease.swap is moving.swap), None)
+        if sat is not None and sat.flushes == self.flushes[sat.workflow] and sat.lease.reuses:
             held = self.contents[moving.slot]
             assert held is None or held.flushes >= sat.then[held.owner], "flushed tokens may be reused"
             strange = self.isolated and held is not None and tenant_of(held.owner) != tenant_of(sat.workflow)
             assert not strange, "another tenant's tokens may be reused"
-            assert sat.seat.action != "restored" or (held is not None and held.owner == sat.workflow)
+            assert sat.lease.action != "restored" or (held is not None and held.owner == sat.workflow)
 
     @rule(restarted=st.booleans())
     def the_engine_is_gone(self, restarted: bool) -> None:
@@ -239,7 +239,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(clean=st.booleans())
     def erase(self, clean: bool) -> None:
         for index in self.table.start_erasing():
-            assert index not in {each.seat.slot for each in self.sitting} | {each.slot for each in self.moving}
+            assert index not in {each.lease.slot for each in self.sitting} | {each.slot for each in self.moving}
             if clean:
                 self.contents[index] = None
             self.table.erased(index, clean=clean)
@@ -271,7 +271,7 @@ class SlotMachine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.table.check_integrity()
-        assert {slot.index for slot in self.table.slots if slot.busy} == {each.seat.slot for each in self.sitting}
+        assert {slot.index for slot in self.table.slots if slot.busy} == {each.lease.slot for each in self.sitting}
         assert {slot.index for slot in self.table.slots if slot.moving} == {each.slot for each in self.moving}
 
     @invariant()
@@ -300,24 +300,24 @@ class IsolatedSlotMachine(SlotMachine):
 
     @rule(workflow=WORKFLOWS)
     def a_call_that_cannot_wait(self, workflow: str) -> None:
-        seat = self.table.seat(workflow, (0,), self.now, hold=True, must=True)
-        if seat is None:
-            assert all(slot.busy or slot.moving for slot in self.table.slots), "a seat was left"
+        lease = self.table.acquire(workflow, (0,), self.now, hold=True, must=True)
+        if lease is None:
+            assert all(slot.busy or slot.moving for slot in self.table.slots), "a slot was left"
             self.strays[name := f"stray{len(self.strays)}-{self.now}"] = workflow
             self.table.strayed(name)
-        elif seat.swap is None:
-            assert not seat.reuses or self.may_be_reused(self.contents[seat.slot], workflow)
-            self.sitting.append(Sitting(workflow, seat, (0,), self.flushes[workflow], self.flushes.copy()))
+        elif lease.swap is None:
+            assert not lease.reuses or self.may_be_reused(self.contents[lease.slot], workflow)
+            self.sitting.append(Sitting(workflow, lease, (0,), self.flushes[workflow], self.flushes.copy()))
         else:
-            self.sitting.append(Sitting(workflow, seat, (0,), self.flushes[workflow], self.flushes.copy()))
-            if seat.swap not in [each.swap for each in self.moving]:
-                self.moving.append(Moving(seat.slot, seat.swap.save, seat.swap))
+            self.sitting.append(Sitting(workflow, lease, (0,), self.flushes[workflow], self.flushes.copy()))
+            if lease.swap not in [each.swap for each in self.moving]:
+                self.moving.append(Moving(lease.slot, lease.swap.save, lease.swap))
 
     @precondition(lambda self: self.strays)
     @rule(data=st.data(), ends=st.booleans())
     def the_engine_places_a_stray(self, data: st.DataObject, ends: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.strays)))
-        taken = {each.seat.slot for each in self.sitting} | {each.slot for each in self.moving}
+        taken = {each.lease.slot for each in self.sitting} | {each.slot for each in self.moving}
         if free := sorted(self.contents.keys() - taken):
             workflow, slot = self.strays[name], data.draw(st.sampled_from(free))
             self.contents[slot] = Tokens(workflow, self.flushes[workflow], (9,))
@@ -335,48 +335,48 @@ TestIsolatedSlots = IsolatedSlotMachine.TestCase
 def sat(
     table: SlotTable, workflow: str, prefix: tuple[int, ...] = (), now: float = 0.0, hold: bool = True
 ) -> SlotLease:
-    seat = table.seat(workflow, prefix, now, hold=hold)
-    assert seat is not None
-    return seat
+    lease = table.acquire(workflow, prefix, now, hold=hold)
+    assert lease is not None
+    return lease
 
 
 def test_a_branch_returns_to_the_slot_that_shares_most_of_its_prompt() -> None:
     table = SlotTable(3)
-    seats = [sat(table, "w") for _ in range(2)]
-    table.vacate(seats[0], (1, 2, 3), 5, 0.0, hold=True)
-    table.vacate(seats[1], (1, 9), 5, 1.0, hold=True)
-    assert table.seat("w", (1, 2, 4), 2.0, hold=True) == SlotLease(0, "reused", fresh=False)
+    leases = [sat(table, "w") for _ in range(2)]
+    table.release_lease(leases[0], (1, 2, 3), 5, 0.0, hold=True)
+    table.release_lease(leases[1], (1, 9), 5, 1.0, hold=True)
+    assert table.acquire("w", (1, 2, 4), 2.0, hold=True) == SlotLease(0, "reused", fresh=False)
 
 
 def test_a_clean_slot_goes_before_one_that_still_has_flushed_tokens() -> None:
     table = SlotTable(2)
-    table.vacate(sat(table, "w"), (), 5, 0.0, hold=True)
+    table.release_lease(sat(table, "w"), (), 5, 0.0, hold=True)
     table.flush("w")
-    assert table.seat("v", (), 0.0, hold=True) == SlotLease(1, "claimed", fresh=False)
-    assert table.seat("u", (), 0.0, hold=True) == SlotLease(0, "claimed", fresh=True)
+    assert table.acquire("v", (), 0.0, hold=True) == SlotLease(1, "claimed", fresh=False)
+    assert table.acquire("u", (), 0.0, hold=True) == SlotLease(0, "claimed", fresh=True)
 
 
 def test_the_longest_unused_of_the_remembered_slots_goes_first() -> None:
     table = SlotTable(2)
     for now, workflow in enumerate("uv"):
-        table.vacate(sat(table, workflow, now=now, hold=False), (), 5, now, hold=False)
+        table.release_lease(sat(table, workflow, now=now, hold=False), (), 5, now, hold=False)
     assert sat(table, "w", now=9.0).slot == 0
 
 
 def test_a_second_slot_of_a_workflow_goes_before_the_favour_of_another_ends() -> None:
     table = SlotTable(3)
-    seats = [sat(table, workflow, now=now) for now, workflow in enumerate("uvv")]
-    for slot, seat in enumerate(seats):
-        table.vacate(seat, (), 5, slot, hold=True)
+    leases = [sat(table, workflow, now=now) for now, workflow in enumerate("uvv")]
+    for slot, lease in enumerate(leases):
+        table.release_lease(lease, (), 5, slot, hold=True)
     assert table.eligible(5.0) is None
     assert sat(table, "w", now=4.0).slot == 1
-    assert table.eligible(4.0) == {"u", "v"} and table.seat("x", (), 4.0, hold=True) is None
-    assert table.seat("x", (), 5.0, hold=True) == SlotLease(0, "reclaimed", fresh=False)
+    assert table.eligible(4.0) == {"u", "v"} and table.acquire("x", (), 4.0, hold=True) is None
+    assert table.acquire("x", (), 5.0, hold=True) == SlotLease(0, "reclaimed", fresh=False)
 
 
 def test_what_is_saved_counts_as_there_only_while_it_would_be_restored() -> None:
     table = SlotTable(1, swaps=Swaps(SavedPool("test", 1)))
-    table.vacate(sat(table, "w"), (1, 2), 5000, 0.0, hold=True)
+    table.release_lease(sat(table, "w"), (1, 2), 5000, 0.0, hold=True)
     table.turned("w", Doing.HUMAN)
     (ahead,) = table.start_saving_ahead(0.0)
     assert ahead.save is not None
@@ -392,17 +392,17 @@ def test_what_is_saved_counts_as_there_only_while_it_would_be_restored() -> None
 def test_what_another_tenant_may_have_left_is_not_saved_as_a_workflows_own() -> None:
     table = SlotTable(1, swaps=Swaps(SavedPool("test", 2)), isolated=True)
     mine, other = workflow_key("u", "acme"), workflow_key("u", "zenith")
-    seat = sat(table, mine, (1,))
+    lease = sat(table, mine, (1,))
     table.strayed("call")
-    table.vacate(seat, (1,), 9000, 1.0, hold=True)
+    table.release_lease(lease, (1,), 9000, 1.0, hold=True)
     table.stray_ended("call")
-    taken = table.seat(other, (2,), 100.0, hold=True)
+    taken = table.acquire(other, (2,), 100.0, hold=True)
     assert taken is not None and taken.how == "reclaimed" and taken.swap is None
     assert taken.fresh and taken.strange and not taken.reuses
 
 
 def test_one_tenants_workflows_go_on_sharing_their_slots_tokens() -> None:
     table = SlotTable(1, isolated=True)
-    table.vacate(sat(table, workflow_key("u", "acme")), (1,), 900, 0.0, hold=False)
+    table.release_lease(sat(table, workflow_key("u", "acme")), (1,), 900, 0.0, hold=False)
     again = sat(table, workflow_key("v", "acme"), now=1.0)
     assert (again.how, again.fresh) == ("reclaimed", False)

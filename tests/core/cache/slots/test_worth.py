@@ -40,12 +40,12 @@ def test_saves_that_turn_out_slow_are_done_no_more() -> None:
 def test_the_slot_of_least_loss_is_taken_though_used_last() -> None:
     table = SlotTable(2, swaps=Swaps(None, prices=paced()))
     for number, (workflow, tokens) in enumerate([("u", 1000), ("v", 10)]):
-        seat = table.seat(workflow, (), float(number), hold=True)
-        assert seat is not None
-        table.vacate(seat, (number,), tokens, float(number), hold=True)
+        lease = table.acquire(workflow, (), float(number), hold=True)
+        assert lease is not None
+        table.release_lease(lease, (number,), tokens, float(number), hold=True)
         table.turned(workflow, Doing.IDLE)
         table.release(workflow)
-    taken = table.seat("w", (), 9.0, hold=True)
+    taken = table.acquire("w", (), 9.0, hold=True)
     assert taken is not None and taken.slot == 1
 
 
