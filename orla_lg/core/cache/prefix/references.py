@@ -184,7 +184,8 @@ class References:
         """Let a workflow's claim go for good; calls of it in flight go on."""
         if (claim := self.by_workflow.get(workflow)) is not None:
             self._release(claim)
-            self._unpin(claim)
+            if claim.pinned:
+                self._unpin(claim)
             for leaf in claim.leaves.values():
                 self.cache.shelf.disown(leaf)
             claim.leaves, claim.left = {}, []
@@ -260,8 +261,9 @@ class References:
 
     def expire(self, now: float) -> None:
         """End the pins whose time is over."""
-        for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
-            self._unpin(claim)
+        if self._pinned:
+            for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
+                self._unpin(claim)
 
     def _alone(self, claim: Reference) -> Iterator[PrefixNode]:
         """Return the idle pieces where what only this workflow has begins."""
