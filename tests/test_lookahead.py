@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from orla_lg import Ahead, ConfigError, Orla, StageOutlook
 from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.graph.lookahead import look_ahead, name_of
 from tests.conftest import at, chat
@@ -208,6 +209,23 @@ def test_a_loop_and_its_exit_are_learned(engine: StubEngine, orla: Orla) -> None
     assert after["ask"].looping is False and by_stage(orla, declared().compile())["a"].looping
     once, ahead_s = after["ask"].learned.service_s, after["ask"].ahead_s
     assert once is not None and ahead_s is not None and ahead_s > 2 * once, "it comes round about three times"
+
+
+def test_nothing_is_computed_ahead_until_something_asks(
+    engine: StubEngine, orla: Orla, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default no policy reads what lies ahead, and an engine like this one is not warmed."""
+    computed, learned = list[str](), list[object]()
+    compute, learn = Forecast._compute, Estimates._learn_path
+    monkeypatch.setattr(Forecast, "_compute", lambda self: computed.append(self.graph) or compute(self))
+    monkeypatch.setattr(Estimates, "_learn_path", lambda *args: learned.append(args) or learn(*args))
+    made = create_agent(chat(engine), [look_up], name="agent")
+    wrapped = orla.wrap(made)
+    for _ in range(3):
+        wrapped.invoke(QUESTION)
+    assert (computed, learned) == ([], [])
+    assert by_stage(orla, made)["model"].learned.visits == 2
+    assert computed == ["agent"] and len(learned) == 3
 
 
 def test_an_agents_tools_are_timed(engine: StubEngine, orla: Orla) -> None:

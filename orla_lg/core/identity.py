@@ -73,8 +73,8 @@ class Identity:
         return tenant_of(self.workflow)
 
     @property
-    def voice(self) -> str:
-        """Whose answers its prompts may repeat: its workflow's. Calls outside of any graph speak with one voice."""
+    def prompt_owner(self) -> str:
+        """The workflow that got the answers that its prompts may repeat; one for all calls outside of any graph."""
         return "" if self.run is None else self.workflow
 
 

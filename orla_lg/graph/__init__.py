@@ -1,1 +1,1 @@
-"""The LangGraph side: who calls (``context``, ``events``), and the ways in (``wrap``, ``chat_model``, ``saver``)."""
+"""The LangGraph side: identity (``context``, ``events``), and the ways in (``wrap``, ``chat_model``, ``saver``)."""

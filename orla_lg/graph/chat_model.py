@@ -195,7 +195,7 @@ class ChatOrla(ChatOpenAI):
         self.model_name = scheduler.backend.model or self.model_name
         self._use(openai.OpenAI(**settings), openai.AsyncOpenAI(**settings))
 
-    # LangChain's hooks: say who asks, let ChatOpenAI do it, put the record on the answer.
+    # LangChain's hooks: name the model run, let ChatOpenAI do it, put the record on the answer.
 
     def _generate_with_cache(
         self,

@@ -1,6 +1,6 @@
-"""Step 1, identify: from what LangChain and LangGraph keep in their context to who calls.
+"""Step 1, identify: from what LangChain and LangGraph keep in their context to the call's identity.
 
-Nobody sends ids. A call's origin is looked up where it can be known, surest first: the model run that our
+No ids are sent. A call's origin is looked up where it can be known, surest first: the model run that our
 own handler saw start, the config of the running chain (``var_child_runnable_config``), nothing. What code in
 a node replaced in that config, the running node itself still knows (``running_node``).
 """
@@ -137,7 +137,7 @@ class Core:
     runs: RunIndex = field(default_factory=RunIndex)
     stage_names: StageNames = field(default_factory=StageNames)
     lost: Once = field(default_factory=Once)
-    """Calls whose context was lost."""
+    """Calls without the context of their node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,7 @@ def _is_own(run: ModelRun, parent: UUID | None, here: RunningNode | None, body: 
 
 
 def _in_a_bare_thread(handler: GraphHandler, run: ModelRun, body: Mapping[str, Any] | None) -> Origin | None:
-    """Return the origin of a call whose model was handed the node's configuration, in a thread without its context.
+    """Return the origin of a call in a thread without the context, by a model with the node's configuration.
 
     The thread may live on, so what started there counts only while its node runs.
     """
@@ -283,7 +283,7 @@ def binding_among(handlers: Sequence[BaseCallbackHandler], chain: UUID | None) -
 
 
 def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity, RunState | None]:
-    """Return who calls, and its run if one of our wrapped graphs is running it.
+    """Return a call's identity, and its run if one of our wrapped graphs is running it.
 
     The workflow is that of the tenant that the run's configuration names; what the call itself names comes later
     (``Serving.call``).
@@ -313,7 +313,7 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
 
 
 def tenant_in(said: Any) -> str | None:
-    """Return the tenant that hints name, as ``Hints`` or a mapping; what is wrong with them is told elsewhere."""
+    """Return the tenant that hints name, as ``Hints`` or a mapping; what is wrong with them is an error elsewhere."""
     if said is None:
         return None
     tenant = said.get("tenant") if isinstance(said, Mapping) else getattr(said, "tenant", None)
@@ -350,7 +350,7 @@ def namespace_of(origin: Origin) -> str:
 
 
 def _lone(namespace: str, call_id: str) -> str:
-    # A graph that nobody wrapped, without a thread: the best name for what belongs together is the task.
+    # A graph that is not wrapped, without a thread: the best name for what belongs together is the task.
     task = namespace.split(NAMESPACE_SEPARATOR, 1)[0]
     return task or f"call-{call_id}"
 

@@ -1,4 +1,4 @@
-"""What happens in a graph, told by its callbacks: runs, nodes, tools, interrupts, and models that start.
+"""What happens in a graph, as its callbacks report: runs, nodes, tools, interrupts, and models that start.
 
 One handler per wrapped graph. It observes and never changes anything: its methods are quick, run in the
 caller's own thread (``run_inline``), and raise nothing. Nested wrapped graphs hand the same event to
@@ -40,11 +40,11 @@ log = logging.getLogger("orla_lg")
 STEP_TAG = "graph:step"
 
 MANY_FAULTS = 20
-"""So many faults of one hints function are told."""
+"""So many faults of one hints function are logged."""
 
 
 class GraphEvents(GraphCallbackHandler):
-    """Waiters LangGraph's callbacks into runs, nodes and hints."""
+    """Turns LangGraph's callbacks into runs, nodes and hints."""
 
     run_inline = True
 
@@ -52,11 +52,11 @@ class GraphEvents(GraphCallbackHandler):
         self.orla_binding = binding
         self._core = binding.core
         self._nodes: dict[UUID, tuple[RunningNode, str, bool]] = {}
-        """The node, its stage, and whether this handler is the one that tells of it."""
+        """The node, its stage, and whether this handler is the one that reports it."""
         self._tools: dict[UUID, tuple[str, str, float]] = {}
         """Stage, name, and when it started."""
-        self._told: set[str] = set()
-        """What the hints function did wrong, as far as that was told."""
+        self._logged: set[str] = set()
+        """What the hints function did wrong, as far as that was logged."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
 
     # An Orla belongs to its process: a copied configuration shares the handler, a pickled one has an inert one.
@@ -109,7 +109,7 @@ class GraphEvents(GraphCallbackHandler):
             lineage = self._lineage_of(run_id, parent_run_id, known)
             runs.add(run_id, lineage)
         if is_node:
-            self._node_entered(run_id, lineage, inputs, known, tell=first)
+            self._node_entered(run_id, lineage, inputs, known, reports=first)
         elif (node := current()) is not None:
             node.learn(var_child_runnable_config.get())
 
@@ -132,15 +132,15 @@ class GraphEvents(GraphCallbackHandler):
         return Lineage(root, thread)
 
     def _node_entered(
-        self, run_id: UUID, lineage: Lineage, inputs: Any, metadata: Mapping[str, Any], *, tell: bool
+        self, run_id: UUID, lineage: Lineage, inputs: Any, metadata: Mapping[str, Any], *, reports: bool
     ) -> None:
         namespace, root = _namespace(metadata), lineage.root
         stage = stage_key(namespace)
-        self._nodes[run_id] = (enter(self, run_id, metadata, lineage), stage, tell)
+        self._nodes[run_id] = (enter(self, run_id, metadata, lineage), stage, reports)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
             run.node_hints[namespace] = hints
-        if tell:
+        if reports:
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
                 self._core.serving.progress.node_entered(run, stage, namespace, step)
@@ -153,16 +153,16 @@ class GraphEvents(GraphCallbackHandler):
         try:
             said = self.orla_binding.hints(stage, state)
             return None if said is None else Hints.of(said)
-        except OrlaError as error:  # raised here it would reach nobody: callbacks are not to fail
-            self._tell_wrong_hints(stage, str(error))
+        except OrlaError as error:  # raised here it would reach no caller: callbacks are not to fail
+            self._log_wrong_hints(stage, str(error))
         except Exception:  # the user's function; without hints the call still goes through
             log.exception("the hints function failed for stage %r; the stage runs without its hints", stage)
         return None
 
-    def _tell_wrong_hints(self, stage: str, fault: str) -> None:
+    def _log_wrong_hints(self, stage: str, fault: str) -> None:
         """Warn of a fault in what the hints function says; once, as it may say the same at every node."""
-        if fault not in self._told and len(self._told) < MANY_FAULTS:
-            self._told.add(fault)
+        if fault not in self._logged and len(self._logged) < MANY_FAULTS:
+            self._logged.add(fault)
             log.warning(
                 "what the hints function returned for stage %r cannot be used, and it runs without: %s. This is said "
                 "once", stage, fault,
@@ -183,12 +183,12 @@ class GraphEvents(GraphCallbackHandler):
         if ended is not None:
             leave(ended[0])
         if ended is not None and root is not None:
-            node, stage, tells = ended
+            node, stage, reports = ended
             namespace = node.namespace
             run = self._core.serving.book.run(root)
             if run is not None:
                 run.node_hints.pop(namespace, None)
-                if tells:
+                if reports:
                     self._core.serving.progress.node_left(run, stage, namespace)
             if self._core.serving.records.heard:
                 self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
@@ -214,7 +214,7 @@ class GraphEvents(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Note that a tool starts, and tell listeners."""
+        """Note that a tool starts, for listeners too."""
         self._hear(run_id, parent_run_id)
         lineage = lineage_around(self._core, parent_run_id, current())
         if lineage is None or self._core.runs.lineage(run_id) is not None:
@@ -229,11 +229,11 @@ class GraphEvents(GraphCallbackHandler):
             self._core.serving.progress.tool_started(run, stage, str(name))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Note that a tool ended, and tell listeners."""
+        """Note that a tool ended, for listeners too."""
         self._tool_ended(run_id, "done", **kwargs)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Tell listeners that a tool failed."""
+        """Note that a tool failed, for listeners too."""
         self._tool_ended(run_id, type(error).__name__, **kwargs)
 
     def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
@@ -264,7 +264,7 @@ class GraphEvents(GraphCallbackHandler):
 
     @property
     def ignore_llm(self) -> bool:
-        """Ask not to be told of tokens and ends: that costs 30 µs for each token of a stream."""
+        """Receive no tokens and no ends: that would cost 30 µs for each token of a stream."""
         return True
 
     def _tell(self, kind: Happening, root: str, stage: str, *, detail: str = "") -> None:

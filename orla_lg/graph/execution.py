@@ -50,7 +50,10 @@ def _joined(graph: AnyPregel, config: Any) -> Any:
     callbacks: Any = (config or {}).get("callbacks")
     if callbacks is None or isinstance(callbacks, list):
         given = callbacks or []
-        callbacks = [*given, *(handler for handler in handlers if handler not in given)]
+        callbacks = list(given)
+        for handler in handlers:
+            if handler not in given:
+                callbacks.append(handler)
     elif isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
         for handler in handlers:

@@ -48,7 +48,7 @@ def chat_steps(
     assemble: bool = False,
     on_record: Callable[[Record], None] | None = None,
 ) -> Steps:
-    """Return the steps of one chat completion: who calls, what for, and how to send it."""
+    """Return the steps of one chat completion: its identity, its request, and how to send it."""
     serving = core.serving
     serving.resources.masking.learn(client.api_key)
     call_id = serving.new_id()
@@ -138,7 +138,7 @@ def install(core: Core) -> None:
 
 
 def uninstall(core: Core) -> None:
-    """End interception for *core*; the last one restores the SDK unless somebody wrapped it after us."""
+    """End interception for *core*; the last one restores the SDK unless it was wrapped again after us."""
     with _lock:
         _cores.discard(core)
     restore_unless_used()

@@ -1,6 +1,6 @@
 """The graph ahead: what LangGraph's own structure says of what may follow what, in the core's terms.
 
-Read once, when a graph is wrapped. What cannot be seen is left open: a branch whose targets are not declared may lead
+Read once, when a graph is wrapped. What cannot be seen is left open: a branch without declared targets may lead
 anywhere, and a graph that is only called inside a node's function shows at run time. Experience fills in both
 (``core.forecast``), so an unknown graph works, with wider guesses.
 """
@@ -25,7 +25,7 @@ from orla_lg.graph.structure import AnyPregel, stages_of, title
 log = logging.getLogger("orla_lg")
 
 UNNAMED = "LangGraph"
-"""What LangGraph calls a graph that nobody gave a name."""
+"""What LangGraph calls a graph without a name."""
 
 
 def look_ahead(graph: AnyPregel) -> GraphStructure:
@@ -43,7 +43,7 @@ def look_ahead(graph: AnyPregel) -> GraphStructure:
 def name_of(graph: AnyPregel, structure: GraphStructure) -> str:
     """Return the name under which is learned what a graph's runs usually take.
 
-    Graphs that nobody named are told apart by their structure, so that they do not learn from each other.
+    Graphs without a name are distinguished by their structure, so that they do not learn from each other.
     """
     name = graph.get_name()
     if name != UNNAMED:

@@ -59,8 +59,8 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
     Args:
         orla: an ``Orla``, or any object with the methods of ``CheckpointSignals``.
         inner: the saver that stores; any ``BaseCheckpointSaver``.
-        tenant: whose threads it keeps: deleting one ends that tenant's workflow. ``None``: those of the tenant that
-            the running node's run belongs to, outside any run those of no tenant.
+        tenant: the tenant of the threads that it keeps: deleting one ends that tenant's workflow. ``None``: the
+            tenant that the running node's run belongs to, outside any run none.
 
     Raises:
         ConfigError: *inner* is no saver, *orla* takes no signals, or *tenant* is no name.
@@ -196,7 +196,7 @@ def _class_around(inner_type: type[Saver], answered: frozenset[str]) -> type[Orl
         elif not (name.startswith("_") or name in vars(OrlaSaver)):
             members[name] = _forwarded_attribute(name)
     members |= {name: enter for name, enter in _CONTEXT.items() if hasattr(inner_type, name)}
-    # type() cannot be told that the result is a subclass; OrlaSaver is final to everybody else.
+    # type() does not know that the result is a subclass; OrlaSaver is final for all other code.
     return cast(type[OrlaSaver], type(f"OrlaSaver[{inner_type.__name__}]", (OrlaSaver,), members))
 
 
@@ -287,7 +287,7 @@ _CONTEXT: Mapping[str, Method] = {
 }
 
 
-# ── what is told ─────────────────────────────────────────────────────────────────────────────────────
+# ── what is reported ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _stages_next(
@@ -322,7 +322,7 @@ def _threads_pruned(
 
 
 # The next stages are a fact of the graph, not of the storage, and worth most before the next step
-# starts: they are told first. A deletion is told once it has succeeded.
+# starts: they are reported first. A deletion is reported once it has succeeded.
 _BEFORE: Mapping[str, Method] = {"put_writes": _stages_next, "aput_writes": _stages_next}
 _AFTER: Mapping[str, Method] = {
     "delete_thread": _thread_deleted,

@@ -1,7 +1,7 @@
 """Stages named where no graph is known yet, held against the graphs as they come.
 
 The shared mapping and its variants, ``request_policy`` and ``limits.stages`` serve all graphs, also those still to be
-wrapped. So a name that no graph has so far is no fault; but one that is nearly a stage's name is told, once.
+wrapped. So a name that no graph has so far is no fault; but one that is nearly a stage's name is logged, once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MANY_STAGES = 10_000
 
 
 class StageNames:
-    """The stages of all graphs wrapped so far, and which misspelt names were told."""
+    """The stages of all graphs wrapped so far, and which misspelt names were logged."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class StageNames:
         self._warn(serving, known)
 
     def look(self, serving: Serving) -> None:
-        """Warn of what is named nearly like a stage, after something was named anew."""
+        """Warn of what is named nearly like a stage, after something got a name."""
         self._warn(serving, self._known)
 
     def _warn(self, serving: Serving, known: set[str]) -> None:

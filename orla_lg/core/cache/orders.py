@@ -87,9 +87,11 @@ class CacheOrders:
     # To the engine
 
     def bring(self, cache: EngineCache, action: CacheAction, trail: OrderLog) -> None:
-        """Send the engine an order; a flush that it cannot do becomes a release."""
-        verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
-        can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
+        """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
+        can = None
+        if self._control is not None:
+            verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
+            can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
         if self._control is not None and can is not None:
             try:
                 self._background.errand(self._order(self._control, can, cache, action, trail))

@@ -1,8 +1,8 @@
 """The format of the estimates file: written whole or not at all, and believed in nothing that it says.
 
-What is in it came from a run of ours, from a newer version, from a disk that failed, or from somebody else. So every
-number is checked before it is used: an infinite count of turns is never halved to a small one, and an average of -1
-values divides by zero when it learns the next.
+What is in it came from a run of ours, from a newer version, from a disk that failed, or from another program. So
+every number is checked before it is used: an infinite count of turns is never halved to a small one, and an average
+of -1 values divides by zero when it learns the next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LARGEST = 1e15
 def write_stages(file: Path, stages: Sequence[Mapping[str, Any]]) -> None:
     """Write the file whole or not at all, for its user alone.
 
-    It is made under a name that nobody can foresee, never through a link, and then given its own.
+    It is made under a name that cannot be foreseen, never through a link, and then given its own.
 
     Raises:
         ConfigError: It cannot be written.

@@ -64,7 +64,7 @@ class EstimatesFile:
             raise ConfigError(f"estimates_file {str(path)!r} cannot be read: {error.strerror}") from error
 
     def _set_aside(self, fault: ConfigError) -> None:
-        """Give the file another name, so that what is learned anew has its place."""
+        """Give the file another name, so that what is learned from now on has its place."""
         names = (self.path.with_name(f"{self.path.name}.broken{number}") for number in ("", *range(2, MANY_BROKEN)))
         aside = next((name for name in names if not os.path.lexists(name)), None)
         if aside is None:
@@ -99,7 +99,7 @@ class EstimatesFile:
             self._background.submit(asyncio.to_thread(self.save))  # the loop has other work than to wait for a disk
 
     def save(self) -> None:
-        """Write what is new; a disk that refuses is told of once, and disturbs nothing."""
+        """Write what is new; a disk that refuses is logged once, and disturbs nothing."""
         with self._lock:
             if not self._unsaved:
                 return

@@ -1,7 +1,7 @@
 """What lies ahead of a run: a graph's structure (``GraphStructure``) with what was learned of it (``Estimates``).
 
 Structure says what may follow, experience how likely each is. A choice of which nothing was seen yet is taken to fall
-on all its targets alike; this guess weighs as much as one turn seen. Figures are computed anew only after enough was
+on all its targets alike; this guess weighs as much as one turn seen. Figures are computed again only after enough was
 learned, so that asking costs a look into a table.
 """
 
@@ -19,7 +19,7 @@ from orla_lg.core.lookahead.longest_path import longest_paths
 from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure, around, end_of, is_terminal, start_of
 
 PATIENCE = 0.1
-"""Figures are computed anew when this share more was learned, ..."""
+"""Figures are computed again when this share more was learned, ..."""
 
 MAX_PATIENCE = 10
 """... but after so many lessons for each stage at the latest, because the means follow in some fifty."""
@@ -70,12 +70,12 @@ class _Figures:
 
     @cached_property
     def service_paths(self) -> Mapping[str, float]:
-        """The longest paths by service alone; computed when somebody asks."""
+        """The longest paths by service alone; computed when first asked for."""
         return longest_paths(self.service_s, self.chances)
 
 
 class Forecast:
-    """Looks ahead in one graph. Any thread may ask."""
+    """What lies ahead in one graph; any thread may ask."""
 
     def __init__(self, graph: str, structure: GraphStructure, homes: Mapping[str, str], estimates: Estimates) -> None:
         self.graph = graph
@@ -174,7 +174,7 @@ class Forecast:
     def _figures(self) -> _Figures:
         seen = self._estimates.lessons(self.graph)
         if seen >= self._due:
-            self._now = self._compute()  # replaced whole: who asks meanwhile sees the old figures
+            self._now = self._compute()  # replaced whole: other threads see the old figures meanwhile
             self._due = seen + 1 + min(int(seen * PATIENCE), MAX_PATIENCE * len(self._now.chances))
         return self._now
 

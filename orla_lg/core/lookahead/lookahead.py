@@ -1,4 +1,4 @@
-"""What to expect of runs: each is followed through its graph, those that end teach, the others are told from that.
+"""What to expect of runs: each is followed through its graph, the estimates learn from those that end.
 
 It joins ``Estimates`` (what was learned), a ``RunTrace`` for each run (what it did so far) and a ``Forecast``
 for each graph (what lies ahead).

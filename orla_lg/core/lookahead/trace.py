@@ -1,7 +1,7 @@
-"""The way one run really takes through its graph: which stage followed which, and what each visit took.
+"""The path that one run really takes through its graph: which stage followed which, and what each visit took.
 
-LangGraph works in steps: all nodes of a step run side by side, and the next step's start when all have ended. So who
-follows whom is read from two steps in a row. Where several stages ran before, the structure says which of them may
+LangGraph works in steps: all nodes of a step run side by side, and the next step's start when all have ended. So two
+steps in a row show which stage followed which. Where several stages ran before, the structure says which of them may
 lead to the one that starts; if it allows none (the code chose freely), it followed all of them.
 """
 
@@ -92,8 +92,8 @@ class RunTrace:
 
         Args:
             namespace: Its checkpoint namespace, with ids.
-            step: LangGraph's; ``None`` where steps are not told apart (tasks of an entrypoint): those that run
-                side by side are then one step.
+            step: LangGraph's; ``None`` where there are none (tasks of an entrypoint): those that run side by side are
+                then one step.
             now: Monotonic seconds.
         """
         self._events.append((_ENTERED, namespace, step, now))

@@ -1,9 +1,9 @@
-"""The memory manager's words: what happens to a workflow's cache, and what may be asked for.
+"""What happens to a workflow's cache, and what the memory manager may be asked for.
 
 Things happen (``CacheEvent``), a policy says what should be done about them (``CacheAction``), the engine's adapter
-does it and says what came of it (``Effect``), and ``cached_tokens`` of the workflow's next call are the only witness.
+does it and says what came of it (``Effect``), and ``cached_tokens`` of the workflow's next call verify that.
 Keeping is doing nothing. A workflow's flush is never widened to a flush of everything. Policies are in
-``memory_policies``, what we believe of an engine in ``ledger``, who brings them together in ``manager``.
+``policies``, what an engine is believed to hold in ``core.cache``, and ``manager`` joins them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EventKind(StrEnum):
     SWITCHED = "switched"
     """The workflow has no more calls on ``backend`` and now calls another one."""
     PRESSURE = "pressure"
-    """``needs_tokens`` more than ``backend`` holds are wanted there; ``holdings`` says by whom it is held now."""
+    """``needs_tokens`` more than ``backend`` holds are wanted there; ``holdings``: what workflows hold now."""
     INTERRUPTED = "interrupted"
     RESUMED = "resumed"
     """A run starts on a thread that was idle or interrupted."""
@@ -136,11 +136,11 @@ class Verb(StrEnum):
     """What may be asked for; the later, the stronger: of two for the same cache the stronger one counts."""
 
     WARM = "warm"
-    """What is certain of the workflow's next prompt is prefilled, if that costs nobody anything."""
+    """What is certain of the workflow's next prompt is prefilled, if that costs other calls nothing."""
     PIN = "pin"
     """The contents stay, for ``ttl_s`` seconds at most."""
     RELEASE = "release"
-    """Others may take the place; the contents stay until they do."""
+    """Other workflows may take the slot or blocks; the contents stay until they do."""
     FLUSH = "flush"
     """The contents go."""
     SAVE = "save"

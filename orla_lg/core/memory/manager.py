@@ -1,7 +1,7 @@
-"""The memory manager: hears what happens to workflows, asks the policy, and has its orders carried out.
+"""The memory manager: asks the policy about what happens to workflows, and has its orders carried out.
 
-It adds what the policy needs to know and nobody else does: when who waits now usually calls again (``returns``). What
-the policy wants done later is done later, unless the workflow calls before.
+It adds when a workflow that waits now usually calls again (``returns``). What the policy wants done later is done
+later, unless the workflow calls before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
 """What a thread waits for after such an event."""
 
 UNLIKELY = 0.2
-"""Who comes back less often than this is not waited for."""
+"""A workflow that comes back less often than this is not waited for."""
 
 
 IN_ITS_PLACE = ReleaseOnly()
@@ -37,10 +37,10 @@ class MemoryManager:
 
     Args:
         policy: Decides.
-        desks: The backends; may still be filled when this is made.
+        schedulers: Those of the backends; may still be filled when this is made.
         background: For what is done later.
         clock: Monotonic seconds.
-        book: Who comes back when, if the desks ask the same one; else one of its own.
+        book: When workflows come back, if the schedulers ask the same one; else one of its own.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class MemoryManager:
                     scheduler.forget(event.workflow)
 
     def _decided(self, event: CacheEvent) -> Sequence[CacheAction]:
-        """Ask the policy; where it fails, places are given back at boundaries and nothing else is done."""
+        """Ask the policy; where it fails, slots are released at boundaries and nothing else is done."""
         try:
             return [_checked(action) for action in self._policy.decide(event)]
         except Exception:  # a policy is its user's code; its fault must not end a call, nor hold a place for ever
             if event.kind not in self._failed:
                 self._failed.add(event.kind)
                 log.exception(
-                    "memory policy %r failed on %s; this is said once. Places are given back at the ends of runs all "
+                    "memory policy %r failed on %s; this is logged once. Slots are released at the ends of runs all "
                     "the same, and what is cached stays until the engine needs the room", self.policy, event.kind,
                 )  # fmt: skip
             return IN_ITS_PLACE.decide(event)
@@ -128,10 +128,10 @@ class MemoryManager:
             ]
             return replace(event, holdings=held)
         if (reason := ON_THREAD.get(event.kind)) is not None:
-            said = self.returns.waits(workflow, reason, now)  # first: whoever is turned to is weighed at once
+            said = self.returns.waits(workflow, reason, now)  # first: the turn makes schedulers ask for its chance
             self._turned(workflow, returns.ON_THREAD[reason])
             return replace(event, returns=said)
-        if event.kind is EventKind.RESUMED:  # else what is warmed now would be saved, as of who waits for a human
+        if event.kind is EventKind.RESUMED:  # else what is warmed now would be saved, as if it waited for a human
             self._turned(workflow, Doing.TOOL)
             for scheduler in self._schedulers.values():
                 scheduler.returned(workflow)
@@ -152,7 +152,7 @@ class MemoryManager:
     def keep_s(self, call: Call) -> float | None:
         """Return for how long the cache of a call's workflow should be kept after it; ``None``: not known."""
         if call.identity.run is None:
-            return 0.0  # outside any run nothing follows, as far as anybody knows
+            return 0.0  # outside any run nothing is known to follow
         usual = self.returns.usual(returns.after_stage(call.standing.graph, call.identity.stage))
         return 0.0 if usual.chance < UNLIKELY else usual.late_s
 
@@ -195,7 +195,7 @@ class MemoryManager:
 
 
 def _checked(action: CacheAction) -> CacheAction:
-    """Return what a policy said, if it is an action."""
+    """Return what a policy decided, if it is an action."""
     if not isinstance(action, CacheAction):
         raise TypeError(f"decide(event) returns CacheActions, as a list; in it was {action!r}")
     return action

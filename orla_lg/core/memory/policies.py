@@ -2,7 +2,7 @@
 
 The rules are those of the Orla paper (section 2.2, Memory manager): preserve while a context grows by small
 increments, flush at a workflow's boundaries, flush under pressure. Two are ours: what waits for a tool is pinned for
-as long as such tools take, and a thread whose run ended is demoted, not flushed, since its user may write again.
+as long as such tools take, and a thread is demoted when its run ended, not flushed, since its user may write again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALL_KINDS = frozenset(EventKind)
 
 
 def rules_for(policy: MemoryPolicy, kind: EventKind) -> list[MemoryPolicy]:
-    """Return the rules of a policy that may do something about such events: all but those whose class says no."""
+    """Return the rules of a policy that may act on such events: all but those of classes that exclude them."""
     if type(policy) is Joined:
         return [rule for each in policy.policies for rule in rules_for(each, kind)]
     heeds = vars(type(policy)).get("KINDS", ALL_KINDS)  # not inherited: a derived class may heed others
@@ -108,7 +108,7 @@ class PreserveIncrements:
 
 @dataclass(frozen=True, slots=True)
 class DemoteInterrupted:
-    """Release what waits for a human, after a while: most who answer at once should find everything warm."""
+    """Release what waits for a human, after a while: an answer that comes at once should find everything warm."""
 
     after_s: float = 20.0
     KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.INTERRUPTED})
@@ -123,7 +123,7 @@ class DemoteInterrupted:
 class FlushUnderPressure:
     """When a backend is full, let go of what loses least: chance of reuse times tokens to compute again.
 
-    What nobody runs on goes before what somebody does. It is demoted, which on an engine that evicts by need is as
+    What no open run uses goes before what one does. It is demoted, which on an engine that evicts by need is as
     good as a flush and costs nothing if the need passes.
     """
 

@@ -1,13 +1,14 @@
-"""When who waits calls again: learned from how long workflows stayed away, and how many never came back.
+"""When a workflow that waits calls again: learned from how long workflows stayed away, and how many never came back.
 
 What a workflow waits for is known by its stage and, once one was started, by its tool's name; on a thread it waits
-for a human. For each such *reason* a histogram of doubling times counts who came back after how long, and who never
-did. From it follow the usual time, the time in which nine in ten are back, and the chance that somebody still comes
-who has waited so long already: what is counted longer than that, over all that are and those who never came.
+for a human. For each such *reason* a histogram of doubling times counts how many came back after how long, and how
+many never did. From it follow the usual time, the time in which nine in ten are back, and the chance that a workflow
+still comes that has waited so long already: what is counted longer than that, over all that are and those that never
+came.
 
 Where nothing was counted yet a fixed guess holds, the *prior*: by the kind of wait, and halved from time to time. It
-weighs as much as one or two waits that were seen, so a few are enough to outweigh it; and it holds again for who has
-waited longer than everybody before him. All that weighs a cache asks here: memory policies, slots, saved files.
+weighs as much as one or two waits that were seen, so a few are enough to outweigh it; and it holds again for a wait
+longer than all before it. All that values a cache asks here: memory policies, slots, saved files.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ CHANCE: Mapping[Doing | None, float] = {
     Doing.IDLE: 0.3,
     None: 0.0,
 }
-"""The prior of a wait that begins; ``None`` is a call outside any run, which nobody can repeat."""
+"""The prior of a wait that begins; ``None`` is a call outside any run, which is not repeated."""
 
 HALVES_AFTER_S: Mapping[Doing | None, float] = {Doing.TOOL: 600.0, Doing.HUMAN: 86_400.0, Doing.IDLE: 7200.0}
-"""Whoever stayed away for so long is half as likely to come back."""
+"""A workflow that stayed away for so long is half as likely to come back."""
 
 PRIOR_WAITS = 1.25
 """How many waits that were seen the prior weighs."""
@@ -50,14 +51,14 @@ FADE_AT = 64.0
 
 
 def prior(doing: Doing | None, waited_s: float) -> float:
-    """Return the chance that somebody calls again of whom nothing is known but what he does, and for how long."""
+    """Return the chance that a workflow calls again of which only what it does is known, and for how long."""
     half_s = HALVES_AFTER_S.get(doing)
     return CHANCE[doing] * (1.0 if half_s is None else 0.5 ** (max(0.0, waited_s) / half_s))
 
 
 @dataclass(eq=False, slots=True)
 class _Reason:
-    """How long those who waited for the same stayed away."""
+    """How long workflows stayed away that waited for the same."""
 
     doing: Doing
     """The kind of wait."""
@@ -67,7 +68,7 @@ class _Reason:
     """What is known of waits that begin, until something is learned: it is asked for at every call."""
 
     def learn(self, seconds: float | None) -> None:
-        """Count a wait of so many seconds; ``None``: nobody came."""
+        """Count a wait of so many seconds; ``None``: it never ended."""
         self.beginning = None
         if seconds is None:
             self.never += 1
@@ -90,7 +91,7 @@ class _Reason:
         return self.beginning
 
     def chance(self, waited_s: float) -> float:
-        """Return the chance that somebody still comes who has waited so long."""
+        """Return the chance that a workflow still comes that has waited so long."""
         come = sum(self.counts[_bucket(waited_s) :])
         return (come + PRIOR_WAITS * prior(self.doing, waited_s)) / (come + self.never + PRIOR_WAITS)
 
@@ -124,7 +125,7 @@ class _Away:
     reason: str
     since_s: float
     tools: dict[str, _Use] = field(default_factory=dict)
-    """By reason; whichever was started last is last."""
+    """By reason; the one started last is last."""
 
     def newest(self) -> tuple[str, float]:
         """Return what the workflow waits for, as precisely as that is known, and since when."""
@@ -135,11 +136,11 @@ class _Away:
 
 
 class ReturnBook:
-    """Who is away, since when and why. Any thread may call, under a backend's lock too; every method is short."""
+    """Which workflows are away, since when and why. Any thread may call, under a backend's lock too."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        """Innermost: whoever holds it waits for no other."""
+        """Innermost: no other lock is taken under it."""
         self._reasons = BoundedDict[str, _Reason](KEEP_REASONS)
         self._away = BoundedDict[str, _Away](KEEP_AWAY)
 
@@ -257,7 +258,7 @@ def of_tool(name: str) -> str:
 
 
 HUMAN, IDLE = "human", "idle"
-"""The reasons of interrupted threads, and of those whose run ended."""
+"""The reasons of interrupted threads, and of threads after their run."""
 
 ON_THREAD: Mapping[str, Doing] = {HUMAN: Doing.HUMAN, IDLE: Doing.IDLE}
 """What a thread does that waits for these; for whatever else waits, a run is open."""

@@ -48,7 +48,7 @@ class WarmUp:
 
 
 class SkipReason(StrEnum):
-    """Why what a policy wished was not warmed."""
+    """Why what a policy requested was not warmed."""
 
     ENGINE = "engine"
     """It cannot, did not say that it can, or is any server that speaks OpenAI's API: it may be paid by the token."""
@@ -62,7 +62,7 @@ class SkipReason(StrEnum):
     THERE = "there"
     """All but a little of it is believed to be in the cache."""
     BUSY = "busy"
-    """Somebody waits, or too much is in flight; it is looked at again when a call ends."""
+    """Calls wait, or too much is in flight; it is looked at again when a call ends."""
     LATE = "late"
     """The call was to be there by now."""
     NOT_WORTH = "not_worth"
@@ -102,7 +102,7 @@ def is_worth(stakes: PrefetchBargain) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class WarmStatistics:
-    """A backend's warm-ups at one moment. ``warmed_tokens`` = used + wasted + those whose call did not come yet."""
+    """A backend's warm-ups at one moment. ``warmed_tokens`` = used + wasted + those still waiting for their call."""
 
     started: int = 0
     done: int = 0
@@ -111,7 +111,7 @@ class WarmStatistics:
     failed: int = 0
     """The engine would not, or broke off."""
     refused: dict[str, int] = field(default_factory=dict)
-    """By reason (``SkipReason``), how often what a policy wished was not begun."""
+    """By reason (``SkipReason``), how often what a policy requested was not begun."""
     warmed_tokens: int = 0
     """Computed by those that were done, and by those given up as far as their calls found it."""
     used_tokens: int = 0
@@ -159,7 +159,7 @@ class PrefetchBook:
         self._warmed += owed.computed_tokens
         waiting = self._owed.setdefault(workflow, {})
         before = waiting.get(prefix)
-        if before is not None:  # evicted since, or a part of this one: the call will tell
+        if before is not None:  # evicted since, or a part of this one: the call will show
             computed = before.computed_tokens if before.done else before.used_by(owed.had_tokens)
             self._warmed += 0 if before.done else computed
             owed = Prefetched(before.had_tokens, computed + owed.computed_tokens)

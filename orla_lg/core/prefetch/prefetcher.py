@@ -1,7 +1,7 @@
 """Warm-ups: what is certain of a workflow's next prompt is prefilled before its call comes.
 
-What a policy wishes (``Verb.WARM``) is looked at on the background loop: what of the prompt is not in the cache,
-whether the engine has room, whether it is worth it (``weighing``). What must wait for room is looked at again when a
+What a policy requests (``Verb.WARM``) is looked at on the background loop: what of the prompt is not in the cache,
+whether the engine has room, whether it is worth it (``value``). What must wait for room is looked at again when a
 call ends. One warm-up runs at a time, since prefills beside each other take as long as one after the other. It is
 what its workflow's call would be, in the same slot or session and with the same fields, and the least urgent of all
 on engines that heed that.
@@ -36,11 +36,11 @@ from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, Prefe
 from orla_lg.core.queues import Queued
 from orla_lg.errors import OrlaClosed
 
-KEEP_WISHES = 256
+KEEP_REQUESTS = 256
 """For one backend, the newest."""
 
 LOOK_AT = 8
-"""When there is room, so many wishes are looked at, the newest first."""
+"""When there is room, so many requests are looked at, the newest first."""
 
 PRIORITY = -1_000_000.0
 """The least urgent of all, on engines that heed it; adapters bound it to what theirs takes."""
@@ -53,7 +53,7 @@ LIMIT_S = 300.0
 class Prefill:
     """A warm-up under way: it holds the place in the cache that its workflow's call would have."""
 
-    wish: PrefetchRequest
+    request: PrefetchRequest
     prompt: Prompt
     cache: EngineCache
     lease: PrefetchLease
@@ -64,14 +64,14 @@ class Prefill:
 
 
 class Prefetcher:
-    """One backend's warm-ups. Part of a desk (``core.desk``) and, where nothing else is said, under its lock.
+    """One backend's warm-ups. Part of its scheduler and, unless noted otherwise, under the scheduler's lock.
 
     Args:
-        desk: Its backend's.
+        scheduler: Its backend's.
         background: Where warm-ups run.
         clock: Monotonic seconds.
         settings: What they may take; ``None``: there are none, and no prompt is kept.
-        told: Called, outside the lock, when there is news of orders.
+        announce: Called, outside the lock, when there is news of orders.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Prefetcher:
         background: Background,
         clock: Callable[[], float],
         settings: WarmUp | None,
-        told: Callable[[], None],
+        announce: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.running: Prefill | None = None
         self.book = PrefetchBook()
-        self.weighing = PrefetchValue(scheduler, clock, settings or WarmUp(), self.book)
+        self.value = PrefetchValue(scheduler, clock, settings or WarmUp(), self.book)
         self.prompts = PromptBook(0 if settings is None else settings.keep_chars)
         self._scheduler = scheduler
         self._adapter = scheduler.adapter if isinstance(scheduler.adapter, Warmable) else None
@@ -98,8 +98,8 @@ class Prefetcher:
         """Whether anything is ever warmed on this backend; if not, no prompt is kept."""
         self._background = background
         self._clock = clock
-        self._told = told
-        self._wishes = BoundedDict[tuple[str, tuple[str, str] | None], PrefetchRequest](KEEP_WISHES)
+        self._announce = announce
+        self._requests = BoundedDict[tuple[str, tuple[str, str] | None], PrefetchRequest](KEEP_REQUESTS)
         self._counter = 0
         self._again_at_s = -inf
 
@@ -122,7 +122,7 @@ class Prefetcher:
         call = queued.call
         if not (reached and self.able):
             return
-        self.weighing.heard_s = self._clock()
+        self.value.heard_s = self._clock()
         cached_tokens = None if usage is None else usage.cached_tokens
         self.book.called(call.identity.workflow, call.ask.prefix, cached_tokens)
         if queued.prompt is not None and followed:
@@ -131,25 +131,25 @@ class Prefetcher:
             self.prompts.last.put(call.identity.workflow, prompt)
 
     def make_way(self, call: Call) -> None:
-        """Drop what was wished for a call that enters; give up what it was to find, or what leaves it no room."""
+        """Drop what was requested for a call that enters; give up what it was to find, or what leaves it no room."""
         if not self.able:
             return
         workflow, under_way = call.identity.workflow, self.running
         late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
-        for key in late if len(self._wishes) else ():
-            self._wishes.pop(key)
+        for key in late if len(self._requests) else ():
+            self._requests.pop(key)
         if under_way is None:
             return
-        ours = (under_way.wish.workflow, under_way.wish.stage) in late
-        if ours or not self.weighing.has_room(entering=1):
+        ours = (under_way.request.workflow, under_way.request.stage) in late
+        if ours or not self.value.has_room(entering=1):
             self.give_up(again=not ours)
 
     def dismiss(self, workflow: str) -> None:
-        """Drop and give up what was wished for a workflow whose cache may go."""
-        if len(self._wishes):
-            for key in [key for key in self._wishes if key[0] == workflow]:
-                self._wishes.pop(key)
-        if self.running is not None and self.running.wish.workflow == workflow:
+        """Drop and give up what was requested for a workflow when its cache may go."""
+        if len(self._requests):
+            for key in [key for key in self._requests if key[0] == workflow]:
+                self._requests.pop(key)
+        if self.running is not None and self.running.request.workflow == workflow:
             self.give_up(again=False)
 
     def forget(self, workflow: str) -> None:
@@ -159,7 +159,7 @@ class Prefetcher:
             self.prompts.last.take(workflow)
             self.book.forget(workflow)
 
-    # Wishes
+    # Requests
 
     def wish(self, action: CacheAction) -> None:
         """Have what a policy wants warmed, as soon as there is room; takes the lock itself."""
@@ -174,48 +174,50 @@ class Prefetcher:
                 if stage is None:  # of most stages nothing is certain
                     self.book.refused[SkipReason.UNKNOWN] += 1
                 return
-            needless = None if stage is None else self.weighing.needless(action.workflow, prompt)
+            needless = None if stage is None else self.value.needless(action.workflow, prompt)
             if needless is not None:  # as mostly, at every call
                 self.book.refused[needless] += 1
                 return
-            self._wishes.set((action.workflow, stage), PrefetchRequest(action.workflow, stage, action.chance, due_s))
+            self._requests.set(
+                (action.workflow, stage), PrefetchRequest(action.workflow, stage, action.chance, due_s)
+            )
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Look at what is wished, off the way of whoever calls this; with or without the lock."""
-        if len(self._wishes) and self.running is None:
+        """Look at what is requested, off the caller's path; with or without the lock."""
+        if len(self._requests) and self.running is None:
             self._background.call_later(0.0, self._look)
 
     def _look(self) -> None:
-        """Begin the newest wish that may be begun; takes the lock itself."""
+        """Begin the newest request that may be begun; takes the lock itself."""
         health = self._scheduler.health
         health.connect()  # an engine not heard of for long is asked whether it is still the same
         load = None if self._scheduler.load is None else self._scheduler.load.wanted(health.probe)
         with self._scheduler.lock:
             if self.running is not None:
                 return
-            for wish in self._wishes.values()[: -LOOK_AT - 1 : -1]:
-                prompt = self._prompt(wish.workflow, wish.stage)
-                refused = SkipReason.UNKNOWN if prompt is None else self.weighing.why_not(wish, prompt, load)
+            for request in self._requests.values()[: -LOOK_AT - 1 : -1]:
+                prompt = self._prompt(request.workflow, request.stage)
+                refused = SkipReason.UNKNOWN if prompt is None else self.value.why_not(request, prompt, load)
                 if prompt is not None and refused is None:
-                    self._begin(wish, prompt)
+                    self._begin(request, prompt)
                     return
                 assert refused is not None
                 if not self._may_change(refused):
                     self.book.refused[refused] += 1
-                    self._wishes.pop((wish.workflow, wish.stage))
+                    self._requests.pop((request.workflow, request.stage))
             self._look_again()
 
     def _look_again(self) -> None:
-        """Look again when the first slot may be taken that is held by somebody who is away."""
+        """Look again when the first slot may be taken that a workflow holds while it is away."""
         now = self._clock()
-        at_s = self._scheduler.cache.next_expiry_s(now) if len(self._wishes) else inf
+        at_s = self._scheduler.cache.next_expiry_s(now) if len(self._requests) else inf
         if now < at_s < inf and not now < self._again_at_s <= at_s:
             self._again_at_s = at_s
             self._background.call_later(at_s - now, self._look)
 
     def _may_change(self, refused: SkipReason) -> bool:
-        """Whether to look again later, rather than to drop a wish."""
+        """Whether to look again later, rather than to drop a request."""
         return refused is SkipReason.BUSY or (
             refused in (SkipReason.THERE, SkipReason.UNWELL) and self._scheduler.health.asking
         )
@@ -227,12 +229,12 @@ class Prefetcher:
 
     # Doing it
 
-    def _begin(self, wish: PrefetchRequest, prompt: Prompt) -> None:
-        missing = self.weighing.missing(wish.workflow, prompt)
+    def _begin(self, request: PrefetchRequest, prompt: Prompt) -> None:
+        missing = self.value.missing(request.workflow, prompt)
         cache = self._scheduler.cache
-        lease = cache.acquire_prefetch(wish.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
-        under_way = self.running = Prefill(wish, prompt, cache, lease, missing_tokens=missing)
-        self._wishes.pop((wish.workflow, wish.stage))
+        lease = cache.acquire_prefetch(request.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
+        under_way = self.running = Prefill(request, prompt, cache, lease, missing_tokens=missing)
+        self._requests.pop((request.workflow, request.stage))
         self.book.started += 1
         try:
             under_way.task = self._background.submit(self._prefill(under_way, self._body(under_way)))
@@ -245,12 +247,12 @@ class Prefetcher:
         self._counter += 1
         told = Directions(
             call_id=f"{prompt.call_id}.warm{self._counter}",
-            workflow=under_way.wish.workflow,
+            workflow=under_way.request.workflow,
             stage=prompt.stage,
             priority=PRIORITY,
             slot=lease.slot,
             fresh=lease.fresh,
-            cache_salt=self._scheduler.isolation.salt(tenant_of(under_way.wish.workflow)),
+            cache_salt=self._scheduler.isolation.salt(tenant_of(under_way.request.workflow)),
         )
         return with_fields(prompt.body, self._scheduler.adapter.request_fields(prompt.ask, told))
 
@@ -268,8 +270,8 @@ class Prefetcher:
             self._ended(under_way, said)
 
     def _ended(self, under_way: Prefill, said: Warmed) -> None:
-        """Believe what the engine says it did; takes the lock itself."""
-        wish, prompt = under_way.wish, under_way.prompt
+        """Record what the engine did, as it says; takes the lock itself."""
+        request, prompt = under_way.request, under_way.prompt
         with self._scheduler.lock:
             if self.running is not under_way:  # given up meanwhile
                 return
@@ -278,38 +280,38 @@ class Prefetcher:
                 under_way.lease, said.usage.prompt_tokens or prompt.tokens if warmed else 0
             )
             orders = self._scheduler.orders
-            orders.note(Order(Verb.WARM, said.effect), orders.trails.get(wish.workflow) if warmed else None)
+            orders.note(Order(Verb.WARM, said.effect), orders.trails.get(request.workflow) if warmed else None)
             if warmed:
-                self._count(wish, prompt, said.usage)
+                self._count(request, prompt, said.usage)
             else:
                 self.book.failed += 1
-                if wish.stage is not None:
-                    self.prompts.unfit(wish.stage, prompt.ask.scope)
-        self._told()
+                if request.stage is not None:
+                    self.prompts.unfit(request.stage, prompt.ask.scope)
+        self._announce()
         self._scheduler.warmed()
 
-    def _count(self, wish: PrefetchRequest, prompt: Prompt, usage: Usage) -> None:
+    def _count(self, request: PrefetchRequest, prompt: Prompt, usage: Usage) -> None:
         had = usage.cached_tokens or 0
         owed = Prefetched(had, max(0, usage.prompt_tokens - had))
-        self.book.warmed(wish.workflow, prompt.ask.prefix, owed)
+        self.book.warmed(request.workflow, prompt.ask.prefix, owed)
         self.book.cost_usd += price(usage, self._scheduler.backend.cost) or 0.0
-        self.weighing.heard_s = self._clock()
+        self.value.heard_s = self._clock()
 
     def give_up(self, *, again: bool = True) -> bool:
         """End the warm-up under way, on the engine too; returns whether there was one.
 
         Args:
-            again: Whether to begin it anew when there is room.
+            again: Whether to begin it again when there is room.
         """
         if (under_way := self.running) is None:
             return False
         self.running = None
         under_way.cache.release_prefetch(under_way.lease, 0)
-        self.book.gave_up(under_way.wish.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
+        self.book.gave_up(under_way.request.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
         if again:
-            self._wishes.set((under_way.wish.workflow, under_way.wish.stage), under_way.wish)
+            self._requests.set((under_way.request.workflow, under_way.request.stage), under_way.request)
         if under_way.task is not None:
-            # Not from here: whoever waits for the task may be told at once, and we hold the lock.
+            # Not from here: callbacks of the task may run at once, and the lock is held.
             self._background.call_later(0.0, partial(_cancel, under_way.task))
         return True
 

@@ -43,7 +43,7 @@ class Prompt:
     """A request as far as it shapes what the engine prefills."""
 
     call_id: str
-    """Whose it was."""
+    """Of the call that sent it."""
     graph: str
     stage: str
     ask: Ask = field(repr=False)
@@ -77,10 +77,10 @@ def prompt_of(call: Call, body: Mapping[str, Any]) -> Prompt:
     """Return what shapes the prompt of a request.
 
     Args:
-        call: Whose.
-        body: As it goes to the engine, but without what is decided anew for each call (slot, session, priority).
+        call: The call that sends it.
+        body: As it goes to the engine, but without what is decided for each call (slot, session, priority).
     """
-    messages = list(body.get("messages") or ())  # the caller may go on with his list
+    messages = list(body.get("messages") or ())  # the caller may go on with its list
     kept = {name: value for name, value in body.items() if name not in _ANSWER_ONLY} | {"messages": messages}
     chars = _chars(kept)
     return Prompt(call.id, call.standing.graph, call.identity.stage, call.ask, kept, chars, chars // CHARS_PER_TOKEN)
@@ -120,7 +120,7 @@ class PromptStore(Generic[K]):
         return self._prompts.get(key)
 
     def take(self, key: K) -> None:
-        """Keep it no longer."""
+        """Drop what is kept for a key."""
         if (gone := self._prompts.pop(key, None)) is not None:
             self.chars -= gone.chars
 

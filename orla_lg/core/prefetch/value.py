@@ -31,7 +31,7 @@ class PrefetchRequest:
 
     workflow: str
     stage: tuple[str, str] | None
-    """Graph and stage whose beginning it is about; ``None``: the workflow's own last prompt."""
+    """Graph and stage that it is the beginning of; ``None``: the workflow's own last prompt."""
     chance: float
     due_s: float
     """When (monotonic) the call is expected; ``inf``: not known."""
@@ -96,10 +96,10 @@ class PrefetchedEngine(Protocol):
 
 
 class PrefetchValue:
-    """Weighs what is wished of one backend. Under its desk's lock.
+    """Whether prefetches on one backend are worth it. Under its scheduler's lock.
 
     Args:
-        desk: The backend's.
+        scheduler: The backend's.
         clock: Monotonic seconds.
         settings: What warm-ups may take.
         book: Which workflows were warmed and did not call yet: their cache is spared.
@@ -115,7 +115,7 @@ class PrefetchValue:
         self._clock = clock
         self._settings = settings
 
-    def why_not(self, wish: PrefetchRequest, prompt: Prompt, load: EngineStats | None) -> SkipReason | None:
+    def why_not(self, request: PrefetchRequest, prompt: Prompt, load: EngineStats | None) -> SkipReason | None:
         """Return what speaks against a warm-up now; ``None``: nothing does."""
         scheduler = self._scheduler
         if (
@@ -124,30 +124,30 @@ class PrefetchValue:
             or scheduler.queue.paused
         ):
             return SkipReason.UNWELL
-        if wish.due_s <= self._clock():
+        if request.due_s <= self._clock():
             return SkipReason.LATE
         if not self.has_room() or _is_full(load):
             return SkipReason.BUSY
-        if (needless := self.needless(wish.workflow, prompt)) is not None:
+        if (needless := self.needless(request.workflow, prompt)) is not None:
             return needless
-        missing = self.missing(wish.workflow, prompt)
+        missing = self.missing(request.workflow, prompt)
         evicts = scheduler.cache.evicts(
-            wish.workflow, prompt.ask, prompt.tokens, missing, self._clock(), self._book.owes
+            request.workflow, prompt.ask, prompt.tokens, missing, self._clock(), self._book.owes
         )
         if evicts is None:
             return SkipReason.BUSY
         stakes = PrefetchBargain(
-            wish.chance,
+            request.chance,
             missing,
             scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
             scheduler.queue.in_flight,
             evicts,
-            wish.due_s - self._clock(),
+            request.due_s - self._clock(),
         )
         return None if is_worth(stakes) else SkipReason.NOT_WORTH
 
     def has_room(self, entering: int = 0) -> bool:
-        """Whether a warm-up would be in nobody's way, *entering* more calls in flight."""
+        """Whether a warm-up would hold up no call, *entering* more calls in flight."""
         queue, settings = self._scheduler.queue, self._settings
         in_flight = queue.in_flight + entering
         if queue.waiting or self._scheduler.cache.prefetches_alone:

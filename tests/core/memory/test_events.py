@@ -6,9 +6,10 @@ from orla_lg.core.cache.prefix.cache import PrefixTreeCache
 from orla_lg.core.cache.slots.cache import SlotCache
 from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.verification import KEEP_ORDERS, Order, OrderBook
+from orla_lg.core.call import CacheHint
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.engine.speed import SpeedMeter
-from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, Returns, Verb
+from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Returns, Verb
 from orla_lg.core.memory.policies import (
     DemoteInterrupted,
     FlushAtBoundary,
@@ -17,8 +18,10 @@ from orla_lg.core.memory.policies import (
     Joined,
     PreserveIncrements,
     ReleaseOnly,
+    WarmNextStage,
     WarmReturns,
     memory_policy,
+    rules_for,
 )
 from orla_lg.core.queues import Queued
 from orla_lg.errors import ConfigError
@@ -43,6 +46,34 @@ def test_what_is_done_at_boundaries(policy: type, flushed: set[EventKind], relea
     verbs = {kind: [action.verb for action in policy().decide(CacheEvent(kind, "w", "b"))] for kind in K}
     assert {kind for kind, verb in verbs.items() if verb == [Verb.FLUSH]} == flushed
     assert {kind for kind, verb in verbs.items() if verb == [Verb.RELEASE]} == released
+
+
+RULES = (
+    FlushAtBoundary(), FlushPerRequest(), ReleaseOnly(), PreserveIncrements(), DemoteInterrupted(),
+    FlushUnderPressure(), WarmReturns(), WarmNextStage(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("hint", [None, "flush", "preserve", "auto"])
+def test_a_rule_does_nothing_about_events_that_it_is_not_asked_about(rule: MemoryPolicy, hint: CacheHint) -> None:
+    held = Holding("w", 100, 100, 0, Doing.TOOL, 0.0)
+    for kind in K:
+        event = CacheEvent(
+            kind, "w", "b", hint, waits=True, returns=Returns(0.9, 1.0, 4.0), prompt_tokens=100, tool="search",
+            needs_tokens=50, holdings=[held], ahead={("s", "b"): 0.9},
+        )  # fmt: skip
+        if not rules_for(rule, kind):
+            assert not rule.decide(event)
+    assert any(rules_for(rule, kind) for kind in K), "it is asked about something"
+
+
+def test_a_class_derived_from_a_rule_is_asked_about_all_events() -> None:
+    class Mine(WarmReturns):
+        pass
+
+    mine = Mine()
+    assert all(rules_for(Joined(FlushAtBoundary(), Joined(mine)), kind)[-1] is mine for kind in K)
 
 
 def test_hints_win() -> None:

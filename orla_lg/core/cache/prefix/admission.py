@@ -145,7 +145,7 @@ class Admission:
         return self._adds(call)[0]
 
     def _adds(self, call: Call) -> tuple[float, float]:
-        return self.cache.adds(call.ask, call.expected_answer_tokens, call.identity.voice)
+        return self.cache.adds(call.ask, call.expected_answer_tokens, call.identity.prompt_owner)
 
     @property
     def waiting_for_prefix(self) -> int:
@@ -191,13 +191,17 @@ class Admission:
         if call.identity.run is None:
             return 0.0  # outside any run nothing is known to follow
         learned = self._estimates.growth_tokens(call.standing.graph, call.identity.stage, call.standing.visit)
-        return UNKNOWN_GROWTH * self.cache.tokens_of(call.ask, call.identity.voice) if learned is None else learned
+        return (
+            UNKNOWN_GROWTH * self.cache.tokens_of(call.ask, call.identity.prompt_owner)
+            if learned is None
+            else learned
+        )
 
     def _is_gated(self, call: Call) -> bool:
         """Whether waiting for another call's prefill saves a prefill of its own."""
         if not self._prefilling:
             return False
-        found = self.cache.find(call.ask, call.identity.voice)
+        found = self.cache.find(call.ask, call.identity.prompt_owner)
         if sum(piece.tokens for piece in found if piece in self._awaited) < GATE_TOKENS:
             return False
         self.again_at_s = min(self.again_at_s, *(entry.open_at_s for entry in self._prefilling.values()))
@@ -213,7 +217,7 @@ class Admission:
         Returns the tokens that the engine is believed to give up for it. *found* is as for ``PrefixTree.begin``.
         """
         call = queued.call
-        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.voice, found)
+        stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.prompt_owner, found)
         gone_tokens = self._evicted()
         if self.cache.told:
             self.blocks.began(call.identity.workflow, stay)

@@ -75,7 +75,7 @@ class PrefixTreeCache:
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
         """Let a call in; returns the tokens that the engine gives up for it."""
         workflow, call = queued.call.identity.workflow, queued.call
-        found = self.tree.find(call.ask, call.identity.voice)
+        found = self.tree.find(call.ask, call.identity.prompt_owner)
         there = shared = 0.0
         if found:
             filled = [piece for piece in found if piece.filled]
@@ -100,7 +100,7 @@ class PrefixTreeCache:
 
     def expected(self, call: Call, ask: Ask) -> float:
         """Return how many tokens of a call's prompt are there, those being prefilled included."""
-        return self.tree.there_tokens(ask, call.identity.voice)
+        return self.tree.there_tokens(ask, call.identity.prompt_owner)
 
     # Workflows
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-MAX_VOICES = 1000
-"""Prompt owners with an answer after one beginning that are known; the oldest are forgotten."""
+MAX_OWNERS = 1000
+"""Known of those that a model answered after one beginning; the oldest are forgotten."""
 
 
 class EvictionBand(IntEnum):
@@ -70,15 +70,15 @@ class PrefixNode:
         """What is believed to be there."""
         return self.tokens - self.gone_tokens if self.alive else 0.0
 
-    def answer_to(self, voice: str) -> PrefixNode | None:
-        """Return the answer that a prompt owner got after it, if it is known and has no name yet."""
-        return None if self.said is None else self.said.get(voice)
+    def answer_to(self, prompt_owner: str) -> PrefixNode | None:
+        """Return what a model said to somebody after it, if that can be told and has no name yet."""
+        return None if self.said is None else self.said.get(prompt_owner)
 
-    def answered(self, voice: str, answer: PrefixNode) -> None:
+    def answered(self, prompt_owner: str, answer: PrefixNode) -> None:
         """Expect the next message in a prompt of theirs to be that answer, if it is the only one they got here."""
         said = self.said = self.said or {}
-        said[voice] = None if voice in said else answer
-        if len(said) > MAX_VOICES:
+        said[prompt_owner] = None if prompt_owner in said else answer
+        if len(said) > MAX_OWNERS:
             del said[next(iter(said))]
 
     def follows(self, other: PrefixNode) -> bool:

@@ -184,7 +184,8 @@ class References:
         """Drop a workflow's reference for good; calls of it in flight go on."""
         if (claim := self.by_workflow.get(workflow)) is not None:
             self._release(claim)
-            self._unpin(claim)
+            if claim.pinned:
+                self._unpin(claim)
             for leaf in claim.leaves.values():
                 self.cache.shelf.disown(leaf)
             claim.leaves, claim.left = {}, []
@@ -259,9 +260,10 @@ class References:
         claim.pinned, claim.pinned_until_s = [], -inf
 
     def expire(self, now: float) -> None:
-        """End the pins that have expired."""
-        for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
-            self._unpin(claim)
+        """End the pins whose time is over."""
+        if self._pinned:
+            for claim in [claim for claim in self._pinned if claim.pinned_until_s <= now]:
+                self._unpin(claim)
 
     def _alone(self, claim: Reference) -> Iterator[PrefixNode]:
         """Return the idle pieces where what only this workflow has begins."""

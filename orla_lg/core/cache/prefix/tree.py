@@ -36,8 +36,8 @@ LEARNING = 0.3
 class CacheHandle:
     """A call's pieces while it is in flight."""
 
-    voice: str
-    """The owner of the answers that the prompt may repeat."""
+    prompt_owner: str
+    """The workflow that got the answers that the prompt may repeat."""
     path: list[PrefixNode]
     """From the first message to the last."""
     answer: PrefixNode
@@ -100,27 +100,27 @@ class PrefixTree:
 
     # Looking
 
-    def find(self, ask: Ask, voice: str = "") -> list[PrefixNode]:
+    def find(self, ask: Ask, prompt_owner: str = "") -> list[PrefixNode]:
         """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
 
-        An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *voice* repeats:
-        others that asked the same may have got another answer.
+        An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *prompt_owner*
+        repeats: other workflows with the same prompt may have got another answer.
         """
         found: list[PrefixNode] = []
         pieces = self.shelf.pieces
         for index, (key, _) in enumerate(ask.pieces):
             piece = pieces.get(key)
             if piece is None:
-                said = found[-1].answer_to(voice) if found and ask.is_answer(index) else None
+                said = found[-1].answer_to(prompt_owner) if found and ask.is_answer(index) else None
                 if said is None or not said.alive:
                     break
                 piece = said
             found.append(piece)
         return found
 
-    def adds(self, ask: Ask, answer_tokens: float, voice: str = "") -> tuple[float, float]:
+    def adds(self, ask: Ask, answer_tokens: float, prompt_owner: str = "") -> tuple[float, float]:
         """Return by how much ``in_use_tokens`` and ``wanted_tokens`` would grow if the call went now."""
-        found = self.find(ask, voice)
+        found = self.find(ask, prompt_owner)
         use = want = answer_tokens
         for piece in found:
             if not piece.users:
@@ -128,31 +128,31 @@ class PrefixTree:
                 want += 0.0 if piece.claims else piece.tokens
         parent: PrefixNode | None = found[-1] if found else None
         for index in range(len(found), len(ask.pieces)):
-            lost = parent = self._lost_before(ask, index, parent, voice)
+            lost = parent = self._lost_before(ask, index, parent, prompt_owner)
             tokens = ask.pieces[index][1] * self.tokens_per_char if lost is None else lost.tokens
             use += tokens
             want += 0.0 if lost is not None and lost.claims else tokens
         return use, want
 
-    def tokens_of(self, ask: Ask, voice: str = "") -> float:
+    def tokens_of(self, ask: Ask, prompt_owner: str = "") -> float:
         """Return how long a prompt is: what is known of it as counted, the rest by its length."""
-        found = self.find(ask, voice)
+        found = self.find(ask, prompt_owner)
         return sum(piece.tokens for piece in found) + self._estimate(ask, len(found))
 
-    def there_tokens(self, ask: Ask, voice: str = "") -> float:
+    def there_tokens(self, ask: Ask, prompt_owner: str = "") -> float:
         """Return how much of a prompt would be found, what others are prefilling included."""
-        return sum(piece.there_tokens for piece in self.find(ask, voice))
+        return sum(piece.there_tokens for piece in self.find(ask, prompt_owner))
 
     def _estimate(self, ask: Ask, start: int) -> float:
         return sum(chars for _, chars in ask.pieces[start:]) * self.tokens_per_char
 
-    def _lost_before(self, ask: Ask, index: int, parent: PrefixNode | None, voice: str) -> PrefixNode | None:
-        """Return the lost piece that a message was, if it still has an owner; *parent* is that of the one before."""
+    def _lost_before(self, ask: Ask, index: int, parent: PrefixNode | None, prompt_owner: str) -> PrefixNode | None:
+        """Return the lost piece that a message was, if somebody still owns it; *parent* is that of the one before."""
         missed = self.shelf.missed
         if not missed or (index and parent is None):
             return None
         piece = missed.get(ask.pieces[index][0])
-        said = None if parent is None else parent.answer_to(voice)
+        said = None if parent is None else parent.answer_to(prompt_owner)
         if piece is None and said is not None and ask.is_answer(index):
             piece = missed.get(said.key)
         return piece if piece is not None and piece.parent is parent else None
@@ -160,10 +160,10 @@ class PrefixTree:
     # Calls
 
     def begin(
-        self, ask: Ask, answer_tokens: float, voice: str = "", found: list[PrefixNode] | None = None
+        self, ask: Ask, answer_tokens: float, prompt_owner: str = "", found: list[PrefixNode] | None = None
     ) -> CacheHandle:
         """Take a call's prompt and expected answer into use; *found* is what ``find`` returns, if that was asked."""
-        path = self.find(ask, voice) if found is None else found
+        path = self.find(ask, prompt_owner) if found is None else found
         known, used, proven = len(path), 0, 0
         believed: list[float] = []
         for piece, (key, _) in zip(path, ask.pieces, strict=False):
@@ -172,12 +172,12 @@ class PrefixTree:
             used += piece.users > 0
             proven += piece.counted
             if piece.key != key:
-                self._name(piece, key, voice)
+                self._name(piece, key, prompt_owner)
         since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
         fresh = [path[-1]] if path and path[-1].gone_tokens else []
         parent, fresh_tokens = path[-1] if path else None, 0.0
         for index in range(known, len(ask.pieces)):
-            parent = self._appear(ask, index, parent, ask.pieces[index][1] * self.tokens_per_char, voice)
+            parent = self._appear(ask, index, parent, ask.pieces[index][1] * self.tokens_per_char, prompt_owner)
             fresh.append(parent)
             path.append(parent)
         answer = PrefixNode(object(), parent, answer_tokens)
@@ -188,11 +188,13 @@ class PrefixTree:
         for piece in fresh:
             fresh_tokens += piece.tokens
         enough = min(self.in_use_tokens + self.shelf.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
-        return CacheHandle(voice, path, answer, fresh, sum(believed), enough, believed, used, proven)
+        return CacheHandle(prompt_owner, path, answer, fresh, sum(believed), enough, believed, used, proven)
 
-    def _appear(self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, voice: str) -> PrefixNode:
+    def _appear(
+        self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, prompt_owner: str
+    ) -> PrefixNode:
         """Return a message's piece, which is not there: one that was lost before, or a new one."""
-        piece = self._lost_before(ask, index, parent, voice) if self.shelf.missed else None
+        piece = self._lost_before(ask, index, parent, prompt_owner) if self.shelf.missed else None
         key = ask.pieces[index][0]
         if piece is None:
             piece = PrefixNode(key, parent, tokens)
@@ -200,22 +202,26 @@ class PrefixTree:
         else:
             piece.filled, piece.gone_tokens = False, 0.0
             self.shelf.live(piece)
-            self._name(piece, key, voice)
+            self._name(piece, key, prompt_owner)
         return piece
 
     def _used_since(self, piece: PrefixNode) -> float:
         """Return how many tokens were used since a piece was, its own included; rather too many than too few."""
         return self.in_use_tokens + (0.0 if piece.users else self.flow_tokens - piece.idle_from)
 
-    def _name(self, piece: PrefixNode, key: object, voice: str) -> None:
+    def _name(self, piece: PrefixNode, key: object, prompt_owner: str) -> None:
         """Know an answer by its place in a prompt from now on."""
         if piece.key is not key and piece.key != key:
             del self.pieces[piece.key]
             self.pieces[key] = piece
             self.shelf.missed.pop(key, None)
             piece.key = key
-            if (parent := piece.parent) is not None and parent.said is not None and parent.said.get(voice) is piece:
-                parent.said[voice] = None
+            if (
+                (parent := piece.parent) is not None
+                and parent.said is not None
+                and parent.said.get(prompt_owner) is piece
+            ):
+                parent.said[prompt_owner] = None
 
     def _use(self, piece: PrefixNode) -> None:
         if piece.users == 0:
@@ -258,7 +264,7 @@ class PrefixTree:
         answer.filled = True
         self.filled(stay)
         if stay.path:
-            stay.path[-1].answered(stay.voice, answer)
+            stay.path[-1].answered(stay.prompt_owner, answer)
         piece: PrefixNode | None = answer
         while piece is not None:  # its end first: an engine gives up the end of a prompt before its beginning
             self._unuse(piece)

@@ -50,7 +50,7 @@ class Known:
 class Flying:
     """A call in flight, in the naive model and in the real one."""
 
-    voice: str
+    prompt_owner: str
     texts: tuple[Said, ...]
     path: list[Known]
     answer: Known
@@ -76,12 +76,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # The model
 
-    def find(self, voice: str, texts: tuple[Said, ...]) -> list[Known]:
+    def find(self, prompt_owner: str, texts: tuple[Said, ...]) -> list[Known]:
         found: list[Known] = []
         for length in range(1, len(texts) + 1):
             one = self.known.get(texts[:length])
             if one is None and found and texts[length - 1][0] == "assistant":
-                one = found[-1].said.get(voice)
+                one = found[-1].said.get(prompt_owner)
             if one is None or not one.alive:
                 break
             found.append(one)
@@ -113,28 +113,28 @@ class ResidencyMachine(RuleBasedStateMachine):
     # What happens
 
     @rule(
-        voice=st.sampled_from("vw"), texts=st.lists(st.sampled_from(["a", "b" * 40]), max_size=6),
+        prompt_owner=st.sampled_from("vw"), texts=st.lists(st.sampled_from(["a", "b" * 40]), max_size=6),
         answer=st.integers(0, 30),
     )  # fmt: skip
-    def begin(self, voice: str, texts: list[str], answer: int) -> None:
-        self.ask(voice, turns(texts), answer)
+    def begin(self, prompt_owner: str, texts: list[str], answer: int) -> None:
+        self.ask(prompt_owner, turns(texts), answer)
 
     @precondition(lambda self: self.ended)
-    @rule(data=st.data(), voice=st.sampled_from("vw"), said=st.sampled_from(["yes", "no"]))
-    def answer_comes_back(self, data: st.DataObject, voice: str, said: str) -> None:
+    @rule(data=st.data(), prompt_owner=st.sampled_from("vw"), said=st.sampled_from(["yes", "no"]))
+    def answer_comes_back(self, data: st.DataObject, prompt_owner: str, said: str) -> None:
         before = data.draw(st.sampled_from(self.ended))
-        self.ask(voice, (*before.texts, ("assistant", said), ("user", "and then?")), 8)
+        self.ask(prompt_owner, (*before.texts, ("assistant", said), ("user", "and then?")), 8)
 
-    def ask(self, voice: str, texts: tuple[Said, ...], answer_tokens: float) -> None:
-        prompt, found = ask(*texts), self.find(voice, texts)
-        assert [piece.tokens for piece in self.cache.find(prompt, voice)] == [one.tokens for one in found]
+    def ask(self, prompt_owner: str, texts: tuple[Said, ...], answer_tokens: float) -> None:
+        prompt, found = ask(*texts), self.find(prompt_owner, texts)
+        assert [piece.tokens for piece in self.cache.find(prompt, prompt_owner)] == [one.tokens for one in found]
         enough = self.enough(found)
-        use, want = self.cache.adds(prompt, answer_tokens, voice)
+        use, want = self.cache.adds(prompt, answer_tokens, prompt_owner)
         used, wanted = self.cache.in_use_tokens + use, self.cache.wanted_tokens + want
-        stay = self.cache.begin(prompt, answer_tokens, voice)
+        stay = self.cache.begin(prompt, answer_tokens, prompt_owner)
         assert (self.cache.in_use_tokens, self.cache.wanted_tokens) == pytest.approx((used, wanted))
         assert stay.expected_tokens == pytest.approx(sum(one.tokens for one in found if one.filled))
-        path = self.begin_in_model(voice, texts, found)
+        path = self.begin_in_model(prompt_owner, texts, found)
         assert len(stay.fresh) == len(path) - len(found)
         if enough:
             more = answer_tokens + sum(piece.tokens for piece in stay.fresh)
@@ -142,9 +142,9 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert stay.enough_tokens <= self.cache.tokens + 1e-6
         answer = Known(answer_tokens)
         self.nameless.append(answer)
-        self.flying.append(Flying(voice, texts, path, answer, stay))
+        self.flying.append(Flying(prompt_owner, texts, path, answer, stay))
 
-    def begin_in_model(self, voice: str, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
+    def begin_in_model(self, prompt_owner: str, texts: tuple[Said, ...], found: list[Known]) -> list[Known]:
         path = list(found)
         for length in range(1, len(texts) + 1):
             if length > len(found):
@@ -152,7 +152,7 @@ class ResidencyMachine(RuleBasedStateMachine):
                 path.append(Known(PER_CHAR * len(f"{role}\n{text}")))
             elif texts[:length] not in self.known:
                 self.nameless.remove(path[length - 1])
-                path[length - 2].said[voice] = None
+                path[length - 2].said[prompt_owner] = None
             self.known[texts[:length]] = path[length - 1]
         return path
 
@@ -182,7 +182,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             one.filled = True
         if flown.path:
             last = flown.path[-1]
-            last.said[flown.voice] = None if flown.voice in last.said else flown.answer
+            last.said[flown.prompt_owner] = None if flown.prompt_owner in last.said else flown.answer
         self.land(flown)
         self.ended.append(flown)
 
@@ -300,11 +300,11 @@ def test_of_two_answers_to_one_prompt_nobody_knows_which_comes_back() -> None:
 
 def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -> None:
     cache = PrefixTree()
-    stays = {voice: cache.begin(chat("s", "u"), 10.0, voice) for voice in "vw"}
-    for voice, tokens in (("v", 50), ("w", 7)):
-        cache.end(stays[voice], None, tokens)
+    stays = {prompt_owner: cache.begin(chat("s", "u"), 10.0, prompt_owner) for prompt_owner in "vw"}
+    for prompt_owner, tokens in (("v", 50), ("w", 7)):
+        cache.end(stays[prompt_owner], None, tokens)
     grown = chat("s", "u", "what it said", "u2")
-    assert [cache.find(grown, voice)[-1].tokens for voice in "vw"] == [50, 7]
+    assert [cache.find(grown, prompt_owner)[-1].tokens for prompt_owner in "vw"] == [50, 7]
     assert len(cache.find(grown, "x")) == 2, "who never asked repeats neither"
     cache.begin(grown, 0.0, "w")
     assert cache.find(grown, "v")[2] is stays["w"].answer, "by its text, everybody finds it"
@@ -312,11 +312,11 @@ def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -
 
 
 def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "MAX_VOICES", 2)
+    monkeypatch.setattr(nodes, "MAX_OWNERS", 2)
     cache = PrefixTree()
-    for voice in "uvw":
-        cache.end(cache.begin(chat("s"), 10.0, voice), None, 5)
-    found = [len(cache.find(ask(("system", "s"), ("assistant", "a")), voice)) for voice in "uvw"]
+    for prompt_owner in "uvw":
+        cache.end(cache.begin(chat("s"), 10.0, prompt_owner), None, 5)
+    found = [len(cache.find(ask(("system", "s"), ("assistant", "a")), prompt_owner)) for prompt_owner in "uvw"]
     assert found == [1, 2, 2], "the oldest is forgotten"
 
 
