@@ -1,0 +1,1 @@
+"""The parts of ``bench/slots``: the arms' turns, and what they showed."""
