@@ -25,7 +25,7 @@ cache; the *bound* is what an infinite cache that shares every prefix leaves of 
 so that there each case computes the policy at least once.
 
 On vLLM the last two arms need the orla_lg plugin; on an engine without it they are left out, with a word. An engine
-of your own (--url, with one --engine and one --pool) must be used by nobody else: vLLM with VLLM_SERVER_DEV_MODE=1
+of your own (--url, with one --engine and one --pool) must be used by nothing else: vLLM with VLLM_SERVER_DEV_MODE=1
 and --enable-prompt-tokens-details, llama.cpp with --slot-save-path. A run that is stopped (Ctrl-C) goes on from its
 last turn when it is started again.
 """
@@ -37,20 +37,20 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.cache.arms import Arm, Turns, arms_at
-from bench.cache.engines import LLAMACPP, PLACES, ROOM, SHORT, VLLM_CPU, Engine, Place, engine_at
+from bench.cache.arms import Turns, arms_at
+from bench.cache.engines import PLACES, ROOM, SHORT, Place, options_of
 from bench.cache.results import PAGE, Figures, draw, in_order
-from bench.cache.workflows import ANSWER_TOKENS, STAGES, Ticket, tickets
-from bench.lib.calls import Turn
-from bench.lib.ending import ended
+from bench.cache.workflows import ANSWER_TOKENS, STAGES, tickets
+from bench.lib.command import ended, parser
+from bench.lib.engines import LLAMACPP, VLLM_CPU, Engine, engine_at
 from bench.lib.flags import above_zero, count
 from bench.lib.kept import Kept
-from bench.lib.machine import Others
+from bench.lib.machine import beside_others
 from bench.lib.marks import put
 from bench.lib.progress import tell
 
@@ -74,13 +74,6 @@ def kept_at(args: argparse.Namespace, place: Place) -> Path:
     return keep.with_name(f"{keep.stem}-{place.name}{keep.suffix}")
 
 
-async def beside_others(turns: Turns, url: str, arm: Arm, cases: list[Ticket], seed: int) -> Turn:
-    """Run a turn, and note what other processes take of the machine meanwhile."""
-    others = Others(url)
-    turn = await turns.turn(arm, cases, seed)
-    return replace(turn, others=others.share())
-
-
 async def measure(args: argparse.Namespace, place: Place, engine: Engine, kept: Kept) -> None:
     """Run every turn of a place that is not kept yet."""
     turns, arms, rounds = Turns(place, engine), arms_at(place, engine), rounds_at(place, args.rounds)
@@ -92,7 +85,7 @@ async def measure(args: argparse.Namespace, place: Place, engine: Engine, kept: 
                 continue
             number = f"{len(kept.turns) + 1}/{rounds * len(arms)}"
             tell(f"{place.name} {number}, {time.monotonic() - began_s:4.0f} s: {arm.name}")
-            kept.add(await beside_others(turns, engine.url, arm, cases, seed))
+            kept.add(await beside_others(engine.url, turns.turn(arm, cases, seed)))
     if turns.resets_refused:
         tell(f"{place.name}: {turns.resets_refused} resets were refused, since calls ran", last=True)
 
@@ -101,8 +94,7 @@ def measured(args: argparse.Namespace, place: Place) -> Figures:
     """Return the figures of a place, after measuring what is missing."""
     if args.again:
         return Figures(place, Kept(kept_at(args, place), {}).turns)
-    tell(f"{place.name}: starting the engine")
-    with engine_at(place, args.url) as engine:
+    with engine_at(options_of(place), args.url) as engine:
         if not engine.has_plugin:
             tell(
                 f"{place.name}: no orla_lg plugin in this vLLM; the arms that flush a workflow are left out",
@@ -117,8 +109,8 @@ def measured(args: argparse.Namespace, place: Place) -> Figures:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, engines, pools = parser.add_argument, (LLAMACPP, VLLM_CPU), (SHORT, ROOM)
+    options = parser("cache", __doc__)
+    add, engines, pools = options.add_argument, (LLAMACPP, VLLM_CPU), (SHORT, ROOM)
     add("--engine", nargs="+", default=engines, choices=engines, metavar="ENGINE", help="llamacpp, vllm (both)")
     add("--pool", nargs="+", default=pools, choices=pools, metavar="POOL", help="short, room (both)")
     add("--rounds", type=count, default=2, metavar="N", help="through all arms; where all fits, half as many (2)")
@@ -129,11 +121,9 @@ def options() -> argparse.Namespace:
         help="where turns are kept, the place added to the name (cache.json: cache-vllm-short.json …)")  # fmt: skip
     add("--again", action="store_true", help="measure nothing, take what is kept")
     add("--write", action="store_true", help="write docs/cache.md and draw docs/cache.svg")
-    args = parser.parse_args()
-    if min(args.rounds, args.cases) < 1:
-        parser.error("--rounds and --cases: at least 1")
+    args = options.parse_args()
     if args.url and (len(args.engine) != 1 or len(args.pool) != 1):
-        parser.error("--url is one engine: say which with one --engine and one --pool")
+        options.error("--url is one engine: say which with one --engine and one --pool")
     return args
 
 

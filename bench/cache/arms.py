@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
-from bench.cache.engines import LLAMACPP, SHORT, VLLM_CPU, Engine, Place
-from bench.cache.workflows import Ticket, graph_of, opening
-from bench.lib.calls import CallSeen, JobSeen, Turn
-from bench.pressure.workflows import common
-from orla_lg import Backend, Orla
+from bench.cache.engines import SHORT, Place
+from bench.cache.workflows import graph_of, opening
+from bench.lib.calls import Turn, common
+from bench.lib.client import connected, model_at, warm
+from bench.lib.engines import VLLM_CPU, Engine
+from bench.lib.workflows import Session, play
+from orla_lg import Backend
 
-WARM_TOKENS = 8
-CONNECT_PATIENCE_S = 30.0
 FORGET_PATIENCE_S = 5.0
 
 
@@ -67,50 +60,19 @@ class Turns:
         self.resets_refused = 0
         """How often the engine would not forget everything, because calls ran."""
 
-    async def turn(self, arm: Arm, cases: list[Ticket], seed: int) -> Turn:
+    async def turn(self, arm: Arm, cases: list[Session], seed: int) -> Turn:
         """Run one arm from an empty cache."""
-        shared = common([self._engine.prompt(opening(case)) for case in cases])
-        made = Turn(arm.name, seed, shared, [], [])
-        async with self._model() as model:
+        shared, engine = common([self._engine.prompt(opening(case)) for case in cases]), self._engine
+        backend = Backend("engine", engine.url, engine.model, engine=self._place.engine)
+        options = {} if arm.memory is None else {"memory": arm.memory}
+        async with model_at(engine.url, engine.model) as model:
             graph = graph_of(model, cases, self._reset if arm.resets else None)
-            with self._orla(arm) as orla:
+            with connected([backend], wrapped=arm.memory is not None, **options) as orla:
                 served = graph if orla is None else orla.wrap(graph)
-                await self._from_empty(model)
-                begin_s = time.perf_counter()
-                async with asyncio.TaskGroup() as group:
-                    for number in range(len(cases)):
-                        group.create_task(_case(served, cases, number, begin_s, made))
-        return made
-
-    def _orla(self, arm: Arm) -> Any:
-        if arm.memory is None:
-            return nullcontext()
-        engine = "llamacpp" if self._place.engine == LLAMACPP else "vllm"
-        orla = Orla([Backend("engine", self._engine.url, self._engine.model, engine=engine)], memory=arm.memory)
-        if faults := [str(fault) for fault in orla.connect(CONNECT_PATIENCE_S).values() if fault is not None]:
-            raise SystemExit("; ".join(faults))
-        return orla
-
-    async def _from_empty(self, model: ChatOpenAI) -> None:
-        for _ in range(2):  # the first calls after a pause are slower
-            await model.ainvoke("hello", max_tokens=WARM_TOKENS)
-        self._engine.empty_cache()
-
-    @asynccontextmanager
-    async def _model(self) -> AsyncIterator[ChatOpenAI]:
-        # llama.cpp breaks connections that are used again after a stream. No retries: a call that failed is no
-        # figure. Streaming shows the first token.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(limits=limits, timeout=600, trust_env=False) as http:
-            yield ChatOpenAI(
-                model=self._engine.model,
-                base_url=self._engine.url,
-                api_key=SecretStr("any"),
-                http_async_client=http,
-                max_retries=0,
-                temperature=0,
-                stream_usage=True,
-            )
+                await warm(model)
+                engine.empty_cache()
+                calls, jobs = await play(served, cases)
+        return Turn(arm.name, seed, shared, calls, jobs)
 
     async def _reset(self) -> None:
         """Have vLLM forget everything, as the paper's baseline does; it refuses while any call holds blocks."""
@@ -118,12 +80,3 @@ class Turns:
             answer = await http.post(self._engine.url.removesuffix("/v1") + "/reset_prefix_cache")
         if not (answer.is_success and answer.json().get("success") is True):
             self.resets_refused += 1
-
-
-async def _case(graph: Any, cases: list[Ticket], number: int, begin_s: float, made: Turn) -> None:
-    await asyncio.sleep(cases[number].begin_s)
-    arrived_s = time.perf_counter()
-    ended = await graph.ainvoke({"case": number, "history": [], "seen": []})
-    made.jobs.append(JobSeen(number, arrived_s - begin_s, time.perf_counter() - begin_s))
-    seen: list[CallSeen] = ended["seen"]
-    made.calls.extend(call.since(begin_s) for call in seen)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 from bench.cache.arms import AGAIN, ARMS, EVERYTHING, PER_REQUEST, PER_WORKFLOW, PLAIN
-from bench.cache.engines import BLOCK_TOKENS, LLAMACPP, PLACES, SHORT, Place
-from bench.lib.calls import Turn, bound, needed_tokens, percentile
+from bench.cache.engines import PLACES, SHORT, Place
+from bench.lib import plot
+from bench.lib.calls import Turn, bound, makespan_s, needed_tokens, recomputed, ttfts_s
+from bench.lib.figures import Rounds, percentile, spread, table
 from bench.lib.marks import DOCS
 
 PAGE, DRAWING = DOCS / "cache.md", DOCS / "cache.svg"
@@ -16,23 +17,11 @@ COLOURS = {PLAIN: "#444", AGAIN: "#999", EVERYTHING: "#e6a23c", PER_REQUEST: "#c
 COLUMNS = ("TTFT p50, s", "TTFT p95, s", "recomputed tokens", "of the bound", "makespan, s")
 
 
-def block_tokens(place: Place) -> int:
-    """Return what is cached together or not at all: on llama.cpp each token is for itself."""
-    return 1 if place.engine == LLAMACPP else BLOCK_TOKENS
-
-
-def ttfts_s(turn: Turn) -> list[float]:
-    """Return how long each call waited for its first token, from the node's call."""
-    return [call.first_s - call.called_s for call in turn.calls]
-
-
 def figures_of(turn: Turn, place: Place) -> tuple[float, ...]:
     """Return a turn's figures, in the order of ``COLUMNS``."""
-    waits_s = ttfts_s(turn)
-    fresh = sum(call.prompt_tokens - call.cached_tokens for call in turn.calls)
-    least = bound(turn.calls, turn.shared_tokens, block_tokens(place))
-    makespan_s = max(job.ended_s for job in turn.jobs) - min(job.arrived_s for job in turn.jobs)
-    return percentile(waits_s, 0.5), percentile(waits_s, 0.95), fresh, fresh / least, makespan_s
+    waits_s, fresh = ttfts_s(turn.calls), recomputed(turn.calls)
+    least = bound(turn.calls, turn.shared_tokens, place.block_tokens)
+    return percentile(waits_s, 0.5), percentile(waits_s, 0.95), fresh, fresh / least, makespan_s(turn.jobs)
 
 
 class Figures:
@@ -43,39 +32,33 @@ class Figures:
     """
 
     def __init__(self, place: Place, turns: Sequence[Turn]) -> None:
-        self.place = place
-        self.arms = [arm.name for arm in ARMS if any(turn.arm == arm.name for turn in turns)]
-        self._turns = {(turn.arm, turn.seed): turn for turn in turns}
-        seeds = sorted({turn.seed for turn in turns})
-        self.seeds = [seed for seed in seeds if all((arm, seed) in self._turns for arm in self.arms)]
+        order = [arm.name for arm in ARMS]
+        self.place, self._rounds = place, Rounds(sorted(turns, key=lambda turn: order.index(turn.arm)))
+        self.arms, self.seeds, self.turns = self._rounds.arms, self._rounds.seeds, self._rounds.of
         if not self.seeds:
             raise SystemExit(f"{place.name}: no round has been measured in every arm yet")
 
-    def turns(self, arm: str) -> list[Turn]:
-        """Return an arm's turns, a round each."""
-        return [self._turns[arm, seed] for seed in self.seeds]
-
     def column(self, arm: str, number: int) -> list[float]:
         """Return one figure of an arm for each round."""
-        return [figures_of(turn, self.place)[number] for turn in self.turns(arm)]
+        return self._rounds.column(arm, lambda turn: figures_of(turn, self.place)[number])
 
     def ratio(self, arm: str, other: str, number: int) -> float:
         """Return the median over the rounds of an arm's figure over another arm's."""
-        pairs = zip(self.column(arm, number), self.column(other, number), strict=True)
-        return median(mine / theirs for mine, theirs in pairs)
+        return self._rounds.ratio(arm, other, lambda turn: figures_of(turn, self.place)[number])
 
     def table(self) -> list[str]:
         """Return a row for each arm: medians over the rounds, with the extremes."""
-        lines = [f"| {self.place.title} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for arm in self.arms:
-            cells = [_told(self.column(arm, number), 0 if number == 2 else 2) for number in range(len(COLUMNS))]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
-        return lines
+        forms = [",.0f" if number == 2 else ",.2f" for number in range(len(COLUMNS))]
+        rows = [
+            [arm, *(spread(self.column(arm, n)).shown(form, always=False) for n, form in enumerate(forms))]
+            for arm in self.arms
+        ]
+        return table([self.place.title, *COLUMNS], rows)
 
     def setting(self) -> str:
         """Say what was run, and what it would have needed."""
-        first = self.turns(PLAIN)[0]
-        busiest = max(turn.others for arm in self.arms for turn in self.turns(arm))
+        first = self._rounds.of(PLAIN)[0]
+        busiest = max(turn.others for turn in self._rounds.all())
         return (
             f"{self.place.title}: {len(first.jobs)} cases of {len(first.calls) // len(first.jobs)} stages in each of "
             f"{len(self.seeds)} rounds. All together need {needed_tokens(first):,} tokens, the policy counted once. "
@@ -100,40 +83,25 @@ class Figures:
         return lines
 
 
-def _told(values: Sequence[float], places: int) -> str:
-    middle, least, most = (f"{value:,.{places}f}" for value in (median(values), min(values), max(values)))
-    return middle if least == most else f"{middle} ({least} … {most})"
-
-
 # The page ---------------------------------------------------------------------------------------------------
 
 
 def draw(found: Sequence[Figures], path: Path = DRAWING) -> None:
     """Draw, for each place, which part of an arm's calls had its first token within so many seconds."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "cache", "font.size": 8})
-    import matplotlib.pyplot as plt
-
-    plot, panes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 2.8), squeeze=False)
+    size = (3.2 * len(found), 2.8)
+    figure, panes = plot.pyplot("cache").subplots(1, len(found), figsize=size, squeeze=False)
     for axes, figures in zip(panes[0], found, strict=True):
         for arm in figures.arms:
-            waits_s = sorted(wait_s for turn in figures.turns(arm) for wait_s in ttfts_s(turn))
-            shares = [(number + 1) / len(waits_s) for number in range(len(waits_s))]
-            axes.step(waits_s, shares, where="post", color=COLOURS[arm], lw=1.2, label=arm)
+            waits_s = [wait_s for turn in figures.turns(arm) for wait_s in ttfts_s(turn.calls)]
+            plot.shares(axes, waits_s, arm, color=COLOURS[arm], lw=1.2)
         room = "short of room" if figures.place.pool == SHORT else "room for all"
-        axes.set_title(f"{figures.place.title}\n{room}")
-        axes.set_xscale("log")
-        axes.set_xlabel("time to first token, s")
-        axes.set_ylim(0, 1)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(title=f"{figures.place.title}\n{room}", xscale="log", xlabel="time to first token, s", ylim=(0, 1))
+    plot.open_axes(*panes[0])
     panes[0][0].set_ylabel("part of the calls")
     most = max(range(len(found)), key=lambda number: len(found[number].arms))
     handles, labels = panes[0][most].get_legend_handles_labels()
-    plot.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    plot.tight_layout(rect=(0, 0.1, 1, 1))
-    plot.savefig(path, metadata={"Date": None})
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    plot.save(figure, path, tight=(0, 0.1, 1, 1))
 
 
 def in_order(found: Mapping[str, Figures]) -> list[Figures]:

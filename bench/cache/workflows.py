@@ -8,19 +8,19 @@ All tickets begin with the same policy.
 from __future__ import annotations
 
 import asyncio
-import operator
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 
-from bench.lib.calls import CallSeen
+from bench.lib.client import ask
+from bench.lib.engines import Message
+from bench.lib.workflows import Session, State
 
+After = Callable[[], Awaitable[None]] | None
 STAGES = ("classify", "check", "draft", "review", "reply")
 ANSWER_TOKENS = 24
 LOOK_UP_LEAST_S, LOOK_UP_MEAN_S, LOOK_UP_MOST_S = 0.2, 1.0, 3.0
@@ -75,14 +75,8 @@ CASES = (
     ("a stove", "the {item} flares up when it is lit and there is a smell of fuel around it, my son does not dare"),
 )
 ITEMS = (
-    "Ridge 2 tent",
-    "Ridge 4 tent",
-    "Fell 45 pack",
-    "Fell 70 pack",
-    "Ember stove",
-    "Moor sleeping bag",
-    "Tarn mat",
-)
+    "Ridge 2 tent", "Ridge 4 tent", "Fell 45 pack", "Fell 70 pack", "Ember stove", "Moor sleeping bag", "Tarn mat",
+)  # fmt: skip
 NAMES = ("Ada Berg", "Jonas Falk", "Mira Conti", "Tom Osei", "Lena Horn", "Paul Weiss", "Ines Roth", "Karl Lund")
 TOWNS = ("Bergen", "Graz", "Leiden", "Turku", "Aarhus", "Ghent", "Trieste", "Cork")
 ASKED = (
@@ -94,18 +88,7 @@ ASKED = (
 )
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """One case: what arrives, and what its stages look up."""
-
-    begin_s: float
-    said: tuple[str, ...] = field(repr=False)
-    """What each stage adds to the prompt before the model is asked."""
-    waits_s: tuple[float, ...]
-    """How long each stage looks things up first; the first has nothing to look up."""
-
-
-def tickets(count: int, every_s: float, seed: int) -> list[Ticket]:
+def tickets(count: int, every_s: float, seed: int) -> list[Session]:
     """Return the cases of a turn; they arrive as a Poisson process.
 
     Args:
@@ -113,10 +96,10 @@ def tickets(count: int, every_s: float, seed: int) -> list[Ticket]:
         every_s: Seconds between two arrivals, on the mean.
         seed: The same seed gives the same cases at the same times.
     """
-    dice, begin_s, made = Random(seed), 0.0, list[Ticket]()
+    dice, begin_s, made = Random(seed), 0.0, list[Session]()
     for number in range(count):
         waits_s = [0.0, *(_look_up_s(dice) for _ in STAGES[1:])]
-        made.append(Ticket(begin_s, _said(1000 * (seed + 1) + number, dice), tuple(waits_s)))
+        made.append(Session(begin_s, _said(1000 * (seed + 1) + number, dice), tuple(waits_s)))
         begin_s += dice.expovariate(1 / every_s)
     return made
 
@@ -148,23 +131,17 @@ def _said(case: int, dice: Random) -> tuple[str, ...]:
 # The graph --------------------------------------------------------------------------------------------------
 
 
-class State(TypedDict):
-    case: int
-    history: Annotated[list[AnyMessage], operator.add]
-    seen: Annotated[list[CallSeen], operator.add]
-
-
-def opening(ticket: Ticket) -> list[dict[str, str]]:
+def opening(ticket: Session) -> list[Message]:
     """Return a ticket's first prompt."""
     return [{"role": "system", "content": POLICY}, {"role": "user", "content": ticket.said[0]}]
 
 
-def graph_of(model: ChatOpenAI, cases: list[Ticket], after: Callable[[], Awaitable[None]] | None = None) -> Any:
-    """Return the desk as a compiled graph of five nodes in a row.
+def graph_of(model: ChatOpenAI, cases: Sequence[Session], after: After = None) -> Any:
+    """Return the support desk as a compiled graph of five nodes in a row.
 
     Args:
         model: Asked by every stage.
-        cases: By their numbers in the state.
+        cases: By their numbers in the state; a stage waits, then asks.
         after: Done after every call, within its node; what the paper's baseline does to the engine.
     """
     graph = StateGraph(State)
@@ -175,35 +152,19 @@ def graph_of(model: ChatOpenAI, cases: list[Ticket], after: Callable[[], Awaitab
     return graph.compile()
 
 
-def _stage(model: ChatOpenAI, cases: list[Ticket], number: int, after: Callable[[], Awaitable[None]] | None) -> Any:
-    async def stage(state: State) -> dict[str, Any]:
-        ticket = cases[state["case"]]
-        await asyncio.sleep(ticket.waits_s[number])
-        asked = HumanMessage(ticket.said[number])
-        history = [*(state["history"] or [SystemMessage(POLICY)]), asked]
-        answer, seen = await _ask(model, history, state["case"], number)
+def _stage(
+    model: ChatOpenAI, cases: Sequence[Session], stage: int, after: Callable[[], Awaitable[None]] | None
+) -> Any:
+    # Answers of one length: otherwise arms would differ by what the model happens to say.
+    length: dict[str, Any] = {"max_tokens": ANSWER_TOKENS, "extra_body": {"ignore_eos": True}}
+
+    async def run(state: State) -> dict[str, Any]:
+        case, number = cases[state["number"]], state["number"]
+        await asyncio.sleep(case.waits_s[stage])
+        history = [*(state["history"] or [SystemMessage(POLICY)]), HumanMessage(case.said[stage])]
+        seen, answer = await ask(model, history, session=number, number=stage, **length)
         if after is not None:
             await after()
-        fresh = history[len(state["history"]) :]
-        return {"history": [*fresh, AIMessage(answer.content)], "seen": [seen]}
+        return {"history": [*history[len(state["history"]) :], AIMessage(answer)], "seen": [seen]}
 
-    return stage
-
-
-async def _ask(
-    model: ChatOpenAI, history: list[AnyMessage], case: int, number: int
-) -> tuple[AIMessageChunk, CallSeen]:
-    """Stream an answer, and return it with what was seen of the call."""
-    answer, first_s, called_s = AIMessageChunk(""), 0.0, time.perf_counter()
-    # Answers of one length: otherwise arms would differ by what the model happens to say.
-    async for chunk in model.astream(history, max_tokens=ANSWER_TOKENS, extra_body={"ignore_eos": True}):
-        assert isinstance(chunk, AIMessageChunk)
-        if chunk.content and not first_s:
-            first_s = time.perf_counter()
-        answer += chunk
-    ended_s, usage = time.perf_counter(), answer.usage_metadata
-    if usage is None:
-        raise SystemExit("the engine does not count tokens in its streams")
-    cached = usage.get("input_token_details", {}).get("cache_read", 0)
-    times_s = (called_s, first_s or ended_s, ended_s)
-    return answer, CallSeen(case, number, *times_s, usage["input_tokens"], cached, usage["output_tokens"])
+    return run

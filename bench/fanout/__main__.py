@@ -36,7 +36,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from bench.lib.ending import ended
+from bench.lib.command import ended, parser
 from bench.lib.flags import count
 from bench.lib.marks import DOCS, put
 from bench.lib.progress import tell
@@ -229,16 +229,16 @@ def verdict(arms: Sequence[Arm]) -> list[str]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("fanout", __doc__)
+    add = options.add_argument
     add("--rounds", type=count, default=5, metavar="N", help="that count, after one that does not (5)")
     add("--places", nargs="+", default=list(PLACES), choices=PLACES, metavar="PLACE", help=f"of {', '.join(PLACES)}")
     add("--words", type=count, default=680, metavar="N", help="of the prefix; a token each, about (680)")
     add("--answer-tokens", type=count, default=12, metavar="N", help="at most, of an answer (12)")
     add("--write", action="store_true", help="write docs/fanout.md")
-    args = parser.parse_args()
+    args = options.parse_args()
     if args.rounds < 1:
-        parser.error("--rounds: at least 1")
+        options.error("--rounds: at least 1")
     return args
 
 

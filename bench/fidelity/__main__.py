@@ -22,6 +22,7 @@ from pathlib import Path
 
 import matplotlib
 
+from bench.lib.command import parser
 from bench.lib.marks import DOCS, put
 
 matplotlib.use("svg")
@@ -155,8 +156,8 @@ def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("fidelity", __doc__)
+    add = options.add_argument
     add("--sessions", required=True, type=Path, help="JSON lines with messages, .gz or not")
     add("--parameters", required=True, type=Path, help="what `orla-lg sim calibrate` wrote")
     add("--tokenizer", required=True, type=Path, help="the model's folder")
@@ -173,7 +174,7 @@ def options() -> argparse.Namespace:
     add("--think", type=amount, default=1.0, help="mean seconds between a call's end and the next (1)")
     add("--longest", type=count, default=12_500, help="longest prompt in characters")
     add("--write", action="store_true", help="write docs/simulation.md and its figure")
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def main() -> None:

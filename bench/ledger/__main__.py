@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from bench.lib.command import parser
 from bench.lib.flags import count
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
@@ -152,13 +153,13 @@ def measure_time(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workflows", type=count, default=10_000, help="open at once (default: %(default)s)")
-    parser.add_argument("--turns", type=count, default=8, help="calls of each (default: %(default)s)")
-    parser.add_argument("--corrected", type=count, default=10, help="every so many answers, one found little (10)")
-    parser.add_argument("--nothing", action="store_true", help="those found nothing: what all prompts share is cut")
-    parser.add_argument("--check", action="store_true", help="check the account's integrity at the end (slow)")
-    arguments = parser.parse_args()
+    options = parser("ledger", __doc__)
+    options.add_argument("--workflows", type=count, default=10_000, help="open at once (default: %(default)s)")
+    options.add_argument("--turns", type=count, default=8, help="calls of each (default: %(default)s)")
+    options.add_argument("--corrected", type=count, default=10, help="every so many answers, one found little (10)")
+    options.add_argument("--nothing", action="store_true", help="those found nothing: what all prompts share is cut")
+    options.add_argument("--check", action="store_true", help="check the account's integrity at the end (slow)")
+    arguments = options.parse_args()
     load = measure_memory(arguments)
     if arguments.check:
         load.cache.check_integrity()

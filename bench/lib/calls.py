@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
-
-TIMES = ("makespan_s", "job_s", "job_p95_s", "call_p95_s", "ttft_p95_s", "return_p95_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +49,24 @@ class Turn:
     """What other processes took of the machine meanwhile, 0 to 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """A turn in figures."""
-
-    makespan_s: float
-    """From the first session's arrival to the last one's end."""
-    job_s: float
-    """The mean session, from its arrival to its end."""
-    job_p95_s: float
-    call_p95_s: float
-    ttft_p95_s: float
-    """From the node's call, too."""
-    return_p95_s: float
-    """The same of returning workflows: without each session's first call."""
-    recomputed: int
-    """Prompt tokens not found in the cache."""
-    bound: int
-    """The same with an infinite cache."""
-
-    @property
-    def over_bound(self) -> float:
-        return self.recomputed / self.bound
+def ttfts_s(calls: Iterable[CallSeen]) -> list[float]:
+    """Return how long each call waited for its first token, our queue included."""
+    return [call.first_s - call.called_s for call in calls]
 
 
-def metrics(turn: Turn, block_tokens: int) -> Metrics:
-    jobs_s = [job.ended_s - job.arrived_s for job in turn.jobs]
-    return Metrics(
-        makespan_s=max(job.ended_s for job in turn.jobs) - min(job.arrived_s for job in turn.jobs),
-        job_s=fmean(jobs_s),
-        job_p95_s=percentile(jobs_s, 0.95),
-        call_p95_s=percentile([call.ended_s - call.called_s for call in turn.calls], 0.95),
-        ttft_p95_s=percentile([call.first_s - call.called_s for call in turn.calls], 0.95),
-        return_p95_s=percentile([call.first_s - call.called_s for call in turn.calls if call.number], 0.95),
-        recomputed=sum(call.prompt_tokens - call.cached_tokens for call in turn.calls),
-        bound=bound(turn.calls, turn.shared_tokens, block_tokens),
-    )
+def recomputed(calls: Iterable[CallSeen]) -> int:
+    """Return the prompt tokens that were not found in the cache."""
+    return sum(call.prompt_tokens - call.cached_tokens for call in calls)
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return a quantile, interpolated between the two values around it; of nothing it is 0."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return low + (high - low) * (place - math.floor(place))
+def makespan_s(jobs: Sequence[JobSeen]) -> float:
+    """Return the time from the first session's arrival to the last one's end."""
+    return max(job.ended_s for job in jobs) - min(job.arrived_s for job in jobs)
+
+
+def common(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with."""
+    return next((n for n, each in enumerate(zip(*prompts, strict=False)) if len({*each}) > 1), min(map(len, prompts)))
 
 
 def bound(calls: Sequence[CallSeen], shared_tokens: int, block_tokens: int) -> int:
@@ -129,9 +97,8 @@ def peak_tokens(turn: Turn) -> int:
     steps: list[tuple[float, int]] = []
     for job in turn.jobs:
         held = 0
-        for call in sorted(
-            (call for call in turn.calls if call.session == job.session), key=lambda call: call.number
-        ):
+        own = [call for call in turn.calls if call.session == job.session]
+        for call in sorted(own, key=lambda call: call.number):
             holds = call.prompt_tokens + call.answer_tokens - turn.shared_tokens
             steps.append((call.called_s, holds - held))
             held = holds

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import psutil
+
+Turn = TypeVar("Turn", bound=Any)
+LOCAL = ("//127.0.0.1:", "//localhost:")
 
 
 class Others:
@@ -34,3 +40,10 @@ class Others:
             if process.pid not in self._ours and (spent := process.info["cpu_times"]) is not None:
                 found[process.pid] = spent.user + spent.system
         return found
+
+
+async def beside_others(url: str, turn: Awaitable[Turn]) -> Turn:
+    """Run a turn, and note what other processes take of the machine if the engine is on this one."""
+    others = Others(url) if any(host in url for host in LOCAL) else None
+    made = await turn
+    return replace(made, others=max(0.0, others.share())) if others else made

@@ -42,7 +42,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 from pydantic import SecretStr
 
-from bench.lib.ending import ended
+from bench.lib.command import ended, parser
 from bench.lib.flags import above_zero, amount, count, whole
 from bench.lib.marks import ROOT
 from bench.lib.progress import tell
@@ -477,8 +477,8 @@ def on_all_prompts(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("mapping", __doc__)
+    add = options.add_argument
     add("--prompts", type=Path, required=True, metavar="FILE", help="labelled prompts, JSONL")
     add("--blocks", type=count, default=None, metavar="N", help="blocks per arm (default: all there are prompts for)")
     add(
@@ -509,13 +509,13 @@ def options() -> argparse.Namespace:
     add("--seed", type=whole, default=0)
     add("--quick", action="store_true", help="one small block")
     add("--draw", action="store_true", help="draw docs/mapping-experiment.svg")
-    args = parser.parse_args()
+    args = options.parse_args()
     args.blocks = args.blocks or (1 if args.quick else None)
     args.size = args.size or (12 if args.quick else 40)
     for kind in (LIGHT, HEAVY):
         model, billions = getattr(args, f"{kind}_model"), getattr(args, f"{kind}_billions")
         if billions is None and model not in BILLIONS:
-            parser.error(f"--{kind}-billions: how many parameters has {model}?")
+            options.error(f"--{kind}-billions: how many parameters has {model}?")
         setattr(args, f"{kind}_billions", billions or BILLIONS[model])
     return args
 

@@ -9,7 +9,6 @@ mapper and checking its answer. Nothing waits and nothing is sent. The goal is 5
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from bench.lib.command import parser
 from bench.lib.flags import count
 from orla_lg.core.background import Background
 from orla_lg.core.call import NO_HINTS, Ask, Call
@@ -90,11 +90,11 @@ def saturated(views: list[BackendView]) -> list[BackendView]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    options = parser("mapping.decision", __doc__)
+    options.add_argument(
         "-n", type=count, default=20_000, metavar="ROUNDS", help="decisions per mapper (default 20000)"
     )
-    rounds = parser.parse_args().n
+    rounds = options.parse_args().n
     serving, background = core(), Background()
     consultation = Consultation(background, lambda *asked: iter(()))  # type: ignore[arg-type,return-value]
     table = {"classify": "light", "support|reply": ["heavy", "spare"], "*": "middle"}

@@ -6,7 +6,6 @@ python -m bench.mapping.learned_decision --model mapper.json     one of your own
 
 from __future__ import annotations
 
-import argparse
 import gc
 import random
 import sys
@@ -14,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bench.lib.command import parser
 from bench.lib.flags import count
 from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.identity import Identity
@@ -52,12 +52,12 @@ def taken_us(mapper: LearnedMapper, asked: Sequence[Call]) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    options = parser("mapping.learned_decision", __doc__)
+    options.add_argument(
         "--model", metavar="FILE", help="a mapper file; default: every weight in use, the slowest case"
     )
-    parser.add_argument("--calls", type=count, default=5_000, metavar="N", help="per row (5000)")
-    args = parser.parse_args()
+    options.add_argument("--calls", type=count, default=5_000, metavar="N", help="per row (5000)")
+    args = options.parse_args()
     models = {"counts": dense_only(), "counts and words": with_words()}
     if args.model:
         models = {args.model: load(args.model)}

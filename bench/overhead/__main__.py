@@ -17,7 +17,6 @@ the median over blocks, each against its neighbour.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import itertools
@@ -38,6 +37,7 @@ import psutil
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
+from bench.lib.command import parser
 from bench.lib.flags import count
 from bench.lib.marks import ROOT
 from orla_lg import Backend, ChatOrla, Orla
@@ -306,16 +306,16 @@ async def memory(arm: Arm, calls: int) -> None:
 
 
 async def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller blocks, no memory run")
-    parser.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
-    parser.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
-    parser.add_argument("--only-memory", action="store_true")
-    parser.add_argument(
+    options = parser("overhead", __doc__)
+    options.add_argument("--quick", action="store_true", help="smaller blocks, no memory run")
+    options.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
+    options.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
+    options.add_argument("--only-memory", action="store_true")
+    options.add_argument(
         "--check", action="store_true", help=f"CPU time alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal"
     )
-    parser.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
-    args = parser.parse_args()
+    options.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
+    args = options.parse_args()
     with stub() as url, Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla:
         plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
         arms = [

@@ -29,6 +29,7 @@ from math import log
 from pathlib import Path
 from statistics import median
 
+from bench.lib.command import parser
 from bench.lib.flags import count
 from bench.lib.marks import DOCS, put
 from orla_lg.core.call import Ask, Hints
@@ -431,8 +432,8 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("policies", __doc__)
+    add = options.add_argument
     add("--quick", action="store_true", help="one seed, loads of 80 and 95 %%, 600 runs")
     add("--seeds", type=count, default=3, help="workloads drawn (3)")
     add("--runs", type=count, default=1500, help="runs of each (1500)")
@@ -441,7 +442,7 @@ def options() -> argparse.Namespace:
     add("--only", nargs="+", choices=[*NAMED, "clairvoyant"], help="beside fcfs and the clairvoyant")
     add("--json", type=Path, help="keep all figures there")
     add("--write", action="store_true", help="write docs/policies.md and its figure")
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ One engine with the plugin serves all arms: without owners it evicts as a stock 
 --arms bare bare_again wrapped plugin plugin+admission, and by the same with --blocks 600, where all fits.
 
 The figures. A *job* is a session, from its arrival; a *call* counts from the node's call, or from its session's
-arrival at a cap's door, so that whoever waits anywhere is seen to wait. *Recomputed* are prompt tokens not found
+arrival at a cap's door, so that a wait anywhere is seen. *Recomputed* are prompt tokens not found
 in the cache; the *bound* is what an infinite cache of whole blocks leaves of them. *Returning* are a session's calls
 after its first. Cells are medians over the seeds with the extremes, against bare with the same seed.
 
-An engine of your own must be vLLM, used by nobody else, started with VLLM_SERVER_DEV_MODE=1 and
+An engine of your own must be vLLM, used by nothing else, started with VLLM_SERVER_DEV_MODE=1 and
 --num-gpu-blocks-override 240 --block-size 32 --enable-prompt-tokens-details --scheduling-policy priority, and with
 the plugin for its arms (`orla-lg engine up vllm-cpu --plugin --kv-tokens 7680` does all that).
 A run that is stopped (Ctrl-C) goes on from its last turn when it is started again.
@@ -40,34 +40,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from bench.lib.calls import Turn
-from bench.lib.ending import ended
-from bench.lib.engines import VLLM
+from bench.lib.command import ended, parser
+from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.lib.machine import Others
+from bench.lib.machine import beside_others
 from bench.lib.marks import put
 from bench.lib.progress import tell
-from bench.pressure import page
 from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm
-from bench.pressure.live import LiveTurns
-from bench.pressure.results import Figures
+from bench.pressure.live import live_turn
+from bench.pressure.results import DRAWING, PAGE, Figures, draw
 from bench.pressure.simulated import SimulatedTurns
-from bench.pressure.workflows import Load, LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
+from bench.pressure.workflows import LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
+from orla_lg.engines import EngineOptions
 from orla_lg_sim.parameters import EngineParameters, load
 from orla_lg_sim.text import tokenizer_of
 
 BLOCK_TOKENS, BLOCKS = 32, 240
-LOCAL = ("//127.0.0.1:", "//localhost:")
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
@@ -95,29 +93,9 @@ def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
     return Figures(made, BLOCK_TOKENS)
 
 
-@contextlib.contextmanager
-def engine_at(url: str | None, blocks: int, *, plugin: bool) -> Iterator[VLLM]:
-    """Give the engine that was named, else one of our own, ended afterwards."""
-    with contextlib.ExitStack() as stack:
-        if url is None:
-            from orla_lg.engines import EngineOptions, running_engine
-
-            tell("starting vLLM", last=True)
-            options = EngineOptions("vllm-cpu", kv_tokens=blocks * BLOCK_TOKENS, plugin=plugin)
-            url = stack.enter_context(running_engine(options)).url
-        yield stack.enter_context(VLLM(url))
-
-
-async def beside_others(turns: LiveTurns, arm: Arm, given: Load) -> Turn:
-    """Run a turn, and note what other processes take of the machine if the engine is on this one."""
-    others = Others(turns.url) if any(host in turns.url for host in LOCAL) else None
-    turn = await turns.turn(arm, given)
-    return replace(turn, others=others.share() if others else 0.0)
-
-
 async def measure(args: argparse.Namespace, engine: VLLM, kept: Kept, arms: Sequence[Arm]) -> None:
     """Run every turn that is not kept yet."""
-    turns, material, shape = LiveTurns(engine), material_of(args), shape_of(args)
+    material, shape = material_of(args), shape_of(args)
     began_s, total = time.monotonic(), args.seeds * len(arms)
     for seed in range(args.seeds):
         order = [arm for arm in Random(seed).sample(arms, len(arms)) if not kept.has(arm.name, seed)]
@@ -125,10 +103,11 @@ async def measure(args: argparse.Namespace, engine: VLLM, kept: Kept, arms: Sequ
         for arm in order:
             assert given is not None
             tell(f"turn {len(kept.turns) + 1}/{total}, {time.monotonic() - began_s:4.0f} s: {arm.name}, seed {seed}")
-            turn = await beside_others(turns, arm, given)
+            turn = await beside_others(engine.url, live_turn(engine, arm, given))
             if turn.others > args.quiet:
                 tell(f"others took {turn.others:.0%} of the machine; once more", last=True)
-                turn = min(turn, await beside_others(turns, arm, given), key=lambda one: one.others)
+                again = await beside_others(engine.url, live_turn(engine, arm, given))
+                turn = min(turn, again, key=lambda one: one.others)
             kept.add(turn)
     tell(f"measured in {time.monotonic() - began_s:.0f} s", last=True)
 
@@ -146,7 +125,9 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
     if args.again:
         kept = Kept(args.keep, {})
     else:
-        with engine_at(args.url, args.blocks, plugin=any(arm.plugin for arm in arms)) as engine:
+        plugin = any(arm.plugin for arm in arms)
+        options = EngineOptions("vllm-cpu", kv_tokens=args.blocks * BLOCK_TOKENS, plugin=plugin)
+        with engine_at(options, args.url) as engine:
             kept = Kept(args.keep, settings_of(args, engine))
             asyncio.run(measure(args, engine, kept, arms))
     names = [arm.name for arm in arms]
@@ -158,8 +139,8 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("pressure", __doc__)
+    add = options.add_argument
     add(
         "--sessions",
         type=count,
@@ -201,10 +182,10 @@ def options() -> argparse.Namespace:
         help="with --simulate: the plugin suspends whole workflows, so much of the pool spare (0: no)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="FOLDER", help="the model's, for --simulate (made up: about 4 characters)")
     add("--write", action="store_true", help="write docs/pressure.md and draw docs/pressure.svg")
-    args = parser.parse_args()
+    args = options.parse_args()
     known = [arm.name for arm in (*ARMS, ENDLESS)]
     if args.arms and (BARE not in args.arms or not {*args.arms} <= {*known}):
-        parser.error(f"--arms: {BARE} and any of {', '.join(known)}")
+        options.error(f"--arms: {BARE} and any of {', '.join(known)}")
     if args.sessions_file and not args.prompts_file:
         args.prompts_file = args.sessions_file.with_name("prompts_and_tools.json")
     return args
@@ -224,9 +205,9 @@ def main() -> int:
         fits = figures.fits(pool_tokens)
         kind = f"{'simulated' if args.simulate else 'live'}, {'all fit' if fits else f'{figures.sessions} sessions'}"
         if not args.simulate and not fits and figures.sessions == Shape.sessions:
-            page.draw(figures)
-            lines += ["", f"![Each arm against the bare engine]({page.DRAWING.name})"]
-        put(page.PAGE, f"pressure: {kind}", lines)
+            draw(figures)
+            lines += ["", f"![Each arm against the bare engine]({DRAWING.name})"]
+        put(PAGE, f"pressure: {kind}", lines)
     return 0
 
 

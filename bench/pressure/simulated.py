@@ -14,8 +14,10 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.engines import Message
+from bench.lib.workflows import Session
 from bench.pressure.arms import Arm
-from bench.pressure.workflows import CALLS, Load, LocalWords, Message, Session
+from bench.pressure.workflows import CALLS, Load, LocalWords
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import Scope, WorkflowCache

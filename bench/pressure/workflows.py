@@ -9,14 +9,16 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import NormalDist, fmean
 from typing import Any, Protocol
 
+from bench.lib.calls import common
+from bench.lib.engines import Message, cuts
+from bench.lib.workflows import Session
 from orla_lg_sim.text import Tokenizer, prose
 
 CALLS = 5
@@ -30,8 +32,6 @@ ARRIVE_EVERY_S = 0.25
 WAIT_LEAST_S, WAIT_MOST_S = 0.2, 4.0
 TOOL_MEDIAN_S, TOOL_P90_S = 0.1, 10.0
 """How long the tools between two calls of real agents take, where no file says so (TraceLab, 357,161 rounds)."""
-
-Message = dict[str, str]
 
 
 class Words(Protocol):
@@ -60,11 +60,6 @@ class LocalWords:
         return ["".join(pieces[a:b]) for a, b in cuts(sizes)] if sum(sizes) <= len(pieces) else None
 
 
-def cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Return where pieces of these sizes begin and end."""
-    return pairwise([sum(sizes[:n]) for n in range(len(sizes) + 1)])
-
-
 @dataclass(frozen=True)
 class Material:
     """Texts to cut sessions from: one policy with its tools, and for each session what its user and tools said."""
@@ -73,17 +68,6 @@ class Material:
     """The policy, the tools."""
     sessions: Sequence[tuple[str, Sequence[float]]] = field(repr=False)
     """The text, and how it is shared out among the calls."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """One agent."""
-
-    begin_s: float
-    said: tuple[str, ...] = field(repr=False)
-    """What user or tools say before each call; the answers are the engine's own."""
-    waits_s: tuple[float, ...]
-    """How long the tools take after each call but the last."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +147,6 @@ def _shares(tokens: int, weights: Sequence[float]) -> list[int]:
     mean = fmean(weights)
     clipped = [min(2 * mean, max(mean / 2, weight)) for weight in weights]
     return [round(tokens * weight / sum(clipped)) for weight in clipped]
-
-
-def common(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts begin with."""
-    return next((n for n, each in enumerate(zip(*prompts, strict=False)) if len({*each}) > 1), min(map(len, prompts)))
 
 
 def wait_s(tool_s: tuple[float, float], dice: Random) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.lib.command import parser
 from bench.lib.flags import amount, count, folds
 from bench.lib.marks import ROOT
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
@@ -152,8 +153,8 @@ def draw(ways: Sequence[Edge], labels: Sequence[bool], price: float, path: Path)
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("router", __doc__)
+    add = options.add_argument
     add("--data", type=Path, required=True, metavar="FILE", help="labelled prompts, JSONL")
     add("--group-by", metavar="FIELD", help="also train without each value of this field and try it")
     add("--light-price", type=amount, default=0.1, metavar="P", help="a light call as a share of a heavy one (0.1)")
@@ -166,7 +167,7 @@ def options() -> argparse.Namespace:
     add("--embed-model", default="default", metavar="NAME")
     add("--vectors", type=Path, metavar="FILE", help="keep the embeddings here, and take them from here next time")
     add("--draw", action="store_true", help="draw docs/router.svg")
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def main() -> int:

@@ -35,6 +35,7 @@ from typing import Any
 import psutil
 
 from bench.lib import flags
+from bench.lib.command import parser
 from bench.lib.marks import DOCS, ROOT, put
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Call, Hints, Usage
@@ -397,15 +398,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    options = parser("scale", __doc__)
+    add = options.add_argument
     add("--quick", action="store_true", help="two policies, and the growth up to 100,000")
     add("--outstanding", type=flags.count, default=OUTSTANDING, help=f"calls that wait ({OUTSTANDING:,})")
     add("--operations", type=flags.count, default=60_000, help="calls that end, and that come (60,000)")
     add("--core", type=int, default=min(CORES), choices=CORES, help="which core to use (the first)")
     add("--write", action="store_true", help="write docs/scale.md and its figure")
     add("--one", nargs=5, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The parts of ``bench/slots``: the arms' turns, and what they showed."""
+"""More workflows than slots on a real llama.cpp: ``workflows`` (load and engine), ``results``."""

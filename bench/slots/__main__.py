@@ -26,63 +26,46 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
-from bench.lib.ending import ended
+from bench.lib.client import connected, model_at
+from bench.lib.command import ended, parser
+from bench.lib.figures import Rounds, rotated
 from bench.lib.flags import amount, count, port, whole
 from bench.lib.marks import put
-from bench.lib.progress import tell
-from bench.slots.results import AGAIN, DRAWING, ORLA, PAGE, STOCK, Measured, draw, table, verdict
-from bench.slots.workflows import Arm, Seen, Shape, Turn, engine_for, sessions_of
-from orla_lg import Backend, Orla
+from bench.lib.progress import bar, tell
+from bench.lib.workflows import agent, play
+from bench.slots.results import AGAIN, DRAWING, ORLA, PAGE, STOCK, Measured, draw, report, verdict
+from bench.slots.workflows import Arm, Shape, engine_for, sessions_of
+from orla_lg import Backend
 from orla_lg_llamacpp.embedded import usable_cores
 
 ARMS = (Arm(STOCK, False), Arm(AGAIN, False), Arm(ORLA, True, bounded=False))
 MORE = (Arm("orla, as many bytes", True), Arm("stock, all the room", False, bounded=False))
 
 
-# Measuring --------------------------------------------------------------------------------------------------
-
-
-def measure(arm: Arm, seed: int, shape: Shape, told: str) -> Measured:
-    files = shape.cached_workflows if arm.bounded else 2 * shape.workflows
+async def measure(arm: Arm, seed: int, shape: Shape, said: str) -> Measured:
+    """Run one arm on an engine of its own, with a bar."""
+    sessions, files = sessions_of(shape, seed), shape.cached_workflows if arm.bounded else 2 * shape.workflows
     with engine_for(arm, shape) as engine:
-        turn = Turn(engine, sessions_of(shape, seed), shape)
         backend = Backend("llama", engine.url, model="smollm2", engine="llamacpp", max_saved=files)
-        with Orla([backend], {"*": "llama"}) if arm.wrapped else contextlib.nullcontext() as orla:
-            graph = turn.graph().compile()
-            seen = asyncio.run(shown(turn, turn.run(graph if orla is None else orla.wrap(graph)), told, shape))
-        return Measured(arm.name, seed, seen, engine.peak_mib(), engine.files_mib())
-
-
-async def shown(turn: Turn, run: Any, told: str, shape: Shape) -> list[Seen]:
-    """Run with a bar."""
-    total = shape.workflows * shape.calls
-
-    async def show() -> None:
-        while True:
-            full = 30 * turn.done // total
-            tell(f"{told:<38} {'█' * full}{'·' * (30 - full)} {turn.done}/{total}")
-            await asyncio.sleep(1.0 if sys.stderr.isatty() else 30.0)
-
-    async with asyncio.TaskGroup() as group:
-        bar = group.create_task(show())
-        seen: list[Seen] = await run
-        bar.cancel()
-    return seen
+        with connected([backend], {"*": "llama"}, wrapped=arm.wrapped) as orla:
+            async with model_at(engine.url, "smollm2") as model:
+                tick = bar(said, shape.workflows * shape.calls)
+                graph = agent(sessions, model.bind(max_tokens=shape.answer_tokens), tick=tick).compile()
+                calls, _ = await play(graph if orla is None else orla.wrap(graph), sessions, threads=True)
+        return Measured(arm.name, seed, calls, engine.peak_mib(), engine.files_mib())
 
 
 # The command line -------------------------------------------------------------------------------------------
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, known = parser.add_argument, {arm.name: arm for arm in (*ARMS, *MORE)}
+    options = parser("slots", __doc__)
+    add, known = options.add_argument, {arm.name: arm for arm in (*ARMS, *MORE)}
     add("--workflows", type=count, default=16, metavar="N", help="runs at a time (16)")
     add("--slots", type=count, default=4, metavar="N", help="of the engine (4)")
     add("--calls", type=count, default=4, metavar="N", help="of each workflow (4)")
@@ -98,9 +81,9 @@ def options() -> argparse.Namespace:
     add("--port", type=port, default=0, metavar="N", help="of the engine (a free one)")
     add("--keep", type=Path, metavar="FILE", help="write all calls there, as JSON")
     add("--write", action="store_true", help="write docs/slots.md and draw docs/slots.svg")
-    args = parser.parse_args()
+    args = options.parse_args()
     if args.calls < 2:
-        parser.error("--calls: at least 2, or nobody returns")
+        options.error("--calls: at least 2, or no workflow returns")
     args.arms = [known[name] for name in args.arms]
     return args
 
@@ -118,18 +101,18 @@ def main() -> int:
     args, turns = options(), list[Measured]()
     shape = Shape(**{each.name: getattr(args, each.name) for each in fields(Shape)})
     for seed in range(args.rounds):
-        shift = seed % len(args.arms)
-        for arm in [*args.arms[shift:], *args.arms[:shift]]:
-            turns.append(measure(arm, seed, shape, f"round {seed + 1}/{args.rounds}: {arm.name}"))
+        for arm in rotated(args.arms, seed):
+            said = f"round {seed + 1}/{args.rounds}: {arm.name}"
+            turns.append(asyncio.run(measure(arm, seed, shape, said)))
             if args.keep is not None:
                 args.keep.write_text(json.dumps([asdict(turn) for turn in turns]), encoding="utf-8")
     tell("measured", last=True)
     names = [arm.name for arm in args.arms]
-    turns.sort(key=lambda turn: names.index(turn.arm))
-    lines = [setting(args), "", *table(turns), "", *(f"* {line}" for line in verdict(turns))]
+    found = Rounds(sorted(turns, key=lambda turn: names.index(turn.arm)))
+    lines = [setting(args), "", *report(found), "", *(f"* {line}" for line in verdict(found))]
     print("\n".join(lines))
     if args.write:
-        draw(turns)
+        draw(found)
         put(PAGE, "slots", [*lines, "", f"![Time to the first token of calls that return]({DRAWING.name})"])
     return 0
 

@@ -1,1 +1,1 @@
-"""Parts of ``soak.py``: the engine, the graph, the load, the account of every call, and the figures at the end."""
+"""A long run under faults: the engine, the graph, the load, the account of every call, and the checks."""

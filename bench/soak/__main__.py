@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from bench.lib import flags
-from bench.lib.ending import ended
+from bench.lib.command import ended, parser
 from bench.lib.progress import tell
 from bench.soak.account import Check, UsageAccount
 from bench.soak.engine import engine_process
@@ -136,20 +136,20 @@ def _written(path: Path) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
-    parser.add_argument(
+    options = parser("soak", __doc__)
+    options.add_argument("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
+    options.add_argument(
         "--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)"
     )
-    parser.add_argument(
+    options.add_argument(
         "--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)"
     )
-    parser.add_argument(
+    options.add_argument(
         "--control", choices=("leak", "lose", "fault"),
         help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls "
         "meet faults that no plan has",
     )  # fmt: skip
-    return parser.parse_args()
+    return options.parse_args()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ reads on.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import statistics
@@ -27,6 +26,7 @@ from typing import Any, TypedDict
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
+from bench.lib.command import parser
 from bench.lib.flags import amount, count
 from bench.lib.marks import ROOT
 from orla_lg import Backend, ChatOrla, Orla
@@ -135,12 +135,12 @@ def report(arms: list[Arm]) -> str:
 
 
 async def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=count, default=30)
-    parser.add_argument("--chunks", type=count, default=500, help="chunks in a stream (default 500)")
-    parser.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
-    parser.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
-    args = parser.parse_args()
+    options = parser("streaming", __doc__)
+    options.add_argument("--rounds", type=count, default=30)
+    options.add_argument("--chunks", type=count, default=500, help="chunks in a stream (default 500)")
+    options.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
+    options.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
+    args = options.parse_args()
     backend = {"model": "stub-model", "max_concurrency": None}
     with stub(args.chunks, args.token_s) as url, Orla([Backend("main", url, **backend)], {"*": "main"}) as orla:
         plain = {"model": "stub-model", "base_url": url, "api_key": "any"}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Annotated, Any, TypedDict
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
+from bench.lib.command import parser
 from bench.lib.marks import DOCS
 from orla_lg import Backend, Orla
 from orla_lg.control.client import Client
@@ -71,9 +71,9 @@ def run(orla: Orla, url: str, stop: threading.Event) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=DOCS / "top.svg")
-    out = parser.parse_args().out
+    options = parser("top", __doc__)
+    options.add_argument("--out", type=Path, default=DOCS / "top.svg")
+    out = options.parse_args().out
     with (
         tempfile.TemporaryDirectory() as folder,
         SimServer(ENGINE, speed=3.0) as light,

@@ -34,20 +34,19 @@ import asyncio
 import json
 import shlex
 import sys
-import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.cache.engines import LLAMACPP
-from bench.lib.ending import ended
+from bench.lib.command import ended, parser
+from bench.lib.engines import LLAMACPP
 from bench.lib.flags import above_zero, amount, count, folds, port
-from bench.lib.machine import Others
+from bench.lib.machine import beside_others
 from bench.lib.marks import put
-from bench.lib.progress import tell
+from bench.lib.progress import bar, tell
 from bench.warm import next_stage, night, tool_waits
 from bench.warm.arms import AGAIN, ARMS, BARE, COLD, SAVED, WARM, Arm, Measured
 from bench.warm.engines import PLACES, Place, crowded, overnight
@@ -111,39 +110,18 @@ def measured(args: argparse.Namespace, done: list[Measured]) -> None:
                             args.keep.write_text(json.dumps([asdict(turn) for turn in done]), encoding="utf-8")
 
 
-def one_turn(situation: Situation, place: Place, engine: Any, arm: Arm, seed: int, told: str) -> Measured:
+def one_turn(situation: Situation, place: Place, engine: Any, arm: Arm, seed: int, said: str) -> Measured:
     """Run one turn with a bar, and note what other processes take of the machine meanwhile."""
-    others = Others(engine.url)
-    with bar(told, situation.steps) as tick:
-        turn = asyncio.run(situation.turn(place, engine, arm, seed, situation.shape, tick))
-    return replace(turn, others=max(0.0, others.share()))
-
-
-@contextmanager
-def bar(told: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar that moves with each call of what it gives."""
-    begin_s, done = time.monotonic(), 0
-
-    def show() -> None:
-        full = 20 * min(done, total) // total
-        tell(f"{told:<58} {'█' * full}{'·' * (20 - full)} {time.monotonic() - begin_s:4.0f} s")
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty():
-            show()
-
-    show()
-    yield tick
+    turn = situation.turn(place, engine, arm, seed, situation.shape, bar(said, situation.steps))
+    return asyncio.run(beside_others(engine.url, turn))
 
 
 # The command line -------------------------------------------------------------------------------------------
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, names, arms = parser.add_argument, ("tools", "stages", "night"), list(ARMS)
+    options = parser("warm", __doc__)
+    add, names, arms = options.add_argument, ("tools", "stages", "night"), list(ARMS)
     usual = [name for name in PLACES if name != "vllm-plugin"]
     add("--situation", nargs="+", default=names, choices=names, metavar="NAME", help="tools, stages, night (all)")
     add("--place", nargs="+", default=usual, choices=PLACES, metavar="PLACE",
@@ -161,12 +139,13 @@ def options() -> argparse.Namespace:
     add("--port", type=port, default=0, metavar="N", help="of the engine (a free one)")
     add("--keep", type=Path, metavar="FILE", help="write all calls there, as JSON")
     add("--write", action="store_true", help="write docs/warm-up.md and draw docs/warm-up.svg")
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def command_line() -> str:
-    """Return how this was started, for whoever wants to know what the figures stand for."""
-    return f"`{shlex.join(['python', '-m', 'bench.warm', *(word for word in sys.argv[1:] if word != '--write')])}`"
+    """Return how this was started, for the reader of the figures."""
+    words = shlex.join(word for word in sys.argv[1:] if word != "--write")
+    return f"`make bench-warm BENCH={json.dumps(words, ensure_ascii=False)}`" if words else "`make bench-warm`"
 
 
 def main() -> int:

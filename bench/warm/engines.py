@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from bench.cache.engines import LLAMACPP, VLLM_CPU, Engine, Llama
-from bench.lib.engines import VLLM
-from bench.slots.workflows import SERVE
+from bench.lib.engines import LLAMACPP, VLLM_CPU, Engine, LlamaProcess, engine_at
 from orla_lg import Backend
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
-from orla_lg_llamacpp.embedded import free_port, usable_cores
-from orla_lg_llamacpp.model import ensure_model
+from orla_lg_llamacpp.embedded import usable_cores
 
 CONTEXT_TOKENS = 2048
 SLOTS, POOL_TOKENS = 2, 4096
@@ -57,26 +52,18 @@ def backend_at(place: Place, url: str, model: str, max_saved: int) -> Backend:
     return Backend(BACKEND, url, model, engine="vllm", max_concurrency=AT_ONCE)
 
 
-@contextlib.contextmanager
-def crowded(place: Place, port: int) -> Iterator[Engine]:
+def crowded(place: Place, port: int) -> AbstractContextManager[Engine]:
     """Give an engine that is too small for all; its cache can be emptied between turns."""
-    options = _options(place, port, POOL_TOKENS)
-    with running_engine(options) as own, Llama(own.url) if place.engine == LLAMACPP else VLLM(own.url) as engine:
-        yield engine
+    return engine_at(_options(place, port, POOL_TOKENS))
 
 
 def _options(place: Place, port: int, kv_tokens: int) -> EngineOptions:
     if place.engine == LLAMACPP:
         return EngineOptions("llamacpp", slots=SLOTS, context_tokens=CONTEXT_TOKENS, port=port, threads=place.threads)
     return EngineOptions(
-        "vllm-cpu",
-        kv_tokens=kv_tokens,
-        context_tokens=CONTEXT_TOKENS,
-        slots=AT_ONCE,
-        port=port,
-        plugin=place.plugin,
+        "vllm-cpu", kv_tokens=kv_tokens, context_tokens=CONTEXT_TOKENS, slots=AT_ONCE, port=port, plugin=place.plugin,
         threads=place.threads,
-    )
+    )  # fmt: skip
 
 
 class Restartable(Protocol):
@@ -94,48 +81,23 @@ class Restartable(Protocol):
 def overnight(place: Place, port: int) -> Iterator[Restartable]:
     """Give an engine that can be restarted; llama.cpp's folder for saved slots outlasts that."""
     if place.engine == LLAMACPP:
-        with tempfile.TemporaryDirectory(prefix="bench-warm-") as folder:
-            llama = _Llama(folder, port, place.threads or len(usable_cores()))
-            try:
-                yield llama
-            finally:
-                llama.end()
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-warm-") as folder,
+            _Llama(
+                slots=NIGHT_SLOTS, context=CONTEXT_TOKENS, threads=place.threads or len(usable_cores()), port=port,
+                cache_ram=0, save=f"{folder}/",
+            ) as llama,
+        ):  # fmt: skip
+            yield llama
     else:
         with running_engine(_options(place, port, NIGHT_POOL_TOKENS)) as own:
             yield _VLLM(own)
 
 
-class _Llama:
-    """A llama.cpp in a process of its own, with a folder that outlasts it."""
-
-    name = "smollm2"
-
-    def __init__(self, folder: str, port: int, threads: int) -> None:
-        self._said = {
-            "model": str(ensure_model()), "port": port or free_port(), "slots": NIGHT_SLOTS, "cache_ram": 0,
-            "context": CONTEXT_TOKENS, "threads": threads, "save": f"{folder}/",
-        }  # fmt: skip
-        self._start()
-
-    def _start(self) -> None:
-        words = [sys.executable, "-c", SERVE, json.dumps(self._said)]
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,  # Ctrl-C is for the benchmark, which ends its engine
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        address = self._process.stdout.readline().strip()
-        if not address:
-            raise SystemExit(f"llama.cpp did not start with {self._said}")
-        self.url = f"{address}/v1"
-
-    def end(self) -> None:
-        with self._process:
-            self._process.kill()
-
+class _Llama(LlamaProcess):
     async def restart(self) -> None:
         await asyncio.to_thread(self.end)
-        await asyncio.to_thread(self._start)
+        await asyncio.to_thread(self.start)
 
 
 class _VLLM:

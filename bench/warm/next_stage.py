@@ -18,9 +18,10 @@ from typing import Annotated, Any, TypedDict
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
 
-from bench.cache.engines import LLAMACPP, Engine
 from bench.lib.calls import CallSeen
-from bench.warm.arms import Arm, Measured, ask, model_at, orla_of, warm_ups_of
+from bench.lib.client import ask, model_at
+from bench.lib.engines import LLAMACPP, Engine
+from bench.warm.arms import Arm, Measured, orla_of, warm_ups_of
 from bench.warm.engines import BACKEND, Place, backend_at
 from bench.warm.texts import BEGINNING, TOOLS, job_file, text
 from orla_lg import Backend

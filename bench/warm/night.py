@@ -16,7 +16,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
 from bench.lib.calls import CallSeen
-from bench.warm.arms import Arm, Measured, ask, model_at, orla_of, warm_ups_of
+from bench.lib.client import ask, model_at
+from bench.warm.arms import Arm, Measured, orla_of, warm_ups_of
 from bench.warm.engines import BACKEND, Place, Restartable, backend_at
 from bench.warm.texts import job_file
 from orla_lg import Orla

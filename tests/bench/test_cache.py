@@ -12,6 +12,7 @@ import pytest
 
 from bench.cache import arms, engines, results, workflows
 from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.workflows import Session
 from orla_lg_sim.text import WordTokenizer
 from tests.stub_engine import StubEngine
 
@@ -83,7 +84,7 @@ def test_what_makes_no_sense_at_a_place_is_not_run_there() -> None:
 def test_each_arm_runs_the_same_five_stages_from_an_empty_cache(name: str) -> None:
     arm = next(arm for arm in arms.ARMS if arm.name == name)
     said = [each.said for each in workflows.tickets(2, 1.0, 0)]
-    cases = [workflows.Ticket(0.0, words, (0.0,) * 5) for words in said]
+    cases = [Session(0.0, words, (0.0,) * 5) for words in said]
     emptied: list[str] = []
     with StubEngine() as stub:
         turns = arms.Turns(place("vllm-short"), engine(stub.url, emptied))

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from bench.lib.calls import CallSeen, JobSeen, Turn, bound, metrics, needed_tokens, peak_tokens, percentile
+from bench.lib.calls import CallSeen, JobSeen, Turn, bound, needed_tokens, peak_tokens
+from bench.lib.figures import percentile
 from bench.lib.kept import Kept
-from bench.pressure import arms, live, page, results, simulated, unplugged, workflows
+from bench.lib.workflows import Session
+from bench.pressure import arms, live, results, simulated, unplugged, workflows
 from orla_lg import Backend, Orla
 from orla_lg.errors import EngineRefused
 from orla_lg_sim.parameters import EngineParameters
@@ -56,9 +58,9 @@ def test_the_bound_leaves_a_prompts_last_token_to_be_computed() -> None:
 
 def test_an_engine_that_never_evicts_recomputes_just_the_bound() -> None:
     turns = simulated.SimulatedTurns(EngineParameters(kv_blocks=24), workflows.LocalWords(WordTokenizer()))
-    endless = metrics(turns.turn(arms.ENDLESS, load()), BLOCK)
+    endless = results.metrics(turns.turn(arms.ENDLESS, load()), BLOCK)
     assert endless.recomputed == endless.bound > 0
-    bare = metrics(turns.turn(arms.ARMS[0], load()), BLOCK)
+    bare = results.metrics(turns.turn(arms.ARMS[0], load()), BLOCK)
     assert bare.bound == endless.bound, "the bound is the load's, not the pool's"
     assert bare.over_bound > 1.1, "a pool of 24 blocks evicts"
 
@@ -66,7 +68,7 @@ def test_an_engine_that_never_evicts_recomputes_just_the_bound() -> None:
 def test_metrics_count_from_arrival_and_from_the_nodes_call() -> None:
     calls = [call(0, 0, 800, at_s=1.0), call(1, 0, 800, 768, at_s=2.0)]
     jobs = [JobSeen(0, 1.0, 5.0), JobSeen(1, 2.0, 10.0)]
-    found = metrics(Turn("bare", 0, 771, calls, jobs), BLOCK)
+    found = results.metrics(Turn("bare", 0, 771, calls, jobs), BLOCK)
     assert (found.makespan_s, found.job_s) == (9.0, 6.0)
     assert (found.job_p95_s, found.call_p95_s, found.ttft_p95_s) == (pytest.approx(7.8), 3.0, 1.0)
     assert (found.recomputed, found.bound) == (832, 832)
@@ -74,7 +76,7 @@ def test_metrics_count_from_arrival_and_from_the_nodes_call() -> None:
 
 def test_who_returns_is_told_apart_from_who_comes_first() -> None:
     seen = [CallSeen(0, n, n, n + wait, n + 9, 900, 0, 24) for n, wait in enumerate((8.0, 1.0, 3.0))]
-    found = metrics(Turn("bare", 0, 0, seen, [JobSeen(0, 0, 9)]), BLOCK)
+    found = results.metrics(Turn("bare", 0, 0, seen, [JobSeen(0, 0, 9)]), BLOCK)
     assert found.return_p95_s == pytest.approx(2.9), "between 1 and 3; the first call's 8 do not count"
     assert found.ttft_p95_s > 7
 
@@ -207,11 +209,11 @@ def test_kept_turns_come_back_and_other_settings_are_refused(tmp_path: Path) -> 
 
 
 def test_figures_go_where_the_page_has_a_place_for_them(tmp_path: Path) -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
+    text = results.PAGE.read_text(encoding="utf-8")
     for kind in ("live, 12 sessions", "live, all fit", "simulated, 12 sessions"):
         assert text.count(f"<!-- figures of bench/pressure: {kind} -->") == 1
     turns = [turn(arm, seed, 10.0) for arm in ("bare", "wrapped") for seed in (0, 1)]
-    page.draw(results.Figures(turns, BLOCK), tmp_path / "drawn.svg")
+    results.draw(results.Figures(turns, BLOCK), tmp_path / "drawn.svg")
     assert "<svg" in (tmp_path / "drawn.svg").read_text()
 
 
@@ -222,7 +224,7 @@ def test_without_the_plugin_its_arms_are_refused() -> None:
     arm = next(arm for arm in arms.ARMS if arm.name == "plugin")
     engine = SimpleNamespace(url="http://127.0.0.1:1/v1", model="any", has_plugin=False)
     with pytest.raises(SystemExit, match="without the orla_lg plugin, which the arm plugin needs"):
-        asyncio.run(live.LiveTurns(engine).turn(arm, load(2)))
+        asyncio.run(live.live_turn(engine, arm, load(2)))
 
 
 def test_an_arm_without_the_plugin_does_not_see_it() -> None:
@@ -242,14 +244,14 @@ def test_an_arm_without_the_plugin_does_not_see_it() -> None:
 def test_each_arm_runs_the_same_graph(name: str) -> None:
     arm = next(arm for arm in arms.ARMS if arm.name == name)
     given = load(2)
-    quick = [workflows.Session(0.0, each.said, (0.0,) * 4) for each in given.sessions]
+    quick = [Session(0.0, each.said, (0.0,) * 4) for each in given.sessions]
     given = workflows.Load(0, given.system, tuple(quick), given.shared_tokens, given.answer_tokens)
     with StubEngine() as stub:
         emptied: list[int] = []
         engine = SimpleNamespace(
             url=stub.url, model="any", block_tokens=BLOCK, empty_cache=lambda: emptied.append(len(stub.requests))
         )
-        made = asyncio.run(live.LiveTurns(engine).turn(arm, given))
+        made = asyncio.run(live.live_turn(engine, arm, given))
         asked = [seen.body for seen in stub.requests[emptied[0] :] if seen.body]
     assert len(made.jobs) == 2
     assert sorted((call.session, call.number) for call in made.calls) == [(s, n) for s in range(2) for n in range(5)]

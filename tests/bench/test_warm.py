@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.lib.calls import CallSeen
+from bench.lib.figures import Rounds
 from bench.warm import __main__ as warm
 from bench.warm import arms, engines, next_stage, night, results, texts, tool_waits
 from tests.stub_engine import StubEngine
@@ -40,8 +41,8 @@ def test_rounds_are_compared_with_their_own_load_and_broken_ones_not_at_all() ->
     turns = [turn(bare, 2.0), turn(bare, 4.0, seed=1), turn(bare, 9.0, seed=2)]
     turns += [turn(warmed, 1.0, seed=1), turn(warmed, 1.0)]
     (group,) = results.groups(turns)
-    assert {each.seed for each in group} == {0, 1}
-    assert results.ratio(group, warmed, bare, results.p50) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert group.seeds == [0, 1]
+    assert group.ratio(warmed, bare, results.p50) == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert "p50 is 0.38 of that of *bare*" in results.verdict(group)[0]
 
 
@@ -49,7 +50,7 @@ def test_two_equal_arms_tell_the_noise_and_refusals_their_reasons() -> None:
     names = (arms.BARE.name, arms.AGAIN.name)
     turns = [turn(name, wait_s) for name, wait_s in zip(names, (2.0, 2.2), strict=True)]
     turns.append(turn(arms.WARM.name, 1.0, refused={"late": 2, "busy": 1}))
-    lines = results.verdict(turns)
+    lines = results.verdict(Rounds(turns))
     assert "*bare again* against *bare*: p50 1.10" in lines[1]
     assert lines[2].endswith("late 2, busy 1")
 
@@ -57,10 +58,10 @@ def test_two_equal_arms_tell_the_noise_and_refusals_their_reasons() -> None:
 def test_tokens_of_warm_ups_are_summed_over_the_rounds() -> None:
     told = {"done": 2, "given_up": 1, "warmed_tokens": 1000, "used_tokens": 900, "wasted_tokens": 100}
     turns = [turn(arms.WARM.name, 1.0, seed=seed, **told) for seed in range(2)]
-    row = results.table(turns)[-1]
+    row = results.rows(Rounds(turns))[-1]
     assert row.endswith("| 2,000 | 1,800 | 200 | 4, 2 |")
     assert "100.5 (100.0 … 101.0)" in row
-    assert results.table([turn("bare", 1.0)])[-1].endswith("| – | – | – | – |")
+    assert results.rows(Rounds([turn("bare", 1.0)]))[-1].endswith("| – | – | – | – |")
 
 
 def test_what_is_told_has_every_situation_and_is_drawn(tmp_path: Path) -> None:

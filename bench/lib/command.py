@@ -1,12 +1,20 @@
-"""How a benchmark ends that cannot go on: in a line, and with what was measured kept."""
+"""The command line of a benchmark, and its end if it cannot go on: in a line, with what was measured kept."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 from openai import OpenAIError
 
 from orla_lg.errors import OrlaError
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of ``bench/<name>``, whose module's docstring is the help."""
+    return argparse.ArgumentParser(
+        f"python -m bench.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def ended(main: Callable[[], int], stopped: str) -> int | str:
