@@ -37,6 +37,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from bench.lib.command import ended, parser
+from bench.lib.figures import rotated, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import DOCS, put
 from bench.lib.progress import tell
@@ -183,7 +184,7 @@ def arms_at(place: str, answer_tokens: int) -> Iterator[list[Arm]]:
 async def measure(arms: Sequence[Arm], rounds: int, words: int) -> None:
     number = 0
     for turn in range(rounds + 1):
-        for arm in [*arms[turn % 2 :], *arms[: turn % 2]]:
+        for arm in rotated(arms, turn):
             number += 1
             tell(f"{arm.place}, round {turn}/{rounds}: {arm.name}")
             seen = await arm.run(prefix_of(number, words))
@@ -194,23 +195,16 @@ async def measure(arms: Sequence[Arm], rounds: int, words: int) -> None:
 # The figures ------------------------------------------------------------------------------------------------
 
 
-def middle(figures: Sequence[float]) -> str:
-    """Return a median with the extremes."""
-    return f"**{statistics.median(figures):.2f}** ({min(figures):.2f} … {max(figures):.2f})"
-
-
 def prefilled(arm: Arm) -> float:
     return statistics.median(turn.prefilled for turn in arm.turns)
 
 
-def table(arms: Sequence[Arm]) -> list[str]:
-    lines = ["| engines | graph | prefilled, of one branch's prompt | the step, s | a branch's call, s |"]
-    lines.append("|---|---|---|---|---|")
+def report(arms: Sequence[Arm]) -> list[str]:
+    rows = []
     for arm in arms:
-        turns = arm.turns
-        cells = [[turn.prefilled for turn in turns], [turn.wall_s for turn in turns], [t.latency_s for t in turns]]
-        lines.append(f"| {PLACES[arm.place]} | {arm.name} | {' | '.join(middle(figures) for figures in cells)} |")
-    return lines
+        columns = [[getattr(turn, name) for turn in arm.turns] for name in ("prefilled", "wall_s", "latency_s")]
+        rows.append([PLACES[arm.place], arm.name, *(spread(column).shown(bold=True) for column in columns)])
+    return table(["engines", "graph", "prefilled, of one branch's prompt", "the step, s", "a branch's call, s"], rows)
 
 
 def verdict(arms: Sequence[Arm]) -> list[str]:
@@ -236,10 +230,7 @@ def options() -> argparse.Namespace:
     add("--words", type=count, default=680, metavar="N", help="of the prefix; a token each, about (680)")
     add("--answer-tokens", type=count, default=12, metavar="N", help="at most, of an answer (12)")
     add("--write", action="store_true", help="write docs/fanout.md")
-    args = options.parse_args()
-    if args.rounds < 1:
-        options.error("--rounds: at least 1")
-    return args
+    return options.parse_args()
 
 
 def main() -> int:
@@ -254,7 +245,7 @@ def main() -> int:
     setting = (
         f"{args.rounds} rounds; a branch's prompt has {tokens:.0f} tokens, its answer up to {args.answer_tokens}."
     )
-    lines = [setting, "", *table(arms), "", *(f"* {line}" for line in verdict(arms))]
+    lines = [setting, "", *report(arms), "", *(f"* {line}" for line in verdict(arms))]
     print("\n".join(lines))
     if args.write:
         put(PAGE, "fanout", lines)

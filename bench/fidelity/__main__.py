@@ -20,16 +20,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import matplotlib
-
+from bench.lib import plot
 from bench.lib.command import parser
-from bench.lib.marks import DOCS, put
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
+from bench.lib.figures import table
 from bench.lib.flags import above_zero, amount, count, share
 from bench.lib.machine import Others
+from bench.lib.marks import DOCS, put
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters, load
@@ -106,7 +102,7 @@ def simulated(
 
 
 def rows(arms: Sequence[Arm]) -> list[str]:
-    lines = ["| cache | figure | vLLM | simulated | difference |", "|---|---|---|---|---|"]
+    lines = []
     for arm in arms:
         real, ours = summarise(arm.live), summarise(arm.simulated)
         where = f"{arm.name}, {arm.kv_blocks} blocks"
@@ -121,26 +117,26 @@ def rows(arms: Sequence[Arm]) -> list[str]:
             told = (
                 f"{off:+.1%}" if goal is None else f"**{off:+.1%}**" + ("" if abs(off) <= goal else " (goal missed)")
             )
-            lines.append(f"| {where} | {title} | {a:,.0f}{unit} | {b:,.0f}{unit} | {told} |")
-    return lines
+            lines.append([where, title, f"{a:,.0f}{unit}", f"{b:,.0f}{unit}", told])
+    return table(["cache", "figure", "vLLM", "simulated", "difference"], lines)
 
 
 def draw(arms: Sequence[Arm]) -> None:
-    plt.rcParams.update({"svg.hashsalt": "orla_lg", "svg.fonttype": "none", "font.size": 9})
-    figure, axes = plt.subplots(len(arms), 2, figsize=(8, 2.6 * len(arms)), squeeze=False, layout="constrained")
+    figure, axes = plot.pyplot("orla_lg", 9, text=True).subplots(
+        len(arms), 2, figsize=(8, 2.6 * len(arms)), squeeze=False, layout="constrained"
+    )
     for row, arm in zip(axes, arms, strict=True):
         for axis, what, title in zip(
             row, ("ttft_s", "duration_s"), ("time to first token", "completion"), strict=True
         ):
             for outcomes, label, style in ((arm.live, "vLLM", "-"), (arm.simulated, "simulated", "--")):
-                values = sorted(getattr(outcome, what) for outcome in outcomes)
-                axis.step(values, [(n + 1) / len(values) for n in range(len(values))], style, label=label)
+                plot.shares(axis, [getattr(outcome, what) for outcome in outcomes], label, ls=style)
             axis.set(
                 title=f"{title}, {arm.name}", xscale="log", xlabel="seconds", ylabel="part of calls", ylim=(0, 1)
             )
             axis.grid(alpha=0.3, which="both")
             axis.legend()
-    figure.savefig(FIGURE, metadata={"Date": None})
+    plot.save(figure, FIGURE, tight=None)
 
 
 def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:

@@ -23,11 +23,8 @@ from dataclasses import dataclass, field
 import psutil
 
 from bench.lib.command import parser
+from bench.lib.core import Ask, CacheHandle, Doing, PrefixTree, References
 from bench.lib.flags import count
-from orla_lg.core.cache.prefix.references import References
-from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
-from orla_lg.core.call import Ask
-from orla_lg.core.memory.events import Doing
 
 GOAL_MB, GOAL_US = 100.0, 50.0
 BEGINS = "You serve customers of a shop and follow its rules. " * 20

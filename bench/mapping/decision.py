@@ -18,18 +18,29 @@ from dataclasses import replace
 from typing import Any
 
 from bench.lib.command import parser
+from bench.lib.core import (
+    NO_HINTS,
+    Ask,
+    Backend,
+    BackendView,
+    Background,
+    Call,
+    Capability,
+    Consultation,
+    Cost,
+    Identity,
+    Mapper,
+    Probe,
+    Seen,
+    Serving,
+    Speed,
+    Support,
+    assign,
+    drive,
+    memory_policy,
+    policy,
+)
 from bench.lib.flags import count
-from orla_lg.core.background import Background
-from orla_lg.core.call import NO_HINTS, Ask, Call
-from orla_lg.core.engine.backend import Backend, Capability, Cost, Probe, Support
-from orla_lg.core.engine.speed import Speed
-from orla_lg.core.identity import Identity
-from orla_lg.core.mapping import Consultation, Mapper, Seen, assign
-from orla_lg.core.memory.policies import memory_policy
-from orla_lg.core.policies import policy
-from orla_lg.core.serving import Serving
-from orla_lg.core.steps import drive
-from orla_lg.core.view import BackendView
 from orla_lg.mappers import CostQualityMapper, ExplicitMapper, LoadAware, NeedMapper, StageTable
 from orla_lg.openai_api.adapter import OpenAIAdapter
 

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.lib.command import parser
+from bench.lib.core import NO_HINTS, Ask, Call, Identity
 from bench.lib.flags import count
-from orla_lg.core.call import NO_HINTS, Ask, Call
-from orla_lg.core.identity import Identity
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import LearnedMapper, Model, load
 

@@ -24,11 +24,9 @@ import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -37,7 +35,10 @@ import psutil
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
+from bench.lib import plot
 from bench.lib.command import parser
+from bench.lib.engines import stub
+from bench.lib.figures import at_rank, ratios, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import ROOT
 from orla_lg import Backend, ChatOrla, Orla
@@ -51,19 +52,6 @@ ANSWER = " ".join(f"word{n}" for n in range(16))
 PROMPT = [("system", "You answer briefly. " * 20), ("user", "What is the capital of France?")]
 FORMS = ("invoke", "ainvoke", "astream")
 ARMS = ("bare", "wrapped", "ChatOrla")
-
-
-@contextmanager
-def stub() -> Iterator[str]:
-    """Start the stub in a process of its own and give its URL."""
-    command = [sys.executable, "-m", "tests.stub_engine", "--text", ANSWER]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Block(TypedDict):
@@ -177,11 +165,6 @@ def pooled(blocks: list[list[float]]) -> list[float]:
     return list(itertools.chain.from_iterable(blocks))
 
 
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 @dataclass(frozen=True)
 class Figure:
     """One row: what an arm adds to the bare arm, in milliseconds, block by block."""
@@ -214,43 +197,35 @@ def figures(arms: list[Arm]) -> list[Figure]:
             mine = arm.times[form, load]
             pairs = zip(mine, base, strict=True)
             added = [statistics.median(ours) - statistics.median(theirs) for ours, theirs in pairs]
-            tails = percentile(pooled(mine), 0.99) - percentile(pooled(base), 0.99)
+            tails = at_rank(pooled(mine), 0.99) - at_rank(pooled(base), 0.99)
             cpu = list(zip(arm.cpu_ms[form, load], bare.cpu_ms[form, load], strict=True))
             rows.append(
                 Figure(
                     form, load, arm.name, statistics.median(pooled(base)), added, tails,
                     statistics.median(theirs for _, theirs in cpu), [ours - theirs for ours, theirs in cpu],
-                    [ours / theirs for ours, theirs in cpu],
+                    ratios(arm.cpu_ms[form, load], bare.cpu_ms[form, load]),
                 )
             )  # fmt: skip
     return rows
 
 
 def report(rows: list[Figure]) -> str:
-    lines = ["| form | load | through | plain median, ms | added median, ms (min … max of blocks) | added p99, ms |"]
-    lines.append("|---|---|---|---|---|---|")
-    for row in rows:
-        spread = f"{min(row.added_ms):.2f} … {max(row.added_ms):.2f}"
-        lines.append(
-            f"| {row.form} | {row.load} | {row.arm} | {row.bare_ms:.2f} | "
-            f"**{row.median_ms:.2f}** ({spread}) | {row.added_p99_ms:.2f} |"
-        )
-    return "\n".join(lines)
+    head = ("form", "load", "through", "plain median, ms", "added median, ms (min … max of blocks)", "added p99, ms")
+    return "\n".join(table(head, [
+        [row.form, row.load, row.arm, f"{row.bare_ms:.2f}", spread(row.added_ms).shown(bold=True),
+         f"{row.added_p99_ms:.2f}"]
+        for row in rows
+    ]))  # fmt: skip
 
 
 def report_cpu(rows: list[Figure]) -> str:
-    lines = [
-        "| form | load | through | plain CPU, ms | added CPU, ms (min … max of blocks) | ratio to plain (min … max) |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for row in rows:
-        added = f"{min(row.added_cpu_ms):.2f} … {max(row.added_cpu_ms):.2f}"
-        ratios = f"{min(row.cpu_ratios):.2f} … {max(row.cpu_ratios):.2f}"
-        lines.append(
-            f"| {row.form} | {row.load} | {row.arm} | {row.bare_cpu_ms:.2f} | "
-            f"**{statistics.median(row.added_cpu_ms):.2f}** ({added}) | **{row.cpu_ratio:.2f}** ({ratios}) |"
-        )
-    return "\n".join(lines)
+    added, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
+    head = ("form", "load", "through", "plain CPU, ms", added, ratio)
+    return "\n".join(table(head, [
+        [row.form, row.load, row.arm, f"{row.bare_cpu_ms:.2f}", spread(row.added_cpu_ms).shown(bold=True),
+         spread(row.cpu_ratios).shown(bold=True)]
+        for row in rows
+    ]))  # fmt: skip
 
 
 def beyond_goal(rows: list[Figure]) -> list[str]:
@@ -266,25 +241,15 @@ def beyond_goal(rows: list[Figure]) -> list[str]:
 
 def draw(rows: list[Figure], path: Path) -> None:
     """Draw the added medians with their spread."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    plot, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.2))
-    names = [f"{row.arm} · {row.form} · {row.load}" for row in rows]
-    medians = [row.median_ms for row in rows]
-    low = [row.median_ms - min(row.added_ms) for row in rows]
-    high = [max(row.added_ms) - row.median_ms for row in rows]
+    figure, axes = plot.pyplot("overhead").subplots(figsize=(8, 0.42 * len(rows) + 1.2))
+    added = {f"{row.arm} · {row.form} · {row.load}": spread(row.added_ms) for row in rows}
     colours = ["#3b7dd8" if row.arm == "wrapped" else "#e08a3c" for row in rows]
-    axes.barh(names, medians, xerr=[low, high], color=colours, height=0.6, error_kw={"lw": 1})
-    axes.axvline(GOAL_MEDIAN_MS, color="#777", ls="--", lw=1)
+    plot.bars(axes, added, colours, GOAL_MEDIAN_MS, "#777")
     axes.text(GOAL_MEDIAN_MS, -0.9, " goal", color="#777", fontsize=8)
     axes.set_xlabel("added time per call, ms (median; whiskers: extreme blocks)")
     axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    plot.tight_layout()
-    plot.savefig(path)
+    plot.open_axes(axes)
+    plot.save(figure, path)
     print(f"drawn: {path.relative_to(ROOT)}")
 
 
@@ -316,7 +281,10 @@ async def main() -> int:
     )
     options.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
     args = options.parse_args()
-    with stub() as url, Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla:
+    with (
+        stub("--text", ANSWER) as url,
+        Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla,
+    ):
         plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
         arms = [
             Arm("bare", ChatOpenAI(**plain), lambda graph: graph),

@@ -14,16 +14,24 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.core import (
+    Ask,
+    Backend,
+    Capability,
+    Effect,
+    Identity,
+    InFlightCall,
+    Outcome,
+    Probe,
+    RunState,
+    Scope,
+    Support,
+    WorkflowCache,
+)
 from bench.lib.engines import Message
 from bench.lib.workflows import Session
 from bench.pressure.arms import Arm
 from bench.pressure.workflows import CALLS, Load, LocalWords
-from orla_lg.core.call import Ask
-from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
-from orla_lg.core.engine.capabilities import Scope, WorkflowCache
-from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, VirtualServing, run
 from orla_lg_sim.blocks import chain
 from orla_lg_sim.engine import SimEngine

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import httpx
 
+from bench.lib import plot
 from bench.lib.command import parser
+from bench.lib.figures import table
 from bench.lib.flags import amount, count, folds
 from bench.lib.marks import ROOT
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
@@ -35,7 +37,7 @@ PROBABILITIES = ("auc", "brier", "ece")
 
 
 @dataclass
-class Edge:
+class Way:
     name: str
     scores: list[Scores]
     probable: list[float] = field(default_factory=list)
@@ -52,17 +54,17 @@ class Edge:
         return f"{mean:.3f} ± {spread:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
-def learned(name: str, table: Table, labels: Sequence[bool], goal: Goal, args: argparse.Namespace) -> Edge:
+def learned(name: str, table: Table, labels: Sequence[bool], goal: Goal, args: argparse.Namespace) -> Way:
     def tell(done: int, total: int) -> None:
         print(f"\r{name}: {done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     passes = cross_validate(table, goal, folds=args.folds, repeats=args.repeats, progress=tell)
     scores = [score(one.probable, one.sent, labels, goal.light_price) for one in passes]
     mean = [sum(said) / len(said) for said in zip(*(one.probable for one in passes), strict=True)]
-    return Edge(name, scores, mean)
+    return Way(name, scores, mean)
 
 
-def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]) -> tuple[Edge, int]:
+def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]) -> tuple[Way, int]:
     """Ask a model about each prompt; one that says neither makes it complex, as ``OneBitStageMapper`` does."""
     sent, silent, judge = [], 0, OneBitStageMapper("light", "heavy")
     with httpx.Client(timeout=120) as http:
@@ -74,7 +76,7 @@ def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]
             sent.append(not simple)
             print(f"\rjudge: {done}/{len(rows)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return Edge(
+    return Way(
         f"one-bit judge ({args.judge_model})", [score([0.5] * len(sent), sent, labels, args.light_price)]
     ), silent
 
@@ -95,14 +97,12 @@ def vectors(args: argparse.Namespace, rows: Sequence[Row]) -> list[list[float]]:
     return found
 
 
-def table_of(ways: Sequence[Edge]) -> str:
-    lines = ["| way | " + " | ".join(HEADS) + " |", "|---" * (len(HEADS) + 1) + "|"]
-    lines += [f"| {way.name} | " + " | ".join(way.cells()) + " |" for way in ways]
-    return "\n".join(lines)
+def table_of(ways: Sequence[Way]) -> str:
+    return "\n".join(table(["way", *HEADS], [[way.name, *way.cells()] for way in ways]))
 
 
 def groups_of(tried: dict[str, Repeat], labels: Sequence[bool], groups: Sequence[str], price: float) -> str:
-    lines = ["| left out in training | prompts | " + " | ".join(tried) + " |", "|---" * (len(tried) + 2) + "|"]
+    lines = []
     for group in [*sorted(set(groups)), ""]:
         rows = [n for n, one in enumerate(groups) if not group or one == group]
         cells = []
@@ -110,8 +110,8 @@ def groups_of(tried: dict[str, Repeat], labels: Sequence[bool], groups: Sequence
             sent, probable = [one.sent[n] for n in rows], [one.probable[n] for n in rows]
             found = score(probable, sent, [labels[n] for n in rows], price)
             cells.append(f"{found.accuracy:.3f} ({found.light_share:.2f} to light)")
-        lines.append(f"| {group or 'together'} | {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([group or "together", str(len(rows)), *cells])
+    return "\n".join(table(["left out in training", "prompts", *tried], lines))
 
 
 def curve(probable: Sequence[float], labels: Sequence[bool], price: float) -> list[tuple[float, float]]:
@@ -120,15 +120,9 @@ def curve(probable: Sequence[float], labels: Sequence[bool], price: float) -> li
     return [(one.cost, one.quality) for one in found]
 
 
-def draw(ways: Sequence[Edge], labels: Sequence[bool], price: float, path: Path) -> None:
+def draw(ways: Sequence[Way], labels: Sequence[bool], price: float, path: Path) -> None:
     """Draw cost against quality: a curve for what has probabilities, a point for every way."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "router"
-    import matplotlib.pyplot as plt
-
-    plot, axes = plt.subplots(figsize=(7, 4.6))
+    figure, axes = plot.pyplot("router", 10).subplots(figsize=(7, 4.6))
     simple = 1 - sum(labels) / len(labels)
     axes.plot([price, 1], [simple, 1], color="#999", ls="--", lw=1, label="random")
     colours = iter(["#3b7dd8", "#4a9d5b", "#8a5bb0"])
@@ -145,10 +139,9 @@ def draw(ways: Sequence[Edge], labels: Sequence[bool], price: float, path: Path)
             axes.annotate(way.name, (cost, quality), textcoords="offset points", fontsize=8, **place)
     axes.set_xlabel("cost, share of sending everything to heavy")
     axes.set_ylabel("prompts answered well")
-    axes.spines[["top", "right"]].set_visible(False)
+    plot.open_axes(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    plot.tight_layout()
-    plot.savefig(path, metadata={"Date": None})
+    plot.save(figure, path)
     print(f"drawn: {path.relative_to(ROOT)}")
 
 
@@ -180,7 +173,7 @@ def main() -> int:
         tables["learned, with embeddings"] = Table(prompts, labels, vectors(args, rows))
     made = [learned(name, table, labels, goal, args) for name, table in tables.items()]
     share, _ = mean_and_spread([one.light_share for one in made[0].scores])
-    ways = [Edge(name, [found]) for name, found in simple_ways(prompts, labels, share, args.light_price).items()]
+    ways = [Way(name, [found]) for name, found in simple_ways(prompts, labels, share, args.light_price).items()]
     if args.judge_url:
         way, silent = judged(args, rows, labels)
         ways.append(way)

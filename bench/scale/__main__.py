@@ -34,21 +34,30 @@ from typing import Any
 
 import psutil
 
-from bench.lib import flags
+from bench.lib import flags, plot
 from bench.lib.command import parser
+from bench.lib.core import (
+    Ask,
+    Backend,
+    BackendScheduler,
+    Background,
+    Call,
+    Hints,
+    Identity,
+    Outcome,
+    Queued,
+    RunShare,
+    Send,
+    Serving,
+    Steps,
+    Usage,
+    Wait,
+    WaitForTurn,
+    memory_policy,
+    policies,
+)
+from bench.lib.figures import table
 from bench.lib.marks import DOCS, ROOT, put
-from orla_lg.core.background import Background
-from orla_lg.core.call import Ask, Call, Hints, Usage
-from orla_lg.core.engine.backend import Backend
-from orla_lg.core.identity import Identity
-from orla_lg.core.memory.policies import memory_policy
-from orla_lg.core.policies import policies
-from orla_lg.core.queues import Queued
-from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.serving import Serving
-from orla_lg.core.standing import RunShare
-from orla_lg.core.steps import Send, Steps, Wait, WaitForTurn
-from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual.serving import StillAdapter
 
 PAGE, FIGURE = DOCS / "scale.md", DOCS / "scale.svg"
@@ -75,10 +84,8 @@ class Load:
         self._asks = [Ask("main", MESSAGES, max_tokens=bound) for bound in range(16, 1040, 16)]
         # Hints are what nodes and runs say, so calls share them.
         self._hints = [
-            Hints(
-                priority=number % 5, deadline_s=1e4 * (1 + self._dice.random()), tenant=f"tenant {number % TENANTS}"
-            )
-            for number in range(1000)
+            Hints(priority=n % 5, deadline_s=1e4 * (1 + self._dice.random()), tenant=f"tenant {n % TENANTS}")
+            for n in range(1000)
         ]
 
     def next(self) -> tuple[int, str, Ask, Hints]:
@@ -310,18 +317,10 @@ def measure(way: str, policy: str, outstanding: int, operations: int, frozen: in
     subject.close()
     ordered = sorted(steady)
     return Row(
-        way,
-        policy,
-        outstanding,
-        bool(frozen),
-        operations / sum(steady),
-        ordered[len(ordered) // 2] * 1e6,
-        ordered[int(len(ordered) * 0.99)] * 1e6,
-        max(ordered[-1], *filling) * 1e3,
-        max(gc_s, default=0.0) * 1e3,
-        gained / outstanding,
-        sum(filling) / len(filling) * 1e6,
-    )
+        way, policy, outstanding, bool(frozen), operations / sum(steady), ordered[len(ordered) // 2] * 1e6,
+        ordered[int(len(ordered) * 0.99)] * 1e6, max(ordered[-1], *filling) * 1e3, max(gc_s, default=0.0) * 1e3,
+        gained / outstanding, sum(filling) / len(filling) * 1e6,
+    )  # fmt: skip
 
 
 def timed(operation: Callable[[], None]) -> float:
@@ -357,16 +356,25 @@ def missed(row: Row) -> list[str]:
     return [name for name, misses in found.items() if misses]
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| through | policy | collector | calls/s | median, µs | p99, µs | pause, ms | bytes a call | missed |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        lines.append(
-            f"| {row.way} | {row.policy} | {'frozen' if row.frozen else 'as it is'} | {row.rate:,.0f} | "
-            f"{row.median_us:.0f} | {row.p99_us:.0f} | {row.pause_ms:.0f} | {row.bytes_each:,.0f} | "
-            f"{', '.join(missed(row)) or 'none'} |"
-        )
-    return lines
+def report(rows: Sequence[Row]) -> list[str]:
+    head = (
+        "through",
+        "policy",
+        "collector",
+        "calls/s",
+        "median, µs",
+        "p99, µs",
+        "pause, ms",
+        "bytes a call",
+        "missed",
+    )
+    return table(head, [
+        [
+            row.way, row.policy, "frozen" if row.frozen else "as it is", f"{row.rate:,.0f}", f"{row.median_us:.0f}",
+            f"{row.p99_us:.0f}", f"{row.pause_ms:.0f}", f"{row.bytes_each:,.0f}", ", ".join(missed(row)) or "none",
+        ]
+        for row in rows
+    ])  # fmt: skip
 
 
 def slope(rows: Sequence[Row]) -> tuple[float, float]:
@@ -379,13 +387,7 @@ def slope(rows: Sequence[Row]) -> tuple[float, float]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the time of a call over how many wait, with the line that n log n in all would be."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "orla_lg", "svg.fonttype": "none", "font.size": 9})
-    plot, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    figure, axis = plot.pyplot("orla_lg", 9, text=True).subplots(figsize=(6, 3.4), layout="constrained")
     sizes = [row.outstanding for row in rows]
     axis.plot(sizes, [1e6 / row.rate for row in rows], "o-", label="in and out, with the collector")
     axis.plot(sizes, [row.median_us for row in rows], ".-", label="one decision, median")
@@ -394,7 +396,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.set(xscale="log", xlabel="calls waiting", ylabel="microseconds", ylim=(0, None))
     axis.grid(alpha=0.3, which="both")
     axis.legend()
-    plot.savefig(path, metadata={"Date": None})
+    plot.save(figure, path, tight=None)
 
 
 def options() -> argparse.Namespace:
@@ -425,7 +427,7 @@ def main() -> None:
     sizes = [size for size in SIZES if size <= 100_000 or not args.quick]
     growth = [apart("desk", "workflow_fcfs", size, operations) for size in sizes]
     a, b = slope(growth)
-    lines = [f"{many:,} calls waiting:", "", *table(rows), "", f"A call in and out: {a:.1f} + {b:.2f} log2(n) µs."]
+    lines = [f"{many:,} calls waiting:", "", *report(rows), "", f"A call in and out: {a:.1f} + {b:.2f} log2(n) µs."]
     print("\n".join(lines))
     if args.write:
         put(PAGE, "scale", lines)

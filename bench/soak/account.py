@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from bench.lib.core import CallEvent, Happening
 from bench.soak.workflows import Edge, Run
-from orla_lg.core.record import CallEvent, Happening
 
 SETTLE_S = 5.0
 """After its end a run's records may still come: a stream that was dropped ends when it is closed."""

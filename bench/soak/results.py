@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from bench.lib.core import Statistics
 from bench.soak.account import Check, Sample, UsageAccount
-from orla_lg.core.serving import Statistics
 
 WARM_SHARE = 0.3
 """Of the time: caches, pools and books fill."""

@@ -14,12 +14,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
-import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -27,26 +26,14 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
 from bench.lib.command import parser
+from bench.lib.engines import stub
+from bench.lib.figures import ratios, rotated, table
 from bench.lib.flags import amount, count
-from bench.lib.marks import ROOT
+from bench.lib.progress import tell
 from orla_lg import Backend, ChatOrla, Orla
 
 GOAL = 0.05
 PROMPT = [("system", "You answer at length."), ("user", "Tell me about Paris.")]
-
-
-@contextmanager
-def stub(chunks: int, token_s: float) -> Iterator[str]:
-    """Start the stub in a process of its own and give its URL."""
-    text = " ".join(f"word{n}" for n in range(chunks))
-    command = [sys.executable, "-m", "tests.stub_engine", "--text", text, "--token-s", str(token_s)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class State(TypedDict):
@@ -99,11 +86,10 @@ async def measure(arms: list[Arm], rounds: int) -> None:
     for arm in arms:  # warm: connections, code, caches
         await arm.run()
     for number in range(rounds):
-        for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
+        for arm in rotated(arms, number):
             gc.collect()
             arm.chunk_us.append(await arm.run())
-        print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        tell(f"round {number + 1}/{rounds}", last=number == rounds - 1)
 
 
 async def weigh(arms: list[Arm], streams: int) -> None:
@@ -116,22 +102,19 @@ async def weigh(arms: list[Arm], streams: int) -> None:
 
 def added(arm: Arm, plain: Arm) -> list[float]:
     """Return what *arm* adds, round by round, as a part of plain."""
-    return [ours / theirs - 1 for ours, theirs in zip(arm.chunk_us, plain.chunk_us, strict=True)]
+    return [ratio - 1 for ratio in ratios(arm.chunk_us, plain.chunk_us)]
 
 
 def report(arms: list[Arm]) -> str:
     plain = arms[0]
-    lines = ["| through | CPU per chunk, µs (min … max) | added, median (quartiles) | KiB per open stream |"]
-    lines.append("|---|---|---|---|")
+    head = ("through", "CPU per chunk, µs (min … max)", "added, median (quartiles)", "KiB per open stream")
+    rows = []
     for arm in arms:
         low, _, high = statistics.quantiles(added(arm, plain), n=4)
         more = f"**{statistics.median(added(arm, plain)):+.1%}** ({low:+.1%} … {high:+.1%})"
-        spread = f"{min(arm.chunk_us):.0f} … {max(arm.chunk_us):.0f}"
-        lines.append(
-            f"| {arm.name} | {statistics.median(arm.chunk_us):.1f} ({spread}) | "
-            f"{'' if arm is plain else more} | {statistics.median(arm.stream_kib):.1f} |"
-        )
-    return "\n".join(lines)
+        took = f"{statistics.median(arm.chunk_us):.1f} ({min(arm.chunk_us):.0f} … {max(arm.chunk_us):.0f})"
+        rows.append([arm.name, took, "" if arm is plain else more, f"{statistics.median(arm.stream_kib):.1f}"])
+    return "\n".join(table(head, rows))
 
 
 async def main() -> int:
@@ -141,8 +124,12 @@ async def main() -> int:
     options.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
     options.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
     args = options.parse_args()
-    backend = {"model": "stub-model", "max_concurrency": None}
-    with stub(args.chunks, args.token_s) as url, Orla([Backend("main", url, **backend)], {"*": "main"}) as orla:
+    backend: dict[str, Any] = {"model": "stub-model", "max_concurrency": None}
+    text = " ".join(f"word{n}" for n in range(args.chunks))
+    with (
+        stub("--text", text, "--token-s", str(args.token_s)) as url,
+        Orla([Backend("main", url, **backend)], {"*": "main"}) as orla,
+    ):
         plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
         arms = [
             Arm("plain `ChatOpenAI`", ChatOpenAI(**plain), lambda graph: graph),

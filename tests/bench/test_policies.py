@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.policies import __main__ as bench
+from bench.policies import study, workflows
 from bench.scale import __main__ as scale
 from orla_lg_sim.parameters import EngineParameters
 
@@ -20,15 +21,15 @@ def cell(policy: str, seed: int, p95: float) -> Any:
 
 
 def test_load_is_what_arrives_over_what_the_engine_does() -> None:
-    drawn = bench.plans(200, random.Random(1))
-    work = bench.arrange(drawn, [1.0] * 200, 0.5, ENGINE, 2.0)
+    drawn = workflows.plans(200, random.Random(1))
+    work = workflows.arrange(drawn, [1.0] * 200, 0.5, ENGINE, 2.0)
     offered_s = sum(plan.service_s(ENGINE) for plan in drawn)
     assert work[-1][0] == pytest.approx(offered_s / (0.5 * 2.0))
     assert [plan for _, plan in work] == drawn
 
 
 def test_the_mixture_is_heavy_tailed() -> None:
-    services = sorted(plan.service_s(ENGINE) for plan in bench.plans(4000, random.Random(1)))
+    services = sorted(plan.service_s(ENGINE) for plan in workflows.plans(4000, random.Random(1)))
     assert sum(services[-400:]) > 0.4 * sum(services), "a tenth of the runs does nearly half of the work"
     assert services[2000] < sum(services) / 4000 / 1.5
 
@@ -37,9 +38,9 @@ def test_gaps_have_a_mean_of_one_and_may_come_from_a_trace(tmp_path: Path) -> No
     trace = tmp_path / "trace.csv"
     lines = [f"{at_ms},10,10" for at_ms in (0, 1000, 2000, 6000)]
     trace.write_text("\n".join(["timestamp_ms,input_tokens,output_tokens", *lines]))
-    drawn = bench.gaps(6, random.Random(1), trace, ENGINE)
+    drawn = workflows.gaps(6, random.Random(1), trace, ENGINE)
     assert sorted(drawn) == pytest.approx([0.5] * 4 + [2.0] * 2)
-    assert sum(bench.gaps(50, random.Random(1), None, ENGINE)) == pytest.approx(50)
+    assert sum(workflows.gaps(50, random.Random(1), None, ENGINE)) == pytest.approx(50)
 
 
 def test_changes_are_seed_by_seed() -> None:
@@ -63,9 +64,9 @@ def test_the_gap_is_measured_from_fcfs_to_the_clairvoyant() -> None:
 
 
 def test_the_clairvoyant_does_better_than_fcfs_on_the_same_runs() -> None:
-    drawn = bench.plans(60, random.Random(3))
-    work = bench.arrange(drawn, bench.gaps(60, random.Random(3), None, ENGINE), 1.5, ENGINE, 0.93)
-    ended = {policy: bench.play(ENGINE, policy, work) for policy in ("fcfs", "clairvoyant")}
+    drawn = workflows.plans(60, random.Random(3))
+    work = workflows.arrange(drawn, workflows.gaps(60, random.Random(3), None, ENGINE), 1.5, ENGINE, 0.93)
+    ended = {policy: study.play(ENGINE, policy, work) for policy in ("fcfs", "clairvoyant")}
     assert all([each.kind for each in runs] == [plan.kind for plan in drawn] for runs in ended.values())
     assert bench.figures(ended["clairvoyant"])["mean"] < 0.8 * bench.figures(ended["fcfs"])["mean"]
 
