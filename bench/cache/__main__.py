@@ -35,11 +35,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from bench.cache.arms import Turns, arms_at
@@ -50,9 +48,9 @@ from bench.lib.command import ended, parser
 from bench.lib.engines import LLAMACPP, VLLM_CPU, Engine, engine_at
 from bench.lib.flags import above_zero, count
 from bench.lib.kept import Kept
-from bench.lib.machine import beside_others
 from bench.lib.marks import put
 from bench.lib.progress import tell
+from bench.lib.workflows import Session
 
 CASES = 8
 
@@ -74,18 +72,15 @@ def kept_at(args: argparse.Namespace, place: Place) -> Path:
     return keep.with_name(f"{keep.stem}-{place.name}{keep.suffix}")
 
 
-async def measure(args: argparse.Namespace, place: Place, engine: Engine, kept: Kept) -> None:
+def measure(args: argparse.Namespace, place: Place, engine: Engine, kept: Kept) -> None:
     """Run every turn of a place that is not kept yet."""
-    turns, arms, rounds = Turns(place, engine), arms_at(place, engine), rounds_at(place, args.rounds)
-    began_s = time.monotonic()
-    for seed in range(rounds):
-        cases = tickets(args.cases, args.every or place.every_s, seed)
-        for arm in Random(seed).sample(arms, len(arms)):
-            if kept.has(arm.name, seed):
-                continue
-            number = f"{len(kept.turns) + 1}/{rounds * len(arms)}"
-            tell(f"{place.name} {number}, {time.monotonic() - began_s:4.0f} s: {arm.name}")
-            kept.add(await beside_others(engine.url, turns.turn(arm, cases, seed)))
+    turns, every_s = Turns(place, engine), args.every or place.every_s
+    arms, rounds = arms_at(place, engine), rounds_at(place, args.rounds)
+
+    def load(seed: int) -> list[Session]:
+        return tickets(args.cases, every_s, seed)
+
+    asyncio.run(kept.measure(engine.url, arms, rounds, load, turns.turn, title=place.name))
     if turns.resets_refused:
         tell(f"{place.name}: {turns.resets_refused} resets were refused, since calls ran", last=True)
 
@@ -96,12 +91,9 @@ def measured(args: argparse.Namespace, place: Place) -> Figures:
         return Figures(place, Kept(kept_at(args, place), {}).turns)
     with engine_at(options_of(place), args.url) as engine:
         if not engine.has_plugin:
-            tell(
-                f"{place.name}: no orla_lg plugin in this vLLM; the arms that flush a workflow are left out",
-                last=True,
-            )
+            tell(f"{place.name}: no orla_lg plugin here; the arms that flush a workflow are left out", last=True)
         kept = Kept(kept_at(args, place), settings_of(args, place, engine))
-        asyncio.run(measure(args, place, engine, kept))
+        measure(args, place, engine, kept)
     return Figures(place, kept.turns)
 
 

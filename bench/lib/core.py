@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """What benchmarks need of the inside of the core; nothing else in this folder imports ``orla_lg.core``."""
 
 from __future__ import annotations
@@ -23,54 +24,3 @@ from orla_lg.core.standing import RunShare
 from orla_lg.core.steps import Send, Steps, Wait, WaitForTurn, drive
 from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome, RunState
-
-__all__ = [
-    "NO_HINTS",
-    "Ask",
-    "Assignment",
-    "Backend",
-    "BackendScheduler",
-    "BackendView",
-    "Background",
-    "CacheHandle",
-    "Call",
-    "CallEvent",
-    "Capability",
-    "Consultation",
-    "Cost",
-    "Doing",
-    "Effect",
-    "Happening",
-    "Hints",
-    "Identity",
-    "InFlightCall",
-    "Mapper",
-    "Outcome",
-    "PrefixTree",
-    "Probe",
-    "Queued",
-    "Record",
-    "References",
-    "RequestChoice",
-    "RunShare",
-    "RunState",
-    "Scope",
-    "Seen",
-    "Send",
-    "Serving",
-    "Sortable",
-    "Speed",
-    "StageChoice",
-    "Statistics",
-    "Steps",
-    "Support",
-    "Usage",
-    "Wait",
-    "WaitForTurn",
-    "WorkflowCache",
-    "assign",
-    "drive",
-    "memory_policy",
-    "policies",
-    "policy",
-]  # fmt: skip

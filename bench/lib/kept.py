@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, TypeVar
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.machine import beside_others
+from bench.lib.progress import tell
+
+Arm = TypeVar("Arm", bound=Any)
+Load = TypeVar("Load")
 
 
 class Kept:
@@ -51,6 +58,36 @@ class Kept:
         fresh = self._path.with_name(f"{self._path.name}.new")
         fresh.write_text(json.dumps(told), encoding="utf-8")
         fresh.replace(self._path)
+
+    async def measure(
+        self, url: str, arms: Sequence[Arm], rounds: int, load: Callable[[int], Load],
+        turn: Callable[[Arm, Load, int], Awaitable[Turn]], *, quiet: float = 1.0, title: str = "turn",
+    ) -> None:  # fmt: skip
+        """Run every turn that is not kept yet, the arms of a round in an order of its own.
+
+        Args:
+            url: Of the engine.
+            arms: With a ``name`` each.
+            rounds: So many; its number is a round's seed.
+            load: Makes a round's load, the same for all arms.
+            turn: Runs an arm on a load with a seed.
+            quiet: A turn in which other processes took more of the machine is repeated once.
+            title: Before the number of the turn, where it is shown how far it is.
+        """
+        began_s = time.monotonic()
+        for seed in range(rounds):
+            order = [arm for arm in Random(seed).sample(arms, len(arms)) if not self.has(arm.name, seed)]
+            given = [load(seed)] if order else []
+            for arm in order:
+                number = f"{title} {len(self.turns) + 1}/{rounds * len(arms)}"
+                tell(f"{number}, {time.monotonic() - began_s:4.0f} s: {arm.name}, seed {seed}")
+                made = await beside_others(url, turn(arm, given[0], seed))
+                if made.others > quiet:
+                    tell(f"others took {made.others:.0%} of the machine; once more", last=True)
+                    again = await beside_others(url, turn(arm, given[0], seed))
+                    made = min(made, again, key=lambda each: each.others)
+                self.add(made)
+        tell(f"measured in {time.monotonic() - began_s:.0f} s", last=True)
 
 
 def _turn(row: Mapping[str, Any]) -> Turn:

