@@ -36,6 +36,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
+from bench.lib.calls import CallSeen, recomputed
 from bench.lib.command import ended, parser
 from bench.lib.figures import rotated, spread, table
 from bench.lib.flags import count
@@ -62,18 +63,9 @@ TEXT = (
 # The graph --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One branch's call."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    took_s: float
-
-
 class Step(TypedDict):
     prefix: str
-    seen: Annotated[list[Seen], operator.add]
+    seen: Annotated[list[CallSeen], operator.add]
 
 
 class Branch(TypedDict):
@@ -89,14 +81,15 @@ def graph_of(clients: Sequence[ChatOpenAI]) -> StateGraph[Any, Any, Any, Any]:
         branches = [Branch(prefix=state["prefix"], topic=topic, number=n) for n, topic in enumerate(TOPICS)]
         return [Send("ask", branch) for branch in branches]
 
-    async def ask(branch: Branch) -> dict[str, list[Seen]]:
+    async def ask(branch: Branch) -> dict[str, list[CallSeen]]:
         client, began_s = clients[branch["number"] % len(clients)], time.monotonic()
         answer = await client.ainvoke([("system", branch["prefix"]), ("user", f"Is it about {branch['topic']}?")])
         usage: Any = answer.usage_metadata  # type: ignore[attr-defined]
-        cached = usage.get("input_token_details", {}).get("cache_read", 0)
-        return {"seen": [Seen(usage["input_tokens"], cached, time.monotonic() - began_s)]}
+        cached, ended_s = usage.get("input_token_details", {}).get("cache_read", 0), time.monotonic()
+        tokens = (usage["input_tokens"], cached, usage["output_tokens"])
+        return {"seen": [CallSeen(branch["number"], 0, began_s, ended_s, ended_s, *tokens)]}  # whole, not streamed
 
-    async def join(state: Step) -> dict[str, list[Seen]]:
+    async def join(state: Step) -> dict[str, list[CallSeen]]:
         return {}
 
     graph = StateGraph(Step).add_node("ask", ask).add_node("join", join)
@@ -125,10 +118,10 @@ class Turn:
     """Of one branch, on the mean."""
 
 
-def turn_of(seen: Sequence[Seen], wall_s: float) -> Turn:
+def turn_of(seen: Sequence[CallSeen], wall_s: float) -> Turn:
     prompt = statistics.mean(each.prompt_tokens for each in seen)
-    fresh = sum(each.prompt_tokens - each.cached_tokens for each in seen)
-    return Turn(fresh / prompt, wall_s, statistics.mean(each.took_s for each in seen), prompt)
+    latency_s = statistics.mean(each.ended_s - each.called_s for each in seen)
+    return Turn(recomputed(seen) / prompt, wall_s, latency_s, prompt)
 
 
 @dataclass

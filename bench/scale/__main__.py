@@ -5,8 +5,9 @@
     python -m bench.scale --help
 
 A backend runs 64 calls and 130,000 wait. Again and again one call ends, which lets another go, and a new one enters.
-Calls belong to runs with eight calls each, in 48 stages. They go through the desk alone (``desk``: queue, policies,
-ledger and lock), or the whole way from ``Serving.call`` to ``WaitForTurn``, the request and the record (``steps``).
+Calls belong to runs with eight calls each, in 48 stages. They go through one scheduler alone (``scheduler``: queue,
+policies, ledger and lock), or the whole way from ``Serving.call`` to ``WaitForTurn``, the request and the
+record (``steps``).
 Each row is a process of its own, pinned to one core. The garbage collector runs as it does in any program, and its
 time is in every figure; only what Python and the packages have loaded is taken out of its sight first. Where calls
 are *frozen*, the bench calls ``gc.freeze`` each time 2,000 more wait, as an application might that is nothing else.
@@ -19,51 +20,26 @@ import gc
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from bench.lib import flags, plot
 from bench.lib.command import parser
-from bench.lib.core import (
-    Ask,
-    Backend,
-    BackendScheduler,
-    Background,
-    Call,
-    Hints,
-    Identity,
-    Outcome,
-    Queued,
-    RunShare,
-    Send,
-    Serving,
-    Steps,
-    Usage,
-    Wait,
-    WaitForTurn,
-    memory_policy,
-    policies,
-)
 from bench.lib.figures import table
 from bench.lib.marks import DOCS, ROOT, put
-from orla_lg.testing.virtual.serving import StillAdapter
+from bench.scale.ways import IN_FLIGHT, WAYS, Load
 
 PAGE, FIGURE = DOCS / "scale.md", DOCS / "scale.svg"
 GOAL_RATE, GOAL_P99_MS, GOAL_PAUSE_MS, GOAL_BYTES = 30_000, 1.0, 50.0, 2048
 CORES = sorted(os.sched_getaffinity(0))
-OUTSTANDING, STAGES, CALLS_OF_RUN, IN_FLIGHT, TENANTS = 130_000, 48, 8, 64, 20
+OUTSTANDING = 130_000
 NAMES = (
     "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
 )  # fmt: skip
@@ -71,173 +47,6 @@ FREEZE_EACH = 2_000
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CLOCK = time.thread_time
 """CPU seconds: on a core of its own those of the wall; what others take of a shared machine is not in them."""
-MESSAGES = [{"role": "user", "content": "What is the capital of France? " * 8}]
-
-
-class Load:
-    """Calls as a busy server has them: what policies look at differs from call to call."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self._dice = random.Random(seed)
-        self._numbers = count()
-        self._stages = [f"stage {n}" for n in range(STAGES)]
-        self._asks = [Ask("main", MESSAGES, max_tokens=bound) for bound in range(16, 1040, 16)]
-        # Hints are what nodes and runs say, so calls share them.
-        self._hints = [
-            Hints(priority=n % 5, deadline_s=1e4 * (1 + self._dice.random()), tenant=f"tenant {n % TENANTS}")
-            for n in range(1000)
-        ]
-
-    def next(self) -> tuple[int, str, Ask, Hints]:
-        """Return the number of the next call's run, its stage, what it asks, its hints."""
-        dice = self._dice
-        stage = self._stages[int(dice.random() ** 2 * STAGES)]
-        return next(self._numbers) // CALLS_OF_RUN, stage, dice.choice(self._asks), dice.choice(self._hints)
-
-
-class Waiter:
-    """The least an edge can have: told that it is its turn, it joins those that go."""
-
-    __slots__ = ("_joins", "_who")
-
-    def __init__(self, who: Any, joins: deque[Any]) -> None:
-        self._who, self._joins = who, joins
-
-    def __call__(self) -> None:
-        self._joins.append(self._who)
-
-
-class AtDesk:
-    """Calls through one desk alone."""
-
-    def __init__(self, policy: str, load: Load) -> None:
-        backend = Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
-        chosen = policies("main", policy, policy)
-        self.scheduler = BackendScheduler(backend, StillAdapter(), Background(), time.monotonic, chosen)
-        self._load = load
-        self._dice = random.Random(1)
-        self._run, self._standing = -1, RunShare()
-        self._in_flight: deque[Queued] = deque()
-
-    def enter(self) -> Callable[[], None]:
-        """Make a call, and return what is to be timed: its way into the queue."""
-        number, stage, ask, hints = self._load.next()
-        if number != self._run:
-            self._run, self._standing = number, RunShare(time.monotonic())
-            self._standing.remaining_s = self._dice.expovariate(0.1)
-            self._standing.serve(self._dice.expovariate(1e-4), time.monotonic())
-        name = f"run {number}"
-        call = Call(
-            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(), (),
-            self._standing,
-        )  # fmt: skip
-        call.ahead_s = self._dice.random() * 100
-        return partial(self._enter, call)
-
-    def _enter(self, call: Call) -> None:
-        queued = self.scheduler.enter(call, order=None, running=True, holds_grant=False)
-        if queued.turn is None:
-            self._in_flight.append(queued)
-        else:
-            queued.turn.on_settled(Waiter(queued, self._in_flight))
-
-    def leave(self) -> None:
-        """Let the oldest call in flight end; the next one goes."""
-        queued = self._in_flight.popleft()
-        queued.call.standing.serve(500, time.monotonic())
-        self.scheduler.leave(queued, tokens=100, usage=Usage(100, 0, 10), followed=lambda: True)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._in_flight)
-
-    def close(self) -> None:
-        self.scheduler.check_integrity()
-
-
-class ThroughSteps:
-    """Calls the whole way: identified, mapped, queued, sent to nobody, accounted for."""
-
-    max_attempts = 1
-
-    def __init__(self, policy: str, load: Load) -> None:
-        backend = Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
-        self.serving = Serving(
-            {backend: StillAdapter()}, mapper=None, stage_policy=policy, request_policy=policy,
-            memory=memory_policy("default"), keep_records=1000,
-        )  # fmt: skip
-        self._load = load
-        self._run = -1
-        self._open: dict[str, int] = {}
-        self._ready: deque[Steps] = deque()
-        self._sending: deque[tuple[Steps, Send]] = deque()
-
-    def enter(self) -> Callable[[], None]:
-        number, stage, ask, hints = self._load.next()
-        run = f"run {number}"
-        if number != self._run:
-            self._run, self._open[run] = number, CALLS_OF_RUN
-            state = self.serving.progress.run_started(run, thread=None, graph="graph")
-            self.serving.progress.node_entered(state, stage)
-        return partial(self._enter, Identity(run, run, stage), ask, hints)
-
-    def _enter(self, identity: Identity, ask: Ask, hints: Hints) -> None:
-        call = self.serving.call(identity, ask, call_id=self.serving.new_id(), said=hints)
-        steps = self.serving.steps(call, self)
-        effect = next(steps)
-        while isinstance(effect, Wait):
-            effect.run()
-            effect = steps.send(None)
-        if isinstance(effect, WaitForTurn):
-            effect.turn.on_settled(Waiter(steps, self._ready))
-        else:
-            assert isinstance(effect, Send)
-            self._sending.append((steps, effect))
-
-    def leave(self) -> None:
-        steps, send = self._sending.popleft()
-        send.inflight.first_token()
-        send.inflight.finish()
-        _end(steps)
-        while self._ready:
-            ready = self._ready.popleft()
-            self._sending.append((ready, ready.send(None)))
-        self._ended(send.inflight.call)
-
-    def _ended(self, call: Call) -> None:
-        run = call.identity.run
-        assert run is not None
-        self._open[run] -= 1
-        if not self._open[run]:
-            del self._open[run]
-            self.serving.progress.run_ended(run, Outcome.DONE)
-
-    def send(self, inflight: Any) -> Any:
-        raise NotImplementedError
-
-    async def asend(self, inflight: Any) -> Any:
-        raise NotImplementedError
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._sending)
-
-    def close(self) -> None:
-        self.serving.check_integrity()
-        for _, send in self._sending:
-            send.inflight.finish()
-        self.serving.close()
-
-
-def _end(steps: Steps) -> None:
-    try:
-        steps.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("a call goes on after its request")
-
-
-WAYS: dict[str, Callable[[str, Load], AtDesk | ThroughSteps]] = {"desk": AtDesk, "steps": ThroughSteps}
 
 
 @dataclass(frozen=True)
@@ -288,7 +97,7 @@ def measure(way: str, policy: str, outstanding: int, operations: int, frozen: in
     """Fill a queue, then let calls come and go.
 
     Args:
-        way: ``desk`` or ``steps``.
+        way: ``scheduler`` or ``steps``.
         policy: For stages and requests.
         outstanding: Calls that wait.
         operations: Calls that end, and calls that come for them.
@@ -419,13 +228,13 @@ def main() -> None:
         return
     os.sched_setaffinity(0, {args.core})
     many, operations = args.outstanding, args.operations
-    rows = [apart("desk", policy, many, operations) for policy in (("fcfs", "fair") if args.quick else NAMES)]
+    rows = [apart("scheduler", policy, many, operations) for policy in (("fcfs", "fair") if args.quick else NAMES)]
     for way in WAYS:
         rows += [
-            apart(way, "workflow_fcfs", many, operations, frozen) for frozen in (0, 1) if way != "desk" or frozen
+            apart(way, "workflow_fcfs", many, operations, frozen) for frozen in (0, 1) if way != "scheduler" or frozen
         ]
     sizes = [size for size in SIZES if size <= 100_000 or not args.quick]
-    growth = [apart("desk", "workflow_fcfs", size, operations) for size in sizes]
+    growth = [apart("scheduler", "workflow_fcfs", size, operations) for size in sizes]
     a, b = slope(growth)
     lines = [f"{many:,} calls waiting:", "", *report(rows), "", f"A call in and out: {a:.1f} + {b:.2f} log2(n) µs."]
     print("\n".join(lines))

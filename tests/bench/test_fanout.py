@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.fanout import __main__ as bench
+from bench.lib.calls import CallSeen
 
 
 def arm(name: str, *prefilled: float) -> Any:
@@ -15,7 +16,9 @@ def arm(name: str, *prefilled: float) -> Any:
 
 
 def test_a_turn_is_what_was_not_cached_over_one_prompt() -> None:
-    turn = bench.turn_of([bench.Seen(700, 0, 2.0), *[bench.Seen(700, 680, 1.0)] * 7], 3.0)
+    turn = bench.turn_of(
+        [CallSeen(0, 0, 0.0, 2.0, 2.0, 700, 0, 5), *[CallSeen(1, 0, 0.0, 1.0, 1.0, 700, 680, 5)] * 7], 3.0
+    )
     assert (turn.prefilled, turn.latency_s, turn.wall_s) == (pytest.approx((700 + 7 * 20) / 700), 1.125, 3.0)
 
 

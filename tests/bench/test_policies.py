@@ -71,7 +71,7 @@ def test_the_clairvoyant_does_better_than_fcfs_on_the_same_runs() -> None:
     assert bench.figures(ended["clairvoyant"])["mean"] < 0.8 * bench.figures(ended["fcfs"])["mean"]
 
 
-@pytest.mark.parametrize("way", ["desk", "steps"])
+@pytest.mark.parametrize("way", ["scheduler", "steps"])
 def test_a_queue_stays_full_while_calls_come_and_go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale.gc, "freeze", lambda: None)
     row = scale.measure(way, "workflow_fcfs", 200, 300)
@@ -81,12 +81,12 @@ def test_a_queue_stays_full_while_calls_come_and_go(way: str, monkeypatch: pytes
 
 
 def test_what_misses_a_goal_is_named() -> None:
-    row = scale.Row("desk", "fcfs", 1000, False, 40_000.0, 10.0, 50.0, 10.0, 9.0, 900.0, 5.0)
+    row = scale.Row("scheduler", "fcfs", 1000, False, 40_000.0, 10.0, 50.0, 10.0, 9.0, 900.0, 5.0)
     assert scale.missed(row) == []
-    slow = scale.Row("desk", "fcfs", 1000, False, 29_000.0, 10.0, 1100.0, 51.0, 9.0, 2100.0, 5.0)
+    slow = scale.Row("scheduler", "fcfs", 1000, False, 29_000.0, 10.0, 1100.0, 51.0, 9.0, 2100.0, 5.0)
     assert scale.missed(slow) == ["rate", "p99", "pause", "memory"]
 
 
 def test_the_line_through_the_growth_is_found() -> None:
-    rows = [scale.Row("desk", "fcfs", 2**n, False, 1e6 / (3 + 0.5 * n), 1, 1, 1, 1, 1, 1) for n in (10, 13, 20)]
+    rows = [scale.Row("scheduler", "fcfs", 2**n, False, 1e6 / (3 + 0.5 * n), 1, 1, 1, 1, 1, 1) for n in (10, 13, 20)]
     assert scale.slope(rows) == pytest.approx((3.0, 0.5))
