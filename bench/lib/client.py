@@ -46,7 +46,7 @@ async def ask(
     session: int,
     number: int,
     called_s: float | None = None,
-    **said: Any,
+    **options: Any,
 ) -> tuple[CallSeen, str]:
     """Stream an answer; return what was seen of the call, its times as the clock has them, and the text.
 
@@ -56,13 +56,13 @@ async def ask(
         session: Whose call it is.
         number: Of the call in its session.
         called_s: Since when the call counts; ``None``: now.
-        **said: Given to the model.
+        **options: Given to the model.
 
     Raises:
         SystemExit: The engine does not count tokens.
     """
     called_s, first_s, whole = called_s or time.perf_counter(), None, AIMessageChunk("")
-    async for chunk in model.astream(list(messages), **said):
+    async for chunk in model.astream(list(messages), **options):
         if first_s is None and (chunk.content or chunk.tool_call_chunks):
             first_s = time.perf_counter()
         whole += chunk
