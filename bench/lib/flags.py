@@ -1,4 +1,4 @@
-"""What numbers on a benchmark's command line may be: a wrong one ends it at once, with a line that says what is right.
+"""What numbers a benchmark's command line takes: a wrong one ends it at once, with a line that says what is right.
 
 Each is a ``type`` for ``add_argument``.
 """
