@@ -49,59 +49,59 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 
 bench-overhead: $(STAMP) ## added time per call against plain ChatOpenAI (a few minutes; run it alone)
-	$(BIN)/python bench/overhead.py $(BENCH)
+	$(BIN)/python -m bench.overhead $(BENCH)
 
 check-overhead: $(STAMP) ## fail if a wrapped call takes more CPU than the goal, as a ratio to plain (three minutes; run it alone)
-	$(BIN)/python bench/overhead.py --check $(BENCH)
+	$(BIN)/python -m bench.overhead --check $(BENCH)
 
 bench-streaming: $(STAMP) ## CPU and memory of a stream against plain ChatOpenAI (two minutes; run it alone)
-	$(BIN)/python bench/streaming.py $(BENCH)
+	$(BIN)/python -m bench.streaming $(BENCH)
 
 bench-sim: $(STAMP) ## the simulated engine against a live vLLM (BENCH='--sessions FILE'; run it alone)
-	$(BIN)/python bench/sim_fidelity.py $(BENCH)
+	$(BIN)/python -m bench.fidelity $(BENCH)
 
 bench-mapping: $(STAMP) ## mapped stages against all-heavy, on two real engines (BENCH='--help'; run it alone)
-	$(BIN)/python bench/mapping.py $(BENCH)
+	$(BIN)/python -m bench.mapping $(BENCH)
 
 bench-mapping-decision: $(STAMP) ## microseconds of a mapping decision, for each mapper
-	$(BIN)/python bench/mapping_decision.py
-	$(BIN)/python bench/learned_decision.py
+	$(BIN)/python -m bench.mapping.decision
+	$(BIN)/python -m bench.mapping.learned_decision
 
 bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways that need no learning (BENCH='FILE')
-	$(BIN)/python bench/router.py $(BENCH)
+	$(BIN)/python -m bench.router $(BENCH)
 
 bench-scale: $(STAMP) ## 130,000 calls waiting in the core, on one core without an engine (some minutes; run it alone)
-	$(BIN)/python bench/scale.py $(BENCH)
+	$(BIN)/python -m bench.scale $(BENCH)
 
 bench-policies: $(STAMP) ## completion under each policy, simulated in virtual time (BENCH='--quick' for a minute)
-	$(BIN)/python bench/policies.py $(BENCH)
+	$(BIN)/python -m bench.policies $(BENCH)
 
 bench-pressure: $(STAMP) ## twelve agents and a cache for five, on a real vLLM (half an hour; BENCH='--help'; run it alone)
-	$(BIN)/python bench/pressure.py $(BENCH)
+	$(BIN)/python -m bench.pressure $(BENCH)
 
 bench-cache: $(STAMP) ## flush per request, per workflow or by LRU, on real llama.cpp and vLLM (a quarter of an hour; run it alone)
-	$(BIN)/python bench/cache.py $(BENCH)
+	$(BIN)/python -m bench.cache $(BENCH)
 
 bench-fanout: $(STAMP) ## eight Send branches with a prefix in common, on real llama.cpp (ten minutes; run it alone)
-	$(BIN)/python bench/fanout.py $(BENCH)
+	$(BIN)/python -m bench.fanout $(BENCH)
 
 bench-ledger: $(STAMP) ## memory and microseconds of the account of a cache, for 10,000 workflows (a minute)
-	$(BIN)/python bench/ledger.py $(BENCH)
+	$(BIN)/python -m bench.ledger $(BENCH)
 
 bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, against its RAM cache (ten minutes; run it alone)
-	$(BIN)/python bench/slots.py $(BENCH)
+	$(BIN)/python -m bench.slots $(BENCH)
 
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
-	$(BIN)/python bench/warm.py $(BENCH)
+	$(BIN)/python -m bench.warm $(BENCH)
 
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
 	$(BIN)/python bench/house.py $(HOUSE)
 
 soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
-	$(BIN)/python bench/soak.py $(SOAK)
+	$(BIN)/python -m bench.soak $(SOAK)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
-	$(BIN)/python bench/picture_top.py
+	$(BIN)/python -m bench.top
 
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

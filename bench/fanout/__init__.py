@@ -1,0 +1,1 @@
+"""Send branches with a prefix in common."""

@@ -1,0 +1,95 @@
+"""Turns in a file: each is written when it has ended, and what is there is not measured again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.machine import beside_others
+from bench.lib.progress import tell
+
+Arm = TypeVar("Arm", bound=Any)
+Load = TypeVar("Load")
+
+
+class Kept:
+    """The turns measured so far with the same settings.
+
+    Raises:
+        SystemExit: The file holds turns with other settings, or something else.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self.settings = dict(settings)
+        """What all turns have in common; those of the file win."""
+        self.turns: list[Turn] = []
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            said = json.loads(self._path.read_text(encoding="utf-8"))
+            settings, rows = said["settings"], said["turns"]
+            self.turns = [_turn(row) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{self._path} holds no turns of this benchmark: {error!r}") from error
+        changed = [name for name in self.settings if settings.get(name) != self.settings[name]]
+        if changed:
+            raise SystemExit(
+                f"{self._path} was measured with another {', '.join(changed)}: "
+                f"{ {name: settings.get(name) for name in changed} }; give another file to --keep, or remove it"
+            )
+        self.settings = settings
+
+    def has(self, arm: str, seed: int) -> bool:
+        return any((turn.arm, turn.seed) == (arm, seed) for turn in self.turns)
+
+    def add(self, turn: Turn) -> None:
+        """Keep a turn; the file is whole at every moment."""
+        self.turns.append(turn)
+        told = {"settings": self.settings, "turns": [asdict(each) for each in self.turns]}
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        fresh.write_text(json.dumps(told), encoding="utf-8")
+        fresh.replace(self._path)
+
+    async def measure(
+        self, url: str, arms: Sequence[Arm], rounds: int, load: Callable[[int], Load],
+        turn: Callable[[Arm, Load, int], Awaitable[Turn]], *, quiet: float = 1.0, title: str = "turn",
+    ) -> None:  # fmt: skip
+        """Run every turn that is not kept yet, the arms of a round in an order of its own.
+
+        Args:
+            url: Of the engine.
+            arms: With a ``name`` each.
+            rounds: So many; its number is a round's seed.
+            load: Makes a round's load, the same for all arms.
+            turn: Runs an arm on a load with a seed.
+            quiet: A turn in which other processes took more of the machine is repeated once.
+            title: Before the number of the turn, where it is shown how far it is.
+        """
+        began_s = time.monotonic()
+        for seed in range(rounds):
+            order = [arm for arm in Random(seed).sample(arms, len(arms)) if not self.has(arm.name, seed)]
+            given = [load(seed)] if order else []
+            for arm in order:
+                number = f"{title} {len(self.turns) + 1}/{rounds * len(arms)}"
+                tell(f"{number}, {time.monotonic() - began_s:4.0f} s: {arm.name}, seed {seed}")
+                made = await beside_others(url, turn(arm, given[0], seed))
+                if made.others > quiet:
+                    tell(f"others took {made.others:.0%} of the machine; once more", last=True)
+                    again = await beside_others(url, turn(arm, given[0], seed))
+                    made = min(made, again, key=lambda each: each.others)
+                self.add(made)
+        tell(f"measured in {time.monotonic() - began_s:.0f} s", last=True)
+
+
+def _turn(row: Mapping[str, Any]) -> Turn:
+    calls, jobs = [CallSeen(**call) for call in row["calls"]], [JobSeen(**job) for job in row["jobs"]]
+    return Turn(**{**row, "calls": calls, "jobs": jobs})

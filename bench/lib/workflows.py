@@ -1,0 +1,124 @@
+"""Agents as a LangGraph graph (say something, ask the model, wait for a tool, until all was said), and arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol, TypedDict
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langgraph.graph import END, START, StateGraph
+
+from bench.lib.calls import CallSeen, JobSeen
+from bench.lib.client import ask
+
+
+@dataclass(frozen=True)
+class Session:
+    """One workflow: when it arrives, what user or tools say before each call, how long each tool takes."""
+
+    begin_s: float
+    said: tuple[str, ...] = field(repr=False)
+    waits_s: tuple[float, ...]
+
+
+class State(TypedDict):
+    number: int
+    arrived_s: float
+    history: Annotated[list[AnyMessage], operator.add]
+    seen: Annotated[list[CallSeen], operator.add]
+
+
+async def sleep(number: int, wait_s: float) -> None:
+    """Wait as for a tool."""
+    await asyncio.sleep(wait_s)
+
+
+def agent(
+    sessions: Sequence[Session],
+    model: Any,
+    *,
+    system: str = "",
+    tool: Callable[[int, float], Awaitable[Any]] = sleep,
+    extra: Callable[[int], dict[str, Any]] = lambda number: {},
+    tick: Callable[[], None] = lambda: None,
+) -> StateGraph[Any, Any, Any, Any]:
+    """Return the graph; answers in a history are those that the engine gave, as in a real agent.
+
+    Args:
+        sessions: By their number in the state.
+        model: Asked by the node ``agent``.
+        system: What every history begins with.
+        tool: Awaited by the node ``tool`` with a session's number and its wait.
+        extra: Given to the model for a session's calls.
+        tick: Called after every call.
+    """
+
+    async def agent(state: State) -> dict[str, Any]:
+        number, calls = state["number"], len(state["seen"])
+        fresh: list[AnyMessage] = [SystemMessage(system)] if system and not calls else []
+        fresh.append(HumanMessage(sessions[number].said[calls]))
+        called_s = None if calls else state["arrived_s"]  # where sessions wait to be let in, the first call waits
+        seen, answer = await ask(
+            model, [*state["history"], *fresh], session=number, number=calls, called_s=called_s, **extra(number)
+        )
+        tick()
+        return {"history": [*fresh, AIMessage(answer)], "seen": [seen]}
+
+    async def wait(state: State) -> dict[str, Any]:
+        await tool(state["number"], sessions[state["number"]].waits_s[len(state["seen"]) - 1])
+        return {}
+
+    def waits(state: State) -> str:
+        return "tool" if len(state["seen"]) <= len(sessions[state["number"]].waits_s) else END
+
+    def goes_on(state: State) -> str:
+        return "agent" if len(state["seen"]) < len(sessions[state["number"]].said) else END
+
+    graph = StateGraph(State).add_node("agent", agent).add_node("tool", wait).add_edge(START, "agent")
+    return graph.add_conditional_edges("agent", waits, ["tool", END]).add_conditional_edges(
+        "tool", goes_on, ["agent", END]
+    )
+
+
+class Arriving(Protocol):
+    """What is known of a session outside its graph."""
+
+    @property
+    def begin_s(self) -> float: ...
+
+
+async def play(
+    graph: Any, sessions: Sequence[Arriving], *, door: AbstractAsyncContextManager[Any] | None = None,
+    threads: bool = False,
+) -> tuple[list[CallSeen], list[JobSeen]]:  # fmt: skip
+    """Let all sessions arrive at their times and see them end; times count from now.
+
+    Args:
+        graph: Wrapped or not; its state is given a session's number.
+        sessions: In the order of their numbers.
+        door: What each passes before its first call.
+        threads: Each runs on a thread of its own.
+    """
+    calls, jobs, begin_s = list[CallSeen](), list[JobSeen](), time.perf_counter()
+
+    async def one(number: int) -> None:
+        await asyncio.sleep(sessions[number].begin_s)
+        arrived_s = time.perf_counter()
+        config: dict[str, Any] = {"recursion_limit": 1000}
+        if threads:
+            config["configurable"] = {"thread_id": f"session-{number}"}
+        async with door or nullcontext():
+            state = {"number": number, "arrived_s": arrived_s, "history": [], "seen": []}
+            ended = await graph.ainvoke(state, config)
+        jobs.append(JobSeen(number, arrived_s - begin_s, time.perf_counter() - begin_s))
+        calls.extend(call.since(begin_s) for call in ended["seen"])
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(len(sessions)):
+            group.create_task(one(number))
+    return calls, jobs

@@ -1,0 +1,1 @@
+"""Stage mapping on real engines, and what a decision costs."""

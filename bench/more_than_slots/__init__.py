@@ -1,1 +1,0 @@
-"""The parts of ``bench/slots.py``: the arms' turns, and what they showed."""

@@ -1,0 +1,1 @@
+"""The learned mapper on labelled prompts."""

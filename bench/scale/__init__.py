@@ -1,0 +1,1 @@
+"""Very many calls waiting in the core."""

@@ -1,0 +1,156 @@
+"""A long run: graphs with threads and subgraphs, sync and async, streamed or not, under faults and cancellations.
+
+    make soak                                    ten minutes at 80 calls a second; run it alone
+    make soak SOAK='--minutes 1 --rate 20'
+    python -m bench.soak --control leak          must fail: it shows that the checks see
+
+The engine is a process of its own that fails as each prompt says, so every fault is planned: connections refused,
+reset before and in the middle of an answer, slow, garbage, 429 and 503 with Retry-After. At the end nothing may be
+lost (each call has its one record, told and in the records file), each failed run must be matched to a fault that was
+planned for it or to the circuit that such faults opened, and memory, open files and threads must be flat. The exit
+status is 0 if all that is so, 1 if not, 130 after Ctrl-C, which ends it early with the table so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bench.lib import flags
+from bench.lib.command import ended, parser
+from bench.lib.progress import tell
+from bench.soak.account import Check, UsageAccount
+from bench.soak.engine import engine_process
+from bench.soak.load import Load
+from bench.soak.results import flat, idle, kept, show
+from bench.soak.workflows import Graphs
+from orla_lg import Backend, Orla
+
+SAMPLE_S, TELL_S = 0.5, 5.0
+CLOSED = "http://127.0.0.1:9/v1"
+"""The discard port: nothing listens."""
+LEAST_SHARE = 0.9
+"""Of the rate asked for."""
+
+
+def main() -> int:
+    """Run, and return the exit status."""
+    asked = _arguments()
+    account = UsageAccount(swallow=200 if asked.control == "lose" else 0)
+    with engine_process() as url, tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        records = Path(folder) / "records.jsonl"
+        graphs = Graphs(url, hidden=50 if asked.control == "fault" else 0, hold=20 if asked.control == "leak" else 0)
+        before = account.sample()
+        account.samples.clear()
+        orla = Orla(
+            [Backend("main", url, model="stub-model"), Backend("gone", CLOSED, model="stub-model")],
+            mapper={"over": ["gone", "main"], "gone": "gone", "*": "main"},
+            keep_records=500,
+            records_file=records,
+            control=False,
+        )
+        orla.subscribe(account.hear)
+        load = Load(graphs, orla, account, rate=asked.rate, seed=asked.seed)
+        begun = time.monotonic()
+        stopped = _drive(load, account, asked.minutes * 60.0)
+        seconds = time.monotonic() - begun
+        stuck = load.finish()
+        now = orla.statistics()
+        fault = _integrity(orla)
+        orla.close()
+        load.close()
+        after = account.sample()
+        account.samples.pop()
+        rate = account.counts["records"] / seconds
+        checks = [
+            *kept(account), *flat(account.samples), *idle(now, stuck, _written(records), account.counts["records"]),
+            Check("the core's own account", fault or "in order", "in order", not fault),
+            Check("calls a second", f"{rate:.1f}", f"at least {LEAST_SHARE * asked.rate:.1f}",
+                  rate >= LEAST_SHARE * asked.rate),
+            Check("open files after close(), beside before", f"{after.files} / {before.files}", "at most 6 more",
+                  after.files <= before.files + 6),
+            Check("threads after close(), beside before", f"{_named()} / {before.threads}", "at most 2 more",
+                  after.threads <= before.threads + 2),
+        ]  # fmt: skip
+        show(account, checks, f"{seconds:.0f} s{', stopped early' if stopped else ''}")
+        if not all(check.good for check in checks):
+            return 1
+        return 130 if stopped else 0
+
+
+def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
+    """Keep the load up for so long; returns whether Ctrl-C ended it."""
+    begun = told_s = sampled_s = time.monotonic()
+    try:
+        while (now := time.monotonic()) < begun + seconds:
+            load.step(now)
+            if now >= sampled_s + SAMPLE_S:
+                sampled_s = now
+                account.sample()
+                load.settle()
+            if now >= told_s + TELL_S:
+                told_s = now
+                _tell(account, now - begun, seconds)
+            time.sleep(max(0.0, min(load.next_s, sampled_s + SAMPLE_S) - time.monotonic()))
+    except KeyboardInterrupt:
+        tell("stopped; waiting for the runs under way", last=True)
+        return True
+    _tell(account, seconds, seconds, last=True)
+    return False
+
+
+def _tell(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False) -> None:
+    counts, sample = account.counts, account.samples[-1]
+    tell(
+        f"{at_s:4.0f} of {of_s:.0f} s: {counts['records']:,} calls ({counts['records'] / at_s:.0f}/s), "
+        f"{counts['failed']:,} runs failed, {counts['cancelled']:,} cancelled, {sample.rss / 1e6:.0f} MB, "
+        f"{sample.files} files, {len(account.oddities)} oddities",
+        last=last,
+    )
+
+
+def _named() -> str:
+    """Return the threads, by name."""
+    return ", ".join(thread.name for thread in threading.enumerate())
+
+
+def _integrity(orla: Orla) -> str:
+    try:
+        orla.core.serving.check_integrity()
+    except AssertionError as error:
+        return f"broken: {error}"
+    return ""
+
+
+def _written(path: Path) -> int:
+    """Return how many records are in the file; what became known of one later is a line without an ``id``."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:
+        return len({read["id"] for line in lines if "id" in (read := json.loads(line))})
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser("soak", __doc__)
+    options.add_argument("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
+    options.add_argument(
+        "--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)"
+    )
+    options.add_argument(
+        "--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)"
+    )
+    options.add_argument(
+        "--control", choices=("leak", "lose", "fault"),
+        help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls "
+        "meet faults that no plan has",
+    )  # fmt: skip
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main, "before the load began"))

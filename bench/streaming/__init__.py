@@ -1,0 +1,1 @@
+"""What a streamed chunk costs more."""

@@ -1,0 +1,92 @@
+"""The arithmetic of the mapping experiment; the engines are not needed for it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.mapping import __main__ as bench
+from bench.mapping import arms, results
+from orla_lg.core.call import NO_HINTS, Ask, Call
+from orla_lg.core.identity import Identity
+from orla_lg.mappers.commands import Row
+from orla_lg.mappers.features import UserPrompt
+
+
+def rows(count: int) -> list[Row]:
+    return [
+        Row(UserPrompt(f"{label} {n} " + "word " * n), label, "") for n in range(count) for label in (False, True)
+    ]
+
+
+def asked(text: str) -> Call:
+    ask = Ask("auto", [{"role": "user", "content": text}])
+    return Call("c", Identity("w", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0, ())
+
+
+def test_blocks_have_the_papers_share_and_no_prompt_twice() -> None:
+    blocks = arms.blocks_of(rows(75), 3, 40, (8, 24), random.Random(0))
+    assert [sum(not one.is_complex for one in block) for block in blocks] == [17, 17, 17]
+    texts = [one.text for block in blocks for one in block]
+    assert len(set(texts)) == len(texts) == 120
+    assert {(one.is_complex, one.max_tokens) for block in blocks for one in block} == {(False, 8), (True, 24)}
+
+
+def test_too_few_prompts_are_told() -> None:
+    assert len(arms.blocks_of(rows(75), None, 24, (8, 24), random.Random(0))) == 5
+    with pytest.raises(SystemExit, match="prompts for 3 blocks of 40, each with 17 simple ones"):
+        arms.blocks_of(rows(75), 4, 40, (8, 24), random.Random(0))
+
+
+def test_folds_hold_every_row_once_and_equal_prompts_together() -> None:
+    given = rows(20)
+    given.append(given[0])
+    folds = arms.folds_of(given)
+    assert sorted(n for fold in folds for n in fold) == list(range(41))
+    assert [{0, 40} <= {*fold} for fold in folds].count(True) == 1
+    assert all(len({given[n].label for n in fold}) == 2 for fold in folds)
+
+
+def test_chance_draws_the_share_from_each_block() -> None:
+    blocks = arms.blocks_of(rows(75), 3, 40, (8, 24), random.Random(0))
+    drawn = arms.chosen_by_chance(blocks, random.Random(1))
+    assert [sum(one.text in drawn for one in block) for block in blocks] == [17, 17, 17]
+
+
+def test_a_rule_spreads_the_heavy_ones() -> None:
+    rule = arms.Rule("length", lambda text: len(text) < 4, "light", ["one", "two"])
+    sent = [rule.map(asked(text), ()).backend for text in ("abc", "abcd", "abcde", "abcdef")]
+    assert sent == ["light", "one", "two", "one"]
+
+
+def test_score_counts_what_a_model_that_can_has_answered() -> None:
+    class FakeRecord:
+        stage, error, cached_tokens, completion_tokens, cost_usd = "answer", None, 0, 8, 2e-6
+
+        def __init__(self, run: str, backend: str, duration_s: float) -> None:
+            self.run, self.backend, self.duration_s = run, backend, duration_s
+
+    requests = {str(n): arms.Request("text", n > 1, 8) for n in range(4)}
+    placed = ["light", "heavy", "heavy", "light"]
+    run = bench.run_of(5.0, [FakeRecord(str(n), name, n + 1.0) for n, name in enumerate(placed)], requests)
+    assert (run.score, run.light_share) == (0.75, 0.5)
+    assert (run.completion_s, run.cost_usd, run.answer_tokens) == (2.5, pytest.approx(8e-6), 32)
+
+
+def test_changes_are_block_by_block_against_the_faster_baseline() -> None:
+    def arm(name: str, walls: list[float], baseline: bool = False) -> Any:
+        one = arms.Run(1.0, 1.0, 1.0, 1.0, 0.42, 8, 0)
+        return arms.Arm(name, None, baseline, [replace(one, wall_s=wall) for wall in walls])
+
+    made = [arm("slow", [12, 12, 12], True), arm("fast", [10, 20, 10], True), arm("labels", [5, 16, 7])]
+    assert results.baseline_of(made).name == "fast"
+    labels = results.figures(made)[2]
+    assert labels.change["wall_s"] == pytest.approx((-0.3, -0.5, -0.2))
+    assert [line.partition(": ")[2] for line in results.misses([labels])] == [
+        "labels: wall -30%, wanted -38%",
+        "labels: completion +0%, wanted -60%",
+        "labels: cost +0%, wanted -35%",
+    ]
