@@ -36,6 +36,7 @@ from orla_lg.core.call import Ask, Hints
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.workflow import Outcome
@@ -234,11 +235,11 @@ class Study:
     async def _call(self, identity: Identity, size: Size, hints: Hints, left_s: float) -> None:
         serving = self._virtual.serving
         ask = Ask("sim", [{"role": "user", "content": TEXT[: 4 * size.prompt_tokens]}])
-        call = serving.call(identity, ask, call_id=serving.new_id(), said=hints)
-        self._sizes[call.id] = size
+        inflight = arrive(serving.services, identity, ask, call_id=serving.new_id(), said=hints)
+        self._sizes[inflight.call.id] = size
         if self._clairvoyant is not None:
-            self._clairvoyant.remaining_s[call.id] = left_s
-        await self._virtual.serve(call)
+            self._clairvoyant.remaining_s[inflight.call.id] = left_s
+        await self._virtual.serve(inflight)
 
 
 def play(engine: EngineParameters, policy: str, work: Sequence[tuple[float, Plan]]) -> list[Ended]:

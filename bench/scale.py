@@ -37,16 +37,17 @@ import psutil
 from marks import DOCS, put
 
 from orla_lg.core.background import Background
-from orla_lg.core.call import Ask, Call, Hints, Usage
+from orla_lg.core.call import Ask, Call, Hints, RunShare, Usage
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import Send
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
-from orla_lg.core.standing import RunShare
-from orla_lg.core.steps import Send, Steps, Wait, WaitForTurn
+from orla_lg.core.steps import Steps, Wait, WaitForTurn
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual.serving import StillAdapter
 
@@ -120,7 +121,7 @@ class AtDesk:
             self._standing.serve(self._dice.expovariate(1e-4), time.monotonic())
         name = f"run {number}"
         call = Call(
-            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(), (),
+            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(),
             self._standing,
         )  # fmt: skip
         call.ahead_s = self._dice.random() * 100
@@ -174,8 +175,8 @@ class ThroughSteps:
         return partial(self._enter, Identity(run, run, stage), ask, hints)
 
     def _enter(self, identity: Identity, ask: Ask, hints: Hints) -> None:
-        call = self.serving.call(identity, ask, call_id=self.serving.new_id(), said=hints)
-        steps = self.serving.steps(call, self)
+        inflight = arrive(self.serving.services, identity, ask, call_id=self.serving.new_id(), said=hints)
+        steps = serve(inflight, self)
         effect = next(steps)
         while isinstance(effect, Wait):
             effect.run()

@@ -18,6 +18,7 @@ from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Supp
 from orla_lg.core.engine.capabilities import Scope, WorkflowCache
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, VirtualServing, run
 from orla_lg_sim.blocks import chain
@@ -112,10 +113,10 @@ class Wrapped:
         serving.progress.node_entered(state, "agent")
         identity = Identity(state.workflow, state.id, "agent")
         ask = Ask("auto", asked.messages, stream=True, max_tokens=asked.request.output_tokens)
-        call = serving.call(identity, ask, call_id=asked.request.id)
-        self._requests[call.id] = asked.request
+        inflight = arrive(serving.services, identity, ask, call_id=asked.request.id)
+        self._requests[inflight.call.id] = asked.request
         called_s = self.clock()
-        record = await self._virtual.serve(call)
+        record = await self._virtual.serve(inflight)
         serving.progress.node_left(state, "agent")
         assert record.ttft_s is not None and record.error is None
         return Served(called_s + record.queue_wait_s + record.ttft_s, record.cached_tokens or 0)

@@ -18,7 +18,7 @@ from orla_lg.control.state import Activity, BackendState, Holder, Occupancy, Sta
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
-from orla_lg.core.waiting import Waiting, WaitsFor
+from orla_lg.core.operation.statistics import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
 """Rates are means over so long."""

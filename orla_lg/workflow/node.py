@@ -187,8 +187,8 @@ class StageNode:
         ran_on = {answer.response_metadata["orla"]["backend"] for answer in answers if _recorded(answer)}
         here = self._orla.current()
         if here is not None:
-            serving = self._orla.core.serving
-            serving.signal(CacheEvent(EventKind.CALL_DONE, here.workflow, name, "flush") for name in sorted(ran_on))
+            memory = self._orla.core.serving.memory
+            memory.signal(CacheEvent(EventKind.CALL_DONE, here.workflow, name, "flush") for name in sorted(ran_on))
 
 
 def _recorded(message: BaseMessage) -> bool:

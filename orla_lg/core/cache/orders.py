@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
+from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.engine_cache import EngineCache
 from orla_lg.core.cache.verification import Order, OrderBook, OrderLog, Verification
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, Verb
 from orla_lg.errors import OrlaClosed
-
-if TYPE_CHECKING:
-    from orla_lg.core.background import Background, Clock
 
 NEEDED = {
     Verb.PIN: Capability.PIN,
@@ -30,7 +28,7 @@ NEEDED = {
 
 
 class RecordSink(Protocol):
-    """Who is told what came of orders, outside of any lock."""
+    """Learns what came of orders, outside of any lock."""
 
     def ordered(self, call_id: str, order: Order) -> None:
         """Hear of an order that followed a call, and its effect."""
@@ -38,10 +36,6 @@ class RecordSink(Protocol):
 
     def judged(self, call_id: str, verdict: Verification) -> None:
         """Hear whether the next call found what was promised after a call."""
-        ...
-
-    def pressed(self, event: CacheEvent) -> None:
-        """Hear that a backend is full."""
         ...
 
 
@@ -57,7 +51,8 @@ class CacheOrders:
         background: Where orders run.
         clock: Monotonic seconds.
         offers: Whether the engine is there and has a capability.
-        witness: Who is told; ``None``: nobody.
+        witness: Learns what came of orders; ``None``: nothing does.
+        signal: Has the memory manager act when the backend is full; ``None``: there is none.
     """
 
     def __init__(
@@ -72,6 +67,7 @@ class CacheOrders:
         *,
         offers: Callable[[Capability], bool],
         witness: RecordSink | None,
+        signal: Callable[[Iterable[CacheEvent]], None] | None = None,
     ) -> None:
         self._name = name
         self._orders = orders
@@ -81,6 +77,7 @@ class CacheOrders:
         self._clock = clock
         self._offers = offers
         self._witness = witness
+        self._signal = signal
         self._control = adapter if isinstance(adapter, KVControl) else None
         self._lingering = adapter if isinstance(adapter, Lingering) else None
         self._pressed_tokens = 0.0
@@ -149,7 +146,7 @@ class CacheOrders:
 
         Called under the lock; an engine that cannot be told whom to give up first need not be asked.
         """
-        if needs_tokens <= 0 or self._witness is None or not self._offers(Capability.RELEASE):
+        if needs_tokens <= 0 or self._signal is None or not self._offers(Capability.RELEASE):
             return
         if not self._pressed_tokens:
             self._background.call_later(0.0, self._tell_pressure)
@@ -159,7 +156,5 @@ class CacheOrders:
         with self._lock:
             needs, self._pressed_tokens = self._pressed_tokens, 0.0
             held = self._holdings()
-        assert self._witness is not None
-        self._witness.pressed(
-            CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)
-        )
+        assert self._signal is not None
+        self._signal([CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)])
