@@ -40,8 +40,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Call, Hints, RunShare, Usage
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import Send
-from orla_lg.core.lifecycle import arrive, serve
+from orla_lg.core.lifecycle import Send, arrive, serve
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued

@@ -18,11 +18,11 @@ from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.control.server import open_door
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.checked import flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
 from orla_lg.core.engine.registry import adapter_of
-from orla_lg.core.journal import Journal
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Mapper, Planned

@@ -10,30 +10,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from math import inf
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-from orla_lg.core.background import Background, Clock
-from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
-from orla_lg.core.engine.retry import AttemptFailed, RetryPolicy
-from orla_lg.core.limits.book import BudgetReservation, LimitBook
+from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.limits.book import BudgetReservation
 from orla_lg.core.limits.limits import LimitScope
-from orla_lg.core.limits.usage import NOTHING, Amount, RunDeadline, used
-from orla_lg.core.lookahead.lookahead import Lookahead
-from orla_lg.core.mapping import Mapper, Mappings
+from orla_lg.core.limits.usage import NOTHING, Amount, used
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
-from orla_lg.core.memory.manager import MemoryManager
-from orla_lg.core.memory.progress import Progress
 from orla_lg.core.placement.fitness import several
 from orla_lg.core.queues import Queued
-from orla_lg.core.record import CallEvent, Happening, Record, RecordBook
+from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.steps import Pauses, Waiter
-from orla_lg.core.workflow import WorkflowBook
+from orla_lg.core.services import Services
+from orla_lg.core.steps import Waiter
 from orla_lg.errors import BackendUnavailable, MappingError
 
 MAX_ERROR_CHARS = 500
@@ -42,31 +36,6 @@ MAX_MASKED_CHARS = 4 * MAX_ERROR_CHARS
 
 ABANDONED = "abandoned"
 """The error of a stream that is not read to its end."""
-
-
-@dataclass(eq=False, slots=True)
-class Services:
-    """What a call in flight needs of its core."""
-
-    clock: Clock
-    background: Background
-    new_id: Callable[[], str]
-    book: WorkflowBook
-    records: RecordBook
-    limits: LimitBook
-    foresight: Lookahead
-    memory: MemoryManager
-    progress: Progress
-    schedulers: Mapping[str, BackendScheduler]
-    """In the order of the configuration."""
-    mappings: Mappings
-    masking: Masking
-    """Takes keys out of what is recorded."""
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pauses: Pauses = field(default_factory=Pauses)
-    closed: bool = False
-    unplaced: set[str] = field(default_factory=set)
-    """Models of calls that went past the core, as far as a warning said so."""
 
 
 @dataclass(eq=False, slots=True)
@@ -161,33 +130,6 @@ class InFlightCall:
         self._wait_s = 0.0
         self._keep_s: float | None = None
         """For how long its cache is expected to be of use, as its engine knows."""
-
-    # How long it may wait
-
-    @property
-    def wall(self) -> RunDeadline | None:
-        """The end of its run's time, once limits let the call in."""
-        return None if self.reservation is None else self.reservation.wall
-
-    def left_s(self, now: float) -> float:
-        """Return the seconds until its deadline or the end of its run's time; infinity where it has neither."""
-        deadline_s, wall = self.call.deadline_at_s, self.wall
-        if deadline_s is None and wall is None:
-            return inf
-        return min(inf if deadline_s is None else deadline_s, inf if wall is None else wall.until_s) - now
-
-    @property
-    def timeout_at_s(self) -> float:
-        """When the caller's client would have given up, waiting at an engine: it would try as often."""
-        if self.call.timeout is None:
-            return inf
-        return self.began_s + self.call.timeout.seconds * max(1, self.max_attempts - len(self.tried) + 1)
-
-    @property
-    def patience_s(self) -> float:
-        """For how long the call may wait from now: until its deadline, its run's end, its caller's time-out."""
-        now = self.services.clock()
-        return min(self.left_s(now), self.timeout_at_s - now)
 
     # Before the engine
 
@@ -477,35 +419,3 @@ class InFlightCall:
 
 def _name(error: BaseException | str) -> str:
     return error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-
-
-class Sender(Protocol):
-    """The edge that carries the bytes: one request, ready to be sent to whichever backend is chosen."""
-
-    max_attempts: int
-
-    def send(self, inflight: InFlightCall) -> Any:
-        """Send and return the response.
-
-        Raises:
-            AttemptFailed: It failed before its first token and may be tried again.
-        """
-        ...
-
-    async def asend(self, inflight: InFlightCall) -> Any:
-        """``send`` for a running loop."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the request."""
-
-    sender: Sender
-    inflight: InFlightCall
-
-    def run(self) -> Any:  # noqa: D102
-        return self.sender.send(self.inflight)
-
-    async def arun(self) -> Any:  # noqa: D102
-        return await self.sender.asend(self.inflight)

@@ -20,25 +20,27 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints, RunShare
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import InFlightCall, Send, Sender, Services
-from orla_lg.core.internal_call import InternalCall, InternalMapping
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.limits.patience import left_of, patience_of, too_late
 from orla_lg.core.limits.usage import expected
 from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.placement.candidates import Candidates
+from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
 from orla_lg.core.record import Record
 from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.services import Services
 from orla_lg.core.steps import Sleep, Steps, Wait, WaitForTurn
 from orla_lg.core.workflow import of_tenant
-from orla_lg.errors import BackendUnavailable, DeadlineExceeded, OrlaClosed
+from orla_lg.errors import BackendUnavailable, OrlaClosed
 
 log = logging.getLogger("orla_lg")
 
@@ -53,6 +55,38 @@ LEAST_S = 1e-3
 
 SWAP_PATIENCE_S = 90.0
 """A swap is two orders, each of which waits for the batch that the engine works on; adapters bound them."""
+
+
+class Sender(Protocol):
+    """The edge that carries the bytes: one request, ready to be sent to whichever backend is chosen."""
+
+    max_attempts: int
+
+    def send(self, inflight: InFlightCall) -> Any:
+        """Send and return the response.
+
+        Raises:
+            AttemptFailed: It failed before its first token and may be tried again.
+        """
+        ...
+
+    async def asend(self, inflight: InFlightCall) -> Any:
+        """``send`` for a running loop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request."""
+
+    sender: Sender
+    inflight: InFlightCall
+
+    def run(self) -> Any:  # noqa: D102
+        return self.sender.send(self.inflight)
+
+    async def arun(self) -> Any:  # noqa: D102
+        return await self.sender.asend(self.inflight)
 
 
 def arrive(
@@ -131,15 +165,15 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
                     _reserve(inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)
-                if (patience_s := inflight.patience_s) <= 0:  # 4 queue
-                    raise _too_late(inflight, scheduler)
+                if (patience_s := patience_of(inflight)) <= 0:  # 4 queue
+                    raise too_late(inflight, scheduler)
                 services.book.refresh(call)
                 turn = inflight.enter(scheduler, assignment)
                 if turn is not None:
                     try:
                         yield WaitForTurn(turn, None if patience_s == inf else patience_s)
                     except TimeoutError:
-                        raise _too_late(inflight, scheduler) from None
+                        raise too_late(inflight, scheduler) from None
                 inflight.depart()
                 if inflight.seat is not None and inflight.seat.swap is not None:  # 5 prepare
                     yield from _prepare(inflight, scheduler)
@@ -147,7 +181,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             except AttemptFailed as failure:
                 inflight.missed(failure)
                 retry = services.retries.next(
-                    failure, assignment, inflight.tried, sender.max_attempts, inflight.patience_s
+                    failure, assignment, inflight.tried, sender.max_attempts, patience_of(inflight)
                 )
                 if retry is None:
                     _give_up(inflight, failure)
@@ -192,7 +226,7 @@ def _internal_call(
 ) -> Steps:
     """Make an internal call on the way of another one, in its workflow and with its priority."""
     services, call = inflight.services, inflight.call
-    identity, left_s = replace(call.identity, stage=stage), inflight.left_s(services.clock())
+    identity, left_s = replace(call.identity, stage=stage), left_of(inflight, services.clock())
     deadline_s = None if call.hints.deadline_s is None else max(left_s, LEAST_S)
     said = replace(call.hints, variant=None, deadline_s=deadline_s)
     internal = arrive(
@@ -234,7 +268,7 @@ def _pass_circuit(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
     """Fail the attempt if the backend is left alone now; wait while another call tries it."""
     health, pauses = scheduler.health, inflight.services.pauses
     try:
-        while (patience_s := inflight.patience_s) > 0 and (trial := health.admit()) is not None:
+        while (patience_s := patience_of(inflight)) > 0 and (trial := health.admit()) is not None:
             with health.at_circuit(inflight.call), pauses.one() as turn, contextlib.suppress(TimeoutError):
                 yield Wait(trial, min(patience_s, health.breaker.policy.trial_s), turn)
     except BackendUnavailable as open_circuit:
@@ -249,27 +283,9 @@ def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
     assert inflight.seat is not None and inflight.seat.swap is not None
     # After a time-out it goes on: an engine that answers no order will not answer the call either.
     with contextlib.suppress(TimeoutError), inflight.services.pauses.one() as turn:
-        yield Wait(inflight.seat.swap.ended, min(SWAP_PATIENCE_S, inflight.patience_s), turn)
-    if inflight.patience_s <= 0:
-        raise _too_late(inflight, scheduler)
-
-
-# What ends a call before its engine answers
-
-
-def _too_late(inflight: InFlightCall, scheduler: BackendScheduler) -> Exception:
-    call, now, wall = inflight.call, inflight.services.clock(), inflight.wall
-    waited, paused = now - call.arrived_s, scheduler.queue.paused
-    if call.timeout is not None and inflight.timeout_at_s - now < inflight.left_s(now):
-        return call.timeout.error(f"stage {call.identity.stage!r} waited {waited:.3f} s for backend "
-                                  f"{scheduler.backend.name!r}{', which is paused' if paused else ''}")  # fmt: skip
-    if wall is not None and wall.until_s < (call.deadline_at_s or inf):
-        return wall.exceeded(now, f", and this call waited {waited:.3f} s for {scheduler.backend.name!r}")
-    return DeadlineExceeded(
-        f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {scheduler.backend.name!r}, the "
-        f"deadline was {call.hints.deadline_s} s; {scheduler.queue.waiting} calls wait there"
-        f"{', and it is paused' if paused else ''}"
-    )
+        yield Wait(inflight.seat.swap.ended, min(SWAP_PATIENCE_S, patience_of(inflight)), turn)
+    if patience_of(inflight) <= 0:
+        raise too_late(inflight, scheduler)
 
 
 def _give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:

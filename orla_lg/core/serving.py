@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.learners import Learners
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background, Clock
@@ -15,8 +16,6 @@ from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.parts import Shared
 from orla_lg.core.call import Call, call_ids
 from orla_lg.core.engine.backend import Backend, BackendAdapter
-from orla_lg.core.inflight import Services
-from orla_lg.core.journal import Journal
 from orla_lg.core.lifecycle import CLOSED
 from orla_lg.core.limits.book import LimitBook, LimitStatistics
 from orla_lg.core.limits.costs import CostBook, Costs
@@ -34,6 +33,7 @@ from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice,
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import RecordBook
 from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.services import Services
 from orla_lg.core.view import BackendView, view_of
 from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
 from orla_lg.errors import OrlaClosed

@@ -15,8 +15,8 @@ from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, Usage
 from orla_lg.core.engine.backend import Backend, Cost, Directions, Effect, Probe
 from orla_lg.core.engine.capabilities import Copied, Warmed
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import InFlightCall, Send
-from orla_lg.core.lifecycle import arrive
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import Send, arrive
 from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy

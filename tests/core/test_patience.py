@@ -14,6 +14,7 @@ from orla_lg.core.call import CallerTimeout, Hints
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import serve
+from orla_lg.core.limits.patience import left_of
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Pauses, Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.errors import DeadlineExceeded, OrlaClosed
@@ -142,4 +143,4 @@ def test_closing_ends_a_pause_and_a_trial_of_calls() -> None:
 def test_what_is_left_of_a_call() -> None:
     services = a_serving().services
     inflight = InFlightCall(services, a_call(at_s=10.0, deadline_s=5.0))
-    assert inflight.left_s(12.0) == 3.0 and InFlightCall(services, a_call()).left_s(1.0) == float("inf")
+    assert left_of(inflight, 12.0) == 3.0 and left_of(InFlightCall(services, a_call()), 1.0) == float("inf")

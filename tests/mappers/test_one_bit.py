@@ -258,10 +258,9 @@ def test_a_deadline_bounds_the_wait_for_anothers_verdict(serve: Any) -> None:
         first = pool.submit(drive, ask(serving))
         while not engine.bodies:
             time.sleep(0.001)
-        call = arrive(
-            serving.services, identity("v"), Ask("auto", [{"role": "user", "content": "hello"}]), call_id="x"
-        )
-        call.call.hints = Hints(deadline_s=0.02)
+        asked = Ask("auto", [{"role": "user", "content": "hello"}])
+        call = arrive(serving.services, identity("v"), asked, call_id="x").call
+        call.hints = Hints(deadline_s=0.02)
         steps = mapper._verdict(call, "hello", None, None)  # type: ignore[arg-type]
         assert drive(steps) == ("the judge did not answer in time", "")
         engine.gate.set()

@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background
 from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.engine.backend import Backend, BackendAdapter
-from orla_lg.core.inflight import Services
-from orla_lg.core.journal import Journal
 from orla_lg.core.lookahead.lookahead import Lookahead
+from orla_lg.core.services import Services
 
 log = logging.getLogger("orla_lg")
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from orla_lg.core import serving as closing
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.updates import MANY, RecordUpdates
 from orla_lg.core.background import Background
 from orla_lg.core.cache.verification import ExpectedTokens, Order, Verification
 from orla_lg.core.call import Hints
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import WorkflowCache
-from orla_lg.core.journal import Journal
 from orla_lg.core.lifecycle import serve
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
 from orla_lg.core.memory.policies import memory_policy
