@@ -4,7 +4,7 @@
     make bench-policies BENCH='--quick'                     one seed, two loads
     make bench-policies BENCH='--arrivals trace.csv.gz'     arrivals of a public trace instead of generated ones
 
-The real core (``Serving.steps``, queues, policies, estimates) runs in front of ``SimEngine``; only the bytes and the
+The real core (``lifecycle``, queues, policies, estimates) runs in front of ``SimEngine``; only the bytes and the
 waiting are left out. Workflows are of five kinds, from one call to hundreds, so that their total service is
 heavy-tailed; most are short, and most of the work is in a few. The engine runs eight calls at once, so queues are
 ours. Load is the service that arrives over the engine's throughput when it is never idle, which is measured first.

@@ -1,11 +1,15 @@
-"""The life of a call, one file per step. Standard library only; nothing here knows LangChain or HTTP.
+"""The life of a call. Standard library only; nothing here knows LangChain or HTTP.
 
-Read in this order: ``serving`` and ``attempts`` (the eight steps), ``call`` (what flows), ``identity`` and
-``workflow`` (who calls), ``mapping`` (where), ``limits``, ``budgets`` and ``spending`` (whether it may),
-``admission``, ``claims``, ``residency`` and ``capacity`` (whether its cache fits), ``queues`` and ``policies``
-(when), ``foresight``, ``outlook``, ``estimates`` and ``forecast`` (what lies ahead), ``memory``, ``slots`` and
-``fanout`` (what stays cached, and who waits for it), ``desk`` and ``health`` (one backend's), ``dispatch``
-(whether to try again), ``record`` (what happened), ``steering`` and ``waiting`` (what may be changed and seen
-while calls wait), ``backend`` and ``control`` (what an engine is to us, and what only some can), ``background``
-(the one thread that works unasked).
+The spine, in this order: ``lifecycle`` (the eight steps), ``call`` and ``identity`` (what flows), ``inflight`` and
+``services`` (one call under way, and what it needs of its core), ``mapping`` and ``view`` (where it goes),
+``scheduler``, ``queues`` and ``policies`` (when), ``steps`` (how it waits), ``workflow`` (runs and workflows),
+``record`` (what happened), ``serving`` (all of it made and joined), ``background`` (the one thread that works
+unasked), ``bounded``.
+
+The rooms behind it: ``engine`` (what an engine is: backend, capabilities, health, retries), ``cache`` (what an engine
+holds), ``placement`` (the backends that a call may go to), ``limits`` (whether it may, and how long it waits),
+``memory`` (what stays cached, and the progress of graphs), ``prefetch`` and ``lookahead`` (what lies ahead),
+``accounting`` (what follows a record),
+``operation`` (what may be changed and seen while calls wait), ``boundary`` (what comes in and goes out).
+``backend`` and ``control`` are documented paths for adapters.
 """

@@ -83,6 +83,9 @@ def stage_key(checkpoint_namespace: str) -> str:
     Task ids go (``sub:1f…|node:2a…`` → ``sub|node``), and so do the counters that LangGraph puts between
     a node and a graph called more than once inside it (``node|1|agent`` → ``node|agent``).
     """
+    if NAMESPACE_SEPARATOR not in checkpoint_namespace:  # as most are: this is in the path of every call
+        part = checkpoint_namespace.split(ID_SEPARATOR, 1)[0]
+        return "" if part.isdigit() else part
     parts = (part.split(ID_SEPARATOR, 1)[0] for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR))
     return NAMESPACE_SEPARATOR.join(part for part in parts if part and not part.isdigit())
 

@@ -155,7 +155,7 @@ class InFlightCall:
         running = services.book.is_running(workflow)
         holds_grant = backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
-        if self._queued.turn is not None:
+        if self._queued.turn is not None and services.records.heard:
             self._tell(Happening.QUEUED)
         return self._queued.turn
 
@@ -166,7 +166,8 @@ class InFlightCall:
         self._wait_s += self._departed_s - self._entered_s
         self.seat = self._queued.seat
         self.attempts += 1
-        self._tell(Happening.DISPATCHED)
+        if self.services.records.heard:
+            self._tell(Happening.DISPATCHED)
         self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request
@@ -256,7 +257,8 @@ class InFlightCall:
             self.answered()
             if self.scheduler is not None and self._queued is not None:
                 self.scheduler.first_token(self._queued)
-            self._tell(Happening.FIRST_TOKEN)
+            if self.services.records.heard:
+                self._tell(Happening.FIRST_TOKEN)
 
     def saw(self, usage: Usage) -> None:
         """Note the token counts that the engine reported."""
@@ -405,16 +407,14 @@ class InFlightCall:
         return self.services.masking.mask(text[:MAX_MASKED_CHARS])[:MAX_ERROR_CHARS]
 
     def _tell(self, kind: Happening, record: Record | None = None) -> None:
-        """Tell listeners of a turn in the call's life."""
-        records, call = self.services.records, self.call
-        if records.heard:
-            who = call.identity
-            records.tell(
-                CallEvent(
-                    kind, self.services.clock(), who.name, who.run, who.stage, call.id, self.backend, record=record,
-                    tenant=call.hints.tenant or None,
-                )
-            )  # fmt: skip
+        """Have listeners hear of a turn in the call's life."""
+        call, who = self.call, self.call.identity
+        self.services.records.tell(
+            CallEvent(
+                kind, self.services.clock(), who.name, who.run, who.stage, call.id, self.backend, record=record,
+                tenant=call.hints.tenant or None,
+            )
+        )  # fmt: skip
 
 
 def _name(error: BaseException | str) -> str:

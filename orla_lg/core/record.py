@@ -159,6 +159,8 @@ class RecordBook:
         self._late = BoundedDict[str, CacheFollowUp](keep)
         """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
         self._listeners: tuple[Listener, ...] = ()
+        self.heard = False
+        """Whether there is a listener, so that an event is worth making."""
         self.total = 0
         self.external = 0
         """Of these, calls that the core did not place."""
@@ -233,18 +235,14 @@ class RecordBook:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` from now on; returns a function that ends that."""
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            self._listeners, self.heard = (*self._listeners, listener), True
 
         def unsubscribe() -> None:
             with self._lock:
                 self._listeners = tuple(each for each in self._listeners if each is not listener)
+                self.heard = bool(self._listeners)
 
         return unsubscribe
-
-    @property
-    def heard(self) -> bool:
-        """Whether anybody listens, so that an event is worth making."""
-        return bool(self._listeners)
 
     def tell(self, event: CallEvent) -> None:
         """Tell the listeners; one that fails is logged and does not disturb the call."""

@@ -87,14 +87,16 @@ class BackendScheduler:
         with self.lock:
             yield
             granted = self._pump()
-        wake(granted)
+        if granted:
+            wake(granted)
 
     def go_on(self) -> None:
         """Let the calls go that may go now."""
         with self.lock:
             granted = self._pump()
         self.warming.look_soon()
-        wake(granted)
+        if granted:
+            wake(granted)
 
     def warmed(self) -> None:
         """Go on after a prefetch, and catch up on what had to wait for it."""
@@ -129,7 +131,8 @@ class BackendScheduler:
                 self._grant(queued, now, extra=True)
             elif queued.waiting:
                 queued.turn = Waiter()
-        wake(granted)
+        if granted:
+            wake(granted)
         return queued
 
     def _pump(self) -> Sequence[Queued]:
@@ -221,7 +224,8 @@ class BackendScheduler:
             self.cache.tidy()
         if trail is not None:
             self.messenger.bring(cache, action, trail)
-        wake(granted)
+        if granted:
+            wake(granted)
         self.messenger.tell()
 
     def turned(self, workflow: str, doing: Doing) -> None:
@@ -230,7 +234,8 @@ class BackendScheduler:
             self.cache.turned(workflow, doing, self.clock())
             granted = self._pump()
             self.cache.tidy()  # a workflow that waits for long may be saved meanwhile
-        wake(granted)
+        if granted:
+            wake(granted)
 
     def returned(self, workflow: str) -> None:
         """Note that a workflow comes back after an unknown time: is it still the same engine?"""

@@ -1,4 +1,4 @@
-"""How a stage runs: one node of the graph, whose life is a generator as a call's is (``core.effects``).
+"""How a stage runs: one node of the graph, whose life is a generator as a call's is (``core.steps``).
 
 An agent loop stays inside its node. Its calls then have the stage's own name in mappings and records, and its turns
 need not wait for those of a branch beside it, as separate LangGraph steps would.

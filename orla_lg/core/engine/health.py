@@ -1,6 +1,6 @@
 """How one backend's engine is: what it said of itself, whether it answers, whether calls may try it.
 
-Part of a desk (``core.desk``) and under its lock. It starts no I/O by itself except on the background loop.
+Part of a backend's scheduler and under its lock. It starts no I/O by itself except on the background loop.
 """
 
 from __future__ import annotations

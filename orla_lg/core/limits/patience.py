@@ -25,8 +25,10 @@ def left_of(inflight: InFlightCall, now: float) -> float:
 
 def patience_of(inflight: InFlightCall) -> float:
     """Return for how many seconds the call may wait from now."""
-    now = inflight.services.clock()
-    return min(left_of(inflight, now), _timeout_at_s(inflight) - now)
+    call, now = inflight.call, inflight.services.clock()
+    unbound = call.hints.deadline_s is None and inflight.reservation is None
+    left_s = inf if unbound else left_of(inflight, now)
+    return left_s if call.timeout is None else min(left_s, _timeout_at_s(inflight) - now)
 
 
 def _timeout_at_s(inflight: InFlightCall) -> float:

@@ -66,7 +66,7 @@ class Prefill:
 
 
 class Prefetcher:
-    """One backend's warm-ups. Part of a desk (``core.desk``) and, where nothing else is said, under its lock.
+    """One backend's warm-ups. Part of a backend's scheduler and, where nothing else is said, under its lock.
 
     Args:
         desk: Its backend's.

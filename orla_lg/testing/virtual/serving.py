@@ -1,6 +1,6 @@
 """The real core in virtual time: its mapper, queues and memory, in front of engines that are plain state.
 
-Each call is a task on a ``VirtualLoop`` and lives through ``Serving.steps`` as in production; only the bytes are
+Each call is a task on a ``VirtualLoop`` and lives through ``lifecycle.serve`` as in production; only the bytes are
 missing. Engines are anything with the few methods of ``VirtualEngine``, as the simulated engine has them.
 """
 
