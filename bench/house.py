@@ -68,7 +68,6 @@ REASONS = {
     "ReturnBook": "asked under the locks of backends; innermost",
     "RunTrace": "branches of one run enter and leave on several threads",
     "Salts": "one salt for a tenant on all backends",
-    "Serving": "counts of calls that no backend sees",
     "Steering": "a change of policies on several backends is undone as a whole",
     "Waiters": "a waiter is registered before it sleeps; closing wakes all",
 }

@@ -18,21 +18,21 @@ from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
 from orla_lg.control.server import open_server
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.checked import flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
 from orla_lg.core.engine.registry import adapter_of
-from orla_lg.core.journal import Journal
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Mapper, Planned
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.operation.steering import KEEP, Keep
 from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
 from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.serving import Serving, Statistics
-from orla_lg.core.steering import KEEP, Keep
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
 from orla_lg.graph import wrap as wrapping
@@ -257,7 +257,7 @@ class Orla:
             ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
             OrlaClosed: This ``Orla`` is closed.
         """
-        if self.core.serving.closed:
+        if self.core.serving.services.closed:
             raise OrlaClosed("this Orla is closed; make a new one to wrap a graph")
         if not self.core.disabled:
             # A running loop must not wait. What is not learned in time is checked before a call is queued.
@@ -284,7 +284,7 @@ class Orla:
         except MappingError as error:
             raise MappingError(f"variant {shown(name)}: {error}") from error
         serving.learners.enlist(override)
-        serving.variants = {**serving.variants, name: override}
+        serving.mappings.variants = {**serving.mappings.variants, name: override}
         self.core.stage_names.look(serving)
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
@@ -387,7 +387,7 @@ class Orla:
         Returns whether such a run is open.
         """
         run = self._running() if run is None else run
-        return run is not None and self.core.serving.prioritize(run, priority, tenant)
+        return run is not None and self._steering.prioritize(run, priority, tenant)
 
     def _running(self) -> str | None:
         here = self.current()

@@ -140,8 +140,10 @@ def test_tables_variants_and_load_awareness(tmp_path: Path) -> None:
     assert settings.load_aware and settings.records_file == tmp_path / "logs" / "r.jsonl"
     with Orla.from_config(file) as orla:
         serving = orla.core.serving
-        assert isinstance(serving.mapper, LoadAware) and isinstance(serving.variants["cheap"], LoadAware)
-        (table,) = tables_of(serving.mapper)
+        assert isinstance(serving.mappings.shared, LoadAware) and isinstance(
+            serving.mappings.variants["cheap"], LoadAware
+        )
+        (table,) = tables_of(serving.mappings.shared)
         assert table.rules["classify"].to == ("light", "heavy")
         assert table.rules["classify"].parameters == {"temperature": 0, "max_tokens": 5}
         assert isinstance(table.rules["sub|tools"].mapper, NeedMapper)

@@ -13,9 +13,9 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from orla_lg import Effect, Orla, cli
 from orla_lg import explain as explaining
-from orla_lg.core import journal
+from orla_lg.core.accounting import journal
+from orla_lg.core.accounting.journal import Appended, Journal
 from orla_lg.core.call import Considered
-from orla_lg.core.journal import Appended, Journal
 from orla_lg.core.record import CacheFollowUp
 from tests.conftest import at, chat
 from tests.mappers.test_cost_quality import record

@@ -15,8 +15,8 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla, OrlaClosed
-from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.testing.faults import MODEL, Fault, FaultEngine, Reply
 from tests.conftest import CALLER_KEY
 
@@ -69,7 +69,7 @@ def hasty(make_orla: Any) -> Callable[..., Orla]:
     def make(*engines: FaultEngine, **settings: Any) -> Orla:
         backends = [Backend(name, each.url, model=MODEL) for name, each in zip(("main", "other"), engines)]  # noqa: B905
         orla: Orla = make_orla(*backends, **{"mapper": {"*": "main"}, **settings})
-        orla.core.serving.retries = RetryPolicy(base_s=0.01)
+        orla.core.serving.services.retries = RetryPolicy(base_s=0.01)
         return orla
 
     return make
@@ -234,7 +234,7 @@ def test_closing_ends_the_pause_that_an_engine_asked_for(form: str, hasty: Any) 
 
 def pausing(orla: Orla) -> None:
     """Wait until a call pauses before another attempt."""
-    while not orla.core.serving.pauses._turns:
+    while not orla.core.serving.services.pauses._turns:
         time.sleep(0.002)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.test_layering import CIRCLES_LEFT, ROOT
 
-SPINE_FILES, SPINE_LINES = 27, 5_479
+SPINE_FILES, SPINE_LINES = 17, 4_338
 GOAL_SPINE_FILES, GOAL_SPINE_LINES = 17, 4_000
-CALLS = 646
+CALLS = 615
 """Python calls of the simplest wrapped call."""
 GOAL_CALLS = 300
 MARGIN = 1.03

@@ -255,7 +255,7 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
         handler = wrapped.config["callbacks"][-1]
         assert not handler._nodes and not len(handler._heard)
     # LangGraph's ended tasks may still hold the exceptions of a few calls, with their frames; none is under way.
-    flights = [inflight for inflight in alive(InFlightCall) if inflight._serving is orla.core.serving]
+    flights = [inflight for inflight in alive(InFlightCall) if inflight.services is orla.core.serving.services]
     assert not any(inflight._open for inflight in flights)
     assert len(flights) < RUNS / 100
     assert len(alive(RunState)) < RUNS / 100

@@ -15,10 +15,11 @@ from orla_lg.core.engine.backend import Capability, Cost, Probe, Support
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.speed import Speed
-from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign, find, unfit
+from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
+from orla_lg.core.placement.fitness import unfit
 from orla_lg.core.record import Record
 from orla_lg.core.steps import drive
-from orla_lg.core.view import BackendView
+from orla_lg.core.view import BackendView, find
 from orla_lg.errors import BackendUnavailable, MappingError
 from orla_lg.mappers import (
     CostQualityMapper,
@@ -115,8 +116,8 @@ def asking(answer: str | Exception) -> Consultation:
 
 def placed(mapper: Mapper, ask: Ask, views: list[BackendView], judge: str | Exception = "0") -> Assignment:
     call = a_call(stage="node")
-    call.ask, call.mappers = ask, (mapper,)
-    chosen = drive(assign(call, SettledCandidates(views), asking(judge)))
+    call.ask = ask
+    chosen = drive(assign(call, (mapper,), SettledCandidates(views), asking(judge)))
     assert isinstance(chosen, Assignment)
     return chosen
 

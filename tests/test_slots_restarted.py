@@ -84,7 +84,7 @@ def a_chat(orla: Orla, engine: StubEngine) -> Callable[[str], str]:
 def test_an_empty_slot_is_not_taken_for_a_copy(saving: Saving, make_orla: Callable[..., Orla]) -> None:
     orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"})
     scheduler = orla.core.serving.schedulers["main"]
-    scheduler._swaps.prices = Dear()
+    scheduler.caches.swaps.prices = Dear()
     turn = a_chat(orla, saving)
     assert [turn(thread) for thread in ("ann", "bob", "cid")] == ["claimed", "claimed", "reclaimed"]
     assert turn("ann") == "restored"

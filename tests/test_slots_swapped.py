@@ -87,7 +87,7 @@ class Dear(Prices):
 
 def orla_at(engine: Llama, make_orla: MakeOrla) -> Orla:
     orla = make_orla(Backend("llama", engine.url, engine="llamacpp"), mapper={"*": "llama"})
-    orla.core.serving.schedulers["llama"]._swaps.prices = Dear()
+    orla.core.serving.schedulers["llama"].caches.swaps.prices = Dear()
     return orla
 
 

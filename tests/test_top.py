@@ -23,7 +23,7 @@ from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.limits.costs import Spent
 from orla_lg.core.memory.events import Doing
-from orla_lg.core.waiting import Waiting, WaitsFor
+from orla_lg.core.operation.statistics import Waiting, WaitsFor
 from orla_lg.top import view
 from tests.waiting_app import CALLS, LIMIT, SECRET
 

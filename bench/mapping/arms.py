@@ -183,7 +183,7 @@ def on_all_prompts(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
         light = {False: 0, True: 0}
         for row in rows:
             ask = Ask("auto", [{"role": "user", "content": row.prompt.text}])
-            call = Call("any", Identity("any", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0, ())
+            call = Call("any", Identity("any", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0)
             sent = arm.mapper.map(call, ())  # type: ignore[union-attr]
             light[row.label] += sent is not None and sent.backend == LIGHT
         complex_ = sum(row.label for row in rows)

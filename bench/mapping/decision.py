@@ -68,9 +68,9 @@ def core() -> Serving:
     return serving
 
 
-def a_call(mapper: Mapper) -> Call:
+def a_call() -> Call:
     ask = Ask("auto", [{"role": "system", "content": "Be kind."}, {"role": "user", "content": TEXT}])
-    return Call("c", Identity("w", "r", "support|reply"), ask, NO_HINTS, NO_HINTS, 0.0, (mapper,))
+    return Call("c", Identity("w", "r", "support|reply"), ask, NO_HINTS, NO_HINTS, 0.0)
 
 
 def timed(rounds: int, prepare: Callable[[], Any], work: Callable[[Any], object]) -> list[float]:
@@ -110,7 +110,7 @@ def main() -> int:
     consultation = Consultation(background, lambda *asked: iter(()))  # type: ignore[arg-type,return-value]
     table = {"classify": "light", "support|reply": ["heavy", "spare"], "*": "middle"}
     explicit = ExplicitMapper(table)
-    seen = serving.views(a_call(explicit))
+    seen = serving.views(a_call())
     mappers: list[tuple[str, Mapper, list[BackendView]]] = [
         ("explicit", explicit, seen),
         ("explicit, with parameters", ExplicitMapper({"*": {"to": "heavy", "temperature": 0}}), seen),
@@ -122,7 +122,7 @@ def main() -> int:
         ("cost and quality, prefer", CostQualityMapper(0.75), seen),
     ]
     print(f"{'µs of one decision, 4 backends':<34} {'median':>8} {'p99':>8}")
-    report("views", timed(rounds, lambda: None, lambda _: serving.views(a_call(explicit))))
+    report("views", timed(rounds, lambda: None, lambda _: serving.views(a_call())))
     medians = {}
     for name, mapper, views in mappers:
         given = timed(

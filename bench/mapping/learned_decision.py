@@ -37,7 +37,7 @@ def calls(chars: int, count: int) -> list[Call]:
     for number in range(count):
         text = " ".join(dice.choice(words) for _ in range(chars // 3))[:chars]
         ask = Ask("auto", [{"role": "system", "content": "You help."}, {"role": "user", "content": text}])
-        made.append(Call(f"c{number}", Identity("w", None, "node"), ask, NO_HINTS, NO_HINTS, 0.0, ()))
+        made.append(Call(f"c{number}", Identity("w", None, "node"), ask, NO_HINTS, NO_HINTS, 0.0))
     return made
 
 

@@ -18,6 +18,7 @@ from bench.lib.core import (
     RequestChoice,
     Sortable,
     StageChoice,
+    arrive,
 )
 from bench.policies.workflows import CONCURRENCY, Plan, Size, Step, plans
 from orla_lg.testing.virtual import VirtualServing
@@ -99,11 +100,11 @@ class Study:
     async def _call(self, identity: Identity, size: Size, hints: Hints, left_s: float) -> None:
         serving = self._virtual.serving
         ask = Ask("sim", [{"role": "user", "content": TEXT[: 4 * size.prompt_tokens]}])
-        call = serving.call(identity, ask, call_id=serving.new_id(), said=hints)
-        self._sizes[call.id] = size
+        inflight = arrive(serving.services, identity, ask, call_id=serving.new_id(), said=hints)
+        self._sizes[inflight.call.id] = size
         if self._clairvoyant is not None:
-            self._clairvoyant.remaining_s[call.id] = left_s
-        await self._virtual.serve(call)
+            self._clairvoyant.remaining_s[inflight.call.id] = left_s
+        await self._virtual.serve(inflight)
 
 
 def play(engine: EngineParameters, policy: str, work: Sequence[tuple[float, Plan]]) -> list[Ended]:

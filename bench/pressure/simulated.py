@@ -27,6 +27,7 @@ from bench.lib.core import (
     Scope,
     Support,
     WorkflowCache,
+    arrive,
 )
 from bench.lib.engines import Message
 from bench.lib.workflows import Session
@@ -92,10 +93,10 @@ class Wrapped(Direct):
         serving.progress.node_entered(state, "agent")
         identity = Identity(state.workflow, state.id, "agent")
         ask = Ask("auto", messages, stream=True, max_tokens=request.output_tokens)
-        call = serving.call(identity, ask, call_id=request.id)
-        self._requests[call.id] = request
+        inflight = arrive(serving.services, identity, ask, call_id=request.id)
+        self._requests[inflight.call.id] = request
         called_s = self.clock()
-        record = await self._virtual.serve(call)
+        record = await self._virtual.serve(inflight)
         serving.progress.node_left(state, "agent")
         assert record.ttft_s is not None and record.error is None
         return Served(called_s + record.queue_wait_s + record.ttft_s, record.cached_tokens or 0)

@@ -27,8 +27,10 @@ from bench.lib.core import (
     Usage,
     Wait,
     WaitForTurn,
+    arrive,
     memory_policy,
     policies,
+    serve,
 )
 from orla_lg.testing.virtual.serving import StillAdapter
 
@@ -90,7 +92,7 @@ class AtScheduler:
             self._standing.serve(self._dice.expovariate(1e-4), time.monotonic())
         name = f"run {number}"
         call = Call(
-            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(), (),
+            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(),
             self._standing,
         )  # fmt: skip
         call.ahead_s = self._dice.random() * 100
@@ -144,8 +146,8 @@ class ThroughSteps:
         return partial(self._enter, Identity(run, run, stage), ask, hints)
 
     def _enter(self, identity: Identity, ask: Ask, hints: Hints) -> None:
-        call = self.serving.call(identity, ask, call_id=self.serving.new_id(), said=hints)
-        steps = self.serving.steps(call, self)
+        inflight = arrive(self.serving.services, identity, ask, call_id=self.serving.new_id(), said=hints)
+        steps = serve(inflight, self)
         effect = next(steps)
         while isinstance(effect, Wait):
             effect.run()

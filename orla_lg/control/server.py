@@ -23,8 +23,8 @@ from orla_lg.control import protocol
 from orla_lg.control.protocol import MAX_LINE_BYTES, ControlReply, Request
 from orla_lg.control.state import state
 from orla_lg.core.boundary.plain import is_path, shown
+from orla_lg.core.operation.steering import KEEP
 from orla_lg.core.serving import Serving
-from orla_lg.core.steering import KEEP
 from orla_lg.core.steps import adrive
 from orla_lg.errors import ConfigError, OrlaClosed, OrlaError
 

@@ -13,11 +13,10 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
 from orla_lg.core.limits.costs import Spent
 from orla_lg.core.memory.events import Doing
+from orla_lg.core.operation.statistics import BackendStatistics, Waiting
 from orla_lg.core.policies import name_of
 from orla_lg.core.queues import Policies
-from orla_lg.core.scheduler import BackendStatistics
 from orla_lg.core.serving import Serving
-from orla_lg.core.waiting import Waiting
 from orla_lg.core.workflow import WorkflowBook
 
 SHOWN = 100

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import blake2b
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from math import exp2, isfinite, log2
+from typing import Any, Literal
 
 from orla_lg.core.identity import Identity
-from orla_lg.core.standing import RunShare
 from orla_lg.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from orla_lg.core.limits.limits import LimitScope
-    from orla_lg.core.limits.usage import RunDeadline
-    from orla_lg.core.mapping import Mapper
 
 CHARS_PER_TOKEN = 4
 """A usual figure, for estimates where the engine did not count."""
@@ -234,6 +231,71 @@ class CallerTimeout:
     """Makes the client's own error; given is what the call waited for."""
 
 
+HALF_LIFE_S = 60.0
+"""After so long, service received counts half: a run that was served much long ago is not punished for ever."""
+
+_ARRIVALS = itertools.count(1)
+
+
+@dataclass(eq=False, slots=True)
+class RunShare:
+    """One run's place among the others; for a call outside any run, its own."""
+
+    arrived_s: float = 0.0
+    """Monotonic seconds."""
+    graph: str = ""
+    visit: int = 1
+    """How often it has been in the stage that it entered last."""
+    order: int = field(default_factory=_ARRIVALS.__next__)
+    """Arrival number among all runs."""
+    tokens_served: float = 0.0
+    """What its calls had of the engines so far, in tokens, as of ``served_s``; older service counts less."""
+    served_s: float = 0.0
+    expects: Callable[[], float | None] | None = field(default=None, repr=False)
+    """Computes ``remaining_s``; ``None`` once that is done."""
+    _remaining_s: float | None = field(default=None, init=False)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Service still expected until the run's end, in seconds; ``None`` while nothing is known.
+
+        It is computed once for each node that the run enters, and only if something reads it.
+        """
+        if (expects := self.expects) is not None:
+            self._remaining_s = expects()
+            if self.expects is expects:  # else the run entered another node meanwhile
+                self.expects = None
+        return self._remaining_s
+
+    @remaining_s.setter
+    def remaining_s(self, seconds: float | None) -> None:
+        self._remaining_s, self.expects = seconds, None
+
+    def serve(self, tokens: float, now: float) -> None:
+        """Note that a call of the run took *tokens* of an engine's work."""
+        self.tokens_served = self.attained(now) + tokens
+        self.served_s = now
+
+    def attained(self, now: float) -> float:
+        """Return the service received, in tokens, with half its weight gone every ``HALF_LIFE_S``."""
+        return self.tokens_served * exp2((self.served_s - now) / HALF_LIFE_S)
+
+    @property
+    def magnitude(self) -> float:
+        """The binary logarithm of the service received, as it would weigh at the clock's zero.
+
+        As all service ages alike, of two runs with some service the one with less of it has the smaller magnitude, at
+        any time.
+        """
+        return log2(self.tokens_served) + self.served_s / HALF_LIFE_S
+
+
+def call_ids() -> Callable[[], str]:
+    """Return a source of ids for calls, unique in this process and unlikely to meet another's."""
+    tag, numbers = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}", itertools.count(1)
+    return lambda: f"{tag}-{next(numbers)}"
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """One model call on its way; the decisions about it are kept beside it, not in it."""
@@ -247,8 +309,6 @@ class Call:
     """All hints, the strongest of each."""
     arrived_s: float
     """Monotonic seconds."""
-    mappers: tuple[Mapper, ...]
-    """Asked in order; the first answer counts."""
     standing: RunShare = field(default_factory=RunShare)
     """Of its run."""
     answer_tokens: float = ANSWER_TOKENS
@@ -258,10 +318,6 @@ class Call:
     _ahead_s: float | None = field(default=None, init=False)
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
-    layers: tuple[LimitScope, ...] = ()
-    """Limits of its graph and its run, beside those for all."""
-    wall: RunDeadline | None = None
-    """The end of its run's time, once it was let in."""
     timeout: CallerTimeout | None = None
     """Of the client that the code called; ``None`` waits as long as it takes."""
 
@@ -297,13 +353,6 @@ class Call:
     def deadline_at_s(self) -> float | None:
         """The monotonic time by which the call must leave the queue."""
         return None if self.hints.deadline_s is None else self.arrived_s + self.hints.deadline_s
-
-    def left_s(self, now: float) -> float:
-        """Return the seconds until its deadline or the end of its run's time; infinity where it has neither."""
-        deadline_s, wall = self.deadline_at_s, self.wall
-        if deadline_s is None and wall is None:
-            return inf
-        return min(inf if deadline_s is None else deadline_s, inf if wall is None else wall.until_s) - now
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,48 +1,41 @@
-"""A call under way: it holds the grant, notes what comes, and ends exactly once.
+"""One call from its arrival to its end: what travels with it, the grant that it holds, what comes back for it.
 
 The response may outlive the function that asked for it (a stream is read later, closed early, or simply
-dropped), so the grant lives here and not in a ``with`` block. Whoever carries the bytes reports
+dropped), so the grant lives here and not in a ``with`` block. The edge that carries the bytes reports
 ``first_token``, ``saw`` and ``finish``; any thread may, and only the first ``finish`` counts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from orla_lg.core.cache.verification import recomputed
+from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
-from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
-from orla_lg.core.limits.usage import NOTHING, used
-from orla_lg.core.mapping import several
+from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.limits.book import BudgetReservation
+from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.limits.usage import NOTHING, Amount, used
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
+from orla_lg.core.placement.fitness import several
+from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
-from orla_lg.core.steps import Steps, Wait
+from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.services import Services
+from orla_lg.core.steps import Waiter
 from orla_lg.errors import BackendUnavailable, MappingError
-
-if TYPE_CHECKING:
-    from orla_lg.core.cache.slots.table import SlotLease
-    from orla_lg.core.limits.book import BudgetReservation
-    from orla_lg.core.queues import Queued
-    from orla_lg.core.scheduler import BackendScheduler
-    from orla_lg.core.serving import Serving
-    from orla_lg.core.turn import Waiter
-
-SWAP_PATIENCE_S = 90.0
-"""A swap is two orders, each of which waits for the batch that the engine works on; adapters bound them."""
 
 MAX_ERROR_CHARS = 500
 MAX_MASKED_CHARS = 4 * MAX_ERROR_CHARS
 """So much is looked through for keys, so that none is cut in two and then not known."""
 
 ABANDONED = "abandoned"
-"""The error of a stream that nobody read to its end."""
+"""The error of a stream that is not read to its end."""
 
 
 @dataclass(eq=False, slots=True)
@@ -56,15 +49,22 @@ _HOLDINGS: ContextVar[tuple[_Holding, ...]] = ContextVar("orla_holdings", defaul
 
 def grants_held() -> set[str]:
     """Return the backends on which this task or thread holds a grant (it reads a stream from there)."""
-    return {holding.backend for holding in _HOLDINGS.get() if holding.open}
+    held = _HOLDINGS.get()
+    return {holding.backend for holding in held if holding.open} if held else set()
 
 
 class InFlightCall:
-    """One call from its arrival to its end."""
+    """One call from its arrival to its end.
+
+    Args:
+        services: Of its core.
+        call: The call.
+        mappers: Asked in order where it goes; the first answer counts.
+        layers: Limits of its graph and its run, beside those for all.
+    """
 
     __slots__ = (
         "__weakref__",
-        "_assignment",
         "_booked",
         "_departed_s",
         "_entered_s",
@@ -72,188 +72,193 @@ class InFlightCall:
         "_holding",
         "_keep_s",
         "_lock",
-        "_on_end",
         "_open",
-        "_passes",
         "_queued",
-        "_scheduler",
-        "_seat",
-        "_serving",
         "_wait_s",
+        "assignment",
         "attempts",
+        "began_s",
         "call",
-        "promise",
+        "external",
+        "layers",
+        "mappers",
+        "max_attempts",
+        "on_end",
         "record",
+        "reservation",
+        "scheduler",
+        "seat",
+        "services",
+        "tried",
         "usage",
     )  # fmt: skip
 
-    def __init__(self, serving: Serving, call: Call, on_end: Callable[[Record], None] | None) -> None:
+    def __init__(
+        self, services: Services, call: Call, mappers: Sequence[Mapper] = (), layers: Sequence[LimitScope] = ()
+    ) -> None:
+        self.services = services
         self.call = call
+        self.mappers = mappers
+        self.layers = layers
+        self.on_end: Callable[[Record], None] | None = None
+        """Called with the record when the call ends."""
         self.record: Record | None = None
-        self.attempts = 0
-        self.usage: Usage | None = None
-        self.promise: BudgetReservation | None = None
+        self.external = False
+        """The call goes where its code says, past the core."""
+        self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
-        self._serving = serving
-        self._on_end = on_end
+        self.assignment: Assignment | None = None
+        """Where its newest attempt runs."""
+        self.scheduler: BackendScheduler | None = None
+        self.seat: SlotLease | None = None
+        self.max_attempts = 1
+        self.tried: list[str] = []
+        """The backends of its attempts so far, one entry an attempt."""
+        self.began_s = call.arrived_s
+        """When the attempt under way began: the call arrived, or the last attempt failed."""
+        self.attempts = 0
+        """Of these, how many left a queue."""
+        self.usage: Usage | None = None
         self._lock = threading.Lock()
         self._open = True
-        self._assignment: Assignment | None = None
-        self._scheduler: BackendScheduler | None = None
         self._queued: Queued | None = None
-        self._seat: SlotLease | None = None
-        self._departed_s: float | None = None
-        self._wait_s = 0.0
-        self._entered_s = call.arrived_s
-        self._first_s: float | None = None
-        self._holding: _Holding | None = None
         self._booked = False
-        self._passes = False
+        self._holding: _Holding | None = None
+        self._entered_s = call.arrived_s
+        self._departed_s: float | None = None
+        self._first_s: float | None = None
+        self._wait_s = 0.0
         self._keep_s: float | None = None
-        """For how long its cache was said to be of use."""
+        """For how long its cache is expected to be of use, as its engine knows."""
 
     # Before the engine
 
-    def enter(self, scheduler: BackendScheduler, assignment: Assignment, *, holds_grant: bool) -> None:
-        """Take a place in the desk's queue; a call that comes back keeps its arrival number there.
+    def enter(self, scheduler: BackendScheduler, assignment: Assignment) -> Waiter | None:
+        """Take a place in a backend's queue; a call that comes back keeps its arrival number there.
+
+        Returns what to wait for; ``None`` when the call may go at once.
 
         Raises:
-            MappingError: It shows only now that the backend serves several models, and none was named.
+            MappingError: It shows only now that the backend serves several models, and none is named.
         """
-        probe, model = scheduler.health.probe, assignment.model or scheduler.backend.model
-        if probe is not None and model_asked(model, probe, self.call.ask.model) is None:
-            where = f"stage {self.call.identity.stage!r} on backend {scheduler.backend.name!r}"
-            raise MappingError(f"{where}: {several(probe, self.call.ask.model)}")
-        known = self._queued.order if self._queued is not None and self._scheduler is scheduler else None
-        self._assignment, self._scheduler, self._entered_s = assignment, scheduler, self._serving.clock()
+        call, services, backend = self.call, self.services, scheduler.backend
+        probe, workflow = scheduler.health.probe, call.identity.workflow
+        if probe is not None and model_asked(assignment.model or backend.model, probe, call.ask.model) is None:
+            where = f"stage {call.identity.stage!r} on backend {backend.name!r}"
+            raise MappingError(f"{where}: {several(probe, call.ask.model)}")
+        known = self._queued.order if self._queued is not None and self.scheduler is scheduler else None
+        self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self._booked = True
-        self._serving.memory.called(self.call.identity.workflow)
-        self._serving.signal(self._serving.book.call_started(self.call, scheduler.backend.name))
-        running = self._serving.book.is_running(self.call.identity.workflow)
-        self._queued = scheduler.enter(self.call, order=known, running=running, holds_grant=holds_grant)
-
-    @property
-    def turn(self) -> Waiter | None:
-        """What to wait for; ``None`` when the call may go at once."""
-        return None if self._queued is None else self._queued.turn
-
-    def pass_by(self) -> None:
-        """Note that the call is not ours to place and goes where its code says."""
-        self._passes = True
+        services.memory.called(workflow)
+        if left := services.book.call_started(call, backend.name):
+            services.memory.signal(left)
+        running = services.book.is_running(workflow)
+        holds_grant = backend.name in grants_held()
+        self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
+        if self._queued.turn is not None and services.records.heard:
+            self._tell(Happening.QUEUED)
+        return self._queued.turn
 
     def depart(self) -> None:
         """Note that the call left the queue with a grant."""
-        assert self._scheduler is not None and self._queued is not None
-        self._departed_s = self._serving.clock()
+        assert self._queued is not None
+        self._departed_s = self.services.clock()
         self._wait_s += self._departed_s - self._entered_s
-        self._seat = self._queued.lease
+        self.seat = self._queued.lease
         self.attempts += 1
-        self._serving.tell(Happening.DISPATCHED, self.call, backend=self.backend)
-        self._serving.progress.stage_busy(self.call)
-
-    def prepare(self, patience_s: float = inf) -> Steps:
-        """Wait until the call's slot is its own: what lay there saved, what the workflow left restored."""
-        if self._seat is not None and self._seat.swap is not None:
-            # After a time-out it goes on: an engine that answers no order will not answer the call either.
-            with contextlib.suppress(TimeoutError), self._serving.pauses.one() as turn:
-                yield Wait(self._seat.swap.ended, min(SWAP_PATIENCE_S, patience_s), turn)
-
-    @property
-    def swaps(self) -> bool:
-        """Whether there is something to prepare."""
-        return self._seat is not None and self._seat.swap is not None
+        if self.services.records.heard:
+            self._tell(Happening.DISPATCHED)
+        self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request
 
     @property
-    def external(self) -> bool:
-        """Whether the call goes where its code says, past us."""
-        return self._passes
-
-    @property
     def backend(self) -> str | None:
         """The backend's name; ``None`` for an external call."""
-        return None if self._scheduler is None else self._scheduler.backend.name
+        return None if self.scheduler is None else self.scheduler.backend.name
 
     @property
     def model(self) -> str | None:
         """The model to ask the backend for."""
-        if self._scheduler is None or self._assignment is None:
+        if self.scheduler is None or self.assignment is None:
             return None
-        in_code, own = self.call.ask.model, self._assignment.model or self._scheduler.backend.model
-        return model_asked(own, self._scheduler.health.probe, in_code) or in_code
+        in_code, own = self.call.ask.model, self.assignment.model or self.scheduler.backend.model
+        return model_asked(own, self.scheduler.health.probe, in_code) or in_code
 
     @property
     def counts_streams(self) -> bool:
         """Whether the engine reports usage at the end of a stream when asked."""
-        probe = None if self._scheduler is None else self._scheduler.health.probe
+        probe = None if self.scheduler is None else self.scheduler.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
     @property
     def adapter(self) -> BackendAdapter:
         """The adapter of the backend that was chosen."""
-        assert self._scheduler is not None
-        return self._scheduler.adapter
+        assert self.scheduler is not None
+        return self.scheduler.adapter
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """Body fields that the mapping sets where the caller says nothing of them."""
-        return {} if self._assignment is None else self._assignment.parameters
+        return {} if self.assignment is None else self.assignment.parameters
 
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
-        assert self._scheduler is not None
-        seat = self._seat
-        told = Directions(
-            call_id=f"{self.call.id}.{self.attempts}",
-            workflow=self.call.identity.workflow,
-            stage=self.call.identity.stage,
-            keep_s=self._serving.memory.keep_s(self.call),
-            priority=self.call.priority,
+        assert self.scheduler is not None
+        call, seat = self.call, self.seat
+        directions = Directions(
+            call_id=f"{call.id}.{self.attempts}",
+            workflow=call.identity.workflow,
+            stage=call.identity.stage,
+            keep_s=self.services.memory.keep_s(call),
+            priority=call.priority,
             slot=None if seat is None else seat.slot,
             fresh=seat is not None and not seat.reuses,
-            cache_salt=self._scheduler.isolation.salt(self.call.identity.tenant),
+            cache_salt=self.scheduler.isolation.salt(call.identity.tenant),
         )
-        self._keep_s = told.keep_s
-        return self._scheduler.adapter.request_fields(self.call.ask, told)
+        self._keep_s = directions.keep_s
+        return self.scheduler.adapter.request_fields(call.ask, directions)
 
     def sends(self, body: Mapping[str, Any]) -> None:
         """Note the request's body before ``request_fields`` are added: what it begins with may be warmed later."""
-        if self._scheduler is not None and self._queued is not None:
-            self._scheduler.warming.sends(self._queued, body)
+        if self.scheduler is not None and self._queued is not None:
+            self.scheduler.warming.sends(self._queued, body)
 
     # What comes back
 
     def missed(self, failure: AttemptFailed) -> None:
-        """Give the grant back after a failed attempt: nobody holds one while pausing."""
+        """Give the grant back after a failed attempt: no call holds one while pausing."""
+        self.began_s = self.services.clock()
         if not self._booked:  # refused before it had one
             return
-        assert self._scheduler is not None
+        assert self.scheduler is not None
         self._first_s = self.usage = None  # of an answer that no caller got
+        health = self.scheduler.health
         if failure.overloaded or failure.elsewhere:
-            self._scheduler.health.answered()
+            health.answered()
             if failure.elsewhere:
-                self._scheduler.health.doubt(str(failure.cause))
+                health.doubt(str(failure.cause))
         else:
-            self._scheduler.health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
-        self._serving.signal(self._give_back(failed=True))
+            health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
+        self.services.memory.signal(self._give_back(failed=True))
 
     def hold(self) -> None:
         """Note in this context that the grant stays out while the response is read."""
         with self._lock:
-            if not self._open or self._scheduler is None:
+            if not self._open or self.scheduler is None:
                 return
-            self._holding = _Holding(self._scheduler.backend.name)
+            self._holding = _Holding(self.scheduler.backend.name)
         _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
 
     def first_token(self) -> None:
         """Note the first chunk of a stream."""
         if self._first_s is None:
-            self._first_s = self._serving.clock()
+            self._first_s = self.services.clock()
             self.answered()
-            if self._scheduler is not None and self._queued is not None:
-                self._scheduler.first_token(self._queued)
-            self._serving.tell(Happening.FIRST_TOKEN, self.call, backend=self.backend)
+            if self.scheduler is not None and self._queued is not None:
+                self.scheduler.first_token(self._queued)
+            if self.services.records.heard:
+                self._tell(Happening.FIRST_TOKEN)
 
     def saw(self, usage: Usage) -> None:
         """Note the token counts that the engine reported."""
@@ -261,13 +266,14 @@ class InFlightCall:
 
     def answered(self) -> None:
         """Note that the engine is alive, whatever it answered."""
-        if self._scheduler is not None:
-            self._scheduler.health.answered()
+        if self.scheduler is not None:
+            self.scheduler.health.answered()
 
     def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
-        if self._scheduler is not None:
-            self._scheduler.health.failed(BackendUnavailable(_name(error)[:MAX_ERROR_CHARS]), unreachable=True)
+        if self.scheduler is not None:
+            fault = BackendUnavailable(_name(error)[:MAX_ERROR_CHARS])
+            self.scheduler.health.failed(fault, unreachable=True)
         self.finish(error)
 
     def finish(self, error: BaseException | str | None = None) -> None:
@@ -278,76 +284,66 @@ class InFlightCall:
             self._open = False
             if self._holding is not None:
                 self._holding.open = False
-        serving = self._serving
+        services, now = self.services, self.services.clock()
         try:
-            self._settle(failed=error is not None)
-            self.record = self._make_record(error)
-        finally:
-            events = self._give_back(failed=error is not None)
-            if self.record is None:
-                serving.signal(events)
-        if self.record.external:
-            serving.count_external()
-        elif error is None:
-            self.answered()
-            self._teach(self.record)
-        serving.account(self.record)
-        serving.signal(events)
-        self.record = serving.records.latest(self.record)  # with what was asked about its cache
-        if serving.records.heard:
-            who = self.call.identity
-            serving.records.tell(
-                CallEvent(
-                    Happening.FINISHED, serving.clock(), who.name, who.run, who.stage, self.call.id,
-                    self.backend, record=self.record, tenant=self.record.tenant,
-                )
-            )  # fmt: skip
-        if self._on_end is not None:
-            self._on_end(self.record)
+            if self.reservation is not None:
+                services.limits.settle(self.reservation, self._spent(now, failed=error is not None))
+            record = self._record(error, now)
+        except BaseException:
+            services.memory.signal(self._give_back(failed=error is not None))
+            raise
+        events = self._give_back(failed=error is not None)
+        if error is None and self.scheduler is not None:
+            self.scheduler.health.answered()
+            self._teach(self.scheduler, record, now)
+        services.records.add(record)  # 7 account
+        services.memory.signal(events)  # 8 signal
+        self.record = services.records.latest(record)  # with what was asked about its cache
+        if services.records.heard:
+            self._tell(Happening.FINISHED, self.record)
+        if self.on_end is not None:
+            self.on_end(self.record)
 
-    def _settle(self, *, failed: bool) -> None:
-        """Tell the limits what the call used; what was promised stands where an engine answered without a count."""
-        if self.promise is None:
-            return
-        spent = NOTHING
-        if self._scheduler is not None and self.usage is not None:
-            service_s = self._serving.clock() - (self._departed_s or self.call.arrived_s)
-            spent = used(self.usage, self._scheduler.backend.cost, service_s)
-        elif self._first_s is not None or not failed:
-            spent = self.promise.amount
-        self._serving.limits.settle(self.promise, spent)
+    def _spent(self, now: float, *, failed: bool) -> Amount:
+        """Return what the call used; what was set aside stands where an engine answered without a count."""
+        assert self.reservation is not None
+        if self.scheduler is not None and self.usage is not None:
+            service_s = now - (self._departed_s or self.call.arrived_s)
+            return used(self.usage, self.scheduler.backend.cost, service_s)
+        return self.reservation.amount if self._first_s is not None or not failed else NOTHING
 
-    def _teach(self, record: Record) -> None:
+    def _teach(self, scheduler: BackendScheduler, record: Record, now: float) -> None:
         """Let the backend's pace and the estimates see how the call went."""
-        if self._scheduler is not None and self._departed_s is not None:
-            prompt, cached = record.prompt_tokens, record.cached_tokens
-            service_s = self._serving.clock() - self._departed_s
-            run = None if record.run is None else self._serving.book.run(record.run)
-            if run is not None:
-                self._serving.foresight.served(run, self.call, record, service_s)
-            self._scheduler.pace.note(
-                service_s=service_s,
-                prefill_s=record.ttft_s if self.usage is None else self.usage.prefill_s or record.ttft_s,
-                fresh_tokens=None if prompt is None else prompt - (cached or 0),
-                completion_tokens=record.completion_tokens,
-            )
+        if self._departed_s is None:
+            return
+        service_s, prompt = now - self._departed_s, record.prompt_tokens
+        run = None if record.run is None else self.services.book.run(record.run)
+        if run is not None:
+            self.services.foresight.served(run, self.call, record, service_s)
+        scheduler.pace.note(
+            service_s=service_s,
+            prefill_s=record.ttft_s if self.usage is None else self.usage.prefill_s or record.ttft_s,
+            fresh_tokens=None if prompt is None else prompt - (record.cached_tokens or 0),
+            completion_tokens=record.completion_tokens,
+        )
 
     def _give_back(self, *, failed: bool) -> list[CacheEvent]:
         """Give the grant back; returns what the memory manager should hear."""
-        if self._scheduler is None or not self._booked:
+        scheduler, queued = self.scheduler, self._queued
+        if scheduler is None or not self._booked:
             return []
         self._booked = False
-        workflow = self.call.identity.workflow
-        if self._queued is not None:
-            book = self._serving.book
-            tokens = self._cached_after(failed=failed)
-            self.call.standing.serve(self._worked(), self._serving.clock())
-            self._scheduler.leave(
-                self._queued, usage=self.usage, tokens=tokens, followed=lambda: book.is_running(workflow)
-            )
+        call, book = self.call, self.services.book
+        workflow, usage = call.identity.workflow, self.usage
+        if queued is not None:
+            call.standing.serve(self._worked(), self.services.clock())
+            scheduler.leave(
+                queued, usage=usage, tokens=self._cached_after(failed=failed),
+                followed=lambda: book.is_running(workflow),
+            )  # fmt: skip
         if self._keep_s is not None and not failed:
-            self._scheduler.cache_orders.linger(self._keep_s)
-        return self._serving.book.call_ended(self.call, self._scheduler.backend.name, self.usage)
+            scheduler.cache_orders.linger(self._keep_s)
+        return book.call_ended(call, scheduler.backend.name, usage)
 
     def _worked(self) -> int:
         """Return the tokens that the engine computed for this call, as far as it said."""
@@ -362,28 +358,12 @@ class InFlightCall:
             return 0
         return self.call.ask.prompt_chars // CHARS_PER_TOKEN + 1
 
-    @property
-    def _expected_cached_tokens(self) -> int | None:
-        claimed = None if self._queued is None else self._queued.claimed
-        return None if claimed is None else claimed.tokens
-
-    @property
-    def _cache_action(self) -> str:
-        """What became of the slot's contents: planned with the seat, and corrected by what the engine found."""
-        planned = "engine" if self._seat is None else self._seat.action
-        cached_tokens = None if self.usage is None else self.usage.cached_tokens
-        if cached_tokens is None or planned not in ("reused", "restored"):
-            return planned
-        return "recomputed" if recomputed(self._expected_cached_tokens or 0, cached_tokens) else planned
-
-    def _masked(self, text: str) -> str:
-        """Return an engine's words as they may be recorded."""
-        return self._serving.resources.masking.mask(text[:MAX_MASKED_CHARS])[:MAX_ERROR_CHARS]
-
-    def _make_record(self, error: BaseException | str | None) -> Record:
-        now, call, usage = self._serving.clock(), self.call, self.usage
-        who, chosen, scheduler = call.identity, self._assignment, self._scheduler
+    def _record(self, error: BaseException | str | None, now: float) -> Record:
+        call, usage, chosen, scheduler = self.call, self.usage, self.assignment, self.scheduler
+        who = call.identity
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
+        claimed = None if self._queued is None else self._queued.claimed
+        expected_tokens = None if claimed is None else claimed.tokens
         return Record(
             id=call.id,
             workflow=who.name,
@@ -402,16 +382,39 @@ class InFlightCall:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action=self._cache_action,
+            cache_action=self._cache_action(expected_tokens),
             attempts=self.attempts,
             cost_usd=None if scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),
-            external=self._passes,
+            external=self.external,
             variant=call.hints.variant,
             considered=() if chosen is None else chosen.considered,
-            expected_cached_tokens=self._expected_cached_tokens,
+            expected_cached_tokens=expected_tokens,
             cache_hint=call.hints.cache,
         )
+
+    def _cache_action(self, expected_tokens: int | None) -> str:
+        """Return what became of the slot's contents: planned with the seat, corrected by what the engine found."""
+        planned = "engine" if self.seat is None else self.seat.action
+        cached_tokens = None if self.usage is None else self.usage.cached_tokens
+        if cached_tokens is None or planned not in ("reused", "restored"):
+            return planned
+        missed = cached_tokens == 0 or cached_tokens < (expected_tokens or 0) / 2
+        return "recomputed" if missed else planned
+
+    def _masked(self, text: str) -> str:
+        """Return an engine's words as they may be recorded."""
+        return self.services.masking.mask(text[:MAX_MASKED_CHARS])[:MAX_ERROR_CHARS]
+
+    def _tell(self, kind: Happening, record: Record | None = None) -> None:
+        """Have listeners hear of a turn in the call's life."""
+        call, who = self.call, self.call.identity
+        self.services.records.tell(
+            CallEvent(
+                kind, self.services.clock(), who.name, who.run, who.stage, call.id, self.backend, record=record,
+                tenant=call.hints.tenant or None,
+            )
+        )  # fmt: skip
 
 
 def _name(error: BaseException | str) -> str:

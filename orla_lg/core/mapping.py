@@ -16,22 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from orla_lg.core.background import Background
-from orla_lg.core.call import Ask, Assignment, Call
-from orla_lg.core.engine.backend import Capability, Probe, model_asked
+from orla_lg.core.call import Assignment, Call
+from orla_lg.core.placement.fitness import unfit, unserved
 from orla_lg.core.steps import Await, Steps
-from orla_lg.core.view import BackendView, names
+from orla_lg.core.view import BackendView, find, names
 from orla_lg.errors import MappingError, did_you_mean
 
 AUTO = "auto"
 BY_NAME = "explicit"
 """The mapper of an assignment whose backends stand in a table."""
-
-CHARS_PER_TOKEN_AT_MOST = 12
-"""No tokenizer in use packs natural text or code more densely; a prompt refused by it is surely too long."""
-
-
-SHOWN_MODELS = 20
-"""Of those that a backend serves, in a message."""
 
 MODEL_PATIENCE_S = 30.0
 """How long a model may take that is asked where a call runs; the call waits for it."""
@@ -138,7 +131,7 @@ class Consultation:
 class Candidates(Protocol):
     """The backends that a call may be mapped to, as they are seen now, and what it takes to see them better.
 
-    The waits are bounded, and for backends whose probe is under way only; ``core.candidates`` has them.
+    The waits are bounded, and for backends whose probe is under way only; ``core.placement.candidates`` has them.
     """
 
     @property
@@ -181,14 +174,20 @@ class SettledCandidates:
         yield from ()
 
 
-def assign(call: Call, candidates: Candidates, ask: Consultation) -> Steps:
-    """Return where *call* runs; ``None`` when nobody places it and it may pass.
+def assign(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: Consultation) -> Steps:
+    """Return where *call* runs; ``None`` when nothing places it and it may pass.
+
+    Args:
+        call: The call.
+        mappers: Asked in order; the first answer counts.
+        candidates: The backends that it may be mapped to.
+        ask: What mappers may ask while they decide.
 
     Raises:
-        MappingError: The backend does not exist or cannot do what the call asks, or nobody places a call
+        MappingError: The backend does not exist or cannot do what the call asks, or nothing places a call
             that may not pass.
     """
-    chosen: Assignment | None = yield from _chosen(call, candidates, ask)
+    chosen: Assignment | None = yield from _chosen(call, mappers, candidates, ask)
     if chosen is None:
         if call.may_pass:
             return None
@@ -206,8 +205,8 @@ def assign(call: Call, candidates: Candidates, ask: Consultation) -> Steps:
     return _able(call, candidates.views, chosen, faults)
 
 
-def _chosen(call: Call, candidates: Candidates, ask: Consultation) -> Steps:
-    for mapper in call.mappers:
+def _chosen(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: Consultation) -> Steps:
+    for mapper in mappers:
         if not candidates.complete and _weighs_all(mapper, call.identity.stage):
             yield from candidates.met()
         chosen: Assignment | None = yield from ask.mapper(mapper, call, candidates.views)
@@ -282,65 +281,26 @@ def _lists(backend: BackendView, model: str) -> bool:
     return backend.probe is not None and model in backend.probe.models
 
 
-def find(backends: Sequence[BackendView], name: str) -> BackendView | None:
-    """Return the backend called *name*."""
-    return next((backend for backend in backends if backend.name == name), None)
+class Mappings:
+    """The mappings that hold for all calls: the shared one, and its variants."""
 
+    def __init__(self, shared: Mapper | None) -> None:
+        self.shared = shared
+        self.variants: dict[str, Mapper] = {}
+        """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
 
-def unfit(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
-    """Return why *backend* cannot do what is asked; empty where it can, or has not said what it can."""
-    return _model_faults(ask, backend, model) + lacks(ask, backend.probe)
+    def chain(self, own: Iterable[Mapper], variant: str | None) -> tuple[Mapper, ...]:
+        """Return the mappers of a call in the order in which they are asked; *own* are those of its graph.
 
-
-def _model_faults(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
-    if model is not None:
-        return unserved(model, backend.probe)
-    if backend.probe is not None and model_asked(backend.model, backend.probe, ask.model) is None:
-        return [several(backend.probe, ask.model)]
-    return []
-
-
-def unserved(model: str, probe: Probe | None) -> list[str]:
-    """Return a fault if an engine lists models and *model* is none of them."""
-    if probe is None or not probe.models or model in probe.models:
-        return []
-    return [f"model {model!r} is not served there{did_you_mean(model, probe.models)}"]
-
-
-def several(probe: Probe, in_code: str) -> str:
-    """Return what is wrong where neither the backend nor the code names one of several models."""
-    listed = ", ".join(probe.distinct[:SHOWN_MODELS]) + (", …" if len(probe.distinct) > SHOWN_MODELS else "")
-    return (
-        f"it serves several models ({listed}) and not {in_code!r}, which the code names; name one of them there, "
-        "or as the backend's model"
-    )
-
-
-def lacks(ask: Ask, probe: Probe | None) -> list[str]:
-    """Return what is asked and an engine cannot do, whatever its model; empty where it has not said what it can."""
-    if probe is None:
-        return []
-    faults = []
-    if ask.json_schema and not probe.can(Capability.JSON_SCHEMA):
-        faults.append("the engine cannot follow a JSON schema")
-    if ask.tools and not probe.can(Capability.TOOLS):
-        faults.append("the engine cannot call tools")
-    if probe.vision is False and ask.images:
-        faults.append("the model cannot see images")
-    return faults + _beyond_context(ask, probe)
-
-
-def _beyond_context(ask: Ask, probe: Probe) -> list[str]:
-    if probe.context_tokens is None:
-        return []
-    at_least = ask.prompt_chars // CHARS_PER_TOKEN_AT_MOST
-    prompt, holds = f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters)", "its context holds"
-    if at_least > probe.context_tokens:
-        return [f"{prompt}, {holds} {probe.context_tokens}"]
-    asked = at_least + (ask.max_tokens or 0)
-    if probe.request_tokens is not None and asked > probe.request_tokens:
-        return [f"{prompt} and max_tokens is {ask.max_tokens}, {holds} {probe.request_tokens} for both"]
-    return []
+        Raises:
+            MappingError: There is no such variant.
+        """
+        chain = (*own, self.shared) if self.shared is not None else tuple(own)
+        if variant is None:
+            return chain
+        if variant not in self.variants:
+            raise MappingError(f"variant {variant!r} does not exist{did_you_mean(variant, self.variants)}")
+        return (self.variants[variant], *chain)
 
 
 def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:

@@ -20,7 +20,7 @@ from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.prefetch.prompts import Prompt
-from orla_lg.core.turn import Waiter
+from orla_lg.core.steps import Waiter
 from orla_lg.errors import QueueFull
 
 log = logging.getLogger("orla_lg")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from math import isfinite
@@ -144,10 +144,17 @@ Listener = Callable[[CallEvent], None]
 
 
 class RecordBook:
-    """The newest records, and the listeners."""
+    """The newest records, and the listeners.
 
-    def __init__(self, keep: int) -> None:
+    Args:
+        keep: How many records are kept.
+        followers: Called with each record when it is made.
+    """
+
+    def __init__(self, keep: int, followers: Sequence[Callable[[Record], None]] = ()) -> None:
         self._lock = threading.Lock()
+        self._followers = followers
+        """Called with each record: what sums up, writes down, learns."""
         self._records = BoundedDict[str, Record](keep)
         self._late = BoundedDict[str, CacheFollowUp](keep)
         """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
@@ -155,12 +162,17 @@ class RecordBook:
         self.heard = False
         """Whether there is a listener, so that an event is worth making."""
         self.total = 0
+        self.external = 0
+        """Of these, calls that the core did not place."""
 
     def add(self, record: Record) -> None:
-        """Keep a record; the oldest goes when the book is full."""
+        """Keep a record, and have it summed up, written down and learned from; the oldest goes when it is full."""
         with self._lock:
             self._records.set(record.id, record)
             self.total += 1
+            self.external += record.external
+        for follower in self._followers:
+            follower(record)
 
     def ordered(self, record_id: str, order: str) -> CacheFollowUp | None:
         """Put down what came of an order about its cache; returns all that is known, if the record is still kept."""
@@ -223,8 +235,7 @@ class RecordBook:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` from now on; returns a function that ends that."""
         with self._lock:
-            self._listeners = (*self._listeners, listener)
-            self.heard = True
+            self._listeners, self.heard = (*self._listeners, listener), True
 
         def unsubscribe() -> None:
             with self._lock:

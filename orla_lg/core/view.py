@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from orla_lg.core.call import Call
 from orla_lg.core.engine.backend import Backend, Cost, Probe
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.speed import NO_SPEED, Speed
+from orla_lg.core.scheduler import BackendScheduler
 
 
 def nothing() -> int:
-    """Return 0, the tokens that a call finds where nobody knows of any."""
+    """Return 0, the tokens that a call finds where none are known of."""
     return 0
 
 
@@ -63,3 +66,38 @@ def served_names(backend: Backend, probe: Probe | None) -> tuple[str, ...]:
 def names(backends: Sequence[BackendView]) -> list[str]:
     """Return the backends' names, for messages."""
     return [backend.name for backend in backends]
+
+
+def find(backends: Sequence[BackendView], name: str) -> BackendView | None:
+    """Return the backend called *name*."""
+    return next((backend for backend in backends if backend.name == name), None)
+
+
+def view_of(scheduler: BackendScheduler, call: Call | None = None) -> BackendView:
+    """Return a backend as mappers see it now, on behalf of a call."""
+    backend, queue, health = scheduler.backend, scheduler.queue, scheduler.health
+    probe = health.probe
+    return BackendView(
+        name=backend.name,
+        models=served_names(backend, probe),
+        probe=probe,
+        cost=backend.cost,
+        quality=backend.quality,
+        waiting=queue.waiting,
+        in_flight=queue.in_flight,
+        max_concurrency=queue.max_concurrency,
+        circuit=health.state(),
+        paused=queue.paused,
+        speed=scheduler.pace.speed,
+        load=None if scheduler.load is None else scheduler.load.wanted(probe),
+        waiting_for_prefix=scheduler.cache.waiting_for_prefix,
+        model=backend.model,
+        resident=nothing if call is None else partial(resident_tokens, scheduler, call),
+    )
+
+
+def resident_tokens(scheduler: BackendScheduler, call: Call) -> int:
+    """Return how much of a call's prompt it would find in a backend's cache, what others prefill there included."""
+    ask = scheduler.isolation.within(call)
+    with scheduler.lock:
+        return round(scheduler.cache.expected(call, ask))

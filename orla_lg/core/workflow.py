@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from orla_lg.core.call import Call, Hints, Usage
+from orla_lg.core.call import Call, Hints, RunShare, Usage
 from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
@@ -21,7 +21,6 @@ from orla_lg.core.lookahead.estimates import RunCourse
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.memory.events import CacheEvent, EventKind
-from orla_lg.core.standing import RunShare
 
 
 class Outcome(StrEnum):
@@ -138,6 +137,13 @@ class WorkflowBook:
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._max_idle = max_idle
         self._outcomes: dict[str, int] = {}
+        self.unidentified = 0
+        """Calls made while graphs ran whose context was lost on the way."""
+
+    def lost(self) -> None:
+        """Count a call whose run is not known."""
+        with self._lock:
+            self.unidentified += 1
 
     def run_started(
         self, run: str, *, thread: str | None, tenant: str | None = None, parent: str | None = None
@@ -204,6 +210,14 @@ class WorkflowBook:
                 return [run] if mine else []
             key = workflow_key(name, tenant)
             return [run for run in self._runs.values() if key in run.workflows]
+
+    def refresh(self, call: Call) -> bool:
+        """Give *call* its run's priority of this moment; returns whether that changed it."""
+        run = None if call.identity.run is None else self._runs.get(call.identity.run)
+        if run is None or run.priority in (None, call.hints.priority) or call.said.priority is not None:
+            return False
+        call.hints = Hints(priority=run.priority).over(call.hints)
+        return True
 
     def open_runs(self) -> int:
         """Return how many runs are open."""

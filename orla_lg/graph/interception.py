@@ -18,6 +18,7 @@ from typing import Any
 import openai
 
 from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.lifecycle import arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution
@@ -55,7 +56,8 @@ def chat_steps(
     identity, run = identify(come_from, core, call_id)
     binding = come_from.binding if come_from is not None else None
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
-    call = serving.call(
+    inflight = arrive(
+        serving.services,
         identity,
         ask_of(options.json_data),
         call_id=call_id,
@@ -63,6 +65,7 @@ def chat_steps(
         hints=hints_for(come_from, identity, run),
         mappers=own,
         layers=layers_for(come_from, core, run),
+        timeout=timeout_of(client, options),
         may_pass=may_pass,
     )
     model_run = come_from.model_run if come_from is not None else None
@@ -76,10 +79,9 @@ def chat_steps(
     if not identity.identified:
         count_lost(core)
     sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
-    call.timeout = timeout_of(client, options)
     if options.url != CHAT_COMPLETIONS:
-        return serving.pass_by(call, sender, on_end)
-    return serving.steps(call, sender, on_end)
+        return pass_by(inflight, sender, on_end)
+    return serve(inflight, sender, on_end)
 
 
 def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
@@ -158,7 +160,7 @@ def restore_unless_used() -> None:
 
 def count_lost(core: Core) -> None:
     """Count a chat completion without any context, made while graphs ran, and warn of the first."""
-    core.serving.count_lost()
+    core.serving.book.lost()
     if core.lost.is_first():
         log.warning(
             "a chat completion was made while a wrapped graph ran, but outside the graph's context: it has no stage, "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orla_lg.core.call import Ask
-from orla_lg.core.mapping import Mapper, Planned, find, foretold, lacks, parts_of, unserved
-from orla_lg.core.view import BackendView
+from orla_lg.core.mapping import Mapper, Planned, foretold, parts_of
+from orla_lg.core.placement.fitness import lacks, unserved
+from orla_lg.core.view import BackendView, find
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.structure import AnyPregel, stages_of, title
@@ -17,7 +18,7 @@ BY_CODE = "the model named in its code"
 
 def plan(core: Core, graph: AnyPregel, mapper: Mapper | None) -> list[Planned]:
     """Return where each stage of *graph* goes by its own *mapper*, the shared one, or its code."""
-    mappers = [each for each in (mapper, core.serving.mapper) if each is not None]
+    mappers = [each for each in (mapper, core.serving.mappings.shared) if each is not None]
     made = []
     for stage in stages_of(graph):
         said = (planned for each in mappers if (planned := foretold(each, stage)) is not None)
@@ -38,7 +39,7 @@ def validate(core: Core, graph: AnyPregel, mapper: Mapper | None) -> None:
         if (check := getattr(part, "check_stages", None)) is not None:
             faults += check(stages)
     faults += faults_of(mapper, [view.name for view in views])
-    for stage, rule in _rules(mapper, core.serving.mapper):
+    for stage, rule in _rules(mapper, core.serving.mappings.shared):
         faults += _unserved(core, views, stage, rule)
     core.stage_names.met(stages, core.serving)
     if faults:

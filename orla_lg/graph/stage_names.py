@@ -63,8 +63,8 @@ class StageNames:
 
 def named_by(serving: Serving) -> Iterator[tuple[str, str]]:
     """Yield every stage that is named for all graphs, after the place where it is."""
-    mappings = {"the shared mapping": serving.mapper}
-    mappings |= {f"variant {name!r} of the mapping": mapper for name, mapper in serving.variants.items()}
+    mappings = {"the shared mapping": serving.mappings.shared}
+    mappings |= {f"variant {name!r} of the mapping": mapper for name, mapper in serving.mappings.variants.items()}
     for where, mapper in mappings.items():
         yield from ((where, stage) for table in tables_of(mapper) for stage in table.rules)
     for scheduler in serving.schedulers.values():

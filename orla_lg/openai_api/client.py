@@ -18,8 +18,8 @@ import httpx2
 import openai
 
 from orla_lg.core.call import CallerTimeout
-from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import Backend, with_fields
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire

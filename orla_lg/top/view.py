@@ -19,7 +19,7 @@ from orla_lg.core.boundary.plain import shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.memory.events import Doing
-from orla_lg.core.waiting import Waiting, WaitsFor
+from orla_lg.core.operation.statistics import Waiting, WaitsFor
 
 RATE_WINDOW_S = 10.0
 """Rates are means over so long."""

@@ -1,4 +1,4 @@
-"""How a stage runs: one node of the graph, whose life is a generator as a call's is (``core.effects``).
+"""How a stage runs: one node of the graph, whose life is a generator as a call's is (``core.steps``).
 
 An agent loop stays inside its node. Its calls then have the stage's own name in mappings and records, and its turns
 need not wait for those of a branch beside it, as separate LangGraph steps would.
@@ -187,8 +187,8 @@ class StageNode:
         ran_on = {answer.response_metadata["orla"]["backend"] for answer in answers if _recorded(answer)}
         here = self._orla.current()
         if here is not None:
-            serving = self._orla.core.serving
-            serving.signal(CacheEvent(EventKind.CALL_DONE, here.workflow, name, "flush") for name in sorted(ran_on))
+            memory = self._orla.core.serving.memory
+            memory.signal(CacheEvent(EventKind.CALL_DONE, here.workflow, name, "flush") for name in sorted(ran_on))
 
 
 def _recorded(message: BaseMessage) -> bool:

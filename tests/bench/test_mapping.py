@@ -24,7 +24,7 @@ def rows(count: int) -> list[Row]:
 
 def asked(text: str) -> Call:
     ask = Ask("auto", [{"role": "user", "content": text}])
-    return Call("c", Identity("w", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0, ())
+    return Call("c", Identity("w", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0)
 
 
 def test_blocks_have_the_papers_share_and_no_prompt_twice() -> None:

@@ -16,11 +16,12 @@ from orla_lg.core.engine.backend import Backend, Cost, Directions, Effect, Probe
 from orla_lg.core.engine.capabilities import Copied, Warmed
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import Send, arrive
 from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import Send, drive
+from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
 
@@ -166,7 +167,7 @@ def identity(workflow: str = "w", stage: str = "node", run: str | None = None) -
 def a_call(workflow: str = "w", stage: str = "node", *, at_s: float = 0.0, chars: int = 4, **hints: Any) -> Call:
     said = Hints(**hints) if hints else NO_HINTS
     ask = Ask("auto", [{"role": "user", "content": "x" * chars}])
-    return Call(f"c{next(_IDS)}", identity(workflow, stage), ask, said, said, at_s, ())
+    return Call(f"c{next(_IDS)}", identity(workflow, stage), ask, said, said, at_s)
 
 
 def a_serving(
@@ -195,9 +196,9 @@ def a_serving(
     return serving
 
 
-def new_call(serving: Serving, model: str = "auto", who: Identity | None = None, **rest: Any) -> Call:
+def new_call(serving: Serving, model: str = "auto", who: Identity | None = None, **rest: Any) -> InFlightCall:
     ask = Ask(model, [{"role": "user", "content": "hello"}])
-    return serving.call(who or identity(), ask, call_id=serving.new_id(), **rest)
+    return arrive(serving.services, who or identity(), ask, call_id=serving.new_id(), **rest)
 
 
 def step(steps: Any, error: BaseException | None = None) -> Any:

@@ -5,13 +5,14 @@ import threading
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.backend import Capability, Probe, Support
 from orla_lg.core.inflight import ABANDONED, InFlightCall, grants_held
+from orla_lg.core.lifecycle import serve
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import drive
 from tests.core.fakes import Sender, a_serving, identity, is_quiet, new_call
 
 
 def flying(serving: Serving, **call: object) -> InFlightCall:
-    return drive(serving.steps(new_call(serving, **call), Sender("stream")))
+    return drive(serve(new_call(serving, **call), Sender("stream")))
 
 
 def test_what_the_edge_asks() -> None:

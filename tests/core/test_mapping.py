@@ -8,7 +8,8 @@ from orla_lg.core import mapping
 from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
 from orla_lg.core.engine.backend import Capability, Cost, Probe, Support, model_asked
-from orla_lg.core.mapping import Consultation, named_in_code, unfit
+from orla_lg.core.mapping import Consultation, named_in_code
+from orla_lg.core.placement.fitness import unfit
 from orla_lg.core.steps import drive
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError
@@ -22,15 +23,19 @@ def view(name: str, *listed: str, alias: str = "", probed: bool = True, **probe:
     return BackendView(name, names, said, Cost(), None, 0, 0, None)
 
 
-def call(stage: str = "sub|node", model: str = "auto", *mappers: object, **ask: object) -> Call:
+Mapped = tuple[Call, tuple[Any, ...]]
+"""A call, and the mappers that it is asked of."""
+
+
+def call(stage: str = "sub|node", model: str = "auto", *mappers: Any, **ask: Any) -> Mapped:
     made = a_call(stage=stage)
-    made.ask, made.mappers = Ask(model, ask.pop("messages", []), **ask), mappers
-    return made
+    made.ask = Ask(model, ask.pop("messages", []), **ask)
+    return made, mappers
 
 
-def assign(call: Call, views: list[BackendView]) -> Assignment | None:
+def assign(made: Mapped, views: list[BackendView]) -> Assignment | None:
     return drive(
-        mapping.assign(call, mapping.SettledCandidates(views), Consultation(Background(), lambda *asked: iter(())))
+        mapping.assign(*made, mapping.SettledCandidates(views), Consultation(Background(), lambda *asked: iter(())))
     )
 
 
@@ -48,7 +53,7 @@ VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spa
     ],
 )
 def test_a_stage_is_found_by_key_then_node_then_star(table: dict[str, str], stage: str, backend: str | None) -> None:
-    found = ExplicitMapper(table).map(call(stage), VIEWS)
+    found = ExplicitMapper(table).map(call(stage)[0], VIEWS)
     assert (found and found.backend) == backend
 
 

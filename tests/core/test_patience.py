@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from orla_lg.core.call import CallerTimeout, Hints
-from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import serve
+from orla_lg.core.limits.patience import left_of
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import Sleep, Wait, WaitForTurn, adrive, drive
-from orla_lg.core.turn import Pauses
+from orla_lg.core.steps import Pauses, Sleep, Wait, WaitForTurn, adrive, drive
 from orla_lg.errors import DeadlineExceeded, OrlaClosed
 from tests.core.fakes import Sender, a_call, a_serving, is_quiet, step
 from tests.core.test_serving import new_call
@@ -29,9 +31,8 @@ def asked_to_wait(seconds: float) -> AttemptFailed:
 
 
 def hurried(serving: Serving, timeout_s: float | None = None, **hints: Any) -> Any:
-    call = new_call(serving, said=Hints(**hints))
-    call.timeout = None if timeout_s is None else CallerTimeout(timeout_s, TimedOut)
-    return call
+    timeout = None if timeout_s is None else CallerTimeout(timeout_s, TimedOut)
+    return new_call(serving, said=Hints(**hints), timeout=timeout)
 
 
 @pytest.mark.parametrize(("timeout_s", "hints"), [(2.0, {}), (None, {"deadline_s": 4.0}), (9.0, {"deadline_s": 4.0})])
@@ -40,9 +41,9 @@ def test_a_pause_that_an_engine_asks_for_and_that_does_not_fit_is_its_error_at_o
 ) -> None:
     serving = a_serving()
     with pytest.raises(RuntimeError, match="busy"):
-        step(serving.steps(hurried(serving, timeout_s, **hints), Sender(asked_to_wait(5.0), max_attempts=2)))
+        step(serve(hurried(serving, timeout_s, **hints), Sender(asked_to_wait(5.0), max_attempts=2)))
     assert is_quiet(serving)
-    pause = step(serving.steps(hurried(serving, 20.0, deadline_s=20.0), Sender(asked_to_wait(5.0), max_attempts=2)))
+    pause = step(serve(hurried(serving, 20.0, deadline_s=20.0), Sender(asked_to_wait(5.0), max_attempts=2)))
     assert isinstance(pause, Sleep) and pause.seconds == 5.0
 
 
@@ -57,8 +58,8 @@ def test_the_wait_in_a_queue_ends_at_the_earliest(
     timeout_s: float | None, hints: dict[str, Any], waits_s: float | None, error: type[Exception] | None
 ) -> None:
     serving = a_serving(max_concurrency=1)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    steps = serving.steps(hurried(serving, timeout_s, **hints), Sender(max_attempts=1))
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    steps = serve(hurried(serving, timeout_s, **hints), Sender(max_attempts=1))
     wait = step(steps)
     assert isinstance(wait, WaitForTurn) and wait.timeout_s == waits_s
     if error is not None:
@@ -70,8 +71,8 @@ def test_the_wait_in_a_queue_ends_at_the_earliest(
 
 def test_the_wait_is_as_long_as_the_client_would_take_for_all_its_attempts() -> None:
     serving = a_serving(max_concurrency=1)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    wait = step(serving.steps(hurried(serving, 3.0), Sender(max_attempts=3)))
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    wait = step(serve(hurried(serving, 3.0), Sender(max_attempts=3)))
     assert wait.timeout_s == 9.0
     stream.finish()
 
@@ -124,7 +125,7 @@ def test_a_pause_that_nothing_ends_passes_and_leaves_nothing(in_a_task: bool) ->
 def test_closing_ends_a_pause_and_a_trial_of_calls() -> None:
     serving = a_serving()
     scheduler = serving.schedulers["b"]
-    pausing = serving.steps(new_call(serving), Sender(asked_to_wait(60.0), max_attempts=2))
+    pausing = serve(new_call(serving), Sender(asked_to_wait(60.0), max_attempts=2))
     pause = step(pausing)
     scheduler.health.probe = None
     scheduler.health._clock = serving.clock
@@ -140,5 +141,6 @@ def test_closing_ends_a_pause_and_a_trial_of_calls() -> None:
 
 
 def test_what_is_left_of_a_call() -> None:
-    call = a_call(at_s=10.0, deadline_s=5.0)
-    assert call.left_s(12.0) == 3.0 and a_call().left_s(1.0) == float("inf")
+    services = a_serving().services
+    inflight = InFlightCall(services, a_call(at_s=10.0, deadline_s=5.0))
+    assert left_of(inflight, 12.0) == 3.0 and left_of(InFlightCall(services, a_call()), 1.0) == float("inf")

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from orla_lg.core.call import RunShare
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import BackendQueue, Queued
-from orla_lg.core.standing import RunShare
 from orla_lg.errors import QueueFull
 from tests.core.fakes import a_call
 

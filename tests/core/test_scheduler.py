@@ -16,9 +16,11 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.core.engine.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, SILENT_S
 from orla_lg.core.memory.events import CacheAction, Verb
+from orla_lg.core.operation.steering import reprioritize
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.view import view_of
 from orla_lg.errors import BackendUnavailable, OrlaClosed, QueueFull
 from tests.core.cache.naive import NaiveCache
 from tests.core.fakes import Engine, HandBackground, HandClock, a_call
@@ -118,7 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(workflow=WORKFLOWS)
     def reprioritize(self, workflow: str) -> None:
-        self.scheduler.reprioritize(workflow, lambda call: True)
+        reprioritize(self.scheduler, workflow, lambda call: True)
 
     @invariant()
     def sound(self) -> None:
@@ -278,7 +280,7 @@ def test_a_lost_engine_keeps_its_name_until_it_says_another() -> None:
     scheduler.health._learn(Probe(models=("m",)))
     scheduler.health.lost(DEAD)
     assert (
-        scheduler.view().models == ("b", "m")
+        view_of(scheduler).models == ("b", "m")
         and not scheduler.health.known
         and scheduler.statistics().reachable is False
     )
@@ -310,13 +312,13 @@ def test_an_open_circuit_refuses_and_says_why() -> None:
     scheduler, background = a_scheduler()
     scheduler.health._learn(Probe())
     broken(scheduler, 4)
-    assert scheduler.health.admit() is None and scheduler.view().circuit is Circuit.CLOSED
+    assert scheduler.health.admit() is None and view_of(scheduler).circuit is Circuit.CLOSED
     broken(scheduler, 1)
     background.clock.now += 0.25
     with pytest.raises(BackendUnavailable, match=r"'b' is open for another 0\.8 s after 5 failures.*nobody there"):
         scheduler.health.admit()
     now = scheduler.statistics()
-    assert (now.circuit, now.trips, scheduler.view().circuit) == (Circuit.OPEN, 1, Circuit.OPEN)
+    assert (now.circuit, now.trips, view_of(scheduler).circuit) == (Circuit.OPEN, 1, Circuit.OPEN)
 
 
 @pytest.mark.parametrize("well", [True, False])
@@ -333,7 +335,7 @@ def test_while_one_call_tries_the_others_wait_for_what_comes_of_it(well: bool) -
         scheduler.health.failed(DEAD, unreachable=False)
     assert not waiting.done(), "its waiters do not run in the midst of this"
     background.advance(0.0)
-    assert waiting.done() and scheduler.view().circuit is (Circuit.CLOSED if well else Circuit.OPEN)
+    assert waiting.done() and view_of(scheduler).circuit is (Circuit.CLOSED if well else Circuit.OPEN)
 
 
 def test_a_silent_engine_is_asked_without_a_new_call_and_its_return_closes_the_circuit() -> None:
@@ -345,11 +347,11 @@ def test_a_silent_engine_is_asked_without_a_new_call_and_its_return_closes_the_c
         background.advance(PROBE_PAUSE_S)
         assert len(background.work) == 1, "one probe at a time, however many calls were lost"
         background.do_all()
-    assert scheduler.view().circuit is not Circuit.CLOSED and not scheduler.health.known
+    assert view_of(scheduler).circuit is not Circuit.CLOSED and not scheduler.health.known
     scheduler.adapter.says = Probe()
     background.advance(PROBE_PAUSE_S)
     background.do_all()
-    assert scheduler.health.known and scheduler.view().circuit is Circuit.CLOSED
+    assert scheduler.health.known and view_of(scheduler).circuit is Circuit.CLOSED
     background.advance(PROBE_PAUSE_S)
     assert not background.work, "and is left in peace then"
 
@@ -416,7 +418,7 @@ def test_a_model_that_is_gone_is_told_and_the_engine_asked_anew(caplog: pytest.L
     scheduler.health.doubt("404: no such model")
     assert "it served old" in caplog.text and "no such model" in caplog.text
     background.do_all()
-    assert scheduler.view().models == ("b", "new")
+    assert view_of(scheduler).models == ("b", "new")
 
 
 # Engines that are told, not seated

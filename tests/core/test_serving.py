@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.call import Assignment, Call
-from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.call import Assignment, Call, Hints
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import pass_by, serve
 from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.policies import policies
 from orla_lg.core.record import CallEvent, Happening
@@ -53,7 +54,7 @@ BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(s
 @BOTH
 def test_a_call_leaves_a_record_and_nothing_else(run: Run) -> None:
     serving, told = a_serving(), []
-    assert run(serving.steps(new_call(serving), Sender("hello"), told.append)) == "hello"
+    assert run(serve(new_call(serving), Sender("hello"), told.append)) == "hello"
     assert is_quiet(serving)
     (record,) = serving.records.records()
     assert told == [record] and record.asdict()["backend"] == "b"
@@ -66,15 +67,15 @@ def test_what_a_sender_raises_reaches_the_caller_and_the_grant_comes_back(run: R
     serving = a_serving(max_concurrency=1)
     for error in (ValueError("400"), KeyboardInterrupt()):
         with pytest.raises(type(error)):
-            run(serving.steps(new_call(serving), Sender(error)))
+            run(serve(new_call(serving), Sender(error)))
         assert is_quiet(serving)
     assert [r.error for r in serving.records.records()] == ["ValueError: 400", "KeyboardInterrupt: "]
 
 
 def test_a_stream_keeps_its_grant_until_it_ends() -> None:
     serving = a_serving(max_concurrency=1)
-    (inflight,) = step(serving.steps(new_call(serving), Sender("stream")))
-    waiting = serving.steps(new_call(serving), Sender())
+    (inflight,) = step(serve(new_call(serving), Sender("stream")))
+    waiting = serve(new_call(serving), Sender())
     wait = step(waiting)
     assert isinstance(wait, WaitForTurn) and not wait.turn.settled
     inflight.finish()
@@ -84,8 +85,8 @@ def test_a_stream_keeps_its_grant_until_it_ends() -> None:
 
 def test_a_call_from_within_a_stream_does_not_wait_for_it() -> None:
     serving = a_serving(max_concurrency=1)
-    outer = drive(serving.steps(new_call(serving), Sender("stream")))
-    assert drive(serving.steps(new_call(serving), Sender())) == "answer"
+    outer = drive(serve(new_call(serving), Sender("stream")))
+    assert drive(serve(new_call(serving), Sender())) == "answer"
     assert serving.statistics().backends["b"].queue.extra == 1
     outer.finish()
     assert is_quiet(serving)
@@ -96,7 +97,7 @@ def test_a_call_from_within_a_stream_does_not_wait_for_it() -> None:
 
 def test_it_pauses_and_tries_again_holding_no_grant() -> None:
     serving = a_serving(max_concurrency=1)
-    steps = serving.steps(new_call(serving), Sender(busy(), max_attempts=2))
+    steps = serve(new_call(serving), Sender(busy(), max_attempts=2))
     pause = step(steps)
     assert isinstance(pause, Sleep) and 0.125 <= pause.seconds <= 0.25
     assert is_quiet(serving)
@@ -106,17 +107,17 @@ def test_it_pauses_and_tries_again_holding_no_grant() -> None:
 
 def test_a_call_that_comes_back_goes_before_those_that_came_later() -> None:
     serving = a_serving(max_concurrency=1)
-    first = serving.steps(new_call(serving), Sender(busy()))
+    first = serve(new_call(serving), Sender(busy()))
     assert isinstance(step(first), Sleep)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    later, again = step(serving.steps(new_call(serving), Sender())), step(first)
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    later, again = step(serve(new_call(serving), Sender())), step(first)
     stream.finish()
     assert again.turn.settled and not later.turn.settled
 
 
 def test_the_engines_own_error_comes_out_when_attempts_are_spent() -> None:
     serving = a_serving()
-    steps = serving.steps(new_call(serving), Sender(busy(), busy(), max_attempts=2))
+    steps = serve(new_call(serving), Sender(busy(), busy(), max_attempts=2))
     step(steps)
     with pytest.raises(RuntimeError, match="busy"):
         step(steps)
@@ -131,10 +132,10 @@ def test_unreachable_engines_are_named_and_probed_again() -> None:
     to = To(Assignment("one", alternatives=("two",)))
     sender = Sender(gone(), gone(), max_attempts=1)
     with pytest.raises(BackendUnavailable, match=r"'one' \(http://one/v1\), 'two' \(http://two/v1\) in 2 attempts"):
-        step(serving.steps(new_call(serving, mappers=[to]), sender))
+        step(serve(new_call(serving, mappers=[to]), sender))
     assert sender.sent == [("one", "m"), ("two", "m")] and is_quiet(serving)
     assert not serving.schedulers["one"].health.known
-    assert step(serving.steps(new_call(serving, mappers=[to]), Sender())) == ("answer",), "nobody waits for a probe"
+    assert step(serve(new_call(serving, mappers=[to]), Sender())) == ("answer",), "nobody waits for a probe"
     assert len(background.work) == 2
     background.do_all()
     assert serving.schedulers["one"].health.known
@@ -143,7 +144,7 @@ def test_unreachable_engines_are_named_and_probed_again() -> None:
 def test_rerouting_is_immediate_and_keeps_what_was_decided() -> None:
     serving = a_serving("one", "two")
     call = new_call(serving, mappers=[To(Assignment("one", mapper="mine", reason="so", alternatives=("two",)))])
-    assert step(serving.steps(call, Sender(busy()))) == ("answer",)
+    assert step(serve(call, Sender(busy()))) == ("answer",)
     (record,) = serving.records.records()
     assert (record.backend, record.mapper, record.attempts) == ("two", "mine", 2)
     assert record.reason == "so; instead of 'one': busy"
@@ -162,14 +163,14 @@ def tripped() -> Serving:
 def test_an_open_circuit_sends_calls_elsewhere_at_once() -> None:
     serving, sender = tripped(), Sender()
     to = To(Assignment("one", alternatives=("two",)))
-    assert step(serving.steps(new_call(serving, mappers=[to]), sender)) == ("answer",)
+    assert step(serve(new_call(serving, mappers=[to]), sender)) == ("answer",)
     assert sender.sent == [("two", "m")] and serving.records.records()[0].attempts == 1
     assert serving.views()[0].circuit is Circuit.OPEN
 
 
 def test_an_open_circuit_without_alternative_spends_attempts_without_sending() -> None:
     serving, sender = tripped(), Sender(max_attempts=2)
-    steps = serving.steps(new_call(serving, mappers=[To(Assignment("one"))]), sender)
+    steps = serve(new_call(serving, mappers=[To(Assignment("one"))]), sender)
     assert isinstance(step(steps), Sleep)
     with pytest.raises(BackendUnavailable, match=r"circuit of backend 'one' is open .* the last: down"):
         step(steps)
@@ -181,10 +182,10 @@ def test_while_one_call_tries_the_others_wait_and_go_when_it_has_its_first_token
     background = serving.schedulers["one"].health._background = HandBackground(serving.clock)
     serving.clock.now += 1.0
     calls = [new_call(serving, mappers=[To(Assignment("one"))]) for _ in range(3)]
-    (trial,) = step(serving.steps(calls[0], Sender("stream")))
+    (trial,) = step(serve(calls[0], Sender("stream")))
     late = calls[2]
-    late.hints = type(late.hints)(deadline_s=2.0)
-    waiting, hurried = serving.steps(calls[1], Sender()), serving.steps(late, Sender())
+    late.call.hints = Hints(deadline_s=2.0)
+    waiting, hurried = serve(calls[1], Sender()), serve(late, Sender())
     wait, short = step(waiting), step(hurried)
     assert (wait.timeout_s, short.timeout_s, wait.future) == (10.0, 2.0, short.future)
     serving.clock.now += 2.0
@@ -201,11 +202,11 @@ def test_a_stream_that_breaks_counts_against_its_engine() -> None:
     serving = a_serving()
     scheduler = serving.schedulers["b"]
     scheduler.health._background = HandBackground(serving.clock)  # nobody probes the engine behind our back
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
     stream.broke(ConnectionError("reset"))
     assert scheduler.health.breaker.failures == 1 and not scheduler.health.known
     assert stream.record.error == "ConnectionError: reset"
-    assert step(serving.steps(new_call(serving), Sender())) == ("answer",)
+    assert step(serve(new_call(serving), Sender())) == ("answer",)
     assert scheduler.health.breaker.failures == 0, "an answer is a sign of life"
 
 
@@ -213,14 +214,14 @@ def test_a_stream_that_breaks_counts_against_its_engine() -> None:
 def test_an_engine_that_answers_not_now_is_well(marks: dict[str, bool], failures: int) -> None:
     serving = a_serving("one", "two")
     to = To(Assignment("one", alternatives=("two",)))
-    step(serving.steps(new_call(serving, mappers=[to]), Sender(AttemptFailed(RuntimeError("429"), **marks))))
+    step(serve(new_call(serving, mappers=[to]), Sender(AttemptFailed(RuntimeError("429"), **marks))))
     assert serving.schedulers["one"].health.breaker.failures == failures
 
 
 def test_a_model_that_is_gone_is_not_asked_for_again() -> None:
     serving, sender = a_serving(), Sender(AttemptFailed(RuntimeError("404"), elsewhere=True), max_attempts=5)
     with pytest.raises(RuntimeError, match="404"):
-        step(serving.steps(new_call(serving), sender))
+        step(serve(new_call(serving), sender))
     assert len(sender.sent) == 1
 
 
@@ -229,10 +230,10 @@ def test_a_model_that_is_gone_is_not_asked_for_again() -> None:
 
 def test_a_deadline_ends_the_wait_with_numbers() -> None:
     serving = a_serving(max_concurrency=1)
-    step(serving.steps(new_call(serving), Sender("stream")))
-    call = new_call(serving)
-    call.hints = type(call.hints)(deadline_s=2.0)
-    steps = serving.steps(call, Sender())
+    step(serve(new_call(serving), Sender("stream")))
+    inflight = new_call(serving)
+    inflight.call.hints = Hints(deadline_s=2.0)
+    steps = serve(inflight, Sender())
     wait = step(steps)
     assert wait.timeout_s == 2.0
     serving.clock.now += 2.0
@@ -243,10 +244,10 @@ def test_a_deadline_ends_the_wait_with_numbers() -> None:
 
 def test_a_deadline_that_passed_during_a_pause_sends_nothing_more() -> None:
     serving = a_serving()
-    call = new_call(serving)
-    call.hints = type(call.hints)(deadline_s=0.1)
+    inflight = new_call(serving)
+    inflight.call.hints = Hints(deadline_s=0.1)
     sender = Sender(busy())
-    steps = serving.steps(call, sender)
+    steps = serve(inflight, sender)
     step(steps)
     serving.clock.now += 0.2
     with pytest.raises(DeadlineExceeded):
@@ -256,17 +257,17 @@ def test_a_deadline_that_passed_during_a_pause_sends_nothing_more() -> None:
 
 def test_a_full_queue_refuses() -> None:
     serving = a_serving(max_concurrency=1, capacity=0)
-    step(serving.steps(new_call(serving), Sender("stream")))
+    step(serve(new_call(serving), Sender("stream")))
     with pytest.raises(QueueFull):
-        step(serving.steps(new_call(serving), Sender()))
+        step(serve(new_call(serving), Sender()))
 
 
 @pytest.mark.parametrize("granted_first", [True, False])
 def test_cancelled_at_the_moment_of_its_grant(granted_first: bool) -> None:
     serving = a_serving(max_concurrency=1)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    steps = serving.steps(new_call(serving), Sender())
-    wait, after = step(steps), serving.steps(new_call(serving), Sender())
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    steps = serve(new_call(serving), Sender())
+    wait, after = step(steps), serve(new_call(serving), Sender())
     wait_after = step(after)
     assert isinstance(wait, WaitForTurn)
     if granted_first:
@@ -281,9 +282,9 @@ def test_cancelled_at_the_moment_of_its_grant(granted_first: bool) -> None:
 
 def test_dropped_wherever_it_is_it_leaves_nothing() -> None:
     serving = a_serving(max_concurrency=1)
-    step(serving.steps(new_call(serving), Sender("stream")))
+    step(serve(new_call(serving), Sender("stream")))
     for sender in (Sender(), Sender(busy())):
-        steps = serving.steps(new_call(serving), sender)
+        steps = serve(new_call(serving), sender)
         step(steps)
         steps.close()
     assert serving.schedulers["b"].queue.waiting == 0 and serving.schedulers["b"].queue.in_flight == 1
@@ -301,7 +302,7 @@ def unknown(engine: Engine | None = None) -> tuple[Serving, HandBackground]:
 
 def test_a_first_call_waits_for_its_engine_to_say_what_it_is() -> None:
     serving, background = unknown(Engine(Probe(slots=1)))
-    steps = serving.steps(new_call(serving), Sender())
+    steps = serve(new_call(serving), Sender())
     wait = step(steps)
     assert isinstance(wait, Wait) and wait.timeout_s == 3.0
     background.do_all()
@@ -311,7 +312,7 @@ def test_a_first_call_waits_for_its_engine_to_say_what_it_is() -> None:
 
 def test_its_patience_is_bounded() -> None:
     serving, background = unknown()
-    steps = serving.steps(new_call(serving), Sender())
+    steps = serve(new_call(serving), Sender())
     step(steps)
     assert step(steps, TimeoutError()) == ("answer",)
     background.do_all()
@@ -319,7 +320,7 @@ def test_its_patience_is_bounded() -> None:
 
 def test_closed_while_it_waits_for_a_probe() -> None:
     serving, background = unknown()
-    steps = serving.steps(new_call(serving), Sender())
+    steps = serve(new_call(serving), Sender())
     step(steps)
     serving.close()
     background.do_all()
@@ -336,7 +337,7 @@ async def test_one_cancelled_caller_does_not_end_the_probe_of_others() -> None:
     answer: Future[None] = Future()
     serving = a_serving(known=False, engine=Slow())
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        callers = [group.create_task(adrive(serving.steps(new_call(serving), Sender()))) for _ in range(2)]
+        callers = [group.create_task(adrive(serve(new_call(serving), Sender()))) for _ in range(2)]
         await asyncio.sleep(0)
         callers[0].cancel()
         await asyncio.sleep(0)
@@ -350,23 +351,22 @@ async def test_one_cancelled_caller_does_not_end_the_probe_of_others() -> None:
 
 def test_unplaced_calls_pass_if_they_may() -> None:
     serving = a_serving()
-    assert step(serving.steps(new_call(serving, "gpt-9", may_pass=True), Sender("theirs"))) == ("theirs",)
-    assert step(serving.pass_by(new_call(serving, "gpt-9"), Sender("theirs"))) == ("theirs",)
+    assert step(serve(new_call(serving, "gpt-9", may_pass=True), Sender("theirs"))) == ("theirs",)
+    assert step(pass_by(new_call(serving, "gpt-9"), Sender("theirs"))) == ("theirs",)
     with pytest.raises(RuntimeError):
-        step(serving.pass_by(new_call(serving), Sender(RuntimeError("no"))))
+        step(pass_by(new_call(serving), Sender(RuntimeError("no"))))
     with pytest.raises(MappingError, match="neither a backend nor served"):
-        step(serving.steps(new_call(serving, "gpt-9"), Sender()))
+        step(serve(new_call(serving, "gpt-9"), Sender()))
     assert [r.external for r in serving.records.records()] == [True, True, True, False]
     assert serving.statistics().external == 3
-    serving.count_lost()
+    serving.book.lost()
     assert serving.statistics().unidentified == 1
-    assert serving.serves("m") and serving.serves("b") and not serving.serves("gpt-9")
 
 
 def test_who_passes_us_by_is_warned_of_once_for_each_model(caplog: pytest.LogCaptureFixture) -> None:
     serving = a_serving()
     for model in ("gpt-9", "gpt-9", "gpt-10"):
-        step(serving.steps(new_call(serving, model, may_pass=True), Sender("theirs")))
+        step(serve(new_call(serving, model, may_pass=True), Sender("theirs")))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 2 and "'gpt-9'" in told[0] and "mapper={'*': 'b'}" in told[0]
 
@@ -374,15 +374,15 @@ def test_who_passes_us_by_is_warned_of_once_for_each_model(caplog: pytest.LogCap
 def test_after_close_calls_raise_and_those_waiting_too() -> None:
     engine = Engine()
     serving = a_serving(max_concurrency=1, engine=engine)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    wait = step(serving.steps(new_call(serving), Sender()))
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    wait = step(serve(new_call(serving), Sender()))
     serving.close()
     serving.close()
     with pytest.raises(OrlaClosed):
         wait.turn.result()
     assert engine.closed
     with pytest.raises(OrlaClosed):
-        step(serving.steps(new_call(serving), Sender()))
+        step(serve(new_call(serving), Sender()))
     stream.finish()
 
 
@@ -405,7 +405,7 @@ def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
     serving = a_serving("one", "two", memory=listening)
     serving.progress.run_started("r", thread="t")
     for backend in ("one", "two", "two"):
-        step(serving.steps(new_call(serving, backend, identity("t", run="r")), Sender()))
+        step(serve(new_call(serving, backend, identity("t", run="r")), Sender()))
     serving.progress.run_ended("r", Outcome.DONE)
     serving.progress.run_ended("r", Outcome.DONE)
     serving.progress.thread_deleted("t")
@@ -423,7 +423,7 @@ def test_runs_calls_and_threads_reach_the_memory_policy() -> None:
 def test_a_workflow_without_a_thread_leaves_no_cache_behind() -> None:
     serving = a_serving("one", "two", memory="flush_per_request")
     serving.progress.run_started("r", thread=None)
-    step(serving.steps(new_call(serving, "one", identity("r", run="r")), Sender()))
+    step(serve(new_call(serving, "one", identity("r", run="r")), Sender()))
     serving.progress.run_ended("r", Outcome.DONE)
     assert serving.schedulers["one"].statistics().memory.effects == {"flush:unsupported": 1}
 
@@ -432,10 +432,10 @@ def test_an_action_for_one_backend_leaves_the_others_alone() -> None:
     serving = a_serving("one", "two")
     serving.progress.run_started("r", thread=None)
     for backend in ("one", "two"):
-        call = new_call(serving, backend, identity("r", run="r"))
-        call.hints = type(call.hints)(cache="preserve")
-        step(serving.steps(call, Sender()))
-    serving.signal([CacheEvent(EventKind.CALL_DONE, "r", "one", "flush")])
+        inflight = new_call(serving, backend, identity("r", run="r"))
+        inflight.call.hints = Hints(cache="preserve")
+        step(serve(inflight, Sender()))
+    serving.memory.signal([CacheEvent(EventKind.CALL_DONE, "r", "one", "flush")])
     flushed = [
         "flush:unsupported" in scheduler.statistics().memory.effects for scheduler in serving.schedulers.values()
     ]
@@ -449,13 +449,13 @@ def test_prioritize_moves_waiting_calls_and_those_on_their_way() -> None:
     serving.progress.run_started("r", thread=None)
     mine = identity("r", run="r")
     early = new_call(serving, who=mine)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    other, waiting = (step(serving.steps(new_call(serving, who=who), Sender())) for who in (identity(), mine))
-    said = new_call(serving, who=mine, said=type(early.said)(priority=-1.0))
-    step(serving.steps(said, Sender()))
-    assert serving.prioritize("r", 5.0) and not serving.prioritize("unknown", 5.0)
-    step(serving.steps(early, Sender()))
-    assert (early.priority, said.priority) == (5.0, -1.0)
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    other, waiting = (step(serve(new_call(serving, who=who), Sender())) for who in (identity(), mine))
+    said = new_call(serving, who=mine, said=Hints(priority=-1.0))
+    step(serve(said, Sender()))
+    assert serving.steering.prioritize("r", 5.0) and not serving.steering.prioritize("unknown", 5.0)
+    step(serve(early, Sender()))
+    assert (early.call.priority, said.call.priority) == (5.0, -1.0)
     stream.finish()
     assert waiting.turn.settled and not other.turn.settled
 
@@ -465,8 +465,8 @@ def test_listeners_hear_every_turn() -> None:
     heard: list[CallEvent] = []
     stop = serving.records.subscribe(heard.append)
     serving.progress.run_started("r", thread=None)
-    (stream,) = step(serving.steps(new_call(serving), Sender("stream")))
-    steps = serving.steps(new_call(serving), Sender())
+    (stream,) = step(serve(new_call(serving), Sender("stream")))
+    steps = serve(new_call(serving), Sender())
     step(steps)
     stream.first_token()
     stream.finish()
@@ -518,7 +518,7 @@ def test_threads_and_two_loops_share_one_backend(slots: int | None) -> None:
     sender = Counting()
 
     def call(n: int) -> Any:
-        return serving.steps(new_call(serving, who=identity(f"w{n % 7}", f"s{n % 3}")), sender)
+        return serve(new_call(serving, who=identity(f"w{n % 7}", f"s{n % 3}")), sender)
 
     async def many(first: int) -> None:
         async with asyncio.TaskGroup() as group:
@@ -541,5 +541,5 @@ def test_threads_and_two_loops_share_one_backend(slots: int | None) -> None:
 def test_a_call_without_identity_of_its_run_keeps_its_hints() -> None:
     serving = a_serving(clock=HandClock())
     call = new_call(serving, who=identity("t", run="gone"))
-    assert step(serving.steps(call, Sender())) == ("answer",)
-    assert call.priority == 0.0
+    assert step(serve(call, Sender())) == ("answer",)
+    assert call.call.priority == 0.0

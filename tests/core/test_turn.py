@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from orla_lg.core.steps import WaitForTurn
-from orla_lg.core.turn import Waiter
+from orla_lg.core.steps import Waiter, WaitForTurn
 from orla_lg.errors import OrlaClosed
 
 

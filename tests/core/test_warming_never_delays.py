@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orla_lg.core.cache.parts import Shared
 from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import Warmed
@@ -31,7 +32,8 @@ class Side:
         backend = Backend("b", "http://b/v1", engine="fake", max_concurrency=bound)
         self.engine = WarmEngine(probe)
         order = policies("b", "fcfs", "fcfs")
-        self.scheduler = BackendScheduler(backend, self.engine, self.background, self.clock, order, warm_up=warm_up)  # type: ignore[arg-type]
+        shared = Shared(warm_up=warm_up)
+        self.scheduler = BackendScheduler(backend, self.engine, self.background, self.clock, order, shared)  # type: ignore[arg-type]
         self.scheduler.health._learn(probe)
         self.scheduler.health._probed_s = 1e9
         self.calls: dict[str, Queued] = {}
@@ -74,7 +76,7 @@ class Beside(RuleBasedStateMachine):
         made = a_call(workflow)
         for side in self.sides:
             call = Call(made.id, Identity(workflow, workflow, "node"), Ask("auto", said), made.said, made.hints,
-                        side.clock(), ())  # fmt: skip
+                        side.clock())  # fmt: skip
             call.answer_tokens = 10.0
             side.enter(call)
 

@@ -17,8 +17,8 @@ import httpx2
 from openai import _base_client
 
 from orla_lg import Backend, ChatOrla, Orla
-from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine import registry
+from orla_lg.core.engine.retry import RetryPolicy
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
 from tests.differential.runs import Answered, Job, Run, arun, bare_model, make_graph, run
@@ -69,11 +69,11 @@ class Bench:
             bare = self._run(self.graph, Job(case, keys["bare"], model))
             backend = Backend("main", self.server.url, model=MODEL, api_key=BACKEND_KEY)
             with Orla([backend], mapper={"*": "main"}, control=False) as orla:
-                orla.core.serving.retries = RetryPolicy(base_s=PAUSE_S)
+                orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
                 wrapped = self._run(orla.wrap(self.graph), Job(case, keys["wrapped"], model))
                 faults = self._left(orla, case, wrapped, keys["wrapped"])
             with Orla([backend], mapper={"*": "main"}, control=False) as orla:
-                orla.core.serving.retries = RetryPolicy(base_s=PAUSE_S)
+                orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
                 chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout)
                 through = self._run(self.graph, Job(case, keys["orla"], chat))
                 faults += self._left(orla, case, through, keys["orla"])

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orla_lg.core.accounting.learners import Learners
 from orla_lg.core.engine.backend import Cost, Probe
 from orla_lg.core.engine.breaker import Circuit
-from orla_lg.core.learners import Learners
+from orla_lg.core.lifecycle import serve
 from orla_lg.errors import ConfigError, MappingError, RecordUnknown
 from orla_lg.mappers import cost_quality
 from orla_lg.mappers.cost_quality import Belief, CostQualityMapper
@@ -197,7 +198,7 @@ def test_every_part_that_learns_is_told_wherever_it_sits() -> None:
     serving.learners.enlist(graphs)
     serving.learners.enlist(graphs)
     call = new_call(serving, "cheap", identity("w", run=None))
-    step(serving.steps(call, Sender()))
+    step(serve(call, Sender()))
     (ended,) = serving.records.records()
     serving.feedback(ended.id, 1.0)
     assert [m.quality("node", CHEAP) for m in (shared, graphs)] == [pytest.approx(8 / 11)] * 2

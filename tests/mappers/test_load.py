@@ -14,7 +14,7 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.load import FRESH_S, INTEREST_S, LoadWatch
 from orla_lg.core.engine.speed import USUAL, Speed
-from orla_lg.core.view import BackendView
+from orla_lg.core.view import BackendView, view_of
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.mappers.load import LoadAware, expect, saturated
 from orla_lg.mappers.table import ExplicitMapper
@@ -220,6 +220,6 @@ def test_a_desk_shows_the_load_it_was_told() -> None:
     serving.background = HandBackground(serving.clock)
     scheduler = serving.schedulers["b"]
     scheduler.load = LoadWatch(engine, serving.background, serving.clock)
-    assert scheduler.view().load is None
+    assert view_of(scheduler).load is None
     finish(serving.background)
-    assert scheduler.view().load == EngineStats(running=1, waiting=7) and saturated(scheduler.view())
+    assert view_of(scheduler).load == EngineStats(running=1, waiting=7) and saturated(view_of(scheduler))

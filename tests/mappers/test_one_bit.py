@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from orla_lg.core import lifecycle
 from orla_lg.core.call import Ask, Assignment, Chunk, Hints, Usage
 from orla_lg.core.engine.backend import Capability, Probe, Support
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import WaitForTurn, adrive, drive
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
@@ -54,7 +56,7 @@ def serve() -> Any:
 
     def make(engine: Judge, **said: Any) -> tuple[Serving, OneBitStageMapper]:
         serving = a_serving("light", "heavy", engine=engine, probe=engine.says, clock=time.monotonic, **said)
-        serving.mapper = mapper = OneBitStageMapper("light", "heavy")
+        serving.mappings.shared = mapper = OneBitStageMapper("light", "heavy")
         made.append(serving)
         return serving, mapper
 
@@ -65,8 +67,8 @@ def serve() -> Any:
 
 def ask(serving: Serving, text: str = "hello", stage: str = "node", **hints: Any) -> Any:
     body = Ask("auto", [{"role": "system", "content": "be kind"}, {"role": "user", "content": text}])
-    call = serving.call(identity("w", stage), body, call_id=serving.new_id(), said=Hints(**hints))
-    return serving.steps(call, Sender())
+    call = arrive(serving.services, identity("w", stage), body, call_id=serving.new_id(), said=Hints(**hints))
+    return lifecycle.serve(call, Sender())
 
 
 Run = Callable[[Any], Any]
@@ -146,7 +148,7 @@ def test_a_judge_that_fails_makes_it_complex_and_is_asked_again(
 ) -> None:
     engine = Judge(*script)
     serving, mapper = serve(engine)
-    serving.retries = type(serving.retries)(base_s=0.0)
+    serving.services.retries = type(serving.services.retries)(base_s=0.0)
     run(ask(serving))
     (record,) = by_stage(serving)
     assert record.backend == "heavy" and why in record.reason
@@ -232,7 +234,8 @@ def test_when_the_one_who_asks_is_cancelled_another_asks(serve: Any) -> None:
 def test_who_holds_a_grant_waits_for_nobodys_verdict(serve: Any) -> None:
     """The first to ask may wait for the very grant that the second one holds."""
     serving, _ = serve(Judge(), max_concurrency=1)
-    stream = serving.steps(serving.call(identity(), Ask("light", []), call_id="s", mappers=[To("light")]),
+    first = arrive(serving.services, identity(), Ask("light", []), call_id="s", mappers=[To("light")])
+    stream = lifecycle.serve(first,
                            Sender("stream"))  # fmt: skip
 
     def same_thread() -> None:
@@ -255,7 +258,8 @@ def test_a_deadline_bounds_the_wait_for_anothers_verdict(serve: Any) -> None:
         first = pool.submit(drive, ask(serving))
         while not engine.bodies:
             time.sleep(0.001)
-        call = serving.call(identity("v"), Ask("auto", [{"role": "user", "content": "hello"}]), call_id="x")
+        asked = Ask("auto", [{"role": "user", "content": "hello"}])
+        call = arrive(serving.services, identity("v"), asked, call_id="x").call
         call.hints = Hints(deadline_s=0.02)
         steps = mapper._verdict(call, "hello", None, None)  # type: ignore[arg-type]
         assert drive(steps) == ("the judge did not answer in time", "")

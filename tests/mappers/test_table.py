@@ -116,5 +116,5 @@ def test_alternatives_must_be_able_to_do_what_the_parameters_ask() -> None:
     schema = {"response_format": {"type": "json_schema"}}
     unable = a_view("unable", probe=Probe(capabilities={Capability.JSON_SCHEMA: Support.UNSUPPORTED}))
     call = a_call()
-    call.mappers = (ExplicitMapper({"*": {"to": ["light", "unable", "heavy"], **schema}}),)
-    assert drive(assign(call, SettledCandidates([*VIEWS, unable]), ask_nobody())).alternatives == ("heavy",)
+    mappers = (ExplicitMapper({"*": {"to": ["light", "unable", "heavy"], **schema}}),)
+    assert drive(assign(call, mappers, SettledCandidates([*VIEWS, unable]), ask_nobody())).alternatives == ("heavy",)

@@ -21,8 +21,8 @@ from langchain_openai import ChatOpenAI
 
 from orla_lg import Backend, ChatOrla, Orla, OrlaError
 from orla_lg.core.call import Usage
-from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine.registry import adapter_of
+from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.openai_api import tap, wire
 from orla_lg.openai_api.adapter import Answer as ShortAnswer
 from orla_lg.openai_api.adapter import OpenAIAdapter, chunk_of
@@ -91,7 +91,7 @@ def shared() -> tuple[RawEngine, Orla, dict[str, Answer]]:
     given: dict[str, Answer] = {}
     engine = RawEngine(lambda asked: given["stream" if asked.body.get("stream") else "plain"]).__enter__()
     orla = Orla([Backend("main", engine.url, model=MODEL)], mapper={"*": "main"})
-    orla.core.serving.retries = RetryPolicy(base_s=0.0)
+    orla.core.serving.services.retries = RetryPolicy(base_s=0.0)
     return engine, orla, given
 
 
@@ -256,7 +256,7 @@ def test_a_cut_stream_is_no_whole_answer(make_orla: Any) -> None:
     replies = [cut, events([{"content": "hi there"}], usage=USAGE)]
     with RawEngine(lambda asked: replies.pop(0)) as engine:
         orla = make_orla(Backend("main", engine.url, model=MODEL))
-        orla.core.serving.retries = RetryPolicy(base_s=0.0)
+        orla.core.serving.services.retries = RetryPolicy(base_s=0.0)
         assert ChatOrla(orla=orla, model="main").invoke("x").content == "hi there"
         assert orla.records()[-1].attempts == 2 and orla.records()[-1].ttft_s > 0
 

@@ -14,6 +14,7 @@ import secrets
 import threading
 
 from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.call import Ask, Call
 from orla_lg.core.engine.backend import Capability, Probe, Support
 
 log = logging.getLogger("orla_lg")
@@ -73,6 +74,12 @@ class Isolation:
     def scope(self, tenant: str) -> str:
         """Return the part of the cache in which a tenant's prompts are found; empty: the part of all."""
         return tenant if self.on else ""
+
+    def within(self, call: Call) -> Ask:
+        """Return a call's request with its prefixes as they are found here: its tenant's own, or those of all."""
+        if not (self.on or call.ask.scope):
+            return call.ask
+        return call.ask.within(self.scope(call.identity.tenant))
 
     def salt(self, tenant: str) -> str:
         """Return the salt that a tenant's requests carry to an engine with one cache for all; empty: none."""

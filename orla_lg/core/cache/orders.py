@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from orla_lg.core.background import Background, Clock
@@ -28,7 +28,7 @@ NEEDED = {
 
 
 class RecordSink(Protocol):
-    """Receives the effects of orders, outside of any lock."""
+    """Learns what came of orders, outside of any lock."""
 
     def ordered(self, call_id: str, order: Order) -> None:
         """Note an order that followed a call, and its effect."""
@@ -36,10 +36,6 @@ class RecordSink(Protocol):
 
     def judged(self, call_id: str, verdict: Verification) -> None:
         """Note whether the next call found what was promised after a call."""
-        ...
-
-    def pressed(self, event: CacheEvent) -> None:
-        """Note that a backend is full."""
         ...
 
 
@@ -55,7 +51,8 @@ class CacheOrders:
         background: Where orders run.
         clock: Monotonic seconds.
         offers: Whether the engine is there and has a capability.
-        sink: Receives the effects; ``None``: they are only counted.
+        sink: Learns what came of orders; ``None``: nothing does.
+        signal: Has the memory manager act when the backend is full; ``None``: there is none.
     """
 
     def __init__(
@@ -70,6 +67,7 @@ class CacheOrders:
         *,
         offers: Callable[[Capability], bool],
         sink: RecordSink | None,
+        signal: Callable[[Iterable[CacheEvent]], None] | None = None,
     ) -> None:
         self._name = name
         self._orders = orders
@@ -79,6 +77,7 @@ class CacheOrders:
         self._clock = clock
         self._offers = offers
         self._sink = sink
+        self._signal = signal
         self._control = adapter if isinstance(adapter, KVControl) else None
         self._lingering = adapter if isinstance(adapter, Lingering) else None
         self._pressed_tokens = 0.0
@@ -149,7 +148,7 @@ class CacheOrders:
 
         Called under the lock; nothing is reported where the engine takes no orders on what to evict first.
         """
-        if needs_tokens <= 0 or self._sink is None or not self._offers(Capability.RELEASE):
+        if needs_tokens <= 0 or self._signal is None or not self._offers(Capability.RELEASE):
             return
         if not self._pressed_tokens:
             self._background.call_later(0.0, self._tell_pressure)
@@ -159,5 +158,5 @@ class CacheOrders:
         with self._lock:
             needs, self._pressed_tokens = self._pressed_tokens, 0.0
             held = self._holdings()
-        assert self._sink is not None
-        self._sink.pressed(CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held))
+        assert self._signal is not None
+        self._signal([CacheEvent(EventKind.PRESSURE, "", self._name, needs_tokens=round(needs), holdings=held)])

@@ -402,3 +402,9 @@ class BackendAdapter(Protocol):
     async def aclose(self) -> None:
         """Close the adapter's own connections."""
         ...
+
+
+def concurrency_of(backend: Backend, probe: Probe | None) -> int | None:
+    """Return how many calls a backend takes at once: what its configuration allows, on as many slots as it has."""
+    bounds = (backend.max_concurrency, None if probe is None else probe.slots)
+    return min(filter(None, bounds), default=None)

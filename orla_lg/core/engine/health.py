@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Protocol
 
 from orla_lg.core.background import Background, Clock
+from orla_lg.core.call import Call
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Probe
 from orla_lg.core.engine.breaker import Breaker, Circuit
 from orla_lg.errors import BackendUnavailable, OrlaClosed
@@ -81,6 +83,8 @@ class Health:
         self._returned_to: Future[None] | None = None
         """The probe under way that a workflow's return asked for."""
         self._trial: Future[None] | None = None
+        self.at_trial: dict[str, Call] = {}
+        """By id, the calls that wait while another one tries the engine."""
         self._probed_s = float("-inf")
         self._wanted_s = float("-inf")
         self._learned_s = float("-inf")
@@ -272,6 +276,15 @@ class Health:
                 self._trial = Future()
                 self._trial.set_running_or_notify_cancel()  # one waiter's cancellation is not the others'
             return self._trial
+
+    @contextlib.contextmanager
+    def at_circuit(self, call: Call) -> Iterator[None]:
+        """Show *call* among those that wait, while another one tries the engine."""
+        self.at_trial[call.id] = call
+        try:
+            yield
+        finally:
+            self.at_trial.pop(call.id, None)
 
     def can(self, capability: Capability) -> bool:
         """Whether the engine answers and has a capability, by its probe or by default."""

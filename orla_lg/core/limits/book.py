@@ -12,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Protocol
 
-from orla_lg.core.call import Call
+from orla_lg.core.call import Call, RunShare
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
-from orla_lg.core.workflow import RunState
 from orla_lg.errors import BudgetExceeded
 
 KEEP_ACCOUNTS = 10_000
@@ -53,6 +53,25 @@ class LimitStatistics:
     """Calls turned away."""
 
 
+class LimitedRun(Protocol):
+    """What limits need of a run (``workflow.RunState``)."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def standing(self) -> RunShare:
+        """When it began."""
+        ...
+
+    @property
+    def accounts(self) -> Accounts:
+        """What its own limits are kept by."""
+        ...
+
+
 class LimitBook:
     """All accounts of one ``Orla``, but for those of runs, which the runs themselves keep."""
 
@@ -77,12 +96,18 @@ class LimitBook:
         return bool(layers) or self._shared.limits is not NO_LIMITS
 
     def promise(
-        self, call: Call, run: RunState | None, asked: Amount, held: BudgetReservation | None = None
+        self,
+        call: Call,
+        layers: Sequence[LimitScope],
+        run: LimitedRun | None,
+        asked: Amount,
+        held: BudgetReservation | None = None,
     ) -> BudgetReservation:
         """Set *asked* aside under every limit that the call is under, or under none.
 
         Args:
-            call: The call, with the layers of its graph and run.
+            call: The call.
+            layers: Limits of its graph and its run.
             run: Its run; ``None`` outside any.
             asked: What it is expected to use.
             held: What it was promised for an attempt before; given back first.
@@ -94,7 +119,7 @@ class LimitBook:
             now = self._clock()
             if held is not None:
                 self._settle(held, NOTHING, now)
-            due = list(self._due(call, run))
+            due = list(self._due(call, layers, run))
             for bound, account in due:
                 if (fault := _fault(bound, account, run, asked, now)) is not None:
                     account.refused += 1
@@ -116,9 +141,11 @@ class LimitBook:
             for account in promise.accounts:
                 account.settle(promise.amount, spent, now)
 
-    def _due(self, call: Call, run: RunState | None) -> Iterator[tuple[Bound, UsageAccount]]:
+    def _due(
+        self, call: Call, layers: Sequence[LimitScope], run: LimitedRun | None
+    ) -> Iterator[tuple[Bound, UsageAccount]]:
         identity, tenant = call.identity, call.hints.tenant
-        for layer in (self._shared, *call.layers):
+        for layer in (self._shared, *layers):
             if run is not None and (limit := layer.limits.run) is not None:
                 yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
             home = run.accounts if layer.of_run and run is not None else self._accounts
@@ -145,7 +172,7 @@ class LimitBook:
                 return
             self._accounts.move_to_end(key)
 
-    def statistics(self, runs: Sequence[RunState] = ()) -> list[LimitStatistics]:
+    def statistics(self, runs: Sequence[LimitedRun] = ()) -> list[LimitStatistics]:
         """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
         with self._lock:
             now = self._clock()
@@ -154,7 +181,7 @@ class LimitBook:
             return [each for each in kept if each is not None]
 
     def _shown(
-        self, key: Key, entry: tuple[Bound, UsageAccount], run: RunState | None, now: float
+        self, key: Key, entry: tuple[Bound, UsageAccount], run: LimitedRun | None, now: float
     ) -> LimitStatistics | None:
         (bound, account), limit = entry, self._limit_now(key, entry[0])
         if limit is None:
@@ -176,7 +203,7 @@ class LimitBook:
             return limits.run
         return limits.of_stage(last.name) if last.scope is Scope.STAGE else limits.of_tenant(last.name)
 
-    def check_integrity(self, runs: Sequence[RunState] = ()) -> None:
+    def check_integrity(self, runs: Sequence[LimitedRun] = ()) -> None:
         """Assert the invariants of all accounts."""
         with self._lock:
             for accounts in (self._accounts, *(run.accounts for run in runs)):
@@ -184,14 +211,14 @@ class LimitBook:
                     account.check_integrity()
 
 
-def _wall(bound: Bound, run: RunState | None) -> RunDeadline | None:
+def _wall(bound: Bound, run: LimitedRun | None) -> RunDeadline | None:
     if run is None or bound.scope is not Scope.RUN or bound.limit.wall_s is None:
         return None
     return RunDeadline(run.standing.arrived_s + bound.limit.wall_s, bound)
 
 
 def _fault(
-    bound: Bound, account: UsageAccount, run: RunState | None, asked: Amount, now: float
+    bound: Bound, account: UsageAccount, run: LimitedRun | None, asked: Amount, now: float
 ) -> BudgetExceeded | None:
     """Return why *asked* does not fit; ``None`` where it does."""
     account.look(bound.limit.per_s, now)

@@ -64,7 +64,7 @@ class Prefill:
 
 
 class Prefetcher:
-    """One backend's warm-ups. Part of its scheduler and, unless noted otherwise, under the scheduler's lock.
+    """One backend's warm-ups. Part of a backend's scheduler and, where nothing else is said, under its lock.
 
     Args:
         scheduler: Its backend's.

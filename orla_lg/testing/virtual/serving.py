@@ -1,6 +1,6 @@
 """The real core in virtual time: its mapper, queues and memory, in front of engines that are plain state.
 
-Each call is a task on a ``VirtualLoop`` and lives through ``Serving.steps`` as in production; only the bytes are
+Each call is a task on a ``VirtualLoop`` and lives through ``lifecycle.serve`` as in production; only the bytes are
 missing. Engines are anything with the few methods of ``VirtualEngine``, as the simulated engine has them.
 """
 
@@ -12,10 +12,11 @@ from concurrent.futures import Future
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from orla_lg.core.background import Background
-from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Call, Chunk, Hints, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Chunk, Hints, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
@@ -253,13 +254,13 @@ class VirtualServing(Generic[R]):
         Raises:
             OrlaError: As in production: ``QueueFull``, ``DeadlineExceeded``, ``MappingError`` …
         """
-        call = self.serving.call(identity, ask, call_id=self.serving.new_id(), said=hints, **more)
-        return await self.serve(call)
+        services = self.serving.services
+        return await self.serve(arrive(services, identity, ask, call_id=services.new_id(), said=hints, **more))
 
-    async def serve(self, call: Call) -> Record:
-        """Serve a call made by ``serving.call``."""
+    async def serve(self, inflight: InFlightCall) -> Record:
+        """Serve a call made by ``lifecycle.arrive``."""
         ended: list[Record] = []
-        await adrive(self.serving.steps(call, self, ended.append))
+        await adrive(serve(inflight, self, ended.append))
         return ended[0]
 
     # Sender

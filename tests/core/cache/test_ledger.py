@@ -10,11 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orla_lg.core.cache.parts import Shared
 from orla_lg.core.cache.verification import Order, Verification
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import WorkflowCache
-from orla_lg.core.memory.events import CacheAction, CacheEvent, Verb
+from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
@@ -64,15 +65,14 @@ class Heard:
     def judged(self, call_id: str, verdict: Verification) -> None:
         self.verdicts.append((call_id, verdict.cached_tokens))
 
-    def pressed(self, event: CacheEvent) -> None:
-        raise AssertionError("there is room for all")
-
 
 def a_scheduler(engine: Engine) -> tuple[BackendScheduler, HandBackground, Heard]:
     clock = HandClock()
     background, heard = HandBackground(clock), Heard()
     backend = Backend("b", "http://b/v1")
-    scheduler = BackendScheduler(backend, engine, background, clock, policies("b", "fcfs", "fcfs"), None, heard)
+    scheduler = BackendScheduler(
+        backend, engine, background, clock, policies("b", "fcfs", "fcfs"), Shared(sink=heard)
+    )
     scheduler.health._learn(engine.says)
     return scheduler, background, heard
 

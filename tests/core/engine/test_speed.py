@@ -7,6 +7,7 @@ from typing import Any
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import serve
 from tests.core.fakes import Sender, a_serving, new_call, step
 
 
@@ -19,7 +20,7 @@ class Told(Sender):
 
     def send(self, inflight: InFlightCall) -> Any:
         inflight.saw(self.usage)
-        inflight._serving.clock.now += 1.0  # type: ignore[attr-defined]
+        inflight.services.clock.now += 1.0  # type: ignore[attr-defined]
         return super().send(inflight)
 
 
@@ -32,7 +33,7 @@ def test_streams_show_prefill_and_decoding() -> None:
 
 def test_an_engines_own_word_shows_them_too() -> None:
     serving = a_serving()
-    steps = serving.steps(new_call(serving), Told(Usage(500, 100, 21, prefill_s=0.5)))
+    steps = serve(new_call(serving), Told(Usage(500, 100, 21, prefill_s=0.5)))
     assert step(steps) == ("answer",)
     speed = serving.schedulers["b"].pace.speed
     assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s) == (800.0, 40.0)

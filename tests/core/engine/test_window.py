@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.window import AHEAD, Window
-from orla_lg.core.waiting import WaitsFor
+from orla_lg.core.operation.statistics import WaitsFor
 from tests.core.test_scheduler import a_scheduler, enter, leave
 
 

@@ -13,10 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from orla_lg.core.call import Ask, Call, Usage
-from orla_lg.core.dispatch import AttemptFailed
+from orla_lg.core.call import Ask, Usage
 from orla_lg.core.engine.backend import Cost
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.book import LimitBook
 from orla_lg.core.limits.limits import CONFIGURABLE, NO_LIMITS, Limit, Limits, LimitScope
 from orla_lg.core.limits.usage import NOTHING, SLICES, Amount, UsageAccount
@@ -40,15 +41,15 @@ def limited(limits: Limits, clock: HandClock | None = None, **backend: Any) -> S
 def ask(
     serving: Serving, stage: str = "a", run: str | None = None, max_tokens: int | None = 10,
     layers: tuple[LimitScope, ...] = (), **hints: Any,
-) -> Call:  # fmt: skip
+) -> InFlightCall:  # fmt: skip
     said = a_call(**hints).said
     prompt = Ask("auto", [{"role": "user", "content": "hello"}], max_tokens=max_tokens)
     who = identity(run or "w", stage, run)
-    return serving.call(who, prompt, call_id=serving.new_id(), said=said, layers=layers)
+    return arrive(serving.services, who, prompt, call_id=serving.new_id(), said=said, layers=layers)
 
 
-def begin(serving: Serving, call: Call, *script: Any) -> InFlightCall:
-    (inflight,) = step(serving.steps(call, Sender(*(script or ("stream",)))))
+def begin(serving: Serving, arrived: InFlightCall, *script: Any) -> InFlightCall:
+    (inflight,) = step(serve(arrived, Sender(*(script or ("stream",)))))
     assert isinstance(inflight, InFlightCall)
     return inflight
 
@@ -158,14 +159,14 @@ class LimitMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def arrive(self, run: int, stage: str, tenant: str | None, bound: int) -> None:
         who = self.runs[run]
-        call = ask(self.serving, stage, who, bound, **({"tenant": tenant} if tenant else {}))
-        tokens = PROMPT_TOKENS + round(min(call.answer_tokens, bound))
+        inflight = ask(self.serving, stage, who, bound, **({"tenant": tenant} if tenant else {}))
+        tokens = PROMPT_TOKENS + round(min(inflight.call.answer_tokens, bound))
         asked = (1, tokens, tokens)
         named = {"run": who, "stage": stage, "tenant": tenant if tenant == "t" else None}
         due = {(kind, name): limit for kind, name in named.items() if name and (limit := self.limits[kind])}
         walled = self.wall_s is not None and ("run", who) in due
         until_s = self.began[who] + self.wall_s if walled and self.wall_s else math.inf
-        known = Known(self.serving.steps(call, Sender("stream")), list(due), asked, who, until_s)
+        known = Known(serve(inflight, Sender("stream")), list(due), asked, who, until_s)
         try:
             self.went(known, step(known.steps))
         except BudgetExceeded as refused:
@@ -376,14 +377,14 @@ def test_a_runs_time_is_over_for_calls_that_come_and_for_those_that_wait() -> No
     serving.progress.run_started("r", thread=None)
     holder = begin(serving, ask(serving))
     clock.now += 10
-    waiting = serving.steps(ask(serving, run="r", deadline_s=25.0), Sender())
+    waiting = serve(ask(serving, run="r", deadline_s=25.0), Sender())
     assert (wait := step(waiting)).timeout_s == 20
     clock.now += 20
     with pytest.raises(BudgetExceeded, match=r"run 'r' may use 30 s .*began 30\.000 s ago, and this call waited 20"):
         step(waiting, TimeoutError())
     assert not wait.turn.settled
     with pytest.raises(BudgetExceeded, match=r"began 30\.000 s ago; raise the limit, or begin a new run"):
-        step(serving.steps(ask(serving, run="r"), Sender()))
+        step(serve(ask(serving, run="r"), Sender()))
     holder.finish()
     assert is_quiet(serving)
 
@@ -392,7 +393,7 @@ def test_an_earlier_deadline_stays_a_deadline() -> None:
     serving = limited(Limits(Limit(wall_s=30)), max_concurrency=1)
     serving.progress.run_started("r", thread=None)
     holder = begin(serving, ask(serving))
-    waiting = serving.steps(ask(serving, run="r", deadline_s=5.0), Sender())
+    waiting = serve(ask(serving, run="r", deadline_s=5.0), Sender())
     assert step(waiting).timeout_s == 5
     with pytest.raises(DeadlineExceeded):
         step(waiting, TimeoutError())
@@ -418,7 +419,7 @@ def test_a_stages_time_is_what_engines_worked() -> None:
 
 def test_a_retry_keeps_what_it_was_promised_and_counts_once() -> None:
     serving = limited(Limits(stages={"a": Limit(calls=1)}))
-    steps = serving.steps(ask(serving), Sender(AttemptFailed(RuntimeError("busy")), "stream"))
+    steps = serve(ask(serving), Sender(AttemptFailed(RuntimeError("busy")), "stream"))
     assert isinstance(step(steps), Sleep)
     assert promised(serving) == [("stage", "a", Amount(1, 12, 12.0, 1e-6))]
     (inflight,) = step(steps)
@@ -429,7 +430,7 @@ def test_a_retry_keeps_what_it_was_promised_and_counts_once() -> None:
 
 def test_a_retry_goes_by_the_limits_of_its_moment() -> None:
     serving = limited(Limits(stages={"a": Limit(calls=1)}))
-    steps = serving.steps(ask(serving), Sender(AttemptFailed(RuntimeError("busy")), "stream"))
+    steps = serve(ask(serving), Sender(AttemptFailed(RuntimeError("busy")), "stream"))
     step(steps)
     serving.limits.shared = Limits(stages={"a": Limit(calls=0)})
     with pytest.raises(BudgetExceeded):
@@ -460,12 +461,12 @@ def test_layers_hold_side_by_side_and_a_runs_own_goes_with_it() -> None:
 def test_who_was_not_seen_longest_is_forgotten_but_not_while_a_call_is_under_way() -> None:
     clock, calls = HandClock(), {name: a_call(tenant=name) for name in "tuv"}
     book = LimitBook(Limits(tenants={"*": Limit(calls=1)}), clock, keep=2)
-    held = book.promise(calls["t"], None, Amount(1))
+    held = book.promise(calls["t"], (), None, Amount(1))
     for name in "uv":
-        book.settle(book.promise(calls[name], None, Amount(1)), Amount(1))
+        book.settle(book.promise(calls[name], (), None, Amount(1)), Amount(1))
     assert {each.name for each in book.statistics()} == {"t", "v"}
     with pytest.raises(BudgetExceeded):
-        book.promise(calls["t"], None, Amount(1))
+        book.promise(calls["t"], (), None, Amount(1))
     book.settle(held, NOTHING)
     book.settle(held, Amount(7))
     assert {each.name: each.spent.calls for each in book.statistics()} == {"t": 0, "v": 1}
@@ -479,7 +480,7 @@ def test_from_many_threads_no_more_get_in_than_may() -> None:
 
     def work(_: int) -> None:
         try:
-            drive(serving.steps(ask(serving), Sender()))
+            drive(serve(ask(serving), Sender()))
             let_in.append(1)
         except BudgetExceeded:
             pass
@@ -494,10 +495,10 @@ def test_from_many_threads_no_more_get_in_than_may() -> None:
 
 def test_without_limits_nothing_is_kept_and_it_costs_nothing() -> None:
     serving = a_serving()
-    call = ask(serving, tenant="t")
+    inflight = ask(serving, tenant="t")
     began = time.thread_time()
     for _ in range(10_000):
-        assert not serving.limits.concern(call.layers)
+        assert not serving.limits.concern(inflight.layers)
     assert (time.thread_time() - began) / 10_000 < 5e-6
     use(serving, tenant="t")
     assert serving.limits.statistics() == [] and not serving.limits._accounts

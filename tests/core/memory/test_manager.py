@@ -11,6 +11,7 @@ import pytest
 
 from orla_lg.core.background import Background
 from orla_lg.core.identity import Identity
+from orla_lg.core.lifecycle import serve
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Verb
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.policies import DemoteInterrupted, FlushAtBoundary, Joined, default
@@ -218,7 +219,7 @@ def test_a_policy_that_fails_is_told_of_once_and_places_are_given_back_all_the_s
 def test_a_policy_that_fails_ends_no_call() -> None:
     serving = a_serving("b", memory=Says(fails))
     serving.progress.run_started("r", thread=None)
-    (answer,) = step(serving.steps(new_call(serving, who=identity("r", run="r")), Sender()))
+    (answer,) = step(serve(new_call(serving, who=identity("r", run="r")), Sender()))
     serving.progress.run_ended("r", Outcome.DONE)
     assert answer == "answer" and serving.records.records()[0].error is None
     serving.check_integrity()

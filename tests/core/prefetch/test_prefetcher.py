@@ -14,6 +14,7 @@ from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe
 from orla_lg.core.engine.capabilities import EngineStats, Warmed
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Verb
@@ -71,13 +72,14 @@ class Bench:
         state = self.serving.book.run(run)
         assert state is not None
         messages = [system(stage), *({"role": "user", "content": each} for each in said)]
-        call = self.serving.call(
-            Identity(state.workflow, run, stage), Ask("auto", messages), call_id=self.serving.new_id()
-        )
+        inflight = arrive(
+            self.serving.services, Identity(state.workflow, run, stage), Ask("auto", messages),
+            call_id=self.serving.new_id(),
+        )  # fmt: skip
         records: list[Record] = []
         usage = Usage(prompt_tokens=tokens, cached_tokens=cached, completion_tokens=5)
         body = {"model": "m", "messages": messages}
-        drive(self.serving.steps(call, Speaker(body, usage, during or self.pass_time), records.append))
+        drive(serve(inflight, Speaker(body, usage, during or self.pass_time), records.append))
         return records[0]
 
     def pass_time(self) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
+from orla_lg.core.cache.parts import Shared
 from orla_lg.core.cache.prefix.admission import GROWTH_SHARE, LENIENCE, LOOK_AT
-from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, Usage
+from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, RunShare, Usage
 from orla_lg.core.engine.backend import Backend, Probe
 from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.lookahead.estimates import Estimates
@@ -21,7 +22,6 @@ from orla_lg.core.memory.events import CacheAction, Doing, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.standing import RunShare
 from orla_lg.errors import BackendUnavailable
 from tests.core.fakes import Engine, HandBackground, HandClock, identity
 
@@ -53,7 +53,7 @@ def a_scheduler(
     background = HandBackground(clock)
     chosen = policies("b", policy, request or policy)
     scheduler = BackendScheduler(
-        Backend("b", "http://b/v1", **limits), Engine(), background, clock, chosen, Growth(grows)
+        Backend("b", "http://b/v1", **limits), Engine(), background, clock, chosen, Shared(Growth(grows))
     )
     scheduler.health._learn(Probe(kv_tokens=kv_tokens))
     return scheduler, background
@@ -71,7 +71,7 @@ def a_call(
     said = Hints(**hints) if hints else NO_HINTS
     ask = Ask("auto", list(messages))
     return Call(
-        "c", identity(workflow, stage, f"run of {workflow}"), ask, said, said, scheduler._clock(), (),
+        "c", identity(workflow, stage, f"run of {workflow}"), ask, said, said, scheduler.clock(),
         standing=standing or RunShare(), answer_tokens=answer,
     )  # fmt: skip
 
@@ -575,7 +575,12 @@ def test_switched_off_it_holds_nobody_back_and_keeps_its_account() -> None:
     clock = HandClock()
     chosen = policies("b", "fcfs", "fcfs")
     scheduler = BackendScheduler(
-        Backend("b", "http://b/v1"), Engine(), HandBackground(clock), clock, chosen, Growth(0.0), admission=False
+        Backend("b", "http://b/v1"),
+        Engine(),
+        HandBackground(clock),
+        clock,
+        chosen,
+        Shared(Growth(0.0), admission=False),
     )
     scheduler.health._learn(Probe(kv_tokens=300))
     gone = [enter(scheduler, name, 200) for name in "ab"]

@@ -18,6 +18,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.workflow import Outcome
 from orla_lg.testing.virtual import VirtualServing
 from orla_lg_sim import EngineParameters, SimEngine
@@ -162,9 +163,11 @@ class Sessions:
         answer = {"role": "assistant", "content": f"{name} {nth}".ljust(240, "a")}
         prompt = tokens_of(said)
         ask = Ask("auto", list(said), stream=True, max_tokens=60)
-        call = self.virtual.serving.call(Identity(name, name, "agent"), ask, call_id=f"{name}/{nth}")
-        self.requests[call.id] = SimRequest(call.id, len(prompt), 60, chain([*prompt, *tokens_of([answer])], 32))
-        await self.virtual.serve(call)
+        inflight = arrive(self.virtual.serving.services, Identity(name, name, "agent"), ask, call_id=f"{name}/{nth}")
+        self.requests[inflight.call.id] = SimRequest(
+            inflight.call.id, len(prompt), 60, chain([*prompt, *tokens_of([answer])], 32)
+        )
+        await self.virtual.serve(inflight)
 
 
 def test_the_size_of_an_engine_that_does_not_say_it_is_found_within_a_third() -> None:

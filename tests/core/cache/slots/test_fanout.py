@@ -8,9 +8,10 @@ from orla_lg.core.cache.gate import Held
 from orla_lg.core.call import Ask, Hints
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.memory.events import CacheAction, Verb
+from orla_lg.core.operation.statistics import WaitsFor
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.waiting import WaitsFor
+from orla_lg.core.view import resident_tokens, view_of
 from tests.core.fakes import HandBackground, a_call, a_serving, new_call
 from tests.core.test_scheduler import a_branch, a_scheduler, leave
 
@@ -39,13 +40,13 @@ def test_branches_go_one_after_the_other_through_the_slot_that_has_their_prefix(
     scheduler, _ = slots(8)
     branches = [enter(scheduler) for _ in range(6)]
     assert granted(branches) == [0] and {each.held for each in branches[1:]} == {Held.PREFIX}
-    assert scheduler.view().waiting == scheduler.view().waiting_for_prefix == 5
+    assert view_of(scheduler).waiting == view_of(scheduler).waiting_for_prefix == 5
     for index, branch in enumerate(branches):
         assert granted(branches) == [index]
         lease = branch.lease
         assert lease is not None and lease.slot == 0 and not lease.fresh
         leave(scheduler, branch)
-    assert scheduler.view().waiting_for_prefix == 0
+    assert view_of(scheduler).waiting_for_prefix == 0
     scheduler.check_integrity()
 
 
@@ -126,38 +127,38 @@ def test_a_slot_that_will_be_flushed_is_not_waited_for() -> None:
 
 def test_a_slot_has_what_its_workflow_left_there_and_what_is_on_its_way() -> None:
     scheduler, _ = slots(2)
-    assert scheduler.resident_tokens(a_branch("w", "p")) == 0
+    assert resident_tokens(scheduler, a_branch("w", "p")) == 0
     sitting = enter(scheduler)
-    assert scheduler.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
-    assert scheduler.resident_tokens(a_branch("v", "p")) == scheduler.resident_tokens(a_branch("w", "q")) == 0
+    assert resident_tokens(scheduler, a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
+    assert resident_tokens(scheduler, a_branch("v", "p")) == resident_tokens(scheduler, a_branch("w", "q")) == 0
     leave(scheduler, sitting, tokens=1003)
-    assert scheduler.resident_tokens(a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
+    assert resident_tokens(scheduler, a_branch("w", "p")) == pytest.approx(1000 * PREFIX_S, rel=0.01)
     scheduler.apply(CacheAction(Verb.FLUSH, "w"))
-    assert scheduler.resident_tokens(a_branch("w", "p")) == 0
+    assert resident_tokens(scheduler, a_branch("w", "p")) == 0
 
 
 def test_elsewhere_a_prefix_is_everybodys() -> None:
     scheduler, _ = a_scheduler()
     scheduler.health._learn(Probe())
     sitting = enter(scheduler)
-    assert scheduler.resident_tokens(a_branch("v", "p")) == pytest.approx(1000, rel=0.01), "promised"
+    assert resident_tokens(scheduler, a_branch("v", "p")) == pytest.approx(1000, rel=0.01), "promised"
     waiting = enter(scheduler, "v")
-    assert waiting.held == Held.PREFIX and scheduler.view().waiting_for_prefix == 1
+    assert waiting.held == Held.PREFIX and view_of(scheduler).waiting_for_prefix == 1
     scheduler.first_token(sitting)
-    assert waiting.granted and scheduler.view().waiting_for_prefix == 0
+    assert waiting.granted and view_of(scheduler).waiting_for_prefix == 0
     leave(scheduler, sitting, tokens=2003)
-    assert scheduler.resident_tokens(a_branch("x", "p")) == pytest.approx(2000, rel=0.01), (
+    assert resident_tokens(scheduler, a_branch("x", "p")) == pytest.approx(2000, rel=0.01), (
         "as the engine counted them"
     )
-    assert scheduler.resident_tokens(a_branch("x", "q")) == 0
+    assert resident_tokens(scheduler, a_branch("x", "q")) == 0
 
 
 def test_views_speak_for_a_call() -> None:
     serving = a_serving("here", "there")
-    call = new_call(serving)
+    call = new_call(serving).call
     call.ask = a_branch("w", "p").ask
     serving.schedulers["there"].enter(call, order=None, running=True, holds_grant=False)
-    other = new_call(serving)
+    other = new_call(serving).call
     other.ask = Ask("auto", call.ask.messages)
     here, there = serving.views(other)
     assert here.resident_tokens == 0 and there.resident_tokens >= 1000

@@ -35,8 +35,9 @@ class Learners:
             self._known = (*alive, *(_reference(part) for part in eager if id(part) not in known))
 
     def note(self, record: Record) -> None:
-        """Tell how a call went."""
-        self._tell("note", record)
+        """Tell how a call went, if the core placed it."""
+        if self._known and not record.external:
+            self._tell("note", record)
 
     def feedback(self, record: Record, score: float) -> None:
         """Tell how good a call's answer was."""

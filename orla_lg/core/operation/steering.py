@@ -1,20 +1,25 @@
 """What may be changed while calls run and wait: backends paused, drained, resumed; policies and limits.
 
-Everything is checked before anything is changed, and nobody who waits loses his place: calls keep their arrival
-numbers, deadlines go on, and whoever may go after a change goes at once.
+Everything is checked before anything is changed, and no waiting call loses its place: calls keep their arrival
+numbers, deadlines go on, and a call that may go after a change goes at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
+from functools import partial
 
+from orla_lg.core.call import Call
+from orla_lg.core.engine.backend import concurrency_of
 from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.steps import Steps, WaitForTurn
+from orla_lg.core.steps import Steps, Waiter, WaitForTurn
+from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import ConfigError, did_you_mean
 
 
@@ -30,8 +35,9 @@ KEEP = Keep.KEEP
 class Steering:
     """The levers of one core; any thread may pull them."""
 
-    def __init__(self, schedulers: Mapping[str, BackendScheduler]) -> None:
+    def __init__(self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook) -> None:
         self._schedulers = schedulers
+        self._book = book
         self._policies = threading.Lock()
         """Held while policies change: a change that must be undone is undone to what it found."""
 
@@ -48,7 +54,9 @@ class Steering:
         Raises:
             ConfigError: There is no such backend.
         """
-        self._scheduler(backend).pause()
+        scheduler = self._scheduler(backend)
+        with scheduler.lock:
+            _pause(scheduler)
 
     def resume(self, backend: str) -> None:
         """Let calls go there again. Idempotent.
@@ -56,12 +64,15 @@ class Steering:
         Raises:
             ConfigError: There is no such backend.
         """
-        self._scheduler(backend).resume()
+        scheduler = self._scheduler(backend)
+        with scheduler.changing():
+            scheduler.queue.paused = False
+        scheduler.drains.end()
 
     def drain(self, backend: str, timeout_s: float | None) -> Steps:
         """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
 
-        It stays paused when the time is up. The wait ends early, with ``False``, when somebody resumes the backend.
+        It stays paused when the time is up. The wait ends early, with ``False``, when the backend is resumed.
 
         Raises:
             ConfigError: There is no such backend, or *timeout_s* is negative.
@@ -70,15 +81,30 @@ class Steering:
         if timeout_s is not None and not timeout_s >= 0:
             raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {timeout_s}")
         scheduler = self._scheduler(backend)
-        drained = scheduler.drain()
+        drained = begin_drain(scheduler)
         try:
             with contextlib.suppress(TimeoutError):
                 yield WaitForTurn(drained, timeout_s)
         finally:
             scheduler.drains.leave(drained)
-        return scheduler.is_drained()
+        with scheduler.lock:
+            return scheduler.queue.paused and not scheduler.queue.in_flight
 
-    # Policies and limits
+    # The order of calls, and limits
+
+    def prioritize(self, run: str, priority: float, tenant: str | None = None) -> bool:
+        """Give the calls of a run, or of a thread's open runs, another priority; False if no such run is open."""
+        found = self._book.open_on(run, tenant)
+        for state in found:
+            state.priority = priority
+            touched = partial(self._touched, state.id)
+            for scheduler in self._schedulers.values():
+                for workflow in state.workflows:
+                    reprioritize(scheduler, workflow, touched)
+        return bool(found)
+
+    def _touched(self, run: str, call: Call) -> bool:
+        return call.identity.run == run and self._book.refresh(call)
 
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
@@ -104,12 +130,18 @@ class Steering:
         done: list[str] = []
         try:
             for name, policies in after.items():
-                self._schedulers[name].change_policies(policies)
+                self._change_policies(name, policies)
                 done.append(name)
         except Exception as error:  # a policy is the user's code
             for undone in done:
-                self._schedulers[undone].change_policies(before[undone])
+                self._change_policies(undone, before[undone])
             raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {error!r}") from error
+
+    def _change_policies(self, backend: str, policies: Policies) -> None:
+        """Order by other policies, waiting calls as well. What a policy raises on one of them changes nothing."""
+        scheduler = self._schedulers[backend]
+        with scheduler.changing():
+            scheduler.queue.change_policies(policies, scheduler.clock())
 
     def set_limit(self, backend: str, max_concurrency: int | Keep | None, capacity: int | Keep) -> None:
         """Bound a backend's calls in flight (``None``: as the engine bounds them), and those that may wait.
@@ -128,4 +160,30 @@ class Steering:
         for name, limit in given.items():
             if isinstance(limit, bool) or not isinstance(limit, int | None) or (name, limit) == ("capacity", None):
                 raise ConfigError(f"backend {backend!r}: {name} must be a whole number, got {limit!r}")
-        scheduler.set_limits(given)
+        with scheduler.changing():
+            # They become the backend's own, so that what the engine says of itself later is held against them.
+            scheduler.backend = replace(scheduler.backend, **given)  # type: ignore[arg-type]  # checked above
+            scheduler.queue.capacity = scheduler.backend.capacity
+            scheduler.queue.max_concurrency = concurrency_of(scheduler.backend, scheduler.health.probe)
+
+
+def reprioritize(scheduler: BackendScheduler, workflow: str, touched: Callable[[Call], bool]) -> None:
+    """Order a workflow's waiting calls again after their hints changed."""
+    with scheduler.changing():
+        scheduler.queue.reorder(scheduler.clock(), workflow, touched)
+
+
+def begin_drain(scheduler: BackendScheduler) -> Waiter:
+    """Pause a backend, and return what comes when nothing is in flight any more, or the backend is resumed."""
+    with scheduler.lock:
+        _pause(scheduler)
+        drained = scheduler.drains.begin()
+    if not scheduler.queue.in_flight:  # without the lock, as in ``BackendScheduler.leave``
+        scheduler.drains.end()
+    return drained
+
+
+def _pause(scheduler: BackendScheduler) -> None:
+    """Grant nothing more, but to a call whose caller holds a grant already: its run could not end otherwise."""
+    scheduler.queue.paused = True
+    scheduler.warming.give_up()

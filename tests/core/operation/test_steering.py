@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orla_lg.core.engine.backend import Probe
+from orla_lg.core.lifecycle import serve
+from orla_lg.core.operation.statistics import SHOWN, WaitsFor
+from orla_lg.core.operation.steering import KEEP, Steering, begin_drain
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.steering import KEEP, Steering
-from orla_lg.core.steps import drive
-from orla_lg.core.turn import Waiter
-from orla_lg.core.waiting import SHOWN, WaitsFor
+from orla_lg.core.steps import Waiter, drive
+from orla_lg.core.view import view_of
+from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaClosed, QueueFull
 from orla_lg.mappers.load import LoadAware, expect, saturated
 from orla_lg.mappers.table import ExplicitMapper
-from tests.core.fakes import Engine, HandBackground, a_call, a_serving, a_view, decide, new_call, step
+from tests.core.fakes import Engine, HandBackground, Sender, a_call, a_serving, a_view, decide, new_call, step
 from tests.core.test_scheduler import a_scheduler, broken, enter
 
 NAMES = st.sampled_from(["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "fair"])
@@ -49,7 +51,7 @@ class SteeringMachine(RuleBasedStateMachine):
             self.engine, capacity=8, **({"max_concurrency": bound} if bound else {})
         )
         self.scheduler.health._learn(Probe(slots=slots))
-        self.steering = Steering({"b": self.scheduler})
+        self.steering = Steering({"b": self.scheduler}, WorkflowBook())
         self.slots, self.bound, self.capacity = slots, bound, 8
         self.paused = False
         self.inside: list[Queued] = []
@@ -106,7 +108,7 @@ class SteeringMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        self.drains.append(self.scheduler.drain())
+        self.drains.append(begin_drain(self.scheduler))
         self.paused = True
 
     @rule(stage=st.none() | NAMES, request=st.none() | NAMES | st.just({"x": "edf"}))
@@ -193,7 +195,7 @@ TestSteering = SteeringMachine.TestCase
 
 def steered(**limits: int) -> tuple[Steering, BackendScheduler, HandBackground]:
     scheduler, background = a_scheduler(**limits)
-    return Steering({"b": scheduler}), scheduler, background
+    return Steering({"b": scheduler}, WorkflowBook()), scheduler, background
 
 
 # Pause, drain, resume
@@ -204,7 +206,7 @@ def test_who_holds_a_grant_goes_on_while_paused_and_others_wait() -> None:
     reading = enter(scheduler)
     steering.pause("b")
     assert enter(scheduler).waiting and enter(scheduler, holds_grant=True).extra and reading.granted
-    assert scheduler.view().paused and scheduler.statistics().queue.paused
+    assert view_of(scheduler).paused and scheduler.statistics().queue.paused
 
 
 def test_with_a_capacity_of_nothing_a_pause_refuses() -> None:
@@ -326,7 +328,7 @@ def test_policies_change_while_a_thousand_calls_wait() -> None:
 
 def test_a_change_touches_what_it_names_and_nothing_else() -> None:
     schedulers = {name: a_scheduler()[0] for name in ("a", "b")}
-    steering = Steering(schedulers)
+    steering = Steering(schedulers, WorkflowBook())
     before = schedulers["b"].queue.policies
     steering.set_policy({"a": "edf"}, None, None)
     assert type(schedulers["a"].queue.policies.stage).__name__ == "EarliestDeadline"
@@ -354,7 +356,7 @@ def test_a_wrong_name_changes_nothing(given: tuple[object, object, str | None], 
     schedulers = {name: a_scheduler()[0] for name in ("a", "b")}
     before = {name: scheduler.queue.policies for name, scheduler in schedulers.items()}
     with pytest.raises(ConfigError, match=message):
-        Steering(schedulers).set_policy(*given)  # type: ignore[arg-type]
+        Steering(schedulers, WorkflowBook()).set_policy(*given)  # type: ignore[arg-type]
     assert all(scheduler.queue.policies is before[name] for name, scheduler in schedulers.items())
 
 
@@ -366,7 +368,7 @@ def test_a_policy_that_fails_on_one_backend_is_undone_on_the_others() -> None:
     calm = [enter(schedulers["a"], w) for w in "uv"]
     schedulers["b"].enter(a_call(priority=9), order=None, running=False, holds_grant=False)
     with pytest.raises(ConfigError, match="backend 'b': the policy cannot order"):
-        Steering(schedulers).set_policy(None, Moody(), None)
+        Steering(schedulers, WorkflowBook()).set_policy(None, Moody(), None)
     assert all(scheduler.queue.policies is before[name] for name, scheduler in schedulers.items())
     assert schedulers["a"].queue.first(5, 0.0) == calm
 
@@ -470,7 +472,7 @@ def test_who_waits_for_a_slot_or_for_a_trial_says_so() -> None:
     broken(scheduler)
     serving.clock.now += 1.0  # type: ignore[attr-defined]
     assert scheduler.health.admit() is None, "the trial"
-    step(serving.steps(new_call(serving), sender=None))  # type: ignore[arg-type]
+    step(serve(new_call(serving), Sender()))
     assert waits(scheduler) == [WaitsFor.CIRCUIT]
 
 
@@ -499,4 +501,4 @@ def test_an_engine_that_is_gone_can_be_paused() -> None:
     steering, scheduler, _ = steered()
     scheduler.health.lost(BackendUnavailable("gone"))
     steering.pause("b")
-    assert enter(scheduler).waiting and scheduler.view().shut
+    assert enter(scheduler).waiting and view_of(scheduler).shut

@@ -6,7 +6,7 @@ open, foresight what comes next and how long it takes, the memory manager what m
 
 from __future__ import annotations
 
-from orla_lg.core.amendments import RecordUpdates
+from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Clock
 from orla_lg.core.call import Call
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
@@ -21,11 +21,11 @@ class GraphProgress:
     """Where a core hears of its graphs; any thread may tell.
 
     Args:
-        book: Who runs.
+        book: The open runs.
         foresight: Learns the graphs' ways, and says what comes next.
-        memory: Is told what may change what should be cached.
+        memory: Hears what may change what should be cached.
         records: Its listeners hear of runs.
-        amendments: Writes at a run's end what its records still lack.
+        updates: Writes at a run's end what its records still lack.
         clock: Monotonic seconds.
         looks_ahead: Whether it is of use to know that a stage's calls come soon.
     """
@@ -36,7 +36,7 @@ class GraphProgress:
         foresight: Lookahead,
         memory: MemoryManager,
         records: RecordBook,
-        amendments: RecordUpdates,
+        updates: RecordUpdates,
         clock: Clock,
         *,
         looks_ahead: bool,
@@ -45,7 +45,7 @@ class GraphProgress:
         self._foresight = foresight
         self._memory = memory
         self._records = records
-        self._amendments = amendments
+        self._updates = updates
         self._clock = clock
         self._looks_ahead = looks_ahead
 
@@ -71,11 +71,6 @@ class GraphProgress:
             self._tell(Happening.RUN_STARTED, state)
         return state
 
-    def joined(self, run: RunState, workflow: str) -> None:
-        """Note that a call of a run belongs to a workflow, given by its key: that of the tenant it names."""
-        if events := self._book.joined(run, workflow):
-            self._memory.signal(events)
-
     def run_ended(self, run: str, outcome: Outcome) -> None:
         """Close a run; its workflow's cache is released or flushed."""
         state = self._book.run(run)
@@ -84,7 +79,7 @@ class GraphProgress:
         ended = state.ends(outcome)
         self._memory.signal(self._book.run_ended(run, ended))
         for workflow in state.workflows:
-            self._amendments.run_ended(workflow)
+            self._updates.run_ended(workflow)
         if ended is Outcome.DONE:
             self._foresight.done(state)
         if self._records.heard:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.cache.verification import Order, Verification
-from orla_lg.core.journal import Journal
 from orla_lg.core.record import CacheFollowUp, RecordBook
 
 MANY = 100

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from orla_lg.core import serving as closing
-from orla_lg.core.amendments import MANY, RecordUpdates
+from orla_lg.core.accounting.journal import Journal
+from orla_lg.core.accounting.updates import MANY, RecordUpdates
 from orla_lg.core.background import Background
 from orla_lg.core.cache.verification import ExpectedTokens, Order, Verification
 from orla_lg.core.call import Hints
 from orla_lg.core.engine.backend import Backend, Capability, Effect, Probe, Support
 from orla_lg.core.engine.capabilities import WorkflowCache
-from orla_lg.core.journal import Journal
+from orla_lg.core.lifecycle import serve
 from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Verb
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.record import CacheFollowUp, RecordBook
@@ -140,7 +141,7 @@ def closed_while_flushing(file: Path, *, answered: bool) -> tuple[Any, Serving]:
     probing = serving.schedulers["b"].health.connect()
     assert probing is not None and probing.result(PATIENCE_S) is None
     serving.progress.run_started("r", thread=None)
-    step(serving.steps(new_call(serving, who=identity("r", run="r")), Sender()))
+    step(serve(new_call(serving, who=identity("r", run="r")), Sender()))
     serving.progress.run_ended("r", Outcome.DONE)
     assert engine.asked.wait(PATIENCE_S)
     if answered:
@@ -164,13 +165,14 @@ def test_orders_on_their_way_at_the_end_read_as_what_they_are(
 def test_an_order_after_the_end_was_not_given(tmp_path: Path) -> None:
     _, serving = closed_while_flushing(tmp_path / "r.jsonl", answered=True)
     serving.schedulers["b"].orders.called("late", "c")
-    serving.signal(serving.book.call_ended(new_call(serving, who=identity("late"), said=Hints(cache="flush")), "b"))
+    late = new_call(serving, who=identity("late"), said=Hints(cache="flush")).call
+    serving.memory.signal(serving.book.call_ended(late, "b"))
     assert serving.schedulers["b"].statistics().memory.effects == {"flush:freed": 1, "flush:failed": 1}
 
 
 def test_a_hint_leaves_its_trace_where_nothing_waits() -> None:
     serving = a_serving()
-    step(serving.steps(new_call(serving, said=Hints(cache="preserve")), Sender()))
+    step(serve(new_call(serving, said=Hints(cache="preserve")), Sender()))
     (record,) = serving.records.records()
     assert record.cache_hint == record.asdict()["cache_hint"] == "preserve" and record.run is None
     assert not any(order.startswith("pin") for order in record.cache_orders)
@@ -192,7 +194,7 @@ def test_a_runs_end_writes_what_no_later_order_would(tmp_path: Path) -> None:
     )  # fmt: skip
     serving.schedulers["b"].health._learn(Probe(models=("m",)))
     serving.progress.run_started("r", thread=None)
-    step(serving.steps(new_call(serving, who=identity("r", run="r")), Sender()))
+    step(serve(new_call(serving, who=identity("r", run="r")), Sender()))
     assert serving.journal is not None
     serving.progress.run_ended("r", Outcome.DONE)
     serving.journal.close()  # as if the process ended here

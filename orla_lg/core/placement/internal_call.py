@@ -11,8 +11,8 @@ from typing import Any
 
 from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
-from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import with_fields
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
 from orla_lg.core.view import BackendView
@@ -23,7 +23,7 @@ CLOSED = "this Orla was closed while a call waited for another one's answer"
 
 @dataclass(frozen=True, slots=True)
 class InternalMapping:
-    """The mapper of a call of our own: whoever makes it has said where it goes."""
+    """The mapper of an internal call: what makes it says where it goes."""
 
     backend: str
     stage: str

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.call import Assignment
-from orla_lg.core.dispatch import MAX_RETRY_AFTER_S, AttemptFailed, Retry, RetryPolicy
+from orla_lg.core.engine.retry import MAX_RETRY_AFTER_S, AttemptFailed, Retry, RetryPolicy
 
 FAILED = AttemptFailed(RuntimeError("x"))
 POLICY = RetryPolicy()

@@ -17,7 +17,7 @@ from orla_lg.core.call import Call
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, Wait
-from orla_lg.core.view import BackendView
+from orla_lg.core.view import BackendView, view_of
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to answer what it is."""
@@ -32,7 +32,7 @@ class BackendCandidates:
     """``mapping.Candidates`` of one call; makes every backend that is not known be asked.
 
     Args:
-        desks: The backends, in the order of the configuration.
+        schedulers: The backends, in the order of the configuration.
         call: The call that is to be mapped.
         clock: Monotonic seconds.
     """
@@ -53,7 +53,7 @@ class BackendCandidates:
     @property
     def views(self) -> Sequence[BackendView]:  # noqa: D102
         if self._views is None:
-            self._views = [scheduler.view(self._call) for scheduler in self._schedulers.values()]
+            self._views = [view_of(scheduler, self._call) for scheduler in self._schedulers.values()]
         return self._views
 
     @property

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core import journal
-from orla_lg.core.journal import Appended, Journal
+from orla_lg.core.accounting import journal
+from orla_lg.core.accounting.journal import Appended, Journal
 from orla_lg.core.record import CacheFollowUp, Record
 from orla_lg.errors import ConfigError
 from tests.core.boundary.test_plain import NASTY, Unfriendly

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core import candidates
+from orla_lg.core import lifecycle
 from orla_lg.core.call import Assignment, Call, Chunk, Hints, Usage
-from orla_lg.core.dispatch import AttemptFailed
 from orla_lg.core.engine.backend import Backend, Probe
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.placement import candidates
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Sleep, adrive, drive
 from orla_lg.core.view import BackendView
@@ -86,7 +87,7 @@ def three_that_hang(**others: Engine) -> dict[str, Engine]:
 def timed(run: Run, serving: Serving, model: str = "auto", **said: Any) -> tuple[float, str | None]:
     """Return what a call took, and where it ran."""
     started = time.perf_counter()
-    run(serving.steps(new_call(serving, model, **said), Sender()))
+    run(lifecycle.serve(new_call(serving, model, **said), Sender()))
     return time.perf_counter() - started, serving.records.records()[-1].backend
 
 
@@ -138,7 +139,7 @@ def test_one_that_may_choose_any_waits_for_all_at_once_and_once(
     for _ in range(2):
         started = time.perf_counter()
         with contextlib.suppress(MappingError):
-            run(serving.steps(new_call(serving, "auto" if mapper else "nobody serves this"), Sender()))
+            run(lifecycle.serve(new_call(serving, "auto" if mapper else "nobody serves this"), Sender()))
         ends.append(time.perf_counter() - started)
     assert PATIENCE_S * 0.9 < ends[0] < 2 * PATIENCE_S
     assert ends[1] < QUICK_S, "what hangs is waited for once, not by every call"
@@ -148,7 +149,7 @@ def test_a_call_that_is_mapped_to_what_hangs_waits_for_it_within_its_deadline(se
     serving = serve(ExplicitMapper({"*": "one"}), **three_that_hang())
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded):
-        drive(serving.steps(new_call(serving, said=Hints(deadline_s=0.05)), Sender()))
+        drive(lifecycle.serve(new_call(serving, said=Hints(deadline_s=0.05)), Sender()))
     assert time.perf_counter() - started < QUICK_S
     took_s, where = timed(drive, serving)
     assert where == "one" and took_s < 2 * PATIENCE_S
@@ -178,7 +179,7 @@ def test_before_a_call_is_refused_for_what_an_engine_said_it_is_asked_again(serv
 def test_a_choice_of_model_that_shows_only_at_the_queue_is_refused_there(serve: MakeServing) -> None:
     serving = serve(ExplicitMapper({"*": "b"}), b=Engine(BackendUnavailable("not yet")))
     serving.schedulers["b"].health.connect().result(5)
-    steps = serving.steps(new_call(serving, "gpt-4o"), Sender(AttemptFailed(RuntimeError("busy")), max_attempts=2))
+    steps = lifecycle.serve(new_call(serving, "gpt-4o"), Sender(AttemptFailed(RuntimeError("busy")), max_attempts=2))
     assert isinstance(step(steps), Sleep)
     serving.schedulers["b"].health._learn(Probe(("x", "y")))
     with pytest.raises(MappingError, match="stage 'node' on backend 'b': it serves several models"):

@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from orla_lg.core.amendments import RecordUpdates
+from orla_lg.core.accounting.journal import Journal
+from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background
 from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.engine.backend import Backend, BackendAdapter
-from orla_lg.core.journal import Journal
 from orla_lg.core.lookahead.lookahead import Lookahead
+from orla_lg.core.services import Services
 
 log = logging.getLogger("orla_lg")
 
@@ -115,10 +116,21 @@ def _nothing() -> None:
     """Nothing is left to be done."""
 
 
-_open: weakref.WeakKeyDictionary[ResourceOwner, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+class OpenCore(Protocol):
+    """What the resources of a core need of it (``serving.Serving``)."""
+
+    background: Background
+    foresight: Lookahead
+    journal: Journal | None
+    resources: Resources
+    services: Services
+    updates: RecordUpdates
 
 
-def hold(serving: ResourceOwner, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
+_open: weakref.WeakKeyDictionary[OpenCore, weakref.finalize] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+
+
+def hold(serving: OpenCore, adapters: Mapping[Backend, BackendAdapter], *, owned: bool) -> Resources:
     """Return the resources of *serving*, to be given back when it is dropped, or when the interpreter ends.
 
     Args:
@@ -137,7 +149,7 @@ def hold(serving: ResourceOwner, adapters: Mapping[Backend, BackendAdapter], *, 
     return resources
 
 
-def was_closed(serving: ResourceOwner) -> None:
+def was_closed(serving: OpenCore) -> None:
     """Note that everything is given back by ``close``."""
     log.removeFilter(serving.resources.masking)
     if (finalizer := _open.pop(serving, None)) is not None:
@@ -149,9 +161,9 @@ def _at_exit() -> None:
     """Give back what cores hold that are still open, with what they have not written yet."""
     left = list(_open.items())
     for serving, finalizer in left:
-        serving.closed = True
+        serving.services.closed = True
         if serving.resources.is_own:
-            serving.amendments.close()
+            serving.updates.close()
         finalizer.detach()  # and not called: by now ``weakref`` may call none any more
         serving.resources.let_go()
     until_s = time.monotonic() + EXIT_PATIENCE_S

@@ -1,0 +1,1 @@
+"""A core in operation: what may be changed and seen while calls wait, and what is given back at its end."""

@@ -1,0 +1,119 @@
+"""A backend at one moment: its queue, its cache, its engine's health, and the calls that wait there, and for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, EngineCache, MemoryStatistics
+from orla_lg.core.call import Call
+from orla_lg.core.engine.breaker import Circuit
+from orla_lg.core.engine.health import Health
+from orla_lg.core.prefetch.book import WarmStatistics
+from orla_lg.core.prefetch.prefetcher import Prefetcher
+from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
+
+SHOWN = 100
+"""Of the calls that wait at a backend, statistics name so many: those that go first."""
+
+
+class WaitsFor(StrEnum):
+    """What keeps a call."""
+
+    PLACE = "place"
+    """``max_concurrency`` calls are in flight, or as many as the engine runs at once."""
+    SLOT = "slot"
+    """There is room, but other workflows hold the engine's cache slots."""
+    CACHE = "cache"
+    """There is room, but the KV cache does not hold its tokens besides the others'."""
+    PREFIX = "prefix"
+    """Another branch prefills the prefix that both share."""
+    PAUSED = "paused"
+    """The backend is paused."""
+    CIRCUIT = "circuit"
+    """Another call tries whether the engine answers again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A call that waits."""
+
+    call: str
+    """The id that its record will have."""
+    workflow: str
+    run: str | None
+    stage: str
+    tenant: str | None
+    priority: float
+    waited_s: float
+    """Since it arrived; earlier attempts count."""
+    waits_for: WaitsFor
+    expected_tokens: int
+    """Prompt and answer together, as far as that can be told beforehand."""
+
+
+class SeenBackend(Protocol):
+    """What statistics need of a backend's scheduler."""
+
+    queue: BackendQueue
+    cache: EngineCache
+    health: Health
+    warming: Prefetcher
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatistics:
+    """A backend at one moment."""
+
+    queue: QueueStatistics
+    memory: MemoryStatistics
+    reachable: bool | None
+    """``None`` before the first probe ended."""
+    circuit: Circuit = Circuit.CLOSED
+    trips: int = 0
+    """How often the circuit opened."""
+    admission: AdmissionStatistics | None = None
+    """``None`` on engines with slots."""
+    warm_ups: WarmStatistics = field(default_factory=WarmStatistics)
+    waiting: tuple[Waiting, ...] = ()
+    """Calls that wait, and for what, the first to go first; at most ``SHOWN``, ``queue.waiting`` counts all."""
+
+
+def statistics_of(scheduler: SeenBackend, now: float) -> BackendStatistics:
+    """Return a snapshot of a backend; under its lock, *now* in monotonic seconds."""
+    queue, health, cache = scheduler.queue, scheduler.health, scheduler.cache
+    return BackendStatistics(
+        queue.statistics(),
+        cache.statistics(),
+        health.reachable,
+        health.state(),
+        health.breaker.trips,
+        admission=cache.admission(),
+        warm_ups=scheduler.warming.statistics(),
+        waiting=waiting_calls(queue, list(health.at_trial.values()), now),
+    )
+
+
+def waiting_calls(queue: BackendQueue, at_circuit: Sequence[Call], now: float) -> tuple[Waiting, ...]:
+    """Return the calls that wait, the first to go first; *now* in monotonic seconds."""
+    tried = [_waiting(call, now, WaitsFor.CIRCUIT) for call in at_circuit[:SHOWN]]
+    queued = [_waiting(each.call, now, _waits_for(each, queue)) for each in queue.first(SHOWN - len(tried), now)]
+    return (*tried, *queued)
+
+
+def _waits_for(queued: Queued, queue: BackendQueue) -> WaitsFor:
+    if queue.paused:
+        return WaitsFor.PAUSED
+    if queued.held:
+        return WaitsFor(queued.held)
+    return WaitsFor.SLOT if queue.has_room() else WaitsFor.PLACE
+
+
+def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
+    who = call.identity
+    return Waiting(
+        call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
+        max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""What a call in flight needs of its core, which ``serving`` makes and joins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from orla_lg.core.background import Background, Clock
+from orla_lg.core.boundary.masking import Masking
+from orla_lg.core.engine.retry import RetryPolicy
+from orla_lg.core.limits.book import LimitBook
+from orla_lg.core.lookahead.lookahead import Lookahead
+from orla_lg.core.mapping import Mappings
+from orla_lg.core.memory.manager import MemoryManager
+from orla_lg.core.memory.progress import GraphProgress
+from orla_lg.core.record import RecordBook
+from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.steps import Pauses
+from orla_lg.core.workflow import WorkflowBook
+
+
+@dataclass(eq=False, slots=True)
+class Services:
+    """What a call in flight needs of its core."""
+
+    clock: Clock
+    background: Background
+    new_id: Callable[[], str]
+    book: WorkflowBook
+    records: RecordBook
+    limits: LimitBook
+    foresight: Lookahead
+    memory: MemoryManager
+    progress: GraphProgress
+    schedulers: Mapping[str, BackendScheduler]
+    """In the order of the configuration."""
+    mappings: Mappings
+    masking: Masking
+    """Takes keys out of what is recorded."""
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    pauses: Pauses = field(default_factory=Pauses)
+    closed: bool = False
+    unplaced: set[str] = field(default_factory=set)
+    """Models of calls that went past the core, as far as a warning said so."""
