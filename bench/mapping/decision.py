@@ -127,8 +127,8 @@ def main() -> int:
     for name, mapper, views in mappers:
         given = timed(
             rounds,
-            lambda m=mapper: a_call(m),
-            lambda call, v=views: drive(assign(call, SettledCandidates(v), consultation)),
+            a_call,
+            lambda call, m=mapper, v=views: drive(assign(call, (m,), SettledCandidates(v), consultation)),
         )
         medians[name] = report(name, given)
     serving.close()

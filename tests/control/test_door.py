@@ -20,6 +20,7 @@ from rich.console import Console
 from orla_lg import Backend, ChatOrla, ConfigError, MappingError, Orla
 from orla_lg.control import protocol, server
 from orla_lg.control.client import Client
+from orla_lg.control.state import ProcessState
 from orla_lg.core.operation.statistics import WaitsFor
 from orla_lg.core.record import Happening
 from orla_lg.top import view

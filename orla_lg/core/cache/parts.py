@@ -29,7 +29,7 @@ class Shared:
 
     estimates: Estimates | None = None
     """Of what calls need."""
-    witness: RecordSink | None = None
+    sink: RecordSink | None = None
     """Learns what came of orders to engines."""
     signal: Callable[[Iterable[CacheEvent]], None] | None = None
     """Has the memory manager act on a backend that is full."""
@@ -83,7 +83,7 @@ class EngineParts:
         self.orders = OrderBook()
         self.cache_orders = CacheOrders(
             backend.name, adapter, self.orders, holdings, lock, background, clock,
-            offers=self.health.offers, sink=shared.witness, signal=shared.signal,
+            offers=self.health.offers, sink=shared.sink, signal=shared.signal,
         )  # fmt: skip
         self.caches = EngineCaches(
             backend, adapter, self.orders, lock, background, clock, self.health, self.pace, shared.estimates,
