@@ -17,16 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import count
 from math import floor, inf
-from typing import TYPE_CHECKING
 
 from orla_lg.core.boundary import checked
 from orla_lg.core.identity import ANY_STAGE
-from orla_lg.core.queues import Policies, RequestPolicy, Sortable, StagePolicy
+from orla_lg.core.queues import Policies, Queued, RequestPolicy, Sortable, StagePolicy
 from orla_lg.errors import ConfigError, did_you_mean, shown
-
-if TYPE_CHECKING:
-    from orla_lg.core.queues import Queued
-
 
 KEEP_TENANTS = 1000
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orla_lg.core.background import Background
 from orla_lg.core.bounded import BoundedDict
@@ -33,10 +33,8 @@ from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.prefetch.book import PrefetchBook, Prefetched, SkipReason, WarmStatistics, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
 from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, PrefetchValue
+from orla_lg.core.queues import Queued
 from orla_lg.errors import OrlaClosed
-
-if TYPE_CHECKING:
-    from orla_lg.core.queues import Queued
 
 KEEP_WISHES = 256
 """For one backend, the newest."""

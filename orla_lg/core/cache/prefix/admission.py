@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.prefix.blocks import CachedBlocks
@@ -28,14 +27,11 @@ from orla_lg.core.cache.prefix.nodes import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Call, Usage
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.identity import tenant_of, workflow_name
+from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.memory.events import Doing
-
-if TYPE_CHECKING:
-    from orla_lg.core.engine.speed import Speed
-    from orla_lg.core.lookahead.estimates import Estimates
-    from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.queues import BackendQueue, Queued
 
 GROWTH_SHARE = 0.8
 """Of the growth expected of all, the part that is kept free: not everybody is at its longest at once."""

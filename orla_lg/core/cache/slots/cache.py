@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING
 
 from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.gate import Held
 from orla_lg.core.cache.prefix.admission import AdmissionStatistics
 from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots import fanout
+from orla_lg.core.cache.slots.orders import SlotOrders
 from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.slots.table import SlotLease, SlotTable
 from orla_lg.core.cache.verification import Order, OrderBook, OrderLog
@@ -23,9 +23,6 @@ from orla_lg.core.engine.backend import Capability, Effect, Probe
 from orla_lg.core.engine.speed import Speed
 from orla_lg.core.memory.events import CacheAction, Doing, Holding, Verb
 from orla_lg.core.queues import BackendQueue, Queued
-
-if TYPE_CHECKING:
-    from orla_lg.core.cache.slots.orders import SlotOrders
 
 
 class SlotCache:

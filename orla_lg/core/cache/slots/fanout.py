@@ -20,17 +20,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S
 from orla_lg.core.cache.prefix.nodes import in_common
 from orla_lg.core.cache.slots.table import SlotLease, SlotTable
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call
-from orla_lg.core.engine.speed import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S
-
-if TYPE_CHECKING:
-    from orla_lg.core.engine.speed import Speed
-    from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.engine.speed import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S, Speed
+from orla_lg.core.queues import BackendQueue, Queued
 
 OVERDUE = 3.0
 """A sitter is overdue after so many times what it should take; never before ``PATIENCE_S``: a machine may be slow,

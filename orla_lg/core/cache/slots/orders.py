@@ -9,20 +9,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from orla_lg.core.background import Background, Clock
+from orla_lg.core.cache.slots.files import Saved
+from orla_lg.core.cache.slots.swap import Swap
+from orla_lg.core.cache.slots.table import SlotTable
 from orla_lg.core.cache.verification import Order, OrderBook
 from orla_lg.core.engine.backend import Effect
-from orla_lg.core.engine.capabilities import Copied
+from orla_lg.core.engine.capabilities import Copied, SlotStore
 from orla_lg.core.memory.events import Verb
 from orla_lg.errors import OrlaClosed
-
-if TYPE_CHECKING:
-    from orla_lg.core.background import Background, Clock
-    from orla_lg.core.cache.slots.files import Saved
-    from orla_lg.core.cache.slots.swap import Swap
-    from orla_lg.core.cache.slots.table import SlotTable
-    from orla_lg.core.engine.capabilities import SlotStore
 
 
 class SlotOrders:

@@ -5,12 +5,7 @@ That is the loss to be expected of taking it away. The chance is in ``returns``,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S
-
-if TYPE_CHECKING:
-    from orla_lg.core.engine.speed import SpeedMeter
+from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, SpeedMeter
 
 SAVE_S, RESTORE_S = 0.1, 0.05
 """For as long as no order told better: some thousand tokens of a small model, on a disk."""
