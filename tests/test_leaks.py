@@ -25,6 +25,7 @@ from langgraph.types import interrupt
 from orla_lg import Backend, Orla, OrlaError
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.workflow import RunState
+from orla_lg.graph.execution import handlers_of
 from tests.conftest import assert_nothing_left, at, chat
 from tests.stub_engine import MODEL, Reply, Seen, StubEngine
 
@@ -252,7 +253,7 @@ def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any
     slots = orla.core.serving.schedulers["slots"].cache.table
     assert slots is not None and not any(slot.owner or slot.held or slot.busy for slot in slots.slots)
     for wrapped in (graphs.threaded, graphs.single):
-        handler = wrapped.config["callbacks"][-1]
+        handler = handlers_of(wrapped)[-1]
         assert not handler._nodes and not len(handler._heard)
     # LangGraph's ended tasks may still hold the exceptions of a few calls, with their frames; none is under way.
     flights = [inflight for inflight in alive(InFlightCall) if inflight.services is orla.core.serving.services]
