@@ -243,6 +243,8 @@ class InFlightCall:
             if not self._open or self._scheduler is None:
                 return
             self._holding = _Holding(self._scheduler.backend.name)
+            if (run := self._serving.book.run(self.call.identity.run or "")) is not None:
+                run.unread[self.call.id] = (self.call.identity.namespace, self.finish)
         _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
 
     def first_token(self) -> None:
@@ -277,6 +279,8 @@ class InFlightCall:
             self._open = False
             if self._holding is not None:
                 self._holding.open = False
+                if (run := self._serving.book.run(self.call.identity.run or "")) is not None:
+                    run.unread.pop(self.call.id, None)
         serving = self._serving
         try:
             self._settle(failed=error is not None)
