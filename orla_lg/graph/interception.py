@@ -46,6 +46,7 @@ def chat_steps(
     said: Hints = NO_HINTS,
     may_pass: bool = True,
     assemble: bool = False,
+    shows_counts: bool = False,
     on_record: Callable[[Record], None] | None = None,
 ) -> Steps:
     """Return the steps of one chat completion: who calls, what for, and how to send it."""
@@ -75,9 +76,9 @@ def chat_steps(
 
     if not identity.identified:
         count_lost(core)
-    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
+    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
     call.timeout = timeout_of(client, options)
-    if options.url != CHAT_COMPLETIONS:
+    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, Mapping):
         return serving.pass_by(call, sender, on_end)
     return serving.steps(call, sender, on_end)
 

@@ -24,6 +24,7 @@ from orla_lg.core.call import Usage
 from orla_lg.core.dispatch import RetryPolicy
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.openai_api import tap, wire
+from orla_lg.openai_api.adapter import Answer as ShortAnswer
 from orla_lg.openai_api.adapter import OpenAIAdapter, chunk_of
 from tests.conftest import assert_nothing_left
 from tests.openai_api.raw_engine import EVENTS, MODEL, USAGE, Answer, Asked, RawEngine, events, stream_of, whole
@@ -329,7 +330,7 @@ def test_adapters_make_errors_of_ours_of_garbage(engine: str, shown: list[bytes]
     numbers = itertools.count()
 
     async def ask(method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> httpx.Response:
-        return httpx.Response(200, content=shown[next(numbers) % len(shown)])
+        return ShortAnswer(200, content=shown[next(numbers) % len(shown)])
 
     adapter.ask = ask
 
