@@ -59,7 +59,12 @@ class Bench:
         self._loop.close()
 
     def examine(self, case: Case) -> Verification:
-        """Make the case's call in every way, and judge."""
+        """Make the case's call in every way, and judge; a busy machine may hold a call up once."""
+        found = self._examine(case)
+        slow = found.faults and all(": took " in fault for fault in found.faults)
+        return self._examine(case) if slow else found
+
+    def _examine(self, case: Case) -> Verification:
         number = next(self._numbers)
         keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla", "streamed")}
         for key in keys.values():
@@ -74,12 +79,15 @@ class Bench:
                 faults = self._left(orla, case, wrapped, keys["wrapped"])
             with Orla([backend], mapper={"*": "main"}, control=False) as orla:
                 orla.core.serving.retries = RetryPolicy(base_s=PAUSE_S)
-                chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout)
+                asks = {"stream_usage": True} if case.stream_usage else {}
+                chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout, **asks)
                 through = self._run(self.graph, Job(case, keys["orla"], chat))
                 faults += self._left(orla, case, through, keys["orla"])
             served = {keys["wrapped"], keys["orla"]}
-            if not self.server.wait(lambda: not self.server.connected(served)):
-                faults.append("connections are open after close()")
+            if not self.server.wait(lambda: not self.server.connected(served), 0.3):
+                gc.collect()  # as above
+                if not self.server.wait(lambda: not self.server.connected(served)):
+                    faults.append("connections are open after close()")
 
             def streamed() -> Run:
                 inner = replace(case, inner="stream")
