@@ -191,7 +191,7 @@ def test_what_a_caller_asks_for_has_types(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "listed", [b'{"data": 3}', b'{"data": [3, {"id": null}, {"id": "m", "max_model_len": "4096"}]}']
+    "listed", [b'{"data": 3}', b'{"data": [3, {"id": null}, {"id": "m", "max_model_len": "4 K"}]}']
 )
 def test_probes_of_garbage(listed: bytes) -> None:
     adapter = OpenAIAdapter(Backend("main", "http://h/v1"))
