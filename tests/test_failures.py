@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import RetryPolicy as NodeRetries
 
 from orla_lg import Backend, BackendUnavailable, ChatOrla, Orla, OrlaClosed
 from orla_lg.core.engine.breaker import Circuit
@@ -250,3 +252,63 @@ def test_the_callers_timeout_ends_the_wait_in_a_queue(form: str, way: str, hasty
         causes = [raised.value, raised.value.__cause__]
         assert any("for backend 'main', which is paused" in str(getattr(each, "__notes__", "")) for each in causes)
         assert not engine.requests or all(seen.method == "GET" for seen in engine.requests)
+
+
+@pytest.fixture
+def uncollected() -> Any:
+    """Keep the collector from ending what an exception holds in a cycle."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("when", ["the node again", "the next run"])
+@pytest.mark.parametrize("form", ["stream", "astream"])
+def test_a_stream_that_an_exception_holds_is_waited_for_by_nobody(
+    form: str, when: str, make_orla: Any, uncollected: None
+) -> None:
+    attempts: list[int] = []
+
+    def fail(stream: Any) -> None:
+        error = RuntimeError("no")
+        error.stream = stream  # type: ignore[attr-defined]
+        raise error
+
+    def node(state: MessagesState) -> Any:
+        attempts.append(1)
+        stream = llm.stream("x")
+        next(stream)
+        if len(attempts) == 1:
+            fail(stream)
+        return {"messages": list(stream)[:1]}
+
+    async def anode(state: MessagesState) -> Any:
+        attempts.append(1)
+        stream = llm.astream("x")
+        await anext(stream)
+        if len(attempts) == 1:
+            fail(stream)
+        return {"messages": [piece async for piece in stream][:1]}
+
+    with FaultEngine() as engine:
+        llm = ChatOpenAI(base_url="http://127.0.0.1:9/v1", api_key=CALLER_KEY, model=MODEL)
+        orla = make_orla(Backend("main", engine.url, model=MODEL, max_concurrency=1), mapper={"*": "main"})
+        retries = (
+            NodeRetries(max_attempts=2, initial_interval=0.01, retry_on=RuntimeError)
+            if when == "the node again"
+            else None
+        )
+        built = StateGraph(MessagesState).add_node("node", node if form == "stream" else anode, retry_policy=retries)
+        graph = orla.wrap(built.add_edge(START, "node").compile())
+
+        def run() -> Any:
+            if form == "stream":
+                return graph.invoke({"messages": []})
+            return asyncio.run(asyncio.wait_for(graph.ainvoke({"messages": []}), 10))
+
+        if when == "the next run":
+            with pytest.raises(RuntimeError, match="no"):
+                run()
+        assert run()["messages"] and len(attempts) == 2
+        assert [record.error for record in orla.records()] == ["abandoned", None]

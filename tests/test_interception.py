@@ -401,6 +401,20 @@ def test_the_responses_api_passes(engine: StubEngine, theirs: StubEngine, orla: 
     assert record.external and record.model == "gpt-x" and not engine.chats
 
 
+@pytest.mark.parametrize("body", [[1], "text", None])
+def test_a_body_that_is_no_object_is_the_engines_to_judge(
+    theirs: StubEngine, orla: Orla, sdk: openai.OpenAI, body: Any
+) -> None:
+    def post() -> Any:
+        return sdk.post("/chat/completions", body=body, cast_to=object, options={"max_retries": 0})
+
+    with pytest.raises(openai.APIError) as wrapped:
+        inside(orla, post)
+    with pytest.raises(openai.APIError) as bare:
+        post()
+    assert type(wrapped.value) is type(bare.value) and orla.records()[-1].external
+
+
 def test_other_endpoints_are_none_of_our_business(theirs: StubEngine, orla: Orla, sdk: openai.OpenAI) -> None:
     assert inside(orla, lambda: sdk.models.list().data[0].id) == "stub-model"
     assert theirs.requests[0].key == CALLER_KEY and not orla.records()

@@ -248,6 +248,8 @@ class InFlightCall:
             if not self._open or self.scheduler is None:
                 return
             self._holding = _Holding(self.scheduler.backend.name)
+            if (run := self.services.book.run(self.call.identity.run or "")) is not None:
+                run.unread[self.call.id] = (self.call.identity.namespace, self.finish)
         _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
 
     def first_token(self) -> None:
@@ -284,6 +286,8 @@ class InFlightCall:
             self._open = False
             if self._holding is not None:
                 self._holding.open = False
+                if (run := self.services.book.run(self.call.identity.run or "")) is not None:
+                    run.unread.pop(self.call.id, None)
         services, now = self.services, self.services.clock()
         try:
             if self.reservation is not None:

@@ -143,6 +143,13 @@ class CallEvent:
 Listener = Callable[[CallEvent], None]
 
 
+@dataclass(eq=False, slots=True)
+class _Subscription:
+    listener: Listener
+    failed: bool = False
+    """Whether it was logged that the listener failed."""
+
+
 class RecordBook:
     """The newest records, and the listeners.
 
@@ -158,7 +165,7 @@ class RecordBook:
         self._records = BoundedDict[str, Record](keep)
         self._late = BoundedDict[str, CacheFollowUp](keep)
         """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
-        self._listeners: tuple[Listener, ...] = ()
+        self._listeners: tuple[_Subscription, ...] = ()
         self.heard = False
         """Whether there is a listener, so that an event is worth making."""
         self.total = 0
@@ -234,20 +241,26 @@ class RecordBook:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell *listener* every ``CallEvent`` from now on; returns a function that ends that."""
+        mine = _Subscription(listener)
         with self._lock:
-            self._listeners, self.heard = (*self._listeners, listener), True
+            self._listeners, self.heard = (*self._listeners, mine), True
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(each for each in self._listeners if each is not listener)
+                self._listeners = tuple(each for each in self._listeners if each is not mine)
                 self.heard = bool(self._listeners)
 
         return unsubscribe
 
     def tell(self, event: CallEvent) -> None:
-        """Tell the listeners; one that fails is logged and does not disturb the call."""
-        for listener in self._listeners:
+        """Tell the listeners; one that fails is logged, once, and does not disturb the call."""
+        for each in self._listeners:
             try:
-                listener(event)
+                each.listener(event)
             except Exception:  # a listener is the user's code; its fault must not end a call
-                log.exception("a listener of orla_lg failed on %s", event.kind)
+                if not each.failed:
+                    each.failed = True
+                    log.exception(
+                        "a listener of orla_lg failed on %s; it hears of what follows, and failures of it are not "
+                        "logged any more", event.kind,
+                    )  # fmt: skip

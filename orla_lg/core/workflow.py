@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orla_lg.core.call import Call, Hints, RunShare, Usage
-from orla_lg.core.identity import Identity, tenant_of, workflow_key, workflow_name
+from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
 from orla_lg.core.lookahead.estimates import RunCourse
@@ -66,6 +66,8 @@ class RunState:
     """The limits of its graph."""
     accounts: Accounts = field(default_factory=dict)
     """What its own limits are kept by (``budgets``)."""
+    unread: dict[str, tuple[str, Callable[[str], None]]] = field(default_factory=dict)
+    """Its calls whose streams are being read, by id: the execution of a node that reads, and what ends the call."""
 
     @property
     def name(self) -> str:
@@ -85,6 +87,15 @@ class RunState:
     def stages(self) -> list[str]:
         """Return the stages it is in now."""
         return [stage for stage, nodes in list(self.now_in.items()) if nodes > 0]
+
+    def failed(self, namespace: str, error: str) -> None:
+        """End the calls whose streams an execution of a node left open when it raised; all, where it is empty.
+
+        Its exception holds them in a cycle until the collector runs, and they hold what the next call may wait for.
+        """
+        for within, finish in list(self.unread.values()):
+            if not namespace or within == namespace or within.startswith(namespace + NAMESPACE_SEPARATOR):
+                finish(error)
 
     def ends(self, told: Outcome) -> Outcome:
         """Return how the run really ends: LangGraph tells an interrupted one as done."""

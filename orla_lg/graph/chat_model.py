@@ -45,6 +45,7 @@ class _Asking:
     manager: RunManager | None
     said: Hints
     assemble: bool
+    shows_counts: bool = False
     record: Record | None = None
 
     def note(self, record: Record) -> None:
@@ -100,13 +101,16 @@ class _AsyncServedClient(openai.AsyncOpenAI):
 def _steps(client: _ServedClient | _AsyncServedClient, options: Any, form: Mapping[str, Any]) -> Any:
     if options.url != CHAT_COMPLETIONS:
         raise OrlaError(f"ChatOrla serves {CHAT_COMPLETIONS}, not {options.url}; use ChatOpenAI for that")
+    if not isinstance(options.json_data, Mapping):
+        raise OrlaError(f"a chat completion's body is an object, not {type(options.json_data).__name__}")
     asking = _ASKING.get() or _Asking(None, NO_HINTS, assemble=False)
     come_from = _origin_of(asking.manager or _MANAGER.get())
     MODEL_RUN.set(None)
     unplaced = functools.partial(_refuse, options)
     return chat_steps(
         client.core, come_from, client, unplaced, options, form,
-        said=asking.said, may_pass=False, assemble=asking.assemble, on_record=asking.note,
+        said=asking.said, may_pass=False, assemble=asking.assemble,
+        shows_counts=asking.shows_counts, on_record=asking.note,
     )  # fmt: skip
 
 
@@ -147,7 +151,6 @@ class ChatOrla(ChatOpenAI):
                 values["api_key"] = SecretStr(NO_KEY)
             if not (values.keys() & {"base_url", "openai_api_base"}):
                 values["base_url"] = "http://orla.invalid/v1"  # never asked: backends have the addresses
-            values.setdefault("stream_usage", True)
             values.setdefault("use_responses_api", False)
         return values
 
@@ -193,6 +196,8 @@ class ChatOrla(ChatOpenAI):
             "default_query": query_of(None, self.default_query, core.clients[scheduler.backend.name].query),
         }
         self.model_name = scheduler.backend.model or self.model_name
+        if self.stream_usage is None:
+            self.stream_usage = True
         self._use(openai.OpenAI(**settings), openai.AsyncOpenAI(**settings))
 
     # LangChain's hooks: name the model run, let ChatOpenAI do it, put the record on the answer.
@@ -240,7 +245,7 @@ class ChatOrla(ChatOpenAI):
             return _with_record(await super()._agenerate(messages, stop, run_manager, **kwargs), asking)
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-        asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False)
+        asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False, shows_counts=self.stream_usage is None)
         with closing(cast("Generator[ChatGenerationChunk]", super()._stream(*args, **kwargs))) as chunks:
             # The request is made on the way to the first chunk. A generator must not leave a context
             # variable set while its caller runs.
@@ -254,7 +259,7 @@ class ChatOrla(ChatOpenAI):
             yield _record_chunk(asking.record)
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
-        asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False)
+        asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False, shows_counts=self.stream_usage is None)
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
                 first = await anext(chunks, None)
@@ -267,10 +272,12 @@ class ChatOrla(ChatOpenAI):
             yield _record_chunk(asking.record)
 
 
-def _asking(manager: RunManager | None, kwargs: dict[str, Any], *, assemble: bool) -> _Asking:
+def _asking(
+    manager: RunManager | None, kwargs: dict[str, Any], *, assemble: bool, shows_counts: bool = False
+) -> _Asking:
     """Take the hints out of *kwargs*: the rest is the engine's."""
     said = {name: kwargs.pop(name) for name in _HINTS & kwargs.keys()}
-    return _Asking(manager, Hints.of(said) if said else NO_HINTS, assemble)
+    return _Asking(manager, Hints.of(said) if said else NO_HINTS, assemble, shows_counts)
 
 
 def _with_record(result: ChatResult, asking: _Asking) -> ChatResult:

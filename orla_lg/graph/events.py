@@ -20,6 +20,7 @@ from langgraph.errors import GraphBubbleUp
 
 from orla_lg.core.call import Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
+from orla_lg.core.inflight import ABANDONED
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import OrlaError
@@ -188,11 +189,16 @@ class GraphEvents(GraphCallbackHandler):
             run = self._core.serving.book.run(root)
             if run is not None:
                 run.node_hints.pop(namespace, None)
+                if run.unread and outcome is not Outcome.DONE:
+                    run.failed(namespace, ABANDONED)
                 if reports:
                     self._core.serving.progress.node_left(run, stage, namespace)
             if self._core.serving.records.heard:
                 self._tell(Happening.NODE_LEFT, root, stage, detail=str(outcome))
         if root == str(run_id):
+            run = self._core.serving.book.run(root)
+            if run is not None and outcome is not Outcome.DONE:
+                run.failed("", ABANDONED)
             self._core.serving.progress.run_ended(root, outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:

@@ -47,6 +47,7 @@ def chat_steps(
     said: Hints = NO_HINTS,
     may_pass: bool = True,
     assemble: bool = False,
+    shows_counts: bool = False,
     on_record: Callable[[Record], None] | None = None,
 ) -> Steps:
     """Return the steps of one chat completion: its identity, its request, and how to send it."""
@@ -78,8 +79,8 @@ def chat_steps(
 
     if not identity.identified:
         count_lost(core)
-    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble)
-    if options.url != CHAT_COMPLETIONS:
+    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
+    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, Mapping):
         return pass_by(inflight, sender, on_end)
     return serve(inflight, sender, on_end)
 

@@ -100,7 +100,7 @@ class OpenAIAdapter:
             response = await self._stream(stack, http, body)
             self._heed_status("POST chat/completions", response)
             async for line in response.aiter_lines():
-                whole = whole or wire.DONE.decode() in line
+                whole = whole or wire.is_done(line.encode())
                 if (parsed := self._event(line)) is not None:
                     yield chunk_of(parsed)
         if not whole:

@@ -40,7 +40,7 @@ class Assembly:
     @property
     def empty(self) -> bool:
         """Whether nothing came that belongs to an answer."""
-        return not (self._choices or self.error)
+        return not (self.error or any(choice.came for choice in self._choices.values()))
 
     @property
     def counted(self) -> bool:
@@ -77,6 +77,8 @@ class Assembly:
 
 class _Choice:
     def __init__(self, index: int) -> None:
+        self.came = False
+        """Whether a part of a message came, be it an empty one."""
         self._rest: dict[str, Any] = {"index": index}
         self._message: dict[str, Any] = {}
         self._role = "assistant"
@@ -86,6 +88,7 @@ class _Choice:
         delta = object_in(part, "delta")
         if not (delta or self._message):
             delta = object_in(part, "message")  # the whole at once
+        self.came = self.came or any(part.get(key) is not None for key in ("delta", "message"))
         for key, value in delta.items():
             if key == "tool_calls":
                 for call in list_in(delta, key):
@@ -129,7 +132,10 @@ class ToolCalls:
         has_name = bool(function.get("name") or custom.get("name"))
         if not (has_name or named or function.get("arguments") or custom) and index not in self._by_index:
             return  # nothing yet
-        call = self._call_for(index, named, has_name=has_name)
+        begins = "name" in function or "name" in custom  # be it an empty one: where calls go on, some repeat that
+        if has_name and index is None and delta.get("id") == "" and self._calls and not self._calls[-1].is_whole:
+            has_name = False  # an empty id and a name that is repeated: the call goes on
+        call = self._call_for(index, named, has_name=has_name, begins=begins)
         if index is not None:
             self._by_index[index] = call
         if named is not None:
@@ -137,13 +143,13 @@ class ToolCalls:
         call.id = call.id or (named if named is not None or given != "" else "")
         call.add(delta, function)
 
-    def _call_for(self, index: int | None, named: str | None, *, has_name: bool) -> _ToolCall:
+    def _call_for(self, index: int | None, named: str | None, *, has_name: bool, begins: bool) -> _ToolCall:
         known = None if index is None else self._by_index.get(index)
         if known is not None:
             other = named is not None and known.id and named != known.id
             # Some engines draw a new id for each delta: a call that goes on brings no name.
             return self._new() if other and has_name else known
-        if named is not None and (index is None or not has_name) and named in self._by_id:
+        if named is not None and (index is None or not begins) and named in self._by_id:
             return self._by_id[named]
         if not self._calls or named is not None or (has_name and (index is not None or self._calls[-1].id)):
             return self._new()
@@ -179,6 +185,12 @@ class _ToolCall:
             for key, value in source.items():
                 if key not in _CALL_KEYS and value is not None:
                     into[key] = _merged(into.get(key), value)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its arguments are whole so far; cheap where they plainly go on."""
+        last = self._pieces[-1][1] if self._pieces else ""
+        return last.rstrip().endswith("}") and _is_whole("".join(arguments for _, arguments in self._pieces))
 
     def wholes(self) -> Iterator[dict[str, Any]]:
         rest, function = _joined(self._rest), _joined(self._function)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -19,13 +15,12 @@ import openai
 
 from orla_lg.core.call import CallerTimeout
 from orla_lg.core.engine.backend import Backend, with_fields
-from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api import wire
-from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS, Dialect, is_guard
+from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, is_guard, may_refuse
+from orla_lg.openai_api.failures import NO_REQUEST, attempt
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
-from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Mode, Tap, TappedStream, atap_response, tap_response
+from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
 
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
@@ -33,10 +28,6 @@ NO_KEY = "none"
 KEEP_ALIVE_S = 4.0
 """An idle connection is let go after so long: uvicorn (vLLM, SGLang) closes it after five seconds, and a request that
 is sent at that very moment is lost."""
-
-NO_REQUEST = httpx2.Request("POST", "/chat/completions")
-"""The SDK's errors name a request; ours must not carry the caller's prompt."""
-_RETRIED_STATUS = frozenset({408, 409, 429})
 
 
 class EngineClient(openai.OpenAI):
@@ -147,6 +138,7 @@ class SdkSender:
         options: The SDK's request options.
         form: The SDK's other arguments (``cast_to``, ``stream``, ``stream_cls``).
         assemble: Stream from the engine even where the caller does not, to see the first token.
+        shows_counts: Let the caller have the token counts of a stream for which it did not ask.
     """
 
     def __init__(
@@ -158,6 +150,7 @@ class SdkSender:
         form: Mapping[str, Any],
         *,
         assemble: bool,
+        shows_counts: bool = False,
     ) -> None:
         self.max_attempts = 1 + options.get_max_retries(caller.max_retries)
         self._clients = clients
@@ -166,6 +159,7 @@ class SdkSender:
         self._options = options
         self._form = form
         self._may_assemble = assemble
+        self._shows_counts = shows_counts
 
     def send(self, inflight: InFlightCall) -> Any:
         """Send from this thread."""
@@ -174,7 +168,7 @@ class SdkSender:
             inflight.finish()
             return response
         outgoing = self._outgoing(inflight)
-        with _attempt(inflight):
+        with attempt(inflight):
             try:
                 tap, response = self._send_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
@@ -204,7 +198,7 @@ class SdkSender:
             inflight.finish()
             return response
         outgoing = self._outgoing(inflight)
-        with _attempt(inflight):
+        with attempt(inflight):
             try:
                 tap, response = await self._asend_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
@@ -238,17 +232,18 @@ class SdkSender:
         guards = {name: value for name, value in fields.items() if is_guard(name, value)}
         added = {name for name, value in fields.items() if name not in guards and asked.get(name, guards) != value}
         mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
-        strip = False
+        hides: Hides | None = None
         if isinstance(streams, Mapping):  # else the engine says what is wrong with it
             if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
                 mode, body["stream"] = "assemble", True
             countable = inflight.counts_streams and STREAM_OPTIONS not in dialect.refused
-            strip = mode == "stream" and countable and not streams.get("include_usage")
-            if strip or mode == "assemble":
+            if mode == "stream" and countable and not streams.get("include_usage"):
+                hides = wire.is_unreadable_usage if self._shows_counts and not streams else wire.is_usage_only
+            if hides is not None or mode == "assemble":
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
-                added |= {STREAM_OPTIONS} if strip else {"stream", STREAM_OPTIONS}
+                added |= {STREAM_OPTIONS} if mode == "stream" else {"stream", STREAM_OPTIONS}
         options = self._options_for(clients, body, fields)
-        return Outgoing(clients, options, mode, strip, added, asked, guards)
+        return Outgoing(clients, options, mode, hides, added, asked, guards)
 
     def _without_ours(self, outgoing: Outgoing) -> Outgoing:
         """Return the same request with nothing added but what keeps workflows apart."""
@@ -308,7 +303,8 @@ class Outgoing:
     options: Any
     """The SDK's."""
     mode: Mode
-    strip_usage: bool = False
+    hides: Hides | None = None
+    """Events that the engine sends because of what we added, and that the caller does not get."""
     added: Collection[str] = ()
     """Fields of the body that the caller did not ask for, and that may be left out."""
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -318,11 +314,11 @@ class Outgoing:
 
     def may_cause(self, refusal: openai.APIStatusError) -> bool:
         """Whether the engine may have refused what we added."""
-        return bool(self.added) and refusal.status_code in REFUSALS
+        return may_refuse(self.added, refusal.status_code, refusal.response.text)
 
     def refused(self, refusal: openai.APIStatusError) -> None:
         """Note that the same request was taken without what we added."""
-        self.clients.dialect.learn(self.added, refusal.response.text)
+        self.clients.dialect.learn(self.added, refusal.response.text, refusal.status_code)
 
     def note(self, tap: Tap) -> None:
         """Note what came, where it is there already."""
@@ -336,68 +332,9 @@ def _mode_of(body: Mapping[str, Any]) -> Mode:
 
 @contextmanager
 def _tapped(inflight: InFlightCall, outgoing: Outgoing) -> Iterator[Tap]:
-    tap = Tap(inflight, outgoing.mode, strip_usage=outgoing.strip_usage)
+    tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
     token = TAP.set(tap)
     try:
         yield tap
     finally:
         TAP.reset(token)
-
-
-@contextmanager
-def _attempt(inflight: InFlightCall) -> Iterator[None]:
-    """Say how the attempt failed, if it did; nothing of an answer has reached the caller then."""
-    try:
-        yield
-    except BackendUnavailable as error:  # redirected to where it must not go
-        raise AttemptFailed(error, elsewhere=True) from error
-    except json.JSONDecodeError as error:
-        raise AttemptFailed(error) from error
-    except wire.Garbage as error:
-        raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
-    except httpx2.HTTPError as error:  # while the stream was primed
-        raise attempt_failed(_as_sdk_error(error)) or error from error
-    except openai.APIError as error:
-        failure = attempt_failed(error)
-        if failure is None:
-            inflight.answered()
-            raise
-        raise failure from error
-
-
-def attempt_failed(error: openai.APIError) -> AttemptFailed | None:
-    """Return how *error* counts as a failed attempt; ``None`` where trying again cannot help."""
-    if isinstance(error, openai.APITimeoutError):
-        return AttemptFailed(error, unreachable=isinstance(error.__cause__, httpx2.ConnectTimeout))
-    if isinstance(error, openai.APIConnectionError):
-        return AttemptFailed(error, unreachable=True)
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    status, retry_after_s = error.status_code, _retry_after_s(error.response.headers.get("retry-after"))
-    if status == HTTPStatus.NOT_FOUND:
-        return AttemptFailed(error, elsewhere=True)
-    if status in _RETRIED_STATUS or status >= 500:
-        overloaded = status == HTTPStatus.TOO_MANY_REQUESTS or (status == 503 and retry_after_s is not None)
-        return AttemptFailed(error, overloaded=overloaded, retry_after_s=retry_after_s)
-    return None
-
-
-def _as_sdk_error(error: httpx2.HTTPError) -> openai.APIConnectionError:
-    """Return what the SDK would have raised, had it been reading the stream."""
-    if isinstance(error, httpx2.TimeoutException):
-        return openai.APITimeoutError(request=NO_REQUEST)
-    return openai.APIConnectionError(message=f"{type(error).__name__}: {error}", request=NO_REQUEST)
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Return a ``Retry-After`` header in seconds, whether it gives seconds or a date."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -22,6 +22,16 @@ def is_guard(name: str, value: Any) -> bool:
     return name == "cache_salt" or (name == "cache_prompt" and value is False)
 
 
+def named_in(answer: str, fields: Collection[str]) -> set[str]:
+    """Return which of *fields* an engine's answer names."""
+    return {name for name in fields if re.search(rf"\b{re.escape(name)}\b", answer)}
+
+
+def may_refuse(fields: Collection[str], status: int, answer: str) -> bool:
+    """Whether an engine that answered an error may mean *fields*: it says so, or crashed over one and names it."""
+    return bool(fields) and (status in REFUSALS or (status >= 500 and bool(named_in(answer, fields))))
+
+
 class Dialect:
     """Fields that an engine refuses, and whether its streams end with token counts.
 
@@ -43,14 +53,17 @@ class Dialect:
             return fields
         return {name: value for name, value in fields.items() if name not in self.refused or is_guard(name, value)}
 
-    def learn(self, added: Collection[str], answer: str) -> None:
+    def learn(self, added: Collection[str], answer: str, status: int = 400) -> None:
         """Note that a request was refused with the fields *added* by us, and taken without them.
 
         Args:
             added: What we had added.
             answer: What the engine said: where it names one of them, the others are not meant.
+            status: With which status. A crash may name a field by chance, where the name is an everyday word.
         """
-        named = {name for name in added if re.search(rf"\b{re.escape(name)}\b", answer)}
+        named = named_in(answer, added)
+        if status not in REFUSALS:
+            added = named = {name for name in named if "_" in name}
         with self._lock:
             new = (named or set(added)) - self.refused
             self.refused |= new

@@ -11,11 +11,13 @@ or that answers garbage, is found out while the call can still be tried elsewher
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import json
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
@@ -24,6 +26,7 @@ import httpx2
 from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.assembly import Assembly
+from orla_lg.openai_api.decoding import decode
 
 Mode = Literal["plain", "stream", "assemble"]
 
@@ -35,6 +38,13 @@ MAX_PLAIN_BYTES = 64 * 2**20
 
 MAX_ASSEMBLED_BYTES = 256 * 2**20
 """A stream that is longer is not assembled: a million tokens, each in an event of its own."""
+
+
+DRAIN_S = 0.1
+"""So long is waited for the end of a connection's response after the end of the answer: then it can be used again."""
+
+Hides = Callable[[bytes], bool]
+"""Whether an event of a stream is not for the caller."""
 
 
 class TappedResponse(Protocol):
@@ -49,20 +59,30 @@ class Tap:
 
     Until the sender hands the response over to the caller, an end or a break is the sender's to judge
     (it may try again); afterwards it ends the flight.
+
+    Args:
+        inflight: The call.
+        mode: What the caller gets of the response.
+        hides: Events of a stream that the caller does not get.
     """
 
-    def __init__(self, inflight: InFlightCall, mode: Mode, *, strip_usage: bool = False) -> None:
+    def __init__(self, inflight: InFlightCall, mode: Mode, *, hides: Hides | None = None) -> None:
         self.complete = False
         self.begun = False
         self.counted = False
         """Whether token counts came."""
         self._inflight = inflight
         self.mode = mode
+        self.content_type = ""
+        """What the engine says that it sends."""
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
         self._beginning = None if mode == "plain" else wire.Beginning(json_too=mode == "assemble")
-        self._splitter = wire.EventSplitter() if strip_usage or mode == "assemble" else None
+        self._hides = hides
+        self._splitter = wire.EventSplitter() if hides is not None or mode == "assemble" else None
+        self.assembled = False
+        """Whether the stream that is assembled said that it is done: what follows is none of the answer."""
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
         self._bytes = 0
@@ -88,8 +108,11 @@ class Tap:
             return b""
         if self._splitter.whole(data) and not wire.may_be_usage_only(data):
             return data
-        passing = b"".join(event for event in self._splitter.feed(data) if not wire.is_usage_only(event))
+        passing = b"".join(event for event in self._splitter.feed(data) if not self._is_hidden(event))
         return passing + self._splitter.rest() if self._splitter.is_stuck else passing
+
+    def _is_hidden(self, event: bytes) -> bool:
+        return self._hides is not None and self._hides(event)
 
     def _begin(self, *, is_json: bool) -> None:
         """Note that the first event is there, or that the engine answers in one piece what was to be streamed."""
@@ -111,10 +134,21 @@ class Tap:
     def _assemble(self, assembly: Assembly, events: list[bytes]) -> None:
         try:
             for event in events:
+                if self.assembled:
+                    return
                 if (chunk := wire.payload(event)) is not None:
                     assembly.add(chunk)
+                else:
+                    self.assembled = wire.is_done(event)
         except RecursionError as error:
             raise wire.Garbage("a chunk is nested too deeply") from error
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer was whole before its bytes ended: a break after that takes nothing from it."""
+        if self.assembly is not None:
+            return self.assembled or (self.assembly.finished and not self.assembly.error)
+        return self.mode == "stream" and wire.is_done(b"".join(self._kept))
 
     def last(self, response: TappedResponse) -> bytes:
         """Return what the caller still gets when the engine's bytes are through.
@@ -123,6 +157,8 @@ class Tap:
             Garbage, json.JSONDecodeError: It was no answer.
             httpx2.RemoteProtocolError: It stopped before its end.
         """
+        if self._beginning is not None:
+            self._beginning.end()
         rest = b"" if self._splitter is None else self._splitter.rest()
         if self.assembly is not None:
             whole = self._whole(self.assembly, rest, response)
@@ -133,9 +169,9 @@ class Tap:
         if self.mode == "stream" and not wire.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
-            wire.heed_shape(kept, response.headers.get("content-type", ""))
+            wire.heed_shape(kept, self.content_type)
         self.complete = True
-        return b"" if wire.is_usage_only(rest) else rest
+        return b"" if self._is_hidden(rest) else rest
 
     def _whole(self, assembly: Assembly, rest: bytes, response: TappedResponse) -> bytes:
         self._assemble(assembly, [rest])
@@ -172,7 +208,7 @@ class Tap:
         """Note that the stream was closed, read to its end or not."""
         if not self.complete:
             self._read_usage()
-            self.complete = any(wire.DONE in data for data in self._kept)
+            self.complete = self.ended
         if self._handed_over:
             self._inflight.finish(None if self.complete else ABANDONED)
 
@@ -208,8 +244,17 @@ class TappedStream(httpx2.SyncByteStream):
     def _pass(self) -> Iterator[bytes]:
         tap = self._tap
         try:
-            for data in self._inner:  # type: ignore[union-attr]
-                yield tap.feed(data)
+            try:
+                coming = iter(self._inner)  # type: ignore[arg-type]
+                for data in coming:
+                    yield tap.feed(data)
+                    if tap.assembled:
+                        break
+                if tap.assembled:
+                    _drain(coming, self._response)
+            except httpx2.HTTPError:
+                if not tap.ended:
+                    raise
             yield tap.last(self._response)
         except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
@@ -256,8 +301,17 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
     async def _pass(self) -> AsyncGenerator[bytes]:
         tap = self._tap
         try:
-            async for data in self._inner:  # type: ignore[union-attr]
-                yield tap.feed(data)
+            try:
+                coming = aiter(self._inner)  # type: ignore[arg-type]
+                async for data in coming:
+                    yield tap.feed(data)
+                    if tap.assembled:
+                        break
+                if tap.assembled:
+                    await _adrain(coming)
+            except httpx2.HTTPError:
+                if not tap.ended:
+                    raise
             yield tap.last(self._response)
         except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
@@ -279,6 +333,31 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
             loop.call_soon_threadsafe(lambda: loop.create_task(inner.aclose()))  # type: ignore[union-attr]
 
 
+def _drain(coming: Iterator[bytes], response: httpx2.Response) -> None:
+    """Read on to the end of the response, if that is near."""
+    network, until_s = response.extensions.get("network_stream"), time.monotonic() + DRAIN_S
+    if network is not None:  # httpx knows one time-out for all reads of a response
+        network.read = functools.partial(_read_soon, network.read)
+    try:
+        for _ in coming:
+            if time.monotonic() > until_s:
+                return
+    finally:
+        if network is not None:
+            del network.read
+
+
+def _read_soon(read: Callable[..., bytes], max_bytes: int, timeout: float | None = None) -> bytes:
+    return read(max_bytes, timeout=DRAIN_S)
+
+
+async def _adrain(coming: AsyncIterator[bytes]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in coming:
+                pass
+
+
 TAP: ContextVar[Tap | None] = ContextVar("orla_tap", default=None)
 """The tap for the request that this task or thread is sending."""
 
@@ -288,7 +367,7 @@ def tap_response(response: httpx2.Response) -> None:
     tap = TAP.get()
     if tap is None or not response.is_success:
         return
-    _decode(response)
+    decode(response)
     _label(tap, response)
     response.stream = tap.stream = TappedStream(tap, response)
 
@@ -298,49 +377,12 @@ async def atap_response(response: httpx2.Response) -> None:
     tap = TAP.get()
     if tap is None or not response.is_success:
         return
-    _decode(response)
+    decode(response)
     _label(tap, response)
     response.stream = tap.stream = AsyncTappedStream(tap, response)
 
 
 def _label(tap: Tap, response: httpx2.Response) -> None:
+    tap.content_type = response.headers.get("content-type", "")
     if tap.mode == "assemble":
         response.headers["content-type"] = "application/json"
-
-
-def _decode(response: httpx2.Response) -> None:
-    """Put the bytes as they were before the server compressed them, though it was not asked to, into *response*."""
-    if response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity"):
-        return
-    packed = httpx2.Response(
-        response.status_code, headers=response.headers, stream=response.stream, request=response.request
-    )
-    del response.headers["content-encoding"]
-    response.headers.pop("content-length", None)
-    response.stream = (
-        _Decoded(packed) if isinstance(response.stream, httpx2.SyncByteStream) else _AsyncDecoded(packed)
-    )
-
-
-class _Decoded(httpx2.SyncByteStream):
-    def __init__(self, packed: httpx2.Response) -> None:
-        self._packed = packed
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._packed.iter_bytes()
-
-    def close(self) -> None:
-        self._packed.close()
-
-
-class _AsyncDecoded(httpx2.AsyncByteStream):
-    def __init__(self, packed: httpx2.Response) -> None:
-        self._packed = packed
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async with aclosing(self._packed.aiter_bytes()) as passing:
-            async for data in passing:
-                yield data
-
-    async def aclose(self) -> None:
-        await self._packed.aclose()

@@ -22,10 +22,11 @@ _EVENT_END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DECODER = json.JSONDecoder()
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_DONE = re.compile(rb"(?:\A|[\r\n])data:\s*\[DONE\]")
+"""At the beginning of a line: no JSON string holds a raw line break."""
+_FIELD = re.compile(rb"(?:\A|[\r\n])(?:data|event|id|retry)?:")
+"""A line that only a stream of events has."""
 _SHOWN_BYTES = 120
-
-DONE = b"[DONE]"
 
 MAX_EVENT_BYTES = 16 * 2**20
 """One event of a stream that is longer is not waited for."""
@@ -106,9 +107,9 @@ class Beginning:
         self.is_json = False
         """Whether it is an answer in one piece."""
         self.head = b""
-        """What came until it was plain which of both it is."""
+        """What it begins with."""
         self._json_too = json_too
-        self._is_sse = False
+        self._bytes = 0
         self._splitter = EventSplitter()
 
     def feed(self, data: bytes) -> bool:
@@ -117,25 +118,32 @@ class Beginning:
         Raises:
             Garbage: It cannot become an answer any more.
         """
-        if not self._is_sse:
-            data = self.head = (self.head + data).removeprefix(codecs.BOM_UTF8).lstrip()
-            if self._json_too and data.startswith(b"{"):
+        if len(self.head) < _SHOWN_BYTES:
+            self.head = (self.head + data).removeprefix(codecs.BOM_UTF8).lstrip()
+            if self._json_too and self.head.startswith(b"{"):
                 self.is_json = True
                 return True
-            if not any(data.startswith(field) for field in _FIELDS):
-                if any(field.startswith(data) for field in _FIELDS):
-                    return False
-                raise Garbage(f"expected server-sent events, got {data[:_SHOWN_BYTES]!r}")
-            self._is_sse = True
+        self._bytes += len(data)
         if any(_brings(event) for event in self._splitter.feed(data)):
             return True
         if self._splitter.is_stuck:
             raise Garbage(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        if self._bytes > MAX_EVENT_BYTES:
+            raise Garbage(f"no event in {self._bytes} bytes, which begin with {self.head[:_SHOWN_BYTES]!r}")
         return False
+
+    def end(self) -> None:
+        """Judge what ended before an event that brings something; lines that SSE does not know mean nothing there.
+
+        Raises:
+            Garbage: It has nothing of a stream of events.
+        """
+        if self.head and not _FIELD.search(self.head):
+            raise Garbage(f"expected server-sent events, got {self.head[:_SHOWN_BYTES]!r}")
 
 
 def _brings(event: bytes) -> bool:
-    if DONE in event:
+    if is_done(event):
         return True
     try:
         first = payload(event)
@@ -173,9 +181,14 @@ def _heed_error(event: Mapping[str, Any]) -> None:
         raise Garbage(f"the engine failed: {said}", said)
 
 
+def is_done(data: bytes) -> bool:
+    """Whether *data*, an event or the end of a stream, says that nothing more belongs to the stream."""
+    return _DONE.search(data) is not None
+
+
 def ends_well(tail: bytes) -> bool:
     """Whether the end of a stream says that the answer is whole."""
-    return DONE in tail or _FINISHED.search(tail) is not None
+    return is_done(tail) or _FINISHED.search(tail) is not None
 
 
 def usage_of(counts: Any, timings: Any = None) -> Usage:
@@ -234,6 +247,33 @@ def is_usage_only(event: bytes) -> bool:
     return _NO_CHOICES.search(event) is not None and _USAGE.search(event) is not None
 
 
+def is_unreadable_usage(event: bytes) -> bool:
+    """Whether an event brings nothing but token counts, and such as a reader of the stream stumbles over."""
+    if not may_be_usage_only(event):
+        return False
+    try:
+        usage = (payload(event) or {}).get("usage")
+    except Garbage:
+        return False  # the reader's to judge
+    return bool(usage) and not _is_readable(usage)
+
+
+def _is_readable(usage: Any) -> bool:
+    if not isinstance(usage, Mapping):
+        return False
+    return all(
+        not value or _is_readable(value) if key.endswith("_details") else value is None or _is_whole(value)
+        for key, value in usage.items()
+        if key.endswith(("_tokens", "_details"))
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().isdecimal() and len(value) < 20
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
 class EventSplitter:
     """Cuts a byte stream into whole server-sent events, however the network cut it."""
 
@@ -278,7 +318,7 @@ def payload(event: bytes) -> dict[str, Any] | None:
     """
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     data = b"\n".join(lines)
-    if not data or data.startswith(DONE):
+    if not data or data.startswith(b"[DONE]"):
         return None
     parsed = parse(data)
     return parsed if isinstance(parsed, dict) else None

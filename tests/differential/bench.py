@@ -21,7 +21,7 @@ from orla_lg.core.engine import registry
 from orla_lg.core.engine.retry import RetryPolicy
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
-from tests.differential.runs import Answered, Job, Run, arun, bare_model, make_graph, run
+from tests.differential.runs import Answered, Failed, Job, Run, arun, bare_model, make_graph, run
 from tests.differential.script import Case
 from tests.differential.server import MODEL, ScriptedServer
 
@@ -59,7 +59,17 @@ class Bench:
         self._loop.close()
 
     def examine(self, case: Case) -> Verification:
-        """Make the case's call in every way, and judge."""
+        """Make the case's call in every way, and judge.
+
+        What comes by chance is looked at twice: a busy machine holds a call up, and bare meets a kept connection
+        that the server is just closing.
+        """
+        found = self._examine(case)
+        bare, slow = found.bare.outcome, all(": took " in fault for fault in found.faults)
+        by_chance = slow or (isinstance(bare, Failed) and bare.kind == "connection")
+        return self._examine(case) if found.faults and by_chance else found
+
+    def _examine(self, case: Case) -> Verification:
         number = next(self._numbers)
         keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla", "streamed")}
         for key in keys.values():
@@ -74,12 +84,15 @@ class Bench:
                 faults = self._left(orla, case, wrapped, keys["wrapped"])
             with Orla([backend], mapper={"*": "main"}, control=False) as orla:
                 orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
-                chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout)
+                asks = {"stream_usage": True} if case.stream_usage else {}
+                chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout, **asks)
                 through = self._run(self.graph, Job(case, keys["orla"], chat))
                 faults += self._left(orla, case, through, keys["orla"])
             served = {keys["wrapped"], keys["orla"]}
-            if not self.server.wait(lambda: not self.server.connected(served)):
-                faults.append("connections are open after close()")
+            if not self.server.wait(lambda: not self.server.connected(served), 0.3):
+                gc.collect()  # as above
+                if not self.server.wait(lambda: not self.server.connected(served)):
+                    faults.append("connections are open after close()")
 
             def streamed() -> Run:
                 inner = replace(case, inner="stream")

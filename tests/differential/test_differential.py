@@ -20,6 +20,7 @@ TWO = Answer(content=None, calls=(ToolCall(), ToolCall(name="other", id="call_2"
 MOVED = Reply(status=307, redirect="same", body="moved", framing=Framing(how="length"))
 PAGE = "<html><body>502 Bad Gateway</body></html>"
 INFINITE = {"prompt_tokens": 1e308, "completion_tokens": float("inf"), "total_tokens": 3}
+FRACTIONS = {"prompt_tokens": 7.5, "completion_tokens": 3.0, "total_tokens": 10.5}
 
 FOUND = {
     "redirected": Case((MOVED, Reply())),
@@ -39,13 +40,52 @@ FOUND = {
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
     "a field that is none of SSE's": Case((Reply(dialect=Dialect(fields=("unknown: x",))),), outer="stream"),
     "two calls of one id": Case((Reply(answer=Answer(None, (ToolCall(), ToolCall(name="b")), "tool_calls")),)),
+    "two nameless calls of one id": Case(
+        (Reply(answer=Answer(None, (ToolCall(name="", id="x"), ToolCall(name="", id="x")), "tool_calls")),)
+    ),
+    "half an object, called a text": Case(
+        (Reply(body='{"error": {"message"', content_type="text/plain"),), outer="ainvoke"
+    ),
+    "a call that goes on with an empty id and its name": Case(
+        (
+            Reply(
+                answer=Answer(None, (ToolCall(arguments="null", id="call_5"),), "tool_calls"),
+                numbering=Numbering(index="omitted", ids="empty later", names="each", types="none", pieces=3),
+            ),
+        ),
+    ),
     "stopped by a filter": Case(
         (Reply(answer=Answer(content=None, finish="content_filter")),), outer="astream", inner="stop", ask="json_mode"
     ),
     "asked to come back in a day": Case(
         (Reply(status=429, body="{}", headers=(("retry-after", "100000"),)),), retries=1
     ),
-}
+    "stream_options crash it": Case((Reply(refuses=("stream_options",), refusal_status=500),), outer="astream"),
+    "stream crashes it": Case((Reply(refuses=("stream",), refusal_status=500),), outer="ainvoke"),
+    "stream_options refused, one chunk read": Case((Reply(refuses=("stream_options",)),), inner="stop"),
+    "no last chunk, not streamed": Case((Reply(framing=Framing(how="no last chunk")),), outer="ainvoke"),
+    "a field without a colon": Case((Reply(dialect=Dialect(fields=("event",), lead="\n\n\n")),), outer="stream"),
+    "garbage and nothing else": Case((Reply(body=PAGE, content_type="text/event-stream"),), outer="stream"),
+    "data after the end": Case((Reply(dialect=Dialect(end="data after")),)),
+    "data after the end, in a task": Case((Reply(dialect=Dialect(end="data after")),), outer="ainvoke"),
+    "it does not hang up": Case((Reply(framing=Framing(drop="hang within", drop_at=100)),), outer="stream"),
+    "counts that nobody asked for": Case((Reply(usage=Usage(place="always last")),), outer="stream"),
+    "counts in fractions": Case((Reply(usage=Usage(FRACTIONS)),), outer="stream", inner="stream"),
+    "details that are a word": Case(
+        (Reply(usage=Usage({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": "none"})),),
+        outer="astream", ask="json_schema",
+    ),
+    "asked to come back at once": Case(
+        (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),
+        retries=1,
+    ),
+    "asked not to come back": Case(
+        (Reply(status=500, body="{}", headers=(("x-should-retry", "false"),)),), retries=2, outer="ainvoke"
+    ),
+    "asked to come back in many milliseconds": Case(
+        (Reply(status=429, body="{}", headers=(("retry-after-ms", "9999999999"),)),), retries=1
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

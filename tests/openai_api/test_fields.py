@@ -165,3 +165,16 @@ def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
         dialect.learn(["stream_options"], "no stream_options here")
     assert dialect.refused == {"stream_options"} and len(caplog.records) == 1
     assert "streams bring no token counts" in caplog.text
+
+
+@pytest.mark.parametrize("header", [{"x-should-retry": "true", "retry-after-ms": "5"}, {"x-should-retry": "false"}])
+@pytest.mark.parametrize("status", [404, 498, 500])
+def test_a_server_that_says_whether_to_retry_is_heeded(header: dict[str, str], status: int, make_orla: Any) -> None:
+    def rule(asked: Asked) -> Answer:
+        return Answer(b"{}", status=status, headers=header)
+
+    with RawEngine(rule) as engine:
+        orla = orla_at(engine, make_orla)
+        with pytest.raises(openai.APIStatusError):
+            caller(orla, "wrapped", retries=1)("invoke")
+        assert len(engine.asked) == (2 if header["x-should-retry"] == "true" else 1)
