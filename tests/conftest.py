@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,9 +102,17 @@ def orla(engine: StubEngine, make_orla: Callable[..., Orla]) -> Orla:
 
 def assert_nothing_left(orla: Orla) -> None:
     """Assert that no call, grant, run or seat is left."""
-    if any(backend.queue.in_flight for backend in orla.statistics().backends.values()):
-        gc.collect()  # a dropped stream is known as dropped when it is collected
-    serving, now = orla.core.serving, orla.statistics()
+    serving = orla.core.serving
+
+    def in_flight() -> bool:
+        return any(scheduler.queue.in_flight for scheduler in serving.schedulers.values())
+
+    if in_flight():
+        gc.collect()  # a dropped stream is known as dropped when it is collected, and ends soon after
+    deadline = time.monotonic() + 5.0
+    while in_flight() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    now = orla.statistics()
     serving.check_integrity()
     for name, backend in now.backends.items():
         assert (backend.queue.in_flight, backend.queue.waiting) == (0, 0), name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,3 +98,33 @@ def test_calls_leave_a_full_backend_and_come_back(
     moved = [record for record in orla.records() if record.backend == "spare"]
     assert len(moved) == 2 and all(record.mapper == "load+explicit" for record in moved)
     assert all(record.queue_wait_s < 1.0 for record in moved)
+
+
+@pytest.mark.parametrize("form", ["sdk", "langchain"])
+def test_a_stream_that_is_collected_under_the_schedulers_lock_waits_for_nothing(
+    engine: StubEngine, make_orla: MakeOrla, form: str
+) -> None:
+    orla = make_orla(at(engine, max_concurrency=1), mapper={"*": "main"})
+    llm = ChatOrla(orla=orla, model="main")
+
+    def drop() -> None:
+        stream: Any = llm.stream("hi") if form == "langchain" else llm.client.create(
+            model="main", messages=[{"role": "user", "content": "hi"}], stream=True
+        )  # fmt: skip
+        next(iter(stream))
+        held: list[Any] = [stream]
+        held.append(held)  # only the cyclic collector finds it
+        del stream, held
+        with orla.core.serving.schedulers["main"].lock:
+            gc.collect()
+
+    gc.collect()
+    gc.disable()
+    try:
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        thread.join(20)
+    finally:
+        gc.enable()
+    assert not thread.is_alive(), "the collector waits for a lock that its own thread holds"
+    assert llm.invoke("hi").content, "the grant was given back"

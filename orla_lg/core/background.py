@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import logging
 import os
 import threading
@@ -34,6 +35,26 @@ CLEANUP_S = 1.0
 
 
 Clock = Callable[[], float]
+
+
+_collecting = 0
+"""The thread in which the cyclic collector runs now; 0 for none."""
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = threading.get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note_collection)
+
+
+def is_collecting() -> bool:
+    """Whether this thread is inside the cyclic collector, which runs destructors and ends generators.
+
+    It may have begun at any allocation, under any lock that this thread holds: what such code does must take none.
+    """
+    return _collecting == threading.get_ident()
 
 
 class Background:
@@ -94,6 +115,18 @@ class Background:
             loop = self._running_loop()
             later = functools.partial(loop.call_later, max(0.0, delay_s), _weakly(function), context=Context())
             loop.call_soon_threadsafe(later, context=Context())
+
+    def hand_over(self, function: Callable[[], None]) -> None:
+        """Have *function* called soon in another thread: for what the collector runs (``is_collecting``).
+
+        This takes no lock and waits for nothing. Without a running loop *function* gets a thread of its own.
+        """
+        loop = self._loop
+        if loop is not None and self._pid == os.getpid() and not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(function, context=Context())
+                return
+        threading.Thread(target=function, name="orla-dropped", daemon=True).start()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from orla_lg.core.background import is_collecting
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
@@ -273,6 +275,9 @@ class InFlightCall:
 
     def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
+        if is_collecting():
+            self.services.background.hand_over(partial(self.broke, error))
+            return
         if self.scheduler is not None:
             fault = BackendUnavailable(_name(error)[:MAX_ERROR_CHARS])
             self.scheduler.health.failed(fault, unreachable=True)
@@ -280,6 +285,9 @@ class InFlightCall:
 
     def finish(self, error: BaseException | str | None = None) -> None:
         """End the call: account, give the grant back, signal. The first call counts, in any thread."""
+        if is_collecting():  # a stream that was dropped, in a thread that may hold the scheduler's lock
+            self.services.background.hand_over(partial(self.finish, error))
+            return
         with self._lock:
             if not self._open:
                 return

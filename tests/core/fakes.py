@@ -66,6 +66,9 @@ class HandBackground:
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         self.timers.append((self.clock() + delay_s, function))
 
+    def hand_over(self, function: Callable[[], None]) -> None:
+        function()
+
     def do_next(self) -> None:
         work, future = self.work.pop(0)
         if future.cancelled():

@@ -5,17 +5,48 @@ import gc
 import inspect
 import os
 import threading
+import time
 import weakref
 from contextvars import Context, ContextVar
 
 import pytest
 
-from orla_lg.core.background import Background
+from orla_lg.core.background import Background, is_collecting
 from orla_lg.errors import OrlaClosed
 
 
 async def who() -> str:
     return threading.current_thread().name
+
+
+def test_what_the_collector_runs_knows_it_and_takes_no_lock() -> None:
+    background, lock, ran = Background(), threading.Lock(), threading.Event()
+    seen: list[tuple[bool, int]] = []
+
+    def end() -> None:
+        with lock:
+            seen.append((is_collecting(), threading.get_ident()))
+        ran.set()
+
+    class Dropped:
+        def __del__(self) -> None:
+            seen.append((is_collecting(), threading.get_ident()))
+            background.hand_over(end)
+
+    dropped = Dropped()
+    dropped.itself = dropped  # type: ignore[attr-defined]  # only the cyclic collector finds it
+    del dropped
+    background.call_later(0.0, lambda: None)
+    with lock:
+        gc.collect()
+        assert seen == [(True, threading.get_ident())] and not is_collecting()
+    assert ran.wait(10) and not seen[1][0] and seen[1][1] != threading.get_ident()
+    background.close()
+    background.hand_over(ran.clear)
+    deadline = time.monotonic() + 10
+    while ran.is_set() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not ran.is_set(), "without a loop, in a thread of its own"
 
 
 def test_it_starts_at_first_use_and_ends_with_its_owner() -> None:
