@@ -5,7 +5,7 @@ in the code (a backend's name or a model it serves), and for ``auto`` the first 
 not ours: an intercepted call passes through, a ``ChatOrla`` call is a ``MappingError``.
 
 A mapper is one small class with one method. Most answer at once (``map``); one that must wait for somebody
-else's answer has ``amap``; one that asks a model of ours first is a generator of effects (``consult``), so that
+else's answer has ``amap``; one that asks a model of ours first is a generator of steps (``consult``), so that
 its own call is queued, cached and recorded like any other.
 """
 
@@ -50,7 +50,7 @@ class ConsultingMapper(Protocol):
     """A mapper that asks a model, or other mappers, before it answers."""
 
     def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
-        """``map`` as a generator of effects: ``answer = yield from ask.model("light", body, stage="judge")``."""
+        """``map`` as a generator of steps: ``answer = yield from ask.model("light", body, stage="judge")``."""
         ...
 
 

@@ -91,10 +91,14 @@ class Policies:
         return self.requests.get(stage) or self.requests[ANY_STAGE]
 
     def granted(self, queued: Queued) -> None:
-        """Tell policies that keep account who goes now."""
-        for each in {self.stage, self.of(queued.call.identity.stage)}:
-            if (tell := getattr(each, "granted", None)) is not None:
-                tell(queued)
+        """Report the call that goes now to policies that keep account; a fault of theirs is logged."""
+        stage, request = self.stage, self.of(queued.call.identity.stage)
+        for each in (stage,) if request is stage else (stage, request):
+            if (report := getattr(each, "granted", None)) is not None:
+                try:
+                    report(queued)
+                except Exception:  # a policy may be the user's code; its fault must not lose a grant
+                    log.exception("policy %r failed in granted(); the call goes all the same", type(each).__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class RunState:
     layer: LimitScope | None = None
     """The limits of its graph."""
     accounts: Accounts = field(default_factory=dict)
-    """What its own limits are kept by (``budgets``)."""
+    """What its own limits are kept by (``limits.book``)."""
     unread: dict[str, tuple[str, Callable[[str], None]]] = field(default_factory=dict)
     """Its calls whose streams are being read, by id: the execution of a node that reads, and what ends the call."""
 

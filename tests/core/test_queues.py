@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
@@ -9,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from orla_lg.core.call import RunShare
 from orla_lg.core.policies import policies
-from orla_lg.core.queues import BackendQueue, Queued
+from orla_lg.core.queues import BackendQueue, Policies, Queued
 from orla_lg.errors import QueueFull
 from tests.core.fakes import a_call
 
@@ -215,3 +216,29 @@ def test_a_stage_policy_that_fails_stops_nobody(caplog: pytest.LogCaptureFixture
     broken.enter(a_call(stage="y", deadline_s=1.0), 0.0)
     assert broken.next(0.0) is first
     assert "first come, first served" in caplog.text
+
+
+@dataclass
+class Unhashable:
+    """A policy of a user's that keeps account, and fails at it."""
+
+    fails: bool = True
+    seen: int = 0
+
+    def key(self, head: Queued, now: float) -> tuple[int]:
+        return (head.order,)
+
+    def granted(self, queued: Queued) -> None:
+        self.seen += 1
+        if self.fails:
+            raise ValueError("no account")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_policy_that_fails_at_its_account_loses_no_grant(fails: bool, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Unhashable(fails)
+    queue = BackendQueue("b", Policies(policy, {"*": policy}), 10, 1)
+    queued = queue.enter(a_call("w"), 0.0)
+    assert queue.grant(queued) is queued and queue.in_flight == 1 and policy.seen == 1
+    assert queue.leave(queued) and queue.in_flight == 0
+    assert ("failed in granted()" in caplog.text) is fails

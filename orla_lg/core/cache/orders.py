@@ -1,7 +1,7 @@
 """Sends the memory manager's orders to one engine, and reports their effects.
 
-Orders go out on the background loop; their effects land in the ledger, under the backend's lock, and then, without
-it, in the records of the calls that they followed.
+Orders go out on the background loop; their effects land in the order book, under the backend's lock, and then,
+without it, in the records of the calls that they followed.
 """
 
 from __future__ import annotations
