@@ -1,8 +1,8 @@
 """The interface between the scheduler and an engine's cache, the same for both kinds of engine.
 
 ``PrefixTreeCache`` is for engines with a prefix tree that all workflows share (vLLM, SGLang, hosted APIs),
-``SlotCache`` for engines with slots of one owner each (llama.cpp). The scheduler holds one of them and chooses again when a probe
-says that the engine changed; no caller asks which it is.
+``SlotCache`` for engines with slots of one owner each (llama.cpp). The scheduler holds one of them and chooses again
+when a probe says that the engine changed; no caller asks which it is.
 """
 
 from __future__ import annotations
