@@ -251,9 +251,12 @@ class ChatOrla(ChatOpenAI):
             # variable set while its caller runs.
             with _set(_ASKING, asking):
                 first = next(chunks, None)
-            if first is None:
-                return  # LangChain raises for an empty answer; a record alone would hide that it is empty
+            second = next(chunks, None) if first is not None and _is_count(first) else None
+            if first is None or (second is None and _is_count(first)):
+                return  # LangChain raises for an empty answer; a record or a count would hide that it is empty
             yield first
+            if second is not None:
+                yield second
             yield from chunks
         if asking.record is not None:
             yield _record_chunk(asking.record)
@@ -263,9 +266,12 @@ class ChatOrla(ChatOpenAI):
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
                 first = await anext(chunks, None)
-            if first is None:
+            second = await anext(chunks, None) if first is not None and _is_count(first) else None
+            if first is None or (second is None and _is_count(first)):
                 return
             yield first
+            if second is not None:
+                yield second
             async for chunk in chunks:
                 yield chunk
         if asking.record is not None:
@@ -285,6 +291,13 @@ def _with_record(result: ChatResult, asking: _Asking) -> ChatResult:
         for generation in result.generations:
             generation.message.response_metadata["orla"] = asking.record.asdict()
     return result
+
+
+def _is_count(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk is the engine's count of tokens and nothing of an answer."""
+    message = chunk.message
+    assert isinstance(message, AIMessageChunk)
+    return not (message.usage_metadata is None or message.content or message.tool_call_chunks or chunk.generation_info)
 
 
 def _record_chunk(record: Record) -> ChatGenerationChunk:

@@ -38,6 +38,8 @@ FOUND = {
     "counts beyond all numbers": Case((Reply(usage=Usage(INFINITE, place="always last")),), outer="stream"),
     "no last chunk": Case((Reply(framing=Framing(how="no last chunk")),), outer="astream"),
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
+    "no delta at all, streamed": Case((Reply(answer=Answer(choices="null message")),), outer="stream"),
+    "no delta at all, streamed in a task": Case((Reply(answer=Answer(choices="null message")),), outer="astream"),
     "a field that is none of SSE's": Case((Reply(dialect=Dialect(fields=("unknown: x",))),), outer="stream"),
     "two calls of one id": Case((Reply(answer=Answer(None, (ToolCall(), ToolCall(name="b")), "tool_calls")),)),
     "two nameless calls of one id": Case(
