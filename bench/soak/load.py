@@ -16,7 +16,7 @@ from bench.soak.account import STUCK_S, UsageAccount
 from bench.soak.workflows import FORMS, PLANS, Edge, Graphs, Run, draw_plan
 from orla_lg import Orla
 
-CALLS_OF_RUN = 8.5
+CALLS_OF_RUN = 8.8
 """On the average, with those that end early; what makes runs out of a rate of calls."""
 RETURNING, VISITS = 30, 4
 """Threads that are returned to, and how often until they are deleted."""

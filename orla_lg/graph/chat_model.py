@@ -297,7 +297,8 @@ def _is_count(chunk: ChatGenerationChunk) -> bool:
     """Whether a chunk is the engine's count of tokens and nothing of an answer."""
     message = chunk.message
     assert isinstance(message, AIMessageChunk)
-    return not (message.usage_metadata is None or message.content or message.tool_call_chunks or chunk.generation_info)
+    says = message.content or message.tool_call_chunks or chunk.generation_info
+    return message.usage_metadata is not None and not says
 
 
 def _record_chunk(record: Record) -> ChatGenerationChunk:
