@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 from orla_lg.core.call import Ask, Usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_ANY_USAGE = re.compile(rb'"usage"\s*:\s*(?!null\b|\s)')
 _TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
 """llama.cpp's."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -244,7 +245,7 @@ def may_be_usage_only(data: bytes) -> bool:
 
 def is_usage_only(event: bytes) -> bool:
     """Whether an event is the extra one that ``stream_options.include_usage`` brings."""
-    return _NO_CHOICES.search(event) is not None and _USAGE.search(event) is not None
+    return _NO_CHOICES.search(event) is not None and _ANY_USAGE.search(event) is not None
 
 
 def is_unreadable_usage(event: bytes) -> bool:

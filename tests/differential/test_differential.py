@@ -72,6 +72,7 @@ FOUND = {
     "data after the end, in a task": Case((Reply(dialect=Dialect(end="data after")),), outer="ainvoke"),
     "it does not hang up": Case((Reply(framing=Framing(drop="hang within", drop_at=100)),), outer="stream"),
     "counts that nobody asked for": Case((Reply(usage=Usage(place="always last")),), outer="stream"),
+    "counts that are a text": Case((Reply(usage=Usage("7")),), inner="stream"),
     "counts in fractions": Case((Reply(usage=Usage(FRACTIONS)),), outer="stream", inner="stream"),
     "details that are a word": Case(
         (Reply(usage=Usage({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": "none"})),),
