@@ -251,8 +251,9 @@ class ChatOrla(ChatOpenAI):
             # variable set while its caller runs.
             with _set(_ASKING, asking):
                 first = next(chunks, None)
-            second = next(chunks, None) if first is not None and _is_count(first) else None
-            if first is None or (second is None and _is_count(first)):
+            only = asking.shows_counts and first is not None and _is_count(first)  # so far
+            second = next(chunks, None) if only else None
+            if first is None or (only and second is None):
                 return  # LangChain raises for an empty answer; a record or a count would hide that it is empty
             yield first
             if second is not None:
@@ -266,8 +267,9 @@ class ChatOrla(ChatOpenAI):
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
                 first = await anext(chunks, None)
-            second = await anext(chunks, None) if first is not None and _is_count(first) else None
-            if first is None or (second is None and _is_count(first)):
+            only = asking.shows_counts and first is not None and _is_count(first)
+            second = await anext(chunks, None) if only else None
+            if first is None or (only and second is None):
                 return
             yield first
             if second is not None:

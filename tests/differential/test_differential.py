@@ -40,6 +40,9 @@ FOUND = {
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
     "no delta at all, streamed": Case((Reply(answer=Answer(choices="null message")),), outer="stream"),
     "no delta at all, streamed in a task": Case((Reply(answer=Answer(choices="null message")),), outer="astream"),
+    "a count alone, as it was asked for": Case(
+        (Reply(answer=Answer(choices="no message")),), inner="stream", stream_usage=True
+    ),
     "a field that is none of SSE's": Case((Reply(dialect=Dialect(fields=("unknown: x",))),), outer="stream"),
     "two calls of one id": Case((Reply(answer=Answer(None, (ToolCall(), ToolCall(name="b")), "tool_calls")),)),
     "two nameless calls of one id": Case(
