@@ -31,6 +31,8 @@ _SHOWN_BYTES = 120
 
 MAX_EVENT_BYTES = 16 * 2**20
 """One event of a stream that is longer is not waited for."""
+MAX_COUNT_DIGITS = 15
+"""Of a count that an engine writes as a text."""
 MAX_COUNT = 10**12
 """A larger number is no count of tokens, and no time in milliseconds."""
 
@@ -211,6 +213,8 @@ def usage_of(counts: Any, timings: Any = None) -> Usage:
 
 def count(value: Any) -> int | None:
     """Return how many tokens, slots or the like an engine says there are; ``None`` for what cannot be."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= MAX_COUNT_DIGITS:
+        value = int(value)
     return int(value) if _is_number(value) and 0 <= value <= MAX_COUNT else None
 
 
