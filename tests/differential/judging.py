@@ -78,7 +78,7 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
             return _difference(case, bare, other, is_chat_orla, assembled=assembled)
         return None if _meant(case, other) else f"an answer that nothing brought: {other}"
     if isinstance(bare, Answered):
-        if by_design(case, other):
+        if by_design(case, other) or _is_count_alone(case, bare):
             return None
         return f"fails where bare answers: {other}"
     if other.born and other.name != bare.name:
@@ -142,6 +142,12 @@ def counts_by_design(case: Case, other: Answered) -> bool:
     """
     unasked = case.streams and not case.stream_usage
     return unasked and other.usage == "null" and any(reply.usage.place == "always last" for reply in case.script)
+
+
+def _is_count_alone(case: Case, bare: Answered) -> bool:
+    """Whether bare takes a stream of nothing but token counts for an empty answer, and did not ask for counts."""
+    empty = all(reply.answer.choices in ("no message", "null message") for reply in case.script)
+    return empty and case.streams and not case.stream_usage and bare.said == '["", null]'
 
 
 def _may_be_cut(reply: Reply) -> bool:
