@@ -94,7 +94,8 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
 
 def _difference(case: Case, bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:
     names = ["said", "calls", "finish", "usage", *(() if assembled else ("streamed",))]
-    if (is_chat_orla and bare.usage == "null") or counts_by_design(case, other):
+    if (is_chat_orla and (bare.usage == "null" or "-" in bare.usage)) or counts_by_design(case, other):
+        # ChatOrla has counts where bare has none, and none below zero, which are none
         names.remove("usage")
     differ = [name for name in names if getattr(bare, name) != getattr(other, name)]
     if not differ:
