@@ -128,6 +128,10 @@ def by_design(case: Case, other: Failed) -> bool:
         return True  # asked again without the fields that are ours, and that met another reply
     if any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script):
         return True  # bare accepts encodings, and fails over a broken one; we ask for none and see what is in it
+    if any(reply.dialect.error_at is not None and reply.dialect.end == "no blank line" for reply in case.script):
+        return (
+            True  # an error that ends a stream in the middle of its event: bare takes what came before for the answer
+        )
     return other.kind in ("connection", "answer") and any(_may_be_cut(reply) for reply in case.script)
 
 
