@@ -319,18 +319,24 @@ def _drawn(lines: Iterable[Line], draw: Callable[[str, str], str], encoding: str
     return drawn
 
 
+def rich_text(lines: Iterable[Line]) -> Any:
+    """Return lines as rich draws them; needs rich."""
+    from rich.text import Text
+
+    texts = (Text.assemble(*((text, _RICH.get(style, "")) for text, style in line)) for line in lines)
+    return Text("\n", no_wrap=True, overflow="crop").join(texts)
+
+
 def svg(lines: Iterable[Line], title: str) -> str:
     """Return lines as an SVG of a terminal, which asks for no font from elsewhere; needs rich."""
     import io
     import re
 
     from rich.console import Console
-    from rich.text import Text
 
     drawn = list(lines)
     width = max((sum(len(text) for text, _ in line) for line in drawn), default=LEAST)
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    for line in drawn:
-        console.print(Text.assemble(*((text, _RICH.get(style, "")) for text, style in line)), no_wrap=True, crop=True)
+    console.print(rich_text(drawn))
     picture = console.export_svg(title=title)
     return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)

@@ -139,7 +139,7 @@ BAD: dict[str, Answer] = {
 
 
 async def answered(url: str, ticket: str, outbox: Path) -> dict[str, Any]:
-    scheduler = graph.support_graph(graph.chat_model(url, "stub"), outbox).compile()
+    scheduler = graph.support_graph(graph.chat_model(url, "stub"), graph.chat_model(url, "stub"), outbox).compile()
     return await scheduler.ainvoke({"ticket": ticket})
 
 

@@ -128,7 +128,8 @@ def test_no_line_is_wider_than_the_terminal_and_every_call_is_seen(width: int) -
         {"at": "yesterday"}, {"at": None}, {"at": 7},
         {"duration_s": "long"}, {"duration_s": -1.0}, {"duration_s": 1e300},
         {"duration_s": float("nan")}, {"queue_wait_s": 9.0}, {"ttft_s": 9.0}, {"ttft_s": "x"},
-        {"stage": None}, {"stage": 7}, {"stage": "\x1b[31mred"}, {"prompt_tokens": "many"}, {"cached_tokens": True}, {"attempts": None},
+        {"stage": None}, {"stage": 7},
+        {"stage": "\x1b[31mred"}, {"prompt_tokens": "many"}, {"cached_tokens": True}, {"attempts": None},
         {"error": 3}, {"backend": None, "external": True},
     ],
 )  # fmt: skip
