@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orla_lg.demo.run import DemoResult, Plan
 
 INTERRUPTED = 130
-DEFAULT_TICKETS = 6
+DEFAULT_TICKETS = 5
 
 DESCRIPTION = """\
 A customer support desk, written as a plain LangGraph graph:

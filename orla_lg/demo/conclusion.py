@@ -45,6 +45,8 @@ def of_many(result: DemoResult, plan: Plan, *, details: bool) -> list[Line]:
     lines += [_pair("load", load(plan)), _pair("engines", engines(plan))]
     if len(plan.arms) > 1:
         lines += [_pair("arms", "bare is the graph with plain ChatOpenAI, wrapped is orla.wrap(graph)")]
+    if result.interrupted:
+        lines += [_pair("stopped", "by Ctrl-C, so there is nothing to compare; the engines are stopped, too")]
     lines += [_pair("letters", "; ".join(map(_letters, result.arms)))]
     lines += [_pair("answers", _replaced(result.arms, details=details))]
     return lines + _told(result, plan, details=details)

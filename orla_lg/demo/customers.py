@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 
-LETTERS = 7
-"""Earlier letters in a file; with the orders some 700 tokens."""
+LETTERS = 2
+"""Earlier letters in a file; with the orders some 170 tokens."""
 
 _NAMES = (
     "Anna Berg,Jonas Okafor,Mira Lind,Tomas Hale,Ines Faro,Peter Voss,Lea Brandt,Samir Nasser,Olga Petrov,Ruth Kamp"

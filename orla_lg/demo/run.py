@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from langchain_openai import ChatOpenAI
-from openai import OpenAIError
+from openai import APIConnectionError, APIError, OpenAIError
 
 from orla_lg import Backend, CallEvent, Cost, Happening, Hints, Orla, OrlaError, Statistics
 from orla_lg.demo.board import Board
@@ -25,6 +25,7 @@ from orla_lg.demo.customers import customer_file
 from orla_lg.demo.fallbacks import Email
 from orla_lg.demo.graph import UNUSABLE, chat_model, support_graph
 from orla_lg.demo.stopwatch import Bare, Stopwatch, TimedCall
+from orla_lg.errors import EngineError
 from orla_lg.timeline import Span
 
 LIGHT_COST = Cost(input_per_mtoken=0.05, output_per_mtoken=0.10, cached_input_per_mtoken=0.01)
@@ -71,6 +72,7 @@ class ArmResult:
     emails: dict[int, Email] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     """The calls as orla_lg recorded them, to be drawn; none of the bare arm."""
+    began_s: float = 0.0
     whole_s: float = 0.0
     counted_tokens: int | None = None
     """Prompt tokens computed, by the engines' own counters; ``None`` where there are none."""
@@ -167,12 +169,13 @@ def run(plan: Plan, watch: Watch) -> DemoResult:
     if plan.outbox is not None:
         plan.outbox.parent.mkdir(parents=True, exist_ok=True)
     arms: list[ArmResult] = []
+    desks = random.sample(range(1_000, 10_000), len(plan.arms))
     try:
         for nth, name in enumerate(plan.arms, start=1):
             title = f"{nth} of {len(plan.arms)}: {name}" if len(plan.arms) > 1 else ""
             arms.append(ArmResult(name, Board(len(plan.letters), time.monotonic(), arm=title)))
             with engines(plan) as backends:
-                run_arm(plan, arms[-1], backends, watch)
+                run_arm(plan, arms[-1], backends, watch, desk=str(desks[nth - 1]) if plan.url else "")
     except KeyboardInterrupt:
         if not arms[-1].calls:  # while its engines were starting
             arms.pop()
@@ -182,41 +185,62 @@ def run(plan: Plan, watch: Watch) -> DemoResult:
     return DemoResult(arms, interrupted=False)
 
 
-def run_arm(plan: Plan, arm: ArmResult, backends: Sequence[Backend], watch: Watch) -> None:
+def run_arm(plan: Plan, arm: ArmResult, backends: Sequence[Backend], watch: Watch, desk: str) -> None:
     """Answer all tickets once: by the graph as it is, or by the graph wrapped."""
     models = [chat_model(each.url, each.model or "default", plan.api_key or "none") for each in backends]
-    desk = f"{random.randrange(10_000):04}" if plan.url else ""
     graph = support_graph(models[0], models[-1], plan.outbox, desk)
-    asyncio.run(warm(models))
-    before = counted(backends)
     if arm.arm == BARE:
         names = [(each.name, each.model) for each in backends]
         bare = Bare(arm.board.hear, {"classify": names[0], "*": names[-1]})
         with watch(arm.board, None):
-            timed(graph.compile(), plan, arm, bare)
+            timed(Turn(graph.compile(), plan, arm, models, backends, bare))
     else:
         with Orla(backends, mapping_for(backends), stage_policy="priority", records_file=plan.records) as orla:
             for fault in filter(None, orla.connect().values()):
                 raise fault  # no ticket can be answered without it
             wrapped = orla.wrap(graph, hints=priorities)  # the one line
-            serve(orla, wrapped, plan, arm, watch)
-    if before is not None and (after := counted(backends)) is not None:
-        arm.counted_tokens = after - before
+            serve(orla, Turn(wrapped, plan, arm, models, backends), watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an arm is run with."""
+
+    graph: Any
+    plan: Plan
+    arm: ArmResult
+    models: Sequence[ChatOpenAI]
+    backends: Sequence[Backend]
+    bare: Bare | None = None
+
+
+@contextmanager
+def _answering(model: ChatOpenAI) -> Iterator[None]:
+    try:
+        yield
+    except APIConnectionError as error:
+        raise EngineError(f"the engine at {model.openai_api_base} does not answer: {error}") from error
 
 
 async def warm(models: Sequence[ChatOpenAI]) -> None:
-    """Ask each engine for a word: what the first call of a process or an engine takes longer is no arm's doing."""
+    """Ask each engine for a word: what the first call of a process or an engine takes longer is no arm's doing.
+
+    Raises:
+        EngineError: One does not answer.
+    """
     schema = {
         "title": "greeting", "type": "object", "properties": {"ready": {"const": True}}, "required": ["ready"],
         "additionalProperties": False,
     }  # fmt: skip
     for model in models:
-        with suppress(OpenAIError, *UNUSABLE):  # the arms will show it
+        with suppress(APIError, *UNUSABLE), _answering(model):  # what else is wrong, the arms will show
             await model.with_structured_output(schema, method="json_schema", strict=True).ainvoke("Ready?")
 
 
-def serve(orla: Orla, graph: Any, plan: Plan, arm: ArmResult, watch: Watch) -> None:
+def serve(orla: Orla, turn: Turn, watch: Watch) -> None:
     """Answer all tickets by a wrapped graph, with the board and the picture of its calls as listeners."""
+
+    arm = turn.arm
 
     def draw(event: CallEvent) -> None:
         if event.kind is Happening.FINISHED and event.record is not None:
@@ -226,20 +250,31 @@ def serve(orla: Orla, graph: Any, plan: Plan, arm: ArmResult, watch: Watch) -> N
     stop_listening = [orla.subscribe(listener) for listener in (arm.board.hear, draw)]
     try:
         with watch(arm.board, orla.statistics):
-            timed(graph, plan, arm)
+            timed(turn)
     finally:
         for stop in stop_listening:
             stop()
         arm.board.statistics = settled(orla)
 
 
-def timed(graph: Any, plan: Plan, arm: ArmResult, bare: Bare | None = None) -> None:
-    """Answer all tickets, and note how long that took."""
-    began_s = arm.board.started_s = arm.board.now_s = time.monotonic()
+def timed(turn: Turn) -> None:
+    """Answer all tickets, and note how long that took; on one event loop, since clients belong to theirs."""
+    arm = turn.arm
+
+    async def answers() -> None:
+        await warm(turn.models)
+        before = counted(turn.backends)
+        arm.began_s = arm.board.started_s = arm.board.now_s = time.monotonic()
+        await answer_all(turn.graph, turn.plan, arm, turn.bare)
+        arm.whole_s = time.monotonic() - arm.began_s
+        after = counted(turn.backends)
+        arm.counted_tokens = None if before is None or after is None else after - before
+
     try:
-        asyncio.run(answer_all(graph, plan, arm, bare))
+        asyncio.run(answers())
     finally:
-        arm.whole_s = time.monotonic() - began_s
+        if not arm.whole_s and arm.began_s:  # interrupted
+            arm.whole_s = time.monotonic() - arm.began_s
 
 
 def counted(backends: Sequence[Backend]) -> int | None:

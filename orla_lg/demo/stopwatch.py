@@ -63,7 +63,7 @@ class Stopwatch(AsyncCallbackHandler):
         self.calls.append(call)
         self._tell(Happening.QUEUED, stage, call=run_id)
 
-    async def on_llm_new_token(self, token: str, *, run_id: UUID, **said: Any) -> None:
+    async def on_llm_new_token(self, token: Any, *, run_id: UUID, **said: Any) -> None:
         """Note the first token."""
         if (call := self._open.get(run_id)) is not None and call.first_s is None:
             call.first_s = time.monotonic()
