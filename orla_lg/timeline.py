@@ -34,7 +34,7 @@ TICK_COLUMNS = 7
 _ANSI = {"queued": "33", "prefill": "36", "decode": "32", "served": "35", "dim": "2", "error": "1;31", "bold": "1"}
 _RICH = {"queued": "yellow", "prefill": "cyan", "decode": "green", "served": "magenta", "dim": "bright_black",
          "error": "bold red", "bold": "bold"}  # fmt: skip
-_ASCII = str.maketrans("·▒█▓└─┴┘✗", ".:#%+-++x")
+_ASCII = str.maketrans("·▒█▓└─┴✗×", ".:#%+-+xx")
 
 
 class Phase(Enum):

@@ -177,7 +177,8 @@ class Screen:
         """Say what is about to be run."""
         from orla_lg.demo.conclusion import engines, load
 
-        print(f"{load(plan)}: {', then '.join(plan.arms)}\non {engines(plan)}", flush=True)
+        turns = f": {', then '.join(plan.arms)}" if len(plan.arms) > 1 else ""
+        print(f"{load(plan)}{turns}\non {engines(plan)}", flush=True)
 
     @contextmanager
     def watch(self, board: Board, statistics: Callable[[], Statistics] | None) -> Iterator[None]:

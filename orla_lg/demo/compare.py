@@ -51,25 +51,25 @@ class Figures:
 
 def sentence(bare: Figures, wrapped: Figures) -> str:
     """Return in one line what wrapping changed, for better or worse."""
-    parts = [f"all letters {_times(bare.whole_s, wrapped.whole_s)}"]
+    parts = [f"all done {_times(bare.whole_s, wrapped.whole_s)}"]
     if bare.first_s is not None and wrapped.first_s is not None:
         parts.insert(0, f"first token {_times(bare.first_s, wrapped.first_s)}")
     if bare.computed_tokens and wrapped.computed_tokens is not None:
-        parts.append(_fewer(bare.computed_tokens, wrapped.computed_tokens))
-    return f"With orla_lg: {', '.join(parts)}."
+        parts.append(f"{_fewer(bare.computed_tokens, wrapped.computed_tokens)} computed")
+    return f"Wrapped: {', '.join(parts)}."
 
 
 def _times(before: float, after: float) -> str:
     if before <= 0 or after <= 0 or abs(before - after) <= EQUAL * max(before, after):
-        return "as soon as without"
-    return f"{before / after:.1f} times sooner" if after < before else f"{after / before:.1f} times later"
+        return "as soon as bare"
+    return f"{before / after:.1f}× sooner" if after < before else f"{after / before:.1f}× later"
 
 
 def _fewer(before: int, after: int) -> str:
     change = round(100 * (before - after) / before)
     if abs(change) <= 100 * EQUAL:
-        return "as many prompt tokens computed"
-    return f"{abs(change)} % {'fewer' if change > 0 else 'more'} prompt tokens computed"
+        return "as much"
+    return f"{abs(change)} % {'less' if change > 0 else 'more'}"
 
 
 def bars(bare: Figures, wrapped: Figures) -> list[Line]:
@@ -116,7 +116,7 @@ def _pair(
 def table(arms: Sequence[tuple[str, Sequence[TimedCall]]]) -> list[Line]:
     """Return the stages as rows: calls, first token and computed prompt tokens of each arm."""
     stages = list(dict.fromkeys([*STAGES, *(call.stage for _, calls in arms for call in calls)]))
-    rows = [["stage", "calls", *(f"first token, {arm}" for arm, _ in arms), *(f"computed, {arm}" for arm, _ in arms)]]
+    rows = [["stage", "calls", *(f"{arm} first" for arm, _ in arms), *(f"{arm} computed" for arm, _ in arms)]]
     for stage in [*stages, "all"]:
         of_stage = [
             Figures.of(arm, [call for call in calls if stage in (call.stage, "all")]) for arm, calls in arms

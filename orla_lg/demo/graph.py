@@ -119,7 +119,8 @@ class SupportDesk:
     async def reply(self, state: TicketState) -> TicketState:
         """Write to the customer: the answer, or that a person takes over."""
         found, rule = state["classification"], state["rule"]
-        subjects = [f"Your {found.product}", f"Your message: {found.issue}"]
+        about = "message to Tarn Home" if found.product == "other" else found.product
+        subjects = [f"Your {about}", f"Your message: {found.issue}"]
         example = json.dumps({"subject": subjects[0], "body": f"{rule} ..."})
         prompt = f"Answer the customer{' that a colleague takes over' * found.needs_escalation}: {example}"
         said = await self.ask([*state["talk"], HumanMessage(prompt)], _letter_request(subjects))

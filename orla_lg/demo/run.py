@@ -262,7 +262,8 @@ def timed(turn: Turn) -> None:
     arm = turn.arm
 
     async def answers() -> None:
-        await warm(turn.models)
+        if len(turn.plan.arms) > 1:
+            await warm(turn.models)
         before = counted(turn.backends)
         arm.began_s = arm.board.started_s = arm.board.now_s = time.monotonic()
         await answer_all(turn.graph, turn.plan, arm, turn.bare)

@@ -174,10 +174,12 @@ def frame(board: Board, width: int, height: int) -> RenderableType:
         title = Text("orla-lg demo", style="bold", no_wrap=True, overflow="ellipsis")
         if board.arm:
             title.append(f"  {board.arm}", "bold bright_cyan")
-        title.append(f"  {board.tickets} tickets   {board.now_s - board.started_s:5.1f} s   ", "bright_black")
-        title.append(" billing, technical: go first ", _URGENT)
-        title.append(" ")
-        title.append(" others ", _CALM)
+        tickets = f"{board.tickets} ticket{'s' * (board.tickets != 1)}"
+        title.append(f"  {tickets}   {board.now_s - board.started_s:5.1f} s   ", "bright_black")
+        if board.queues:
+            title.append(" billing, technical: go first ", _URGENT)
+            title.append(" ")
+            title.append(" others ", _CALM)
         names = list(board.statistics.backends) if board.statistics else list(board.backends)
         room = max(2, height - FIXED_ROWS - len(names))
         log = [line_text(line) for line in list(board.lines)[-room:]]
