@@ -193,17 +193,17 @@ def run_arm(plan: Plan, arm: ArmResult, backends: Sequence[Backend], watch: Watc
         names = [(each.name, each.model) for each in backends]
         bare = Bare(arm.board.hear, {"classify": names[0], "*": names[-1]})
         with watch(arm.board, None):
-            timed(Turn(graph.compile(), plan, arm, models, backends, bare))
+            timed(ArmTurn(graph.compile(), plan, arm, models, backends, bare))
     else:
         with Orla(backends, mapping_for(backends), stage_policy="priority", records_file=plan.records) as orla:
             for fault in filter(None, orla.connect().values()):
                 raise fault  # no ticket can be answered without it
             wrapped = orla.wrap(graph, hints=priorities)  # the one line
-            serve(orla, Turn(wrapped, plan, arm, models, backends), watch)
+            serve(orla, ArmTurn(wrapped, plan, arm, models, backends), watch)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ArmTurn:
     """What an arm is run with."""
 
     graph: Any
@@ -237,7 +237,7 @@ async def warm(models: Sequence[ChatOpenAI]) -> None:
             await model.with_structured_output(schema, method="json_schema", strict=True).ainvoke("Ready?")
 
 
-def serve(orla: Orla, turn: Turn, watch: Watch) -> None:
+def serve(orla: Orla, turn: ArmTurn, watch: Watch) -> None:
     """Answer all tickets by a wrapped graph, with the board and the picture of its calls as listeners."""
 
     arm = turn.arm
@@ -257,7 +257,7 @@ def serve(orla: Orla, turn: Turn, watch: Watch) -> None:
         arm.board.statistics = settled(orla)
 
 
-def timed(turn: Turn) -> None:
+def timed(turn: ArmTurn) -> None:
     """Answer all tickets, and note how long that took; on one event loop, since clients belong to theirs."""
     arm = turn.arm
 
