@@ -255,11 +255,10 @@ def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
     prompt, cached = (sum(each[at] or 0 for each in known) for at in (0, 1))
     stages = len({span.stage for span in spans})
     calls = f"{len(rows)} call{'s' * (len(rows) != 1)} of {stages} stage{'s' * (stages != 1)} in {took_s:.2f} s"
+    run, workflow = str(rows[0]["run"]), rows[0].get("workflow")
+    of = "" if workflow in (None, run) else f" of workflow {shown(workflow, 200)}"
     tenant = f", tenant {shown(rows[0]['tenant'], 200)}" if rows[0].get("tenant") else ""
-    return (
-        f"run {shown(rows[0]['run'], 200)} of workflow {shown(rows[0].get('workflow'), 200)}{tenant}\n"
-        f"{calls}; {prompt} prompt tokens, {cached} of them cached"
-    )
+    return f"run {shown(run, 200)}{of}{tenant}\n{calls}; {prompt} prompt tokens, {cached} of them cached"
 
 
 def text(row: Mapping[str, Any]) -> str:
