@@ -443,12 +443,14 @@ def test_embedded_engines_are_started_for_each_arm(monkeypatch: pytest.MonkeyPat
     def embedded(name: str) -> Iterator[Backend]:
         started.append(name)
         with stub_engine(clever) as url:
-            yield Backend(name, url, "stub", "openai")
+            yield Backend(name, url, "stub", "openai", cost=running.HEAVY_COST)
 
     monkeypatch.setattr(running, "embedded", embedded)
     outcome = run(Plan(pick(1), arms=("wrapped", "bare")), unwatched)
     assert started == ["light", "heavy"] * 2 and [arm.arm for arm in outcome.arms] == ["wrapped", "bare"]
+    assert len({round(sum(record.cost_usd or 0.0 for record in arm.board.records()), 9) for arm in outcome.arms}) == 1
     for arm in outcome.arms:
+        assert all(record.cost_usd for record in arm.board.records())
         by_stage = {record.stage: record.backend for record in arm.board.records()}
         assert by_stage == {"classify": "light"} | dict.fromkeys(STAGES[1:], "heavy"), "the same mapping in both"
 

@@ -104,9 +104,9 @@ def _arms(text: str) -> tuple[str, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo; 0 when every ticket was answered, 130 after Ctrl-C."""
-    from orla_lg.demo.run import run
-
     try:
+        from orla_lg.demo.run import run  # takes a second or two, in which Ctrl-C may come
+
         plan = _plan(args)
         screen = _screen(args)
         screen.announce(plan)

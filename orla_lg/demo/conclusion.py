@@ -95,7 +95,10 @@ def _letters(arm: ArmResult) -> str:
 
 def _replaced(arms: Sequence[ArmResult], *, details: bool) -> str:
     """Return how many answers of the model were of no use: a tiny model's often are not."""
-    calls, replaced = sum(len(arm.calls) for arm in arms), sum(arm.board.fallbacks.total() for arm in arms)
+    calls = sum(call.ended_s is not None and not call.error for arm in arms for call in arm.calls)
+    replaced = sum(arm.board.fallbacks.total() for arm in arms)
+    if not calls:
+        return "none"
     if not replaced:
         return f"all {calls} answers of the model could be used"
     more = "" if details else "; --details counts them by stage"

@@ -190,8 +190,7 @@ def run_arm(plan: Plan, arm: ArmResult, backends: Sequence[Backend], watch: Watc
     models = [chat_model(each.url, each.model or "default", plan.api_key or "none") for each in backends]
     graph = support_graph(models[0], models[-1], plan.outbox, desk)
     if arm.arm == BARE:
-        names = [(each.name, each.model) for each in backends]
-        bare = Bare(arm.board.hear, {"classify": names[0], "*": names[-1]})
+        bare = Bare(arm.board.hear, {"classify": backends[0], "*": backends[-1]})
         with watch(arm.board, None):
             timed(ArmTurn(graph.compile(), plan, arm, models, backends, bare))
     else:

@@ -14,7 +14,9 @@ from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackHandler
 
-from orla_lg import CallEvent, Happening
+from orla_lg import Backend, CallEvent, Happening
+from orla_lg.core.call import Usage
+from orla_lg.core.engine.backend import price
 from orla_lg.core.record import Record
 
 NODE_TAG = "graph:step:"
@@ -41,8 +43,8 @@ class Bare:
     """What a view needs of a run that orla_lg does not serve."""
 
     hear: Callable[[CallEvent], None]
-    backends: Mapping[str, tuple[str, str | None]]
-    """A backend's name and model for each stage; ``*`` for the others."""
+    backends: Mapping[str, Backend]
+    """The backend of each stage; ``*`` for the others."""
 
 
 @dataclass(eq=False)
@@ -124,22 +126,26 @@ class Stopwatch(AsyncCallbackHandler):
     ) -> None:
         if self.bare is None:
             return
-        backend, model = self.bare.backends.get(stage, self.bare.backends["*"])
-        record = None if ended is None else _record(str(call), self.run, backend, model, ended)
+        backend = self.bare.backends.get(stage, self.bare.backends["*"])
+        record = None if ended is None else _record(str(call), self.run, backend, ended)
         at = CallEvent(
-            kind, time.monotonic(), self.run, self.run, stage, None if call is None else str(call), backend, detail,
-            record,
+            kind, time.monotonic(), self.run, self.run, stage, None if call is None else str(call), backend.name,
+            detail, record,
         )  # fmt: skip
         self.bare.hear(at)
 
 
-def _record(call_id: str, run: str, backend: str, model: str | None, call: TimedCall) -> Record:
+def _record(call_id: str, run: str, backend: Backend, call: TimedCall) -> Record:
     """Return a call of the bare arm as a record, for the view and the table."""
     ended_s = call.asked_s if call.ended_s is None else call.ended_s
+    used = None
+    if call.prompt_tokens is not None and call.completion_tokens is not None:
+        used = Usage(call.prompt_tokens, cached_tokens=call.cached_tokens, completion_tokens=call.completion_tokens)
     return Record(
-        id=call_id, workflow=run, run=run, stage=call.stage, step=None, backend=backend, model=model, mapper=None,
-        reason="", priority=0.0, tenant=None, queue_wait_s=0.0,
+        id=call_id, workflow=run, run=run, stage=call.stage, step=None, backend=backend.name,
+        model=backend.model, mapper=None, reason="", priority=0.0, tenant=None, queue_wait_s=0.0,
         ttft_s=None if call.first_s is None else call.first_s - call.asked_s, duration_s=ended_s - call.asked_s,
         prompt_tokens=call.prompt_tokens, cached_tokens=call.cached_tokens, completion_tokens=call.completion_tokens,
-        cache_action="engine", attempts=1, cost_usd=None, error=call.error or None, external=True,
+        cache_action="engine", attempts=1, cost_usd=price(used, backend.cost), error=call.error or None,
+        external=True,
     )  # fmt: skip
