@@ -29,8 +29,8 @@ def engines(plan: Plan) -> str:
     if plan.url:
         return plan.url + ("; the prompts of each arm are new to its cache" if several else "")
     tickets, slots = len(plan.letters), SLOTS["heavy"]
-    crowd = f", of which heavy has cache slots for {slots} of {tickets} tickets" if tickets > slots else ""
-    return f"two small llama.cpp{crowd}{'; started afresh for each arm' if several else ''}"
+    crowd = f"; heavy has slots for {slots} of {tickets} tickets" if tickets > slots else ""
+    return f"two llama.cpp{', fresh for each arm' if several else ''}{crowd}"
 
 
 def of_many(result: DemoResult, plan: Plan, *, details: bool) -> list[Line]:
