@@ -51,7 +51,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``demo`` to the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="answer support tickets with a LangGraph graph, and watch orla_lg serve it",
+        help="answer support tickets with a LangGraph graph, bare and wrapped: what does orla_lg change?",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

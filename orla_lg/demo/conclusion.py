@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from orla_lg import timeline
 from orla_lg.demo import compare, report
 from orla_lg.demo.compare import BARE, WRAPPED
+from orla_lg.demo.run import SLOTS, ArmResult, DemoResult, Plan
 from orla_lg.timeline import Line
-
-if TYPE_CHECKING:
-    from orla_lg.demo.run import ArmResult, DemoResult, Plan
 
 
 def load(plan: Plan) -> str:
     """Return what the arms are put to, and on what."""
-    tickets = len(plan.letters)
+    tickets, slots = len(plan.letters), SLOTS["heavy"]
     files = ", each with its customer's file" if plan.files else ""
-    return f"{tickets} tickets at once{files}" if tickets > 1 else f"one ticket{files}"
+    crowd = f", for an engine with slots for {slots}" if tickets > slots and not plan.url else ""
+    return f"{tickets} tickets at once{files}{crowd}" if tickets > 1 else f"one ticket{files}"
 
 
 def engines(plan: Plan) -> str:
     """Return what serves the arms, and in which state each arm finds it."""
-    from orla_lg.demo.run import SLOTS
-
     several = len(plan.arms) > 1
     if plan.url:
         return plan.url + ("; the prompts of each arm are new to its cache" if several else "")
-    tickets, slots = len(plan.letters), SLOTS["heavy"]
-    crowd = f"; heavy has slots for {slots} of {tickets} tickets" if tickets > slots else ""
-    return f"two llama.cpp{', fresh for each arm' if several else ''}{crowd}"
+    return f"two llama.cpp without a RAM cache beside their slots{', fresh for each arm' if several else ''}"
 
 
 def of_many(result: DemoResult, plan: Plan, *, details: bool) -> list[Line]:
