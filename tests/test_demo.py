@@ -423,7 +423,8 @@ def test_both_arms_are_counted_by_the_engines_word_and_the_first_call_of_all_is_
         return clever(body)
 
     with stub_engine(answer) as url:
-        outcome = run(Plan(pick(2), None, url, "stub", "openai"), unwatched)
+        outcome = run(Plan(pick(2), url=url), unwatched)
+    assert {body["model"] for body in asked} == {"stub"}, "the first that the engine serves, in both arms"
     bare, wrapped = (arm.figures for arm in outcome.arms)
     assert (bare.arm, wrapped.arm, bare.calls, wrapped.calls) == ("bare", "wrapped", 12, 12)
     assert (

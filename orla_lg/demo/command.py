@@ -30,7 +30,7 @@ A customer support desk, written as a plain LangGraph graph:
 
 More tickets come at once than the engine has places in its cache. They are answered twice: bare, by the graph as it
 is, and wrapped in orla_lg. The end says what that changed: first token, whole time, prompt tokens computed again.
-Without --url, two small engines are started in this process for each turn, "light" for classify and "heavy" for the
+Without --url, two small engines are started in this process for each arm, "light" for classify and "heavy" for the
 rest: no key, no GPU, no container.
 """
 
@@ -61,8 +61,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     many = "answer N of the tickets that come with the demo, all at once (default: %(default)s)"
     which.add_argument("-n", "--tickets", type=_count, default=DEFAULT_TICKETS, metavar="N", help=many)
     parser.add_argument("--seed", type=int, metavar="N", help="shuffle these tickets; the same N, the same order")
-    turns = "which turns are taken, in this order (default: bare,wrapped; with --ticket: wrapped)"
-    parser.add_argument("--arms", type=_arms, metavar="ARM,ARM", help=turns)
+    arms = "which arms are run, in this order (default: bare,wrapped; with --ticket: wrapped)"
+    parser.add_argument("--arms", type=_arms, metavar="ARM,ARM", help=arms)
     engine = parser.add_argument_group("engine")
     engine.add_argument("--url", help="an OpenAI-compatible engine that runs already, ending in /v1")
     engine.add_argument("--model", help="the model to ask it for (default: the first that it serves)")
@@ -73,7 +73,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shown.add_argument("--plain", action="store_true", help="lines instead of the live view, as into a pipe")
     kept = "write the letters there, one line of JSON each (default: they are kept nowhere)"
     shown.add_argument("--outbox", type=Path, metavar="FILE", help=kept)
-    written = "write the records of the wrapped turn there, for orla-lg explain"
+    written = "write the records of the wrapped arm there, for orla-lg explain"
     shown.add_argument("--records", type=Path, metavar="FILE", help=written)
     shown.add_argument("--save-svg", type=Path, metavar="FILE", help="also write a picture of the run")
     parser.set_defaults(run=main)

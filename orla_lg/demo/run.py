@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from langchain_openai import ChatOpenAI
 from openai import APIConnectionError, APIError, OpenAIError
@@ -128,7 +129,8 @@ def engines(plan: Plan) -> Iterator[list[Backend]]:
     with ExitStack() as stack:
         if plan.url:
             kind = plan.engine or engine_at(plan.url)
-            yield [Backend("engine", plan.url, plan.model, kind, api_key=plan.api_key, cost=HEAVY_COST)]
+            model = plan.model or model_at(plan.url, plan.api_key)
+            yield [Backend("engine", plan.url, model, kind, api_key=plan.api_key, cost=HEAVY_COST)]
         else:
             yield [stack.enter_context(embedded(name)) for name in ("light", "heavy")]
 
@@ -155,6 +157,16 @@ def engine_at(url: str) -> str:
             return "llamacpp" if b"total_slots" in answer.read() else "openai"
     except (URLError, OSError, ValueError):
         return "openai"
+
+
+def model_at(url: str, api_key: str | None) -> str | None:
+    """Return the first model that an engine serves; ``None`` where it does not say."""
+    asked = Request(url.rstrip("/") + "/models", headers={"Authorization": f"Bearer {api_key or 'none'}"})
+    try:
+        with urlopen(asked, timeout=PROPS_PATIENCE_S) as answer:
+            return str(json.load(answer)["data"][0]["id"])
+    except (URLError, OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def run(plan: Plan, watch: Watch) -> DemoResult:
