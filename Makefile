@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## run the demo: a support desk on an embedded engine (DEMO='-n 20' for options)
+demo: $(STAMP) ## run the demo: a support desk, bare and then wrapped (DEMO='--details' for options)
 	$(BIN)/orla-lg demo $(DEMO)
 
 test: $(STAMP) ## run the tests (TESTS='tests/core -x' for options)

@@ -1,16 +1,18 @@
-"""``orla-lg explain``: who decided where a call ran, why, what was considered, and what then happened."""
+"""``orla-lg explain``: who decided where a call ran, why, what was considered, and what happened; a run drawn."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orla_lg import config
+from orla_lg import config, timeline
 from orla_lg.core.boundary.plain import json_line, shown
 from orla_lg.errors import ConfigError, OrlaError
 
@@ -25,6 +27,8 @@ examples:
   orla-lg explain 3f2a91b07c-17              one call, by its record's id or the beginning of it
   orla-lg explain last run.jsonl             the newest call in another file; --records run.jsonl says the same
   orla-lg explain last --json | jq .cost_usd
+  orla-lg explain --run                      the newest run: its calls as lines of time under one another
+  orla-lg explain --run 5c1f run.jsonl       one run, by the beginning of its id, in another file
 
 exit status: 0 found, 1 no such record (or several), 2 no records file
 """
@@ -70,19 +74,26 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where.add_argument(
         "--config", metavar="FILE", help="the orla.toml that names it (default: ORLA_CONFIG, else the nearest)"
     )
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument(
+        "--run", dest="of_run", nargs="?", const=LAST, metavar="RUN",
+        help="draw the calls of a run under one another: its id, its beginning, or 'last' (without a value)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the record as JSON; with --run, one a line")
+    parser.add_argument(
+        "--save-svg", type=Path, metavar="FILE", help="also write the picture, for a page (needs rich)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Explain, and return the exit status."""
     try:
-        named, record = args.file or args.records, args.record or LAST
-        if not named and Path(record).is_file():  # a file alone: its last
-            named, record = record, LAST
-        file = Path(named) if named else _file_of(args.config)
-        wanted = Wanted(record, args.stage)
-        found = wanted.among(lines(file))
+        wanted, file = _asked_for(args)
+        found = wanted.among(lines(file)) if isinstance(wanted, Wanted) else wanted.among(file)
+        if missed := _missed(wanted, found, file):
+            print(f"orla-lg explain: {missed}", file=sys.stderr)
+            return 1
+        _show(args, wanted, found)
     except FileNotFoundError as error:
         print(
             f"orla-lg explain: there is no file {error.filename}; records are written when calls are made",
@@ -92,11 +103,52 @@ def run(args: argparse.Namespace) -> int:
     except (OrlaError, OSError) as error:
         print(f"orla-lg explain: {error}", file=sys.stderr)
         return 2
-    if len(found) != 1:
-        print(f"orla-lg explain: {_not_one(wanted, found, file)}", file=sys.stderr)
-        return 1
-    print(json_line(found[0], indent=2) if args.json else text(found[0]))
     return 0
+
+
+def _asked_for(args: argparse.Namespace) -> tuple[Wanted | WantedRun, Path]:
+    """Return which record or run is meant, and the file that holds it."""
+    named, record, of_run = args.file or args.records, args.record, args.of_run
+    if of_run is None:
+        if not named and record is not None and Path(record).is_file():  # a file alone: its last
+            named, record = record, None
+        return Wanted(record or LAST, args.stage), Path(named) if named else _file_of(args.config)
+    if args.stage is not None:
+        raise ConfigError("--run draws all calls of a run; leave out --stage")
+    if not named and record is not None:  # beside a run there is no record to name
+        named, record = record, None
+    elif not named and Path(of_run).is_file():
+        named, of_run = of_run, LAST
+    if record is not None:
+        raise ConfigError(f"--run draws all calls of a run; leave out the record {record!r}")
+    return WantedRun(of_run), Path(named) if named else _file_of(args.config)
+
+
+def _missed(wanted: Wanted | WantedRun, found: Sequence[Mapping[str, Any]], file: Path) -> str | None:
+    if isinstance(wanted, Wanted):
+        return None if len(found) == 1 else _not_one(wanted, found, file)
+    return None if found else wanted.missed(file)
+
+
+def _show(args: argparse.Namespace, wanted: Wanted | WantedRun, found: Sequence[dict[str, Any]]) -> None:
+    width = timeline.columns()
+    if isinstance(wanted, Wanted):
+        said, picture, indent = text(found[0]), timeline.call(timeline.Span.of(found[0]), width), 2
+    else:
+        said, picture, indent = _of_run(found), timeline.chart(map(timeline.Span.of, found), width), None
+    if args.json:
+        print("\n".join(json_line(row, indent=indent) for row in found))
+    else:
+        print(f"{said}\n\n{timeline.for_stream(picture, sys.stdout)}")
+    if args.save_svg is not None:
+        _save(args.save_svg, said, picture)
+
+
+def _save(path: Path, said: str, picture: Sequence[timeline.Line]) -> None:
+    if find_spec("rich") is None:
+        raise ConfigError("--save-svg draws with rich, which is not installed: pip install 'orla-lg[top]'")
+    above: list[timeline.Line] = [((line, ""),) for line in said.splitlines()]
+    path.write_text(timeline.svg([*above, (), *picture], "orla-lg explain"), encoding="utf-8")
 
 
 def _file_of(config_file: str | None) -> Path:
@@ -161,6 +213,52 @@ def _not_one(wanted: Wanted, found: Sequence[Mapping[str, Any]], file: Path) -> 
         return f"{which}{of} in {file}"
     ids = ", ".join(str(row["id"]) for row in found[:5])
     return f"{len(found)} records{of} begin with {wanted.record!r} in {file}: {ids} …; give more of the id"
+
+
+@dataclass
+class WantedRun:
+    """Which run is meant, by the beginning of its id, or the newest."""
+
+    run: str
+    several: list[str] = field(default_factory=list)
+    """The runs that begin so, where one was meant and there are more."""
+
+    def among(self, file: Path) -> list[dict[str, Any]]:
+        """Return the records of the run that is meant; none where there is none, or several begin so."""
+        runs = self._meant(lines(file))
+        if len(runs) > 1:
+            self.several = runs
+            return []
+        return [row for row in lines(file) if runs and "id" in row and str(row.get("run")) == runs[0]]
+
+    def _meant(self, rows: Iterator[dict[str, Any]]) -> list[str]:
+        runs = (str(row["run"]) for row in rows if "id" in row and row.get("run"))
+        if self.run == LAST:
+            return list(deque(runs, maxlen=1))
+        begin_so = list(dict.fromkeys(run for run in runs if run.startswith(self.run)))
+        return [self.run] if self.run in begin_so else begin_so
+
+    def missed(self, file: Path) -> str:
+        """Return why there was not one run."""
+        if self.several:
+            ids = ", ".join(shown(run, 60) for run in self.several[:5])
+            return f"{len(self.several)} runs begin with {self.run!r} in {file}: {ids} …; give more of the id"
+        which = "no call of a run" if self.run == LAST else f"no run whose id begins with {self.run!r}"
+        return f"{which} in {file}"
+
+
+def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a run in two lines: whose it was, and its calls in numbers."""
+    spans = [timeline.Span.of(row) for row in rows]
+    took_s = max(span.ended_s for span in spans) - min(span.began_s for span in spans)
+    known = [(span.prompt_tokens, span.cached_tokens) for span in spans]
+    prompt, cached = (sum(each[at] or 0 for each in known) for at in (0, 1))
+    stages = len({span.stage for span in spans})
+    calls = f"{len(rows)} call{'s' * (len(rows) != 1)} of {stages} stage{'s' * (stages != 1)} in {took_s:.2f} s"
+    run, workflow = str(rows[0]["run"]), rows[0].get("workflow")
+    of = "" if workflow in (None, run) else f" of workflow {shown(workflow, 200)}"
+    tenant = f", tenant {shown(rows[0]['tenant'], 200)}" if rows[0].get("tenant") else ""
+    return f"run {shown(run, 200)}{of}{tenant}\n{calls}; {prompt} prompt tokens, {cached} of them cached"
 
 
 def text(row: Mapping[str, Any]) -> str:

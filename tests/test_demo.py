@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orla_lg import CallEvent, Happening, Hints, OrlaError, cli
-from orla_lg.demo import graph, report
+from orla_lg import Backend, CallEvent, Happening, Hints, OrlaError, cli, timeline
+from orla_lg.demo import compare, graph, report
+from orla_lg.demo import run as running
 from orla_lg.demo.board import STAGES, Board
+from orla_lg.demo.compare import ARMS, Figures
+from orla_lg.demo.customers import customer_file
 from orla_lg.demo.fallbacks import (
     Category,
     Classification,
@@ -34,7 +37,8 @@ from orla_lg.demo.fallbacks import (
     presentable,
     template,
 )
-from orla_lg.demo.run import DemoResult, Plan, answer_all, priorities, run
+from orla_lg.demo.run import ArmResult, DemoResult, Plan, answer_all, priorities, run
+from orla_lg.demo.stopwatch import TimedCall
 from orla_lg.demo.tickets import pick, tickets
 from orla_lg.demo.tools import read_policy_yaml, read_team_descriptions, rules_in, teams_in
 
@@ -139,7 +143,7 @@ BAD: dict[str, Answer] = {
 
 
 async def answered(url: str, ticket: str, outbox: Path) -> dict[str, Any]:
-    scheduler = graph.support_graph(graph.chat_model(url, "stub"), outbox).compile()
+    scheduler = graph.support_graph(graph.chat_model(url, "stub"), graph.chat_model(url, "stub"), outbox).compile()
     return await scheduler.ainvoke({"ticket": ticket})
 
 
@@ -265,12 +269,14 @@ def test_hints_follow_the_classification(category: Category, priority: float) ->
     assert priorities("classify", {"ticket": BILLING}) is None
 
 
+def unwatched(board: Board, statistics: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def test_priorities_reach_the_records(tmp_path: Path) -> None:
     with stub_engine(clever) as url:
         letters = [BILLING, "What are your opening hours? I like the Lumo lamp."]
-        outcome = run(
-            Plan(letters, tmp_path / "outbox.jsonl", url, "stub", "openai"), lambda board, orla: nullcontext()
-        )
+        outcome = run(Plan(letters, tmp_path / "outbox.jsonl", url, "stub", "openai"), unwatched)
     seen = {(record.stage, record.priority) for record in outcome.board.records()}
     assert seen == {("classify", 0.0)} | {(stage, p) for stage in STAGES[1:] for p in (8.0, 5.0)}
     assert outcome.board.done == 2 and not outcome.interrupted
@@ -279,21 +285,23 @@ def test_priorities_reach_the_records(tmp_path: Path) -> None:
 
 def test_a_ticket_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     class BackendScheduler:
-        async def astream(self, state: dict[str, str], config: Any, stream_mode: str) -> Any:
+        async def astream(self, state: Any, config: Any, stream_mode: str) -> Any:
             if state["ticket"] == "bad":
                 raise OrlaError("no engine")
             yield {"reply": {"email": Email(subject="Your lamp", body="x" * 60)}}
 
-    board, emails = Board(2, 0.0), dict[int, Email]()
-    asyncio.run(answer_all(BackendScheduler(), ["bad", "good"], board, emails))
-    assert set(emails) == {2}
-    assert [(line.ticket, line.kind, line.text) for line in board.lines] == [(1, "error", "OrlaError: no engine")]
+    arm = ArmResult("wrapped", Board(2, 0.0))
+    asyncio.run(answer_all(BackendScheduler(), Plan(["bad", "good"]), arm))
+    assert set(arm.emails) == {2}
+    assert [(line.ticket, line.kind, line.text) for line in arm.board.lines] == [(1, "error", "OrlaError: no engine")]
 
 
 def test_control_c_ends_cleanly_with_a_report(tmp_path: Path) -> None:
     asked, ended = threading.Event(), threading.Event()
 
     def slow(body: dict[str, Any]) -> tuple[str, str]:
+        if body["response_format"]["json_schema"]["name"] == "greeting":  # before the arm begins
+            return clever(body)
         asked.set()
         ended.wait(30)
         return clever(body)
@@ -346,32 +354,202 @@ def test_one_ticket_prints_its_letter(tmp_path: Path, capsys: pytest.CaptureFixt
     assert status == 0
     assert "Dear customer," in out and "Payments team" in out
     assert "1 of 1 answered" in out
-    assert "none: every answer of the model could be used" in out
+    assert "all 6 answers of the model could be used" in out
+
+
+# Bare against wrapped
+
+
+def timed_call(stage: str, first_s: float | None, prompt: int | None = 100, cached: int | None = 0) -> TimedCall:
+    first = None if first_s is None else 5.0 + first_s
+    return TimedCall(stage, 5.0, first, 9.0, prompt, cached, 7)
+
+
+BARE_CALLS = [timed_call("classify", 1.0), timed_call("policy_check", 8.0), timed_call("reply", 12.0, 200)]
+WRAPPED_CALLS = [timed_call("classify", 1.0), timed_call("policy_check", 2.0), timed_call("reply", 3.0, 200, 180)]
+
+BARS = """\
+first token: what half of the 3 calls waited for it
+  bare     ████████████████████████████████████████ 8.00 s
+  wrapped  ██████████ 2.00 s
+whole time: until the last letter was written
+  bare     ████████████████████████████████████████ 60.0 s
+  wrapped  ████████████████████ 30.0 s
+prompt tokens computed again: the engine's cache did not have them
+  bare     ████████████████████████████████████████ 400 of 400
+  wrapped  ██████████████████████ 220 of 400"""
+
+TABLE = """\
+stage         calls  bare first  wrapped first  bare computed  wrapped computed
+classify          1      1.00 s         1.00 s            100               100
+policy_check      1      8.00 s         2.00 s            100               100
+reply             1     12.00 s         3.00 s            200                20
+all               3      8.00 s         2.00 s            400               220"""
+
+
+def test_the_three_bars_and_the_table_are_what_was_counted() -> None:
+    bare, wrapped = Figures.of("bare", BARE_CALLS, 60.0), Figures.of("wrapped", WRAPPED_CALLS, 30.0)
+    assert timeline.plain(compare.bars(bare, wrapped)) == BARS
+    assert timeline.plain(compare.table([("bare", BARE_CALLS), ("wrapped", WRAPPED_CALLS)])) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("bare", "wrapped", "said"),
+    [
+        ((8.0, 60.0, 400), (2.0, 30.0, 220), "first token 4.0× sooner, all done 2.0× sooner, 45 % less computed."),
+        ((2.0, 30.0, 220), (8.0, 60.0, 400), "first token 4.0× later, all done 2.0× later, 82 % more computed."),
+        ((2.0, 30.0, 400), (2.05, 29.0, 390), "token as soon as bare, all done as soon as bare, as much computed."),
+        ((None, 30.0, None), (None, 15.0, None), "Wrapped: all done 2.0× sooner."),
+    ],
+)  # fmt: skip
+def test_the_line_says_better_worse_equal_or_nothing_as_it_is(bare: Any, wrapped: Any, said: str) -> None:
+    figures = [Figures(arm, 3, first, whole, 400, computed)
+               for arm, (first, whole, computed) in (("bare", bare), ("wrapped", wrapped))]  # fmt: skip
+    line = compare.sentence(figures[0], figures[1])
+    assert said in line and len(line) <= 81
+
+
+def test_what_an_engine_does_not_say_is_no_bar() -> None:
+    silent = [Figures.of(arm, [timed_call("reply", None, cached=None)], 1.0) for arm in ARMS]
+    drawn = timeline.plain(compare.bars(silent[0], silent[1]))
+    assert drawn.count("the engine does not say") == 4
+
+
+def test_both_arms_are_counted_by_the_engines_word_and_the_first_call_of_all_is_not(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> tuple[str, str]:
+        asked.append(body)
+        return clever(body)
+
+    with stub_engine(answer) as url:
+        outcome = run(Plan(pick(2), url=url), unwatched)
+    assert {body["model"] for body in asked} == {"stub"}, "the first that the engine serves, in both arms"
+    bare, wrapped = (arm.figures for arm in outcome.arms)
+    assert (bare.arm, wrapped.arm, bare.calls, wrapped.calls) == ("bare", "wrapped", 12, 12)
+    assert (
+        (bare.prompt_tokens, bare.computed_tokens) == (wrapped.prompt_tokens, wrapped.computed_tokens) == (1080, 600)
+    )
+    assert bare.first_s and wrapped.first_s and bare.whole_s and wrapped.whole_s
+    first_words = [body["messages"][0]["content"].split(". ")[0] for body in asked]
+    desks = dict.fromkeys(word for word in first_words if word.startswith("Desk "))
+    assert len(desks) == 2, "nothing that one arm left in the engine's cache is found by the other"
+    assert first_words.count("Ready?") == 2, "each arm asks its engine for a word before its time begins"
+
+
+def test_embedded_engines_are_started_for_each_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    @contextmanager
+    def embedded(name: str) -> Iterator[Backend]:
+        started.append(name)
+        with stub_engine(clever) as url:
+            yield Backend(name, url, "stub", "openai", cost=running.HEAVY_COST)
+
+    monkeypatch.setattr(running, "embedded", embedded)
+    outcome = run(Plan(pick(1), arms=("wrapped", "bare")), unwatched)
+    assert started == ["light", "heavy"] * 2 and [arm.arm for arm in outcome.arms] == ["wrapped", "bare"]
+    assert len({round(sum(record.cost_usd or 0.0 for record in arm.board.records()), 9) for arm in outcome.arms}) == 1
+    for arm in outcome.arms:
+        assert all(record.cost_usd for record in arm.board.records())
+        by_stage = {record.stage: record.backend for record in arm.board.records()}
+        assert by_stage == {"classify": "light"} | dict.fromkeys(STAGES[1:], "heavy"), "the same mapping in both"
+
+
+def test_it_ends_with_a_line_bars_and_a_table_and_writes_nothing_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with stub_engine(clever) as url:
+        assert command_line(["demo", "-n", "2", "--plain", "--url", url]) == 0
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().out.split("\n\n")
+    assert said[0].startswith("2 tickets at once, each with its customer's file: bare, then wrapped\non http")
+    assert said[0].count("answered") == 4 and "policy_check" not in said[0], "what goes on inside is asked for"
+    assert said[1].startswith("Wrapped: first token ") and "\n" not in said[1]
+    assert len(said[2].splitlines()) == 9 and said[3].startswith("stage ")
+    assert "given up" not in said[4] and "engines" in said[4]
+
+
+def test_details_tell_what_goes_on_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records, outbox = tmp_path / "r.jsonl", tmp_path / "sub" / "o.jsonl"
+    options = ["--details", "--outbox", str(outbox), "--records", str(records), "--arms", "wrapped"]
+    with stub_engine(clever) as url:
+        assert command_line(["demo", "-n", "1", "--plain", "--url", url, *options]) == 0
+        assert cli.main(["explain", "--run", str(records)]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "calls read_policy_yaml",
+        "wait s",
+        "cache      engine: ",
+        "none: every answer",
+        str(outbox),
+        "6 calls",
+    ):
+        assert part in said, part
+    assert "Wrapped:" not in said and len(outbox.read_text().splitlines()) == 1
+
+
+def test_replaced_answers_are_told_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with stub_engine(BAD["garbage"]) as url:
+        assert command_line(["demo", "-n", "1", "--plain", "--url", url, "--arms", "bare"]) == 0
+    said = capsys.readouterr().out
+    assert "of the model's 6 could not be used; rules and a template stood in; --details" in said
+    assert said.count("replaced") + said.count("could not be used") == 1
+
+
+@pytest.mark.parametrize("arms", ["", "bear", "bare,bare", "bare,,wrapped"])
+def test_arms_that_are_none_are_refused(arms: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(["demo", "--arms", arms])
+    assert "arm" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_control_c_in_the_second_arm_keeps_the_first_and_compares_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = running.run_arm
+
+    def interrupted(plan: Plan, arm: ArmResult, *rest: Any, desk: str) -> None:
+        if arm.arm == "wrapped":
+            raise KeyboardInterrupt
+        real(plan, arm, *rest, desk=desk)
+
+    monkeypatch.setattr(running, "run_arm", interrupted)
+    with stub_engine(clever) as url:
+        assert command_line(["demo", "-n", "1", "--plain", "--url", url]) == 130
+    said = capsys.readouterr().out
+    assert "bare: 1 of 1 answered" in said and "stopped    by Ctrl-C" in said and "Wrapped:" not in said
+
+
+def test_files_of_customers_begin_differently_and_stay_what_they_are() -> None:
+    files = [customer_file(number) for number in range(1, 40)]
+    assert len({file.splitlines()[0] for file in files}) == len(files)
+    assert files == [customer_file(number) for number in range(1, 40)]
 
 
 # The view
 
 
-def recorded(tmp_path: Path) -> tuple[list[CallEvent], DemoResult]:
-    """Return the events of a run of four tickets, and its outcome."""
-    events: list[CallEvent] = []
-
-    @contextmanager
-    def watch(board: Board, orla: Any) -> Iterator[None]:
-        orla.subscribe(events.append)
-        yield
-
+def recorded(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[CallEvent], DemoResult]:
+    """Return what the board of an arm hears in a run of four tickets, and the outcome."""
+    events, hear = list[CallEvent](), Board.hear
+    monkeypatch.setattr(Board, "hear", lambda board, event: events.append(event) or hear(board, event))
     with stub_engine(clever) as url:
-        return events, run(Plan(pick(4), tmp_path / "outbox.jsonl", url, "stub", "openai"), watch)
+        return events, run(Plan(pick(4), None, url, "stub", "openai", arms=(arm,)), unwatched)
 
 
-def test_the_view_draws_every_moment_without_a_terminal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_view_draws_every_moment_without_a_terminal(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("rich")
     from rich.console import Console
 
-    from orla_lg.demo.view import frame, summary
+    from orla_lg.demo.view import frame
 
-    events, outcome = recorded(tmp_path)
+    events, outcome = recorded(arm, tmp_path, monkeypatch)
+    monkeypatch.undo()
     board = Board(4, events[0].at_s)
     for number, run_id in enumerate(dict.fromkeys(event.run for event in events), start=1):
         board.expect(run_id or "", number)
@@ -388,11 +566,6 @@ def test_the_view_draws_every_moment_without_a_terminal(tmp_path: Path) -> None:
             assert all(any(stage in line for line in lines) for stage in STAGES)
         assert replayed.done == 4
         assert all(not state.waiting and not state.running and not state.inside for state in replayed.stages.values())
-    console = Console(file=io.StringIO(), width=80)
-    console.print(summary(outcome.board, tmp_path / "outbox.jsonl"))
-    table = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(stage in table for stage in (*STAGES, "all"))
-    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_long_queues_and_long_lines_stay_inside_the_terminal() -> None:
@@ -414,12 +587,13 @@ def test_long_queues_and_long_lines_stay_inside_the_terminal() -> None:
     assert any("60 waiting" in line for line in lines)
 
 
-def test_the_table_adds_up(tmp_path: Path) -> None:
-    _, outcome = recorded(tmp_path)
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_table_adds_up(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, outcome = recorded(arm, tmp_path, monkeypatch)
     cells = {row.cells[0]: row.cells for row in report.rows(outcome.board)}
     assert [cells[stage][2] for stage in (*STAGES, "all")] == ["4", "8", "8", "4", "24"]
     assert cells["all"][5:8] == ("2,160", "960 44%", "216")
-    assert "4 of 4 answered" in report.as_text(outcome.board, None)
+    assert "4 of 4 answered" in report.as_text(outcome.board)
 
 
 def test_a_picture_is_written_and_asks_for_nothing_elsewhere(
@@ -437,6 +611,7 @@ def test_a_picture_is_written_and_asks_for_nothing_elsewhere(
 
 def test_lines_name_ticket_stage_and_what_happened() -> None:
     board, lines = Board(1, 10.0), []
+    board.queues = frozenset({"heavy"})
     board.sink = lines.append
     board.expect("run", 1)
     board.hear(CallEvent(Happening.QUEUED, 10.5, "run", "run", "reply", "c1", "heavy"))
@@ -457,15 +632,7 @@ def test_lines_name_ticket_stage_and_what_happened() -> None:
 @pytest.mark.slow
 def test_three_tickets_on_the_embedded_engines(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    kept: list[Any] = []
-
-    @contextmanager
-    def watch(board: Board, orla: Any) -> Iterator[None]:
-        kept.append(orla)
-        yield
-        orla.core.serving.check_integrity()
-
-    outcome = run(Plan(pick(3), tmp_path / "outbox.jsonl"), watch)
+    outcome = run(Plan(pick(3), tmp_path / "outbox.jsonl", arms=("wrapped",)), unwatched)
     board = outcome.board
     assert (board.done, board.failed) == (3, 0)
     by_stage = {name: state.records for name, state in board.stages.items()}
@@ -476,6 +643,8 @@ def test_three_tickets_on_the_embedded_engines(tmp_path: Path) -> None:
     reused = [record for record in by_stage["reply"] if (record.cached_tokens or 0) > 60]
     assert reused, [record.cached_tokens for record in by_stage["reply"]]
     assert len((tmp_path / "outbox.jsonl").read_text().splitlines()) == 3
+    (arm,) = outcome.arms
+    assert arm.figures.computed_tokens == arm.counted_tokens, "the engines' counters say what their answers say"
     assert board.statistics is not None
     for name, backend in board.statistics.backends.items():
         assert backend.memory.slots_held == 0, name

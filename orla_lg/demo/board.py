@@ -52,8 +52,10 @@ class BackendTickets:
 class Board:
     """The demo at one moment. Events come from any thread; a view reads under ``lock``."""
 
-    def __init__(self, tickets: int, started_s: float, *, keep_lines: int = 200) -> None:
+    def __init__(self, tickets: int, started_s: float, *, arm: str = "", keep_lines: int = 200) -> None:
         self.lock = threading.RLock()
+        self.arm = arm
+        """What is watched, where there are several: ``1 of 2: bare``."""
         self.tickets = tickets
         self.started_s = started_s
         self.now_s = started_s
@@ -61,6 +63,8 @@ class Board:
         self.failed = 0
         self.stages = {name: StageState() for name in STAGES}
         self.backends: dict[str, BackendTickets] = {}
+        self.queues: frozenset[str] = frozenset()
+        """The backends with a queue of orla_lg's; elsewhere calls wait in the engine, unseen."""
         self.urgent: set[int] = set()
         """Tickets whose later stages go first."""
         self.tools: Counter[str] = Counter()
@@ -126,7 +130,7 @@ class Board:
         backend.waiting.pop(call, None)
         backend.running[call] = self._numbers.get(event.run or "", 0)
         waited_s = event.at_s - self._wait_began_s.pop(call, event.at_s)
-        if waited_s >= 0.1:
+        if waited_s >= 0.1 and event.backend in self.queues:
             self._tell(event, "queue", f"waited {waited_s:.1f} s for {event.backend}")
 
     def _finished(self, event: CallEvent) -> None:
@@ -146,7 +150,7 @@ class Board:
     def _ended(self, event: CallEvent) -> None:
         self.done += event.detail == "done"
         self.failed += event.detail != "done"
-        self._tell(event, "end", f"{event.detail}: its cache is given up")
+        self._tell(event, "end", f"{event.detail}{': its cache is given up' if self.queues else ''}")
 
     # What the graph's own results tell
 

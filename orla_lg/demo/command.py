@@ -1,4 +1,4 @@
-"""``orla-lg demo``: its options, and whether it is watched live, in lines, or kept as a picture."""
+"""``orla-lg demo``: its options, and how it is shown: live, in lines, as a picture."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orla_lg.errors import ConfigError, OrlaError
 
 if TYPE_CHECKING:
+    from orla_lg.core.serving import Statistics
     from orla_lg.demo.board import Board, Line
     from orla_lg.demo.run import DemoResult, Plan
-    from orla_lg.demo.view import Picture
-    from orla_lg.orla import Orla
 
 INTERRUPTED = 130
-DEFAULT_TICKETS = 12
+DEFAULT_TICKETS = 5
 
 DESCRIPTION = """\
-A customer support desk, written as a plain LangGraph graph and served by orla_lg:
+A customer support desk, written as a plain LangGraph graph:
 
     classify ─┬─ policy_check ─┬─ reply
               └─ route_ticket ─┘
 
-Without --url, two small engines are started in this process, "light" for classify and "heavy" for
-the rest: no key, no GPU, no container. Many tickets at once show what orla_lg does: queues per
-backend and stage, billing and technical tickets first, caches kept from policy_check to reply,
-flushed at the switch from light to heavy and when a ticket is answered.
+More tickets come at once than the engine has places in its cache. They are answered twice: bare, by the graph as it
+is, and wrapped in orla_lg. The end says what that changed: first token, whole time, prompt tokens computed again.
+Without --url, two small engines are started in this process for each arm, "light" for classify and "heavy" for the
+rest: no key, no GPU, no container.
 """
 
 EXAMPLES = """\
 examples:
-  orla-lg demo                                   12 tickets on the embedded engines, about a minute
-  orla-lg demo -n 20                             more tickets, longer queues
-  orla-lg demo --ticket "My lamp does not work"  one ticket of your own, and the letter it gets
+  orla-lg demo --ticket "My lamp does not work"  one ticket of your own, the letter it gets, and its calls drawn
+  orla-lg demo                                   bare against wrapped; a minute and a half on two cores
+  orla-lg demo --details                         the same, with what was saved, restored, flushed and replaced
+  orla-lg demo --arms wrapped,bare               the other order, for skeptics
   orla-lg demo --url http://127.0.0.1:8000/v1 --model Qwen/Qwen3-4B
                                                  the same on an engine of your own
+
+exit status: 0 every ticket was answered, 1 not every one, 130 after Ctrl-C
 """
 
 
@@ -48,7 +51,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``demo`` to the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="answer support tickets with a LangGraph graph, and watch orla_lg serve it",
+        help="answer support tickets with a LangGraph graph, bare and wrapped: what does orla_lg change?",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,15 +61,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     many = "answer N of the tickets that come with the demo, all at once (default: %(default)s)"
     which.add_argument("-n", "--tickets", type=_count, default=DEFAULT_TICKETS, metavar="N", help=many)
     parser.add_argument("--seed", type=int, metavar="N", help="shuffle these tickets; the same N, the same order")
+    arms = "which arms are run, in this order (default: bare,wrapped; with --ticket: wrapped)"
+    parser.add_argument("--arms", type=_arms, metavar="ARM,ARM", help=arms)
     engine = parser.add_argument_group("engine")
     engine.add_argument("--url", help="an OpenAI-compatible engine that runs already, ending in /v1")
     engine.add_argument("--model", help="the model to ask it for (default: the first that it serves)")
     engine.add_argument("--engine", help="its kind: llamacpp, openai, ... (default: found out by asking)")
     engine.add_argument("--api-key-env", metavar="NAME", help="the environment variable that holds its API key")
     shown = parser.add_argument_group("output")
-    kept = "where the letters are written, one line of JSON each (default: %(default)s)"
-    shown.add_argument("--outbox", type=Path, default=Path("outbox.jsonl"), metavar="FILE", help=kept)
+    shown.add_argument("--details", action="store_true", help="also what each arm's caches, tools and stages did")
     shown.add_argument("--plain", action="store_true", help="lines instead of the live view, as into a pipe")
+    kept = "write the letters there, one line of JSON each (default: they are kept nowhere)"
+    shown.add_argument("--outbox", type=Path, metavar="FILE", help=kept)
+    written = "write the records of the wrapped arm there, for orla-lg explain"
+    shown.add_argument("--records", type=Path, metavar="FILE", help=written)
     shown.add_argument("--save-svg", type=Path, metavar="FILE", help="also write a picture of the run")
     parser.set_defaults(run=main)
 
@@ -83,40 +91,56 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _arms(text: str) -> tuple[str, ...]:
+    from orla_lg.demo.compare import ARMS
+
+    named = tuple(part.strip() for part in text.split(","))
+    if unknown := [name for name in named if name not in ARMS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no arm; there are {' and '.join(ARMS)}")
+    if len(set(named)) < len(named):
+        raise argparse.ArgumentTypeError(f"{text!r} names an arm twice")
+    return named
+
+
 def main(args: argparse.Namespace) -> int:
     """Run the demo; 0 when every ticket was answered, 130 after Ctrl-C."""
-    from orla_lg.demo.run import run
-
     try:
+        from orla_lg.demo.run import run  # takes a second or two, in which Ctrl-C may come
+
         plan = _plan(args)
         screen = _screen(args)
+        screen.announce(plan)
         outcome = run(plan, screen.watch)
     except OrlaError as error:
         print(f"orla-lg demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # while an engine was still starting
         return INTERRUPTED
-    screen.conclude(outcome, plan.outbox, single=args.ticket is not None)
+    screen.conclude(outcome, plan)
     if outcome.interrupted:
         return INTERRUPTED
-    return 0 if outcome.board.done == outcome.board.tickets else 1
+    return 0 if outcome.complete else 1
 
 
-def _screen(args: argparse.Namespace) -> _Lines | _Screen | _WithPicture:
-    shown = _Screen() if _rich() and sys.stdout.isatty() and not args.plain else _Lines()
-    if args.save_svg is None:
-        return shown
-    if not _rich():
+def _screen(args: argparse.Namespace) -> Screen:
+    bright = _rich() and sys.stdout.isatty() and not args.plain
+    if args.save_svg is not None and not _rich():
         raise ConfigError("--save-svg draws with rich, which is not installed: pip install 'orla-lg[demo]'")
-    return _WithPicture(shown, args.save_svg)
+    return Screen(bright=bright, single=args.ticket is not None, details=args.details, picture=args.save_svg)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    from orla_lg.demo.compare import ARMS, WRAPPED
     from orla_lg.demo.run import Plan
     from orla_lg.demo.tickets import pick
 
-    letters = [args.ticket] if args.ticket is not None else pick(args.tickets, args.seed)
-    return Plan(letters, args.outbox, args.url, args.model, args.engine, _api_key(args.api_key_env))
+    single = args.ticket is not None
+    letters = [args.ticket] if single else pick(args.tickets, args.seed)
+    arms = args.arms or ((WRAPPED,) if single else ARMS)
+    key = _api_key(args.api_key_env)
+    return Plan(
+        letters, args.outbox, args.url, args.model, args.engine, key, arms, files=not single, records=args.records
+    )
 
 
 def _api_key(variable: str | None) -> str | None:
@@ -131,73 +155,79 @@ def _rich() -> bool:
     return importlib.util.find_spec("rich") is not None
 
 
-class _Lines:
-    """Plain output: a line for everything that happens, a table of text at the end."""
+class Screen:
+    """What the demo shows: a live view or lines while it runs, and how it ended.
+
+    Args:
+        bright: Whether there is a terminal for the live view.
+        single: Whether there is one ticket, so that its letter is shown.
+        details: Whether what goes on inside is shown, too.
+        picture: Where a picture of the run is written.
+    """
+
+    def __init__(self, *, bright: bool, single: bool, details: bool, picture: Path | None) -> None:
+        self._bright, self._single, self._details, self._path = bright, single, details, picture
+        self._picture: Any = None
+        if picture is not None:
+            from orla_lg.demo.view import Picture
+
+            self._picture = Picture()
+
+    def announce(self, plan: Plan) -> None:
+        """Say what is about to be run."""
+        from orla_lg.demo.conclusion import engines, load
+
+        turns = f": {', then '.join(plan.arms)}" if len(plan.arms) > 1 else ""
+        print(f"{load(plan)}{turns}\non {engines(plan)}", flush=True)
 
     @contextmanager
-    def watch(self, board: Board, orla: Orla) -> Iterator[None]:
-        """Print what happens while the block runs."""
-        board.sink = self._print
-        yield
+    def watch(self, board: Board, statistics: Callable[[], Statistics] | None) -> Iterator[None]:
+        """Show what happens while the block runs; nothing of the live view stays."""
+        with ExitStack() as stack:
+            if self._bright:
+                from rich.console import Console
 
-    def _print(self, line: Line) -> None:
-        ticket = f"#{line.ticket:02}" if line.ticket is not None else ""
-        print(f"{line.at_s:6.1f} s  {ticket:<3}  {line.stage:<12}  {line.text}", flush=True)
+                from orla_lg.demo.view import live
 
-    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
-        """Print the report."""
-        from orla_lg.demo.report import as_text
-
-        print()
-        if single and (email := outcome.emails.get(1)):
-            print(f"Subject: {email.subject}\n\n{email.body}\n")
-        print(as_text(outcome.board, outbox))
-
-
-class _Screen:
-    """The live view and a table, with rich."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console()
-
-    def watch(self, board: Board, orla: Orla) -> AbstractContextManager[None]:
-        """Show the live view while the block runs."""
-        from orla_lg.demo.view import live
-
-        return live(board, orla.statistics, self.console)
-
-    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
-        """Show the report."""
-        from orla_lg.demo.view import letter_panel, summary
-
-        self.console.print()
-        if single and (email := outcome.emails.get(1)):
-            self.console.print(letter_panel(email.subject, email.body))
-        self.console.print(summary(outcome.board, outbox))
-
-
-class _WithPicture:
-    """A screen, and a picture of the run besides."""
-
-    def __init__(self, screen: _Lines | _Screen, path: Path) -> None:
-        self._screen, self._path = screen, path
-        self._picture: Picture | None = None
-
-    @contextmanager
-    def watch(self, board: Board, orla: Orla) -> Iterator[None]:
-        """Let the screen watch, and the picture listen."""
-        from orla_lg.demo.view import Picture
-
-        self._picture = Picture(board, orla.statistics)
-        orla.subscribe(self._picture.hear)
-        with self._screen.watch(board, orla):
+                stack.enter_context(live(board, statistics, Console()))
+            else:
+                board.sink = partial(self._print, board)
+            if self._picture is not None and statistics is not None:
+                stack.enter_context(self._picture.watch(board, statistics))
             yield
 
-    def conclude(self, outcome: DemoResult, outbox: Path, *, single: bool) -> None:
-        """Let the screen conclude, and write the picture."""
-        self._screen.conclude(outcome, outbox, single=single)
-        if self._picture is not None:
-            self._picture.save(self._path, outbox)
-            print(f"picture    {self._path}")
+    def _print(self, board: Board, line: Line) -> None:
+        ticket = f"#{line.ticket:02}" if line.ticket is not None else ""
+        if self._details or line.kind == "error":
+            print(f"{line.at_s:6.1f} s  {ticket:<3}  {line.stage:<12}  {line.text}", flush=True)
+        elif line.kind == "end":
+            arm = f"{board.arm}: " if board.arm else ""
+            print(f"{line.at_s:6.1f} s  {arm}{board.done} of {board.tickets} answered", flush=True)
+
+    def conclude(self, outcome: DemoResult, plan: Plan) -> None:
+        """Show how it ended, and write the picture."""
+        from orla_lg import timeline
+        from orla_lg.demo import conclusion
+
+        print()
+        if self._single:
+            if email := outcome.emails.get(1):
+                self._letter(email.subject, email.body)
+            lines = conclusion.of_one(outcome, plan, width=timeline.columns(), details=self._details)
+        else:
+            lines = conclusion.of_many(outcome, plan, details=self._details)
+        print(timeline.for_stream(lines, sys.stdout))
+        if self._path is not None:
+            self._picture.save(self._path, lines)
+            print(f"{'picture':<10} {self._path}")
+
+    def _letter(self, subject: str, body: str) -> None:
+        if self._bright:
+            from rich.console import Console
+
+            from orla_lg.demo.view import letter_panel
+
+            Console().print(letter_panel(subject, body))
+        else:
+            print(f"Subject: {subject}\n\n{body}")
+        print()

@@ -57,6 +57,8 @@ class TicketState(TypedDict, total=False):
     """What is known of one ticket."""
 
     ticket: str
+    file: str
+    """What the desk knows of the customer; may be missing."""
     classification: Classification
     talk: list[BaseMessage]
     """The conversation about the policy, which ``reply`` goes on with."""
@@ -68,17 +70,18 @@ class TicketState(TypedDict, total=False):
 
 
 class SupportDesk:
-    """The nodes, with the model they ask and the outbox they write to."""
+    """The nodes, with the two models they ask and the outbox they write to."""
 
-    def __init__(self, llm: ChatOpenAI, outbox: Path) -> None:
-        self.llm = llm
+    def __init__(self, light: ChatOpenAI, heavy: ChatOpenAI, outbox: Path | None, number: str = "") -> None:
+        self.light, self.heavy = light, heavy
+        self.name = f"Desk {number}. " if number else ""
         self.send_email = mailer(outbox)
 
     async def classify(self, state: TicketState) -> TicketState:
         """Read what the ticket is about."""
         ticket = state["ticket"]
-        talk = [SystemMessage(CLASSIFY), HumanMessage(ticket)]
-        said = await self.ask(talk, _classification_of(ticket))
+        talk = [SystemMessage(self.name + CLASSIFY), HumanMessage(ticket)]
+        said = await self.ask(talk, _classification_of(ticket), self.light)
         try:
             found = Classification.model_validate(said)
         except ValidationError:
@@ -89,7 +92,7 @@ class SupportDesk:
     async def policy_check(self, state: TicketState) -> TicketState:
         """Read the policy for the ticket and choose the rule that applies."""
         ticket, category = state["ticket"], state["classification"].category
-        talk = [*_opening(state), HumanMessage('Which policy do you need to read? Answer only {"policy": "..."}')]
+        talk = [*self.opening(state), HumanMessage('Which policy do you need to read? Answer only {"policy": "..."}')]
         policy = await self.choose(talk, "policy", _policies_for(category))
         text = await read_policy_yaml.ainvoke({"policy": policy or category})
         rules = rules_in(text)
@@ -104,7 +107,7 @@ class SupportDesk:
     async def route_ticket(self, state: TicketState) -> TicketState:
         """Choose the team that takes the ticket."""
         category = state["classification"].category
-        talk = [*_opening(state), HumanMessage('Call the tool: {"read_team_descriptions": true}')]
+        talk = [*self.opening(state), HumanMessage('Call the tool: {"read_team_descriptions": true}')]
         said = await self.ask(talk, _object("tool_request", {"read_team_descriptions": {"const": True}}))
         missed = said.get("read_team_descriptions") is not True
         text = await read_team_descriptions.ainvoke({})
@@ -116,7 +119,8 @@ class SupportDesk:
     async def reply(self, state: TicketState) -> TicketState:
         """Write to the customer: the answer, or that a person takes over."""
         found, rule = state["classification"], state["rule"]
-        subjects = [f"Your {found.product}", f"Your message: {found.issue}"]
+        about = "message to Tarn Home" if found.product == "other" else found.product
+        subjects = [f"Your {about}", f"Your message: {found.issue}"]
         example = json.dumps({"subject": subjects[0], "body": f"{rule} ..."})
         prompt = f"Answer the customer{' that a colleague takes over' * found.needs_escalation}: {example}"
         said = await self.ask([*state["talk"], HumanMessage(prompt)], _letter_request(subjects))
@@ -126,15 +130,24 @@ class SupportDesk:
         await self.send_email.ainvoke(email.model_dump())
         return {"email": email, "fallbacks": [] if paragraph else ["reply"]}
 
+    def opening(self, state: TicketState) -> list[BaseMessage]:
+        """Return how every talk about a ticket begins after its classification: what an engine can cache."""
+        found = state["classification"]
+        urgency = "urgent" if found.needs_escalation else "normal"
+        known = [state["ticket"], state.get("file"), f"Ticket: {found.category}, {found.product}, {urgency}"]
+        return [SystemMessage("\n\n".join([self.name + COMPANY, *filter(None, known)]))]
+
     async def choose(self, talk: Sequence[BaseMessage], name: str, among: Iterable[str]) -> str | None:
         """Return which of *among* the model names, or ``None`` if it names none."""
         choices = list(dict.fromkeys(among))
         said = await self.ask(talk, _object(f"choose_{name}", {name: _one_of(choices)}))
         return _among(said.get(name), choices)
 
-    async def ask(self, talk: Sequence[BaseMessage], schema: dict[str, Any]) -> dict[str, Any]:
+    async def ask(
+        self, talk: Sequence[BaseMessage], schema: dict[str, Any], llm: ChatOpenAI | None = None
+    ) -> dict[str, Any]:
         """Return the model's JSON, or an empty dict where it gave none that can be read."""
-        model = self.llm.with_structured_output(schema, method="json_schema", strict=True)
+        model = (llm or self.heavy).with_structured_output(schema, method="json_schema", strict=True)
         try:
             said = await model.ainvoke(list(talk))
         except UNUSABLE:
@@ -142,9 +155,11 @@ class SupportDesk:
         return said if isinstance(said, dict) else {}
 
 
-def support_graph(llm: ChatOpenAI, outbox: Path) -> StateGraph[TicketState]:
-    """Return the desk as a graph."""
-    desk = SupportDesk(llm, outbox)
+def support_graph(
+    light: ChatOpenAI, heavy: ChatOpenAI, outbox: Path | None, number: str = ""
+) -> StateGraph[TicketState]:
+    """Return the desk as a graph: *light* classifies, *heavy* does the rest; prompts begin with the desk's number."""
+    desk = SupportDesk(light, heavy, outbox, number)
     graph = StateGraph(TicketState)
     graph.add_node("classify", desk.classify)
     graph.add_node("policy_check", desk.policy_check)
@@ -165,19 +180,13 @@ def chat_model(base_url: str, model: str, api_key: str = "none") -> ChatOpenAI:
         base_url=base_url,
         api_key=SecretStr(api_key),
         streaming=True,
+        stream_usage=True,
         temperature=0,
         max_completion_tokens=160,
     )
 
 
 # Prompts and answers
-
-
-def _opening(state: TicketState) -> list[BaseMessage]:
-    """Return how every talk about a ticket begins after its classification: what an engine can cache."""
-    found = state["classification"]
-    urgency = "urgent" if found.needs_escalation else "normal"
-    return [SystemMessage(f"{COMPANY}\n\n{state['ticket']}\n\nTicket: {found.category}, {found.product}, {urgency}")]
 
 
 def _policies_for(category: Category) -> list[str]:

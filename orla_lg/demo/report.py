@@ -1,10 +1,9 @@
-"""The end of the demo in numbers: one row per stage, what the caches did, what had to be replaced."""
+"""One arm of the demo in numbers, for --details: a row for each stage, what the caches did, what was replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 
 from orla_lg.core.record import Record
@@ -19,8 +18,8 @@ _EFFECTS = {
     "flush:deferred": "given up, to be overwritten by the next call",
     "flush:unsupported": "given up, which this engine cannot do",
     "flush:failed": "could not be erased",
-    "release:demoted": "left to whoever needs the place",
-    "save:saved": "saved before somebody else sat down",
+    "release:demoted": "left to calls that need the place",
+    "save:saved": "saved before another workflow took the slot",
     "restore:restored": "restored on return",
 }
 
@@ -71,15 +70,13 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f}%" if whole else ""
 
 
-def notes(board: Board, outbox: Path | None) -> list[tuple[str, str]]:
+def notes(board: Board) -> list[tuple[str, str]]:
     """Return what the table does not say, as pairs of a heading and a sentence."""
     told = [("tickets", _tickets(board))]
     if tools := ", ".join(f"{name} {count}" for name, count in sorted(board.tools.items())):
         told.append(("tools", tools))
     told += [("cache", line) for line in _cache(board)]
     told.append(("fallbacks", _fallbacks(board)))
-    if outbox is not None:
-        told.append(("outbox", str(outbox)))
     return told
 
 
@@ -109,12 +106,12 @@ def _fallbacks(board: Board) -> str:
     return f"{', '.join(counted)} answers were replaced by rules or a template"
 
 
-def as_text(board: Board, outbox: Path | None) -> str:
+def as_text(board: Board) -> str:
     """Return the report as plain text, for pipes and files."""
     table = [HEADINGS, *(row.cells for row in rows(board))]
     widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
     lines = [_aligned(line, widths) for line in table]
-    lines += ["", *(f"{name:<10} {text}" for name, text in notes(board, outbox))]
+    lines += ["", *(f"{name:<10} {text}" for name, text in notes(board))]
     return "\n".join(lines)
 
 

@@ -42,15 +42,16 @@ def teams_in(team_yaml: str) -> dict[str, str]:
     return {category: team for categories, team in pairs for category in categories.split(", ")}
 
 
-def mailer(outbox: Path) -> BaseTool:
-    """Return the tool that "sends" an email: it adds a line of JSON to *outbox*."""
+def mailer(outbox: Path | None) -> BaseTool:
+    """Return the tool that "sends" an email: it adds a line of JSON to *outbox*, if there is one."""
     lock = threading.Lock()
 
     @tool
     def send_email(subject: str, body: str) -> str:
         """Send an email to the customer who wrote the ticket."""
-        with lock, outbox.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"subject": subject, "body": body}, ensure_ascii=False) + "\n")
+        if outbox is not None:
+            with lock, outbox.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"subject": subject, "body": body}, ensure_ascii=False) + "\n")
         return "sent"
 
     return send_email

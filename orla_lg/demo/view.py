@@ -6,22 +6,19 @@ import io
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from orla_lg.core.record import CallEvent, Happening
+from orla_lg import timeline
 from orla_lg.core.serving import Statistics
 from orla_lg.demo.board import STAGES, Board, Line, StageState
-from orla_lg.demo.report import HEADINGS, notes, rows
 
 FRAMES_PER_S = 8
 GRAPH_ROWS = 11
@@ -175,10 +172,14 @@ def frame(board: Board, width: int, height: int) -> RenderableType:
     with board.lock:
         width = min(width, 124)
         title = Text("orla-lg demo", style="bold", no_wrap=True, overflow="ellipsis")
-        title.append(f"  {board.tickets} tickets   {board.now_s - board.started_s:5.1f} s   ", "bright_black")
-        title.append(" billing, technical: go first ", _URGENT)
-        title.append(" ")
-        title.append(" others ", _CALM)
+        if board.arm:
+            title.append(f"  {board.arm}", "bold bright_cyan")
+        tickets = f"{board.tickets} ticket{'s' * (board.tickets != 1)}"
+        title.append(f"  {tickets}   {board.now_s - board.started_s:5.1f} s   ", "bright_black")
+        if board.queues:
+            title.append(" billing, technical: go first ", _URGENT)
+            title.append(" ")
+            title.append(" others ", _CALM)
         names = list(board.statistics.backends) if board.statistics else list(board.backends)
         room = max(2, height - FIXED_ROWS - len(names))
         log = [line_text(line) for line in list(board.lines)[-room:]]
@@ -189,41 +190,27 @@ def frame(board: Board, width: int, height: int) -> RenderableType:
         return Group(*parts, progress_line(board, width))
 
 
-# The end
-
-
-def summary(board: Board, outbox: Path | None) -> RenderableType:
-    """Return the table of the stages and the notes under it."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for nth, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if nth < 2 else "right", no_wrap=True)
-    for row in rows(board):
-        table.add_row(*row.cells, style="bold" if row.total else None)
-    listed = Table.grid(padding=(0, 2))
-    listed.add_column(style="cyan")
-    listed.add_column(overflow="fold")
-    for heading, text in notes(board, outbox):
-        listed.add_row(heading, text)
-    return Group(table, Text(""), listed)
+# On a screen
 
 
 class _Frame:
     """Draws the board anew whenever the terminal is refreshed."""
 
-    def __init__(self, board: Board, statistics: Callable[[], Statistics]) -> None:
+    def __init__(self, board: Board, statistics: Callable[[], Statistics] | None) -> None:
         self._board, self._statistics = board, statistics
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[RenderableType]:
-        self._board.statistics = self._statistics()
+        if self._statistics is not None:
+            self._board.statistics = self._statistics()
         if self._board.done + self._board.failed < self._board.tickets:
             self._board.now_s = time.monotonic()
         yield frame(self._board, options.max_width, options.height or console.height)
 
 
 @contextmanager
-def live(board: Board, statistics: Callable[[], Statistics], console: Console) -> Iterator[None]:
-    """Show the board while the block runs; its last frame stays."""
-    with Live(_Frame(board, statistics), console=console, refresh_per_second=FRAMES_PER_S, transient=False):
+def live(board: Board, statistics: Callable[[], Statistics] | None, console: Console) -> Iterator[None]:
+    """Show the board while the block runs, and nothing of it afterwards: what stays is the conclusion."""
+    with Live(_Frame(board, statistics), console=console, refresh_per_second=FRAMES_PER_S, transient=True):
         yield
 
 
@@ -233,27 +220,35 @@ def letter_panel(subject: str, body: str) -> RenderableType:
 
 
 class Picture:
-    """The demo as it looked in the middle of its run, and its table: an SVG for a page."""
+    """The wrapped arm as it looked in the middle, and the demo's conclusion: an SVG for a page."""
 
     width, height = 104, 34
 
-    def __init__(self, board: Board, statistics: Callable[[], Statistics]) -> None:
-        self._board, self._statistics = board, statistics
+    def __init__(self) -> None:
         self._middle: RenderableType | None = None
 
-    def hear(self, event: CallEvent) -> None:
-        """Keep the view of the moment when a third of the tickets were answered; a listener."""
-        board = self._board
-        if self._middle is None and event.kind is Happening.DISPATCHED and 3 * board.done >= board.tickets:
-            board.statistics = self._statistics()
-            self._middle = frame(board, self.width, self.height)
+    @contextmanager
+    def watch(self, board: Board, statistics: Callable[[], Statistics]) -> Iterator[None]:
+        """Keep the view of the moment when a third of the tickets are answered, while the block runs."""
+        before = board.sink
 
-    def save(self, path: Path, outbox: Path) -> None:
+        def look(line: Line) -> None:
+            if before is not None:
+                before(line)
+            if self._middle is None and 3 * board.done >= board.tickets:
+                board.statistics = statistics()
+                self._middle = frame(board, self.width, self.height)
+
+        board.sink = look
+        yield
+
+    def save(self, path: Path, conclusion: Sequence[timeline.Line]) -> None:
         """Write the picture, without reference to fonts elsewhere."""
         console = Console(
             record=True, width=self.width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
         )
-        console.print(self._middle or frame(self._board, self.width, self.height))
-        console.print(Text(""), summary(self._board, outbox))
+        if self._middle is not None:
+            console.print(self._middle, Text(""))
+        console.print(timeline.rich_text(conclusion))
         picture = console.export_svg(title="orla-lg demo")
         path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")
