@@ -214,6 +214,20 @@ def test_a_run_without_thread_is_over_at_its_end(slotted: StubEngine, slots: Orl
     assert [record.cache_action for record in slots.records()] == ["claimed", "reused"]
 
 
+@pytest.mark.parametrize("memory", ["default", "flush_at_boundary"])
+def test_what_goes_to_and_fro_between_two_backends_finds_its_cache_on_both(make_orla: Any, memory: str) -> None:
+    with StubEngine(slots=2) as light, StubEngine(slots=2) as heavy:
+        orla = make_orla(
+            at(light, "light", engine="llamacpp"), at(heavy, "heavy", engine="llamacpp"),
+            mapper={"a": "light", "b": "heavy"}, memory=memory,
+        )  # fmt: skip
+        graph = orla.wrap(two_nodes(light, checkpointer=InMemorySaver()))
+        for _ in range(2):
+            graph.invoke(QUESTION, on_thread("t"))
+        found = [record.cached_tokens for record in orla.records()][2:]
+        assert [tokens > 0 for tokens in found] == [memory == "default"] * 2
+
+
 async def test_asynchronous_deletion(slotted: StubEngine, slots: Orla) -> None:
     graph = slots.wrap(two_nodes(slotted, checkpointer=InMemorySaver()))
     await graph.ainvoke(QUESTION, on_thread("t"))

@@ -53,6 +53,16 @@ class FlushAtBoundary:
         return () if verb is None else (CacheAction(verb, event.workflow, event.backend),)
 
 
+class ReleaseAtSwitch(FlushAtBoundary):
+    """Flush when a workflow is over; on a backend that it leaves, give its place back: it may return there.
+
+    A graph that goes to and fro between two models, and a thread whose every turn begins on the light one, would
+    else compute their whole prompts again at each turn.
+    """
+
+    _VERBS: ClassVar[dict[EventKind, Verb]] = FlushAtBoundary._VERBS | {EventKind.SWITCHED: Verb.RELEASE}
+
+
 class FlushPerRequest(FlushAtBoundary):
     """Flush after every call: the paper's baseline, for comparison."""
 
@@ -218,7 +228,7 @@ class Joined:
 def default() -> MemoryPolicy:
     """Return what ``memory="default"`` means."""
     return Joined(
-        FlushAtBoundary(),
+        ReleaseAtSwitch(),
         PreserveIncrements(),
         DemoteInterrupted(),
         FlushUnderPressure(),
