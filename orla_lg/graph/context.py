@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -355,8 +356,11 @@ def _lone(namespace: str, call_id: str) -> str:
     return task or f"call-{call_id}"
 
 
-def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -> Hints:
-    """Return the hints around a call, strongest first: prioritize, configurable, function, node metadata."""
+def hints_for(origin: Origin | None, core: Core, run: RunState | None) -> Hints:
+    """Return the hints around a call, strongest first: prioritize, configurable, its node's, those of nodes around.
+
+    Of each node the function's are stronger than its metadata; what one leaves open, the next one out says.
+    """
     hints = NO_HINTS
     if run is not None and run.priority is not None:
         hints = Hints(priority=run.priority)
@@ -364,11 +368,37 @@ def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -
         return hints
     if said := origin.configurable.get(CONFIG_KEY):
         hints = hints.over(Hints.of(said, beside=(LIMITS_KEY,)))
-    if run is not None and (computed := run.node_hints.get(identity.namespace)):
-        hints = hints.over(computed)
-    if said := origin.metadata.get(CONFIG_KEY):
+    said, node = origin.metadata.get(CONFIG_KEY), origin.node
+    if node is None:
+        return hints.over(Hints.of(said)) if said else hints
+    if (gathered := node.gathered) is None or gathered[0]() is not core:
+        gathered = node.gathered = (weakref.ref(core), *_gathered(node, core))
+    hints = hints.over(gathered[1])
+    if said and said != node.metadata.get(CONFIG_KEY):  # else it is the node's, and gathered
         hints = hints.over(Hints.of(said))
-    return hints
+    return hints.over(gathered[2])
+
+
+def _gathered(node: RunningNode, core: Core) -> tuple[Hints, Hints]:
+    """Return what the function says of a node, and what is weaker: its metadata, and all that nodes around it say."""
+    own, around, views = NO_HINTS, NO_HINTS, list(node.outward())
+    for view in views:
+        handler = view.handler
+        told = view.told if handler is not None and handler.orla_binding.core is core else NO_HINTS
+        if view.chain == node.chain:  # another handler's view of the same node
+            own = own.over(told)
+        else:
+            around = around.over(told)
+        said = view.metadata.get(CONFIG_KEY)
+        if said and not _is_inherited(said, view, views):
+            around = around.over(Hints.of(said))
+    return own, around
+
+
+def _is_inherited(said: Any, view: RunningNode, views: Sequence[RunningNode]) -> bool:
+    """Whether a node's metadata has *said* from a node around it: what is inside a node inherits its metadata."""
+    outer = views[views.index(view) + 1 :]
+    return any(each.chain != view.chain and each.metadata.get(CONFIG_KEY) == said for each in outer)
 
 
 def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple[LimitScope, ...]:

@@ -137,10 +137,11 @@ class GraphEvents(GraphCallbackHandler):
     ) -> None:
         namespace, root = _namespace(metadata), lineage.root
         stage = stage_key(namespace)
-        self._nodes[run_id] = (enter(self, run_id, metadata, lineage), stage, reports)
+        node = enter(self, run_id, metadata, lineage)
+        self._nodes[run_id] = (node, stage, reports)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
-            run.node_hints[namespace] = hints
+            node.told = hints
         if reports:
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
@@ -188,7 +189,6 @@ class GraphEvents(GraphCallbackHandler):
             namespace = node.namespace
             run = self._core.serving.book.run(root)
             if run is not None:
-                run.node_hints.pop(namespace, None)
                 if run.unread and outcome is not Outcome.DONE:
                     run.failed(namespace, ABANDONED)
                 if reports:

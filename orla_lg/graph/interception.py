@@ -63,7 +63,7 @@ def chat_steps(
         ask_of(options.json_data),
         call_id=call_id,
         said=said,
-        hints=hints_for(come_from, identity, run),
+        hints=hints_for(come_from, core, run),
         mappers=own,
         layers=layers_for(come_from, core, run),
         timeout=timeout_of(client, options),

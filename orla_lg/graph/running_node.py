@@ -21,6 +21,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
+from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 
 SAID = ("orla", "thread_id")
@@ -51,6 +52,10 @@ class RunningNode:
     said: Mapping[str, Any] = field(default_factory=dict)
     """What its own ``configurable`` says that calls need: known as soon as a chain starts inside it."""
     over: bool = False
+    told: Hints = NO_HINTS
+    """What the ``hints`` function of its handler's graph says of it."""
+    gathered: tuple[weakref.ref[Any], Hints, Hints] | None = None
+    """What the function says of it, and what else is said of it and around it, once a core asked (``hints_for``)."""
 
     def learn(self, config: Mapping[str, Any] | None) -> None:
         """Take in the configuration that a chain inside it starts from: the node's own, before the chain's is set."""

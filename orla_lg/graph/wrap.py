@@ -22,10 +22,11 @@ from orla_lg.graph.events import GraphEvents
 from orla_lg.graph.execution import attach, handlers_of
 from orla_lg.graph.interception import install
 from orla_lg.graph.lookahead import look_ahead, name_of
-from orla_lg.graph.plan import plan, validate
+from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
+from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
-from orla_lg.mappers.table import check_stages
+from orla_lg.mappers.stages import check_stages
 
 log = logging.getLogger("orla_lg")
 
@@ -97,6 +98,11 @@ def is_binding(runnable: Any) -> bool:
     return inner is not None and (isinstance(inner, Pregel) or is_binding(inner))
 
 
+def is_graph(thing: Any) -> bool:
+    """Whether *thing* can be wrapped."""
+    return isinstance(thing, Pregel | StateGraph) or is_binding(thing)
+
+
 def graph_in(graph: Any) -> AnyPregel:
     """Return *graph*, compiled if it was not; of a binding, the graph in it.
 
@@ -127,6 +133,20 @@ def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast
     structure = look_ahead(graph)
     homes = {planned.stage: planned.backends[0] for planned in plan(core, graph, mapper) if planned.backends}
     return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
+
+
+def tree_of(graph: AnyPregel, core: Core | None, mapper: Mapper | None = None) -> StageTree:
+    """Return the stages of *graph* as a tree, decided by *mapper*, else as it was wrapped by *core*."""
+    binding = None if core is None else _binding_of(graph, core)
+    layer = None if binding is None else binding.layer
+    return tree(core, graph, mapper or (None if binding is None else binding.mapper), layer)
+
+
+def core_of(graph: AnyPregel) -> Core | None:
+    """Return what serves a wrapped graph; ``None`` for one that is not wrapped."""
+    return next(
+        (each.orla_binding.core for each in reversed(handlers_of(graph)) if isinstance(each, GraphEvents)), None
+    )
 
 
 def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:
