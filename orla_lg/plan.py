@@ -84,9 +84,7 @@ def _read(graph: Any, file: str | None) -> tuple[StageTree, list[str]]:
     if file is None and (core := wrapping.core_of(compiled)) is not None:
         return wrapping.tree_of(compiled, core), undecided(core.serving, stages_of(compiled))
     if file is None and not _configured():
-        return wrapping.tree_of(compiled, None), [
-            "there is no orla.toml here, so what decides each stage is not shown"
-        ]
+        return wrapping.tree_of(compiled, None), [UNCONFIGURED]
     settings = config.load(file) if file else config.find()
     with Orla.from_settings(replace(settings, control=False)) as orla:  # the socket is for the process that serves
         return orla.stages(graph), undecided(orla.core.serving, stages_of(compiled))

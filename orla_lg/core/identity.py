@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -133,30 +133,12 @@ class StageRules(Mapping[str, T]):
     in no stage: nothing decides it.
     """
 
-    __slots__ = ("_entries", "_found")
+    __slots__ = ("_entries", "find")
 
     def __init__(self, entries: Mapping[str, T]) -> None:
         self._entries = dict(entries)
-        self._found: dict[str, Ruling[T] | None] = {"": None}
-
-    def find(self, stage: str) -> Ruling[T] | None:
-        """Return what decides a stage."""
-        try:
-            return self._found[stage]
-        except KeyError:
-            if len(self._found) >= KEEP_STAGES:
-                self._found = {"": None}
-            found = self._found[stage] = self._look(stage)
-            return found
-
-    def _look(self, stage: str) -> Ruling[T] | None:
-        place = stage
-        while place:
-            for name in place_names(place):
-                if name in self._entries:
-                    return Ruling(name, place, self._entries[name])
-            place = place.rpartition(NAMESPACE_SEPARATOR)[0]
-        return Ruling(ANY_STAGE, stage, self._entries[ANY_STAGE]) if ANY_STAGE in self._entries else None
+        self.find: Callable[[str], Ruling[T] | None] = _Rulings(self._entries).__getitem__
+        """Return what decides a stage; each call asks it, so it is a dictionary's own method."""
 
     def __getitem__(self, name: str) -> T:
         return self._entries[name]
@@ -169,3 +151,27 @@ class StageRules(Mapping[str, T]):
 
     def __repr__(self) -> str:
         return repr(self._entries)
+
+
+class _Rulings(dict[str, Ruling[T] | None]):
+    """What decides each stage that was asked for, worked out the first time."""
+
+    def __init__(self, entries: Mapping[str, T]) -> None:
+        super().__init__()
+        self._entries = entries
+
+    def __missing__(self, stage: str) -> Ruling[T] | None:
+        if len(self) >= KEEP_STAGES:
+            self.clear()
+        found = self[stage] = self._look(stage)
+        return found
+
+    def _look(self, stage: str) -> Ruling[T] | None:
+        place = stage
+        while place:
+            for name in place_names(place):
+                if name in self._entries:
+                    return Ruling(name, place, self._entries[name])
+            place = place.rpartition(NAMESPACE_SEPARATOR)[0]
+        is_any = bool(stage) and ANY_STAGE in self._entries
+        return Ruling(ANY_STAGE, stage, self._entries[ANY_STAGE]) if is_any else None

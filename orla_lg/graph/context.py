@@ -371,6 +371,8 @@ def hints_for(origin: Origin | None, core: Core, run: RunState | None) -> Hints:
     said, node = origin.metadata.get(CONFIG_KEY), origin.node
     if node is None:
         return hints.over(Hints.of(said)) if said else hints
+    if not said and node.told is NO_HINTS and node.outer is None:
+        return hints
     if (gathered := node.gathered) is None or gathered[0]() is not core:
         gathered = node.gathered = (weakref.ref(core), *_gathered(node, core))
     hints = hints.over(gathered[1])

@@ -13,7 +13,7 @@ from orla_lg.core.view import BackendView, find
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.stage_tree import StageTree
-from orla_lg.graph.structure import AnyPregel, Place, places_of, stages_of, title
+from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, stages_of, title
 from orla_lg.mappers.table import Rule, faults_of, tables_of
 
 BY_CODE = "the model named in its code"
@@ -33,7 +33,7 @@ def _planned(core: Core, stage: str, mapper: Mapper | None) -> Planned:
 def tree(core: Core | None, graph: AnyPregel, mapper: Mapper | None, layer: LimitScope | None) -> StageTree:
     """Return the stages of *graph* as they lie in it, each with what decides it; undecided without a core."""
 
-    def made(place: Place) -> StageTree:
+    def made(place: GraphPlace) -> StageTree:
         inside = tuple(made(each) for each in place.inside)
         if not place.calls or core is None:
             return StageTree(place.name, place.kind, place.key if place.calls else "", inside=inside)

@@ -110,11 +110,12 @@ def picture(tree: StageTree) -> str:
     colours = _colours(tree)
     drawn, height = _box(tree, 1, 1, WIDTH - 2, colours)
     x, y, legend = 4, height + 18, list[str]()
-    for backend, colour in colours.items():
+    means = [(colour, f"a stage that runs on {backend}") for backend, colour in colours.items()]
+    for colour, meaning in means or [(UNDECIDED, "a stage")]:
         legend.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{colour}" stroke="#888"/>')
-        legend.append(_text(x + 18, y, f"runs on {backend}"))
-        x += 90 + 7 * len(backend)
-    bottom = height + (30 if legend else 2)
+        legend.append(_text(x + 18, y, meaning))
+        x, y = (4, y + LINE) if x > WIDTH / 3 else (x + WIDTH // 2, y)
+    bottom = y + 12 if x > 4 else y - LINE + 12
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" height="{bottom}" '
         f'font-family="sans-serif" font-size="13">',

@@ -27,7 +27,7 @@ Kind = Literal["graph", "agent", "node", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class GraphPlace:
     """A place in a graph: the graph itself, a node, a tool, or a graph in one of these."""
 
     name: str
@@ -38,21 +38,21 @@ class Place:
     """It is a node with code of its own, which may call models: a stage."""
     is_node: bool = False
     """It is a node; one whose kind is ``graph`` or ``agent`` is nothing else."""
-    inside: tuple[Place, ...] = ()
+    inside: tuple[GraphPlace, ...] = ()
 
-    def walk(self) -> Iterator[Place]:
+    def walk(self) -> Iterator[GraphPlace]:
         """Yield the place and all in it, each before what is inside."""
         yield self
         for each in self.inside:
             yield from each.walk()
 
 
-def places_of(graph: AnyPregel) -> Place:
+def places_of(graph: AnyPregel) -> GraphPlace:
     """Return a graph with its nodes, and the graphs and tools in these, as far as they are visible.
 
     What code makes, looks up or imports only when it runs cannot be seen from outside.
     """
-    return Place(graph.get_name(), _kind(graph), "", inside=_nodes(graph, "", (graph,)))
+    return GraphPlace(graph.get_name(), _kind(graph), "", inside=_nodes(graph, "", (graph,)))
 
 
 def stages_of(graph: AnyPregel) -> KnownStages:
@@ -69,7 +69,7 @@ def title(graph: AnyPregel) -> str:
     return f"{kind} {graph.get_name()!r}"
 
 
-def _nodes(graph: AnyPregel, prefix: str, around: tuple[AnyPregel, ...]) -> tuple[Place, ...]:
+def _nodes(graph: AnyPregel, prefix: str, around: tuple[AnyPregel, ...]) -> tuple[GraphPlace, ...]:
     """Return the places of a graph's nodes; *around* are the graphs being read, one of which may hold itself."""
     nodes = {name: node.bound for name, node in graph.nodes.items() if name not in _HIDDEN}
     tools = {
@@ -78,26 +78,26 @@ def _nodes(graph: AnyPregel, prefix: str, around: tuple[AnyPregel, ...]) -> tupl
     return tuple(_node(name, prefix + name, bound, around, tools) for name, bound in nodes.items())
 
 
-def _node(name: str, key: str, bound: Any, around: tuple[AnyPregel, ...], tools: set[int]) -> Place:
+def _node(name: str, key: str, bound: Any, around: tuple[AnyPregel, ...], tools: set[int]) -> GraphPlace:
     whole = _unbound(bound)
     if isinstance(whole, Pregel):
-        return Place(name, _kind(whole), key, is_node=True, inside=_inner(whole, key, around))
+        return GraphPlace(name, _kind(whole), key, is_node=True, inside=_inner(whole, key, around))
     found = reached_by(bound)
     if not isinstance(bound, ToolNode):  # a model is told of the tools that the graph's tool node runs
         found = [each for each in found if id(each) not in tools]
     inside = tuple(_part(each, key, around) for each in found)
-    return Place(name, "node", key, calls=True, is_node=True, inside=inside)
+    return GraphPlace(name, "node", key, calls=True, is_node=True, inside=inside)
 
 
-def _part(part: AnyPregel | BaseTool, key: str, around: tuple[AnyPregel, ...]) -> Place:
+def _part(part: AnyPregel | BaseTool, key: str, around: tuple[AnyPregel, ...]) -> GraphPlace:
     """Return the place of a graph or a tool that the code of node *key* runs."""
     if isinstance(part, Pregel):
-        return Place(part.get_name(), _kind(part), key, inside=_inner(part, key, around))
+        return GraphPlace(part.get_name(), _kind(part), key, inside=_inner(part, key, around))
     graphs = (each for each in reached_by(part) if isinstance(each, Pregel))
-    return Place(part.name, "tool", key, inside=tuple(_part(each, key, around) for each in graphs))
+    return GraphPlace(part.name, "tool", key, inside=tuple(_part(each, key, around) for each in graphs))
 
 
-def _inner(graph: AnyPregel, key: str, around: tuple[AnyPregel, ...]) -> tuple[Place, ...]:
+def _inner(graph: AnyPregel, key: str, around: tuple[AnyPregel, ...]) -> tuple[GraphPlace, ...]:
     if any(graph is each for each in around):
         return ()
     return _nodes(graph, f"{key}{NAMESPACE_SEPARATOR}", (*around, graph))
