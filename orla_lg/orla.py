@@ -250,7 +250,7 @@ class Orla:
                 ``with_types``, ``bind``, ``with_retry``, ``with_listeners`` and ``with_fallbacks`` make of one.
             mapper: Asked before the shared mapper, for this graph only.
             hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
-                for this graph only.
+                for this graph only. What it says of a node holds for what runs inside, where that says nothing else.
             limits: For the calls made in this graph, beside those for all.
 
         Raises:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -31,11 +33,6 @@ from tests.stub_engine import StubEngine
 
 HI: Any = {"messages": [("user", "hi 3")]}
 MakeOrla = Callable[..., Orla]
-Runner = Callable[..., Any]
-BOTH = pytest.mark.parametrize(
-    "invoke", [lambda graph, *rest: graph.invoke(*rest), lambda graph, *rest: asyncio.run(graph.ainvoke(*rest))],
-    ids=["sync", "async"],
-)  # fmt: skip
 
 
 @tool
@@ -65,6 +62,18 @@ def in_a_function(llm: Any) -> Any:
     return either(run, arun)
 
 
+def on_its_own_thread(llm: Any) -> Any:
+    agent, thread = agent_in(llm), {"configurable": {"thread_id": "own"}}
+
+    def run(state: MessagesState) -> Any:
+        return {"messages": agent.invoke(HI, thread)["messages"][-1:]}
+
+    async def arun(state: MessagesState) -> Any:
+        return {"messages": (await agent.ainvoke(HI, thread))["messages"][-1:]}
+
+    return either(run, arun)
+
+
 def in_a_tool(llm: Any) -> Any:
     agent = agent_in(llm)
 
@@ -90,19 +99,26 @@ def unseen(llm: Any) -> Any:
 
 
 def either(run: Callable[[Any], Any], arun: Callable[[Any], Any]) -> Any:
-    from langchain_core.runnables import RunnableLambda
-
     return RunnableLambda(run, afunc=arun)
 
 
+def sync(graph: Any) -> Any:
+    return graph.invoke(HI)
+
+
+def asynchronous(graph: Any) -> Any:
+    return asyncio.run(graph.ainvoke(HI))
+
+
+TWICE = ["support|model"] * 2
 SHAPES = pytest.mark.parametrize(
-    ("shape", "stages"),
+    ("shape", "stages", "run"),
     [
-        (as_a_node, ["support|model"] * 2),
-        (in_a_function, ["support|model"] * 2),
-        (in_a_tool, ["support|model", "support|tools|model", "support|tools|model", "support|model"]),
-        (in_a_subgraph, ["support|desk|model"] * 2),
-        (unseen, ["support|model"] * 2),
+        *((shape, TWICE, run) for shape in (as_a_node, in_a_function) for run in (sync, asynchronous)),
+        (on_its_own_thread, TWICE, asynchronous),
+        (in_a_tool, ["support|model", "support|tools|model", "support|tools|model", "support|model"], sync),
+        (in_a_subgraph, ["support|desk|model"] * 2, sync),
+        (unseen, TWICE, sync),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -130,15 +146,14 @@ def went(orla: Orla) -> list[tuple[str, str | None]]:
 # ── mapping ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@BOTH
 @SHAPES
 def test_a_nodes_mapping_is_that_of_what_runs_inside(
-    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], invoke: Runner
+    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], run: Any
 ) -> None:
     orla = two(make_orla, engine)
     table = {"triage": "light", "support": "heavy", "*": "light"}
     graph = orla.wrap(desk(engine, shape), mapper=table)
-    invoke(graph, HI)
+    run(graph)
     assert went(orla) == [("triage", "light"), *((stage, "heavy") for stage in stages)]
     if shape is not unseen:  # what the tree shows is what runs
         known = {each.stage: each.backends for each in orla.plan(graph)}
@@ -165,15 +180,14 @@ def test_a_graph_in_a_graph_is_found_by_its_own_names(engine: StubEngine, make_o
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@BOTH
 @SHAPES
 def test_a_nodes_limit_is_for_all_that_runs_inside_together(
-    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], invoke: Runner
+    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], run: Any
 ) -> None:
     few = len(stages) - 1
     orla = two(make_orla, engine)
     with pytest.raises(BudgetExceeded, match="'support'") as spent:
-        invoke(orla.wrap(desk(engine, shape), limits=Limits(stages={"support": Limit(calls=few)})), HI)
+        run(orla.wrap(desk(engine, shape), limits=Limits(stages={"support": Limit(calls=few)})))
     assert (spent.value.scope, spent.value.name) == ("stage", "support")
     assert len(engine.chats) == 1 + few, "triage, and what the limit leaves"
     (state,) = orla.statistics().limits
@@ -214,19 +228,25 @@ class Listening:
         return said
 
 
-@BOTH
 @SHAPES
-@pytest.mark.parametrize("way", ["function", "metadata"])
 def test_a_nodes_hints_are_those_of_what_runs_inside(
-    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], way: str, invoke: Runner
+    engine: StubEngine, make_orla: MakeOrla, shape: Any, stages: list[str], run: Any
 ) -> None:
-    listening, fields = Listening(), {"priority": 9, "tenant": "acme", "deadline_s": 50, "cache": "preserve"}
-    orla = two(make_orla, engine, mapper=First(listening, {"*": "light"}))
+    orla = two(make_orla, engine)
     orla.variant("spare", {"*": "heavy"})
-    fields["variant"] = "spare"
-    settings = {"metadata": {"orla": fields}} if way == "metadata" else {}
-    hints = (lambda stage, state: SAID if stage == "support" else None) if way == "function" else None
-    invoke(orla.wrap(desk(engine, shape, **settings), hints=hints, mapper=listening), HI)
+    run(orla.wrap(desk(engine, shape), hints=lambda stage, state: SAID if stage == "support" else None))
+    are_as_said(orla, stages)
+
+
+def test_a_nodes_metadata_is_that_of_what_runs_inside(engine: StubEngine, make_orla: MakeOrla) -> None:
+    orla = two(make_orla, engine)
+    orla.variant("spare", {"*": "heavy"})
+    metadata = {"orla": {name: value for name, value in asdict(SAID).items() if value is not None}}
+    orla.wrap(desk(engine, on_its_own_thread, metadata=metadata)).invoke(HI)
+    are_as_said(orla, TWICE)
+
+
+def are_as_said(orla: Orla, stages: list[str]) -> None:
     assert went(orla) == [("triage", "light"), *((stage, "heavy") for stage in stages)], "the variant too"
     triage, *inner = orla.records()
     assert (triage.priority, triage.tenant, triage.cache_hint) == (0, None, None)
@@ -272,7 +292,7 @@ def test_an_inner_nodes_metadata_is_nearer_than_an_outer_nodes_function(
 
 
 def test_a_run_of_its_own_inside_a_node_inherits_hints(engine: StubEngine, make_orla: MakeOrla) -> None:
-    agent, listening = agent_in(chat(engine)), Listening()
+    agent = agent_in(chat(engine))
 
     def run(state: MessagesState) -> Any:
         agent.invoke(HI, {"configurable": {"thread_id": "other"}})
@@ -281,9 +301,9 @@ def test_a_run_of_its_own_inside_a_node_inherits_hints(engine: StubEngine, make_
     hints = lambda stage, state: SAID if stage == "support" else None  # noqa: E731
     orla = two(make_orla, engine, mapper={"*": "light"})
     orla.variant("spare", {"*": "heavy"})
-    orla.wrap(graph, hints=hints, mapper=listening).invoke(HI)
-    assert {said for _, said in listening.heard} <= {SAID}
+    orla.wrap(graph, hints=hints).invoke(HI)
     assert {(each.workflow, each.priority, each.tenant) for each in orla.records()} == {("other", 9, "acme")}
+    assert went(orla) == [("support|model", "heavy")] * 2
 
 
 def test_what_configurable_and_prioritize_say_stays_stronger(engine: StubEngine, make_orla: MakeOrla) -> None:

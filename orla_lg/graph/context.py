@@ -291,7 +291,9 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
     """
     if origin is None:
         return standalone(call_id, identified=core.serving.book.open_runs() == 0), None
-    metadata, namespace = origin.metadata, namespace_of(origin)
+    metadata, node, namespace = origin.metadata, origin.node, namespace_of(origin)
+    if node is not None and node.prefix and namespace:
+        namespace = node.prefix + namespace
     # The configuration is the running node's own; metadata may be inherited from a graph around it.
     thread = origin.configurable.get("thread_id") or metadata.get("thread_id")
     tenant = tenant_in(origin.configurable.get(CONFIG_KEY))

@@ -52,6 +52,8 @@ class RunningNode:
     said: Mapping[str, Any] = field(default_factory=dict)
     """What its own ``configurable`` says that calls need: known as soon as a chain starts inside it."""
     over: bool = False
+    prefix: str = ""
+    """Of a graph whose namespaces begin anew (on a thread of its own), the path of the node around it."""
     told: Hints = NO_HINTS
     """What the ``hints`` function of its handler's graph says of it."""
     gathered: tuple[weakref.ref[Any], Hints, Hints] | None = None
@@ -65,6 +67,11 @@ class RunningNode:
     def holds(self, metadata: Mapping[str, Any]) -> bool:
         """Whether *metadata* is of a chain in this node, rather than of one around it, or of none."""
         return _within(namespace_in(metadata), self.namespace)
+
+    @property
+    def path(self) -> str:
+        """Its namespace, with the nodes around it on whatever thread."""
+        return self.prefix + self.namespace
 
     @property
     def handler(self) -> Any:
@@ -90,6 +97,9 @@ def enter(handler: NodeHandler, chain: UUID, metadata: Mapping[str, Any], lineag
     """Note in this context that a node starts."""
     node = RunningNode(chain, namespace_in(metadata), metadata, lineage, weakref.ref(handler), current())
     around = node.outer
+    if around is not None and node.namespace:
+        inside = _within(node.namespace, around.namespace)
+        node.prefix = around.prefix if inside else around.path + NAMESPACE_SEPARATOR
     if around is not None and around.chain == chain and _order(around, chain) > handler.entered(chain):
         node.outer, around.outer = around.outer, node  # the other handler's graph is the inner one
     else:

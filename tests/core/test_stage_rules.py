@@ -21,7 +21,8 @@ def found(rules: StageRules[int], stage: str) -> tuple[str, str, int] | None:
 
 def test_own_name_then_each_node_around_then_star() -> None:
     rules = StageRules({"desk|support|model": 1, "support|model": 2, "model": 3, "support": 4, "desk": 5, "*": 6})
-    assert [found(rules, stage) for stage in ("desk|support|model", "x|support|model", "x|model", "a|support|b|c")] == [
+    stages = ("desk|support|model", "x|support|model", "x|model", "a|support|b|c")
+    assert [found(rules, stage) for stage in stages] == [
         ("desk|support|model", "desk|support|model", 1), ("support|model", "x|support|model", 2),
         ("model", "x|model", 3), ("support", "a|support", 4),
     ]  # fmt: skip
