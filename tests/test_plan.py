@@ -14,6 +14,7 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, tool
+from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
@@ -224,6 +225,52 @@ def test_a_graph_that_holds_itself_ends(engine: StubEngine, orla: Orla) -> None:
     assert [each.stage for each in orla.stages(held["graph"]).walk()] == ["", "again", ""]
 
 
+def test_tasks_that_call_each_other_end(engine: StubEngine, orla: Orla) -> None:
+    @task
+    def ping(n: int) -> int:
+        return pong(n).result()
+
+    @task
+    def pong(n: int) -> int:
+        return n or ping(n - 1).result()
+
+    @entrypoint()
+    def flow(n: int) -> int:
+        return ping(n).result()
+
+    found = [each.stage for each in orla.stages(flow).walk() if each.stage]
+    assert found == ["flow", "flow|ping", "flow|ping|pong", "flow|ping|pong|ping"]
+    orla.wrap(flow).invoke(2)
+
+
+def test_the_tasks_of_an_entrypoint_are_stages(engine: StubEngine, make_orla: Callable[..., Orla]) -> None:
+    llm = chat(engine)
+    polishing = create_agent(llm, [], name="polishing")
+
+    @task
+    def draft(text: str) -> str:
+        return str(llm.invoke(text).text)
+
+    @task
+    def polish(text: str) -> str:
+        return str(polishing.invoke(HI)["messages"][-1].text)
+
+    @entrypoint()
+    def flow(text: str) -> str:
+        return polish(draft(text).result()).result()
+
+    orla = make_orla(at(engine, "light"), at(engine, "heavy"), mapper={"*": "light"})
+    drawn = [f"{each.title} {each.stage}".strip() for each in orla.stages(flow).walk()]
+    assert drawn == [
+        "LangGraph (graph)", "flow flow", "draft flow|draft", "polish flow|polish", "polishing (agent)",
+        "model flow|polish|model",
+    ]  # fmt: skip
+    orla.wrap(flow, mapper={"polish": "heavy"}).invoke("hi")
+    assert [(each.stage, each.backend) for each in orla.records()] == [
+        ("flow|draft", "light"), ("flow|polish|model", "heavy"),
+    ]  # fmt: skip
+
+
 # What decides
 
 
@@ -287,6 +334,7 @@ def test_many_tools_take_one_line(engine: StubEngine, orla: Orla) -> None:
 
 APP = """
 from langchain_core.tools import tool
+from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 
 builder = StateGraph(MessagesState).add_node("triage", lambda state: {}).add_edge(START, "triage")

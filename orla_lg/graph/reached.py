@@ -14,6 +14,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableParallel, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.tools import BaseTool
+from langgraph.func import _TaskFunction
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._utils import get_function_nonlocals
@@ -26,11 +27,12 @@ DEEPEST = 4
 MOST = 2_000
 """So many values are looked at for one node."""
 
-Reached = Pregel[Any, Any, Any, Any] | BaseTool
+Task = _TaskFunction[Any, Any]
+Reached = Pregel[Any, Any, Any, Any] | BaseTool | Task
 
 
 def reached_by(runnable: Any) -> list[Reached]:
-    """Return the graphs and tools that a node's runnable refers to, each once; what lies inside them is theirs."""
+    """Return the graphs, tools and tasks that a node's runnable refers to, each once; what they hold is theirs."""
     found: dict[int, Reached] = {}
     seen: set[int] = set()
     waiting: list[tuple[Any, int]] = [(runnable, 0)]
@@ -39,7 +41,7 @@ def reached_by(runnable: Any) -> list[Reached]:
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if depth and isinstance(thing, Pregel | BaseTool):
+        if depth and isinstance(thing, Pregel | BaseTool | _TaskFunction):
             found[id(thing)] = thing
         elif depth <= DEEPEST:
             waiting += [(each, depth + 1) for each in _referred(thing)]
@@ -52,6 +54,8 @@ def _referred(thing: Any) -> Iterator[Any]:
         yield from thing.tools_by_name.values()
     elif isinstance(thing, BaseTool):
         yield from _of_tool(thing)
+    elif isinstance(thing, _TaskFunction):
+        yield thing.func
     elif isinstance(thing, RunnableLambda):
         yield from (getattr(thing, name, None) for name in ("func", "afunc"))
     elif isinstance(thing, RunnableBindingBase | RunnableEachBase):
@@ -112,7 +116,7 @@ def _held(values: Mapping[Any, Any]) -> Iterator[Any]:
 def _may_lead(value: object) -> bool:
     """Whether a value may be a graph or a tool, or a runnable, method or container that leads to one."""
     kinds = (
-        Pregel, BaseTool, ToolNode, RunnableLambda, RunnableBindingBase, RunnableEachBase, RunnableWithFallbacks,
-        RunnableParallel, MethodType, FunctionType, dict, list, tuple,
+        Pregel, BaseTool, _TaskFunction, ToolNode, RunnableLambda, RunnableBindingBase, RunnableEachBase,
+        RunnableWithFallbacks, RunnableParallel, MethodType, FunctionType, dict, list, tuple,
     )  # fmt: skip
     return isinstance(value, kinds)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.tools import BaseTool
+from langgraph.func import _TaskFunction
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.graph.reached import reached_by
+from orla_lg.graph.reached import Reached, reached_by
 from orla_lg.mappers.stages import KnownStages
 
 AnyPregel = Pregel[Any, Any, Any, Any]
@@ -37,7 +37,7 @@ class GraphPlace:
     calls: bool = False
     """It is a node with code of its own, which may call models: a stage."""
     is_node: bool = False
-    """It is a node; one whose kind is ``graph`` or ``agent`` is nothing else."""
+    """It is a node, or a task, which runs as one; one whose kind is ``graph`` or ``agent`` is nothing else."""
     inside: tuple[GraphPlace, ...] = ()
 
     def walk(self) -> Iterator[GraphPlace]:
@@ -69,8 +69,8 @@ def title(graph: AnyPregel) -> str:
     return f"{kind} {graph.get_name()!r}"
 
 
-def _nodes(graph: AnyPregel, prefix: str, around: tuple[AnyPregel, ...]) -> tuple[GraphPlace, ...]:
-    """Return the places of a graph's nodes; *around* are the graphs being read, one of which may hold itself."""
+def _nodes(graph: AnyPregel, prefix: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
+    """Return the places of a graph's nodes; *around* are the graphs and tasks being read, which may hold themselves."""
     nodes = {name: node.bound for name, node in graph.nodes.items() if name not in _HIDDEN}
     tools = {
         id(tool) for each in nodes.values() if isinstance(each, ToolNode) for tool in each.tools_by_name.values()
@@ -78,7 +78,7 @@ def _nodes(graph: AnyPregel, prefix: str, around: tuple[AnyPregel, ...]) -> tupl
     return tuple(_node(name, prefix + name, bound, around, tools) for name, bound in nodes.items())
 
 
-def _node(name: str, key: str, bound: Any, around: tuple[AnyPregel, ...], tools: set[int]) -> GraphPlace:
+def _node(name: str, key: str, bound: Any, around: tuple[object, ...], tools: Collection[int]) -> GraphPlace:
     whole = _unbound(bound)
     if isinstance(whole, Pregel):
         return GraphPlace(name, _kind(whole), key, is_node=True, inside=_inner(whole, key, around))
@@ -89,15 +89,21 @@ def _node(name: str, key: str, bound: Any, around: tuple[AnyPregel, ...], tools:
     return GraphPlace(name, "node", key, calls=True, is_node=True, inside=inside)
 
 
-def _part(part: AnyPregel | BaseTool, key: str, around: tuple[AnyPregel, ...]) -> GraphPlace:
-    """Return the place of a graph or a tool that the code of node *key* runs."""
+def _part(part: Reached, key: str, around: tuple[object, ...]) -> GraphPlace:
+    """Return the place of a graph, a tool or a task that the code of node *key* runs."""
+    if isinstance(part, _TaskFunction):
+        name = str(getattr(part.func, "__name__", "task"))
+        key = f"{key}{NAMESPACE_SEPARATOR}{name}"
+        if any(part is each for each in around):
+            return GraphPlace(name, "node", key, calls=True, is_node=True)
+        return _node(name, key, part, (*around, part), frozenset())
     if isinstance(part, Pregel):
         return GraphPlace(part.get_name(), _kind(part), key, inside=_inner(part, key, around))
     graphs = (each for each in reached_by(part) if isinstance(each, Pregel))
     return GraphPlace(part.name, "tool", key, inside=tuple(_part(each, key, around) for each in graphs))
 
 
-def _inner(graph: AnyPregel, key: str, around: tuple[AnyPregel, ...]) -> tuple[GraphPlace, ...]:
+def _inner(graph: AnyPregel, key: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
     if any(graph is each for each in around):
         return ()
     return _nodes(graph, f"{key}{NAMESPACE_SEPARATOR}", (*around, graph))
