@@ -41,6 +41,7 @@ from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
+from orla_lg.graph.structure import stages_of
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.openai_api.client import EngineClients
@@ -346,7 +347,8 @@ class Orla:
     def plan(self, graph: Any, *, mapper: MapperLike | None = None) -> list[Planned]:
         """Return where each stage of a graph goes, as far as that shows without a call; *mapper* as in ``wrap``."""
         compiled = wrapping.graph_in(graph)
-        return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
+        own = stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core)
+        return plan(self.core, stages_of(compiled), own)
 
     def stages(self, graph: Any, *, mapper: MapperLike | None = None) -> StageTree:
         """Return a graph's stages as a tree, each with the entry that decides it; *mapper* as in ``wrap``."""

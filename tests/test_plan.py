@@ -114,6 +114,7 @@ SHAPES: dict[Callable[[Any], Any], list[str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_the_tree_is_what_runs(engine: StubEngine, orla: Orla, shape: Callable[[Any], Any]) -> None:
     graph = shape(chat(engine))

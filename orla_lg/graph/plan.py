@@ -13,15 +13,16 @@ from orla_lg.core.view import BackendView, find
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.stage_tree import StageTree
-from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, stages_of, title
+from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, title
+from orla_lg.mappers.stages import KnownStages
 from orla_lg.mappers.table import Rule, faults_of, tables_of
 
 BY_CODE = "the model named in its code"
 
 
-def plan(core: Core, graph: AnyPregel, mapper: Mapper | None) -> list[Planned]:
-    """Return where each stage of *graph* goes by its own *mapper*, the shared one, or its code."""
-    return [_planned(core, stage, mapper) for stage in stages_of(graph)]
+def plan(core: Core, stages: KnownStages, mapper: Mapper | None) -> list[Planned]:
+    """Return where each stage of a graph goes by its own *mapper*, the shared one, or its code."""
+    return [_planned(core, stage, mapper) for stage in stages]
 
 
 def _planned(core: Core, stage: str, mapper: Mapper | None) -> Planned:
@@ -58,14 +59,13 @@ def _under(core: Core, stage: str, layer: LimitScope | None) -> Iterator[str]:
             yield f"request_policy[{name!r}]"
 
 
-def validate(core: Core, graph: AnyPregel, mapper: Mapper | None) -> None:
+def validate(core: Core, graph: AnyPregel, mapper: Mapper | None, stages: KnownStages) -> None:
     """Check a graph's mapping against its stages, the backends and what they serve; report all faults at once.
 
     Raises:
         MappingError: With one line for each fault.
     """
     views = core.serving.views()
-    stages = stages_of(graph)
     faults: list[str] = []
     for part in parts_of(mapper):
         if (check := getattr(part, "check_stages", None)) is not None:

@@ -70,7 +70,7 @@ def title(graph: AnyPregel) -> str:
 
 
 def _nodes(graph: AnyPregel, prefix: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
-    """Return the places of a graph's nodes; *around* are the graphs and tasks being read, which may hold themselves."""
+    """Return the places of a graph's nodes; *around* are the graphs and tasks being read: each may hold itself."""
     nodes = {name: node.bound for name, node in graph.nodes.items() if name not in _HIDDEN}
     tools = {
         id(tool) for each in nodes.values() if isinstance(each, ToolNode) for tool in each.tools_by_name.values()

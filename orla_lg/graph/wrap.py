@@ -26,7 +26,7 @@ from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
-from orla_lg.mappers.stages import check_stages
+from orla_lg.mappers.stages import KnownStages, check_stages
 
 log = logging.getLogger("orla_lg")
 
@@ -62,20 +62,20 @@ def wrap(
     before = _binding_of(whole, core)
     if before is not None:
         mapper, hints = mapper or before.mapper, hints or before.hints
-    layer = before.layer if before is not None and limits is None else _layer(limits, whole)
-    validate(core, whole, mapper)
+    stages = stages_of(whole)
+    layer = before.layer if before is not None and limits is None else _layer(limits, whole, stages)
+    validate(core, whole, mapper, stages)
     install(core)
-    return _copy(
-        whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast_of(whole, core, mapper), layer))
-    )
+    forecast = forecast_of(whole, core, mapper, stages)
+    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer)))
 
 
-def _layer(limits: Limits | None, graph: AnyPregel) -> LimitScope | None:
+def _layer(limits: Limits | None, graph: AnyPregel, stages: KnownStages) -> LimitScope | None:
     """Return the limits of one graph, under accounts of their own."""
     if limits is None:
         return None
     limits = checked(limits)
-    if faults := check_stages(limits.stages, stages_of(graph), said_by="limits.stages"):
+    if faults := check_stages(limits.stages, stages, said_by="limits.stages"):
         raise ConfigError(f"{title(graph)} cannot be limited so: {'; '.join(faults)}")
     return LimitScope(limits, object(), f" of {title(graph)}")
 
@@ -128,10 +128,10 @@ def _rebound(binding: Any, wrapped: Callable[[Any], Any]) -> Any:
     return binding.model_copy(update={"runnable": wrapped(binding.runnable), "fallbacks": fallbacks})
 
 
-def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast:
+def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None, stages: KnownStages | None = None) -> Forecast:
     """Return what lies ahead in a graph that is mapped by *mapper*, or the shared one."""
-    structure = look_ahead(graph)
-    homes = {planned.stage: planned.backends[0] for planned in plan(core, graph, mapper) if planned.backends}
+    structure, known = look_ahead(graph), stages or stages_of(graph)
+    homes = {planned.stage: planned.backends[0] for planned in plan(core, known, mapper) if planned.backends}
     return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
 
 
