@@ -97,7 +97,7 @@ def enter(handler: NodeHandler, chain: UUID, metadata: Mapping[str, Any], lineag
     """Note in this context that a node starts."""
     node = RunningNode(chain, namespace_in(metadata), metadata, lineage, weakref.ref(handler), current())
     around = node.outer
-    if around is not None and node.namespace:
+    if around is not None and node.namespace and around.namespace:
         inside = _within(node.namespace, around.namespace)
         node.prefix = around.prefix if inside else around.path + NAMESPACE_SEPARATOR
     if around is not None and around.chain == chain and _order(around, chain) > handler.entered(chain):
