@@ -25,7 +25,7 @@ start here:
   orla-lg demo         a support desk's graph on an engine embedded in Python; no key, no GPU
   orla-lg engine up    that engine alone, to try your own graph against
   orla-lg check        what the backends in your orla.toml can do, and what would let them do more
-  orla-lg plan app:graph  the stages of your graph, where each runs, and what decides that
+  orla-lg plan M:GRAPH the stages of your graph, where each runs, and what decides that
   orla-lg explain last who decided where the newest call ran, and why
   orla-lg top          a running process: who waits for what, whose cache lies where; pause, drain, resume
   orla-lg mapper fit   learn from labelled prompts which of them a light model answers as well
