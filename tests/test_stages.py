@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from orla_lg import (
 from orla_lg.core.policies import EarliestDeadline
 from orla_lg.graph.structure import stages_of
 from orla_lg.mappers import CostQualityMapper, ExplicitMapper, First
+from orla_lg.mappers.stages import check_stages
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
 
@@ -122,6 +124,9 @@ SHAPES = pytest.mark.parametrize(
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
+
+
+NOWHERE: Any = SimpleNamespace(url="http://127.0.0.1:1/v1")
 
 
 def desk(engine: StubEngine, shape: Callable[[Any], Any] = as_a_node, **settings: Any) -> Any:
@@ -352,11 +357,8 @@ def test_strictness_covers_too(engine: StubEngine) -> None:
     ],
     ids=lambda each: getattr(each, "__name__", each),
 )  # fmt: skip
-def test_what_decides_or_may_decide_a_stage_is_taken(
-    engine: StubEngine, make_orla: MakeOrla, shape: Any, name: str
-) -> None:
-    graph = desk(engine, shape)
-    two(make_orla, engine).wrap(graph, mapper={name: "heavy", "*": "light"}, limits=Limits(stages={name: Limit(1)}))
+def test_what_decides_or_may_decide_a_stage_is_taken(shape: Any, name: str) -> None:
+    assert check_stages({name: "heavy", "*": "light"}, stages_of(desk(NOWHERE, shape))) == []
 
 
 @pytest.mark.parametrize(
@@ -370,17 +372,21 @@ def test_what_decides_or_may_decide_a_stage_is_taken(
     ],
     ids=lambda each: getattr(each, "__name__", each),
 )  # fmt: skip
-def test_what_can_decide_nothing_is_refused(
-    engine: StubEngine, make_orla: MakeOrla, shape: Any, name: str, meant: str | None
-) -> None:
-    orla, graph = two(make_orla, engine), desk(engine, shape)
-    tables: list[Any] = [{name: "heavy"}, First(CostQualityMapper(stages={name: "strict"}), {"*": "heavy"})]
+def test_what_can_decide_nothing_is_refused(shape: Any, name: str, meant: str | None) -> None:
+    (fault,) = check_stages({name: "heavy", "*": "light"}, stages_of(desk(NOWHERE, shape)))
+    assert "which the graph does not have" in fault
+    assert meant is None or f"did you mean {meant!r}" in fault
+
+
+def test_wrap_refuses_names_in_every_table(engine: StubEngine, make_orla: MakeOrla) -> None:
+    orla, graph = two(make_orla, engine), desk(engine)
+    tables: list[Any] = [{"suport": "heavy"}, First(CostQualityMapper(stages={"suport": "strict"}), {"*": "heavy"})]
     for table in tables:
-        with pytest.raises(MappingError, match="which the graph does not have") as refused:
+        with pytest.raises(MappingError, match="which the graph does not have; did you mean 'support'"):
             orla.wrap(graph, mapper=table)
-        assert meant is None or f"did you mean {meant!r}" in str(refused.value)
-    with pytest.raises(ConfigError, match="which the graph does not have"):
-        orla.wrap(graph, limits=Limits(stages={name: Limit(1)}))
+    with pytest.raises(ConfigError, match="which the graph does not have; did you mean 'support'"):
+        orla.wrap(graph, limits=Limits(stages={"suport": Limit(1)}))
+    orla.wrap(graph, mapper={"support": "heavy"}, limits=Limits(stages={"support": Limit(1)}))
 
 
 def test_a_name_whose_stages_all_have_nearer_ones_decides_nothing(engine: StubEngine, make_orla: MakeOrla) -> None:

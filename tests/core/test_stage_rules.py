@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orla_lg.core.identity import KEEP_STAGES, StageRules, place_names
@@ -31,6 +31,7 @@ def test_own_name_then_each_node_around_then_star() -> None:
     assert found(rules, "") is None and found(StageRules({"a": 1}), "b") is None
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(st.one_of(NODES, st.just("*")), st.integers()), NODES)
 def test_what_decides_is_the_longest_end_of_the_innermost_place(entries: dict[str, int], stage: str) -> None:
     parts = stage.split("|")
