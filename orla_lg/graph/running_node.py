@@ -57,7 +57,7 @@ class RunningNode:
     told: Hints = NO_HINTS
     """What the ``hints`` function of its handler's graph says of it."""
     gathered: tuple[weakref.ref[Any], Hints, Hints] | None = None
-    """What the function says of it, and what else is said of it and around it, once a core asked (``hints_for``)."""
+    """What the function says of it, and what else is said of it and around it, once a core asked (``hints``)."""
 
     def learn(self, config: Mapping[str, Any] | None) -> None:
         """Take in the configuration that a chain inside it starts from: the node's own, before the chain's is set."""
