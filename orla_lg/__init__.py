@@ -41,6 +41,7 @@ from orla_lg.errors import (
 )
 from orla_lg.graph.chat_model import ChatOrla
 from orla_lg.graph.saver import OrlaSaver
+from orla_lg.graph.stage_tree import StageTree
 from orla_lg.mappers.table import ExplicitMapper
 from orla_lg.orla import Current, Orla
 from orla_lg.workflow import Stage, StageResult, Upstream, Workflow
@@ -107,6 +108,7 @@ __all__ = [
     "StageOutlook",
     "StagePolicy",
     "StageResult",
+    "StageTree",
     "Statistics",
     "Support",
     "Upstream",

@@ -40,6 +40,8 @@ from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
+from orla_lg.graph.stage_tree import StageTree
+from orla_lg.graph.structure import stages_of
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.openai_api.client import EngineClients
@@ -249,7 +251,7 @@ class Orla:
                 ``with_types``, ``bind``, ``with_retry``, ``with_listeners`` and ``with_fallbacks`` make of one.
             mapper: Asked before the shared mapper, for this graph only.
             hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
-                for this graph only.
+                for this graph only. What it says of a node holds for what runs inside, where that says nothing else.
             limits: For the calls made in this graph, beside those for all.
 
         Raises:
@@ -345,7 +347,12 @@ class Orla:
     def plan(self, graph: Any, *, mapper: MapperLike | None = None) -> list[Planned]:
         """Return where each stage of a graph goes, as far as that shows without a call; *mapper* as in ``wrap``."""
         compiled = wrapping.graph_in(graph)
-        return plan(self.core, compiled, stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core))
+        own = stage_mapper(mapper) or wrapping.mapper_of(compiled, self.core)
+        return plan(self.core, stages_of(compiled), own)
+
+    def stages(self, graph: Any, *, mapper: MapperLike | None = None) -> StageTree:
+        """Return a graph's stages as a tree, each with the entry that decides it; *mapper* as in ``wrap``."""
+        return wrapping.tree_of(wrapping.graph_in(graph), self.core, stage_mapper(mapper))
 
     def outlook(self, graph: Any) -> list[StageOutlook]:
         """Return what lies behind each stage of a graph: its structure, and what was learned of it so far."""

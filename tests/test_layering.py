@@ -23,7 +23,7 @@ LIBRARY = (
     "errors", "core", "control", "mappers", "openai_api", "testing", "adapters", "graph", "config", "orla",
     "workflow",
 )  # fmt: skip
-LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "top", "demo", "cli")
+LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")
 
 

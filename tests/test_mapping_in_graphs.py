@@ -74,7 +74,7 @@ def test_where_each_stage_goes_shows_without_a_call(engine: StubEngine, make_orl
     orla = two(make_orla, engine, mapper={"reply": ["light", "main"], "judge": deciding})
     builder = graph_of(chat(engine), "draft", "reply", "judge")
     shared = [("draft", (), BY_CODE), ("reply", ("light", "main"), "mapping['reply']"),
-              ("judge", (), "CostQualityMapper, at each call")]  # fmt: skip
+              ("judge", (), "mapping['judge']: CostQualityMapper, at each call")]  # fmt: skip
     assert [(each.stage, each.backends, each.by) for each in orla.plan(builder)] == shared
     own = LoadAware(First(ExplicitMapper({"draft": "light"}), ExplicitMapper({"reply": "light"})))
     wrapped = orla.wrap(builder, mapper=own)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
-from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.identity import ANY_STAGE, StageRules
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.steps import Waiter
 from orla_lg.errors import QueueFull
@@ -85,10 +85,16 @@ class Policies:
     stage: StagePolicy
     requests: Mapping[str, RequestPolicy]
     """By stage; ``"*"`` is any other."""
+    rules: StageRules[RequestPolicy] = field(init=False, repr=False, compare=False)
+    """The same: a node's policy is also that of the stages inside it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", StageRules(self.requests))
 
     def of(self, stage: str) -> RequestPolicy:
         """Return the policy that orders the calls of *stage*."""
-        return self.requests.get(stage) or self.requests[ANY_STAGE]
+        found = self.rules.find(stage)
+        return self.requests[ANY_STAGE] if found is None else found.entry
 
     def granted(self, queued: Queued) -> None:
         """Report the call that goes now to policies that keep account; a fault of theirs is logged."""

@@ -60,8 +60,6 @@ class RunState:
     """Of its graph; ``None`` where that is not known."""
     now_in: Counter[str] = field(default_factory=Counter)
     """Stages with a node under way, and how many of them."""
-    node_hints: dict[str, Hints] = field(default_factory=dict)
-    """Per execution of a node (namespace with ids), what the ``hints`` function said."""
     layer: LimitScope | None = None
     """The limits of its graph."""
     accounts: Accounts = field(default_factory=dict)

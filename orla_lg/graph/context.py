@@ -18,14 +18,13 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
-from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.call import Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone, workflow_key
-from orla_lg.core.limits.limits import CONFIGURABLE, Limits, LimitScope
+from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
-from orla_lg.errors import ConfigError
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
 from orla_lg.openai_api.client import EngineClients
@@ -300,6 +299,8 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
         workflow = run.key(tenant)
     else:
         workflow = workflow_key(str(thread) if thread else _lone(namespace, call_id), tenant)
+    if (node := origin.node) is not None and node.prefix and namespace:
+        namespace = node.prefix + namespace
     identity = Identity(
         workflow=workflow,
         run=None if run is None else run.id,
@@ -353,41 +354,3 @@ def _lone(namespace: str, call_id: str) -> str:
     # A graph that is not wrapped, without a thread: the best name for what belongs together is the task.
     task = namespace.split(NAMESPACE_SEPARATOR, 1)[0]
     return task or f"call-{call_id}"
-
-
-def hints_for(origin: Origin | None, identity: Identity, run: RunState | None) -> Hints:
-    """Return the hints around a call, strongest first: prioritize, configurable, function, node metadata."""
-    hints = NO_HINTS
-    if run is not None and run.priority is not None:
-        hints = Hints(priority=run.priority)
-    if origin is None:
-        return hints
-    if said := origin.configurable.get(CONFIG_KEY):
-        hints = hints.over(Hints.of(said, beside=(LIMITS_KEY,)))
-    if run is not None and (computed := run.node_hints.get(identity.namespace)):
-        hints = hints.over(computed)
-    if said := origin.metadata.get(CONFIG_KEY):
-        hints = hints.over(Hints.of(said))
-    return hints
-
-
-def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple[LimitScope, ...]:
-    """Return the limits around a call: of its run's graph, of the graph it is made in, and of its configuration.
-
-    Raises:
-        ConfigError: The limits in ``configurable`` are wrong, or the call is in no run that they could hold for.
-    """
-    if origin is None:
-        return ()
-    binding = origin.binding
-    around = (
-        None if run is None else run.layer,
-        binding.layer if binding is not None and binding.core is core else None,
-    )
-    layers = () if around == (None, None) else tuple(dict.fromkeys(filter(None, around)))
-    said = (origin.configurable.get(CONFIG_KEY) or {}).get(LIMITS_KEY)
-    if said is None:
-        return layers
-    if run is None:
-        raise ConfigError('limits in configurable["orla"] hold for one run of a wrapped graph; this call is in none')
-    return (*layers, LimitScope(Limits.of(said), CONFIGURABLE, " in the run's configurable", of_run=True))

@@ -135,12 +135,12 @@ class GraphEvents(GraphCallbackHandler):
     def _node_entered(
         self, run_id: UUID, lineage: Lineage, inputs: Any, metadata: Mapping[str, Any], *, reports: bool
     ) -> None:
-        namespace, root = _namespace(metadata), lineage.root
-        stage = stage_key(namespace)
-        self._nodes[run_id] = (enter(self, run_id, metadata, lineage), stage, reports)
+        root, node = lineage.root, enter(self, run_id, metadata, lineage)
+        namespace, stage = node.path, stage_key(node.path)
+        self._nodes[run_id] = (node, stage, reports)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
-            run.node_hints[namespace] = hints
+            node.told = hints
         if reports:
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
@@ -185,10 +185,9 @@ class GraphEvents(GraphCallbackHandler):
             leave(ended[0])
         if ended is not None and root is not None:
             node, stage, reports = ended
-            namespace = node.namespace
+            namespace = node.path
             run = self._core.serving.book.run(root)
             if run is not None:
-                run.node_hints.pop(namespace, None)
                 if run.unread and outcome is not Outcome.DONE:
                     run.failed(namespace, ABANDONED)
                 if reports:
@@ -227,7 +226,8 @@ class GraphEvents(GraphCallbackHandler):
             return
         self._core.runs.add(run_id, lineage)
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
-        stage = stage_key(_namespace(metadata or {}))
+        node, namespace = current(), _namespace(metadata or {})
+        stage = stage_key(namespace if node is None else node.prefix + namespace)
         self._tools[run_id] = (stage, str(name), self._core.serving.clock())
         self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
         run = self._core.serving.book.run(lineage.root)

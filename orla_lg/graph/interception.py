@@ -22,7 +22,8 @@ from orla_lg.core.lifecycle import arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, hints_for, identify, layers_for, namespace_of, origin
+from orla_lg.graph.context import MODEL_RUN, Core, Origin, identify, namespace_of, origin
+from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.openai_api.wire import ask_of
@@ -63,7 +64,7 @@ def chat_steps(
         ask_of(options.json_data),
         call_id=call_id,
         said=said,
-        hints=hints_for(come_from, identity, run),
+        hints=hints_for(come_from, core, run),
         mappers=own,
         layers=layers_for(come_from, core, run),
         timeout=timeout_of(client, options),

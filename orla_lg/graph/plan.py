@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from orla_lg.core.call import Ask
+from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.mapping import Mapper, Planned, foretold, parts_of
 from orla_lg.core.placement.fitness import lacks, unserved
 from orla_lg.core.view import BackendView, find
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
-from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.graph.stage_tree import StageTree
+from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, title
+from orla_lg.mappers.stages import KnownStages
 from orla_lg.mappers.table import Rule, faults_of, tables_of
 
 BY_CODE = "the model named in its code"
 
 
-def plan(core: Core, graph: AnyPregel, mapper: Mapper | None) -> list[Planned]:
-    """Return where each stage of *graph* goes by its own *mapper*, the shared one, or its code."""
+def plan(core: Core, stages: KnownStages, mapper: Mapper | None) -> list[Planned]:
+    """Return where each stage of a graph goes by its own *mapper*, the shared one, or its code."""
+    return [_planned(core, stage, mapper) for stage in stages]
+
+
+def _planned(core: Core, stage: str, mapper: Mapper | None) -> Planned:
     mappers = [each for each in (mapper, core.serving.mappings.shared) if each is not None]
-    made = []
-    for stage in stages_of(graph):
-        said = (planned for each in mappers if (planned := foretold(each, stage)) is not None)
-        made.append(next(said, Planned(stage, (), BY_CODE)))
-    return made
+    said = (planned for each in mappers if (planned := foretold(each, stage)) is not None)
+    return next(said, Planned(stage, (), BY_CODE))
 
 
-def validate(core: Core, graph: AnyPregel, mapper: Mapper | None) -> None:
+def tree(core: Core | None, graph: AnyPregel, mapper: Mapper | None, layer: LimitScope | None) -> StageTree:
+    """Return the stages of *graph* as they lie in it, each with what decides it; undecided without a core."""
+
+    def made(place: GraphPlace) -> StageTree:
+        inside = tuple(made(each) for each in place.inside)
+        if not place.calls or core is None:
+            return StageTree(place.name, place.kind, place.key if place.calls else "", inside=inside)
+        planned = _planned(core, place.key, mapper)
+        under = tuple(_under(core, place.key, layer))
+        return StageTree(place.name, place.kind, place.key, planned.backends, planned.by, planned.open, under, inside)
+
+    return made(places_of(graph))
+
+
+def _under(core: Core, stage: str, layer: LimitScope | None) -> Iterator[str]:
+    """Yield which limits and which policy hold for a stage, each by the entry that says so."""
+    for limits, where in (
+        (core.serving.limits.shared, ""),
+        *([] if layer is None else [(layer.limits, layer.where)]),
+    ):
+        if (ruling := limits.of_stage(stage)) is not None:
+            yield f"limits.stages[{ruling.name!r}]{where}"
+    policies = (scheduler.queue.policies.rules.find(stage) for scheduler in core.serving.schedulers.values())
+    for name in dict.fromkeys(found.name for found in policies if found is not None):
+        if name != ANY_STAGE:
+            yield f"request_policy[{name!r}]"
+
+
+def validate(core: Core, graph: AnyPregel, mapper: Mapper | None, stages: KnownStages) -> None:
     """Check a graph's mapping against its stages, the backends and what they serve; report all faults at once.
 
     Raises:
         MappingError: With one line for each fault.
     """
     views = core.serving.views()
-    stages = stages_of(graph)
     faults: list[str] = []
     for part in parts_of(mapper):
         if (check := getattr(part, "check_stages", None)) is not None:

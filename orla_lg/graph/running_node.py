@@ -21,6 +21,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
+from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 
 SAID = ("orla", "thread_id")
@@ -51,6 +52,12 @@ class RunningNode:
     said: Mapping[str, Any] = field(default_factory=dict)
     """What its own ``configurable`` says that calls need: known as soon as a chain starts inside it."""
     over: bool = False
+    prefix: str = ""
+    """Of a graph whose namespaces begin anew (on a thread of its own), the path of the node around it."""
+    told: Hints = NO_HINTS
+    """What the ``hints`` function of its handler's graph says of it."""
+    gathered: tuple[weakref.ref[Any], Hints, Hints] | None = None
+    """What the function says of it, and what else is said of it and around it, once a core asked (``hints``)."""
 
     def learn(self, config: Mapping[str, Any] | None) -> None:
         """Take in the configuration that a chain inside it starts from: the node's own, before the chain's is set."""
@@ -60,6 +67,11 @@ class RunningNode:
     def holds(self, metadata: Mapping[str, Any]) -> bool:
         """Whether *metadata* is of a chain in this node, rather than of one around it, or of none."""
         return _within(namespace_in(metadata), self.namespace)
+
+    @property
+    def path(self) -> str:
+        """Its namespace, with the nodes around it on whatever thread."""
+        return self.prefix + self.namespace
 
     @property
     def handler(self) -> Any:
@@ -85,6 +97,9 @@ def enter(handler: NodeHandler, chain: UUID, metadata: Mapping[str, Any], lineag
     """Note in this context that a node starts."""
     node = RunningNode(chain, namespace_in(metadata), metadata, lineage, weakref.ref(handler), current())
     around = node.outer
+    if around is not None and node.namespace and around.namespace:
+        inside = _within(node.namespace, around.namespace)
+        node.prefix = around.prefix if inside else around.path + NAMESPACE_SEPARATOR
     if around is not None and around.chain == chain and _order(around, chain) > handler.entered(chain):
         node.outer, around.outer = around.outer, node  # the other handler's graph is the inner one
     else:

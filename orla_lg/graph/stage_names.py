@@ -9,16 +9,14 @@ from __future__ import annotations
 import difflib
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.serving import Serving
+from orla_lg.mappers.stages import NEARLY, KnownStages, check_stages
 from orla_lg.mappers.table import tables_of
 
 log = logging.getLogger("orla_lg")
-
-NEARLY = 0.7
-"""How much two names have in common of which one is taken for the other, misspelt (``difflib``'s ratio)."""
 
 MANY_STAGES = 10_000
 """So many are remembered; further ones are only held against what is named when their graph comes."""
@@ -32,11 +30,10 @@ class StageNames:
         self._known: set[str] = set()
         self._told: set[tuple[str, str]] = set()
 
-    def met(self, stages: Iterable[str], serving: Serving) -> None:
+    def met(self, stages: KnownStages, serving: Serving) -> None:
         """Note the stages of a graph, and warn of what is named nearly like one of them."""
-        names = {name for stage in stages for name in (stage, stage.rpartition(NAMESPACE_SEPARATOR)[2])}
         with self._lock:
-            known = self._known | names
+            known = self._known | stages.names
             if len(known) <= MANY_STAGES:
                 self._known = known
         self._warn(serving, known)
@@ -47,7 +44,7 @@ class StageNames:
 
     def _warn(self, serving: Serving, known: set[str]) -> None:
         for where, name in named_by(serving):
-            near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=NEARLY)
+            near = [] if name in known else _near(name, known)
             if near and self._is_news(where, name):
                 log.warning(
                     "%s names stage %r, which no graph wrapped so far has; %r is the nearest: is it meant?",
@@ -61,12 +58,28 @@ class StageNames:
             return len(self._told) > before
 
 
+def _near(name: str, known: set[str]) -> list[str]:
+    """Return the known name most like *name* that lies as deep; none is meant by what a node holds unseen."""
+    as_deep = [each for each in known if each.count(NAMESPACE_SEPARATOR) == name.count(NAMESPACE_SEPARATOR)]
+    return difflib.get_close_matches(name, as_deep, n=1, cutoff=NEARLY)
+
+
 def named_by(serving: Serving) -> Iterator[tuple[str, str]]:
     """Yield every stage that is named for all graphs, after the place where it is."""
+    for where, table in _tables(serving):
+        yield from ((where, stage) for stage in table)
+
+
+def undecided(serving: Serving, stages: KnownStages) -> list[str]:
+    """Return a note for every stage named for all graphs that decides nothing in the graph of *stages*."""
+    return [note for where, table in _tables(serving) for note in check_stages(table, stages, said_by=where)]
+
+
+def _tables(serving: Serving) -> Iterator[tuple[str, Mapping[str, object]]]:
     mappings = {"the shared mapping": serving.mappings.shared}
     mappings |= {f"variant {name!r} of the mapping": mapper for name, mapper in serving.mappings.variants.items()}
     for where, mapper in mappings.items():
-        yield from ((where, stage) for table in tables_of(mapper) for stage in table.rules)
-    for scheduler in serving.schedulers.values():
-        yield from (("request_policy", stage) for stage in scheduler.queue.policies.requests)
-    yield from (("limits.stages", stage) for stage in serving.limits.shared.stages)
+        yield from ((where, table.rules) for table in tables_of(mapper))
+    policies = (scheduler.queue.policies.requests for scheduler in serving.schedulers.values())
+    yield "request_policy", {stage: each for requests in policies for stage, each in requests.items()}
+    yield "limits.stages", serving.limits.shared.stages

@@ -2,35 +2,121 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from langchain_core.runnables.base import RunnableBindingBase
+from langgraph.func import _TaskFunction
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.graph.reached import Reached, reached_by
+from orla_lg.mappers.stages import KnownStages
 
 AnyPregel = Pregel[Any, Any, Any, Any]
 
 _HIDDEN = frozenset({"__start__", "__end__"})
 
+MADE_BY = "ls_integration"
+"""Under this key of a graph's metadata LangChain says what made it."""
 
-def stages_of(graph: AnyPregel) -> list[str]:
-    """Return the stage keys of a graph and its subgraphs (``subgraph|node``), as far as they are visible.
+Kind = Literal["graph", "agent", "node", "tool"]
 
-    A graph that is only called inside a node's function cannot be seen from outside.
+
+@dataclass(frozen=True, slots=True)
+class GraphPlace:
+    """A place in a graph: the graph itself, a node, a tool, or a graph in one of these."""
+
+    name: str
+    kind: Kind
+    key: str
+    """The stage of the calls made there; of a graph or tool in a node, that of the node. Empty: the whole graph."""
+    calls: bool = False
+    """It is a node with code of its own, which may call models: a stage."""
+    is_node: bool = False
+    """It is a node, or a task, which runs as one; one whose kind is ``graph`` or ``agent`` is nothing else."""
+    inside: tuple[GraphPlace, ...] = ()
+
+    def walk(self) -> Iterator[GraphPlace]:
+        """Yield the place and all in it, each before what is inside."""
+        yield self
+        for each in self.inside:
+            yield from each.walk()
+
+
+def places_of(graph: AnyPregel) -> GraphPlace:
+    """Return a graph with its nodes, and the graphs and tools in these, as far as they are visible.
+
+    What code makes, looks up or imports only when it runs cannot be seen from outside.
     """
-    stages = []
-    for name, node in graph.nodes.items():
-        if name in _HIDDEN:
-            continue
-        stages.append(name)
-        for inner in node.subgraphs:
-            if isinstance(inner, Pregel):
-                stages += [f"{name}{NAMESPACE_SEPARATOR}{stage}" for stage in stages_of(inner)]
-    return stages
+    return GraphPlace(graph.get_name(), _kind(graph), "", inside=_nodes(graph, "", (graph,)))
+
+
+def stages_of(graph: AnyPregel) -> KnownStages:
+    """Return the stages of a graph and of the graphs inside it, by key (``subgraph|node``)."""
+    places = list(places_of(graph).walk())
+    callers = dict.fromkeys(each.key for each in places if each.calls)
+    groups = dict.fromkeys(each.key for each in places if each.is_node and each.key not in callers)
+    return KnownStages(tuple(callers), tuple(groups))
 
 
 def title(graph: AnyPregel) -> str:
     """Return what to call a graph in a message."""
     kind = "graph" if isinstance(graph, CompiledStateGraph) else "entrypoint"
     return f"{kind} {graph.get_name()!r}"
+
+
+def _nodes(graph: AnyPregel, prefix: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
+    """Return the places of a graph's nodes; *around* are the graphs and tasks being read: each may hold itself."""
+    nodes = {name: node.bound for name, node in graph.nodes.items() if name not in _HIDDEN}
+    tools = {
+        id(tool) for each in nodes.values() if isinstance(each, ToolNode) for tool in each.tools_by_name.values()
+    }
+    return tuple(_node(name, prefix + name, bound, around, tools) for name, bound in nodes.items())
+
+
+def _node(name: str, key: str, bound: Any, around: tuple[object, ...], tools: Collection[int]) -> GraphPlace:
+    whole = _unbound(bound)
+    if isinstance(whole, Pregel):
+        return GraphPlace(name, _kind(whole), key, is_node=True, inside=_inner(whole, key, around))
+    found = reached_by(bound)
+    if not isinstance(bound, ToolNode):  # a model is told of the tools that the graph's tool node runs
+        found = [each for each in found if id(each) not in tools]
+    inside = tuple(_part(each, key, around) for each in found)
+    return GraphPlace(name, "node", key, calls=True, is_node=True, inside=inside)
+
+
+def _part(part: Reached, key: str, around: tuple[object, ...]) -> GraphPlace:
+    """Return the place of a graph, a tool or a task that the code of node *key* runs."""
+    if isinstance(part, _TaskFunction):
+        name = str(getattr(part.func, "__name__", "task"))
+        key = f"{key}{NAMESPACE_SEPARATOR}{name}"
+        if any(part is each for each in around):
+            return GraphPlace(name, "node", key, calls=True, is_node=True)
+        return _node(name, key, part, (*around, part), frozenset())
+    if isinstance(part, Pregel):
+        return GraphPlace(part.get_name(), _kind(part), key, inside=_inner(part, key, around))
+    graphs = (each for each in reached_by(part) if isinstance(each, Pregel))
+    return GraphPlace(part.name, "tool", key, inside=tuple(_part(each, key, around) for each in graphs))
+
+
+def _inner(graph: AnyPregel, key: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
+    if any(graph is each for each in around):
+        return ()
+    return _nodes(graph, f"{key}{NAMESPACE_SEPARATOR}", (*around, graph))
+
+
+def _unbound(runnable: Any) -> Any:
+    while isinstance(runnable, RunnableBindingBase):
+        runnable = runnable.bound
+    return runnable
+
+
+def _kind(graph: AnyPregel) -> Kind:
+    """Whether a graph is an agent: LangChain says so of its own; else a model and its tools are its nodes."""
+    made_by = str(((graph.config or {}).get("metadata") or {}).get(MADE_BY, ""))
+    has_tools = any(isinstance(node.bound, ToolNode) for node in graph.nodes.values())
+    return "agent" if "agent" in made_by or (has_tools and {"agent", "model"} & set(graph.nodes)) else "graph"

@@ -22,10 +22,11 @@ from orla_lg.graph.events import GraphEvents
 from orla_lg.graph.execution import attach, handlers_of
 from orla_lg.graph.interception import install
 from orla_lg.graph.lookahead import look_ahead, name_of
-from orla_lg.graph.plan import plan, validate
+from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
+from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
-from orla_lg.mappers.table import check_stages
+from orla_lg.mappers.stages import KnownStages, check_stages
 
 log = logging.getLogger("orla_lg")
 
@@ -61,20 +62,20 @@ def wrap(
     before = _binding_of(whole, core)
     if before is not None:
         mapper, hints = mapper or before.mapper, hints or before.hints
-    layer = before.layer if before is not None and limits is None else _layer(limits, whole)
-    validate(core, whole, mapper)
+    stages = stages_of(whole)
+    layer = before.layer if before is not None and limits is None else _layer(limits, whole, stages)
+    validate(core, whole, mapper, stages)
     install(core)
-    return _copy(
-        whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast_of(whole, core, mapper), layer))
-    )
+    forecast = forecast_of(whole, core, mapper, stages)
+    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer)))
 
 
-def _layer(limits: Limits | None, graph: AnyPregel) -> LimitScope | None:
+def _layer(limits: Limits | None, graph: AnyPregel, stages: KnownStages) -> LimitScope | None:
     """Return the limits of one graph, under accounts of their own."""
     if limits is None:
         return None
     limits = checked(limits)
-    if faults := check_stages(limits.stages, stages_of(graph), said_by="limits.stages"):
+    if faults := check_stages(limits.stages, stages, said_by="limits.stages"):
         raise ConfigError(f"{title(graph)} cannot be limited so: {'; '.join(faults)}")
     return LimitScope(limits, object(), f" of {title(graph)}")
 
@@ -95,6 +96,11 @@ def is_binding(runnable: Any) -> bool:
     """Whether *runnable* hands its calls on to a compiled graph, at whatever depth."""
     inner = _inner(runnable)
     return inner is not None and (isinstance(inner, Pregel) or is_binding(inner))
+
+
+def is_graph(thing: Any) -> bool:
+    """Whether *thing* can be wrapped."""
+    return isinstance(thing, Pregel | StateGraph) or is_binding(thing)
 
 
 def graph_in(graph: Any) -> AnyPregel:
@@ -122,11 +128,25 @@ def _rebound(binding: Any, wrapped: Callable[[Any], Any]) -> Any:
     return binding.model_copy(update={"runnable": wrapped(binding.runnable), "fallbacks": fallbacks})
 
 
-def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None) -> Forecast:
+def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None, stages: KnownStages | None = None) -> Forecast:
     """Return what lies ahead in a graph that is mapped by *mapper*, or the shared one."""
-    structure = look_ahead(graph)
-    homes = {planned.stage: planned.backends[0] for planned in plan(core, graph, mapper) if planned.backends}
+    structure, known = look_ahead(graph), stages or stages_of(graph)
+    homes = {planned.stage: planned.backends[0] for planned in plan(core, known, mapper) if planned.backends}
     return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
+
+
+def tree_of(graph: AnyPregel, core: Core | None, mapper: Mapper | None = None) -> StageTree:
+    """Return the stages of *graph* as a tree, decided by *mapper*, else as it was wrapped by *core*."""
+    binding = None if core is None else _binding_of(graph, core)
+    layer = None if binding is None else binding.layer
+    return tree(core, graph, mapper or (None if binding is None else binding.mapper), layer)
+
+
+def core_of(graph: AnyPregel) -> Core | None:
+    """Return what serves a wrapped graph; ``None`` for one that is not wrapped."""
+    return next(
+        (each.orla_binding.core for each in reversed(handlers_of(graph)) if isinstance(each, GraphEvents)), None
+    )
 
 
 def mapper_of(graph: AnyPregel, core: Core) -> Mapper | None:

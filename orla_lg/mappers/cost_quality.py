@@ -18,12 +18,13 @@ from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.engine.backend import price
 from orla_lg.core.engine.speed import averaged
-from orla_lg.core.identity import rule_of
+from orla_lg.core.identity import StageRules
 from orla_lg.core.placement.fitness import unfit
 from orla_lg.core.record import Record
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
-from orla_lg.mappers.table import check_stages, unknown_backends
+from orla_lg.mappers.stages import check_stages
+from orla_lg.mappers.table import unknown_backends
 
 Strictness = Literal["strict", "prefer"]
 
@@ -113,7 +114,7 @@ class CostQualityMapper:
         for given in (default, *(stages or {}).values()):
             if given not in get_args(Strictness):
                 raise ConfigError(f"strictness {shown(given)} is unknown{did_you_mean(given, get_args(Strictness))}")
-        self.target, self.default, self.stages = target, default, dict(stages or {})
+        self.target, self.default, self.stages = target, default, StageRules[Strictness](stages or {})
         self.among, self.budget_usd = tuple(among), budget_usd
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
@@ -142,8 +143,8 @@ class CostQualityMapper:
 
     def strictness(self, stage: str) -> Strictness:
         """Return how the target counts for a stage."""
-        found = rule_of(self.stages, stage)
-        return self.default if found is None else found[1]
+        found = self.stages.find(stage)
+        return self.default if found is None else found.entry
 
     def feedback(self, record: Record, score: float) -> None:
         """Learn how good the answer of a call was, 0 to 1."""

@@ -1,6 +1,6 @@
 """The developer's own table: stage → backend, by name, by need, or by another mapper, with its parameters.
 
-A stage is found by its full key (``subgraph|node``), else by its node's name, else under ``"*"``.
+A stage is found by its own name, else by that of the nearest node around it, else under ``"*"`` (``StageRules``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, TypeVar, cast
 
 from orla_lg.core.boundary.checked import is_number
 from orla_lg.core.call import Assignment, Call
-from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR, rule_of
+from orla_lg.core.identity import StageRules
 from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold, parts_of
 from orla_lg.core.steps import Steps
 from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.mappers.need import NEED_KEYS, NeedMapper
+from orla_lg.mappers.stages import check_stages
 
 T = TypeVar("T")
 
@@ -73,10 +74,8 @@ class ExplicitMapper:
             )
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
-        if (found := rule_of(self.rules, call.identity.stage)) is None:
-            return None
-        key, rule = found
-        return named(key, rule)
+        found = self.rules.find(call.identity.stage)
+        return None if found is None else named(found.name, found.entry)
 
     def foretell(self, stage: str) -> Planned | None:
         """Return what it will say of a stage."""
@@ -98,11 +97,11 @@ class StageTable:
         self.rules = _rules(table)
 
     def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:  # noqa: D102
-        if (found := rule_of(self.rules, call.identity.stage)) is None:
+        if (found := self.rules.find(call.identity.stage)) is None:
             return None
-        key, rule = found
+        rule = found.entry
         if rule.mapper is None:
-            return named(key, rule)
+            return named(found.name, rule)
         chosen: Assignment | None = yield from ask.mapper(rule.mapper, call, backends)
         if chosen is None or not rule.parameters:
             return chosen
@@ -199,17 +198,20 @@ def named(key: str, rule: Rule) -> Assignment:
     return Assignment(rule.to[0], None, BY_NAME, f"mapping[{key!r}]", rule.to[1:], rule.parameters)
 
 
-def _foretold(rules: Mapping[str, Rule], stage: str) -> Planned | None:
-    if (found := rule_of(rules, stage)) is None:
+def _foretold(rules: StageRules[Rule], stage: str) -> Planned | None:
+    if (found := rules.find(stage)) is None:
         return None
-    key, rule = found
-    return foretold(rule.mapper, stage) if rule.mapper else Planned(stage, rule.to, f"mapping[{key!r}]")
+    rule, by = found.entry, f"mapping[{found.name!r}]"
+    if rule.mapper is None:
+        return Planned(stage, rule.to, by)
+    said = foretold(rule.mapper, stage)
+    return None if said is None else replace(said, by=f"{by}: {said.by}")
 
 
-def _rules(table: object) -> dict[str, Rule]:
+def _rules(table: object) -> StageRules[Rule]:
     if not isinstance(table, Mapping):
         raise ConfigError(f"a mapping must be a table of entries by stage, got {shown(table)}")
-    return {stage: _rule(stage, entry) for stage, entry in table.items()}
+    return StageRules({stage: _rule(stage, entry) for stage, entry in table.items()})
 
 
 def _rule(stage: str, entry: Entry) -> Rule:
@@ -281,15 +283,4 @@ def check_backends(rules: Mapping[str, Rule], known: Iterable[str]) -> list[str]
         for stage, rule in rules.items()
         for name in rule.to
         if name not in choices
-    ]
-
-
-def check_stages(rules: Mapping[str, object], known: Iterable[str], *, said_by: str = "the mapping") -> list[str]:
-    """Return a fault for every stage in *rules* that is in no graph; *said_by* names the rules."""
-    stages = set(known)
-    nodes = stages | {stage.rpartition(NAMESPACE_SEPARATOR)[2] for stage in stages}
-    return [
-        f"{said_by} names stage {shown(stage)}, which the graph does not have{did_you_mean(stage, nodes)}"
-        for stage in rules
-        if stage != ANY_STAGE and stage not in nodes
     ]

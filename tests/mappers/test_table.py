@@ -4,7 +4,7 @@ import pytest
 
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.backend import Capability, Probe, Support
-from orla_lg.core.identity import rule_of
+from orla_lg.core.identity import StageRules
 from orla_lg.core.mapping import SettledCandidates, assign, parts_of
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError
@@ -37,7 +37,8 @@ def test_parameters_of_a_stage_go_with_whatever_was_chosen_and_the_mappers_own_w
     table = StageTable({"a": {"needs": "tools", "temperature": 0.1, "seed": 7}})
     chosen = decide(table, a_call(stage="a"), VIEWS)
     assert (chosen.mapper, chosen.parameters) == ("need", {"temperature": 0.1, "seed": 7})
-    table.rules["a"] = type(table.rules["a"])((), To("heavy", parameters={"temperature": 0.9}), {"temperature": 0.1})
+    rule = type(table.rules["a"])((), To("heavy", parameters={"temperature": 0.9}), {"temperature": 0.1})
+    table.rules = StageRules({**table.rules, "a": rule})
     assert decide(table, a_call(stage="a"), VIEWS).parameters == {"temperature": 0.9}
 
 
@@ -102,14 +103,6 @@ def test_a_mapper_that_answers_something_else_is_named(answer: object) -> None:
     for mapper in (Mine(), First(Mine()), StageTable({"*": Mine()}), LoadAware(Mine())):
         with pytest.raises(MappingError, match=r"mapper Mine answered .*an Assignment, or None"):
             drive(ask_nobody().mapper(mapper, a_call(stage="node"), [a_view("light")]))
-
-
-def test_a_stage_is_looked_up_by_key_then_node_then_star() -> None:
-    entries = {"sub|node": 1, "node": 2, "*": 3}
-    assert [rule_of(entries, stage) for stage in ("sub|node", "node", "x|node", "x")] == [
-        ("sub|node", 1), ("node", 2), ("node", 2), ("*", 3),
-    ]  # fmt: skip
-    assert rule_of(entries, "") is None
 
 
 def test_alternatives_must_be_able_to_do_what_the_parameters_ask() -> None:

@@ -134,6 +134,7 @@ orla.set_policy(stage_policy={"heavy": ShortestPrompt()}, request_policy="edf", 
 orla.set_limit("heavy", max_concurrency=None, capacity=100)
 assert_type(orla.statistics().backends["heavy"].memory.truth.verified_tokens, int)
 assert_type(orla.records()[0].cache_borne_out, bool | None)
+assert_type(orla.stages(graph, mapper={"classify": "light"}).inside[0].by, str)
 waiting: list[str] = [call.stage for call in orla.statistics().backends["heavy"].waiting]
 with orla as entered:
     assert_type(entered, Orla)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Protocol
 
 from orla_lg.core.call import Call, RunShare
+from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
 from orla_lg.errors import BudgetExceeded
@@ -149,10 +150,12 @@ class LimitBook:
             if run is not None and (limit := layer.limits.run) is not None:
                 yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
             home = run.accounts if layer.of_run and run is not None else self._accounts
-            if (limit := layer.limits.of_stage(identity.stage)) is not None:
-                yield self._account(layer, Bound(Scope.STAGE, identity.stage, limit, layer.where), home)
+            if (ruling := layer.limits.of_stage(identity.stage)) is not None:
+                bound = Bound(Scope.STAGE, ruling.place, ruling.entry, layer.where, ruling.name)
+                yield self._account(layer, bound, home)
             if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
-                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where), home)
+                entry = tenant if tenant in layer.limits.tenants else ANY_STAGE
+                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where, entry), home)
 
     def _account(self, layer: LimitScope, bound: Bound, home: Accounts) -> tuple[Bound, UsageAccount]:
         key = (layer.key, bound.scope, bound.name)
@@ -201,7 +204,10 @@ class LimitBook:
             return last.limit
         if last.scope is Scope.RUN:
             return limits.run
-        return limits.of_stage(last.name) if last.scope is Scope.STAGE else limits.of_tenant(last.name)
+        if last.scope is Scope.TENANT:
+            return limits.of_tenant(last.name)
+        ruling = limits.of_stage(last.name)
+        return None if ruling is None or ruling.place != last.name else ruling.entry
 
     def check_integrity(self, runs: Sequence[LimitedRun] = ()) -> None:
         """Assert the invariants of all accounts."""

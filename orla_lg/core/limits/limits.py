@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orla_lg.core.boundary.checked import dotted, is_number
-from orla_lg.core.identity import ANY_STAGE, rule_of
+from orla_lg.core.identity import ANY_STAGE, Ruling, StageRules
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
 FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_usd": "${:.6g}", "wall_s": "{:.6g} s"}
@@ -63,9 +63,11 @@ class Limits:
     run: Limit | None = None
     """Of each run by itself."""
     stages: Mapping[str, Limit] = field(default_factory=dict)
-    """By stage, found like the entries of a mapping; ``"*"``: each of the others by itself."""
+    """By stage, found like the entries of a mapping: a node's holds for all that runs inside it together, except what
+    a nearer one is for; ``"*"``: each of the others by itself."""
     tenants: Mapping[str, Limit] = field(default_factory=dict)
     """By the calls' ``tenant`` hint; ``"*"``: each of the others by itself. Calls without one have no such limit."""
+    _rules: StageRules[Limit] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind in _TABLES:
@@ -77,6 +79,7 @@ class Limits:
                 raise ConfigError(f"{dotted('limits', *keys)}: expected a Limit, got {shown(limit)}")
         if self.run is not None and None not in (self.run.wall_s, self.run.per_s):
             raise ConfigError("limits.run: wall_s counts from the run's beginning, so per_s cannot go with it")
+        object.__setattr__(self, "_rules", StageRules(self.stages))
 
     @classmethod
     def of(cls, given: Limits | Mapping[str, Any]) -> Limits:
@@ -87,7 +90,7 @@ class Limits:
         """
         if isinstance(given, Limits):
             return given
-        table = _table("limits", given, [each.name for each in fields(cls)])
+        table = _table("limits", given, [each.name for each in fields(cls) if each.init])
         run = table.get("run")
         named = {kind: _table(f"limits.{kind}", table.get(kind, {}), None) for kind in _TABLES}
         return cls(
@@ -98,10 +101,9 @@ class Limits:
             },
         )
 
-    def of_stage(self, stage: str) -> Limit | None:
-        """Return a stage's limit."""
-        found = rule_of(self.stages, stage)
-        return None if found is None else found[1]
+    def of_stage(self, stage: str) -> Ruling[Limit] | None:
+        """Return what limits a stage: the limit, and the node whose calls count together under it."""
+        return self._rules.find(stage)
 
     def of_tenant(self, tenant: str | None) -> Limit | None:
         """Return a tenant's limit."""

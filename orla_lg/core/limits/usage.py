@@ -166,6 +166,8 @@ class Bound:
     """The run's id, the stage, the tenant."""
     limit: Limit
     where: str = ""
+    entry: str = ""
+    """What the limit is found by, of several stages or tenants."""
 
     def exceeded(self, figure: str, why: str, retry_after_s: float | None = None) -> BudgetExceeded:
         """Return the error that names the limit that is spent."""
@@ -180,7 +182,7 @@ class Bound:
 
     @property
     def _key(self) -> str:
-        return "run" if self.scope is Scope.RUN else f"{self.scope}s.{self.name}"
+        return "run" if self.scope is Scope.RUN else f"{self.scope}s.{self.entry or self.name}"
 
 
 @dataclass(frozen=True, slots=True)
