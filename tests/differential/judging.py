@@ -163,7 +163,7 @@ def _may_be_cut(reply: Reply) -> bool:
     dialect, framing = reply.dialect, reply.framing
     signs = (
         dialect.end not in ("no done", "no finish, no done") and dialect.error_at is None,
-        bool(reply.answer.finish) and "no finish" not in dialect.end and dialect.error_at is None,
+        _finishes(reply) and "no finish" not in dialect.end and dialect.error_at is None,
     )
     cut = framing.drop.endswith("within") or framing.how in (
         "short length",
@@ -172,3 +172,14 @@ def _may_be_cut(reply: Reply) -> bool:
         "bad chunk",
     )
     return not any(signs) or cut
+
+
+def _finishes(reply: Reply) -> bool:
+    """Whether a choice is sent that says why it ends."""
+    return bool(reply.answer.finish) and reply.answer.choices in (
+        "one",
+        "two",
+        "no index",
+        "no message",
+        "null message",
+    )
