@@ -13,6 +13,7 @@ from orla_lg.core.engine.speed import Speed
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import Send, arrive, serve
+from orla_lg.core.lookahead.structure import START, Edge, GraphStructure
 from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.policies import memory_policy
