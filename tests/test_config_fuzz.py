@@ -83,7 +83,7 @@ TEXTS = [
     "~nosuchuser/x", "/", ".", "..", "/dev/null/x", "/proc/self/mem", "~", "*", "auto", "light", "nan", "1", "true",
     "0x10", "-5", "{}", "[]", "%s%n", "${FUZZ_KEY}", "context>1..2", "context>.", "context>" + "9" * 400,
     "quality>=0.5k", "context>", "toolz",
-    "workflow_fcfs", "fair", "critical_path", "openai", "sim", "none", "FUZZ_KEY", "FUZZ_BAD_KEY", "A=B",
+    "workflow_fcfs", "fair", "openai", "sim", "none", "FUZZ_KEY", "FUZZ_BAD_KEY", "A=B",
 ]  # fmt: skip
 URLS = [
     "http://", "http:///v1", "http:// /v1", "http://h:99999/v1", "http://h:-1/v1", "http://h:x/v1", "http://h:0/v1", "http://h:/v1",

@@ -93,10 +93,20 @@ class Telling(StillAdapter):
 class Beside(VirtualServing[SimRequest]):
     """Another core before the engines of a first one."""
 
-    def __init__(self, first: VirtualServing[SimRequest], request_of: Callable[[InFlightCall], SimRequest], **options: Any) -> None:
-        self.clock, self._runner, self._drivers, self._request_of = first.clock, first._runner, first._drivers, request_of
+    def __init__(
+        self, first: VirtualServing[SimRequest], request_of: Callable[[InFlightCall], SimRequest], **options: Any
+    ) -> None:
+        self.clock, self._runner, self._drivers, self._request_of = (
+            first.clock,
+            first._runner,
+            first._drivers,
+            request_of,
+        )
         self.serving = Serving(
-            options["adapters"], mapper=options["mapper"], memory=memory_policy("default"), clock=self.clock,
+            options["adapters"],
+            mapper=options["mapper"],
+            memory=memory_policy("default"),
+            clock=self.clock,
             background=VirtualBackground(first._runner.get_loop()),  # type: ignore[arg-type]
         )
 
@@ -167,11 +177,16 @@ class SharedTurns(SimulatedTurns):
         made = Turn("events" if events else "answers", load.seed, load.shared_tokens, [], [])
         blocks = (self.parameters.kv_blocks - 1) // engines
         at = {
-            Backend(f"e{n}", f"http://e{n}/v1"): SimEngine(replace(self.parameters, kv_blocks=blocks)) for n in range(engines)
+            Backend(f"e{n}", f"http://e{n}/v1"): SimEngine(replace(self.parameters, kv_blocks=blocks))
+            for n in range(engines)
         }
         reports = {backend.name: Reports(engine) for backend, engine in at.items()}
         native = {each: Support.NATIVE if each in PLAIN else Support.UNSUPPORTED for each in Capability}
-        probe = Probe(capabilities=native, context_tokens=self.parameters.context_tokens, kv_tokens=blocks * self.parameters.block_tokens)
+        probe = Probe(
+            capabilities=native,
+            context_tokens=self.parameters.context_tokens,
+            kv_tokens=blocks * self.parameters.block_tokens,
+        )
         mapper = LoadAware({"*": [backend.name for backend in at]}) if engines > 1 else None
         virtuals: list[VirtualServing[SimRequest]] = []
         lines: list[Direct] = []
@@ -242,9 +257,23 @@ def main() -> None:
                     for events in (False, True):
                         tell(f"{engines} engines, {blocks} blocks, {name}, seed {seed}, events {events}")
                         seen[events].append(turns.shared(load, CLIENTS[name], engines, events=events))
-                rows.append([str(engines), str(blocks), name, "answers", *(f"{median(map(of, seen[False])):{form}}" for of, form in FIGURES.values())])
-                pairs = [[of(b) - of(a) for a, b in zip(seen[False], seen[True], strict=True)] for of, _ in FIGURES.values()]
-                said = [f"{median(map(of, seen[True])):{form}} ({min(pair):+{form}} … {max(pair):+{form}})" for pair, (of, form) in zip(pairs, FIGURES.values(), strict=True)]
+                rows.append(
+                    [
+                        str(engines),
+                        str(blocks),
+                        name,
+                        "answers",
+                        *(f"{median(map(of, seen[False])):{form}}" for of, form in FIGURES.values()),
+                    ]
+                )
+                pairs = [
+                    [of(b) - of(a) for a, b in zip(seen[False], seen[True], strict=True)]
+                    for of, _ in FIGURES.values()
+                ]
+                said = [
+                    f"{median(map(of, seen[True])):{form}} ({min(pair):+{form}} … {max(pair):+{form}})"
+                    for pair, (of, form) in zip(pairs, FIGURES.values(), strict=True)
+                ]
                 rows.append(["", "", "", "events", *said])
     tell("done", last=True)
     print("\n".join(table(["engines", "blocks", "clients", "by", *FIGURES], rows)))

@@ -23,8 +23,21 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from bench.lib.core import Ask, Backend, Capability, Identity, InFlightCall, Outcome, Probe, Record, RunState, Support, Usage, arrive
-from bench.lib.core import Effect
+from bench.lib.core import (
+    Ask,
+    Backend,
+    Capability,
+    Identity,
+    InFlightCall,
+    Outcome,
+    Probe,
+    Record,
+    RunState,
+    Support,
+    Usage,
+    arrive,
+)
+from bench.lib.core import START, Edge, Effect, GraphStructure
 from bench.lib.figures import percentile, table
 from bench.lib.progress import tell
 from orla_lg.core.engine.capabilities import Warmed
@@ -54,7 +67,12 @@ def text(dice: Random, tokens: int) -> str:
 
 
 def plain() -> list[MemoryPolicy]:
-    return [rules.FlushAtBoundary(), rules.PreserveIncrements(), rules.DemoteInterrupted(), rules.FlushUnderPressure()]
+    return [
+        rules.FlushAtBoundary(),
+        rules.PreserveIncrements(),
+        rules.DemoteInterrupted(),
+        rules.FlushUnderPressure(),
+    ]
 
 
 ARMS: dict[str, Callable[[], MemoryPolicy] | None] = {
@@ -100,7 +118,10 @@ class Arena:
         native = {Capability.CACHED_TOKENS, Capability.PRIORITY, Capability.WARM}
         can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
         self.probe = Probe(
-            capabilities=can, context_tokens=parameters.context_tokens, kv_tokens=parameters.kv_tokens, incarnation="1"
+            capabilities=can,
+            context_tokens=parameters.context_tokens,
+            kv_tokens=parameters.kv_tokens,
+            incarnation="1",
         )
         self.adapter = Warming(self.probe, self)
         backend, policy = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running), ARMS[arm]
@@ -130,11 +151,18 @@ class Arena:
         inflight.request_fields()
         return self._requests[inflight.call.id]
 
-    async def call(self, state: RunState, stage: str, messages: list[Message], answer_tokens: int, step: int) -> tuple[Record, str]:
+    async def call(
+        self, state: RunState, stage: str, messages: list[Message], answer_tokens: int, step: int
+    ) -> tuple[Record, str]:
         """Make one call of a node, which is entered already."""
         services, answer = self.virtual.serving.services, prose(self.dice(f"{state.id} {step}"), answer_tokens)
         ask = Ask("auto", list(messages), stream=True, max_tokens=answer_tokens)
-        inflight = arrive(services, Identity(state.workflow, state.id, stage, step, f"{stage}:{step}"), ask, call_id=services.new_id())
+        inflight = arrive(
+            services,
+            Identity(state.workflow, state.id, stage, step, f"{stage}:{step}"),
+            ask,
+            call_id=services.new_id(),
+        )
         self._requests[inflight.call.id] = self._of(inflight.call.id, messages, answer)
         return await self.virtual.serve(inflight), "".join(answer)
 
@@ -216,14 +244,23 @@ async def tools(arena: Arena, tokens: int, wait_s: float) -> None:
             group.create_task(agent(number))
 
 
+TWO_STAGES = GraphStructure({START: Edge(frozenset({"plan"})), "plan": Edge(frozenset({"order"})), "order": Edge()})
+
+
 async def stages(arena: Arena, tokens: int, gap_s: float) -> None:
     """Sixteen runs of a plan and an order; the first four teach what the order begins with."""
+    forecast = arena.virtual.serving.foresight.forecast("order", TWO_STAGES, {})
     rules_text, gaps = text(arena.dice("rules"), tokens), arena.dice("gaps")
 
     async def one(number: int) -> None:
-        begin_s, state = arena.virtual.clock(), arena.progress.run_started(f"s{number}", thread=None, graph="order")
+        begin_s, state = (
+            arena.virtual.clock(),
+            arena.progress.run_started(f"s{number}", thread=None, forecast=forecast),
+        )
         file = text(arena.dice(f"file {number}"), 60)
-        for at, (stage, system, answer_tokens) in enumerate((("plan", "You plan repairs.", 128), ("order", rules_text, 16))):
+        for at, (stage, system, answer_tokens) in enumerate(
+            (("plan", "You plan repairs.", 128), ("order", rules_text, 16))
+        ):
             arena.progress.node_entered(state, stage, f"{stage}:{at}", at)
             said = [{"role": "system", "content": system}, {"role": "user", "content": file}]
             record, _ = await arena.call(state, stage, said, answer_tokens, at)
@@ -315,19 +352,43 @@ def main() -> None:
                         for arm in arms:
                             tell(f"{name} {engine} {pace} {busy} seed {seed}: {arm}")
                             arena = Arena(sized, arm, seed)
-                            found[arm].append(arena.run(lambda at, pace=pace: main_of(at, tokens, pace), busy, tokens))
+                            found[arm].append(
+                                arena.run(lambda at, pace=pace: main_of(at, tokens, pace), busy, tokens)
+                            )
                     for arm, turns in found.items():
                         cells = []
                         for of, form in FIGURES.values():
                             middle = f"{median(map(of, turns)):{form}}"
                             if arm != arms[0]:
-                                shares = [of(b) / of(a) if of(a) else 1.0 for a, b in zip(found[arms[0]], turns, strict=True)]
+                                shares = [
+                                    of(b) / of(a) if of(a) else 1.0
+                                    for a, b in zip(found[arms[0]], turns, strict=True)
+                                ]
                                 middle += f" ×{median(shares):.2f} ({min(shares):.2f} … {max(shares):.2f})"
                             cells.append(middle)
-                        tokens_said = [sum(getattr(turn, each) for turn in turns) for each in ("warmed", "used", "started", "given_up")]
-                        rows.append([name, engine, f"{pace:g} s", f"{busy:.0%}", arm, *cells, " / ".join(f"{each:,}" for each in tokens_said)])
+                        tokens_said = [
+                            sum(getattr(turn, each) for turn in turns)
+                            for each in ("warmed", "used", "started", "given_up")
+                        ]
+                        rows.append(
+                            [
+                                name,
+                                engine,
+                                f"{pace:g} s",
+                                f"{busy:.0%}",
+                                arm,
+                                *cells,
+                                " / ".join(f"{each:,}" for each in tokens_said),
+                            ]
+                        )
     tell("done", last=True)
-    print("\n".join(table(["situation", "engine", "pace", "busy", "arm", *FIGURES, "warmed / used / started / given up"], rows)))
+    print(
+        "\n".join(
+            table(
+                ["situation", "engine", "pace", "busy", "arm", *FIGURES, "warmed / used / started / given up"], rows
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from orla_lg_sim.parameters import EngineParameters, load
 
 PAGE, FIGURE = DOCS / "policies.md", DOCS / "policies.svg"
 NAMED = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
+    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
 )  # fmt: skip
 LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 FAIR_LOADS = (0.7, 0.99)

@@ -1,4 +1,4 @@
-"""The runs: five kinds of workflows with a heavy tail, three with branches of unequal length, and when they arrive."""
+"""The runs: five kinds with a heavy tail, three with branches of unequal length, and when they arrive."""
 
 from __future__ import annotations
 
@@ -193,14 +193,16 @@ GRAPHS: dict[str, dict[str, tuple[Sequence[str], Sequence[str]]]] = {
         **{stage: (["merge"], []) for stage in ("table", "essay")},
     },
 }
-"""By kind and stage, what always follows it, and what perhaps does: what the core reads of a graph when it is wrapped."""
+"""By kind and stage, what always follows it, and what perhaps does: what ``wrap`` reads of a graph."""
 
 
 def structure_of(kind: str) -> GraphStructure:
     """Return a kind's graph as ``Orla.wrap`` would see it."""
     found = {stage: Edge(frozenset(always), frozenset(perhaps)) for stage, (always, perhaps) in GRAPHS[kind].items()}
     targets = {each for edge in found.values() for each in (*edge.always, *edge.perhaps)}
-    return GraphStructure(found | {stage: Edge() for stage in targets - found.keys() if not stage.endswith("__end__")})
+    return GraphStructure(
+        found | {stage: Edge() for stage in targets - found.keys() if not stage.endswith("__end__")}
+    )
 
 
 def plans(count: int, dice: random.Random, kinds: Kinds = KINDS) -> list[Plan]:
