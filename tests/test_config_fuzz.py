@@ -57,7 +57,6 @@ VALID: dict[str, Any] = {
         },
         "heavy": {
             "url": "https://[::1]:8443/v1", "engine": "vllm", "admin_key_env": "FUZZ_KEY",
-            "kv_events": "tcp://127.0.0.1:9", "kv_replay": "tcp://127.0.0.1:9",
         },
     },
     "mapping": {
@@ -226,7 +225,7 @@ def damaged(text: bytes, dice: random.Random) -> bytes:
     return text
 
 
-ELSEWHERE = ("not valid TOML", "nested", "load_aware", "kv_replay", "does not exist")
+ELSEWHERE = ("not valid TOML", "nested", "load_aware", "does not exist")
 """What a mistake is called that shows at another place than it was made: a backend that is gone from its mapping."""
 
 

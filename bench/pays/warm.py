@@ -40,6 +40,7 @@ from bench.lib.core import (
 from bench.lib.core import START, Edge, Effect, GraphStructure
 from bench.lib.figures import percentile, table
 from bench.lib.progress import tell
+from bench.pays.events import Reports, Telling
 from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory import policies as rules
@@ -83,11 +84,11 @@ ARMS: dict[str, Callable[[], MemoryPolicy] | None] = {
 }
 
 
-class Warming(StillAdapter):
+class Warming(Telling):
     """An engine that can be asked to prefill."""
 
-    def __init__(self, probe: Probe, arena: Arena) -> None:
-        super().__init__(probe)
+    def __init__(self, probe: Probe, arena: Arena, reports: Reports | None) -> None:
+        super().__init__(probe, reports)
         self._arena = arena
 
     async def warm(self, body: Mapping[str, Any]) -> Warmed:
@@ -106,12 +107,15 @@ class Seen:
     used: int = 0
     started: int = 0
     given_up: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 class Arena:
     """A core, an engine, and others that use it."""
 
-    def __init__(self, parameters: EngineParameters, arm: str, seed: int) -> None:
+    def __init__(self, parameters: EngineParameters, arm: str, seed: int, *, own: bool) -> None:
+        arm, _, events = arm.partition(", ")
+        self._own = own
         self.parameters, self.seed, self.seen = parameters, seed, Seen()
         self.engine = SimEngine(replace(parameters, kv_blocks=parameters.kv_blocks - 1))
         self.words = tokenizer_of(None)
@@ -123,7 +127,7 @@ class Arena:
             kv_tokens=parameters.kv_tokens,
             incarnation="1",
         )
-        self.adapter = Warming(self.probe, self)
+        self.adapter = Warming(self.probe, self, Reports(self.engine) if events else None)
         backend, policy = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running), ARMS[arm]
         self._requests: dict[str, SimRequest] = {}
         self.virtual = VirtualServing[SimRequest](
@@ -148,8 +152,8 @@ class Arena:
 
     def _request(self, inflight: InFlightCall) -> SimRequest:
         inflight.sends({"messages": inflight.call.ask.messages})
-        inflight.request_fields()
-        return self._requests[inflight.call.id]
+        told = inflight.request_fields()["told"]
+        return replace(self._requests[inflight.call.id], workflow=told.workflow)
 
     async def call(
         self, state: RunState, stage: str, messages: list[Message], answer_tokens: int, step: int
@@ -188,7 +192,16 @@ class Arena:
     async def _other(self, name: str, tokens: int, answer_tokens: int) -> None:
         begin_s = self.virtual.clock()
         dice = self.dice(name)
-        request = self._of(name, [{"role": "user", "content": text(dice, tokens)}], prose(dice, answer_tokens))
+        said = [{"role": "user", "content": text(dice, tokens)}]
+        if self._own:
+            state = self.progress.run_started(name, thread=None, graph="other")
+            self.progress.node_entered(state, "other", "other:0", 0)
+            await self.call(state, "other", said, answer_tokens, 0)
+            self.progress.node_left(state, "other", "other:0")
+            self.progress.run_ended(state.id, Outcome.DONE)
+            self.seen.others_s.append(self.virtual.clock() - begin_s)
+            return
+        request = self._of(name, said, prose(dice, answer_tokens))
         await self.virtual._drivers["e"].run(request.id, request, lambda: None)
         self.seen.others_s.append(self.virtual.clock() - begin_s)
 
@@ -211,6 +224,7 @@ class Arena:
             said = virtual.serving.statistics().backends["e"].warm_ups
         self.seen.warmed, self.seen.used = said.warmed_tokens, said.used_tokens
         self.seen.started, self.seen.given_up = said.started, said.given_up
+        self.seen.refused = said.refused
         return self.seen
 
 
@@ -325,8 +339,8 @@ FIGURES: dict[str, tuple[Callable[[Seen], float], str]] = {
     "others' mean, s": (lambda seen: sum(seen.others_s) / max(1, len(seen.others_s)), ".3f"),
 }
 CASES: dict[str, tuple[Any, Sequence[float], int, Sequence[str]]] = {
-    "tools": (tools, (2.0, 12.0), 5, ("none", "returns", "both")),
-    "stages": (stages, (6.0,), 4, ("none", "next stage")),
+    "tools": (tools, (2.0, 12.0), 5, ("none", "both", "both, events")),
+    "stages": (stages, (6.0,), 4, ("none", "next stage", "next stage, events")),
     "night": (night, (0.5, 4.0), 20, ("none", "returns")),
 }
 """What happens, its pace in seconds, for how many first prompts there is room, and the arms."""
@@ -338,6 +352,7 @@ def main() -> None:
     options.add_argument("--situation", nargs="+", default=list(CASES), choices=CASES)
     options.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)
     options.add_argument("--busy", type=float, nargs="+", default=[0.0, 0.3])
+    options.add_argument("--own", action="store_true", help="others' calls go through the core, too")
     args = options.parse_args()
     rows = []
     for name in args.situation:
@@ -351,7 +366,7 @@ def main() -> None:
                     for seed in range(args.seeds):
                         for arm in arms:
                             tell(f"{name} {engine} {pace} {busy} seed {seed}: {arm}")
-                            arena = Arena(sized, arm, seed)
+                            arena = Arena(sized, arm, seed, own=args.own)
                             found[arm].append(
                                 arena.run(lambda at, pace=pace: main_of(at, tokens, pace), busy, tokens)
                             )
@@ -370,6 +385,7 @@ def main() -> None:
                             sum(getattr(turn, each) for turn in turns)
                             for each in ("warmed", "used", "started", "given_up")
                         ]
+                        tell(f"{name} {engine} {pace} {busy} {arm}: {[turn.refused for turn in turns]}", last=True)
                         rows.append(
                             [
                                 name,

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from orla_lg.errors import ConfigError
 
+NO_EVENTS = (
+    "what an engine's cache holds is followed by what calls found in it; its events made no call faster, and "
+    "the core reads them no more"
+)
+
 REMOVED: Mapping[tuple[str, object], str] = {
+    ("key", "kv_events"): NO_EVENTS,
+    ("key", "kv_replay"): NO_EVENTS,
     ("policy", "critical_path"): (
         "it let long runs pass short ones, and inside a run its order gained nothing; "
         "'shortest_remaining' shortens the mean, 'workflow_fcfs' the slowest runs"

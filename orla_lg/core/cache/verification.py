@@ -184,6 +184,11 @@ class OrderBook:
             counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
         return verdict
 
+    @property
+    def lost_share(self) -> float:
+        """Which part of the tokens expected in the cache calls did not find: others may use the engine too."""
+        return 1 - self._verified_tokens / self._claimed_tokens if self._claimed_tokens else 0.0
+
     def forget(self, workflow: str) -> OrderLog | None:
         """Forget a workflow that will not come back; returns its log, to which orders may still be added."""
         return self.trails.pop(workflow)
