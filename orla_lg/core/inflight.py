@@ -224,7 +224,8 @@ class InFlightCall:
     def sends(self, body: Mapping[str, Any]) -> None:
         """Note the request's body before ``request_fields`` are added: what it begins with may be warmed later."""
         if self.scheduler is not None and self._queued is not None:
-            self.scheduler.warming.sends(self._queued, body)
+            if (listener := self.scheduler.listener) is not None:
+                listener.sending(self._queued, body)
 
     # What comes back
 

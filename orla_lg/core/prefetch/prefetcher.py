@@ -103,15 +103,15 @@ class Prefetcher:
         self._counter = 0
         self._again_at_s = -inf
 
-    # Calls: what they are made of, and what they find
+    # Calls: what they are made of, and what they find. Not called where nothing is ever warmed.
 
-    def sends(self, queued: Queued, body: Mapping[str, Any]) -> None:
+    def sending(self, queued: Queued, body: Mapping[str, Any]) -> None:
         """Note the body of a call, as it goes to the engine; needs no lock."""
-        if self.able and queued.call.identity.run is not None:
+        if queued.call.identity.run is not None:
             queued.prompt = prompt_of(queued.call, body)
 
     def ended(self, queued: Queued, usage: Usage | None, *, reached: bool, followed: bool) -> None:
-        """Note that a call ended.
+        """Note that a call ended, or left the queue; there may be room now.
 
         Args:
             queued: Its place.
@@ -119,9 +119,10 @@ class Prefetcher:
             reached: Whether it reached the engine.
             followed: Whether its workflow goes on.
         """
-        call = queued.call
-        if not (reached and self.able):
+        self.look_soon()
+        if not reached:
             return
+        call = queued.call
         self.value.heard_s = self._clock()
         cached_tokens = None if usage is None else usage.cached_tokens
         self.book.called(call.identity.workflow, call.ask.prefix, cached_tokens)
@@ -130,10 +131,8 @@ class Prefetcher:
             self.prompts.learn(call.identity.workflow, prompt)
             self.prompts.last.put(call.identity.workflow, prompt)
 
-    def make_way(self, call: Call) -> None:
+    def entering(self, call: Call) -> None:
         """Drop what was requested for a call that enters; give up what it was to find, or what leaves it no room."""
-        if not self.able:
-            return
         workflow, under_way = call.identity.workflow, self.running
         late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
         for key in late if len(self._requests) else ():
