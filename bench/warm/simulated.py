@@ -1,32 +1,38 @@
-"""Warm-ups against none, on the simulated engine: in tool waits, before a next stage, and after a night.
+"""Warm-ups against none in virtual time, on simulated engines: in tool waits, before a next stage, after a night.
 
-    python -m bench.pays.warm                        all of it, some minutes
-    python -m bench.pays.warm --situation tools --seeds 2
+    python -m bench.warm.simulated                                  all of it, some minutes
+    python -m bench.warm.simulated --situation stages --foreign     others' calls do not go through the core
 
-    tools    agents call, wait for a tool, and call again; others use the engine too and push their cache out
-    stages   a plan, then an order whose prompt begins with long rules, the same for all; others fill the cache
+    tools    eight agents call, wait for a tool, and call again, where there is room for five
+    stages   a plan, then an order whose prompt begins with long rules, the same for all
     night    threads are interrupted, the engine loses everything, the threads are resumed; the node's own code takes
              some seconds between resume and call
 
-The arms: no warm-ups, those of ``WarmReturns`` alone, those of ``WarmNextStage`` alone, and both (the default). The
-engines: a small model on two CPU cores, and one as on a GPU (prefill of 20,000 tokens/s). *Busy* is how much of the
-engine's time others take.
+Engines are a small model on two CPU cores, and one as on a GPU (prefill of 20,000 tokens/s). *Busy* is how much of
+the engine's time others take, who push out what is cached. Cells are medians over the seeds; behind × what they are
+of the arm without warm-ups, seed by seed, with the extremes.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import median
 from typing import Any
 
+from bench.lib.command import parser
 from bench.lib.core import (
+    START,
     Ask,
     Backend,
     Capability,
+    Edge,
+    Effect,
+    GraphProgress,
+    GraphStructure,
     Identity,
     InFlightCall,
     Outcome,
@@ -35,16 +41,13 @@ from bench.lib.core import (
     RunState,
     Support,
     Usage,
+    Warmed,
+    WarmUp,
     arrive,
 )
-from bench.lib.core import START, Edge, Effect, GraphStructure
-from bench.lib.figures import percentile, table
+from bench.lib.figures import percentile, ratios, spread, table
+from bench.lib.flags import count, share
 from bench.lib.progress import tell
-from bench.pays.events import Reports, Telling
-from orla_lg.core.engine.capabilities import Warmed
-from orla_lg.core.memory.events import MemoryPolicy
-from orla_lg.core.memory import policies as rules
-from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.testing.virtual import StillAdapter, VirtualServing
 from orla_lg_sim.blocks import chain
 from orla_lg_sim.engine import SimEngine
@@ -67,32 +70,15 @@ def text(dice: Random, tokens: int) -> str:
     return "".join(prose(dice, max(1, tokens)))
 
 
-def plain() -> list[MemoryPolicy]:
-    return [
-        rules.FlushAtBoundary(),
-        rules.PreserveIncrements(),
-        rules.DemoteInterrupted(),
-        rules.FlushUnderPressure(),
-    ]
-
-
-ARMS: dict[str, Callable[[], MemoryPolicy] | None] = {
-    "none": None,
-    "returns": lambda: rules.Joined(*plain(), rules.WarmReturns()),
-    "next stage": lambda: rules.Joined(*plain(), rules.WarmNextStage()),
-    "both": rules.default,
-}
-
-
-class Warming(Telling):
+class Warming(StillAdapter):
     """An engine that can be asked to prefill."""
 
-    def __init__(self, probe: Probe, arena: Arena, reports: Reports | None) -> None:
-        super().__init__(probe, reports)
-        self._arena = arena
+    def __init__(self, probe: Probe, warm: Callable[[Mapping[str, Any]], Coroutine[Any, Any, Warmed]]) -> None:
+        super().__init__(probe)
+        self.warm = warm
 
-    async def warm(self, body: Mapping[str, Any]) -> Warmed:
-        return await self._arena.warm(body)
+    def restarted(self, probe: Probe) -> None:
+        self._probe = probe
 
 
 @dataclass
@@ -105,17 +91,14 @@ class Seen:
     others_s: list[float] = field(default_factory=list)
     warmed: int = 0
     used: int = 0
-    started: int = 0
     given_up: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
 
 
 class Arena:
     """A core, an engine, and others that use it."""
 
-    def __init__(self, parameters: EngineParameters, arm: str, seed: int, *, own: bool) -> None:
-        arm, _, events = arm.partition(", ")
-        self._own = own
+    def __init__(self, parameters: EngineParameters, seed: int, *, warm_up: bool, foreign: bool) -> None:
+        self._foreign = foreign
         self.parameters, self.seed, self.seen = parameters, seed, Seen()
         self.engine = SimEngine(replace(parameters, kv_blocks=parameters.kv_blocks - 1))
         self.words = tokenizer_of(None)
@@ -127,17 +110,17 @@ class Arena:
             kv_tokens=parameters.kv_tokens,
             incarnation="1",
         )
-        self.adapter = Warming(self.probe, self, Reports(self.engine) if events else None)
-        backend, policy = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running), ARMS[arm]
+        self.adapter = Warming(self.probe, self.warm)
+        backend = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running)
         self._requests: dict[str, SimRequest] = {}
         self.virtual = VirtualServing[SimRequest](
             {backend: self.engine}, self._request, adapters={"e": self.adapter},
-            memory="default" if policy is None else policy(), warm_up=None if policy is None else WarmUp(),
+            warm_up=WarmUp() if warm_up else None,
         )  # fmt: skip
         self._warms = 0
 
     @property
-    def progress(self) -> Any:
+    def progress(self) -> GraphProgress:
         return self.virtual.serving.progress
 
     def dice(self, name: str) -> Random:
@@ -152,8 +135,8 @@ class Arena:
 
     def _request(self, inflight: InFlightCall) -> SimRequest:
         inflight.sends({"messages": inflight.call.ask.messages})
-        told = inflight.request_fields()["told"]
-        return replace(self._requests[inflight.call.id], workflow=told.workflow)
+        inflight.request_fields()
+        return self._requests[inflight.call.id]
 
     async def call(
         self, state: RunState, stage: str, messages: list[Message], answer_tokens: int, step: int
@@ -161,12 +144,8 @@ class Arena:
         """Make one call of a node, which is entered already."""
         services, answer = self.virtual.serving.services, prose(self.dice(f"{state.id} {step}"), answer_tokens)
         ask = Ask("auto", list(messages), stream=True, max_tokens=answer_tokens)
-        inflight = arrive(
-            services,
-            Identity(state.workflow, state.id, stage, step, f"{stage}:{step}"),
-            ask,
-            call_id=services.new_id(),
-        )
+        identity = Identity(state.workflow, state.id, stage, step, f"{stage}:{step}")
+        inflight = arrive(services, identity, ask, call_id=services.new_id())
         self._requests[inflight.call.id] = self._of(inflight.call.id, messages, answer)
         return await self.virtual.serve(inflight), "".join(answer)
 
@@ -177,7 +156,7 @@ class Arena:
         return Warmed(Effect.WARMED, Usage(event.prompt_tokens, event.cached_tokens, 1))
 
     async def crowd(self, busy: float, tokens: int, answer_tokens: int) -> None:
-        """Others' calls, straight to the engine, as much as *busy* of its prefill; until cancelled."""
+        """Make others' calls, as much as *busy* of the engine's prefill; until cancelled."""
         if busy <= 0:
             return
         took_s = tokens * self.parameters.prefill_token_s + answer_tokens * self.parameters.decode_sequence_s
@@ -193,38 +172,34 @@ class Arena:
         begin_s = self.virtual.clock()
         dice = self.dice(name)
         said = [{"role": "user", "content": text(dice, tokens)}]
-        if self._own:
+        if self._foreign:
+            request = self._of(name, said, prose(dice, answer_tokens))
+            await self.virtual._drivers["e"].run(request.id, request, lambda: None)
+        else:
             state = self.progress.run_started(name, thread=None, graph="other")
-            self.progress.node_entered(state, "other", "other:0", 0)
             await self.call(state, "other", said, answer_tokens, 0)
-            self.progress.node_left(state, "other", "other:0")
             self.progress.run_ended(state.id, Outcome.DONE)
-            self.seen.others_s.append(self.virtual.clock() - begin_s)
-            return
-        request = self._of(name, said, prose(dice, answer_tokens))
-        await self.virtual._drivers["e"].run(request.id, request, lambda: None)
         self.seen.others_s.append(self.virtual.clock() - begin_s)
 
     def forget(self) -> None:
         """The engine comes back empty."""
         for value in self.engine.ownership.pool.all_known():
             self.engine.ownership.pool.forget(value)
-        self.adapter._probe = replace(self.probe, incarnation="2")
+        self.adapter.restarted(replace(self.probe, incarnation="2"))
 
-    def run(self, main: Any, busy: float, tokens: int) -> Seen:
+    def run(self, main: Coroutine[Any, Any, None], busy: float, tokens: int) -> Seen:
         async def whole() -> None:
-            others = asyncio.create_task(self.crowd(busy, tokens, 32))
             begin_s = self.virtual.clock()
-            await main(self)
-            self.seen.makespan_s = self.virtual.clock() - begin_s
-            others.cancel()
+            async with asyncio.TaskGroup() as group:
+                others = group.create_task(self.crowd(busy, tokens, 32))
+                await main
+                self.seen.makespan_s = self.virtual.clock() - begin_s
+                others.cancel()
 
         with self.virtual as virtual:
             virtual.run(whole())
             said = virtual.serving.statistics().backends["e"].warm_ups
-        self.seen.warmed, self.seen.used = said.warmed_tokens, said.used_tokens
-        self.seen.started, self.seen.given_up = said.started, said.given_up
-        self.seen.refused = said.refused
+        self.seen.warmed, self.seen.used, self.seen.given_up = said.warmed_tokens, said.used_tokens, said.given_up
         return self.seen
 
 
@@ -267,14 +242,11 @@ async def stages(arena: Arena, tokens: int, gap_s: float) -> None:
     rules_text, gaps = text(arena.dice("rules"), tokens), arena.dice("gaps")
 
     async def one(number: int) -> None:
-        begin_s, state = (
-            arena.virtual.clock(),
-            arena.progress.run_started(f"s{number}", thread=None, forecast=forecast),
-        )
+        begin_s = arena.virtual.clock()
+        state = arena.progress.run_started(f"s{number}", thread=None, forecast=forecast)
         file = text(arena.dice(f"file {number}"), 60)
-        for at, (stage, system, answer_tokens) in enumerate(
-            (("plan", "You plan repairs.", 128), ("order", rules_text, 16))
-        ):
+        two = (("plan", "You plan repairs.", 128), ("order", rules_text, 16))
+        for at, (stage, system, answer_tokens) in enumerate(two):
             arena.progress.node_entered(state, stage, f"{stage}:{at}", at)
             said = [{"role": "system", "content": system}, {"role": "user", "content": file}]
             record, _ = await arena.call(state, stage, said, answer_tokens, at)
@@ -338,73 +310,75 @@ FIGURES: dict[str, tuple[Callable[[Seen], float], str]] = {
     "makespan, s": (lambda seen: seen.makespan_s, ".1f"),
     "others' mean, s": (lambda seen: sum(seen.others_s) / max(1, len(seen.others_s)), ".3f"),
 }
-CASES: dict[str, tuple[Any, Sequence[float], int, Sequence[str]]] = {
-    "tools": (tools, (2.0, 12.0), 5, ("none", "both", "both, events")),
-    "stages": (stages, (6.0,), 4, ("none", "next stage", "next stage, events")),
-    "night": (night, (0.5, 4.0), 20, ("none", "returns")),
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What happens, at which paces in seconds, and for how many first prompts there is room."""
+
+    play: Callable[[Arena, int, float], Coroutine[Any, Any, None]]
+    paces_s: Sequence[float]
+    room: int
+
+
+SITUATIONS = {
+    "tools": Situation(tools, (2.0, 12.0), 5),
+    "stages": Situation(stages, (6.0,), 4),
+    "night": Situation(night, (0.5, 4.0), 20),
 }
-"""What happens, its pace in seconds, for how many first prompts there is room, and the arms."""
+
+
+def turn(name: str, engine: str, pace_s: float, busy: float, seed: int, *, warm_up: bool, foreign: bool) -> Seen:
+    """Run one arm of a situation."""
+    situation, (parameters, tokens) = SITUATIONS[name], ENGINES[engine]
+    sized = replace(parameters, kv_blocks=situation.room * tokens // parameters.block_tokens)
+    arena = Arena(sized, seed, warm_up=warm_up, foreign=foreign)
+    return arena.run(situation.play(arena, tokens, pace_s), busy, tokens)
+
+
+def rows(where: Sequence[str], without: Sequence[Seen], with_them: Sequence[Seen]) -> list[list[str]]:
+    """Return a row for each arm."""
+    plain, warmed = list[str](), list[str]()
+    for of, form in FIGURES.values():
+        before, after = [of(seen) for seen in without], [of(seen) for seen in with_them]
+        plain.append(f"{median(before):{form}}")
+        warmed.append(f"{median(after):{form}} ×{spread(ratios(after, before)).shown()}")
+    used = " / ".join(
+        f"{sum(getattr(seen, each) for seen in with_them):,}" for each in ("warmed", "used", "given_up")
+    )
+    return [[*where, "none", *plain, "–"], ["", "", "", "", "warm-ups", *warmed, used]]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--situation", nargs="+", default=list(CASES), choices=CASES)
-    options.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)
-    options.add_argument("--busy", type=float, nargs="+", default=[0.0, 0.3])
-    options.add_argument("--own", action="store_true", help="others' calls go through the core, too")
-    args = options.parse_args()
-    rows = []
-    for name in args.situation:
-        main_of, paces, room, arms = CASES[name]
-        for engine in args.engine:
-            parameters, tokens = ENGINES[engine]
-            sized = replace(parameters, kv_blocks=room * tokens // 32)
-            for pace in paces:
-                for busy in args.busy:
-                    found: dict[str, list[Seen]] = {arm: [] for arm in arms}
-                    for seed in range(args.seeds):
-                        for arm in arms:
-                            tell(f"{name} {engine} {pace} {busy} seed {seed}: {arm}")
-                            arena = Arena(sized, arm, seed, own=args.own)
-                            found[arm].append(
-                                arena.run(lambda at, pace=pace: main_of(at, tokens, pace), busy, tokens)
-                            )
-                    for arm, turns in found.items():
-                        cells = []
-                        for of, form in FIGURES.values():
-                            middle = f"{median(map(of, turns)):{form}}"
-                            if arm != arms[0]:
-                                shares = [
-                                    of(b) / of(a) if of(a) else 1.0
-                                    for a, b in zip(found[arms[0]], turns, strict=True)
-                                ]
-                                middle += f" ×{median(shares):.2f} ({min(shares):.2f} … {max(shares):.2f})"
-                            cells.append(middle)
-                        tokens_said = [
-                            sum(getattr(turn, each) for turn in turns)
-                            for each in ("warmed", "used", "started", "given_up")
-                        ]
-                        tell(f"{name} {engine} {pace} {busy} {arm}: {[turn.refused for turn in turns]}", last=True)
-                        rows.append(
-                            [
-                                name,
-                                engine,
-                                f"{pace:g} s",
-                                f"{busy:.0%}",
-                                arm,
-                                *cells,
-                                " / ".join(f"{each:,}" for each in tokens_said),
-                            ]
-                        )
-    tell("done", last=True)
-    print(
-        "\n".join(
-            table(
-                ["situation", "engine", "pace", "busy", "arm", *FIGURES, "warmed / used / started / given up"], rows
-            )
-        )
+    options = parser("warm.simulated", __doc__)
+    add = options.add_argument
+    add(
+        "--situation",
+        nargs="+",
+        default=list(SITUATIONS),
+        choices=SITUATIONS,
+        metavar="NAME",
+        help="tools, stages, night",
     )
+    add("--engine", nargs="+", default=list(ENGINES), choices=ENGINES, metavar="NAME", help="cpu, gpu")
+    add("--busy", type=share, nargs="+", default=[0.0, 0.3], metavar="SHARE", help="by others (0 and 0.3)")
+    add("--foreign", action="store_true", help="others' calls go straight to the engine")
+    add("--seeds", type=count, default=5, help="loads drawn (5)")
+    args = options.parse_args()
+    found = list[list[str]]()
+    for name in args.situation:
+        for engine, pace_s, busy in itertools.product(args.engine, SITUATIONS[name].paces_s, args.busy):
+            seen: dict[bool, list[Seen]] = {False: [], True: []}
+            for seed in range(args.seeds):
+                for warm_up in seen:
+                    tell(f"{name}, {engine}, {pace_s:g} s, busy {busy:.0%}, seed {seed}, warm-ups {warm_up}")
+                    seen[warm_up].append(
+                        turn(name, engine, pace_s, busy, seed, warm_up=warm_up, foreign=args.foreign)
+                    )
+            found += rows([name, engine, f"{pace_s:g} s", f"{busy:.0%}"], seen[False], seen[True])
+    tell("simulated", last=True)
+    head = ["situation", "engine", "pace", "busy", "arm", *FIGURES, "warmed / used / given up"]
+    print("\n".join(table(head, found)))
 
 
 if __name__ == "__main__":
