@@ -167,7 +167,6 @@ class Estimates:
                 known.answer_tokens.learn(answer_tokens)
             if backend is not None:
                 _lean(known.backends, backend)
-            self._count(course.graph)
 
     def used_tool(self, graph: str, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran for *seconds*."""
@@ -259,7 +258,7 @@ class Estimates:
             return known.service_s.value if known is not None and known.service_s.seen else None
 
     def lessons(self, graph: str) -> int:
-        """Return how often something was learned of a graph, so that figures are computed again only after that."""
+        """Return of how many runs of a graph something was learned: figures are computed again only after that."""
         with self._lock:
             self._catch_up()
             return self._lessons.get(graph) or 0

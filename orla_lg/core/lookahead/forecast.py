@@ -19,7 +19,7 @@ PATIENCE = 0.1
 """Figures are computed again when this share more was learned, ..."""
 
 MAX_PATIENCE = 10
-"""... but after so many lessons for each stage at the latest, because the means follow in some fifty."""
+"""... but after so many runs for each stage at the latest, because the means follow in some fifty."""
 
 MAX_HOPS = 8
 """How many stages without a call are passed in search of the next call."""

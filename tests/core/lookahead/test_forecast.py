@@ -83,7 +83,7 @@ def test_asking_is_a_look_into_a_table_and_figures_follow() -> None:
         a_run(estimates, CHOICE, "a", "b")
     assert forecast.next_stages(["a"])["b"] > 0.9
     computed = forecast._now
-    for _ in range(MAX_PATIENCE * 5 // 3 + 1):  # four stages and an edge; a run of two calls is three lessons
+    for _ in range(MAX_PATIENCE * 5 + 1):  # four stages and an edge
         a_run(estimates, CHOICE, "a", "b")
     forecast.next_stages(["a"])
     assert forecast._now is not computed
