@@ -47,15 +47,15 @@ class Lookahead:
 
     def began(self, run: RunState, graph: str, forecast: Forecast | None) -> None:
         """Follow a run that starts; without a *forecast* its graph's structure is not known."""
-        run.course.graph = run.standing.graph = graph if forecast is None else forecast.graph
+        run.trace.graph = run.standing.graph = graph if forecast is None else forecast.graph
         if forecast is not None:
             run.forecast, run.trace.structure = forecast, forecast.structure
 
     def entered(self, run: RunState, stage: str, namespace: str, step: int | None) -> None:
         """Note that a node of a run starts; what the run needs from here on is computed when a policy asks."""
         run.trace.entered(namespace, step, self._clock())
-        run.standing.visit = self.estimates.enter(run.course, stage)
-        run.standing.expects = partial(self.estimates.remaining_s, run.course, run.stages())
+        run.standing.visit = self.estimates.enter(run.trace, stage)
+        run.standing.expects = partial(self.estimates.remaining_s, run.trace, run.stages())
 
     def left(self, run: RunState, namespace: str) -> None:
         """Note that a node of a run ended, well or not."""
@@ -65,15 +65,15 @@ class Lookahead:
         """Note a call of a run that went well, *service_s* seconds after its dispatch."""
         run.trace.called(call.identity.namespace, record.duration_s)
         answer, context = record.completion_tokens, (record.prompt_tokens or 0) + (record.completion_tokens or 0)
-        self.estimates.served(run.course, record.stage, service_s, answer, context, record.backend)
+        self.estimates.served(run.trace, record.stage, service_s, answer, context, record.backend)
 
     def used_tool(self, run: RunState, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran."""
-        self.estimates.used_tool(run.course.graph, stage, seconds)
+        self.estimates.used_tool(run.trace.graph, stage, seconds)
 
     def done(self, run: RunState) -> None:
         """Learn from a run that came to its end."""
-        self.estimates.ended(run.course, run.trace)
+        self.estimates.ended(run.trace)
         if self._file is not None:
             self._file.learned()
 
@@ -90,12 +90,12 @@ class Lookahead:
 
     def expect(self, call: Call, run: RunState) -> None:
         """Give a new call of a run what its stage usually answers."""
-        if (usual := self.estimates.answer_tokens(run.course.graph, call.identity.stage)) is not None:
+        if (usual := self.estimates.answer_tokens(run.trace.graph, call.identity.stage)) is not None:
             call.answer_tokens = usual
 
     def remaining_s(self, run: RunState) -> float | None:
         """Return the service that a run still needs, as others did from here; ``None`` while nothing is known."""
-        return self.estimates.remaining_s(run.course, run.stages())
+        return self.estimates.remaining_s(run.trace, run.stages())
 
     def next_calls(self, run: RunState) -> dict[tuple[str, str], float]:
         """Return the next calls of a run after those of its present stages, by stage and backend, with chances."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from orla_lg.core.lookahead.estimates import Estimates, RunCourse
+from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.forecast import MAX_PATIENCE, Forecast, innermost
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.lookahead.trace import RunTrace
@@ -23,14 +23,14 @@ CHOICE = GraphStructure(
 
 def a_run(estimates: Estimates, structure: GraphStructure, *stages: str, service_s: float = 1.0) -> None:
     """Let a run pass through *stages*, one call in each."""
-    trace, course = RunTrace(structure), RunCourse("g")
+    trace = RunTrace(structure, "g")
     for number, stage in enumerate(stages):
         trace.entered(f"{stage}:{number}", number, 0.0)
-        estimates.enter(course, stage)
+        estimates.enter(trace, stage)
         trace.called(f"{stage}:{number}", service_s)
-        estimates.served(course, stage, service_s, 10, backend="fast" if stage == "b" else "slow")
+        estimates.served(trace, stage, service_s, 10, backend="fast" if stage == "b" else "slow")
         trace.left(f"{stage}:{number}", service_s)
-    estimates.ended(course, trace)
+    estimates.ended(trace)
 
 
 def test_a_choice_not_seen_yet_falls_on_all_alike_and_then_as_seen() -> None:
@@ -52,7 +52,7 @@ def test_where_nothing_was_seen_the_mapping_says_where_calls_go() -> None:
 def test_where_calls_went_lately_counts() -> None:
     estimates = Estimates()
     for backend in ("old",) * 50 + ("new",) * 50:
-        estimates.served(RunCourse("g"), "a", 1.0, 1, backend=backend)
+        estimates.served(RunTrace(graph="g"), "a", 1.0, 1, backend=backend)
     assert estimates.learned("g", "a").backends == pytest.approx({"new": 1.0}, abs=0.02)
 
 
