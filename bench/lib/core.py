@@ -8,7 +8,7 @@ from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, Hints, RunShare, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
-from orla_lg.core.engine.capabilities import Scope, Warmed, WorkflowCache
+from orla_lg.core.engine.capabilities import EngineStats, Scope, Warmed, WorkflowCache
 from orla_lg.core.engine.speed import Speed
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall

@@ -31,6 +31,7 @@ from bench.lib.core import (
     Capability,
     Edge,
     Effect,
+    EngineStats,
     GraphProgress,
     GraphStructure,
     Identity,
@@ -71,11 +72,18 @@ def text(dice: Random, tokens: int) -> str:
 
 
 class Warming(StillAdapter):
-    """An engine that can be asked to prefill."""
+    """An engine that can be asked to prefill, and how busy it is."""
 
-    def __init__(self, probe: Probe, warm: Callable[[Mapping[str, Any]], Coroutine[Any, Any, Warmed]]) -> None:
+    def __init__(
+        self, probe: Probe, engine: SimEngine, warm: Callable[[Mapping[str, Any]], Coroutine[Any, Any, Warmed]]
+    ) -> None:
         super().__init__(probe)
+        self._engine = engine
         self.warm = warm
+
+    async def stats(self) -> EngineStats:
+        state = self._engine.state()
+        return EngineStats(running=state.running, waiting=state.waiting, kv_usage=state.kv_usage)
 
     def restarted(self, probe: Probe) -> None:
         self._probe = probe
@@ -102,7 +110,7 @@ class Arena:
         self.parameters, self.seed, self.seen = parameters, seed, Seen()
         self.engine = SimEngine(replace(parameters, kv_blocks=parameters.kv_blocks - 1))
         self.words = tokenizer_of(None)
-        native = {Capability.CACHED_TOKENS, Capability.PRIORITY, Capability.WARM}
+        native = {Capability.CACHED_TOKENS, Capability.PRIORITY, Capability.WARM, Capability.STATS}
         can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
         self.probe = Probe(
             capabilities=can,
@@ -110,7 +118,7 @@ class Arena:
             kv_tokens=parameters.kv_tokens,
             incarnation="1",
         )
-        self.adapter = Warming(self.probe, self.warm)
+        self.adapter = Warming(self.probe, self.engine, self.warm)
         backend = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running)
         self._requests: dict[str, SimRequest] = {}
         self.virtual = VirtualServing[SimRequest](
