@@ -88,9 +88,7 @@ class PrefetchValue:
             return SkipReason.UNWELL
         if request.due_s <= self._clock():
             return SkipReason.LATE
-        running = 0 if load is None else load.running or 0
-        foreign = max(0, running - scheduler.queue.in_flight)
-        if not self.has_room(foreign) or _is_full(load):
+        if not self.has_room() or _is_full(load):
             return SkipReason.BUSY
         if (needless := self.needless(request.workflow, prompt)) is not None:
             return needless
@@ -104,14 +102,14 @@ class PrefetchValue:
             request.chance,
             missing,
             scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
-            scheduler.queue.in_flight + foreign,
+            max(scheduler.queue.in_flight, 0 if load is None else load.running or 0),
             evicts,
             request.due_s - self._clock(),
         )
         return None if is_worth(stakes) else SkipReason.NOT_WORTH
 
     def has_room(self, entering: int = 0) -> bool:
-        """Whether a warm-up would hold up no call, with *entering* calls more in flight."""
+        """Whether a warm-up would hold up no call, *entering* more calls in flight."""
         queue, settings = self._scheduler.queue, self._settings
         in_flight = queue.in_flight + entering
         if queue.waiting or self._scheduler.cache.prefetches_alone:

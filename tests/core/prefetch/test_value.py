@@ -50,9 +50,8 @@ def test_what_calls_did_not_find_is_taken_to_be_gone() -> None:
     assert engine.orders.lost_share == pytest.approx(0.5) and engine.why_not() is None
 
 
-def test_calls_of_others_take_room_and_are_held_up() -> None:
+def test_calls_of_others_are_held_up_too() -> None:
     assert Engine(missing=1000.0).why_not() is None
     assert Engine(missing=1000.0).why_not(EngineStats(running=0)) is None
     assert Engine(missing=1000.0).why_not(EngineStats(running=4)) is SkipReason.NOT_WORTH
-    assert Engine(missing=1000.0).why_not(EngineStats(running=5)) is SkipReason.BUSY
     assert Engine(missing=1000.0, in_flight=2).why_not(EngineStats(running=2)) is None, "these are our own"
