@@ -44,10 +44,16 @@ class Engine:
 def test_what_calls_did_not_find_is_taken_to_be_gone() -> None:
     engine = Engine(missing=0.0)
     assert engine.why_not() is SkipReason.THERE
-    engine.orders.judge(ExpectedTokens(1000, 0, None, None), 900)
-    assert engine.orders.lost_share == pytest.approx(0.1) and engine.why_not() is SkipReason.THERE
+    for expected, found in ((1000, 900), (100, 0)):  # by less than blocks explain, or of too little to tell
+        engine.orders.judge(ExpectedTokens(expected, 0, None, None), found)
+    assert engine.orders.lost_share == 0.0
     engine.orders.judge(ExpectedTokens(1000, 0, None, None), 100)
-    assert engine.orders.lost_share == pytest.approx(0.5) and engine.why_not() is None
+    assert engine.orders.lost_share == pytest.approx(0.18) and engine.why_not() is SkipReason.THERE
+    engine.orders.judge(ExpectedTokens(1000, 0, None, None), 100)
+    assert engine.orders.lost_share == pytest.approx(0.324) and engine.why_not() is None
+    for _ in range(5):
+        engine.orders.judge(ExpectedTokens(1000, 0, None, None), 1000)
+    assert engine.why_not() is SkipReason.THERE, "what is found again counts"
 
 
 def test_calls_of_others_are_held_up_too() -> None:
