@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from bench.lib.core import (
     Ask,
@@ -42,40 +41,35 @@ class Truth:
 
 
 class Composed:
-    """Orders runs by one figure, and the calls of a run by another; the first calls of a study teach it nothing."""
+    """Orders runs by one figure, and the calls of a run by how long their way to its end will really be."""
 
-    steady = follows_service = True
+    steady = True
 
-    def __init__(self, run: Callable[[Queued, Truth], float], call: Callable[[Queued, Truth], float]) -> None:
+    def __init__(self, run: Callable[[Queued, Truth], float], *, by_path: bool) -> None:
         self.truth: dict[str, Truth] = {}
         """By call."""
         self._run = run
-        self._call = call
+        self._by_path = by_path
 
     def key(self, head: Queued, now: float) -> Sortable:
         truth = self.truth[head.call.id]
-        return (self._run(head, truth), -self._call(head, truth), head.call.standing.order, head.order)
+        return (self._run(head, truth), -truth.path_s if self._by_path else 0.0, head.order)
 
 
-def _learned_left(head: Queued, truth: Truth) -> float:
-    left_s = head.call.standing.remaining_s
-    return inf if left_s is None else left_s
+def _left_s(head: Queued, truth: Truth) -> float:
+    return truth.remaining_s
 
 
-def _learned_path(head: Queued, truth: Truth) -> float:
-    return head.call.ahead_s or 0.0
+def _arrival(head: Queued, truth: Truth) -> float:
+    return head.call.standing.order
 
 
 COMPOSED: dict[str, Callable[[], Composed]] = {
-    "clairvoyant": lambda: Composed(lambda head, truth: truth.remaining_s, lambda head, truth: 0.0),
-    "clairvoyant+path": lambda: Composed(lambda head, truth: truth.remaining_s, lambda head, truth: truth.path_s),
-    "workflow_fcfs+path": lambda: Composed(lambda head, truth: head.call.standing.order, _learned_path),
-    "workflow_fcfs+true path": lambda: Composed(
-        lambda head, truth: head.call.standing.order, lambda head, truth: truth.path_s
-    ),
-    "shortest_remaining+path": lambda: Composed(_learned_left, _learned_path),
+    "clairvoyant": lambda: Composed(_left_s, by_path=False),
+    "clairvoyant+path": lambda: Composed(_left_s, by_path=True),
+    "workflow_fcfs+path": lambda: Composed(_arrival, by_path=True),
 }
-"""Policies that are only tried here: runs by one figure, the branches of a run by the longest path."""
+"""What no policy can know: what each run needs, and which of its branches its joins will wait for."""
 
 
 @dataclass(frozen=True, slots=True)
