@@ -152,7 +152,7 @@ class Estimates:
             known.service_s.learn(service_s)
             if answer_tokens is not None:
                 known.answer_tokens.learn(answer_tokens)
-            if backend is not None:
+            if backend is not None and known.backends.get(backend) != 1.0:
                 _lean(known.backends, backend)
 
     def used_tool(self, graph: str, stage: str, seconds: float) -> None:
