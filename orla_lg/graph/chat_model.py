@@ -251,9 +251,13 @@ class ChatOrla(ChatOpenAI):
             # variable set while its caller runs.
             with _set(_ASKING, asking):
                 first = next(chunks, None)
-            if first is None:
-                return  # LangChain raises for an empty answer; a record alone would hide that it is empty
+            only = asking.shows_counts and first is not None and _is_count(first)  # so far
+            second = next(chunks, None) if only else None
+            if first is None or (only and second is None):
+                return  # LangChain raises for an empty answer; a record or a count would hide that it is empty
             yield first
+            if second is not None:
+                yield second
             yield from chunks
         if asking.record is not None:
             yield _record_chunk(asking.record)
@@ -263,9 +267,13 @@ class ChatOrla(ChatOpenAI):
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
                 first = await anext(chunks, None)
-            if first is None:
+            only = asking.shows_counts and first is not None and _is_count(first)
+            second = await anext(chunks, None) if only else None
+            if first is None or (only and second is None):
                 return
             yield first
+            if second is not None:
+                yield second
             async for chunk in chunks:
                 yield chunk
         if asking.record is not None:
@@ -285,6 +293,14 @@ def _with_record(result: ChatResult, asking: _Asking) -> ChatResult:
         for generation in result.generations:
             generation.message.response_metadata["orla"] = asking.record.asdict()
     return result
+
+
+def _is_count(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk is the engine's count of tokens and nothing of an answer."""
+    message = chunk.message
+    assert isinstance(message, AIMessageChunk)
+    says = message.content or message.tool_call_chunks or chunk.generation_info
+    return message.usage_metadata is not None and not says
 
 
 def _record_chunk(record: Record) -> ChatGenerationChunk:
