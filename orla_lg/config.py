@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from orla_lg.core.boundary import checked
+from orla_lg.core.boundary import checked, removed
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.boundary.secret import Secret
 from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
@@ -72,8 +72,6 @@ class BackendTable(_Table):
     cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
     quality: float | None = Field(None, ge=0, le=1)
     max_saved: int = Field(32, ge=0, le=MOST_SAVED)
-    kv_events: str | None = None
-    kv_replay: str | None = None
     forward_headers: tuple[str, ...] = ()
     forward_query: tuple[str, ...] = ()
     isolate_tenants: bool = False
@@ -269,7 +267,7 @@ def _fault(fault: dict[str, Any]) -> str:
     *above, last = fault["loc"] or ("",)
     key = dotted(*above, last)
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(last, _allowed(above))}"
+        return f"{key}: {removed.reason('key', last) or 'unknown key' + did_you_mean(last, _allowed(above))}"
     if fault["type"] == "missing":
         return f"{key}: missing"
     ours = fault.get("ctx", {}).get("error")  # raised by us; pydantic's message puts "Value error, " before it

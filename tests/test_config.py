@@ -6,7 +6,7 @@ import pytest
 
 from orla_lg import Orla, config
 from orla_lg.core.engine.backend import Cost
-from orla_lg.core.policies import NAMES, CriticalPath, Fair, ShortestJob, WorkflowFcfs
+from orla_lg.core.policies import NAMES, EarliestDeadline, Fair, ShortestJob, WorkflowFcfs
 from orla_lg.errors import ConfigError, MappingError
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.need import NeedMapper
@@ -178,10 +178,10 @@ def test_faults_of_what_stands_beside_it(tmp_path: Path, text: str, message: str
 
 
 def test_policies_by_backend_and_by_stage(tmp_path: Path) -> None:
-    said = "stage_policy = {b = 'critical_path', '*' = 'fair'}\nrequest_policy = {ask = 'sjf'}\n"
+    said = "stage_policy = {b = 'edf', '*' = 'fair'}\nrequest_policy = {ask = 'sjf'}\n"
     with Orla.from_config(write(tmp_path, f"{said}[backends.b]\n{URL}\n[backends.c]\n{URL}")) as orla:
         ordered = {name: scheduler.queue.policies for name, scheduler in orla.core.serving.schedulers.items()}
-    assert isinstance(ordered["b"].stage, CriticalPath) and isinstance(ordered["c"].stage, Fair)
+    assert isinstance(ordered["b"].stage, EarliestDeadline) and isinstance(ordered["c"].stage, Fair)
     assert isinstance(ordered["b"].of("ask"), ShortestJob) and isinstance(ordered["b"].of("reply"), WorkflowFcfs)
 
 

@@ -57,7 +57,6 @@ VALID: dict[str, Any] = {
         },
         "heavy": {
             "url": "https://[::1]:8443/v1", "engine": "vllm", "admin_key_env": "FUZZ_KEY",
-            "kv_events": "tcp://127.0.0.1:9", "kv_replay": "tcp://127.0.0.1:9",
         },
     },
     "mapping": {
@@ -83,7 +82,7 @@ TEXTS = [
     "~nosuchuser/x", "/", ".", "..", "/dev/null/x", "/proc/self/mem", "~", "*", "auto", "light", "nan", "1", "true",
     "0x10", "-5", "{}", "[]", "%s%n", "${FUZZ_KEY}", "context>1..2", "context>.", "context>" + "9" * 400,
     "quality>=0.5k", "context>", "toolz",
-    "workflow_fcfs", "fair", "critical_path", "openai", "sim", "none", "FUZZ_KEY", "FUZZ_BAD_KEY", "A=B",
+    "workflow_fcfs", "fair", "openai", "sim", "none", "FUZZ_KEY", "FUZZ_BAD_KEY", "A=B",
 ]  # fmt: skip
 URLS = [
     "http://", "http:///v1", "http:// /v1", "http://h:99999/v1", "http://h:-1/v1", "http://h:x/v1", "http://h:0/v1", "http://h:/v1",
@@ -226,7 +225,7 @@ def damaged(text: bytes, dice: random.Random) -> bytes:
     return text
 
 
-ELSEWHERE = ("not valid TOML", "nested", "load_aware", "kv_replay", "does not exist")
+ELSEWHERE = ("not valid TOML", "nested", "load_aware", "does not exist")
 """What a mistake is called that shows at another place than it was made: a backend that is gone from its mapping."""
 
 

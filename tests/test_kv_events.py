@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,6 @@ from typing import Any
 import pytest
 
 from orla_lg import Backend
-from orla_lg.core.background import Background
-from orla_lg.core.cache.prefix.blocks import CachedBlocks
-from orla_lg.core.cache.prefix.events import KVFeed
-from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Directions
 from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
@@ -197,34 +192,3 @@ def test_an_endpoint_must_be_one(said: str) -> None:
         Backend("b", "http://b/v1", kv_events=said)
     with pytest.raises(ConfigError, match="kv_replay"):
         Backend("b", "http://b/v1", kv_replay="tcp://h:1")
-
-
-def test_a_feed_carries_events_into_the_account_until_it_is_closed(publisher: Publisher) -> None:
-    background, lock, cache = Background(), threading.Lock(), PrefixTree()
-    blocks = CachedBlocks(cache)
-    feed = KVFeed(adapter(publisher), blocks, background, lock, "b")
-    with lock:
-        feed.begin()
-        feed.begin()
-    publisher.subscribed()
-    stay = cache.begin(Ask("m", [{"role": "user", "content": "x" * 123}]), 5.0)
-    with lock:
-        blocks.began("w", stay)
-        cache.end(stay, 32, 1, 0)
-        blocks.ended("w", stay, 0, reached=True)
-    publisher.publish(STORED)
-    until(lambda: blocks.statistics().stored == 2)
-    assert cache.tokens == pytest.approx(33)
-    publisher.publish(REMOVED)
-    until(lambda: blocks.statistics().removed == 1)
-    assert cache.tokens == pytest.approx(16), "the second of two blocks, and what came after it"
-    background.close()
-    assert not blocks.listening
-
-
-def until(true: Any) -> None:
-    for _ in range(500):
-        if true():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came true")

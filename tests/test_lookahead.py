@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.graph.lookahead import look_ahead, name_of
 from tests.conftest import at, chat
-from tests.stub_engine import Gate, Reply, StubEngine
+from tests.stub_engine import Reply, StubEngine
 
 TOOL_S = 0.2
 QUESTION: Any = {"messages": [("user", "hello")]}
@@ -154,9 +153,9 @@ def test_channels_tell_of_a_graph_without_a_builder() -> None:
 
 def test_joins_and_loops() -> None:
     assert look_ahead(fan_out().compile()).joins == {"d": {"b", "c"}}
-    assert look_ahead(fan_out().compile()).loops() == []
-    assert look_ahead(declared().compile()).loops() == [{"a", "b"}]
-    assert look_ahead(undeclared().compile()).loops() == [], "that code may name any stage makes no loop"
+    assert look_ahead(fan_out().compile()).looping() == set()
+    assert look_ahead(declared().compile()).looping() == {"a", "b"}
+    assert look_ahead(undeclared().compile()).looping() == set(), "that code may name any stage makes no loop"
 
 
 def test_a_graph_that_cannot_be_read_is_wrapped_all_the_same(
@@ -197,7 +196,6 @@ def test_a_loop_and_its_exit_are_learned(engine: StubEngine, orla: Orla) -> None
     made = graph.add_edge(START, "ask").add_conditional_edges("ask", enough).add_edge("check", "ask").compile()
     before = by_stage(orla, made)
     assert before["ask"].next == {"ask": 0.25, "check": 0.25, "never": 0.25, "__end__": 0.25}
-    assert before["ask"].ahead_s is None
     wrapped = orla.wrap(made)
     for _ in range(5):
         wrapped.invoke(QUESTION)
@@ -207,8 +205,6 @@ def test_a_loop_and_its_exit_are_learned(engine: StubEngine, orla: Orla) -> None
     assert after["ask"].next["check"] == pytest.approx(10 / 16, abs=0.02)
     assert after["ask"].next["never"] < 0.02 and after["ask"].next["__end__"] == pytest.approx(1 / 3, abs=0.05)
     assert after["ask"].looping is False and by_stage(orla, declared().compile())["a"].looping
-    once, ahead_s = after["ask"].learned.service_s, after["ask"].ahead_s
-    assert once is not None and ahead_s is not None and ahead_s > 2 * once, "it comes round about three times"
 
 
 def test_nothing_is_computed_ahead_until_something_asks(
@@ -256,8 +252,6 @@ def test_a_graph_inside_is_passed_through(engine: StubEngine, orla: Orla) -> Non
         "z": {"__end__": 1.0}, "sub": {"sub|i": 1.0}, "sub|i": {"sub|j": 1.0}, "sub|j": {"z": 1.0},
     }  # fmt: skip
     assert seen["sub"].learned.other_s is None, "its time is that of the stages inside"
-    ahead = [seen[stage].ahead_s for stage in ("sub", "sub|i", "sub|j", "z")]
-    assert all(each is not None for each in ahead) and ahead == sorted(ahead, key=lambda each: -(each or 0))
 
 
 def test_a_graph_that_is_only_called_shows_at_run_time(engine: StubEngine, orla: Orla) -> None:
@@ -299,7 +293,6 @@ def test_tasks_are_stages(engine: StubEngine, orla: Orla) -> None:
     seen = by_stage(orla, write)
     assert set(seen) == {"write", "write|draft", "write|polish"}
     assert seen["write|draft"].learned.visits == 2 and seen["write|draft"].next["write|polish"] == 0.8
-    assert seen["write|draft"].ahead_s > seen["write|polish"].ahead_s  # type: ignore[operator]
 
 
 def test_an_undeclared_command_is_learned(engine: StubEngine, orla: Orla) -> None:
@@ -341,7 +334,7 @@ def test_a_run_knows_what_comes_next(engine: StubEngine, other_engine: StubEngin
     wrapped = orla.wrap(graph.compile())
     wrapped.invoke(QUESTION)
     assert seen["model"] == Ahead({"tools": 1.0}, {"other": 1.0}, None), "by structure and mapping alone"
-    assert seen["reply"] is not None and seen["reply"].remaining_s is not None, "by the longest way: no run ended yet"
+    assert seen["reply"] is not None and seen["reply"].remaining_s is None, "no run ended yet"
     wrapped.invoke(QUESTION)
     tools = seen["tools"]
     assert tools is not None and (tools.stages, tools.backends) == ({"reply": 1.0}, {"other": 1.0})
@@ -351,48 +344,6 @@ def test_a_run_knows_what_comes_next(engine: StubEngine, other_engine: StubEngin
     assert orla.ahead() is None and orla.ahead("unknown") is None
 
 
-# ── the order that comes of it ───────────────────────────────────────────────────────────────────────
-
-
-def branches(engine: StubEngine) -> Any:
-    """A short branch and a long one whose first call comes later, and a join that waits for both."""
-    llm = chat(engine)
-
-    def after(delay_s: float) -> Callable[[MessagesState], Any]:
-        def ask(state: MessagesState) -> Any:
-            time.sleep(delay_s)
-            return {"messages": [llm.invoke(state["messages"])]}
-
-        return ask
-
-    graph = StateGraph(MessagesState).add_node("start", nothing).add_node("short", after(0.0))
-    graph.add_node("long", after(0.1)).add_node("longer", after(0.0)).add_node("join", nothing)
-    graph.add_edge(START, "start").add_edge("start", "short").add_edge("start", "long").add_edge("long", "longer")
-    return graph.add_edge(["short", "longer"], "join").compile()
-
-
-@pytest.mark.parametrize(
-    ("policy", "order"),
-    [("critical_path", ["long", "short", "longer"]), ("fcfs", ["short", "long", "longer"])],
-)
-def test_the_branch_that_the_join_waits_for_goes_first(
-    engine: StubEngine, make_orla: Any, policy: str, order: list[str]
-) -> None:
-    orla: Orla = make_orla(at(engine, max_concurrency=1), mapper={"*": "main"}, stage_policy=policy)
-    graph, gate = orla.wrap(branches(engine)), Gate()
-    graph.invoke(QUESTION)
-    taught = len(orla.records())
-    engine.rule = lambda seen: Reply(gate=gate) if "busy" in seen.last else Reply(before_s=0.05)
-    busy = orla.wrap(graph_of_one(engine), mapper={"*": "main"})
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(busy.invoke, {"messages": [("user", "busy")]})
-        engine.wait(lambda e: e.in_flight == 1)
-        pool.submit(graph.invoke, QUESTION)
-        wait_until(lambda: orla.statistics().backends["main"].queue.waiting == 2)
-        gate.open()
-    assert [record.stage for record in orla.records()[taught:] if record.stage != "ask"] == order
-
-
 def graph_of_one(engine: StubEngine, **metadata: Any) -> Any:
     llm = chat(engine)
 
@@ -400,14 +351,6 @@ def graph_of_one(engine: StubEngine, **metadata: Any) -> Any:
         return {"messages": [llm.invoke(state["messages"])]}
 
     return StateGraph(MessagesState).add_node("ask", ask, metadata=metadata).add_edge(START, "ask").compile()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within ten seconds")
 
 
 # ── over restarts ────────────────────────────────────────────────────────────────────────────────────
@@ -424,7 +367,6 @@ def test_what_was_learned_outlives_the_process(engine: StubEngine, make_orla: An
     (again,) = second.outlook(graph)
     assert again.learned.service_s == pytest.approx(learned[0].learned.service_s, abs=1e-5)
     assert (again.learned.moves, again.learned.backends) == (learned[0].learned.moves, {"main": 1.0})
-    assert again.ahead_s == pytest.approx(learned[0].ahead_s, abs=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["estimates.json"], "no half-written file is left"
 
 

@@ -25,7 +25,7 @@ DOCUMENTED = {
         "Usage"
     ),
     "orla_lg.core.policies": (
-        "ANY_BACKEND ANY_STAGE CriticalPath EarliestDeadline Fair Fcfs LeastAttained NAMES Policies Priority "
+        "ANY_BACKEND ANY_STAGE EarliestDeadline Fair Fcfs LeastAttained NAMES Policies Priority "
         "RequestChoice RequestPolicy ShortestJob ShortestRemaining Sortable StageChoice StagePolicy WorkflowFcfs "
         "changed name_of policies policy"
     ),

@@ -3,6 +3,7 @@
     make bench-policies                                     all of it, some minutes on one core
     make bench-policies BENCH='--quick'                     one seed, two loads
     make bench-policies BENCH='--arrivals trace.csv.gz'     arrivals of a public trace instead of generated ones
+    make bench-policies BENCH='--branches'                  only graphs whose joins wait for unequal branches
 
 The real core (``Serving.steps``, queues, policies, estimates) runs in front of ``SimEngine``; only the bytes and the
 waiting are left out. Workflows are of five kinds, from one call to hundreds, so that their total service is
@@ -35,13 +36,13 @@ from bench.lib.figures import at_rank, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import DOCS, put
 from bench.lib.progress import tell
-from bench.policies.study import Ended, play, throughput
-from bench.policies.workflows import Plan, arrange, gaps, plans
+from bench.policies.study import COMPOSED, Ended, play, throughput
+from bench.policies.workflows import BRANCHING, KINDS, Kinds, Plan, arrange, gaps, plans
 from orla_lg_sim.parameters import EngineParameters, load
 
 PAGE, FIGURE = DOCS / "policies.md", DOCS / "policies.svg"
 NAMED = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
+    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
 )  # fmt: skip
 LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 FAIR_LOADS = (0.7, 0.99)
@@ -74,14 +75,15 @@ class Cell:
 
 
 def study(
-    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None
-) -> list[Cell]:
+    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None,
+    kinds: Kinds = KINDS,
+) -> list[Cell]:  # fmt: skip
     """Play every policy under every load with every seed; those of one load and seed see the same runs."""
-    capacity = throughput(engine, random.Random(0))
+    capacity = throughput(engine, random.Random(0), kinds)
     cells = []
     for seed in range(1, seeds + 1):
         dice = random.Random(seed)
-        drawn = plans(runs, dice)
+        drawn = plans(runs, dice, kinds)
         between = gaps(runs, dice, trace, engine)
         for offered in loads:
             work = arrange(drawn, between, offered, engine, capacity)
@@ -198,7 +200,8 @@ def options() -> argparse.Namespace:
     add("--runs", type=count, default=1500, help="runs of each (1500)")
     add("--arrivals", type=Path, help="a trace whose gaps between arrivals are taken, .gz or not")
     add("--parameters", type=Path, help="what `orla-lg sim calibrate` wrote; without it the defaults")
-    add("--only", nargs="+", choices=[*NAMED, "clairvoyant"], help="beside fcfs and the clairvoyant")
+    add("--branches", action="store_true", help="only graphs with branches of unequal length")
+    add("--only", nargs="+", choices=[*NAMED, *COMPOSED], help="beside fcfs and the clairvoyant")
     add("--json", type=Path, help="keep all figures there")
     add("--write", action="store_true", help="write docs/policies.md and its figure")
     return options.parse_args()
@@ -209,7 +212,7 @@ def main() -> None:
     engine = EngineParameters() if args.parameters is None else load(args.parameters)
     loads, seeds, runs = ((0.8, 0.95), 1, 600) if args.quick else (LOADS, args.seeds, args.runs)
     arms = list(dict.fromkeys(["fcfs", *(args.only or NAMED), "shortest_remaining", "clairvoyant"]))
-    cells = study(engine, arms, loads, seeds, runs, args.arrivals)
+    cells = study(engine, arms, loads, seeds, runs, args.arrivals, BRANCHING if args.branches else KINDS)
     light = 60 if args.quick else 150
     fair = [fairness(engine, light, seed, offered) for seed in range(1, seeds + 1) for offered in FAIR_LOADS]
     if args.json is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.lib.core import (
@@ -16,11 +16,12 @@ from bench.lib.core import (
     Outcome,
     Queued,
     RequestChoice,
+    RunState,
     Sortable,
     StageChoice,
     arrive,
 )
-from bench.policies.workflows import CONCURRENCY, Plan, Size, Step, plans
+from bench.policies.workflows import CONCURRENCY, KINDS, Chain, Kinds, Plan, Size, Step, plans, structure_of
 from orla_lg.testing.virtual import VirtualServing
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
@@ -29,17 +30,46 @@ from orla_lg_sim.request import SimRequest
 TEXT = "x" * 40_000
 
 
-class Clairvoyant:
-    """Least remaining service first, which it is told."""
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a call's run will really need, which no policy can know."""
+
+    remaining_s: float
+    """Service from there to its end, the call included."""
+    path_s: float
+    """The same along the longest branch: what the join waits for."""
+
+
+class Composed:
+    """Orders runs by one figure, and the calls of a run by how long their way to its end will really be."""
 
     steady = True
 
-    def __init__(self) -> None:
-        self.remaining_s: dict[str, float] = {}
-        """By call: what its run needs from there to its end, the call included."""
+    def __init__(self, run: Callable[[Queued, Truth], float], *, by_path: bool) -> None:
+        self.truth: dict[str, Truth] = {}
+        """By call."""
+        self._run = run
+        self._by_path = by_path
 
     def key(self, head: Queued, now: float) -> Sortable:
-        return (self.remaining_s[head.call.id], head.order)
+        truth = self.truth[head.call.id]
+        return (self._run(head, truth), -truth.path_s if self._by_path else 0.0, head.order)
+
+
+def _left_s(head: Queued, truth: Truth) -> float:
+    return truth.remaining_s
+
+
+def _arrival(head: Queued, truth: Truth) -> float:
+    return head.call.standing.order
+
+
+COMPOSED: dict[str, Callable[[], Composed]] = {
+    "clairvoyant": lambda: Composed(_left_s, by_path=False),
+    "clairvoyant+path": lambda: Composed(_left_s, by_path=True),
+    "workflow_fcfs+path": lambda: Composed(_arrival, by_path=True),
+}
+"""What no policy can know: what each run needs, and which of its branches its joins will wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +87,7 @@ class Study:
     def __init__(self, engine: EngineParameters, stage: StageChoice, request: RequestChoice) -> None:
         self._parameters = engine
         self._sizes: dict[str, Size] = {}
-        self._clairvoyant = stage if isinstance(stage, Clairvoyant) else None
+        self._composed = stage if isinstance(stage, Composed) else None
         backend = Backend("sim", "http://sim/v1", max_concurrency=CONCURRENCY, capacity=1_000_000)
         self._virtual = VirtualServing[SimRequest](
             {backend: SimEngine(engine)}, self._request, stage_policy=stage, request_policy=request, keep_records=10
@@ -83,41 +113,67 @@ class Study:
     async def _play(self, number: int, plan: Plan) -> None:
         serving, clock, run = self._virtual.serving, self._virtual.clock, f"run {number}"
         began_s, left_s = clock(), plan.service_s(self._parameters)
-        state = serving.progress.run_started(run, thread=None, graph=plan.kind)
-        for step in plan.steps:
-            for stage, _ in step.calls:
-                serving.progress.node_entered(state, stage)
+        forecast = serving.foresight.forecast(plan.kind, structure_of(plan.kind), {})
+        state = serving.progress.run_started(run, thread=None, forecast=forecast)
+        paths_s = [max(_service_s(chain, self._parameters) for _, chain in step.branches) for step in plan.steps]
+        for at, step in enumerate(plan.steps):
+            for node, _ in step.branches:
+                serving.progress.node_entered(state, node, _namespace(node, at), at)
             async with asyncio.TaskGroup() as group:
-                for stage, size in step.calls:
-                    group.create_task(self._call(Identity(run, run, stage), size, plan.hints, left_s))
-            for stage, size in step.calls:
-                serving.progress.node_left(state, stage)
-                left_s -= size.service_s(self._parameters)
+                for node, chain in step.branches:
+                    group.create_task(self._branch(state, plan, at, node, chain, left_s, sum(paths_s[at + 1 :])))
+            for node, _ in step.branches:
+                serving.progress.node_left(state, node, _namespace(node, at))
+            left_s -= sum(size.service_s(self._parameters) for size in step.sizes)
             await asyncio.sleep(step.tool_s)
         serving.progress.run_ended(run, Outcome.DONE)
         self._ended.append((number, Ended(plan.kind, plan.hints.tenant or "", clock() - began_s)))
 
-    async def _call(self, identity: Identity, size: Size, hints: Hints, left_s: float) -> None:
+    async def _branch(
+        self, state: RunState, plan: Plan, at: int, node: str, chain: Chain, left_s: float, after_s: float
+    ) -> None:
+        """Make the calls of a node, or of the graph inside it."""
+        progress = self._virtual.serving.progress
+        for number, (stage, size) in enumerate(chain):
+            namespace = _namespace(node, at)
+            if stage != node:
+                namespace = f"{namespace}|{stage.rpartition('|')[2]}:{number}"
+                progress.node_entered(state, stage, namespace, number)
+            truth = Truth(left_s, _service_s(chain[number:], self._parameters) + after_s)
+            await self._call(Identity(state.id, state.id, stage, at, namespace), size, plan.hints, truth)
+            if stage != node:
+                progress.node_left(state, stage, namespace)
+
+    async def _call(self, identity: Identity, size: Size, hints: Hints, truth: Truth) -> None:
         serving = self._virtual.serving
         ask = Ask("sim", [{"role": "user", "content": TEXT[: 4 * size.prompt_tokens]}])
         inflight = arrive(serving.services, identity, ask, call_id=serving.new_id(), said=hints)
         self._sizes[inflight.call.id] = size
-        if self._clairvoyant is not None:
-            self._clairvoyant.remaining_s[inflight.call.id] = left_s
+        if self._composed is not None:
+            self._composed.truth[inflight.call.id] = truth
         await self._virtual.serve(inflight)
+
+
+def _namespace(node: str, step: int) -> str:
+    return f"{node}:{step}"
+
+
+def _service_s(chain: Chain, engine: EngineParameters) -> float:
+    return sum(size.service_s(engine) for _, size in chain)
 
 
 def play(engine: EngineParameters, policy: str, work: Sequence[tuple[float, Plan]]) -> list[Ended]:
     """Run one arm."""
-    chosen = Clairvoyant() if policy == "clairvoyant" else policy
+    chosen = COMPOSED[policy]() if policy in COMPOSED else policy
     return Study(engine, chosen, chosen).run(work)
 
 
-def throughput(engine: EngineParameters, dice: random.Random) -> float:
+def throughput(engine: EngineParameters, dice: random.Random, kinds: Kinds = KINDS) -> float:
     """Return how much service (``Plan.service_s``) a second the engine does when it is never idle."""
-    calls = [call for plan in plans(300, dice) for step in plan.steps for call in step.calls]
-    dice.shuffle(calls)
-    single = [Plan("single", (Step((call,)),), Hints()) for call in calls]
+    drawn = plans(300, dice, kinds)
+    sizes = [size for plan in drawn for step in plan.steps for size in step.sizes]
+    dice.shuffle(sizes)
+    single = [Plan("chat", (Step((("answer", size),)),), Hints()) for size in sizes]
     study = Study(engine, "fcfs", "fcfs")
     study.run([(0.0, plan) for plan in single])
     return sum(plan.service_s(engine) for plan in single) / study._virtual.clock()

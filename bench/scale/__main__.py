@@ -41,7 +41,7 @@ GOAL_RATE, GOAL_P99_MS, GOAL_PAUSE_MS, GOAL_BYTES = 30_000, 1.0, 50.0, 2048
 CORES = sorted(os.sched_getaffinity(0))
 OUTSTANDING = 130_000
 NAMES = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "critical_path", "fair",
+    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
 )  # fmt: skip
 FREEZE_EACH = 2_000
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)

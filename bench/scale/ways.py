@@ -95,7 +95,6 @@ class AtScheduler:
             f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(),
             self._standing,
         )  # fmt: skip
-        call.ahead_s = self._dice.random() * 100
         return partial(self._enter, call)
 
     def _enter(self, call: Call) -> None:

@@ -312,25 +312,10 @@ class Call:
     """Of its run."""
     answer_tokens: float = ANSWER_TOKENS
     """Expected of the stage."""
-    expects_ahead: Callable[[], float | None] | None = field(default=None, repr=False)
-    """Computes ``ahead_s``; ``None`` once that is done."""
-    _ahead_s: float | None = field(default=None, init=False)
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
     timeout: CallerTimeout | None = None
     """Of the client that the code called; ``None`` waits as long as it takes."""
-
-    @property
-    def ahead_s(self) -> float | None:
-        """Expected seconds from this stage to the end of the graph, on the longest path; ``None``: not known."""
-        if (expects := self.expects_ahead) is not None:
-            self._ahead_s = expects()
-            self.expects_ahead = None
-        return self._ahead_s
-
-    @ahead_s.setter
-    def ahead_s(self, seconds: float | None) -> None:
-        self._ahead_s, self.expects_ahead = seconds, None
 
     @property
     def expected_tokens(self) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from orla_lg.core.background import is_collecting
 from orla_lg.core.cache.slots.table import SlotLease
+from orla_lg.core.cache.verification import recomputed
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
 from orla_lg.core.engine.retry import AttemptFailed
@@ -223,8 +224,9 @@ class InFlightCall:
 
     def sends(self, body: Mapping[str, Any]) -> None:
         """Note the request's body before ``request_fields`` are added: what it begins with may be warmed later."""
-        if self.scheduler is not None and self._queued is not None:
-            self.scheduler.warming.sends(self._queued, body)
+        listener = None if self.scheduler is None else self.scheduler.listener
+        if listener is not None and self._queued is not None:
+            listener.sending(self._queued, body)
 
     # What comes back
 
@@ -411,8 +413,7 @@ class InFlightCall:
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned
-        missed = cached_tokens == 0 or cached_tokens < (expected_tokens or 0) / 2
-        return "recomputed" if missed else planned
+        return "recomputed" if recomputed(expected_tokens or 0, cached_tokens) else planned
 
     def _masked(self, text: str) -> str:
         """Return an engine's words as they may be recorded."""

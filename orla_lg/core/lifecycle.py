@@ -259,7 +259,7 @@ def _reserve(inflight: InFlightCall, scheduler: BackendScheduler, assignment: As
     run = None if call.identity.run is None else services.book.run(call.identity.run)
     service_s = None
     if run is not None:
-        service_s = services.foresight.estimates.service_s(run.course.graph, call.identity.stage)
+        service_s = services.foresight.estimates.service_s(run.trace.graph, call.identity.stage)
     asked = expected(call, assignment, scheduler.backend.cost, service_s)
     inflight.reservation = services.limits.promise(call, inflight.layers, run, asked, inflight.reservation)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from math import floor, inf
 
-from orla_lg.core.boundary import checked
+from orla_lg.core.boundary import checked, removed
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.queues import Policies, Queued, RequestPolicy, Sortable, StagePolicy
 from orla_lg.errors import ConfigError, did_you_mean, shown
@@ -27,7 +27,6 @@ __all__ = [
     "ANY_BACKEND",
     "ANY_STAGE",
     "NAMES",
-    "CriticalPath",
     "EarliestDeadline",
     "Fair",
     "Fcfs",
@@ -136,15 +135,6 @@ class ShortestRemaining:
         return (inf if remaining_s is None else remaining_s, head.call.standing.order, head.order)
 
 
-class CriticalPath:
-    """The call with the longest expected way to the end of its graph first, as branches wait for the slowest."""
-
-    steady = True
-
-    def key(self, head: Queued, now: float) -> Sortable:  # noqa: D102
-        return (-(head.call.ahead_s or 0.0), head.call.standing.order, head.order)
-
-
 class Fair:
     """Weighted shares for tenants: whoever had less of this backend for its weight goes first.
 
@@ -189,7 +179,6 @@ class Fair:
 
 
 _NAMED: Mapping[str, Callable[[], StagePolicy]] = {
-    "critical_path": CriticalPath,
     "edf": EarliestDeadline,
     "fair": Fair,
     "fcfs": Fcfs,
@@ -271,6 +260,7 @@ def policy(chosen: str | StagePolicy | RequestPolicy) -> StagePolicy:
     """
     if isinstance(chosen, str):
         if chosen not in _NAMED:
+            removed.refuse("policy", chosen)
             raise ConfigError(f"unknown scheduling policy {shown(chosen)}{did_you_mean(chosen, _NAMED)}")
         return _NAMED[chosen]()
     if isinstance(chosen, type):

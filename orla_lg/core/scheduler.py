@@ -59,6 +59,8 @@ class BackendScheduler:
         self._entered: dict[Queued, EngineCache] = {}
         """Calls with a grant, and the cache that let each in: a call leaves what it entered."""
         self.warming = Prefetcher(self, background, clock, shared.warm_up, self.cache_orders.tell)
+        self.listener = self.warming if self.warming.able else None
+        """Hears of each call's entering, request and end; ``None`` where nothing does."""
         self._background = background
         self.clock = clock
         self._again_at_s = inf
@@ -128,7 +130,8 @@ class BackendScheduler:
             if self._closed:
                 raise OrlaClosed(CLOSED)
             now = self.clock()
-            self.warming.make_way(call)
+            if self.listener is not None:
+                self.listener.entering(call)
             queued = self.queue.enter(call, now, order=order)
             queued.running = running
             granted = self._pump()
@@ -190,19 +193,19 @@ class BackendScheduler:
             followed: Whether the workflow is still known, asked under the lock so that a run that ends
                 at this moment either is seen here or cleans up after us.
         """
-        verdict = None
+        verdict, keep = None, False
         with self.lock:
-            was_granted = queued.granted
-            if self.queue.leave(queued) and was_granted:
+            was_granted, left = queued.granted, self.queue.leave(queued)
+            if left and was_granted:
                 keep, now = followed(), self.clock()
                 if usage is not None and queued.claimed is not None:
                     verdict = self.orders.judge(queued.claimed, usage.cached_tokens)
                 self._entered.pop(queued).leave(queued, usage, now, tokens=tokens, followed=keep)
-                self.warming.ended(queued, usage, reached=tokens > 0, followed=keep)
                 self.queue.served(queued.call.identity.workflow, now)
+            if left and self.listener is not None:
+                self.listener.ended(queued, usage, reached=was_granted and tokens > 0, followed=keep)
             granted = self._pump()
             self.cache.tidy()
-        self.warming.look_soon()
         if granted:
             wake(granted)
         # Without the lock: a drain is known before it looks at what is in flight, and a call leaves the other way

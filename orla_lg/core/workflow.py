@@ -17,7 +17,6 @@ from orla_lg.core.call import Call, Hints, RunShare, Usage
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
-from orla_lg.core.lookahead.estimates import RunCourse
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.memory.events import CacheEvent, EventKind
@@ -54,7 +53,6 @@ class RunState:
     priority: float | None = None
     """Set by ``orla.prioritize``."""
     standing: RunShare = field(default_factory=RunShare)
-    course: RunCourse = field(default_factory=RunCourse)
     trace: RunTrace = field(default_factory=RunTrace)
     forecast: Forecast | None = None
     """Of its graph; ``None`` where that is not known."""

@@ -183,16 +183,15 @@ def _print_ready(engine: Running) -> None:
     url, name = engine.url, engine.name
     key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]}).replace("'", r"\u0027")
-    told = {"kv_events": engine.kv_events, "kv_replay": engine.kv_replay}
-    events = "".join(f"\n  {key} = {json.dumps(value)}" for key, value in told.items() if value)
+    events = f"\ncache events at {engine.kv_events}, repeated at {engine.kv_replay}" if engine.kv_events else ""
     print(f"""\
-engine ready at {url}
+engine ready at {url}{events}
 
 orla.toml:
   [backends.{key}]
   url = "{url}"
   model = {json.dumps(name)}
-  engine = "{starting.RECIPES[engine.engine].adapter}"{events}
+  engine = "{starting.RECIPES[engine.engine].adapter}"
 
   [mapping]
   "*" = {json.dumps(name)}

@@ -1,7 +1,7 @@
 """What we believe an engine holds, against engines that hold blocks and give them up: at random, or the oldest first.
 
 After an answer, the claim about its prompt is at most 5 % above what is there; what the answer showed to be gone is
-believed no more. With the engine's events, the claim about every prompt is right at every moment.
+believed no more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orla_lg.core.cache.prefix.blocks import CachedBlocks
 from orla_lg.core.cache.prefix.nodes import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
-from orla_lg.core.engine.capabilities import BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.core.memory.events import Doing
 from orla_lg_sim.blocks import BlockPool, chain
 
@@ -47,54 +45,35 @@ def tokens_of(messages: list[Message]) -> list[int]:
     ]
 
 
-class CopiesPool(BlockPool):
-    """Tells of every block that is given up, whether another one holds the same or not."""
-
-    def _unname(self, block: int) -> None:
-        value, tell = self._hash[block], self._forgotten
-        assert value is not None and tell is not None
-        self._forgotten = None
-        super()._unname(block)
-        self._forgotten = tell
-        tell(value)
-
-
 class PoolEngine:
-    """Blocks of an engine, held while a call runs; it tells what it stores and gives up."""
+    """Blocks of an engine, held while a call runs."""
 
-    def __init__(self, blocks: int, each_copy: bool) -> None:
-        self.told: list[KVEvent] = []
-        self.each_copy = each_copy
-        made = CopiesPool if each_copy else BlockPool
-        self.pool = made(blocks, lambda value: self.told.append(BlocksRemoved([value])))
+    def __init__(self, blocks: int) -> None:
+        self.pool = BlockPool(blocks)
 
     def room(self, prompt: list[int], answer: list[int]) -> bool:
         return self.pool.free >= (len(prompt) + len(answer)) // BLOCK + 2
 
-    def start(self, workflow: str, prompt: list[int]) -> tuple[list[int], int]:
+    def start(self, prompt: list[int]) -> tuple[list[int], int]:
         """Look up and prefill a prompt; the blocks held, and how many tokens were found."""
         hashes = chain(prompt, BLOCK)
         found = self.pool.find(hashes[: (len(prompt) - 1) // BLOCK])
         self.pool.hold(found)
         held = [*found, *self.pool.take(len(hashes) - len(found))]
-        self._name(workflow, hashes, held, len(found))
+        self._name(hashes, held, len(found))
         return held, len(found) * BLOCK
 
-    def finish(self, workflow: str, tokens: list[int], held: list[int]) -> None:
+    def finish(self, tokens: list[int], held: list[int]) -> None:
         """Take the blocks that the answer fills, its last token excepted, and give all back, the end first."""
         hashes = chain(tokens[:-1], BLOCK)
         before = len(held)
         held += self.pool.take(len(hashes) - before)
-        self._name(workflow, hashes, held, before)
+        self._name(hashes, held, before)
         self.pool.give_back(reversed(held))
 
-    def _name(self, workflow: str, hashes: list[int], held: list[int], start: int) -> None:
-        fresh = [at for at in range(start, len(hashes)) if self.each_copy or not self.pool.find([hashes[at]])]
+    def _name(self, hashes: list[int], held: list[int], start: int) -> None:
         for at in range(start, len(hashes)):
             self.pool.name(held[at], hashes[at])
-        for at in fresh:
-            parent = hashes[at - 1] if at else None
-            self.told.append(BlocksStored([hashes[at]], parent, BLOCK, workflow))
 
     def evict(self, random: Random, share: float) -> None:
         """Give up some of what no call holds, wherever it lies in a prompt."""
@@ -141,18 +120,12 @@ class AccountMachine(RuleBasedStateMachine):
 
     BLOCKS: ClassVar[int] = 400
     AT_RANDOM: ClassVar[bool] = True
-    EVENTS: ClassVar[bool] = False
-    EACH_COPY: ClassVar[bool] = False
-    """The engine tells of every block that it stores and gives up, as vLLM does, not only of the first and last of
-    those that hold the same, as SGLang does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = PoolEngine(self.BLOCKS, self.EACH_COPY)
+        self.engine = PoolEngine(self.BLOCKS)
         self.cache = PrefixTree(tokens_per_char=0.25)
         self.claims = References(self.cache)
-        self.blocks = CachedBlocks(self.cache)
-        self.blocks.listening = self.EVENTS
         self.flying: list[Flying] = []
         self.said: dict[tuple[str, str], list[Message]] = {}
         self.ended: list[Ended] = []
@@ -167,8 +140,6 @@ class AccountMachine(RuleBasedStateMachine):
     )  # fmt: skip
     def begin(self, workflow: str, stage: str, system: str, question: str, keep: int, own: bool) -> None:
         """Go on with what the stage said, with a beginning of it, or anew; in words of its own, or as others do."""
-        if self.EVENTS:
-            stage = "p"  # what lies whose, the events of one workflow's calls at once do not tell for sure
         said = self.said.get((workflow, stage)) or [{"role": "system", "content": system}]
         words = f"{question} {workflow}{stage}{next(self.times)}" if own else question
         asked = [*said[: 1 + keep], {"role": "user", "content": words}]
@@ -181,7 +152,6 @@ class AccountMachine(RuleBasedStateMachine):
         for each in taken:  # a workflow that was forgotten comes back, with an answer that it got before this one
             if each.tokens != tokens_of(asked)[: len(each.tokens)]:
                 self.ended.remove(each)
-        self.blocks.began(workflow, stay)
         self.claims.enter(workflow, 0.0)
         self.flying.append(Flying(workflow, stage, asked, stay))
 
@@ -192,7 +162,7 @@ class AccountMachine(RuleBasedStateMachine):
 
     def start_on_engine(self, flown: Flying) -> None:
         if self.engine.room(flown.prompt, []):
-            flown.held, flown.cached = self.engine.start(flown.workflow, flown.prompt)
+            flown.held, flown.cached = self.engine.start(flown.prompt)
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data(), answer=st.sampled_from(ANSWERS), followed=st.booleans())
@@ -204,10 +174,9 @@ class AccountMachine(RuleBasedStateMachine):
             self.start_on_engine(flown)
         if flown.held is None or not self.engine.room([], tokens[len(flown.prompt) :]):
             return
-        self.engine.finish(flown.workflow, tokens, flown.held)
+        self.engine.finish(tokens, flown.held)
         before = dict(self.last_use)
         self.cache.end(flown.stay, len(flown.prompt), len(tokens) - len(flown.prompt), flown.cached)
-        self.blocks.ended(flown.workflow, flown.stay, flown.cached, reached=True)
         now = next(self.times)
         self.claims.leave(flown.workflow, flown.stage, flown.stay.answer, now, followed=followed)
         self.flying.remove(flown)
@@ -224,7 +193,6 @@ class AccountMachine(RuleBasedStateMachine):
         flown = data.draw(st.sampled_from(self.flying))
         if flown.held is None:
             self.cache.undo(flown.stay)
-            self.blocks.ended(flown.workflow, flown.stay, None, reached=False)
             self.claims.leave(flown.workflow, flown.stage, None, next(self.times), followed=True)
             self.flying.remove(flown)
             self.last_use |= dict.fromkeys((piece for piece in flown.stay.path if not piece.users), next(self.times))
@@ -261,50 +229,15 @@ class AccountMachine(RuleBasedStateMachine):
     def promises_hold(self) -> None:
         self.cache.check_integrity()
         self.claims.check_integrity()
-        self.blocks.check_integrity()
         self.engine.pool.check_integrity()
-
-    @invariant()
-    def with_events_every_claim_is_right(self) -> None:
-        if not self.EVENTS:
-            return
-        for event in self.engine.told:
-            self.blocks.apply(event)
-        self.engine.told.clear()
-        for ended in self.ended:
-            claimed = sum(piece.there_tokens for piece in ended.leaf.path() if piece.idle)
-            assert claimed <= TOO_MUCH * self.engine.findable(ended.tokens), "about a prompt, whosever it was"
 
 
 class OldestFirst(AccountMachine):
     BLOCKS, AT_RANDOM = 180, False
 
 
-class AtRandomWithEvents(AccountMachine):
-    EVENTS = True
-
-
-class OldestFirstWithEvents(OldestFirst):
-    EVENTS = True
-
-
-class AtRandomWithEventsOfCopies(AtRandomWithEvents):
-    EACH_COPY = True
-
-
-class OldestFirstWithEventsOfCopies(OldestFirstWithEvents):
-    EACH_COPY = True
-
-
-for machine in (
-    AccountMachine, OldestFirst, AtRandomWithEvents, OldestFirstWithEvents,
-    AtRandomWithEventsOfCopies, OldestFirstWithEventsOfCopies,
-):  # fmt: skip
+for machine in (AccountMachine, OldestFirst):
     machine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, phases=PHASES)
 
 TestAtRandom = AccountMachine.TestCase
 TestOldestFirst = OldestFirst.TestCase
-TestAtRandomWithEvents = AtRandomWithEvents.TestCase
-TestOldestFirstWithEvents = OldestFirstWithEvents.TestCase
-TestAtRandomWithEventsOfCopies = AtRandomWithEventsOfCopies.TestCase
-TestOldestFirstWithEventsOfCopies = OldestFirstWithEventsOfCopies.TestCase

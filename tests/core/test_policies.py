@@ -68,17 +68,17 @@ def test_service_long_ago_counts_less_and_waiting_changes_nothing() -> None:
     assert old.standing.attained(600.0) / fresh.standing.attained(600.0) == pytest.approx(1 / 16)
 
 
-def test_what_a_run_or_call_expects_is_computed_once_when_it_is_read() -> None:
+def test_what_a_run_expects_is_computed_once_when_it_is_read() -> None:
     call, asked = a_call("w", "s"), list[str]()
 
     def expects(what: str, seconds: float) -> Callable[[], float]:
         return lambda: asked.append(what) or seconds  # type: ignore[func-returns-value]
 
-    assert call.standing.remaining_s is None and call.ahead_s is None
-    call.standing.expects, call.expects_ahead = expects("run", 3.0), expects("call", 5.0)
+    assert call.standing.remaining_s is None
+    call.standing.expects = expects("run", 3.0)
     assert not asked
-    assert [call.standing.remaining_s, call.ahead_s] * 2 == [3.0, 5.0, 3.0, 5.0]
-    assert asked == ["run", "call"]
+    assert [call.standing.remaining_s] * 2 == [3.0, 3.0]
+    assert asked == ["run"]
     call.standing.expects = expects("the next node", 2.0)
     assert call.standing.remaining_s == 2.0
     call.standing.expects = expects("never", 1.0)

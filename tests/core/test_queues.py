@@ -14,9 +14,7 @@ from orla_lg.core.queues import BackendQueue, Policies, Queued
 from orla_lg.errors import QueueFull
 from tests.core.fakes import a_call
 
-POLICIES = st.sampled_from(
-    ["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining", "critical_path"]
-)
+POLICIES = st.sampled_from(["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining"])
 STAGES, WORKFLOWS = st.sampled_from("abc"), st.sampled_from("uvw")
 
 
@@ -49,7 +47,6 @@ class QueueMachine(RuleBasedStateMachine):
             "edf": (math.inf if call.hints.deadline_s is None else call.arrived_s + call.hints.deadline_s,),
             "las": (sum(run.tokens_served >= 2000 * (2**n - 1) for n in range(1, 20)), run.order),
             "shortest_remaining": (math.inf if run.remaining_s is None else run.remaining_s, run.order),
-            "critical_path": (-(call.ahead_s or 0), run.order),
         }[name] + (queued.order,)
 
     def expected(self, eligible: list[str] | None) -> Queued | None:
@@ -67,7 +64,6 @@ class QueueMachine(RuleBasedStateMachine):
         priority=st.none() | st.integers(-2, 2),
         chars=st.integers(0, 40),
         deadline_s=st.none() | st.integers(1, 9),
-        ahead_s=st.none() | st.integers(0, 3),
         arrived_s=st.integers(0, 90),
     )
     def enter(
@@ -77,11 +73,10 @@ class QueueMachine(RuleBasedStateMachine):
         priority: int | None,
         chars: int,
         deadline_s: int | None,
-        ahead_s: int | None,
         arrived_s: int,
     ) -> Queued | None:
         call = a_call(workflow, stage, chars=chars, priority=priority, deadline_s=deadline_s)
-        call.standing, call.ahead_s, call.arrived_s = self.standings[workflow], ahead_s, arrived_s
+        call.standing, call.arrived_s = self.standings[workflow], arrived_s
         full = len(self.waiting) >= self.queue.capacity and bool(self.waiting or not self.room())
         if full:
             with pytest.raises(QueueFull):

@@ -1,30 +1,29 @@
-"""What a real vLLM tells of its cache: with it, what we believe to be there is what calls then find.
+"""What a real vLLM tells of its cache, as the adapter reads it.
 
-Between vLLM and us stands a relay, which reads the same stream with code of its own and may let a batch fall.
+Between vLLM and the reader stands a relay, which reads the same stream with code of its own and may let a batch fall.
 """
 
 from __future__ import annotations
 
-import operator
+import asyncio
+import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Hashable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import httpx
-import openai
 import pytest
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
 
-from orla_lg import Backend, Orla
-from orla_lg.core.scheduler import BackendScheduler
+from orla_lg import Backend
+from orla_lg.core.call import Ask
+from orla_lg.core.engine.backend import Directions
+from orla_lg.core.engine.capabilities import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
-from orla_lg.openai_api import wire
+from orla_lg_vllm import VLLMAdapter
 
 zmq = pytest.importorskip("zmq")
 msgpack = pytest.importorskip("msgpack")
@@ -35,7 +34,6 @@ BLOCK = 32
 KV_TOKENS = 120 * BLOCK
 """About half of what the conversations below come to."""
 
-WORKFLOWS, TURNS = 6, 4
 PATIENCE_S = 60.0
 
 Message = dict[str, str]
@@ -51,13 +49,6 @@ SYSTEM = {"role": "system", "content": "You are brief. " + words("system", 100)}
 
 def said(seed: str, count: int = 150) -> Message:
     return {"role": "user", "content": words(seed, count)}
-
-
-def until(so: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not so():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 class Relay:
@@ -128,151 +119,111 @@ def relay(engine: OwnEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made.close()
 
 
-class State(TypedDict):
-    messages: Annotated[list[Message], operator.add]
+class Reader:
+    """The adapter's reader, and what is cached by its events."""
 
-
-class App:
-    """Conversations on an engine whose events go through a relay."""
-
-    def __init__(
-        self, engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla], *, replay: bool = True
-    ) -> None:
+    def __init__(self, engine: OwnEngine, relay: Relay, *, replay: bool = True) -> None:
         self.engine, self.relay = engine, relay
-        backend = Backend(
-            "kv", engine.url, model=engine.name, engine="vllm",
-            kv_events=relay.endpoint, kv_replay=engine.kv_replay if replay else None,
+        self.there: Counter[Hashable] = Counter()
+        self.gaps = 0
+        self.owners = set[str | None]()
+        self._adapter = VLLMAdapter(
+            Backend(
+                "kv", engine.url, model=engine.name, engine="vllm",
+                kv_events=relay.endpoint, kv_replay=engine.kv_replay if replay else None,
+            )
         )  # fmt: skip
-        self.orla = make_orla(backend, mapper={"*": "kv"}, warm_up=False)
-        client = openai.OpenAI(base_url=engine.url, api_key="none")
 
-        def answer(state: State) -> Any:
-            got = client.chat.completions.create(
-                model=engine.name, messages=state["messages"], max_tokens=24, temperature=0,
-                extra_body={"ignore_eos": True},
-            )  # type: ignore[call-overload]  # fmt: skip
-            return {"messages": [{"role": "assistant", "content": got.choices[0].message.content}]}
+    async def read(self) -> None:
+        batches = self._adapter.kv_events()
+        assert batches is not None
+        async with contextlib.aclosing(batches):
+            async for events in batches:
+                for event in events:
+                    self._apply(event)
 
-        graph = StateGraph(State)
-        graph.add_node("answer", answer)
-        graph.add_edge(START, "answer")
-        graph.add_edge("answer", END)
-        self.graph = self.orla.wrap(graph.compile(checkpointer=InMemorySaver()))
+    def _apply(self, event: KVEvent) -> None:
+        match event:
+            case BlocksStored():
+                self.there.update(event.hashes)
+                self.owners.add(event.workflow)
+            case BlocksRemoved():
+                self.there.subtract(event.hashes)
+            case BlocksCleared():
+                self.there.clear()
+                self.gaps += event.missed
 
     @property
-    def scheduler(self) -> BackendScheduler:
-        return self.orla.core.serving.schedulers["kv"]
+    def blocks(self) -> int:
+        return sum(count > 0 for count in self.there.values())
 
-    def turn(self, workflow: str, *messages: Message) -> None:
-        self.graph.invoke({"messages": list(messages)}, {"configurable": {"thread_id": workflow}})
-
-    def messages(self, workflow: str) -> list[Message]:
-        return list(self.graph.get_state({"configurable": {"thread_id": workflow}}).values["messages"])
-
-    def heard_all(self) -> None:
-        """Wait until what was published has arrived."""
-        told = self.scheduler.cache.gate.blocks
-        time.sleep(0.5)  # the engine publishes after its answers
-        until(lambda: told.statistics().blocks == self.relay.blocks)
-
-    def claim(self, workflow: str, messages: list[Message]) -> float:
-        """Return how many tokens of a workflow's prompt we believe to be cached."""
-        with self.scheduler.lock:
-            return self.scheduler.cache.gate.cache.there_tokens(wire.ask_of(self.body(messages)), workflow)
-
-    def body(self, messages: list[Message]) -> dict[str, Any]:
-        return {"model": self.engine.name, "messages": messages}
-
-    def outside(self, messages: list[Message]) -> int:
-        """Make a call that does not go through us; return how many tokens of its prompt were found."""
-        told = httpx.post(
-            f"{self.engine.url}/chat/completions", json={**self.body(messages), "max_tokens": 1},
-            timeout=PATIENCE_S, trust_env=False,
-        )  # fmt: skip
+    async def call(self, seed: str, workflow: str | None = None) -> None:
+        """Have the engine compute a prompt of its own."""
+        body: dict[str, Any] = {"model": self.engine.name, "messages": [SYSTEM, said(seed)], "max_tokens": 8}
+        if workflow is not None:
+            ask = Ask(self.engine.name, body["messages"])
+            body |= self._adapter.request_fields(ask, Directions(call_id=seed, workflow=workflow))
+        async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as http:
+            told = await http.post(f"{self.engine.url}/chat/completions", json=body)
         assert told.is_success, told.text
-        return int(told.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    async def heard_all(self) -> None:
+        """Wait until what was published has arrived."""
+        await asyncio.sleep(0.5)  # the engine publishes after its answers
+        async with asyncio.timeout(PATIENCE_S):
+            while self.blocks != self.relay.blocks:
+                await asyncio.sleep(0.02)
 
 
-def under_load(app: App) -> list[str]:
-    """Let workflows and somebody else take the cache from each other; return the workflows."""
-    names = [f"w{number}" for number in range(WORKFLOWS)]
-
-    def live(name: str) -> None:
-        for turn in range(TURNS):
-            app.turn(name, *([] if turn else [SYSTEM]), said(f"{name} {turn}"))
-            if name in names[::3]:
-                app.outside([said(f"another's {name} {turn}", 300)])
-
-    with ThreadPoolExecutor(3) as threads:
-        list(threads.map(live, names))
-    return names
+@contextlib.asynccontextmanager
+async def reading(engine: OwnEngine, relay: Relay, *, replay: bool = True) -> AsyncIterator[Reader]:
+    reader = Reader(engine, relay, replay=replay)
+    task = asyncio.ensure_future(reader.read())  # noqa: TID251
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
-def claimed_and_found(app: App, names: list[str]) -> list[tuple[float, int]]:
-    """Return what we believe of each workflow's next prompt and what a call then finds, most cached first.
-
-    In this order, what a call computes evicts the least of what comes after it; and that it does, events tell.
-    """
-    prompts = {name: [*app.messages(name), said(f"{name} next", 5)] for name in names}
-    told: list[tuple[float, int]] = []
-    for name in sorted(names, key=lambda name: app.claim(name, prompts[name]), reverse=True):
-        app.heard_all()
-        told.append((app.claim(name, prompts[name]), app.outside(prompts[name])))
-    return told
+async def test_what_is_read_is_what_the_engine_holds(engine: OwnEngine, relay: Relay) -> None:
+    async with reading(engine, relay) as reader:
+        for number in range(12):  # twice what fits
+            await reader.call(f"w{number}", "some workflow")
+        await reader.heard_all()
+        assert 60 < reader.blocks <= 120 and "some workflow" in reader.owners
 
 
-def test_what_is_claimed_is_what_calls_find(engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla]) -> None:
-    app = App(engine, relay, make_orla)
-    told = claimed_and_found(app, under_load(app))
-    claimed, found = (sum(column) for column in zip(*told, strict=True))
-    assert found > 32 * BLOCK and min(each for _, each in told) < 6 * BLOCK, f"nobody was evicted: {told}"
-    assert claimed <= 1.05 * found, told
-    assert claimed >= 0.9 * found, told
-    assert all(claim < each + 2 * BLOCK for claim, each in told), told
-    assert app.scheduler.cache.gate.blocks.statistics().unknown == 0
+async def test_a_batch_that_was_lost_is_had_again(engine: OwnEngine, relay: Relay) -> None:
+    async with reading(engine, relay) as reader:
+        await reader.call("a")
+        await reader.heard_all()
+        before, relay.drop = reader.gaps, 1
+        await reader.call("b")
+        await reader.call("b again")
+        await reader.heard_all()
+        assert relay.drop == 0 and reader.gaps == before
 
 
-def test_a_batch_that_was_lost_is_had_again(engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla]) -> None:
-    app = App(engine, relay, make_orla)
-    app.turn("a", SYSTEM, said("a"))
-    app.heard_all()
-    before, relay.drop = app.scheduler.cache.gate.blocks.statistics(), 1
-    app.turn("b", SYSTEM, said("b"))
-    app.turn("b", said("b again"))
-    app.heard_all()
-    assert relay.drop == 0 and app.scheduler.cache.gate.blocks.statistics().gaps == before.gaps
-    for name in "ab":
-        prompt = [*app.messages(name), said("next", 5)]
-        claimed, found = app.claim(name, prompt), app.outside(prompt)
-        assert found > 8 * BLOCK and abs(claimed - found) < BLOCK, name
+async def test_where_it_cannot_be_had_again_that_is_told(engine: OwnEngine, relay: Relay) -> None:
+    async with reading(engine, relay, replay=False) as reader:
+        await reader.call("c")
+        await asyncio.sleep(0.5)
+        before, relay.drop = reader.gaps, 1
+        await reader.call("d")
+        await reader.call("d again")
+        async with asyncio.timeout(PATIENCE_S):
+            while reader.gaps == before:
+                await asyncio.sleep(0.02)
 
 
-def test_where_it_cannot_be_had_again_nothing_is_claimed(
-    engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla]
-) -> None:
-    app = App(engine, relay, make_orla, replay=False)
-    app.turn("a", SYSTEM, said("a"))
-    app.turn("a", said("a again"))
-    time.sleep(0.5)
-    prompt = [*app.messages("a"), said("next", 5)]
-    before, relay.drop = app.scheduler.cache.gate.blocks.statistics().gaps, 1
-    assert app.claim("a", prompt) > 8 * BLOCK
-    app.turn("b", said("b"))
-    app.turn("b", said("b again"))
-    until(lambda: app.scheduler.cache.gate.blocks.statistics().gaps == before + 1)
-    assert app.claim("a", prompt) == 0
-
-
-def test_a_reset_empties_the_claim_when_the_engine_next_runs(
-    engine: OwnEngine, relay: Relay, make_orla: Callable[..., Orla]
-) -> None:
-    app = App(engine, relay, make_orla)
-    app.turn("a", SYSTEM, said("a"))
-    app.heard_all()
-    prompt = [*app.messages("a"), said("next", 5)]
-    assert app.claim("a", prompt) > 8 * BLOCK
-    root = engine.url.removesuffix("/v1")
-    assert httpx.post(f"{root}/reset_prefix_cache", timeout=PATIENCE_S, trust_env=False).json()["success"]
-    app.outside([said("of somebody else")])  # vLLM tells with its next step
-    app.heard_all()
-    assert app.claim("a", prompt) == 0 and app.outside(prompt) == 0
+async def test_a_reset_is_told_when_the_engine_next_runs(engine: OwnEngine, relay: Relay) -> None:
+    async with reading(engine, relay) as reader:
+        await reader.call("a")
+        await reader.heard_all()
+        many, root = reader.blocks, engine.url.removesuffix("/v1")
+        assert httpx.post(f"{root}/reset_prefix_cache", timeout=PATIENCE_S, trust_env=False).json()["success"]
+        await reader.call("of somebody else")  # vLLM tells with its next step
+        await reader.heard_all()
+        assert 0 < reader.blocks < many

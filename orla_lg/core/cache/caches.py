@@ -8,7 +8,6 @@ from collections.abc import Callable
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.engine_cache import EngineCache
 from orla_lg.core.cache.prefix.cache import PrefixTreeCache
-from orla_lg.core.cache.prefix.events import KVFeed
 from orla_lg.core.cache.slots.cache import SlotCache
 from orla_lg.core.cache.slots.files import SavedPool, instance_of
 from orla_lg.core.cache.slots.orders import SlotOrders
@@ -16,7 +15,7 @@ from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.slots.worth import Prices
 from orla_lg.core.cache.verification import OrderBook
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Probe
-from orla_lg.core.engine.capabilities import KVEventSource, SlotStore
+from orla_lg.core.engine.capabilities import SlotStore
 from orla_lg.core.engine.health import Health
 from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.lookahead.estimates import Estimates
@@ -65,9 +64,6 @@ class EngineCaches:
         self._orders = orders
         self._offers = health.offers
         self.prefix = PrefixTreeCache(orders, estimates, holds=admission)
-        self._feed = None
-        if isinstance(adapter, KVEventSource):
-            self._feed = KVFeed(adapter, self.prefix.gate.blocks, background, lock, backend.name)
         self._slot_orders = None
         if isinstance(adapter, SlotStore):
             self._slot_orders = SlotOrders(
@@ -89,6 +85,4 @@ class EngineCaches:
                     probe.slots, self._orders, self.swaps, self._slot_orders, isolated=self._backend.isolate_tenants
                 )
         cache.learned(probe, self._offers)
-        if self._feed is not None:
-            self._feed.begin()
         return cache

@@ -27,6 +27,9 @@ SLACK = 0.1
 ``HitCheck`` allows one block only, since it corrects what is believed of each piece; a refuted effect is reported to
 users, and must be sure."""
 
+LATELY = 0.2
+"""Weight of the newest prompt in ``lost_share``."""
+
 WHOLE = 0.5
 """Less than this part of the tokens expected in a slot or a file is a loss and no wrong estimate: they are estimates
 where the engine did not count, and after calls that broke off."""
@@ -126,6 +129,8 @@ class OrderBook:
         """Per ``verb:effect``, and ``linger:effect``, how often."""
         self.news: list[tuple[str, Order]] = []
         """Orders with their calls that the records do not have yet; taken under the lock."""
+        self.lost_share = 0.0
+        """Which part of what was expected prompts did not find lately: others may use the engine too."""
         self._claimed_tokens = 0
         self._verified_tokens = 0
         self._borne_out: Counter[str] = Counter()
@@ -180,9 +185,17 @@ class OrderBook:
             self._claimed_tokens += claimed.tokens
             self._verified_tokens += min(claimed.tokens, cached_tokens)
         if verdict.borne_out is not None:
+            if cached_tokens is not None and claimed.effect is not Effect.FREED:
+                self.found(claimed.tokens, cached_tokens)
             counter = self._borne_out if verdict.borne_out else self._refuted
             counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
         return verdict
+
+    def found(self, expected_tokens: float, cached_tokens: int) -> None:
+        """Note what a prompt found of what was expected of it in the cache."""
+        missed = expected_tokens - cached_tokens
+        lost = missed / expected_tokens if missed > max(SLACK_TOKENS, SLACK * expected_tokens) else 0.0
+        self.lost_share += LATELY * (lost - self.lost_share)
 
     def forget(self, workflow: str) -> OrderLog | None:
         """Forget a workflow that will not come back; returns its log, to which orders may still be added."""

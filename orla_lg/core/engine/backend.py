@@ -79,7 +79,8 @@ class Backend:
     """Files that the engine may keep on its disk for us at once, each as large as a slot's KV cache, for workflows
     that had to leave their slot (llama.cpp with ``--slot-save-path``); 0 saves none."""
     kv_events: str | None = None
-    """Where the engine publishes its cache events (ZeroMQ, ``tcp://host:port``); ``None`` does not listen."""
+    """Where the engine publishes its cache events (ZeroMQ, ``tcp://host:port``), for what reads the adapter's
+    ``kv_events()``; the core does not."""
     kv_replay: str | None = None
     """Where it repeats those that were missed (its ``replay_endpoint``)."""
     admin_key: _Key = None

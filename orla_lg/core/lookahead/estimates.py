@@ -103,19 +103,6 @@ class Learned:
 NOTHING_LEARNED = Learned()
 
 
-@dataclass(eq=False, slots=True)
-class RunCourse:
-    """One run so far: when it entered which stage, and the service it had had by then."""
-
-    graph: str = ""
-    served_s: float = 0.0
-    entries: list[tuple[str, int, float]] = field(default_factory=list)
-    """Stage, visit, and ``served_s`` at that moment."""
-    visits: dict[str, int] = field(default_factory=dict)
-    contexts: list[tuple[str, int, int]] = field(default_factory=list)
-    """Of each call: stage, visit, and its prompt and answer in tokens."""
-
-
 class Estimates:
     """Means by graph and stage; the stages not touched longest are forgotten.
 
@@ -124,23 +111,23 @@ class Estimates:
 
     def __init__(self, keep: int = KEEP_STAGES) -> None:
         self._lock = threading.Lock()
-        self._ended: list[tuple[RunCourse, RunTrace]] = []
+        self._ended: list[RunTrace] = []
         """Runs not learned from yet."""
         self._stages = BoundedDict[tuple[str, str], StageEstimates](keep)
         self._lessons = BoundedDict[str, int](keep)
 
-    def enter(self, course: RunCourse, stage: str) -> int:
+    def enter(self, run: RunTrace, stage: str) -> int:
         """Note that a run enters *stage*; returns for the how manieth time."""
         with self._lock:
-            visit = course.visits.get(stage, 0) + 1
+            visit = run.visits.get(stage, 0) + 1
             visit = visit if visit < MAX_VISITS else MAX_VISITS
-            course.visits[stage] = visit
-            course.entries.append((stage, visit, course.served_s))
+            run.visits[stage] = visit
+            run.entries.append((stage, visit, run.served_s))
             return visit
 
     def served(
         self,
-        course: RunCourse,
+        run: RunTrace,
         stage: str,
         service_s: float,
         answer_tokens: int | None,
@@ -150,7 +137,7 @@ class Estimates:
         """Note a call of a run that went well.
 
         Args:
-            course: The run's.
+            run: The call's.
             stage: Of the call.
             service_s: From dispatch to its last token.
             answer_tokens: As the engine counted them.
@@ -158,34 +145,33 @@ class Estimates:
             backend: Where it went.
         """
         with self._lock:
-            course.served_s += service_s
+            run.served_s += service_s
             if context_tokens:
-                course.contexts.append((stage, course.visits.get(stage, 1), context_tokens))
-            known = self._of(course.graph, stage)
+                run.contexts.append((stage, run.visits.get(stage, 1), context_tokens))
+            known = self._of(run.graph, stage)
             known.service_s.learn(service_s)
             if answer_tokens is not None:
                 known.answer_tokens.learn(answer_tokens)
-            if backend is not None:
+            if backend is not None and known.backends.get(backend) != 1.0:
                 _lean(known.backends, backend)
-            self._count(course.graph)
 
     def used_tool(self, graph: str, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran for *seconds*."""
         with self._lock:
             self._of(graph, stage).tool_s.learn(seconds)
 
-    def ended(self, course: RunCourse, trace: RunTrace) -> None:
+    def ended(self, run: RunTrace) -> None:
         """Learn from a run that came to its end: which path it took, and what came after each of its entries."""
         with self._lock:
-            self._ended.append((course, trace))
+            self._ended.append(run)
             if len(self._ended) >= MAX_ENDED:
                 self._catch_up()
 
     def _catch_up(self) -> None:
-        for course, trace in self._ended:
-            self._learn_rest(course)
-            self._learn_path(course.graph, trace.path())
-            self._count(course.graph)
+        for run in self._ended:
+            self._learn_rest(run)
+            self._learn_path(run.graph, run.path())
+            self._count(run.graph)
         self._ended.clear()
 
     def _learn_path(self, graph: str, path: Path) -> None:
@@ -204,13 +190,13 @@ class Estimates:
         for stage in path.turns:
             _halve(self._of(graph, stage))
 
-    def _learn_rest(self, course: RunCourse) -> None:
+    def _learn_rest(self, run: RunTrace) -> None:
         """Learn what service each entry of a run had before it, and by what its context still grew."""
-        for stage, visit, served_s in course.entries:
-            _of_visit(self._of(course.graph, stage).remaining_s, visit).learn(course.served_s - served_s)
-        longest = max([tokens for _, _, tokens in course.contexts], default=0)
-        for stage, visit, tokens in course.contexts:
-            _of_visit(self._of(course.graph, stage).growth_tokens, visit).learn(longest - tokens)
+        for stage, visit, served_s in run.entries:
+            _of_visit(self._of(run.graph, stage).remaining_s, visit).learn(run.served_s - served_s)
+        longest = max([tokens for _, _, tokens in run.contexts], default=0)
+        for stage, visit, tokens in run.contexts:
+            _of_visit(self._of(run.graph, stage).growth_tokens, visit).learn(longest - tokens)
 
     def _count(self, graph: str) -> None:
         self._lessons.set(graph, (self._lessons.get(graph) or 0) + 1)
@@ -225,19 +211,19 @@ class Estimates:
 
     # What to expect
 
-    def remaining_s(self, course: RunCourse, stages: Sequence[str]) -> float | None:
+    def remaining_s(self, run: RunTrace, stages: Sequence[str]) -> float | None:
         """Return the service that a run still needs that is now in *stages*; ``None`` while nothing is known.
 
         Branches that run side by side each know what came after them all, so the longest counts.
         """
         with self._lock:
             self._catch_up()
-            known = [left_s for stage in stages if (left_s := self._remaining(course, stage)) is not None]
+            known = [left_s for stage in stages if (left_s := self._remaining(run, stage)) is not None]
         return max(known, default=None)
 
-    def _remaining(self, course: RunCourse, stage: str) -> float | None:
-        known = self._stages.get((course.graph, stage))
-        return None if known is None else _nearest(known.remaining_s, course.visits.get(stage, 1))
+    def _remaining(self, run: RunTrace, stage: str) -> float | None:
+        known = self._stages.get((run.graph, stage))
+        return None if known is None else _nearest(known.remaining_s, run.visits.get(stage, 1))
 
     def growth_tokens(self, graph: str, stage: str, visit: int) -> float | None:
         """Return by how much a run's longest context still grows after a call; ``None`` while nothing is known."""
@@ -259,7 +245,7 @@ class Estimates:
             return known.service_s.value if known is not None and known.service_s.seen else None
 
     def lessons(self, graph: str) -> int:
-        """Return how often something was learned of a graph, so that figures are computed again only after that."""
+        """Return of how many runs of a graph something was learned: figures are computed again only after that."""
         with self._lock:
             self._catch_up()
             return self._lessons.get(graph) or 0

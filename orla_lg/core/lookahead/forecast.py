@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from statistics import fmean
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.estimates import NOTHING_LEARNED, Estimates, Learned
-from orla_lg.core.lookahead.longest_path import longest_paths
 from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure, around, end_of, is_terminal, start_of
 
 PATIENCE = 0.1
 """Figures are computed again when this share more was learned, ..."""
 
 MAX_PATIENCE = 10
-"""... but after so many lessons for each stage at the latest, because the means follow in some fifty."""
+"""... but after so many runs for each stage at the latest, because the means follow in some fifty."""
 
 MAX_HOPS = 8
 """How many stages without a call are passed in search of the next call."""
@@ -51,8 +48,6 @@ class StageOutlook:
     """Stages that must all have ended before it starts."""
     looping: bool
     """It may come round to itself."""
-    ahead_s: float | None
-    """Expected seconds from its beginning to the end, on the longest path; ``None`` while nothing is known."""
     learned: Learned
 
 
@@ -62,16 +57,6 @@ class _Figures:
 
     learned: Mapping[str, Learned] = field(default_factory=dict)
     chances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    ahead_s: Mapping[str, float] = field(default_factory=dict)
-    """Tools and code included: for a join they take time like calls do."""
-    service_s: Mapping[str, float] = field(default_factory=dict)
-    """Of one visit, by service alone."""
-    mean_s: float | None = None
-
-    @cached_property
-    def service_paths(self) -> Mapping[str, float]:
-        """The longest paths by service alone; computed when first asked for."""
-        return longest_paths(self.service_s, self.chances)
 
 
 class Forecast:
@@ -85,26 +70,6 @@ class Forecast:
         self._estimates = estimates
         self._now = _Figures()
         self._due = 0
-
-    def ahead_s(self, stage: str) -> float | None:
-        """Return the expected seconds from the start of *stage* to the end of its graph, on the longest path.
-
-        A stage that was never seen counts as the stage around it, or as the graph's mean; ``None`` while nothing
-        is known of the graph.
-        """
-        now = self._figures()
-        if now.mean_s is None:
-            return None
-        while stage and stage not in now.ahead_s:
-            stage = around(stage)
-        return now.ahead_s.get(stage, now.mean_s)
-
-    def remaining_s(self, stages: Collection[str]) -> float | None:
-        """Return the service that a run now in *stages* needs at least, by its longest path, in seconds."""
-        now = self._figures()
-        if now.mean_s is None:
-            return None
-        return max((now.service_paths.get(stage, 0.0) for stage in innermost(stages)), default=None)
 
     def next_stages(self, stages: Collection[str]) -> dict[str, float]:
         """Return the stages that follow *stages*, and how likely each does."""
@@ -154,7 +119,7 @@ class Forecast:
     def stages(self) -> list[StageOutlook]:
         """Return all stages, in the order of the graph; those only seen at run time last."""
         now = self._figures()
-        looping = frozenset[str]().union(*self.structure.loops())
+        looping = self.structure.looping()
         known = [*self.structure.stages, *(each for each in now.chances if each not in self.structure.edges)]
         return [
             StageOutlook(
@@ -162,7 +127,6 @@ class Forecast:
                 _through_edges(now.chances, stage),
                 tuple(sorted(self.structure.joins.get(stage, ()))),
                 stage in looping,
-                None if now.mean_s is None else now.ahead_s[stage],
                 now.learned.get(stage, NOTHING_LEARNED),
             )
             for stage in known
@@ -188,12 +152,7 @@ class Forecast:
                 chances[end_of(stage)] = _chances(self.structure.edges.get(stage), learned[stage], around(stage))
             else:
                 chances[stage] = _chances(self.structure.edges.get(stage), learned[stage], around(stage))
-        service, costs = _costs(learned)
-        if not costs:
-            return _Figures(learned, chances)
-        paths = longest_paths(costs, chances)
-        mean_s = fmean(length for stage, length in paths.items() if not is_terminal(stage))
-        return _Figures(learned, chances, paths, service, mean_s)
+        return _Figures(learned, chances)
 
     def _reachable(self) -> dict[str, Learned]:
         """Return what was learned of every stage that is written or was ever seen to follow one."""
@@ -210,23 +169,6 @@ class Forecast:
             if not is_terminal(stage) and self._estimates.learned(self.graph, inside).turns:
                 ahead.append(inside)
         return learned
-
-
-def _costs(learned: Mapping[str, Learned]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what a visit of each stage costs, in seconds: service alone, and all it takes.
-
-    A stage never visited counts as their mean; one that holds a graph as what is inside.
-    """
-    seen = {stage: each for stage, each in learned.items() if each.calls is not None or each.service_s is not None}
-    service = {
-        stage: (1.0 if each.calls is None else each.calls) * (each.service_s or 0.0) for stage, each in seen.items()
-    }
-    costs = {stage: service[stage] + (each.other_s or 0.0) for stage, each in seen.items()}
-    if seen:
-        blank = [each for each in learned if not (each in seen or is_terminal(each) or start_of(each) in learned)]
-        service.update(dict.fromkeys(blank, fmean(service.values())))
-        costs.update(dict.fromkeys(blank, fmean(costs.values())))
-    return service, costs
 
 
 def _chances(edge: Edge | None, learned: Learned, outer: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.call import Call
-from orla_lg.core.lookahead.estimates import Estimates, RunCourse
+from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.estimates_saver import EstimatesFile
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
 from orla_lg.core.lookahead.structure import START, GraphStructure
@@ -47,15 +47,15 @@ class Lookahead:
 
     def began(self, run: RunState, graph: str, forecast: Forecast | None) -> None:
         """Follow a run that starts; without a *forecast* its graph's structure is not known."""
-        run.course.graph = run.standing.graph = graph if forecast is None else forecast.graph
+        run.trace.graph = run.standing.graph = graph if forecast is None else forecast.graph
         if forecast is not None:
             run.forecast, run.trace.structure = forecast, forecast.structure
 
     def entered(self, run: RunState, stage: str, namespace: str, step: int | None) -> None:
         """Note that a node of a run starts; what the run needs from here on is computed when a policy asks."""
         run.trace.entered(namespace, step, self._clock())
-        run.standing.visit = self.estimates.enter(run.course, stage)
-        run.standing.expects = partial(self._remaining_s, run.course, run.stages(), run.forecast)
+        run.standing.visit = self.estimates.enter(run.trace, stage)
+        run.standing.expects = partial(self.estimates.remaining_s, run.trace, run.stages())
 
     def left(self, run: RunState, namespace: str) -> None:
         """Note that a node of a run ended, well or not."""
@@ -65,15 +65,15 @@ class Lookahead:
         """Note a call of a run that went well, *service_s* seconds after its dispatch."""
         run.trace.called(call.identity.namespace, record.duration_s)
         answer, context = record.completion_tokens, (record.prompt_tokens or 0) + (record.completion_tokens or 0)
-        self.estimates.served(run.course, record.stage, service_s, answer, context, record.backend)
+        self.estimates.served(run.trace, record.stage, service_s, answer, context, record.backend)
 
     def used_tool(self, run: RunState, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran."""
-        self.estimates.used_tool(run.course.graph, stage, seconds)
+        self.estimates.used_tool(run.trace.graph, stage, seconds)
 
     def done(self, run: RunState) -> None:
         """Learn from a run that came to its end."""
-        self.estimates.ended(run.course, run.trace)
+        self.estimates.ended(run.trace)
         if self._file is not None:
             self._file.learned()
 
@@ -89,20 +89,13 @@ class Lookahead:
     # What to expect
 
     def expect(self, call: Call, run: RunState) -> None:
-        """Give a new call of a run what is expected of its stage; the rest is computed when a policy asks."""
-        stage = call.identity.stage
-        if (usual := self.estimates.answer_tokens(run.course.graph, stage)) is not None:
+        """Give a new call of a run what its stage usually answers."""
+        if (usual := self.estimates.answer_tokens(run.trace.graph, call.identity.stage)) is not None:
             call.answer_tokens = usual
-        if run.forecast is not None:
-            call.expects_ahead = partial(run.forecast.ahead_s, stage)
 
     def remaining_s(self, run: RunState) -> float | None:
-        """Return the service that a run still needs: as others did from here, else by its graph's longest path."""
-        return self._remaining_s(run.course, run.stages(), run.forecast)
-
-    def _remaining_s(self, course: RunCourse, stages: Sequence[str], forecast: Forecast | None) -> float | None:
-        learned = self.estimates.remaining_s(course, stages)
-        return learned if learned is not None or forecast is None else forecast.remaining_s(stages)
+        """Return the service that a run still needs, as others did from here; ``None`` while nothing is known."""
+        return self.estimates.remaining_s(run.trace, run.stages())
 
     def next_calls(self, run: RunState) -> dict[tuple[str, str], float]:
         """Return the next calls of a run after those of its present stages, by stage and backend, with chances."""

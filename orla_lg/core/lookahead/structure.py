@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.core.lookahead.longest_path import components
 
 START, END = "__start__", "__end__"
 
@@ -41,14 +40,22 @@ class GraphStructure:
         """All stages, in the order of the graph."""
         return [stage for stage in self.edges if not is_terminal(stage)]
 
-    def loops(self) -> list[frozenset[str]]:
-        """Return the sets of stages that can come round to themselves; an open edge makes no loop by itself."""
+    def looping(self) -> frozenset[str]:
+        """Return the stages that can come round to themselves; an open edge makes no loop by itself."""
         onward = {
             stage: (edge.always if edge.open else edge.always | edge.perhaps) & self.edges.keys()
             for stage, edge in self.edges.items()
         }
-        found = components(onward)
-        return [frozenset(each) for each in found if len(each) > 1 or each[0] in onward[each[0]]]
+
+        def behind(stage: str) -> set[str]:
+            found, ahead = set[str](), [stage]
+            while ahead:
+                fresh = onward[ahead.pop()] - found
+                found |= fresh
+                ahead += fresh
+            return found
+
+        return frozenset(stage for stage in onward if stage in behind(stage))
 
 
 NO_STRUCTURE = GraphStructure()

@@ -70,14 +70,23 @@ class Path:
 
 
 class RunTrace:
-    """The nodes and calls of one run, in the order in which they started and ended, in whatever thread.
+    """The nodes and calls of one run so far, in the order in which they started and ended, in whatever thread.
 
     Events are only noted; ``path`` derives from them which stage followed which, when that is asked for.
     """
 
-    def __init__(self, structure: GraphStructure = NO_STRUCTURE) -> None:
+    def __init__(self, structure: GraphStructure = NO_STRUCTURE, graph: str = "") -> None:
+        self.graph = graph
         self.structure = structure
         """Of the run's graph; set before its first event."""
+        self.served_s = 0.0
+        """The service that its calls have had. This and what follows is guarded by the lock of the estimates."""
+        self.entries: list[tuple[str, int, float]] = []
+        """Each stage entered, the visit, and ``served_s`` at that moment."""
+        self.visits: dict[str, int] = {}
+        """By stage, how often it was entered."""
+        self.contexts: list[tuple[str, int, int]] = []
+        """Of each call: stage, visit, and its prompt and answer in tokens."""
         self._events: deque[_Event] = deque()
         """Not yet part of the path."""
         self._path = Path()

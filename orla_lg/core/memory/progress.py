@@ -108,7 +108,7 @@ class GraphProgress:
         run.now_in[stage] += 1
         self._foresight.entered(run, stage, namespace or stage, step)
         looks_ahead = self._looks_ahead and self._memory.heeds_stages()
-        if looks_ahead and self._foresight.estimates.calls(run.course.graph, stage) == 0:
+        if looks_ahead and self._foresight.estimates.calls(run.trace.graph, stage) == 0:
             self._tell_ahead(run, stage)
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:
@@ -128,7 +128,7 @@ class GraphProgress:
         ahead = self._foresight.next_calls(run)
         if not ahead:
             return
-        graph = run.course.graph
+        graph = run.trace.graph
         usual = self._foresight.estimates.learned(graph, stage)
         took = (usual.service_s if usual.calls else None, usual.other_s)
         busy_s = None if took == (None, None) else sum(filter(None, took))
@@ -146,7 +146,7 @@ class GraphProgress:
     def tool_started(self, run: RunState, stage: str, name: str) -> None:
         """Note that a tool of a run starts."""
         self._memory.signal(
-            [CacheEvent(EventKind.TOOL_STARTED, run.workflow, graph=run.course.graph, stage=stage, tool=name)]
+            [CacheEvent(EventKind.TOOL_STARTED, run.workflow, graph=run.trace.graph, stage=stage, tool=name)]
         )
 
     def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:

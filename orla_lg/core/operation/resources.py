@@ -34,32 +34,6 @@ EXIT_PATIENCE_S = 3.0
 """How long the end of the interpreter waits for all cores that were not closed."""
 
 
-class ResourceOwner(Protocol):
-    """What holds resources: one core, as far as giving them back concerns it."""
-
-    closed: bool
-
-    @property
-    def resources(self) -> Resources:
-        """What it holds."""
-
-    @property
-    def background(self) -> Background:
-        """Its thread."""
-
-    @property
-    def journal(self) -> Journal | None:
-        """Its records file."""
-
-    @property
-    def amendments(self) -> RecordUpdates:
-        """What is added to records after they were written."""
-
-    @property
-    def foresight(self) -> Lookahead:
-        """What it learns, and saves at the end."""
-
-
 class Resources:
     """The resources of one core.
 

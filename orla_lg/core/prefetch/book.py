@@ -79,7 +79,7 @@ class PrefetchBargain:
     tokens_per_s: float
     """That the engine prefills."""
     beside: int = 0
-    """Calls in flight."""
+    """Calls that the engine runs, those of others included as far as it says."""
     evicts_tokens: float = 0.0
     """What the engine would give up for it."""
     within_s: float = inf

@@ -24,7 +24,7 @@ from typing import Any
 from orla_lg.core.background import Background
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.cache.engine_cache import EngineCache, PrefetchLease
-from orla_lg.core.cache.verification import Order
+from orla_lg.core.cache.verification import SLACK_TOKENS, Order
 from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.backend import Directions, Effect, price, with_fields
 from orla_lg.core.engine.capabilities import Warmable, Warmed
@@ -57,8 +57,10 @@ class Prefill:
     prompt: Prompt
     cache: EngineCache
     lease: PrefetchLease
+    expected_tokens: float = 0.0
+    """Of the prompt, believed to be in the cache when it began."""
     missing_tokens: float = 0.0
-    """Of the prompt, believed not to be in the cache when it began."""
+    """Of the prompt, taken to be missing there; more, where others use the engine too."""
     sent: bool = False
     task: Future[None] | None = field(default=None, repr=False)
 
@@ -103,15 +105,15 @@ class Prefetcher:
         self._counter = 0
         self._again_at_s = -inf
 
-    # Calls: what they are made of, and what they find
+    # Calls: what they are made of, and what they find. Not called where nothing is ever warmed.
 
-    def sends(self, queued: Queued, body: Mapping[str, Any]) -> None:
+    def sending(self, queued: Queued, body: Mapping[str, Any]) -> None:
         """Note the body of a call, as it goes to the engine; needs no lock."""
-        if self.able and queued.call.identity.run is not None:
+        if queued.call.identity.run is not None:
             queued.prompt = prompt_of(queued.call, body)
 
     def ended(self, queued: Queued, usage: Usage | None, *, reached: bool, followed: bool) -> None:
-        """Note that a call ended.
+        """Note that a call ended, or left the queue; there may be room now.
 
         Args:
             queued: Its place.
@@ -119,9 +121,10 @@ class Prefetcher:
             reached: Whether it reached the engine.
             followed: Whether its workflow goes on.
         """
-        call = queued.call
-        if not (reached and self.able):
+        self.look_soon()
+        if not reached:
             return
+        call = queued.call
         self.value.heard_s = self._clock()
         cached_tokens = None if usage is None else usage.cached_tokens
         self.book.called(call.identity.workflow, call.ask.prefix, cached_tokens)
@@ -130,10 +133,8 @@ class Prefetcher:
             self.prompts.learn(call.identity.workflow, prompt)
             self.prompts.last.put(call.identity.workflow, prompt)
 
-    def make_way(self, call: Call) -> None:
+    def entering(self, call: Call) -> None:
         """Drop what was requested for a call that enters; give up what it was to find, or what leaves it no room."""
-        if not self.able:
-            return
         workflow, under_way = call.identity.workflow, self.running
         late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
         for key in late if len(self._requests) else ():
@@ -230,10 +231,10 @@ class Prefetcher:
     # Doing it
 
     def _begin(self, request: PrefetchRequest, prompt: Prompt) -> None:
-        missing = self.value.missing(request.workflow, prompt)
-        cache = self._scheduler.cache
+        missing, cache = self.value.missing(request.workflow, prompt), self._scheduler.cache
+        expected = prompt.tokens - cache.missing(request.workflow, prompt.ask, prompt.tokens)
         lease = cache.acquire_prefetch(request.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
-        under_way = self.running = Prefill(request, prompt, cache, lease, missing_tokens=missing)
+        under_way = self.running = Prefill(request, prompt, cache, lease, expected, missing)
         self._requests.pop((request.workflow, request.stage))
         self.book.started += 1
         try:
@@ -282,7 +283,7 @@ class Prefetcher:
             orders = self._scheduler.orders
             orders.note(Order(Verb.WARM, said.effect), orders.trails.get(request.workflow) if warmed else None)
             if warmed:
-                self._count(request, prompt, said.usage)
+                self._count(under_way, said.usage)
             else:
                 self.book.failed += 1
                 if request.stage is not None:
@@ -290,10 +291,12 @@ class Prefetcher:
         self._announce()
         self._scheduler.warmed()
 
-    def _count(self, request: PrefetchRequest, prompt: Prompt, usage: Usage) -> None:
+    def _count(self, under_way: Prefill, usage: Usage) -> None:
         had = usage.cached_tokens or 0
         owed = Prefetched(had, max(0, usage.prompt_tokens - had))
-        self.book.warmed(request.workflow, prompt.ask.prefix, owed)
+        self.book.warmed(under_way.request.workflow, under_way.prompt.ask.prefix, owed)
+        if usage.cached_tokens is not None and under_way.expected_tokens > SLACK_TOKENS:
+            self._scheduler.orders.found(under_way.expected_tokens, had)
         self.book.cost_usd += price(usage, self._scheduler.backend.cost) or 0.0
         self.value.heard_s = self._clock()
 

@@ -40,55 +40,17 @@ class PrefetchRequest:
 class PrefetchedEngine(Protocol):
     """What prefetches need of the scheduler of their backend."""
 
-    @property
-    def backend(self) -> Backend:
-        """The backend."""
-        ...
-
-    @property
-    def adapter(self) -> BackendAdapter:
-        """Its adapter."""
-        ...
-
-    @property
-    def lock(self) -> threading.Lock:
-        """The scheduler's."""
-        ...
-
-    @property
-    def queue(self) -> BackendQueue:
-        """Its calls."""
-        ...
-
-    @property
-    def cache(self) -> EngineCache:
-        """What the engine holds."""
-        ...
-
-    @property
-    def orders(self) -> OrderBook:
-        """What was asked of the engine."""
-        ...
-
-    @property
-    def isolation(self) -> Isolation:
-        """Whether tenants' caches are kept apart there."""
-        ...
-
-    @property
-    def health(self) -> Health:
-        """Whether the engine is well."""
-        ...
-
-    @property
-    def load(self) -> LoadWatch | None:
-        """What the engine says of its load; ``None`` where it says nothing."""
-        ...
-
-    @property
-    def pace(self) -> SpeedMeter:
-        """How fast the engine is."""
-        ...
+    backend: Backend
+    adapter: BackendAdapter
+    lock: threading.Lock
+    queue: BackendQueue
+    cache: EngineCache
+    orders: OrderBook
+    isolation: Isolation
+    health: Health
+    load: LoadWatch | None
+    """What the engine says of its load; ``None`` where it says nothing."""
+    pace: SpeedMeter
 
     def warmed(self) -> None:
         """Go on after a prefetch; takes the lock."""
@@ -140,7 +102,7 @@ class PrefetchValue:
             request.chance,
             missing,
             scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
-            scheduler.queue.in_flight,
+            max(scheduler.queue.in_flight, 0 if load is None else load.running or 0),
             evicts,
             request.due_s - self._clock(),
         )
@@ -163,12 +125,17 @@ class PrefetchValue:
         return SkipReason.THERE if self.missing(workflow, prompt) < least_tokens else None
 
     def missing(self, workflow: str, prompt: Prompt) -> float:
-        """Return the tokens of a prompt that its call would not find in the cache, as far as we believe."""
+        """Return the tokens of a prompt that its call would not find in the cache, as far as we believe.
+
+        Where calls found less than was believed, as others use the engine too, that part of what is believed to be
+        there is taken to be gone. A prefetch of what is there after all costs the engine next to nothing.
+        """
         probe = self._scheduler.health.probe
         told = probe is not None and bool(probe.incarnation)
         if not told and self._clock() - self.heard_s > self._settings.trust_s:
             return prompt.tokens
-        return self._scheduler.cache.missing(workflow, prompt.ask, prompt.tokens)
+        missing = self._scheduler.cache.missing(workflow, prompt.ask, prompt.tokens)
+        return missing + self._scheduler.orders.lost_share * (prompt.tokens - missing)
 
 
 def _is_full(load: EngineStats | None) -> bool:

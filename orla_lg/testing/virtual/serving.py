@@ -21,6 +21,7 @@ from orla_lg.core.mapping import StageMapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
@@ -204,6 +205,7 @@ class VirtualServing(Generic[R]):
         memory: As for ``Orla``.
         admission: As for ``Orla``.
         keep_records: As for ``Orla``.
+        warm_up: What warm-ups may take; ``None``: there are none.
     """
 
     max_attempts = 3
@@ -220,6 +222,7 @@ class VirtualServing(Generic[R]):
         memory: str | MemoryPolicy = "default",
         admission: bool = True,
         keep_records: int = 1_000_000,
+        warm_up: WarmUp | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self._runner = asyncio.Runner(loop_factory=lambda: VirtualLoop(self.clock))
@@ -236,6 +239,7 @@ class VirtualServing(Generic[R]):
             memory=memory_policy(memory),
             admission=admission,
             keep_records=keep_records,
+            warm_up=warm_up,
             clock=self.clock,
             background=VirtualBackground(loop),
         )

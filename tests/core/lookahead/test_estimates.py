@@ -11,27 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Estimates, Mean, RunCourse
+from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Estimates, Mean
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.errors import ConfigError
 
 
-def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g") -> RunCourse:
+def live(estimates: Estimates, stages: list[tuple[str, float]], graph: str = "g") -> RunTrace:
     """Let a run enter stages one after another, each with one call of so many seconds, and end."""
-    course = RunCourse(graph)
+    run = RunTrace(graph=graph)
     for stage, service_s in stages:
-        estimates.enter(course, stage)
-        estimates.served(course, stage, service_s, 10)
-    estimates.ended(course, RunTrace())
-    return course
+        estimates.enter(run, stage)
+        estimates.served(run, stage, service_s, 10)
+    estimates.ended(run)
+    return run
 
 
 def at(estimates: Estimates, *stages: str, graph: str = "g") -> float | None:
     """Return what a run needs that has come through *stages* and is in the last of them."""
-    course = RunCourse(graph)
+    run = RunTrace(graph=graph)
     for stage in stages:
-        estimates.enter(course, stage)
-    return estimates.remaining_s(course, [stages[-1]])
+        estimates.enter(run, stage)
+    return estimates.remaining_s(run, [stages[-1]])
 
 
 def test_nothing_is_known_of_what_never_ran() -> None:
@@ -73,16 +73,16 @@ def test_the_longest_of_parallel_branches_counts() -> None:
     estimates = Estimates()
     live(estimates, [("short", 1.0)])
     live(estimates, [("long", 5.0)])
-    course = RunCourse("g")
-    assert estimates.remaining_s(course, ["short", "long", "unknown"]) == 5.0
-    assert estimates.remaining_s(course, []) is None
+    run = RunTrace(graph="g")
+    assert estimates.remaining_s(run, ["short", "long", "unknown"]) == 5.0
+    assert estimates.remaining_s(run, []) is None
 
 
 def test_a_run_that_did_not_end_teaches_nothing_of_what_comes_after() -> None:
     estimates = Estimates()
-    course = RunCourse("g")
-    estimates.enter(course, "a")
-    estimates.served(course, "a", 1.0, None)
+    run = RunTrace(graph="g")
+    estimates.enter(run, "a")
+    estimates.served(run, "a", 1.0, None)
     assert at(estimates, "a") is None
     assert estimates.service_s("g", "a") == 1.0 and estimates.answer_tokens("g", "a") is None
 

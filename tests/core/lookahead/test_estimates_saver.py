@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from orla_lg.core.lookahead import estimates_file
-from orla_lg.core.lookahead.estimates import Estimates, RunCourse
+from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.estimates_saver import MANY_BROKEN, SAVE_EVERY_S, EstimatesFile
+from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.errors import ConfigError
 from tests.core.fakes import HandBackground, HandClock
 
@@ -28,7 +29,7 @@ def test_it_is_written_once_a_while_and_only_if_there_is_something(tmp_path: Pat
     estimates, keeper, background = a_file(file)
     keeper.save()
     assert not file.exists(), "nothing was learned"
-    estimates.served(RunCourse("g"), "a", 2.0, 7, backend="main")
+    estimates.served(RunTrace(graph="g"), "a", 2.0, 7, backend="main")
     keeper.learned()
     keeper.learned()
     assert len(background.timers) == 1, "one timer for all that is learned meanwhile"
@@ -138,7 +139,7 @@ def test_it_is_its_users_alone_whatever_lies_in_the_way(tmp_path: Path, umask: i
     precious.write_text("precious")
     (tmp_path / f".e.json.{os.getpid()}").symlink_to(precious)  # the name that could be foreseen
     estimates, keeper, _ = a_file(file)
-    estimates.served(RunCourse("g"), "a", 2.0, 7)
+    estimates.served(RunTrace(graph="g"), "a", 2.0, 7)
     keeper.learned()
     before = os.umask(umask)
     try:
@@ -152,7 +153,7 @@ def test_it_is_its_users_alone_whatever_lies_in_the_way(tmp_path: Path, umask: i
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "e.json"
     estimates, keeper, _ = a_file(file)
-    estimates.served(RunCourse("g"), "a", 2.0, 7)
+    estimates.served(RunTrace(graph="g"), "a", 2.0, 7)
     keeper.learned()
     keeper.save()
     held = file.read_text()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from orla_lg.core.lookahead.estimates import Estimates, RunCourse
+from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.forecast import MAX_PATIENCE, Forecast, innermost
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.lookahead.trace import RunTrace
@@ -23,45 +23,24 @@ CHOICE = GraphStructure(
 
 def a_run(estimates: Estimates, structure: GraphStructure, *stages: str, service_s: float = 1.0) -> None:
     """Let a run pass through *stages*, one call in each."""
-    trace, course = RunTrace(structure), RunCourse("g")
+    trace = RunTrace(structure, "g")
     for number, stage in enumerate(stages):
         trace.entered(f"{stage}:{number}", number, 0.0)
-        estimates.enter(course, stage)
+        estimates.enter(trace, stage)
         trace.called(f"{stage}:{number}", service_s)
-        estimates.served(course, stage, service_s, 10, backend="fast" if stage == "b" else "slow")
+        estimates.served(trace, stage, service_s, 10, backend="fast" if stage == "b" else "slow")
         trace.left(f"{stage}:{number}", service_s)
-    estimates.ended(course, trace)
+    estimates.ended(trace)
 
 
 def test_a_choice_not_seen_yet_falls_on_all_alike_and_then_as_seen() -> None:
     estimates = Estimates()
     forecast = Forecast("g", CHOICE, {}, estimates)
-    assert forecast.next_stages(["a"]) == {"b": 0.5, "c": 0.5} and forecast.ahead_s("a") is None
+    assert forecast.next_stages(["a"]) == {"b": 0.5, "c": 0.5}
     for _ in range(9):
         a_run(estimates, CHOICE, "a", "b")
     assert forecast.next_stages(["a"]) == pytest.approx({"b": 0.95, "c": 0.05})
     assert forecast.next_backends(["a"]) == pytest.approx({"fast": 0.95}), "of c nothing is known"
-
-
-def test_the_way_ahead_is_what_follows_and_oneself() -> None:
-    estimates = Estimates()
-    forecast = Forecast("g", CHOICE, {}, estimates)
-    a_run(estimates, CHOICE, "a", "b", service_s=3.0)
-    assert forecast.ahead_s("b") == forecast.ahead_s("c") == 3.0, "a stage never seen counts as their mean"
-    assert forecast.ahead_s("a") == 6.0
-    assert forecast.ahead_s("a|tool") == 6.0, "an unknown stage counts as the one around it"
-    assert forecast.ahead_s("new") == pytest.approx(4.0), "or as the mean"
-    assert forecast.remaining_s(["a"]) == 6.0 and forecast.remaining_s([]) is None
-
-
-def test_tools_are_ahead_but_no_service() -> None:
-    estimates, trace = Estimates(), RunTrace(CHOICE)
-    a_run(estimates, CHOICE, "a", "b")
-    trace.entered("c:1", 1, 0.0)
-    trace.left("c:1", 10.0)
-    estimates.ended(RunCourse("g"), trace)
-    forecast = Forecast("g", CHOICE, {}, estimates)
-    assert forecast.ahead_s("c") == 10.0 and forecast.remaining_s(["c"]) == 0.0
 
 
 def test_where_nothing_was_seen_the_mapping_says_where_calls_go() -> None:
@@ -73,7 +52,7 @@ def test_where_nothing_was_seen_the_mapping_says_where_calls_go() -> None:
 def test_where_calls_went_lately_counts() -> None:
     estimates = Estimates()
     for backend in ("old",) * 50 + ("new",) * 50:
-        estimates.served(RunCourse("g"), "a", 1.0, 1, backend=backend)
+        estimates.served(RunTrace(graph="g"), "a", 1.0, 1, backend=backend)
     assert estimates.learned("g", "a").backends == pytest.approx({"new": 1.0}, abs=0.02)
 
 
@@ -95,16 +74,16 @@ def test_asking_is_a_look_into_a_table_and_figures_follow() -> None:
     estimates, forecast = Estimates(), None
     forecast = Forecast("g", CHOICE, {}, estimates)
     a_run(estimates, CHOICE, "a", "b")
-    assert forecast.ahead_s("a") == 2.0
+    assert forecast.next_stages(["a"]) == {"b": 0.75, "c": 0.25}
     begun = time.perf_counter()
     for _ in range(10_000):
-        forecast.ahead_s("a")
-    assert (time.perf_counter() - begun) / 10_000 < 20e-6
+        forecast.next_stages(["a"])
+    assert (time.perf_counter() - begun) / 10_000 < 50e-6
     for _ in range(500):
-        a_run(estimates, CHOICE, "a", "b", service_s=5.0)
-    assert forecast.ahead_s("a") == pytest.approx(10.0, rel=0.2)
-    computed = forecast._now
-    for _ in range(MAX_PATIENCE * 5 // 3 + 1):  # four stages and an edge; a run of two calls is three lessons
         a_run(estimates, CHOICE, "a", "b")
-    forecast.ahead_s("a")
+    assert forecast.next_stages(["a"])["b"] > 0.9
+    computed = forecast._now
+    for _ in range(MAX_PATIENCE * 5 + 1):  # four stages and an edge
+        a_run(estimates, CHOICE, "a", "b")
+    forecast.next_stages(["a"])
     assert forecast._now is not computed

@@ -1,1 +1,1 @@
-"""Engines with a prefix tree: the tree, references to it, admission, capacity, eviction, events."""
+"""Engines with a prefix tree: the tree, references to it, admission, capacity, eviction."""

@@ -22,7 +22,6 @@ from math import inf
 
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, Resident
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
-from orla_lg.core.cache.prefix.blocks import CachedBlocks
 from orla_lg.core.cache.prefix.capacity import Capacity
 from orla_lg.core.cache.prefix.nodes import PrefixNode
 from orla_lg.core.cache.prefix.references import References
@@ -39,10 +38,6 @@ GROWTH_SHARE = 0.8
 UNKNOWN_GROWTH = 1.5
 """Growth expected of a workflow of a kind without any ended run, in lengths of its prompt."""
 
-
-UNTOLD = 2.0
-"""Where an engine tells what it gives up, so many times what it holds may be believed: no event tells of what lies
-in no whole block."""
 
 LENIENCE = 2.0
 """A prefill may take so many times as long as expected before others wait for it no longer."""
@@ -76,7 +71,6 @@ class Admission:
         self.capacity = Capacity()
         self.claims = claims or References(PrefixTree())
         self.cache = self.claims.cache
-        self.blocks = CachedBlocks(self.cache)
         self.holds = holds
         self.again_at_s = inf
         """When to choose again if nothing happens before; monotonic."""
@@ -219,8 +213,6 @@ class Admission:
         call = queued.call
         stay = self.cache.begin(call.ask, call.expected_answer_tokens, call.identity.prompt_owner, found)
         gone_tokens = self._evicted()
-        if self.cache.told:
-            self.blocks.began(call.identity.workflow, stay)
         # Growth is weighed against a limit; while none is known, nothing is computed.
         self.claims.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
         fresh_tokens = sum([piece.tokens for piece in stay.fresh])
@@ -269,22 +261,12 @@ class Admission:
         else:
             self.cache.undo(entry.stay)
         who, leaf = queued.call.identity, entry.stay.answer if reached else None
-        if self.blocks.follows_calls:
-            cached = None if usage is None else usage.cached_tokens
-            self.blocks.ended(who.workflow, entry.stay, cached, reached=reached)
         self.claims.leave(who.workflow, who.stage, leaf, now, followed=followed)
         self._evicted()
 
     def _evicted(self) -> float:
-        """Return how much the engine gives up for what is in use now; believe it gone unless events will tell.
-
-        Pieces are coarser than what an engine gives up, so events are right where this is too much.
-        """
-        if not self.cache.told:
-            return self.cache.shrink(self.capacity.limit)
-        too_much = min(max(0.0, self.cache.tokens - self.capacity.limit), self.cache.idle_tokens)
-        self.cache.shrink(UNTOLD * self.capacity.limit)
-        return too_much
+        """Believe gone what the engine gives up for what is in use now; returns its tokens."""
+        return self.cache.shrink(self.capacity.limit)
 
     def _end(self, stay: CacheHandle, usage: Usage | None) -> None:
         if usage is None:
@@ -319,7 +301,6 @@ class Admission:
         """Assert the invariants; *warmed_tokens* are in use by a warm-up, which is no call."""
         self.cache.check_integrity()
         self.claims.check_integrity()
-        self.blocks.check_integrity()
         assert sum(claim.in_flight for claim in self.claims.by_workflow.values()) == len(self._entries)
         assert set(self._prefilling) <= set(self._entries)
         assert self._awaited == {piece for entry in self._prefilling.values() for piece in entry.stay.fresh}

@@ -12,9 +12,6 @@ from itertools import chain
 
 from orla_lg.core.cache.prefix.nodes import EvictionBand, LruList, PrefixNode
 
-TINY_TOKENS = 1e-6
-"""Less than this comes from rounding."""
-
 
 class Eviction(StrEnum):
     """In which order an engine gives up what is idle."""
@@ -70,16 +67,13 @@ class EvictionOrder:
             piece.band = EvictionBand.FIRST if dead_first else EvictionBand.USUAL
         piece.idle = True
         self._lines[piece.band].append(piece)
-        tokens = piece.tokens - piece.gone_tokens
-        self.idle_tokens += tokens
-        if not piece.owners:
-            self.obsolete_tokens += tokens
+        self._count(piece, piece.tokens)
 
     def take(self, piece: PrefixNode) -> None:
         """Let a piece not be given up: a call uses it."""
         piece.idle = False
         self._lines[piece.band].remove(piece)
-        self._count(piece, piece.gone_tokens - piece.tokens)
+        self._count(piece, -piece.tokens)
 
     def _count(self, piece: PrefixNode, more_tokens: float) -> None:
         self.idle_tokens += more_tokens
@@ -103,9 +97,9 @@ class EvictionOrder:
             if each.idle:
                 each.idle = False
                 lines[each.band].remove(each)
-                idle_tokens += each.tokens - each.gone_tokens
+                idle_tokens += each.tokens
                 if not each.owners:
-                    obsolete_tokens += each.tokens - each.gone_tokens
+                    obsolete_tokens += each.tokens
             each.alive = False
             if pieces.get(each.key) is each:
                 del pieces[each.key]
@@ -122,47 +116,6 @@ class EvictionOrder:
         while usual.first is not None and usual.first.idle_from < idle_from:
             self.lose(usual.first)
 
-    def cut(self, leaf: PrefixNode, from_tokens: float) -> PrefixNode | None:
-        """Believe gone what lies on the path to a piece beyond so many tokens.
-
-        Returns the first piece that is cut if a call uses it: that call computes it.
-        """
-        end = sum(piece.tokens for piece in leaf.path())
-        cut: PrefixNode | None = None
-        for piece in leaf.path():
-            if end <= from_tokens + TINY_TOKENS:
-                break
-            cut, end = piece, end - piece.tokens
-        if cut is None or not cut.alive:
-            return None
-        if cut.users:
-            self._empty(cut)
-            return cut
-        self._shorten(cut, from_tokens - end)
-        return None
-
-    def _shorten(self, cut: PrefixNode, stays: float) -> None:
-        """Believe gone what comes after so many tokens of an idle piece."""
-        if stays <= TINY_TOKENS:
-            self.lose(cut)
-            return
-        for child in list(cut.children()):
-            self.lose(child)
-        gone = max(cut.gone_tokens, cut.tokens - stays)
-        self._count(cut, cut.gone_tokens - gone)
-        cut.gone_tokens = gone
-
-    def _empty(self, used: PrefixNode) -> None:
-        """Believe that a piece in use is still to be computed, like all in use after it; the rest is gone."""
-        below = [used]
-        while below:
-            piece = below.pop()
-            if piece.users:
-                piece.filled = False
-                below.extend(piece.children())
-            else:
-                self.lose(piece)
-
     # Owners
 
     def own(self, leaf: PrefixNode, until: PrefixNode | None = None) -> None:
@@ -171,7 +124,7 @@ class EvictionOrder:
         while piece is not None and piece is not until:
             piece.owners += 1
             if piece.owners == 1 and piece.idle:
-                self.obsolete_tokens -= piece.tokens - piece.gone_tokens
+                self.obsolete_tokens -= piece.tokens
                 if self.order is Eviction.BANDED:
                     self._move(piece)
             piece = piece.parent
@@ -185,7 +138,7 @@ class EvictionOrder:
             if piece.owners:
                 continue
             if piece.idle:
-                self.obsolete_tokens += piece.tokens - piece.gone_tokens
+                self.obsolete_tokens += piece.tokens
                 if self.order is Eviction.BANDED:
                     self._move(piece)
             elif not piece.alive and self.missed.get(piece.key) is piece:
@@ -238,7 +191,6 @@ class EvictionOrder:
             assert piece.alive and piece.key == key and key not in self.missed
             assert piece.parent is None or not piece.parent.alive or piece in piece.parent.children()
             assert piece.parent is None or piece.parent.alive or piece.users, "nothing finds what is after a gap"
-            assert 0 <= piece.gone_tokens <= piece.tokens and not (piece.gone_tokens and piece.child)
         assert all(not piece.alive and piece.owners and not piece.users for piece in self.missed.values())
         assert all(self.missed[piece.key] is piece for piece in self.missed.values())
         for kept, ones in (

@@ -44,8 +44,6 @@ class PrefixNode:
     filled: bool = False
     """Its prefill is done: a call through it had its first token, or ended."""
     alive: bool = True
-    gone_tokens: float = 0.0
-    """Of its end, given up already; nothing after it is alive then."""
     idle_from: float = 0.0
     """What ``PrefixTree.flow_tokens`` was when it was used last."""
     idle: bool = False
@@ -68,7 +66,7 @@ class PrefixNode:
     @property
     def there_tokens(self) -> float:
         """What is believed to be there."""
-        return self.tokens - self.gone_tokens if self.alive else 0.0
+        return self.tokens if self.alive else 0.0
 
     def answer_to(self, prompt_owner: str) -> PrefixNode | None:
         """Return what a model said to somebody after it, if that can be told and has no name yet."""

@@ -284,7 +284,7 @@ class References:
         mine, claim = Counter[PrefixNode](), self.by_workflow.get(workflow)
         for leaf in () if claim is None else claim.leaves.values():
             mine.update(leaf.path())
-        return sum([piece.tokens - piece.gone_tokens for piece in pieces if piece.owners > mine[piece]])
+        return sum([piece.tokens for piece in pieces if piece.owners > mine[piece]])
 
     def tokens_of(self, workflow: str) -> int:
         """Return how many tokens of a workflow are believed to be in the cache."""
@@ -312,9 +312,8 @@ class References:
         if len(claim.leaves) == 1:  # as nearly always, and then there is nothing to count twice
             for piece in next(iter(claim.leaves.values())).path():
                 if piece.alive:
-                    there = piece.tokens - piece.gone_tokens
-                    tokens += there
-                    alone += there if piece.owners == 1 else 0.0
+                    tokens += piece.tokens
+                    alone += piece.tokens if piece.owners == 1 else 0.0
             return tokens, alone
         mine = Counter(piece for leaf in claim.leaves.values() for piece in leaf.path())
         for piece, times in mine.items():

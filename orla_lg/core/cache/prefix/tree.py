@@ -9,8 +9,8 @@ A piece is *owned* while it lies on the path of some workflow's newest call (``r
 owner is *obsolete*: a later turn left it behind, or its workflow is over. A piece that is lost though it has an owner
 is remembered, so that it is the same one when it is computed again.
 
-Three things tell of losses: the size of the cache (``shrink``), answers that found less than we believed (``end``),
-and events of the engine (``EvictionOrder.cut``). No engine gives up a beginning before what comes after it, or if it
+Two things tell of losses: the size of the cache (``shrink``), and answers that found less than we believed (``end``).
+No engine gives up a beginning before what comes after it, or if it
 does, what comes after cannot be found: so with a node, all behind it are lost.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
-from orla_lg.core.cache.prefix.hit_check import HitCheck, HitReport
+from orla_lg.core.cache.prefix.hit_check import HitCheck
 from orla_lg.core.cache.prefix.nodes import EvictionBand, PrefixNode
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 
@@ -42,7 +42,7 @@ class CacheHandle:
     """From the first message to the last."""
     answer: PrefixNode
     fresh: list[PrefixNode]
-    """Of the path, those that were not there before, or not wholly."""
+    """Of the path, those that were not there before."""
     expected_tokens: float
     """Of the prompt, what should be found in the cache."""
     enough_tokens: float
@@ -55,25 +55,11 @@ class CacheHandle:
     """So many of the first pieces were part of a prompt before: an answer may come back in another rendering."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixTreeStatistics:
-    """An engine's cache as we believe it to be, in tokens."""
-
-    in_use_tokens: int
-    idle_tokens: int
-    obsolete_tokens: int
-    """Of the idle ones, on the path of no workflow's newest call."""
-    pieces: int
-    testimony: HitReport
-
-
 @dataclass(eq=False)
 class PrefixTree:
     """The pieces of one engine. ``check_integrity`` asserts what the parts promise."""
 
     tokens_per_char: float = 1 / CHARS_PER_TOKEN
-    told: bool = False
-    """The engine reports what it gives up, so answers are no longer taken for signs of that."""
     in_use_tokens: float = 0.0
     """Of calls in flight, with the answers that are expected."""
     wanted_tokens: float = 0.0
@@ -101,7 +87,7 @@ class PrefixTree:
     # Looking
 
     def find(self, ask: Ask, prompt_owner: str = "") -> list[PrefixNode]:
-        """Return the pieces of the longest beginning of a prompt that is known; of the last, a part may be gone.
+        """Return the pieces of the longest beginning of a prompt that is known.
 
         An answer is known by its text only once a prompt repeated it. Before, it is taken to be what *prompt_owner*
         repeats: other workflows with the same prompt may have got another answer.
@@ -168,13 +154,13 @@ class PrefixTree:
         believed: list[float] = []
         for piece, (key, _) in zip(path, ask.pieces, strict=False):
             if piece.filled:
-                believed.append(piece.tokens - piece.gone_tokens)
+                believed.append(piece.tokens)
             used += piece.users > 0
             proven += piece.counted
             if piece.key != key:
                 self._name(piece, key, prompt_owner)
         since_tokens = self._used_since(path[len(believed) - 1]) if believed else 0.0
-        fresh = [path[-1]] if path and path[-1].gone_tokens else []
+        fresh: list[PrefixNode] = []
         parent, fresh_tokens = path[-1] if path else None, 0.0
         for index in range(known, len(ask.pieces)):
             parent = self._appear(ask, index, parent, ask.pieces[index][1] * self.tokens_per_char, prompt_owner)
@@ -200,7 +186,7 @@ class PrefixTree:
             piece = PrefixNode(key, parent, tokens)
             self.shelf.live(piece)
         else:
-            piece.filled, piece.gone_tokens = False, 0.0
+            piece.filled = False
             self.shelf.live(piece)
             self._name(piece, key, prompt_owner)
         return piece
@@ -227,8 +213,6 @@ class PrefixTree:
         if piece.users == 0:
             if piece.idle:
                 self.shelf.take(piece)
-            if piece.gone_tokens:
-                piece.gone_tokens, piece.filled = 0.0, False
             self.in_use_tokens += piece.tokens
             if not piece.claims:
                 self.wanted_tokens += piece.tokens
@@ -260,7 +244,8 @@ class PrefixTree:
             if lost is not None:
                 self._correct(stay, lost)
         answer = stay.answer
-        self._resize(answer, self._kept(stay, answer.tokens if answer_tokens is None else answer_tokens))
+        if answer_tokens is not None:
+            self._resize(answer, answer_tokens)
         answer.filled = True
         self.filled(stay)
         if stay.path:
@@ -287,14 +272,6 @@ class PrefixTree:
             self.flow_tokens += piece.tokens
             if piece.alive:
                 self.shelf.put(piece)
-
-    def _kept(self, stay: CacheHandle, answer_tokens: float) -> float:
-        """Return how much of an answer stays: full blocks only, and its last token was never computed."""
-        block = self.witness.block_tokens
-        if block is None:
-            return answer_tokens
-        prompt = sum([piece.tokens for piece in stay.path])
-        return max(0.0, (prompt + answer_tokens - 1) // block * block - prompt)
 
     def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""
@@ -362,7 +339,7 @@ class PrefixTree:
             for child in list(piece.children()):
                 if not child.users:
                     shelf.lose(child)
-        tells = shelf.order is Eviction.LRU and not self.told and first.band is EvictionBand.USUAL
+        tells = shelf.order is Eviction.LRU and first.band is EvictionBand.USUAL
         if tells and stay.used <= lost < stay.proven:
             deepest = stay.path[len(stay.believed) - 1]
             stay.enough_tokens -= first.idle_from - deepest.idle_from  # it was used later, and yet is gone
@@ -374,14 +351,6 @@ class PrefixTree:
             if piece.alive:
                 self.shelf.lose(piece)
 
-    def statistics(self) -> PrefixTreeStatistics:
-        """Return a snapshot."""
-        shelf = self.shelf
-        return PrefixTreeStatistics(
-            round(self.in_use_tokens), round(shelf.idle_tokens), round(shelf.obsolete_tokens), len(shelf.pieces),
-            self.witness.testimony(),
-        )  # fmt: skip
-
     def check_integrity(self) -> None:
         """Assert the invariants."""
         self.shelf.check_integrity()
@@ -389,7 +358,6 @@ class PrefixTree:
         in_use = sum(piece.tokens for piece in self.pieces.values() if piece.users)
         assert self.in_use_tokens >= in_use - 1e-3 * (1 + in_use), (self.in_use_tokens, in_use)
         assert all(piece.claims <= piece.owners or not piece.owners for piece in self.pieces.values())
-        assert self.witness.verified_tokens <= self.witness.claimed_tokens
 
 
 def _are_alive(path: list[PrefixNode]) -> bool:

@@ -424,7 +424,7 @@ def test_a_last_block_that_is_not_found_is_no_loss() -> None:
     cache = PrefixTree()
     three_that_begin_alike(cache)
     tell(cache, chat("p" * 3993, "mid".ljust(795)), 1200, 1184)
-    assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+    assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
 
 
 def test_a_last_block_that_is_full_is_no_loss_either() -> None:
@@ -432,7 +432,7 @@ def test_a_last_block_that_is_full_is_no_loss_either() -> None:
     three_that_begin_alike(cache)
     for _ in range(2):
         tell(cache, chat("p" * 3993, "wide".ljust(859)), 1216, 1200)  # 76 blocks of 16
-    assert cache.witness.contradicted == 0 and lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
+    assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
 
 
 def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
@@ -441,15 +441,6 @@ def test_an_answer_that_is_rendered_anew_says_nothing_of_others() -> None:
     grown = tell(cache, chat("p" * 3993, "new".ljust(795), "said " * 200, "more"), 1500, 1200)
     assert grown.path[2].tokens > 100, "the answer came back longer than it was"
     assert lengths(cache, "p" * 3993, "old".ljust(795)) == [1000, 200]
-
-
-def test_claimed_and_verified_tokens_are_counted_and_what_nobody_believed() -> None:
-    cache = PrefixTree()
-    tell(cache, chat("p" * 3993), 1000, 320)
-    tell(cache, chat("p" * 3993), 1000, 992)
-    tell(cache, chat("p" * 3993), 1000, 400)
-    told = cache.statistics().testimony
-    assert (told.claimed_tokens, told.verified_tokens, told.surplus_tokens, told.contradicted) == (2000, 1392, 320, 1)
 
 
 def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -> None:
@@ -463,16 +454,4 @@ def test_what_is_lost_though_somebody_owns_it_is_the_same_when_it_comes_back() -
     again = cache.begin(chat("p" * 393, "q"), 0.0)
     assert again.path == stay.path and cache.wanted_tokens == wanted, "not wanted twice"
     assert again.expected_tokens == 0 and again.fresh == again.path
-    cache.check_integrity()
-
-
-def test_a_part_of_a_piece_may_be_gone() -> None:
-    cache = PrefixTree()
-    stay = ended(cache, chat("p" * 3993, "q" * 795), counted=1200)
-    cache.shelf.cut(stay.answer, 800.0)
-    assert lengths(cache, "p" * 3993, "q" * 795) == [800] and cache.tokens == 800
-    again = cache.begin(chat("p" * 3993, "q" * 795), 0.0)
-    assert again.expected_tokens == 800 and [round(p.tokens) for p in again.fresh] == [1000, 200]
-    cache.end(again, 1200, 5)
-    assert lengths(cache, "p" * 3993, "q" * 795) == [1000, 200]
     cache.check_integrity()
