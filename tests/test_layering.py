@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "errors", "core", "control", "mappers", "openai_api", "testing", "adapters", "graph", "config", "orla",
-    "workflow",
+    "errors", "core", "control", "mappers", "openai_api", "testing", "adapters", "graph", "config_faults", "config",
+    "orla", "workflow",
 )  # fmt: skip
 LAYERS = (*LIBRARY, "__init__", "engines", "check", "explain", "top", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")

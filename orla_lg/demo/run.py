@@ -111,7 +111,7 @@ def run(plan: Plan, watch: Watch) -> DemoResult:
     """
     plan.outbox.parent.mkdir(parents=True, exist_ok=True)
     emails: dict[int, Email] = {}
-    with engines(plan) as backends, Orla(backends, mapping_for(backends), stage_policy="priority") as orla:
+    with engines(plan) as backends, Orla(backends, mapping_for(backends), policy="priority") as orla:
         for fault in filter(None, orla.connect().values()):
             raise fault  # no ticket can be answered without it
         model = chat_model(backends[-1].url, backends[-1].model or "default", plan.api_key or "none")

@@ -42,7 +42,7 @@ examples:
   orla-lg pause heavy                 no more calls go there; those in flight go on, others wait
   orla-lg resume heavy                those that waited go, in order
   orla-lg set limit heavy --max-concurrency 8
-  orla-lg set policy --stage-policy edf
+  orla-lg set policy --policy edf
 
 Nothing that waits is lost by any of these. Where a mapping is load-aware, calls go to their alternatives
 meanwhile. A change lasts as long as the process.
@@ -86,6 +86,7 @@ def _register_set(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )  # fmt: skip
     which = setting.add_subparsers(title="what", metavar="WHAT", required=True)
     policy = _parser(which, "policy", "order calls by other policies, those that wait as well", STEER_EXAMPLES)
+    policy.add_argument("--policy", type=_name, metavar="NAME", help="both: stages, and the calls of each")
     policy.add_argument("--stage-policy", type=_name, metavar="NAME", help="which stage's sub-queue goes next")
     policy.add_argument(
         "--request-policy", type=_name, metavar="NAME", help="which call inside a sub-queue goes next"
@@ -220,7 +221,8 @@ def _drain(args: argparse.Namespace) -> int:
 
 
 def _set_policy(args: argparse.Namespace) -> int:
-    asked = protocol.Policy(stage_policy=args.stage_policy, request_policy=args.request_policy, backend=args.backend)
+    stages, requests = args.stage_policy or args.policy, args.request_policy or args.policy
+    asked = protocol.Policy(stage_policy=stages, request_policy=requests, backend=args.backend)
     with _client(args) as client:
         client.ask(asked)
         backends = client.state().backends

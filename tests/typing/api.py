@@ -92,6 +92,7 @@ heavy = Backend("heavy", "http://h/v1", max_concurrency=32, cost=Cost(input_per_
 orla = Orla(
     backends=[Backend("light", "http://l/v1", model="Qwen/Qwen3-4B", engine="vllm", aliases=["gpt"]), heavy],
     mapper={"classify": "light", "*": ["heavy", "light"]},
+    policy="priority",
     stage_policy="priority",
     request_policy="fcfs",
     memory="default",
