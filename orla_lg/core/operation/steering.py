@@ -20,7 +20,7 @@ from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, Waiter, WaitForTurn
 from orla_lg.core.workflow import WorkflowBook
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, PolicyError, did_you_mean
 
 
 class Keep(Enum):
@@ -135,7 +135,8 @@ class Steering:
         except Exception as error:  # a policy is the user's code
             for undone in done:
                 self._change_policies(undone, before[undone])
-            raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {error!r}") from error
+            fault = error.__cause__ if isinstance(error, PolicyError) else error
+            raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {fault!r}") from error
 
     def _change_policies(self, backend: str, policies: Policies) -> None:
         """Order by other policies, waiting calls as well. What a policy raises on one of them changes nothing."""
