@@ -103,6 +103,12 @@ def test_every_public_class_answers_or_is_made_by_calls() -> None:
         (lambda: LearnedMapper(model="x"), "did you mean 'model_file'"),
         (lambda: EngineOptions(slot=3), "did you mean 'slots'"),
         (lambda: replace(Limit(calls=1), cals=2), "did you mean 'calls'"),
+        (lambda: Orla(URL, "light"), r"'light' is no stage mapper.*one backend for all stages is \{'\*': 'light'\}"),
+        (lambda: Orla(URL, limits=Limit(calls=3)), r"a Limit is given.*Limits\(run=Limit\(calls=3"),
+        (lambda: Orla(URL, memory="defualt"), "did you mean 'default'"),
+        (lambda: Orla(URL, policy="prioriti"), "did you mean 'priority'"),
+        (lambda: Orla(URL, policy={"*": "edf"}), "policy: one policy orders both levels.*stage_policy takes a table"),
+        (lambda: Orla(URL, stage_policy={"hevy": "edf"}), "stage_policy: backend 'hevy' does not exist"),
     ],
 )  # fmt: skip
 def test_mistakes_that_are_made(wrong: Callable[[], object], said: str) -> None:
