@@ -233,7 +233,7 @@ def test_headings_say_what_stands_below_them() -> None:
     assert [each for each in headings if each in ("found", "for", "resident", "asked", "waiting")] == []
     for title in ("orders to caches", "calls that wait", "workflows whose KV cache is held"):
         assert title in said and title in commands.TOP_EXAMPLES
-    assert "flush: 2 deferred" in said and "waits for" in said and "as expected" in said
+    assert "flush: 2 deferred" in said and "waits for" in said and "kept" in said
 
 
 def test_what_was_claimed_of_caches_and_what_calls_found() -> None:

@@ -101,7 +101,7 @@ def main() -> None:
     options = parser("trace", __doc__)
     options.add_argument("--out", type=Path, default=DOCS / "trace.svg")
     out = options.parse_args().out
-    with EmbeddedEngine(EngineSettings(slots=1, context_tokens=1024)) as engine:
+    with EmbeddedEngine(EngineSettings(slots=1, context_tokens=1024, threads=1)) as engine:
         runs = record(engine.url)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
     console.print(picture(runs), markup=False)

@@ -26,9 +26,9 @@ examples:
 
 what it shows:
   backends    state (open, paused, circuit, gone), calls in flight of those allowed, calls that wait (at the
-              right by stage), calls and answered tokens per second over the last ten seconds, the part of
-              the prompts that was cached, how much of what was expected to be cached was there, and how
-              full the KV cache is believed to be
+              right by stage), calls and answered tokens per second over the last ten seconds; cached: the
+              part of the prompts that was cached; kept: how much of what was expected to be cached was
+              still there; and how full the KV cache is believed to be
   orders to caches
               what orla_lg ordered and what came of it (freed, pinned, deferred: not used again, and freed
               later), and whether the next call of the same workflow found it so

@@ -24,9 +24,6 @@ from orla_lg.core.operation.statistics import Waiting, WaitsFor
 RATE_WINDOW_S = 10.0
 """Rates are means over so long."""
 
-CACHED, AS_EXPECTED = "of prompts cached", "as expected"
-"""Columns: the part of the prompts that was cached, and how much of what was expected to be cached was there."""
-
 BAR = 12
 PIPE_WIDTH = 120
 """Columns where there is no terminal to ask."""
@@ -106,7 +103,7 @@ def _table(*headings: str) -> Table:
 
 
 _NUMBERS = frozenset({
-    "in flight", "waiting", "calls/s", "tokens/s", CACHED, AS_EXPECTED, "turn", "priority", "waited", "tokens",
+    "in flight", "waiting", "calls/s", "tok/s", "cached", "kept", "turn", "priority", "waited", "tokens",
 })  # fmt: skip
 """Headings of columns with numbers."""
 
@@ -123,9 +120,9 @@ def _backends(state: ProcessState, history: History) -> Table:
         "in flight",
         "waiting",
         "calls/s",
-        "tokens/s",
-        CACHED,
-        AS_EXPECTED,
+        "tok/s",
+        "cached",
+        "kept",
         "KV cache",
         "queue by stage",
     )
@@ -142,7 +139,7 @@ def _backends(state: ProcessState, history: History) -> Table:
             calls,
             tokens,
             _cached(backend),
-            _as_expected(backend),
+            _kept(backend),
             _kv(backend.kv),
             _stages(backend),
         )
@@ -163,8 +160,8 @@ def _cached(backend: BackendState) -> str:
     return f"{100 * backend.spent.cached_tokens / prompt:.0f} %" if prompt else "–"
 
 
-def _as_expected(backend: BackendState) -> str:
-    """Return how much of what was expected to be cached calls found there."""
+def _kept(backend: BackendState) -> str:
+    """Return how much of what was expected to be cached was still there."""
     truth = backend.truth
     return f"{100 * truth.verified_tokens / truth.claimed_tokens:.0f} %" if truth.claimed_tokens else "–"
 
