@@ -124,7 +124,9 @@ class Serving:
             self.schedulers[backend.name] = BackendScheduler(
                 backend, adapter, self.background, clock, ordered_by, shared
             )
-        self.steering = Steering(self.schedulers, self.book)
+        both_levels_meant = (stages is None) == (requests is None) and stages is not None
+        unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
+        self.steering = Steering(self.schedulers, self.book, unread_hints)
         self.progress = GraphProgress(
             self.book, self.foresight, self.memory, self.records, self.updates, clock,
             looks_ahead=warm_up is not None,
@@ -134,7 +136,7 @@ class Serving:
         self.services = Services(
             clock, self.background, self.new_id, self.book, self.records, self.limits, self.foresight, self.memory,
             self.progress, self.schedulers, self.mappings, self.resources.masking,
-            UnreadHints(both_levels_meant=(stages is None) == (requests is None) and stages is not None),
+            unread_hints,
         )  # fmt: skip
 
     def feedback(self, record_id: str, score: float) -> None:

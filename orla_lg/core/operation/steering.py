@@ -15,6 +15,7 @@ from functools import partial
 
 from orla_lg.core.call import Call
 from orla_lg.core.engine.backend import concurrency_of
+from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendScheduler
@@ -35,9 +36,12 @@ KEEP = Keep.KEEP
 class Steering:
     """The levers of one core; any thread may pull them."""
 
-    def __init__(self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook) -> None:
+    def __init__(
+        self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook, unread_hints: UnreadHints | None = None
+    ) -> None:
         self._schedulers = schedulers
         self._book = book
+        self._unread_hints = unread_hints or UnreadHints(both_levels_meant=True)
         self._policies = threading.Lock()
         """Held while policies change: a change that must be undone is undone to what it found."""
 
@@ -97,14 +101,20 @@ class Steering:
         found = self._book.open_on(run, tenant)
         for state in found:
             state.priority = priority
-            touched = partial(self._touched, state.id)
             for scheduler in self._schedulers.values():
+                changed: list[Call] = []
+                touched = partial(self._touched, state.id, changed)
                 for workflow in state.workflows:
                     reprioritize(scheduler, workflow, touched)
+                for call in changed:
+                    self._unread_hints.look(call, scheduler, waits=True)
         return bool(found)
 
-    def _touched(self, run: str, call: Call) -> bool:
-        return call.identity.run == run and self._book.refresh(call)
+    def _touched(self, run: str, changed: list[Call], call: Call) -> bool:
+        if call.identity.run != run or not self._book.refresh(call):
+            return False
+        changed.append(call)
+        return True
 
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None

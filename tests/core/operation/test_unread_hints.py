@@ -15,6 +15,7 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice
 from orla_lg.core.queues import Queued, Sortable
+from orla_lg.core.workflow import Outcome
 from tests.conftest import at
 from tests.stub_engine import StubEngine
 
@@ -102,6 +103,24 @@ def test_an_engine_that_orders_by_priority_itself_is_enough_while_nothing_waits_
     orla.pause("main")
     call(orla, URGENT)
     assert len(warned()) == 1
+    orla.resume("main")
+
+
+def test_a_priority_given_from_outside_is_looked_at_too(
+    engine: StubEngine, make_orla: MakeOrla, warned: Callable[[], list[str]]
+) -> None:
+    orla = make_orla(at(engine), mapper={"*": "main"})
+    services, scheduler = orla.core.serving.services, orla.core.serving.schedulers["main"]
+    services.book.run_started("r", thread=None)
+    orla.pause("main")
+    identity = Identity("r", "r", "reply")
+    inflight = arrive(services, identity, Ask("auto", ()), call_id="c")
+    inflight.enter(scheduler, Assignment("main"))
+    assert not warned() and orla.prioritize("r", 8)
+    (warning,) = warned()
+    assert "hint priority=8 (stage 'reply'" in warning
+    inflight.finish("enough")
+    orla.core.serving.progress.run_ended("r", Outcome.DONE)
     orla.resume("main")
 
 
