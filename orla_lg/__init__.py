@@ -2,6 +2,7 @@
 
 from orla_lg import mappers as _mappers
 from orla_lg.arguments import answer_wrong_arguments as _answer
+from orla_lg.control.client import Client as _ControlClient
 from orla_lg.core import policies as _policies
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
@@ -135,7 +136,7 @@ _MADE_BY_CALLS = {
 def _are_made_by_users() -> list[type]:
     """Return the classes of the public API that a program makes, and gives options to."""
     named = [globals()[name] for name in __all__ if name not in _MADE_BY_CALLS]
-    named += [getattr(_mappers, name) for name in _mappers.__all__]
+    named += [_ControlClient, *(getattr(_mappers, name) for name in _mappers.__all__)]
     named += [made for made in vars(_policies).values() if hasattr(made, "key")]
     return [
         each
@@ -147,4 +148,3 @@ def _are_made_by_users() -> list[type]:
 
 _answer(*(each for each in _are_made_by_users() if each not in (Orla, Workflow)))
 _answer(Orla, Workflow, methods=True)
-_answer(Limits, Hints, methods=True)

@@ -17,6 +17,7 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe
 from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.policies import DEFAULT_STAGE
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.graph.named import graph_named, misspelt
 from orla_lg.graph.stage_names import named_by
@@ -40,6 +41,9 @@ NOT_APART = {
     "": "this engine cannot divide its cache; vllm, sglang and llamacpp can, as would an engine for each tenant",
 }
 """By engine, why tenants are not isolated there."""
+
+READING = ("priority", "edf")
+"""Policies that read a hint about order."""
 
 PLAIN = "openai"
 """The adapter of any engine, which uses nothing but the OpenAI API."""
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             graphs = {named: graph_named(named) for named in args.graph}
             if wrong := misspelt(orla.core.serving, graphs) if graphs else []:
                 raise ConfigError(listed(orla.source, wrong))
-            reports, notes = _reports(orla, args.timeout), _notes(orla, graphs)
+            reports, notes = _reports(orla, args.timeout), [*_of_policies(settings), *_of_stages(orla, graphs)]
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
@@ -111,7 +115,21 @@ def _reports(orla: Orla, timeout_s: float) -> list[_Report]:
     ]
 
 
-def _notes(orla: Orla, graphs: Mapping[str, object]) -> list[str]:
+def _of_policies(settings: config.Settings) -> list[str]:
+    """Return what is to be said where a policy that reads hints orders one level of the queues, the other unnamed."""
+    levels = {"stage_policy": settings.stage_policy, "request_policy": settings.request_policy}
+    named = [(level, each) for level, each in levels.items() if each is not None]
+    if settings.policy is not None or len(named) != 1 or named[0][1] not in READING:
+        return []
+    (level, policy), others = named[0], {"stage_policy": "the calls of one stage", "request_policy": "stages"}
+    return [
+        "",
+        f'policies: {level} = "{policy}" leaves {others[level]} to the default, {DEFAULT_STAGE}, which reads no '
+        f'hints; policy = "{policy}" orders both',
+    ]
+
+
+def _of_stages(orla: Orla, graphs: Mapping[str, object]) -> list[str]:
     """Return what is to be said of the stages that the configuration names."""
     named = dict.fromkeys(name for _, name in named_by(orla.core.serving) if name != ANY_STAGE)
     if not named:

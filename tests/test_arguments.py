@@ -222,4 +222,5 @@ def test_what_answers_is_made_copied_and_described_as_before() -> None:
     limit = pickle.loads(pickle.dumps(Limit(calls=3)))
     assert limit == Limit(calls=3) and replace(limit, calls=4).calls == 4
     assert list(inspect.signature(Limit).parameters) == ["calls", "tokens", "cost_usd", "wall_s", "per_s"]
+    assert not hasattr(Hints.over, "__wrapped__"), "it is on the way of each call"
     assert inspect.iscoroutinefunction(Orla.adrain) and not inspect.iscoroutinefunction(Orla.drain)

@@ -228,6 +228,29 @@ def test_what_is_no_graph_is_answered(
     assert re.search(f"--graph '{named.format(app=app)}': .*{said}", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("policies", "said"),
+    [
+        ('stage_policy = "priority"', "leaves the calls of one stage to the default, workflow_fcfs"),
+        (
+            'request_policy = "edf"',
+            'leaves stages to the default, workflow_fcfs, which reads no hints; policy = "edf"',
+        ),
+        ('policy = "priority"', ""),
+        ('stage_policy = "priority"\nrequest_policy = "sjf"', ""),
+        ('stage_policy = "las"', ""),
+        ("", ""),
+    ],
+)
+def test_a_policy_for_half_of_the_queues_is_pointed_out(
+    home: Path, engine: StubEngine, policies: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "orla.toml").write_text(f'{policies}\n[backends.main]\nurl = "{engine.url}"\n')
+    assert cli.main(["check"]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown if said else "policies:" not in shown
+
+
 def test_the_legend_says_where_the_lines_are_that_it_speaks_of(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
@@ -285,8 +286,8 @@ class BackendQueue:
         if self.waiting >= self.capacity and (self.waiting or not self.has_room()):
             self.refused += 1
             raise QueueFull(
-                f"backend {self.name!r} has {self.waiting} calls waiting, its capacity is {self.capacity}; "
-                f"{self.in_flight} are in flight"
+                f"backend {self.name!r} has {counted(self.waiting, 'call')} waiting, its capacity is "
+                f"{self.capacity}; {counted(self.in_flight, 'call')} in flight"
             )
         queued = Queued(call, self._take_order() if order is None else order)
         self._place(queued, now)

@@ -171,7 +171,7 @@ def test_full_queue_says_its_numbers() -> None:
     small = queue(capacity=1, max_concurrency=1)
     small.grant(small.enter(a_call(), 0.0))
     small.enter(a_call(), 0.0)
-    with pytest.raises(QueueFull, match=r"'b' has 1 calls waiting, its capacity is 1; 1 are in flight"):
+    with pytest.raises(QueueFull, match=r"'b' has 1 call waiting, its capacity is 1; 1 call in flight"):
         small.enter(a_call(), 0.0)
     assert small.statistics().refused == 1
 

@@ -29,6 +29,8 @@ class UnreadHints:
     def __init__(self, *, both_levels_meant: bool) -> None:
         self._both_levels_meant = both_levels_meant
         self._warned = False
+        self._unread: dict[tuple[type, type], tuple[str, ...]] = {}
+        """The hints that two policies leave unread, by their classes."""
         self._found = itertools.count()
         """Takes one caller first, of several at once."""
 
@@ -39,8 +41,11 @@ class UnreadHints:
             return
         policies = scheduler.queue.policies
         levels = (policies.stage, policies.of(call.identity.stage))
-        for hint in READ_BY:
-            if (given := getattr(hints, hint)) is None or not self._is_unread(hint, levels):
+        kinds = (type(levels[0]), type(levels[1]))
+        if (unread := self._unread.get(kinds)) is None:
+            unread = self._unread[kinds] = tuple(hint for hint in READ_BY if self._is_unread(hint, levels))
+        for hint in unread:
+            if (given := getattr(hints, hint)) is None:
                 continue
             if hint == "priority" and not waits and _orders_itself(scheduler):
                 continue
