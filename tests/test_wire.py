@@ -64,7 +64,9 @@ def test_usage_that_is_not_there(data: bytes) -> None:
 def test_the_extra_event_is_told_from_others() -> None:
     assert is_usage_only(b'data: {"choices": [], "usage": {"prompt_tokens": 1}}\n\n')
     assert not is_usage_only(b'data: {"choices": [{"delta": {}}], "usage": {"prompt_tokens": 1}}\n\n')
+    assert is_usage_only(b'data: {"choices": [], "usage": "7"}\n\n')
     assert not is_usage_only(b'data: {"choices": []}\n\n')
+    assert not is_usage_only(b'data: {"choices": [], "usage" :  null}\n\n')
 
 
 @given(events=st.lists(st.tuples(TEXTS.map(json.dumps), ENDS), max_size=5), cuts=st.lists(st.integers(0, 200)))

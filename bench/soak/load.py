@@ -13,10 +13,10 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from bench.soak.account import STUCK_S, UsageAccount
-from bench.soak.workflows import FORMS, Edge, Graphs, Run, draw_plan
+from bench.soak.workflows import FORMS, PLANS, Edge, Graphs, Run, draw_plan
 from orla_lg import Orla
 
-CALLS_OF_RUN = 3.6
+CALLS_OF_RUN = 8.8
 """On the average, with those that end early; what makes runs out of a rate of calls."""
 RETURNING, VISITS = 30, 4
 """Threads that are returned to, and how often until they are deleted."""
@@ -91,7 +91,7 @@ class Load:
         self._busy.add(thread)
         run = Run(
             self._number, str(uuid.UUID(int=dice.getrandbits(128), version=4)), dice.choice(FORMS), way, thread,
-            tuple(draw_plan(dice) for _ in range(6)), dice.uniform(0.0, 0.2) if dice.random() < 0.05 else None,
+            tuple(draw_plan(dice) for _ in range(PLANS)), dice.uniform(0.0, 0.2) if dice.random() < 0.05 else None,
         )  # fmt: skip
         self._graphs.runs[run.number] = run
         self._account.begin(run)

@@ -15,6 +15,10 @@ from langgraph.graph import END, START, StateGraph
 from orla_lg.testing.faults import Fault
 
 ATTEMPTS = 3
+SAMPLES = 3
+"""Calls of a node, one after another: LangGraph's own work on a run is more than that of a call."""
+PLANS = 2 + 4 * SAMPLES
+"""Calls of a run at most."""
 FORMS = ("invoke", "ainvoke", "stream", "astream")
 TRANSIENT = (
     Fault.RESET, Fault.DEAD_BEFORE_HEADERS, Fault.DEAD_IN_PREFILL, Fault.BUSY, Fault.BUSY_UNTIL, Fault.GARBAGE,
@@ -148,12 +152,16 @@ class Graphs:
 
     def _asking(self, name: str) -> Any:
         def ask(state: State, config: RunnableConfig) -> State:
-            run, prompt = self._prompt(config)
-            return self._check(run, prompt, self._model.invoke(prompt).content)
+            for _ in range(SAMPLES):
+                run, prompt = self._prompt(config)
+                state = self._check(run, prompt, self._model.invoke(prompt).content)
+            return state
 
         async def aask(state: State, config: RunnableConfig) -> State:
-            run, prompt = self._prompt(config)
-            return self._check(run, prompt, (await self._model.ainvoke(prompt)).content)
+            for _ in range(SAMPLES):
+                run, prompt = self._prompt(config)
+                state = self._check(run, prompt, (await self._model.ainvoke(prompt)).content)
+            return state
 
         return RunnableLambda(ask, aask, name=name)
 

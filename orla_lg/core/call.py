@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import time
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -291,9 +290,9 @@ class RunShare:
 
 
 def call_ids() -> Callable[[], str]:
-    """Return a source of ids for calls, unique in this process and unlikely to meet another's."""
-    tag, numbers = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}", itertools.count(1)
-    return lambda: f"{tag}-{next(numbers)}"
+    """Return a source of ids for calls; 48 random bits in front keep those of other processes and machines apart."""
+    replica, numbers = secrets.token_hex(6), itertools.count(1)
+    return lambda: f"{replica}-{next(numbers)}"
 
 
 @dataclass(eq=False, slots=True)

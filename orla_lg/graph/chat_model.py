@@ -273,9 +273,13 @@ class ChatOrla(ChatOpenAI):
                 except TypeError as error:
                     _answer_unknown(error, kwargs, self.model_kwargs)
                     raise
-            if first is None:
-                return  # LangChain raises for an empty answer; a record alone would hide that it is empty
+            only = asking.shows_counts and first is not None and _is_count(first)  # so far
+            second = next(chunks, None) if only else None
+            if first is None or (only and second is None):
+                return  # LangChain raises for an empty answer; a record or a count would hide that it is empty
             yield first
+            if second is not None:
+                yield second
             yield from chunks
         if asking.record is not None:
             yield _record_chunk(asking.record)
@@ -289,9 +293,13 @@ class ChatOrla(ChatOpenAI):
                 except TypeError as error:
                     _answer_unknown(error, kwargs, self.model_kwargs)
                     raise
-            if first is None:
+            only = asking.shows_counts and first is not None and _is_count(first)
+            second = await anext(chunks, None) if only else None
+            if first is None or (only and second is None):
                 return
             yield first
+            if second is not None:
+                yield second
             async for chunk in chunks:
                 yield chunk
         if asking.record is not None:
@@ -332,6 +340,14 @@ def _with_record(result: ChatResult, asking: _Asking) -> ChatResult:
         for generation in result.generations:
             generation.message.response_metadata["orla"] = asking.record.asdict()
     return result
+
+
+def _is_count(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk is the engine's count of tokens and nothing of an answer."""
+    message = chunk.message
+    assert isinstance(message, AIMessageChunk)
+    says = message.content or message.tool_call_chunks or chunk.generation_info
+    return message.usage_metadata is not None and not says
 
 
 def _record_chunk(record: Record) -> ChatGenerationChunk:

@@ -316,8 +316,10 @@ def _counts(usage: Any) -> dict[str, Any] | None:
     for key, value in usage.items():
         if key.endswith("_details"):
             counts[key] = _counts(value)
-        elif not key.endswith("_tokens") or count(value) is not None:
+        elif not key.endswith("_tokens"):
             counts[key] = value
+        elif (number := count(value)) is not None:
+            counts[key] = number if isinstance(value, str) else value
     return counts
 
 

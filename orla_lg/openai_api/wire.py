@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 from orla_lg.core.call import Ask, Usage
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_ANY_USAGE = re.compile(rb'"usage"\s*:\s*(?!null\b|\s)')
 _TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
 """llama.cpp's."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -30,6 +31,8 @@ _SHOWN_BYTES = 120
 
 MAX_EVENT_BYTES = 16 * 2**20
 """One event of a stream that is longer is not waited for."""
+MAX_COUNT_DIGITS = 15
+"""Of a count that an engine writes as a text."""
 MAX_COUNT = 10**12
 """A larger number is no count of tokens, and no time in milliseconds."""
 
@@ -210,6 +213,8 @@ def usage_of(counts: Any, timings: Any = None) -> Usage:
 
 def count(value: Any) -> int | None:
     """Return how many tokens, slots or the like an engine says there are; ``None`` for what cannot be."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= MAX_COUNT_DIGITS:
+        value = int(value)
     return int(value) if _is_number(value) and 0 <= value <= MAX_COUNT else None
 
 
@@ -244,7 +249,7 @@ def may_be_usage_only(data: bytes) -> bool:
 
 def is_usage_only(event: bytes) -> bool:
     """Whether an event is the extra one that ``stream_options.include_usage`` brings."""
-    return _NO_CHOICES.search(event) is not None and _USAGE.search(event) is not None
+    return _NO_CHOICES.search(event) is not None and _ANY_USAGE.search(event) is not None
 
 
 def is_unreadable_usage(event: bytes) -> bool:

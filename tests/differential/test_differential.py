@@ -20,6 +20,7 @@ TWO = Answer(content=None, calls=(ToolCall(), ToolCall(name="other", id="call_2"
 MOVED = Reply(status=307, redirect="same", body="moved", framing=Framing(how="length"))
 PAGE = "<html><body>502 Bad Gateway</body></html>"
 INFINITE = {"prompt_tokens": 1e308, "completion_tokens": float("inf"), "total_tokens": 3}
+TEXTS = {"prompt_tokens": "7", "completion_tokens": "3", "total_tokens": "10"}
 FRACTIONS = {"prompt_tokens": 7.5, "completion_tokens": 3.0, "total_tokens": 10.5}
 
 FOUND = {
@@ -38,6 +39,11 @@ FOUND = {
     "counts beyond all numbers": Case((Reply(usage=Usage(INFINITE, place="always last")),), outer="stream"),
     "no last chunk": Case((Reply(framing=Framing(how="no last chunk")),), outer="astream"),
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
+    "no delta at all, streamed": Case((Reply(answer=Answer(choices="null message")),), outer="stream"),
+    "no delta at all, streamed in a task": Case((Reply(answer=Answer(choices="null message")),), outer="astream"),
+    "a count alone, as it was asked for": Case(
+        (Reply(answer=Answer(choices="no message")),), inner="stream", stream_usage=True
+    ),
     "a field that is none of SSE's": Case((Reply(dialect=Dialect(fields=("unknown: x",))),), outer="stream"),
     "two calls of one id": Case((Reply(answer=Answer(None, (ToolCall(), ToolCall(name="b")), "tool_calls")),)),
     "two nameless calls of one id": Case(
@@ -70,6 +76,8 @@ FOUND = {
     "data after the end, in a task": Case((Reply(dialect=Dialect(end="data after")),), outer="ainvoke"),
     "it does not hang up": Case((Reply(framing=Framing(drop="hang within", drop_at=100)),), outer="stream"),
     "counts that nobody asked for": Case((Reply(usage=Usage(place="always last")),), outer="stream"),
+    "counts that are texts": Case((Reply(answer=Answer(finish=""), usage=Usage(TEXTS)),)),
+    "counts that are a text": Case((Reply(usage=Usage("7")),), inner="stream"),
     "counts in fractions": Case((Reply(usage=Usage(FRACTIONS)),), outer="stream", inner="stream"),
     "details that are a word": Case(
         (Reply(usage=Usage({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": "none"})),),
