@@ -11,12 +11,18 @@ Nothing in the code is about tracing: LangChain traces the graph, and orla_lg wr
 from __future__ import annotations
 
 import argparse
+import sys
 
+import httpx
 from langchain_core.tracers.langchain import wait_for_all_tracers
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
+from langsmith import utils
 
 from orla_lg import Backend, Orla
+
+CLOUD = "https://api.smith.langchain.com"
+PATIENCE_S = 3.0
 
 llm = ChatOpenAI(model="any", api_key="not used here", max_tokens=40, streaming=True)
 
@@ -29,11 +35,32 @@ def polish(state: MessagesState) -> dict:
     return {"messages": [llm.invoke([("system", "Draft an answer."), *state["messages"], ("user", "Shorter!")])]}
 
 
+def tracing_fault() -> str | None:
+    """Return why no trace would arrive: one request says so at once, where LangSmith's client tries for long."""
+    if not utils.tracing_is_enabled():
+        return "tracing is off; set LANGSMITH_TRACING=true"
+    endpoint, key = utils.get_env_var("ENDPOINT", default=CLOUD), utils.get_env_var("API_KEY")
+    if not key and httpx.URL(endpoint).host.endswith("langchain.com"):
+        return (
+            f"LANGSMITH_API_KEY is not set, which {endpoint} asks for; LANGSMITH_ENDPOINT names a server of your own"
+        )
+    try:
+        answer = httpx.get(
+            f"{endpoint}/sessions", params={"limit": 1}, headers={"x-api-key": key or ""}, timeout=PATIENCE_S
+        )
+    except httpx.HTTPError as error:
+        return f"no collector of traces answers at {endpoint} ({type(error).__name__}: {error})"
+    refused = answer.status_code in (401, 403)
+    return f"{endpoint} does not take this LANGSMITH_API_KEY (status {answer.status_code})" if refused else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="an engine; `orla-lg engine up` starts one")
     parser.add_argument("--engine", default="llamacpp", choices=["llamacpp", "openai"])
     args = parser.parse_args()
+    if fault := tracing_fault():
+        sys.exit(f"{parser.prog}: {fault}")
 
     builder = StateGraph(MessagesState)
     builder.add_node("draft", draft)

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("ticket", nargs="?", default=TICKET)
     parser.add_argument("--url", help="an OpenAI-compatible engine, ending in /v1")
     args = parser.parse_args()
-    with engine(args.url) as backend, Orla([backend], {"*": "engine"}, stage_policy="priority") as orla:
+    with engine(args.url) as backend, Orla([backend], {"*": "engine"}, policy="priority") as orla:
         plain = support_graph(chat_model(backend.url, "any"), Path("outbox.jsonl"))
         graph = orla.wrap(plain, hints=priorities)  # the one line
         answer = asyncio.run(graph.ainvoke({"ticket": args.ticket}))

@@ -1,5 +1,9 @@
 """orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md."""
 
+from orla_lg import mappers as _mappers
+from orla_lg.arguments import answer_wrong_arguments as _answer
+from orla_lg.control.client import Client as _ControlClient
+from orla_lg.core import policies as _policies
 from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
 from orla_lg.core.limits.costs import Costs, Spent
@@ -34,6 +38,7 @@ from orla_lg.errors import (
     MappingError,
     OrlaClosed,
     OrlaError,
+    PolicyError,
     QueueFull,
     RecordUnknown,
     StageError,
@@ -92,6 +97,7 @@ __all__ = [
     "OrlaError",
     "OrlaSaver",
     "Planned",
+    "PolicyError",
     "PreserveIncrements",
     "Probe",
     "QueueFull",
@@ -120,3 +126,27 @@ __all__ = [
     "Workflow",
     "WorkflowError",
 ]
+
+_MADE_BY_CALLS = {
+    "Ahead", "Ask", "Assignment", "BackendView", "CacheAction", "CacheEvent", "Call", "CallEvent", "Chunk",
+    "Considered", "Costs", "Current", "Holding", "Learned", "Planned", "Queued", "Record", "Returns", "Spent",
+    "StageOutlook", "StageResult", "Statistics", "Upstream", "Usage",
+}  # fmt: skip
+"""Values that model calls are made of, many for each: their constructors stay as they are."""
+
+
+def _are_made_by_users() -> list[type]:
+    """Return the classes of the public API that a program makes, and gives options to."""
+    named = [globals()[name] for name in __all__ if name not in _MADE_BY_CALLS]
+    named += [_ControlClient, *(getattr(_mappers, name) for name in _mappers.__all__)]
+    named += [made for made in vars(_policies).values() if hasattr(made, "key")]
+    return [
+        each
+        for each in dict.fromkeys(named)
+        if isinstance(each, type) and "orla_lg" in each.__module__ and not getattr(each, "_is_protocol", False)
+        and not issubclass(each, (BaseException, str, ChatOrla))
+    ]  # fmt: skip
+
+
+_answer(*(each for each in _are_made_by_users() if each not in (Orla, Workflow)))
+_answer(Orla, Workflow, methods=True)

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
+from orla_lg.config_faults import listed
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe
-from orla_lg.errors import BackendUnavailable, OrlaError
+from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.policies import DEFAULT_STAGE
+from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
+from orla_lg.graph.named import graph_named, misspelt
+from orla_lg.graph.stage_names import named_by
+from orla_lg.openai_api.recognition import TITLES, engine_at
 from orla_lg.orla import Orla
 
 EXAMPLES = """\
 examples:
   orla-lg check                      the nearest orla.toml, or ORLA_CONFIG, or ORLA_URL
   orla-lg check --config prod.toml   another file
+  orla-lg check --graph app:graph    are the stages that it names those of the graph? app.py is imported, no node runs
   orla-lg check --json | jq .        for machines
 
-exit status: 0 all is well, 1 a backend does not answer, misses its model or cannot isolate tenants though it is to,
-2 the configuration is wrong
+exit status: 0 all is well; 1 a backend does not answer, is another engine, misses its model, or cannot isolate
+tenants though it is to; 2 the configuration is wrong
 """
 
 NOT_APART = {
@@ -33,13 +42,25 @@ NOT_APART = {
 }
 """By engine, why tenants are not isolated there."""
 
+READING = ("priority", "edf")
+"""Policies that read a hint about order."""
+
+PLAIN = "openai"
+"""The adapter of any engine, which uses nothing but the OpenAI API."""
+
 APART = {
     "vllm": "each has its own cache_salt",
     "sglang": "each has its own cache_salt",
     "llamacpp": "a slot's tokens are used for their own tenant; without `--cache-ram 0` none are used again at all",
 }
 
-LEGEND = "native and emulated work now; flag and plugin would, started as advised above; ? is not known"
+GAIN = "to gain more"
+
+LEGEND = f"""\
+native, emulated   the capability works now
+flag, plugin       it works once the engine is started as the lines under "{GAIN}" say
+unsupported        this engine does not have it
+?                  the engine does not answer"""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,6 +75,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--config", metavar="FILE", help="the configuration file (default: ORLA_CONFIG, else the nearest orla.toml)"
     )
+    parser.add_argument(
+        "--graph", metavar="MODULE:NAME", action="append", default=[],
+        help="hold the stages that the configuration names against this graph's; may be given for several graphs",
+    )  # fmt: skip
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds to wait (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -63,29 +88,71 @@ def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
     try:
         settings = config.load(args.config) if args.config else config.find()
-        orla = Orla.from_settings(
-            replace(settings, control=False)
-        )  # the control socket is for the process that serves
+        # Without the control socket, which is for the process that serves.
+        with Orla.from_settings(replace(settings, control=False)) as orla:
+            graphs = {named: graph_named(named) for named in args.graph}
+            if wrong := misspelt(orla.core.serving, graphs) if graphs else []:
+                raise ConfigError(listed(orla.source, wrong))
+            reports, notes = _reports(orla, args.timeout), [*_of_policies(settings), *_of_stages(orla, graphs)]
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
-    with orla:
-        silent = orla.connect(args.timeout)
-        reports = [
-            _Report(scheduler.backend, scheduler.health.probe, silent[name])
-            for name, scheduler in orla.core.serving.schedulers.items()
-        ]
     if args.json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))
     else:
-        print("\n".join([_source(orla.source), *_text(reports)]))
+        print("\n".join([_source(orla.source), *_text(reports), *notes]))
     return 0 if all(report.well for report in reports) else 1
 
 
+def _reports(orla: Orla, timeout_s: float) -> list[_Report]:
+    """Return what is to be said of each backend, after asking all of them at once."""
+    silent, serving = orla.connect(timeout_s), orla.core.serving
+    asked = [serving.background.submit(engine_at(scheduler.adapter)) for scheduler in serving.schedulers.values()]
+    concurrent.futures.wait(asked, timeout=timeout_s)
+    return [
+        _Report(scheduler.backend, scheduler.health.probe, silent[name], found.result() if found.done() else None)
+        for (name, scheduler), found in zip(serving.schedulers.items(), asked, strict=True)
+    ]
+
+
+def _of_policies(settings: config.Settings) -> list[str]:
+    """Return what is to be said where a policy that reads hints orders one level of the queues, the other unnamed."""
+    levels = {"stage_policy": settings.stage_policy, "request_policy": settings.request_policy}
+    named = [(level, each) for level, each in levels.items() if each is not None]
+    if settings.policy is not None or len(named) != 1 or named[0][1] not in READING:
+        return []
+    (level, policy), others = named[0], {"stage_policy": "the calls of one stage", "request_policy": "stages"}
+    return [
+        "",
+        f'policies: {level} = "{policy}" leaves {others[level]} to the default, {DEFAULT_STAGE}, which reads no '
+        f'hints; policy = "{policy}" orders both',
+    ]
+
+
+def _of_stages(orla: Orla, graphs: Mapping[str, object]) -> list[str]:
+    """Return what is to be said of the stages that the configuration names."""
+    named = dict.fromkeys(name for _, name in named_by(orla.core.serving) if name != ANY_STAGE)
+    if not named:
+        return []
+    if graphs:
+        return ["", f"stages: all that are named ({', '.join(named)}) are in {' and '.join(graphs)}"]
+    return [
+        "",
+        f"stages: {', '.join(named)} are named; `orla-lg check --graph MODULE:NAME` says whether a graph has them",
+    ]
+
+
 class _Report:
-    def __init__(self, backend: Backend, probe: Probe | None, fault: BackendUnavailable | None) -> None:
-        self.backend, self.probe = backend, probe
+    def __init__(
+        self, backend: Backend, probe: Probe | None, fault: BackendUnavailable | None, found: str | None
+    ) -> None:
+        self.backend, self.probe, self.found = backend, probe, found
         self.faults = [str(fault)] if fault is not None else []
+        is_other = found is not None and found != backend.engine
+        if is_other and backend.engine in TITLES:
+            self.faults.append(
+                f'engine = "{backend.engine}", but {TITLES[str(found)]} answers there; engine = "{found}" is right'
+            )
         if probe is not None and backend.model and probe.models and backend.model not in probe.models:
             self.faults.append(f"model {backend.model!r} is not served; it serves {', '.join(probe.models)}")
         if probe is not None and backend.isolate_tenants and not can_isolate(probe):
@@ -93,6 +160,10 @@ class _Report:
             self.faults.append(f"isolate_tenants: tenants find each other's prompts in the cache: {why}")
 
         self.notes = []
+        if is_other and backend.engine == PLAIN:
+            self.notes.append(
+                f'{TITLES[str(found)]} answers there: engine = "{found}" would use what it can beyond the OpenAI API'
+            )
         if probe is not None and not backend.model and len(probe.distinct) > 1:
             self.notes.append(
                 "names no model and serves several: calls must name one of them, others end with a MappingError"
@@ -114,6 +185,7 @@ class _Report:
             "backend": self.backend.name,
             "url": self.backend.url,
             "engine": self.backend.engine,
+            "engine_found": self.found,
             "ok": self.well,
             "faults": self.faults,
             "notes": self.notes,
@@ -145,15 +217,15 @@ def _lines(report: _Report) -> list[str]:
     backend, probe = report.backend, report.probe
     lines = [f"{'ok   ' if report.well else 'FAULT'} {backend.name}: {backend.engine} at {backend.url}"]
     if probe is not None:
-        slots = f", {probe.slots} slots" if probe.slots else ""
-        context = f", context {probe.context_tokens} tokens" if probe.context_tokens else ""
-        version = f", version {probe.version}" if probe.version else ""
+        slots = f", {counted(probe.slots, 'slot')}" if probe.slots else ""
+        context = f", {counted(probe.context_tokens, 'token')} of context" if probe.context_tokens else ""
+        version = "" if "unknown" in probe.version or not probe.version else f", version {probe.version}"
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
     lines += [f"      {line}" for line in (*report.faults, *report.notes)]
     if report.isolates:
         lines.append(f"      isolates tenants: {APART.get(backend.engine, 'its adapter says so')}")
     if probe is not None and probe.advice:
-        lines += ["      to gain more:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
+        lines += [f"      {GAIN}:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
     return lines
 
 

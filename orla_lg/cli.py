@@ -27,9 +27,9 @@ start here:
   orla-lg check        what the backends in your orla.toml can do, and what would let them do more
   orla-lg plan M:GRAPH the stages of your graph, where each runs, and what decides that
   orla-lg explain last who decided where the newest call ran, and why
-  orla-lg top          a running process: who waits for what, whose cache lies where; pause, drain, resume
+  orla-lg top          a running process: what each call waits for, where each cache lies; pause, drain, resume
   orla-lg mapper fit   learn from labelled prompts which of them a light model answers as well
-  orla-lg conform      does an engine's adapter keep its word
+  orla-lg conform      whether an engine's adapter does what it promises
   orla-lg sim up       a simulated engine: a GPU's behaviour without one
 """
 

@@ -7,31 +7,41 @@ The environment is read here and nowhere below: ``ORLA_CONFIG`` (a file), ``ORLA
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from orla_lg.config_faults import (
+    check_entries,
+    collected,
+    faults_of_backends,
+    faults_of_policies,
+    faults_of_tables,
+    found,
+    limits_in,
+    listed,
+)
 from orla_lg.core.boundary import checked, removed
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.boundary.secret import Secret
 from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
-from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, policy
-from orla_lg.errors import NAME_CHARS, ConfigError, did_you_mean, shown
-from orla_lg.mappers.table import Entry, stage_mapper
+from orla_lg.core.policies import policy
+from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
+from orla_lg.mappers.table import Entry
 
 CONFIG_NAME = "orla.toml"
 
 MOST_BYTES = 10_000_000
 """Of a configuration; what is larger is something else, and is not read."""
-
-MOST_FAULTS = 50
-"""So many are told at once."""
 
 EXAMPLE = """\
 [backends.light]
@@ -87,6 +97,14 @@ def _policy_names(said: Any) -> Any:
     return said
 
 
+def _policy_name(said: Any) -> Any:
+    """Check the name of a policy for both levels, where a table would leave open what it is by."""
+    if isinstance(said, Mapping):
+        raise ValueError("one policy orders both levels: a table by backend is stage_policy, by stage request_policy")
+    return _policy_names(said)
+
+
+PolicyName = Annotated[str, BeforeValidator(_policy_name)]
 PolicyNames = Annotated[str | dict[str, str], BeforeValidator(_policy_names)]
 
 
@@ -98,9 +116,11 @@ class ConfigFile(_Table):
     """Checked by what it is built into: ``core.mappers.table``."""
     load_aware: bool = False
     variants: dict[str, dict[str, Any]] = {}
-    stage_policy: PolicyNames = DEFAULT_STAGE
+    policy: PolicyName | None = None
+    """For both levels of the queues."""
+    stage_policy: PolicyNames | None = None
     """For all backends, or by backend."""
-    request_policy: PolicyNames = DEFAULT_REQUEST
+    request_policy: PolicyNames | None = None
     """For all stages, or by stage."""
     memory: Literal["default", "flush_at_boundary", "flush_per_request", "release_only"] = "default"
     admission: bool = True
@@ -119,8 +139,10 @@ class Settings:
 
     backends: tuple[Backend, ...]
     mapping: Mapping[str, Entry]
-    stage_policy: str | Mapping[str, str] = DEFAULT_STAGE
-    request_policy: str | Mapping[str, str] = DEFAULT_REQUEST
+    policy: str | None = None
+    """For both levels of the queues; the two below say where a level has another one."""
+    stage_policy: str | Mapping[str, str] | None = None
+    request_policy: str | Mapping[str, str] | None = None
     memory: str = "default"
     admission: bool = True
     keep_records: int = 10_000
@@ -135,6 +157,15 @@ class Settings:
     warm_up: bool = True
     """Prompts are prefilled before their calls come."""
     source: str = ""
+
+    def faults(self, names: Iterable[str] | None = None) -> list[ConfigError | MappingError]:
+        """Return what is wrong between its parts; *names* are those of all backends, if there are more than these."""
+        known = [backend.name for backend in self.backends] if names is None else list(names)
+        return [
+            *faults_of_backends(self.backends),
+            *map(ConfigError, faults_of_policies(self.stage_policy, known)),
+            *faults_of_tables(self.mapping, self.variants, known),
+        ]
 
 
 ENVIRONMENT = "the environment"
@@ -182,42 +213,90 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); a minimal file is:\n\n{EXAMPLE}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {_syntax(str(error), text.decode('utf-8-sig'))}") from error
     except ValueError as error:
         raise ConfigError(f"{file}: not valid TOML: {str(error)[:NAME_CHARS]}") from error
 
 
+_PLACE = re.compile(r"\(at line (\d+), column (\d+)\)$")
+_BARE = re.compile(r"[^\s\"'\[\]{},#=][^\"'\[\]{},#=]*")
+_PYTHON = {"True": "true", "False": "false"}
+
+
+def _syntax(fault: str, text: str) -> str:
+    """Return what is wrong with a file's TOML; of a text without quotes, how it is written right."""
+    place = _PLACE.search(fault)
+    line = "" if place is None else [*text.split("\n"), ""][int(place[1]) - 1]
+    bare = None if place is None else _BARE.match(line, int(place[2]) - 1)
+    if bare is None or not fault.startswith("Invalid value"):
+        return fault[:NAME_CHARS]
+    word, before = bare[0].strip(), line[: bare.start()].lstrip()
+    if word in _PYTHON:
+        return f"{fault}: TOML writes {before}{_PYTHON[word]}"[:NAME_CHARS]
+    if word == "None":
+        return f"{fault}: TOML has no None; leave the key out"
+    return f"{fault}: a text stands in quotes: {before}{json.dumps(word, ensure_ascii=False)}"[: 2 * NAME_CHARS]
+
+
 def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
-    try:
-        table = ConfigFile.model_validate(parsed)
-    except ValidationError as error:
-        found = error.errors()
-        faults = [f"\n  - {_fault(dict(fault))}" for fault in found[:MOST_FAULTS]]
-        more = len(found) - len(faults)
-        end = f"\n  and {more} more" if more else ""
-        raise ConfigError(f"{source}:{''.join(faults)}{end}") from None
-    try:
-        backends = tuple(_backend(name, entry) for name, entry in table.backends.items())
-        _check_mappings(table)
-        limits = Limits.of(table.limits) if table.limits else NO_LIMITS
-        records_file = _beside("records_file", source, table.records_file)
-        estimates_file = _beside("estimates_file", source, table.estimates_file)
-        socket = _beside("control", source, table.control)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    same = {
-        "stage_policy", "request_policy", "memory", "admission", "keep_records", "load_aware", "variants", "warm_up",
-    }  # fmt: skip
-    rest = table.model_dump(include=same)
-    return Settings(
-        backends,
+    """Return what a configuration says.
+
+    Raises:
+        ConfigError: Naming all faults that show without asking an engine.
+    """
+    faults: list[str] = []
+    table = _table(parsed, faults)
+    backends = collected(faults, (partial(_backend, *each) for each in table.backends.items()))
+    check_entries(faults, table.mapping, table.variants)
+    if table.load_aware and not table.mapping:
+        faults.append("load_aware: there is no [mapping] whose calls could be moved")
+    limits = limits_in(faults, table.limits)
+    files = [found(faults, partial(_beside, name, source, getattr(table, name))) for name in _FILES]
+    settings = Settings(
+        tuple(backends),
         table.mapping,
         source=source,
-        records_file=records_file,
-        estimates_file=estimates_file,
-        control=socket,
         limits=limits,
-        **rest,
+        records_file=files[0],
+        estimates_file=files[1],
+        control=files[2],
+        **table.model_dump(include=_AS_THEY_ARE),
     )
+    if faults:
+        raise ConfigError(listed(source, [*faults, *settings.faults(_backend_names(parsed))]))
+    return settings
+
+
+_FILES = ("records_file", "estimates_file", "control")
+_AS_THEY_ARE = {
+    "policy", "stage_policy", "request_policy", "memory", "admission", "keep_records", "load_aware", "variants",
+    "warm_up",
+}  # fmt: skip
+
+
+def _table(parsed: Mapping[str, Any], faults: list[str]) -> ConfigFile:
+    """Return what is as it should be, and note what is not: a table of a backend, or a whole key, is left out."""
+    try:
+        return ConfigFile.model_validate(parsed)
+    except ValidationError as error:
+        wrong_ones: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
+    faults += [_fault(fault) for fault in wrong_ones]
+    wrong = {tuple(fault["loc"][: 2 if fault["loc"][:1] == ("backends",) else 1]) for fault in wrong_ones}
+    sound = {key: value for key, value in parsed.items() if (key,) not in wrong}
+    if isinstance(tables := sound.get("backends"), Mapping):
+        sound["backends"] = {name: each for name, each in tables.items() if ("backends", name) not in wrong}
+    return ConfigFile.model_construct(**{**sound, "backends": _sound_backends(sound.get("backends", {}))})
+
+
+def _sound_backends(tables: Mapping[str, Any]) -> dict[str, BackendTable]:
+    return {name: BackendTable.model_validate(each) for name, each in tables.items()}
+
+
+def _backend_names(parsed: Mapping[str, Any]) -> list[str]:
+    """Return the names of all backends, those with faults among them."""
+    tables = parsed.get("backends")
+    return [str(name) for name in tables] if isinstance(tables, Mapping) else []
 
 
 def _beside(where: str, source: str, said: str | None) -> Path | None:
@@ -225,18 +304,6 @@ def _beside(where: str, source: str, said: str | None) -> Path | None:
     if said is None:
         return None
     return Path(source).parent / checked.path(where, said)
-
-
-def _check_mappings(table: ConfigFile) -> None:
-    """Read the mapping and its variants as they will be read, for their faults."""
-    stage_mapper(table.mapping)
-    if table.load_aware and not table.mapping:
-        raise ConfigError("load_aware: there is no [mapping] whose calls could be moved")
-    for name, variant in table.variants.items():
-        try:
-            stage_mapper(variant)
-        except ConfigError as error:
-            raise ConfigError(f"{dotted('variants', name)}: {error}") from error
 
 
 def _backend(name: str, table: BackendTable) -> Backend:

@@ -2,7 +2,9 @@
 
 OrlaError
 ├── ConfigError            a configuration is wrong: file, key, what was found, what is allowed
+│   └── ArgumentError      an argument that is not there, or one too few
 ├── MappingError           a stage cannot run where it was mapped
+├── PolicyError            a policy of a user's own failed at a call
 ├── WorkflowError          a ``Workflow`` cannot run as its stages and dependencies are
 ├── StageError             a stage's builder, tools or answer are not what they should be
 ├── OrlaClosed             a call arrived after ``Orla.close()``
@@ -27,6 +29,7 @@ import reprlib
 from collections.abc import Iterable
 
 __all__ = [
+    "ArgumentError",
     "BackendUnavailable",
     "BudgetExceeded",
     "CallRefused",
@@ -37,6 +40,7 @@ __all__ = [
     "MappingError",
     "OrlaClosed",
     "OrlaError",
+    "PolicyError",
     "QueueFull",
     "RecordUnknown",
     "StageError",
@@ -54,8 +58,22 @@ class ConfigError(OrlaError, ValueError):
     """A configuration is wrong; the message names the place, what was found and what is allowed."""
 
 
+class ArgumentError(ConfigError, TypeError):
+    """A public class or method has no argument of that name, or lacks one; the message names the nearest.
+
+    A ``TypeError`` too, as Python's own answer is.
+    """
+
+
 class MappingError(OrlaError, ValueError):
     """A stage cannot run where it was mapped; the message names stage, backend and choices."""
+
+
+class PolicyError(OrlaError, RuntimeError):
+    """A request policy of a user's own failed at a call; the message names the policy, the call and what it raised.
+
+    The call was not queued. A ``RuntimeError`` too, so that LangGraph's default retry policy does not try again.
+    """
 
 
 class WorkflowError(OrlaError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import config, timeline
-from orla_lg.core.boundary.plain import json_line, shown
+from orla_lg.core.boundary.plain import counted, json_line, shown
 from orla_lg.errors import ConfigError, OrlaError
 
 EXAMPLES = """\
@@ -37,6 +37,16 @@ LAST = "last"
 
 AMENDED = ("cache_orders", "cache_borne_out")
 """What a line with ``amends`` says anew of a record."""
+
+CACHE_ACTIONS = {
+    "engine": "the engine decides what it keeps",
+    "reused": "the call got the slot that its workflow held",
+    "claimed": "the call got a free slot",
+    "reclaimed": "the call got the slot of an idle workflow",
+    "restored": "the call got a slot that was filled with what its workflow had saved",
+    "recomputed": "the call got its workflow's slot, but the engine found little of the prompt there",
+}
+"""What became of the slot's contents, by ``Record.cache_action``."""
 
 EFFECTS = {
     "freed": "the engine freed it",
@@ -280,11 +290,11 @@ def _head(row: Mapping[str, Any]) -> list[str]:
 
 def _decision(row: Mapping[str, Any]) -> list[str]:
     if row.get("external"):
-        return ["not ours to place: it went where its code says"]
+        return ["orla_lg did not place this call: it went where its code says"]
     if row.get("backend") is None:
-        return [f"never placed: {row.get('error') or 'no mapper answered'}"]
+        return [f"no backend was chosen for this call: {row.get('error') or 'no mapper answered'}"]
     why = f": {row['reason']}" if row.get("reason") else ""
-    return [f"ran on {row['backend']!r}, model {row.get('model')!r}", f"decided by {row.get('mapper')}{why}"]
+    return [f"the call ran on {row['backend']!r}, model {row.get('model')!r}", f"decided by {row.get('mapper')}{why}"]
 
 
 def _table(considered: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -314,19 +324,30 @@ def _number(value: Any) -> str:
 def _outcome(row: Mapping[str, Any]) -> list[str]:
     wait, ttft, took = row.get("queue_wait_s"), row.get("ttft_s"), row.get("duration_s")
     first = "" if ttft is None else f", first token {ttft:.3f} s later"
-    lines = [f"waited {wait or 0:.3f} s in the queue{first}, {took or 0:.3f} s in all"]
+    lines = [f"it waited {wait or 0:.3f} s in the queue{first}, {took or 0:.3f} s in all"]
     if row.get("prompt_tokens") is not None:
         cached = row.get("cached_tokens")
         known = "" if cached is None else f" ({cached} cached)"
-        cost = row.get("cost_usd")
-        dollars = "" if cost is None else f", {cost:.6f} US dollars"
-        lines.append(f"{row['prompt_tokens']} prompt tokens{known}, {row.get('completion_tokens')} answered{dollars}")
-    lines.append(f"attempts {row.get('attempts')}, cache {row.get('cache_action')}")
+        cost = row.get("cost_usd")  # 0 where its backend has no prices
+        dollars = f", {cost:.6f} US dollars" if cost else ""
+        prompt, answer = (_tokens(row.get(name), kind) for name, kind in _COUNTS.items())
+        lines.append(f"{prompt}{known}, {answer}{dollars}")
+    tried = f"{counted(row['attempts'], 'attempt')}; " if isinstance(row.get("attempts"), int) else ""
+    action = row.get("cache_action")
+    lines.append(f"{tried}KV cache: {CACHE_ACTIONS.get(str(action), action)}")
     if row.get("scores"):
-        lines.append(f"scored {', '.join(f'{score:g}' for score in row['scores'])}")
+        lines.append(f"the answer was scored {', '.join(f'{score:g}' for score in row['scores'])}")
     if row.get("error"):
         lines.append(f"error: {row['error']}")
     return lines
+
+
+_COUNTS = {"prompt_tokens": "prompt", "completion_tokens": "answered"}
+
+
+def _tokens(count: Any, kind: str) -> str:
+    """Return a count of tokens: ``1 prompt token``, ``2 answered tokens``; one that is no number as it stands."""
+    return counted(count, f"{kind} token") if isinstance(count, int) else f"{count} {kind} tokens"
 
 
 def _cache(row: Mapping[str, Any]) -> list[str]:
@@ -334,14 +355,14 @@ def _cache(row: Mapping[str, Any]) -> list[str]:
     lines = []
     believed, found = row.get("expected_cached_tokens"), row.get("cached_tokens")
     if believed is not None and row.get("prompt_tokens") is not None:
-        seen = "the engine does not say how much was" if found is None else f"{found} were"
-        lines.append(f"believed to be cached when it went: {believed} tokens; {seen}")
+        seen = "the engine does not say how many were" if found is None else f"the engine found {found}"
+        lines.append(f"orla_lg expected {_tokens(believed, 'cached')} when the call left the queue; {seen}")
     orders = row.get("cache_orders") or ()
     if (hint := row.get("cache_hint")) in ("preserve", "flush"):
-        lines.append(f"hinted of its workflow's cache: {hint}" + ("" if orders else "; no order came of that"))
+        lines.append(f"a hint asked to {hint} its workflow's cache" + ("" if orders else "; no order came of that"))
     for order in orders:
         verb, _, effect = str(order).partition(":")
-        lines.append(f"asked of its workflow's cache afterwards: {verb}; {EFFECTS.get(effect, effect)}")
+        lines.append(f"its workflow's cache afterwards: orla_lg ordered {verb}; {EFFECTS.get(effect, effect)}")
     if (borne_out := row.get("cache_borne_out")) is not None:
         said = "bore that out" if borne_out else "did not bear that out"
         lines.append(f"the workflow's next call there {said if orders else _kept(borne_out)}")

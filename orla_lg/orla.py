@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
-import httpx
 from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
+from orla_lg.config_faults import check_url, faults_of_policies, listed
 from orla_lg.control.server import open_server
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.checked import flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
+from orla_lg.core.engine.given import Backends, backends_of
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
@@ -29,12 +30,12 @@ from orla_lg.core.mapping import Mapper, Planned
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.operation.steering import KEEP, Keep
-from orla_lg.core.policies import ANY_BACKEND, DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice
+from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
 from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.serving import Serving, Statistics
 from orla_lg.core.steps import adrive, drive
-from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, did_you_mean, shown
+from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping
 from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
@@ -73,10 +74,12 @@ class Orla:
     """Serving middleware for LangGraph: maps, queues and caches every model call of the graphs it wraps.
 
     Args:
-        backends: The engines. The first is what ``"auto"`` means.
+        backends: The engines, the first of which is what ``"auto"`` means: a list of ``Backend``, or URLs by name
+            where a URL is all there is to say.
         mapper: Stage → backend, as a dict or a ``StageMapper``; ``"*"`` is any stage. Without a mapper the
             model named in the code decides.
-        stage_policy: Which stage's sub-queue is served next: a name (docs/policies.md), an object, or a dict of
+        policy: What orders calls, at both levels of the queues: a name (docs/policies.md) or an object.
+        stage_policy: Which stage's sub-queue is served next, where that is another policy: the same, or a dict of
             these by backend.
         request_policy: Which call inside a sub-queue goes next: the same, a dict is by stage.
         memory: What stays cached: ``"default"``, ``"flush_at_boundary"`` (the paper's), ``"flush_per_request"``,
@@ -100,11 +103,12 @@ class Orla:
 
     def __init__(
         self,
-        backends: Sequence[Backend],
+        backends: Backends,
         mapper: MapperLike | None = None,
         *,
-        stage_policy: StageChoice = DEFAULT_STAGE,
-        request_policy: RequestChoice = DEFAULT_REQUEST,
+        policy: PolicyChoice | None = None,
+        stage_policy: StageChoice | None = None,
+        request_policy: RequestChoice | None = None,
         memory: str | MemoryPolicy = "default",
         admission: bool = True,
         keep_records: int = 10_000,
@@ -114,13 +118,15 @@ class Orla:
         control: str | Path | Literal[False] | None = None,
         warm_up: bool | WarmUp = True,
     ) -> None:
-        adapters = {backend: _adapter_of(backend) for backend in _distinct(backends)}
-        _check_policies(stage_policy, [backend.name for backend in backends])
+        given = backends_of(backends)
+        adapters = {backend: _adapter_of(backend) for backend in given}
+        if faults := faults_of_policies(stage_policy, [backend.name for backend in given]):
+            raise ConfigError("; ".join(faults))
         shared = stage_mapper(mapper)
-        self._check_backends(shared, backends)
+        self._check_backends(shared, given)
         flag("admission", admission)
         whole("keep_records", keep_records, most=MOST_CALLS)
-        policy, warming = memory_policy(memory), settings_of(warm_up)
+        kept, warming = memory_policy(memory), settings_of(warm_up)
         journal = None if records_file is None else Journal(checked_path("records_file", records_file))
         estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
         path = config.control(control)
@@ -131,9 +137,10 @@ class Orla:
         serving = Serving(
             adapters,
             mapper=shared,
+            policy=policy,
             stage_policy=stage_policy,
             request_policy=request_policy,
-            memory=policy,
+            memory=kept,
             admission=admission,
             keep_records=keep_records,
             journal=journal,
@@ -189,10 +196,14 @@ class Orla:
             made = stage_mapper(table)
             return LoadAware(made) if made is not None and settings.load_aware else made
 
+        if faults := settings.faults():
+            kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
+            raise kind(listed(settings.source, faults))
         try:
             orla = cls(
                 settings.backends,
                 mapper(settings.mapping) if settings.mapping else None,
+                policy=settings.policy,
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
                 memory=settings.memory,
@@ -438,21 +449,23 @@ class Orla:
     def set_policy(
         self,
         *,
+        policy: PolicyChoice | None = None,
         stage_policy: StageChoice | None = None,
         request_policy: RequestChoice | None = None,
         backend: str | None = None,
     ) -> None:
-        """Order calls by other policies from now on, those that wait as well; nobody loses an arrival number.
+        """Order calls by other policies from now on, those that wait as well; each keeps its arrival number.
 
         Args:
-            stage_policy: As for ``Orla``; what a dict does not name stays as it is.
+            policy: As for ``Orla``, for both levels of the queues.
+            stage_policy: As for ``Orla``; what a dict does not name stays as it is, or is *policy*.
             request_policy: The same.
             backend: On this one only; ``None``: on all.
 
         Raises:
             ConfigError: A name is unknown, or a policy cannot order the calls that wait; nothing is changed then.
         """
-        self._steering.set_policy(stage_policy, request_policy, backend)
+        self._steering.set_policy(*refined(policy, stage_policy, request_policy), backend)
         self.core.stage_names.look(self.core.serving)
 
     def set_limit(
@@ -497,12 +510,7 @@ class Orla:
 
 def _adapter_of(backend: Backend) -> BackendAdapter:
     """Return the adapter of a backend whose URL an HTTP client takes, which knows more rules than ``Backend``."""
-    try:
-        httpx.URL(backend.url)
-    except httpx.InvalidURL as error:
-        raise ConfigError(
-            f"backend {shown(backend.name)}: url {shown(backend.url)} cannot be opened: {error}"
-        ) from error
+    check_url(backend)
     return adapter_of(backend)
 
 
@@ -512,22 +520,3 @@ def _in_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _distinct(backends: Sequence[Backend]) -> Sequence[Backend]:
-    given: object = backends
-    if not isinstance(given, Sequence) or not all(isinstance(each, Backend) for each in given):
-        raise ConfigError(f"backends must be a list of Backend(...), got {shown(given)}")
-    if not backends:
-        raise ConfigError("an Orla needs at least one Backend")
-    names = [backend.name for backend in backends]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"two backends share the name {', '.join(map(repr, twice))}")
-    return backends
-
-
-def _check_policies(stage_policy: StageChoice, backends: Sequence[str]) -> None:
-    """Refuse stage policies for backends that are not there; stages, unlike backends, come with each graph."""
-    for name in stage_policy if isinstance(stage_policy, Mapping) else ():
-        if name != ANY_BACKEND and name not in backends:
-            raise ConfigError(f"stage_policy: backend {shown(name)} does not exist{did_you_mean(name, backends)}")

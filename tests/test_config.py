@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (backend,) = settings.backends
     assert (backend.name, backend.api_key, backend.aliases) == ("light", "secret", ("gpt",))
     assert backend.cost == Cost(1.5) and settings.mapping == {"node": ["light"], "*": "light"}
-    assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", "workflow_fcfs", 5)
+    assert (settings.stage_policy, settings.request_policy, settings.keep_records) == ("priority", None, 5)
     assert not settings.admission
     with Orla.from_settings(settings) as orla:
         assert not orla.core.serving.schedulers["light"].cache.gate.holds
@@ -63,6 +64,10 @@ URL = 'url = "http://127.0.0.1:1/v1"'
             f"stage_policy = 'prio'\n[backends.b]\n{URL}",
             "stage_policy: found 'prio'.*did you mean 'priority'",
         ),
+        (
+            f"policy = {{b = 'edf'}}\n[backends.b]\n{URL}",
+            "policy: found .*by backend is stage_policy, by stage request",
+        ),
         (f"stage_policy = 3\n[backends.b]\n{URL}", "stage_policy: found 3; .*it must be the name of a policy"),
         (
             f"request_policy = {{a = 'x'}}\n[backends.b]\n{URL}",
@@ -76,6 +81,12 @@ URL = 'url = "http://127.0.0.1:1/v1"'
         (f"[backends.b]\n{URL}\napi_key_env = 'NOT_SET'", "backends.b.api_key_env.*'NOT_SET' is not set"),
         ("[backends.b]\nurl = 'x'", "backend 'b': url 'x' is not http"),
         ("[backends\nx", r"not valid TOML.*line 1"),
+        ("stage_policy = priority", r'line 1, column 16.*a text stands in quotes: stage_policy = "priority"$'),
+        ("a = 1\nurl = http://host:1/v1 # it", 'quotes: url = "http://host:1/v1"$'),
+        ("[mapping]\nx = [light, 'heavy']", r'quotes: x = \["light"$'),
+        ("c = { a = light }", r'quotes: c = \{ a = "light"$'),
+        ("admission = True", "TOML writes admission = true"),
+        ("control = None", "TOML has no None; leave the key out"),
         (b"\xff", "not valid TOML"),
     ],
 )
@@ -83,6 +94,69 @@ def test_every_fault_names_file_and_key(tmp_path: Path, text: str | bytes, messa
     with pytest.raises(ConfigError, match=f"(?s)orla.toml.*{message}") as raised:
         config.load(write(tmp_path, text))
     assert "Value error" not in str(raised.value), "that is how pydantic puts it"
+
+
+FOUR_FAULTS = {
+    "an unknown key": ("capacty = 3", "[backends.b]", "backends.b.capacty: unknown key; did you mean 'capacity'"),
+    "a value out of bounds": ("quality = 3", "[backends.c]", "backends.c.quality: found 3"),
+    "an unknown engine": (
+        'engine = "lamacpp"',
+        "[backends.d]",
+        "backend 'd': unknown engine 'lamacpp'; did you mean",
+    ),
+    "a key that is not set": ('api_key_env = "NOT_SET"', "[backends.e]", "variable 'NOT_SET' is not set"),
+    "a url that is none": ('url = "ftp://x"', "[backends.f]", "backend 'f': url 'ftp://x' is not http"),
+    "another that none takes": ('url = "http://h:1/\\u00a0 x"', "[backends.g]", "backend 'g': url"),
+    "no backend": (
+        'draft = "lihgt"',
+        "[mapping]",
+        "stage 'draft' is mapped to backend 'lihgt', which does not exist",
+    ),
+    "another": ('reply = ["b", "hevy"]', "[mapping]", "stage 'reply' is mapped to backend 'hevy'"),
+    "an entry that is none": ("polish = 3", "[mapping]", "mapping of stage 'polish': expected a backend's name"),
+    "a parameter": ('route = { to = "b", top_p = 7 }', "[mapping]", "top_p must be a number from 0 to 1"),
+    "a variant": ('x = "nowhere"', "[variants.cheap]", "variant 'cheap': stage 'x' is mapped to backend 'nowhere'"),
+    "a variant's entry": ("y = 3", "[variants.cheap]", "variants.cheap: mapping of stage 'y'"),
+    "a policy": ('stage_policy = "prio"', "", "stage_policy: found 'prio'"),
+    "a limit": ("calls = -1", "[limits.run]", "calls must be a whole number of at least 0"),
+    "another limit": (
+        "x = { call = 3 }",
+        "[limits.stages]",
+        "limits.stages.x.call: unknown key; did you mean 'calls'",
+    ),
+    "a file": ('records_file = "http://x"', "", "records_file: 'http://x' is no path"),
+}
+
+
+def file_of(lines: Iterable[tuple[str, str]]) -> str:
+    """Return a file with these lines in their tables, and a backend that is right for each table that needs a URL."""
+    tables: dict[str, list[str]] = {"": [], "[backends.b]": []}
+    for line, table in lines:
+        tables.setdefault(table, []).append(line)
+    for table, inside in tables.items():
+        if table.startswith("[backends") and not any(line.startswith("url") for line in inside):
+            inside.append(URL)
+    return "\n".join("\n".join((table, *inside)) for table, inside in tables.items())
+
+
+@pytest.mark.parametrize("first", range(0, len(FOUR_FAULTS), 2))
+def test_all_faults_are_named_at_once(tmp_path: Path, first: int) -> None:
+    faults = list(FOUR_FAULTS.values())
+    four = [faults[(first + nth * 3) % len(faults)] for nth in range(4)]
+    file = write(tmp_path, file_of((line, table) for line, table, _ in four))
+    with pytest.raises((ConfigError, MappingError)) as raised:
+        Orla.from_config(file)
+    message = str(raised.value)
+    assert [said for _, _, said in four if said not in message] == []
+    assert message.count("\n  - ") == 4, message
+
+
+def test_each_fault_alone_is_one_line(tmp_path: Path) -> None:
+    for line, table, said in FOUR_FAULTS.values():
+        with pytest.raises((ConfigError, MappingError)) as raised:
+            Orla.from_config(write(tmp_path, file_of([(line, table)])))
+        message = str(raised.value)
+        assert said in message and message.startswith(str(tmp_path / "orla.toml: ")) and "\n" not in message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

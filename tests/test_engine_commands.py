@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from orla_lg.engines import commands
-from orla_lg.engines.running import remove_logs
+from orla_lg.engines.running import Running, remove_logs
 from orla_lg.errors import EngineError
 from orla_lg_llamacpp.model import ensure_model, try_lock
 
@@ -140,8 +141,37 @@ def test_of_several_one_must_be_named(home: Path) -> None:
         assert try_lock(one) and try_lock(two)
         with pytest.raises(EngineError, match="name a port or all: 50001, 50002"):
             run("down")
-        with pytest.raises(EngineError, match="no engine of ours runs on port 50003; running: 50001, 50002"):
+        with pytest.raises(EngineError, match="none on port 50003 that still runs; running: 50001, 50002"):
             run("down", "50003")
+
+
+def said_of(engine: Running, running: list[Running], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
+    monkeypatch.setattr(commands, "all_running", lambda: running)
+    commands._print_ready(engine)
+    return str(capsys.readouterr().out).split("orla.toml:")[1].split("try it:")[0]
+
+
+@pytest.mark.parametrize(
+    "names", [("smollm2", "smollm2", "smollm2"), ("light", "heavy", "light"), ("a.b", "a.b", "c")]
+)
+def test_what_several_engines_print_is_one_file(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = range(50_001, 50_004)
+    engines = [
+        Running(port, 1, f"http://127.0.0.1:{port}/v1", name, "llamacpp", 0, "", "")
+        for port, name in zip(ports, names, strict=True)
+    ]
+    printed = [said_of(each, engines[: n + 1], monkeypatch, capsys) for n, each in enumerate(engines)]
+    whole = tomllib.loads("".join(printed))
+    assert [table["url"] for table in whole["backends"].values()] == [each.url for each in engines]
+    assert [table["model"] for table in whole["backends"].values()] == list(names)
+    assert whole["mapping"] == {"*": names[0]}
+    if names[0] != names[1]:
+        assert list(whole["backends"])[:2] == ["light", "heavy"]
+    else:
+        assert list(whole["backends"])[:2] == [names[0], f"{names[0]}-50002"]
+        assert f'your_stage = "{names[0]}-50002"' in printed[1]
 
 
 def test_an_engine_that_does_not_answer_is_listed_as_such(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

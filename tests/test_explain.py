@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from orla_lg import Effect, Orla, cli
+from orla_lg import Backend, Cost, Effect, Orla, cli
 from orla_lg import explain as explaining
 from orla_lg.core.accounting import journal
 from orla_lg.core.accounting.journal import Appended, Journal
@@ -19,7 +19,7 @@ from orla_lg.core.call import Considered
 from orla_lg.core.record import CacheFollowUp
 from tests.conftest import at, chat
 from tests.mappers.test_cost_quality import record
-from tests.stub_engine import StubEngine
+from tests.stub_engine import MODEL, StubEngine
 
 TOLD = (
     Considered("home", {"expected_s": 3.5, "waiting": 4}, "home"),
@@ -53,9 +53,10 @@ def test_a_record_is_told_whole(file: Path, capsys: pytest.CaptureFixture[str]) 
     for part in (
         "record abc-1  ended 20", "stage 'sub|reply', step 2: workflow", "run r1 (tenant acme)",
         "ran on 'away', model 'm'",
-        "decided by load+explicit: 'home' expected 3.50 s", "waited 0.250 s",
+        "decided by load+explicit: 'home' expected 3.50 s", "it waited 0.250 s",
         "first token 0.500 s later, 1.500 s in all",
-        "100 prompt tokens (60 cached), 7 answered, 0.000120 US dollars", "attempts 2", "scored 0.5",
+        "100 prompt tokens (60 cached), 7 answered tokens, 0.000120 US dollars", "2 attempts; KV cache: ",
+        "scored 0.5",
     ):  # fmt: skip
         assert part in said, part
     table = [line.split() for line in said.splitlines() if line.startswith(("considered", "home", "away"))]
@@ -108,13 +109,41 @@ def test_an_exact_id_wins_over_longer_ones_and_a_torn_line_is_passed_over(
     assert json.loads(capsys.readouterr().out)["stage"] == "sub|reply"
 
 
+def test_without_prices_no_cost_is_said(
+    tmp_path: Path, engine: StubEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "records.jsonl"
+    for cost in (Cost(), Cost(input_per_mtoken=5.0)):
+        backend = Backend("main", engine.url, model=MODEL, cost=cost)
+        with Orla([backend], {"*": "main"}, records_file=path) as orla:
+            ask(orla, engine)
+    costs = [json.loads(line)["cost_usd"] for line in path.read_text().splitlines() if '"cost_usd"' in line]
+    assert costs[0] == 0 and costs[-1] > 0
+    said = []
+    for line in path.read_text().splitlines():
+        if '"cost_usd"' in line:
+            assert explain(json.loads(line)["id"], "--records", path) == 0
+            said.append(capsys.readouterr().out)
+    assert "US dollars" not in said[0] and "US dollars" in said[-1]
+
+
+@pytest.mark.parametrize("action", [*explaining.CACHE_ACTIONS, "unheard of"])
+def test_every_cache_action_has_its_words(action: str) -> None:
+    said = explaining.text({**MOVED.asdict(), "cache_action": action, "attempts": 1, "prompt_tokens": 1})
+    assert (
+        f"1 attempt; KV cache: {explaining.CACHE_ACTIONS.get(action, action)}" in said and "1 prompt token (" in said
+    )
+
+
 def test_calls_that_were_not_placed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("x", "--records", file) == 0
-    assert "never placed: QueueFull: no" in capsys.readouterr().out
+    assert "no backend was chosen for this call: QueueFull: no" in capsys.readouterr().out
     with file.open("a") as more:
         more.write(json.dumps(record("", None, id="y", external=True).asdict()) + "\n")
     assert explain("y", "--records", file) == 0
-    assert "a call outside any graph" in (said := capsys.readouterr().out) and "not ours to place" in said
+    assert (
+        "a call outside any graph" in (said := capsys.readouterr().out) and "orla_lg did not place this call" in said
+    )
 
 
 # What became of its cache
@@ -129,7 +158,7 @@ def amended(*orders: str, borne_out: bool | None = None, **said: Any) -> str:
 
 @pytest.mark.parametrize("effect", Effect)
 def test_every_effect_has_its_words(effect: Effect) -> None:
-    assert f"afterwards: flush; {explaining.EFFECTS[str(effect)]}" in amended(f"flush:{effect}")
+    assert f"afterwards: orla_lg ordered flush; {explaining.EFFECTS[str(effect)]}" in amended(f"flush:{effect}")
 
 
 @pytest.mark.parametrize(
@@ -144,11 +173,17 @@ def test_every_effect_has_its_words(effect: Effect) -> None:
         (amended(borne_out=False), "the workflow's next call there did not find it there any more"),
         (
             amended(prompt_tokens=100, cached_tokens=60, expected_cached_tokens=80),
-            "believed to be cached when it went: 80 tokens; 60 were",
+            "orla_lg expected 80 cached tokens when the call left the queue; the engine found 60",
         ),
-        (amended(prompt_tokens=9, expected_cached_tokens=4), "4 tokens; the engine does not say how much was"),
-        (amended(cache_hint="preserve"), "hinted of its workflow's cache: preserve; no order came of that"),
-        (amended("flush:freed", cache_hint="flush"), "hinted of its workflow's cache: flush\nasked of"),
+        (
+            amended(prompt_tokens=9, expected_cached_tokens=4),
+            "4 cached tokens when the call left the queue; the engine does not say how many were",
+        ),
+        (amended(cache_hint="preserve"), "a hint asked to preserve its workflow's cache; no order came of that"),
+        (
+            amended("flush:freed", cache_hint="flush"),
+            "a hint asked to flush its workflow's cache\nits workflow's cache afterwards: orla_lg",
+        ),
     ],
 )
 def test_what_was_asked_and_whether_it_was_true_is_said_in_words(told: str, said: str) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ class BusyPlace:
 
 @contextmanager
 def busy(engine: StubEngine, orla: Orla) -> Iterator[BusyPlace]:
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(12) as pool:
         place = BusyPlace(engine, orla, pool)
         try:
             yield place
@@ -115,6 +116,32 @@ def test_what_is_said_beforehand_orders_who_waits(engine: StubEngine, narrow: Or
         place.comes(plain, "third")
         place.opens()
     assert asked(engine) == ["second", "first", "third"]
+
+
+@pytest.mark.parametrize("how", ["in code", "in orla.toml"])
+def test_one_policy_orders_the_calls_of_one_stage_too(
+    engine: StubEngine, make_orla: Any, tmp_path: Path, how: str
+) -> None:
+    """The README's hints: a call is urgent if its text says so, and all calls are of one stage."""
+    if how == "in code":
+        orla: Orla = make_orla(at(engine, max_concurrency=1), mapper={"*": "main"}, policy="priority")
+    else:
+        (tmp_path / "orla.toml").write_text(
+            f'policy = "priority"\n[backends.main]\nurl = "{engine.url}"\nmax_concurrency = 1\n'
+            '[mapping]\n"*" = "main"\n'
+        )
+        orla = Orla.from_config(tmp_path / "orla.toml")
+    graph = orla.wrap(
+        one_node(engine),
+        hints=lambda stage, state: Hints(priority=8 if "refund" in state["messages"][0].content else 5),
+    )
+    with busy(engine, orla) as place:
+        for nth in range(8):
+            place.comes(graph, f"{'refund' if nth > 5 else 'router'} {nth}")
+        place.opens()
+    served = [record.priority for record in orla.records() if record.stage == "ask"][1:]
+    assert served == [8, 8, 5, 5, 5, 5, 5, 5]
+    orla.close()
 
 
 def runs_by_question(orla: Orla) -> list[str]:

@@ -727,6 +727,7 @@ def test_wrong_hints_are_told_once_and_the_stage_runs(
 
 
 def test_hints_may_be_a_dict(engine: StubEngine, orla: Orla, caplog: pytest.LogCaptureFixture) -> None:
+    orla.set_policy(policy="priority")
     graph = orla.wrap(speaking(engine), hints=lambda stage, state: {"priority": 8, "tenant": "acme"})
     graph.invoke({"messages": ["Hello"]})
     (record,) = orla.records()

@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "errors", "core", "control", "mappers", "openai_api", "testing", "adapters", "graph", "config", "orla",
-    "workflow",
+    "errors", "arguments", "core", "control", "mappers", "openai_api", "testing", "adapters", "graph",
+    "config_faults", "config", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")
@@ -88,7 +88,13 @@ def test_the_core_stands_on_the_standard_library() -> None:
 
 
 def test_engines_stand_beside_the_library() -> None:
-    known = ("orla_lg.engines", "orla_lg.errors", "orla_lg_llamacpp.embedded", "orla_lg_llamacpp.model")
+    known = (
+        "orla_lg.engines",
+        "orla_lg.errors",
+        "orla_lg.arguments",
+        "orla_lg_llamacpp.embedded",
+        "orla_lg_llamacpp.model",
+    )
     for module, file in MODULES.items():
         ours = {other for other in imports(file, runtime=False) if other.startswith(OURS)}
         if module.startswith("orla_lg.engines"):

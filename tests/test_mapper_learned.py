@@ -24,6 +24,7 @@ from langgraph.graph import START, StateGraph
 
 from orla_lg import Ask, Backend, ConfigError, Orla
 from orla_lg.mappers import commands
+from orla_lg.mappers.alike import likely, near_duplicates
 from orla_lg.mappers.features import DENSE, MAX_CHARS, UserPrompt, features, prompt_of
 from orla_lg.mappers.learned import EmbeddingMapper, Endpoint, Isotonic, LearnedMapper, Model, Platt, load
 from tests.conftest import at, chat
@@ -47,6 +48,9 @@ def value(name: str, prompt: UserPrompt) -> float:
     return features(prompt, 0)[0][DENSE.index(name)]
 
 
+NAMES = [first + last for first in ("An", "Be", "Ki", "Lo", "Mi") for last in ("na", "ra", "to", "li", "ne", "vo")]
+
+
 def made_rows(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
     """Prompts that differ in what they ask for: sums are complex, greetings are simple."""
     dice, rows = random.Random(seed), []
@@ -54,8 +58,8 @@ def made_rows(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
         if number % 2:
             text = f"Find the integer ${dice.randint(2, 99)}^x + {dice.randint(2, 99)}$ modulo {dice.randint(2, 9)}."
         else:
-            name, how = dice.choice(["Ada", "Bob", "Eve"]), dice.choice(["wave", "smile", "nod"])
-            text = f"Say hello to {name} and {how}, please."
+            how, when = dice.choice(["wave", "smile", "nod", "bow", "sing"]), dice.choice(["kindly", "now", "once"])
+            text = f"Say {when} hello to {NAMES[number // 2 % len(NAMES)]} and {how}, please."
         rows.append({"prompt": text, "label": "complex" if number % 2 else "simple", "from": "ab"[number % 4 // 2]})
     return rows
 
@@ -419,6 +423,101 @@ def test_the_commands_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixt
     right = [one is not None and (one.backend == "heavy") == (row["label"] == "complex")
              for one, row in zip(sent, fresh, strict=True)]  # fmt: skip
     assert sum(right) >= 57
+
+
+# Near-duplicates ------------------------------------------------------------------------------------------
+
+TWINS = [
+    "Reconcile these two invoices and say which was paid twice, with the amount and the date of each payment.",
+    "reconcile these two invoices, and say which was paid twice, with the amount and the date of each payment!",
+    "Please reconcile these two invoices and say which was paid twice, with the amount and the date of each payment.",
+    "Reconcile these two invoices and say which was paid twice, with the amount and the day of each payment.",
+]
+OTHERS = [
+    "Which of these two invoices was paid first?", "What is 3 + 4?", "What is 5 + 6?", "?!", "!!", "",
+    "Fix my router", "Fix my modem", "Reconcile two invoices",
+]  # fmt: skip
+
+
+def test_near_duplicates_are_one_group_and_others_are_not() -> None:
+    texts = [*OTHERS[:4], *TWINS[:2], *OTHERS[4:], *TWINS[2:], "Fix my router.", "x" * 9_000, "x" * 9_000]
+    groups = near_duplicates(texts)
+    twins = {groups[texts.index(twin)] for twin in TWINS}
+    assert len(twins) == 1 and groups[-1] == groups[-2] and groups[-3] == groups[texts.index("Fix my router")]
+    apart = [groups[texts.index(other)] for other in OTHERS]
+    assert len({*apart, *twins}) == len(OTHERS) + 1
+    assert groups == [min(n for n, group in enumerate(groups) if group == each) for each in groups]
+
+
+def test_many_prompts_of_one_template_are_grouped_in_time() -> None:
+    dice = random.Random(1)
+    words = [f"word{n}" for n in range(500)]
+    texts = [f"Classify this ticket by topic: {' '.join(dice.choices(words, k=12))}" for _ in range(400)]
+    began = time.process_time()
+    groups = near_duplicates([*texts, *texts])
+    assert time.process_time() - began < 2.0
+    assert groups[400:] == groups[:400] == list(range(400))
+
+
+def test_no_fold_parts_what_is_nearly_the_same() -> None:
+    pytest.importorskip("sklearn")
+    from orla_lg.mappers import fit
+
+    rows = made_rows(48)
+    prompts = [UserPrompt(row["prompt"] + end) for row in rows for end in ("", "!", " ")]
+    table = fit.Table(prompts, [row["label"] == "complex" for row in rows for _ in range(3)])
+    every = (table.y >= 0).nonzero()[0]
+    for seed in range(5):
+        for known, unknown in fit._folds(table, every, 5, seed):
+            assert not set(table.groups[known]) & set(table.groups[unknown])
+            assert 0 < table.y[unknown].sum() < len(unknown), "both labels are in each fold"
+
+
+def test_a_label_that_is_a_coincidence_of_copies_is_not_found_again() -> None:
+    """Labels by the dice: nothing is to be learned, but copies of a row are easily known again."""
+    pytest.importorskip("sklearn")
+    from orla_lg.mappers import fit
+
+    dice = random.Random(5)
+    words = ["".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(288)]
+    texts = [" ".join(words[n : n + 12]) for n in range(0, 288, 12)]
+    labels = [n % 2 == 0 for n in range(24)] * 3
+    table = fit.Table([UserPrompt(text) for text in texts * 3], labels)
+
+    def accuracy() -> float:
+        (one,) = fit.cross_validate(table, fit.Goal(), folds=3, repeats=1)
+        return fit.score(one.probable, one.sent, labels, 0.1).accuracy
+
+    assert accuracy() < 0.7
+    table.groups = (table.y >= 0).nonzero()[0]  # as if no prompt were like another
+    assert accuracy() > 0.8
+
+
+def test_too_few_different_prompts_are_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    rows, out = made_rows(120), tmp_path / "m.json"
+    simple, complex_ = (
+        list({row["prompt"]: row for row in rows if row["label"] == label}.values())
+        for label in ("simple", "complex")
+    )
+    with pytest.raises(ConfigError, match="but only 20 simple and 5 complex ones are different texts"):
+        run("fit", written(tmp_path, simple[:20] + complex_[:5] * 3), "--out", out)
+    with pytest.raises(ConfigError, match="the rarer label has 11 different prompts, fewer than that"):
+        run("fit", written(tmp_path, simple[:20] + complex_[:11] * 2), "--out", out, "--folds", 12)
+    assert not out.exists()
+    mixed = {**complex_[0], "label": "simple"}
+    file = written(tmp_path, [*simple[:20], *complex_[:12] * 2, mixed])
+    assert run("fit", file, "--out", out, "--folds", 3, "--repeats", 1) == 0
+    said = capsys.readouterr().out
+    assert "Near-duplicates: of 45 prompts 13 say nearly the same as another one." in said
+    assert "Labels: 1 text stands there" in said
+    assert "Few rows: 21 simple and 12 complex prompts are different, 4 complex in each of 3 folds." in said
+    assert "(95 %)" in said
+
+
+@pytest.mark.parametrize(("seen", "count", "low", "high"), [(1.0, 30, 0.88, 1.0), (0.5, 100, 0.40, 0.60)])
+def test_what_a_share_of_few_may_be(seen: float, count: int, low: float, high: float) -> None:
+    assert likely(seen, count) == pytest.approx((low, high), abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.limits.costs import Spent
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.operation.statistics import Waiting, WaitsFor
-from orla_lg.top import view
+from orla_lg.top import commands, view
 from tests.waiting_app import CALLS, LIMIT, SECRET
 
 ROOT = Path(__file__).parents[1]
@@ -85,28 +85,32 @@ def test_the_same_for_people(app: tuple[App, str], capsys: pytest.CaptureFixture
 def test_pause_drain_and_resume(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
     _, path = app
     assert orla_lg("pause", "light", "--control", path) == 0
-    assert f"light is paused: {LIMIT} in flight go on, {CALLS - LIMIT} wait" in capsys.readouterr().out
+    assert f"light is paused: {LIMIT} calls go on, {CALLS - LIMIT} calls wait" in capsys.readouterr().out
     assert orla_lg("drain", "light", "--timeout", "0.1", "--control", path) == 1
-    assert f"light stays paused: {LIMIT} still in flight" in capsys.readouterr().out
+    assert f"light stays paused: {LIMIT} calls are still in flight" in capsys.readouterr().out
     assert orla_lg("drain", "heavy", "--control", path) == 0
     assert "heavy is drained" in capsys.readouterr().out
     for name in ("light", "heavy"):
         assert orla_lg("resume", name, "--control", path) == 0
-    assert f"light goes on: {LIMIT} in flight, {CALLS - LIMIT} wait" in capsys.readouterr().out
+    assert f"light goes on: {LIMIT} calls are in flight, {CALLS - LIMIT} calls wait" in capsys.readouterr().out
 
 
 def test_policies_and_limits(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
     _, path = app
     chosen = ("--stage-policy", "edf", "--request-policy", "priority")
     assert orla_lg("set", "policy", *chosen, "--backend", "light", "--control", path) == 0
-    assert capsys.readouterr().out == f"light: stages by edf, requests by priority (*); {CALLS - LIMIT} wait\n"
+    assert capsys.readouterr().out == (
+        f"light: stages go by edf, calls of one stage by priority (*); {CALLS - LIMIT} calls wait\n"
+    )
     with Client(path) as client:
         order = [each.priority for each in client.state().backends["light"].waits]
     assert order == sorted(order, reverse=True)
+    assert orla_lg("set", "policy", "--policy", "priority", "--backend", "light", "--control", path) == 0
+    assert "stages go by priority, calls of one stage by priority (*)" in capsys.readouterr().out
     assert orla_lg("set", "limit", "heavy", "--max-concurrency", "1", "--capacity", "5", "--control", path) == 0
-    assert capsys.readouterr().out == "heavy: 1 in flight at most (0 now), 5 may wait (0 do)\n"
+    assert capsys.readouterr().out == "heavy: at most 1 call in flight (0 now), 5 waiting (0 now)\n"
     assert orla_lg("set", "limit", "heavy", "--max-concurrency", "none", "--control", path) == 0
-    assert "heavy: 2 in flight at most" in capsys.readouterr().out, "as its slots bound it"
+    assert "heavy: at most 2 calls in flight" in capsys.readouterr().out, "as its slots bound it"
 
 
 @pytest.mark.parametrize(
@@ -211,11 +215,25 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
     )  # fmt: skip
     said = drawn(ProcessState(1, 0.0, 3, 2, 1, {"heavy": backend}))
     for part in (
-        "a place", "a cache slot", "its cache to fit (needs 1200 tokens)", "its prefix (another branch", "paused",
-        "circuit (another call", "generating", "tool", "human", "idle", "and 1 more wait", "and 1 more hold cache",
+        "a place", "a cache slot", "its cache to fit (1200 tokens)", "its prefix (another branch", "paused",
+        "circuit (another call", "generating", "tool", "human", "idle", "and 1 more waits", "and 1 more holds cache",
+        "calls that wait", "waits for",
+        "workflows whose KV cache is held", "1 thread idle", "3 calls ended",
         "9000 of 10k", "█" * view.BAR, "reply 5 · (no graph) 2", "1.2 s",
     ):  # fmt: skip
         assert part in said, part
+
+
+def test_headings_say_what_stands_below_them() -> None:
+    waiting = replace(QUIET, waiting=1, waits=(a_wait("w", WaitsFor.PLACE),), cache_effects={"flush:deferred": 2})
+    held = replace(waiting, kv=Occupancy(None, 0, 1, 1, (Holder("h", 1, Doing.IDLE),)))
+    said = drawn(ProcessState(1, 0.0, 1, 1, 1, {"b": held}))
+    assert "1 run open, 1 thread idle   1 call ended" in said and " 1 token " in f"{said} "
+    headings = [line.split("  ")[0].strip() for line in said.splitlines() if line and not line[0].isspace()]
+    assert [each for each in headings if each in ("found", "for", "resident", "asked", "waiting")] == []
+    for title in ("orders to caches", "calls that wait", "workflows whose KV cache is held"):
+        assert title in said and title in commands.TOP_EXAMPLES
+    assert "flush: 2 deferred" in said and "waits for" in said and "kept" in said
 
 
 def test_what_was_claimed_of_caches_and_what_calls_found() -> None:
@@ -225,13 +243,13 @@ def test_what_was_claimed_of_caches_and_what_calls_found() -> None:
     said = drawn(ProcessState(1, 0.0, 0, 0, 0, {"b": asked, "quiet": QUIET}))
     assert (
         "94 %" in said
-        and "flush:freed 40 · pin:f 5" in said
-        and "pin:a" not in said
-        and "9 of 10 bore it out" in said
+        and "flush: 40 freed · pin: 5 f, 4 e" in said
+        and " a," not in said
+        and "9 of 10 as ordered" in said
     )
-    assert "nothing was asked of any cache" in drawn(ProcessState(1, 0.0, 0, 0, 0, {"quiet": QUIET}))
+    assert "no cache was given an order" in drawn(ProcessState(1, 0.0, 0, 0, 0, {"quiet": QUIET}))
     unjudged = drawn(ProcessState(1, 0.0, 0, 0, 0, {"b": replace(asked, truth=QUIET.truth)}))
-    assert "bore it out" not in unjudged and "94 %" not in unjudged
+    assert "as ordered" not in unjudged and "94 %" not in unjudged
 
 
 @pytest.mark.parametrize(

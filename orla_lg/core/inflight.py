@@ -17,7 +17,7 @@ from typing import Any
 from orla_lg.core.background import is_collecting
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import recomputed
-from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
+from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Assignment, Call, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.limits.book import BudgetReservation
@@ -158,6 +158,8 @@ class InFlightCall:
         running = services.book.is_running(workflow)
         holds_grant = backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
+        if call.hints is not NO_HINTS:
+            services.unread_hints.look(call, scheduler, waits=self._queued.turn is not None)
         if self._queued.turn is not None and services.records.heard:
             self._tell(Happening.QUEUED)
         return self._queued.turn

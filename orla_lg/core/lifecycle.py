@@ -25,6 +25,7 @@ from functools import partial
 from math import inf
 from typing import Any, NoReturn, Protocol
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints, RunShare
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity
@@ -293,7 +294,8 @@ def _give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
         raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
     schedulers, tried = inflight.services.schedulers, inflight.tried
     where = ", ".join(f"{name!r} ({schedulers[name].backend.url})" for name in dict.fromkeys(tried))
+    attempts = counted(len(tried), "attempt")
     raise BackendUnavailable(
-        f"no engine answered at backend {where} in {len(tried)} attempts: {str(failure.cause).rstrip('.')}; "
+        f"no engine answered at backend {where} in {attempts}: {str(failure.cause).rstrip('.')}; "
         f"is it running? `orla-lg check` probes it"
     ) from failure.cause

@@ -20,7 +20,7 @@ from orla_lg.core.call import Assignment, Call
 from orla_lg.core.placement.fitness import unfit, unserved
 from orla_lg.core.steps import Await, Steps
 from orla_lg.core.view import BackendView, find, names
-from orla_lg.errors import MappingError, did_you_mean
+from orla_lg.errors import MappingError, OrlaError, did_you_mean
 
 AUTO = "auto"
 BY_NAME = "explicit"
@@ -111,15 +111,21 @@ class Consultation:
         """Ask a mapper of whichever kind; returns its ``Assignment`` or ``None``.
 
         Raises:
-            MappingError: It answered something else.
+            MappingError: It failed, or answered something else.
         """
         chosen: object
-        if hasattr(mapper, "map"):
-            chosen = mapper.map(call, backends)
-        elif hasattr(mapper, "consult"):
-            chosen = yield from mapper.consult(call, backends, self)
-        else:
-            chosen = yield Await(lambda: cast("Any", mapper).amap(call, backends), self._background)
+        try:
+            if hasattr(mapper, "map"):
+                chosen = mapper.map(call, backends)
+            elif hasattr(mapper, "consult"):
+                chosen = yield from mapper.consult(call, backends, self)
+            else:
+                chosen = yield Await(lambda: cast("Any", mapper).amap(call, backends), self._background)
+        except OrlaError:
+            raise
+        except Exception as error:  # a mapper may be the user's code
+            fault = f"{type(error).__name__}: {error}"
+            raise MappingError(f"{_caller(call)}: mapper {type(mapper).__name__} failed: {fault}") from error
         if isinstance(chosen, Assignment | None):
             return chosen
         raise MappingError(

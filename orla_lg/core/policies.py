@@ -32,6 +32,7 @@ __all__ = [
     "Fcfs",
     "LeastAttained",
     "Policies",
+    "PolicyChoice",
     "Priority",
     "RequestChoice",
     "RequestPolicy",
@@ -45,6 +46,7 @@ __all__ = [
     "name_of",
     "policies",
     "policy",
+    "refined",
 ]
 
 KEEP_TENANTS = 1000
@@ -200,6 +202,31 @@ StageChoice = str | StagePolicy | Mapping[str, str | StagePolicy]
 
 RequestChoice = str | RequestPolicy | Mapping[str, str | RequestPolicy]
 """A request policy for all stages, or one for each; ``"*"`` is any other."""
+
+PolicyChoice = str | StagePolicy
+"""A policy for both levels of all queues."""
+
+
+def refined(
+    both: PolicyChoice | None, stage: StageChoice | None, request: RequestChoice | None
+) -> tuple[StageChoice | None, RequestChoice | None]:
+    """Return the choice for each level: its own, with *both* wherever that says nothing.
+
+    Raises:
+        ConfigError: *both* is no policy; a table, as the levels take one, is none.
+    """
+    if both is None:
+        return stage, request
+    if isinstance(both, Mapping):
+        raise ConfigError(
+            f"policy: one policy orders both levels, got {shown(both)}; stage_policy takes a table by backend, "
+            "request_policy one by stage"
+        )
+    policy(both)
+    return (
+        {ANY_BACKEND: both, **stage} if isinstance(stage, Mapping) else both if stage is None else stage,
+        {ANY_STAGE: both, **request} if isinstance(request, Mapping) else both if request is None else request,
+    )
 
 
 def policies(backend: str, stage: StageChoice, request: RequestChoice) -> Policies:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE, StageRules
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.steps import Waiter
-from orla_lg.errors import QueueFull
+from orla_lg.errors import PolicyError, QueueFull
 
 log = logging.getLogger("orla_lg")
 
@@ -279,6 +280,8 @@ class BackendQueue:
     waiting: int = 0
     order: StageOrder = field(default_factory=StageOrder)
     """Kept up while the stage policy is steady."""
+    failed_policy: StagePolicy | None = None
+    """The stage policy whose failure was logged last."""
 
     def enter(self, call: Call, now: float, *, order: int | None = None) -> Queued:
         """Put a call into its stage's sub-queue.
@@ -289,8 +292,8 @@ class BackendQueue:
         if self.waiting >= self.capacity and (self.waiting or not self.has_room()):
             self.refused += 1
             raise QueueFull(
-                f"backend {self.name!r} has {self.waiting} calls waiting, its capacity is {self.capacity}; "
-                f"{self.in_flight} are in flight"
+                f"backend {self.name!r} has {counted(self.waiting, 'call')} waiting, its capacity is "
+                f"{self.capacity}; {counted(self.in_flight, 'call')} in flight"
             )
         queued = Queued(call, self._take_order() if order is None else order)
         self._place(queued, now)
@@ -299,14 +302,22 @@ class BackendQueue:
         return queued
 
     def _place(self, queued: Queued, now: float) -> None:
-        """Put a call where its rank of this moment says; a policy that fails tells this caller alone."""
-        stage = queued.call.identity.stage
-        key = self.policies.of(stage).key(queued, now)
-        rank = (*(key if isinstance(key, tuple) else (key,)), queued.order)
-        before, queued.rank = queued.rank, rank
-        sub_queue = self.stages.get(stage) or SubQueue()
+        """Put a call where its rank of this moment says.
+
+        Raises:
+            PolicyError: The request policy failed, or its keys cannot be compared; the queue is as before.
+        """
+        stage, before = queued.call.identity.stage, queued.rank
+        policy, sub_queue = self.policies.of(stage), self.stages.get(stage) or SubQueue()
         try:
+            key = policy.key(queued, now)
+            queued.rank = (*(key if isinstance(key, tuple) else (key,)), queued.order)
             sub_queue.add(queued)
+        except Exception as error:  # a policy may be the user's code
+            queued.rank = before
+            where = f"call {queued.call.id} of stage {stage!r} on backend {self.name!r}"
+            fault = f"{type(error).__name__}: {error}"
+            raise PolicyError(f"request policy {type(policy).__name__} cannot order {where}: {fault}") from error
         except BaseException:
             queued.rank = before
             raise
@@ -373,7 +384,13 @@ class BackendQueue:
             return sorted(queued, key=lambda each: each.order)
 
     def _log_failure(self) -> None:  # the callers here are others than those that wait: none of them pays for it
-        log.exception("stage policy %r failed; first come, first served", self.policies.stage)
+        policy = self.policies.stage
+        if policy is not self.failed_policy:
+            self.failed_policy = policy
+            log.exception(
+                "stage policy %s failed on backend %r: first come, first served wherever it does; what it raises is "
+                "not logged again", type(policy).__name__, self.name,
+            )  # fmt: skip
 
     def waiting_of(self, workflows: Iterable[str]) -> list[Queued]:
         """Return the waiting calls of some workflows."""

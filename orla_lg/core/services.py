@@ -13,6 +13,7 @@ from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mappings
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
+from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.record import RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Pauses
@@ -37,6 +38,7 @@ class Services:
     mappings: Mappings
     masking: Masking
     """Takes keys out of what is recorded."""
+    unread_hints: UnreadHints
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     pauses: Pauses = field(default_factory=Pauses)
     closed: bool = False

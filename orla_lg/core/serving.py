@@ -29,7 +29,16 @@ from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import BackendStatistics
 from orla_lg.core.operation.steering import Steering
-from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
+from orla_lg.core.operation.unread_hints import UnreadHints
+from orla_lg.core.policies import (
+    DEFAULT_REQUEST,
+    DEFAULT_STAGE,
+    PolicyChoice,
+    RequestChoice,
+    StageChoice,
+    policies,
+    refined,
+)
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import RecordBook
 from orla_lg.core.scheduler import BackendScheduler
@@ -70,8 +79,9 @@ class Serving:
         adapters: Mapping[Backend, BackendAdapter],
         *,
         mapper: Mapper | None,
-        stage_policy: StageChoice = DEFAULT_STAGE,
-        request_policy: RequestChoice = DEFAULT_REQUEST,
+        policy: PolicyChoice | None = None,
+        stage_policy: StageChoice | None = None,
+        request_policy: RequestChoice | None = None,
         memory: MemoryPolicy,
         admission: bool = True,
         keep_records: int = 10_000,
@@ -104,12 +114,19 @@ class Serving:
         returns = ReturnBook()
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
         shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
+        stages, requests = refined(policy, stage_policy, request_policy)
         for backend, adapter in adapters.items():
-            ordered_by = policies(backend.name, stage_policy, request_policy)
+            ordered_by = policies(
+                backend.name,
+                DEFAULT_STAGE if stages is None else stages,
+                DEFAULT_REQUEST if requests is None else requests,
+            )
             self.schedulers[backend.name] = BackendScheduler(
                 backend, adapter, self.background, clock, ordered_by, shared
             )
-        self.steering = Steering(self.schedulers, self.book)
+        both_levels_meant = (stages is None) == (requests is None) and stages is not None
+        unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
+        self.steering = Steering(self.schedulers, self.book, unread_hints)
         self.progress = GraphProgress(
             self.book, self.foresight, self.memory, self.records, self.updates, clock,
             looks_ahead=warm_up is not None,
@@ -119,6 +136,7 @@ class Serving:
         self.services = Services(
             clock, self.background, self.new_id, self.book, self.records, self.limits, self.foresight, self.memory,
             self.progress, self.schedulers, self.mappings, self.resources.masking,
+            unread_hints,
         )  # fmt: skip
 
     def feedback(self, record_id: str, score: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.record import Record
 from orla_lg.demo.board import STAGES, Board
 
@@ -90,9 +91,16 @@ def _cache(board: Board) -> list[str]:
         return []
     lines = []
     for name, backend in board.statistics.backends.items():
-        told = [f"{n} {_EFFECTS.get(effect, effect)}" for effect, n in sorted(backend.memory.effects.items())]
-        lines.append(f"{name}: {', '.join(told) or 'nothing flushed'}; {backend.memory.slots_held} slots held")
+        told = [_counted(n, _EFFECTS.get(effect, effect)) for effect, n in sorted(backend.memory.effects.items())]
+        held = counted(backend.memory.slots_held, "slot")
+        lines.append(f"{name}: {', '.join(told) or 'no cache flushed'}; {held} held")
     return lines
+
+
+def _counted(count: int, came: str) -> str:
+    """Return what came of so many orders: ``1 cache erased``, ``2 caches erased``."""
+    rest = came.removeprefix("caches ")
+    return f"{counted(count, 'cache')} {rest}"
 
 
 def _fallbacks(board: Board) -> str:

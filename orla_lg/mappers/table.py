@@ -157,6 +157,8 @@ def stage_mapper(chosen: Mapper | Mapping[str, Entry] | None) -> Mapper | None:
         return ExplicitMapper(chosen) if all(rule.mapper is None for rule in table.rules.values()) else table
     if not is_mapper(chosen):
         hint = f"; an instance is meant: {chosen.__name__}(...)" if isinstance(chosen, type) else ""
+        if isinstance(chosen, str):
+            hint = f"; one backend for all stages is {{'*': {shown(chosen)}}}"
         raise ConfigError(
             f"{shown(chosen)} is no stage mapper: give a dict or an object with map(call, backends){hint}"
         )

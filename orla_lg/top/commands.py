@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from orla_lg import config
 from orla_lg.control import protocol
 from orla_lg.control.client import OPENING, Client
-from orla_lg.control.state import ProcessState
-from orla_lg.core.boundary.plain import shown
+from orla_lg.control.state import BackendState, ProcessState
+from orla_lg.core.boundary.plain import counted, shown
 from orla_lg.errors import ConfigError
 
 TOP_EXAMPLES = f"""\
@@ -25,13 +25,19 @@ examples:
   orla-lg top --once --json | jq '.backends.heavy.waits[0]'
 
 what it shows:
-  backends    state (open, paused, circuit, gone), calls in flight of those allowed, calls that wait (by
-              stage below), calls and answered tokens per second over the last ten seconds, the part of
-              the prompts that was cached, and how full the KV cache is believed to be
-  waiting     who waits, whoever goes first first, and for what: a place, a cache slot, its cache to fit,
-              its prefix, a paused backend, a circuit
-  resident    whose KV cache lies where, and whether that workflow generates, runs a tool, waits for a
-              human, or is idle
+  backends    state (open, paused, circuit, gone), calls in flight of those allowed, calls that wait (at the
+              right by stage), calls and answered tokens per second over the last ten seconds; cached: the
+              part of the prompts that was cached; kept: how much of what was expected to be cached was
+              still there; and how full the KV cache is believed to be
+  orders to caches
+              what orla_lg ordered and what came of it (freed, pinned, deferred: not used again, and freed
+              later), and whether the next call of the same workflow found it so
+  calls that wait
+              in their order, and what each waits for: a place, a cache slot, its cache to fit, its prefix,
+              a paused backend, a circuit
+  workflows whose KV cache is held
+              on which backend, and whether the workflow generates, runs a tool, waits for a human, or is
+              idle
 
 Ctrl-C leaves.
 """
@@ -42,7 +48,7 @@ examples:
   orla-lg pause heavy                 no more calls go there; those in flight go on, others wait
   orla-lg resume heavy                those that waited go, in order
   orla-lg set limit heavy --max-concurrency 8
-  orla-lg set policy --stage-policy edf
+  orla-lg set policy --policy edf
 
 Nothing that waits is lost by any of these. Where a mapping is load-aware, calls go to their alternatives
 meanwhile. A change lasts as long as the process.
@@ -86,6 +92,7 @@ def _register_set(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )  # fmt: skip
     which = setting.add_subparsers(title="what", metavar="WHAT", required=True)
     policy = _parser(which, "policy", "order calls by other policies, those that wait as well", STEER_EXAMPLES)
+    policy.add_argument("--policy", type=_name, metavar="NAME", help="both: stages, and the calls of each")
     policy.add_argument("--stage-policy", type=_name, metavar="NAME", help="which stage's sub-queue goes next")
     policy.add_argument(
         "--request-policy", type=_name, metavar="NAME", help="which call inside a sub-queue goes next"
@@ -194,7 +201,7 @@ def _pause(args: argparse.Namespace) -> int:
     with _client(args) as client:
         client.ask(protocol.Pause(backend=args.backend))
         queue = client.state().backends[args.backend]
-    print(f"{args.backend} is paused: {queue.in_flight} in flight go on, {queue.waiting} wait")
+    print(f"{args.backend} is paused: {_in_flight(queue, 'goes on', 'go on')}, {_waiting(queue)}")
     return 0
 
 
@@ -202,7 +209,7 @@ def _resume(args: argparse.Namespace) -> int:
     with _client(args) as client:
         client.ask(protocol.Resume(backend=args.backend))
         queue = client.state().backends[args.backend]
-    print(f"{args.backend} goes on: {queue.in_flight} in flight, {queue.waiting} wait")
+    print(f"{args.backend} goes on: {_in_flight(queue)}, {_waiting(queue)}")
     return 0
 
 
@@ -212,22 +219,34 @@ def _drain(args: argparse.Namespace) -> int:
         answer = client.ask(protocol.Drain(backend=args.backend, timeout_s=args.timeout), extra_s=args.timeout)
         queue = client.state().backends[args.backend]
     if answer.drained:
-        print(f"{args.backend} is drained: nothing is in flight, {queue.waiting} wait; `orla-lg resume` lets them go")
+        print(f"{args.backend} is drained: no call is in flight, {_waiting(queue)}; `orla-lg resume` lets them go")
         return 0
     state = "stays paused" if queue.paused else "was resumed"
-    print(f"{args.backend} {state}: {queue.in_flight} still in flight, {queue.waiting} wait")
+    print(
+        f"{args.backend} {state}: {_in_flight(queue, 'is still in flight', 'are still in flight')}, {_waiting(queue)}"
+    )
     return 1
 
 
+def _in_flight(queue: BackendState, one: str = "is in flight", several: str = "are in flight") -> str:
+    """Return how many calls are in flight, in words: ``2 calls go on``."""
+    return f"{counted(queue.in_flight, 'call')} {one if queue.in_flight == 1 else several}"
+
+
+def _waiting(queue: BackendState) -> str:
+    return f"{counted(queue.waiting, 'call')} {'waits' if queue.waiting == 1 else 'wait'}"
+
+
 def _set_policy(args: argparse.Namespace) -> int:
-    asked = protocol.Policy(stage_policy=args.stage_policy, request_policy=args.request_policy, backend=args.backend)
+    stages, requests = args.stage_policy or args.policy, args.request_policy or args.policy
+    asked = protocol.Policy(stage_policy=stages, request_policy=requests, backend=args.backend)
     with _client(args) as client:
         client.ask(asked)
         backends = client.state().backends
     for name in backends if args.backend is None else [args.backend]:
         now = backends[name]
         requests = ", ".join(f"{policy} ({stage})" for stage, policy in now.request_policies.items())
-        print(f"{name}: stages by {now.stage_policy}, requests by {requests}; {now.waiting} wait")
+        print(f"{name}: stages go by {now.stage_policy}, calls of one stage by {requests}; {_waiting(now)}")
     return 0
 
 
@@ -242,10 +261,10 @@ def _set_limit(args: argparse.Namespace) -> int:
     with _client(args) as client:
         client.ask(protocol.SetLimit.model_validate({"backend": args.backend, **given}))
         now = client.state().backends[args.backend]
-    bound = "as many as come" if now.max_concurrency is None else now.max_concurrency
-    print(
-        f"{args.backend}: {bound} in flight at most ({now.in_flight} now), {now.capacity} may wait ({now.waiting} do)"
+    bound = (
+        "any number of calls" if now.max_concurrency is None else f"at most {counted(now.max_concurrency, 'call')}"
     )
+    print(f"{args.backend}: {bound} in flight ({now.in_flight} now), {now.capacity:,} waiting ({now.waiting} now)")
     return 0
 
 

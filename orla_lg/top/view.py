@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
-from orla_lg.core.boundary.plain import shown
+from orla_lg.core.boundary.plain import counted, shown
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.memory.events import Doing
@@ -48,7 +48,7 @@ _ACTIVITY_STYLES = {
 _WAITS = {
     WaitsFor.PLACE: "a place",
     WaitsFor.SLOT: "a cache slot",
-    WaitsFor.CACHE: "its cache to fit (needs {tokens} tokens)",
+    WaitsFor.CACHE: "its cache to fit ({tokens} tokens)",
     WaitsFor.PREFIX: "its prefix (another branch prefills it)",
     WaitsFor.PAUSED: "paused",
     WaitsFor.CIRCUIT: "circuit (another call tries the engine)",
@@ -80,8 +80,8 @@ class History:
 def frame(state: ProcessState, history: History, *, rows: int) -> RenderableType:
     """Return the whole view; the two lists have *rows* rows together at most."""
     title = Text("orla-lg top", style="bold", no_wrap=True, overflow="ellipsis")
-    title.append(f"   process {state.pid}   {state.runs} runs open, {state.idle} threads idle", "bright_black")
-    title.append(f"   {state.calls} calls ended", "bright_black")
+    runs, threads, calls = counted(state.runs, "run"), counted(state.idle, "thread"), counted(state.calls, "call")
+    title.append(f"   process {state.pid}   {runs} open, {threads} idle   {calls} ended", "bright_black")
     waits = [(name, each) for name, backend in state.backends.items() for each in backend.waits]
     waiting = sum(backend.waiting for backend in state.backends.values())
     for_waits = min(len(waits), max(rows // 2, rows - sum(len(b.kv.workflows) for b in state.backends.values())))
@@ -98,19 +98,18 @@ def frame(state: ProcessState, history: History, *, rows: int) -> RenderableType
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black", expand=False)
     for heading in headings:
-        right = heading in (
-            "in flight",
-            "waiting",
-            "calls/s",
-            "tok/s",
-            "cached",
-            "found",
-            "priority",
-            "waited",
-            "tokens",
-        )
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", no_wrap=True)
     return table
+
+
+_NUMBERS = frozenset({
+    "in flight", "waiting", "calls/s", "tok/s", "cached", "kept", "turn", "priority", "waited", "tokens",
+})  # fmt: skip
+"""Headings of columns with numbers."""
+
+
+def _titled(title: str, table: Table, *below: Text) -> RenderableType:
+    return Group(Text(title, style="bold"), table, *below)
 
 
 def _backends(state: ProcessState, history: History) -> Table:
@@ -123,7 +122,7 @@ def _backends(state: ProcessState, history: History) -> Table:
         "calls/s",
         "tok/s",
         "cached",
-        "found",
+        "kept",
         "KV cache",
         "queue by stage",
     )
@@ -140,7 +139,7 @@ def _backends(state: ProcessState, history: History) -> Table:
             calls,
             tokens,
             _cached(backend),
-            _found(backend),
+            _kept(backend),
             _kv(backend.kv),
             _stages(backend),
         )
@@ -161,15 +160,16 @@ def _cached(backend: BackendState) -> str:
     return f"{100 * backend.spent.cached_tokens / prompt:.0f} %" if prompt else "–"
 
 
-def _found(backend: BackendState) -> str:
-    """Return how much of what was believed to be cached calls found there."""
+def _kept(backend: BackendState) -> str:
+    """Return how much of what was expected to be cached was still there."""
     truth = backend.truth
     return f"{100 * truth.verified_tokens / truth.claimed_tokens:.0f} %" if truth.claimed_tokens else "–"
 
 
 def _kv(kv: Occupancy) -> Text:
     if not kv.capacity_tokens:
-        return Text(short(kv.resident_tokens) + " tokens", style="bright_black")
+        said = "1 token" if kv.resident_tokens == 1 else f"{short(kv.resident_tokens)} tokens"
+        return Text(said, style="bright_black")
     part = (kv.resident_tokens + kv.promised_tokens) / kv.capacity_tokens
     filled = min(BAR, round(BAR * part))
     text = Text("█" * filled, style="green" if part < 0.9 else "yellow")
@@ -197,20 +197,28 @@ def short(tokens: int) -> str:
 def _orders(state: ProcessState) -> RenderableType:
     asked = {name: backend for name, backend in state.backends.items() if backend.cache_effects}
     if not asked:
-        return Text("nothing was asked of any cache", style="bright_black")
-    table = _table("asked", "what came of it", "next calls")
+        return Text("no cache was given an order", style="bright_black")
+    table = _table("backend", "order, and how often what came of it", "what the workflow's next call found")
     for name, backend in asked.items():
-        most = sorted(backend.cache_effects.items(), key=lambda each: -each[1])
-        effects = " · ".join(f"{order} {count}" for order, count in most[:6]) + (" …" if len(most) > 6 else "")
-        table.add_row(name, effects, _verdicts(backend.truth))
-    return table
+        table.add_row(name, _effects(backend.cache_effects), _verdicts(backend.truth))
+    return _titled("orders to caches", table)
+
+
+def _effects(counts: Mapping[str, int]) -> str:
+    """Return what came of orders, by order: ``flush: 40 freed, 2 deferred``."""
+    most = sorted(counts.items(), key=lambda each: -each[1])
+    by_order: dict[str, list[str]] = {}
+    for each, count in most[:6]:
+        order, _, effect = each.partition(":")
+        by_order.setdefault(order, []).append(f"{count} {effect}")
+    return " · ".join(f"{order}: {', '.join(came)}" for order, came in by_order.items()) + " …" * (len(most) > 6)
 
 
 def _verdicts(truth: VerificationCounts) -> Text:
     borne_out, refuted = sum(truth.borne_out.values()), sum(truth.refuted.values())
     if not borne_out + refuted:
         return Text("–", style="bright_black")
-    return Text(f"{borne_out} of {borne_out + refuted} bore it out", style="yellow" if refuted else "green")
+    return Text(f"{borne_out} of {borne_out + refuted} as ordered", style="yellow" if refuted else "green")
 
 
 # Waiting calls, and workflows in the cache
@@ -218,18 +226,17 @@ def _verdicts(truth: VerificationCounts) -> Text:
 
 def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
     if not waiting:
-        return Text("nobody waits", style="bright_black")
+        return Text("no call waits", style="bright_black")
     tenants = any(each.tenant for _, each in waits)
     table = _table(
-        "waiting", "backend", *(("tenant",) if tenants else ()), "workflow", "stage", "priority", "waited", "for"
+        "turn", "backend", *(("tenant",) if tenants else ()), "workflow", "stage", "priority", "waited", "waits for"
     )
-    table.columns[0].justify = "right"
     for nth, (backend, each) in enumerate(waits, start=1):
         table.add_row(
             str(nth), backend, *_tenant(each, shown=tenants), _brief(each.workflow),
             shown(each.stage, 60) or "(no graph)", f"{each.priority:g}", f"{each.waited_s:.1f} s", waits_for(each),
         )  # fmt: skip
-    return Group(table, *_more(waiting - len(waits), "wait"))
+    return _titled("calls that wait", table, *_more(waiting - len(waits), "wait"))
 
 
 def waits_for(each: Waiting) -> str:
@@ -246,7 +253,7 @@ def _resident(state: ProcessState, rows: int) -> RenderableType:
     if not held:
         return Text("no workflow is known to hold KV cache", style="bright_black")
     tenants = any(each.tenant for _, each in held[:rows])
-    table = _table("resident", *(("tenant",) if tenants else ()), "backend", "tokens", "state")
+    table = _table("workflow", *(("tenant",) if tenants else ()), "backend", "tokens", "now")
     for backend, each in held[:rows]:
         table.add_row(
             _brief(each.workflow),
@@ -256,7 +263,7 @@ def _resident(state: ProcessState, rows: int) -> RenderableType:
             Text(each.state, style=_ACTIVITY_STYLES[each.state]),
         )
     holders = sum(backend.kv.holders for backend in state.backends.values())
-    return Group(table, *_more(holders - min(len(held), rows), "hold cache"))
+    return _titled("workflows whose KV cache is held", table, *_more(holders - min(len(held), rows), "hold cache"))
 
 
 def _brief(text: str) -> str:
@@ -269,7 +276,8 @@ def _tenant(each: Waiting | Holder, *, shown: bool) -> tuple[str, ...]:
 
 
 def _more(count: int, what: str) -> list[Text]:
-    return [Text(f"and {count} more {what}", style="bright_black")] if count > 0 else []
+    verb = {"wait": "waits", "hold cache": "holds cache"}[what] if count == 1 else what
+    return [Text(f"and {count} more {verb}", style="bright_black")] if count > 0 else []
 
 
 # On a terminal, and once
@@ -290,7 +298,7 @@ def live(states: Iterable[ProcessState]) -> None:
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as shown:
         for state in states:
             history.add(state)
-            rows = max(4, console.height - 2 * len(state.backends) - 12)
+            rows = max(4, console.height - 2 * len(state.backends) - 15)
             shown.update(frame(state, history, rows=rows), refresh=True)
 
 

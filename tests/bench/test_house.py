@@ -106,5 +106,5 @@ def test_what_is_passed_is_counted_by_file_and_function(house: Any) -> None:
     from orla_lg.core.call import Hints
 
     seen = house.passed(lambda: [Hints(), Hints(priority=1.0)])
-    assert seen.files == {"orla_lg/core/call.py"} and seen.made == 2
+    assert seen.files == {"orla_lg/core/call.py", "orla_lg/arguments.py"} and seen.made == 2
     assert seen.calls["orla_lg/core/call.py", "__post_init__"] == 2

@@ -92,6 +92,7 @@ heavy = Backend("heavy", "http://h/v1", max_concurrency=32, cost=Cost(input_per_
 orla = Orla(
     backends=[Backend("light", "http://l/v1", model="Qwen/Qwen3-4B", engine="vllm", aliases=["gpt"]), heavy],
     mapper={"classify": "light", "*": ["heavy", "light"]},
+    policy="priority",
     stage_policy="priority",
     request_policy="fcfs",
     memory="default",
@@ -131,6 +132,10 @@ orla.pause("heavy")
 assert_type(orla.drain("heavy", timeout_s=30), bool)
 orla.resume("heavy")
 orla.set_policy(stage_policy={"heavy": ShortestPrompt()}, request_policy="edf", backend=None)
+orla.set_policy(policy=ShortestPrompt())
+Orla({"light": "http://127.0.0.1:8001/v1", "heavy": heavy}, policy="priority")
+Orla("http://127.0.0.1:8001/v1")
+Orla(heavy, policy=ShortestPrompt())
 orla.set_limit("heavy", max_concurrency=None, capacity=100)
 assert_type(orla.statistics().backends["heavy"].memory.truth.verified_tokens, int)
 assert_type(orla.records()[0].cache_borne_out, bool | None)

@@ -43,6 +43,11 @@ def shown_within(value: Any, most: int = MOST_CHARS) -> Any:
     return value
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """Return a count with its noun: ``1 cache``, ``2 caches``; *several* where an s does not make the plural."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def is_path(path: str | os.PathLike[str]) -> bool:
     """Whether a file can have this path, as far as its characters go."""
     try:

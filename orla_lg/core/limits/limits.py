@@ -120,6 +120,10 @@ def checked(limits: object) -> Limits:
     Raises:
         ConfigError: It is something else.
     """
+    if isinstance(limits, Limit):
+        raise ConfigError(
+            f"limits: a Limit is given, not what it is for; Limits(run={shown(limits)}) is for each run"
+        )
     if not isinstance(limits, Limits):
         raise ConfigError(f"limits: expected Limits, got {shown(limits)}; Limits.of(...) reads a dict")
     return NO_LIMITS if limits == NO_LIMITS else limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.usage import RunDeadline
 from orla_lg.core.scheduler import BackendScheduler
@@ -50,6 +51,6 @@ def too_late(inflight: InFlightCall, scheduler: BackendScheduler) -> Exception:
         return wall.exceeded(now, f", and this call waited {waited:.3f} s for {scheduler.backend.name!r}")
     return DeadlineExceeded(
         f"stage {call.identity.stage!r}: waited {waited:.3f} s for backend {scheduler.backend.name!r}, the "
-        f"deadline was {call.hints.deadline_s} s; {scheduler.queue.waiting} calls wait there"
+        f"deadline was {call.hints.deadline_s} s; {counted(scheduler.queue.waiting, 'call')} in the queue there"
         f"{', and it is paused' if paused else ''}"
     )

@@ -15,12 +15,13 @@ from functools import partial
 
 from orla_lg.core.call import Call
 from orla_lg.core.engine.backend import concurrency_of
+from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, Waiter, WaitForTurn
 from orla_lg.core.workflow import WorkflowBook
-from orla_lg.errors import ConfigError, did_you_mean
+from orla_lg.errors import ConfigError, PolicyError, did_you_mean
 
 
 class Keep(Enum):
@@ -35,9 +36,12 @@ KEEP = Keep.KEEP
 class Steering:
     """The levers of one core; any thread may pull them."""
 
-    def __init__(self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook) -> None:
+    def __init__(
+        self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook, unread_hints: UnreadHints | None = None
+    ) -> None:
         self._schedulers = schedulers
         self._book = book
+        self._unread_hints = unread_hints or UnreadHints(both_levels_meant=True)
         self._policies = threading.Lock()
         """Held while policies change: a change that must be undone is undone to what it found."""
 
@@ -97,14 +101,20 @@ class Steering:
         found = self._book.open_on(run, tenant)
         for state in found:
             state.priority = priority
-            touched = partial(self._touched, state.id)
             for scheduler in self._schedulers.values():
+                changed: list[Call] = []
+                touched = partial(self._touched, state.id, changed)
                 for workflow in state.workflows:
                     reprioritize(scheduler, workflow, touched)
+                for call in changed:
+                    self._unread_hints.look(call, scheduler, waits=True)
         return bool(found)
 
-    def _touched(self, run: str, call: Call) -> bool:
-        return call.identity.run == run and self._book.refresh(call)
+    def _touched(self, run: str, changed: list[Call], call: Call) -> bool:
+        if call.identity.run != run or not self._book.refresh(call):
+            return False
+        changed.append(call)
+        return True
 
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
@@ -135,7 +145,8 @@ class Steering:
         except Exception as error:  # a policy is the user's code
             for undone in done:
                 self._change_policies(undone, before[undone])
-            raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {error!r}") from error
+            fault = error.__cause__ if isinstance(error, PolicyError) else error
+            raise ConfigError(f"backend {name!r}: the policy cannot order the calls that wait: {fault!r}") from error
 
     def _change_policies(self, backend: str, policies: Policies) -> None:
         """Order by other policies, waiting calls as well. What a policy raises on one of them changes nothing."""

@@ -1,0 +1,1 @@
+"""A recorded trace of one run, drawn: what LangSmith gets from a wrapped graph."""
