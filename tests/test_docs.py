@@ -7,6 +7,7 @@ everything that there is, and README's figures are those of the pages that it li
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import shlex
@@ -105,6 +106,23 @@ def test_toml_is_a_valid_configuration(page: Path, tmp_path: Path) -> None:
             assert ENTRY_POINTS in tomllib.loads(code)["project"]["entry-points"]
         else:
             assert config.load(file).backends
+
+
+def models_made(code: str) -> list[ast.Call]:
+    """Return where code makes a chat model."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("ChatOpenAI", "ChatOrla")]
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("page", [*pages_with("python"), *EXAMPLES], ids=named)
+def test_no_example_lets_a_small_model_ramble(page: Path) -> None:
+    codes = [page.read_text(encoding="utf-8")] if page.suffix == ".py" else blocks(page, "python")
+    for model in (made for code in codes for made in models_made(code)):
+        said = {keyword.arg for keyword in model.keywords}
+        assert said & {"max_tokens", "max_completion_tokens"}, ast.unparse(model)
 
 
 def commands() -> list[str]:
