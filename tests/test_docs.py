@@ -302,3 +302,9 @@ def test_the_commands_page_names_every_command() -> None:
     for command in leaves(cli.parser()):
         _, *words = command.split()
         assert {command, " ".join(words), words[-1]} & named_there, command
+
+
+def test_the_commands_page_names_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {f"{project['name']}[{extra}]" for extra in project["optional-dependencies"]}
+    assert not extras - first_cells("commands.md", "Extras")
