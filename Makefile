@@ -103,6 +103,9 @@ soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellation
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python -m bench.top
 
+page-tutorial: $(STAMP) ## docs/tutorial.md: what its commands and its code print today (a minute; starts two engines)
+	$(BIN)/python -m bench.tutorial
+
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

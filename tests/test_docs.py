@@ -121,8 +121,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 def test_no_example_lets_a_small_model_ramble(page: Path) -> None:
     codes = [page.read_text(encoding="utf-8")] if page.suffix == ".py" else blocks(page, "python")
     for model in (made for code in codes for made in models_made(code)):
-        said = {keyword.arg for keyword in model.keywords}
-        assert said & {"max_tokens", "max_completion_tokens"}, ast.unparse(model)
+        given = {keyword.arg for keyword in model.keywords}
+        assert given & {"max_tokens", "max_completion_tokens"}, ast.unparse(model)
 
 
 def commands() -> list[str]:
