@@ -256,7 +256,7 @@ def first_cells(page: str, heading: str = "") -> set[str]:
 
 
 def names_of(kind: type) -> set[str]:
-    return {each.name for each in fields(kind)}
+    return {each.name for each in fields(kind) if not each.name.startswith("_")}
 
 
 ORLA = "`Orla`, and the top of `orla.toml`"
