@@ -244,14 +244,17 @@ def test_the_index_has_a_line_for_each_page_under_its_kind() -> None:
 # Reference pages name everything that there is
 
 
+def part_of(page: str, heading: str) -> str:
+    """Return what stands under one of a page's headings, or all of the page."""
+    text = without_blocks(ROOT / "docs" / page)
+    part = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.M | re.S) if heading else None
+    assert part is not None or not heading, f"{page} has no heading {heading!r}"
+    return text if part is None else part[1]
+
+
 def first_cells(page: str, heading: str = "") -> set[str]:
     """Return what the first two cells of the rows of tables name, on a page or under one of its headings."""
-    text = without_blocks(ROOT / "docs" / page)
-    if heading:
-        part = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.M | re.S)
-        assert part is not None, f"{page} has no heading {heading!r}"
-        text = part[1]
-    rows = re.findall(r"^\| (.+?) (?<!\\)\| (.+?) (?<!\\)\|", text, re.M)
+    rows = re.findall(r"^\| (.+?) (?<!\\)\| (.+?) (?<!\\)\|", part_of(page, heading), re.M)
     return {name for row in rows for cell in row for name in re.findall(r"`([^`]+)`", cell)}
 
 
@@ -276,6 +279,13 @@ KEYS = {
 @pytest.mark.parametrize("heading", KEYS)
 def test_the_configuration_page_names_every_key_and_parameter(heading: str) -> None:
     assert not KEYS[heading] - first_cells("configuration.md", heading)
+
+
+@pytest.mark.parametrize("heading", KEYS)
+def test_the_configuration_page_names_nothing_that_is_gone(heading: str) -> None:
+    rows = re.findall(r"^\| `(\w+)`", part_of("configuration.md", heading), re.M)
+    assert rows
+    assert not set(rows) - KEYS[heading]
 
 
 def test_the_configuration_page_names_every_variable() -> None:
