@@ -106,6 +106,9 @@ picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated eng
 picture-trace: $(STAMP) ## docs/trace.svg: what LangSmith gets of a run on an embedded engine
 	$(BIN)/python -m bench.trace $(BENCH)
 
+page-tutorial: $(STAMP) ## docs/tutorial.md: what its commands and its code print today (a minute; starts two engines)
+	$(BIN)/python -m bench.tutorial
+
 clean: ## remove the environment and all caches in the tree
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
