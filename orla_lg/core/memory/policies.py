@@ -61,6 +61,7 @@ class ReleaseAtSwitch(FlushAtBoundary):
     """
 
     _VERBS: ClassVar[dict[EventKind, Verb]] = FlushAtBoundary._VERBS | {EventKind.SWITCHED: Verb.RELEASE}
+    KINDS: ClassVar[frozenset[EventKind]] = FlushAtBoundary.KINDS
 
 
 class FlushPerRequest(FlushAtBoundary):

@@ -17,6 +17,7 @@ from orla_lg.core.memory.policies import (
     FlushUnderPressure,
     Joined,
     PreserveIncrements,
+    ReleaseAtSwitch,
     ReleaseOnly,
     WarmNextStage,
     WarmReturns,
@@ -39,6 +40,7 @@ K = EventKind
             {K.CALL_DONE, K.STRAY_DONE, K.SWITCHED, K.OVER, K.THREAD_DELETED, K.FORGOTTEN},
             {K.INTERRUPTED, K.IDLE},
         ),
+        (ReleaseAtSwitch, {K.OVER, K.THREAD_DELETED, K.FORGOTTEN}, {K.STRAY_DONE, K.SWITCHED, K.IDLE}),
         (ReleaseOnly, set(), {K.STRAY_DONE, K.INTERRUPTED, K.IDLE, K.OVER, K.THREAD_DELETED, K.FORGOTTEN}),
     ],
 )
@@ -49,7 +51,7 @@ def test_what_is_done_at_boundaries(policy: type, flushed: set[EventKind], relea
 
 
 RULES = (
-    FlushAtBoundary(), FlushPerRequest(), ReleaseOnly(), PreserveIncrements(), DemoteInterrupted(),
+    FlushAtBoundary(), FlushPerRequest(), ReleaseAtSwitch(), ReleaseOnly(), PreserveIncrements(), DemoteInterrupted(),
     FlushUnderPressure(), WarmReturns(), WarmNextStage(),
 )  # fmt: skip
 
