@@ -129,6 +129,7 @@ def test_closing_ends_a_pause_and_a_trial_of_calls() -> None:
     pause = step(pausing)
     scheduler.health.probe = None
     scheduler.health._clock = serving.clock
+    scheduler.health._probed_s = float("-inf")  # not just now
     asked = scheduler.health.connect()
     assert asked is not None
     serving.close()

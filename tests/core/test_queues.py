@@ -45,7 +45,7 @@ class QueueMachine(RuleBasedStateMachine):
             "priority": (-(call.priority - call.arrived_s / 30),),
             "sjf": (len(call.ask.messages[0]["content"]) / 4 + 256,),
             "edf": (math.inf if call.hints.deadline_s is None else call.arrived_s + call.hints.deadline_s,),
-            "las": (sum(run.tokens_served >= 2000 * (2**n - 1) for n in range(1, 20)), run.order),
+            "las": (len(bin(int(run.tokens_served))) if run.tokens_served else 0, run.order),  # all served at zero
             "shortest_remaining": (math.inf if run.remaining_s is None else run.remaining_s, run.order),
         }[name] + (queued.order,)
 
