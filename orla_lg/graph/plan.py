@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orla_lg.core.call import Ask
 from orla_lg.core.mapping import Mapper, Planned, foretold, parts_of
 from orla_lg.core.placement.fitness import lacks, unserved
-from orla_lg.core.view import BackendView, find
+from orla_lg.core.placement.view import BackendView, find
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.structure import AnyPregel, stages_of, title
