@@ -79,12 +79,10 @@ class EvictionOrder:
         """Let a piece not be given up: a call uses it."""
         piece.idle = False
         self._lines[piece.band].remove(piece)
-        self._count(piece, piece.gone_tokens - piece.tokens)
-
-    def _count(self, piece: PrefixNode, more_tokens: float) -> None:
-        self.idle_tokens += more_tokens
+        tokens = piece.tokens - piece.gone_tokens
+        self.idle_tokens -= tokens
         if not piece.owners:
-            self.obsolete_tokens += more_tokens
+            self.obsolete_tokens -= tokens
 
     def lose(self, piece: PrefixNode) -> None:
         """Believe a piece gone, and all that comes after it: nothing finds that any more.
@@ -149,7 +147,9 @@ class EvictionOrder:
         for child in list(cut.children()):
             self.lose(child)
         gone = max(cut.gone_tokens, cut.tokens - stays)
-        self._count(cut, cut.gone_tokens - gone)
+        self.idle_tokens += cut.gone_tokens - gone
+        if not cut.owners:
+            self.obsolete_tokens += cut.gone_tokens - gone
         cut.gone_tokens = gone
 
     def _empty(self, used: PrefixNode) -> None:
