@@ -18,6 +18,7 @@ from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.memory.progress import GraphProgress
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import RequestChoice, StageChoice, policies, policy
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued, Sortable
@@ -25,5 +26,4 @@ from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving, Statistics
 from orla_lg.core.steps import Steps, Wait, WaitForTurn, drive
-from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome, RunState

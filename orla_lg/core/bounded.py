@@ -30,10 +30,13 @@ class BoundedDict(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         """Remember; the oldest goes when there is no room."""
         entries = self._entries
-        entries[key] = value
-        entries.move_to_end(key)
-        if len(entries) > self._keep:
-            entries.popitem(last=False)
+        if key in entries:
+            entries[key] = value
+            entries.move_to_end(key)
+        else:
+            entries[key] = value
+            if len(entries) > self._keep:
+                entries.popitem(last=False)
 
     def replace(self, key: K, value: V) -> None:
         """Remember something else in the place of what is remembered."""

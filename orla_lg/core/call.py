@@ -30,6 +30,9 @@ _CHAINED: dict[int, int] = {}
 """Of messages seen lately: by this process's own hash of a message and of what comes before it, the hash that all
 processes share. It takes ten times as long, and an agent's prompt begins as its last one did."""
 
+OBJECT = (dict, Mapping)
+"""What an object of a request may be. Nearly always a ``dict``, which is found ten times as fast as a ``Mapping``."""
+
 CacheHint = Literal["preserve", "flush", "auto"]
 
 
@@ -141,7 +144,7 @@ class Ask:
     @cached_property
     def prompt_chars(self) -> int:
         """The length of the prompt's text in characters, an engine-free stand-in for tokens."""
-        return sum(_chars(message) for message in self.messages)
+        return sum(map(_chars, self.messages))
 
     @cached_property
     def tools_chars(self) -> int:
@@ -189,7 +192,7 @@ def _chained(before: int, text: str) -> int:
 
 
 def _chars(message: Any) -> int:
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = message.get("content") if isinstance(message, OBJECT) else None
     if isinstance(content, str):
         return len(content)
     parts = content if isinstance(content, list | tuple) else ()  # images and sound have tokens, but no characters
@@ -203,7 +206,7 @@ def _shows_image(message: Any) -> bool:
 
 
 def _text(message: Any) -> str:
-    if isinstance(message, Mapping):
+    if isinstance(message, OBJECT):
         content = message.get("content")
         if isinstance(content, str) and "tool_calls" not in message:
             return f"{message.get('role')}\n{content}"

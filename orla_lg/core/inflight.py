@@ -18,8 +18,9 @@ from orla_lg.core.background import is_collecting
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import recomputed
 from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Assignment, Call, Usage
-from orla_lg.core.engine.backend import BackendAdapter, Capability, Directions, model_asked, price
+from orla_lg.core.engine.backend import Capability, Directions, model_asked, price
 from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.identity import workflow_name
 from orla_lg.core.limits.book import BudgetReservation
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import NOTHING, Amount, used
@@ -77,17 +78,19 @@ class InFlightCall:
         "_lock",
         "_open",
         "_queued",
+        "_record",
         "_wait_s",
         "assignment",
         "attempts",
+        "backend",
         "began_s",
         "call",
         "external",
         "layers",
         "mappers",
         "max_attempts",
+        "model",
         "on_end",
-        "record",
         "reservation",
         "scheduler",
         "seat",
@@ -105,13 +108,16 @@ class InFlightCall:
         self.layers = layers
         self.on_end: Callable[[Record], None] | None = None
         """Called with the record when the call ends."""
-        self.record: Record | None = None
         self.external = False
         """The call goes where its code says, past the core."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
         """Where its newest attempt runs."""
+        self.backend: str | None = None
+        """The backend's name; ``None`` for an external call."""
+        self.model: str | None = None
+        """The model to ask the backend for."""
         self.scheduler: BackendScheduler | None = None
         self.seat: SlotLease | None = None
         self.max_attempts = 1
@@ -125,6 +131,7 @@ class InFlightCall:
         self._lock = threading.Lock()
         self._open = True
         self._queued: Queued | None = None
+        self._record: Record | None = None
         self._booked = False
         self._holding: _Holding | None = None
         self._entered_s = call.arrived_s
@@ -146,17 +153,19 @@ class InFlightCall:
         """
         call, services, backend = self.call, self.services, scheduler.backend
         probe, workflow = scheduler.health.probe, call.identity.workflow
-        if probe is not None and model_asked(assignment.model or backend.model, probe, call.ask.model) is None:
+        model = model_asked(assignment.model or backend.model, probe, call.ask.model)
+        if probe is not None and model is None:
             where = f"stage {call.identity.stage!r} on backend {backend.name!r}"
             raise MappingError(f"{where}: {several(probe, call.ask.model)}")
         known = self._queued.order if self._queued is not None and self.scheduler is scheduler else None
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
+        self.backend, self.model = backend.name, model
         self._booked = True
         services.memory.called(workflow)
         if left := services.book.call_started(call, backend.name):
             services.memory.signal(left)
         running = services.book.is_running(workflow)
-        holds_grant = backend.name in grants_held()
+        holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
         if call.hints is not NO_HINTS:
             services.unread_hints.look(call, scheduler, waits=self._queued.turn is not None)
@@ -166,7 +175,9 @@ class InFlightCall:
 
     def depart(self) -> None:
         """Note that the call left the queue with a grant."""
-        assert self._queued is not None
+        assert self._queued is not None and self.scheduler is not None and self.assignment is not None
+        in_code, own = self.call.ask.model, self.assignment.model or self.scheduler.backend.model
+        self.model = model_asked(own, self.scheduler.health.probe, in_code) or in_code  # known by now, if it was not
         self._departed_s = self.services.clock()
         self._wait_s += self._departed_s - self._entered_s
         self.seat = self._queued.lease
@@ -178,48 +189,24 @@ class InFlightCall:
     # What the edge needs to build the request
 
     @property
-    def backend(self) -> str | None:
-        """The backend's name; ``None`` for an external call."""
-        return None if self.scheduler is None else self.scheduler.backend.name
-
-    @property
-    def model(self) -> str | None:
-        """The model to ask the backend for."""
-        if self.scheduler is None or self.assignment is None:
-            return None
-        in_code, own = self.call.ask.model, self.assignment.model or self.scheduler.backend.model
-        return model_asked(own, self.scheduler.health.probe, in_code) or in_code
-
-    @property
     def counts_streams(self) -> bool:
         """Whether the engine reports usage at the end of a stream when asked."""
         probe = None if self.scheduler is None else self.scheduler.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
-    @property
-    def adapter(self) -> BackendAdapter:
-        """The adapter of the backend that was chosen."""
-        assert self.scheduler is not None
-        return self.scheduler.adapter
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Body fields that the mapping sets where the caller says nothing of them."""
-        return {} if self.assignment is None else self.assignment.parameters
-
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
         assert self.scheduler is not None
-        call, seat = self.call, self.seat
+        call, seat, isolation = self.call, self.seat, self.scheduler.isolation
         directions = Directions(
             call_id=f"{call.id}.{self.attempts}",
             workflow=call.identity.workflow,
             stage=call.identity.stage,
             keep_s=self.services.memory.keep_s(call),
-            priority=call.priority,
+            priority=call.hints.priority or 0.0,
             slot=None if seat is None else seat.slot,
             fresh=seat is not None and not seat.reuses,
-            cache_salt=self.scheduler.isolation.salt(call.identity.tenant),
+            cache_salt=isolation.salt(call.identity.tenant) if isolation.on else "",
         )
         self._keep_s = directions.keep_s
         return self.scheduler.adapter.request_fields(call.ask, directions)
@@ -304,7 +291,7 @@ class InFlightCall:
         try:
             if self.reservation is not None:
                 services.limits.settle(self.reservation, self._spent(now, failed=error is not None))
-            record = self._record(error, now)
+            record = self._record = self._recorded(error, now)
         except BaseException:
             services.memory.signal(self._give_back(failed=error is not None))
             raise
@@ -314,11 +301,15 @@ class InFlightCall:
             self._teach(self.scheduler, record, now)
         services.records.add(record)  # 7 account
         services.memory.signal(events)  # 8 signal
-        self.record = services.records.latest(record)  # with what was asked about its cache
         if services.records.heard:
             self._tell(Happening.FINISHED, self.record)
         if self.on_end is not None:
-            self.on_end(self.record)
+            self.on_end(services.records.latest(record))
+
+    @property
+    def record(self) -> Record | None:
+        """What was decided and what happened, with what was asked about its cache since; ``None`` until it ended."""
+        return None if self._record is None else self.services.records.latest(self._record)
 
     def _spent(self, now: float, *, failed: bool) -> Amount:
         """Return what the call used; what was set aside stands where an engine answered without a count."""
@@ -352,19 +343,16 @@ class InFlightCall:
         call, book = self.call, self.services.book
         workflow, usage = call.identity.workflow, self.usage
         if queued is not None:
-            call.standing.serve(self._worked(), self.services.clock())
+            if usage is not None:  # what the engine computed, as far as it said
+                fresh_tokens = usage.prompt_tokens - (usage.cached_tokens or 0)
+                call.standing.serve(fresh_tokens + usage.completion_tokens, self.services.clock())
             scheduler.leave(
                 queued, usage=usage, tokens=self._cached_after(failed=failed),
-                followed=lambda: book.is_running(workflow),
+                followed=partial(book.is_running, workflow),
             )  # fmt: skip
-        if self._keep_s is not None and not failed:
+        if self._keep_s is not None and not failed and scheduler.cache_orders.lingers:
             scheduler.cache_orders.linger(self._keep_s)
-        return book.call_ended(call, scheduler.backend.name, usage)
-
-    def _worked(self) -> int:
-        """Return the tokens that the engine computed for this call, as far as it said."""
-        usage = self.usage
-        return 0 if usage is None else usage.prompt_tokens - (usage.cached_tokens or 0) + usage.completion_tokens
+        return book.call_ended(call, scheduler.backend.name, usage, self.services.memory.away)
 
     def _cached_after(self, *, failed: bool) -> int:
         """Return the tokens left in the engine's cache; 0 where the call may never have reached it."""
@@ -374,7 +362,7 @@ class InFlightCall:
             return 0
         return self.call.ask.prompt_chars // CHARS_PER_TOKEN + 1
 
-    def _record(self, error: BaseException | str | None, now: float) -> Record:
+    def _recorded(self, error: BaseException | str | None, now: float) -> Record:
         call, usage, chosen, scheduler = self.call, self.usage, self.assignment, self.scheduler
         who = call.identity
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
@@ -382,7 +370,7 @@ class InFlightCall:
         expected_tokens = None if claimed is None else claimed.tokens
         return Record(
             id=call.id,
-            workflow=who.name,
+            workflow=workflow_name(who.workflow),
             run=who.run,
             stage=who.stage,
             step=who.step,
@@ -390,7 +378,7 @@ class InFlightCall:
             model=self.model or call.ask.model,
             mapper=None if chosen is None else chosen.mapper,
             reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
-            priority=call.priority,
+            priority=call.hints.priority or 0.0,
             tenant=call.hints.tenant or None,
             queue_wait_s=0.0 if scheduler is None else waited,
             ttft_s=None if self._first_s is None else self._first_s - (self._departed_s or call.arrived_s),
@@ -398,9 +386,9 @@ class InFlightCall:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
-            cache_action=self._cache_action(expected_tokens),
+            cache_action="engine" if self.seat is None else self._cache_action(self.seat.action, expected_tokens),
             attempts=self.attempts,
-            cost_usd=None if scheduler is None else price(usage, scheduler.backend.cost),
+            cost_usd=None if usage is None or scheduler is None else price(usage, scheduler.backend.cost),
             error=None if error is None else self._masked(_name(error)),
             external=self.external,
             variant=call.hints.variant,
@@ -409,9 +397,8 @@ class InFlightCall:
             cache_hint=call.hints.cache,
         )
 
-    def _cache_action(self, expected_tokens: int | None) -> str:
+    def _cache_action(self, planned: str, expected_tokens: int | None) -> str:
         """Return what became of the slot's contents: planned with the seat, corrected by what the engine found."""
-        planned = "engine" if self.seat is None else self.seat.action
         cached_tokens = None if self.usage is None else self.usage.cached_tokens
         if cached_tokens is None or planned not in ("reused", "restored"):
             return planned

@@ -20,10 +20,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints, RunShare
@@ -76,8 +76,7 @@ class Sender(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send the request."""
 
     sender: Sender

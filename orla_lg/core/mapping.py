@@ -18,8 +18,8 @@ from typing import Any, Protocol, cast
 from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.placement.fitness import unfit, unserved
+from orla_lg.core.placement.view import BackendView, find, names
 from orla_lg.core.steps import Await, Steps
-from orla_lg.core.view import BackendView, find, names
 from orla_lg.errors import MappingError, OrlaError, did_you_mean
 
 AUTO = "auto"
@@ -193,7 +193,17 @@ def assign(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: C
         MappingError: The backend does not exist or cannot do what the call asks, or nothing places a call
             that may not pass.
     """
-    chosen: Assignment | None = yield from _chosen(call, mappers, candidates, ask)
+    chosen: Assignment | None = None
+    for mapper in mappers:
+        if not candidates.complete and _weighs_all(mapper, call.identity.stage):
+            yield from candidates.met()
+        chosen = yield from ask.mapper(mapper, call, candidates.views)
+        if chosen is not None:
+            break
+    else:
+        if not candidates.complete:
+            yield from candidates.serving(call.ask.model)
+        chosen = named_in_code(call.ask.model, candidates.views)
     if chosen is None:
         if call.may_pass:
             return None
@@ -205,22 +215,12 @@ def assign(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: C
     if not candidates.complete:
         yield from candidates.met(chosen.backend)
     faults = _faults(call, candidates.views, chosen)
+    if not any(faults.values()) and len(faults) == 1 + len(chosen.alternatives):  # none is named twice
+        return chosen
     if all(faults.values()):  # it may have been started anew since it was asked, or have another model by now
         yield from candidates.again(faults)
         faults = _faults(call, candidates.views, chosen)
     return _able(call, candidates.views, chosen, faults)
-
-
-def _chosen(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: Consultation) -> Steps:
-    for mapper in mappers:
-        if not candidates.complete and _weighs_all(mapper, call.identity.stage):
-            yield from candidates.met()
-        chosen: Assignment | None = yield from ask.mapper(mapper, call, candidates.views)
-        if chosen is not None:
-            return chosen
-    if not candidates.complete:
-        yield from candidates.serving(call.ask.model)
-    return named_in_code(call.ask.model, candidates.views)
 
 
 def _caller(call: Call) -> str:
@@ -233,7 +233,7 @@ def _faults(call: Call, backends: Sequence[BackendView], chosen: Assignment) -> 
     Raises:
         MappingError: One of them does not exist.
     """
-    asked = call.ask.given(chosen.parameters)
+    asked = call.ask.given(chosen.parameters) if chosen.parameters else call.ask
     faults: dict[str, list[str]] = {}
     for name in (chosen.backend, *chosen.alternatives):
         if (view := find(backends, name)) is None:

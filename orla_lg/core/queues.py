@@ -89,8 +89,13 @@ class Policies:
     rules: StageRules[RequestPolicy] = field(init=False, repr=False, compare=False)
     """The same: a node's policy is also that of the stages inside it."""
 
+    keep_account: bool = field(init=False)
+    """Whether one of them wants to know which calls go."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", StageRules(self.requests))
+        asking = any(hasattr(each, "granted") for each in (self.stage, *self.requests.values()))
+        object.__setattr__(self, "keep_account", asking)
 
     def of(self, stage: str) -> RequestPolicy:
         """Return the policy that orders the calls of *stage*."""
@@ -214,10 +219,8 @@ class StageOrder:
     def __init__(self) -> None:
         self._heap: list[tuple[Sortable, Sortable, str]] = []
         self._doubted: set[str] = set()
-
-    def doubt(self, stage: str) -> None:
+        self.doubt: Callable[[str], None] = self._doubted.add
         """Note that a sub-queue may have another head, or its head another key."""
-        self._doubted.add(stage)
 
     def first(self, stages: dict[str, SubQueue], policy: StagePolicy, now: float) -> Queued | None:
         """Return the call to go next; ``None`` if nobody waits.
@@ -230,7 +233,8 @@ class StageOrder:
                 if (sub_queue := stages.get(stage)) is not None:
                     self._judge(stage, sub_queue, policy, now)
         except BaseException:
-            self._heap, self._doubted = [], set(stages)
+            self._heap = []
+            self._doubted.update(stages)
             raise
         self._doubted.clear()
         while self._heap:
@@ -248,7 +252,7 @@ class StageOrder:
     def sweep(self, stages: dict[str, SubQueue]) -> None:
         """Forget what is stale once it is the greater part."""
         if len(self._doubted) > 64 + 2 * len(stages):
-            self._doubted &= stages.keys()
+            self._doubted.intersection_update(stages)
         if len(self._heap) > 64 + 2 * len(stages):
             self._heap = [turn for turn in self._heap if turn[2] in stages and stages[turn[2]].turn is turn]
             heapq.heapify(self._heap)
@@ -295,7 +299,9 @@ class BackendQueue:
                 f"backend {self.name!r} has {counted(self.waiting, 'call')} waiting, its capacity is "
                 f"{self.capacity}; {counted(self.in_flight, 'call')} in flight"
             )
-        queued = Queued(call, self._take_order() if order is None else order)
+        if order is None:
+            order = self.next_order = self.next_order + 1
+        queued = Queued(call, order)
         self._place(queued, now)
         self.by_workflow.setdefault(call.identity.workflow, {})[queued.order] = call.identity.stage
         self.waiting += 1
@@ -324,10 +330,6 @@ class BackendQueue:
         self.stages[stage] = sub_queue
         self.order.doubt(stage)
 
-    def _take_order(self) -> int:
-        self.next_order += 1
-        return self.next_order
-
     def has_room(self) -> bool:
         """Whether another call may be granted: nobody paused the backend, and neither bound is reached."""
         bound = self.engine_takes if self.max_concurrency is None else min(self.max_concurrency, self.engine_takes)
@@ -348,6 +350,9 @@ class BackendQueue:
             return self._first_of([queued for queued in able if queued not in without], now)
         if eligible is not None:
             return self._first_of(self.waiting_of(eligible), now)
+        if self.waiting == 1:  # it goes next by any policy
+            (sub_queue,) = self.stages.values()
+            return sub_queue.head()
         stage_policy = self.policies.stage
         if not getattr(stage_policy, "steady", False):
             return self._first_of(self.heads(), now)
@@ -405,7 +410,8 @@ class BackendQueue:
         self.in_flight += 1
         self.granted += 1
         self.extra += extra
-        self.policies.granted(queued)
+        if self.policies.keep_account:
+            self.policies.granted(queued)
         return queued
 
     def leave(self, queued: Queued) -> bool:
@@ -428,7 +434,7 @@ class BackendQueue:
             del self.by_workflow[queued.call.identity.workflow]
         stage = queued.call.identity.stage
         self.stages[stage].remove(queued)
-        if not self.stages[stage]:
+        if not self.stages[stage].calls:
             del self.stages[stage]
         self.order.doubt(stage)
         self.order.sweep(self.stages)

@@ -48,12 +48,8 @@ class BackendScheduler:
             holdings=lambda: self.cache.holdings(), quiet=lambda: not (self.queue.in_flight or self.warming.running),
         )  # fmt: skip
         self.isolation, self.health, self.load, self.window = parts.isolation, parts.health, parts.load, parts.window
-        self.pace, self.orders, self.cache_orders, self.caches = (
-            parts.pace,
-            parts.orders,
-            parts.cache_orders,
-            parts.caches,
-        )
+        self.pace, self.caches = parts.pace, parts.caches
+        self.orders, self.cache_orders = parts.orders, parts.cache_orders
         self.cache: EngineCache = self.caches.prefix
         """Of the kind that the engine turned out to be when it was last probed."""
         self._entered: dict[Queued, EngineCache] = {}
@@ -169,7 +165,8 @@ class BackendScheduler:
     def _grant(self, queued: Queued, now: float, *, extra: bool = False) -> Queued:
         queued.extra = extra
         self._entered[queued] = self.cache
-        self.cache_orders.pressed(self.cache.enter(queued, now, self.pace.speed))
+        if (gone_tokens := self.cache.enter(queued, now, self.pace.speed)) > 0:
+            self.cache_orders.pressed(gone_tokens)
         return self.queue.grant(queued, extra=extra)
 
     def _look_again(self) -> None:
@@ -201,10 +198,11 @@ class BackendScheduler:
                 if usage is not None and queued.claimed is not None:
                     verdict = self.orders.judge(queued.claimed, usage.cached_tokens)
                 self._entered.pop(queued).leave(queued, usage, now, tokens=tokens, followed=keep)
-                self.queue.served(queued.call.identity.workflow, now)
+                if self.queue.waiting:
+                    self.queue.served(queued.call.identity.workflow, now)
             if left and self.listener is not None:
                 self.listener.ended(queued, usage, reached=was_granted and tokens > 0, followed=keep)
-            granted = self._pump()
+            granted = self._pump() if self.queue.waiting else ()
             self.cache.tidy()
         if granted:
             wake(granted)
@@ -212,7 +210,8 @@ class BackendScheduler:
         # round, so one of the two sees the other. While it is paused, what is in flight only shrinks.
         if self.drains and not self.queue.in_flight:
             self.drains.end()
-        self.cache_orders.tell(verdict)
+        if self.orders.news or (verdict is not None and verdict.claimed.after is not None):
+            self.cache_orders.tell(verdict)
 
     # What stays cached
 

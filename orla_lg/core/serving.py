@@ -30,6 +30,7 @@ from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import BackendStatistics
 from orla_lg.core.operation.steering import Steering
 from orla_lg.core.operation.unread_hints import UnreadHints
+from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.policies import (
     DEFAULT_REQUEST,
     DEFAULT_STAGE,
@@ -43,7 +44,6 @@ from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
-from orla_lg.core.view import BackendView, view_of
 from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
 from orla_lg.errors import OrlaClosed
 

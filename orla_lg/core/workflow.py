@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orla_lg.core.call import Call, Hints, RunShare, Usage
-from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, tenant_of, workflow_key, workflow_name
+from orla_lg.core.identity import NAMESPACE_SEPARATOR, TENANT_MARK, Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.trace import RunTrace
-from orla_lg.core.memory.events import CacheEvent, EventKind
+from orla_lg.core.memory.events import CacheEvent, EventKind, Returns
 
 
 class Outcome(StrEnum):
@@ -78,6 +78,8 @@ class RunState:
     def key(self, tenant: str | None) -> str:
         """Return the key of the workflow that a call of it belongs to which names *tenant*, or none."""
         tenant = (self.tenant if tenant is None else tenant) or ""
+        if not tenant and not self.workflow.startswith(TENANT_MARK):
+            return self.workflow
         return self.workflow if tenant == tenant_of(self.workflow) else workflow_key(self.name, tenant)
 
     def stages(self) -> list[str]:
@@ -103,7 +105,7 @@ def of_tenant(identity: Identity, hints: Hints, run: RunState | None) -> tuple[I
     tenant = hints.tenant
     if tenant is None and run is not None:
         tenant = run.tenant
-    if tenant or identity.tenant:
+    if tenant or (identity.workflow.startswith(TENANT_MARK) and identity.tenant):
         key = workflow_key(identity.name, tenant)
         identity = identity if key == identity.workflow else replace(identity, workflow=key)
         hints = hints if tenant == hints.tenant else replace(hints, tenant=tenant)
@@ -286,22 +288,26 @@ class WorkflowBook:
                 del known.backends[name]
             return [CacheEvent(EventKind.SWITCHED, known.id, name, call.hints.cache) for name in left]
 
-    def call_ended(self, call: Call, backend: str, usage: Usage | None = None) -> list[CacheEvent]:
-        """Note that a call on *backend* ended, well or not; *usage* is what the engine counted."""
-        workflow, used = call.identity.workflow, usage or Usage()
+    def call_ended(
+        self, call: Call, backend: str, usage: Usage | None = None,
+        away: Callable[[str, str, str], Returns] | None = None,
+    ) -> list[CacheEvent]:  # fmt: skip
+        """Note that a call on *backend* ended, well or not; *usage* is what the engine counted.
+
+        *away* notes that a workflow waits for what follows a stage of a graph, and returns what is known of that.
+        """
+        workflow, graph, stage = call.identity.workflow, call.standing.graph, call.identity.stage
         with self._lock:
             known = self._workflows.get(workflow)
             if known is not None and backend in known.backends:  # a deleted thread's call is not its successor's
                 known.backends[backend].discard(call.id)
             waits = known is not None and bool(known.runs) and not any(known.backends.values())
         kind = EventKind.CALL_DONE if known is not None else EventKind.STRAY_DONE
-        return [
-            CacheEvent(
-                kind, workflow, backend, call.hints.cache, graph=call.standing.graph, stage=call.identity.stage,
-                waits=waits, prompt_tokens=used.prompt_tokens,
-                fresh_tokens=used.prompt_tokens - (used.cached_tokens or 0),
-            )
-        ]  # fmt: skip
+        returns = away(workflow, graph, stage) if waits and away is not None else None
+        prompt_tokens = 0 if usage is None else usage.prompt_tokens
+        fresh_tokens = 0 if usage is None else prompt_tokens - (usage.cached_tokens or 0)
+        hint = call.hints.cache
+        return [CacheEvent(kind, workflow, backend, hint, graph, stage, waits, returns, prompt_tokens, fresh_tokens)]
 
     def is_running(self, workflow: str) -> bool:
         """Whether a run of *workflow* is open, so that more calls are to be expected."""

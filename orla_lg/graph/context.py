@@ -11,8 +11,8 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -152,8 +152,7 @@ class Binding:
     """Its limits."""
 
 
-@dataclass(frozen=True)
-class ModelRun:
+class ModelRun(NamedTuple):
     """One run of a LangChain model, as its callbacks name it."""
 
     id: UUID
@@ -177,8 +176,7 @@ class ModelRun:
         return not sent or _text(sent[-1].get("content")) == _text(getattr(self.messages[-1], "content", None))
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a call comes from, as far as the context tells."""
 
     binding: Binding | None
@@ -215,7 +213,7 @@ def origin(body: Mapping[str, Any] | None = None) -> Origin | None:
     handlers = _handlers(manager)
     if started is not None and _is_own(started[1], parent, here, body):
         handler, run = started
-        run = replace(run, tracers=handlers)
+        run = ModelRun(run.id, run.parent_id, run.metadata, handlers, run.node, run.messages)
         return completed(handler.orla_binding, run.metadata, run.parent_id, config, run, run.node)
     return completed(binding_among(handlers, parent), metadata, parent, config, None, node_around(metadata))
 
@@ -289,7 +287,7 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
     """
     if origin is None:
         return standalone(call_id, identified=core.serving.book.open_runs() == 0), None
-    metadata, namespace = origin.metadata, namespace_of(origin)
+    metadata, namespace = origin.metadata, namespace_in(origin.metadata)
     # The configuration is the running node's own; metadata may be inherited from a graph around it.
     thread = origin.configurable.get("thread_id") or metadata.get("thread_id")
     tenant = tenant_in(origin.configurable.get(CONFIG_KEY))

@@ -49,6 +49,10 @@ class GraphEvents(GraphCallbackHandler):
 
     run_inline = True
 
+    ignore_llm: bool = True
+    """Receives no tokens and no ends: that would cost 30 µs for each token of a stream. No property: it is asked for
+    each token."""
+
     def __init__(self, binding: Binding) -> None:
         self.orla_binding = binding
         self._core = binding.core
@@ -267,11 +271,6 @@ class GraphEvents(GraphCallbackHandler):
         if held is None or held[1].id != run_id or held[0].entered(parent_run_id) < self.entered(parent_run_id):
             asked = messages[0] if messages and "ls_model_name" not in known else None
             MODEL_RUN.set((self, ModelRun(run_id, parent_run_id, known, node=current(), messages=asked)))
-
-    @property
-    def ignore_llm(self) -> bool:
-        """Receive no tokens and no ends: that would cost 30 µs for each token of a stream."""
-        return True
 
     def _tell(self, kind: Happening, root: str, stage: str, *, detail: str = "") -> None:
         serving = self._core.serving

@@ -17,14 +17,14 @@ from typing import Any
 
 import openai
 
-from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.call import NO_HINTS, OBJECT, Hints
 from orla_lg.core.lifecycle import arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
-from orla_lg.graph.tracing import annotate
+from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.openai_api.wire import ask_of
 
@@ -70,18 +70,18 @@ def chat_steps(
         timeout=timeout_of(client, options),
         may_pass=may_pass,
     )
-    model_run = come_from.model_run if come_from is not None else None
+    on_end = on_record
+    if come_from is not None and (run_of_model := come_from.model_run) is not None and is_traced(run_of_model):
 
-    def on_end(record: Record) -> None:
-        if model_run is not None:
-            annotate(model_run, record)
-        if on_record is not None:
-            on_record(record)
+        def on_end(record: Record) -> None:
+            annotate(run_of_model, record)
+            if on_record is not None:
+                on_record(record)
 
     if not identity.identified:
         count_lost(core)
     sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
-    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, Mapping):
+    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
     return serve(inflight, sender, on_end)
 

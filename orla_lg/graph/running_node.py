@@ -66,7 +66,8 @@ class RunningNode:
 
     def holds(self, metadata: Mapping[str, Any]) -> bool:
         """Whether *metadata* is of a chain in this node, rather than of one around it, or of none."""
-        return _within(namespace_in(metadata), self.namespace)
+        namespace = namespace_in(metadata)
+        return namespace == self.namespace or namespace.startswith(self.namespace + NAMESPACE_SEPARATOR)
 
     @property
     def path(self) -> str:

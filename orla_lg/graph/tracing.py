@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.base import BaseTracer
 
 from orla_lg.core.record import Record
@@ -20,17 +18,20 @@ SHOWN = (
 """Fields of the record that the trace carries, as ``orla_<field>``."""
 
 
+def is_traced(model_run: ModelRun) -> bool:
+    """Whether a tracer keeps the run of its model."""
+    for handler in model_run.tracers:  # noqa: SIM110  # a generator costs as much as all that it looks at
+        if isinstance(handler, BaseTracer):
+            return True
+    return False
+
+
 def annotate(model_run: ModelRun, record: Record) -> None:
     """Write *record* on the traced run of its model, for every tracer that keeps one."""
-    for tracer in _tracers(model_run.tracers):
-        traced = tracer.run_map.get(str(model_run.id))
-        if traced is not None:
+    for handler in model_run.tracers:
+        if isinstance(handler, BaseTracer) and (traced := handler.run_map.get(str(model_run.id))) is not None:
             traced.add_metadata(_metadata(record))
             traced.add_event(_event(record))
-
-
-def _tracers(handlers: Sequence[BaseCallbackHandler]) -> list[BaseTracer]:
-    return [handler for handler in handlers if isinstance(handler, BaseTracer)]
 
 
 def _metadata(record: Record) -> dict[str, Any]:

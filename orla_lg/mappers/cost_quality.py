@@ -20,8 +20,8 @@ from orla_lg.core.engine.backend import price
 from orla_lg.core.engine.speed import averaged
 from orla_lg.core.identity import StageRules
 from orla_lg.core.placement.fitness import unfit
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.record import Record
-from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
 from orla_lg.mappers.stages import check_stages
 from orla_lg.mappers.table import unknown_backends

@@ -24,7 +24,7 @@ import httpx
 from orla_lg.core.boundary.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mapping import Planned, at_each_call
-from orla_lg.core.view import BackendView
+from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean
 from orla_lg.mappers.features import DENSE, VERSION, UserPrompt, features, prompt_of, sendable
 from orla_lg.mappers.table import unknown_backends

@@ -13,7 +13,7 @@ from typing import Any
 
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.backend import Capability
-from orla_lg.core.view import BackendView
+from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
 
 NEED_KEYS = ("needs", "prefer")

@@ -18,8 +18,8 @@ from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.backend import Capability
 from orla_lg.core.inflight import grants_held
 from orla_lg.core.mapping import MODEL_PATIENCE_S, Consultation, Planned, at_each_call
+from orla_lg.core.placement.view import BackendView, find
 from orla_lg.core.steps import Steps, Wait
-from orla_lg.core.view import BackendView, find
 from orla_lg.errors import OrlaClosed, OrlaError
 from orla_lg.mappers.table import unknown_backends
 

@@ -15,8 +15,8 @@ from orla_lg.core.boundary.checked import is_number
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.identity import StageRules
 from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold, parts_of
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.steps import Steps
-from orla_lg.core.view import BackendView
 from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.mappers.need import NEED_KEYS, NeedMapper
 from orla_lg.mappers.stages import check_stages

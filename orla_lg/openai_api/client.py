@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import httpx2
 import openai
 
-from orla_lg.core.call import CallerTimeout
+from orla_lg.core.call import OBJECT, CallerTimeout
 from orla_lg.core.engine.backend import Backend, with_fields
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, is_guard, may_refuse
-from orla_lg.openai_api.failures import NO_REQUEST, attempt
+from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
 from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
 
@@ -30,16 +29,22 @@ KEEP_ALIVE_S = 4.0
 is sent at that very moment is lost."""
 
 
+PROGRAM = f"OpenAI/Python {openai.__version__}"
+"""The program's name that engines get to know: the caller's SDK's."""
+
+
 class EngineClient(openai.OpenAI):
     """The SDK's client for one backend; interception lets it through."""
 
     request = openai.OpenAI.request  # bound before anything replaces it on the base class
+    user_agent = PROGRAM
 
 
 class AsyncEngineClient(openai.AsyncOpenAI):
     """``EngineClient`` for one event loop."""
 
     request = openai.AsyncOpenAI.request
+    user_agent = PROGRAM
 
 
 class EngineClients:
@@ -97,8 +102,6 @@ class EngineClients:
             "api_key": self.backend.api_key or NO_KEY,
             "base_url": self.backend.url,
             "max_retries": 0,
-            # What is tapped must not be compressed; the program's name is the caller's SDK's.
-            "default_headers": {"Accept-Encoding": "identity", "User-Agent": f"OpenAI/Python {openai.__version__}"},
         }
 
     def _http_settings(self) -> dict[str, Any]:
@@ -107,7 +110,12 @@ class EngineClients:
             max_keepalive_connections=None if self._keep_alive else 0,
             keepalive_expiry=KEEP_ALIVE_S,
         )
-        return {"limits": limits, "verify": certificates() if self._home.verified else False}
+        # What is tapped must not be compressed. The HTTP client's own headers cost a request less than the SDK's.
+        return {
+            "limits": limits,
+            "verify": certificates() if self._home.verified else False,
+            "headers": {"Accept-Encoding": "identity"},
+        }
 
     def upgrade(self) -> None:
         """Ask with clients that verify certificates from now on: the backend redirects to TLS."""
@@ -168,7 +176,7 @@ class SdkSender:
             inflight.finish()
             return response
         outgoing = self._outgoing(inflight)
-        with attempt(inflight):
+        try:
             try:
                 tap, response = self._send_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
@@ -176,12 +184,16 @@ class SdkSender:
                     raise
                 tap, response = self._send_once(inflight, self._without_ours(outgoing))
                 outgoing.refused(refusal)
+        except FAILURES as error:
+            give_up(inflight, error)
         outgoing.note(tap)
         tap.hand_over()
         return response
 
     def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        with _tapped(inflight, outgoing) as tap:
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
+        token = TAP.set(tap)
+        try:
             try:
                 response = outgoing.clients.sync().request(options=outgoing.options, **self._form)
             except Upgrade:
@@ -189,6 +201,8 @@ class SdkSender:
                 response = outgoing.clients.sync().request(options=outgoing.options, **self._form)
             if isinstance(tap.stream, TappedStream) and tap.mode == "stream":
                 tap.stream.prime()
+        finally:
+            TAP.reset(token)
         return tap, response
 
     async def asend(self, inflight: InFlightCall) -> Any:
@@ -198,7 +212,7 @@ class SdkSender:
             inflight.finish()
             return response
         outgoing = self._outgoing(inflight)
-        with attempt(inflight):
+        try:
             try:
                 tap, response = await self._asend_once(inflight, outgoing)
             except openai.APIStatusError as refusal:
@@ -206,12 +220,16 @@ class SdkSender:
                     raise
                 tap, response = await self._asend_once(inflight, self._without_ours(outgoing))
                 outgoing.refused(refusal)
+        except FAILURES as error:
+            give_up(inflight, error)
         outgoing.note(tap)
         tap.hand_over()
         return response
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        with _tapped(inflight, outgoing) as tap:
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
+        token = TAP.set(tap)
+        try:
             try:
                 response = await outgoing.clients.on_loop().request(options=outgoing.options, **self._form)
             except Upgrade:
@@ -219,29 +237,42 @@ class SdkSender:
                 response = await outgoing.clients.on_loop().request(options=outgoing.options, **self._form)
             if isinstance(tap.stream, AsyncTappedStream) and tap.mode == "stream":
                 await tap.stream.prime()
+        finally:
+            TAP.reset(token)
         return tap, response
 
     def _outgoing(self, inflight: InFlightCall) -> Outgoing:
-        assert inflight.backend is not None
+        assert inflight.backend is not None and inflight.assignment is not None
         clients = self._clients[inflight.backend]
-        asked = {**self._parameters(inflight), **self._options.json_data, "model": inflight.model}
+        asked = {**self._options.json_data, "model": inflight.model}
+        if inflight.assignment.parameters:
+            asked = {**self._parameters(inflight.assignment.parameters), **asked}
         inflight.sends(asked)
         dialect, said = clients.dialect, self._said(asked)
-        fields = dialect.without_refused(inflight.request_fields())
-        body = {**with_fields(asked, fields), "model": inflight.model}
-        guards = {name: value for name, value in fields.items() if is_guard(name, value)}
-        added = {name for name, value in fields.items() if name not in guards and asked.get(name, guards) != value}
+        fields: Mapping[str, Any] = inflight.request_fields()
+        if dialect.refused:
+            fields = dialect.without_refused(fields)
+        body = with_fields(asked, fields)
+        body["model"] = asked["model"]
+        guards, added = dict[str, Any](), set[str]()
+        for name, value in fields.items():
+            if is_guard(name, value):
+                guards[name] = value
+            elif asked.get(name, fields) != value:
+                added.add(name)
         mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
         hides: Hides | None = None
-        if isinstance(streams, Mapping):  # else the engine says what is wrong with it
-            if self._may_assemble and mode == "plain" and dialect.assembles and wire.can_assemble(said):
+        if not isinstance(streams, OBJECT):
+            pass  # the engine says what is wrong with it
+        elif mode == "plain":
+            if self._may_assemble and dialect.assembles and wire.can_assemble(said):
                 mode, body["stream"] = "assemble", True
-            countable = inflight.counts_streams and STREAM_OPTIONS not in dialect.refused
-            if mode == "stream" and countable and not streams.get("include_usage"):
-                hides = wire.is_unreadable_usage if self._shows_counts and not streams else wire.is_usage_only
-            if hides is not None or mode == "assemble":
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
-                added |= {STREAM_OPTIONS} if mode == "stream" else {"stream", STREAM_OPTIONS}
+                added |= {"stream", STREAM_OPTIONS}
+        elif not streams.get("include_usage") and STREAM_OPTIONS not in dialect.refused and inflight.counts_streams:
+            hides = wire.is_unreadable_usage if self._shows_counts and not streams else wire.is_usage_only
+            body[STREAM_OPTIONS] = {**streams, "include_usage": True}
+            added.add(STREAM_OPTIONS)
         options = self._options_for(clients, body, fields)
         return Outgoing(clients, options, mode, hides, added, asked, guards)
 
@@ -256,9 +287,9 @@ class SdkSender:
         extra = self._options.extra_json
         return {**asked, **extra} if extra else asked
 
-    def _parameters(self, inflight: InFlightCall) -> Mapping[str, Any]:
+    def _parameters(self, mapped: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the mapping sets, but not against what the caller gave under either of a field's names."""
-        given = dict(inflight.parameters)
+        given = dict(mapped)
         given |= given.pop("extra_body", {})
         limits = {"max_tokens", "max_completion_tokens"}
         if limits & set(self._options.json_data):
@@ -273,13 +304,16 @@ class SdkSender:
             extra = with_fields(extra, hidden)
             if STREAM_OPTIONS in extra and STREAM_OPTIONS in body:
                 extra = {**extra, STREAM_OPTIONS: body[STREAM_OPTIONS]}
-        options = given.model_copy(update={"json_data": body, "extra_json": extra})
-        if isinstance(options.timeout, openai.NotGiven):
-            options.timeout = caller.timeout
-        options.headers = headers_of(caller, given.headers, clients.headers)
-        options.params = query_of(caller, given.params, clients.query)
-        options.max_retries = 0
-        return options
+        return given.model_copy(
+            update={
+                "json_data": body,
+                "extra_json": extra,
+                "timeout": caller.timeout if isinstance(given.timeout, openai.NotGiven) else given.timeout,
+                "headers": headers_of(caller, given.headers, clients.headers),
+                "params": query_of(caller, given.params, clients.query),
+                "max_retries": 0,
+            }
+        )
 
 
 def timeout_of(caller: openai.OpenAI | openai.AsyncOpenAI, options: Any) -> CallerTimeout | None:
@@ -295,8 +329,7 @@ def _timed_out(waited_for: str) -> openai.APITimeoutError:
     return error
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One request as it is sent to one backend."""
 
     clients: EngineClients
@@ -307,9 +340,9 @@ class Outgoing:
     """Events that the engine sends because of what we added, and that the caller does not get."""
     added: Collection[str] = ()
     """Fields of the body that the caller did not ask for, and that may be left out."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = MappingProxyType({})
     """The body without them."""
-    guards: Mapping[str, Any] = field(default_factory=dict)
+    guards: Mapping[str, Any] = MappingProxyType({})
     """Fields that may not be left out."""
 
     def may_cause(self, refusal: openai.APIStatusError) -> bool:
@@ -321,20 +354,10 @@ class Outgoing:
         self.clients.dialect.learn(self.added, refusal.response.text, refusal.status_code)
 
     def note(self, tap: Tap) -> None:
-        """Note what came, where it is there already."""
-        if tap.complete and tap.mode != "stream":
+        """Note what came, where it is there already and says something: whole answers are expected to be counted."""
+        if tap.complete and (tap.mode == "assemble" or (tap.mode == "plain" and not tap.counted)):
             self.clients.dialect.answered(assembled=tap.mode == "assemble", counted=tap.counted)
 
 
 def _mode_of(body: Mapping[str, Any]) -> Mode:
     return "stream" if body.get("stream") else "plain"
-
-
-@contextmanager
-def _tapped(inflight: InFlightCall, outgoing: Outgoing) -> Iterator[Tap]:
-    tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
-    token = TAP.set(tap)
-    try:
-        yield tap
-    finally:
-        TAP.reset(token)

@@ -49,8 +49,6 @@ class Dialect:
 
     def without_refused(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return *fields* without what the engine refuses."""
-        if not self.refused:
-            return fields
         return {name: value for name, value in fields.items() if name not in self.refused or is_guard(name, value)}
 
     def learn(self, added: Collection[str], answer: str, status: int = 400) -> None:

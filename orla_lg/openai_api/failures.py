@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import NoReturn
 
 import httpx2
 import openai
@@ -28,25 +28,29 @@ _RETRIED_STATUS = frozenset({408, 409, 429})
 _INFINITIES = frozenset({"inf", "+inf", "infinity", "+infinity"})
 
 
-@contextmanager
-def attempt(inflight: InFlightCall) -> Iterator[None]:
-    """Say how the attempt failed, if it did; nothing of an answer has reached the caller then."""
-    try:
-        yield
-    except BackendUnavailable as error:  # redirected to where it must not go
+FAILURES = (BackendUnavailable, json.JSONDecodeError, wire.Garbage, httpx2.HTTPError, openai.APIError)
+"""What an attempt may fail with before anything of an answer has reached the caller."""
+
+
+def give_up(inflight: InFlightCall, error: Exception) -> NoReturn:
+    """Say how an attempt failed, by its *error*, which is one of ``FAILURES``.
+
+    Raises:
+        AttemptFailed: Trying again may help.
+        openai.APIError: It cannot.
+    """
+    if isinstance(error, BackendUnavailable):  # redirected to where it must not go
         raise AttemptFailed(error, elsewhere=True) from error
-    except json.JSONDecodeError as error:
+    if isinstance(error, json.JSONDecodeError):
         raise AttemptFailed(error) from error
-    except wire.Garbage as error:
+    if isinstance(error, wire.Garbage):
         raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
-    except httpx2.HTTPError as error:  # while the stream was primed
+    if isinstance(error, httpx2.HTTPError):  # while the stream was primed
         raise attempt_failed(_as_sdk_error(error)) or error from error
-    except openai.APIError as error:
-        failure = attempt_failed(error)
-        if failure is None:
-            inflight.answered()
-            raise
+    if isinstance(error, openai.APIError) and (failure := attempt_failed(error)) is not None:
         raise failure from error
+    inflight.answered()
+    raise error
 
 
 def attempt_failed(error: openai.APIError) -> AttemptFailed | None:

@@ -75,7 +75,8 @@ class Home:
 
     def __init__(self, backend: Backend) -> None:
         self._where = f"backend {backend.name!r} at {backend.url}"
-        self._origin = _origin(httpx2.URL(backend.url))
+        url = httpx2.URL(backend.url)
+        self._origin = url.scheme, url.host, url.port or _PORTS.get(url.scheme)
         self.verified = self._origin[0] == "https"
         """Whether clients must be able to verify certificates: loading them takes 20 ms, so not without need."""
 
@@ -86,10 +87,9 @@ class Home:
             BackendUnavailable: It is another origin.
             Upgrade: It is ours under TLS; ``verified`` is set from now on.
         """
-        target = _origin(url)
+        scheme, host, port = target = url.scheme, url.host, url.port or _PORTS.get(url.scheme)
         if target == self._origin:
             return
-        scheme, host, port = target
         if (self._origin[0], scheme) != ("http", "https") or host != self._origin[1]:
             raise BackendUnavailable(
                 f"{self._where} redirects to {scheme}://{host[:200]}:{port}: keys and prompts go to the backend's "
@@ -108,10 +108,6 @@ class Home:
         self.heed(request.url)
 
 
-def _origin(url: Address) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or _PORTS.get(url.scheme)
-
-
 @functools.cache
 def certificates() -> ssl.SSLContext:
     """Return the certificates that servers are verified by, loaded once."""
@@ -126,19 +122,29 @@ def headers_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any
         given: With the call; nothing that is no mapping.
         named: More that the backend takes, in lower case.
     """
-    carried: dict[str, Any] = {}
+    named = frozenset(named)
     http = getattr(getattr(caller, "_client", None), "headers", None)
-    if http is not None:
-        for name, value in http.items():
-            if name not in _THE_CLIENTS_OWN and _passes(name, named):
-                carried[name] = value
+    carried: dict[str, Any] = {} if http is None else dict(_of_client(tuple(http.raw), named))
     for source in (getattr(caller, "_custom_headers", None), given):
-        if isinstance(source, Mapping):
-            carried |= {name.lower(): value for name, value in source.items() if _passes(name.lower(), named)}
+        if source and isinstance(source, Mapping):
+            for name, value in source.items():
+                if _passes(lower := name.lower(), named):
+                    carried[lower] = value
     return carried
 
 
-def _passes(name: str, named: Collection[str]) -> bool:
+@functools.lru_cache(maxsize=64)
+def _of_client(headers: tuple[tuple[bytes, bytes], ...], named: frozenset[str]) -> Mapping[str, str]:
+    """Return what is carried of an HTTP client's own headers, which are the same at each of its calls."""
+    return {
+        name: value
+        for name, value in httpx2.Headers(headers).items()
+        if name not in _THE_CLIENTS_OWN and _passes(name, named)
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _passes(name: str, named: frozenset[str]) -> bool:
     return name in HEADERS or name in named or name.startswith(PREFIXES)
 
 
@@ -146,6 +152,8 @@ def query_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any]:
     """Return the query parameters to carry: of the caller's SDK client, and given with the call."""
     carried: dict[str, Any] = {}
     for source in (getattr(caller, "_custom_query", None), given):
-        if isinstance(source, Mapping):
-            carried |= {name: value for name, value in source.items() if name.lower() in QUERY or name in named}
+        if source and isinstance(source, Mapping):
+            for name, value in source.items():
+                if name.lower() in QUERY or name in named:
+                    carried[name] = value
     return carried

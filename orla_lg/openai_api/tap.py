@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import httpx2
@@ -74,7 +75,7 @@ class Tap:
         self._inflight = inflight
         self.mode = mode
         self.content_type = ""
-        """What the engine says that it sends."""
+        """What the engine says that it sends, where the caller is told otherwise."""
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
@@ -93,7 +94,13 @@ class Tap:
         Raises:
             Garbage: It cannot become an answer any more.
         """
-        self._keep(data)
+        kept, size = self._kept, len(data)
+        kept.append(data)
+        self._kept_bytes += size
+        self._bytes += size
+        if self._kept_bytes > TAIL_BYTES and (self.mode != "plain" or self._bytes > MAX_PLAIN_BYTES):
+            while self._kept_bytes - len(kept[0]) > TAIL_BYTES:
+                self._kept_bytes -= len(kept.popleft())
         beginning = self._beginning
         if beginning is not None and beginning.feed(data):
             self._begin(is_json=beginning.is_json)
@@ -108,7 +115,7 @@ class Tap:
             return b""
         if self._splitter.whole(data) and not wire.may_be_usage_only(data):
             return data
-        passing = b"".join(event for event in self._splitter.feed(data) if not self._is_hidden(event))
+        passing = b"".join([event for event in self._splitter.feed(data) if not self._is_hidden(event)])
         return passing + self._splitter.rest() if self._splitter.is_stuck else passing
 
     def _is_hidden(self, event: bytes) -> bool:
@@ -121,15 +128,6 @@ class Tap:
             self.mode, self.assembly, self._splitter = "plain", None, None
         else:
             self._inflight.first_token()
-
-    def _keep(self, data: bytes) -> None:
-        self._kept.append(data)
-        self._kept_bytes += len(data)
-        self._bytes += len(data)
-        if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
-            return
-        while self._kept_bytes - len(self._kept[0]) > TAIL_BYTES:
-            self._kept_bytes -= len(self._kept.popleft())
 
     def _assemble(self, assembly: Assembly, events: list[bytes]) -> None:
         try:
@@ -169,9 +167,9 @@ class Tap:
         if self.mode == "stream" and not wire.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
-            wire.heed_shape(kept, self.content_type)
+            wire.heed_shape(kept, self.content_type or response.headers.get("content-type", ""))
         self.complete = True
-        return b"" if self._is_hidden(rest) else rest
+        return b"" if rest and self._is_hidden(rest) else rest
 
     def _whole(self, assembly: Assembly, rest: bytes, response: TappedResponse) -> bytes:
         self._assemble(assembly, [rest])
@@ -223,7 +221,9 @@ class TappedStream(httpx2.SyncByteStream):
     """A response's bytes, watched; dropping it unread ends the flight too."""
 
     def __init__(self, tap: Tap, response: httpx2.Response) -> None:
-        self._tap, self._inner, self._response = tap, response.stream, response
+        self._tap, self._inner = tap, response.stream
+        self._response: httpx2.Response | None = response
+        """Until it is closed."""
         self._passing = self._pass()
         self._primed: list[bytes] = []
 
@@ -233,16 +233,16 @@ class TappedStream(httpx2.SyncByteStream):
             while not self._tap.begun and (data := next(self._passing, None)) is not None:
                 self._primed.append(data)
         except BaseException:
-            self._response.close()
+            if self._response is not None:
+                self._response.close()
             raise
 
     def __iter__(self) -> Iterator[bytes]:
-        for data in itertools.chain(self._primed, self._passing):
-            if data:
-                yield data
+        return filter(None, itertools.chain(self._primed, self._passing))
 
     def _pass(self) -> Iterator[bytes]:
-        tap = self._tap
+        tap, response = self._tap, self._response
+        assert response is not None
         try:
             try:
                 coming = iter(self._inner)  # type: ignore[arg-type]
@@ -251,14 +251,19 @@ class TappedStream(httpx2.SyncByteStream):
                     if tap.assembled:
                         break
                 if tap.assembled:
-                    _drain(coming, self._response)
+                    _drain(coming, response)
             except httpx2.HTTPError:
                 if not tap.ended:
                     raise
-            yield tap.last(self._response)
+            yield tap.last(response)
         except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
             raise
+
+    @property
+    def elapsed(self) -> timedelta | None:
+        """How long the response took, for ``Response.elapsed``."""
+        return getattr(self._inner, "elapsed", None)
 
     def close(self) -> None:
         """Close the engine's side."""
@@ -266,9 +271,10 @@ class TappedStream(httpx2.SyncByteStream):
             self._inner.close()  # type: ignore[union-attr]
         finally:
             self._tap.closed()
+            self._response = self._tap.stream = None  # else all of it stays until the collector runs
 
     def __del__(self) -> None:
-        if not self._response.is_closed:
+        if self._response is not None and not self._response.is_closed:
             self.close()
 
 
@@ -276,7 +282,9 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
     """``TappedStream`` for a running loop."""
 
     def __init__(self, tap: Tap, response: httpx2.Response) -> None:
-        self._tap, self._inner, self._response = tap, response.stream, response
+        self._tap, self._inner = tap, response.stream
+        self._response: httpx2.Response | None = response
+        """Until it is closed."""
         self._passing = self._pass()
         self._primed: list[bytes] = []
         self._loop = asyncio.get_running_loop()
@@ -287,7 +295,8 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
             while not self._tap.begun and (data := await anext(self._passing, None)) is not None:
                 self._primed.append(data)
         except BaseException:
-            await self._response.aclose()
+            if self._response is not None:
+                await self._response.aclose()
             raise
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -299,7 +308,8 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
                 yield data
 
     async def _pass(self) -> AsyncGenerator[bytes]:
-        tap = self._tap
+        tap, response = self._tap, self._response
+        assert response is not None
         try:
             try:
                 coming = aiter(self._inner)  # type: ignore[arg-type]
@@ -312,10 +322,15 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
             except httpx2.HTTPError:
                 if not tap.ended:
                     raise
-            yield tap.last(self._response)
+            yield tap.last(response)
         except Exception as error:  # whatever broke it, the call ends with it, and its caller gets it
             tap.broke(error)
             raise
+
+    @property
+    def elapsed(self) -> timedelta | None:
+        """How long the response took, for ``Response.elapsed``."""
+        return getattr(self._inner, "elapsed", None)
 
     async def aclose(self) -> None:
         """Close the engine's side."""
@@ -323,9 +338,10 @@ class AsyncTappedStream(httpx2.AsyncByteStream):
             await self._inner.aclose()  # type: ignore[union-attr]
         finally:
             self._tap.closed()
+            self._response = self._tap.stream = None
 
     def __del__(self) -> None:
-        if self._response.is_closed:
+        if self._response is None or self._response.is_closed:
             return
         self._tap.closed()
         if self._loop.is_running():  # the connection belongs to that loop, so it closes there
@@ -368,7 +384,8 @@ def tap_response(response: httpx2.Response) -> None:
     if tap is None or not response.is_success:
         return
     decode(response)
-    _label(tap, response)
+    if tap.assembly is not None:
+        _relabel(tap, response)
     response.stream = tap.stream = TappedStream(tap, response)
 
 
@@ -378,11 +395,11 @@ async def atap_response(response: httpx2.Response) -> None:
     if tap is None or not response.is_success:
         return
     decode(response)
-    _label(tap, response)
+    if tap.assembly is not None:
+        _relabel(tap, response)
     response.stream = tap.stream = AsyncTappedStream(tap, response)
 
 
-def _label(tap: Tap, response: httpx2.Response) -> None:
+def _relabel(tap: Tap, response: httpx2.Response) -> None:
     tap.content_type = response.headers.get("content-type", "")
-    if tap.mode == "assemble":
-        response.headers["content-type"] = "application/json"
+    response.headers["content-type"] = "application/json"

@@ -12,12 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from orla_lg.core.call import Ask, Usage
+from orla_lg.core.call import OBJECT, Ask, Usage
 
-_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
-_ANY_USAGE = re.compile(rb'"usage"\s*:\s*(?!null\b|\s)')
-_TIMINGS = re.compile(rb'"timings"\s*:\s*(?=\{)')
-"""llama.cpp's."""
+_USAGE, _TIMINGS = b'"usage"', b'"timings"'
+"""The latter is llama.cpp's."""
+_OPENS = re.compile(rb"\s*:\s*(?=\{)")
+"""What stands between a key and an object."""
+_ANY_USAGE = re.compile(_USAGE + rb"\s*:\s*(?!null\b|\s)")
+"""An object or what stands in its place."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DECODER = json.JSONDecoder()
@@ -201,18 +203,23 @@ def usage_of(counts: Any, timings: Any = None) -> Usage:
         counts: The ``usage`` object.
         timings: llama.cpp's object beside it, in milliseconds.
     """
-    counts = counts if isinstance(counts, Mapping) else {}
+    counts = counts if isinstance(counts, dict) else {}
     details = counts.get("prompt_tokens_details")
     prompt = count(counts.get("prompt_tokens")) or 0
-    cached = count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
     believed = cached if cached is not None and cached <= prompt else None
-    took_ms = timings.get("prompt_ms") if isinstance(timings, Mapping) else None
-    prefill_s = took_ms / 1000 if _is_number(took_ms) and 0 < took_ms < MAX_COUNT else None
+    prefill_s = None
+    if isinstance(timings, dict) and _is_number(took_ms := timings.get("prompt_ms")) and 0 < took_ms < MAX_COUNT:
+        prefill_s = took_ms / 1000
     return Usage(prompt, believed, count(counts.get("completion_tokens")) or 0, prefill_s)
 
 
 def count(value: Any) -> int | None:
     """Return how many tokens, slots or the like an engine says there are; ``None`` for what cannot be."""
+    if value is None:
+        return None
+    if type(value) is int:  # as nearly always
+        return value if 0 <= value <= MAX_COUNT else None
     if isinstance(value, str) and value.isdecimal() and len(value) <= MAX_COUNT_DIGITS:
         value = int(value)
     return int(value) if _is_number(value) and 0 <= value <= MAX_COUNT else None
@@ -228,23 +235,22 @@ def usage_in(data: bytes) -> Usage | None:
     return None if counts is None else usage_of(counts, _last_object(_TIMINGS, data))
 
 
-def _last_object(key: re.Pattern[bytes], data: bytes) -> Any:
-    """Return the object behind the last *key* in *data*, if there is one and it is whole."""
-    last = None
-    for last in key.finditer(data):  # noqa: B007
-        pass
-    if last is None:
-        return None
-    try:
-        held, _ = _DECODER.raw_decode(data[last.end() :].decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-    return held
+def _last_object(key: bytes, data: bytes) -> Any:
+    """Return the object behind the last *key* in *data* that has one, if it is whole."""
+    at = data.rfind(key)
+    while at >= 0:
+        if (begins := _OPENS.match(data, at + len(key))) is not None:
+            try:
+                return _DECODER.raw_decode(data[begins.end() :].decode("utf-8", "replace"))[0]
+            except (ValueError, RecursionError):
+                return None
+        at = data.rfind(key, 0, at)
+    return None
 
 
 def may_be_usage_only(data: bytes) -> bool:
     """Whether *data* may hold an event that ``is_usage_only``; quick, and right when it says no."""
-    return _NO_CHOICES.search(data) is not None
+    return _USAGE in data and _NO_CHOICES.search(data) is not None
 
 
 def is_usage_only(event: bytes) -> bool:
@@ -331,17 +337,16 @@ def payload(event: bytes) -> dict[str, Any] | None:
 
 def ask_of(body: Any) -> Ask:
     """Return what a chat completion request asks for; what the engine will refuse asks for nothing."""
-    body = body if isinstance(body, Mapping) else {}
-    form, tools = body.get("response_format"), body.get("tools")
-    messages = body.get("messages")
-    kind = form.get("type") if isinstance(form, Mapping) else None
+    body = body if isinstance(body, OBJECT) else {}
+    form, tools, messages = body.get("response_format"), body.get("tools"), body.get("messages")
+    kind = form.get("type") if form and isinstance(form, Mapping) else None
     return Ask(
         model=str(body.get("model") or "auto"),
-        messages=messages if isinstance(messages, list | tuple) else (),
+        messages=messages if isinstance(messages, (list, tuple)) else (),
         stream=bool(body.get("stream")),
         json_schema=kind == "json_schema",
         tools=bool(tools),
-        schemas=tools if isinstance(tools, list | tuple) else (),
+        schemas=tools if isinstance(tools, (list, tuple)) else (),
         max_tokens=count(body.get("max_completion_tokens")) or count(body.get("max_tokens")) or None,
     )
 

@@ -20,9 +20,9 @@ from orla_lg.core.lifecycle import Send, arrive
 from orla_lg.core.mapping import Consultation, Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import drive
-from orla_lg.core.view import BackendView
 from orla_lg.errors import OrlaClosed
 
 _IDS = itertools.count(1)

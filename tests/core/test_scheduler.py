@@ -17,10 +17,10 @@ from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.core.engine.health import PROBE_AGAIN_S, PROBE_INTEREST_S, PROBE_PAUSE_S, SILENT_S
 from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.operation.steering import reprioritize
+from orla_lg.core.placement.view import view_of
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.view import view_of
 from orla_lg.errors import BackendUnavailable, OrlaClosed, QueueFull
 from tests.core.cache.naive import NaiveCache
 from tests.core.fakes import Engine, HandBackground, HandClock, a_call

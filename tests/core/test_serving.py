@@ -16,11 +16,11 @@ from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import pass_by, serve
 from orla_lg.core.memory.events import CacheEvent, EventKind
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import policies
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Sleep, Wait, WaitForTurn, adrive, drive
-from orla_lg.core.view import BackendView
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError, OrlaClosed, QueueFull
 from tests.core.fakes import Engine, HandBackground, HandClock, Sender, a_serving, identity, is_quiet, new_call, step

@@ -14,7 +14,7 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.load import FRESH_S, INTEREST_S, LoadWatch
 from orla_lg.core.engine.speed import USUAL, Speed
-from orla_lg.core.view import BackendView, view_of
+from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.mappers.load import LoadAware, expect, saturated
 from orla_lg.mappers.table import ExplicitMapper

@@ -31,13 +31,18 @@ class Masking(logging.Filter):
         self._callers = BoundedDict[str, str](KEEP_CALLERS)
         self._own = frozenset(filter(None, map(_text_of, keys)))
         self._pattern: re.Pattern[str] | None = None
+        self._latest: object = None
+        """The caller's key that was met last: mostly the next one's too."""
 
     def learn(self, key: object) -> None:
         """Take a caller's key out of all text to come."""
+        if key is self._latest:
+            return
         text = _text_of(key)
         if text and text not in self._own and self._callers.get(text) is None:
             self._callers.set(text, text)
             self._pattern = None
+        self._latest = key
 
     def mask(self, text: str) -> str:
         """Return *text* without keys."""

@@ -80,6 +80,8 @@ class CacheOrders:
         self._signal = signal
         self._control = adapter if isinstance(adapter, KVControl) else None
         self._lingering = adapter if isinstance(adapter, Lingering) else None
+        self.lingers = self._lingering is not None
+        """Whether the engine wants to know how long calls may still come."""
         self._pressed_tokens = 0.0
         """Tokens wanted beyond what the engine holds, and not reported yet."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from orla_lg.core.bounded import BoundedDict
 from orla_lg.core.engine.backend import Effect
@@ -63,8 +64,7 @@ class OrderLog:
     """Orders on their way to the engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedTokens:
+class ExpectedTokens(NamedTuple):
     """What a call should find when it goes."""
 
     tokens: int
@@ -77,8 +77,7 @@ class ExpectedTokens:
     """The last effect reported; ``None`` where nothing was asked, so that it should just be there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(NamedTuple):
     """What a call's ``cached_tokens`` say of the tokens expected."""
 
     claimed: ExpectedTokens

@@ -351,12 +351,11 @@ def model_asked(own: str | None, probe: Probe | None, in_code: str) -> str | Non
 
 def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return *body* with an adapter's *fields*; where both have an object, one with the entries of both."""
-    both = {name: value for name, value in fields.items() if _is_object(value) and _is_object(body.get(name))}
-    return {**body, **fields, **{name: {**body[name], **value} for name, value in both.items()}}
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
+    merged = {**body, **fields}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and isinstance(before := body.get(name), Mapping):
+            merged[name] = {**before, **value}
+    return merged
 
 
 class BackendAdapter(Protocol):

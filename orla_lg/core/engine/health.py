@@ -106,11 +106,13 @@ class Health:
         does not reach it, so the others wait on.
         """
         now = self._wanted_s = self._clock()
-        known = self.known and not self._silent(now)
-        if known and not self._is_due(now):
-            return self._awaited
-        probing = self._probe_once(now)
-        return self._awaited if known else probing
+        probe, awaited = self.probe, self._returned_to
+        if probe is None or self.fault is not None or (probe.incarnation and now - self._learned_s > SILENT_S):
+            return self._probe_once(now)
+        if now >= self._probed_s + PROBE_AGAIN_S:
+            self._probe_once(now)
+            awaited = self._returned_to
+        return None if awaited is None or awaited.done() else awaited
 
     def ask_for_return(self, *, idle: bool) -> None:
         """Ask an engine that reports restarts whether there was one, sooner than usual.
@@ -121,14 +123,6 @@ class Health:
             with contextlib.suppress(OrlaClosed):
                 asked = self._probe_once(self._clock(), RETURN_AGAIN_S)
                 self._returned_to = asked if idle else None
-
-    @property
-    def _awaited(self) -> Future[None] | None:
-        asked = self._returned_to
-        return None if asked is None or asked.done() else asked
-
-    def _silent(self, now: float) -> bool:
-        return self.probe is not None and self.probe.incarnation != "" and now - self._learned_s > SILENT_S
 
     @property
     def asked_for_s(self) -> float:

@@ -15,7 +15,7 @@ from functools import partial
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.call import Call
 from orla_lg.core.memory import returns
-from orla_lg.core.memory.events import FINAL, CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy
+from orla_lg.core.memory.events import FINAL, CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy, Returns
 from orla_lg.core.memory.policies import ReleaseOnly, WarmNextStage, rules_for
 from orla_lg.core.scheduler import BackendScheduler
 
@@ -117,8 +117,9 @@ class MemoryManager:
         """Learn from an event, and add what is known of when its workflow calls again."""
         now, workflow = self._clock(), event.workflow
         if event.waits:
-            said = self.returns.waits(workflow, returns.after_stage(event.graph, event.stage), now)
-            return replace(event, returns=said)
+            if event.returns is not None:
+                return event
+            return replace(event, returns=self.away(workflow, event.graph, event.stage))
         if event.kind is EventKind.TOOL_STARTED:
             return replace(event, returns=self.returns.uses(workflow, event.tool, now))
         if event.kind is EventKind.PRESSURE:
@@ -142,6 +143,10 @@ class MemoryManager:
     def _turned(self, workflow: str, doing: Doing) -> None:
         for scheduler in self._schedulers.values():
             scheduler.turned(workflow, doing)
+
+    def away(self, workflow: str, graph: str, stage: str) -> Returns:
+        """Note that a workflow waits, after a call of a stage, for what comes next; returns what is known of that."""
+        return self.returns.waits(workflow, returns.after_stage(graph, stage), self._clock())
 
     def called(self, workflow: str) -> None:
         """Note that a workflow calls: what was to be done if it did not is not done."""

@@ -7,7 +7,6 @@ of those first seconds.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,9 +14,9 @@ from typing import Any
 
 from orla_lg.core.call import Call
 from orla_lg.core.mapping import AUTO
+from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, Wait
-from orla_lg.core.view import BackendView, view_of
 
 PROBE_PATIENCE_S = 3.0
 """How long a first call waits for its backend to answer what it is."""
@@ -37,28 +36,21 @@ class BackendCandidates:
         clock: Monotonic seconds.
     """
 
-    __slots__ = ("_call", "_clock", "_probing", "_schedulers", "_views")
+    __slots__ = ("_call", "_clock", "_probing", "_schedulers", "complete", "views")
 
     def __init__(self, schedulers: Mapping[str, BackendScheduler], call: Call, clock: Clock) -> None:
         self._schedulers = schedulers
         self._call = call
         self._clock = clock
-        self._views: Sequence[BackendView] | None = None
         self._probing: dict[str, Future[None]] = {}
+        views = []
         for name, scheduler in schedulers.items():
             # One whose last probe failed is not waited for: the attempt itself tells more.
             if (probing := scheduler.health.connect()) is not None and scheduler.health.fault is None:
                 self._probing[name] = probing
-
-    @property
-    def views(self) -> Sequence[BackendView]:  # noqa: D102
-        if self._views is None:
-            self._views = [view_of(scheduler, self._call) for scheduler in self._schedulers.values()]
-        return self._views
-
-    @property
-    def complete(self) -> bool:  # noqa: D102
-        return not self._probing
+            views.append(view_of(scheduler, call))
+        self.complete = not self._probing
+        self.views: Sequence[BackendView] = views
 
     def met(self, name: str | None = None) -> Steps:  # noqa: D102
         waited_for = self._under_way() if name is None else [each for each in self._under_way() if each == name]
@@ -87,6 +79,7 @@ class BackendCandidates:
             name: probing for name in backends if (probing := self._schedulers[name].health.ask_again()) is not None
         }
         self._probing |= asked
+        self.complete = not self._probing
         if asked:
             yield from self._wait(_all_of(list(asked.values())), self._left_s(asked))
 
@@ -106,11 +99,14 @@ class BackendCandidates:
 
     def _wait(self, probed: Future[None], patience_s: float) -> Steps:
         """Wait, and return whether it ended in time; what was seen before is seen anew."""
-        self._views = None
-        with contextlib.suppress(TimeoutError):  # the attempt itself tells more
+        try:
             yield Wait(probed, patience_s)
+        except TimeoutError:  # the attempt itself tells more
+            return False
+        else:
             return True
-        return False
+        finally:
+            self.views = [view_of(scheduler, self._call) for scheduler in self._schedulers.values()]
 
 
 def _all_of(futures: Sequence[Future[None]]) -> Future[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Capability, Probe, model_asked
-from orla_lg.core.view import BackendView
+from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import did_you_mean
 
 CHARS_PER_TOKEN_AT_MOST = 12
@@ -16,15 +16,14 @@ SHOWN_MODELS = 20
 
 def unfit(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
     """Return why *backend* cannot do what is asked; empty where it can, or has not said what it can."""
-    return _model_faults(ask, backend, model) + lacks(ask, backend.probe)
-
-
-def _model_faults(ask: Ask, backend: BackendView, model: str | None) -> list[str]:
+    probe = backend.probe
+    if probe is None:
+        return []
     if model is not None:
-        return unserved(model, backend.probe)
-    if backend.probe is not None and model_asked(backend.model, backend.probe, ask.model) is None:
-        return [several(backend.probe, ask.model)]
-    return []
+        return unserved(model, probe) + lacks(ask, probe)
+    if not backend.model and model_asked(None, probe, ask.model) is None:
+        return [several(probe, ask.model), *lacks(ask, probe)]
+    return lacks(ask, probe)
 
 
 def unserved(model: str, probe: Probe | None) -> list[str]:
@@ -54,17 +53,12 @@ def lacks(ask: Ask, probe: Probe | None) -> list[str]:
         faults.append("the engine cannot call tools")
     if probe.vision is False and ask.images:
         faults.append("the model cannot see images")
-    return faults + _beyond_context(ask, probe)
-
-
-def _beyond_context(ask: Ask, probe: Probe) -> list[str]:
-    if probe.context_tokens is None:
-        return []
-    at_least = ask.prompt_chars // CHARS_PER_TOKEN_AT_MOST
-    prompt, holds = f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters)", "its context holds"
-    if at_least > probe.context_tokens:
-        return [f"{prompt}, {holds} {probe.context_tokens}"]
-    asked = at_least + (ask.max_tokens or 0)
-    if probe.request_tokens is not None and asked > probe.request_tokens:
-        return [f"{prompt} and max_tokens is {ask.max_tokens}, {holds} {probe.request_tokens} for both"]
-    return []
+    if probe.context_tokens is not None:
+        at_least = ask.prompt_chars // CHARS_PER_TOKEN_AT_MOST
+        prompt = f"the prompt has at least {at_least} tokens ({ask.prompt_chars} characters)"
+        if at_least > probe.context_tokens:
+            faults.append(f"{prompt}, its context holds {probe.context_tokens}")
+        elif probe.request_tokens is not None and at_least + (ask.max_tokens or 0) > probe.request_tokens:
+            bound = f"max_tokens is {ask.max_tokens}, its context holds {probe.request_tokens} for both"
+            faults.append(f"{prompt} and {bound}")
+    return faults

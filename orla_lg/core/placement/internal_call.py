@@ -15,7 +15,7 @@ from orla_lg.core.engine.backend import with_fields
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
-from orla_lg.core.view import BackendView
+from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
 
 CLOSED = "this Orla was closed while a call waited for another one's answer"
@@ -70,12 +70,13 @@ class InternalCall:
             raise OrlaClosed(CLOSED) from cut_off  # the answer was cancelled, and not its caller
 
     async def _answer(self, inflight: InFlightCall) -> str:
+        assert inflight.scheduler is not None
+        adapter, text = inflight.scheduler.adapter, ""
         body = {**with_fields(self._body, inflight.request_fields()), "model": inflight.model}
-        text = ""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                contextlib.aclosing(inflight.adapter.generate(body)) as chunks,
+                contextlib.aclosing(adapter.generate(body)) as chunks,
             ):
                 async for chunk in chunks:
                     inflight.first_token()

@@ -13,7 +13,7 @@ import pytest
 
 from orla_lg.core.boundary.secret import Secret
 from orla_lg.core.engine.backend import Backend, Capability, Cost, Probe, Support
-from orla_lg.core.view import served_names
+from orla_lg.core.placement.view import served_names
 from orla_lg.errors import ConfigError
 
 URL = "http://127.0.0.1:1/v1"

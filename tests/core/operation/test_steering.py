@@ -14,10 +14,10 @@ from orla_lg.core.engine.backend import Probe
 from orla_lg.core.lifecycle import serve
 from orla_lg.core.operation.statistics import SHOWN, WaitsFor
 from orla_lg.core.operation.steering import KEEP, Steering, begin_drain
+from orla_lg.core.placement.view import view_of
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Waiter, drive
-from orla_lg.core.view import view_of
 from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaClosed, QueueFull
 from orla_lg.mappers.load import LoadAware, expect, saturated

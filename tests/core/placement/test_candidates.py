@@ -17,9 +17,9 @@ from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.placement import candidates
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Sleep, adrive, drive
-from orla_lg.core.view import BackendView
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, MappingError
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.need import NeedMapper

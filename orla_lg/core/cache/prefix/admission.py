@@ -74,7 +74,7 @@ class Admission:
         self.holds = holds
         self.again_at_s = inf
         """When to choose again if nothing happens before; monotonic."""
-        self._gated: set[Queued] = set()
+        self.gated: set[Queued] = set()
         """Calls that were seen to wait for another one's prefill when it was last chosen."""
         self._estimates = estimates
         self._entries: dict[Queued, Entry] = {}
@@ -88,8 +88,9 @@ class Admission:
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""
         self.again_at_s = inf
-        self._gated.clear()
-        self._open_overdue(now)
+        self.gated.clear()
+        if self._prefilling:
+            self._open_overdue(now)
         if not self.holds or (self.capacity.limit == inf and not self._prefilling):
             return queue.next(now)
         late_before_s = now - max(PATIENCE_S, PATIENCE_CALLS * (speed.service_s or 0.0))
@@ -141,11 +142,6 @@ class Admission:
     def _adds(self, call: Call) -> tuple[float, float]:
         return self.cache.adds(call.ask, call.expected_answer_tokens, call.identity.prompt_owner)
 
-    @property
-    def waiting_for_prefix(self) -> int:
-        """How many calls were seen to wait for another one's prefill when it was last chosen."""
-        return len(self._gated)
-
     def _is_resident(self, call: Call) -> bool:
         return call.identity.workflow in self.claims
 
@@ -154,7 +150,7 @@ class Admission:
         held = self._held(queued, now, late=is_late(queued, late_before_s))
         queued.held = held or ""
         if held is Held.PREFIX:
-            self._gated.add(queued)
+            self.gated.add(queued)
         if held is Held.CACHE:
             late_at_s = now + queued.call.arrived_s - late_before_s
             self.again_at_s = min(self.again_at_s, max(now + 1.0, late_at_s))
@@ -215,7 +211,9 @@ class Admission:
         gone_tokens = self._evicted()
         # Growth is weighed against a limit; while none is known, nothing is computed.
         self.claims.enter(call.identity.workflow, self._growth(call) if self.capacity.limit < inf else 0.0)
-        fresh_tokens = sum([piece.tokens for piece in stay.fresh])
+        fresh_tokens = 0.0
+        for piece in stay.fresh:
+            fresh_tokens += piece.tokens
         open_at_s = now + LENIENCE * fresh_tokens / (prefill_tokens_per_s or PREFILL_TOKENS_PER_S)
         self._entries[queued] = Entry(stay, open_at_s)
         if fresh_tokens >= GATE_TOKENS:
@@ -231,9 +229,8 @@ class Admission:
         return self._open(queued)
 
     def _open_overdue(self, now: float) -> None:
-        if self._prefilling:
-            for queued in [each for each, entry in self._prefilling.items() if now >= entry.open_at_s]:
-                self._open(queued)
+        for queued in [each for each, entry in self._prefilling.items() if now >= entry.open_at_s]:
+            self._open(queued)
 
     def _open(self, queued: Queued) -> bool:
         """End all waits for a call's prefill."""
@@ -252,7 +249,8 @@ class Admission:
             reached: Whether the call can have got to the engine.
             followed: Whether its workflow goes on, and so counts on what was left.
         """
-        self._open(queued)
+        if queued in self._prefilling:
+            self._open(queued)
         entry = self._entries.pop(queued, None)
         if entry is None:
             return

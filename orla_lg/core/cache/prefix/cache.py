@@ -50,6 +50,10 @@ class PrefixTreeCache:
         self._leaving: dict[str, OrderLog] = {}
         """Workflows that are forgotten once the orders on their way have come to an end."""
         self._lent: dict[PrefetchLease, CacheHandle] = {}
+        self.choose: Callable[[BackendQueue, float, Speed], Queued | None] = self.gate.choose
+        """Return the call that goes next, or ``None`` if none fits now."""
+        self.first_token: Callable[[Queued], bool] = self.gate.first_token
+        """Note that a call's prefill is done; returns whether other calls may have waited for it."""
 
     @property
     def again_at_s(self) -> float:
@@ -59,7 +63,7 @@ class PrefixTreeCache:
     @property
     def waiting_for_prefix(self) -> int:
         """How many calls waited for another one's prefill when it was last chosen."""
-        return self.gate.waiting_for_prefix
+        return len(self.gate.gated)
 
     def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
         """Follow how large the engine's cache is, and in which order it evicts."""
@@ -68,25 +72,20 @@ class PrefixTreeCache:
 
     # Calls
 
-    def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
-        """Return the call that goes next, or ``None`` if none fits now."""
-        return self.gate.choose(queue, now, speed)
-
     def enter(self, queued: Queued, now: float, speed: Speed) -> float:
         """Let a call in; returns the tokens that the engine gives up for it."""
         workflow, call = queued.call.identity.workflow, queued.call
         found = self.tree.find(call.ask, call.identity.prompt_owner)
         there = shared = 0.0
         if found:
-            filled = [piece for piece in found if piece.filled]
-            there = sum([piece.there_tokens for piece in filled])
+            filled = []
+            for piece in found:
+                if piece.filled:
+                    filled.append(piece)
+                    there += piece.tokens
             shared = self.claims.shared_tokens(filled, workflow)
         queued.claimed = self.orders.claim(workflow, round(there), round(shared), now)
         return self.gate.enter(queued, now, speed.prefill_tokens_per_s, found)
-
-    def first_token(self, queued: Queued) -> bool:
-        """Note that a call's prefill is done; returns whether other calls may have waited for it."""
-        return self.gate.first_token(queued)
 
     def leave(self, queued: Queued, usage: Usage | None, now: float, *, tokens: int, followed: bool) -> None:
         """Give back what a call used, and keep a reference to what it left if its workflow goes on."""

@@ -67,18 +67,17 @@ class EvictionOrder:
             piece.band = EvictionBand.FIRST if dead_first else EvictionBand.USUAL
         piece.idle = True
         self._lines[piece.band].append(piece)
-        self._count(piece, piece.tokens)
+        self.idle_tokens += piece.tokens
+        if not piece.owners:
+            self.obsolete_tokens += piece.tokens
 
     def take(self, piece: PrefixNode) -> None:
         """Let a piece not be given up: a call uses it."""
         piece.idle = False
         self._lines[piece.band].remove(piece)
-        self._count(piece, -piece.tokens)
-
-    def _count(self, piece: PrefixNode, more_tokens: float) -> None:
-        self.idle_tokens += more_tokens
+        self.idle_tokens -= piece.tokens
         if not piece.owners:
-            self.obsolete_tokens += more_tokens
+            self.obsolete_tokens -= piece.tokens
 
     def lose(self, piece: PrefixNode) -> None:
         """Believe a piece gone, and all that comes after it: nothing finds that any more.

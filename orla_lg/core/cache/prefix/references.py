@@ -83,7 +83,8 @@ class References:
         self._stir(claim)
         claim.in_flight += 1
         claim.doing = Doing.GENERATING
-        self._expect(claim, grows_tokens)
+        if grows_tokens != claim.grows_tokens:
+            self._expect(claim, grows_tokens)
 
     def leave(self, workflow: str, stage: str, leaf: PrefixNode | None, now: float, *, followed: bool) -> None:
         """Note that a call of the workflow ended.
@@ -281,10 +282,17 @@ class References:
 
     def shared_tokens(self, pieces: Iterable[PrefixNode], workflow: str) -> float:
         """Return the tokens of those pieces that lie on the path of another workflow too."""
-        mine, claim = Counter[PrefixNode](), self.by_workflow.get(workflow)
+        mine, claim = dict[PrefixNode | None, int](), self.by_workflow.get(workflow)
         for leaf in () if claim is None else claim.leaves.values():
-            mine.update(leaf.path())
-        return sum([piece.tokens for piece in pieces if piece.owners > mine[piece]])
+            mine_too: PrefixNode | None = leaf
+            while mine_too is not None:
+                mine[mine_too] = mine.get(mine_too, 0) + 1
+                mine_too = mine_too.parent
+        shared = 0.0
+        for piece in pieces:
+            if piece.owners > mine.get(piece, 0):
+                shared += piece.tokens
+        return shared
 
     def tokens_of(self, workflow: str) -> int:
         """Return how many tokens of a workflow are believed to be in the cache."""

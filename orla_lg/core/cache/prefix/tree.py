@@ -16,6 +16,7 @@ does, what comes after cannot be found: so with a node, all behind it are lost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -168,9 +169,7 @@ class PrefixTree:
             path.append(parent)
         answer = PrefixNode(object(), parent, answer_tokens)
         self.shelf.live(answer)
-        for piece in path:
-            self._use(piece)
-        self._use(answer)
+        self._use((*path, answer))
         for piece in fresh:
             fresh_tokens += piece.tokens
         enough = min(self.in_use_tokens + self.shelf.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
@@ -209,14 +208,15 @@ class PrefixTree:
             ):
                 parent.said[prompt_owner] = None
 
-    def _use(self, piece: PrefixNode) -> None:
-        if piece.users == 0:
-            if piece.idle:
-                self.shelf.take(piece)
-            self.in_use_tokens += piece.tokens
-            if not piece.claims:
-                self.wanted_tokens += piece.tokens
-        piece.users += 1
+    def _use(self, pieces: Iterable[PrefixNode]) -> None:
+        for piece in pieces:
+            if piece.users == 0:
+                if piece.idle:
+                    self.shelf.take(piece)
+                self.in_use_tokens += piece.tokens
+                if not piece.claims:
+                    self.wanted_tokens += piece.tokens
+            piece.users += 1
 
     def filled(self, stay: CacheHandle) -> None:
         """Note that a call's prompt is prefilled."""
@@ -250,28 +250,32 @@ class PrefixTree:
         self.filled(stay)
         if stay.path:
             stay.path[-1].answered(stay.prompt_owner, answer)
-        piece: PrefixNode | None = answer
-        while piece is not None:  # its end first: an engine gives up the end of a prompt before its beginning
-            self._unuse(piece)
-            piece = piece.parent
+        self._unuse(answer)
 
     def undo(self, stay: CacheHandle) -> None:
         """Give back what a call used that never reached the engine: what it would have added is not there."""
+        self._unuse(stay.answer)
         for piece in stay.answer.path():
-            self._unuse(piece)
             if piece is stay.answer or (not piece.users and not piece.filled):
                 self.shelf.lose(piece)
 
-    def _unuse(self, piece: PrefixNode) -> None:
-        piece.users -= 1
-        if piece.users == 0:
-            self.in_use_tokens -= piece.tokens
-            if not piece.claims:
-                self.wanted_tokens -= piece.tokens
-            piece.idle_from = self.flow_tokens
-            self.flow_tokens += piece.tokens
-            if piece.alive:
-                self.shelf.put(piece)
+    def _unuse(self, leaf: PrefixNode) -> None:
+        """Let a call use what ends in *leaf* no more.
+
+        The end first: an engine gives up the end of a prompt before its beginning.
+        """
+        piece: PrefixNode | None = leaf
+        while piece is not None:
+            piece.users -= 1
+            if piece.users == 0:
+                self.in_use_tokens -= piece.tokens
+                if not piece.claims:
+                    self.wanted_tokens -= piece.tokens
+                piece.idle_from = self.flow_tokens
+                self.flow_tokens += piece.tokens
+                if piece.alive:
+                    self.shelf.put(piece)
+            piece = piece.parent
 
     def _count(self, stay: CacheHandle, prompt_tokens: int) -> None:
         """Let the pieces of a prompt add up to what the engine counted; what was estimated gives way."""

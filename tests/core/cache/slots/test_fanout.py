@@ -9,9 +9,9 @@ from orla_lg.core.call import Ask, Hints
 from orla_lg.core.engine.backend import Probe
 from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.core.operation.statistics import WaitsFor
+from orla_lg.core.placement.view import resident_tokens, view_of
 from orla_lg.core.queues import Queued
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.core.view import resident_tokens, view_of
 from tests.core.fakes import HandBackground, a_call, a_serving, new_call
 from tests.core.test_scheduler import a_branch, a_scheduler, leave
 

@@ -70,7 +70,10 @@ def names(backends: Sequence[BackendView]) -> list[str]:
 
 def find(backends: Sequence[BackendView], name: str) -> BackendView | None:
     """Return the backend called *name*."""
-    return next((backend for backend in backends if backend.name == name), None)
+    for backend in backends:
+        if backend.name == name:
+            return backend
+    return None
 
 
 def view_of(scheduler: BackendScheduler, call: Call | None = None) -> BackendView:
@@ -86,7 +89,7 @@ def view_of(scheduler: BackendScheduler, call: Call | None = None) -> BackendVie
         waiting=queue.waiting,
         in_flight=queue.in_flight,
         max_concurrency=queue.max_concurrency,
-        circuit=health.state(),
+        circuit=Circuit.CLOSED if health.breaker.opened_s is None else health.state(),
         paused=queue.paused,
         speed=scheduler.pace.speed,
         load=None if scheduler.load is None else scheduler.load.wanted(probe),
