@@ -191,7 +191,6 @@ ALL_ROOMS = [*(room for row, _ in ROOMS for room in row), *BESIDE]
 
 VALUES = {
     "background": "the thread and the clock that rooms are given",
-    "bounded": "a dict with a bound",
     "call": "one call, its prompt, its usage",
     "identity": "names of workflows, stages and tenants",
     "queues": "the calls that wait, and which of them may go",

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache

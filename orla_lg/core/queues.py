@@ -16,10 +16,11 @@ from math import inf
 from typing import Any, Protocol
 
 from orla_lg.core.boundary.plain import counted
+from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Call
-from orla_lg.core.identity import ANY_STAGE, StageRules
+from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.steps import Waiter
 from orla_lg.errors import PolicyError, QueueFull

@@ -14,7 +14,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.cache.verification import KEEP_ORDERS
 from orla_lg.core.call import CacheHint, Considered
 from orla_lg.core.identity import workflow_key

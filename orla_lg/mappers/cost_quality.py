@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from orla_lg.core.boundary import checked
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
+from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.engine.backend import price
 from orla_lg.core.engine.speed import averaged
-from orla_lg.core.identity import StageRules
 from orla_lg.core.placement.fitness import unfit
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.record import Record

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR, StageRules, place_names
+from orla_lg.core.boundary.stage_rules import StageRules, place_names
+from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.errors import did_you_mean, shown
 
 NEARLY = 0.7

@@ -12,8 +12,8 @@ from math import inf
 from typing import Any, TypeVar, cast
 
 from orla_lg.core.boundary.checked import is_number
+from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment, Call
-from orla_lg.core.identity import StageRules
 from orla_lg.core.mapping import BY_NAME, Consultation, Mapper, Planned, foretold, parts_of
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.steps import Steps

@@ -1,7 +1,8 @@
-"""Responses that a server compressed though it was not asked to: what is tapped must be plain."""
+"""Responses that a server packed unasked or labelled wrongly: what is tapped must be plain, and an error readable."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
@@ -20,6 +21,17 @@ def decode(response: httpx2.Response) -> None:
     response.stream = (
         _Decoded(packed) if isinstance(response.stream, httpx2.SyncByteStream) else _AsyncDecoded(packed)
     )
+
+
+def heed_charset(response: httpx2.Response) -> None:
+    """Let a text be read as UTF-8 whose charset has no lenient decoder: reading it would hide the error that it is."""
+    charset = response.charset_encoding
+    if charset is None or charset.lower() == "utf-8":
+        return
+    try:
+        codecs.getincrementaldecoder(charset)("replace").decode(b"text", final=True)
+    except (LookupError, ValueError):
+        response.encoding = "utf-8"
 
 
 class _Decoded(httpx2.SyncByteStream):

@@ -27,7 +27,7 @@ import httpx2
 from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.openai_api import wire
 from orla_lg.openai_api.assembly import Assembly
-from orla_lg.openai_api.decoding import decode
+from orla_lg.openai_api.decoding import decode, heed_charset
 
 Mode = Literal["plain", "stream", "assemble"]
 
@@ -379,9 +379,10 @@ TAP: ContextVar[Tap | None] = ContextVar("orla_tap", default=None)
 
 
 def tap_response(response: httpx2.Response) -> None:
-    """Hang the current tap into a response that brings an answer; errors and redirects pass untouched."""
+    """Hang the current tap into a response that brings an answer; errors and redirects pass with a charset to read."""
     tap = TAP.get()
     if tap is None or not response.is_success:
+        heed_charset(response)
         return
     decode(response)
     if tap.assembly is not None:
@@ -393,6 +394,7 @@ async def atap_response(response: httpx2.Response) -> None:
     """``tap_response`` as an async hook."""
     tap = TAP.get()
     if tap is None or not response.is_success:
+        heed_charset(response)
         return
     decode(response)
     if tap.assembly is not None:

@@ -83,6 +83,12 @@ FOUND = {
         (Reply(usage=Usage({"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": "none"})),),
         outer="astream", ask="json_schema",
     ),
+    "an error in a charset that it is not": Case(
+        (Reply(status=408, content_type="text/event-stream; charset=utf-16"), Reply()), retries=1
+    ),
+    "a fault in a charset that it is not": Case(
+        (Reply(status=500, body=PAGE, content_type="text/html; charset=utf-16"), Reply()), retries=1, outer="ainvoke"
+    ),
     "asked to come back at once": Case(
         (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),
         retries=1,

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.backend import Capability, Probe, Support
-from orla_lg.core.identity import StageRules
 from orla_lg.core.mapping import SettledCandidates, assign, parts_of
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 
 MASK = "***"
 

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import Ask, Call
 from orla_lg.core.engine.backend import Capability, Probe, Support
 

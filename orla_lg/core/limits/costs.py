@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.record import Record
 
 KEEP_RUNS = 1_000

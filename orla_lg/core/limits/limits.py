@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orla_lg.core.boundary.checked import dotted, is_number
-from orla_lg.core.identity import ANY_STAGE, Ruling, StageRules
+from orla_lg.core.boundary.stage_rules import Ruling, StageRules
+from orla_lg.core.identity import ANY_STAGE
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
 FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_usd": "${:.6g}", "wall_s": "{:.6g} s"}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
 from orla_lg.core.lookahead.trace import Path, RunTrace
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from orla_lg.core.background import Background, Clock
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import Call
 from orla_lg.core.lookahead.estimates import Estimates
 from orla_lg.core.lookahead.estimates_saver import EstimatesFile

@@ -22,7 +22,7 @@ from math import inf
 from typing import Any
 
 from orla_lg.core.background import Background
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.cache.engine_cache import EngineCache, PrefetchLease
 from orla_lg.core.cache.verification import SLACK_TOKENS, Order
 from orla_lg.core.call import Call, Usage

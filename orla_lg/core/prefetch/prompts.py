@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from orla_lg.core.bounded import BoundedDict
+from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage, in_common
 
 K = TypeVar("K")

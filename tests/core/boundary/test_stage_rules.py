@@ -8,7 +8,7 @@ import pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orla_lg.core.identity import KEEP_STAGES, StageRules, place_names
+from orla_lg.core.boundary.stage_rules import KEEP_STAGES, StageRules, place_names
 from orla_lg.core.limits.limits import Limit, Limits
 
 NODES = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("|".join)
