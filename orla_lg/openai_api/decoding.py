@@ -24,7 +24,7 @@ def decode(response: httpx2.Response) -> None:
 
 
 def heed_charset(response: httpx2.Response) -> None:
-    """Let a text be read as UTF-8 whose charset has no lenient decoder: reading it would hide the error that it is."""
+    """Let a text be read as UTF-8 whose charset has no lenient decoder: reading it would hide the error."""
     charset = response.charset_encoding
     if charset is None or charset.lower() == "utf-8":
         return

@@ -379,7 +379,7 @@ TAP: ContextVar[Tap | None] = ContextVar("orla_tap", default=None)
 
 
 def tap_response(response: httpx2.Response) -> None:
-    """Hang the current tap into a response that brings an answer; errors and redirects pass with a charset to read."""
+    """Hang the current tap into a response that brings an answer; others pass, with a charset to read."""
     tap = TAP.get()
     if tap is None or not response.is_success:
         heed_charset(response)
