@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
-from orla_lg.config_faults import listed
+from orla_lg.config_faults import listed, one_server_twice
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe
@@ -93,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
             graphs = {named: graph_named(named) for named in args.graph}
             if wrong := misspelt(orla.core.serving, graphs) if graphs else []:
                 raise ConfigError(listed(orla.source, wrong))
-            reports, notes = _reports(orla, args.timeout), [*_of_policies(settings), *_of_stages(orla, graphs)]
+            reports = _reports(orla, args.timeout)
+            twice = one_server_twice([report.backend for report in reports])
+            notes = [*twice, *_of_policies(settings), *_of_stages(orla, graphs)]
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
@@ -147,9 +149,10 @@ class _Report:
         self, backend: Backend, probe: Probe | None, fault: BackendUnavailable | None, found: str | None
     ) -> None:
         self.backend, self.probe, self.found = backend, probe, found
-        self.faults = [str(fault)] if fault is not None else []
         is_other = found is not None and found != backend.engine
-        if is_other and backend.engine in TITLES:
+        mistaken = is_other and backend.engine in TITLES
+        self.faults = [str(fault)] if fault is not None and not mistaken else []
+        if mistaken:
             self.faults.append(
                 f'engine = "{backend.engine}", but {TITLES[str(found)]} answers there; engine = "{found}" is right'
             )

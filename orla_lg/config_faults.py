@@ -112,3 +112,17 @@ def faults_of_tables(
             except ConfigError:
                 continue  # noted where the entry is read
     return wrong
+
+
+def one_server_twice(backends: Iterable[Backend]) -> list[str]:
+    """Return what is to be said of backends with slots that are one and the same server."""
+    at: dict[str, list[str]] = {}
+    for backend in backends:
+        if backend.engine == "llamacpp":
+            at.setdefault(backend.url.rstrip("/"), []).append(backend.name)
+    return [
+        f"backends {', '.join(map(repr, names))} are one llama.cpp at {url}: each takes its slots for its own, and "
+        "their workflows lose their caches to one another; give one backend the names of the others as aliases"
+        for url, names in at.items()
+        if len(names) > 1
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.config_faults import check_url, faults_of_policies, listed
+from orla_lg.config_faults import check_url, faults_of_policies, listed, one_server_twice
 from orla_lg.control.server import open_server
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.checked import flag, whole
@@ -56,6 +57,9 @@ MOST_FAULTS = 20
 Graph = TypeVar("Graph", bound=Runnable[Any, Any])
 """A compiled graph, or a binding of one (``graph.with_retry()``)."""
 MapperLike = Mapper | Mapping[str, Entry]
+
+
+log = logging.getLogger("orla_lg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class Orla:
         adapters = {backend: _adapter_of(backend) for backend in given}
         if faults := faults_of_policies(stage_policy, [backend.name for backend in given]):
             raise ConfigError("; ".join(faults))
+        for twice in one_server_twice(given):
+            log.warning("%s", twice)
         shared = stage_mapper(mapper)
         self._check_backends(shared, given)
         flag("admission", admission)

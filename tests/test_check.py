@@ -15,6 +15,7 @@ import pytest
 
 from orla_lg import cli
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
+from tests.conftest import at
 from tests.stub_engine import StubEngine
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.sglang_server import SGLangServer
@@ -260,3 +261,11 @@ def test_the_legend_says_where_the_lines_are_that_it_speaks_of(
     said = capsys.readouterr().out
     assert "to gain more:" in said and 'the lines under "to gain more" say' in said
     assert "advised above" not in said
+
+
+def test_one_llama_cpp_under_two_names_is_pointed_out(engine: StubEngine, make_orla: Any, caplog: Any) -> None:
+    make_orla(at(engine, "light", engine="llamacpp"), at(engine, "heavy", engine="llamacpp"))
+    assert "backends 'light', 'heavy' are one llama.cpp" in caplog.text
+    caplog.clear()
+    make_orla(at(engine, "light"), at(engine, "heavy"))
+    assert "one llama.cpp" not in caplog.text
