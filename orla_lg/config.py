@@ -348,6 +348,14 @@ def _allowed(above: list[Any]) -> list[str]:
     return list(CostTable.model_fields if len(above) > 2 else BackendTable.model_fields)
 
 
+class NoConfiguration(ConfigError):
+    """Nothing says where a configuration is."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no configuration: {why}. A minimal {CONFIG_NAME}:\n\n{EXAMPLE}")
+        self.why = why
+
+
 def find() -> Settings:
     """Find the configuration: ``ORLA_CONFIG``, ``orla.toml`` here or above, ``ORLA_URL``.
 
@@ -362,9 +370,8 @@ def find() -> Settings:
             return load(folder / CONFIG_NAME)
     if url := os.environ.get("ORLA_URL"):
         return _from_variables(url)
-    raise ConfigError(
-        f"no configuration: ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {here} or above, and ORLA_URL is "
-        f"not set. A minimal {CONFIG_NAME}:\n\n{EXAMPLE}"
+    raise NoConfiguration(
+        f"ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {here} or above, and ORLA_URL is not set"
     )
 
 

@@ -18,6 +18,8 @@ from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 
 T = TypeVar("T")
 
+COMPLETIONS = "/chat/completions"
+
 MOST_FAULTS = 50
 """So many stand in one message."""
 
@@ -88,6 +90,9 @@ def check_url(backend: Backend) -> None:
         raise ConfigError(
             f"backend {shown(backend.name)}: url {shown(backend.url)} cannot be opened: {error}"
         ) from error
+    if backend.url.rstrip("/").endswith(COMPLETIONS):
+        base = backend.url.rstrip("/").removesuffix(COMPLETIONS)
+        raise ConfigError(f"backend {shown(backend.name)}: url is the base of all paths, here {shown(base)}")
 
 
 def faults_of_policies(stage_policy: object, backends: Iterable[str]) -> list[str]:

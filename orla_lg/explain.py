@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +80,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where.add_argument(
         "file", nargs="?", metavar="FILE", help="the records file (default: the one that orla.toml names)"
     )
-    where.add_argument("--records", metavar="FILE", help="the same")
+    where.add_argument("--records", metavar="FILE", help="the records file, as FILE")
     where.add_argument(
         "--config", metavar="FILE", help="the orla.toml that names it (default: ORLA_CONFIG, else the nearest)"
     )
@@ -162,7 +162,12 @@ def _save(path: Path, said: str, picture: Sequence[timeline.Line]) -> None:
 
 
 def _file_of(config_file: str | None) -> Path:
-    settings = config.load(config_file) if config_file else config.find()
+    try:
+        settings = config.load(config_file) if config_file else config.find()
+    except config.NoConfiguration as error:
+        raise ConfigError(
+            f"which records? Name the file, as in `orla-lg explain last --records records.jsonl`; {error.why}"
+        ) from error
     if settings.records_file is None:
         raise ConfigError(
             f"{settings.source}: no records_file is set, so nothing was written down; add "
@@ -241,19 +246,32 @@ class WantedRun:
             return []
         return [row for row in lines(file) if runs and "id" in row and str(row.get("run")) == runs[0]]
 
+    @staticmethod
+    def _runs(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+        return (str(row["run"]) for row in rows if "id" in row and row.get("run"))
+
     def _meant(self, rows: Iterator[dict[str, Any]]) -> list[str]:
-        runs = (str(row["run"]) for row in rows if "id" in row and row.get("run"))
         if self.run == LAST:
-            return list(deque(runs, maxlen=1))
-        begin_so = list(dict.fromkeys(run for run in runs if run.startswith(self.run)))
-        return [self.run] if self.run in begin_so else begin_so
+            return list(deque(self._runs(rows), maxlen=1))
+        begin_so, of_thread = dict[str, None](), dict[str, None]()
+        for row in rows:
+            for run in self._runs([row]):
+                if run.startswith(self.run):
+                    begin_so[run] = None
+                elif row.get("workflow") == self.run:
+                    of_thread = {run: None}  # the newest
+        return [self.run] if self.run in begin_so else list(begin_so or of_thread)
 
     def missed(self, file: Path) -> str:
         """Return why there was not one run."""
         if self.several:
             ids = ", ".join(shown(run, 60) for run in self.several[:5])
             return f"{len(self.several)} runs begin with {self.run!r} in {file}: {ids} …; give more of the id"
-        which = "no call of a run" if self.run == LAST else f"no run whose id begins with {self.run!r}"
+        which = (
+            "no call of a run"
+            if self.run == LAST
+            else f"no run whose id begins with {self.run!r}, and none of a workflow of that name,"
+        )
         return f"{which} in {file}"
 
 

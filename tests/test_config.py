@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orla_lg import Orla, config
+from orla_lg import Backend, Orla, config
 from orla_lg.core.engine.backend import Cost
 from orla_lg.core.policies import NAMES, EarliestDeadline, Fair, ShortestJob, WorkflowFcfs
 from orla_lg.errors import ConfigError, MappingError
@@ -280,3 +280,8 @@ def test_estimates_lie_beside_the_configuration(tmp_path: Path) -> None:
 def test_a_variant_that_names_no_backend_is_told_with_its_file(tmp_path: Path) -> None:
     with pytest.raises(MappingError, match=r"orla.toml: variant 'v': stage 'a' is mapped to backend 'c'"):
         Orla.from_config(write(tmp_path, f"[backends.b]\n{URL}\n[variants.v]\na = 'c'"))
+
+
+def test_a_url_is_the_base_of_all_paths() -> None:
+    with pytest.raises(ConfigError, match=r"url is the base of all paths, here 'http://127\.0\.0\.1:1/v1'"):
+        Orla([Backend("b", "http://127.0.0.1:1/v1/chat/completions")])

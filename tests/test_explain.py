@@ -247,6 +247,14 @@ def test_the_file_may_be_named_either_way(
     assert "record x" in capsys.readouterr().out
 
 
+def test_without_a_configuration_the_file_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert explain("last") == 2
+    assert "which records? Name the file, as in `orla-lg explain last --records" in capsys.readouterr().err
+
+
 def test_without_a_records_file_it_says_how_to_have_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "orla.toml"
     config.write_text('[backends.main]\nurl = "http://127.0.0.1:1/v1"\n')

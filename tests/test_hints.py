@@ -98,7 +98,7 @@ def asked(engine: StubEngine) -> list[str]:
     return [seen.last for seen in engine.chats if BUSY not in seen.last]
 
 
-@pytest.mark.parametrize("way", ["metadata", "configurable", "function", "call"])
+@pytest.mark.parametrize("way", ["metadata", "configurable", "configurable, made", "function", "call"])
 def test_what_is_said_beforehand_orders_who_waits(engine: StubEngine, narrow: Orla, way: str) -> None:
     plain = narrow.wrap(one_node(engine))
     urgent, config = plain, {}
@@ -106,6 +106,8 @@ def test_what_is_said_beforehand_orders_who_waits(engine: StubEngine, narrow: Or
         urgent = narrow.wrap(one_node(engine, metadata={"orla": {"priority": 8}}))
     if way == "configurable":
         config = {"configurable": {"orla": {"priority": 8}}}
+    if way == "configurable, made":
+        config = {"configurable": {"orla": Hints(priority=8)}}
     if way == "function":
         urgent = narrow.wrap(one_node(engine), hints=lambda stage, state: Hints(priority=8))
     if way == "call":
@@ -268,13 +270,18 @@ def test_what_is_said_with_the_call_wins(engine: StubEngine, make_orla: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("cache", "asked"),
-    [("auto", ("flush:unsupported", "release:unsupported")), ("preserve", ("release:unsupported",))],
+    ("memory", "cache", "asked"),
+    [
+        ("flush_at_boundary", "auto", ("flush:unsupported", "release:unsupported")),
+        ("flush_at_boundary", "preserve", ("release:unsupported",)),
+        ("default", "auto", ("release:unsupported",)),
+    ],
 )
 def test_preserve_keeps_what_lies_on_the_backend_that_is_left(
-    engine: StubEngine, make_orla: Any, cache: str, asked: tuple[str, ...]
+    engine: StubEngine, make_orla: Any, memory: str, cache: str, asked: tuple[str, ...]
 ) -> None:
-    orla = make_orla(at(engine, "light"), at(engine, "heavy"), mapper={"first": "light", "second": "heavy"})
+    mapper = {"first": "light", "second": "heavy"}
+    orla = make_orla(at(engine, "light"), at(engine, "heavy"), mapper=mapper, memory=memory)
     graph = orla.wrap(two_nodes(chat(engine), metadata={"second": {"orla": {"cache": cache}}}))
     assert asked_after_each(orla, graph)["first"] == asked, "the thread is idle then, so it is released"
 

@@ -185,7 +185,7 @@ def test_explain_draws_a_call_in_the_width_of_the_terminal(
 @pytest.mark.parametrize(
     "args",
     [["--run", "FILE"], ["FILE", "--run"], ["--run", "5c1", "FILE"], ["--run", "last", "--records", "FILE"],
-     ["--run", "--records", "FILE"], ["FILE", "--run", "5c1f-1"]],
+     ["--run", "--records", "FILE"], ["FILE", "--run", "5c1f-1"], ["FILE", "--run", "ann"]],
 )  # fmt: skip
 def test_explain_draws_a_run(
     file: Path, args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

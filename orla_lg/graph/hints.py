@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.call import NO_HINTS, Hints
@@ -75,7 +75,8 @@ def layers_for(origin: Origin | None, core: Core, run: RunState | None) -> tuple
         binding.layer if binding is not None and binding.core is core else None,
     )
     layers = () if around == (None, None) else tuple(dict.fromkeys(filter(None, around)))
-    said = (origin.configurable.get(CONFIG_KEY) or {}).get(LIMITS_KEY)
+    named = origin.configurable.get(CONFIG_KEY)
+    said = named.get(LIMITS_KEY) if isinstance(named, Mapping) else None  # else Hints, which have none
     if said is None:
         return layers
     if run is None:

@@ -156,7 +156,10 @@ def _client(args: argparse.Namespace) -> Client:
     """Return a connection to the process that is meant."""
     path = config.control(args.control)
     if path is None:
-        settings = config.find()
+        try:
+            settings = config.find()
+        except config.NoConfiguration as error:
+            raise ConfigError(f"which process? {error.why}, and no --control names a socket\n\n{OPENING}") from error
         path = settings.control or None
         if path is None:
             raise ConfigError(f"{settings.source} names no control socket\n\n{OPENING}")
