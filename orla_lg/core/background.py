@@ -153,6 +153,8 @@ class Background:
         try:
             loop.run_forever()
         finally:  # also when a coroutine raised ``SystemExit``, which ends its loop
+            # Tasks made a moment ago start first: cancelled before, they leave what they were to await unawaited.
+            loop.run_until_complete(asyncio.sleep(0))
             tasks = asyncio.all_tasks(loop)
             for task in tasks:
                 task.cancel()

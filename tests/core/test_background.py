@@ -7,7 +7,9 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Coroutine
 from contextvars import Context, ContextVar
+from typing import Any
 
 import pytest
 
@@ -184,3 +186,24 @@ def test_an_errand_that_does_not_end_is_not_waited_for_for_ever_nor_on_its_own_t
     background._pid += 1
     background.close()
     assert endless.cancelled()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_task_that_has_not_begun_when_it_ends_leaves_nothing_unawaited(recwarn: pytest.WarningsRecorder) -> None:
+    background = Background()
+
+    async def inner() -> None:
+        await asyncio.sleep(60)
+
+    async def wrapping(awaited: Coroutine[Any, Any, None]) -> None:
+        await awaited
+
+    async def outer() -> None:
+        task = asyncio.create_task(wrapping(inner()))
+        asyncio.get_running_loop().stop()
+        await task
+
+    background.submit(outer())
+    background.join(10)
+    gc.collect()
+    assert [str(each.message) for each in recwarn if "never awaited" in str(each.message)] == []
