@@ -199,7 +199,7 @@ def test_a_task_that_has_not_begun_when_it_ends_leaves_nothing_unawaited(recwarn
         await awaited
 
     async def outer() -> None:
-        task = asyncio.create_task(wrapping(inner()))
+        task = asyncio.get_running_loop().create_task(wrapping(inner()))
         asyncio.get_running_loop().stop()
         await task
 
