@@ -64,6 +64,17 @@ def test_the_demo_runs_from_an_empty_environment(
 ) -> None:
     programs = install(tmp_path, wheel)
     assert run(programs / "orla-lg", "--version", cwd=tmp_path).startswith("orla-lg ")
-    printed = run(programs / "orla-lg", "demo", "-n", "2", "--plain", "--outbox", tmp_path / "outbox", cwd=tmp_path)
+    printed = run(
+        programs / "orla-lg",
+        "demo",
+        "-n",
+        "1",
+        "--arms",
+        "wrapped",
+        "--plain",
+        "--outbox",
+        tmp_path / "outbox",
+        cwd=tmp_path,
+    )
     assert "classify" in printed
     assert "reply" in printed
