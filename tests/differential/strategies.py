@@ -62,7 +62,7 @@ answers = st.builds(
 
 
 def _are_told_apart(calls: tuple[ToolCall, ...]) -> bool:
-    """Whether no two calls have the same name and the same id, or one of them none: one might go on with the other."""
+    """Whether no two have one name and one id, or one of them none: one might go on with the other."""
     return not any(
         one.name == other.name and (one.id == other.id or not one.id or not other.id)
         for one, other in itertools.combinations(calls, 2)
