@@ -64,7 +64,7 @@ def heavy() -> Iterator[StubEngine]:
 def two(light: StubEngine, heavy: StubEngine, make_orla: MakeOrla) -> Orla:
     """The paper's two engines."""
     backends = at(light, "light", engine="llamacpp"), at(heavy, "heavy", engine="llamacpp")
-    return make_orla(*backends, stage_policy="priority")
+    return make_orla(*backends, stage_policy="priority", memory="flush_at_boundary")
 
 
 def support(orla: Orla, **policy: Any) -> Workflow:
