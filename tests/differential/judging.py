@@ -118,6 +118,8 @@ def _meant(case: Case, other: Answered) -> bool:
     """Whether an answer is one that the script gives, where bare got none."""
     if case.ask not in ("plain", "tools") or case.inner == "stop":
         return True
+    if any(reply.framing.encoding != "identity" for reply in case.script):
+        return True  # bare could not unpack it, and says nothing of what is in it
     said = {json.dumps([reply.answer.content or "", None]) for reply in case.script if reply.body is None}
     return other.said in said
 
