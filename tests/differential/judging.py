@@ -94,6 +94,8 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
 
 
 def _difference(case: Case, bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:
+    if bare.finish is None and other.finish and any(reply.framing.drop.endswith("within") for reply in case.script):
+        return None  # cut after so many bytes, in which more of the answer was than bare got
     names = ["said", "calls", "finish", "usage", *(() if assembled else ("streamed",))]
     if (is_chat_orla and not _is_count(json.loads(bare.usage))) or counts_by_design(case, other):
         names.remove("usage")
