@@ -82,7 +82,7 @@ def run(page: str, ports: Mapping[str, str]) -> str:
         shown = behind is not None and behind[1] in SHOWN and not page[block.end() : behind.start()].strip()
         if language == "toml":
             Path("orla.toml").write_text(code, encoding="utf-8")
-        if language != "python" and not code.startswith("orla-lg "):
+        if language in SHOWN or (language != "python" and not code.startswith("orla-lg ")):
             continue
         printed = in_shell(code) if language == "bash" else in_python(code, space)
         if shown and behind is not None:
