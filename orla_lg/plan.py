@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import json
 import os
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import config
-from orla_lg.errors import ConfigError, OrlaError, did_you_mean, shown
+from orla_lg.errors import OrlaError
 from orla_lg.graph import wrap as wrapping
+from orla_lg.graph.named import graph_named
 from orla_lg.graph.stage_names import undecided
 from orla_lg.graph.stage_tree import HEAD, LEGEND, StageTree, picture
 from orla_lg.graph.structure import stages_of
@@ -64,7 +64,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Show the tree, and return the exit status."""
     try:
-        tree, notes = _read(_found(args.graph), args.config)
+        tree, notes = _read(graph_named(args.graph), args.config)
         if args.svg is not None:
             args.svg.write_text(picture(tree), encoding="utf-8")
     except (OrlaError, OSError) as error:
@@ -94,25 +94,6 @@ def _configured() -> bool:
     here = Path.cwd()
     named = any(os.environ.get(name) for name in ("ORLA_CONFIG", "ORLA_URL"))
     return named or any((folder / config.CONFIG_NAME).is_file() for folder in (here, *here.parents))
-
-
-def _found(named: str) -> Any:
-    """Return the graph that *named* names: ``module:variable``, as seen from the current folder."""
-    module_name, _, path = named.partition(":")
-    if not (module_name and path):
-        raise ConfigError(f"{shown(named)} names no graph; it is MODULE:GRAPH, as in app:graph for `graph` in app.py")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        thing: Any = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"module {shown(module_name)} cannot be imported from {here}: {error}") from error
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            graphs = [each for each, value in getattr(thing, "__dict__", {}).items() if wrapping.is_graph(value)]
-            raise ConfigError(f"{shown(module_name)} has no {shown(name)}{did_you_mean(name, graphs)}")
-        thing = getattr(thing, name)
-    return thing
 
 
 def _print(tree: StageTree, *, plain: bool) -> None:

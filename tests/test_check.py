@@ -203,6 +203,14 @@ def test_stages_that_are_there_are_said_to_be(
     assert "`orla-lg check --graph MODULE:NAME` says whether a graph has them" in capsys.readouterr().out
 
 
+def test_what_a_nodes_code_may_hold_is_taken_on_trust_as_wrap_does(
+    home: Path, app: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "orla.toml").write_text(NAMING.format(name='"classify|model"'))
+    assert cli.main(["check", "--timeout", "0.2", "--graph", f"{app}:graph"]) == 1, "nothing answers there"
+    assert "stages: all that are named" in capsys.readouterr().out
+
+
 def test_several_graphs_have_the_stages_together(home: Path, app: str, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "orla.toml").write_text(NAMING.format(name="solo"))
     assert cli.main(["check", "--graph", f"{app}:graph"]) == 2
@@ -226,7 +234,7 @@ def test_what_is_no_graph_is_answered(
     (home / "broken.py").write_text("1 / 0\n")
     (home / "orla.toml").write_text(NAMING.format(name="classify"))
     assert cli.main(["check", "--graph", named.format(app=app)]) == 2
-    assert re.search(f"--graph '{named.format(app=app)}': .*{said}", capsys.readouterr().err)
+    assert re.search(f"graph '{named.format(app=app)}': .*{said}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

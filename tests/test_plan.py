@@ -391,8 +391,8 @@ def test_the_command_without_a_configuration_shows_the_stages(app: Path, capsys:
 @pytest.mark.parametrize(
     ("named", "fault"),
     [
-        ("desk_app", "it is MODULE:GRAPH"), (":graph", "it is MODULE:GRAPH"),
-        ("desk_ap:graph", "module 'desk_ap' cannot be imported from"),
+        ("desk_app", "expected MODULE:NAME"), (":graph", "expected MODULE:NAME"),
+        ("desk_ap:graph", "graph 'desk_ap:graph': desk_ap cannot be imported from"),
         ("desk_app:grap", "has no 'grap'; did you mean 'graph'? known: bound, builder, graph"),
         ("desk_app:number", "expected a StateGraph or a compiled LangGraph graph, got int"),
     ],

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, OrlaError, did_you_mean, shown
-from orla_lg.graph.stage_names import named_by
+from orla_lg.graph.stage_names import undecided
 from orla_lg.graph.structure import AnyPregel, stages_of
-from orla_lg.graph.wrap import graph_in
+from orla_lg.graph.wrap import graph_in, is_graph
+from orla_lg.mappers.stages import KnownStages
 
 EXAMPLE = "app:graph for `graph` in app.py, or ./src/app.py:graph"
 
 
-def graph_named(named: str) -> AnyPregel:
-    """Return the graph that a name of the form ``module:variable`` or ``file.py:variable`` means.
+def graph_named(named: str) -> Any:
+    """Return the graph, or the binding of one, that ``module:variable`` or ``file.py:variable`` means.
+
+    A variable may lie in another (``app:desk.graph``), and be a function that makes the graph.
 
     Raises:
         ConfigError: There is no such module, variable or graph, or the module's own code fails.
     """
-    module_name, separator, variable = named.rpartition(":")
-    if not (separator and module_name and variable):
-        raise ConfigError(f"--graph {shown(named)}: expected MODULE:NAME, as {EXAMPLE}")
-    module = _imported(named, module_name)
-    if not hasattr(module, variable):
-        graphs = [name for name, each in vars(module).items() if _is_graph(each)]
-        raise ConfigError(
-            f"--graph {shown(named)}: {module_name} has no {variable!r}{did_you_mean(variable, graphs)}"
-        )
-    found = getattr(module, variable)
+    module_name, separator, path = named.rpartition(":")
+    if not (separator and module_name and path):
+        raise ConfigError(f"graph {shown(named)}: expected MODULE:NAME, as {EXAMPLE}")
+    found: Any = _imported(named, module_name)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            graphs = [each for each, value in getattr(found, "__dict__", {}).items() if is_graph(value)]
+            raise ConfigError(f"graph {shown(named)}: {module_name} has no {name!r}{did_you_mean(name, graphs)}")
+        found = getattr(found, name)
     try:
-        return graph_in(found() if callable(found) and not _is_graph(found) else found)
+        made = found() if callable(found) and not is_graph(found) else found
+        graph_in(made)
     except (OrlaError, TypeError) as error:
-        raise ConfigError(f"--graph {shown(named)}: {error}") from error
-
-
-def _is_graph(thing: object) -> bool:
-    try:
-        graph_in(thing)
-    except OrlaError:
-        return False
-    return True
+        raise ConfigError(f"graph {shown(named)}: {error}") from error
+    return made
 
 
 def _imported(named: str, module_name: str) -> ModuleType:
@@ -60,26 +55,14 @@ def _imported(named: str, module_name: str) -> ModuleType:
     except Exception as error:  # the module is the user's code
         what = "cannot be imported from" if isinstance(error, ModuleNotFoundError) else "failed when imported from"
         fault = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--graph {shown(named)}: {module_name} {what} {folder.resolve()}: {fault}") from error
-
-
-def names_in(graphs: Iterable[AnyPregel]) -> set[str]:
-    """Return all names that a configuration may call the stages of graphs by: keys, nodes, and those around them."""
-    parts = [stage.split(NAMESPACE_SEPARATOR) for graph in graphs for stage in stages_of(graph)]
-    return {
-        NAMESPACE_SEPARATOR.join(each[start:end])
-        for each in parts
-        for end in range(1, len(each) + 1)
-        for start in range(end)
-    }
+        raise ConfigError(f"graph {shown(named)}: {module_name} {what} {folder.resolve()}: {fault}") from error
 
 
 def misspelt(serving: Serving, graphs: Mapping[str, AnyPregel]) -> list[str]:
-    """Return a fault for every stage that is named for all graphs and is in none of these."""
-    known: Set[str] = names_in(graphs.values())
-    of = " and ".join(graphs)
-    wrong = {(where, name): None for where, name in named_by(serving) if name != ANY_STAGE and name not in known}
-    return [
-        f"{where} names stage {shown(name)}, which {of} does not have{did_you_mean(name, known)}"
-        for where, name in wrong
-    ]
+    """Return a fault for every stage that is named for all graphs and decides nothing in any of these."""
+    each = [stages_of(graph_in(graph)) for graph in graphs.values()]
+    together = KnownStages(
+        tuple(dict.fromkeys(stage for stages in each for stage in stages.callers)),
+        tuple(dict.fromkeys(stage for stages in each for stage in stages.groups)),
+    )
+    return undecided(serving, together, of=" and ".join(graphs))

@@ -70,9 +70,9 @@ def named_by(serving: Serving) -> Iterator[tuple[str, str]]:
         yield from ((where, stage) for stage in table)
 
 
-def undecided(serving: Serving, stages: KnownStages) -> list[str]:
+def undecided(serving: Serving, stages: KnownStages, *, of: str = "the graph") -> list[str]:
     """Return a note for every stage named for all graphs that decides nothing in the graph of *stages*."""
-    return [note for where, table in _tables(serving) for note in check_stages(table, stages, said_by=where)]
+    return [note for where, table in _tables(serving) for note in check_stages(table, stages, said_by=where, of=of)]
 
 
 def _tables(serving: Serving) -> Iterator[tuple[str, Mapping[str, object]]]:

@@ -64,8 +64,17 @@ class KnownStages:
         return {node for outer, _, node in pairs if around in place_names(outer)}
 
 
-def check_stages(rules: Mapping[str, object], known: Iterable[str], *, said_by: str = "the mapping") -> list[str]:
-    """Return a fault for every name in *rules* that decides nothing in a graph; *said_by* names the rules."""
+def check_stages(
+    rules: Mapping[str, object], known: Iterable[str], *, said_by: str = "the mapping", of: str = "the graph"
+) -> list[str]:
+    """Return a fault for every name in *rules* that decides nothing in a graph.
+
+    Args:
+        rules: By stage.
+        known: The stages of the graph.
+        said_by: What to call the rules.
+        of: What to call the graph.
+    """
     stages = known if isinstance(known, KnownStages) else KnownStages(tuple(known))
     table = rules if isinstance(rules, StageRules) else StageRules(rules)
     deciding = {ruling.name for stage in stages if (ruling := table.find(stage)) is not None}
@@ -79,7 +88,7 @@ def check_stages(rules: Mapping[str, object], known: Iterable[str], *, said_by: 
             )
         elif not stages.may_be(name):
             near = did_you_mean(name, stages.names)
-            faults.append(f"{said_by} names stage {shown(name)}, which the graph does not have{near}")
+            faults.append(f"{said_by} names stage {shown(name)}, which {of} does not have{near}")
     return faults
 
 
