@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -83,17 +82,12 @@ def _read(graph: Any, file: str | None) -> tuple[StageTree, list[str]]:
     compiled = wrapping.graph_in(graph)
     if file is None and (core := wrapping.core_of(compiled)) is not None:
         return wrapping.tree_of(compiled, core), undecided(core.serving, stages_of(compiled))
-    if file is None and not _configured():
+    try:
+        settings = config.load(file) if file else config.find()
+    except config.NoConfiguration:
         return wrapping.tree_of(compiled, None), [UNCONFIGURED]
-    settings = config.load(file) if file else config.find()
     with Orla.from_settings(replace(settings, control=False)) as orla:  # the socket is for the process that serves
         return orla.stages(graph), undecided(orla.core.serving, stages_of(compiled))
-
-
-def _configured() -> bool:
-    here = Path.cwd()
-    named = any(os.environ.get(name) for name in ("ORLA_CONFIG", "ORLA_URL"))
-    return named or any((folder / config.CONFIG_NAME).is_file() for folder in (here, *here.parents))
 
 
 def _print(tree: StageTree, *, plain: bool) -> None:
