@@ -124,6 +124,8 @@ def test_the_tree_is_what_runs(engine: StubEngine, orla: Orla, shape: Callable[[
         assert [line for line in drawn if line in SHAPES[deep]][:3] == SHAPES[deep][:3]
         assert set(SHAPES[deep]) <= set(drawn)
     else:
+        if shape is supervisor:  # which makes its tools from a set of names: their order differs between processes
+            drawn[4:6] = sorted(drawn[4:6])
         assert drawn == SHAPES[shape]
     orla.wrap(graph).invoke(HI)
     ran = {record.stage for record in orla.records()}
