@@ -133,8 +133,8 @@ class ToolCalls:
         if not (has_name or named or function.get("arguments") or custom) and index not in self._by_index:
             return  # nothing yet
         begins = "name" in function or "name" in custom  # be it an empty one: where calls go on, some repeat that
-        if has_name and index is None and delta.get("id") == "" and self._calls and not self._calls[-1].is_whole:
-            has_name = False  # an empty id and a name that is repeated: the call goes on
+        if has_name and index is None and named is None and self._calls and self._calls[-1].repeats(delta, function):
+            has_name = False
         call = self._call_for(index, named, has_name=has_name, begins=begins)
         if index is not None:
             self._by_index[index] = call
@@ -186,8 +186,13 @@ class _ToolCall:
                 if key not in _CALL_KEYS and value is not None:
                     into[key] = _merged(into.get(key), value)
 
+    def repeats(self, delta: Mapping[str, Any], function: Mapping[str, Any]) -> bool:
+        """Whether *delta*, which has neither an index nor an id, names the call again and goes on with it."""
+        names_it = delta.get("id") == "" or any(name == function.get("name") for name, _ in self._pieces[:1])
+        return names_it and not self._is_whole
+
     @property
-    def is_whole(self) -> bool:
+    def _is_whole(self) -> bool:
         """Whether its arguments are whole so far; cheap where they plainly go on."""
         last = self._pieces[-1][1] if self._pieces else ""
         return last.rstrip().endswith("}") and _is_whole("".join(arguments for _, arguments in self._pieces))

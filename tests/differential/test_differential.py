@@ -60,6 +60,9 @@ FOUND = {
             ),
         ),
     ),
+    "a call that goes on with its name alone": Case(
+        (Reply(answer=Answer(None, (ToolCall(),), "tool_calls"), numbering=Numbering(index="null", names="each")),)
+    ),
     "stopped by a filter": Case(
         (Reply(answer=Answer(content=None, finish="content_filter")),), outer="astream", inner="stop", ask="json_mode"
     ),
