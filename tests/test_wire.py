@@ -7,16 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.core.call import Usage
-from orla_lg.openai_api.assembly import Assembly
-from orla_lg.openai_api.wire import (
-    EventSplitter,
-    ask_of,
-    can_assemble,
-    is_usage_only,
-    payload,
-    usage_in,
-    usage_of,
-)
+from orla_lg.wires.assembly import Assembly
+from orla_lg.wires.chat import ask_of, can_assemble, is_usage_only, usage_in, usage_of
+from orla_lg.wires.reading import EventSplitter, payload
 
 TEXTS = st.text(max_size=20)
 ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n", b"\r\r"])

@@ -13,9 +13,9 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import MAX_SLOTS, Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.metrics import sample
+from orla_lg.wires import chat, reading
 
 SLOT_TIMEOUT_S = 30.0
 """A slot's order waits for the batch that the engine works on."""
@@ -110,7 +110,7 @@ class LlamaCppAdapter(OpenAIAdapter):
                     "messages": [{"role": "user", "content": text}], "model": self.backend.model or "",
                     "id_slot": self._slots - 1, "cache_prompt": True, **self.prefill_only,
                 }  # fmt: skip
-                usage = wire.usage_of((await self.post("chat/completions", body)).get("usage") or {})
+                usage = chat.usage_of((await self.post("chat/completions", body)).get("usage") or {})
                 found, prompt = usage.cached_tokens or 0, usage.prompt_tokens
         except (EngineRefused, BackendUnavailable):
             self._copies = incarnation, None  # not known; the next probe asks again
@@ -205,10 +205,10 @@ class LlamaCppAdapter(OpenAIAdapter):
 def _count(answer: httpx.Response | None, name: str) -> int | None:
     """Return a number of an answer; ``None`` if it has none of that name."""
     try:
-        said = None if answer is None else wire.parse(answer.content)
-    except wire.Garbage:
+        said = None if answer is None else reading.parse(answer.content)
+    except reading.Garbage:
         return None
-    return wire.count(said.get(name)) if isinstance(said, Mapping) else None
+    return reading.count(said.get(name)) if isinstance(said, Mapping) else None
 
 
 def _slot_of(scope: Scope) -> int | None:

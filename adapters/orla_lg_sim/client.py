@@ -12,7 +12,7 @@ import httpx
 
 from orla_lg.core.call import Usage
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
+from orla_lg.wires import chat, reading
 
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
 
@@ -120,7 +120,7 @@ class TimingClient:
                 raise EngineRefused(
                     f"{self.root} answered {response.status_code}: {said}", status=response.status_code
                 )
-            splitter = wire.EventSplitter()
+            splitter = reading.EventSplitter()
             async for data in response.aiter_bytes():
                 now_s = time.monotonic()
                 for event in splitter.feed(data):
@@ -128,7 +128,7 @@ class TimingClient:
                         came.append(now_s)
                         heard(len(came))
                     elif b'"usage"' in event:
-                        usage = wire.usage_in(event) or usage
+                        usage = chat.usage_in(event) or usage
         return Timed(sent_s, tuple(_without_opening(came)), time.monotonic(), usage or Usage())
 
 

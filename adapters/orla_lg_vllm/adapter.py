@@ -17,11 +17,11 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample, samples
 from orla_lg.openai_api.salt import FIELD, SaltTrial
+from orla_lg.wires import chat
 from orla_lg_vllm import door
 
 SERVER_INFO_TIMEOUT_S = 30.0
@@ -216,7 +216,7 @@ class VLLMAdapter(OpenAIAdapter):
             told = [await self.post("chat/completions", body) for _ in range(2)]
         except (EngineRefused, BackendUnavailable):
             return False  # not known; the next probe asks again
-        counts = any(wire.usage_of(each.get("usage")).cached_tokens is not None for each in told)
+        counts = any(chat.usage_of(each.get("usage")).cached_tokens is not None for each in told)
         self._counts_cached = (incarnation, counts)
         return counts
 

@@ -13,8 +13,8 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Capability, Directions, Effect
 from orla_lg.core.engine.capabilities import Scope, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import OpenAIAdapter
+from orla_lg.wires import reading
 from orla_lg_vllm.bands import Band
 from orla_lg_vllm.segments import BANDS, ENDS, KEEP_S, STAGE, WORKFLOW
 
@@ -58,7 +58,7 @@ async def held_requests(adapter: OpenAIAdapter) -> int:
         told = (await adapter.post("orla/kv/stat", {})).get("suspension")
     except (EngineRefused, BackendUnavailable):
         return 0
-    return wire.count(told.get("held_requests")) or 0 if isinstance(told, Mapping) else 0
+    return reading.count(told.get("held_requests")) or 0 if isinstance(told, Mapping) else 0
 
 
 async def order(adapter: OpenAIAdapter, verb: str, scope: Scope, ttl_s: float | None = None) -> Effect:

@@ -26,7 +26,7 @@ from orla_lg.graph.context import MODEL_RUN, Core, Origin, identify, namespace_o
 from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
-from orla_lg.openai_api.wire import ask_of
+from orla_lg.wires.chat import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
 _SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions"})

@@ -21,9 +21,9 @@ from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS
 from orla_lg.openai_api.home import Home, Upgrade, certificates
+from orla_lg.wires import chat, reading
 
 TIMEOUT_S = 5.0
 """For questions that an engine answers at once."""
@@ -100,7 +100,7 @@ class OpenAIAdapter:
             response = await self._stream(stack, http, body)
             self._heed_status("POST chat/completions", response)
             async for line in response.aiter_lines():
-                whole = whole or wire.is_done(line.encode())
+                whole = whole or chat.is_done(line.encode())
                 if (parsed := self._event(line)) is not None:
                     yield chunk_of(parsed)
         if not whole:
@@ -195,7 +195,7 @@ class OpenAIAdapter:
             BackendUnavailable: There are none.
         """
         tokens = answer.get("tokens")
-        counted = [wire.count(token) for token in tokens] if isinstance(tokens, list) else [None]
+        counted = [reading.count(token) for token in tokens] if isinstance(tokens, list) else [None]
         known = [token for token in counted if token is not None]
         if len(known) < len(counted):
             raise BackendUnavailable(f"{self._where}: tokenize answered no tokens, but {sorted(answer)}"[:500])
@@ -294,8 +294,8 @@ class OpenAIAdapter:
         if line and not line.startswith(("data:", "event:", "id:", "retry:", ":")):
             raise BackendUnavailable(f"{self._where}: expected server-sent events, got {line[:80]!r}")
         try:
-            parsed = wire.payload(line.encode())
-        except wire.Garbage as error:
+            parsed = reading.payload(line.encode())
+        except reading.Garbage as error:
             raise BackendUnavailable(f"{self._where}: an event is {error}") from error
         if parsed is not None and parsed.get("error"):
             said = parsed["error"]
@@ -312,7 +312,7 @@ def chunk_of(parsed: Mapping[str, Any]) -> Chunk:
     text = delta.get("content") if isinstance(delta, Mapping) else None
     return Chunk(
         text=text if isinstance(text, str) else "",
-        usage=wire.usage_of(counts, parsed.get("timings")) if isinstance(counts, Mapping) and counts else None,
+        usage=chat.usage_of(counts, parsed.get("timings")) if isinstance(counts, Mapping) and counts else None,
         finish_reason=reason if isinstance(reason, str) else None,
     )
 

@@ -15,11 +15,11 @@ import openai
 from orla_lg.core.call import OBJECT, CallerTimeout
 from orla_lg.core.engine.backend import Backend, with_fields
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, is_guard, may_refuse
 from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
-from orla_lg.openai_api.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
+from orla_lg.wires import chat
+from orla_lg.wires.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
 
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
@@ -265,12 +265,12 @@ class SdkSender:
         if not isinstance(streams, OBJECT):
             pass  # the engine says what is wrong with it
         elif mode == "plain":
-            if self._may_assemble and dialect.assembles and wire.can_assemble(said):
+            if self._may_assemble and dialect.assembles and chat.can_assemble(said):
                 mode, body["stream"] = "assemble", True
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
                 added |= {"stream", STREAM_OPTIONS}
         elif not streams.get("include_usage") and STREAM_OPTIONS not in dialect.refused and inflight.counts_streams:
-            hides = wire.is_unreadable_usage if self._shows_counts and not streams else wire.is_usage_only
+            hides = chat.is_unreadable_usage if self._shows_counts and not streams else chat.is_usage_only
             body[STREAM_OPTIONS] = {**streams, "include_usage": True}
             added.add(STREAM_OPTIONS)
         options = self._options_for(clients, body, fields)

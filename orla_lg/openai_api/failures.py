@@ -16,7 +16,7 @@ import openai
 from orla_lg.core.engine.retry import MAX_RETRY_AFTER_S, AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
-from orla_lg.openai_api import wire
+from orla_lg.wires import reading
 
 NO_REQUEST = httpx2.Request("POST", "/chat/completions")
 """The SDK's errors name a request; ours must not carry the caller's prompt."""
@@ -28,7 +28,7 @@ _RETRIED_STATUS = frozenset({408, 409, 429})
 _INFINITIES = frozenset({"inf", "+inf", "infinity", "+infinity"})
 
 
-FAILURES = (BackendUnavailable, json.JSONDecodeError, wire.Garbage, httpx2.HTTPError, openai.APIError)
+FAILURES = (BackendUnavailable, json.JSONDecodeError, reading.Garbage, httpx2.HTTPError, openai.APIError)
 """What an attempt may fail with before anything of an answer has reached the caller."""
 
 
@@ -43,7 +43,7 @@ def give_up(inflight: InFlightCall, error: Exception) -> NoReturn:
         raise AttemptFailed(error, elsewhere=True) from error
     if isinstance(error, json.JSONDecodeError):
         raise AttemptFailed(error) from error
-    if isinstance(error, wire.Garbage):
+    if isinstance(error, reading.Garbage):
         raise AttemptFailed(openai.APIError(str(error), NO_REQUEST, body=error.body)) from error
     if isinstance(error, httpx2.HTTPError):  # while the stream was primed
         raise attempt_failed(_as_sdk_error(error)) or error from error

@@ -7,8 +7,8 @@ from typing import Any
 
 from orla_lg.core.engine.backend import Support
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
 from orla_lg.openai_api.adapter import OpenAIAdapter
+from orla_lg.wires import chat
 
 FIELD = "cache_salt"
 
@@ -64,6 +64,6 @@ async def keeps_apart(adapter: OpenAIAdapter, model: str, prompt_tokens: int) ->
             return False if error.status in _REFUSALS else None
         except BackendUnavailable:
             return None
-        found.append(wire.usage_of(told.get("usage") or {}).cached_tokens or 0)
+        found.append(chat.usage_of(told.get("usage") or {}).cached_tokens or 0)
     _, own, strange = found
     return None if not own else not strange

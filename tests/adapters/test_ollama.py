@@ -13,7 +13,7 @@ from orla_lg import Backend
 from orla_lg.core.engine.backend import Capability, Directions, Effect, Support
 from orla_lg.core.engine.capabilities import Abortable, Observable, PrefixCache, Tokenizing, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
+from orla_lg.wires import chat
 from orla_lg_ollama import OllamaAdapter
 from orla_lg_ollama.stay import Stay
 from tests.wire.asking import LONG, body, events, fields, post, read, running, until
@@ -135,7 +135,7 @@ async def test_the_model_is_known_by_its_short_name_too(server: OllamaServer, na
 @pytest.mark.parametrize("bound", ["max_tokens", "max_completion_tokens"])
 async def test_an_answer_is_bounded_by_either_name(adapter: OllamaAdapter, server: OllamaServer, bound: str) -> None:
     request = body("story", MODEL) | {"max_tokens": None, bound: 3}
-    added = adapter.request_fields(wire.ask_of(request), Directions())
+    added = adapter.request_fields(chat.ask_of(request), Directions())
     assert added == {"max_tokens": 3}
     assert (await read(adapter, request | added)).usage.completion_tokens == 3
 

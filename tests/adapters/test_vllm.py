@@ -16,7 +16,7 @@ from orla_lg import Backend, ChatOrla, Orla
 from orla_lg.core.engine.backend import Capability, Effect, Support, with_fields
 from orla_lg.core.engine.capabilities import PrefixCache, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api import wire
+from orla_lg.wires import chat
 from orla_lg_vllm import VLLMAdapter, door
 from tests.wire.asking import LONG, body, fields, order_of, read, running, until
 from tests.wire.machine import Machine
@@ -303,12 +303,12 @@ def test_segments_are_told_in_characters_the_tools_with_the_system_prompt() -> N
         {"role": "assistant", "content": "z" * 40},
         {"role": "tool", "content": "t" * 95, "tool_call_id": "1"},
     ]
-    assert door.segments(wire.ask_of({"messages": messages})) == ([100, 200, 300], [4, 3, 2])
+    assert door.segments(chat.ask_of({"messages": messages})) == ([100, 200, 300], [4, 3, 2])
     tools = [{"type": "function", "function": {"name": "f"}}]
     shift = len('[{"type": "function", "function": {"name": "f"}}]')
-    ends, bands = door.segments(wire.ask_of({"messages": messages, "tools": tools}))
+    ends, bands = door.segments(chat.ask_of({"messages": messages, "tools": tools}))
     assert (ends, bands) == ([100 + shift, 200 + shift, 300 + shift], [4, 3, 2])
-    assert door.segments(wire.ask_of({"messages": []})) == ([], [])
+    assert door.segments(chat.ask_of({"messages": []})) == ([], [])
 
 
 async def test_a_callers_own_fields_are_merged_with_ours() -> None:

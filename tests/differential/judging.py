@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from orla_lg.openai_api.wire import MAX_COUNT
+from orla_lg.wires.reading import MAX_COUNT
 from tests.differential.runs import Answered, Failed, Outcome, Run
 from tests.differential.script import Case, Reply
 

@@ -18,8 +18,8 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Capability, Directions, Effect, Support, with_fields
 from orla_lg.core.engine.capabilities import WorkflowCache
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
-from orla_lg.openai_api import wire
 from orla_lg.testing.conformance import Status, conform
+from orla_lg.wires import chat
 from orla_lg_vllm import VLLMAdapter, door
 from orla_lg_vllm.keeper import VERBS
 
@@ -78,7 +78,7 @@ def talk(seed: str, count: int = 450) -> list[dict[str, str]]:
 def ask(engine: OwnEngine, adapter: VLLMAdapter, workflow: str, messages: list[dict[str, str]], **told: Any) -> Any:
     body = {"model": engine.name, "messages": messages, "max_tokens": 4, "temperature": 0}
     directions = Directions(workflow=workflow, stage="answer", **told)
-    whole = with_fields(body, adapter.request_fields(wire.ask_of(body), directions))
+    whole = with_fields(body, adapter.request_fields(chat.ask_of(body), directions))
     answer = order(engine, "/v1/chat/completions", whole)
     assert answer.is_success, answer.text
     return answer.json()["usage"]
@@ -148,7 +148,7 @@ async def test_a_flush_of_a_running_workflow_takes_effect_when_it_ends(
     engine: OwnEngine, adapter: VLLMAdapter
 ) -> None:
     body = {"model": engine.name, "messages": talk("long"), "max_tokens": 400, "ignore_eos": True, "stream": True}
-    fields = adapter.request_fields(wire.ask_of(body), Directions(workflow="long"))
+    fields = adapter.request_fields(chat.ask_of(body), Directions(workflow="long"))
     with httpx.stream(
         "POST", f"{engine.url}/chat/completions", json=body | fields, timeout=60, trust_env=False
     ) as got:

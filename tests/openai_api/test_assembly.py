@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg import Backend, ChatOrla
-from orla_lg.openai_api.assembly import Assembly
-from orla_lg.openai_api.wire import Garbage
+from orla_lg.wires.assembly import Assembly
+from orla_lg.wires.reading import Garbage
 from tests.openai_api.raw_engine import MODEL, USAGE, RawEngine, either, events, whole
 
 A, B = '{"city": "Paris"}', '{"city": "Oslo"}'

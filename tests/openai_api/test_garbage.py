@@ -23,9 +23,9 @@ from orla_lg import Backend, ChatOrla, Orla, OrlaError
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.engine.retry import RetryPolicy
-from orla_lg.openai_api import tap, wire
 from orla_lg.openai_api.adapter import Answer as ShortAnswer
 from orla_lg.openai_api.adapter import OpenAIAdapter, chunk_of
+from orla_lg.wires import chat, reading, tap
 from tests.conftest import assert_nothing_left
 from tests.openai_api.raw_engine import EVENTS, MODEL, USAGE, Answer, Asked, RawEngine, events, stream_of, whole
 from tests.test_failures import FORMS, say
@@ -160,17 +160,17 @@ def test_fuzzed_answers_in_one_piece(top: Any) -> None:
 
 @given(counts=COUNTS | SCALARS, timings=SCALARS | st.fixed_dictionaries({"prompt_ms": SCALARS}))
 def test_counts_are_counts(counts: Any, timings: Any) -> None:
-    usage = wire.usage_of(counts, timings)
+    usage = chat.usage_of(counts, timings)
     for value in (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens or 0):
-        assert type(value) is int and 0 <= value <= wire.MAX_COUNT
-    assert usage.prefill_s is None or 0 < usage.prefill_s < wire.MAX_COUNT
-    found = wire.usage_in(json.dumps({"usage": counts, "timings": timings}).encode())
+        assert type(value) is int and 0 <= value <= reading.MAX_COUNT
+    assert usage.prefill_s is None or 0 < usage.prefill_s < reading.MAX_COUNT
+    found = chat.usage_in(json.dumps({"usage": counts, "timings": timings}).encode())
     assert found is None or isinstance(found, Usage)
 
 
 @pytest.mark.parametrize("deep", [b'{"usage": ' + DEEP, b'{"usage": {"a": ' + b"9" * 5000 + b"}}", DEEP])
 def test_usage_that_python_does_not_read(deep: bytes) -> None:
-    assert wire.usage_in(deep) is None
+    assert chat.usage_in(deep) is None
 
 
 @given(parsed=TOPS)
@@ -185,7 +185,7 @@ def test_raw_chunks_have_types(parsed: Any) -> None:
     | st.dictionaries(st.sampled_from(["max_tokens", "messages", "tools", "response_format"]), VALUES)
 )
 def test_what_a_caller_asks_for_has_types(body: Any) -> None:
-    ask = wire.ask_of(body)
+    ask = chat.ask_of(body)
     assert isinstance(ask.messages, list | tuple) and ask.prompt_chars >= 0
     assert ask.max_tokens is None or ask.max_tokens > 0
 
@@ -248,7 +248,7 @@ def test_a_dialect_of_streams(dialect: str, form: str, make_orla: Any) -> None:
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-16"])
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
 def test_json_in_other_codings(coding: str, kind: str) -> None:
-    wire.heed_shape('{"a": 1}'.encode(coding), kind)
+    reading.heed_shape('{"a": 1}'.encode(coding), kind)
 
 
 def test_a_cut_stream_is_no_whole_answer(make_orla: Any) -> None:
@@ -266,7 +266,7 @@ def test_a_cut_stream_is_no_whole_answer(make_orla: Any) -> None:
 
 @pytest.mark.parametrize("form", ["invoke", "stream"])
 def test_an_event_that_never_ends(form: str, make_orla: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_EVENT_BYTES", 10_000)
+    monkeypatch.setattr(reading, "MAX_EVENT_BYTES", 10_000)
     with RawEngine(lambda asked: Answer(b'data: {"x": "' + b"x" * 200_000, EVENTS)) as engine:
         orla = make_orla(Backend("main", engine.url, model=MODEL))
         with pytest.raises(openai.APIError, match="an event of more than 10000 bytes"):
@@ -274,7 +274,7 @@ def test_an_event_that_never_ends(form: str, make_orla: Any, monkeypatch: pytest
 
 
 def test_a_long_event_in_a_stream_passes_uncut(make_orla: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_EVENT_BYTES", 10_000)
+    monkeypatch.setattr(reading, "MAX_EVENT_BYTES", 10_000)
     with RawEngine(lambda asked: events([{"content": "a"}, {"content": "x" * 200_000}], usage=USAGE)) as engine:
         orla = make_orla(Backend("main", engine.url, model=MODEL))
         model = ChatOrla(orla=orla, model="main", stream_usage=False)
@@ -299,7 +299,7 @@ def test_a_long_answer_in_one_piece_passes(make_orla: Any, monkeypatch: pytest.M
 
 
 def test_events_in_single_bytes_cost_their_length() -> None:
-    splitter, data = wire.EventSplitter(), b"data: " + b"x" * 200_000 + b"\n\n"
+    splitter, data = reading.EventSplitter(), b"data: " + b"x" * 200_000 + b"\n\n"
     assert [event for byte in data for event in splitter.feed(bytes([byte]))] == [data]
 
 

@@ -12,7 +12,7 @@ import httpx
 
 from orla_lg.core.call import Ask, Chunk, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Directions
-from orla_lg.openai_api import wire
+from orla_lg.wires import reading
 from tests.wire.served import WireServer
 
 ASK = Ask("any", [{"role": "user", "content": "hello"}])
@@ -91,7 +91,7 @@ async def post(url: str, request: Any, key: str | None = None) -> httpx.Response
 
 def events(text: str) -> list[dict[str, Any]]:
     """Return the JSON events of a stream."""
-    parsed = [wire.payload(part.encode()) for part in text.split("\n\n")]
+    parsed = [reading.payload(part.encode()) for part in text.split("\n\n")]
     return [each for each in parsed if each is not None]
 
 

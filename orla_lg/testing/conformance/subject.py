@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from orla_lg.core.call import Chunk, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Directions, Effect, Probe, with_fields
 from orla_lg.core.engine.capabilities import WorkflowCache
-from orla_lg.openai_api import wire
 from orla_lg.testing.conformance.report import NonConforming, NotApplicable
+from orla_lg.wires import chat
 
 AdapterAt = Callable[[str], BackendAdapter]
 Body = dict[str, Any]
@@ -168,7 +168,7 @@ class Subject:
         if told is None:
             slot = self.scope(workflow).slot if workflow else None
             told = Directions(call_id=self.unlike(), workflow=workflow, slot=slot)
-        return with_fields(body, self.adapter.request_fields(wire.ask_of(body), told))
+        return with_fields(body, self.adapter.request_fields(chat.ask_of(body), told))
 
     def long_body(self, **more: Any) -> Body:
         """Return a request whose answer takes a while."""

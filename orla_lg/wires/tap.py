@@ -25,9 +25,9 @@ from typing import Any, Literal, Protocol
 import httpx2
 
 from orla_lg.core.inflight import ABANDONED, InFlightCall
-from orla_lg.openai_api import wire
-from orla_lg.openai_api.assembly import Assembly
-from orla_lg.openai_api.decoding import decode, heed_charset
+from orla_lg.wires import chat, reading
+from orla_lg.wires.assembly import Assembly
+from orla_lg.wires.decoding import decode, heed_charset
 
 Mode = Literal["plain", "stream", "assemble"]
 
@@ -79,9 +79,9 @@ class Tap:
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
-        self._beginning = None if mode == "plain" else wire.Beginning(json_too=mode == "assemble")
+        self._beginning = None if mode == "plain" else chat.Beginning(json_too=mode == "assemble")
         self._hides = hides
-        self._splitter = wire.EventSplitter() if hides is not None or mode == "assemble" else None
+        self._splitter = reading.EventSplitter() if hides is not None or mode == "assemble" else None
         self.assembled = False
         """Whether the stream that is assembled said that it is done: what follows is none of the answer."""
         self._kept: deque[bytes] = deque()
@@ -111,9 +111,9 @@ class Tap:
         if self.assembly is not None:
             self._assemble(self.assembly, self._splitter.feed(data))
             if self._splitter.is_stuck or self._bytes > MAX_ASSEMBLED_BYTES:
-                raise wire.Garbage(f"a stream of {self._bytes} bytes, too long to be made one answer")
+                raise reading.Garbage(f"a stream of {self._bytes} bytes, too long to be made one answer")
             return b""
-        if self._splitter.whole(data) and not wire.may_be_usage_only(data):
+        if self._splitter.whole(data) and not chat.may_be_usage_only(data):
             return data
         passing = b"".join([event for event in self._splitter.feed(data) if not self._is_hidden(event)])
         return passing + self._splitter.rest() if self._splitter.is_stuck else passing
@@ -134,19 +134,19 @@ class Tap:
             for event in events:
                 if self.assembled:
                     return
-                if (chunk := wire.payload(event)) is not None:
+                if (chunk := reading.payload(event)) is not None:
                     assembly.add(chunk)
                 else:
-                    self.assembled = wire.is_done(event)
+                    self.assembled = chat.is_done(event)
         except RecursionError as error:
-            raise wire.Garbage("a chunk is nested too deeply") from error
+            raise reading.Garbage("a chunk is nested too deeply") from error
 
     @property
     def ended(self) -> bool:
         """Whether the answer was whole before its bytes ended: a break after that takes nothing from it."""
         if self.assembly is not None:
             return self.assembled or (self.assembly.finished and not self.assembly.error)
-        return self.mode == "stream" and wire.is_done(b"".join(self._kept))
+        return self.mode == "stream" and chat.is_done(b"".join(self._kept))
 
     def last(self, response: TappedResponse) -> bytes:
         """Return what the caller still gets when the engine's bytes are through.
@@ -164,10 +164,10 @@ class Tap:
             return whole
         self._read_usage()
         kept = b"".join(self._kept)
-        if self.mode == "stream" and not wire.ends_well(kept):
+        if self.mode == "stream" and not chat.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
-            wire.heed_shape(kept, self.content_type or response.headers.get("content-type", ""))
+            reading.heed_shape(kept, self.content_type or response.headers.get("content-type", ""))
         self.complete = True
         return b"" if rest and self._is_hidden(rest) else rest
 
@@ -178,16 +178,16 @@ class Tap:
             response.status_code = _status(assembly.error)
             return json.dumps(assembly.error).encode()
         if assembly.empty:
-            raise wire.Garbage("the stream brought no answer")
-        if not assembly.finished and not wire.ends_well(b"".join(self._kept)):
+            raise reading.Garbage("the stream brought no answer")
+        if not assembly.finished and not chat.ends_well(b"".join(self._kept)):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         try:
             return json.dumps(assembly.completion()).encode()
         except (RecursionError, ValueError) as error:
-            raise wire.Garbage(f"the answer cannot be written ({type(error).__name__})") from error
+            raise reading.Garbage(f"the answer cannot be written ({type(error).__name__})") from error
 
     def _read_usage(self) -> None:
-        if usage := wire.usage_in(b"".join(self._kept)):
+        if usage := chat.usage_in(b"".join(self._kept)):
             self.counted = True
             self._inflight.saw(usage)
 

@@ -9,10 +9,20 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Mapping
+from typing import Any
 
 from orla_lg.core.call import OBJECT, Ask, Usage
+from orla_lg.wires import reading
+from orla_lg.wires.reading import (
+    MAX_COUNT,
+    SHOWN_BYTES,
+    EventSplitter,
+    Garbage,
+    count,
+    is_number,
+    payload,
+)
 
 _USAGE, _TIMINGS = b'"usage"', b'"timings"'
 """The latter is llama.cpp's."""
@@ -21,7 +31,6 @@ _OPENS = re.compile(rb"\s*:\s*(?=\{)")
 _ANY_USAGE = re.compile(_USAGE + rb"\s*:\s*(?!null\b|\s)")
 """An object or what stands in its place."""
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DECODER = json.JSONDecoder()
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -29,14 +38,7 @@ _DONE = re.compile(rb"(?:\A|[\r\n])data:\s*\[DONE\]")
 """At the beginning of a line: no JSON string holds a raw line break."""
 _FIELD = re.compile(rb"(?:\A|[\r\n])(?:data|event|id|retry)?:")
 """A line that only a stream of events has."""
-_SHOWN_BYTES = 120
 
-MAX_EVENT_BYTES = 16 * 2**20
-"""One event of a stream that is longer is not waited for."""
-MAX_COUNT_DIGITS = 15
-"""Of a count that an engine writes as a text."""
-MAX_COUNT = 10**12
-"""A larger number is no count of tokens, and no time in milliseconds."""
 
 _ASSEMBLED = frozenset({
     "messages", "model", "n", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed",
@@ -51,54 +53,6 @@ _ASSEMBLED = frozenset({
     "truncate_prompt_tokens", "enable_thinking", "separate_reasoning",
 })  # fmt: skip
 """Fields of a request that leave the chunks of its stream with all that the answer in one piece has."""
-
-
-class Garbage(Exception):
-    """What came is no beginning of an answer: not server-sent events, or an event that says the engine failed."""
-
-    def __init__(self, message: str, body: object = None) -> None:
-        super().__init__(message)
-        self.body = body
-
-
-def parse(data: bytes | str) -> Any:
-    """Return the JSON in *data*.
-
-    Raises:
-        Garbage: It is none, or none that Python reads: nested too deeply, numbers of thousands of digits, no UTF-8.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Garbage(f"no JSON ({type(error).__name__}): {data[:_SHOWN_BYTES]!r}") from error
-
-
-def object_in(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the object under *key*, an empty one where there is none.
-
-    Raises:
-        Garbage: It is something else.
-    """
-    held = holder.get(key)
-    if held is None:
-        return {}
-    if not isinstance(held, Mapping):
-        raise Garbage(f"{key!r} is {type(held).__name__}, expected an object")
-    return held
-
-
-def list_in(holder: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """Return the list under *key*, an empty one where there is none.
-
-    Raises:
-        Garbage: It is something else.
-    """
-    held = holder.get(key)
-    if held is None:
-        return ()
-    if not isinstance(held, list):
-        raise Garbage(f"{key!r} is {type(held).__name__}, expected a list")
-    return held
 
 
 class Beginning:
@@ -123,7 +77,7 @@ class Beginning:
         Raises:
             Garbage: It cannot become an answer any more.
         """
-        if len(self.head) < _SHOWN_BYTES:
+        if len(self.head) < SHOWN_BYTES:
             self.head = (self.head + data).removeprefix(codecs.BOM_UTF8).lstrip()
             if self._json_too and self.head.startswith(b"{"):
                 self.is_json = True
@@ -132,9 +86,9 @@ class Beginning:
         if any(_brings(event) for event in self._splitter.feed(data)):
             return True
         if self._splitter.is_stuck:
-            raise Garbage(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        if self._bytes > MAX_EVENT_BYTES:
-            raise Garbage(f"no event in {self._bytes} bytes, which begin with {self.head[:_SHOWN_BYTES]!r}")
+            raise Garbage(f"an event of more than {reading.MAX_EVENT_BYTES} bytes")
+        if self._bytes > reading.MAX_EVENT_BYTES:
+            raise Garbage(f"no event in {self._bytes} bytes, which begin with {self.head[:SHOWN_BYTES]!r}")
         return False
 
     def end(self) -> None:
@@ -144,7 +98,7 @@ class Beginning:
             Garbage: It has nothing of a stream of events.
         """
         if self.head and not _FIELD.search(self.head):
-            raise Garbage(f"expected server-sent events, got {self.head[:_SHOWN_BYTES]!r}")
+            raise Garbage(f"expected server-sent events, got {self.head[:SHOWN_BYTES]!r}")
 
 
 def _brings(event: bytes) -> bool:
@@ -157,26 +111,6 @@ def _brings(event: bytes) -> bool:
     if first is not None:
         _heed_error(first)
     return first is not None
-
-
-def heed_shape(body: bytes, content_type: str) -> None:
-    """Look whether a whole answer has the shape of a JSON object; quick, and blind to what is inside.
-
-    Raises:
-        json.JSONDecodeError: It claims to be JSON and is not; what the SDK says of it, too.
-        Garbage: It is something else.
-    """
-    if body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}"):
-        return
-    if "json" in content_type:
-        try:
-            if isinstance(json.loads(body), dict):  # in UTF-16, or behind a byte order mark
-                return
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise Garbage(f"no JSON ({type(error).__name__}): {body[:_SHOWN_BYTES]!r}") from error
-    raise Garbage(f"expected a JSON object, got {len(body)} bytes: {body[:_SHOWN_BYTES]!r}")
 
 
 def _heed_error(event: Mapping[str, Any]) -> None:
@@ -209,24 +143,9 @@ def usage_of(counts: Any, timings: Any = None) -> Usage:
     cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
     believed = cached if cached is not None and cached <= prompt else None
     prefill_s = None
-    if isinstance(timings, dict) and _is_number(took_ms := timings.get("prompt_ms")) and 0 < took_ms < MAX_COUNT:
+    if isinstance(timings, dict) and is_number(took_ms := timings.get("prompt_ms")) and 0 < took_ms < MAX_COUNT:
         prefill_s = took_ms / 1000
     return Usage(prompt, believed, count(counts.get("completion_tokens")) or 0, prefill_s)
-
-
-def count(value: Any) -> int | None:
-    """Return how many tokens, slots or the like an engine says there are; ``None`` for what cannot be."""
-    if value is None:
-        return None
-    if type(value) is int:  # as nearly always
-        return value if 0 <= value <= MAX_COUNT else None
-    if isinstance(value, str) and value.isdecimal() and len(value) <= MAX_COUNT_DIGITS:
-        value = int(value)
-    return int(value) if _is_number(value) and 0 <= value <= MAX_COUNT else None
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def usage_in(data: bytes) -> Usage | None:
@@ -283,56 +202,6 @@ def _is_whole(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip().isdecimal() and len(value) < 20
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-
-
-class EventSplitter:
-    """Cuts a byte stream into whole server-sent events, however the network cut it."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-        self._searched = 0
-        """Up to here nothing ends in what is held back."""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the events that *data* completes, each with its closing blank line."""
-        rest = self._rest
-        rest += data
-        events, start = [], 0
-        for end in [found.end() for found in _EVENT_END.finditer(rest, self._searched)]:
-            events.append(bytes(rest[start:end]))
-            start = end
-        if start:
-            del rest[:start]
-        self._searched = max(0, len(rest) - 3)
-        return events
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether an event is too long to be waited for (``MAX_EVENT_BYTES``)."""
-        return len(self._rest) > MAX_EVENT_BYTES
-
-    def whole(self, data: bytes) -> bool:
-        """Whether *data* is whole events, as engines send them: then nothing needs cutting."""
-        return not self._rest and data.endswith(b"\n\n")
-
-    def rest(self) -> bytes:
-        """Return what no blank line has closed."""
-        rest, self._rest, self._searched = bytes(self._rest), bytearray(), 0
-        return rest
-
-
-def payload(event: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in an event's data lines; ``None`` for comments and ``[DONE]``.
-
-    Raises:
-        Garbage: The data are no JSON.
-    """
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    data = b"\n".join(lines)
-    if not data or data.startswith(b"[DONE]"):
-        return None
-    parsed = parse(data)
-    return parsed if isinstance(parsed, dict) else None
 
 
 def ask_of(body: Any) -> Ask:

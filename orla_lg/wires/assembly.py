@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orla_lg.openai_api.wire import Garbage, count, list_in, object_in
+from orla_lg.wires.reading import Garbage, count, list_in, object_in
 
 _IDENTITY = frozenset({"id", "type", "index", "format", "role", "object", "name"})
 """Keys whose newest value counts: they are not pieces of a text."""

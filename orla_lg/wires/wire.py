@@ -1,0 +1,140 @@
+"""A wire: an API by which models are called, as far as a call's way through the core must know it.
+
+A wire knows which requests are its own, what a request asks for, how a backend's model is put in, what the bytes of
+an answer say (its first token, its token counts, its end), and how request and answer are said in chat completions,
+which every engine speaks. Clients and the gateway hold the same values; none of them has a state of its own.
+
+Chat completions are the middle: a request of another wire becomes one, and the answer comes back from one, for a
+backend whose engine does not speak the caller's wire.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+from orla_lg.core.call import Ask, Usage
+
+Body = Mapping[str, Any]
+"""A request's or an answer's JSON object. A wire never changes one in place."""
+
+
+class Untranslatable(Exception):
+    """What a request asks for cannot be said in chat completions.
+
+    Args:
+        field: Where in the request, as a path: ``tools[0].type``.
+        what: What stands there and cannot be carried: ``a web_search tool``.
+    """
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(f"{field}: {what} cannot be said in chat completions")
+        self.field = field
+        self.what = what
+
+
+class ChunkReader(Protocol):
+    """Turns the chunks of a chat completion, as they come, into the bytes of a stream of another wire."""
+
+    def feed(self, chunk: Body) -> bytes:
+        """Return the events that one chunk brings as bytes; an ``error`` object in it becomes one."""
+        ...
+
+    def end(self) -> bytes:
+        """Return the events that close the stream, after the last chunk."""
+        ...
+
+
+class Wire(ABC):
+    """One API. Its instances are values without state: ``MESSAGES``, ``RESPONSES`` and the like."""
+
+    name: ClassVar[str]
+    """In configuration, records and tables: ``chat``, ``completions``, ``embeddings``, ``responses``, ``messages``,
+    ``ollama-chat`` and so on."""
+    title: ClassVar[str]
+    """In prose: ``Anthropic's Messages``."""
+    paths: ClassVar[tuple[str, ...]]
+    """How the paths of its requests end: ``("/v1/messages",)``."""
+    path: ClassVar[str]
+    """Where an engine that speaks it serves it, from the root of its server: ``v1/messages``."""
+    framing: ClassVar[Literal["sse", "ndjson"]] = "sse"
+    """What separates the events of a stream: blank lines, or the ends of lines."""
+
+    # What is asked
+
+    @abstractmethod
+    def ask_of(self, body: Body) -> Ask:
+        """Return what a request asks for, whatever a caller wrote: what the engine will refuse asks for nothing.
+
+        Its messages are in the form of chat completions, so that the same prompt is the same prefix on each wire.
+        """
+
+    def streams(self, body: Body) -> bool:
+        """Whether the answer is to be a stream."""
+        return bool(body.get("stream"))
+
+    def with_model(self, body: Body, model: str, parameters: Body) -> dict[str, Any]:
+        """Return the request for a backend that speaks this wire.
+
+        Args:
+            body: As the caller wrote it.
+            model: The backend's.
+            parameters: What a mapping sets, named as in chat completions; never against what the caller wrote.
+        """
+        return {**parameters, **body, "model": model}
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return how a backend's key is said."""
+        return {"Authorization": f"Bearer {key}"}
+
+    # What an answer says
+
+    @abstractmethod
+    def brings(self, event: bytes) -> bool:
+        """Whether one event of a stream, with its closing blank line or line end, brings the first of an answer.
+
+        Raises:
+            Garbage: It is no event of this wire, or says that the engine failed: another attempt may succeed.
+        """
+
+    @abstractmethod
+    def usage_in(self, data: bytes) -> Usage | None:
+        """Return the token counts in a whole answer, or in what is kept of a stream: its first event that brings
+        something and its last 16 KiB, joined."""
+
+    @abstractmethod
+    def ends_well(self, tail: bytes) -> bool:
+        """Whether the end of a stream says that the answer is whole."""
+
+    # Between wires
+
+    @abstractmethod
+    def to_chat(self, body: Body) -> dict[str, Any]:
+        """Return a request as a chat completion's, without its model.
+
+        Raises:
+            Untranslatable: It asks for what cannot be said there.
+        """
+
+    @abstractmethod
+    def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:
+        """Return the answer in one piece to the request *asked*, from a whole chat completion.
+
+        Raises:
+            Garbage: The completion has no answer in it.
+        """
+
+    @abstractmethod
+    def reader(self, asked: Body) -> ChunkReader:
+        """Return what turns the stream of a chat completion into that of an answer to the request *asked*."""
+
+    @abstractmethod
+    def error(self, status: int, message: str, *, kind: str | None = None) -> dict[str, Any]:
+        """Return the body of an answer that says that a request failed.
+
+        Args:
+            status: The HTTP status that goes with it.
+            message: What was wrong, where, and what would be right.
+            kind: The error's type or code as an engine says it in chat completions.
+        """
