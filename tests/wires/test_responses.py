@@ -620,7 +620,8 @@ DELTAS = st.dictionaries(
     st.sampled_from(["content", "reasoning", "reasoning_content", "refusal", "tool_calls", "role"]),
     VALUES | st.lists(st.fixed_dictionaries({}, optional={
         "index": st.sampled_from([*ODD, 0, 1]), "id": st.sampled_from([*ODD, "a", "b"]),
-        "type": st.sampled_from([*ODD, "text"]), "text": VALUES, "function": VALUES | st.fixed_dictionaries({}, optional={
+        "type": st.sampled_from([*ODD, "text"]), "text": VALUES,
+        "function": VALUES | st.fixed_dictionaries({}, optional={
             "name": st.sampled_from([*ODD, "f"]), "arguments": st.sampled_from([*ODD, "{}"])}),
     }), max_size=3),
 )  # fmt: skip
@@ -670,7 +671,8 @@ def test_what_is_nested_too_deeply_is_garbage() -> None:
 
 BYTES = st.sampled_from([
     b"data: ", b"event: ", b"\n", b"\n\n", b"\r\n", b'{"type": "response.completed"}', b'{"type": "error"}',
-    b'"usage"', b': {"input_tokens": 3}', b": {", b'{"error": {"code": 3}}', b"[DONE]", b'"output_tokens": 3', b": ping",
+    b'"usage"', b': {"input_tokens": 3}', b": {", b'{"error": {"code": 3}}', b"[DONE]", b'"output_tokens": 3',
+    b": ping",
 ])  # fmt: skip
 
 
