@@ -86,6 +86,7 @@ class InFlightCall:
         "began_s",
         "call",
         "external",
+        "fit",
         "layers",
         "mappers",
         "max_attempts",
@@ -110,6 +111,8 @@ class InFlightCall:
         """Called with the record when the call ends."""
         self.external = False
         """The call goes where its code says, past the core."""
+        self.fit: Callable[[Assignment], Assignment | None] | None = None
+        """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None

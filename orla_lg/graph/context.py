@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -137,6 +137,10 @@ class Core:
     stage_names: StageNames = field(default_factory=StageNames)
     lost: Once = field(default_factory=Once)
     """Calls without the context of their node."""
+    untranslated: set[str] = field(default_factory=set)
+    """Fields that kept requests from being translated, as far as a warning said so."""
+    untranslatable: Literal["external", "error"] = "external"
+    """What becomes of a request that cannot be said to a backend that it is mapped to: it passes by, or fails."""
 
 
 @dataclass(frozen=True, eq=False)
