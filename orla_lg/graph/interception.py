@@ -70,6 +70,7 @@ def chat_steps(
         timeout=timeout_of(client, options),
         may_pass=may_pass,
     )
+    inflight.holder = core
     on_end = on_record
     if come_from is not None and (run_of_model := come_from.model_run) is not None and is_traced(run_of_model):
 
