@@ -101,7 +101,7 @@ def arrival(
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
     if not identity.identified:
         count_lost(core)
-    return arrive(
+    inflight = arrive(
         serving.services,
         identity,
         ask,
@@ -113,6 +113,8 @@ def arrival(
         timeout=timeout,
         may_pass=may_pass,
     )
+    inflight.holder = core
+    return inflight
 
 
 def end_of(
