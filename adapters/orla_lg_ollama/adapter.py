@@ -29,7 +29,7 @@ LOAD_TIMEOUT_S = 600.0
 CACHED_TOKENS_SINCE = (0, 33, 3)
 """The first version that counts cached tokens (``prompt_eval_cached_count``), on its OpenAI side too."""
 
-OWN_WIRES = frozenset({"ollama-chat", "ollama-generate", "ollama-embed"})
+OWN_WIRES = frozenset({"ollama-chat", "ollama-generate", "ollama-embed", "ollama-embeddings"})
 """Not asked for: other servers answer at their paths too, in another form (llama.cpp's once took chat completions at
 ``/api/chat``)."""
 

@@ -90,7 +90,7 @@ CLIENTS: tuple[Client, ...] = (
     _stainless("anthropic", "anthropic", "Anthropic", ("messages",), "ChatAnthropic"),
     Client(
         "ollama", "ollama", ("Client._request", "AsyncClient._request"), "plain",
-        ("ollama-chat", "ollama-generate", "ollama-embed"), ("ChatOllama",),
+        ("ollama-chat", "ollama-generate", "ollama-embed", "ollama-embeddings"), ("ChatOllama",),
     ),
     _stainless("groq", "groq", "Groq", ("chat", "embeddings"), "ChatGroq"),
     _stainless("fireworks-ai", "fireworks", "Fireworks", ("chat", "completions"), "ChatFireworks"),
