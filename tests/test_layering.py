@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters", "graph",
-    "clients", "config_faults", "config", "orla", "workflow",
+    "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters", "clients",
+    "graph", "config_faults", "config", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "cli")
 OURS = ("orla_lg", "orla_lg_")
