@@ -1,1 +1,1 @@
-"""The way in for clients other than ChatOpenAI's chat completions: at the HTTP client that they all send by."""
+"""Other clients than the OpenAI SDK's chat completions: which there are, and what each request becomes."""

@@ -46,6 +46,8 @@ class OllamaFlags:
     max_queue: int = 512
     load_s: float = 0.01
     names: tuple[str, ...] = (MODEL, "other:7b")
+    wires: tuple[str, ...] = ()
+    """Beside chat completions; none, as in versions before they came."""
 
 
 class OllamaServer(WireServer):
@@ -64,6 +66,7 @@ class OllamaServer(WireServer):
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         return {
+            **self.asked_for_nothing(*self.flags.wires),
             ("GET", "/"): self._running,
             ("GET", "/api/version"): self._version,
             ("GET", "/api/tags"): self._tags,
