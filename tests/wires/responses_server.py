@@ -271,7 +271,7 @@ class _Answer:
             }  # fmt: skip
             place = {"item_id": item["id"], "output_index": at}
             if item["type"] == "function_call":
-                for piece in _pieces(item["arguments"]):
+                for piece in pieces(item["arguments"]):
                     yield {"type": "response.function_call_arguments.delta", **place, "delta": piece}
                 done = {"arguments": item["arguments"]}
                 yield {"type": "response.function_call_arguments.done", **place, **done}
@@ -288,13 +288,14 @@ def _part_events(part: dict[str, Any], name: str, place: dict[str, Any]) -> Iter
     said = "reasoning_summary_text" if kind == "summary_text" else said
     extra = {"logprobs": []} if kind == "output_text" else {}
     yield {"type": f"{name}.added", **place, "part": {**part, key: ""}}
-    for piece in _pieces(part[key]):
+    for piece in pieces(part[key]):
         yield {"type": f"response.{said}.delta", **place, "delta": piece, **extra}
     yield {"type": f"response.{said}.done", **place, key: part[key], **extra}
     yield {"type": f"{name}.done", **place, "part": part}
 
 
-def _pieces(text: str) -> list[str]:
+def pieces(text: str) -> list[str]:
+    """Return a text as it is streamed."""
     return re.findall(r"\s*\S+|\s+", text)
 
 

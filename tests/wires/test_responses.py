@@ -57,8 +57,7 @@ def said_in(body: dict[str, Any]) -> list[Any]:
     ({"input": "hello", "include": ["reasoning.encrypted_content"]}, {}),
     ({"input": "hello", "include": ["message.output_text.logprobs"]}, {"logprobs": True, "top_logprobs": 0}),
     ({"input": "hello", "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
-    ({"input": "hello", "stream": True, "stream_options": {"include_obfuscation": False}},
-     {"stream": True, "stream_options": {"include_usage": True}}),
+    ({"input": "hello", "stream": True, "stream_options": {"include_obfuscation": False}}, {"stream": True}),
     ({"input": "hello", "top_k": 5, "cache_salt": "x"}, {"top_k": 5, "cache_salt": "x"}),
     ({"input": "hello", "tools": [FLAT], "tool_choice": "required", "parallel_tool_calls": False},
      {"tools": [NESTED], "tool_choice": "required", "parallel_tool_calls": False}),
@@ -571,9 +570,23 @@ def test_an_engine_that_fails_half_way(said: Any, code: str, text: str) -> None:
         heed_sdk(events)
 
 
-def test_a_stream_without_an_answer_is_garbage() -> None:
+def test_a_stream_without_an_answer_fails() -> None:
+    assert events_of([], {})[-1]["type"] == "response.failed"
+    call = {"index": 0, "id": "a", "function": {"arguments": "{}"}}
+    events = events_of([{"choices": [{"delta": {"content": "hi", "tool_calls": [call]}}]}], {})
+    assert events[-1]["type"] == "response.failed" and "without a name" in events[-1]["response"]["error"]["message"]
+    heed_sdk(events)
+
+
+def test_what_comes_before_garbage_is_not_lost() -> None:
+    reader = RESPONSES.reader({})
     with pytest.raises(Garbage):
-        RESPONSES.reader({}).end()
+        reader.feed({"choices": [{"delta": {"content": "hi", "tool_calls": "x"}}]})
+    written = reader.feed({"error": {"message": "garbage"}}) + reader.end()
+    events = [reading.payload(event) or {} for event in reading.EventSplitter().feed(written)]
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds[:2] == ["created", "in_progress"] and kinds[-2:] == ["output_text.delta", "failed"]
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
 
 
 def test_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,9 +662,10 @@ def test_whatever_an_engine_sends(chunks: list[dict[str, Any]]) -> None:
         Response.model_validate(json.loads(json.dumps(answer, allow_nan=False)))
     reader = RESPONSES.reader({})
     try:
-        written = b"".join([*map(reader.feed, chunks), reader.end()])
+        written = b"".join(map(reader.feed, chunks))
     except Garbage:
         return
+    written += reader.end()
     for event in reading.EventSplitter().feed(written):
         EVENT.validate_python(reading.payload(event))
 
