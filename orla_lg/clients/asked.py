@@ -18,7 +18,7 @@ from orla_lg.wires.embeddings import EMBEDDINGS
 from orla_lg.wires.wire import Untranslatable, Wire
 
 EVERYWHERE = frozenset({CHAT.name, COMPLETIONS.name, EMBEDDINGS.name})
-"""Wires that every OpenAI-compatible engine is taken to speak, with the fields that are put into a request."""
+"""Wires that carry the fields that are put into a request; an engine that does not say otherwise speaks these."""
 
 _KEYS = ("authorization", "x-api-key", "api-key")
 
@@ -38,20 +38,25 @@ class Asked:
     """How the client reads a text without a charset."""
     timeouts: Mapping[str, Any]
 
+    @property
+    def middle(self) -> Wire:
+        """The wire that an engine is asked in which does not speak the caller's."""
+        return EMBEDDINGS if self.wire.embeds else CHAT
+
     @cached_property
-    def chat(self) -> dict[str, Any]:
-        """The request as a chat completion's.
+    def translated(self) -> dict[str, Any]:
+        """The request as one of the wire in the middle.
 
         Raises:
-            Untranslatable: It is none.
+            Untranslatable: It cannot be said there.
         """
-        return dict(self.body) if self.wire is CHAT else self.wire.to_chat(self.body)
+        return self.wire.to_chat(self.body)
 
     @cached_property
-    def is_chat(self) -> bool:
-        """Whether it can be said in chat completions."""
+    def is_translatable(self) -> bool:
+        """Whether it can be said in the wire in the middle."""
         try:
-            return bool(self.chat)
+            return bool(self.translated)
         except Untranslatable:
             return False
 
@@ -61,11 +66,12 @@ class Asked:
         A request that must carry what keeps workflows or tenants apart (a slot, a salt) goes in a wire that does.
         """
         wire, probe = self.wire, scheduler.health.probe
-        if wire.name in EVERYWHERE:
+        if wire is CHAT:
             return wire
-        if probe is None or wire.name not in getattr(probe, "wires", ()) or probe.slots or scheduler.isolation.on:
-            return CHAT
-        return wire
+        if wire.name not in (EVERYWHERE if probe is None or not probe.wires else probe.wires):
+            return self.middle
+        is_kept_apart = scheduler.isolation.on or (probe is not None and probe.slots)
+        return self.middle if is_kept_apart and not (wire.embeds or wire.name in EVERYWHERE) else wire
 
     def timeout(self) -> CallerTimeout | None:
         """Return how long the client would wait for an answer; ``None``: without end."""

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from orla_lg.clients.asked import EVERYWHERE, Asked
+from orla_lg.clients.asked import Asked
 from orla_lg.clients.sending import Place
 from orla_lg.core.call import Assignment
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import MappingError
+from orla_lg.wires.chat import CHAT
 from orla_lg.wires.wire import Untranslatable
 
 log = logging.getLogger("orla_lg")
@@ -18,7 +19,7 @@ log = logging.getLogger("orla_lg")
 
 def fitting(inflight: InFlightCall, asked: Asked, place: Place) -> Callable[[Assignment], Assignment | None] | None:
     """Return what takes out of the call's assignment where its request cannot be said; ``None`` if it always can."""
-    if asked.wire.name in EVERYWHERE:
+    if asked.wire is CHAT:
         return None
 
     def fit(assignment: Assignment) -> Assignment | None:
@@ -28,10 +29,9 @@ def fitting(inflight: InFlightCall, asked: Asked, place: Place) -> Callable[[Ass
         if len(spoken) == len(named):
             return assignment
         try:
-            _ = asked.chat
+            return assignment if asked.translated else None
         except Untranslatable as error:
             return _without(inflight, asked, place, assignment, spoken, error)
-        return assignment
 
     return fit
 

@@ -22,7 +22,6 @@ from orla_lg.clients.sender import ErrorStatus, HttpSender
 from orla_lg.clients.sending import SENDING, Carried, Passing, Place, Sending
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.errors import OrlaError
-from orla_lg.wires.embeddings import EMBEDDINGS
 from orla_lg.wires.registry import wire_at
 
 
@@ -40,7 +39,7 @@ class Served(NamedTuple):
             place.serving.resources.masking.learn(key)
         attempts = 1 if sending is None else sending.max_attempts
         sender = HttpSender(place.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
-        embeds = asked.wire is EMBEDDINGS
+        embeds = asked.wire.embeds
         part = "embeddings" if embeds else ""
         inflight = place.arrive(asked.wire.ask_of(asked.body), asked.timeout(), part=part)
         inflight.fit = fitting(inflight, asked, place)

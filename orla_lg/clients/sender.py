@@ -190,7 +190,7 @@ class HttpSender:
         said = wire.with_model(meant, inflight.model, inflight.assignment.parameters)
         self._note_prompt(inflight, said, wire)
         dialect = clients.dialect_of(wire.name)
-        fields: Mapping[str, Any] = inflight.request_fields()
+        fields: Mapping[str, Any] = {} if wire.embeds else inflight.request_fields()
         if dialect.refused:
             fields = dialect.without_refused(fields)
         body = with_fields(said, fields)
@@ -208,17 +208,17 @@ class HttpSender:
     def _translated(self, inflight: InFlightCall, mode: Mode) -> Mapping[str, Any]:
         """Return the request as a chat completion's, streamed where the caller's is."""
         try:
-            chat = {name: value for name, value in self._asked.chat.items() if name != "stream"}
+            said = {name: value for name, value in self._asked.translated.items() if name != "stream"}
         except Untranslatable as error:  # known to the mapping already, unless the engine became another one since
             raise untranslatable(inflight, self._asked, error) from error
-        return {**chat, "stream": True} if mode == "stream" else chat
+        return {**said, "stream": True} if mode == "stream" else said
 
     def _note_prompt(self, inflight: InFlightCall, said: Mapping[str, Any], wire: Wire) -> None:
         """Note what the request begins with, as a chat completion: so it may be warmed later."""
         if wire is CHAT:
             inflight.sends(said)
-        elif wire.templated and self._asked.is_chat:
-            inflight.sends({**self._asked.chat, "model": said["model"]})
+        elif wire.templated and not wire.embeds and self._asked.is_translatable:
+            inflight.sends({**self._asked.translated, "model": said["model"]})
 
     def _without_ours(self, outgoing: Outgoing) -> Outgoing:
         """Return the same request with nothing added but what keeps workflows apart."""

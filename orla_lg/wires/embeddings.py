@@ -17,7 +17,7 @@ class Embeddings(Wire):
     title = "embeddings"
     paths = ("/embeddings",)
     path = "v1/embeddings"
-    templated = False
+    embeds = True
 
     usage_in = staticmethod(chat.usage_in)
 

@@ -7,9 +7,22 @@ from functools import lru_cache
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.completions import COMPLETIONS
 from orla_lg.wires.embeddings import EMBEDDINGS
+from orla_lg.wires.messages import MESSAGES
+from orla_lg.wires.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_GENERATE
+from orla_lg.wires.responses import RESPONSES
 from orla_lg.wires.wire import Wire
 
-WIRES: tuple[Wire, ...] = (CHAT, COMPLETIONS, EMBEDDINGS)
+WIRES: tuple[Wire, ...] = (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RESPONSES,
+    MESSAGES,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS,
+)
 
 _BY_ENDING = {ending: wire for wire in WIRES for ending in wire.paths}
 

@@ -62,6 +62,8 @@ class Wire(ABC):
     """What separates the events of a stream: blank lines, or the ends of lines."""
     carries: ClassVar[frozenset[str]] = frozenset()
     """Headers of a request, in lower case, that are part of the API, as its version is; no credentials."""
+    embeds: ClassVar[bool] = False
+    """Whether it asks for vectors: then OpenAI's embeddings stand in for chat completions."""
     templated: ClassVar[bool] = True
     """Whether its prompts are messages that the model's chat template joins."""
     counts_on_demand: ClassVar[bool] = False
