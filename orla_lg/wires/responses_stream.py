@@ -234,7 +234,7 @@ class _Item:
         yield {"type": "response.output_item.done", "output_index": self._at, "item": self.whole()}
 
     def _added(self, **empty: Any) -> Event:
-        item = {**self.whole(), **empty, "status": "in_progress"}
+        item = {**self.whole(), **empty}
         return {"type": "response.output_item.added", "output_index": self._at, "item": item}
 
     def _event(self, kind: str, **said: Any) -> Event:
@@ -254,7 +254,7 @@ class _Thought(_Item):
 
     def whole(self) -> dict[str, Any]:
         item = answer.reasoning_item(self.item_id, "".join(self._pieces), summarized=self._summarized)
-        return {**item, "status": self.status}
+        return {**item, "status": self.status} if self.status == "incomplete" else item
 
     def begin(self) -> Iterator[Event]:
         yield self._added(summary=[], **({} if self._summarized else {"content": []}))
@@ -288,7 +288,7 @@ class _Message(_Item):
         return {**item, "status": self.status}
 
     def begin(self) -> Iterator[Event]:
-        yield self._added()
+        yield self._added(status="in_progress")
 
     def add(self, kind: str, text: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """Show a piece of it."""
@@ -357,7 +357,7 @@ class _Call(_Item):
         return {**item, "status": self.status}
 
     def begin(self) -> Iterator[Event]:
-        yield self._added()
+        yield self._added(status="in_progress")
 
     def add(self, text: str) -> Iterator[Event]:
         """Show a piece of its arguments."""
