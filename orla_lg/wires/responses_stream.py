@@ -151,7 +151,7 @@ class Reader:
             self._kept_back = []
         elif isinstance(call, _Call) and index == call.number and not name and piece.get("id") in (None, "", call.id):
             yield from call.add(arguments or "")
-        elif self._is_next(index, piece.get("id"), name):
+        elif name and self._is_next(index, piece.get("id"), name):
             begun = _Call(len(self._items), index, piece["id"], name)
             self._numbers.add(index)
             self._shown[begun.id] = begun
