@@ -392,15 +392,6 @@ def test_the_model_in_the_code_decides_where_no_mapping_does(
     assert [record.mapper for record in orla.records()] == ["code"] * 4
 
 
-def test_the_responses_api_passes(engine: StubEngine, theirs: StubEngine, orla: Orla, sdk: openai.OpenAI) -> None:
-    said = inside(orla, lambda: sdk.responses.create(model="gpt-x", input="hello").output_text)
-    assert said == "a response"
-    (seen,) = theirs.requests
-    assert (seen.path, seen.key) == ("/v1/responses", CALLER_KEY)
-    (record,) = orla.records()
-    assert record.external and record.model == "gpt-x" and not engine.chats
-
-
 @pytest.mark.parametrize("body", [[1], "text", None])
 def test_a_body_that_is_no_object_is_the_engines_to_judge(
     theirs: StubEngine, orla: Orla, sdk: openai.OpenAI, body: Any
