@@ -82,7 +82,9 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
         if by_design(case, other) or _is_count_alone(case, bare):
             return None
         return f"fails where bare answers: {other}"
-    if other.born and other.name != bare.name and not _is_the_sdks(case, bare, other):
+    if _is_the_sdks(case, bare, other):
+        return None
+    if other.born and other.name != bare.name:
         return f"a raw {other.name} from {other.born}: {other.message}"
     if other.kind == bare.kind or by_design(case, other):
         return None
