@@ -259,7 +259,7 @@ class OllamaServer(WireServer):
     async def _whole(self, job: Job) -> dict[str, Any]:
         said = self._said(job.body)
         thought = [piece async for piece in self.machine.pieces(job, said.thinking)] if said.thinking else []
-        made = "".join([piece async for piece in self.machine.pieces(job, _text_of(said))])
+        made = "".join([piece async for piece in self.machine.pieces(job, said.written)])
         message: dict[str, Any] = {"role": "assistant", "content": made}
         message |= {"reasoning": "".join(thought)} if thought else {}
         if said.calls and job.finish == "stop":
@@ -275,7 +275,7 @@ class OllamaServer(WireServer):
                 async for piece in self.machine.pieces(job, said.thinking):
                     delta = {**_role(next(roles)), "content": "", "reasoning": piece}
                     yield event({**top, "choices": [_delta(delta)]})
-            pieces = self.machine.pieces(job, _text_of(said))
+            pieces = self.machine.pieces(job, said.written)
             if said.calls:  # they come whole
                 async for _ in pieces:
                     pass
@@ -304,11 +304,6 @@ class OllamaServer(WireServer):
         if self.flags.cached_counts:
             usage["prompt_tokens_details"] = {"cached_tokens": job.cached}
         return usage
-
-
-def _text_of(said: Said) -> str:
-    """Return what the model writes; calls are written as their arguments."""
-    return " ".join(json.dumps(arguments) for _, arguments in said.calls) if said.calls else said.text
 
 
 def _role(role: str) -> dict[str, str]:
