@@ -179,6 +179,7 @@ class _Generate(_Generating):
 class _Embedding(_OllamaWire):
     """A wire by which a model answers with vectors, each whole and in one piece."""
 
+    embeds = True
     _input: ClassVar[str]
     """The field that holds what is to be embedded."""
 

@@ -48,6 +48,8 @@ class OllamaFlags:
     max_queue: int = 512
     load_s: float = 0.01
     names: tuple[str, ...] = (MODEL, "other:7b")
+    wires: tuple[str, ...] = ()
+    """Beside chat completions; none, as in versions before they came."""
     native: bool = True
     """It has an API of its own; else it is some other server that speaks chat completions alone."""
 
@@ -86,6 +88,7 @@ class OllamaServer(WireServer):
         if not self.flags.native:
             return openai
         return {
+            **self.asked_for_nothing(*self.flags.wires),
             ("GET", "/"): self._running,
             ("GET", "/api/version"): self._version,
             ("GET", "/api/tags"): self._tags,
