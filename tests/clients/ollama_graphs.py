@@ -1,16 +1,13 @@
-"""What the tests of Ollama's clients share: a model that answers by rule, servers of it, and nodes that ask."""
+"""What the tests of Ollama's clients share: a model that answers by rule, and servers of it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from langgraph.graph import START, MessagesState, StateGraph
-
-from orla_lg import Backend, Orla
+from orla_lg import Backend
 from tests.wire.answers import text_of, value_for
 from tests.wire.machine import Machine
 from tests.wire.ollama_native import Said
@@ -53,30 +50,6 @@ def backend(server: OllamaServer, name: str = "main", **more: Any) -> Backend:
     """Return the backend at a server of ``OURS``."""
     engine = "ollama" if server.flags.native else "openai"
     return Backend(name, server.url, **{"model": OURS, "engine": engine, **more})
-
-
-def inside(orla: Orla, node: Callable[[], Any], **wrap_with: Any) -> Any:
-    """Run *node* as the stage ``ask`` of a wrapped graph, and return what it returns."""
-    results = []
-
-    def ask(state: MessagesState) -> None:
-        results.append(node())
-
-    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
-    orla.wrap(graph, **wrap_with).invoke({"messages": []})
-    return results[0]
-
-
-def ainside(orla: Orla, node: Callable[[], Awaitable[Any]], **wrap_with: Any) -> Any:
-    """``inside`` for an async node."""
-    results = []
-
-    async def ask(state: MessagesState) -> None:
-        results.append(await node())
-
-    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
-    asyncio.run(orla.wrap(graph, **wrap_with).ainvoke({"messages": []}))
-    return results[0]
 
 
 OF_ITS_OWN = frozenset({

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,8 +21,9 @@ from langgraph.prebuilt import create_react_agent
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from orla_lg import MappingError, Orla, OrlaClosed
-from tests.clients.ollama_graphs import OURS, THEIRS, ainside, backend, inside, plain, served
+from orla_lg import BackendUnavailable, BudgetExceeded, Limit, Limits, MappingError, Orla
+from tests.clients.nodes import ainside, inside
+from tests.clients.ollama_graphs import OURS, THEIRS, backend, plain, served
 from tests.wire.ollama_server import OllamaServer
 
 MESSAGES: list[dict[str, Any]] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
@@ -181,7 +183,8 @@ def _nothing_asked(request: pytest.FixtureRequest) -> None:
 
 def asked(server: OllamaServer) -> list[str]:
     """Return the paths of the model calls that a server got."""
-    return [seen.path for seen in server.requests if seen.method == "POST" and seen.path != "/api/show"]
+    models = [seen for seen in server.requests if seen.method == "POST" and seen.body and seen.path != "/api/show"]
+    return [seen.path for seen in models]
 
 
 def run(orla: Orla, form: str, host: str) -> Any:
@@ -341,20 +344,19 @@ def answer(host: str, *, how: str) -> Any:
 
 
 @pytest.mark.parametrize("how", ["chat", "streamed", "model"])
-@pytest.mark.parametrize("speaks", ["native", "chat_only"])
-def test_an_engines_error_is_ollamas(
-    how: str, speaks: str, theirs: OllamaServer, native: OllamaServer, chat_only: OllamaServer, make_orla: Any
-) -> None:
-    ours = {"native": native, "chat_only": chat_only}[speaks]
-    orla = make_orla(backend(ours, model="gone:1b"), mapper={"*": "main"})
-
+@pytest.mark.parametrize("is_native", [True, False])
+def test_an_engines_error_is_ollamas(how: str, is_native: bool, theirs: OllamaServer, make_orla: Any) -> None:
     def node() -> Any:
         with pytest.raises(ollama.ResponseError) as raised:
             answer(theirs.root, how=how)
         return raised.value
 
-    error = inside(orla, node)
-    assert (error.status_code, error.error) == (404, "model 'gone:1b' not found")
+    with served(OURS, native=is_native) as ours:
+        orla = make_orla(backend(ours), mapper={"*": "main"})
+        orla.connect()
+        ours.flags = dataclasses.replace(ours.flags, names=("other:7b",))
+        error = inside(orla, node)
+    assert (error.status_code, error.error) == (404, f"model '{OURS}' not found")
     assert len(asked(ours)) == 1 and not asked(theirs)
     (record,) = orla.records()
     assert record.error is not None and not record.external
@@ -382,16 +384,17 @@ def test_errors_of_ours_come_as_they_are(
     how: str, theirs: OllamaServer, native: OllamaServer, make_orla: Any
 ) -> None:
     """Ollama's client makes a ``ConnectionError`` that speaks of its download of what it does not know."""
-    orla = make_orla(backend(native), mapper={"*": "main"})
-
-    def node() -> Any:
-        orla.close()
-        with pytest.raises(OrlaClosed):
-            answer(theirs.root, how=how)
-        return True
-
-    assert inside(orla, node)
-    assert not asked(theirs) and not asked(native)
+    with served(OURS) as gone:
+        unreachable = make_orla(backend(gone), mapper={"*": "main"})
+        unreachable.connect()
+    with pytest.raises(BackendUnavailable, match="no engine answered"):
+        inside(unreachable, lambda: answer(theirs.root, how=how))
+    orla = make_orla(backend(native), mapper={"*": "main"}, limits=Limits(stages={"ask": Limit(calls=1)}))
+    with pytest.raises(BudgetExceeded):
+        inside(orla, lambda: [answer(theirs.root, how=how) for _ in range(2)])
+    with pytest.raises(MappingError, match="variant 'v' does not exist"):
+        inside(orla, lambda: answer(theirs.root, how=how), {"configurable": {"orla": {"variant": "v"}}})
+    assert not asked(theirs) and len(asked(native)) == 1
 
 
 def test_what_cannot_be_translated_passes_or_fails(
@@ -432,23 +435,13 @@ def test_what_is_no_model_call_passes(theirs: OllamaServer, native: OllamaServer
     assert len(orla.records()) == 1 and asked(native) == ["/api/chat"]
 
 
-@pytest.mark.parametrize("speaks", ["native", "chat_only"])
-def test_embeddings(
-    speaks: str, theirs: OllamaServer, native: OllamaServer, chat_only: OllamaServer, make_orla: Any
-) -> None:
-    ours = {"native": native, "chat_only": chat_only}[speaks]
-
+def test_embeddings_are_recorded(theirs: OllamaServer, native: OllamaServer, make_orla: Any) -> None:
     def node() -> Any:
         return OllamaEmbeddings(model=THEIRS, base_url=theirs.root).embed_documents(["a b", "c"])
 
     expected = node()
     theirs.requests.clear()
-    orla = make_orla(backend(ours), mapper={"*": "main"})
+    orla = make_orla(backend(native), mapper={"*": "main"})
     assert inside(orla, node) == expected
-    assert asked(theirs) == ["/api/embed"] and orla.records()[0].external
-    theirs.requests.clear()
-    orla = make_orla(backend(ours), mapper={"*": "main", "ask:embeddings": "main"})
-    assert inside(orla, node) == pytest.approx(expected)
-    assert not asked(theirs) and len(asked(ours)) == 1
     (record,) = orla.records()
-    assert (record.stage, record.external, record.prompt_tokens) == ("ask:embeddings", False, 3)
+    assert (record.stage, record.external, asked(theirs)) == ("ask:embeddings", True, ["/api/embed"])

@@ -124,7 +124,7 @@ class OllamaServer(WireServer):
             self.stay_s = self.flags.keep_alive_s
             await asyncio.sleep(self.flags.load_s)
         if keep_alive is not None:
-            self.stay_s = float(keep_alive)
+            self.stay_s = _seconds(keep_alive)
         self._stay()
 
     # What it says of itself
@@ -307,6 +307,14 @@ class OllamaServer(WireServer):
         if self.flags.cached_counts:
             usage["prompt_tokens_details"] = {"cached_tokens": job.cached}
         return usage
+
+
+def _seconds(keep_alive: Any) -> float:
+    """Return a duration as Go reads it, of one unit."""
+    if isinstance(keep_alive, str):
+        unit = keep_alive.lstrip("-.0123456789")
+        return float(keep_alive.removesuffix(unit)) * {"s": 1, "m": 60, "h": 3600}[unit]
+    return float(keep_alive)
 
 
 def _role(role: str) -> dict[str, str]:
