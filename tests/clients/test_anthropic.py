@@ -9,7 +9,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from langchain_anthropic import ChatAnthropic
+from langchain_anthropic import ChatAnthropic, _client_utils
 from langchain_core.messages import BaseMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
@@ -36,6 +36,14 @@ class City(BaseModel):
 def weather(city: str) -> str:
     """Return the weather."""
     return f"sunny in {city}"
+
+
+@pytest.fixture(autouse=True)
+def _own_http_clients() -> Iterator[None]:
+    """LangChain keeps HTTP clients by URL, beyond their loop."""
+    yield
+    _client_utils._get_default_httpx_client.cache_clear()
+    _client_utils._get_default_async_httpx_client.cache_clear()
 
 
 @pytest.fixture

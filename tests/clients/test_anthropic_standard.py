@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from langchain_anthropic import ChatAnthropic
+from langchain_anthropic import ChatAnthropic, _client_utils
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langgraph.graph import START, MessagesState, StateGraph
@@ -20,6 +20,14 @@ from tests.wires.messages_server import BOTH, MODEL, Answer, MessagesServer, too
 
 ENDINGS = (Exception, pytest.skip.Exception, pytest.fail.Exception)
 CUSTOMER = {"customer_name": "你好啊集团", "description": "a customer"}
+
+
+@pytest.fixture(autouse=True)
+def _own_http_clients() -> Iterator[None]:
+    """LangChain keeps HTTP clients by URL, beyond their loop."""
+    yield
+    _client_utils._get_default_httpx_client.cache_clear()
+    _client_utils._get_default_async_httpx_client.cache_clear()
 
 
 def script(body: dict[str, Any]) -> Answer | None:
