@@ -22,6 +22,7 @@ class Options(Protocol):
     method: str
     url: str
     json_data: Any
+    files: Any
 
     def get_max_retries(self, max_retries: int) -> int:
         """Return how often to retry, *max_retries* being the client's own number."""
@@ -37,7 +38,7 @@ def place_of(options: Options) -> Place | None:
     if options.method.lower() != "post" or wire_at(options.url) is None:
         return None
     body = options.json_data
-    place = known.way_in.place(body if isinstance(body, dict) else {})
+    place = known.way_in.place(body) if isinstance(body, dict) and not options.files else None
     if place is not None:
         place.take()
     return place
