@@ -9,11 +9,11 @@ from typing import Any
 
 import anthropic
 import pytest
+from langchain.agents import create_agent
 from langchain_anthropic import ChatAnthropic, _client_utils
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.prebuilt import create_react_agent
 from pydantic import BaseModel
 
 from orla_lg import Backend, MappingError, Orla, Record
@@ -244,7 +244,7 @@ def once(body: dict[str, Any]) -> Answer | None:
 
 
 def agent(server: MessagesServer, **settings: Any) -> Any:
-    return create_react_agent(model_at(server, **settings), [weather], prompt="You are brief. " * 20)
+    return create_agent(model_at(server, **settings), [weather], system_prompt="You are brief. " * 20)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -268,7 +268,7 @@ def test_an_agent_thinks_calls_and_answers(
         ]
     assert theirs.requests == [] and len(ours.served) == 2
     first, second = orla.records()
-    assert (first.stage, second.stage) == ("agent", "agent")
+    assert (first.stage, second.stage) == ("model", "model")
     assert not first.cached_tokens and second.cached_tokens, "the second call begins as the first one"
 
 
@@ -340,10 +340,11 @@ def test_retries_are_attempts_of_one_call(ours: MessagesServer, theirs: Messages
 def test_our_own_errors_come_out_as_they_are(
     ours: MessagesServer, theirs: MessagesServer, make_orla: MakeOrla
 ) -> None:
-    def nowhere(request: Any) -> str:
-        return "nowhere"
+    class Nowhere:
+        def map(self, call: Any, backends: Any) -> str:
+            return "nowhere"
 
-    orla = served_by(ours, make_orla, mapper=nowhere)
+    orla = served_by(ours, make_orla, mapper=Nowhere())
     with pytest.raises(MappingError, match="nowhere"):
         inside(orla, lambda: model_at(theirs, max_retries=2).invoke("hello"))
     assert theirs.requests == [] and ours.served == []
@@ -384,7 +385,7 @@ def test_what_cannot_be_translated_is_an_error_where_that_is_wanted(
 
 
 def test_counting_tokens_is_no_model_call(ours: MessagesServer, theirs: MessagesServer, orla: Orla) -> None:
-    counted = inside(orla, lambda: model_at(theirs).get_num_tokens_from_messages([("user", "one two")]))
+    counted = inside(orla, lambda: model_at(theirs).get_num_tokens_from_messages([HumanMessage("one two")]))
     assert counted == 3 and orla.records() == [] and ours.served == []
 
 

@@ -35,10 +35,8 @@ def test_the_stand_in_answers_as_the_real_client_expects() -> None:
         assert whole.usage.input_tokens == assembled.usage.input_tokens + (
             assembled.usage.cache_read_input_tokens or 0
         )
-        assert (
-            client.messages.count_tokens(model=MODEL, messages=ASK["messages"]).input_tokens
-            == whole.usage.input_tokens
-        )
+        counted = client.messages.count_tokens(model=MODEL, messages=ASK["messages"], tools=[ADD])
+        assert counted.input_tokens == whole.usage.input_tokens
         raw = client.messages.with_raw_response.create(**ASK)
         assert raw.headers["request-id"] and raw.parse().content == whole.content
 
