@@ -33,12 +33,17 @@ class Options(Protocol):
         ...
 
 
+def is_known(options: Options) -> bool:
+    """Whether a request is of a wire that we know."""
+    is_post = options.method.lower() == "post" and isinstance(options.json_data, dict) and not options.files
+    return is_post and wire_at(options.url) is not None
+
+
 def site_of(options: Options) -> CallSite | None:
     """Return where a request of a wire that we know is made; ``None`` for any other."""
-    if options.method.lower() != "post" or wire_at(options.url) is None:
+    if not is_known(options):
         return None
-    body = options.json_data
-    site = known.way_in.site(body) if isinstance(body, dict) and not options.files else None
+    site = known.way_in.site(options.json_data)
     if site is not None:
         site.take()
     return site

@@ -31,7 +31,6 @@ from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.wires.chat import ask_of
-from orla_lg.wires.registry import wire_at
 
 CHAT_COMPLETIONS = "/chat/completions"
 _SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", "/embeddings"})
@@ -186,7 +185,7 @@ def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = 
     if found is None:
         return original()
     core, come_from = found
-    if options.url != CHAT_COMPLETIONS and wire_at(options.url) is not None:
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
         return stainless.request(NodeCallSite(core, come_from), TITLE, self, _SYNC, options, form)
     return drive(chat_steps(core, come_from, self, original, options, form))
 
@@ -200,7 +199,7 @@ async def _arequest(
     if found is None:
         return await original()
     core, come_from = found
-    if options.url != CHAT_COMPLETIONS and wire_at(options.url) is not None:
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
         return await stainless.arequest(NodeCallSite(core, come_from), TITLE, self, _ASYNC, options, form)
     return await adrive(chat_steps(core, come_from, self, original, options, form))
 
