@@ -24,7 +24,7 @@ CALL_CHARS = 64
 Event = dict[str, Any]
 
 
-class Reader:
+class ResponseEvents:
     """Turns the chunks of one chat completion into the events of the answer to the request *asked*."""
 
     def __init__(self, asked: Body) -> None:
