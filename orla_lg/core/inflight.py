@@ -97,6 +97,7 @@ class InFlightCall:
         "services",
         "tried",
         "usage",
+        "why_external",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class InFlightCall:
         """Called with the record when the call ends."""
         self.external = False
         """The call goes where its code says, past the core."""
+        self.why_external = ""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
@@ -368,6 +370,7 @@ class InFlightCall:
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
         claimed = None if self._queued is None else self._queued.claimed
         expected_tokens = None if claimed is None else claimed.tokens
+        reason = self.why_external if chosen is None else chosen.reason
         return Record(
             id=call.id,
             workflow=workflow_name(who.workflow),
@@ -377,7 +380,7 @@ class InFlightCall:
             backend=self.backend,
             model=self.model or call.ask.model,
             mapper=None if chosen is None else chosen.mapper,
-            reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
+            reason=self._masked(reason) if self.attempts > 1 else reason,
             priority=call.hints.priority or 0.0,
             tenant=call.hints.tenant or None,
             queue_wait_s=0.0 if scheduler is None else waited,

@@ -21,8 +21,8 @@ from orla_lg.core.call import NO_HINTS, OBJECT, Hints
 from orla_lg.core.lifecycle import arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
-from orla_lg.graph import execution
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, identify, namespace_of, origin
+from orla_lg.graph import execution, passing
+from orla_lg.graph.context import Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
@@ -119,7 +119,7 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
                 if core.serving.book.open_runs():  # probably a call of one of their nodes
                     count_lost(core)
         return None
-    MODEL_RUN.set(None)
+    followed()
     return come_from.binding.core, come_from
 
 
@@ -137,6 +137,7 @@ def install(core: Core) -> None:
     with _lock:
         _cores.add(core)
         execution.install()
+        passing.install()
         openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
         openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
 
@@ -154,6 +155,7 @@ def restore_unless_used() -> None:
         if len(_cores):
             return
         execution.uninstall()
+        passing.uninstall()
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]
         if openai.AsyncOpenAI.request is _arequest:
