@@ -196,6 +196,7 @@ class _Report:
             "slots": probe.slots,
             "context_tokens": probe.context_tokens,
             "version": probe.version,
+            "wires": sorted(probe.wires),
             "isolates_tenants": self.isolates,
             "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
             "advice": {str(name): text for name, text in probe.advice.items()},
@@ -224,6 +225,8 @@ def _lines(report: _Report) -> list[str]:
         context = f", {counted(probe.context_tokens, 'token')} of context" if probe.context_tokens else ""
         version = "" if "unknown" in probe.version or not probe.version else f", version {probe.version}"
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
+    if probe is not None and probe.wires:
+        lines.append(f"      speaks {', '.join(sorted(probe.wires))}; what is asked on another wire is translated")
     lines += [f"      {line}" for line in (*report.faults, *report.notes)]
     if report.isolates:
         lines.append(f"      isolates tenants: {APART.get(backend.engine, 'its adapter says so')}")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from orla_lg import __version__, check, explain, plan
+from orla_lg.clients import commands as clients
 from orla_lg.demo import command as demo
 from orla_lg.engines import commands as engine
 from orla_lg.errors import OrlaError
@@ -26,6 +27,7 @@ start here:
   orla-lg engine up    that engine alone, to try your own graph against
   orla-lg check        what the backends in your orla.toml can do, and what would let them do more
   orla-lg plan M:GRAPH the stages of your graph, where each runs, and what decides that
+  orla-lg clients      the packages whose model calls are served here: of OpenAI, Anthropic, Ollama and others
   orla-lg explain last who decided where the newest call ran, and why
   orla-lg top          a running process: what each call waits for, where each cache lies; pause, drain, resume
   orla-lg mapper fit   learn from labelled prompts which of them a light model answers as well
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, check, plan, explain, live, mapper, engine, sim, conform):
+    for module in (demo, check, plan, clients, explain, live, mapper, engine, sim, conform):
         module.register(commands)
     return top
 

@@ -36,6 +36,7 @@ from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.policies import policy
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
+from orla_lg.graph.context import Untranslated
 from orla_lg.mappers.table import Entry
 
 CONFIG_NAME = "orla.toml"
@@ -131,6 +132,7 @@ class ConfigFile(_Table):
     estimates_file: str | None = Field(None, min_length=1)
     control: str | None = Field(None, min_length=1)
     warm_up: bool = True
+    untranslatable: Untranslated = "external"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Settings:
     """A socket for ``orla-lg top``; ``False``: none, whatever the environment says."""
     warm_up: bool = True
     """Prompts are prefilled before their calls come."""
+    untranslatable: Untranslated = "external"
+    """What becomes of a request that cannot be translated for its backend."""
     source: str = ""
 
     def faults(self, names: Iterable[str] | None = None) -> list[ConfigError | MappingError]:
@@ -271,7 +275,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
 _FILES = ("records_file", "estimates_file", "control")
 _AS_THEY_ARE = {
     "policy", "stage_policy", "request_policy", "memory", "admission", "keep_records", "load_aware", "variants",
-    "warm_up",
+    "warm_up", "untranslatable",
 }  # fmt: skip
 
 

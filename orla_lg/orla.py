@@ -20,7 +20,7 @@ from orla_lg import config
 from orla_lg.config_faults import check_url, faults_of_policies, listed, one_server_twice
 from orla_lg.control.server import open_server
 from orla_lg.core.accounting.journal import Journal
-from orla_lg.core.boundary.checked import flag, whole
+from orla_lg.core.boundary.checked import choice, flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
 from orla_lg.core.engine.given import Backends, backends_of
@@ -38,7 +38,7 @@ from orla_lg.core.serving import Serving, Statistics
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping
-from orla_lg.graph.context import Core, HintsFunction, identify, origin
+from orla_lg.graph.context import UNTRANSLATED, Core, HintsFunction, Untranslated, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
@@ -98,6 +98,9 @@ class Orla:
             it, what ``ORLA_CONTROL`` names; ``False``: none (docs/live.md).
         warm_up: Whether prompts are prefilled before their calls come (docs/warm-up.md), and what that may take. For
             it the last prompt of each workflow is kept, in memory; with ``False`` none is.
+        untranslatable: What becomes of a request that asks for what neither its backend's engine takes nor a
+            translation can say (docs/clients.md): ``"external"`` lets it go where the code sends it, with a warning,
+            ``"error"`` ends it with a ``MappingError``, so that limits hold for all that is answered.
 
     Raises:
         ConfigError: A name is unknown, two backends share one, the estimates file cannot be read, or there can be no
@@ -121,6 +124,7 @@ class Orla:
         estimates_file: str | Path | None = None,
         control: str | Path | Literal[False] | None = None,
         warm_up: bool | WarmUp = True,
+        untranslatable: Untranslated = "external",
     ) -> None:
         given = backends_of(backends)
         adapters = {backend: _adapter_of(backend) for backend in given}
@@ -132,6 +136,7 @@ class Orla:
         self._check_backends(shared, given)
         flag("admission", admission)
         whole("keep_records", keep_records, most=MOST_CALLS)
+        choice("untranslatable", untranslatable, UNTRANSLATED)
         kept, warming = memory_policy(memory), settings_of(warm_up)
         journal = None if records_file is None else Journal(checked_path("records_file", records_file))
         estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
@@ -156,7 +161,7 @@ class Orla:
         )
         self.source = ""
         """The file that this was configured from, or ``the environment``; empty where code did it."""
-        self.core = Core(serving, clients, disabled=config.disabled())
+        self.core = Core(serving, clients, disabled=config.disabled(), untranslatable=untranslatable)
         self.signals = Signals(self.core)
         self._steering = serving.steering
         for each in clients.values():
@@ -220,6 +225,7 @@ class Orla:
                 estimates_file=settings.estimates_file,
                 control=settings.control,
                 warm_up=settings.warm_up,
+                untranslatable=settings.untranslatable,
             )
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open

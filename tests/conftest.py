@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
+import httpx2
 import hypothesis
 import openai
 import pytest
@@ -24,6 +26,9 @@ CALLER_KEY = "key-of-the-caller"
 
 SDK_REQUEST = openai.OpenAI.request
 SDK_AREQUEST = openai.AsyncOpenAI.request
+HTTP_SENDS: dict[Any, Any] = {
+    kind: kind.send for kind in (httpx.Client, httpx.AsyncClient, httpx2.Client, httpx2.AsyncClient)
+}
 
 
 # The same examples at every run, so that a change is judged by what it changes; make test-random draws others.
@@ -92,6 +97,7 @@ def make_orla() -> Iterator[Callable[..., Orla]]:
             orla.close()
     assert openai.OpenAI.request is SDK_REQUEST
     assert openai.AsyncOpenAI.request is SDK_AREQUEST
+    assert all(kind.send is send for kind, send in HTTP_SENDS.items())
 
 
 @pytest.fixture

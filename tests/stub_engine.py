@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from orla_lg.testing.faults import MODEL, OK, Fault, FaultEngine, Gate, Reply, Seen
+from orla_lg.testing.faults.exchange import Speaker
 from orla_lg.testing.faults.http import text_of
 
 __all__ = ["MODEL", "OK", "Fault", "Gate", "Reply", "Seen", "StubEngine", "text_of"]
@@ -24,10 +25,11 @@ class StubEngine(FaultEngine):
         slots: int = 0,
         key: str | None = None,
         rule: Callable[[Seen], Reply | None] | None = None,
+        speaks: Mapping[str, Speaker] | None = None,
         port: int = 0,
     ) -> None:
         super().__init__(
-            models=models, slots=slots, key=key, rule=rule, port=port,
+            models=models, slots=slots, key=key, rule=rule, speaks=speaks, port=port,
             any_model=True, context_tokens=None, prefix_cache=False,
         )  # fmt: skip
 

@@ -106,6 +106,8 @@ def test_every_public_class_answers_or_is_made_by_calls() -> None:
         (lambda: Orla(URL, "light"), r"'light' is no stage mapper.*one backend for all stages is \{'\*': 'light'\}"),
         (lambda: Orla(URL, limits=Limit(calls=3)), r"a Limit is given.*Limits\(run=Limit\(calls=3"),
         (lambda: Orla(URL, memory="defualt"), "did you mean 'default'"),
+        (lambda: Orla(URL, untranslatable="drop"), "untranslatable must be 'external' or 'error', got 'drop'"),
+        (lambda: Orla(URL, untranslatable=True), "untranslatable must be 'external' or 'error', got True"),
         (lambda: Orla(URL, policy="prioriti"), "did you mean 'priority'"),
         (lambda: Orla(URL, policy={"*": "edf"}), "policy: one policy orders both levels.*stage_policy takes a table"),
         (lambda: Orla(URL, stage_policy={"hevy": "edf"}), "stage_policy: backend 'hevy' does not exist"),

@@ -17,6 +17,7 @@ WHOLE = """
 stage_policy = "priority"
 keep_records = 5
 admission = false
+untranslatable = "error"
 [backends.light]
 url = "http://127.0.0.1:1/v1"
 api_key_env = "MY_KEY"
@@ -45,6 +46,7 @@ def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not settings.admission
     with Orla.from_settings(settings) as orla:
         assert not orla.core.serving.schedulers["light"].cache.gate.holds
+        assert orla.core.untranslatable == "error"
 
 
 URL = 'url = "http://127.0.0.1:1/v1"'
@@ -78,6 +80,7 @@ URL = 'url = "http://127.0.0.1:1/v1"'
             "request_policy: .*a must be the name",
         ),
         (f"memory = 'x'\n[backends.b]\n{URL}", "memory: found 'x'; Input should be 'default'"),
+        (f"untranslatable = 'drop'\n[backends.b]\n{URL}", "untranslatable: found 'drop'; .*'external' or 'error'"),
         (f"[backends.b]\n{URL}\napi_key_env = 'NOT_SET'", "backends.b.api_key_env.*'NOT_SET' is not set"),
         ("[backends.b]\nurl = 'x'", "backend 'b': url 'x' is not http"),
         ("[backends\nx", r"not valid TOML.*line 1"),

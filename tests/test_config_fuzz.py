@@ -46,6 +46,7 @@ VALID: dict[str, Any] = {
     "keep_records": 100,
     "load_aware": True,
     "warm_up": True,
+    "untranslatable": "error",
     "records_file": "records.jsonl",
     "estimates_file": "estimates.json",
     "control": "door.sock",

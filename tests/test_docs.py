@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from orla_lg import Backend, Cost, Hints, Limit, Limits, Orla, Record, WarmUp, cli, config
+from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
@@ -103,7 +104,7 @@ def test_toml_is_a_valid_configuration(page: Path, tmp_path: Path) -> None:
         file = tmp_path / f"{number}.toml"
         file.write_text(code, encoding="utf-8")
         if "[project]" in code:  # a plug-in's own project, not a configuration of ours
-            assert ENTRY_POINTS in tomllib.loads(code)["project"]["entry-points"]
+            assert {ENTRY_POINTS, CLIENTS} & set(tomllib.loads(code)["project"]["entry-points"])
         else:
             assert config.load(file).backends
 

@@ -13,7 +13,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import MAX_SLOTS, Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import Copied, EngineStats, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, PLAIN_WIRES, OpenAIAdapter, advised
 from orla_lg.openai_api.metrics import sample
 from orla_lg.wires import chat, reading
 
@@ -60,8 +60,9 @@ class LlamaCppAdapter(OpenAIAdapter):
             whole(_part(props, "default_generation_settings").get("n_ctx")),
         )
         self._slots = slots if slots is not None and slots <= MAX_SLOTS else None
+        incarnation = _drawn_at_start(props)
         if self.backend.isolate_tenants:
-            await self._try_copies(_drawn_at_start(props))
+            await self._try_copies(incarnation)
         return advised(
             plain,
             capabilities={
@@ -79,7 +80,8 @@ class LlamaCppAdapter(OpenAIAdapter):
             kv_tokens=context * self._slots if self._slots and context else None,
             vision=_vision(props),
             version=str(props.get("build_info") or ""),
-            incarnation=_drawn_at_start(props),
+            incarnation=incarnation,
+            wires=PLAIN_WIRES | await self.wires.spoken(incarnation),
             weights=f"{props.get('model_path')} {props.get('model_ftype')} {_own(props).get(SAVED_IN, '')}".rstrip(),
             advice=_ADVICE,
         )

@@ -20,7 +20,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, PLAIN_WIRES, OpenAIAdapter, advised
 from orla_lg_ollama.stay import Stay
 
 LOAD_TIMEOUT_S = 600.0
@@ -28,6 +28,10 @@ LOAD_TIMEOUT_S = 600.0
 
 CACHED_TOKENS_SINCE = (0, 33, 3)
 """The first version that counts cached tokens (``prompt_eval_cached_count``), on its OpenAI side too."""
+
+OWN_WIRES = frozenset({"ollama-chat", "ollama-generate", "ollama-embed", "ollama-embeddings"})
+"""Not asked for: other servers answer at their paths too, in another form (llama.cpp's once took chat completions at
+``/api/chat``)."""
 
 LOOK_EVERY_S = 30.0
 """How often it is looked whether a model is still the one that was told to stay: others may have unloaded it."""
@@ -80,6 +84,7 @@ class OllamaAdapter(OpenAIAdapter):
             context_tokens=await self._context(shown) if self._model else None,
             vision="vision" in can if isinstance(can, list) else None,
             version=version,
+            wires=PLAIN_WIRES | OWN_WIRES | await self.wires.spoken(version),
         )
 
     async def _show(self) -> Mapping[str, Any]:

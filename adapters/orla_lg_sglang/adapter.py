@@ -17,7 +17,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache, WorkflowCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, PLAIN_WIRES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample
 from orla_lg.openai_api.salt import FIELD, SaltTrial
@@ -123,6 +123,7 @@ class SGLangAdapter(OpenAIAdapter):
             vision=await self._vision(),
             version=str(flags.get("version") or ""),
             incarnation=_started(flags),
+            wires=PLAIN_WIRES | await self.wires.spoken(_started(flags)),
             advice=_ADVICE,
         )
 

@@ -41,6 +41,7 @@ class SimAdapter(OpenAIAdapter):
             kv_tokens=_kv_tokens(shown),
             request_tokens=plain.context_tokens,
             version=str(said.get("version") or ""),
+            wires=plain.wires - {"completions", "embeddings"},
             incarnation=str(sample(shown, f"{_NAME}process_start_time_seconds") or ""),
             advice={Capability.PRIORITY: "`priority = true` in its parameters would enable priority"},
         )

@@ -17,7 +17,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.engine.backend import Backend, Capability, Directions, Effect, Probe, Support, whole
 from orla_lg.core.engine.capabilities import EngineStats, KVEvent, Scope, WholeCache
 from orla_lg.errors import BackendUnavailable, EngineRefused
-from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, OpenAIAdapter, advised
+from orla_lg.openai_api.adapter import PLAIN_CAPABILITIES, PLAIN_WIRES, OpenAIAdapter, advised
 from orla_lg.openai_api.kv_events import kv_events, require
 from orla_lg.openai_api.metrics import sample, samples
 from orla_lg.openai_api.salt import FIELD, SaltTrial
@@ -168,6 +168,7 @@ class VLLMAdapter(OpenAIAdapter):
             vision=shown.vision,
             version=version,
             incarnation=shown.started,
+            wires=PLAIN_WIRES | await self.wires.spoken(f"{version} {shown.started}"),
             advice=_advice(shown, policy) | dict.fromkeys(door.ORDERS, self._plugin.advice),
         )
 

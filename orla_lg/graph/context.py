@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -36,6 +36,11 @@ HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
 CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
 
+
+Untranslated = Literal["external", "error"]
+"""It goes where the code sends it, recorded as external, or it ends with a ``MappingError`` before it queues."""
+
+UNTRANSLATED: tuple[Untranslated, ...] = get_args(Untranslated)
 
 LIMITS_KEY = "limits"
 """And in ``configurable``, beside the hints, the limits of one run."""
@@ -140,6 +145,10 @@ class Core:
     """Calls without the context of their node."""
     unseen: set[str] = field(default_factory=set)
     """Classes of models of which no request was seen, as far as a warning said so."""
+    untranslated: set[str] = field(default_factory=set)
+    """Fields that kept requests from being translated, as far as a warning said so."""
+    untranslatable: Untranslated = "external"
+    """What becomes of a request that its backend's engine can be sent neither as it is nor translated."""
 
 
 @dataclass(frozen=True, eq=False)

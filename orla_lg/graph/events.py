@@ -301,6 +301,10 @@ class GraphEvents(GraphCallbackHandler):
             self.awaited.begin(run, serialized, one_of=one_of)
             MODEL_RUN.set((self, run))
 
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a model answers of which no request was seen."""
+        self.awaited.answers(run_id)
+
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a model's run ended, if a request of it was still awaited."""
         self.awaited.ended(run_id, response)

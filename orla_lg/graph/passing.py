@@ -73,6 +73,8 @@ class AwaitedRequests:
         self._lock = threading.RLock()
         """Reentrant, because the collector may end a dropped stream at any point of what is done under it."""
         self._runs: dict[UUID, Awaited] = {}
+        self._answered: set[UUID] = set()
+        """Of these, runs that have a token already: a request that is seen now is none of theirs."""
 
     def begin(self, run: ModelRun, serialized: Mapping[str, Any] | None, *, one_of: int) -> None:
         """Await the request of a run that starts now, *one_of* so many of one call of its model."""
@@ -91,7 +93,9 @@ class AwaitedRequests:
             self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings)
             self._handler.ignore_llm = False
             if len(self._runs) > MOST_AWAITED:
-                del self._runs[next(iter(self._runs))]
+                oldest = next(iter(self._runs))
+                del self._runs[oldest]
+                self._answered.discard(oldest)
 
     def get(self, run: UUID) -> Awaited | None:
         """Return a run that is awaited."""
@@ -100,17 +104,24 @@ class AwaitedRequests:
     def seen(self, run: UUID) -> None:
         """Await a run no longer: a request of it, or of what it started, is served or recorded."""
         with self._lock:
-            found = self._runs.pop(run, None)
+            found = None if run in self._answered else self._runs.pop(run, None)
             if found is not None and len(found.siblings) > 1:
                 for each in found.siblings:
                     self._runs.pop(each, None)
             if not self._runs:
                 self._handler.ignore_llm = True
 
+    def answers(self, run: UUID) -> None:
+        """Note that a run has a token."""
+        with self._lock:
+            if run in self._runs:
+                self._answered.add(run)
+
     def ended(self, run: UUID, result: LLMResult | None = None, error: BaseException | str | None = None) -> None:
         """Note that a run ended, and record it if it is still awaited."""
         with self._lock:
             found = self._runs.pop(run, None)
+            self._answered.discard(run)
             if not self._runs:
                 self._handler.ignore_llm = True
         if found is None or (result is not None and _usage_metadata(result).get("total_cost") == 0):

@@ -23,6 +23,7 @@ from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS
 from orla_lg.openai_api.home import Home, Upgrade, certificates
+from orla_lg.openai_api.wire_trial import WireTrial
 from orla_lg.wires import chat, reading
 
 TIMEOUT_S = 5.0
@@ -40,6 +41,9 @@ PLAIN_CAPABILITIES: Mapping[Capability, Support] = {
     Capability.WARM: Support.EMULATED,
 }
 """What OpenAI's API promises; a warm-up is a request for one token."""
+
+PLAIN_WIRES = frozenset({"chat", "completions", "embeddings"})
+"""Wires that OpenAI's API is made of since its beginning; which others an engine speaks is asked (``WireTrial``)."""
 
 
 class Answer(httpx.Response):
@@ -66,12 +70,17 @@ class OpenAIAdapter:
         self._home = Home(backend)
         self._counts_streams = True
         """Whether the engine takes ``stream_options``; found out by its refusal."""
+        self.wires = WireTrial(self)
 
     # BackendAdapter
 
     async def probe(self) -> Probe:
-        """Ask which models are served."""
-        listed = (await self.get("models")).get("data")
+        """Ask which models are served, and which wires are spoken."""
+        try:
+            listed = (await self.get("models")).get("data")
+        except BackendUnavailable:
+            self.wires.forget()  # what answers there next may be another engine
+            raise
         entries = listed if isinstance(listed, list) else ()
         models = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
         return Probe(
@@ -79,6 +88,7 @@ class OpenAIAdapter:
             aliases=_same_models(models),
             capabilities=PLAIN_CAPABILITIES,
             context_tokens=self._context_of(models),
+            wires=PLAIN_WIRES | await self.wires.spoken(),
         )
 
     def _context_of(self, models: Sequence[Mapping[str, Any]]) -> int | None:
@@ -217,9 +227,17 @@ class OpenAIAdapter:
             return None
 
     async def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Send one short request; the whole of its answer takes *timeout_s* seconds and ``MAX_BYTES`` at most.
+
+        *headers* are sent beside the adapter's own.
 
         Raises:
             BackendUnavailable: The engine does not answer, or with too much.
@@ -228,9 +246,9 @@ class OpenAIAdapter:
         try:
             async with asyncio.timeout(timeout_s):
                 try:
-                    answer = await self._asked(method, path, body, timeout_s)
+                    answer = await self._asked(method, path, body, timeout_s, headers)
                 except Upgrade:  # known from now on
-                    answer = await self._asked(method, path, body, timeout_s)
+                    answer = await self._asked(method, path, body, timeout_s, headers)
         except TimeoutError as error:
             raise BackendUnavailable(f"{self._where}: {path} was not answered within {timeout_s:g} s") from error
         except OutOfBounds as error:
@@ -238,9 +256,16 @@ class OpenAIAdapter:
         self._heed_status(f"{method} {path}", answer)
         return answer
 
-    async def _asked(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
+    async def _asked(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        headers: Mapping[str, str] | None,
+    ) -> Answer:
         async with self._conversation(path) as http:
-            return await _read(http, method, path, body, timeout_s)
+            return await _read(http, method, path, body, timeout_s, headers)
 
     async def effect_of(
         self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
@@ -335,9 +360,10 @@ def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
 
 
 async def _read(
-    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
-) -> Answer:
-    async with http.stream(method, path, json=body, timeout=timeout_s) as response:
+    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float,
+    headers: Mapping[str, str] | None,
+) -> Answer:  # fmt: skip
+    async with http.stream(method, path, json=body, timeout=timeout_s, headers=headers) as response:
         data = await read_body(response, MAX_BYTES)
     packing = ("content-encoding", "content-length", "transfer-encoding")
     headers = [(name, value) for name, value in response.headers.multi_items() if name not in packing]

@@ -91,6 +91,15 @@ class WireServer:
         """Return what answers each method and path."""
         raise NotImplementedError
 
+    def asked_for_nothing(self, *wires: str) -> Mapping[tuple[str, str], Handler]:
+        """Return routes for the paths of other wires, as far as a probe looks: an empty request is malformed."""
+
+        async def malformed(seen: Seen) -> Response:
+            assert seen.body == {}, "this stand-in answers chat completions only"
+            return JSONResponse({"error": {"message": "model: Field required", "type": "BadRequestError"}}, 400)
+
+        return {("POST", f"/v1/{wire}"): malformed for wire in wires}
+
     def refusal(self, seen: Seen) -> Response | None:
         """Return what a request without the right key gets."""
         return None

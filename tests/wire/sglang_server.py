@@ -28,6 +28,8 @@ LEAST = -INT64
 class SGLangFlags:
     """How it was started."""
 
+    wires: tuple[str, ...] = ()
+    """Beside chat completions; none, as in versions before they came."""
     priority: bool = True
     low_values_first: bool = False
     abort_on_priority: bool = False
@@ -76,6 +78,7 @@ class SGLangServer(WireServer):
             "/resume_memory_occupation": self._resume,
         }
         return {
+            **self.asked_for_nothing(*self.flags.wires),
             ("GET", "/v1/models"): self._models,
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/tokenize"): self._tokenize,

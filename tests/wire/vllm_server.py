@@ -44,6 +44,8 @@ class VLLMFlags:
     """As the V0 engine did under another policy."""
     max_model_len: int = 4096
     vision: bool = False
+    wires: tuple[str, ...] = ()
+    """Beside chat completions; none, as in versions before they came."""
     plugin: str = ""
     """``works``, or why it does not; empty without."""
 
@@ -87,7 +89,8 @@ class VLLMServer(WireServer):
             ("POST", f"/v1/orla/kv/{verb}"): self._plugin_order for verb in ("pin", "release", "flush", "stat")
         }
         dev_mode, plugged = self.flags.dev_mode, bool(self.flags.plugin)
-        return {**always, **(dev if dev_mode else {}), **(plugin if plugged else {})}
+        spoken = self.asked_for_nothing(*self.flags.wires)
+        return {**always, **spoken, **(dev if dev_mode else {}), **(plugin if plugged else {})}
 
     def refusal(self, seen: Seen) -> Response | None:
         key = self.flags.api_key

@@ -91,6 +91,12 @@ def flag(where: str, value: object) -> None:
         raise ConfigError(f"{where} must be true or false, got {shown(value)}")
 
 
+def choice(where: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse what is none of the *allowed* words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{where} must be {' or '.join(map(repr, allowed))}, got {shown(value)}")
+
+
 def path(where: str, value: object) -> Path:
     """Return the path that *value* names, ``~`` followed; refuses what no file system can hold."""
     named = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -251,7 +251,7 @@ class Effect(StrEnum):
     """It was asked, and no answer came: we closed before, or the adapter broke."""
 
 
-MAX_MODELS, MAX_NAME_CHARS, MAX_SLOTS = 10_000, 1_000, 4_096
+MAX_MODELS, MAX_NAME_CHARS, MAX_SLOTS, MAX_WIRES = 10_000, 1_000, 4_096, 64
 """Of what an engine says of itself; more is not believed, for each of them sizes something here."""
 
 _MOST = 2**53
@@ -292,6 +292,9 @@ class Probe:
     """For each capability that a flag or a plugin would bring: what to start the engine with."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names among ``models`` that are another one's, each with that one."""
+    wires: frozenset[str] = frozenset()
+    """Names of the wires that the engine speaks: ``chat``, ``messages``, ``responses`` and so on. A request of
+    another wire is translated to chat completions, which are spoken by each engine, named here or not."""
 
     def __post_init__(self) -> None:
         """Leave out of a peer's answer what cannot be right: decisions rely on the types of these fields."""
@@ -303,6 +306,8 @@ class Probe:
             object.__setattr__(self, "slots", None)
         if not isinstance(self.vision, bool):
             object.__setattr__(self, "vision", None)
+        wires = sorted(name for name in self.wires if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS)
+        object.__setattr__(self, "wires", frozenset(wires[:MAX_WIRES]))
 
     @property
     def distinct(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from orla_lg.testing.faults.answers import in_common, words_of
-from orla_lg.testing.faults.exchange import Exchange, Gone
+from orla_lg.testing.faults.exchange import Exchange, Gone, Speaker
 from orla_lg.testing.faults.http import Seen, read, reset
 from orla_lg.testing.faults.reply import OK, Fault, Reply, reply_for
 
@@ -40,6 +40,8 @@ class FaultEngine:
         prefix_cache: Whether prompts stay cached where there are no slots; found by their ``cache_salt``, if any.
         slots: Looks like llama.cpp with so many slots; 0 is an engine without any.
         key: The API key it insists on; ``None`` takes any.
+        speaks: What answers other wires than chat completions, by path: ``{"/v1/messages": answer}``. It gets a
+            request's body and returns an answer's object, or the pieces of a stream.
         port: 0 takes a free one.
     """
 
@@ -60,6 +62,7 @@ class FaultEngine:
         prefix_cache: bool = True,
         slots: int = 0,
         key: str | None = None,
+        speaks: Mapping[str, Speaker] | None = None,
         port: int = 0,
     ) -> None:
         self.script: deque[Fault | Reply | None] = deque(script)
@@ -73,6 +76,7 @@ class FaultEngine:
         self.any_model = any_model
         self.context_tokens = context_tokens
         self.key = key
+        self.speaks = dict(speaks or {})
         self.port = port
         self.requests: list[Seen] = []
         self.in_flight = 0
@@ -195,7 +199,8 @@ class FaultEngine:
         """Return how to treat a request: what the key, the script, the rule and chance say, in this order."""
         if self.key is not None and seen.key != self.key:
             return Reply(status=401)
-        if seen.path != CHAT and not self.every_path:
+        is_call = seen.path == CHAT or (seen.path in self.speaks and bool(seen.body))
+        if not is_call and not self.every_path:
             return OK
         if self.script:
             return self._reply(self.script.popleft())

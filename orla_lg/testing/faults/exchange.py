@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from orla_lg.testing.faults.answers import cut, deltas, digest, message_for, usage_for
@@ -24,6 +24,10 @@ _WHOLE: dict[Fault, tuple[str, bytes]] = {
 }
 
 
+Speaker = Callable[[dict[str, Any]], dict[str, Any] | Sequence[bytes]]
+"""What answers another wire: from the body of a request, the object of an answer or the pieces of a stream."""
+
+
 class Gone(Exception):
     """The connection ends here."""
 
@@ -37,6 +41,7 @@ class AnsweringEngine(Protocol):
 
     models: tuple[str, ...]
     context_tokens: int | None
+    speaks: Mapping[str, Speaker]
 
     def note(self, seen: Seen) -> None:
         """Keep a request for the test to read."""
@@ -82,13 +87,36 @@ class Exchange:
                     await self._chat(reply, cached)
             return
         engine.note(seen)
-        if not await self._failed(engine.reply_to(seen)):
+        reply = engine.reply_to(seen)
+        if await self._failed(reply):
+            return
+        if seen.path not in engine.speaks:
             self._other(seen)
+        elif not seen.body:
+            self._refuse(400, "the request is empty")
+        else:
+            await self._speak(reply, engine.speaks[seen.path](seen.body))
+
+    async def _speak(self, reply: Reply, answer: dict[str, Any] | Sequence[bytes]) -> None:
+        """Answer on another wire."""
+        if isinstance(answer, dict):
+            await self._send_whole(reply, json.dumps(answer).encode())
+            return
+        kind = "application/x-ndjson" if self.seen.path.startswith("/api/") else "text/event-stream"
+        self.writer.write(head(200, (("content-type", kind), ("transfer-encoding", "chunked"), *reply.headers)))
+        for number, piece in enumerate(answer):
+            if reply.token_s:
+                await self._while_there(asyncio.sleep(reply.token_s))
+            if number == _PIECES_BEFORE_FAULT and reply.fault == Fault.DEAD_MID_STREAM:
+                await self._die()
+            self.writer.write(chunk(piece))
+        self.writer.write(b"0\r\n\r\n")
+        await self.writer.drain()
 
     def _other(self, seen: Seen) -> None:
         if seen.path == "/v1/models":
             self._send(200, {"object": "list", "data": [self._model(name) for name in self.engine.models]})
-        elif seen.path == "/v1/responses":
+        elif seen.path == "/v1/responses" and seen.body:  # one that asks for nothing finds out what is spoken
             self._send(200, self._response())
         elif seen.path == "/props" and (props := self.engine.props()) is not None:
             self._send(200, props)
