@@ -102,7 +102,8 @@ def passed(orla: Orla) -> list[Record]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    told = [record for record in caplog.records if record.name == "orla_lg" and record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in told]
 
 
 USES: dict[str, Use] = {

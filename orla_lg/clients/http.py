@@ -39,11 +39,9 @@ class Served(NamedTuple):
             place.serving.resources.masking.learn(key)
         attempts = 1 if sending is None else sending.max_attempts
         sender = HttpSender(place.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
-        embeds = asked.wire.embeds
-        part = "embeddings" if embeds else ""
-        inflight = place.arrive(asked.wire.ask_of(asked.body), asked.timeout(), part=part)
+        inflight = place.arrive(asked.wire.ask_of(asked.body), asked.timeout())
         inflight.fit = fitting(inflight, asked, place)
-        return place.steps(inflight, sender, passes=embeds)
+        return place.steps(inflight, sender)
 
     def answer(self, response: Any) -> Any:
         """Return the caller's *response*.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -169,10 +169,14 @@ class InFlightCall:
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True
-        services.memory.called(workflow)
-        if left := services.book.call_started(call, backend.name):
-            services.memory.signal(left)
-        running = services.book.is_running(workflow)
+        running = False
+        if call.ask.embeds:  # it waits as a workflow of its own, which leaves nothing in a cache
+            call = replace(call, identity=replace(call.identity, workflow=f"call-{call.id}"))
+        else:
+            services.memory.called(workflow)
+            if left := services.book.call_started(call, backend.name):
+                services.memory.signal(left)
+            running = services.book.is_running(workflow)
         holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
         if call.hints is not NO_HINTS:
@@ -192,7 +196,8 @@ class InFlightCall:
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
-        self.services.progress.stage_busy(self.call)
+        if not self.call.ask.embeds:
+            self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request
 
@@ -334,7 +339,7 @@ class InFlightCall:
             return
         service_s, prompt = now - self._departed_s, record.prompt_tokens
         run = None if record.run is None else self.services.book.run(record.run)
-        if run is not None:
+        if run is not None and not self.call.ask.embeds:
             self.services.foresight.served(run, self.call, record, service_s)
         scheduler.pace.note(
             service_s=service_s,
@@ -355,6 +360,9 @@ class InFlightCall:
             if usage is not None:  # what the engine computed, as far as it said
                 fresh_tokens = usage.prompt_tokens - (usage.cached_tokens or 0)
                 call.standing.serve(fresh_tokens + usage.completion_tokens, self.services.clock())
+            if call.ask.embeds:
+                scheduler.leave(queued, usage=None, tokens=0, followed=bool)
+                return []
             scheduler.leave(
                 queued, usage=usage, tokens=self._cached_after(failed=failed),
                 followed=partial(book.is_running, workflow),

@@ -13,7 +13,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import openai
@@ -79,7 +78,6 @@ def arrival(
     *,
     said: Hints = NO_HINTS,
     may_pass: bool = True,
-    part: str = "",
 ) -> InFlightCall:
     """Return a call that arrives from a place in a graph.
 
@@ -90,13 +88,10 @@ def arrival(
         timeout: Of the caller's client.
         said: Hints given with the call.
         may_pass: Whether it may go where its code says.
-        part: What is put behind its stage's name, after a colon.
     """
     serving = core.serving
     call_id = serving.new_id()
     identity, run = identify(come_from, core, call_id)
-    if part:
-        identity = replace(identity, stage=f"{identity.stage}:{part}")
     binding = come_from.binding if come_from is not None else None
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
     if not identity.identified:
@@ -164,11 +159,11 @@ class NodePlace:
         if self.of_model:
             MODEL_RUN.set(self._started)
 
-    def arrive(self, ask: Ask, timeout: CallerTimeout | None, *, part: str = "") -> InFlightCall:  # noqa: D102
-        return arrival(self._core, self._come_from, ask, timeout, part=part)
+    def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
+        return arrival(self._core, self._come_from, ask, timeout)
 
-    def steps(self, inflight: InFlightCall, sender: Sender, *, passes: bool = False) -> Steps:  # noqa: D102
-        return (pass_by if passes else serve)(inflight, sender, end_of(self._come_from))
+    def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
+        return serve(inflight, sender, end_of(self._come_from))
 
 
 def _place(body: Mapping[str, Any]) -> NodePlace | None:
