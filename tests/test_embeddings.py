@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from langchain_core.language_models import SimpleChatModel
 from langchain_openai import OpenAIEmbeddings
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -153,6 +154,32 @@ def test_nothing_of_them_counts_as_cache(engine: StubEngine, theirs: StubEngine,
         name = next(iter(serving.foresight._forecasts))
         assert serving.estimates.learned(name, "retrieve").calls == 1, "its calls of chat models alone"
         serving.check_integrity()
+
+
+class Retrieves(SimpleChatModel):
+    """A chat model that asks for embeddings, and makes its own request by other ways."""
+
+    embeddings: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "retrieves"
+
+    def _call(self, *args: Any, **kwargs: Any) -> str:
+        self.embeddings.embed_query("hello")
+        return "said"
+
+
+@pytest.mark.parametrize("made", [openai_s, ollama_s])
+def test_they_are_not_the_request_that_a_chat_model_owes(
+    engine: StubEngine, embedder: StubEngine, theirs: StubEngine, make_orla: MakeOrla, made: Any
+) -> None:
+    orla = two(make_orla, engine, embedder, {"*:embeddings": "embedder", "*": "main"})
+    llm = Retrieves(embeddings=made(theirs))
+    orla.wrap(graph(lambda: llm.invoke("hi"))).invoke(HI)
+    assert [(record.stage, record.external) for record in orla.records()] == [
+        ("retrieve:embeddings", False), ("retrieve", True),
+    ]  # fmt: skip
 
 
 def test_limits_of_them(engine: StubEngine, embedder: StubEngine, theirs: StubEngine, make_orla: MakeOrla) -> None:

@@ -82,7 +82,8 @@ def _served(library: Library, client: Any, request: Any, sending: Sending | None
         place = known.way_in.place(asked.body)
         if place is None or (sending is None and not place.of_model):
             return None
-        place.take()
+        if not wire.embeds:
+            place.take()
     return Served(asked, place, sending)
 
 

@@ -35,11 +35,12 @@ class Options(Protocol):
 
 def place_of(options: Options) -> Place | None:
     """Return where a request of a wire that we know is made; ``None`` for any other."""
-    if options.method.lower() != "post" or wire_at(options.url) is None:
+    wire = wire_at(options.url) if options.method.lower() == "post" else None
+    if wire is None:
         return None
     body = options.json_data
     place = known.way_in.place(body) if isinstance(body, dict) and not options.files else None
-    if place is not None:
+    if place is not None and not wire.embeds:
         place.take()
     return place
 

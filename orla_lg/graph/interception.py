@@ -33,7 +33,8 @@ from orla_lg.wires.chat import ask_of
 from orla_lg.wires.registry import wire_at
 
 CHAT_COMPLETIONS = "/chat/completions"
-_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", "/embeddings"})
+EMBEDDINGS = "/embeddings"
+_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", EMBEDDINGS})
 
 TITLE = "openai"
 MANY_FIELDS = 100
@@ -205,7 +206,7 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
     if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
         return None
     found = _found(options.json_data if isinstance(options.json_data, dict) else {})
-    if found is not None:
+    if found is not None and options.url != EMBEDDINGS:
         followed()
     return found
 

@@ -36,7 +36,7 @@ class StageKey(str):
         made.graphs = graphs
         return made
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # that of a str has one
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return str(self), self.graphs
 
 
