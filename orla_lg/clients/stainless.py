@@ -39,12 +39,18 @@ def is_known(options: Options) -> bool:
     return is_post and wire_at(options.url) is not None
 
 
+def is_embedding(options: Options) -> bool:
+    """Whether a request of a wire that we know asks for vectors."""
+    wire = wire_at(options.url)
+    return wire is not None and wire.embeds
+
+
 def site_of(options: Options) -> CallSite | None:
     """Return where a request of a wire that we know is made; ``None`` for any other."""
     if not is_known(options):
         return None
     site = known.way_in.site(options.json_data)
-    if site is not None:
+    if site is not None and not is_embedding(options):
         site.take()
     return site
 
