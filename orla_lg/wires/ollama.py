@@ -18,6 +18,7 @@ import struct
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from orla_lg.core.call import Ask, Usage
@@ -185,6 +186,10 @@ class _Embedding(_OllamaWire):
 
     def _messages_of(self, body: Body) -> Sequence[Any]:
         return ()  # nothing of it stays in a cache
+
+    def ask_of(self, body: Body) -> Ask:
+        """Return what a request asks for."""
+        return replace(super().ask_of(body), max_tokens=0, embeds=True)
 
     def _texts(self, body: Body) -> Sequence[str]:
         given = body.get(self._input)
