@@ -463,7 +463,23 @@ def test_an_answer_that_fails_half_way_is_the_callers(
         inside(orla, lambda: [*a_model("use_responses_api", theirs.url).stream("hello")])
 
 
-def test_a_connection_that_breaks_half_way_is_the_clients_error(native: ResponsesServer, make_orla: MakeOrla) -> None:
+def test_an_engine_that_fails_half_way_fails_the_translated_answer(
+    chatting: ChattingServer, make_orla: MakeOrla
+) -> None:
+    orla = serving(make_orla, chatting)
+    chatting.script = lambda body: Turn(text="half an answer", error={"message": "boom", "code": 500})
+    client = openai.OpenAI(base_url=chatting.url, api_key=CALLER_KEY, max_retries=0)
+    events = inside(orla, lambda: [event.to_dict() for event in client.responses.create(**ASK, stream=True)])
+    assert events[0]["type"] == "response.created" and events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["error"] == {"code": "server_error", "message": "boom"}
+    assert texts(events[-1]) == ["half an answer"]
+
+
+@pytest.mark.parametrize("engine", ["native", "chatting"])
+def test_a_connection_that_breaks_half_way_is_the_clients_error(
+    request: pytest.FixtureRequest, make_orla: MakeOrla, engine: str
+) -> None:
+    native = request.getfixturevalue(engine)
     orla = serving(make_orla, native)
     native.script = lambda body: Turn(text="half an answer", breaks="connection")
     client = openai.OpenAI(base_url=native.url, api_key=CALLER_KEY, max_retries=0)
