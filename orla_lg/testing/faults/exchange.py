@@ -41,7 +41,7 @@ class AnsweringEngine(Protocol):
 
     models: tuple[str, ...]
     context_tokens: int | None
-    speaks: Mapping[str, Speaker]
+    speaks: dict[str, Speaker]
 
     def note(self, seen: Seen) -> None:
         """Keep a request for the test to read."""
