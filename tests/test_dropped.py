@@ -181,10 +181,15 @@ def test_a_stream_that_is_still_read_comes_to_its_end(engine: StubEngine) -> Non
 
     gate.open()
     app = StateGraph(MessagesState).add_node("a", node).add_edge(START, "a").compile()
-    Orla([at(engine)], {"*": "main"}).wrap(app).invoke(ASKED)
-    del app, node
+    orla = Orla([at(engine)], {"*": "main"})
+    core = weakref.ref(orla.core.serving)
+    orla.wrap(app).invoke(ASKED)
+    del app, node, orla
     gc.collect()
+    assert core() is not None, "the stream is all that is left of it"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in held[0] if chunk.choices)
+    gc.collect()
+    assert core() is None, "the call is over, though its stream is still there"
     held.clear()
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way: cli → workflow → orla → graph, openai_api, adapters → wires → core → errors; no circles.
+"""Imports point one way: cli → workflow → orla → graph → clients → openai_api, adapters → wires → core → errors.
 
 Beside them stand ``engines``, which only the command line and the demo know, and ``testing``, which only the
 command line does. Inside the core the rooms stand in an order of their own, behind the files of the spine. An import

@@ -10,6 +10,9 @@ figure is the difference between neighbouring blocks, so a machine that slows do
 made inside a graph's node; the bare arm is the same graph, not wrapped. At 80 calls/s they arrive as a
 Poisson process, whether or not earlier ones have ended (open loop).
 
+With ``--clients`` the same ChatOpenAI calls by an SDK that is met at its HTTP client only, as Groq's or Anthropic's
+are, with bytes that pass as they are: what that adds is set against what the faster way of OpenAI's own SDK adds.
+
 Beside wall time stands the CPU time of the caller's process (all its threads, user and system), which a busy machine
 disturbs less. The ratio to the bare arm is what ``--check`` judges:
 the median over blocks, each against its neighbour.
@@ -31,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import openai
 import psutil
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
@@ -42,6 +46,8 @@ from bench.lib.figures import at_rank, ratios, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import ROOT
 from orla_lg import Backend, ChatOrla, Orla
+from orla_lg.clients import patching
+from orla_lg.clients.table import Client
 
 GOAL_MEDIAN_MS, GOAL_P99_MS = 0.3, 2.0
 GOAL_CPU_RATIO = {"invoke": 1.10, "ainvoke": 1.10, "astream": 1.10}
@@ -253,6 +259,48 @@ def draw(rows: list[Figure], path: Path) -> None:
     print(f"drawn: {path.relative_to(ROOT)}")
 
 
+class OtherSDK(openai.OpenAI):
+    """An SDK of the same make whose chat completions have no faster way in."""
+
+    request = openai.OpenAI.request
+
+
+class AsyncOtherSDK(openai.AsyncOpenAI):
+    """``OtherSDK`` for a running loop."""
+
+    request = openai.AsyncOpenAI.request
+
+
+OTHER = Client("other", __name__, ("OtherSDK.request", "AsyncOtherSDK.request"), "stainless", ("chat",))
+
+
+def other_model(plain: dict[str, Any]) -> ChatOpenAI:
+    """Return a ChatOpenAI that calls by the other SDK."""
+    made = {"base_url": plain["base_url"], "api_key": plain["api_key"]}
+    sync, asynchronous = OtherSDK(**made), AsyncOtherSDK(**made)
+    return ChatOpenAI(
+        model=plain["model"],
+        root_client=sync,
+        client=sync.chat.completions,
+        root_async_client=asynchronous,
+        async_client=asynchronous.chat.completions,
+    )
+
+
+async def clients(arms: list[Arm], blocks: int, quick: bool) -> None:
+    """Measure other clients' calls, and print their addition as a ratio to that of chat completions."""
+    await measure(arms, blocks, quick, alone_only=True)
+    rows = figures(arms)
+    print(report_cpu(rows))
+    by_form: dict[str, dict[str, Figure]] = {}
+    for row in rows:
+        by_form.setdefault(row.form, {})[row.arm] = row
+    for form, found in by_form.items():
+        chat, other = found["wrapped"].added_cpu_ms, found["other SDK"].added_cpu_ms
+        ratio = spread(ratios(other, chat)).shown()
+        print(f"{form}: an SDK met at its HTTP client adds {ratio} of what chat completions add")
+
+
 async def memory(arm: Arm, calls: int) -> None:
     """Make many calls through a wrapped graph and print what the process holds on the way."""
     process, held = psutil.Process(os.getpid()), []
@@ -279,6 +327,7 @@ async def main() -> int:
     options.add_argument(
         "--check", action="store_true", help=f"CPU time alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal"
     )
+    options.add_argument("--clients", action="store_true", help="CPU time of other clients' calls alone")
     options.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
     args = options.parse_args()
     with (
@@ -292,6 +341,11 @@ async def main() -> int:
             Arm("ChatOrla", ChatOrla(orla=orla, model="main"), lambda graph: graph),
         ]
         rows: list[Figure] = []
+        if args.clients:
+            patching.patch(OTHER, sys.modules[__name__])
+            other = Arm("other SDK", other_model(plain), orla.wrap)
+            await clients([*arms[:2], other], args.blocks or LEAST_BLOCKS, args.quick)
+            return 0
         if args.check:
             await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
             rows = figures(arms[:2])

@@ -86,6 +86,8 @@ class InFlightCall:
         "began_s",
         "call",
         "external",
+        "fit",
+        "holder",
         "layers",
         "mappers",
         "max_attempts",
@@ -110,6 +112,10 @@ class InFlightCall:
         """Called with the record when the call ends."""
         self.external = False
         """The call goes where its code says, past the core."""
+        self.fit: Callable[[Assignment], Assignment | None] | None = None
+        """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
+        self.holder: object = None
+        """What must live as long as the call: a stream may be all that is left of its core."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
@@ -305,6 +311,7 @@ class InFlightCall:
             self._tell(Happening.FINISHED, self.record)
         if self.on_end is not None:
             self.on_end(services.records.latest(record))
+        self.holder = self.fit = None
 
     @property
     def record(self) -> Record | None:

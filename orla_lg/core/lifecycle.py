@@ -154,6 +154,9 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
         assignment = yield from _map(inflight)  # 2 map
         if assignment is None:
             _warn_unplaced(inflight)
+        elif inflight.fit is not None:
+            assignment = inflight.fit(assignment)
+        if assignment is None:
             inflight.external = True
             return (yield Send(sender, inflight))
         backend = assignment.backend

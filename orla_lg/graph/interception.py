@@ -2,8 +2,8 @@
 
 Every form of a chat completion (plain, parsed, raw, streamed) passes the one method ``request`` of the SDK's
 client, even from wrappers that bound ``create`` before we came. We replace it on the class; outside a
-wrapped graph it costs two context look-ups and calls the original. The Responses API passes and is
-recorded as external: it is another protocol, which engines of our users hardly speak.
+wrapped graph it costs two context look-ups and calls the original. Its other requests, and those of other
+clients, come in below, at their HTTP client (``clients``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import openai
 
-from orla_lg.core.call import NO_HINTS, OBJECT, Hints
-from orla_lg.core.lifecycle import arrive, pass_by, serve
+from orla_lg.clients import http, stainless
+from orla_lg.clients.way_in import WayIn
+from orla_lg.core.call import NO_HINTS, OBJECT, Ask, CallerTimeout, Hints
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import Sender, arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution
@@ -29,7 +33,10 @@ from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender
 from orla_lg.wires.chat import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
-_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions"})
+_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", "/embeddings"})
+
+TITLE = "openai"
+MANY_FIELDS = 100
 
 log = logging.getLogger("orla_lg")
 
@@ -52,38 +59,123 @@ def chat_steps(
     on_record: Callable[[Record], None] | None = None,
 ) -> Steps:
     """Return the steps of one chat completion: its identity, its request, and how to send it."""
+    core.serving.resources.masking.learn(client.api_key)
+    inflight = arrival(
+        core, come_from, ask_of(options.json_data), timeout_of(client, options), said=said, may_pass=may_pass
+    )
+    on_end = end_of(come_from, on_record)
+    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
+    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
+        return pass_by(inflight, sender, on_end)
+    return serve(inflight, sender, on_end)
+
+
+def arrival(
+    core: Core,
+    come_from: Origin | None,
+    ask: Ask,
+    timeout: CallerTimeout | None,
+    *,
+    said: Hints = NO_HINTS,
+    may_pass: bool = True,
+    part: str = "",
+) -> InFlightCall:
+    """Return a call that arrives from a place in a graph.
+
+    Args:
+        core: What serves it.
+        come_from: Where it is made.
+        ask: What it asks for.
+        timeout: Of the caller's client.
+        said: Hints given with the call.
+        may_pass: Whether it may go where its code says.
+        part: What is put behind its stage's name, after a colon.
+    """
     serving = core.serving
-    serving.resources.masking.learn(client.api_key)
     call_id = serving.new_id()
     identity, run = identify(come_from, core, call_id)
+    if part:
+        identity = replace(identity, stage=f"{identity.stage}:{part}")
     binding = come_from.binding if come_from is not None else None
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
+    if not identity.identified:
+        count_lost(core)
     inflight = arrive(
         serving.services,
         identity,
-        ask_of(options.json_data),
+        ask,
         call_id=call_id,
         said=said,
         hints=hints_for(come_from, core, run),
         mappers=own,
         layers=layers_for(come_from, core, run),
-        timeout=timeout_of(client, options),
+        timeout=timeout,
         may_pass=may_pass,
     )
-    on_end = on_record
-    if come_from is not None and (run_of_model := come_from.model_run) is not None and is_traced(run_of_model):
+    inflight.holder = core
+    return inflight
 
-        def on_end(record: Record) -> None:
-            annotate(run_of_model, record)
-            if on_record is not None:
-                on_record(record)
 
-    if not identity.identified:
-        count_lost(core)
-    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
-    if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
-        return pass_by(inflight, sender, on_end)
-    return serve(inflight, sender, on_end)
+def end_of(
+    come_from: Origin | None, on_record: Callable[[Record], None] | None = None
+) -> Callable[[Record], None] | None:
+    """Return what is called with a call's record: *on_record*, and what puts it into the trace of its model run."""
+    run_of_model = None if come_from is None else come_from.model_run
+    if run_of_model is None or not is_traced(run_of_model):
+        return on_record
+
+    def on_end(record: Record) -> None:
+        annotate(run_of_model, record)
+        if on_record is not None:
+            on_record(record)
+
+    return on_end
+
+
+class NodeCallSite:
+    """A node of a wrapped graph, as clients other than OpenAI's chat completions know it (``clients``)."""
+
+    def __init__(self, core: Core, come_from: Origin) -> None:
+        self.serving = core.serving
+        self.clients = core.clients
+        self.untranslatable: str = core.untranslatable
+        self._core = core
+        self._come_from = come_from
+        self._started: Any = None
+        """The model run, once its request is made."""
+
+    @property
+    def of_model(self) -> bool:  # noqa: D102
+        return self._come_from.model_run is not None
+
+    def is_first(self, field: str) -> bool:  # noqa: D102
+        known = self._core.untranslated
+        if field in known or len(known) >= MANY_FIELDS:
+            return False
+        known.add(field)
+        return True
+
+    def take(self) -> None:  # noqa: D102
+        self._started = MODEL_RUN.get()
+        MODEL_RUN.set(None)
+
+    def give_back(self) -> None:  # noqa: D102
+        if self.of_model:
+            MODEL_RUN.set(self._started)
+
+    def arrive(self, ask: Ask, timeout: CallerTimeout | None, *, part: str = "") -> InFlightCall:  # noqa: D102
+        return arrival(self._core, self._come_from, ask, timeout, part=part)
+
+    def steps(self, inflight: InFlightCall, sender: Sender, *, passes: bool = False) -> Steps:  # noqa: D102
+        return (pass_by if passes else serve)(inflight, sender, end_of(self._come_from))
+
+
+def _site(body: Mapping[str, Any]) -> NodeCallSite | None:
+    found = _found(body)
+    return None if found is None else NodeCallSite(*found)
+
+
+_WAY_IN = WayIn(MODEL_RUN, _site)
 
 
 def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
@@ -93,6 +185,8 @@ def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = 
     if found is None:
         return original()
     core, come_from = found
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
+        return stainless.request(NodeCallSite(core, come_from), TITLE, self, _SYNC, options, form)
     return drive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -105,6 +199,8 @@ async def _arequest(
     if found is None:
         return await original()
     core, come_from = found
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
+        return await stainless.arequest(NodeCallSite(core, come_from), TITLE, self, _ASYNC, options, form)
     return await adrive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -112,14 +208,21 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
     """Return the core that serves this request; ``None`` for requests that are none of our business."""
     if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
         return None
-    come_from = origin(options.json_data if isinstance(options.json_data, dict) else {})
+    found = _found(options.json_data if isinstance(options.json_data, dict) else {})
+    if found is not None:
+        MODEL_RUN.set(None)
+    return found
+
+
+def _found(body: Mapping[str, Any]) -> tuple[Core, Origin] | None:
+    """Return the core that serves a request with *body* that is made here; ``None`` outside wrapped graphs."""
+    come_from = origin(body)
     if come_from is None or come_from.binding is None:
         if come_from is None or not namespace_of(come_from):  # else it is of a graph that is not wrapped
             for core in tuple(_cores):
                 if core.serving.book.open_runs():  # probably a call of one of their nodes
                     count_lost(core)
         return None
-    MODEL_RUN.set(None)
     return come_from.binding.core, come_from
 
 
@@ -137,6 +240,7 @@ def install(core: Core) -> None:
     with _lock:
         _cores.add(core)
         execution.install()
+        http.install(_WAY_IN)
         openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
         openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
 
@@ -154,6 +258,7 @@ def restore_unless_used() -> None:
         if len(_cores):
             return
         execution.uninstall()
+        http.uninstall()
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]
         if openai.AsyncOpenAI.request is _arequest:

@@ -15,7 +15,7 @@ import openai
 from orla_lg.core.call import OBJECT, CallerTimeout
 from orla_lg.core.engine.backend import Backend, with_fields
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, is_guard, may_refuse
+from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, may_refuse, parted
 from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
 from orla_lg.wires import chat
@@ -33,11 +33,28 @@ PROGRAM = f"OpenAI/Python {openai.__version__}"
 """The program's name that engines get to know: the caller's SDK's."""
 
 
+class EngineHttp(openai.DefaultHttpxClient):
+    """The HTTP client for one backend; interception lets it through."""
+
+    send = httpx2.Client.send  # bound before anything replaces it on the base class
+
+
+class AsyncEngineHttp(openai.DefaultAsyncHttpxClient):
+    """``EngineHttp`` for one event loop."""
+
+    send = httpx2.AsyncClient.send
+
+
 class EngineClient(openai.OpenAI):
     """The SDK's client for one backend; interception lets it through."""
 
     request = openai.OpenAI.request  # bound before anything replaces it on the base class
     user_agent = PROGRAM
+
+    @property
+    def http(self) -> httpx2.Client:
+        """What it sends by, for requests that are not the SDK's."""
+        return self._client
 
 
 class AsyncEngineClient(openai.AsyncOpenAI):
@@ -45,6 +62,11 @@ class AsyncEngineClient(openai.AsyncOpenAI):
 
     request = openai.AsyncOpenAI.request
     user_agent = PROGRAM
+
+    @property
+    def http(self) -> httpx2.AsyncClient:
+        """What it sends by, for requests that are not the SDK's."""
+        return self._client
 
 
 class EngineClients:
@@ -57,6 +79,8 @@ class EngineClients:
     def __init__(self, backend: Backend, *, keep_alive: bool) -> None:
         self.backend = backend
         self.dialect = Dialect(backend)
+        """Of its chat completions."""
+        self._dialects = {"chat": self.dialect}
         self.headers = frozenset(name.lower() for name in backend.forward_headers)
         """What is carried of the caller's beyond what always is (``home.HEADERS``)."""
         self.query = frozenset(backend.forward_query)
@@ -73,7 +97,7 @@ class EngineClients:
             return kept[1]
         with self._lock:
             if self._sync is None or self._sync[0] != os.getpid():
-                http = openai.DefaultHttpxClient(
+                http = EngineHttp(
                     **self._http_settings(),
                     event_hooks={"request": [self._home.heed_request], "response": [tap_response]},
                 )
@@ -88,13 +112,18 @@ class EngineClients:
             return kept[1]
         with self._lock:
             self._by_loop = {key: pair for key, pair in self._by_loop.items() if not pair[0].is_closed()}
-            http = openai.DefaultAsyncHttpxClient(
+            http = AsyncEngineHttp(
                 **self._http_settings(),
                 event_hooks={"request": [self._home.aheed_request], "response": [atap_response]},
             )
             client = AsyncEngineClient(**self._settings(), http_client=http)
             self._by_loop[id(loop)] = (loop, client)
             return client
+
+    def dialect_of(self, wire: str) -> Dialect:
+        """Return what the engine turned out not to take on one wire, by the wire's name."""
+        known = self._dialects.get(wire)
+        return known or self._dialects.setdefault(wire, Dialect(self.backend))
 
     def _settings(self) -> dict[str, Any]:
         # Retries are ours: each is an attempt of one call, in our queue, and in its record.
@@ -244,9 +273,8 @@ class SdkSender:
     def _outgoing(self, inflight: InFlightCall) -> Outgoing:
         assert inflight.backend is not None and inflight.assignment is not None
         clients = self._clients[inflight.backend]
-        asked = {**self._options.json_data, "model": inflight.model}
-        if inflight.assignment.parameters:
-            asked = {**self._parameters(inflight.assignment.parameters), **asked}
+        assert inflight.model is not None
+        asked = chat.CHAT.with_model(self._options.json_data, inflight.model, inflight.assignment.parameters)
         inflight.sends(asked)
         dialect, said = clients.dialect, self._said(asked)
         fields: Mapping[str, Any] = inflight.request_fields()
@@ -254,12 +282,7 @@ class SdkSender:
             fields = dialect.without_refused(fields)
         body = with_fields(asked, fields)
         body["model"] = asked["model"]
-        guards, added = dict[str, Any](), set[str]()
-        for name, value in fields.items():
-            if is_guard(name, value):
-                guards[name] = value
-            elif asked.get(name, fields) != value:
-                added.add(name)
+        guards, added = parted(fields, asked)
         mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
         hides: Hides | None = None
         if not isinstance(streams, OBJECT):
@@ -286,15 +309,6 @@ class SdkSender:
         """Return what the caller asks for in all: the SDK lays ``extra_body`` over the body."""
         extra = self._options.extra_json
         return {**asked, **extra} if extra else asked
-
-    def _parameters(self, mapped: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what the mapping sets, but not against what the caller gave under either of a field's names."""
-        given = dict(mapped)
-        given |= given.pop("extra_body", {})
-        limits = {"max_tokens", "max_completion_tokens"}
-        if limits & set(self._options.json_data):
-            given = {name: value for name, value in given.items() if name not in limits}
-        return given
 
     def _options_for(self, clients: EngineClients, body: dict[str, Any], fields: Mapping[str, Any]) -> Any:
         given, caller = self._options, self._caller

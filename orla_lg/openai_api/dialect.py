@@ -22,6 +22,17 @@ def is_guard(name: str, value: Any) -> bool:
     return name == "cache_salt" or (name == "cache_prompt" and value is False)
 
 
+def parted(fields: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return which of our *fields* are guards, and the names of the others that the request did not have so."""
+    guards, added = dict[str, Any](), set[str]()
+    for name, value in fields.items():
+        if is_guard(name, value):
+            guards[name] = value
+        elif asked.get(name, fields) != value:
+            added.add(name)
+    return guards, added
+
+
 def named_in(answer: str, fields: Collection[str]) -> set[str]:
     """Return which of *fields* an engine's answer names."""
     return {name for name in fields if re.search(rf"\b{re.escape(name)}\b", answer)}

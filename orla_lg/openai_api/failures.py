@@ -61,7 +61,11 @@ def attempt_failed(error: openai.APIError) -> AttemptFailed | None:
         return AttemptFailed(error, unreachable=True)
     if not isinstance(error, openai.APIStatusError):
         return None
-    status, headers = error.status_code, error.response.headers
+    return failed_status(error, error.status_code, error.response.headers)
+
+
+def failed_status(error: Exception, status: int, headers: Mapping[str, str]) -> AttemptFailed | None:
+    """Return how an answer with an error's *status* counts as a failed attempt; ``None`` where it is final."""
     again, retry_after_s = headers.get("x-should-retry"), _retry_after_s(headers)
     if status == HTTPStatus.NOT_FOUND and again != "true":
         return AttemptFailed(error, elsewhere=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import httpx2
@@ -143,6 +143,16 @@ def _of_client(headers: tuple[tuple[bytes, bytes], ...], named: frozenset[str]) 
     }
 
 
+def headers_among(given: Iterable[tuple[str, str]], named: frozenset[str]) -> dict[str, str]:
+    """Return which headers of a caller's HTTP request are carried.
+
+    Args:
+        given: All of them, named in lower case.
+        named: More that the backend takes, or that are part of the API, in lower case.
+    """
+    return {name: value for name, value in given if _passes(name, named)}
+
+
 @functools.lru_cache(maxsize=1024)
 def _passes(name: str, named: frozenset[str]) -> bool:
     return name in HEADERS or name in named or name.startswith(PREFIXES)
@@ -153,7 +163,10 @@ def query_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any]:
     carried: dict[str, Any] = {}
     for source in (getattr(caller, "_custom_query", None), given):
         if source and isinstance(source, Mapping):
-            for name, value in source.items():
-                if name.lower() in QUERY or name in named:
-                    carried[name] = value
+            carried |= query_among(source.items(), named)
     return carried
+
+
+def query_among(given: Iterable[tuple[str, Any]], named: Collection[str]) -> dict[str, Any]:
+    """Return which of a caller's query parameters are carried."""
+    return {name: value for name, value in given if name.lower() in QUERY or name in named}

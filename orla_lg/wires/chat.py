@@ -6,23 +6,14 @@ instead of parsing. Inside a JSON string a quote is escaped, so ``"usage":`` can
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from orla_lg.core.call import OBJECT, Ask, Usage
-from orla_lg.wires import reading
-from orla_lg.wires.reading import (
-    MAX_COUNT,
-    SHOWN_BYTES,
-    EventSplitter,
-    Garbage,
-    count,
-    is_number,
-    payload,
-)
+from orla_lg.wires.reading import MAX_COUNT, Garbage, count, is_number, payload
+from orla_lg.wires.wire import Body, ChunkReader, Wire
 
 _USAGE, _TIMINGS = b'"usage"', b'"timings"'
 """The latter is llama.cpp's."""
@@ -36,8 +27,6 @@ _DECODER = json.JSONDecoder()
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _DONE = re.compile(rb"(?:\A|[\r\n])data:\s*\[DONE\]")
 """At the beginning of a line: no JSON string holds a raw line break."""
-_FIELD = re.compile(rb"(?:\A|[\r\n])(?:data|event|id|retry)?:")
-"""A line that only a stream of events has."""
 
 
 _ASSEMBLED = frozenset({
@@ -55,53 +44,12 @@ _ASSEMBLED = frozenset({
 """Fields of a request that leave the chunks of its stream with all that the answer in one piece has."""
 
 
-class Beginning:
-    """Judges the beginning of a stream as its bytes come, in pieces of any size.
+def brings(event: bytes) -> bool:
+    """Whether one event of a stream brings the first of an answer.
 
-    Args:
-        json_too: An answer in one piece will do as well.
+    Raises:
+        Garbage: It is none, or says that the engine failed.
     """
-
-    def __init__(self, *, json_too: bool) -> None:
-        self.is_json = False
-        """Whether it is an answer in one piece."""
-        self.head = b""
-        """What it begins with."""
-        self._json_too = json_too
-        self._bytes = 0
-        self._splitter = EventSplitter()
-
-    def feed(self, data: bytes) -> bool:
-        """Take in *data*; returns whether the first event that brings something is there.
-
-        Raises:
-            Garbage: It cannot become an answer any more.
-        """
-        if len(self.head) < SHOWN_BYTES:
-            self.head = (self.head + data).removeprefix(codecs.BOM_UTF8).lstrip()
-            if self._json_too and self.head.startswith(b"{"):
-                self.is_json = True
-                return True
-        self._bytes += len(data)
-        if any(_brings(event) for event in self._splitter.feed(data)):
-            return True
-        if self._splitter.is_stuck:
-            raise Garbage(f"an event of more than {reading.MAX_EVENT_BYTES} bytes")
-        if self._bytes > reading.MAX_EVENT_BYTES:
-            raise Garbage(f"no event in {self._bytes} bytes, which begin with {self.head[:SHOWN_BYTES]!r}")
-        return False
-
-    def end(self) -> None:
-        """Judge what ended before an event that brings something; lines that SSE does not know mean nothing there.
-
-        Raises:
-            Garbage: It has nothing of a stream of events.
-        """
-        if self.head and not _FIELD.search(self.head):
-            raise Garbage(f"expected server-sent events, got {self.head[:SHOWN_BYTES]!r}")
-
-
-def _brings(event: bytes) -> bool:
     if is_done(event):
         return True
     try:
@@ -120,9 +68,9 @@ def _heed_error(event: Mapping[str, Any]) -> None:
         raise Garbage(f"the engine failed: {said}", said)
 
 
-def is_done(data: bytes) -> bool:
-    """Whether *data*, an event or the end of a stream, says that nothing more belongs to the stream."""
-    return _DONE.search(data) is not None
+def is_done(tail: bytes) -> bool:
+    """Whether *tail*, an event or the end of a stream, says that nothing more belongs to the stream."""
+    return _DONE.search(tail) is not None
 
 
 def ends_well(tail: bytes) -> bool:
@@ -226,3 +174,65 @@ def can_assemble(body: Mapping[str, Any]) -> bool:
     A field that is not known here may ask for more in the answer than its chunks are known to bring.
     """
     return (body.get("n") or 1) == 1 and not any(value for key, value in body.items() if key not in _ASSEMBLED)
+
+
+class ChatCompletions(Wire):
+    """Chat completions, which every engine speaks."""
+
+    name = "chat"
+    title = "chat completions"
+    paths = ("/chat/completions",)
+    path = "v1/chat/completions"
+    counts_on_demand = True
+
+    ask_of = staticmethod(ask_of)
+    brings = staticmethod(brings)
+    usage_in = staticmethod(usage_in)
+    ends_well = staticmethod(ends_well)
+    is_over = staticmethod(is_done)
+
+    def with_model(self, body: Body, model: str, parameters: Body) -> dict[str, Any]:  # noqa: D102
+        if not parameters:
+            return {**body, "model": model}
+        return {**_given(parameters, body), **body, "model": model}
+
+    def to_chat(self, body: Body) -> dict[str, Any]:  # noqa: D102
+        return {name: value for name, value in body.items() if name != "model"}
+
+    def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:  # noqa: D102
+        return dict(completion)
+
+    def reader(self, asked: Body) -> ChunkReader:  # noqa: D102
+        return Chunks()
+
+    def error(self, status: int, message: str, *, kind: str | None = None) -> dict[str, Any]:  # noqa: D102
+        return error_of(status, message, kind)
+
+
+def _given(parameters: Body, body: Body) -> dict[str, Any]:
+    """Return what a mapping sets, but not against what *body* has under either of a field's names."""
+    given = dict(parameters)
+    given |= given.pop("extra_body", {})
+    limits = {"max_tokens", "max_completion_tokens"}
+    if not limits.isdisjoint(body):
+        given = {name: value for name, value in given.items() if name not in limits}
+    return given
+
+
+def error_of(status: int, message: str, kind: str | None) -> dict[str, Any]:
+    """Return OpenAI's form of an error."""
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind or usual, "param": None, "code": None}}
+
+
+class Chunks:
+    """Writes the chunks of a chat completion as its stream."""
+
+    def feed(self, chunk: Body) -> bytes:  # noqa: D102
+        return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+    def end(self) -> bytes:  # noqa: D102
+        return b"data: [DONE]\n\n"
+
+
+CHAT = ChatCompletions()

@@ -139,6 +139,20 @@ class EventSplitter:
         return rest
 
 
+class LineSplitter(EventSplitter):
+    """Cuts a byte stream into lines, each of which is an event: JSON objects one after the other."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that *data* completes, each with its end; empty ones are none."""
+        whole, found, rest = (bytes(self._rest) + data).rpartition(b"\n")
+        self._rest = bytearray(rest)
+        return [line + b"\n" for line in whole.split(b"\n") if line.strip()] if found else []
+
+    def whole(self, data: bytes) -> bool:
+        """Whether *data* is whole lines."""
+        return not self._rest and data.endswith(b"\n")
+
+
 def payload(event: bytes) -> dict[str, Any] | None:
     """Return the JSON object in an event's data lines; ``None`` for comments and ``[DONE]``.
 

@@ -27,7 +27,10 @@ import httpx2
 from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.wires import chat, reading
 from orla_lg.wires.assembly import Assembly
+from orla_lg.wires.beginning import Beginning, splitter_of
+from orla_lg.wires.chat import CHAT
 from orla_lg.wires.decoding import decode, heed_charset
+from orla_lg.wires.wire import Wire
 
 Mode = Literal["plain", "stream", "assemble"]
 
@@ -65,23 +68,27 @@ class Tap:
         inflight: The call.
         mode: What the caller gets of the response.
         hides: Events of a stream that the caller does not get.
+        wire: What the engine sends.
     """
 
-    def __init__(self, inflight: InFlightCall, mode: Mode, *, hides: Hides | None = None) -> None:
+    def __init__(self, inflight: InFlightCall, mode: Mode, *, hides: Hides | None = None, wire: Wire = CHAT) -> None:
         self.complete = False
         self.begun = False
         self.counted = False
         """Whether token counts came."""
         self._inflight = inflight
+        self._wire = wire
         self.mode = mode
         self.content_type = ""
         """What the engine says that it sends, where the caller is told otherwise."""
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
-        self._beginning = None if mode == "plain" else chat.Beginning(json_too=mode == "assemble")
+        self._beginning = None if mode == "plain" else Beginning(wire, json_too=mode == "assemble")
+        self._first = b""
+        """A stream's events up to the first that brings something; some wires count the prompt there."""
         self._hides = hides
-        self._splitter = reading.EventSplitter() if hides is not None or mode == "assemble" else None
+        self._splitter = splitter_of(wire) if hides is not None or mode == "assemble" else None
         self.assembled = False
         """Whether the stream that is assembled said that it is done: what follows is none of the answer."""
         self._kept: deque[bytes] = deque()
@@ -103,6 +110,7 @@ class Tap:
                 self._kept_bytes -= len(kept.popleft())
         beginning = self._beginning
         if beginning is not None and beginning.feed(data):
+            self._first = beginning.first
             self._begin(is_json=beginning.is_json)
             if beginning.is_json:
                 return beginning.head
@@ -146,7 +154,7 @@ class Tap:
         """Whether the answer was whole before its bytes ended: a break after that takes nothing from it."""
         if self.assembly is not None:
             return self.assembled or (self.assembly.finished and not self.assembly.error)
-        return self.mode == "stream" and chat.is_done(b"".join(self._kept))
+        return self.mode == "stream" and self._wire.is_over(b"".join(self._kept))
 
     def last(self, response: TappedResponse) -> bytes:
         """Return what the caller still gets when the engine's bytes are through.
@@ -164,7 +172,7 @@ class Tap:
             return whole
         self._read_usage()
         kept = b"".join(self._kept)
-        if self.mode == "stream" and not chat.ends_well(kept):
+        if self.mode == "stream" and not self._wire.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
             reading.heed_shape(kept, self.content_type or response.headers.get("content-type", ""))
@@ -187,7 +195,10 @@ class Tap:
             raise reading.Garbage(f"the answer cannot be written ({type(error).__name__})") from error
 
     def _read_usage(self) -> None:
-        if usage := chat.usage_in(b"".join(self._kept)):
+        kept = b"".join(self._kept)
+        if len(kept) < self._bytes:
+            kept = self._first + kept
+        if usage := self._wire.usage_in(kept):
             self.counted = True
             self._inflight.saw(usage)
 

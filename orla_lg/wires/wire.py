@@ -60,6 +60,14 @@ class Wire(ABC):
     """Where an engine that speaks it serves it, from the root of its server: ``v1/messages``."""
     framing: ClassVar[Literal["sse", "ndjson"]] = "sse"
     """What separates the events of a stream: blank lines, or the ends of lines."""
+    carries: ClassVar[frozenset[str]] = frozenset()
+    """Headers of a request, in lower case, that are part of the API, as its version is; no credentials."""
+    embeds: ClassVar[bool] = False
+    """Whether it asks for vectors: then OpenAI's embeddings stand in for chat completions."""
+    templated: ClassVar[bool] = True
+    """Whether its prompts are messages that the model's chat template joins."""
+    counts_on_demand: ClassVar[bool] = False
+    """Whether a stream brings token counts only if ``stream_options.include_usage`` asks for them."""
 
     # What is asked
 
@@ -106,6 +114,10 @@ class Wire(ABC):
     @abstractmethod
     def ends_well(self, tail: bytes) -> bool:
         """Whether the end of a stream says that the answer is whole."""
+
+    def is_over(self, tail: bytes) -> bool:
+        """Whether nothing of the answer can follow: a connection that breaks after that takes nothing from it."""
+        return self.ends_well(tail)
 
     # Between wires
 

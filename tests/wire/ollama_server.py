@@ -8,14 +8,16 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from tests.wire.answers import answer_to
 from tests.wire.machine import Job, Machine, tokens_of
+from tests.wire.ollama_native import NativeApi, Said, Script, vector_of
 from tests.wire.served import Events, Handler, Seen, WireServer, event
 
 MODEL = "stand-in:latest"
@@ -48,14 +50,27 @@ class OllamaFlags:
     names: tuple[str, ...] = (MODEL, "other:7b")
     wires: tuple[str, ...] = ()
     """Beside chat completions; none, as in versions before they came."""
+    native: bool = True
+    """It has an API of its own; else it is some other server that speaks chat completions alone."""
 
 
 class OllamaServer(WireServer):
-    """Ollama, from outside."""
+    """Ollama, from outside.
 
-    def __init__(self, flags: OllamaFlags | None = None, machine: Machine | None = None) -> None:
+    Args:
+        flags: How it was started.
+        machine: Its inside.
+        script: Its model; without one, a story, or what tools and schemas ask for.
+    """
+
+    def __init__(
+        self, flags: OllamaFlags | None = None, machine: Machine | None = None, script: Script | None = None
+    ) -> None:
         super().__init__(machine or Machine(running=1, block=1, blocks=4096))  # OLLAMA_NUM_PARALLEL
         self.flags = flags or OllamaFlags()
+        self.script = script
+        cached, can = self.flags.cached_counts, self.flags.capabilities or ()
+        self.api = NativeApi(self.machine, self._said, cached_counts=cached, thinks="thinking" in can)
         self.expires_s: float | None = None
         """When the model leaves, as ``time.monotonic``; ``None`` while it is not loaded."""
         self.loads = 0
@@ -65,6 +80,13 @@ class OllamaServer(WireServer):
             self._stay()
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
+        openai: dict[tuple[str, str], Handler] = {
+            ("GET", "/v1/models"): self._models,
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/embeddings"): self._embeddings,
+        }
+        if not self.flags.native:
+            return openai
         return {
             **self.asked_for_nothing(*self.flags.wires),
             ("GET", "/"): self._running,
@@ -72,9 +94,11 @@ class OllamaServer(WireServer):
             ("GET", "/api/tags"): self._tags,
             ("GET", "/api/ps"): self._ps,
             ("POST", "/api/show"): self._show,
+            ("POST", "/api/chat"): self._native_chat,
             ("POST", "/api/generate"): self._generate,
-            ("GET", "/v1/models"): self._models,
-            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/api/embed"): self._native_embed,
+            ("POST", "/api/embeddings"): self._native_embed,
+            **openai,
         }
 
     def unknown(self, seen: Seen, known_path: bool) -> Response:
@@ -100,7 +124,7 @@ class OllamaServer(WireServer):
             self.stay_s = self.flags.keep_alive_s
             await asyncio.sleep(self.flags.load_s)
         if keep_alive is not None:
-            self.stay_s = float(keep_alive)
+            self.stay_s = _seconds(keep_alive)
         self._stay()
 
     # What it says of itself
@@ -152,7 +176,8 @@ class OllamaServer(WireServer):
         body = seen.body
         if not self._knows(body.get("model", "")):
             return JSONResponse({"error": f"model '{body.get('model')}' not found"}, 404)
-        assert not body.get("prompt"), "the stand-in only loads and unloads here"
+        if body.get("prompt"):
+            return await self._natively(body, self.api.generate)
         done = {"model": body["model"], "created_at": datetime.now(UTC).isoformat(), "response": "", "done": True}
         if body.get("keep_alive") == 0:
             if self.expires_s is not None:
@@ -160,6 +185,39 @@ class OllamaServer(WireServer):
             return JSONResponse(done | {"done_reason": "unload"})
         await self._load(body.get("keep_alive"))
         return JSONResponse(done | {"done_reason": "load"})
+
+    # Its own API
+
+    async def _native_chat(self, seen: Seen) -> Any:
+        body = seen.body
+        if not self._knows(body.get("model", "")):
+            return JSONResponse({"error": f"model '{body.get('model')}' not found"}, 404)
+        if body.get("messages"):
+            return await self._natively(body, self.api.chat)
+        await self._load(body.get("keep_alive"))
+        done = {"model": body["model"], "created_at": datetime.now(UTC).isoformat(), "done": True}
+        return JSONResponse(done | {"message": {"role": "assistant", "content": ""}, "done_reason": "load"})
+
+    async def _natively(self, body: dict[str, Any], answer: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
+        can = self.flags.capabilities
+        if (refused := self.api.refused(body, tools=can is None or "tools" in can)) is not None:
+            return refused
+        await self._load(body.get("keep_alive"))
+        return await answer(body)
+
+    async def _native_embed(self, seen: Seen) -> Any:
+        body = seen.body
+        if not self._knows(body.get("model", "")):
+            return JSONResponse({"error": f'model "{body.get("model")}" not found, try pulling it first'}, 404)
+        await self._load(body.get("keep_alive"))
+        return self.api.embeddings(body) if seen.path.endswith("embeddings") else self.api.embed(body)
+
+    def _said(self, asked: dict[str, Any]) -> Said:
+        """Return what the model says to a request in chat completions' form."""
+        if self.script is not None:
+            return self.script(asked)
+        text, function = answer_to(asked, asked.get("max_tokens"))
+        return Said(text) if function is None else Said(calls=((function, json.loads(text)),))
 
     # Chat completions
 
@@ -202,31 +260,45 @@ class OllamaServer(WireServer):
         return tokens if len(tokens) < limit else tokens[-limit // 2 :]
 
     async def _whole(self, job: Job) -> dict[str, Any]:
-        text, function = job.answer()
-        made = "".join([piece async for piece in self.machine.pieces(job, text)])
+        said = self._said(job.body)
+        thought = [piece async for piece in self.machine.pieces(job, said.thinking)] if said.thinking else []
+        made = "".join([piece async for piece in self.machine.pieces(job, said.written)])
         message: dict[str, Any] = {"role": "assistant", "content": made}
-        if function is not None and job.finish == "stop":
-            message |= {"content": "", "tool_calls": [_call(function, made)]}
-        choice = {"index": 0, "message": message, "finish_reason": _reason(job, function)}
+        message |= {"reasoning": "".join(thought)} if thought else {}
+        if said.calls and job.finish == "stop":
+            message |= {"content": said.text, "tool_calls": _calls(said)}
+        choice = {"index": 0, "message": message, "finish_reason": _reason(job, said)}
         return {**_top(job, "chat.completion"), "choices": [choice], "usage": self._usage(job)}
 
     async def _stream(self, job: Job) -> AsyncIterator[str]:
         async with self.machine.turn(job):
             top, roles = _top(job, "chat.completion.chunk"), itertools.chain(["assistant"], itertools.repeat(""))
-            text, function = job.answer()
-            pieces = self.machine.pieces(job, text)
-            if function is not None:  # a call comes whole
-                arguments = "".join([piece async for piece in pieces])
-                calls = [_call(function, arguments)]
-                yield event({**top, "choices": [_delta({"role": next(roles), "content": "", "tool_calls": calls})]})
+            said = self._said(job.body)
+            if said.thinking:
+                async for piece in self.machine.pieces(job, said.thinking):
+                    delta = {**_role(next(roles)), "content": "", "reasoning": piece}
+                    yield event({**top, "choices": [_delta(delta)]})
+            pieces = self.machine.pieces(job, said.written)
+            if said.calls:  # they come whole
+                async for _ in pieces:
+                    pass
+                delta = {**_role(next(roles)), "content": said.text, "tool_calls": _calls(said)}
+                yield event({**top, "choices": [_delta(delta)]})
             else:
                 async for piece in pieces:
-                    role = next(roles)
-                    yield event({**top, "choices": [_delta(({"role": role} if role else {}) | {"content": piece})]})
-            yield event({**top, "choices": [_delta({}, _reason(job, function))]})
+                    yield event({**top, "choices": [_delta({**_role(next(roles)), "content": piece})]})
+            yield event({**top, "choices": [_delta({}, _reason(job, said))]})
             if (job.body.get("stream_options") or {}).get("include_usage"):
                 yield event({**top, "choices": [], "usage": self._usage(job)})
             yield event("[DONE]")
+
+    async def _embeddings(self, seen: Seen) -> Response:
+        given = seen.body["input"]
+        texts = [given] if isinstance(given, str) else given
+        data = [{"object": "embedding", "index": n, "embedding": vector_of(text)} for n, text in enumerate(texts)]
+        words = sum(len(text.split()) for text in texts)
+        usage = {"prompt_tokens": words, "total_tokens": words}
+        return JSONResponse({"object": "list", "model": seen.body["model"], "data": data, "usage": usage})
 
     def _usage(self, job: Job) -> dict[str, Any]:
         prompt = len(job.tokens)
@@ -237,13 +309,29 @@ class OllamaServer(WireServer):
         return usage
 
 
-def _call(function: str, arguments: str) -> dict[str, Any]:
-    told = {"name": function, "arguments": json.dumps(json.loads(arguments), separators=(",", ":"))}
-    return {"id": f"call_{secrets.token_hex(4)}", "index": 0, "type": "function", "function": told}
+def _seconds(keep_alive: Any) -> float:
+    """Return a duration as Go reads it, of one unit."""
+    if isinstance(keep_alive, str):
+        unit = keep_alive.lstrip("-.0123456789")
+        return float(keep_alive.removesuffix(unit)) * {"s": 1, "m": 60, "h": 3600}[unit]
+    return float(keep_alive)
 
 
-def _reason(job: Job, function: str | None) -> str | None:
-    return "tool_calls" if function is not None and job.finish == "stop" else job.finish
+def _role(role: str) -> dict[str, str]:
+    return {"role": role} if role else {}
+
+
+def _calls(said: Said) -> list[dict[str, Any]]:
+    return [_call(index, name, arguments) for index, (name, arguments) in enumerate(said.calls)]
+
+
+def _call(index: int, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"name": name, "arguments": json.dumps(arguments, separators=(",", ":"))}
+    return {"id": f"call_{secrets.token_hex(4)}", "index": index, "type": "function", "function": told}
+
+
+def _reason(job: Job, said: Said) -> str | None:
+    return "tool_calls" if said.calls and job.finish == "stop" else job.finish
 
 
 def _top(job: Job, kind: str) -> dict[str, Any]:

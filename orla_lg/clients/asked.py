@@ -1,0 +1,108 @@
+"""One request of a model's client, as its HTTP library holds it, and how it is said to an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from orla_lg.clients.libraries import Library
+from orla_lg.core.call import CallerTimeout
+from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.openai_api.home import headers_among, query_among
+from orla_lg.wires.chat import CHAT
+from orla_lg.wires.completions import COMPLETIONS
+from orla_lg.wires.embeddings import EMBEDDINGS
+from orla_lg.wires.wire import Untranslatable, Wire
+
+EVERYWHERE = frozenset({CHAT.name, COMPLETIONS.name, EMBEDDINGS.name})
+"""Wires that carry the fields that are put into a request; an engine that does not say otherwise speaks these."""
+
+_KEYS = ("authorization", "x-api-key", "api-key")
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request that a wire knows."""
+
+    library: Library
+    request: Any
+    """The library's."""
+    wire: Wire
+    body: Mapping[str, Any]
+    unread: bool
+    """Whether the client reads the response itself."""
+    encoding: Any
+    """How the client reads a text without a charset."""
+    timeouts: Mapping[str, Any]
+
+    @property
+    def middle(self) -> Wire:
+        """The wire that an engine is asked in which does not speak the caller's."""
+        return EMBEDDINGS if self.wire.embeds else CHAT
+
+    @cached_property
+    def translated(self) -> dict[str, Any]:
+        """The request as one of the wire in the middle.
+
+        Raises:
+            Untranslatable: It cannot be said there.
+        """
+        return self.wire.to_chat(self.body)
+
+    @cached_property
+    def is_translatable(self) -> bool:
+        """Whether it can be said in the wire in the middle."""
+        try:
+            return bool(self.translated)
+        except Untranslatable:
+            return False
+
+    def wire_for(self, scheduler: BackendScheduler) -> Wire:
+        """Return the wire in which a backend is asked: the caller's where the engine speaks it.
+
+        A request that must carry what keeps workflows or tenants apart (a slot, a salt) goes in a wire that does.
+        """
+        wire, probe = self.wire, scheduler.health.probe
+        if wire is CHAT:
+            return wire
+        if wire.name not in (EVERYWHERE if probe is None or not probe.wires else probe.wires):
+            return self.middle
+        is_kept_apart = scheduler.isolation.on or (probe is not None and probe.slots)
+        return self.middle if is_kept_apart and not (wire.embeds or wire.name in EVERYWHERE) else wire
+
+    def timeout(self) -> CallerTimeout | None:
+        """Return how long the client would wait for an answer; ``None``: without end."""
+        seconds = self.timeouts.get("read")
+        return None if seconds is None else CallerTimeout(seconds, self._timed_out)
+
+    def _timed_out(self, waited_for: str) -> Exception:
+        return self.library.failed("ReadTimeout", waited_for, self.request)
+
+    def secrets(self) -> list[str]:
+        """Return the caller's keys, which must not be recorded."""
+        headers = self.request.headers
+        return [headers[name].removeprefix("Bearer ") for name in _KEYS if name in headers]
+
+    def headers(self, named: frozenset[str]) -> dict[str, str]:
+        """Return the headers to carry; *named* are what the backend takes beside the usual ones."""
+        return headers_among(self.request.headers.items(), named | self.wire.carries)
+
+    def query(self, named: frozenset[str]) -> dict[str, Any]:
+        """Return the query parameters to carry."""
+        params = self.request.url.params
+        return query_among(params.items(), named) if params else {}
+
+
+def read(library: Library, client: Any, request: Any, wire: Wire, *, unread: bool) -> Asked | None:
+    """Return a request as its wire has it; ``None`` where its body is no JSON object, or still to come."""
+    try:
+        body = json.loads(request.content)
+    except (library.module.RequestNotRead, ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    timeouts = request.extensions.get("timeout") or client.timeout.as_dict()
+    return Asked(library, request, wire, body, unread, client._default_encoding, timeouts)

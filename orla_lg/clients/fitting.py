@@ -1,0 +1,74 @@
+"""Requests that a backend cannot be asked: those of a wire that its engine does not speak, and that is no chat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from orla_lg.clients.asked import Asked
+from orla_lg.clients.sending import CallSite
+from orla_lg.core.call import Assignment
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.errors import MappingError
+from orla_lg.wires.chat import CHAT
+from orla_lg.wires.wire import Untranslatable
+
+log = logging.getLogger("orla_lg")
+
+
+def fitting(inflight: InFlightCall, asked: Asked, site: CallSite) -> Callable[[Assignment], Assignment | None] | None:
+    """Return what takes out of the call's assignment where its request cannot be said; ``None`` if it always can."""
+    if asked.wire is CHAT:
+        return None
+
+    def fit(assignment: Assignment) -> Assignment | None:
+        schedulers = inflight.services.schedulers
+        named = (assignment.backend, *assignment.alternatives)
+        spoken = [name for name in named if asked.wire_for(schedulers[name]) is asked.wire]
+        if len(spoken) == len(named):
+            return assignment
+        try:
+            return assignment if asked.translated else None
+        except Untranslatable as error:
+            return _without(inflight, asked, site, assignment, spoken, error)
+
+    return fit
+
+
+def _without(
+    inflight: InFlightCall,
+    asked: Asked,
+    site: CallSite,
+    assignment: Assignment,
+    spoken: list[str],
+    error: Untranslatable,
+) -> Assignment | None:
+    """Return *assignment* with the backends that speak the wire alone.
+
+    Raises:
+        MappingError: There are none, and the call is not to pass.
+    """
+    if spoken:
+        first, *others = spoken
+        reason = assignment.reason if first == assignment.backend else f"{assignment.reason}; {error}"
+        return replace(assignment, backend=first, alternatives=tuple(others), reason=reason)
+    if site.untranslatable == "error":
+        raise untranslatable(inflight, asked, error) from error
+    if site.is_first(error.field):
+        log.warning(
+            "stage %r asks by %s for what backend %r cannot be asked: %s. Such calls go where their code says, past "
+            "queues and limits; untranslatable='error' makes them fail instead. This is logged once for each field",
+            inflight.call.identity.stage, asked.wire.title, assignment.backend, error,
+        )  # fmt: skip
+    return None
+
+
+def untranslatable(inflight: InFlightCall, asked: Asked, error: Untranslatable) -> MappingError:
+    """Return the error of a call whose request cannot be said to a backend that it is mapped to."""
+    schedulers = inflight.services.schedulers
+    able = [name for name, scheduler in schedulers.items() if asked.wire_for(scheduler) is asked.wire]
+    return MappingError(
+        f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends whose engine "
+        f"speaks {asked.wire.title}: {', '.join(able) or 'none'}"
+    )
