@@ -161,7 +161,7 @@ class Reader:
         if self._begun:
             return b""
         self._begun = True
-        nothing = {"content": [], "stop_reason": None, "stop_sequence": None}
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         usage = {**_usage(self._usage), "output_tokens": 0}
         return event({"type": "message_start", "message": {**_top(chunk, self._asked), **nothing, "usage": usage}})
 
