@@ -36,7 +36,7 @@ _LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _VERSION = {"anthropic-version": "2023-06-01"}
 
 
-class Asking(Protocol):
+class CanAsk(Protocol):
     """What a trial needs of its adapter."""
 
     @property
@@ -69,7 +69,7 @@ class Asking(Protocol):
 class WireTrial:
     """What one adapter knows of the wires of its engine; each is asked for once for each start of the engine."""
 
-    def __init__(self, adapter: Asking) -> None:
+    def __init__(self, adapter: CanAsk) -> None:
         self._adapter = adapter
         self._known: dict[str, bool] = {}
         self._asked_s = float("-inf")
