@@ -78,7 +78,7 @@ def whole(completion: Body, asked: Body) -> dict[str, Any]:
     return {**_top(completion, asked), "content": content + tool_use, **reasons, "usage": usage}
 
 
-class Reader:
+class MessageEvents:
     """Turns the chunks of a chat completion into the events of a stream of Messages.
 
     Args:
