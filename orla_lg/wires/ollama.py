@@ -50,7 +50,7 @@ class _OllamaWire(Wire):
             Untranslatable: It is none.
         """
 
-    def ask_of(self, body: Body) -> Ask:
+    def ask_of(self, body: Any) -> Ask:
         """Return what a request asks for."""
         if not isinstance(body, Mapping):
             return Ask("auto", ())
@@ -112,7 +112,11 @@ class _Generating(_OllamaWire):
 
     _piece: ClassVar[str]
     """The field that each line of a stream has."""
-    _says: ClassVar[answers.Says]
+
+    @staticmethod
+    @abstractmethod
+    def _says(text: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return how an answer, or a piece of one, holds these."""
 
     def brings(self, event: bytes) -> bool:
         """Whether a line brings the first of an answer.
@@ -133,11 +137,11 @@ class _Generating(_OllamaWire):
 
     def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:
         """Return the answer in one piece to the request *asked*, from a whole chat completion."""
-        return answers.whole(completion, asked, type(self)._says)
+        return answers.whole(completion, asked, self._says)
 
     def reader(self, asked: Body) -> ChunkReader:
         """Return what turns the stream of a chat completion into lines."""
-        return answers.Lines(asked, type(self)._says)
+        return answers.Lines(asked, self._says)
 
 
 class _Chat(_Generating):

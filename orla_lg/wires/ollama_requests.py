@@ -208,7 +208,7 @@ class _Conversation:
         return said
 
     def _calls_in(self, message: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
-        calls = []
+        calls: list[dict[str, Any]] = []
         for place, call in _objects(message, "tool_calls", path):
             function = call.get("function")
             if not isinstance(function, Mapping):
