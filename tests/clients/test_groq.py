@@ -167,7 +167,7 @@ def test_the_engines_error_is_the_sdks_own(
     engine.rule = lambda seen: Reply(status=400)
     with pytest.raises(groq.BadRequestError) as caught:
         inside(orla, lambda: (stream if streamed else ask)(sdk(theirs, max_retries=2)))
-    assert caught.value.body and len(engine.chats) == 1
+    assert caught.value.body and len(engine.chats) == 1 + streamed, "once more without what we added"
     (record,) = orla.records()
     assert record.error is not None and "400" in record.error and not record.external
 
@@ -232,7 +232,7 @@ def test_its_headers_are_carried_and_its_credentials_are_not(
 def test_what_a_mapping_sets_counts_where_the_caller_said_nothing(
     engine: StubEngine, theirs: StubEngine, make_orla: Any
 ) -> None:
-    entry = {"backend": "main", "parameters": {"temperature": 0.5, "max_tokens": 5, "extra_body": {"top_k": 1}}}
+    entry = {"to": "main", "temperature": 0.5, "max_tokens": 5, "extra_body": {"top_k": 1}}
     orla = make_orla(at(engine), mapper={"*": entry})
     inside(orla, lambda: ask(sdk(theirs), temperature=0.1, max_completion_tokens=9))
     (seen,) = engine.chats
