@@ -46,7 +46,7 @@ builder.add_edge(START, "triage").add_edge("triage", "support")
 
 orla = Orla(
     [Backend("light", "http://127.0.0.1:8001/v1"), Backend("heavy", "http://127.0.0.1:8002/v1")],
-    mapper={"triage": "light", "support": "heavy", "support|tools": "light"},
+    mapper={"triage": "light", "support": "heavy", "expert": "light"},
     limits=Limits(stages={"support": Limit(calls=20, per_s=60)}),
 )
 graph = orla.wrap(builder.compile(name="desk"))

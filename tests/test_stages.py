@@ -118,7 +118,7 @@ SHAPES = pytest.mark.parametrize(
     [
         *((shape, TWICE, run) for shape in (as_a_node, in_a_function) for run in (sync, asynchronous)),
         (on_its_own_thread, TWICE, asynchronous),
-        (in_a_tool, ["support|model", "support|tools|model", "support|tools|model", "support|model"], sync),
+        (in_a_tool, ["support|model", *["support|tools|agent|model"] * 2, "support|model"], sync),
         (in_a_subgraph, ["support|desk|model"] * 2, sync),
         (unseen, TWICE, sync),
     ],
@@ -271,7 +271,7 @@ def test_hints_inherit_field_by_field(engine: StubEngine, make_orla: MakeOrla) -
     wrapped.invoke(HI)
     assert listening.of("triage") == Hints()
     assert listening.of("support|model") == Hints(priority=3, deadline_s=50, tenant="acme")
-    assert listening.of("support|tools|model") == Hints(priority=9, deadline_s=5, tenant="", cache="flush")
+    assert listening.of("support|tools|agent|model") == Hints(priority=9, deadline_s=5, tenant="", cache="flush")
 
 
 def test_an_inner_nodes_metadata_is_nearer_than_an_outer_nodes_function(
@@ -351,9 +351,10 @@ def test_strictness_covers_too(engine: StubEngine) -> None:
     [
         (as_a_node, "support"), (as_a_node, "support|model"), (as_a_node, "model"), (as_a_node, "triage"),
         (as_a_node, "triage|anything"), (as_a_node, "support|tools|model"), (as_a_node, "tools|critic|model"),
-        (in_a_tool, "support|tools|model"), (in_a_tool, "tools|model"), (in_a_function, "support|model"),
-        (unseen, "support|model"), (unseen, "support|tools|model"), (in_a_subgraph, "desk"),
-        (in_a_subgraph, "desk|model"), (in_a_subgraph, "support|desk"),
+        (in_a_tool, "support|tools|model"), (in_a_tool, "tools|model"), (in_a_tool, "support|tools|agent|model"),
+        (in_a_tool, "agent"), (in_a_tool, "agent|model"), (in_a_tool, "tools|anything"),
+        (in_a_function, "support|model"), (unseen, "support|model"), (unseen, "support|tools|model"),
+        (in_a_subgraph, "desk"), (in_a_subgraph, "desk|model"), (in_a_subgraph, "support|desk"),
     ],
     ids=lambda each: getattr(each, "__name__", each),
 )  # fmt: skip
@@ -367,7 +368,7 @@ def test_what_decides_or_may_decide_a_stage_is_taken(shape: Any, name: str) -> N
         (as_a_node, "suport", "support"), (as_a_node, "support|modle", "support|model"),
         (as_a_node, "support|anything", None), (as_a_node, "suport|model", "support|model"),
         (as_a_node, "modle", "model"), (as_a_node, "anything", None), (as_a_node, "anything|model", None),
-        (in_a_function, "support|modle", "support|model"), (in_a_tool, "support|tools|modle", "support|tools|model"),
+        (in_a_function, "support|modle", "support|model"), (in_a_tool, "agent|modle", "agent|model"),
         (unseen, "model", None), (in_a_subgraph, "support|dsk", "support|desk"), (as_a_node, "model|", "model"),
     ],
     ids=lambda each: getattr(each, "__name__", each),

@@ -19,7 +19,7 @@ from orla_lg.clients import translation
 from orla_lg.clients.asked import Asked
 from orla_lg.clients.fitting import untranslatable
 from orla_lg.clients.libraries import Answered
-from orla_lg.clients.sending import Passing
+from orla_lg.clients.sending import PassedBy
 from orla_lg.core.call import OBJECT
 from orla_lg.core.engine.backend import with_fields
 from orla_lg.core.engine.retry import AttemptFailed
@@ -89,7 +89,7 @@ class HttpSender:
         """Send from this thread."""
         if inflight.external:
             if self._passes_back:
-                return Passing(inflight, self._asked.body)
+                return PassedBy(inflight, self._asked.body)
             response = self._original()
             inflight.finish()
             return response
@@ -106,7 +106,7 @@ class HttpSender:
         except (ErrorStatus, *FAILURES) as error:
             self._give_up(inflight, outgoing, error)
 
-    def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> Any:
+    def _send_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
         tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
@@ -136,7 +136,7 @@ class HttpSender:
         """Send from this task."""
         if inflight.external:
             if self._passes_back:
-                return Passing(inflight, self._asked.body)
+                return PassedBy(inflight, self._asked.body)
             response = await self._original()
             inflight.finish()
             return response
@@ -153,7 +153,7 @@ class HttpSender:
         except (ErrorStatus, *FAILURES) as error:
             self._give_up(inflight, outgoing, error)
 
-    async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> Any:
+    async def _asend_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
         tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
@@ -181,7 +181,7 @@ class HttpSender:
 
     # What goes out
 
-    def _outgoing(self, inflight: InFlightCall) -> Outgoing:
+    def _outgoing(self, inflight: InFlightCall) -> EngineRequest:
         assert inflight.scheduler is not None and inflight.assignment is not None and inflight.model is not None
         asked, clients = self._asked, self._clients[inflight.scheduler.backend.name]
         wire = asked.wire_for(inflight.scheduler)
@@ -203,7 +203,7 @@ class HttpSender:
             body[STREAM_OPTIONS] = {**options, "include_usage": True}
             added.add(STREAM_OPTIONS)
             hides = chat.is_usage_only if wire is asked.wire else None
-        return Outgoing(clients, dialect, asked, wire, body, mode, hides, added, said, guards)
+        return EngineRequest(clients, dialect, asked, wire, body, mode, hides, added, said, guards)
 
     def _translated(self, inflight: InFlightCall, mode: Mode) -> Mapping[str, Any]:
         """Return the request as a chat completion's, streamed where the caller's is."""
@@ -220,14 +220,16 @@ class HttpSender:
         elif wire.templated and not wire.embeds and self._asked.is_translatable:
             inflight.sends({**self._asked.translated, "model": said["model"]})
 
-    def _without_ours(self, outgoing: Outgoing) -> Outgoing:
+    def _without_ours(self, outgoing: EngineRequest) -> EngineRequest:
         """Return the same request with nothing added but what keeps workflows apart."""
         body = with_fields(outgoing.said, outgoing.guards)
         return outgoing._replace(body=body, hides=None, added=())
 
     # What comes back
 
-    def _streamed(self, inflight: InFlightCall, outgoing: Outgoing, response: httpx2.Response, began_s: float) -> Any:
+    def _streamed(
+        self, inflight: InFlightCall, outgoing: EngineRequest, response: httpx2.Response, began_s: float
+    ) -> Any:
         asked, turning, content_type = self._asked, None, None
         if outgoing.translates:
             turning = translation.StreamTranslation(inflight, asked.wire, asked.body)
@@ -238,14 +240,14 @@ class HttpSender:
         stream = kind(response, asked.request, turning)
         return library.streamed(answered, stream, asked.request, asked.encoding)
 
-    def _whole(self, outgoing: Outgoing, response: httpx2.Response, content: bytes, began_s: float) -> Any:
+    def _whole(self, outgoing: EngineRequest, response: httpx2.Response, content: bytes, began_s: float) -> Any:
         asked, content_type = self._asked, None
         if outgoing.translates:
             content, content_type = translation.answer(content, asked.wire, asked.body), b"application/json"
         answered = _answered(response, began_s, content_type)
         return asked.library.whole(answered, content, asked.request, asked.encoding, unread=asked.unread)
 
-    def _refused(self, outgoing: Outgoing, error: ErrorStatus) -> Any:
+    def _refused(self, outgoing: EngineRequest, error: ErrorStatus) -> Any:
         asked, response, content_type = self._asked, error.response, None
         content = response.content
         if outgoing.translates:
@@ -254,7 +256,7 @@ class HttpSender:
         answered = _answered(response, time.perf_counter(), content_type)
         return asked.library.whole(answered, content, asked.request, asked.encoding, unread=asked.unread)
 
-    def _give_up(self, inflight: InFlightCall, outgoing: Outgoing, error: Exception) -> Any:
+    def _give_up(self, inflight: InFlightCall, outgoing: EngineRequest, error: Exception) -> Any:
         """Say how an attempt failed.
 
         Raises:
@@ -292,11 +294,11 @@ def _answered(response: httpx2.Response, began_s: float, content_type: bytes | N
         headers = [(name, value) for name, value in headers if name.lower() != b"content-type"]
         headers.append((b"content-type", content_type))
     came = response.extensions
-    said = {name: came[name] for name in ("http_version", "reason_phrase") if name in came}
+    said: dict[str, Any] = {name: came[name] for name in ("http_version", "reason_phrase") if name in came}
     return Answered(response.status_code, headers, timedelta(seconds=time.perf_counter() - began_s), said)
 
 
-class Outgoing(NamedTuple):
+class EngineRequest(NamedTuple):
     """One request as it is sent to one backend."""
 
     clients: EngineClients

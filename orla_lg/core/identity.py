@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 ANY_STAGE = "*"
 NAMESPACE_SEPARATOR = "|"
@@ -73,21 +72,6 @@ class Identity:
     def prompt_owner(self) -> str:
         """The workflow that got the answers that its prompts may repeat; one for all calls outside of any graph."""
         return "" if self.run is None else self.workflow
-
-
-@lru_cache(maxsize=1024)
-def stage_key(checkpoint_namespace: str) -> str:
-    """Return a checkpoint namespace without what differs from run to run.
-
-    Task ids go (``sub:1f…|node:2a…`` → ``sub|node``), and so do the counters that LangGraph puts between
-    a node and a graph called more than once inside it (``node|1|agent`` → ``node|agent``).
-    """
-    parts = []
-    for part in checkpoint_namespace.split(NAMESPACE_SEPARATOR):
-        name = part.partition(ID_SEPARATOR)[0]
-        if name and not name.isdigit():
-            parts.append(name)
-    return NAMESPACE_SEPARATOR.join(parts)
 
 
 def standalone(call_id: str, *, identified: bool = True) -> Identity:

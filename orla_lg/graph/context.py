@@ -18,8 +18,9 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
+from orla_lg.core.boundary.stage_keys import stage_key
 from orla_lg.core.call import Hints
-from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, stage_key, standalone, workflow_key
+from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, standalone, workflow_key
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.mapping import Mapper
@@ -306,8 +307,8 @@ def identify(origin: Origin | None, core: Core, call_id: str) -> tuple[Identity,
         workflow = run.key(tenant)
     else:
         workflow = workflow_key(str(thread) if thread else _lone(namespace, call_id), tenant)
-    if (node := origin.node) is not None and node.prefix and namespace:
-        namespace = node.prefix + namespace
+    if (node := origin.node) is not None and node.path is not node.namespace and namespace:
+        namespace = node.path_of(namespace)
     identity = Identity(
         workflow=workflow,
         run=None if run is None else run.id,

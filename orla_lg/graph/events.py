@@ -8,6 +8,7 @@ several handlers of one ``Orla``; the first to see it books it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,10 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 
+from orla_lg.core.boundary.stage_keys import stage_key
+from orla_lg.core.boundary.stage_rules import whole_names
 from orla_lg.core.call import Hints
-from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.inflight import ABANDONED
 from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.workflow import Outcome
@@ -28,6 +31,7 @@ from orla_lg.graph.context import (
     CONFIG_KEY,
     MODEL_RUN,
     Binding,
+    HintsFunction,
     Lineage,
     ModelRun,
     RunIndex,
@@ -35,6 +39,7 @@ from orla_lg.graph.context import (
     tenant_in,
 )
 from orla_lg.graph.running_node import RunningNode, current, enter, leave
+from orla_lg.graph.running_tool import TOOL, RunningTool, begin, graph_name, running
 
 log = logging.getLogger("orla_lg")
 
@@ -60,6 +65,8 @@ class GraphEvents(GraphCallbackHandler):
         """The node, its stage, and whether this handler is the one that reports it."""
         self._tools: dict[UUID, tuple[str, str, float]] = {}
         """Stage, name, and when it started."""
+        self._in_context: dict[UUID, RunningTool] = {}
+        """Tools that this handler was the first to hear of."""
         self._logged: set[str] = set()
         """What the hints function did wrong, as far as that was logged."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
@@ -114,9 +121,12 @@ class GraphEvents(GraphCallbackHandler):
             lineage = self._lineage_of(run_id, parent_run_id, known)
             runs.add(run_id, lineage)
         if is_node:
-            self._node_entered(run_id, lineage, inputs, known, reports=first)
+            graph = "" if TOOL.get() is None else graph_name(parent_run_id)
+            self._node_entered(enter(self, run_id, known, lineage, graph), lineage.root, inputs, reports=first)
         elif (node := current()) is not None:
             node.learn(var_child_runnable_config.get())
+            if (tool := running()) is not None:
+                tool.hear(run_id, str(kwargs.get("name") or ""), known, node)
 
     def _lineage_of(self, run_id: UUID, parent: UUID | None, metadata: Mapping[str, Any]) -> Lineage:
         """Return the lineage a new chain belongs to, opening a run for a root or for a thread of its own."""
@@ -136,12 +146,9 @@ class GraphEvents(GraphCallbackHandler):
         started.layer = binding.layer
         return Lineage(root, thread)
 
-    def _node_entered(
-        self, run_id: UUID, lineage: Lineage, inputs: Any, metadata: Mapping[str, Any], *, reports: bool
-    ) -> None:
-        root, node = lineage.root, enter(self, run_id, metadata, lineage)
-        namespace, stage = node.path, stage_key(node.path)
-        self._nodes[run_id] = (node, stage, reports)
+    def _node_entered(self, node: RunningNode, root: str, inputs: Any, *, reports: bool) -> None:
+        namespace, stage, metadata = node.path, stage_key(node.path), node.metadata
+        self._nodes[node.chain] = (node, stage, reports)
         run = self._core.serving.book.run(root)
         if run is not None and (hints := self._hints(stage, inputs)) is not None:
             node.told = hints
@@ -153,10 +160,15 @@ class GraphEvents(GraphCallbackHandler):
                 self._tell(Happening.NODE_ENTERED, root, stage)
 
     def _hints(self, stage: str, state: Any) -> Hints | None:
+        """Return what the function says of a stage; for graphs in tools, with what it says of them all as weaker."""
         if self.orla_binding.hints is None:
             return None
+        said = [told for key in whole_names(stage) if (told := self._told(self.orla_binding.hints, key, state))]
+        return functools.reduce(Hints.over, said) if said else None
+
+    def _told(self, function: HintsFunction, stage: str, state: Any) -> Hints | None:
         try:
-            said = self.orla_binding.hints(stage, state)
+            said = function(stage, state)
             return None if said is None else Hints.of(said)
         except OrlaError as error:  # raised here it would reach no caller: callbacks are not to fail
             self._log_wrong_hints(stage, str(error))
@@ -225,13 +237,15 @@ class GraphEvents(GraphCallbackHandler):
     ) -> None:
         """Note that a tool starts, for listeners too."""
         self._hear(run_id, parent_run_id)
+        if (tool := begin(run_id)) is not None:
+            self._in_context[run_id] = tool
         lineage = lineage_around(self._core, parent_run_id, current())
         if lineage is None or self._core.runs.lineage(run_id) is not None:
             return
         self._core.runs.add(run_id, lineage)
         name = kwargs.get("name") or (serialized or {}).get("name") or "tool"
         node, namespace = current(), _namespace(metadata or {})
-        stage = stage_key(namespace if node is None else node.prefix + namespace)
+        stage = stage_key(namespace if node is None else node.path_of(namespace))
         self._tools[run_id] = (stage, str(name), self._core.serving.clock())
         self._tell(Happening.TOOL_STARTED, lineage.root, stage, detail=str(name))
         run = self._core.serving.book.run(lineage.root)
@@ -248,6 +262,8 @@ class GraphEvents(GraphCallbackHandler):
 
     def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
         self._heard.discard(run_id)
+        if (tool := self._in_context.pop(run_id, None)) is not None:
+            tool.over = True
         root = self._core.runs.discard(run_id)
         stage, name, started_s = self._tools.pop(run_id, ("", "", 0.0))
         run = None if root is None or not stage else self._core.serving.book.run(root)

@@ -13,6 +13,7 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langgraph.pregel import Pregel
 
+from orla_lg.graph.running_tool import TOOL, starts
 from orla_lg.graph.structure import AnyPregel
 
 _HANDLERS = "_orla_handlers"
@@ -44,6 +45,8 @@ def attach(graph: AnyPregel, handlers: Iterable[BaseCallbackHandler]) -> None:
 
 def _joined(graph: AnyPregel, config: Any) -> Any:
     """Return the configuration of an execution, with the graph's handlers among its callbacks."""
+    if config and TOOL.get() is not None and isinstance(config, Mapping):
+        starts(graph, config)
     handlers = handlers_of(graph)
     if not handlers or not isinstance(config, Mapping | None):
         return config

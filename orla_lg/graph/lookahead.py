@@ -20,12 +20,9 @@ from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
 
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure
-from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.graph.structure import UNNAMED, AnyPregel, stages_of, title
 
 log = logging.getLogger("orla_lg")
-
-UNNAMED = "LangGraph"
-"""What LangGraph calls a graph without a name."""
 
 
 def look_ahead(graph: AnyPregel) -> GraphStructure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 from orla_lg.core.call import Ask
@@ -14,8 +15,10 @@ from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, title
-from orla_lg.mappers.stages import KnownStages
+from orla_lg.mappers.stages import KnownStages, doubted
 from orla_lg.mappers.table import Rule, faults_of, tables_of
+
+log = logging.getLogger("orla_lg")
 
 BY_CODE = "the model named in its code"
 
@@ -74,6 +77,8 @@ def validate(core: Core, graph: AnyPregel, mapper: Mapper | None, stages: KnownS
     for stage, rule in _rules(mapper, core.serving.mappings.shared):
         faults += _unserved(core, views, stage, rule)
     core.stage_names.met(stages, core.serving)
+    for note in (note for table in tables_of(mapper) for note in doubted(table.rules, stages)):
+        log.warning("%s", note)
     if faults:
         listed = "".join(f"\n  - {fault}" for fault in dict.fromkeys(faults))
         raise MappingError(f"{title(graph)} cannot be served as mapped:{listed}")

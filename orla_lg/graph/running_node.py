@@ -6,6 +6,8 @@ and subgraph that copies the context carries it. Two further ways lead back to t
 ``register_configure_hook`` adds the handler of the running node wherever callbacks are configured: what starts
 inside such a chain is still heard. And a chain in a thread without the context that was handed the node's metadata
 names the node by its checkpoint namespace, which holds task ids and so is its alone.
+
+A tool that runs is held in the same way (``running_tool``), so that a graph inside one is known by its name.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
+from orla_lg.core.boundary.stage_keys import GRAPH_ID
 from orla_lg.core.call import NO_HINTS, Hints
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.identity import ID_SEPARATOR, NAMESPACE_SEPARATOR
 
 SAID = ("orla", "thread_id")
 """Of a node's ``configurable``, what is kept for chains that replace it."""
@@ -52,8 +55,8 @@ class RunningNode:
     said: Mapping[str, Any] = field(default_factory=dict)
     """What its own ``configurable`` says that calls need: known as soon as a chain starts inside it."""
     over: bool = False
-    prefix: str = ""
-    """Of a graph whose namespaces begin anew (on a thread of its own), the path of the node around it."""
+    path: str = ""
+    """Its namespace, with the nodes around it on whatever thread, and the names of graphs in tools."""
     told: Hints = NO_HINTS
     """What the ``hints`` function of its handler's graph says of it."""
     gathered: tuple[weakref.ref[Any], Hints, Hints] | None = None
@@ -69,10 +72,11 @@ class RunningNode:
         namespace = namespace_in(metadata)
         return namespace == self.namespace or namespace.startswith(self.namespace + NAMESPACE_SEPARATOR)
 
-    @property
-    def path(self) -> str:
-        """Its namespace, with the nodes around it on whatever thread."""
-        return self.prefix + self.namespace
+    def path_of(self, namespace: str) -> str:
+        """Return the path of a chain in it or right around it, whose namespace is *namespace*."""
+        if namespace.startswith(self.namespace):
+            return self.path + namespace[len(self.namespace) :]
+        return self.path if self.namespace.startswith(namespace) else namespace
 
     @property
     def handler(self) -> Any:
@@ -94,13 +98,21 @@ _running: dict[str, list[RunningNode]] = {}
 """Nodes that run, by checkpoint namespace; several where two handlers hear, or one checkpoint is replayed twice."""
 
 
-def enter(handler: NodeHandler, chain: UUID, metadata: Mapping[str, Any], lineage: Any) -> RunningNode:
-    """Note in this context that a node starts."""
-    node = RunningNode(chain, namespace_in(metadata), metadata, lineage, weakref.ref(handler), current())
+def enter(
+    handler: NodeHandler, chain: UUID, metadata: Mapping[str, Any], lineage: Any, graph: str = ""
+) -> RunningNode:
+    """Note in this context that a node starts; *graph* is the name of its graph, if that runs inside a tool."""
+    namespace = namespace_in(metadata)
+    node = RunningNode(chain, namespace, metadata, lineage, weakref.ref(handler), current(), path=namespace)
     around = node.outer
-    if around is not None and node.namespace and around.namespace:
-        inside = _within(node.namespace, around.namespace)
-        node.prefix = around.prefix if inside else around.path + NAMESPACE_SEPARATOR
+    if around is not None and namespace and around.namespace:
+        if around.chain == chain:
+            node.path = around.path
+        elif graph or around.path != around.namespace or not _within(namespace, around.namespace):
+            inside = namespace[len(around.namespace) :] if _within(namespace, around.namespace) else namespace
+            named = f"{graph}{ID_SEPARATOR}{GRAPH_ID}" if graph else ""
+            parts = (around.path, named, inside.removeprefix(NAMESPACE_SEPARATOR))
+            node.path = NAMESPACE_SEPARATOR.join(part for part in parts if part)
     if around is not None and around.chain == chain and _order(around, chain) > handler.entered(chain):
         node.outer, around.outer = around.outer, node  # the other handler's graph is the inner one
     else:

@@ -12,7 +12,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
+from orla_lg.core.boundary.stage_keys import graph_part, inner_key
 from orla_lg.graph.reached import Reached, reached_by
 from orla_lg.mappers.stages import KnownStages
 
@@ -22,6 +22,12 @@ _HIDDEN = frozenset({"__start__", "__end__"})
 
 MADE_BY = "ls_integration"
 """Under this key of a graph's metadata LangChain says what made it."""
+
+AGENT_NAME = "lc_agent_name"
+"""And under this one, which agent it is, if it has a name."""
+
+UNNAMED = "LangGraph"
+"""What LangGraph calls a graph without a name."""
 
 Kind = Literal["graph", "agent", "node", "tool"]
 
@@ -33,9 +39,12 @@ class GraphPlace:
     name: str
     kind: Kind
     key: str
-    """The stage of the calls made there; of a graph or tool in a node, that of the node. Empty: the whole graph."""
+    """The stage of the calls made there; of a graph or tool in a node, that of the node; of a named graph in a tool,
+    the node's with that name. Empty: the whole graph."""
     calls: bool = False
     """It is a node with code of its own, which may call models: a stage."""
+    runs_tools: bool = False
+    """Its code runs tools, which may run graphs that cannot be seen."""
     is_node: bool = False
     """It is a node, or a task, which runs as one; one whose kind is ``graph`` or ``agent`` is nothing else."""
     inside: tuple[GraphPlace, ...] = ()
@@ -55,12 +64,23 @@ def places_of(graph: AnyPregel) -> GraphPlace:
     return GraphPlace(graph.get_name(), _kind(graph), "", inside=_nodes(graph, "", (graph,)))
 
 
+def name_in_tool(graph: AnyPregel) -> str:
+    """Return the part of a key by which a graph that runs inside a tool is known; empty for one without a name.
+
+    It is the name that the graph's runs bear wherever they are traced: the agent's, or what the graph was bound to or
+    compiled with.
+    """
+    config = graph.config or {}
+    name = (config.get("metadata") or {}).get(AGENT_NAME) or config.get("run_name") or graph.get_name()
+    return "" if name == UNNAMED else graph_part(str(name))
+
+
 def stages_of(graph: AnyPregel) -> KnownStages:
     """Return the stages of a graph and of the graphs inside it, by key (``subgraph|node``)."""
     places = list(places_of(graph).walk())
     callers = dict.fromkeys(each.key for each in places if each.calls)
     groups = dict.fromkeys(each.key for each in places if each.is_node and each.key not in callers)
-    return KnownStages(tuple(callers), tuple(groups))
+    return KnownStages(tuple(callers), tuple(groups), tuple(each.key for each in places if each.runs_tools))
 
 
 def title(graph: AnyPregel) -> str:
@@ -69,13 +89,13 @@ def title(graph: AnyPregel) -> str:
     return f"{kind} {graph.get_name()!r}"
 
 
-def _nodes(graph: AnyPregel, prefix: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
+def _nodes(graph: AnyPregel, outer: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
     """Return the places of a graph's nodes; *around* are the graphs and tasks being read: each may hold itself."""
     nodes = {name: node.bound for name, node in graph.nodes.items() if name not in _HIDDEN}
     tools = {
         id(tool) for each in nodes.values() if isinstance(each, ToolNode) for tool in each.tools_by_name.values()
     }
-    return tuple(_node(name, prefix + name, bound, around, tools) for name, bound in nodes.items())
+    return tuple(_node(name, inner_key(outer, name), bound, around, tools) for name, bound in nodes.items())
 
 
 def _node(name: str, key: str, bound: Any, around: tuple[object, ...], tools: Collection[int]) -> GraphPlace:
@@ -86,27 +106,35 @@ def _node(name: str, key: str, bound: Any, around: tuple[object, ...], tools: Co
     if not isinstance(bound, ToolNode):  # a model is told of the tools that the graph's tool node runs
         found = [each for each in found if id(each) not in tools]
     inside = tuple(_part(each, key, around) for each in found)
-    return GraphPlace(name, "node", key, calls=True, is_node=True, inside=inside)
+    runs_tools = isinstance(bound, ToolNode)
+    return GraphPlace(name, "node", key, calls=True, runs_tools=runs_tools, is_node=True, inside=inside)
 
 
 def _part(part: Reached, key: str, around: tuple[object, ...]) -> GraphPlace:
     """Return the place of a graph, a tool or a task that the code of node *key* runs."""
     if isinstance(part, _TaskFunction):
         name = str(getattr(part.func, "__name__", "task"))
-        key = f"{key}{NAMESPACE_SEPARATOR}{name}"
+        key = inner_key(key, name)
         if any(part is each for each in around):
             return GraphPlace(name, "node", key, calls=True, is_node=True)
         return _node(name, key, part, (*around, part), frozenset())
     if isinstance(part, Pregel):
         return GraphPlace(part.get_name(), _kind(part), key, inside=_inner(part, key, around))
     graphs = (each for each in reached_by(part) if isinstance(each, Pregel))
-    return GraphPlace(part.name, "tool", key, inside=tuple(_part(each, key, around) for each in graphs))
+    return GraphPlace(part.name, "tool", key, inside=tuple(_in_tool(each, key, around) for each in graphs))
+
+
+def _in_tool(graph: AnyPregel, key: str, around: tuple[object, ...]) -> GraphPlace:
+    """Return the place of a graph that a tool of node *key* runs: by its name, if it has one."""
+    if name := name_in_tool(graph):
+        key = inner_key(key, name, is_graph=True)
+    return GraphPlace(name or graph.get_name(), _kind(graph), key, inside=_inner(graph, key, around))
 
 
 def _inner(graph: AnyPregel, key: str, around: tuple[object, ...]) -> tuple[GraphPlace, ...]:
     if any(graph is each for each in around):
         return ()
-    return _nodes(graph, f"{key}{NAMESPACE_SEPARATOR}", (*around, graph))
+    return _nodes(graph, key, (*around, graph))
 
 
 def _unbound(runnable: Any) -> Any:

@@ -26,7 +26,7 @@ from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
-from orla_lg.mappers.stages import KnownStages, check_stages
+from orla_lg.mappers.stages import KnownStages, check_stages, doubted
 
 log = logging.getLogger("orla_lg")
 
@@ -77,6 +77,8 @@ def _layer(limits: Limits | None, graph: AnyPregel, stages: KnownStages) -> Limi
     limits = checked(limits)
     if faults := check_stages(limits.stages, stages, said_by="limits.stages"):
         raise ConfigError(f"{title(graph)} cannot be limited so: {'; '.join(faults)}")
+    for note in doubted(limits.stages, stages, said_by="limits.stages"):
+        log.warning("%s", note)
     return LimitScope(limits, object(), f" of {title(graph)}")
 
 

@@ -7,11 +7,12 @@ misspelt, or can never decide anything, is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from orla_lg.core.boundary.stage_rules import StageRules, place_names
+from orla_lg.core.boundary.stage_keys import graphs_in
+from orla_lg.core.boundary.stage_rules import StageRules, around, place_names
 from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.errors import did_you_mean, shown
 
@@ -27,6 +28,8 @@ class KnownStages:
     """Nodes with code of their own, by key: it may call a model, or a graph that does."""
     groups: tuple[str, ...] = ()
     """Nodes that are a graph and nothing else: only what is inside calls."""
+    tool_nodes: tuple[str, ...] = ()
+    """Of the callers, those that run tools: what graphs these run may show only when they do."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.callers)
@@ -39,29 +42,51 @@ class KnownStages:
     @cached_property
     def _places(self) -> frozenset[str]:
         """Nodes, and the nodes around them."""
-        parts = (place.split(NAMESPACE_SEPARATOR) for place in (*self.callers, *self.groups))
-        return frozenset(NAMESPACE_SEPARATOR.join(each[:n]) for each in parts for n in range(1, len(each) + 1))
+        found = set[str]()
+        for each in (*self.callers, *self.groups):
+            place = each
+            while place and place not in found:
+                found.add(place)
+                place = around(place)
+        return frozenset(found)
 
     @cached_property
     def _open(self) -> frozenset[str]:
         """Names of nodes that may hold more than shows."""
         return frozenset(name for place in self.callers for name in place_names(place))
 
+    @cached_property
+    def _running_tools(self) -> frozenset[str]:
+        return frozenset(name for place in self.tool_nodes for name in place_names(place))
+
     def may_be(self, name: str) -> bool:
         """Whether *name* could be a stage that shows only when the graph runs, and is not one misspelt."""
-        if not all(name.split(NAMESPACE_SEPARATOR)):
+        parts = name.split(NAMESPACE_SEPARATOR)
+        if not all(parts):
             return False
-        around, _, rest = name.rpartition(NAMESPACE_SEPARATOR)
-        while around and around not in self.names:
-            around, _, inner = around.rpartition(NAMESPACE_SEPARATOR)
-            rest = f"{inner}{NAMESPACE_SEPARATOR}{rest}"
-        first = rest.partition(NAMESPACE_SEPARATOR)[0]
-        return around in self._open and not difflib.get_close_matches(first, self._in(around), n=1, cutoff=NEARLY)
+        known = next((n for n in range(len(parts) - 1, 0, -1) if _joined(parts[:n]) in self.names), 0)
+        outer, first = _joined(parts[:known]), parts[known]
+        return outer in self._open and not difflib.get_close_matches(first, self._in(outer), n=1, cutoff=NEARLY)
 
-    def _in(self, around: str) -> set[str]:
-        """Return the names of the nodes right inside those called *around*."""
-        pairs = (place.rpartition(NAMESPACE_SEPARATOR) for place in self._places)
-        return {node for outer, _, node in pairs if around in place_names(outer)}
+    def is_in_tools(self, name: str) -> bool:
+        """Whether *name* is that of a place inside a node that runs tools: of a graph there, which need not show."""
+        parts = name.split(NAMESPACE_SEPARATOR)
+        return all(parts) and any(_joined(parts[:n]) in self._running_tools for n in range(1, len(parts)))
+
+    def _in(self, outer: str) -> set[str]:
+        """Return the names of the nodes right inside those called *outer*, and of those in graphs in their tools."""
+        found = set[str]()
+        for place in self._places:
+            holder = around(place)
+            while graphs_in(holder)[-1:] == (holder.count(NAMESPACE_SEPARATOR),) and outer not in place_names(holder):
+                holder = around(holder)
+            if outer in place_names(holder):
+                found.add(place.rpartition(NAMESPACE_SEPARATOR)[2])
+        return found
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return NAMESPACE_SEPARATOR.join(parts)
 
 
 def check_stages(
@@ -80,7 +105,7 @@ def check_stages(
     deciding = {ruling.name for stage in stages if (ruling := table.find(stage)) is not None}
     faults = []
     for name in table:
-        if name == ANY_STAGE or name in deciding:
+        if name == ANY_STAGE or name in deciding or stages.is_in_tools(name):
             continue
         if name in stages.names:
             faults.append(
@@ -92,13 +117,28 @@ def check_stages(
     return faults
 
 
+def doubted(rules: Iterable[str], stages: KnownStages, *, said_by: str = "the mapping") -> list[str]:
+    """Return a note for every name in *rules* of what no tool of a graph is seen to hold, but is nearly like it."""
+    notes = []
+    for name in rules:
+        if name not in stages.names and stages.is_in_tools(name):
+            near = difflib.get_close_matches(name, stages.names, n=1, cutoff=NEARLY)
+            notes += [
+                f"{said_by} names stage {shown(name)}, which does not show in the graph; {each!r} is the nearest: is "
+                f"it meant?"
+                for each in near
+            ]
+    return notes
+
+
 def _nearer(name: str, table: StageRules[object], stages: KnownStages) -> str:
     """Return what decides the stages that *name* would cover."""
     decided = []
     for stage in stages:
-        ruling = table.find(stage)
-        parts = stage.split(NAMESPACE_SEPARATOR)
-        around = (NAMESPACE_SEPARATOR.join(parts[: n + 1]) for n in range(len(parts)))
-        if ruling is not None and any(name in place_names(place) for place in around):
+        ruling, place, covered = table.find(stage), stage, False
+        while place and not covered:
+            covered = name in place_names(place)
+            place = around(place)
+        if ruling is not None and covered:
             decided.append(f"{stage!r} is decided by {ruling.name!r}")
     return ", ".join(decided) or "no node in it calls a model"

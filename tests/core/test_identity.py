@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.core.identity import TENANT_MARK, stage_key, standalone, tenant_of, workflow_key, workflow_name
+from orla_lg.core.boundary.stage_keys import stage_key
+from orla_lg.core.identity import TENANT_MARK, standalone, tenant_of, workflow_key, workflow_name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 For a stage: the length of its answers, the service of one call, and how much service a run still needs when it
 enters the stage for the first, second, ... time. The last is not derived from the graph's edges but counted: when a
 run ends, each of its entries learns what came after it. So loops and branches need no model of their own, and "the
-longer it went on, the longer it will" is learned where it is true.
+longer it went on, the longer it will" is learned where it is true. A stage of a graph in a tool begins with what was
+learned of all such graphs of the node together, where something was.
 
 Beside that, what a look ahead along the edges needs (``core.forecast``): how often a stage is visited, what a visit
 holds (calls, tools, other work), which stages followed it, and where its calls went lately.
@@ -19,6 +20,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
+from orla_lg.core.boundary.stage_keys import graphs_in, plain_key
 from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
 from orla_lg.core.lookahead.trace import Path, RunTrace
 
@@ -31,6 +33,9 @@ MAX_VISITS = 32
 
 OLD_WEIGHT = 50
 """Means weigh what is new like one in so many, once they have seen as many."""
+
+START_WEIGHT = 3
+"""What a stage begins with that others had learned weighs as much as so many of its own."""
 
 KEEP_TURNS = 200.0
 """Of a stage's turns no more are remembered: then all counts are halved, and what is new weighs more."""
@@ -50,6 +55,10 @@ class Mean:
         """Take in one more."""
         seen = self.seen = self.seen + 1
         self.value += (value - self.value) / (seen if seen < OLD_WEIGHT else OLD_WEIGHT)
+
+    def lighter(self) -> Mean:
+        """Return the same mean for a stage that begins with it."""
+        return Mean(self.value, min(self.seen, START_WEIGHT))
 
 
 @dataclass(eq=False, slots=True)
@@ -204,9 +213,17 @@ class Estimates:
     def _of(self, graph: str, stage: str) -> StageEstimates:
         key = (graph, stage)
         if (known := self._stages.get(key)) is None:
-            self._stages.set(key, known := StageEstimates())
+            self._stages.set(key, known := self._look(graph, stage) or StageEstimates())
         else:
             self._stages.touch(key)
+        return known
+
+    def _look(self, graph: str, stage: str) -> StageEstimates | None:
+        """Return what is known of a stage; of one of a graph in a tool, what it begins with."""
+        known = self._stages.get((graph, stage))
+        if known is None and graphs_in(stage):
+            common = self._stages.get((graph, plain_key(stage)))
+            return None if common is None else _begun_with(common)
         return known
 
     # What to expect
@@ -222,26 +239,26 @@ class Estimates:
         return max(known, default=None)
 
     def _remaining(self, run: RunTrace, stage: str) -> float | None:
-        known = self._stages.get((run.graph, stage))
+        known = self._look(run.graph, stage)
         return None if known is None else _nearest(known.remaining_s, run.visits.get(stage, 1))
 
     def growth_tokens(self, graph: str, stage: str, visit: int) -> float | None:
         """Return by how much a run's longest context still grows after a call; ``None`` while nothing is known."""
         with self._lock:
             self._catch_up()
-            known = self._stages.get((graph, stage))
+            known = self._look(graph, stage)
             return None if known is None else _nearest(known.growth_tokens, visit)
 
     def answer_tokens(self, graph: str, stage: str) -> float | None:
         """Return the usual length of a stage's answer; ``None`` while nothing is known."""
         with self._lock:
-            known = self._stages.get((graph, stage))
+            known = self._look(graph, stage)
             return known.answer_tokens.value if known is not None and known.answer_tokens.seen else None
 
     def service_s(self, graph: str, stage: str) -> float | None:
         """Return the usual service of one call of a stage; ``None`` while nothing is known."""
         with self._lock:
-            known = self._stages.get((graph, stage))
+            known = self._look(graph, stage)
             return known.service_s.value if known is not None and known.service_s.seen else None
 
     def lessons(self, graph: str) -> int:
@@ -254,14 +271,14 @@ class Estimates:
         """Return how many calls a visit of a stage usually makes; ``None`` while nothing is known."""
         with self._lock:
             self._catch_up()
-            known = self._stages.get((graph, stage))
+            known = self._look(graph, stage)
             return known.calls.value if known is not None and known.calls.seen else None
 
     def learned(self, graph: str, stage: str) -> Learned:
         """Return what was learned of a stage."""
         with self._lock:
             self._catch_up()
-            known = self._stages.get((graph, stage))
+            known = self._look(graph, stage)
             if known is None:
                 return NOTHING_LEARNED
             return Learned(
@@ -336,6 +353,16 @@ def _read(stored: Stored) -> StageEstimates:
         setattr(known, name, Mean(*stored.mean(name)))
     for name in _BY_VISIT:
         setattr(known, name, {visit: Mean(*mean) for visit, mean in stored.means(name, MAX_VISITS).items()})
+    return known
+
+
+def _begun_with(common: StageEstimates) -> StageEstimates:
+    """Return estimates that begin with the means of *common*; what follows a stage, and where it goes, is its own."""
+    known = StageEstimates()
+    for name in _MEANS:
+        setattr(known, name, getattr(common, name).lighter())
+    for name in _BY_VISIT:
+        setattr(known, name, {visit: mean.lighter() for visit, mean in getattr(common, name).items()})
     return known
 
 

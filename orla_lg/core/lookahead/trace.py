@@ -2,7 +2,8 @@
 
 LangGraph works in steps: all nodes of a step run side by side, and the next step's start when all have ended. So two
 steps in a row show which stage followed which. Where several stages ran before, the structure says which of them may
-lead to the one that starts; if it allows none (the code chose freely), it followed all of them.
+lead to the one that starts; if it allows none (the code chose freely), it followed all of them. A graph in a tool
+counts as a node of that name, from its first node's start to the end of the node that runs the tool.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import threading
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from orla_lg.core.identity import NAMESPACE_SEPARATOR, stage_key
+from orla_lg.core.boundary.stage_keys import GRAPH_ID, stage_key
+from orla_lg.core.identity import ID_SEPARATOR, NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.structure import NO_STRUCTURE, GraphStructure, around, start_of
 
 _ENTERED, _CALLED, _LEFT = "entered", "called", "left"
 
 _Event = tuple[str, str, int | None, float]
 """Kind, namespace, step, and when it was; of a call, how long it took."""
+
+_IN_A_TOOL = ID_SEPARATOR + GRAPH_ID
 
 MAX_EVENTS = 256
 """Events of a run that may wait to become part of its path."""
@@ -93,6 +97,8 @@ class RunTrace:
         self._lock = threading.Lock()
         self._scopes: dict[str, _Scope] = {}
         self._open: dict[str, _Open] = {}
+        self._in_tools: dict[str, list[str]] = {}
+        """Graphs in tools, by the node that runs these."""
 
     # Noting
 
@@ -136,6 +142,9 @@ class RunTrace:
 
     def _enter(self, namespace: str, step: int | None, now: float) -> None:
         path, stage, outer = self._path, stage_key(namespace), _around(namespace)
+        if outer.endswith(_IN_A_TOOL) and outer not in self._open:
+            self._enter(outer, None, now)
+            self._in_tools.setdefault(_around(outer), []).append(outer)
         scope = self._scopes.get(outer) or self._begin(outer, around(stage))
         if scope.now and (step != scope.step if step is not None else not scope.running):
             scope.before, scope.now = scope.now, set()
@@ -166,6 +175,8 @@ class RunTrace:
         return written or list(before)
 
     def _leave(self, namespace: str, now: float) -> None:
+        for graph in self._in_tools.pop(namespace, ()):
+            self._leave(graph, now)
         visit = self._open.pop(namespace, None)
         self._scopes.pop(namespace, None)
         if visit is None:
