@@ -41,6 +41,8 @@ class _OllamaWire(Wire):
     """What Ollama's wires have in common."""
 
     framing = "ndjson"
+    _input: ClassVar[str]
+    """The field that holds what is asked; where it is empty, a model is only loaded or unloaded."""
 
     @abstractmethod
     def _messages_of(self, body: Body) -> Sequence[Any]:
@@ -69,6 +71,10 @@ class _OllamaWire(Wire):
             schemas=tools,
             max_tokens=requests.max_tokens(body) or None,
         )
+
+    def asks(self, body: Body) -> bool:
+        """Whether a request asks a model for anything."""
+        return bool(body.get(self._input))
 
     def streams(self, body: Body) -> bool:
         """Whether the answer is to be a stream: unless the request says that it is not."""
@@ -151,6 +157,7 @@ class _Chat(_Generating):
     title = "Ollama's chat"
     paths = ("/api/chat",)
     path = "api/chat"
+    _input = "messages"
     _piece = "message"
     _says = staticmethod(answers.as_message)
 
@@ -169,6 +176,7 @@ class _Generate(_Generating):
     title = "Ollama's generate"
     paths = ("/api/generate",)
     path = "api/generate"
+    _input = "prompt"
     _piece = "response"
     _says = staticmethod(answers.as_response)
 
@@ -184,8 +192,6 @@ class _Embedding(_OllamaWire):
     """A wire by which a model answers with vectors, each whole and in one piece."""
 
     embeds = True
-    _input: ClassVar[str]
-    """The field that holds what is to be embedded."""
 
     def _messages_of(self, body: Body) -> Sequence[Any]:
         return ()  # nothing of it stays in a cache

@@ -153,7 +153,7 @@ def chat_messages(body: Body) -> list[dict[str, Any]]:
     Raises:
         Untranslatable: One is none.
     """
-    conversation = _Conversation()
+    conversation = _OllamaConversation()
     return [conversation.add(message, path) for path, message in _objects(body, "messages")]
 
 
@@ -177,7 +177,7 @@ def tools_in(body: Body) -> list[Mapping[str, Any]]:
     return [tool if tool.get("type") else {**tool, "type": "function"} for _, tool in _objects(body, "tools")]
 
 
-class _Conversation:
+class _OllamaConversation:
     """Turns messages into those of chat completions one after another.
 
     There, a tool's answer names the call that it answers; here it may name the tool, or nothing, as its place says

@@ -442,11 +442,13 @@ def test_what_is_no_model_call_passes(theirs: OllamaServer, native: OllamaServer
     def node() -> Any:
         model = chat(theirs.root, validate_model_on_init=True)
         shown = client(theirs.root).show(THEIRS)
+        client(theirs.root).generate(THEIRS, keep_alive=0)
+        client(theirs.root).chat(THEIRS, keep_alive="5m")
         return model.invoke("hello").content, shown.capabilities
 
     content, capabilities = inside(orla, node)
     assert content == "1 user said: hello" and "thinking" in capabilities
-    assert [seen.path for seen in theirs.requests] == ["/api/tags", "/api/show"]
+    assert [seen.path for seen in theirs.requests] == ["/api/tags", "/api/show", "/api/generate", "/api/chat"]
     assert len(orla.records()) == 1 and asked(native) == ["/api/chat"]
 
 
