@@ -34,6 +34,9 @@ _LEVELS = ("low", "medium", "high", "max")
 _AS_THINK = {"none": False, "minimal": "low", "xhigh": "max", **{level: level for level in _LEVELS}}
 """How Ollama itself reads ``reasoning_effort``."""
 
+_PLAIN = ("user", "assistant", "system")
+"""Roles of messages that may be nothing but a text."""
+
 _MEDIA_HEAD = 24
 """Of a medium in base64: so many characters, 18 bytes, tell its type."""
 _IMAGES = ((b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
@@ -191,6 +194,13 @@ class _OllamaConversation:
         """Tool and id of the newest calls without an answer."""
 
     def add(self, message: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the next message."""
+        said, content = message.get("role"), message.get("content")
+        if len(message) == 2 and isinstance(said, str) and isinstance(content, str) and said in _PLAIN:
+            return {"content": content, "role": said}  # as nearly always
+        return self._add(message, path)
+
+    def _add(self, message: Mapping[str, Any], path: str) -> dict[str, Any]:
         role, text = _text(message, "role", path).lower(), _text(message, "content", path)
         if not role:
             raise Untranslatable(f"{path}.role", "a message of no role")
