@@ -392,13 +392,15 @@ def test_the_model_in_the_code_decides_where_no_mapping_does(
     assert [record.mapper for record in orla.records()] == ["code"] * 4
 
 
-def test_the_responses_api_passes(engine: StubEngine, theirs: StubEngine, orla: Orla, sdk: openai.OpenAI) -> None:
+def test_the_responses_api_is_served_too(
+    engine: StubEngine, theirs: StubEngine, orla: Orla, sdk: openai.OpenAI
+) -> None:
     said = inside(orla, lambda: sdk.responses.create(model="gpt-x", input="hello").output_text)
-    assert said == "a response"
-    (seen,) = theirs.requests
-    assert (seen.path, seen.key) == ("/v1/responses", CALLER_KEY)
+    assert said == PLAIN and not theirs.requests
+    (seen,) = engine.chats
+    assert (seen.key, seen.body["messages"]) == (BACKEND_KEY, [{"content": "hello", "role": "user"}])
     (record,) = orla.records()
-    assert record.external and record.model == "gpt-x" and not engine.chats
+    assert (record.external, record.backend, record.model) == (False, "main", "stub-model")
 
 
 @pytest.mark.parametrize("body", [[1], "text", None])

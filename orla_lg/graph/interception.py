@@ -30,7 +30,6 @@ from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.wires.chat import ask_of
-from orla_lg.wires.registry import wire_at
 
 CHAT_COMPLETIONS = "/chat/completions"
 EMBEDDINGS = "/embeddings"
@@ -129,7 +128,7 @@ def end_of(
     return on_end
 
 
-class NodePlace:
+class NodeCallSite:
     """A node of a wrapped graph, as clients other than OpenAI's chat completions know it (``clients``)."""
 
     def __init__(self, core: Core, come_from: Origin) -> None:
@@ -157,7 +156,7 @@ class NodePlace:
         followed()
 
     def give_back(self) -> None:  # noqa: D102
-        if self.of_model:
+        if self._started is not None:
             MODEL_RUN.set(self._started)
 
     def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
@@ -167,12 +166,12 @@ class NodePlace:
         return serve(inflight, sender, end_of(self._come_from))
 
 
-def _place(body: Mapping[str, Any]) -> NodePlace | None:
+def _site(body: Mapping[str, Any]) -> NodeCallSite | None:
     found = _found(body)
-    return None if found is None else NodePlace(*found)
+    return None if found is None else NodeCallSite(*found)
 
 
-_WAY_IN = WayIn(MODEL_RUN, _place)
+_WAY_IN = WayIn(MODEL_RUN, _site)
 
 
 def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
@@ -182,8 +181,8 @@ def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = 
     if found is None:
         return original()
     core, come_from = found
-    if options.url != CHAT_COMPLETIONS and wire_at(options.url) is not None:
-        return stainless.request(NodePlace(core, come_from), TITLE, self, _SYNC, options, form)
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
+        return stainless.request(NodeCallSite(core, come_from), TITLE, self, _SYNC, options, form)
     return drive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -196,8 +195,8 @@ async def _arequest(
     if found is None:
         return await original()
     core, come_from = found
-    if options.url != CHAT_COMPLETIONS and wire_at(options.url) is not None:
-        return await stainless.arequest(NodePlace(core, come_from), TITLE, self, _ASYNC, options, form)
+    if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
+        return await stainless.arequest(NodeCallSite(core, come_from), TITLE, self, _ASYNC, options, form)
     return await adrive(chat_steps(core, come_from, self, original, options, form))
 
 

@@ -17,6 +17,7 @@ import re
 import struct
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from orla_lg.wires.wire import Body, ChunkReader, Untranslatable, Wire
 
 _FIGURE = re.compile(rb'"((?:prompt_)?eval_count|prompt_eval_cached_count|prompt_eval_duration)"\s*:\s*(\d{1,18})\b')
 _DONE = re.compile(rb'"done"\s*:\s*true\b')
+_MAX_PARSED_BYTES = 2**20
 _NS = 1e9
 _UNIT_ERROR = 1e-4
 """Of an embedding's length: one that is so near to 1 is left as it is."""
@@ -270,15 +272,17 @@ class _Embeddings(_Embedding):
 
 
 def _last(data: bytes) -> tuple[bytes, Mapping[str, Any] | None]:
-    """Return the last line, and the object that it is; an answer in one piece may have lines of its own."""
+    """Return the last line, and the object that it is; an answer in one piece may have lines of its own.
+
+    There is no object where the line's beginning is lost, or where it is too long to be parsed for some figures.
+    """
     whole = data.strip()
     line = whole.rpartition(b"\n")[2]
     for candidate in (line, whole) if whole.startswith(b"{") else (line,):
-        try:
-            said = reading.parse(candidate)
-        except Garbage:
-            continue
-        return line, said if isinstance(said, Mapping) else {}
+        if len(candidate) <= _MAX_PARSED_BYTES:
+            with suppress(Garbage):
+                said = reading.parse(candidate)
+                return line, said if isinstance(said, Mapping) else {}
     return line, None
 
 

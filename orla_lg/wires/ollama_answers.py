@@ -98,12 +98,9 @@ class Lines:
                 raise Garbage(f"a choice is {type(choice).__name__}, expected an object")
             if not choice.get("index"):
                 lines += self._line_of(choice)
-        if self._called > reading.MAX_EVENT_BYTES:
-            return lines + self._fail(f"the tool calls are longer than {reading.MAX_EVENT_BYTES} characters")
         return lines
 
     def _line_of(self, choice: Mapping[str, Any]) -> bytes:
-        self._finish = choice.get("finish_reason") or self._finish
         delta = object_in(choice, "delta") or object_in(choice, "message")
         for call in list_in(delta, "tool_calls"):
             try:
@@ -111,23 +108,32 @@ class Lines:
                 self._called += len(repr(call))
             except RecursionError as error:
                 raise Garbage("a tool call is nested too deeply") from error
+        if self._called > reading.MAX_EVENT_BYTES:
+            raise Garbage(f"the tool calls are longer than {reading.MAX_EVENT_BYTES} characters")
         text, thinking = _said(delta)
         probabilities = _logprobs(choice)
-        if not (text or thinking or probabilities):
-            return b""
-        return self._line({**self._says(text, thinking, ()), "done": False, **probabilities})
+        line = b""
+        if text or thinking or probabilities:
+            line = self._line({**self._says(text, thinking, ()), "done": False, **probabilities})
+        if finish := choice.get("finish_reason"):
+            self._finish = finish
+            line += self._called_line()
+        return line
+
+    def _called_line(self) -> bytes:
+        """Return the line of the tool calls that came since the last one; they come whole here."""
+        calls, self._calls = _calls(self._calls.whole()), ToolCalls()
+        return self._line({**self._says("", "", calls), "done": False}) if calls else b""
 
     def end(self) -> bytes:
-        """Return the lines that close the stream: the tool calls, which come whole here, and the counts."""
+        """Return the lines that close the stream, the last of them with the counts."""
         if self._failed:
             return b""
-        last = {**self._says("", "", ()), **_end(self._finish, self._usage, self._timings)}
         try:
-            calls = _calls(self._calls.whole())
-            called = self._line({**self._says("", "", calls), "done": False}) if calls else b""
+            called = self._called_line()
         except Garbage as error:
             return self._fail(str(error))
-        return called + self._line(last)
+        return called + self._line({**self._says("", "", ()), **_end(self._finish, self._usage, self._timings)})
 
     def _line(self, said: Mapping[str, Any]) -> bytes:
         return _line({**_top(self._top, self._asked), **said})

@@ -78,7 +78,7 @@ class Responses(Wire):
         )
 
     def with_model(self, body: Body, model: str, parameters: Body) -> dict[str, Any]:
-        """Return the request for a backend that speaks this wire, with what a mapping sets under this wire's names."""
+        """Return the request for a backend that speaks this wire; what a mapping sets stands under its names here."""
         if not parameters:
             return {**body, "model": model}
         given = dict(parameters)

@@ -20,6 +20,7 @@ CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why an answer is incomplete, by the reason in chat completions."""
 _BROKEN = frozenset({"abort", "error"})
 """Reasons of engines that gave up."""
+_TIERS = ("auto", "default", "flex", "scale", "priority")
 _CODES: Mapping[str, tuple[Any, ...]] = {
     "rate_limit_exceeded": ("rate_limit_exceeded", 429, "429"),
     "invalid_prompt": ("invalid_prompt", "invalid_request_error", "BadRequestError", 400, "400"),
@@ -98,7 +99,7 @@ def begun(completion: Body, asked: Body) -> dict[str, Any]:
         **echoed,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None, **reasoning},
-        "service_tier": tier if isinstance(tier, str) else None,
+        "service_tier": tier if tier in _TIERS else None,
         "store": False,  # of a stored answer the next request could speak
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "truncation": "disabled",  # what is too long is refused, whatever was asked for
@@ -151,7 +152,7 @@ def _detail(usage: Body, key: str, name: str) -> int:
 
 def reasoning_item(item_id: str, text: str, *, summarized: bool) -> dict[str, Any]:
     """Return reasoning in the clear, where a summary was asked for as one: there its reader looks for it."""
-    item = {"id": item_id, "type": "reasoning", "summary": [], "encrypted_content": None, "status": "completed"}
+    item = {"id": item_id, "type": "reasoning", "summary": [], "encrypted_content": None}
     if summarized:
         return {**item, "summary": [{"type": "summary_text", "text": text}]}
     return {**item, "content": [{"type": "reasoning_text", "text": text}]}

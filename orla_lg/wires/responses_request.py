@@ -59,7 +59,7 @@ def chat_of(body: Body) -> dict[str, Any]:
     if body.get("top_logprobs") or LOGPROBS in (body.get("include") or ()):
         chat["logprobs"], chat["top_logprobs"] = True, body.get("top_logprobs") or 0
     if body.get("stream"):
-        chat["stream"], chat["stream_options"] = True, {"include_usage": True}
+        chat["stream"] = True
     return chat
 
 

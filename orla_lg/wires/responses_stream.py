@@ -42,6 +42,7 @@ class Reader:
         """Texts that wait for the end, once pieces of calls do."""
         self._chars = 0
         self._sequence = 0
+        self._unsent: list[str] = []
         self._over = False
 
     def feed(self, chunk: Body) -> bytes:
@@ -56,33 +57,30 @@ class Reader:
             raise Garbage("a chunk is nested too deeply") from error
 
     def end(self) -> bytes:
-        """Return the events that close the stream.
-
-        Raises:
-            Garbage: It brought no answer.
-        """
-        return b"" if self._over else self._written(self._closing())
+        """Return the events that close the stream; one that brought no answer has failed."""
+        if self._over:
+            return b""
+        try:
+            return self._written(self._closing())
+        except (Garbage, RecursionError) as error:
+            return self._written(self._failed({"message": f"{error}"}))
 
     def _written(self, events: Iterable[Event]) -> bytes:
-        lines = []
-        for event in events:
+        for event in events:  # where one of them raises, those before it come with the next
             event["sequence_number"] = self._sequence
             self._sequence += 1
-            lines.append(f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n")
-        return "".join(lines).encode()
+            self._unsent.append(f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n")
+        sent, self._unsent = self._unsent, []
+        return "".join(sent).encode()
 
     def _events_of(self, chunk: Body) -> Iterator[Event]:
-        choice = answer.first_choice(chunk)
-        if self._begun is None:
-            self._begun = answer.begun(chunk, self._asked)
-            for kind in ("response.created", "response.in_progress"):
-                yield {"type": kind, "response": self._begun}
+        yield from self._beginning(chunk)
         if said := chunk.get("error"):
             yield from self._failed(said)
             return
         if isinstance(chunk.get("usage"), Mapping):
             self._usage = chunk["usage"]
-        if choice is None:
+        if (choice := answer.first_choice(chunk)) is None:
             return
         if choice.get("finish_reason"):
             self._reason = choice["finish_reason"]
@@ -94,6 +92,12 @@ class Reader:
         yield from self._say("refusal", answer.refusal_in(delta))
         for call in list_in(delta, "tool_calls"):
             yield from self._call(call)
+
+    def _beginning(self, chunk: Body) -> Iterator[Event]:
+        if self._begun is None:
+            self._begun = answer.begun(chunk, self._asked)
+            for kind in ("response.created", "response.in_progress"):
+                yield {"type": kind, "response": self._begun}
 
     # Texts
 
@@ -168,7 +172,6 @@ class Reader:
     def _closing(self) -> Iterator[Event]:
         if self._begun is None:
             raise Garbage("the stream brought no answer")
-        self._over = True
         yield from self._rest_of_calls()
         for kind, text, logprobs in self._kept_back or ():
             yield from self._show(kind, text, logprobs)
@@ -177,16 +180,18 @@ class Reader:
             yield from self._open.end("incomplete" if cut else "completed")
         items = [item.whole() for item in self._items]
         whole = answer.finished(self._begun, items, {"usage": self._usage}, self._reason)
+        self._over = True
         yield {"type": f"response.{whole['status']}", "response": whole}
 
     def _rest_of_calls(self) -> Iterator[Event]:
-        for said in answer.calls_in(self._calls):
+        for said in [*answer.calls_in(self._calls)]:
             if (call := self._shown.pop(said["call_id"], None)) is None:
                 call = _Call(len(self._items), -1, said["call_id"], said["name"])
                 yield from self._begin(call)
             yield from call.complete(said["name"], said["arguments"])
 
     def _failed(self, said: Any) -> Iterator[Event]:
+        yield from self._beginning({})
         assert self._begun is not None
         self._over = True
         items = [item.whole() for item in self._items]
@@ -229,7 +234,7 @@ class _Item:
         yield {"type": "response.output_item.done", "output_index": self._at, "item": self.whole()}
 
     def _added(self, **empty: Any) -> Event:
-        item = {**self.whole(), **empty, "status": "in_progress"}
+        item = {**self.whole(), **empty}
         return {"type": "response.output_item.added", "output_index": self._at, "item": item}
 
     def _event(self, kind: str, **said: Any) -> Event:
@@ -249,7 +254,7 @@ class _Thought(_Item):
 
     def whole(self) -> dict[str, Any]:
         item = answer.reasoning_item(self.item_id, "".join(self._pieces), summarized=self._summarized)
-        return {**item, "status": self.status}
+        return {**item, "status": self.status} if self.status == "incomplete" else item
 
     def begin(self) -> Iterator[Event]:
         yield self._added(summary=[], **({} if self._summarized else {"content": []}))
@@ -283,7 +288,7 @@ class _Message(_Item):
         return {**item, "status": self.status}
 
     def begin(self) -> Iterator[Event]:
-        yield self._added()
+        yield self._added(status="in_progress")
 
     def add(self, kind: str, text: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """Show a piece of it."""
@@ -352,7 +357,7 @@ class _Call(_Item):
         return {**item, "status": self.status}
 
     def begin(self) -> Iterator[Event]:
-        yield self._added()
+        yield self._added(status="in_progress")
 
     def add(self, text: str) -> Iterator[Event]:
         """Show a piece of its arguments."""

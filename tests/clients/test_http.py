@@ -134,7 +134,7 @@ def test_the_libraries_are_restored(engine: StubEngine) -> None:
     assert all(kind.send is not send for kind, send in HTTP_SENDS.items())
     second.close()
     assert all(kind.send is send for kind, send in HTTP_SENDS.items())
-    assert way_in.way_in.place({}) is None
+    assert way_in.way_in.site({}) is None
 
 
 def test_a_wrapper_that_came_later_stays(engine: StubEngine, theirs: StubEngine) -> None:

@@ -143,9 +143,7 @@ def test_a_wrong_one_is_warned_of_and_left_out(
 
 def cells(heading: str) -> list[list[str]]:
     part = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
-    rows = [
-        line.strip("|").split("|") for line in part.splitlines() if line.startswith("| ")
-    ]
+    rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in row] for row in rows]
 
 

@@ -82,6 +82,8 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
         if by_design(case, other) or _is_count_alone(case, bare):
             return None
         return f"fails where bare answers: {other}"
+    if _is_the_sdks(case, bare, other):
+        return None
     if other.born and other.name != bare.name:
         return f"a raw {other.name} from {other.born}: {other.message}"
     if other.kind == bare.kind or by_design(case, other):
@@ -91,6 +93,12 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
     if not other.born and tried_again(case):
         return None
     return f"fails as {other}, bare as {bare}"
+
+
+def _is_the_sdks(case: Case, bare: Failed, other: Failed) -> bool:
+    """Whether the SDK says this of half a body, which bare could not unpack and we did not ask to have packed."""
+    packed = any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script)
+    return packed and bare.kind == "connection" and other.name.endswith("JSONDecodeError")
 
 
 def _difference(case: Case, bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:

@@ -33,6 +33,11 @@ class Said:
     calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """Name and arguments of each."""
 
+    @property
+    def written(self) -> str:
+        """What the model writes after its thinking; calls are written as their arguments."""
+        return " ".join(json.dumps(arguments) for _, arguments in self.calls) if self.calls else self.text
+
 
 Script = Callable[[dict[str, Any]], Said]
 """The model: what it says to a request, which it gets in chat completions' form."""
@@ -110,6 +115,8 @@ class NativeApi:
         elif form == "json":
             asked["response_format"] = {"type": "json_object"}
         asked["max_tokens"] = most if most >= 0 else None
+        if (think := body.get("think")) is not None:
+            asked["reasoning_effort"] = {False: "none", True: "medium"}.get(think, think)
         job = Job(secrets.token_hex(4), {**asked, "model": body["model"]}, allowed=asked["max_tokens"])
         return Turn(body["model"], job, self.script(job.body))
 
@@ -118,8 +125,8 @@ class NativeApi:
         if turn.said.thinking:
             async for piece in self.machine.pieces(turn.job, turn.said.thinking):
                 yield "", piece
-        async for piece in self.machine.pieces(turn.job, turn.said.text):
-            yield piece, ""
+        async for piece in self.machine.pieces(turn.job, turn.said.written):
+            yield ("" if turn.said.calls else piece), ""
 
     async def _whole(self, turn: Turn, says: Any) -> Response:
         async with self.machine.turn(turn.job):
@@ -127,7 +134,7 @@ class NativeApi:
             if self.fails_after is not None:
                 return JSONResponse({"error": MID_STREAM}, 500)
             text, thinking = ("".join(part) for part in zip(*pieces, strict=True))
-            said = says(text, thinking, _calls(turn.said))
+            said = says(turn.said.text if turn.said.calls else text, thinking, _calls(turn.said))
             return JSONResponse({**turn.top(), **said, **self._end(turn, says)})
 
     def _lines(self, turn: Turn, says: Any) -> Any:
@@ -136,10 +143,10 @@ class NativeApi:
     async def _stream(self, turn: Turn, says: Any) -> AsyncIterator[dict[str, Any]]:
         async with self.machine.turn(turn.job):
             async for text, thinking in self._pieces(turn):
-                if text or thinking:
+                if text or thinking:  # else the parser of calls holds it back
                     yield {**turn.top(), **says(text, thinking, []), "done": False}
             if calls := _calls(turn.said):
-                yield {**turn.top(), **says("", "", calls), "done": False}
+                yield {**turn.top(), **says(turn.said.text, "", calls), "done": False}
             yield {**turn.top(), **says("", "", []), **self._end(turn, says)}
 
     def _end(self, turn: Turn, says: Any) -> dict[str, Any]:

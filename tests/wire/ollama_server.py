@@ -124,7 +124,7 @@ class OllamaServer(WireServer):
             self.stay_s = self.flags.keep_alive_s
             await asyncio.sleep(self.flags.load_s)
         if keep_alive is not None:
-            self.stay_s = float(keep_alive)
+            self.stay_s = _seconds(keep_alive)
         self._stay()
 
     # What it says of itself
@@ -262,7 +262,7 @@ class OllamaServer(WireServer):
     async def _whole(self, job: Job) -> dict[str, Any]:
         said = self._said(job.body)
         thought = [piece async for piece in self.machine.pieces(job, said.thinking)] if said.thinking else []
-        made = "".join([piece async for piece in self.machine.pieces(job, _text_of(said))])
+        made = "".join([piece async for piece in self.machine.pieces(job, said.written)])
         message: dict[str, Any] = {"role": "assistant", "content": made}
         message |= {"reasoning": "".join(thought)} if thought else {}
         if said.calls and job.finish == "stop":
@@ -278,7 +278,7 @@ class OllamaServer(WireServer):
                 async for piece in self.machine.pieces(job, said.thinking):
                     delta = {**_role(next(roles)), "content": "", "reasoning": piece}
                     yield event({**top, "choices": [_delta(delta)]})
-            pieces = self.machine.pieces(job, _text_of(said))
+            pieces = self.machine.pieces(job, said.written)
             if said.calls:  # they come whole
                 async for _ in pieces:
                     pass
@@ -309,9 +309,12 @@ class OllamaServer(WireServer):
         return usage
 
 
-def _text_of(said: Said) -> str:
-    """Return what the model writes; calls are written as their arguments."""
-    return " ".join(json.dumps(arguments) for _, arguments in said.calls) if said.calls else said.text
+def _seconds(keep_alive: Any) -> float:
+    """Return a duration as Go reads it, of one unit."""
+    if isinstance(keep_alive, str):
+        unit = keep_alive.lstrip("-.0123456789")
+        return float(keep_alive.removesuffix(unit)) * {"s": 1, "m": 60, "h": 3600}[unit]
+    return float(keep_alive)
 
 
 def _role(role: str) -> dict[str, str]:

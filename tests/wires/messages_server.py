@@ -67,6 +67,7 @@ class MessagesServer(WireServer):
         script: What it answers.
         speaks: On which wires; another's path is not found.
         key: What it wants to be shown.
+        name: Of each answer; a new one for each by default.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class MessagesServer(WireServer):
         *,
         speaks: frozenset[str] = BOTH,
         key: str | None = None,
+        name: str | None = None,
         machine: Machine | None = None,
     ) -> None:
         super().__init__(machine or Machine(token_s=0.0))
-        self.script, self.speaks, self.key = script, speaks, key
+        self.script, self.speaks, self.key, self.name = script, speaks, key, name
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         routes: dict[tuple[str, str], Handler] = {("GET", "/v1/models"): self._models}
@@ -118,7 +120,7 @@ class MessagesServer(WireServer):
         answer = self._answer_to(body, _tool_of(body), bool(_results_in(body)))
         if answer.error and not (body.get("stream") and answer.breaks_after is not None):
             return _error(*answer.error, headers=answer.headers)
-        job = Job(f"msg_{secrets.token_hex(12)}", body, allowed=body["max_tokens"], tokens=_tokens(body))
+        job = Job(self.name or f"msg_{secrets.token_hex(12)}", body, allowed=body["max_tokens"], tokens=_tokens(body))
         if body.get("stream"):
             return Events(self._events(job, answer))
         async with self.machine.turn(job):
@@ -211,7 +213,8 @@ class MessagesServer(WireServer):
             failed = {"error": {"message": message, "type": kind, "param": None, "code": status}}
             return JSONResponse(failed, status, headers=dict(answer.headers))
         tokens = tokens_of(body["messages"], body.get("tools"))
-        job = Job(f"chatcmpl-{secrets.token_hex(8)}", body, allowed=body.get("max_tokens"), tokens=tokens)
+        name = self.name or f"chatcmpl-{secrets.token_hex(8)}"
+        job = Job(name, body, allowed=body.get("max_tokens"), tokens=tokens)
         if body.get("stream"):
             return Events(self._chunks(job, answer))
         async with self.machine.turn(job):

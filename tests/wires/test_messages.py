@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from orla_lg.core.call import Usage
 from orla_lg.wires import chat, reading
+from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.messages import MESSAGES
 from orla_lg.wires.reading import Garbage
 from tests.wires.shapes import ANYTHING, NAMES, OBJECTS, TEXTS, named
@@ -106,7 +107,7 @@ def plain(message: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(answers())
 def test_a_stream_put_together_is_the_answer_in_one_piece(
     answer: tuple[dict[str, Any], list[dict[str, Any]]],
@@ -117,7 +118,7 @@ def test_a_stream_put_together_is_the_answer_in_one_piece(
     assert MESSAGES.ends_well(stream) and MESSAGES.is_over(stream)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(answers())
 def test_a_stream_has_the_order_of_the_documents(answer: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     kinds = [(each.type, getattr(each, "index", None)) for each in read(streamed(answer[1]))]
@@ -171,8 +172,9 @@ def test_arguments_that_are_no_object_stay_readable(arguments: str) -> None:
     }
     made = plain(MESSAGES.from_chat(completion, ASKED))
     assert made["content"][0]["input"] == {"INVALID_JSON": arguments}
-    chunk = {"id": "x", "model": "m", "choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
-    assert put_together(streamed([chunk])) == made
+    chunk = {"id": "x", "choices": [{"delta": {"tool_calls": [{"index": 0, **call}]}}]}
+    (sent,) = (each.delta.partial_json for each in read(streamed([chunk])) if each.type == "content_block_delta")
+    assert sent == arguments, "a stream brings what the model wrote"
 
 
 def test_a_call_that_an_engine_gives_no_id_gets_one() -> None:
@@ -190,10 +192,55 @@ def test_thinking_after_a_text_is_a_block_of_its_own() -> None:
     assert [block[block["type"]] for block in made["content"]] == ["a", "b", "c", "d"]
 
 
+def test_a_call_streams_as_it_comes_and_what_is_said_after_it_comes_last() -> None:
+    def call(index: int, arguments: str, **first: Any) -> dict[str, Any]:
+        name = {"name": first.pop("name")} if first else {}
+        return {"tool_calls": [{"index": index, **first, "function": {**name, "arguments": arguments}}]}
+
+    deltas = [
+        call(0, "", id="a", name="add"), call(0, '{"x"'), call(0, ': "}"}'), {"content": " "},
+        call(1, '{"y": ', id="b", name="add"), call(1, "1}"), {"content": "done"}, call(1, ""),
+    ]  # fmt: skip
+    reader = MESSAGES.reader(ASKED)
+    came = [[each.type for each in read(reader.feed({"choices": [{"delta": delta}]}))] for delta in deltas]
+    piece = "content_block_delta"
+    assert came == [
+        ["message_start", "content_block_start"], [piece], [piece], [],
+        ["content_block_stop", "content_block_start", piece], [piece], [], [],
+    ]  # fmt: skip
+    made = put_together(streamed([{"choices": [{"delta": delta}]} for delta in deltas]))
+    assert [block.get("input", block.get("text")) for block in made["content"]] == [{"x": "}"}, {"y": 1}, " done"]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [(1, "a", "f", '{"x": 1}'), (1, None, None, "")],
+        [(0, "a", "f", '{"x"'), (1, "b", "g", '{"y": 2'), (0, None, None, ": 1}"), (1, None, None, "}")],
+        [(0, "a", "f", '{"x": '), (0, "a", "f", "1}")],
+        [(0, "a", "f", '{"x": 1}'), (0, None, None, '{"x": 1}')],
+        [(None, "a", "f", '{"x": 1}'), (None, "b", "g", "{}")],
+        [(0, "a", "f", '{"x": 1}'), (0, "b", "g", "{}")],
+        [(0, None, "f", '{"x": 1}')],
+    ],
+)
+def test_calls_that_engines_number_in_their_own_way_come_out_as_from_the_assembly(deltas: list[Any]) -> None:
+    chunks, assembly = [], Assembly()
+    for index, called, name, arguments in deltas:
+        call = {"index": index, "id": called, "function": {"name": name, "arguments": arguments}}
+        call["function"] = {key: value for key, value in call["function"].items() if value is not None}
+        delta = {"tool_calls": [{key: value for key, value in call.items() if value is not None}]}
+        chunks.append({"choices": [{"index": 0, "delta": delta}]})
+        assembly.add(chunks[-1])
+    wanted = plain(MESSAGES.from_chat(assembly.completion(), ASKED))["content"]
+    made = put_together(streamed(chunks))["content"]
+    assert [(each["name"], each["input"]) for each in made] == [(each["name"], each["input"]) for each in wanted]
+
+
 def test_long_arguments_are_heard_of() -> None:
-    piece = {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": " "}}]}}]}
+    piece = {"choices": [{"delta": {"tool_calls": [{"index": 3, "function": {"arguments": " "}}]}}]}
     first = {
-        "choices": [{"delta": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{"}}]}}]
+        "choices": [{"delta": {"tool_calls": [{"index": 3, "id": "a", "function": {"name": "f", "arguments": "{"}}]}}]
     }
     reader = MESSAGES.reader(ASKED)
     came = [reader.feed(first), *(reader.feed(piece) for _ in range(200))]
@@ -240,7 +287,7 @@ COMPLETIONS = (
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(COMPLETIONS, max_size=3), COMPLETIONS)
 def test_an_engine_that_sends_garbage_is_found_out(chunks: list[dict[str, Any]], completion: dict[str, Any]) -> None:
     try:
@@ -253,7 +300,7 @@ def test_an_engine_that_sends_garbage_is_found_out(chunks: list[dict[str, Any]],
         plain(MESSAGES.from_chat(completion, ASKED))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.binary(max_size=60)
     | ANYTHING.map(lambda value: b"data: " + json.dumps(value).encode() + b"\n\n")

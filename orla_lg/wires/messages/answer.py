@@ -1,19 +1,20 @@
 """A chat completion as an answer of Anthropic's Messages: in one piece, as a stream, or as an error.
 
-Both forms are made of the same parts, so that a stream put together is the answer in one piece. Reasoning and text
-stream as they come. A tool call is sent once its arguments are whole, with the last of the answer: engines number and
-name the deltas of parallel calls in so many ways that what belongs together is known only then.
+Both forms are made of the same parts, so that a stream put together is the answer in one piece. Reasoning, text and
+tool calls stream as they come, one block after the other, as the documents have it. Engines number and name the
+deltas of calls in many ways: unless they are numbered in their order, each with its name and id first and the next
+after the last one's end, what belongs together is known only at the end of the answer, and what is left is sent then.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orla_lg.wires import reading
-from orla_lg.wires.assembly import ToolCalls
+from orla_lg.wires.assembly import MANY_LOOKS, ToolCalls
 from orla_lg.wires.reading import Garbage, count, list_in, object_in
 from orla_lg.wires.wire import Body
 
@@ -21,7 +22,7 @@ INVALID_JSON = "INVALID_JSON"
 """The only key of a tool's input that is no JSON object: Anthropic's own advice for what a model wrote wrongly."""
 
 PING_EVERY = 64
-"""So many chunks of tool calls pass before a ping says that the engine is still at work."""
+"""So many chunks of tool calls that wait pass before a ping says that the engine is still at work."""
 
 MAX_NESTING = 100
 """A tool's input that is nested more deeply is taken for none."""
@@ -88,7 +89,16 @@ class Reader:
         self._asked = asked
         self._end = _End(asked)
         self._calls = ToolCalls()
-        self._calls_chunks = self._calls_chars = 0
+        self._calls_chunks = self._kept_chars = 0
+        self._live = 0
+        """Calls that stream as they come."""
+        self._sent: list[str] = []
+        """Of the arguments of the newest of them."""
+        self._looks = MANY_LOOKS
+        self._waits = False
+        """Whether what is left of the calls waits for the end."""
+        self._late: list[tuple[str, str]] = []
+        """Kinds and pieces of what was thought or said after a call began."""
         self._usage: Any = None
         self._begun = self._over = False
         self._open: str | None = None
@@ -117,12 +127,14 @@ class Reader:
         delta = object_in(choice, "delta") or object_in(choice, "message")
         self._end.note(choice, delta)
         events = self._start(chunk)
-        if thought := _thought(delta):
-            events += self._piece("thinking", {"type": "thinking_delta", "thinking": thought})
-        if text := _said(delta):
-            events += self._piece("text", {"type": "text_delta", "text": text})
+        for kind, piece in (("thinking", _thought(delta)), ("text", _said(delta))):
+            if piece and self._live:
+                self._hold(len(piece))
+                self._late.append((kind, piece))
+            elif piece:
+                events += self._piece(kind, piece)
         for call in list_in(delta, "tool_calls"):
-            self._take(call)
+            events += self._take(call)
         return events or self._ping(bool(delta.get("tool_calls")))
 
     def end(self) -> bytes:
@@ -130,14 +142,16 @@ class Reader:
         if self._over:
             return b""
         self._over = True
-        events = [self._start({}), self._close()]
         calls = self._calls.whole()
-        for call in calls:
+        events = [self._start({}), self._rest_of_live(calls), self._close()]
+        for call in calls[self._live :]:
             block = _tool_use(call)
             arguments = json.dumps(block["input"], separators=(",", ":"))
             events.append(self._start_block({**block, "input": {}}))
             events.append(self._delta({"type": "input_json_delta", "partial_json": arguments}))
             events.append(self._close())
+        events += [self._piece(kind, piece) for kind, piece in self._late]
+        events.append(self._close())
         reasons = self._end.reasons(called=bool(calls))
         events.append(event({"type": "message_delta", "delta": reasons, "usage": _usage(self._usage)}))
         events.append(event({"type": "message_stop"}))
@@ -151,7 +165,8 @@ class Reader:
         usage = {**_usage(self._usage), "output_tokens": 0}
         return event({"type": "message_start", "message": {**_top(chunk, self._asked), **nothing, "usage": usage}})
 
-    def _piece(self, kind: str, delta: dict[str, Any]) -> bytes:
+    def _piece(self, kind: str, piece: str) -> bytes:
+        delta = {"type": f"{kind}_delta", kind: piece}
         if self._open == kind:
             return self._delta(delta)
         block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
@@ -174,12 +189,51 @@ class Reader:
         self._blocks += 1
         return signature + stop
 
-    def _take(self, call: Any) -> None:
+    def _take(self, call: Any) -> bytes:
         self._calls.add(call)
-        arguments = object_in(call, "function").get("arguments")
-        self._calls_chars += len(arguments) if isinstance(arguments, str) else 1
-        if self._calls_chars > reading.MAX_EVENT_BYTES:
+        function = object_in(call, "function")
+        arguments = function.get("arguments")
+        self._hold(len(arguments) if isinstance(arguments, str) else 1)
+        index, given, name, events = call.get("index"), call.get("id"), function.get("name"), b""
+        if self._waits or type(index) is not int or not isinstance(arguments, str | None):
+            self._waits = True
+            return b""
+        if index == self._live and name and given and isinstance(name, str) and isinstance(given, str):
+            if self._live and not self._is_whole():
+                self._waits = True
+                return b""
+            self._live += 1
+            self._sent = []
+            events = self._close() + self._start_block({"type": "tool_use", "id": given, "name": name, "input": {}})
+        elif index != self._live - 1 or name or (arguments and self._is_whole()):
+            self._waits = True
+            return b""
+        if not arguments:
+            return events
+        self._sent.append(arguments)
+        return events + self._delta({"type": "input_json_delta", "partial_json": arguments})
+
+    def _hold(self, chars: int) -> None:
+        """Note that so much more is kept until the end."""
+        self._kept_chars += chars
+        if self._kept_chars > reading.MAX_EVENT_BYTES:
             raise Garbage(f"tool calls of more than {reading.MAX_EVENT_BYTES} characters")
+
+    def _is_whole(self) -> bool:
+        """Whether the arguments of the newest call that streams are whole; cheap where they plainly go on."""
+        if self._looks == 0 or not (self._sent and self._sent[-1].rstrip().endswith("}")):
+            return False
+        self._looks -= 1
+        return INVALID_JSON not in _input("".join(self._sent))
+
+    def _rest_of_live(self, calls: Sequence[Mapping[str, Any]]) -> bytes:
+        """Return what came of the newest call that streams after the others had to wait."""
+        if not (self._live and len(calls) >= self._live):
+            return b""
+        sent, arguments = "".join(self._sent), object_in(calls[self._live - 1], "function").get("arguments")
+        if not (isinstance(arguments, str) and arguments.startswith(sent) and len(arguments) > len(sent)):
+            return b""
+        return self._delta({"type": "input_json_delta", "partial_json": arguments[len(sent) :]})
 
     def _ping(self, called: bool) -> bytes:
         self._calls_chunks += called
