@@ -17,6 +17,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
+from starlette.responses import JSONResponse
 
 from orla_lg import Backend, BudgetExceeded, Limit, Limits, MappingError, Orla
 from tests.conftest import BACKEND_KEY, CALLER_KEY
@@ -234,6 +235,20 @@ def test_a_cut_off_answer_says_so_when_it_is_translated(chatting: ChattingServer
     message = inside(orla, lambda: a_model("use_responses_api", chatting.url).invoke("hello", max_tokens=3))
     assert message.response_metadata["status"] == "incomplete"
     assert message.response_metadata["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def test_a_translated_stream_is_counted_before_the_engine_is_known(
+    chatting: ChattingServer, make_orla: MakeOrla, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(seen: Any) -> Any:
+        return JSONResponse({"error": "later"}, 503)
+
+    monkeypatch.setattr(chatting, "_models", unavailable)
+    orla = serving(make_orla, chatting)
+    model = a_model("use_responses_api", "http://127.0.0.1:9/v1")
+    whole, _ = inside(orla, lambda: streamed([*model.stream("hello")]))
+    assert whole.usage_metadata["output_tokens"] == 12 and served_once(orla).completion_tokens == 12
+    assert orla.core.serving.schedulers["main"].health.probe is None
 
 
 @pytest.mark.parametrize("engine", ["native", "chatting"])
