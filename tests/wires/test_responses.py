@@ -232,7 +232,7 @@ def completion(message: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 7, "model": "m", "choices": [choice], **more}
 
 
-@settings(deadline=None)  # types of the SDK are built when they are first used
+@settings(max_examples=60, deadline=None)  # types of the SDK are built when they are first used
 @given(st.lists(turns(), min_size=1, max_size=3), st.sampled_from([None, "auto"]))
 def test_what_a_model_said_comes_back_as_it_said_it(said: list[dict[str, Any]], summary: str | None) -> None:
     asked = {"model": "m", "input": "hello", "reasoning": {"summary": summary}}
@@ -449,7 +449,7 @@ def alike(answer: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in answer.items() if key not in ("id", "completed_at")}, "output": output}
 
 
-@settings(deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(streams(), st.sampled_from([None, "auto"]))
 def test_a_stream_ends_in_the_answer_in_one_piece(chunks: list[dict[str, Any]], summary: str | None) -> None:
     asked = {"model": "m", "input": "hello", "reasoning": {"summary": summary}, "stream": True}
@@ -671,7 +671,7 @@ CHUNKS = st.fixed_dictionaries({}, optional={
 })  # fmt: skip
 
 
-@settings(deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(CHUNKS, max_size=4))
 def test_whatever_an_engine_sends(chunks: list[dict[str, Any]]) -> None:
     for chunk in chunks:
