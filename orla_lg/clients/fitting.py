@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from orla_lg.clients.asked import Asked
-from orla_lg.clients.sending import Place
+from orla_lg.clients.sending import CallSite
 from orla_lg.core.call import Assignment
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import MappingError
@@ -17,7 +17,7 @@ from orla_lg.wires.wire import Untranslatable
 log = logging.getLogger("orla_lg")
 
 
-def fitting(inflight: InFlightCall, asked: Asked, place: Place) -> Callable[[Assignment], Assignment | None] | None:
+def fitting(inflight: InFlightCall, asked: Asked, site: CallSite) -> Callable[[Assignment], Assignment | None] | None:
     """Return what takes out of the call's assignment where its request cannot be said; ``None`` if it always can."""
     if asked.wire is CHAT:
         return None
@@ -31,7 +31,7 @@ def fitting(inflight: InFlightCall, asked: Asked, place: Place) -> Callable[[Ass
         try:
             return assignment if asked.translated else None
         except Untranslatable as error:
-            return _without(inflight, asked, place, assignment, spoken, error)
+            return _without(inflight, asked, site, assignment, spoken, error)
 
     return fit
 
@@ -39,7 +39,7 @@ def fitting(inflight: InFlightCall, asked: Asked, place: Place) -> Callable[[Ass
 def _without(
     inflight: InFlightCall,
     asked: Asked,
-    place: Place,
+    site: CallSite,
     assignment: Assignment,
     spoken: list[str],
     error: Untranslatable,
@@ -53,9 +53,9 @@ def _without(
         first, *others = spoken
         reason = assignment.reason if first == assignment.backend else f"{assignment.reason}; {error}"
         return replace(assignment, backend=first, alternatives=tuple(others), reason=reason)
-    if place.untranslatable == "error":
+    if site.untranslatable == "error":
         raise untranslatable(inflight, asked, error) from error
-    if place.is_first(error.field):
+    if site.is_first(error.field):
         log.warning(
             "stage %r asks by %s for what backend %r cannot be asked: %s. Such calls go where their code says, past "
             "queues and limits; untranslatable='error' makes them fail instead. This is logged once for each field",

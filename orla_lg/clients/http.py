@@ -19,31 +19,29 @@ from orla_lg.clients.asked import Asked, read
 from orla_lg.clients.fitting import fitting
 from orla_lg.clients.libraries import HTTPX, HTTPX2, Library
 from orla_lg.clients.sender import ErrorStatus, HttpSender
-from orla_lg.clients.sending import SENDING, Carried, Passing, Place, Sending
+from orla_lg.clients.sending import SENDING, CallSite, Carried, PassedBy, Sending
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.errors import OrlaError
 from orla_lg.wires.registry import wire_at
 
 
-class Served(NamedTuple):
+class ModelRequest(NamedTuple):
     """A request that a core serves."""
 
     asked: Asked
-    place: Place
+    site: CallSite
     sending: Sending | None
 
     def steps(self, original: Callable[[], Any]) -> Steps:
         """Return the steps of its call; *original* sends it as the code meant it."""
-        asked, place, sending = self
+        asked, site, sending = self
         for key in asked.secrets():
-            place.serving.resources.masking.learn(key)
+            site.serving.resources.masking.learn(key)
         attempts = 1 if sending is None else sending.max_attempts
-        sender = HttpSender(place.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
-        embeds = asked.wire.embeds
-        part = "embeddings" if embeds else ""
-        inflight = place.arrive(asked.wire.ask_of(asked.body), asked.timeout(), part=part)
-        inflight.fit = fitting(inflight, asked, place)
-        return place.steps(inflight, sender, passes=embeds)
+        sender = HttpSender(site.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
+        inflight = site.arrive(asked.wire.ask_of(asked.body), asked.timeout())
+        inflight.fit = fitting(inflight, asked, site)
+        return site.steps(inflight, sender)
 
     def answer(self, response: Any) -> Any:
         """Return the caller's *response*.
@@ -51,7 +49,7 @@ class Served(NamedTuple):
         Raises:
             Carried: The caller's client is to send the request itself.
         """
-        if isinstance(response, Passing):
+        if isinstance(response, PassedBy):
             raise Carried(passing=response)
         return response
 
@@ -63,7 +61,7 @@ class Served(NamedTuple):
             Carried: It is ours, and the caller's client must not see it.
         """
         if self.sending is None:
-            self.place.give_back()
+            self.site.give_back()
         if isinstance(error, ErrorStatus):
             return error.response
         if isinstance(error, OrlaError) and self.sending is not None:
@@ -71,7 +69,9 @@ class Served(NamedTuple):
         raise error
 
 
-def _served(library: Library, client: Any, request: Any, sending: Sending | None, *, stream: bool) -> Served | None:
+def _served(
+    library: Library, client: Any, request: Any, sending: Sending | None, *, stream: bool
+) -> ModelRequest | None:
     """Return the call that a request becomes; ``None`` for one that is none of our business."""
     wire = wire_at(request.url.path) if request.method == "POST" else None
     if wire is None:
@@ -79,13 +79,14 @@ def _served(library: Library, client: Any, request: Any, sending: Sending | None
     asked = read(library, client, request, wire, unread=stream)
     if asked is None:
         return None
-    place = None if sending is None else sending.place
-    if place is None:
-        place = known.way_in.place(asked.body)
-        if place is None or (sending is None and not place.of_model):
+    site = None if sending is None else sending.site
+    if site is None:
+        site = known.way_in.site(asked.body)
+        if site is None or (sending is None and not site.of_model):
             return None
-        place.take()
-    return Served(asked, place, sending)
+        if not wire.embeds:
+            site.take()
+    return ModelRequest(asked, site, sending)
 
 
 def _sync(library: Library, original: Callable[..., Any]) -> Callable[..., Any]:

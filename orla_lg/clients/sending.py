@@ -21,7 +21,7 @@ from orla_lg.errors import OrlaError
 from orla_lg.openai_api.client import EngineClients
 
 
-class Place(Protocol):
+class CallSite(Protocol):
     """Where in a wrapped graph a request is made, and the core that serves it."""
 
     @property
@@ -56,12 +56,12 @@ class Place(Protocol):
         """Note that the model run has no answer yet: its client may ask again."""
         ...
 
-    def arrive(self, ask: Ask, timeout: CallerTimeout | None, *, part: str = "") -> InFlightCall:
-        """Return the call; *part* is put behind its stage's name."""
+    def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:
+        """Return the call."""
         ...
 
-    def steps(self, inflight: InFlightCall, sender: Sender, *, passes: bool = False) -> Steps:
-        """Return the steps of the call; with *passes* it goes where its code says."""
+    def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:
+        """Return the steps of the call."""
         ...
 
 
@@ -73,7 +73,7 @@ class Sending:
     """The client's."""
     max_attempts: int = 1
     """So often it would try by itself. With more than one it sends again what is *passing*."""
-    place: Place | None = None
+    site: CallSite | None = None
     """Where, if that is known already."""
 
 
@@ -83,7 +83,7 @@ SENDING: ContextVar[Sending | None] = ContextVar("orla_sending", default=None)
 class Carried(BaseException):
     """Comes up through a model's client, which knows nothing of it; the wrapper around the client opens it."""
 
-    def __init__(self, error: OrlaError | None = None, passing: Passing | None = None) -> None:
+    def __init__(self, error: OrlaError | None = None, passing: PassedBy | None = None) -> None:
         super().__init__()
         self.error = error
         """Ours, to be raised as it is."""
@@ -91,7 +91,7 @@ class Carried(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
+class PassedBy:
     """A request that goes where its code says; the client sends it as it would have without us."""
 
     inflight: InFlightCall

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from orla_lg.clients import way_in as known
-from orla_lg.clients.sending import Carried, Passing, Place, Sending, announced
+from orla_lg.clients.sending import SENDING, CallSite, Carried, PassedBy, Sending
 from orla_lg.wires.registry import wire_at
 
 
@@ -33,49 +33,64 @@ class Options(Protocol):
         ...
 
 
-def place_of(options: Options) -> Place | None:
+def is_known(options: Options) -> bool:
+    """Whether a request is of a wire that we know."""
+    is_post = options.method.lower() == "post" and isinstance(options.json_data, dict) and not options.files
+    return is_post and wire_at(options.url) is not None
+
+
+def is_embedding(options: Options) -> bool:
+    """Whether a request of a wire that we know asks for vectors."""
+    wire = wire_at(options.url)
+    return wire is not None and wire.embeds
+
+
+def site_of(options: Options) -> CallSite | None:
     """Return where a request of a wire that we know is made; ``None`` for any other."""
-    if options.method.lower() != "post" or wire_at(options.url) is None:
+    if not is_known(options):
         return None
-    body = options.json_data
-    place = known.way_in.place(body) if isinstance(body, dict) and not options.files else None
-    if place is not None:
-        place.take()
-    return place
+    site = known.way_in.site(options.json_data)
+    if site is not None and not is_embedding(options):
+        site.take()
+    return site
 
 
 def request(
-    place: Place, title: str, client: Any, original: Callable[..., Any], options: Options, form: Mapping[str, Any]
+    site: CallSite, title: str, client: Any, original: Callable[..., Any], options: Options, form: Mapping[str, Any]
 ) -> Any:
     """Send a request of *client* by the SDK's *original* method, and let the HTTP client below serve it."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    with announced(Sending(title, attempts, place)):
-        try:
-            return original(client, options=options.model_copy(update={"max_retries": 0}), **form)
-        except Carried as carried:
-            came = carried
+    token = SENDING.set(Sending(title, attempts, site))
+    try:
+        return original(client, options=options.model_copy(update={"max_retries": 0}), **form)
+    except Carried as carried:
+        came = carried
+    finally:
+        SENDING.reset(token)
     passing = _opened(came)
     with passing.recorded():
         return original(client, options=options.model_copy(update={"json_data": passing.body}), **form)
 
 
 async def arequest(
-    place: Place, title: str, client: Any, original: Callable[..., Awaitable[Any]], options: Options,
+    site: CallSite, title: str, client: Any, original: Callable[..., Awaitable[Any]], options: Options,
     form: Mapping[str, Any],
 ) -> Any:  # fmt: skip
     """``request`` for a running loop."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    with announced(Sending(title, attempts, place)):
-        try:
-            return await original(client, options=options.model_copy(update={"max_retries": 0}), **form)
-        except Carried as carried:
-            came = carried
+    token = SENDING.set(Sending(title, attempts, site))
+    try:
+        return await original(client, options=options.model_copy(update={"max_retries": 0}), **form)
+    except Carried as carried:
+        came = carried
+    finally:
+        SENDING.reset(token)
     passing = _opened(came)
     with passing.recorded():
         return await original(client, options=options.model_copy(update={"json_data": passing.body}), **form)
 
 
-def _opened(carried: Carried) -> Passing:
+def _opened(carried: Carried) -> PassedBy:
     """Return what the client is to send itself; raise what was carried otherwise."""
     if carried.error is not None:
         raise carried.error from carried.error.__cause__
@@ -88,17 +103,17 @@ def wrapped(title: str, original: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(original):
 
         async def asend(self: Any, cast_to: Any, options: Any, **form: Any) -> Any:
-            place = place_of(options)
-            if place is None:
+            site = site_of(options)
+            if site is None:
                 return await original(self, cast_to, options, **form)
-            return await arequest(place, title, self, original, options, {**form, "cast_to": cast_to})
+            return await arequest(site, title, self, original, options, {**form, "cast_to": cast_to})
 
         return functools.wraps(original)(asend)
 
     def send(self: Any, cast_to: Any, options: Any, **form: Any) -> Any:
-        place = place_of(options)
-        if place is None:
+        site = site_of(options)
+        if site is None:
             return original(self, cast_to, options, **form)
-        return request(place, title, self, original, options, {**form, "cast_to": cast_to})
+        return request(site, title, self, original, options, {**form, "cast_to": cast_to})
 
     return functools.wraps(original)(send)

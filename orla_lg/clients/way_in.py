@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from orla_lg.clients.sending import Place
+from orla_lg.clients.sending import CallSite
 
 
 class WayIn(NamedTuple):
@@ -14,7 +14,7 @@ class WayIn(NamedTuple):
 
     model_run: ContextVar[Any]
     """``None`` where no run of a LangChain model is about to make a request."""
-    place: Callable[[Mapping[str, Any]], Place | None]
+    site: Callable[[Mapping[str, Any]], CallSite | None]
     """Returns where a request with this body is made; ``None`` outside wrapped graphs."""
 
 
@@ -24,7 +24,7 @@ way_in: WayIn = _CLOSED
 
 
 def open_way_in(known: WayIn) -> None:
-    """Let requests find their place from now on."""
+    """Let requests find their call site from now on."""
     global way_in
     way_in = known
 

@@ -26,6 +26,9 @@ TIMEOUT_S = 2.0
 AGAIN_S = 600.0
 """How long an answer holds for an engine that shows no restart; one that shows it is asked again at each."""
 
+_MISSED = ("'messages' is required", "'input' is required")
+"""How llama.cpp says of a path that it has what an empty request lacks, be it with a status of its own fault."""
+
 _MALFORMED = (400, 422)
 _LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that say nothing of the path: another time there may be an answer."""
@@ -33,7 +36,7 @@ _LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _VERSION = {"anthropic-version": "2023-06-01"}
 
 
-class Asking(Protocol):
+class CanAsk(Protocol):
     """What a trial needs of its adapter."""
 
     @property
@@ -66,7 +69,7 @@ class Asking(Protocol):
 class WireTrial:
     """What one adapter knows of the wires of its engine; each is asked for once for each start of the engine."""
 
-    def __init__(self, adapter: Asking) -> None:
+    def __init__(self, adapter: CanAsk) -> None:
         self._adapter = adapter
         self._known: dict[str, bool] = {}
         self._asked_s = float("-inf")
@@ -115,6 +118,8 @@ class WireTrial:
         try:
             await self._adapter.ask("POST", where, {}, timeout_s=TIMEOUT_S, headers=headers)
         except EngineRefused as error:
+            if any(missed in str(error) for missed in _MISSED):
+                return True
             return None if error.status in _LATER else error.status in _MALFORMED
         except BackendUnavailable:
             return None

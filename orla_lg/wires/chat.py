@@ -68,9 +68,9 @@ def _heed_error(event: Mapping[str, Any]) -> None:
         raise Garbage(f"the engine failed: {said}", said)
 
 
-def is_done(data: bytes) -> bool:
-    """Whether *data*, an event or the end of a stream, says that nothing more belongs to the stream."""
-    return _DONE.search(data) is not None
+def is_done(tail: bytes) -> bool:
+    """Whether *tail*, an event or the end of a stream, says that nothing more belongs to the stream."""
+    return _DONE.search(tail) is not None
 
 
 def ends_well(tail: bytes) -> bool:
@@ -176,7 +176,7 @@ def can_assemble(body: Mapping[str, Any]) -> bool:
     return (body.get("n") or 1) == 1 and not any(value for key, value in body.items() if key not in _ASSEMBLED)
 
 
-class Chat(Wire):
+class ChatCompletions(Wire):
     """Chat completions, which every engine speaks."""
 
     name = "chat"
@@ -235,4 +235,4 @@ class Chunks:
         return b"data: [DONE]\n\n"
 
 
-CHAT = Chat()
+CHAT = ChatCompletions()

@@ -96,7 +96,7 @@ def test_what_follows_a_model_in_its_node_is_not_its_own(engine: StubEngine, the
 def test_a_body_that_is_no_object_passes(theirs: StubEngine, orla: Orla, body: bytes) -> None:
     def send() -> int:
         with announced(Sending("test")):
-            return httpx.post(f"{theirs.url}/responses", content=body).status_code
+            return httpx.post(f"{theirs.url}/embeddings", content=body).status_code
 
     assert inside(orla, send) == 404 and not orla.records()
 
@@ -134,7 +134,7 @@ def test_the_libraries_are_restored(engine: StubEngine) -> None:
     assert all(kind.send is not send for kind, send in HTTP_SENDS.items())
     second.close()
     assert all(kind.send is send for kind, send in HTTP_SENDS.items())
-    assert way_in.way_in.place({}) is None
+    assert way_in.way_in.site({}) is None
 
 
 def test_a_wrapper_that_came_later_stays(engine: StubEngine, theirs: StubEngine) -> None:

@@ -55,6 +55,9 @@ class RawEngine:
                 if parts.path.endswith("/models"):
                     self._send(Answer(json.dumps({"data": [{"id": MODEL}]}).encode()))
                     return
+                if body == b"{}":  # a probe asks which wires there are
+                    self._send(Answer(b"", status=404))
+                    return
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 asked = Asked(self.command, parts.path, parts.query, headers, json.loads(body or b"{}"))
                 engine.asked.append(asked)
