@@ -80,7 +80,22 @@ async def test_anything_else_that_speaks_of_the_path_says_that_it_is_not_there(s
     assert sorted(engine.asked) == [MESSAGES, RESPONSES], "and it is not asked again"
 
 
-@pytest.mark.parametrize("status", [None, 408, 429, 500, 502, 503, 529])
+async def test_a_path_whose_handler_fails_is_there() -> None:
+    """As llama.cpp's for Messages, where a path that is not there is not found."""
+    engine = Told(messages=500, responses=400)
+    assert await WireTrial(engine).spoken() == {"messages", "responses"}
+
+
+@pytest.mark.parametrize("elsewhere", [None, 500, 503])
+async def test_a_server_that_fails_everywhere_is_asked_again(elsewhere: int | None) -> None:
+    engine = Told(messages=500, responses=404, none=elsewhere)
+    trial = WireTrial(engine)
+    assert not await trial.spoken("one")
+    engine.statuses |= {MESSAGES: 422, NO_WIRE: 404}
+    assert await trial.spoken("one") == {"messages"}
+
+
+@pytest.mark.parametrize("status", [None, 408, 429, 502, 503, 529])
 async def test_what_says_nothing_of_the_path_is_asked_again(status: int | None) -> None:
     engine = Told(messages=status, responses=400)
     trial = WireTrial(engine)
