@@ -16,6 +16,7 @@ from orla_lg.openai_api import wire_trial
 from orla_lg.openai_api.adapter import PLAIN_WIRES, OpenAIAdapter
 from orla_lg.openai_api.wire_trial import ASKED, NO_WIRE, WireTrial
 from orla_lg_llamacpp import LlamaCppAdapter
+from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from orla_lg_ollama import OllamaAdapter
 from orla_lg_sglang import SGLangAdapter
 from orla_lg_vllm import VLLMAdapter
@@ -211,6 +212,13 @@ async def test_engines_differ_by_version(server: Any, kind: type[OpenAIAdapter],
         assert first.wires == second.wires == PLAIN_WIRES | own | set(wires)
         assert len(running.asked("/v1/messages")) == 1, "asked once"
         assert all(json.loads(seen.raw) == {} for seen in running.asked("/v1/messages"))
+
+
+@pytest.mark.engine
+async def test_a_real_llamacpp_speaks_them_all() -> None:
+    with EmbeddedEngine(EngineSettings(slots=1)) as engine:
+        adapter = LlamaCppAdapter(Backend("main", engine.url))
+        assert (await adapter.probe()).wires == PLAIN_WIRES | set(ASKED)
 
 
 async def test_a_server_that_answers_at_ollamas_paths_is_not_taken_for_it() -> None:
