@@ -78,7 +78,7 @@ def whole(completion: Body, asked: Body) -> dict[str, Any]:
     return {**_top(completion, asked), "content": content + tool_use, **reasons, "usage": usage}
 
 
-class Reader:
+class MessageEvents:
     """Turns the chunks of a chat completion into the events of a stream of Messages.
 
     Args:
@@ -161,7 +161,7 @@ class Reader:
         if self._begun:
             return b""
         self._begun = True
-        nothing = {"content": [], "stop_reason": None, "stop_sequence": None}
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         usage = {**_usage(self._usage), "output_tokens": 0}
         return event({"type": "message_start", "message": {**_top(chunk, self._asked), **nothing, "usage": usage}})
 
