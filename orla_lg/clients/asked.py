@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from orla_lg.clients.libraries import Library
 from orla_lg.core.call import CallerTimeout
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.openai_api.home import headers_among, query_among
+from orla_lg.openai_api.home import carries, query_among
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.completions import COMPLETIONS
 from orla_lg.wires.embeddings import EMBEDDINGS
@@ -20,7 +20,17 @@ from orla_lg.wires.wire import Untranslatable, Wire
 EVERYWHERE = frozenset({CHAT.name, COMPLETIONS.name, EMBEDDINGS.name})
 """Wires that carry the fields that are put into a request; an engine that does not say otherwise speaks these."""
 
-_KEYS = ("authorization", "x-api-key", "api-key")
+_KEYS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+
+
+@lru_cache(maxsize=1024)
+def is_key(name: bytes) -> bool:
+    """Whether a header holds a key."""
+    return name.lower() in _KEYS
+
+
+def _text(key: bytes) -> str:
+    return key.decode("latin-1").removeprefix("Bearer ")
 
 
 @dataclass(eq=False)
@@ -81,28 +91,37 @@ class Asked:
     def _timed_out(self, waited_for: str) -> Exception:
         return self.library.failed("ReadTimeout", waited_for, self.request)
 
-    def secrets(self) -> list[str]:
-        """Return the caller's keys, which must not be recorded."""
-        headers = self.request.headers
-        return [headers[name].removeprefix("Bearer ") for name in _KEYS if name in headers]
+    @cached_property
+    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The headers, as HTTP clients hold them: looking them up by name takes long."""
+        raw: Sequence[tuple[bytes, bytes]] = self.request.headers.raw
+        return raw
 
-    def headers(self, named: frozenset[str]) -> dict[str, str]:
+    def secrets(self) -> Iterator[str]:
+        """Return the caller's keys, which must not be recorded."""
+        for name, value in self.raw_headers:
+            if is_key(name):
+                yield _text(value)
+
+    def headers(self, named: frozenset[str]) -> tuple[tuple[bytes, bytes], ...]:
         """Return the headers to carry; *named* are what the backend takes beside the usual ones."""
-        return headers_among(self.request.headers.items(), named | self.wire.carries)
+        if self.wire.carries:
+            named |= self.wire.carries
+        return tuple([each for each in self.raw_headers if carries(each[0], named)])
 
     def query(self, named: frozenset[str]) -> dict[str, Any]:
         """Return the query parameters to carry."""
-        params = self.request.url.params
-        return query_among(params.items(), named) if params else {}
+        url = self.request.url
+        return query_among(url.params.items(), named) if url.query else {}
 
 
 def read(library: Library, client: Any, request: Any, wire: Wire, *, unread: bool) -> Asked | None:
-    """Return a request as its wire has it; ``None`` where its body is no JSON object, or still to come."""
+    """Return a request as its wire has it; ``None`` where its body is still to come, no object, or no question."""
     try:
         body = json.loads(request.content)
     except (library.module.RequestNotRead, ValueError, RecursionError):
         return None
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or not wire.asks(body):
         return None
     timeouts = request.extensions.get("timeout") or client.timeout.as_dict()
     return Asked(library, request, wire, body, unread, client._default_encoding, timeouts)

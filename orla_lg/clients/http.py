@@ -39,11 +39,9 @@ class ModelRequest(NamedTuple):
             site.serving.resources.masking.learn(key)
         attempts = 1 if sending is None else sending.max_attempts
         sender = HttpSender(site.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
-        embeds = asked.wire.embeds
-        part = "embeddings" if embeds else ""
-        inflight = site.arrive(asked.wire.ask_of(asked.body), asked.timeout(), part=part)
+        inflight = site.arrive(asked.wire.ask_of(asked.body), asked.timeout())
         inflight.fit = fitting(inflight, asked, site)
-        return site.steps(inflight, sender, passes=embeds)
+        return site.steps(inflight, sender)
 
     def answer(self, response: Any) -> Any:
         """Return the caller's *response*.
@@ -86,7 +84,8 @@ def _served(
         site = known.way_in.site(asked.body)
         if site is None or (sending is None and not site.of_model):
             return None
-        site.take()
+        if not wire.embeds:
+            site.take()
     return ModelRequest(asked, site, sending)
 
 

@@ -10,15 +10,15 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 import httpx2
 
 from orla_lg.clients import translation
 from orla_lg.clients.asked import Asked
 from orla_lg.clients.fitting import untranslatable
-from orla_lg.clients.libraries import Answered
+from orla_lg.clients.libraries import HTTPX2, Answered
 from orla_lg.clients.sending import PassedBy
 from orla_lg.core.call import OBJECT
 from orla_lg.core.engine.backend import with_fields
@@ -37,8 +37,10 @@ from orla_lg.wires.wire import Untranslatable, Wire
 FAILURES = (BackendUnavailable, json.JSONDecodeError, reading.Garbage, httpx2.HTTPError)
 """What an attempt may fail with before anything of an answer has reached the caller, beside an error's status."""
 
-_FRAMES = frozenset({b"content-encoding", b"content-length", b"transfer-encoding", b"connection"})
-"""Headers that say how an engine's bytes came; others will go on."""
+_FRAMES = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
+"""Headers that say how an engine's bytes came, where others go on."""
+
+_OF_THE_BODY = _FRAMES | {b"content-type"}
 
 SHOWN_CHARS = 500
 """Of an engine's error, in records."""
@@ -231,6 +233,8 @@ class HttpSender:
         self, inflight: InFlightCall, outgoing: EngineRequest, response: httpx2.Response, began_s: float
     ) -> Any:
         asked, turning, content_type = self._asked, None, None
+        if asked.library is HTTPX2 and not outgoing.translates:
+            return _as_the_callers(response, asked)
         if outgoing.translates:
             turning = translation.StreamTranslation(inflight, asked.wire, asked.body)
             content_type = translation.CONTENT_TYPES[asked.wire.framing]
@@ -242,6 +246,8 @@ class HttpSender:
 
     def _whole(self, outgoing: EngineRequest, response: httpx2.Response, content: bytes, began_s: float) -> Any:
         asked, content_type = self._asked, None
+        if asked.library is HTTPX2 and not (outgoing.translates or asked.unread):
+            return _as_the_callers(response, asked)
         if outgoing.translates:
             content, content_type = translation.answer(content, asked.wire, asked.body), b"application/json"
         answered = _answered(response, began_s, content_type)
@@ -280,6 +286,12 @@ class HttpSender:
         raise AttemptFailed(library.failed("RemoteProtocolError", f"{error}", request)) from error
 
 
+def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:
+    """Return an engine's response to a caller that knows the library, as the answer to the caller's own request."""
+    response.request, response.default_encoding, response.history = asked.request, asked.encoding, []
+    return response
+
+
 def _written(body: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
@@ -289,10 +301,12 @@ def _written(body: Mapping[str, Any]) -> bytes:
 
 def _answered(response: httpx2.Response, began_s: float, content_type: bytes | None) -> Answered:
     """Return what an engine answered, without what held for its own bytes only."""
-    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _FRAMES]
+    headers = response.headers.raw
     if content_type is not None:
-        headers = [(name, value) for name, value in headers if name.lower() != b"content-type"]
+        headers = [(name, value) for name, value in headers if name.lower() not in _OF_THE_BODY]
         headers.append((b"content-type", content_type))
+    elif "content-encoding" in response.headers:  # of an error; what is tapped was unpacked
+        headers = [(name, value) for name, value in headers if name.lower() not in _FRAMES]
     came = response.extensions
     said: dict[str, Any] = {name: came[name] for name in ("http_version", "reason_phrase") if name in came}
     return Answered(response.status_code, headers, timedelta(seconds=time.perf_counter() - began_s), said)
@@ -324,16 +338,29 @@ class EngineRequest(NamedTuple):
 
     def request(self) -> httpx2.Request:
         """Return the request to the engine."""
-        clients, asked, wire = self.clients, self.asked, self.wire
-        backend, own = clients.backend, wire.headers(clients.backend.api_key or NO_KEY)
-        headers = {"accept-encoding": "identity", "connection": "keep-alive", "content-type": "application/json"}
-        headers |= asked.headers(clients.headers)
-        headers |= {name.lower(): value for name, value in own.items()}
-        url = url_of(backend.url, wire)
+        clients, asked, content = self.clients, self.asked, _written(self.body)
+        url = url_of(clients.backend.url, self.wire)
         if query := asked.query(clients.query):
-            url += "?" + urlencode(query, doseq=True)
-        extensions = {"timeout": dict(asked.timeouts)}
-        return httpx2.Request("POST", url, headers=headers, content=_written(self.body), extensions=extensions)
+            url = url.copy_merge_params(query)
+        headers = httpx2.Headers(self._headers(url, asked.headers(clients.headers)))
+        headers["Content-Length"] = str(len(content))
+        return httpx2.Request(
+            "POST", url, headers=headers, stream=httpx2.ByteStream(content),
+            extensions={"timeout": dict(asked.timeouts)},
+        )  # fmt: skip
+
+    def _headers(self, url: httpx2.URL, carried: tuple[tuple[bytes, bytes], ...]) -> httpx2.Headers:
+        """Return the headers but the content's length; they are mostly those of the request before."""
+        clients, wire = self.clients, self.wire
+        known = clients.headers_sent.get(wire.name)
+        if known is not None and known[0] == carried:
+            return known[1]
+        headers = httpx2.Headers({"Host": url.netloc.decode("ascii"), "Content-Type": "application/json"})
+        headers.update(carried)
+        headers |= {"Accept-Encoding": "identity", "Connection": "keep-alive"}
+        headers.update(wire.headers(clients.backend.api_key or NO_KEY))
+        clients.headers_sent[wire.name] = carried, headers
+        return headers
 
     def may_cause(self, refusal: ErrorStatus) -> bool:
         """Whether the engine may have refused what we added."""
@@ -344,9 +371,10 @@ class EngineRequest(NamedTuple):
         self.dialect.learn(self.added, refusal.text, refusal.status)
 
 
-def url_of(base: str, wire: Wire) -> str:
+@lru_cache(maxsize=256)
+def url_of(base: str, wire: Wire) -> httpx2.URL:
     """Return where a backend serves *wire*, whose OpenAI-compatible base is *base*."""
     base, path = base.rstrip("/"), wire.path
     if path.startswith("v1/"):
-        return f"{base}/{path.removeprefix('v1/')}"
-    return f"{base.removesuffix('/v1')}/{path}"
+        return httpx2.URL(f"{base}/{path.removeprefix('v1/')}")
+    return httpx2.URL(f"{base.removesuffix('/v1')}/{path}")

@@ -56,12 +56,12 @@ class CallSite(Protocol):
         """Note that the model run has no answer yet: its client may ask again."""
         ...
 
-    def arrive(self, ask: Ask, timeout: CallerTimeout | None, *, part: str = "") -> InFlightCall:
-        """Return the call; *part* is put behind its stage's name."""
+    def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:
+        """Return the call."""
         ...
 
-    def steps(self, inflight: InFlightCall, sender: Sender, *, passes: bool = False) -> Steps:
-        """Return the steps of the call; with *passes* it goes where its code says."""
+    def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:
+        """Return the steps of the call."""
         ...
 
 

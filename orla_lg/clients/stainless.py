@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from orla_lg.clients import way_in as known
-from orla_lg.clients.sending import CallSite, Carried, PassedBy, Sending, announced
+from orla_lg.clients.sending import SENDING, CallSite, Carried, PassedBy, Sending
 from orla_lg.wires.registry import wire_at
 
 
@@ -39,12 +39,18 @@ def is_known(options: Options) -> bool:
     return is_post and wire_at(options.url) is not None
 
 
+def is_embedding(options: Options) -> bool:
+    """Whether a request of a wire that we know asks for vectors."""
+    wire = wire_at(options.url)
+    return wire is not None and wire.embeds
+
+
 def site_of(options: Options) -> CallSite | None:
     """Return where a request of a wire that we know is made; ``None`` for any other."""
     if not is_known(options):
         return None
     site = known.way_in.site(options.json_data)
-    if site is not None:
+    if site is not None and not is_embedding(options):
         site.take()
     return site
 
@@ -54,11 +60,13 @@ def request(
 ) -> Any:
     """Send a request of *client* by the SDK's *original* method, and let the HTTP client below serve it."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    with announced(Sending(title, attempts, site)):
-        try:
-            return original(client, options=options.model_copy(update={"max_retries": 0}), **form)
-        except Carried as carried:
-            came = carried
+    token = SENDING.set(Sending(title, attempts, site))
+    try:
+        return original(client, options=options.model_copy(update={"max_retries": 0}), **form)
+    except Carried as carried:
+        came = carried
+    finally:
+        SENDING.reset(token)
     passing = _opened(came)
     with passing.recorded():
         return original(client, options=options.model_copy(update={"json_data": passing.body}), **form)
@@ -70,11 +78,13 @@ async def arequest(
 ) -> Any:  # fmt: skip
     """``request`` for a running loop."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    with announced(Sending(title, attempts, site)):
-        try:
-            return await original(client, options=options.model_copy(update={"max_retries": 0}), **form)
-        except Carried as carried:
-            came = carried
+    token = SENDING.set(Sending(title, attempts, site))
+    try:
+        return await original(client, options=options.model_copy(update={"max_retries": 0}), **form)
+    except Carried as carried:
+        came = carried
+    finally:
+        SENDING.reset(token)
     passing = _opened(came)
     with passing.recorded():
         return await original(client, options=options.model_copy(update={"json_data": passing.body}), **form)

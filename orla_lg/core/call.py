@@ -124,6 +124,8 @@ class Ask:
     """The tools as the request describes them; read for their length."""
     max_tokens: int | None = None
     """The caller's bound on the answer, in tokens."""
+    embeds: bool = False
+    """The answer is vectors: no KV cache holds anything of it, and only a mapping that names it places it."""
     scope: str = field(default="", repr=False)
     """In whose part of a cache its prefix is found, where that is divided (``isolation``); empty: in that of all."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -99,6 +99,7 @@ class InFlightCall:
         "services",
         "tried",
         "usage",
+        "why_external",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +113,7 @@ class InFlightCall:
         """Called with the record when the call ends."""
         self.external = False
         """The call goes where its code says, past the core."""
+        self.why_external = ""
         self.fit: Callable[[Assignment], Assignment | None] | None = None
         """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
         self.holder: object = None
@@ -167,10 +169,14 @@ class InFlightCall:
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True
-        services.memory.called(workflow)
-        if left := services.book.call_started(call, backend.name):
-            services.memory.signal(left)
-        running = services.book.is_running(workflow)
+        running = False
+        if call.ask.embeds:  # it waits as a workflow of its own, which leaves nothing in a cache
+            call = replace(call, identity=replace(call.identity, workflow=f"call-{call.id}"))
+        else:
+            services.memory.called(workflow)
+            if left := services.book.call_started(call, backend.name):
+                services.memory.signal(left)
+            running = services.book.is_running(workflow)
         holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
         if call.hints is not NO_HINTS:
@@ -190,7 +196,8 @@ class InFlightCall:
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
-        self.services.progress.stage_busy(self.call)
+        if not self.call.ask.embeds:
+            self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request
 
@@ -332,7 +339,7 @@ class InFlightCall:
             return
         service_s, prompt = now - self._departed_s, record.prompt_tokens
         run = None if record.run is None else self.services.book.run(record.run)
-        if run is not None:
+        if run is not None and not self.call.ask.embeds:
             self.services.foresight.served(run, self.call, record, service_s)
         scheduler.pace.note(
             service_s=service_s,
@@ -353,6 +360,9 @@ class InFlightCall:
             if usage is not None:  # what the engine computed, as far as it said
                 fresh_tokens = usage.prompt_tokens - (usage.cached_tokens or 0)
                 call.standing.serve(fresh_tokens + usage.completion_tokens, self.services.clock())
+            if call.ask.embeds:
+                scheduler.leave(queued, usage=None, tokens=0, followed=bool)
+                return []
             scheduler.leave(
                 queued, usage=usage, tokens=self._cached_after(failed=failed),
                 followed=partial(book.is_running, workflow),
@@ -375,6 +385,7 @@ class InFlightCall:
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
         claimed = None if self._queued is None else self._queued.claimed
         expected_tokens = None if claimed is None else claimed.tokens
+        reason = self.why_external if chosen is None else chosen.reason
         return Record(
             id=call.id,
             workflow=workflow_name(who.workflow),
@@ -384,7 +395,7 @@ class InFlightCall:
             backend=self.backend,
             model=self.model or call.ask.model,
             mapper=None if chosen is None else chosen.mapper,
-            reason="" if chosen is None else self._masked(chosen.reason) if self.attempts > 1 else chosen.reason,
+            reason=self._masked(reason) if self.attempts > 1 else reason,
             priority=call.hints.priority or 0.0,
             tenant=call.hints.tenant or None,
             queue_wait_s=0.0 if scheduler is None else waited,

@@ -31,7 +31,7 @@ from orla_lg.core.mapping import AUTO
 from orla_lg.core.record import Record
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import ArgumentError, ConfigError, OrlaError
-from orla_lg.graph.context import MODEL_RUN, Core, ModelRun, Origin, binding_among, completed, origin
+from orla_lg.graph.context import Core, ModelRun, Origin, binding_among, completed, followed, origin
 from orla_lg.graph.interception import CHAT_COMPLETIONS, chat_steps
 from orla_lg.graph.running_node import node_around
 from orla_lg.openai_api.client import NO_KEY
@@ -109,7 +109,7 @@ def _steps(client: _ServedClient | _AsyncServedClient, options: Any, form: Mappi
         raise OrlaError(f"a chat completion's body is an object, not {type(options.json_data).__name__}")
     asking = _ASKING.get() or _Asking(None, NO_HINTS, assemble=False)
     come_from = _origin_of(asking.manager or _MANAGER.get())
-    MODEL_RUN.set(None)
+    followed()
     unplaced = functools.partial(_refuse, options)
     return chat_steps(
         client.core, come_from, client, unplaced, options, form,

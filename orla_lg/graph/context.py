@@ -143,6 +143,8 @@ class Core:
     stage_names: StageNames = field(default_factory=StageNames)
     lost: Once = field(default_factory=Once)
     """Calls without the context of their node."""
+    unseen: set[str] = field(default_factory=set)
+    """Classes of models of which no request was seen, as far as a warning said so."""
     untranslated: set[str] = field(default_factory=set)
     """Fields that kept requests from being translated, as far as a warning said so."""
     untranslatable: Untranslated = "external"
@@ -202,6 +204,10 @@ class GraphHandler(Protocol):
     """The handler of a wrapped graph, among others that LangChain hands around."""
 
     orla_binding: Binding
+    ignore_llm: bool
+    """LangChain's name: whether it hears neither the tokens nor the ends of models."""
+    awaited: Any
+    """The model runs whose requests are still to be seen (``passing.AwaitedRequests``)."""
 
     def entered(self, chain: UUID | None) -> int:
         """Return when the wrapped graph around *chain* began (``Lineage.order``); -1 for none."""
@@ -210,6 +216,13 @@ class GraphHandler(Protocol):
 
 MODEL_RUN: ContextVar[tuple[GraphHandler, ModelRun] | None] = ContextVar("orla_model_run", default=None)
 """Set when a model run starts inside a wrapped graph, taken by the request it makes."""
+
+
+def followed() -> None:
+    """Note that a request is served, or recorded: it is that of the model run which started last in its context."""
+    if (held := MODEL_RUN.get()) is not None:
+        MODEL_RUN.set(None)
+        held[0].awaited.seen(held[1].id)
 
 
 def origin(body: Mapping[str, Any] | None = None) -> Origin | None:

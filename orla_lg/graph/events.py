@@ -38,6 +38,7 @@ from orla_lg.graph.context import (
     lineage_around,
     tenant_in,
 )
+from orla_lg.graph.passing import AwaitedRequests
 from orla_lg.graph.running_node import RunningNode, current, enter, leave
 from orla_lg.graph.running_tool import TOOL, RunningTool, begin, graph_name, running
 
@@ -56,7 +57,7 @@ class GraphEvents(GraphCallbackHandler):
 
     ignore_llm: bool = True
     """Receives no tokens and no ends: that would cost 30 µs for each token of a stream. No property: it is asked for
-    each token."""
+    each token. While a model runs of which no request is seen, it does (``passing``)."""
 
     def __init__(self, binding: Binding) -> None:
         self.orla_binding = binding
@@ -67,6 +68,7 @@ class GraphEvents(GraphCallbackHandler):
         """Stage, name, and when it started."""
         self._in_context: dict[UUID, RunningTool] = {}
         """Tools that this handler was the first to hear of."""
+        self.awaited = AwaitedRequests(self._core, self)
         self._logged: set[str] = set()
         """What the hints function did wrong, as far as that was logged."""
         self._heard = RunIndex()  # all cores know their chains; this is which of them this graph's handler heard of
@@ -199,6 +201,8 @@ class GraphEvents(GraphCallbackHandler):
         root = self._core.runs.discard(run_id)
         if ended is not None:
             leave(ended[0])
+            if not self.ignore_llm:
+                self.awaited.left(ended[0])
         if ended is not None and root is not None:
             node, stage, reports = ended
             namespace = node.path
@@ -282,11 +286,32 @@ class GraphEvents(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Note that a chat model starts."""
+        self.model_started(serialized, messages, run_id, parent_run_id, metadata, kwargs.get("batch_size", 1))
+
+    def model_started(
+        self, serialized: dict[str, Any] | None, messages: list[list[Any]] | None, run_id: UUID, parent: UUID | None,
+        metadata: dict[str, Any] | None, one_of: int,
+    ) -> None:  # fmt: skip
         """Leave the model run where the request it makes will find it; of several graphs the innermost does."""
         held, known = MODEL_RUN.get(), metadata or {}
-        if held is None or held[1].id != run_id or held[0].entered(parent_run_id) < self.entered(parent_run_id):
+        if held is None or held[1].id != run_id or held[0].entered(parent) < self.entered(parent):
             asked = messages[0] if messages and "ls_model_name" not in known else None
-            MODEL_RUN.set((self, ModelRun(run_id, parent_run_id, known, node=current(), messages=asked)))
+            run = ModelRun(run_id, parent, known, node=current(), messages=asked)
+            self.awaited.begin(run, serialized, one_of=one_of)
+            MODEL_RUN.set((self, run))
+
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a model answers of which no request was seen."""
+        self.awaited.answers(run_id)
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a model's run ended, if a request of it was still awaited."""
+        self.awaited.ended(run_id, response)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that a model's run failed, if a request of it was still awaited."""
+        self.awaited.ended(run_id, error=error)
 
     def _tell(self, kind: Happening, root: str, stage: str, *, detail: str = "") -> None:
         serving = self._core.serving

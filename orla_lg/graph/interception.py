@@ -13,7 +13,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import openai
@@ -25,15 +24,16 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import Sender, arrive, pass_by, serve
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
-from orla_lg.graph import execution
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, identify, namespace_of, origin
+from orla_lg.graph import execution, passing
+from orla_lg.graph.context import MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.wires.chat import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
-_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", "/embeddings"})
+EMBEDDINGS = "/embeddings"
+_SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", EMBEDDINGS})
 
 TITLE = "openai"
 MANY_FIELDS = 100
@@ -78,7 +78,6 @@ def arrival(
     *,
     said: Hints = NO_HINTS,
     may_pass: bool = True,
-    part: str = "",
 ) -> InFlightCall:
     """Return a call that arrives from a place in a graph.
 
@@ -89,13 +88,10 @@ def arrival(
         timeout: Of the caller's client.
         said: Hints given with the call.
         may_pass: Whether it may go where its code says.
-        part: What is put behind its stage's name, after a colon.
     """
     serving = core.serving
     call_id = serving.new_id()
     identity, run = identify(come_from, core, call_id)
-    if part:
-        identity = replace(identity, stage=f"{identity.stage}:{part}")
     binding = come_from.binding if come_from is not None else None
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
     if not identity.identified:
@@ -157,17 +153,17 @@ class NodeCallSite:
 
     def take(self) -> None:  # noqa: D102
         self._started = MODEL_RUN.get()
-        MODEL_RUN.set(None)
+        followed()
 
     def give_back(self) -> None:  # noqa: D102
-        if self.of_model:
+        if self._started is not None:
             MODEL_RUN.set(self._started)
 
-    def arrive(self, ask: Ask, timeout: CallerTimeout | None, *, part: str = "") -> InFlightCall:  # noqa: D102
-        return arrival(self._core, self._come_from, ask, timeout, part=part)
+    def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
+        return arrival(self._core, self._come_from, ask, timeout)
 
-    def steps(self, inflight: InFlightCall, sender: Sender, *, passes: bool = False) -> Steps:  # noqa: D102
-        return (pass_by if passes else serve)(inflight, sender, end_of(self._come_from))
+    def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
+        return serve(inflight, sender, end_of(self._come_from))
 
 
 def _site(body: Mapping[str, Any]) -> NodeCallSite | None:
@@ -209,8 +205,8 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
     if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
         return None
     found = _found(options.json_data if isinstance(options.json_data, dict) else {})
-    if found is not None:
-        MODEL_RUN.set(None)
+    if found is not None and options.url != EMBEDDINGS:
+        followed()
     return found
 
 
@@ -240,6 +236,7 @@ def install(core: Core) -> None:
     with _lock:
         _cores.add(core)
         execution.install()
+        passing.install()
         http.install(_WAY_IN)
         openai.OpenAI.request = _request  # type: ignore[method-assign,assignment]
         openai.AsyncOpenAI.request = _arequest  # type: ignore[method-assign,assignment]
@@ -258,6 +255,7 @@ def restore_unless_used() -> None:
         if len(_cores):
             return
         execution.uninstall()
+        passing.uninstall()
         http.uninstall()
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]

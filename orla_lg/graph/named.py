@@ -64,5 +64,6 @@ def misspelt(serving: Serving, graphs: Mapping[str, AnyPregel]) -> list[str]:
     together = KnownStages(
         tuple(dict.fromkeys(stage for stages in each for stage in stages.callers)),
         tuple(dict.fromkeys(stage for stages in each for stage in stages.groups)),
+        tuple(dict.fromkeys(stage for stages in each for stage in stages.tool_nodes)),
     )
     return undecided(serving, together, of=" and ".join(graphs))

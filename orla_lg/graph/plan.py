@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from orla_lg.core.boundary.stage_keys import EMBEDDINGS, parted, with_part
 from orla_lg.core.call import Ask
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.limits.limits import LimitScope
@@ -25,7 +27,15 @@ BY_CODE = "the model named in its code"
 
 def plan(core: Core, stages: KnownStages, mapper: Mapper | None) -> list[Planned]:
     """Return where each stage of a graph goes by its own *mapper*, the shared one, or its code."""
-    return [_planned(core, stage, mapper) for stage in stages]
+    beside = ((stage, *_embeddings(core, stage, mapper)) for stage in stages)
+    return [_planned(core, stage, mapper) for several in beside for stage in several]
+
+
+def _embeddings(core: Core, node: str, mapper: Mapper | None) -> list[str]:
+    """Return the stage of a node's embeddings, if a mapping names it; ``*:embeddings`` is for any."""
+    stage = with_part(node, EMBEDDINGS)
+    found = (table.rules.find(stage) for each in (mapper, core.serving.mappings.shared) for table in tables_of(each))
+    return [stage] if any(each is not None and parted(each.name)[0] != ANY_STAGE for each in found) else []
 
 
 def _planned(core: Core, stage: str, mapper: Mapper | None) -> Planned:
@@ -41,9 +51,12 @@ def tree(core: Core | None, graph: AnyPregel, mapper: Mapper | None, layer: Limi
         inside = tuple(made(each) for each in place.inside)
         if not place.calls or core is None:
             return StageTree(place.name, place.kind, place.key if place.calls else "", inside=inside)
-        planned = _planned(core, place.key, mapper)
-        under = tuple(_under(core, place.key, layer))
-        return StageTree(place.name, place.kind, place.key, planned.backends, planned.by, planned.open, under, inside)
+        beside = (leaf(core, "embeddings", place.kind, each) for each in _embeddings(core, place.key, mapper))
+        return replace(leaf(core, place.name, place.kind, place.key), inside=(*beside, *inside))
+
+    def leaf(core: Core, name: str, kind: str, stage: str) -> StageTree:
+        planned, under = _planned(core, stage, mapper), tuple(_under(core, stage, layer))
+        return StageTree(name, kind, stage, planned.backends, planned.by, planned.open, under)
 
     return made(places_of(graph))
 

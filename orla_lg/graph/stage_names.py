@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 
+from orla_lg.core.boundary.stage_keys import parted
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.serving import Serving
 from orla_lg.mappers.stages import NEARLY, KnownStages, check_stages
@@ -44,7 +45,8 @@ class StageNames:
 
     def _warn(self, serving: Serving, known: set[str]) -> None:
         for where, name in named_by(serving):
-            near = [] if name in known else _near(name, known)
+            node, part = parted(name)
+            near = [] if node in known else [each + part for each in _near(node, known)]
             if near and self._is_news(where, name):
                 log.warning(
                     "%s names stage %r, which no graph wrapped so far has; %r is the nearest: is it meant?",

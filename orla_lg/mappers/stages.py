@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from orla_lg.core.boundary.stage_keys import graphs_in
+from orla_lg.core.boundary.stage_keys import EMBEDDINGS, graphs_in, parted, with_part
 from orla_lg.core.boundary.stage_rules import StageRules, around, place_names
 from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 from orla_lg.errors import did_you_mean, shown
@@ -102,17 +102,22 @@ def check_stages(
     """
     stages = known if isinstance(known, KnownStages) else KnownStages(tuple(known))
     table = rules if isinstance(rules, StageRules) else StageRules(rules)
-    deciding = {ruling.name for stage in stages if (ruling := table.find(stage)) is not None}
+    asked = (key for stage in stages for key in (stage, with_part(stage, EMBEDDINGS)))
+    deciding = {ruling.name for key in asked if (ruling := table.find(key)) is not None}
     faults = []
     for name in table:
-        if name == ANY_STAGE or name in deciding or stages.is_in_tools(name):
+        node, part = parted(name)
+        if part not in ("", EMBEDDINGS):
+            faults.append(f"{said_by} names stage {shown(name)}; behind a node only {EMBEDDINGS!r} may stand")
             continue
-        if name in stages.names:
+        if node == ANY_STAGE or name in deciding or stages.is_in_tools(node):
+            continue
+        if node in stages.names:
             faults.append(
                 f"{said_by} names stage {shown(name)}, which decides nothing: {_nearer(name, table, stages)}"
             )
-        elif not stages.may_be(name):
-            near = did_you_mean(name, stages.names)
+        elif not stages.may_be(node):
+            near = did_you_mean(node, stages.names)
             faults.append(f"{said_by} names stage {shown(name)}, which {of} does not have{near}")
     return faults
 
@@ -121,8 +126,9 @@ def doubted(rules: Iterable[str], stages: KnownStages, *, said_by: str = "the ma
     """Return a note for every name in *rules* of what no tool of a graph is seen to hold, but is nearly like it."""
     notes = []
     for name in rules:
-        if name not in stages.names and stages.is_in_tools(name):
-            near = difflib.get_close_matches(name, stages.names, n=1, cutoff=NEARLY)
+        node, _ = parted(name)
+        if node not in stages.names and stages.is_in_tools(node):
+            near = difflib.get_close_matches(node, stages.names, n=1, cutoff=NEARLY)
             notes += [
                 f"{said_by} names stage {shown(name)}, which does not show in the graph; {each!r} is the nearest: is "
                 f"it meant?"
@@ -134,10 +140,11 @@ def doubted(rules: Iterable[str], stages: KnownStages, *, said_by: str = "the ma
 def _nearer(name: str, table: StageRules[object], stages: KnownStages) -> str:
     """Return what decides the stages that *name* would cover."""
     decided = []
+    node, part = parted(name)
     for stage in stages:
-        ruling, place, covered = table.find(stage), stage, False
+        ruling, place, covered = table.find(with_part(stage, part)), stage, False
         while place and not covered:
-            covered = name in place_names(place)
+            covered = node in place_names(place)
             place = around(place)
         if ruling is not None and covered:
             decided.append(f"{stage!r} is decided by {ruling.name!r}")

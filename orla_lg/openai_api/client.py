@@ -84,6 +84,8 @@ class EngineClients:
         self.headers = frozenset(name.lower() for name in backend.forward_headers)
         """What is carried of the caller's beyond what always is (``home.HEADERS``)."""
         self.query = frozenset(backend.forward_query)
+        self.headers_sent: dict[str, tuple[object, httpx2.Headers]] = {}
+        """Of the newest request on each wire that was not the SDK's: what was carried, and all headers."""
         self._home = Home(backend)
         self._keep_alive = keep_alive
         self._lock = threading.Lock()

@@ -143,14 +143,15 @@ def _of_client(headers: tuple[tuple[bytes, bytes], ...], named: frozenset[str]) 
     }
 
 
-def headers_among(given: Iterable[tuple[str, str]], named: frozenset[str]) -> dict[str, str]:
-    """Return which headers of a caller's HTTP request are carried.
+@functools.lru_cache(maxsize=1024)
+def carries(name: bytes, named: frozenset[str]) -> bool:
+    """Whether a header of a caller's HTTP request is carried.
 
     Args:
-        given: All of them, named in lower case.
+        name: As HTTP clients hold it.
         named: More that the backend takes, or that are part of the API, in lower case.
     """
-    return {name: value for name, value in given if _passes(name, named)}
+    return _passes(name.decode("latin-1").lower(), named)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ class Embeddings(Wire):
 
     def ask_of(self, body: Body) -> Ask:  # noqa: D102
         body = body if isinstance(body, OBJECT) else {}
-        return Ask(model=str(body.get("model") or "auto"), messages=())
+        return Ask(model=str(body.get("model") or "auto"), messages=(), max_tokens=0, embeds=True)
 
     def streams(self, body: Body) -> bool:  # noqa: D102
         return False

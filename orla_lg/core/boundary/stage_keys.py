@@ -1,4 +1,7 @@
-"""The keys of stages: nodes' names from the outermost inwards, and names of graphs that run inside tools."""
+"""The keys of stages: nodes' names from the outermost inwards, and names of graphs that run inside tools.
+
+What a node asks of embedding models is a stage beside its own, ``retrieve:embeddings``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from orla_lg.core.identity import ANY_STAGE, ID_SEPARATOR, NAMESPACE_SEPARATOR
 
 GRAPH_ID = "@"
 """In a namespace, the id of a part that names a graph which runs inside a tool; LangGraph's own parts have others."""
+
+
+EMBEDDINGS = ":embeddings"
+"""Behind a node's key, this is the stage of its embeddings."""
 
 
 class StageKey(str):
@@ -29,7 +36,7 @@ class StageKey(str):
         made.graphs = graphs
         return made
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # that of a str has one
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return str(self), self.graphs
 
 
@@ -56,6 +63,18 @@ def plain_key(key: str) -> str:
     if not graphs:
         return key
     return NAMESPACE_SEPARATOR.join(part for n, part in enumerate(key.split(NAMESPACE_SEPARATOR)) if n not in graphs)
+
+
+def parted(key: str) -> tuple[str, str]:
+    """Return the key of the node that a stage's key, or a name of it, is of, and what stands behind that."""
+    node = key.partition(ID_SEPARATOR)[0]
+    return with_part(node, "", graphs_in(key)), key[len(node) :]
+
+
+def with_part(node: str, part: str, graphs: tuple[int, ...] | None = None) -> str:
+    """Return the key of what a node asks of other models than chat models."""
+    graphs = graphs_in(node) if graphs is None else graphs
+    return StageKey(node + part, graphs) if graphs else node + part
 
 
 def graph_part(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Generic, TypeVar
 
-from orla_lg.core.boundary.stage_keys import StageKey, graphs_in, key_of
+from orla_lg.core.boundary.stage_keys import StageKey, graphs_in, key_of, parted, with_part
 from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
 
 T = TypeVar("T")
@@ -122,6 +122,8 @@ class StageRules(Mapping[str, T]):
     Of a graph that runs inside a tool the name may be left out, but what says it comes first:
     ``tools|researcher|model`` is found as ``tools|researcher|model``, ``researcher|model``, ``tools|researcher``,
     ``researcher``; then as ``tools|model``, ``model``; then ``tools``.
+
+    Embeddings are decided by entries of their own, ``retrieve:embeddings`` or ``*:embeddings``, and by no others.
     """
 
     __slots__ = ("_entries", "_in_tools", "_rulings")
@@ -162,8 +164,9 @@ class _Rulings(dict[str, Ruling[T] | None]):
         return found
 
     def _look(self, stage: str) -> Ruling[T] | None:
-        for name, named in _deciding(stage):
-            if name in self._entries:
-                return Ruling(name, named, self._entries[name])
-        is_any = bool(stage) and ANY_STAGE in self._entries
-        return Ruling(ANY_STAGE, stage, self._entries[ANY_STAGE]) if is_any else None
+        node, part = parted(stage)
+        for name, named in _deciding(node):
+            if (name := name + part) in self._entries:
+                return Ruling(name, with_part(named, part), self._entries[name])
+        is_any = bool(node) and (any_stage := ANY_STAGE + part) in self._entries
+        return Ruling(any_stage, stage, self._entries[any_stage]) if is_any else None
