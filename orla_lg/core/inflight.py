@@ -187,7 +187,8 @@ class InFlightCall:
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
-        self.services.progress.stage_busy(self.call)
+        if self.services.memory.heeds_stages():
+            self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request
 

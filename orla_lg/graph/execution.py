@@ -4,8 +4,8 @@ It joins in LangGraph's ``stream`` and ``astream``, which all others call. The h
 configuration, not in it: what lies in it is part of every ``StateSnapshot``, which applications store and replay.
 ``copy``, and so ``with_config``, takes them along.
 
-The handler hears that a model starts and nothing else of its run (``ignore_llm``). LangChain asks all the same at each
-token, and an async run with any handler yields to its loop for each; so the run of a model does not get the handler.
+The handler hears that a model starts and nothing else of its run (``ignore_llm``). LangChain asks all the same at
+each token, and an async run with any handler yields to its loop for each; so a model's run does not get the handler.
 """
 
 from __future__ import annotations

@@ -85,6 +85,11 @@ class Admission:
 
     # The next call
 
+    @property
+    def lets_all(self) -> bool:
+        """Whether calls go in the order of the queue, whatever their prompts."""
+        return (not self.holds or self.capacity.limit == inf) and not self._prefilling and not self.gated
+
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""
         self.again_at_s = inf
