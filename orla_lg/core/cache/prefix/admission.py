@@ -23,7 +23,7 @@ from math import inf
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, Resident
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.prefix.capacity import Capacity
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Call, Usage

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from orla_lg.core.cache.gate import PATIENCE_S
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import PrefixNode
 from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.memory.events import Doing, Holding
 
