@@ -142,14 +142,36 @@ def engine_at(options: EngineOptions, url: str | None = None) -> Iterator[Any]:
         yield stack.enter_context(Llama(url) if options.engine == LLAMACPP else VLLM(url))
 
 
-# A llama.cpp with flags that Orla's own engines do not have --------------------------------------------------
+def child(*words: str) -> tuple[subprocess.Popen[str], str]:
+    """Start an engine in a Python of its own, which ends with its standard input; return it and the URL it prints."""
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,  # Ctrl-C is for the benchmark, which ends its engine
+    )  # fmt: skip
+    assert process.stdout is not None
+    if not (url := process.stdout.readline().strip()):
+        raise SystemExit(f"an engine did not start with {words}")
+    return process, url
 
+
+@contextlib.contextmanager
+def started(module: str, *options: str) -> Iterator[str]:
+    """Run a module that serves as a process of its own, and give its URL."""
+    process, url = child("-m", module, *options)
+    with process:
+        try:
+            yield url
+        finally:
+            process.terminate()
+
+
+# A llama.cpp with flags that Orla's own engines do not have
 SERVE = """
 import json, sys
 said = json.loads(sys.argv[1])
 import xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.model_alias = said["model"], {"smollm2"}
+params.model.path, params.model_alias = said["path"], {said["model"]}
 params.hostnames, params.port, params.verbosity = ["127.0.0.1"], said["port"], 0
 params.n_parallel, params.n_ctx = said["slots"], said["slots"] * said["context"]
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = said["threads"]
@@ -179,49 +201,29 @@ class LlamaProcess:
         SystemExit: It does not start.
     """
 
-    name = "smollm2"
+    model = "smollm2"
 
     def __init__(self, *, slots: int, context: int, threads: int, port: int, cache_ram: int, save: str) -> None:
         self._said = {
-            "model": str(ensure_model()), "port": port or free_port(), "slots": slots, "context": context,
-            "threads": threads, "cache_ram": cache_ram, "save": save,
+            "path": str(ensure_model()), "model": self.model, "port": port or free_port(), "slots": slots,
+            "context": context, "threads": threads, "cache_ram": cache_ram, "save": save,
         }  # fmt: skip
         self.start()
 
     def start(self) -> None:
-        words = [sys.executable, "-c", SERVE, json.dumps(self._said)]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,  # Ctrl-C is for the benchmark, which ends its engine
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        address = self.process.stdout.readline().strip()
-        if not address:
-            raise SystemExit(f"llama.cpp did not start with {self._said}")
+        self.process, address = child("-c", SERVE, json.dumps(self._said))
         self.url = f"{address}/v1"
 
     def end(self) -> None:
         with self.process:
             self.process.kill()
 
+    def restart(self) -> None:
+        self.end()
+        self.start()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.end()
-
-
-# A stub that answers at once ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def stub(*options: str) -> Iterator[str]:
-    """Start the stub engine of the tests in a process of its own and give its URL."""
-    command = [sys.executable, "-m", "tests.stub_engine", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()

@@ -1,4 +1,4 @@
-"""Turns in a file: each is written when it has ended, and what is there is not measured again."""
+"""Turns: each is kept when it has ended, in a file if there is one, and what is there is not measured again."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ Load = TypeVar("Load")
 class Kept:
     """The turns measured so far with the same settings.
 
+    Args:
+        path: Of their file, which may hold some already; ``None``: they are kept in memory alone.
+        settings: What all turns have in common; those of the file win.
+
     Raises:
         SystemExit: The file holds turns with other settings, or something else.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self.settings = dict(settings)
-        """What all turns have in common; those of the file win."""
-        self.turns: list[Turn] = []
-        if path.exists():
-            self._read()
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self._path, self.settings, self.turns = path, dict(settings), list[Turn]()
+        if path is not None and path.exists():
+            self._read(path)
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> None:
         try:
-            said = json.loads(self._path.read_text(encoding="utf-8"))
-            settings, rows = said["settings"], said["turns"]
-            self.turns = [_turn(row) for row in rows]
+            said = json.loads(path.read_text(encoding="utf-8"))
+            settings, self.turns = said["settings"], [_turn(row) for row in said["turns"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"{self._path} holds no turns of this benchmark: {error!r}") from error
-        changed = [name for name in self.settings if settings.get(name) != self.settings[name]]
-        if changed:
+            raise SystemExit(f"{path} holds no turns of this benchmark: {error!r}") from error
+        if changed := [name for name in self.settings if settings.get(name) != self.settings[name]]:
             raise SystemExit(
-                f"{self._path} was measured with another {', '.join(changed)}: "
+                f"{path} was measured with another {', '.join(changed)}: "
                 f"{ {name: settings.get(name) for name in changed} }; give another file to --keep, or remove it"
             )
         self.settings = settings
 
-    def has(self, arm: str, seed: int) -> bool:
-        return any((turn.arm, turn.seed) == (arm, seed) for turn in self.turns)
+    def has(self, arm: str, seed: int, place: str = "") -> bool:
+        return any((turn.arm, turn.seed, turn.place) == (arm, seed, place) for turn in self.turns)
 
     def add(self, turn: Turn) -> None:
         """Keep a turn; the file is whole at every moment."""
         self.turns.append(turn)
-        told = {"settings": self.settings, "turns": [asdict(each) for each in self.turns]}
-        fresh = self._path.with_name(f"{self._path.name}.new")
-        fresh.write_text(json.dumps(told), encoding="utf-8")
-        fresh.replace(self._path)
+        if self._path is not None:
+            told = {"settings": self.settings, "turns": [asdict(each) for each in self.turns]}
+            fresh = self._path.with_name(f"{self._path.name}.new")
+            fresh.write_text(json.dumps(told), encoding="utf-8")
+            fresh.replace(self._path)
 
     async def measure(
-        self, url: str, arms: Sequence[Arm], rounds: int, load: Callable[[int], Load],
-        turn: Callable[[Arm, Load, int], Awaitable[Turn]], *, quiet: float = 1.0, title: str = "turn",
+        self, url: str | None, arms: Sequence[Arm], rounds: int, load: Callable[[int], Load],
+        turn: Callable[[Arm, Load, int], Awaitable[Turn]], *, quiet: float = 1.0, place: str = "",
     ) -> None:  # fmt: skip
         """Run every turn that is not kept yet, the arms of a round in an order of its own.
 
         Args:
-            url: Of the engine.
+            url: Of the engine, where it is seen what others take of its machine.
             arms: With a ``name`` each.
             rounds: So many; its number is a round's seed.
             load: Makes a round's load, the same for all arms.
             turn: Runs an arm on a load with a seed.
             quiet: A turn in which other processes took more of the machine is repeated once.
-            title: Before the number of the turn, where it is shown how far it is.
+            place: Of the turns, if the experiment has several.
         """
         began_s = time.monotonic()
         for seed in range(rounds):
-            order = [arm for arm in Random(seed).sample(arms, len(arms)) if not self.has(arm.name, seed)]
+            order = [arm for arm in Random(seed).sample(arms, len(arms)) if not self.has(arm.name, seed, place)]
             given = [load(seed)] if order else []
             for arm in order:
-                number = f"{title} {len(self.turns) + 1}/{rounds * len(arms)}"
-                tell(f"{number}, {time.monotonic() - began_s:4.0f} s: {arm.name}, seed {seed}")
+                at = f"{place or 'round'} {seed + 1}/{rounds}, {time.monotonic() - began_s:4.0f} s"
+                tell(f"{at}: {arm.name}")
                 made = await beside_others(url, turn(arm, given[0], seed))
                 if made.others > quiet:
                     tell(f"others took {made.others:.0%} of the machine; once more", last=True)

@@ -42,8 +42,8 @@ class Others:
         return found
 
 
-async def beside_others(url: str, turn: Awaitable[Turn]) -> Turn:
+async def beside_others(url: str | None, turn: Awaitable[Turn]) -> Turn:
     """Run a turn, and note what other processes take of the machine if the engine is on this one."""
-    others = Others(url) if any(host in url for host in LOCAL) else None
+    others = Others(url) if url and any(host in url for host in LOCAL) else None
     made = await turn
     return replace(made, others=max(0.0, others.share())) if others else made

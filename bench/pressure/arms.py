@@ -6,21 +6,19 @@ from asyncio import Semaphore
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
+from bench.lib import turns
+
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to serve the sessions."""
+class Arm(turns.Arm):
+    """One way to serve the sessions; with admission, calls wait until their cache fits."""
 
-    name: str
     cap: int | None = None
     """Sessions under way at once; ``None`` lets all in."""
     by_arrival: bool = False
     """Calls carry the engine's own priority: an earlier session's go first."""
-    wrapped: bool = False
-    admission: bool = True
-    """Wrapped, calls wait until their cache fits."""
     plugin: bool = False
-    """Wrapped, the engine's plugin is told of workflows; without it, it is as if it were not there."""
+    """Wrapped, the engine's plugin hears of workflows; without it, it is as if it were not there."""
     endless: bool = False
     """The pool is so large that nothing is evicted (simulated only)."""
 
@@ -35,12 +33,10 @@ ARMS = (
     Arm(BARE),
     Arm(AGAIN),
     Arm("priority", by_arrival=True),
-    Arm("cap4", cap=4),
-    Arm("cap6", cap=6),
-    Arm("cap8", cap=8),
-    Arm(WRAPPED, wrapped=True),
-    Arm(PLUGIN, wrapped=True, admission=False, plugin=True),
-    Arm(BOTH, wrapped=True, plugin=True),
+    *(Arm(f"cap{most}", cap=most) for most in (4, 6, 8)),
+    Arm(WRAPPED, {"admission": True}),
+    Arm(PLUGIN, {"admission": False}, plugin=True),
+    Arm(BOTH, {"admission": True}, plugin=True),
 )
-OURS = tuple(arm.name for arm in ARMS if arm.wrapped)
+OURS = tuple(arm.name for arm in ARMS if arm.orla is not None)
 ENDLESS = Arm("no eviction", endless=True)

@@ -18,11 +18,10 @@ from typing import Annotated, Any, TypedDict
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
 
-from bench.lib.calls import CallSeen
-from bench.lib.client import ask, model_at
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.client import ask, connected, model_at, warm, wrapped
 from bench.lib.engines import LLAMACPP, Engine
-from bench.warm.arms import Arm, Measured, orla_of, warm_ups_of
-from bench.warm.engines import BACKEND, Place, backend_at
+from bench.warm.arms import BACKEND, Arm, Place, backend_at, warm_ups_of
 from bench.warm.texts import BEGINNING, TOOLS, job_file, text
 from orla_lg import Backend
 from orla_lg_sim.server import SimServer
@@ -44,8 +43,6 @@ class Shape:
 
 
 class State(TypedDict):
-    """A run's way through the graph."""
-
     run: int
     file: str
     plan: str
@@ -70,8 +67,6 @@ def graph_of(planner: Any, worker: Any) -> StateGraph[Any, Any, Any, Any]:
 
 
 class Other(TypedDict):
-    """What others send."""
-
     file: str
 
 
@@ -95,29 +90,29 @@ def planner_at(place: Place, engine: Engine) -> Iterator[tuple[str, str, list[Ba
         yield sim.url, "sim", [Backend(PLANNER, sim.url, "sim", engine="sim")]
 
 
-async def turn(place: Place, engine: Engine, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Measured:
+async def turn(place: Place, engine: Engine, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Turn:
     """Run one arm from an empty cache."""
-    dice, calls = Random(seed), list[CallSeen]()
+    dice, calls, jobs = Random(seed), list[CallSeen](), list[JobSeen]()
     worker = backend_at(place, engine.url, engine.model, arm.max_saved)
     with planner_at(place, engine) as (url, name, more):
         mapper = {"*": BACKEND, "make_plan": PLANNER if more else BACKEND}
         async with model_at(url, name) as first, model_at(engine.url, engine.model) as second:
-            await second.ainvoke("hello", max_tokens=4)  # the first call after a pause is slower
+            await warm(second)
             engine.empty_cache()
-            with orla_of(arm, [worker, *more], mapper) as orla:
+            with connected([worker, *more], mapper, wrapped=arm.orla is not None, **(arm.orla or {})) as orla:
                 planner = first.bind(max_tokens=PLAN_TOKENS, extra_body={"ignore_eos": True})
                 writer = second.bind_tools(TOOLS).bind(max_tokens=ORDER_TOKENS)
-                both: list[Any] = [graph_of(planner, writer).compile()]
-                both.append(others_of(second.bind(max_tokens=4)).compile())
-                runs, others = both if orla is None else [orla.wrap(graph) for graph in both]
+                runs = wrapped(orla, graph_of(planner, writer).compile())
+                others = wrapped(orla, others_of(second.bind(max_tokens=4)).compile())
                 begin_s = time.perf_counter()
                 for run in range(LEARN + shape.runs):
+                    arrived_s = time.perf_counter() - begin_s
                     for other in range(CROWD):
                         await others.ainvoke({"file": job_file(100 * run + other, dice, place.tokens)})
-                    said = f"Job {run}: {text(dice, FILE_TOKENS)}"
-                    ended = await runs.ainvoke({"run": run, "file": said, "plan": "", "seen": []})
-                    calls.extend(call.since(begin_s) for call in ended["seen"])
+                    file = f"Job {run}: {text(dice, FILE_TOKENS)}"
+                    ended = await runs.ainvoke({"run": run, "file": file, "plan": "", "seen": []})
+                    calls += [call.since(begin_s) for call in ended["seen"]]
+                    jobs.append(JobSeen(run, arrived_s, time.perf_counter() - begin_s))
                     tick()
-                makespan_s = time.perf_counter() - begin_s
-                said_of = warm_ups_of(orla, BACKEND)
-                return Measured(SITUATION, place.title, arm.name, seed, calls, makespan_s, said_of)
+                where = f"{SITUATION}, {place.title}"
+                return Turn(arm.name, seed, 0, calls, jobs, place=where, more=warm_ups_of(orla))

@@ -15,10 +15,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
-from bench.lib.calls import CallSeen
-from bench.lib.client import ask, model_at
-from bench.warm.arms import Arm, Measured, orla_of, warm_ups_of
-from bench.warm.engines import BACKEND, Place, Restartable, backend_at
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.client import ask, connected, model_at, warm, wrapped
+from bench.warm.arms import BACKEND, Arm, Overnight, Place, backend_at, warm_ups_of
 from bench.warm.texts import job_file
 from orla_lg import Orla
 
@@ -40,8 +39,6 @@ class Shape:
 
 
 class State(TypedDict):
-    """A thread."""
-
     number: int
     file: str
     history: Annotated[list[AnyMessage], operator.add]
@@ -71,31 +68,30 @@ def graph_of(model: Any, prepare_s: float) -> StateGraph[Any, Any, Any, Any]:
     )
 
 
-async def turn(
-    place: Place, engine: Restartable, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]
-) -> Measured:
+async def turn(place: Place, engine: Overnight, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Turn:
     """Run one arm: from before the evening to the last run's end in the morning, the restart not counted."""
-    dice = Random(seed)
-    files = [job_file(100 * seed + number, dice, place.tokens) for number in range(shape.runs)]
-    backend = backend_at(place, engine.url, engine.name, arm.max_saved)
-    async with model_at(engine.url, engine.name) as model:
-        with orla_of(arm, [backend], {"*": BACKEND}) as orla:
+    dice, calls, jobs = Random(seed), list[CallSeen](), list[JobSeen]()
+    backend = backend_at(place, engine.url, engine.model, arm.max_saved)
+    async with model_at(engine.url, engine.model) as model:
+        with connected([backend], {"*": BACKEND}, wrapped=arm.orla is not None, **(arm.orla or {})) as orla:
             graph: Any = graph_of(model.bind(max_tokens=ANSWER_TOKENS), shape.prepare_s).compile(InMemorySaver())
-            served = graph if orla is None else orla.wrap(graph)
-            for number, file in enumerate(files):
-                said = {"number": number, "file": file, "history": [], "seen": []}
-                await served.ainvoke(said, _thread(number))
-            await _put_aside(orla, arm, shape.runs)
-            await engine.restart()
-            await asyncio.sleep(NIGHT_S)
-            await model.ainvoke("hello", max_tokens=4)  # the first call after a start is slower
-            begin_s, calls = time.perf_counter(), list[CallSeen]()
+            served = wrapped(orla, graph)
             for number in range(shape.runs):
+                file = job_file(100 * seed + number, dice, place.tokens)
+                await served.ainvoke({"number": number, "file": file, "history": [], "seen": []}, _thread(number))
+            await _put_aside(orla, arm, shape.runs)
+            await asyncio.to_thread(engine.restart)
+            await asyncio.sleep(NIGHT_S)
+            await warm(model)
+            begin_s = time.perf_counter()
+            for number in range(shape.runs):
+                arrived_s = time.perf_counter() - begin_s
                 ended = await served.ainvoke(Command(resume=f"Yes, go on with job {number}."), _thread(number))
-                calls.extend(CallSeen(**call).since(begin_s) for call in ended["seen"])
+                calls += [CallSeen(**call).since(begin_s) for call in ended["seen"]]
+                jobs.append(JobSeen(number, arrived_s, time.perf_counter() - begin_s))
                 tick()
-            makespan_s = time.perf_counter() - begin_s
-            return Measured(SITUATION, place.title, arm.name, seed, calls, makespan_s, warm_ups_of(orla, BACKEND))
+            where = f"{SITUATION}, {place.title}"
+            return Turn(arm.name, seed, 0, calls, jobs, place=where, more=warm_ups_of(orla))
 
 
 def _thread(number: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -11,11 +10,11 @@ from typing import Any
 
 from langchain_core.tools import tool
 
-from bench.lib.client import model_at, warm
+from bench.lib.calls import Turn
 from bench.lib.engines import Engine
-from bench.lib.workflows import Session, agent, play
-from bench.warm.arms import Arm, Measured, orla_of, warm_ups_of
-from bench.warm.engines import BACKEND, Place, backend_at
+from bench.lib.turns import turn_of
+from bench.lib.workflows import Session, agent
+from bench.warm.arms import BACKEND, Arm, Place, backend_at, warm_ups_of
 from bench.warm.texts import job_file, text
 
 SITUATION = "tool waits"
@@ -55,17 +54,14 @@ async def looks_up(number: int, wait_s: float) -> None:
     await look_up.ainvoke({"job": number, "seconds": wait_s})
 
 
-async def turn(place: Place, engine: Engine, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Measured:
+async def turn(place: Place, engine: Engine, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Turn:
     """Run one arm from an empty cache."""
-    jobs = jobs_of(shape, place.tokens, seed)
-    backend = backend_at(place, engine.url, engine.model, arm.max_saved)
-    async with model_at(engine.url, engine.model) as model:
-        await warm(model)
-        engine.empty_cache()
-        with orla_of(arm, [backend], {"*": BACKEND}) as orla:
-            asked = model.bind(max_tokens=ANSWER_TOKENS)
-            graph: Any = agent(jobs, asked, tool=looks_up, tick=tick).compile()
-            begin_s = time.perf_counter()
-            calls, _ = await play(graph if orla is None else orla.wrap(graph), jobs)
-            makespan_s = time.perf_counter() - begin_s
-            return Measured(SITUATION, place.title, arm.name, seed, calls, makespan_s, warm_ups_of(orla, BACKEND))
+    jobs, backend = jobs_of(shape, place.tokens, seed), backend_at(place, engine.url, engine.model, arm.max_saved)
+
+    def graph(model: Any) -> Any:
+        return agent(jobs, model.bind(max_tokens=ANSWER_TOKENS), tool=looks_up, tick=tick).compile()
+
+    return await turn_of(
+        arm, engine, backend, jobs, graph, seed=seed, place=f"{SITUATION}, {place.title}", mapper={"*": BACKEND},
+        showing=warm_ups_of,
+    )  # fmt: skip
