@@ -3,16 +3,11 @@
     make bench-policies                                     all of it, some minutes on one core
     make bench-policies BENCH='--quick'                     one seed, two loads
     make bench-policies BENCH='--arrivals trace.csv.gz'     arrivals of a public trace instead of generated ones
-    make bench-policies BENCH='--branches'                  only graphs whose joins wait for unequal branches
 
-The real core (``Serving.steps``, queues, policies, estimates) runs in front of ``SimEngine``; only the bytes and the
-waiting are left out. Workflows are of five kinds, from one call to hundreds, so that their total service is
-heavy-tailed; most are short, and most of the work is in a few. The engine runs eight calls at once, so queues are
-ours. Load is the service that arrives over the engine's throughput when it is never idle, which is measured first.
-
-Every policy sees the same workflows at the same times. ``clairvoyant`` knows what each run will really need and
-serves the one with least left: no learned estimate can be expected to do better. Completion is from a run's arrival
-to its end, tools' time included.
+docs/policies.md has the load. The real core (its steps, queues, policies, estimates) runs in front of ``SimEngine``;
+only the bytes and the waiting are left out. Every policy sees the same workflows at the same times. ``clairvoyant``
+knows what each run will really need and serves the one with least left: no learned estimate can be expected to do
+better. Completion is from a run's arrival to its end, tools' time included.
 """
 
 from __future__ import annotations
@@ -21,29 +16,22 @@ import argparse
 import itertools
 import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 from bench.lib import plot
-from bench.lib.command import parser
-from bench.lib.core import (
-    Hints,
-)
-from bench.lib.figures import at_rank, spread, table
+from bench.lib.command import finish, parser, usual
+from bench.lib.core import Hints
+from bench.lib.figures import at_rank, ratios, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import DOCS, put
+from bench.lib.marks import DOCS
 from bench.lib.progress import tell
-from bench.policies.study import COMPOSED, Ended, play, throughput
-from bench.policies.workflows import BRANCHING, KINDS, Kinds, Plan, arrange, gaps, plans
+from bench.policies.study import Ended, Plan, arrange, gaps, plans, play, throughput
 from orla_lg_sim.parameters import EngineParameters, load
 
-PAGE, FIGURE = DOCS / "policies.md", DOCS / "policies.svg"
-NAMED = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
-)  # fmt: skip
+NAMED = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair")
 LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 FAIR_LOADS = (0.7, 0.99)
 GOAL_GAIN, GOAL_GAP, GOAL_FAIR = 0.34, 0.5, 1.5
@@ -75,31 +63,32 @@ class Cell:
 
 
 def study(
-    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None,
-    kinds: Kinds = KINDS,
-) -> list[Cell]:  # fmt: skip
+    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None
+) -> list[Cell]:
     """Play every policy under every load with every seed; those of one load and seed see the same runs."""
-    capacity = throughput(engine, random.Random(0), kinds)
+    capacity = throughput(engine, random.Random(0))
     cells = []
     for seed in range(1, seeds + 1):
         dice = random.Random(seed)
-        drawn = plans(runs, dice, kinds)
+        drawn = plans(runs, dice)
         between = gaps(runs, dice, trace, engine)
         for offered in loads:
             work = arrange(drawn, between, offered, engine, capacity)
             for policy in arms:
-                began = time.perf_counter()
+                tell(f"load {offered:.0%} seed {seed} {policy}")
                 cells.append(Cell(offered, seed, policy, figures(play(engine, policy, work))))
-                took = f"{time.perf_counter() - began:.1f} s"
-                tell(f"load {offered:.0%} seed {seed} {policy}: {took}")
     return cells
+
+
+def column(cells: Sequence[Cell], load: float, policy: str, figure: str) -> list[float]:
+    """Return a figure of a policy under a load, seed by seed."""
+    return [cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy)]
 
 
 def changes(cells: Sequence[Cell], load: float, policy: str, figure: str) -> list[float]:
     """Return, seed by seed, by how much a figure differs from plain FCFS's; -0.3 is 30 % less."""
-    base = {cell.seed: cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, "fcfs")}
-    mine = [cell for cell in cells if (cell.load, cell.policy) == (load, policy)]
-    return [cell.figures[figure] / base[cell.seed] - 1 for cell in mine]
+    both = (column(cells, load, name, figure) for name in (policy, "fcfs"))
+    return [ratio - 1 for ratio in ratios(*both)]
 
 
 def gap_closed(cells: Sequence[Cell], load: float, policy: str, figure: str) -> float:
@@ -127,21 +116,17 @@ def fairness(engine: EngineParameters, runs: int, seed: int, offered: float) -> 
 
 
 def rows(cells: Sequence[Cell]) -> list[str]:
-    loads = sorted({cell.load for cell in cells})
-    arms = list(dict.fromkeys(cell.policy for cell in cells))
+    def shown(load: float, policy: str, figure: str) -> str:
+        if policy == "fcfs":
+            return f"{median(column(cells, load, policy, figure)):.1f} s"
+        return spread(changes(cells, load, policy, figure)).shown("+.0%", bold=True)
+
     found = [
-        [f"{offered:.0%}", policy, *(_told(cells, offered, policy, figure) for figure in FIGURES)]
-        for offered in loads
-        for policy in arms
+        [f"{load:.0%}", policy, *(shown(load, policy, figure) for figure in FIGURES)]
+        for load in sorted({cell.load for cell in cells})
+        for policy in dict.fromkeys(cell.policy for cell in cells)
     ]
     return table(["load", "policy", "mean", "p95", "p99"], found)
-
-
-def _told(cells: Sequence[Cell], load: float, policy: str, figure: str) -> str:
-    if policy == "fcfs":
-        values = [cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy)]
-        return f"{median(values):.1f} s"
-    return spread(changes(cells, load, policy, figure)).shown("+.0%", bold=True)
 
 
 def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list[str]:
@@ -158,8 +143,8 @@ def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list
             found.append(["half of the gap to the clairvoyant, learned", f"{at:.0%}", figure, said])
     top = max(cell.load for cell in cells)
     for figure in ("p95", "p99"):
-        best = min(sorted({cell.policy for cell in cells} - {"fcfs", "clairvoyant"}), key=_by(cells, top, figure))
-        gain = median(changes(cells, top, best, figure))
+        others = sorted({cell.policy for cell in cells} - {"fcfs", "clairvoyant"})
+        gain, best = min((median(changes(cells, top, policy, figure)), policy) for policy in others)
         missed = "" if -gain >= GOAL_GAIN else " (missed)"
         found.append([f"{figure} at least 34 % less than FCFS", f"{top:.0%}", best, f"{gain:+.0%}{missed}"])
     for offered, policy in itertools.product(sorted({each["load"] for each in fair}), ("fair", "fcfs")):
@@ -169,10 +154,6 @@ def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list
     return table(["goal", "at load", "figure", "reached"], found)
 
 
-def _by(cells: Sequence[Cell], load: float, figure: str) -> Callable[[str], float]:
-    return lambda policy: median(changes(cells, load, policy, figure))
-
-
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draw mean, p95 and p99 over the load for each policy."""
     pyplot = plot.pyplot("orla_lg", 9, text=True)
@@ -180,10 +161,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     loads = sorted({cell.load for cell in cells})
     for axis, figure in zip(axes, FIGURES, strict=True):
         for policy in dict.fromkeys(cell.policy for cell in cells):
-            values = [
-                median(cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy))
-                for load in loads
-            ]
+            values = [median(column(cells, load, policy, figure)) for load in loads]
             style = {"fcfs": "k-", "clairvoyant": "k:"}.get(policy, "-")
             axis.plot([load * 100 for load in loads], values, style, marker=".", label=policy)
         axis.set(title=f"completion, {figure}", xlabel="load, %", ylabel="seconds", yscale="log")
@@ -200,10 +178,9 @@ def options() -> argparse.Namespace:
     add("--runs", type=count, default=1500, help="runs of each (1500)")
     add("--arrivals", type=Path, help="a trace whose gaps between arrivals are taken, .gz or not")
     add("--parameters", type=Path, help="what `orla-lg sim calibrate` wrote; without it the defaults")
-    add("--branches", action="store_true", help="only graphs with branches of unequal length")
-    add("--only", nargs="+", choices=[*NAMED, *COMPOSED], help="beside fcfs and the clairvoyant")
+    add("--only", nargs="+", choices=NAMED, help="beside fcfs and the clairvoyant")
     add("--json", type=Path, help="keep all figures there")
-    add("--write", action="store_true", help="write docs/policies.md and its figure")
+    usual(options, writes="docs/policies.md and its figure")
     return options.parse_args()
 
 
@@ -212,17 +189,16 @@ def main() -> None:
     engine = EngineParameters() if args.parameters is None else load(args.parameters)
     loads, seeds, runs = ((0.8, 0.95), 1, 600) if args.quick else (LOADS, args.seeds, args.runs)
     arms = list(dict.fromkeys(["fcfs", *(args.only or NAMED), "shortest_remaining", "clairvoyant"]))
-    cells = study(engine, arms, loads, seeds, runs, args.arrivals, BRANCHING if args.branches else KINDS)
+    cells = study(engine, arms, loads, seeds, runs, args.arrivals)
     light = 60 if args.quick else 150
     fair = [fairness(engine, light, seed, offered) for seed in range(1, seeds + 1) for offered in FAIR_LOADS]
     if args.json is not None:
         args.json.write_text(json.dumps({"cells": [asdict(cell) for cell in cells], "fair": fair}, indent=1))
     where = "generated arrivals" if args.arrivals is None else f"arrivals of {args.arrivals.name}"
     lines = [f"{runs} runs, {seeds} seeds, {where}.", "", *verdicts(cells, fair), "", *rows(cells)]
-    print("\n".join(lines))
     if args.write:
-        put(PAGE, "policies", lines)
-        draw(cells, FIGURE)
+        draw(cells, DOCS / "policies.svg")
+    finish(lines, "policies", DOCS / "policies.md" if args.write else None)
 
 
 if __name__ == "__main__":
