@@ -1,14 +1,17 @@
-"""The requests of a block, and the arms: mappers on the engines at hand."""
+"""The requests of a block, the arms (mappers on the engines at hand), and their figures against all heavy."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
 
+from bench.lib import plot
 from bench.lib.core import NO_HINTS, Ask, Assignment, BackendView, Call, Identity, Mapper
+from bench.lib.figures import Spread, ratios, spread, table
 from bench.lib.progress import tell
 from orla_lg.mappers import OneBitStageMapper
 from orla_lg.mappers.commands import Row
@@ -22,10 +25,7 @@ USD_PER_MTOKEN_PER_BILLION = 0.1
 
 BILLIONS = {"smollm2": 0.135, "dummy-0.5b": 0.446, "dummy-1b": 1.07}
 FOLDS = 10
-LIGHT, HEAVY, SECOND, WIDE = "light", "heavy", "second-heavy", "wide"
-
-
-# The requests -----------------------------------------------------------------------------------------------
+LIGHT, HEAVY, WIDE = "light", "heavy", "wide"
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,19 @@ def blocks_of(
     return made
 
 
-# The arms ---------------------------------------------------------------------------------------------------
-
-
+@dataclass(frozen=True)
 class Rule:
-    """Sends what a function finds simple to one backend, the rest to others in turn."""
+    """Sends what a function finds simple to one backend, the rest to another one."""
 
-    def __init__(self, name: str, is_simple: Callable[[str], bool], light: str, heavy: Sequence[str]) -> None:
-        self.name, self.is_simple, self.light = name, is_simple, light
-        self._turns = itertools.cycle(heavy)
+    name: str
+    is_simple: Callable[[str], bool]
+    light: str
+    heavy: str
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
         prompt = prompt_of(call)
         assert prompt is not None
-        simple = self.is_simple(prompt.text)
-        return Assignment(self.light if simple else next(self._turns), mapper=self.name)
+        return Assignment(self.light if self.is_simple(prompt.text) else self.heavy, mapper=self.name)
 
 
 class OutOfFold:
@@ -129,37 +127,21 @@ class Arm:
     runs: list[Run] = field(default_factory=list)
 
 
-def arms_of(args: argparse.Namespace, rows: Sequence[Row], blocks: list[list[Request]], known: set[str]) -> list[Arm]:
-    """Return the arms that the engines at hand allow."""
-    found, light_price = [], args.light_billions / args.heavy_billions
-
-    def never(text: str) -> bool:
-        return False
-
-    if WIDE in known:
-        found.append(Arm("all heavy, one engine on all cores", Rule("all", never, LIGHT, [WIDE]), is_baseline=True))
-    if {HEAVY, SECOND} <= known:
-        both = Rule("all", never, LIGHT, [HEAVY, SECOND])
-        found.append(Arm("all heavy, two engines of one core", both, is_baseline=True))
-    labels = {row.prompt.text: row.label for row in rows}
-    layouts = {"shared": WIDE, "split": HEAVY}
-    main = args.layout if layouts[args.layout] in known else next(k for k, v in layouts.items() if v in known)
-    heavy = layouts[main]
-    found.append(Arm(f"labels, {main}", Rule("labels", lambda text: not labels[text], LIGHT, [heavy])))
-    for other in {*layouts} - {main}:
-        if layouts[other] in known:
-            rule = Rule("labels", lambda text: not labels[text], LIGHT, [layouts[other]])
-            found.append(Arm(f"labels, {other}", rule))
-    if not args.labels_only:
-        found.append(Arm(f"learned, {main}", OutOfFold(rows, LIGHT, heavy, light_price)))
-        if args.judge:
-            found.append(Arm(f"one-bit judge, {main}", OneBitStageMapper(LIGHT, heavy)))
-        drawn = chosen_by_chance(blocks, random.Random(args.seed + 1))
-        found.append(Arm(f"random, {main}", Rule("random", drawn.__contains__, LIGHT, [heavy])))
-        cut = length_cut(rows)
-        found.append(Arm(f"shortest to light, {main}", Rule("length", lambda t: len(t) <= cut, LIGHT, [heavy])))
-        found.append(Arm("all light", Rule("all", lambda text: True, LIGHT, [heavy])))
-    return found
+def arms_of(args: argparse.Namespace, rows: Sequence[Row], blocks: list[list[Request]]) -> list[Arm]:
+    """Return the arms of a layout."""
+    heavy, layout = {"shared": WIDE, "split": HEAVY}[args.layout], args.layout
+    labels, cut = {row.prompt.text: row.label for row in rows}, length_cut(rows)
+    drawn = chosen_by_chance(blocks, random.Random(args.seed + 1))
+    judge = [Arm(f"one-bit judge, {layout}", OneBitStageMapper(LIGHT, heavy))] if args.judge else []
+    return [
+        Arm("all heavy, one engine on all cores", Rule("all", lambda text: False, LIGHT, WIDE), is_baseline=True),
+        Arm(f"labels, {layout}", Rule("labels", lambda text: not labels[text], LIGHT, heavy)),
+        Arm(f"learned, {layout}", OutOfFold(rows, LIGHT, heavy, args.light_billions / args.heavy_billions)),
+        *judge,
+        Arm(f"random, {layout}", Rule("random", drawn.__contains__, LIGHT, heavy)),
+        Arm(f"shortest to light, {layout}", Rule("length", lambda text: len(text) <= cut, LIGHT, heavy)),
+        Arm("all light", Rule("all", lambda text: True, LIGHT, heavy)),
+    ]
 
 
 def chosen_by_chance(blocks: list[list[Request]], dice: random.Random) -> set[str]:
@@ -174,9 +156,9 @@ def length_cut(rows: Sequence[Row]) -> int:
     return lengths[max(0, round(PAPER_SIMPLE_SHARE * len(lengths)) - 1)]
 
 
-def on_all_prompts(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
-    """Return how the mappers do on every prompt there is, by label, so that a lucky block misleads nobody."""
-    lines = []
+def on_all_prompts(arms: Sequence[Arm], rows: Sequence[Row]) -> list[str]:
+    """Return how the mappers do on every prompt there is, by label, so that a lucky block misleads no reader."""
+    lines, share, complex_ = [], PAPER_SIMPLE_SHARE, sum(row.label for row in rows)
     for arm in arms:
         if not isinstance(arm.mapper, OutOfFold) and getattr(arm.mapper, "name", "") not in ("length", "labels"):
             continue
@@ -184,14 +166,86 @@ def on_all_prompts(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
         for row in rows:
             ask = Ask("auto", [{"role": "user", "content": row.prompt.text}])
             call = Call("any", Identity("any", None, "answer"), ask, NO_HINTS, NO_HINTS, 0.0)
-            sent = arm.mapper.map(call, ())  # type: ignore[union-attr]
+            sent = arm.mapper.map(call, ())
             light[row.label] += sent is not None and sent.backend == LIGHT
-        complex_ = sum(row.label for row in rows)
         simple_light, complex_light = light[False] / (len(rows) - complex_), light[True] / complex_
-        share = PAPER_SIMPLE_SHARE
         lines.append(
             f"{arm.name}: {simple_light:.0%} of all simple and {complex_light:.0%} of all complex prompts to light; "
             f"at the paper's share {share * simple_light + (1 - share) * complex_light:.0%} to light, "
             f"score {1 - (1 - share) * complex_light:.2f}"
         )
-    return "\n".join(lines)
+    return lines
+
+
+GOALS = {"wall_s": -0.38, "completion_s": -0.60, "cost_usd": -0.35}
+"""Of the mapped arms against all heavy: the paper's figures."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An arm's medians over blocks; *change* is against all heavy in the same block, with the extreme blocks."""
+
+    name: str
+    medians: dict[str, float]
+    change: dict[str, Spread]
+    light_share: float
+    score: float
+
+
+def baseline_of(arms: Sequence[Arm]) -> Arm:
+    """Return the all-heavy arm that took less time."""
+    return min((arm for arm in arms if arm.is_baseline), key=lambda arm: median(run.wall_s for run in arm.runs))
+
+
+def figures(arms: Sequence[Arm]) -> list[Figure]:
+    def column(arm: Arm, name: str) -> list[float]:
+        return [getattr(run, name) for run in arm.runs]
+
+    base, rows = baseline_of(arms), []
+    for arm in arms:
+        medians = {name: median(column(arm, name)) for name in GOALS}
+        changes = {name: ratios(column(arm, name), column(base, name)) for name in GOALS}
+        change = {name: spread([ratio - 1 for ratio in found]) for name, found in changes.items()}
+        rows.append(Figure(arm.name, medians, change, fmean(column(arm, "light_share")), fmean(column(arm, "score"))))
+    return rows
+
+
+def report(rows: Sequence[Figure], base: str) -> str:
+    head, lines = ["arm", "to light"], []
+    for title in ("wall-clock, s", "mean completion, s", "cost, µ$"):
+        head += [title, "change"]
+    for row in rows:
+        cells = []
+        for name, scale in (("wall_s", 1), ("completion_s", 1), ("cost_usd", 1e6)):
+            change = "baseline" if row.name == base else row.change[name].shown("+.0%", bold=True)
+            cells += [f"{row.medians[name] * scale:.1f}", change]
+        lines.append([row.name, f"{row.light_share:.0%}", *cells, f"{row.score:.2f}"])
+    return "\n".join(table([*head, "score"], lines))
+
+
+def draw(rows: Sequence[Figure], base: str, path: Path) -> None:
+    """Draw the changes against all heavy with the extreme blocks, and the score."""
+    titles = {"wall_s": "wall-clock", "completion_s": "mean completion time", "cost_usd": "cost"}
+    size = (11, 0.4 * len(rows) + 1.3)
+    figure, panes = plot.pyplot("mapping", 8).subplots(1, 4, figsize=size, sharey=True)
+    colours = ["#999" if row.name == base else "#e08a3c" if row.score < 1 else "#3b7dd8" for row in rows]
+    for axes, (name, title) in zip(panes, titles.items(), strict=False):
+        changed = {row.name: Spread(*(1 + value for value in row.change[name])) for row in rows}
+        plot.bars(axes, changed, colours, 1 + GOALS[name], "#777")
+        axes.set(title=title, xlabel="of all heavy (dashed: goal)")
+    panes[3].barh([row.name for row in rows], [row.score for row in rows], color=colours, height=0.6)
+    panes[3].set(title="score", xlabel="answered by a model that can")
+    panes[0].invert_yaxis()
+    plot.open_axes(*panes)
+    plot.save(figure, path)
+
+
+def misses(rows: Sequence[Figure], goals: Mapping[str, float] = GOALS) -> list[str]:
+    """Return what the mapped arms with the full score, or learned, do not reach."""
+    mapped = [row for row in rows if row.name.startswith(("labels", "learned"))]
+    return [
+        f"goal missed: {row.name}: {name.rpartition('_')[0]} {row.change[name][0]:+.0%}, wanted {goal:+.0%}"
+        for row in mapped
+        for name, goal in goals.items()
+        if row.change[name][0] > goal
+    ]
