@@ -19,13 +19,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.lib import plot
-from bench.lib.command import parser
+from bench.lib.command import finish, parser, usual
 from bench.lib.figures import table
 from bench.lib.flags import above_zero, amount, count, share
 from bench.lib.machine import Others
-from bench.lib.marks import DOCS, put
+from bench.lib.marks import DOCS
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters, load
@@ -33,7 +34,6 @@ from orla_lg_sim.replay import CallOutcome, VirtualReplay, live, summarise
 from orla_lg_sim.sessions import Session, Shape, read
 from orla_lg_sim.text import Tokenizer, tokenizer_of
 
-PAGE, FIGURE = DOCS / "simulation.md", DOCS / "sim-fidelity.svg"
 GOAL_TIME, GOAL_CACHED = 0.15, 0.05
 
 
@@ -54,10 +54,10 @@ def sessions_of(args: argparse.Namespace, number: int) -> list[Session]:
     return read(args.sessions, shape)
 
 
-async def measured(args: argparse.Namespace, name: str, url: str) -> dict[str, object]:
+async def measured(args: argparse.Namespace, name: str, url: str) -> dict[str, Any]:
     """Replay all rounds on a live engine."""
     client = TimingClient(url)
-    rounds: list[list[dict[str, object]]] = []
+    rounds: list[list[dict[str, Any]]] = []
     shares: list[float] = []
     try:
         await client.served()
@@ -87,18 +87,15 @@ async def one_round(client: TimingClient, sessions: list[Session], url: str) -> 
 
 
 def simulated(
-    args: argparse.Namespace, kept: dict[str, object], parameters: EngineParameters, tokenizer: Tokenizer
+    args: argparse.Namespace, kept: dict[str, Any], parameters: EngineParameters, tokenizer: Tokenizer
 ) -> Arm:
     """Replay on the simulation what was replayed live."""
-    blocks, rounds = kept["kv_blocks"], kept["rounds"]
-    assert isinstance(blocks, int) and isinstance(rounds, list)
+    blocks, rounds, same = kept["kv_blocks"], kept["rounds"], replace(parameters, kv_blocks=kept["kv_blocks"])
     made: list[CallOutcome] = []
     for number in range(len(rounds)):
-        same = replace(parameters, kv_blocks=blocks)
         made += VirtualReplay(sessions_of(args, number), same, tokenizer).run()
-    shares = kept["others"]
-    assert isinstance(shares, list)
-    return Arm(str(kept["name"]), blocks, shares, [CallOutcome(**row) for one in rounds for row in one], made)
+    seen = [CallOutcome(**row) for one in rounds for row in one]
+    return Arm(kept["name"], blocks, kept["others"], seen, made)
 
 
 def rows(arms: Sequence[Arm]) -> list[str]:
@@ -122,33 +119,20 @@ def rows(arms: Sequence[Arm]) -> list[str]:
 
 
 def draw(arms: Sequence[Arm]) -> None:
+    size = (8, 2.6 * len(arms))
     figure, axes = plot.pyplot("orla_lg", 9, text=True).subplots(
-        len(arms), 2, figsize=(8, 2.6 * len(arms)), squeeze=False, layout="constrained"
+        len(arms), 2, figsize=size, squeeze=False, layout="constrained"
     )
+    titles = {"ttft_s": "time to first token", "duration_s": "completion"}
     for row, arm in zip(axes, arms, strict=True):
-        for axis, what, title in zip(
-            row, ("ttft_s", "duration_s"), ("time to first token", "completion"), strict=True
-        ):
+        for axis, (what, title) in zip(row, titles.items(), strict=True):
             for outcomes, label, style in ((arm.live, "vLLM", "-"), (arm.simulated, "simulated", "--")):
                 plot.shares(axis, [getattr(outcome, what) for outcome in outcomes], label, ls=style)
-            axis.set(
-                title=f"{title}, {arm.name}", xscale="log", xlabel="seconds", ylabel="part of calls", ylim=(0, 1)
-            )
+            named = {"title": f"{title}, {arm.name}", "xlabel": "seconds", "ylabel": "part of calls"}
+            axis.set(**named, xscale="log", ylim=(0, 1))
             axis.grid(alpha=0.3, which="both")
             axis.legend()
-    plot.save(figure, FIGURE, tight=None)
-
-
-def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:
-    calls = len(arms[0].live)
-    busiest = max(share for arm in arms for share in arm.others)
-    said = [
-        f"{calls} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. Other",
-        f"processes took {busiest:.0%} of the machine in the worst round.",
-        "",
-    ]
-    put(PAGE, "fidelity", [*said, *rows(arms)])
-    draw(arms)
+    plot.save(figure, DOCS / "sim-fidelity.svg", tight=None)
 
 
 def options() -> argparse.Namespace:
@@ -159,9 +143,7 @@ def options() -> argparse.Namespace:
     add("--tokenizer", required=True, type=Path, help="the model's folder")
     add("--url", help="the live engine")
     add("--tight-url", help="the same with a small KV cache")
-    add("--keep", type=Path, default=Path("sim-fidelity.json"), help="where live measurements are kept")
     add("--again", action="store_true", help="take the live measurements kept before; simulate and draw only")
-    add("--rounds", type=count, default=3)
     add("--quiet", type=share, default=0.05, help="repeat a round in which others took more of the machine (0.05)")
     add("--attempts", type=count, default=2, help="how often at most (2)")
     add("--count", type=count, default=10, help="sessions in a round (10)")
@@ -169,7 +151,7 @@ def options() -> argparse.Namespace:
     add("--every", type=above_zero, default=1.0, help="mean seconds between begins of sessions (1)")
     add("--think", type=amount, default=1.0, help="mean seconds between a call's end and the next (1)")
     add("--longest", type=count, default=12_500, help="longest prompt in characters")
-    add("--write", action="store_true", help="write docs/simulation.md and its figure")
+    usual(options, rounds=3, keep="sim-fidelity.json", writes="docs/simulation.md and its figure")
     return options.parse_args()
 
 
@@ -182,9 +164,14 @@ def main() -> None:
             args.keep.write_text(json.dumps(kept))
     parameters, tokenizer = load(args.parameters), tokenizer_of(args.tokenizer)
     arms = [simulated(args, one, parameters, tokenizer) for one in kept.values()]
-    print("\n".join(rows(arms)))
+    busiest = max(share for arm in arms for share in arm.others)
+    setting = (
+        f"{len(arms[0].live)} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. "
+        f"Other processes took {busiest:.0%} of the machine in the worst round."
+    )
     if args.write:
-        write(arms, args)
+        draw(arms)
+    finish([setting, "", *rows(arms)], "fidelity", DOCS / "simulation.md" if args.write else None)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,10 @@
     make check-overhead                      CPU time alone, against its goal; fails beyond it
     python -m bench.overhead --help
 
-The stub is a process of its own with TCP_NODELAY. The arms run in alternating blocks of one run, and each
-figure is the difference between neighbouring blocks, so a machine that slows down slows both. Calls are
-made inside a graph's node; the bare arm is the same graph, not wrapped. At 80 calls/s they arrive as a
-Poisson process, whether or not earlier ones have ended (open loop).
-
-Beside wall time stands the CPU time of the caller's process (all its threads, user and system), which a busy machine
-disturbs less. The ratio to the bare arm is what ``--check`` judges:
-the median over blocks, each against its neighbour.
+The arms run in alternating blocks of one run, and each figure is the difference between neighbouring blocks, so a
+machine that slows down slows both. Beside wall time stands the CPU time of the caller's process (all its threads,
+user and system), which a busy machine disturbs less; its ratio to the bare arm, the median over blocks, is what
+``--check`` judges.
 """
 
 from __future__ import annotations
@@ -20,28 +16,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import os
 import random
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypedDict
 
 import psutil
-from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
 from bench.lib import plot
 from bench.lib.command import parser
-from bench.lib.engines import stub
 from bench.lib.figures import at_rank, ratios, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import ROOT
-from orla_lg import Backend, ChatOrla, Orla
+from bench.lib.marks import DOCS
+from bench.lib.progress import tell
+from bench.lib.stub import Way, ways
 
 GOAL_MEDIAN_MS, GOAL_P99_MS = 0.3, 2.0
 GOAL_CPU_RATIO = {"invoke": 1.10, "ainvoke": 1.10, "astream": 1.10}
@@ -51,7 +46,7 @@ LEAST_BLOCKS = 9
 ANSWER = " ".join(f"word{n}" for n in range(16))
 PROMPT = [("system", "You answer briefly. " * 20), ("user", "What is the capital of France?")]
 FORMS = ("invoke", "ainvoke", "astream")
-ARMS = ("bare", "wrapped", "ChatOrla")
+ALONE = "one at a time"
 
 
 class Block(TypedDict):
@@ -63,26 +58,19 @@ class Block(TypedDict):
     taken_ms: list[float]
 
 
-@dataclass
 class Arm:
     """A graph whose one node makes a block of calls and times each."""
 
-    name: str
-    model: Any
-    wrap: Callable[[Any], Any]
-    graph: Any = None
-    times: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
-    cpu_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    """Per call, by block."""
+    def __init__(self, way: Way) -> None:
+        self.name, self.model, wrap = way
 
-    def __post_init__(self) -> None:
-        graph = StateGraph(Block)
-        graph.add_node("block", self.sync_block)
-        graph.add_edge(START, "block")
-        agraph = StateGraph(Block)
-        agraph.add_node("block", self.async_block)
-        agraph.add_edge(START, "block")
-        self.graph, self.agraph = self.wrap(graph.compile()), self.wrap(agraph.compile())
+        def graph(node: Any) -> Any:
+            return wrap(StateGraph(Block).add_node("block", node).add_edge(START, "block").compile())
+
+        self.graph, self.agraph = graph(self.sync_block), graph(self.async_block)
+        self.times: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+        self.cpu_ms: dict[tuple[str, str], list[float]] = defaultdict(list)
+        """Per call, by block."""
 
     def sync_block(self, state: Block) -> dict[str, Any]:
         taken = []
@@ -110,8 +98,8 @@ class Arm:
         gc.collect()
         before_s = time.process_time()
         taken = await self.run(form, calls, rate, number)
-        self.cpu_ms.setdefault((form, load), []).append((time.process_time() - before_s) * 1e3 / calls)
-        self.times.setdefault((form, load), []).append(taken)
+        self.cpu_ms[form, load].append((time.process_time() - before_s) * 1e3 / calls)
+        self.times[form, load].append(taken)
 
     async def run(self, form: str, calls: int, rate: float | None, seed: int = 0) -> list[float]:
         given: Block = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
@@ -145,24 +133,19 @@ async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float
 def loads(quick: bool, alone_only: bool = False) -> list[tuple[str, str, int, float | None]]:
     """Return form, name of the load, calls in a block, rate."""
     calls = 60 if quick else 150
-    alone: list[tuple[str, str, int, float | None]] = [(form, "one at a time", calls, None) for form in FORMS]
+    alone: list[tuple[str, str, int, float | None]] = [(form, ALONE, calls, None) for form in FORMS]
     return alone if alone_only else alone + [(form, "80 calls/s", calls * 2, 80.0) for form in ("ainvoke", "astream")]
 
 
-async def measure(arms: list[Arm], blocks: int, quick: bool, alone_only: bool = False) -> None:
+async def measure(arms: Sequence[Arm], blocks: int, quick: bool, alone_only: bool = False) -> list[Figure]:
     for form, load, calls, rate in loads(quick, alone_only):
         for arm in arms:  # warm: connections, code, caches
             await arm.run(form, 20, rate)
         for number in range(blocks):
-            order = arms if number % 2 == 0 else arms[::-1]
-            for arm in order:
+            for arm in arms if number % 2 == 0 else arms[::-1]:
                 await arm.block(form, load, calls, rate, number)
-            print(f"\r{form:8} {load:14} block {number + 1}/{blocks}", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
-
-
-def pooled(blocks: list[list[float]]) -> list[float]:
-    return list(itertools.chain.from_iterable(blocks))
+            tell(f"{form:8} {load:14} block {number + 1}/{blocks}", last=number == blocks - 1)
+    return figures(arms)
 
 
 @dataclass(frozen=True)
@@ -182,64 +165,57 @@ class Figure:
 
     @property
     def cpu_ratio(self) -> float:
-        return statistics.median(self.cpu_ratios)
+        return median(self.cpu_ratios)
 
     @property
-    def median_ms(self) -> float:
-        return statistics.median(self.added_ms)
+    def where(self) -> list[str]:
+        return [self.form, self.load, self.arm]
 
 
-def figures(arms: list[Arm]) -> list[Figure]:
+def figures(arms: Sequence[Any]) -> list[Figure]:
     bare, *others = arms
-    rows = []
-    for (form, load), base in bare.times.items():
-        for arm in others:
-            mine = arm.times[form, load]
-            pairs = zip(mine, base, strict=True)
-            added = [statistics.median(ours) - statistics.median(theirs) for ours, theirs in pairs]
-            tails = at_rank(pooled(mine), 0.99) - at_rank(pooled(base), 0.99)
-            cpu = list(zip(arm.cpu_ms[form, load], bare.cpu_ms[form, load], strict=True))
-            rows.append(
-                Figure(
-                    form, load, arm.name, statistics.median(pooled(base)), added, tails,
-                    statistics.median(theirs for _, theirs in cpu), [ours - theirs for ours, theirs in cpu],
-                    ratios(arm.cpu_ms[form, load], bare.cpu_ms[form, load]),
-                )
-            )  # fmt: skip
-    return rows
+    return [figure(load, arm, bare) for load in bare.times for arm in others]
 
 
-def report(rows: list[Figure]) -> str:
+def figure(load: tuple[str, str], arm: Any, bare: Any) -> Figure:
+    mine, base, cpu, bare_cpu = arm.times[load], bare.times[load], arm.cpu_ms[load], bare.cpu_ms[load]
+    pooled, pooled_base = [*itertools.chain(*mine)], [*itertools.chain(*base)]
+    return Figure(
+        *load, arm.name, median(pooled_base), [median(a) - median(b) for a, b in zip(mine, base, strict=True)],
+        at_rank(pooled, 0.99) - at_rank(pooled_base, 0.99), median(bare_cpu),
+        [a - b for a, b in zip(cpu, bare_cpu, strict=True)], ratios(cpu, bare_cpu),
+    )  # fmt: skip
+
+
+def report(rows: Sequence[Figure]) -> str:
     head = ("form", "load", "through", "plain median, ms", "added median, ms (min … max of blocks)", "added p99, ms")
-    return "\n".join(table(head, [
-        [row.form, row.load, row.arm, f"{row.bare_ms:.2f}", spread(row.added_ms).shown(bold=True),
-         f"{row.added_p99_ms:.2f}"]
+    return "\n".join(table(head, (
+        [*row.where, f"{row.bare_ms:.2f}", spread(row.added_ms).shown(bold=True), f"{row.added_p99_ms:.2f}"]
         for row in rows
-    ]))  # fmt: skip
+    )))  # fmt: skip
 
 
-def report_cpu(rows: list[Figure]) -> str:
+def report_cpu(rows: Sequence[Figure]) -> str:
     added, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
     head = ("form", "load", "through", "plain CPU, ms", added, ratio)
-    return "\n".join(table(head, [
-        [row.form, row.load, row.arm, f"{row.bare_cpu_ms:.2f}", spread(row.added_cpu_ms).shown(bold=True),
-         spread(row.cpu_ratios).shown(bold=True)]
+    return "\n".join(table(head, (
+        [*row.where, f"{row.bare_cpu_ms:.2f}", *(spread(each).shown(bold=True)
+                                                 for each in (row.added_cpu_ms, row.cpu_ratios))]
         for row in rows
-    ]))  # fmt: skip
+    )))  # fmt: skip
 
 
-def beyond_goal(rows: list[Figure]) -> list[str]:
+def beyond_goal(rows: Sequence[Figure]) -> list[str]:
     """Return what the CPU time of a wrapped call is to be, and is not."""
-    judged = [row for row in rows if row.arm == "wrapped" and row.load == "one at a time"]
     return [
         f"{row.form}: a wrapped call takes {row.cpu_ratio:.3f} times the CPU time of a bare one, the goal is "
         f"{GOAL_CPU_RATIO[row.form]:.2f} (median of {len(row.cpu_ratios)} blocks)"
-        for row in judged
-        if row.cpu_ratio > GOAL_CPU_RATIO[row.form]
+        for row in rows
+        if row.arm == "wrapped" and row.load == ALONE and row.cpu_ratio > GOAL_CPU_RATIO[row.form]
     ]
 
 
-def draw(rows: list[Figure], path: Path) -> None:
+def draw(rows: Sequence[Figure], path: Path) -> None:
     """Draw the added medians with their spread."""
     figure, axes = plot.pyplot("overhead").subplots(figsize=(8, 0.42 * len(rows) + 1.2))
     added = {f"{row.arm} · {row.form} · {row.load}": spread(row.added_ms) for row in rows}
@@ -250,13 +226,11 @@ def draw(rows: list[Figure], path: Path) -> None:
     axes.invert_yaxis()
     plot.open_axes(axes)
     plot.save(figure, path)
-    print(f"drawn: {path.relative_to(ROOT)}")
 
 
 async def memory(arm: Arm, calls: int) -> None:
     """Make many calls through a wrapped graph and print what the process holds on the way."""
-    process, held = psutil.Process(os.getpid()), []
-    step = calls // 10
+    process, held, step = psutil.Process(), [], calls // 10
     for done in range(0, calls + 1, step):
         gc.collect()
         held.append(process.memory_info().rss / 2**20)
@@ -272,46 +246,31 @@ async def memory(arm: Arm, calls: int) -> None:
 
 async def main() -> int:
     options = parser("overhead", __doc__)
-    options.add_argument("--quick", action="store_true", help="smaller blocks, no memory run")
-    options.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
-    options.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
-    options.add_argument("--only-memory", action="store_true")
-    options.add_argument(
-        "--check", action="store_true", help=f"CPU time alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal"
-    )
-    options.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
-    args = options.parse_args()
-    with (
-        stub("--text", ANSWER) as url,
-        Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla,
-    ):
-        plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
-        arms = [
-            Arm("bare", ChatOpenAI(**plain), lambda graph: graph),
-            Arm("wrapped", ChatOpenAI(**plain), orla.wrap),
-            Arm("ChatOrla", ChatOrla(orla=orla, model="main"), lambda graph: graph),
-        ]
-        rows: list[Figure] = []
+    add = options.add_argument
+    add("--quick", action="store_true", help="smaller blocks, no memory run")
+    add("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
+    add("--memory-calls", type=count, default=100_000, metavar="N")
+    add("--only-memory", action="store_true")
+    add("--check", action="store_true", help=f"CPU alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal")
+    add("--draw", action="store_true", help="draw docs/overhead.svg")
+    args, rows = options.parse_args(), list[Figure]()
+    with ways("--text", ANSWER) as found:
+        arms = [Arm(way) for way in found]
         if args.check:
-            await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
-            rows = figures(arms[:2])
+            rows = await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
             print(report_cpu(rows))
             print("\n".join(missed := beyond_goal(rows)) or "within the goal")
             return 1 if missed else 0
         if not args.only_memory:
-            await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
-            rows = figures(arms)
-            print(report(rows))
-            print()
-            print(report_cpu(rows))
+            rows = await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
+            print(f"{report(rows)}\n\n{report_cpu(rows)}")
         if not args.quick:
             await memory(arms[1], args.memory_calls)
     if args.draw:
-        draw(rows, ROOT / "docs" / "overhead.svg")
-    goal = [row for row in rows if row.arm == "wrapped"]
-    missed = [row for row in goal if row.median_ms > GOAL_MEDIAN_MS or row.added_p99_ms > GOAL_P99_MS]
-    for row in missed:
-        print(f"goal missed: {row.form}, {row.load}: {row.median_ms:.2f} ms, p99 {row.added_p99_ms:.2f} ms")
+        draw(rows, DOCS / "overhead.svg")
+    for row in (row for row in rows if row.arm == "wrapped"):
+        if (middle := median(row.added_ms)) > GOAL_MEDIAN_MS or row.added_p99_ms > GOAL_P99_MS:
+            print(f"goal missed: {row.form}, {row.load}: {middle:.2f} ms, p99 {row.added_p99_ms:.2f} ms")
     return 0
 
 

@@ -38,10 +38,8 @@ def support_desk(url: str) -> StateGraph[Ticket, None, Ticket, Ticket]:
     llm = ChatOpenAI(base_url=url, model="sim", api_key="none", max_tokens=60)
 
     def ask(state: Ticket, what: str) -> dict[str, Any]:
-        said = llm.invoke(
-            [("system", POLICY), ("user", f"{state['text']} {what} {' '.join(state.get('answers', []))}")]
-        )
-        return {"answers": [str(said.content)]}
+        history = f"{state['text']} {what} {' '.join(state.get('answers', []))}"
+        return {"answers": [str(llm.invoke([("system", POLICY), ("user", history)]).content)]}
 
     def look_up(state: Ticket) -> dict[str, Any]:
         time.sleep(0.5)  # the tool

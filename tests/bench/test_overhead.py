@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_check_makes_enough_blocks_and_forms() -> None:
 
     class Busy(overhead.Arm):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.times, self.cpu_ms = {}, {}
+            self.times, self.cpu_ms = defaultdict(list), defaultdict(list)
 
         async def run(self, *_: Any) -> list[float]:
             sum(range(300_000))
