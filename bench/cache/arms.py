@@ -134,11 +134,7 @@ def over_bound(place: Place) -> Column:
 
 
 def rounds_of(place: Place, turns: Sequence[Turn]) -> Rounds[Turn]:
-    """Return the rounds that every arm has had.
-
-    Raises:
-        SystemExit: There is none yet.
-    """
+    """Return the rounds that every arm has had."""
     found = Rounds(turns, [arm.name for arm in ARMS])
     if not found.seeds:
         raise SystemExit(f"{place.name}: no round has been measured in every arm yet")

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 
 from bench.lib.client import ask
 from bench.lib.engines import Message
@@ -84,19 +84,9 @@ def opening(ticket: Session) -> list[Message]:
 
 
 def graph_of(model: ChatOpenAI, cases: Sequence[Session], after: After = None) -> Any:
-    """Return the support desk as a compiled graph of five nodes in a row.
-
-    Args:
-        model: Asked by every stage.
-        cases: By their numbers in the state; a stage waits, then asks.
-        after: Done after every call, within its node; what the paper's baseline does to the engine.
-    """
-    graph = StateGraph(State)
-    for number, stage in enumerate(STAGES):
-        graph.add_node(stage, _stage(model, cases, number, after))
-    for before, stage in zip((START, *STAGES), (*STAGES, END), strict=True):
-        graph.add_edge(before, stage)
-    return graph.compile()
+    """Return the support desk, five nodes in a row; *after* is done after every call, within its node."""
+    stages = [(stage, _stage(model, cases, number, after)) for number, stage in enumerate(STAGES)]
+    return StateGraph(State).add_sequence(stages).add_edge(START, STAGES[0]).compile()
 
 
 def _stage(model: ChatOpenAI, cases: Sequence[Session], stage: int, after: After) -> Any:

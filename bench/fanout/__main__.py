@@ -17,14 +17,14 @@ import contextlib
 import operator
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 from typing import Annotated, Any, TypedDict
 
 from langchain_openai import ChatOpenAI
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 
 from bench.lib.calls import CallSeen, JobSeen, Turn, makespan_s, recomputed
@@ -75,11 +75,8 @@ def graph_of(clients: Sequence[ChatOpenAI]) -> StateGraph[Any, Any, Any, Any]:
         ended_s = time.monotonic()  # whole, not streamed
         return {"seen": [seen(answer, branch["number"], 0, began_s, ended_s, ended_s)]}
 
-    async def join(state: Step) -> dict[str, list[CallSeen]]:
-        return {}
-
-    graph = StateGraph(Step).add_node("ask", ask).add_node("join", join)
-    return graph.add_conditional_edges(START, send, ["ask"]).add_edge("ask", "join").add_edge("join", END)
+    graph = StateGraph(Step).add_node("ask", ask).add_node("join", lambda state: {})
+    return graph.add_conditional_edges(START, send, ["ask"]).add_edge("ask", "join")
 
 
 def prefix_of(number: int, words: int) -> str:
@@ -104,41 +101,29 @@ class Arm:
         return Turn(self.name, round, 0, state["seen"], [job], place=self.place)
 
 
-@contextlib.contextmanager
-def llamas(count: int) -> Iterator[list[Backend]]:
-    """Start llama.cpp servers that share the cores evenly."""
+def backends_at(place: str, stack: contextlib.ExitStack) -> list[Backend]:
+    """Start a place's engines; llama.cpp servers share the cores evenly."""
+    count = 1 if place == "slots" else 2
+    if place == "prefix":
+        simulated = [EngineParameters(block_tokens=16, kv_blocks=2910, seed=number) for number in range(count)]
+        urls = [stack.enter_context(SimServer(each)).url for each in simulated]
+        return [Backend(f"engine{n}", url, model="sim", engine="sim") for n, url in enumerate(urls)]
     threads = max(1, len(usable_cores()) // count)
     options = EngineOptions("llamacpp", slots=SLOTS, context_tokens=CONTEXT_TOKENS, threads=threads)
-    with contextlib.ExitStack() as stack:
-        engines = [stack.enter_context(running_engine(options)) for _ in range(count)]
-        yield [Backend(f"engine{n}", each.url, model=each.name, engine="llamacpp") for n, each in enumerate(engines)]
-
-
-@contextlib.contextmanager
-def simulated(count: int) -> Iterator[list[Backend]]:
-    """Start simulated engines."""
-    with contextlib.ExitStack() as stack:
-        each = [EngineParameters(block_tokens=16, kv_blocks=2910, seed=number) for number in range(count)]
-        servers = [stack.enter_context(SimServer(parameters)) for parameters in each]
-        yield [Backend(f"engine{n}", server.url, model="sim", engine="sim") for n, server in enumerate(servers)]
-
-
-START_AT: dict[str, Callable[[], contextlib.AbstractContextManager[list[Backend]]]] = {
-    "slots": lambda: llamas(1),
-    "two": lambda: llamas(2),
-    "prefix": lambda: simulated(2),
-}
+    engines = [stack.enter_context(running_engine(options)) for _ in range(count)]
+    return [Backend(f"engine{n}", each.url, model=each.name, engine="llamacpp") for n, each in enumerate(engines)]
 
 
 @contextlib.contextmanager
 def arms_at(place: str, answer_tokens: int) -> Iterator[list[Arm]]:
     """Start a place's engines and give its arms."""
-    with START_AT[place]() as backends:
+    with contextlib.ExitStack() as stack:
+        backends = backends_at(place, stack)
         options: dict[str, Any] = {"api_key": "any", "max_tokens": answer_tokens, "temperature": 0}
         graph = graph_of([ChatOpenAI(base_url=each.url, model=each.model or "", **options) for each in backends])
         mapper = LoadAware(ExplicitMapper({"*": [each.name for each in backends]}))
-        with Orla(backends, mapper) as orla:
-            yield [Arm(place, "bare", graph.compile()), Arm(place, "wrapped", orla.wrap(graph))]
+        orla = stack.enter_context(Orla(backends, mapper))
+        yield [Arm(place, "bare", graph.compile()), Arm(place, "wrapped", orla.wrap(graph))]
 
 
 async def measure(arms: Sequence[Arm], rounds: int, words: int) -> list[Turn]:

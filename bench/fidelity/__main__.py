@@ -163,7 +163,8 @@ def main() -> None:
             kept[name] = asyncio.run(measured(args, name, url))
             args.keep.write_text(json.dumps(kept))
     parameters, tokenizer = load(args.parameters), tokenizer_of(args.tokenizer)
-    arms = [simulated(args, one, parameters, tokenizer) for one in kept.values()]
+    if not (arms := [simulated(args, one, parameters, tokenizer) for one in kept.values()]):
+        raise SystemExit(f"{args.keep} holds no live measurements; give --url, --tight-url, or both")
     busiest = max(share for arm in arms for share in arm.others)
     setting = (
         f"{len(arms[0].live)} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. "

@@ -35,11 +35,7 @@ QUESTION = "and what about the other one, which I have not received yet?"
 class Load:
     """What happens to one account, and the seconds of each event.
 
-    Args:
-        workflows: Open at once.
-        turns: Of each.
-        corrected: Every so many calls, the engine found only what all prompts have in common.
-        nothing: Then it found not even that, so what all workflows have is cut.
+    Every *corrected* calls, the engine found only what all prompts have in common; with *nothing*, not even that.
     """
 
     def __init__(self, workflows: int, turns: int, corrected: int, nothing: bool) -> None:

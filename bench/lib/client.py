@@ -43,19 +43,7 @@ async def ask(
     model: Any, messages: Sequence[BaseMessage], *, session: int, number: int, called_s: float | None = None,
     **options: Any,
 ) -> tuple[CallSeen, str]:  # fmt: skip
-    """Stream an answer; return what was seen of the call, its times as the clock has them, and the text.
-
-    Args:
-        model: Asked with *messages*.
-        messages: The prompt.
-        session: Of which the call is one.
-        number: Of the call in its session.
-        called_s: Since when the call counts; ``None``: now.
-        **options: Given to the model.
-
-    Raises:
-        SystemExit: The engine does not count tokens.
-    """
+    """Stream an answer; return what was seen of the call, its times as the clock has them, and the text."""
     called_s, first_s, whole = called_s or time.perf_counter(), None, AIMessageChunk("")
     async for chunk in model.astream(list(messages), **options):
         if first_s is None and (chunk.content or chunk.tool_call_chunks):
@@ -79,11 +67,7 @@ def seen(answer: Any, session: int, number: int, called_s: float, first_s: float
 def connected(
     backends: Sequence[Backend], mapper: Mapping[str, Any] | None = None, *, wrapped: bool = True, **options: Any
 ) -> Iterator[Orla | None]:
-    """Give an ``Orla`` whose backends answer; ``None`` for an arm that is not *wrapped*.
-
-    Raises:
-        SystemExit: A backend does not answer.
-    """
+    """Give an ``Orla`` whose backends answer; ``None`` for an arm that is not *wrapped*."""
     if not wrapped:
         yield None
         return

@@ -23,14 +23,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def usual(
     options: argparse.ArgumentParser, *, rounds: int | None = None, keep: str | None = None, writes: str = ""
 ) -> None:
-    """Add the options that most benchmarks have.
-
-    Args:
-        options: They are added here.
-        rounds: So many, where nothing is said.
-        keep: The file for turns, where nothing is said; empty: none.
-        writes: What ``--write`` writes.
-    """
+    """Add the options that most benchmarks have."""
     add = options.add_argument
     if rounds is not None:
         what = f"so many loads, each through all arms ({rounds})"
@@ -51,12 +44,7 @@ def finish(lines: Sequence[str], name: str, page: Path | None, drawn: Sequence[s
 
 
 def ended(main: Callable[[], int], stopped: str) -> int | str:
-    """Return a benchmark's exit status, or in a line why there is none.
-
-    Args:
-        main: The benchmark.
-        stopped: What Ctrl-C leaves behind.
-    """
+    """Return a benchmark's exit status, or in a line why there is none."""
     fault = ""
     try:
         return main()

@@ -33,11 +33,7 @@ def cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class Engine:
-    """An engine beside its chat API.
-
-    Raises:
-        SystemExit: It does not answer, or not as this needs it.
-    """
+    """An engine beside its chat API; each kind has ``prompt``, a chat's tokens, and ``empty_cache``."""
 
     block_tokens = 1
     """What is cached together or not at all."""
@@ -52,14 +48,6 @@ class Engine:
     def has_plugin(self) -> bool:
         """Whether the engine hears of workflows, where that takes a plugin."""
         return True
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a chat that asks for an answer."""
-        raise NotImplementedError
-
-    def empty_cache(self) -> None:
-        """Forget every prefix."""
-        raise NotImplementedError
 
     def _asked(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         try:
@@ -187,19 +175,7 @@ sys.stdin.read()
 
 
 class LlamaProcess:
-    """A llama.cpp in a process of its own, started with the object.
-
-    Args:
-        slots: It has so many.
-        context: Tokens of each.
-        threads: To compute with.
-        port: 0: a free one.
-        cache_ram: MiB beside the slots; -1: without end.
-        save: A folder for saved slots; empty: it saves none.
-
-    Raises:
-        SystemExit: It does not start.
-    """
+    """A llama.cpp in a process of its own; *cache_ram* is MiB beside the slots (-1: without end), *save* a folder."""
 
     model = "smollm2"
 

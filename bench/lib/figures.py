@@ -69,13 +69,7 @@ class Column(NamedTuple):
 
 
 class Rounds(Generic[T]):
-    """Turns by arm and round. Only rounds that every arm has had count: a broken one compares nothing.
-
-    Args:
-        turns: In any order.
-        order: Of the arms; of others that in which they come first.
-        must: Arms without which no round counts.
-    """
+    """Turns by arm and round. Only rounds that every arm has had count: a broken one compares nothing."""
 
     def __init__(self, turns: Iterable[T], order: Sequence[str] = (), must: Iterable[str] = ()) -> None:
         self._turns: Mapping[tuple[str, int], T] = {(turn.arm, turn.seed): turn for turn in turns}

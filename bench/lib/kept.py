@@ -19,15 +19,7 @@ Load = TypeVar("Load")
 
 
 class Kept:
-    """The turns measured so far with the same settings.
-
-    Args:
-        path: Of their file, which may hold some already; ``None``: they are kept in memory alone.
-        settings: What all turns have in common; those of the file win.
-
-    Raises:
-        SystemExit: The file holds turns with other settings, or something else.
-    """
+    """The turns measured so far with the same settings."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path, self.settings, self.turns = path, dict(settings), list[Turn]()
@@ -65,14 +57,8 @@ class Kept:
     ) -> None:  # fmt: skip
         """Run every turn that is not kept yet, the arms of a round in an order of its own.
 
-        Args:
-            url: Of the engine, where it is seen what others take of its machine.
-            arms: With a ``name`` each.
-            rounds: So many; its number is a round's seed.
-            load: Makes a round's load, the same for all arms.
-            turn: Runs an arm on a load with a seed.
-            quiet: A turn in which other processes took more of the machine is repeated once.
-            place: Of the turns, if the experiment has several.
+        A round's number is its seed; *load* makes its load, the same for all arms. Where there is the *url* of an
+        engine, it is seen what others take of its machine, and a turn beside more than *quiet* is repeated once.
         """
         began_s = time.monotonic()
         for seed in range(rounds):

@@ -14,11 +14,7 @@ LOCAL = ("//127.0.0.1:", "//localhost:")
 
 
 class Others:
-    """What processes other than the engine and this one take of the machine's time.
-
-    Args:
-        url: Of an engine on this machine.
-    """
+    """What processes other than the engine and this one take of the machine's time."""
 
     def __init__(self, url: str) -> None:
         port = int(url.rstrip("/").removesuffix("/v1").rpartition(":")[2])

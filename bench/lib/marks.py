@@ -17,11 +17,7 @@ def begin(name: str) -> str:
 
 
 def put(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Put *lines* where *page* keeps the figures of *name*; all else of it stays.
-
-    Raises:
-        SystemExit: The page has no place for them.
-    """
+    """Put *lines* where *page* keeps the figures of *name*; all else of it stays."""
     made = "\n".join([begin(name), "", *lines, "", END])
     text = page.read_text(encoding="utf-8")
     changed, found = re.subn(f"{re.escape(begin(name))}.*?{END}", lambda _: made, text, flags=re.S)

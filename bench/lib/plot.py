@@ -10,13 +10,7 @@ from bench.lib.figures import Rounds, Spread
 
 
 def pyplot(salt: str, size: float = 8, *, text: bool = False) -> Any:
-    """Return matplotlib's pyplot, set up.
-
-    Args:
-        salt: Makes the names within the file; one for each drawing.
-        size: Of the font.
-        text: Letters stay letters instead of shapes.
-    """
+    """Return matplotlib's pyplot; *salt* makes the names within the file, *text* leaves letters letters."""
     import matplotlib as mpl
 
     mpl.use("svg")

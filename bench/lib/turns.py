@@ -30,19 +30,8 @@ async def turn_of(
 ) -> Turn:  # fmt: skip
     """Play sessions on an engine in an arm's way, from an empty cache.
 
-    Args:
-        arm: With a ``name``, and ``orla`` as an :class:`Arm` has it.
-        engine: With ``url`` and ``model``, and ``empty_cache()`` where it is not *fresh*.
-        backend: The engine, for the arm's ``Orla``.
-        sessions: That arrive.
-        graph: Makes their graph of the model.
-        seed: Of the round.
-        shared: Tokens with which all prompts begin.
-        place: Of the turn.
-        mapper: Of the arm's ``Orla``.
-        fresh: The engine has just been started.
-        showing: What only this experiment wants to know of the ``Orla``.
-        **how: See :func:`play`.
+    A *fresh* engine has just been started: it is neither warmed nor emptied. *showing* says what only this experiment
+    wants to know of the arm's ``Orla``; for *how* see ``play``.
     """
     async with model_at(engine.url, engine.model) as model:
         built = graph(model)

@@ -38,15 +38,7 @@ def request_of(
 
 
 class Runs:
-    """Runs of graphs before a core with one engine.
-
-    Args:
-        backend: The engine to the core.
-        engine: The engine.
-        adapter: Between them.
-        sent: Makes of a call's request what the engine is given.
-        **options: Of :class:`VirtualServing`.
-    """
+    """Runs of graphs before a core with one engine."""
 
     def __init__(
         self, backend: Backend, engine: SimEngine, *, adapter: StillAdapter | None = None,

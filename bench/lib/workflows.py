@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
@@ -39,23 +39,13 @@ async def sleep(number: int, wait_s: float) -> None:
 
 
 def agent(
-    sessions: Sequence[Session],
-    model: Any,
-    *,
-    system: str = "",
-    tool: Callable[[int, float], Awaitable[Any]] = sleep,
-    extra: Callable[[int], dict[str, Any]] = lambda number: {},
+    sessions: Sequence[Session], model: Any, *, system: str = "",
+    tool: Callable[[int, float], Awaitable[Any]] = sleep, extra: Callable[[int], dict[str, Any]] = lambda number: {},
     tick: Callable[[], None] = lambda: None,
-) -> StateGraph[Any, Any, Any, Any]:
+) -> StateGraph[Any, Any, Any, Any]:  # fmt: skip
     """Return the graph; answers in a history are those that the engine gave, as in a real agent.
 
-    Args:
-        sessions: By their number in the state.
-        model: Asked by the node ``agent``.
-        system: What every history begins with.
-        tool: Awaited by the node ``tool`` with a session's number and its wait.
-        extra: Given to the model for a session's calls.
-        tick: Called after every call.
+    *tool* is awaited with a session's number and its wait, *extra* gives a session's options for the model.
     """
 
     async def agent(state: State) -> dict[str, Any]:
@@ -63,9 +53,8 @@ def agent(
         fresh: list[AnyMessage] = [SystemMessage(system)] if system and not calls else []
         fresh.append(HumanMessage(sessions[number].said[calls]))
         called_s = None if calls else state["arrived_s"]  # where sessions wait to be let in, the first call waits
-        seen, answer = await ask(
-            model, [*state["history"], *fresh], session=number, number=calls, called_s=called_s, **extra(number)
-        )
+        history = [*state["history"], *fresh]
+        seen, answer = await ask(model, history, session=number, number=calls, called_s=called_s, **extra(number))
         tick()
         return {"history": [*fresh, AIMessage(answer)], "seen": [seen]}
 
@@ -80,30 +69,15 @@ def agent(
         return "agent" if len(state["seen"]) < len(sessions[state["number"]].said) else END
 
     graph = StateGraph(State).add_node("agent", agent).add_node("tool", wait).add_edge(START, "agent")
-    return graph.add_conditional_edges("agent", waits, ["tool", END]).add_conditional_edges(
-        "tool", goes_on, ["agent", END]
-    )
-
-
-class Arriving(Protocol):
-    """What is known of a session outside its graph."""
-
-    @property
-    def begin_s(self) -> float: ...
+    graph.add_conditional_edges("agent", waits, ["tool", END])
+    return graph.add_conditional_edges("tool", goes_on, ["agent", END])
 
 
 async def play(
-    graph: Any, sessions: Sequence[Arriving], *, door: AbstractAsyncContextManager[Any] | None = None,
+    graph: Any, sessions: Sequence[Session], *, door: AbstractAsyncContextManager[Any] | None = None,
     threads: bool = False,
 ) -> tuple[list[CallSeen], list[JobSeen]]:  # fmt: skip
-    """Let all sessions arrive at their times and see them end; times count from now.
-
-    Args:
-        graph: Wrapped or not; its state is given a session's number.
-        sessions: In the order of their numbers.
-        door: What each passes before its first call.
-        threads: Each runs on a thread of its own.
-    """
+    """Let all sessions arrive at their times and see them end; times count from now."""
     calls, jobs, begin_s = list[CallSeen](), list[JobSeen](), time.perf_counter()
 
     async def one(number: int) -> None:

@@ -187,6 +187,8 @@ def options() -> argparse.Namespace:
     args = options.parse_args()
     if bool(args.light_url) != bool(args.heavy_url):
         options.error("give --light-url and --heavy-url, or none of them")
+    if args.light_url and args.layout == "split":
+        options.error("--layout split is for engines that this starts")
     args.blocks = args.blocks or (1 if args.quick else None)
     args.size = args.size or (12 if args.quick else 40)
     for kind in ("light", "heavy"):

@@ -38,11 +38,7 @@ class Request:
 def blocks_of(
     rows: Sequence[Row], blocks: int | None, size: int, tokens: tuple[int, int], dice: random.Random
 ) -> list[list[Request]]:
-    """Return blocks with the paper's share of simple prompts, no prompt twice; as many as there are prompts for.
-
-    Raises:
-        SystemExit: There are too few for *blocks*.
-    """
+    """Return blocks with the paper's share of simple prompts, no prompt twice; as many as there are prompts for."""
     simple = round(PAPER_SIMPLE_SHARE * size)
     wanted = {False: simple, True: size - simple}
     kinds = {label: list(dict.fromkeys(row.prompt.text for row in rows if row.label is label)) for label in wanted}

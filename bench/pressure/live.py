@@ -52,11 +52,7 @@ def plugin(*, seen: bool) -> Iterator[None]:
 
 
 async def live_turn(engine: VLLM, arm: Arm, load: Load) -> Turn:
-    """Run one arm from an empty cache.
-
-    Raises:
-        SystemExit: The arm needs the plugin, and the engine has none.
-    """
+    """Run one arm from an empty cache."""
     if arm.plugin and not engine.has_plugin:
         raise SystemExit(f"{engine.url} was started without the orla_lg plugin, which the arm {arm.name} needs")
 

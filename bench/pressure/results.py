@@ -40,17 +40,7 @@ LEAST_NOISE = 0.01
 
 
 class Figures:
-    """What the turns of an experiment say; only seeds that every arm has had count.
-
-    Args:
-        turns: Measured or simulated.
-        block_tokens: What the engine caches together or not at all.
-        pool_tokens: For which its KV cache has room.
-        order: Of the arms.
-
-    Raises:
-        SystemExit: There is no such seed yet.
-    """
+    """What the turns of an experiment say; only seeds that every arm has had count."""
 
     def __init__(self, turns: Sequence[Turn], block_tokens: int, pool_tokens: int, order: Sequence[str] = ()) -> None:
         self._rounds = Rounds(turns, order, must=[BARE])

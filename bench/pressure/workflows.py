@@ -92,11 +92,7 @@ class Shape:
 
 
 def load_of(material: Material, shape: Shape, words: Words, seed: int) -> Load:
-    """Return the load of a seed: which sessions, how long each, how long their tools take.
-
-    Raises:
-        SystemExit: The material has too few sessions that are long enough.
-    """
+    """Return the load of a seed: which sessions, how long each, how long their tools take."""
     dice = Random(seed)
     system = _system(material.system, shape.prefix_tokens, words)
     around = len(words.prompt(_frame(system)))

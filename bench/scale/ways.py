@@ -154,12 +154,6 @@ class ThroughSteps:
             del self._open[run]
             self.serving.progress.run_ended(run, core.Outcome.DONE)
 
-    def send(self, inflight: Any) -> Any:
-        raise NotImplementedError
-
-    async def asend(self, inflight: Any) -> Any:
-        raise NotImplementedError
-
     @property
     def in_flight(self) -> int:
         return len(self._sending)

@@ -30,7 +30,7 @@ from bench.lib.figures import Rounds
 from bench.lib.flags import amount, count, folds, port, whole
 from bench.lib.kept import Kept
 from bench.lib.marks import DOCS
-from bench.lib.progress import bar, tell
+from bench.lib.progress import bar
 from bench.lib.turns import turn_of
 from bench.lib.workflows import Session, agent
 from bench.slots.workflows import AGAIN, ORLA, STOCK, Arm, Shape, draw, engine_for, report, sessions_of, verdict
@@ -99,7 +99,6 @@ def main() -> int:
         return measure(arm, sessions, seed, shape)
 
     asyncio.run(kept.measure(None, args.arms, args.rounds, load, turn))
-    tell("measured", last=True)
     found = Rounds(kept.turns, [arm.name for arm in args.arms])
     lines = [setting(args), "", *report(found), "", *(f"* {line}" for line in verdict(found))]
     drawing = ["", "![Time to the first token of calls that return](slots.svg)"]

@@ -36,8 +36,7 @@ class Sample:
 class UsageAccount:
     """What was begun, what came of it, and what does not fit; safe for threads.
 
-    Args:
-        swallow: One record in so many is not counted, for the control that must fail; 0: all are.
+    One record in *swallow* is not counted, for the control that must fail; 0: all are.
     """
 
     def __init__(self, *, swallow: int = 0) -> None:

@@ -99,10 +99,8 @@ class State(TypedDict, total=False):
 class Graphs:
     """The graph; its nodes find their run by the number in the config.
 
-    Args:
-        url: Where the code says that its model is.
-        hidden: Faults that no plan has, for the control that must fail: one call in so many meets one; 0: none does.
-        hold: One stream in so many is kept open, for the control that must fail; 0: none is.
+    For the controls that must fail, one call in *hidden* meets a fault that no plan has, and one stream in *hold* is
+    kept open; 0: none.
     """
 
     def __init__(self, url: str, *, hidden: int = 0, hold: int = 0) -> None:

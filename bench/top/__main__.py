@@ -45,11 +45,13 @@ def support_desk(url: str) -> StateGraph[Ticket, None, Ticket, Ticket]:
         time.sleep(0.5)  # the tool
         return {}
 
-    graph = StateGraph(Ticket)
-    graph.add_node("classify", lambda state: ask(state, "What is it about?"))
-    graph.add_node("look_up", look_up)
-    graph.add_node("reply", lambda state: ask(state, "Write to the customer."))
-    return graph.add_edge(START, "classify").add_edge("classify", "look_up").add_edge("look_up", "reply")
+    def classify(state: Ticket) -> dict[str, Any]:
+        return ask(state, "What is it about?")
+
+    def reply(state: Ticket) -> dict[str, Any]:
+        return ask(state, "Write to the customer.")
+
+    return StateGraph(Ticket).add_sequence([classify, look_up, reply]).add_edge(START, "classify")
 
 
 def run(orla: Orla, url: str, stop: threading.Event) -> None:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import HumanMessage, SystemMessage
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
 from bench.lib.client import ask, connected, model_at, warm, wrapped
@@ -62,8 +62,8 @@ def graph_of(planner: Any, worker: Any) -> StateGraph[Any, Any, Any, Any]:
         call, _ = await ask(worker, said, session=state["run"], number=max(0, state["run"] - LEARN + 1))
         return {"seen": [call]}
 
-    graph = StateGraph(State).add_node("make_plan", plan).add_node("write_order", order)
-    return graph.add_edge(START, "make_plan").add_edge("make_plan", "write_order").add_edge("write_order", END)
+    graph = StateGraph(State).add_sequence([("make_plan", plan), ("write_order", order)])
+    return graph.add_edge(START, "make_plan")
 
 
 class Other(TypedDict):
@@ -77,7 +77,7 @@ def others_of(model: Any) -> StateGraph[Any, Any, Any, Any]:
         await ask(model, [HumanMessage(state["file"])], session=-1, number=0)
         return {}
 
-    return StateGraph(Other).add_node("read", read).add_edge(START, "read").add_edge("read", END)
+    return StateGraph(Other).add_node("read", read).add_edge(START, "read")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
@@ -30,8 +30,6 @@ NIGHT_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The load."""
-
     runs: int = 3
     """Interrupted at the same time, on a thread each."""
     prepare_s: float = 4.0
@@ -62,10 +60,8 @@ def graph_of(model: Any, prepare_s: float) -> StateGraph[Any, Any, Any, Any]:
         call, _ = await ask(model, state["history"], session=state["number"], number=1)
         return {"seen": [asdict(call)]}
 
-    graph = StateGraph(State).add_node("first", first).add_node("human", human).add_node("answer", answer)
-    return (
-        graph.add_edge(START, "first").add_edge("first", "human").add_edge("human", "answer").add_edge("answer", END)
-    )
+    graph = StateGraph(State).add_sequence([("first", first), ("human", human), ("answer", answer)])
+    return graph.add_edge(START, "first")
 
 
 async def turn(place: Place, engine: Overnight, arm: Arm, seed: int, shape: Shape, tick: Callable[[], None]) -> Turn:
@@ -99,11 +95,7 @@ def _thread(number: int) -> Any:
 
 
 async def _put_aside(orla: Orla | None, arm: Arm, runs: int) -> None:
-    """Wait until every thread's slot is saved, where the arm saves.
-
-    Raises:
-        SystemExit: That did not happen.
-    """
+    """Wait until every thread's slot is saved, where the arm saves."""
     if orla is None or not arm.max_saved:
         return
     deadline_s = time.monotonic() + SAVED_PATIENCE_S
