@@ -42,7 +42,7 @@ from pydantic import SecretStr
 from bench.lib.client import connected
 from bench.lib.command import ended, parser
 from bench.lib.core import Cost, Record
-from bench.lib.figures import rotated
+from bench.lib.figures import Rounds, rotated
 from bench.lib.flags import above_zero, count, whole
 from bench.lib.marks import DOCS
 from bench.lib.progress import tell
@@ -77,7 +77,7 @@ def graph_of() -> Any:
     return StateGraph(State).add_node("answer", answer).add_edge(START, "answer").compile()
 
 
-async def run(orla: Orla, graph: Any, arm: Arm, block: list[Request]) -> Run:
+async def run(orla: Orla, graph: Any, arm: Arm, block: list[Request], number: int) -> Run:
     """Let all requests of a block through an arm and read the records."""
     salt = uuid.uuid4().hex  # no arm finds in a cache what another has left there
     runs = {str(uuid.uuid4()): request for request in block}
@@ -93,10 +93,11 @@ async def run(orla: Orla, graph: Any, arm: Arm, block: list[Request]) -> Run:
         for run_id, request in runs.items():
             group.create_task(one(run_id, request))
     wall_s = time.perf_counter() - start
-    return run_of(wall_s, [record for record in orla.records() if record.id not in before], runs)
+    records = [record for record in orla.records() if record.id not in before]
+    return run_of(arm.name, number, wall_s, records, runs)
 
 
-def run_of(wall_s: float, records: Sequence[Record], requests: Mapping[str, Request]) -> Run:
+def run_of(arm: str, number: int, wall_s: float, records: Sequence[Record], requests: Mapping[str, Request]) -> Run:
     """Return the figures of an arm's turn; *requests* are by the run that made them."""
     answers = [(record, requests[record.run or ""]) for record in records if record.stage == "answer"]
     assert len(answers) == len(requests), f"{len(answers)} records of {len(requests)} requests"
@@ -104,7 +105,9 @@ def run_of(wall_s: float, records: Sequence[Record], requests: Mapping[str, Requ
         assert record.error is None, record.error
     went_light = [(record.backend == LIGHT, request.is_complex) for record, request in answers]
     return Run(
-        wall_s=wall_s,
+        arm,
+        number,
+        wall_s,
         completion_s=statistics.fmean(record.duration_s for record, _ in answers),
         cost_usd=sum(record.cost_usd or 0.0 for record in records),  # the judge's calls too
         score=sum(not (light and is_complex) for light, is_complex in went_light) / len(answers),
@@ -114,15 +117,15 @@ def run_of(wall_s: float, records: Sequence[Record], requests: Mapping[str, Requ
     )
 
 
-async def measure(orla: Orla, arms: list[Arm], blocks: list[list[Request]], minutes: float) -> None:
+async def measure(orla: Orla, arms: list[Arm], blocks: list[list[Request]], minutes: float) -> Rounds[Run]:
     """Run every arm on every block; the order turns, so that a slow minute is no arm's own."""
     graph = orla.wrap(graph_of())
     for arm in arms:
         orla.variant(arm.name, arm.mapper)
     for arm in arms:  # warm: connections, code, the engines' first steps
         tell(f"warming: {arm.name}")
-        await run(orla, graph, arm, blocks[0][:WARM_REQUESTS])
-    began, longest_s = time.perf_counter(), 0.0
+        await run(orla, graph, arm, blocks[0][:WARM_REQUESTS], -1)
+    began, longest_s, made = time.perf_counter(), 0.0, list[Run]()
     for number, block in enumerate(blocks):
         before_s = time.perf_counter() - began
         if before_s + longest_s > minutes * 60:
@@ -130,9 +133,10 @@ async def measure(orla: Orla, arms: list[Arm], blocks: list[list[Request]], minu
             break
         for arm in rotated(arms, number * TURN):
             tell(f"block {number + 1}/{len(blocks)}, {time.perf_counter() - began:4.0f} s: {arm.name}")
-            arm.runs.append(await run(orla, graph, arm, block))
+            made.append(await run(orla, graph, arm, block, number))
         longest_s = max(longest_s, time.perf_counter() - began - before_s)
     tell(f"measured in {time.perf_counter() - began:.0f} s", last=True)
+    return Rounds(made, [arm.name for arm in arms])
 
 
 @contextlib.contextmanager
@@ -199,30 +203,27 @@ def options() -> argparse.Namespace:
     return args
 
 
-async def compare(urls: Mapping[str, str], args: argparse.Namespace) -> list[Arm]:
+async def compare(urls: Mapping[str, str], args: argparse.Namespace) -> tuple[list[Arm], Rounds[Run]]:
     rows = read_rows(args.prompts)
     blocks = mapping.blocks_of(rows, args.blocks, args.size, tuple(args.tokens), random.Random(args.seed))
     arms = mapping.arms_of(args, rows, blocks)
     with connected([backend_of(name, url, args) for name, url in urls.items()], keep_records=100_000) as orla:
         assert orla is not None
-        await measure(orla, arms, blocks, args.minutes)
-    return arms
+        return arms, await measure(orla, arms, blocks, args.minutes)
 
 
 def main() -> int:
     args = options()
     with engines(args) as urls:
-        arms = asyncio.run(compare(urls, args))
-    rows, base = mapping.figures(arms), mapping.baseline_of(arms).name
+        arms, runs = asyncio.run(compare(urls, args))
     lengths = f"answers of {args.tokens[0]} (simple) and {args.tokens[1]} (complex) tokens"
-    print(f"{args.light_model}, {args.heavy_model}; {len(arms[0].runs)} blocks of {args.size} requests; {lengths}")
-    print(mapping.report(rows, base))
-    cached = sum(one.cached_tokens for arm in arms for one in arm.runs)
-    made = {one.answer_tokens for arm in arms for one in arm.runs}
+    print(f"{args.light_model}, {args.heavy_model}; {len(runs.seeds)} blocks of {args.size} requests; {lengths}")
+    print("\n".join(mapping.report(runs)))
+    cached, made = sum(run.cached_tokens for run in runs.all()), {run.answer_tokens for run in runs.all()}
     print(f"answers in a block: {min(made)} to {max(made)} tokens; prompt tokens found in a cache: {cached}")
-    print("\n".join([*mapping.on_all_prompts(arms, read_rows(args.prompts)), *mapping.misses(rows)]))
+    print("\n".join([*mapping.on_all_prompts(arms, read_rows(args.prompts)), *mapping.misses(runs)]))
     if args.draw:
-        mapping.draw(rows, base, DOCS / "mapping-experiment.svg")
+        mapping.draw(runs, DOCS / "mapping-experiment.svg")
     return 0
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
 from bench.lib import plot
 from bench.lib.core import NO_HINTS, Ask, Assignment, BackendView, Call, Identity, Mapper
-from bench.lib.figures import Spread, ratios, spread, table
+from bench.lib.figures import Rounds, Spread, spread, table
 from bench.lib.progress import tell
 from orla_lg.mappers import OneBitStageMapper
 from orla_lg.mappers.commands import Row
@@ -26,6 +26,7 @@ USD_PER_MTOKEN_PER_BILLION = 0.1
 BILLIONS = {"smollm2": 0.135, "dummy-0.5b": 0.446, "dummy-1b": 1.07}
 FOLDS = 10
 LIGHT, HEAVY, WIDE = "light", "heavy", "wide"
+BASE = "all heavy, one engine on all cores"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ def folds_of(rows: Sequence[Row]) -> list[list[int]]:
 class Run:
     """One arm's turn in a block."""
 
+    arm: str
+    seed: int
+    """The block's number."""
     wall_s: float
     completion_s: float
     """The mean, from a request's arrival to its last token."""
@@ -119,8 +123,6 @@ class Run:
 class Arm:
     name: str
     mapper: Mapper
-    is_baseline: bool = False
-    runs: list[Run] = field(default_factory=list)
 
 
 def arms_of(args: argparse.Namespace, rows: Sequence[Row], blocks: list[list[Request]]) -> list[Arm]:
@@ -130,7 +132,7 @@ def arms_of(args: argparse.Namespace, rows: Sequence[Row], blocks: list[list[Req
     drawn = chosen_by_chance(blocks, random.Random(args.seed + 1))
     judge = [Arm(f"one-bit judge, {layout}", OneBitStageMapper(LIGHT, heavy))] if args.judge else []
     return [
-        Arm("all heavy, one engine on all cores", Rule("all", lambda text: False, LIGHT, WIDE), is_baseline=True),
+        Arm(BASE, Rule("all", lambda text: False, LIGHT, WIDE)),
         Arm(f"labels, {layout}", Rule("labels", lambda text: not labels[text], LIGHT, heavy)),
         Arm(f"learned, {layout}", OutOfFold(rows, LIGHT, heavy, args.light_billions / args.heavy_billions)),
         *judge,
@@ -177,71 +179,53 @@ GOALS = {"wall_s": -0.38, "completion_s": -0.60, "cost_usd": -0.35}
 """Of the mapped arms against all heavy: the paper's figures."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """An arm's medians over blocks; *change* is against all heavy in the same block, with the extreme blocks."""
-
-    name: str
-    medians: dict[str, float]
-    change: dict[str, Spread]
-    light_share: float
-    score: float
+def figure(name: str) -> Callable[[Run], float]:
+    return lambda run: float(getattr(run, name))
 
 
-def baseline_of(arms: Sequence[Arm]) -> Arm:
-    """Return the all-heavy arm that took less time."""
-    return min((arm for arm in arms if arm.is_baseline), key=lambda arm: median(run.wall_s for run in arm.runs))
+def change(runs: Rounds[Run], arm: str, name: str) -> Spread:
+    """Return by how much an arm differs from all heavy in the same block, with the extreme blocks."""
+    return spread([ratio - 1 for ratio in runs.ratios(arm, BASE, figure(name))])
 
 
-def figures(arms: Sequence[Arm]) -> list[Figure]:
-    def column(arm: Arm, name: str) -> list[float]:
-        return [getattr(run, name) for run in arm.runs]
-
-    base, rows = baseline_of(arms), []
-    for arm in arms:
-        medians = {name: median(column(arm, name)) for name in GOALS}
-        changes = {name: ratios(column(arm, name), column(base, name)) for name in GOALS}
-        change = {name: spread([ratio - 1 for ratio in found]) for name, found in changes.items()}
-        rows.append(Figure(arm.name, medians, change, fmean(column(arm, "light_share")), fmean(column(arm, "score"))))
-    return rows
-
-
-def report(rows: Sequence[Figure], base: str) -> str:
+def report(runs: Rounds[Run]) -> list[str]:
     head, lines = ["arm", "to light"], []
     for title in ("wall-clock, s", "mean completion, s", "cost, µ$"):
         head += [title, "change"]
-    for row in rows:
+    for arm in runs.arms:
+        light, score = (fmean(runs.column(arm, figure(name))) for name in ("light_share", "score"))
         cells = []
         for name, scale in (("wall_s", 1), ("completion_s", 1), ("cost_usd", 1e6)):
-            change = "baseline" if row.name == base else row.change[name].shown("+.0%", bold=True)
-            cells += [f"{row.medians[name] * scale:.1f}", change]
-        lines.append([row.name, f"{row.light_share:.0%}", *cells, f"{row.score:.2f}"])
-    return "\n".join(table([*head, "score"], lines))
+            shown = "baseline" if arm == BASE else change(runs, arm, name).shown("+.0%", bold=True)
+            cells += [f"{median(runs.column(arm, figure(name))) * scale:.1f}", shown]
+        lines.append([arm, f"{light:.0%}", *cells, f"{score:.2f}"])
+    return table([*head, "score"], lines)
 
 
-def draw(rows: Sequence[Figure], base: str, path: Path) -> None:
+def draw(runs: Rounds[Run], path: Path) -> None:
     """Draw the changes against all heavy with the extreme blocks, and the score."""
     titles = {"wall_s": "wall-clock", "completion_s": "mean completion time", "cost_usd": "cost"}
-    size = (11, 0.4 * len(rows) + 1.3)
-    figure, panes = plot.pyplot("mapping", 8).subplots(1, 4, figsize=size, sharey=True)
-    colours = ["#999" if row.name == base else "#e08a3c" if row.score < 1 else "#3b7dd8" for row in rows]
+    scores = {arm: fmean(runs.column(arm, figure("score"))) for arm in runs.arms}
+    size = (11, 0.4 * len(scores) + 1.3)
+    drawn, panes = plot.pyplot("mapping", 8).subplots(1, 4, figsize=size, sharey=True)
+    colours = ["#999" if arm == BASE else "#e08a3c" if score < 1 else "#3b7dd8" for arm, score in scores.items()]
     for axes, (name, title) in zip(panes, titles.items(), strict=False):
-        changed = {row.name: Spread(*(1 + value for value in row.change[name])) for row in rows}
+        changed = {arm: spread(runs.ratios(arm, BASE, figure(name))) for arm in runs.arms}
         plot.bars(axes, changed, colours, 1 + GOALS[name], "#777")
         axes.set(title=title, xlabel="of all heavy (dashed: goal)")
-    panes[3].barh([row.name for row in rows], [row.score for row in rows], color=colours, height=0.6)
+    panes[3].barh([*scores], [*scores.values()], color=colours, height=0.6)
     panes[3].set(title="score", xlabel="answered by a model that can")
     panes[0].invert_yaxis()
     plot.open_axes(*panes)
-    plot.save(figure, path)
+    plot.save(drawn, path)
 
 
-def misses(rows: Sequence[Figure], goals: Mapping[str, float] = GOALS) -> list[str]:
+def misses(runs: Rounds[Run]) -> list[str]:
     """Return what the mapped arms with the full score, or learned, do not reach."""
-    mapped = [row for row in rows if row.name.startswith(("labels", "learned"))]
     return [
-        f"goal missed: {row.name}: {name.rpartition('_')[0]} {row.change[name][0]:+.0%}, wanted {goal:+.0%}"
-        for row in mapped
-        for name, goal in goals.items()
-        if row.change[name][0] > goal
+        f"goal missed: {arm}: {name.rpartition('_')[0]} {middle:+.0%}, wanted {goal:+.0%}"
+        for arm in runs.arms
+        if arm.startswith(("labels", "learned"))
+        for name, goal in GOALS.items()
+        if (middle := change(runs, arm, name).middle) > goal
     ]

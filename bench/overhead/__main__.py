@@ -15,24 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import random
 import resource
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import psutil
 from langgraph.graph import START, StateGraph
 
 from bench.lib import plot
 from bench.lib.command import parser
-from bench.lib.figures import at_rank, ratios, spread, table
+from bench.lib.figures import Rounds, at_rank, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import DOCS
 from bench.lib.progress import tell
@@ -49,13 +46,27 @@ FORMS = ("invoke", "ainvoke", "astream")
 ALONE = "one at a time"
 
 
-class Block(TypedDict):
+class State(TypedDict):
     form: str
     calls: int
     rate: float | None
     seed: int
     """Blocks with the same seed have the same arrivals, whatever their arm."""
     taken_ms: list[float]
+
+
+class Block(NamedTuple):
+    """What a block's calls took."""
+
+    arm: str
+    seed: int
+    taken_ms: list[float]
+    cpu_ms: float
+    """Of the caller's process, per call."""
+
+
+Found = dict[tuple[str, str], Rounds[Block]]
+"""Blocks by form and load."""
 
 
 class Arm:
@@ -65,14 +76,11 @@ class Arm:
         self.name, self.model, wrap = way
 
         def graph(node: Any) -> Any:
-            return wrap(StateGraph(Block).add_node("block", node).add_edge(START, "block").compile())
+            return wrap(StateGraph(State).add_node("block", node).add_edge(START, "block").compile())
 
         self.graph, self.agraph = graph(self.sync_block), graph(self.async_block)
-        self.times: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-        self.cpu_ms: dict[tuple[str, str], list[float]] = defaultdict(list)
-        """Per call, by block."""
 
-    def sync_block(self, state: Block) -> dict[str, Any]:
+    def sync_block(self, state: State) -> dict[str, Any]:
         taken = []
         for _ in range(state["calls"]):
             start = time.perf_counter()
@@ -80,7 +88,7 @@ class Arm:
             taken.append((time.perf_counter() - start) * 1e3)
         return {"taken_ms": taken}
 
-    async def async_block(self, state: Block) -> dict[str, Any]:
+    async def async_block(self, state: State) -> dict[str, Any]:
         call = self.ainvoke if state["form"] == "ainvoke" else self.astream
         if state["rate"] is None:
             return {"taken_ms": [await timed(call) for _ in range(state["calls"])]}
@@ -93,16 +101,15 @@ class Arm:
         async for _ in self.model.astream(PROMPT):
             pass
 
-    async def block(self, form: str, load: str, calls: int, rate: float | None, number: int) -> None:
-        """Make a block of calls, and keep what they took."""
+    async def block(self, form: str, calls: int, rate: float | None, number: int) -> Block:
+        """Make a block of calls; return what they took."""
         gc.collect()
         before_s = time.process_time()
-        taken = await self.run(form, calls, rate, number)
-        self.cpu_ms[form, load].append((time.process_time() - before_s) * 1e3 / calls)
-        self.times[form, load].append(taken)
+        taken_ms = await self.run(form, calls, rate, number)
+        return Block(self.name, number, taken_ms, (time.process_time() - before_s) * 1e3 / calls)
 
     async def run(self, form: str, calls: int, rate: float | None, seed: int = 0) -> list[float]:
-        given: Block = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
+        given: State = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
         if form == "invoke":
             return (await asyncio.to_thread(self.graph.invoke, given))["taken_ms"]
         return (await self.agraph.ainvoke(given))["taken_ms"]
@@ -137,90 +144,85 @@ def loads(quick: bool, alone_only: bool = False) -> list[tuple[str, str, int, fl
     return alone if alone_only else alone + [(form, "80 calls/s", calls * 2, 80.0) for form in ("ainvoke", "astream")]
 
 
-async def measure(arms: Sequence[Arm], blocks: int, quick: bool, alone_only: bool = False) -> list[Figure]:
+async def measure(arms: Sequence[Arm], blocks: int, quick: bool, alone_only: bool = False) -> Found:
+    found: Found = {}
     for form, load, calls, rate in loads(quick, alone_only):
         for arm in arms:  # warm: connections, code, caches
             await arm.run(form, 20, rate)
+        made = []
         for number in range(blocks):
             for arm in arms if number % 2 == 0 else arms[::-1]:
-                await arm.block(form, load, calls, rate, number)
+                made.append(await arm.block(form, calls, rate, number))
             tell(f"{form:8} {load:14} block {number + 1}/{blocks}", last=number == blocks - 1)
-    return figures(arms)
+        found[form, load] = Rounds(made, [arm.name for arm in arms])
+    return found
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row: what an arm adds to the bare arm, in milliseconds, block by block."""
-
-    form: str
-    load: str
-    arm: str
-    bare_ms: float
-    added_ms: list[float]
-    added_p99_ms: float
-    bare_cpu_ms: float
-    added_cpu_ms: list[float]
-    cpu_ratios: list[float]
-    """To the bare arm, block by block."""
-
-    @property
-    def cpu_ratio(self) -> float:
-        return median(self.cpu_ratios)
-
-    @property
-    def where(self) -> list[str]:
-        return [self.form, self.load, self.arm]
+def cpu_ms(block: Block) -> float:
+    return block.cpu_ms
 
 
-def figures(arms: Sequence[Any]) -> list[Figure]:
-    bare, *others = arms
-    return [figure(load, arm, bare) for load in bare.times for arm in others]
+def middle_ms(block: Block) -> float:
+    return median(block.taken_ms)
 
 
-def figure(load: tuple[str, str], arm: Any, bare: Any) -> Figure:
-    mine, base, cpu, bare_cpu = arm.times[load], bare.times[load], arm.cpu_ms[load], bare.cpu_ms[load]
-    pooled, pooled_base = [*itertools.chain(*mine)], [*itertools.chain(*base)]
-    return Figure(
-        *load, arm.name, median(pooled_base), [median(a) - median(b) for a, b in zip(mine, base, strict=True)],
-        at_rank(pooled, 0.99) - at_rank(pooled_base, 0.99), median(bare_cpu),
-        [a - b for a, b in zip(cpu, bare_cpu, strict=True)], ratios(cpu, bare_cpu),
-    )  # fmt: skip
+def added(blocks: Rounds[Block], arm: str, figure: Callable[[Block], float]) -> list[float]:
+    """Return what an arm adds to the bare arm, block by block."""
+    return [a - b for a, b in zip(blocks.column(arm, figure), blocks.column("bare", figure), strict=True)]
 
 
-def report(rows: Sequence[Figure]) -> str:
+def pooled(blocks: Rounds[Block], arm: str) -> list[float]:
+    return [each for block in blocks.of(arm) for each in block.taken_ms]
+
+
+def added_p99_ms(blocks: Rounds[Block], arm: str) -> float:
+    return at_rank(pooled(blocks, arm), 0.99) - at_rank(pooled(blocks, "bare"), 0.99)
+
+
+def others(found: Found) -> Iterator[tuple[str, str, str, Rounds[Block]]]:
+    """Yield form, load and name of each arm but the bare one, with its blocks."""
+    yield from ((*load, arm, blocks) for load, blocks in found.items() for arm in blocks.arms if arm != "bare")
+
+
+def report(found: Found) -> str:
     head = ("form", "load", "through", "plain median, ms", "added median, ms (min … max of blocks)", "added p99, ms")
     return "\n".join(table(head, (
-        [*row.where, f"{row.bare_ms:.2f}", spread(row.added_ms).shown(bold=True), f"{row.added_p99_ms:.2f}"]
-        for row in rows
+        [*where, arm, f"{median(pooled(blocks, 'bare')):.2f}", spread(added(blocks, arm, middle_ms)).shown(bold=True),
+         f"{added_p99_ms(blocks, arm):.2f}"]
+        for *where, arm, blocks in others(found)
     )))  # fmt: skip
 
 
-def report_cpu(rows: Sequence[Figure]) -> str:
-    added, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
-    head = ("form", "load", "through", "plain CPU, ms", added, ratio)
+def report_cpu(found: Found) -> str:
+    more, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
+    head = ("form", "load", "through", "plain CPU, ms", more, ratio)
     return "\n".join(table(head, (
-        [*row.where, f"{row.bare_cpu_ms:.2f}", *(spread(each).shown(bold=True)
-                                                 for each in (row.added_cpu_ms, row.cpu_ratios))]
-        for row in rows
+        [*where, arm, f"{median(blocks.column('bare', cpu_ms)):.2f}",
+         spread(added(blocks, arm, cpu_ms)).shown(bold=True),
+         spread(blocks.ratios(arm, "bare", cpu_ms)).shown(bold=True)]
+        for *where, arm, blocks in others(found)
     )))  # fmt: skip
 
 
-def beyond_goal(rows: Sequence[Figure]) -> list[str]:
+def beyond_goal(found: Found) -> list[str]:
     """Return what the CPU time of a wrapped call is to be, and is not."""
     return [
-        f"{row.form}: a wrapped call takes {row.cpu_ratio:.3f} times the CPU time of a bare one, the goal is "
-        f"{GOAL_CPU_RATIO[row.form]:.2f} (median of {len(row.cpu_ratios)} blocks)"
-        for row in rows
-        if row.arm == "wrapped" and row.load == ALONE and row.cpu_ratio > GOAL_CPU_RATIO[row.form]
-    ]
+        f"{form}: a wrapped call takes {ratio:.3f} times the CPU time of a bare one, the goal is "
+        f"{GOAL_CPU_RATIO[form]:.2f} (median of {len(blocks.seeds)} blocks)"
+        for form, load, arm, blocks in others(found)
+        if arm == "wrapped" and load == ALONE
+        and (ratio := blocks.ratio(arm, "bare", cpu_ms)) > GOAL_CPU_RATIO[form]
+    ]  # fmt: skip
 
 
-def draw(rows: Sequence[Figure], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     """Draw the added medians with their spread."""
+    rows = {
+        f"{arm} · {form} · {load}": spread(added(blocks, arm, middle_ms)) for form, load, arm, blocks in others(found)
+    }
     figure, axes = plot.pyplot("overhead").subplots(figsize=(8, 0.42 * len(rows) + 1.2))
-    added = {f"{row.arm} · {row.form} · {row.load}": spread(row.added_ms) for row in rows}
-    colours = ["#3b7dd8" if row.arm == "wrapped" else "#e08a3c" for row in rows]
-    plot.bars(axes, added, colours, GOAL_MEDIAN_MS, "#777")
+    colours = ["#3b7dd8" if name.startswith("wrapped") else "#e08a3c" for name in rows]
+    plot.bars(axes, rows, colours, GOAL_MEDIAN_MS, "#777")
     axes.text(GOAL_MEDIAN_MS, -0.9, " goal", color="#777", fontsize=8)
     axes.set_xlabel("added time per call, ms (median; whiskers: extreme blocks)")
     axes.invert_yaxis()
@@ -253,24 +255,25 @@ async def main() -> int:
     add("--only-memory", action="store_true")
     add("--check", action="store_true", help=f"CPU alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal")
     add("--draw", action="store_true", help="draw docs/overhead.svg")
-    args, rows = options.parse_args(), list[Figure]()
-    with ways("--text", ANSWER) as found:
-        arms = [Arm(way) for way in found]
+    args, found = options.parse_args(), Found()
+    with ways("--text", ANSWER) as three:
+        arms = [Arm(way) for way in three]
         if args.check:
-            rows = await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
-            print(report_cpu(rows))
-            print("\n".join(missed := beyond_goal(rows)) or "within the goal")
+            found = await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
+            print(report_cpu(found))
+            print("\n".join(missed := beyond_goal(found)) or "within the goal")
             return 1 if missed else 0
         if not args.only_memory:
-            rows = await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
-            print(f"{report(rows)}\n\n{report_cpu(rows)}")
+            found = await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
+            print(f"{report(found)}\n\n{report_cpu(found)}")
         if not args.quick:
             await memory(arms[1], args.memory_calls)
     if args.draw:
-        draw(rows, DOCS / "overhead.svg")
-    for row in (row for row in rows if row.arm == "wrapped"):
-        if (middle := median(row.added_ms)) > GOAL_MEDIAN_MS or row.added_p99_ms > GOAL_P99_MS:
-            print(f"goal missed: {row.form}, {row.load}: {middle:.2f} ms, p99 {row.added_p99_ms:.2f} ms")
+        draw(found, DOCS / "overhead.svg")
+    for form, load, arm, blocks in others(found):
+        middle, p99_ms = median(added(blocks, arm, middle_ms)), added_p99_ms(blocks, arm)
+        if arm == "wrapped" and (middle > GOAL_MEDIAN_MS or p99_ms > GOAL_P99_MS):
+            print(f"goal missed: {form}, {load}: {middle:.2f} ms, p99 {p99_ms:.2f} ms")
     return 0
 
 
