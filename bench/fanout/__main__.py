@@ -30,8 +30,9 @@ from langgraph.types import Send
 from bench.lib.calls import CallSeen, JobSeen, Turn, makespan_s, recomputed
 from bench.lib.client import seen
 from bench.lib.command import ended, finish, parser, usual
-from bench.lib.figures import Column, Rounds, rotated, spread, table
+from bench.lib.figures import Column, Rounds, spread, table
 from bench.lib.flags import count
+from bench.lib.kept import Kept
 from bench.lib.marks import DOCS
 from bench.lib.progress import tell
 from orla_lg import Backend, Orla
@@ -93,12 +94,12 @@ class Arm:
     name: str
     graph: Any
 
-    async def run(self, prefix: str, round: int) -> Turn:
-        """Run the step of eight branches."""
-        began_s = time.monotonic()
+    async def run(self, words: int, seed: int) -> Turn:
+        """Run the step of eight branches, with a prefix that no other turn has."""
+        prefix, began_s = prefix_of(2 * seed + (self.name == "wrapped"), words), time.monotonic()
         state = await self.graph.ainvoke({"prefix": prefix, "seen": []})
         job = JobSeen(0, 0.0, time.monotonic() - began_s)
-        return Turn(self.name, round, 0, state["seen"], [job], place=self.place)
+        return Turn(self.name, seed, 0, state["seen"], [job], place=self.place)
 
 
 def backends_at(place: str, stack: contextlib.ExitStack) -> list[Backend]:
@@ -124,17 +125,6 @@ def arms_at(place: str, answer_tokens: int) -> Iterator[list[Arm]]:
         mapper = LoadAware(ExplicitMapper({"*": [each.name for each in backends]}))
         orla = stack.enter_context(Orla(backends, mapper))
         yield [Arm(place, "bare", graph.compile()), Arm(place, "wrapped", orla.wrap(graph))]
-
-
-async def measure(arms: Sequence[Arm], rounds: int, words: int) -> list[Turn]:
-    """Run all rounds, each turn with a prefix of its own; the first round does not count."""
-    turns = list[Turn]()
-    for number in range(rounds + 1):
-        for at, arm in enumerate(rotated(arms, number)):
-            tell(f"{arm.place}, round {number}/{rounds}: {arm.name}")
-            turn = await arm.run(prefix_of(number * len(arms) + at + 1, words), number)
-            turns += [turn] if number else []
-    return turns
 
 
 def prompt_tokens(turn: Turn) -> float:
@@ -184,9 +174,11 @@ def main() -> int:
     args, found = options(), dict[str, Rounds[Turn]]()
     for place in args.places:
         tell(f"{place}: starting engines")
-        with arms_at(place, args.answer_tokens) as here:
-            found[place] = Rounds(asyncio.run(measure(here, args.rounds, args.words)), ["bare", "wrapped"])
-    tell("measured", last=True)
+        kept = Kept(None, {})
+        with arms_at(place, args.answer_tokens) as arms:
+            asyncio.run(kept.measure(None, arms, args.rounds + 1, lambda seed: args.words, Arm.run, place=place))
+        counted = [turn for turn in kept.turns if turn.seed]  # the first round teaches, and does not count
+        found[place] = Rounds(counted, ["bare", "wrapped"])
     tokens = fmean(prompt_tokens(turn) for rounds in found.values() for turn in rounds.all())
     setting = (
         f"{args.rounds} rounds; a branch's prompt has {tokens:.0f} tokens, its answer up to {args.answer_tokens}."
