@@ -20,62 +20,41 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from bench.lib.calls import Turn
 from bench.lib.command import ended, finish, parser, usual
-from bench.lib.engines import LLAMACPP
 from bench.lib.flags import above_zero, amount, count, folds, port
 from bench.lib.kept import Kept
 from bench.lib.marks import DOCS
 from bench.lib.progress import bar, tell
-from bench.warm import next_stage, night, tool_waits
-from bench.warm.arms import AGAIN, ARMS, BARE, COLD, PLACES, SAVED, WARM, Arm, Place, crowded, draw, overnight, report
+from bench.warm.arms import ARMS, PLACES, Arm, Place, draw, report
+from bench.warm.situations import NextStage, Night, ToolWaits
 
 DRAWN = ["", "![Time to the first token of calls that were warmed for](warm-up.svg)"]
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What is measured: the module with its turn, its load, its engine, and how many calls a turn's bar shows."""
-
-    module: Any
-    shape: Any
-    engine: Callable[[Place, int], AbstractContextManager[Any]]
-    steps: int
-    arms: tuple[Arm, ...] = (BARE, AGAIN, COLD, WARM)
-
-    def arms_at(self, place: Place, wanted: list[str]) -> list[Arm]:
-        """Return the arms that make sense at a place: only llama.cpp saves slots."""
-        found = [arm for arm in self.arms if arm.name in wanted]
-        return [arm for arm in found if not arm.max_saved or place.engine == LLAMACPP]
-
-    def measure(self, kept: Kept, place: Place, args: argparse.Namespace) -> None:
-        """Run every turn at a place that is not kept yet."""
-        where, arms = f"{self.module.SITUATION}, {place.title}", self.arms_at(place, args.arms)
-        tell(f"{where}: starting the engine")
-        with self.engine(place, args.port) as engine:
-
-            def turn(arm: Arm, seed: int, _: int) -> Coroutine[Any, Any, Turn]:
-                tick = bar(f"{where}, round {seed + 1}/{args.rounds}: {arm.name}", self.steps)
-                return self.module.turn(place, engine, arm, seed, self.shape, tick)
-
-            asyncio.run(kept.measure(engine.url, arms, args.rounds, int, turn, place=where))
+def situations(args: argparse.Namespace) -> list[Any]:
+    """Return the situations that are wanted."""
+    tools = ToolWaits(args.workflows, args.calls, args.wait)
+    every = {"tools": tools, "stages": NextStage(args.runs), "night": Night(args.threads, args.prepare)}
+    return [every[name] for name in args.situation]
 
 
-def situations(args: argparse.Namespace) -> dict[str, Situation]:
-    """Return the situations that are wanted, by name."""
-    tools = tool_waits.Shape(args.workflows, args.calls, args.wait)
-    stages, over = next_stage.Shape(args.runs), night.Shape(args.threads, args.prepare)
-    every = {
-        "tools": Situation(tool_waits, tools, crowded, tools.workflows * tools.calls),
-        "stages": Situation(next_stage, stages, crowded, next_stage.LEARN + stages.runs),
-        "night": Situation(night, over, overnight, over.runs, (BARE, COLD, SAVED, WARM)),
-    }
-    return {name: every[name] for name in args.situation}
+def measure(args: argparse.Namespace, kept: Kept, situation: Any, place: Place) -> None:
+    """Run every turn of a situation at a place that is not kept yet."""
+    where = situation.where(place)
+    tell(f"{where}: starting the engine")
+    with situation.engine(place, args.port) as engine:
+
+        def turn(arm: Arm, seed: int, _: int) -> Coroutine[Any, Any, Turn]:
+            tick = bar(f"{where}, round {seed + 1}/{args.rounds}: {arm.name}", situation.steps)
+            return situation.turn(place, engine, arm, seed, tick)
+
+        arms = situation.arms_at(place, args.arms)
+        asyncio.run(kept.measure(engine.url, arms, args.rounds, int, turn, place=where))
 
 
 def options() -> argparse.Namespace:
@@ -111,8 +90,8 @@ def main() -> int:
     kept = Kept(args.keep, {name: getattr(args, name) for name in load})
     for name in args.place:
         place = replace(PLACES[name], tokens=args.tokens or PLACES[name].tokens, threads=args.cores)
-        for situation in situations(args).values():
-            situation.measure(kept, place, args)
+        for situation in situations(args):
+            measure(args, kept, situation, place)
     lines = [f"Measured with {command_line()}.", "", *report(kept.turns)]
     if args.write:
         draw(kept.turns, DOCS / "warm-up.svg")

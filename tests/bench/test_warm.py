@@ -14,7 +14,7 @@ import pytest
 from bench.lib.calls import CallSeen, JobSeen, Turn, makespan_s, ttfts_s
 from bench.lib.figures import Rounds
 from bench.warm import __main__ as warm
-from bench.warm import arms, next_stage, night, texts, tool_waits
+from bench.warm import arms, situations, texts
 from tests.stub_engine import StubEngine
 
 
@@ -81,9 +81,9 @@ def test_what_is_told_has_every_situation_and_is_drawn(tmp_path: Path) -> None:
 
 
 def test_all_arms_of_a_round_get_the_same_jobs_and_no_two_jobs_begin_alike() -> None:
-    shape = tool_waits.Shape(workflows=6)
-    one = tool_waits.jobs_of(shape, 600, 1)
-    assert one == tool_waits.jobs_of(shape, 600, 1) != tool_waits.jobs_of(shape, 600, 2)
+    tools = situations.ToolWaits(workflows=6)
+    one = tools.jobs(600, 1)
+    assert one == tools.jobs(600, 1) != tools.jobs(600, 2)
     assert len({job.said[0][:12] for job in one}) == 6
     assert all(0.75 * 12 <= wait_s <= 1.25 * 12 for job in one for wait_s in job.waits_s)
     words = [len(job.said[0].split()) * texts.TOKENS_PER_WORD for job in one]
@@ -94,7 +94,7 @@ def test_only_llama_cpp_saves_slots() -> None:
     args = SimpleNamespace(
         workflows=4, calls=5, wait=12.0, runs=6, threads=3, prepare=4.0, situation=["tools", "stages", "night"]
     )
-    found = warm.situations(args)
+    found = dict(zip(args.situation, warm.situations(args), strict=True))
     every = [*arms.ARMS]
 
     def names(situation: str, place: str) -> list[str]:
@@ -130,9 +130,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubbed]:
     def backend_at(place: Any, url: str, model: str, max_saved: int) -> Backend:
         return Backend("worker", url, model)
 
-    for part in (tool_waits, next_stage, night):
-        monkeypatch.setattr(part, "backend_at", backend_at)
-    monkeypatch.setattr(night, "NIGHT_S", 0.0)
+    monkeypatch.setattr(situations, "backend_at", backend_at)
+    monkeypatch.setattr(situations, "NIGHT_S", 0.0)
     with StubEngine() as stub:
         yield Stubbed(stub, MODEL)
 
@@ -141,11 +140,10 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubbed]:
 def test_each_situation_has_its_calls_in_every_arm(stubbed: Stubbed, arm: str) -> None:
     ticks: list[int] = []
     place, chosen = arms.PLACES["vllm"], arms.ARMS[arm]
-    tools = tool_waits.Shape(workflows=2, calls=2, wait_s=0.05)
-    stages, over = next_stage.Shape(runs=2), night.Shape(runs=2, prepare_s=0.0)
+    tools = situations.ToolWaits(workflows=2, calls=2, wait_s=0.05)
     turns = [
-        asyncio.run(part.turn(place, stubbed, chosen, 1, shape, lambda: ticks.append(1)))
-        for part, shape in ((tool_waits, tools), (next_stage, stages), (night, over))
+        asyncio.run(situation.turn(place, stubbed, chosen, 1, lambda: ticks.append(1)))
+        for situation in (tools, situations.NextStage(runs=2), situations.Night(runs=2, prepare_s=0.0))
     ]
     assert [(len(each.calls), len(each.returning)) for each in turns] == [(4, 2), (10, 2), (4, 2)]
     assert (stubbed.emptied, stubbed.restarts, len(ticks)) == (2, 1, 4 + 5 + 2)
