@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
 
 from bench.lib import plot
 from bench.lib.command import finish, parser, usual
 from bench.lib.core import Hints
-from bench.lib.figures import at_rank, ratios, spread, table
+from bench.lib.figures import Rounds, at_rank, spread, table
 from bench.lib.flags import count
 from bench.lib.marks import DOCS
 from bench.lib.progress import tell
-from bench.policies.study import Ended, Plan, arrange, gaps, plans, play, throughput
+from bench.policies.study import Plan, arrange, gaps, plans, play, throughput
 from orla_lg_sim.parameters import EngineParameters, load
 
 NAMED = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair")
@@ -39,35 +38,28 @@ WARM = 0.2
 """The part of the runs, the first ones, that fills the system and is not counted."""
 
 
-FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "mean": lambda values: sum(values) / len(values),
-    "p95": lambda values: at_rank(values, 0.95),
-    "p99": lambda values: at_rank(values, 0.99),
-}
+class Cell(NamedTuple):
+    """One policy under one load with one seed: what each run took that counts, in seconds."""
 
-
-def figures(ended: Sequence[Ended]) -> dict[str, float]:
-    """Return mean, p95 and p99 of the runs that count, in seconds."""
-    counted = [each.completion_s for each in ended[int(len(ended) * WARM) :]]
-    return {name: of(counted) for name, of in FIGURES.items()}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One policy under one load with one seed: its figures, in seconds."""
-
-    load: float
+    arm: str
     seed: int
-    policy: str
-    figures: dict[str, float]
+    completion_s: Sequence[float]
+
+
+Cells = Mapping[float, Rounds[Cell]]
+"""By load."""
+FIGURES: Mapping[str, Callable[[Cell], float]] = {
+    "mean": lambda cell: fmean(cell.completion_s),
+    "p95": lambda cell: at_rank(cell.completion_s, 0.95),
+    "p99": lambda cell: at_rank(cell.completion_s, 0.99),
+}
 
 
 def study(
     engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None
-) -> list[Cell]:
+) -> Cells:
     """Play every policy under every load with every seed; those of one load and seed see the same runs."""
-    capacity = throughput(engine, random.Random(0))
-    cells = []
+    capacity, cells = throughput(engine, random.Random(0)), dict[float, list[Cell]]()
     for seed in range(1, seeds + 1):
         dice = random.Random(seed)
         drawn = plans(runs, dice)
@@ -76,25 +68,21 @@ def study(
             work = arrange(drawn, between, offered, engine, capacity)
             for policy in arms:
                 tell(f"load {offered:.0%} seed {seed} {policy}")
-                cells.append(Cell(offered, seed, policy, figures(play(engine, policy, work))))
-    return cells
+                ended = play(engine, policy, work)
+                counted = [each.completion_s for each in ended[int(len(ended) * WARM) :]]
+                cells.setdefault(offered, []).append(Cell(policy, seed, counted))
+    return {offered: Rounds(found, arms) for offered, found in sorted(cells.items())}
 
 
-def column(cells: Sequence[Cell], load: float, policy: str, figure: str) -> list[float]:
-    """Return a figure of a policy under a load, seed by seed."""
-    return [cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy)]
-
-
-def changes(cells: Sequence[Cell], load: float, policy: str, figure: str) -> list[float]:
+def changes(cells: Rounds[Cell], policy: str, figure: str) -> list[float]:
     """Return, seed by seed, by how much a figure differs from plain FCFS's; -0.3 is 30 % less."""
-    both = (column(cells, load, name, figure) for name in (policy, "fcfs"))
-    return [ratio - 1 for ratio in ratios(*both)]
+    return [ratio - 1 for ratio in cells.ratios(policy, "fcfs", FIGURES[figure])]
 
 
-def gap_closed(cells: Sequence[Cell], load: float, policy: str, figure: str) -> float:
+def gap_closed(cells: Rounds[Cell], policy: str, figure: str) -> float:
     """Return which part of the way from FCFS to the clairvoyant a policy comes, at the median of the seeds."""
-    way = median(changes(cells, load, "clairvoyant", figure))
-    return median(changes(cells, load, policy, figure)) / way if way else 0.0
+    way = median(changes(cells, "clairvoyant", figure))
+    return median(changes(cells, policy, figure)) / way if way else 0.0
 
 
 def fairness(engine: EngineParameters, runs: int, seed: int, offered: float) -> dict[str, float]:
@@ -115,36 +103,32 @@ def fairness(engine: EngineParameters, runs: int, seed: int, offered: float) -> 
     return {"load": offered, **found}
 
 
-def rows(cells: Sequence[Cell]) -> list[str]:
-    def shown(load: float, policy: str, figure: str) -> str:
+def rows(cells: Cells) -> list[str]:
+    def shown(found: Rounds[Cell], policy: str, figure: str) -> str:
         if policy == "fcfs":
-            return f"{median(column(cells, load, policy, figure)):.1f} s"
-        return spread(changes(cells, load, policy, figure)).shown("+.0%", bold=True)
+            return f"{median(found.column(policy, FIGURES[figure])):.1f} s"
+        return spread(changes(found, policy, figure)).shown("+.0%", bold=True)
 
-    found = [
-        [f"{load:.0%}", policy, *(shown(load, policy, figure) for figure in FIGURES)]
-        for load in sorted({cell.load for cell in cells})
-        for policy in dict.fromkeys(cell.policy for cell in cells)
+    made = [
+        [f"{load:.0%}", policy, *(shown(found, policy, figure) for figure in FIGURES)]
+        for load, found in cells.items()
+        for policy in found.arms
     ]
-    return table(["load", "policy", "mean", "p95", "p99"], found)
+    return table(["load", "policy", *FIGURES], made)
 
 
-def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list[str]:
+def verdicts(cells: Cells, fair: Sequence[Mapping[str, float]]) -> list[str]:
     """Return the goals and what came of them."""
     found: list[list[str]] = []
-    for at in sorted({cell.load for cell in cells}):
-        for figure in FIGURES:
-            closed = gap_closed(cells, at, "shortest_remaining", figure)
-            most = median(changes(cells, at, "clairvoyant", figure))
-            if most >= -0.02:
-                said = f"nothing to gain: the clairvoyant has {most:+.0%}"
-            else:
-                said = f"{closed:.0%}" + ("" if closed >= GOAL_GAP else " (missed)")
-            found.append(["half of the gap to the clairvoyant, learned", f"{at:.0%}", figure, said])
-    top = max(cell.load for cell in cells)
+    for (at, each), figure in itertools.product(cells.items(), FIGURES):
+        closed, most = gap_closed(each, "shortest_remaining", figure), median(changes(each, "clairvoyant", figure))
+        said = f"{closed:.0%}" + ("" if closed >= GOAL_GAP else " (missed)")
+        said = f"nothing to gain: the clairvoyant has {most:+.0%}" if most >= -0.02 else said
+        found.append(["half of the gap to the clairvoyant, learned", f"{at:.0%}", figure, said])
+    top, each = max(cells.items(), key=lambda item: item[0])
     for figure in ("p95", "p99"):
-        others = sorted({cell.policy for cell in cells} - {"fcfs", "clairvoyant"})
-        gain, best = min((median(changes(cells, top, policy, figure)), policy) for policy in others)
+        others = sorted({*each.arms} - {"fcfs", "clairvoyant"})
+        gain, best = min((median(changes(each, policy, figure)), policy) for policy in others)
         missed = "" if -gain >= GOAL_GAIN else " (missed)"
         found.append([f"{figure} at least 34 % less than FCFS", f"{top:.0%}", best, f"{gain:+.0%}{missed}"])
     for offered, policy in itertools.product(sorted({each["load"] for each in fair}), ("fair", "fcfs")):
@@ -154,16 +138,15 @@ def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list
     return table(["goal", "at load", "figure", "reached"], found)
 
 
-def draw(cells: Sequence[Cell], path: Path) -> None:
+def draw(cells: Cells, path: Path) -> None:
     """Draw mean, p95 and p99 over the load for each policy."""
     pyplot = plot.pyplot("orla_lg", 9, text=True)
     drawn, axes = pyplot.subplots(1, len(FIGURES), figsize=(10, 3.6), layout="constrained")
-    loads = sorted({cell.load for cell in cells})
-    for axis, figure in zip(axes, FIGURES, strict=True):
-        for policy in dict.fromkeys(cell.policy for cell in cells):
-            values = [median(column(cells, load, policy, figure)) for load in loads]
+    for axis, (figure, of) in zip(axes, FIGURES.items(), strict=True):
+        for policy in dict.fromkeys(policy for found in cells.values() for policy in found.arms):
+            values = [median(found.column(policy, of)) for found in cells.values()]
             style = {"fcfs": "k-", "clairvoyant": "k:"}.get(policy, "-")
-            axis.plot([load * 100 for load in loads], values, style, marker=".", label=policy)
+            axis.plot([load * 100 for load in cells], values, style, marker=".", label=policy)
         axis.set(title=f"completion, {figure}", xlabel="load, %", ylabel="seconds", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=7)
@@ -179,7 +162,6 @@ def options() -> argparse.Namespace:
     add("--arrivals", type=Path, help="a trace whose gaps between arrivals are taken, .gz or not")
     add("--parameters", type=Path, help="what `orla-lg sim calibrate` wrote; without it the defaults")
     add("--only", nargs="+", choices=NAMED, help="beside fcfs and the clairvoyant")
-    add("--json", type=Path, help="keep all figures there")
     usual(options, writes="docs/policies.md and its figure")
     return options.parse_args()
 
@@ -192,8 +174,6 @@ def main() -> None:
     cells = study(engine, arms, loads, seeds, runs, args.arrivals)
     light = 60 if args.quick else 150
     fair = [fairness(engine, light, seed, offered) for seed in range(1, seeds + 1) for offered in FAIR_LOADS]
-    if args.json is not None:
-        args.json.write_text(json.dumps({"cells": [asdict(cell) for cell in cells], "fair": fair}, indent=1))
     where = "generated arrivals" if args.arrivals is None else f"arrivals of {args.arrivals.name}"
     lines = [f"{runs} runs, {seeds} seeds, {where}.", "", *verdicts(cells, fair), "", *rows(cells)]
     if args.write:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.lib.figures import Rounds
 from bench.policies import __main__ as bench
 from bench.policies import study
 from bench.scale import __main__ as scale
@@ -16,8 +17,10 @@ from orla_lg_sim.parameters import EngineParameters
 ENGINE = EngineParameters()
 
 
-def cell(policy: str, seed: int, p95: float) -> Any:
-    return bench.Cell(0.9, seed, policy, {"mean": p95 / 2, "p95": p95, "p99": p95 * 2})
+def cells(**completion_s: list[float]) -> Any:
+    """Policies of which each seed had one run."""
+    made = [bench.Cell(policy, seed, [each]) for policy, row in completion_s.items() for seed, each in enumerate(row)]
+    return Rounds(made)
 
 
 def test_load_is_what_arrives_over_what_the_engine_does() -> None:
@@ -44,23 +47,22 @@ def test_gaps_have_a_mean_of_one_and_may_come_from_a_trace(tmp_path: Path) -> No
 
 
 def test_changes_are_seed_by_seed() -> None:
-    cells = [
-        cell("fcfs", 1, 100),
-        cell("las", 1, 50),
-        cell("fcfs", 2, 10),
-        cell("las", 2, 9),
-    ]
-    assert bench.changes(cells, 0.9, "las", "p95") == pytest.approx([-0.5, -0.1])
+    found = cells(fcfs=[100, 10], las=[50, 9])
+    assert bench.changes(found, "las", "p95") == pytest.approx([-0.5, -0.1])
 
 
 def test_the_gap_is_measured_from_fcfs_to_the_clairvoyant() -> None:
-    cells = [
-        cell(policy, 1, p95) for policy, p95 in {"fcfs": 100, "shortest_remaining": 70, "clairvoyant": 60}.items()
-    ]
-    assert bench.gap_closed(cells, 0.9, "shortest_remaining", "p95") == pytest.approx(0.75)
-    lines = "\n".join(bench.verdicts(cells, [{"load": 0.99, "alone": 2.0, "fair": 3.4, "fcfs": 9.0}]))
-    assert "| p95 | 75% |" in lines and "1.70× (missed)" in lines and "4.50×" in lines
+    found = cells(fcfs=[100], shortest_remaining=[70], clairvoyant=[60])
+    assert bench.gap_closed(found, "shortest_remaining", "p95") == pytest.approx(0.75)
+    fair = [{"load": 0.99, "alone": 2.0, "fair": 3.4, "fcfs": 9.0}]
+    lines = "\n".join(bench.verdicts({0.9: found}, fair))
+    assert "| 90% | p95 | 75% |" in lines and "1.70× (missed)" in lines and "4.50×" in lines
     assert "shortest_remaining | -30% (missed)" in lines
+    rows = bench.rows({0.9: found})
+    assert rows[2:4] == [
+        "| 90% | fcfs | 100.0 s | 100.0 s | 100.0 s |",
+        "| 90% | shortest_remaining |" + 3 * " **-30%** (-30% … -30%) |",
+    ]
 
 
 def test_the_clairvoyant_does_better_than_fcfs_on_the_same_runs() -> None:
@@ -68,7 +70,8 @@ def test_the_clairvoyant_does_better_than_fcfs_on_the_same_runs() -> None:
     work = study.arrange(drawn, study.gaps(60, random.Random(3), None, ENGINE), 1.5, ENGINE, 0.93)
     ended = {policy: study.play(ENGINE, policy, work) for policy in ("fcfs", "clairvoyant")}
     assert all([each.kind for each in runs] == [plan.kind for plan in drawn] for runs in ended.values())
-    assert bench.figures(ended["clairvoyant"])["mean"] < 0.8 * bench.figures(ended["fcfs"])["mean"]
+    means = {policy: sum(each.completion_s for each in runs[12:]) for policy, runs in ended.items()}
+    assert means["clairvoyant"] < 0.8 * means["fcfs"]
 
 
 @pytest.mark.parametrize("way", ["scheduler", "steps"])
