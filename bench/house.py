@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.lib.command import finish, parser
+from bench.lib.command import DOCS, ROOT, finish, parser
 from bench.lib.figures import table
-from bench.lib.marks import DOCS, ROOT
 
 PACKAGES = (ROOT / "orla_lg", ROOT / "adapters")
 CORE, SCHEDULER = "orla_lg.core", "BackendScheduler"

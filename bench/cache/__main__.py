@@ -21,13 +21,11 @@ from dataclasses import asdict
 from bench.cache.arms import PLACES, ROOM, SHORT, Place, Turns, arms_at, draw, report, rounds_of, verdict
 from bench.cache.workflows import ANSWER_TOKENS, STAGES, tickets
 from bench.lib.calls import Turn
-from bench.lib.command import ended, finish, parser, usual
+from bench.lib.command import DOCS, ended, finish, parser, tell, usual
 from bench.lib.engines import LLAMACPP, VLLM_CPU, engine_at
 from bench.lib.figures import Rounds
 from bench.lib.flags import above_zero, count
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from bench.lib.workflows import Session
 
 CASES = 8

@@ -29,12 +29,10 @@ from langgraph.types import Send
 
 from bench.lib.calls import CallSeen, JobSeen, Turn, makespan_s, recomputed
 from bench.lib.client import seen
-from bench.lib.command import ended, finish, parser, usual
+from bench.lib.command import DOCS, ended, finish, parser, tell, usual
 from bench.lib.figures import Column, Rounds, spread, table
 from bench.lib.flags import count
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from orla_lg import Backend, Orla
 from orla_lg.engines import EngineOptions, running_engine
 from orla_lg.mappers import ExplicitMapper, LoadAware

@@ -21,11 +21,10 @@ from pathlib import Path
 
 from bench.lib import plot
 from bench.lib.calls import Turn
-from bench.lib.command import ended, finish, parser, usual
+from bench.lib.command import DOCS, ended, finish, parser, usual
 from bench.lib.figures import table
 from bench.lib.flags import above_zero, amount, count, share
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters, load

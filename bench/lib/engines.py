@@ -13,8 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from bench.lib.marks import ROOT
-from bench.lib.progress import tell
+from bench.lib.command import ROOT, tell
 from orla_lg.engines import EngineOptions, running_engine
 from orla_lg.openai_api.metrics import samples
 from orla_lg_llamacpp.embedded import free_port

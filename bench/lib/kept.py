@@ -11,8 +11,8 @@ from random import Random
 from typing import Any, TypeVar
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.command import tell
 from bench.lib.machine import beside_others
-from bench.lib.progress import tell
 
 Arm = TypeVar("Arm", bound=Any)
 Load = TypeVar("Load")

@@ -40,12 +40,10 @@ from langgraph.graph import START, StateGraph
 from pydantic import SecretStr
 
 from bench.lib.client import connected
-from bench.lib.command import ended, parser
+from bench.lib.command import DOCS, ended, parser, tell
 from bench.lib.core import Cost, Record
 from bench.lib.figures import Rounds, rotated
 from bench.lib.flags import above_zero, count, whole
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from bench.mapping import arms as mapping
 from bench.mapping.arms import HEAVY, LIGHT, WIDE, Arm, Request, Run
 from orla_lg import Backend, Orla

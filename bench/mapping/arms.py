@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, median
 
 from bench.lib import plot
+from bench.lib.command import tell
 from bench.lib.core import NO_HINTS, Ask, Assignment, BackendView, Call, Identity, Mapper
 from bench.lib.figures import Rounds, Spread, spread, table
-from bench.lib.progress import tell
 from orla_lg.mappers import OneBitStageMapper
 from orla_lg.mappers.commands import Row
 from orla_lg.mappers.features import prompt_of

@@ -28,11 +28,9 @@ import psutil
 from langgraph.graph import START, StateGraph
 
 from bench.lib import plot
-from bench.lib.command import parser
+from bench.lib.command import DOCS, parser, tell
 from bench.lib.figures import Rounds, at_rank, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from bench.lib.stub import Way, ways
 
 GOAL_MEDIAN_MS, GOAL_P99_MS = 0.3, 2.0

@@ -21,12 +21,10 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from bench.lib import plot
-from bench.lib.command import finish, parser, usual
+from bench.lib.command import DOCS, finish, parser, tell, usual
 from bench.lib.core import Hints
 from bench.lib.figures import Rounds, at_rank, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from bench.policies.study import Plan, arrange, gaps, plans, play, throughput
 from orla_lg_sim.parameters import EngineParameters, load
 

@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.calls import Turn
-from bench.lib.command import ended, parser, usual
+from bench.lib.command import DOCS, ended, parser, put, tell, usual
 from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS, put
-from bench.lib.progress import tell
 from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm
 from bench.pressure.live import live_turn
 from bench.pressure.results import Figures, draw

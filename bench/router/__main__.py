@@ -20,11 +20,9 @@ from pathlib import Path
 import httpx
 
 from bench.lib import plot
-from bench.lib.command import parser
+from bench.lib.command import DOCS, parser, tell
 from bench.lib.figures import table
 from bench.lib.flags import amount, count, folds
-from bench.lib.marks import DOCS
-from bench.lib.progress import tell
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
 from orla_lg.mappers.fit import Goal, Repeat, Scores, Table, cross_validate, leave_one_out, mean_and_spread, score
 from orla_lg.mappers.learned import Endpoint

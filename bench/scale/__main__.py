@@ -28,9 +28,8 @@ from statistics import linear_regression
 import psutil
 
 from bench.lib import flags, plot
-from bench.lib.command import finish, parser, usual
+from bench.lib.command import DOCS, ROOT, finish, parser, usual
 from bench.lib.figures import table
-from bench.lib.marks import DOCS, ROOT
 from bench.scale.ways import IN_FLIGHT, WAYS, Load
 
 GOAL_RATE, GOAL_P99_MS, GOAL_PAUSE_MS, GOAL_BYTES = 30_000, 1.0, 50.0, 2048

@@ -25,12 +25,10 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from bench.lib.calls import Turn
-from bench.lib.command import ended, finish, parser, usual
+from bench.lib.command import DOCS, bar, ended, finish, parser, usual
 from bench.lib.figures import Rounds
 from bench.lib.flags import amount, count, folds, port, whole
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
-from bench.lib.progress import bar
 from bench.lib.turns import turn_of
 from bench.lib.workflows import Session, agent
 from bench.slots.workflows import AGAIN, ORLA, STOCK, Arm, Shape, draw, engine_for, report, sessions_of, verdict

@@ -22,9 +22,8 @@ import time
 from pathlib import Path
 
 from bench.lib import flags
-from bench.lib.command import ended, parser
+from bench.lib.command import ended, parser, tell
 from bench.lib.engines import started
-from bench.lib.progress import tell
 from bench.soak.account import Check, UsageAccount, flat, idle, kept, most, show
 from bench.soak.load import Load
 from bench.soak.workflows import Graphs

@@ -23,10 +23,9 @@ from typing import Any, TypedDict
 
 from langgraph.graph import START, StateGraph
 
-from bench.lib.command import parser
+from bench.lib.command import parser, tell
 from bench.lib.figures import ratios, rotated, spread, table
 from bench.lib.flags import amount, count
-from bench.lib.progress import tell
 from bench.lib.stub import Way, ways
 
 GOAL = 0.05

@@ -15,8 +15,7 @@ from typing import Annotated, Any, TypedDict
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
-from bench.lib.command import parser
-from bench.lib.marks import DOCS
+from bench.lib.command import DOCS, parser
 from orla_lg import Backend, Orla
 from orla_lg.control.client import Client
 from orla_lg.top import view

@@ -25,11 +25,9 @@ from dataclasses import replace
 from typing import Any
 
 from bench.lib.calls import Turn
-from bench.lib.command import ended, finish, parser, usual
+from bench.lib.command import DOCS, bar, ended, finish, parser, tell, usual
 from bench.lib.flags import above_zero, amount, count, folds, port
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
-from bench.lib.progress import bar, tell
 from bench.warm.arms import ARMS, PLACES, Arm, Place, draw, report
 from bench.warm.situations import NextStage, Night, ToolWaits
 

@@ -24,10 +24,9 @@ from statistics import median
 from typing import Any
 
 from bench.lib import core
-from bench.lib.command import parser
+from bench.lib.command import parser, tell
 from bench.lib.figures import percentile, ratios, spread, table
 from bench.lib.flags import count, share
-from bench.lib.progress import tell
 from bench.lib.virtual import PLAIN, Runs, probe_of, request_of
 from orla_lg.testing.virtual import StillAdapter
 from orla_lg_sim.engine import SimEngine

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from bench.lib.calls import CallSeen, JobSeen, Turn, bound, needed_tokens, peak_tokens, recomputed
+from bench.lib.command import DOCS
 from bench.lib.figures import percentile
 from bench.lib.kept import Kept
-from bench.lib.marks import DOCS
 from bench.lib.workflows import Session
 from bench.pressure import arms, live, results, simulated, workflows
 from orla_lg import Backend, Orla

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.lib import marks
-from bench.lib.command import ended, finish, parser, usual
-from bench.lib.progress import bar, tell
+from bench.lib import command as marks
+from bench.lib.command import bar, ended, finish, parser, tell, usual
 from orla_lg.errors import EngineError
 
 

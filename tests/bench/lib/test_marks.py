@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lib import marks
+from bench.lib import command as marks
 
 PLACE = re.compile(r"<!-- figures of bench/(\w+)(?:: ([^>]*))? -->")
 
