@@ -115,11 +115,10 @@ def rows(arms: Sequence[Both]) -> list[str]:
             ("completion, mean", real.mean_duration_s * 1e3, ours.mean_duration_s * 1e3, " ms", None),
             ("cached tokens", real.cached_tokens, ours.cached_tokens, "", GOAL_CACHED),
         ):
-            off = b / a - 1
-            told = (
-                f"{off:+.1%}" if goal is None else f"**{off:+.1%}**" + ("" if abs(off) <= goal else " (goal missed)")
-            )
-            lines.append([where, title, f"{a:,.0f}{unit}", f"{b:,.0f}{unit}", told])
+            off = f"{b / a - 1:+.1%}"
+            if goal is not None:
+                off = f"**{off}**" if abs(b / a - 1) <= goal else f"**{off}** (goal missed)"
+            lines.append([where, title, f"{a:,.0f}{unit}", f"{b:,.0f}{unit}", off])
     return table(["cache", "figure", "vLLM", "simulated", "difference"], lines)
 
 
@@ -149,12 +148,7 @@ def options() -> argparse.Namespace:
     add("--url", help="the live engine")
     add("--tight-url", help="the same with a small KV cache")
     add("--again", action="store_true", help="take the live measurements kept before; simulate and draw only")
-    add(
-        "--quiet",
-        type=share,
-        default=0.05,
-        help="repeat a round, once, in which others took more of the machine (0.05)",
-    )
+    add("--quiet", type=share, default=0.05, help="repeat a round, once, beside which others took more (0.05)")
     add("--count", type=count, default=10, help="sessions in a round (10)")
     add("--turns", type=count, default=8, help="calls of each at most (8)")
     add("--every", type=above_zero, default=1.0, help="mean seconds between begins of sessions (1)")
