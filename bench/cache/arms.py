@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from bench.cache.workflows import graph_of, opening
-from bench.lib import plot, turns
+from bench.lib import plot, workflows
 from bench.lib.calls import Turn, bound, common, every, makespan_s, needed_tokens, recomputed, ttft_s, ttfts_s
 from bench.lib.engines import LLAMACPP, VLLM_CPU, Engine
 from bench.lib.figures import Column, Rounds
@@ -67,7 +67,7 @@ PLACES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Arm(turns.Arm):
+class Arm(workflows.Arm):
     resets: bool = False
     """Bare, with the engine's whole cache reset after each call."""
 
@@ -108,7 +108,7 @@ class Turns:
         shared, engine = common([self._engine.prompt(opening(case)) for case in cases]), self._engine
         backend = Backend("engine", engine.url, engine.model, engine=self._place.engine)
         after = self._reset if arm.resets else None
-        return await turns.turn_of(
+        return await workflows.turn_of(
             arm, engine, backend, cases, lambda model: graph_of(model, cases, after), seed=seed, shared=shared,
             place=self._place.name,
         )  # fmt: skip

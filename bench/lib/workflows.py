@@ -1,20 +1,22 @@
-"""Agents as a LangGraph graph (say something, ask the model, wait for a tool, until all was said), and arrivals."""
+"""Agents as a LangGraph graph (say something, ask the model, wait for a tool), arrivals, and one turn of an arm."""
 
 from __future__ import annotations
 
 import asyncio
 import operator
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 
-from bench.lib.calls import CallSeen, JobSeen
-from bench.lib.client import ask
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.client import ask, connected, model_at, warm, wrapped
+from orla_lg import Backend, Orla
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,32 @@ async def play(
         for number in range(len(sessions)):
             group.create_task(one(number))
     return calls, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to serve a graph."""
+
+    name: str
+    orla: Mapping[str, Any] | None = None
+    """What the ``Orla`` around the graph is given beside its backends; ``None``: the graph stays bare."""
+
+
+async def turn_of(
+    arm: Any, engine: Any, backend: Backend, sessions: Sequence[Any], graph: Callable[[ChatOpenAI], Any], *,
+    seed: int, shared: int = 0, place: str = "", mapper: Mapping[str, Any] | None = None, fresh: bool = False,
+    showing: Callable[[Orla | None], dict[str, Any]] = lambda orla: {}, **how: Any,
+) -> Turn:  # fmt: skip
+    """Play sessions on an engine in an arm's way, from an empty cache.
+
+    A *fresh* engine has just been started: it is neither warmed nor emptied. *showing* says what only this experiment
+    wants to know of the arm's ``Orla``; for *how* see ``play``.
+    """
+    async with model_at(engine.url, engine.model) as model:
+        built = graph(model)
+        with connected([backend], mapper, wrapped=arm.orla is not None, **(arm.orla or {})) as orla:
+            if not fresh:
+                await warm(model)
+                engine.empty_cache()
+            calls, jobs = await play(wrapped(orla, built), sessions, **how)
+            return Turn(arm.name, seed, shared, calls, jobs, place=place, more=showing(orla))

@@ -31,9 +31,8 @@ from bench.lib.command import DOCS, ended, parser, put, tell, usual
 from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm
+from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm, Figures, draw
 from bench.pressure.live import live_turn
-from bench.pressure.results import Figures, draw
 from bench.pressure.simulated import SimulatedTurns
 from bench.pressure.workflows import Load, LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
 from orla_lg.engines import EngineOptions

@@ -20,8 +20,7 @@ import httpx
 
 from bench.lib.calls import Turn
 from bench.lib.engines import VLLM
-from bench.lib.turns import turn_of
-from bench.lib.workflows import agent
+from bench.lib.workflows import agent, turn_of
 from bench.pressure.arms import Arm
 from bench.pressure.workflows import Load
 from orla_lg import Backend

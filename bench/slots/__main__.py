@@ -29,8 +29,7 @@ from bench.lib.command import DOCS, bar, ended, finish, parser, usual
 from bench.lib.figures import Rounds
 from bench.lib.flags import amount, count, folds, port, whole
 from bench.lib.kept import Kept
-from bench.lib.turns import turn_of
-from bench.lib.workflows import Session, agent
+from bench.lib.workflows import Session, agent, turn_of
 from bench.slots.workflows import AGAIN, ORLA, STOCK, Arm, Shape, draw, engine_for, report, sessions_of, verdict
 from orla_lg import Backend
 from orla_lg_llamacpp.embedded import usable_cores

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from bench.lib import plot, turns
+from bench.lib import plot, workflows
 from bench.lib.calls import Turn, makespan_s, recomputed, returning, ttft_s, ttfts_s
 from bench.lib.engines import LlamaProcess
 from bench.lib.figures import Column, Rounds
@@ -52,7 +52,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Arm(turns.Arm):
+class Arm(workflows.Arm):
     bounded: bool = True
     """Its cache beside the slots holds no more than ``cache_ram``."""
 

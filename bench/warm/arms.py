@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.lib import plot, turns
+from bench.lib import plot, workflows
 from bench.lib.calls import Turn, makespan_s, recomputed, returning, ttft_s, ttfts_s
 from bench.lib.engines import LLAMACPP, VLLM_CPU, Engine, LlamaProcess, engine_at
 from bench.lib.figures import Column, Rounds
@@ -96,7 +96,7 @@ def overnight(place: Place, port: int) -> Iterator[Overnight]:
 
 
 @dataclass(frozen=True, slots=True)
-class Arm(turns.Arm):
+class Arm(workflows.Arm):
     max_saved: int = 0
     """Slots that the engine may keep on its disk; 0: none, so that what is lost must be computed."""
 

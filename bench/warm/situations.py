@@ -20,8 +20,7 @@ from langgraph.types import Command, interrupt
 from bench.lib.calls import CallSeen, JobSeen, Turn
 from bench.lib.client import ask, connected, model_at, warm, wrapped
 from bench.lib.engines import LLAMACPP
-from bench.lib.turns import turn_of
-from bench.lib.workflows import Session, agent
+from bench.lib.workflows import Session, agent, turn_of
 from bench.warm.arms import (
     AGAIN,
     BACKEND,

@@ -16,7 +16,7 @@ from bench.lib.command import DOCS
 from bench.lib.figures import percentile
 from bench.lib.kept import Kept
 from bench.lib.workflows import Session
-from bench.pressure import arms, live, results, simulated, workflows
+from bench.pressure import arms, live, simulated, workflows
 from orla_lg import Backend, Orla
 from orla_lg.errors import EngineRefused
 from orla_lg_sim.parameters import EngineParameters
@@ -37,7 +37,7 @@ def turn(arm: str, seed: int, ended_s: float, cached: int = 0) -> Any:
 
 
 def figures(one: Any) -> dict[str, float]:
-    return {name: of(one) for name, of in results.Figures([one], BLOCK, 100).figures.items()}
+    return {name: of(one) for name, of in arms.Figures([one], BLOCK, 100).figures.items()}
 
 
 def load(sessions: int = 3, seed: int = 0) -> Any:
@@ -169,7 +169,7 @@ def test_a_wait_at_a_door_is_part_of_the_first_call() -> None:
 def test_ratios_are_seed_by_seed_and_only_whole_seeds_count() -> None:
     ends: dict[str, list[float]] = {"bare": [10, 20, 40], "bare_again": [11, 18, 40], "wrapped": [5, 16]}
     turns = [turn(arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
-    found = results.Figures(turns, BLOCK, 100)
+    found = arms.Figures(turns, BLOCK, 100)
     assert found.seeds == [0, 1]
     assert found.ratio("wrapped", "makespan") == pytest.approx((0.65, 0.5, 0.8))
     assert found.verdict()[0] == "goal missed: mean job 0.65, wanted ≤ 0.64"
@@ -179,26 +179,26 @@ def test_ratios_are_seed_by_seed_and_only_whole_seeds_count() -> None:
 
 def test_without_the_bare_arm_there_is_nothing_to_tell() -> None:
     with pytest.raises(SystemExit, match="no seed has been measured in every arm yet, bare among them"):
-        results.Figures([turn("wrapped", 0, 10.0)], BLOCK, 100)
+        arms.Figures([turn("wrapped", 0, 10.0)], BLOCK, 100)
 
 
 def test_the_plugin_is_held_against_stock_with_and_without_our_admission() -> None:
     cached = {"bare": 0, "wrapped": 400, "plugin": 100, "plugin+admission": 300}
     turns = [turn(arm, 0, 10.0, found) for arm, found in cached.items()]
-    lines = results.Figures(turns, BLOCK, 100).verdict()
+    lines = arms.Figures(turns, BLOCK, 100).verdict()
     assert "goal missed: plugin, recomputed of bare's 0.90, wanted ≤ 0.80" in lines
     assert "goal missed: plugin+admission, recomputed of wrapped's 1.17, wanted ≤ 1.00" in lines
-    table = results.Figures(turns, BLOCK, 100).table()
+    table = arms.Figures(turns, BLOCK, 100).table()
     assert len({row.count("|") for row in table}) == 1, "as many cells in each row"
 
 
 def test_where_all_fits_the_noise_is_the_measure() -> None:
     ends: dict[str, list[float]] = {"bare": [10, 20], "bare_again": [11, 20], "wrapped": [9.5, 19]}
     turns = [turn(arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
-    assert "goal" not in results.Figures(turns, BLOCK, 5000).table()[-1]
-    assert results.Figures(turns, BLOCK, 5000).verdict()[0] == "wrapped, makespan: -5.0%, within the noise of ±10.0%"
+    assert "goal" not in arms.Figures(turns, BLOCK, 5000).table()[-1]
+    assert arms.Figures(turns, BLOCK, 5000).verdict()[0] == "wrapped, makespan: -5.0%, within the noise of ±10.0%"
     late = [each for each in turns if each.arm != "wrapped"] + [turn("wrapped", n, 24.0) for n in (0, 1)]
-    assert "goal missed: beyond" in results.Figures(late, BLOCK, 5000).verdict()[0]
+    assert "goal missed: beyond" in arms.Figures(late, BLOCK, 5000).verdict()[0]
 
 
 def test_kept_turns_come_back_and_other_settings_are_refused(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_figures_go_where_the_page_has_a_place_for_them(tmp_path: Path) -> None:
     for kind in ("live, 12 sessions", "live, all fit", "simulated, 12 sessions"):
         assert text.count(f"<!-- figures of bench/pressure: {kind} -->") == 1
     turns = [turn(arm, seed, 10.0) for arm in ("bare", "wrapped") for seed in (0, 1)]
-    results.draw(results.Figures(turns, BLOCK, 100), tmp_path / "drawn.svg")
+    arms.draw(arms.Figures(turns, BLOCK, 100), tmp_path / "drawn.svg")
     assert "<svg" in (tmp_path / "drawn.svg").read_text()
 
 
