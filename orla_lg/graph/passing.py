@@ -15,11 +15,12 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from langchain_core.callbacks.manager import AsyncCallbackManager, CallbackManager
+from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
@@ -110,6 +111,14 @@ class AwaitedRequests:
                     self._runs.pop(each, None)
             if not self._runs:
                 self._handler.ignore_llm = True
+
+    def joined(self, runs: Sequence[UUID]) -> ModelRun | None:
+        """Return the first of the runs of one call, which started apart from each other, as siblings."""
+        with self._lock:
+            found = [self._runs[run] for run in runs if run in self._runs]
+            siblings = [each.run.id for each in found]
+            self._runs |= {each.run.id: each._replace(siblings=siblings) for each in found}
+        return found[0].run if found else None
 
     def answers(self, run: UUID) -> None:
         """Note that a run has a token."""
@@ -221,12 +230,28 @@ async def _astart(self: Any, serialized: Any, prompts: Any, run_id: Any = None, 
 
 _OURS: Mapping[Any, Any] = {CallbackManager: _start, AsyncCallbackManager: _astart}
 
+_AGENERATE = BaseLLM._agenerate_helper
+
+
+@functools.wraps(_AGENERATE)
+async def _agenerate(self: Any, prompts: Any, stop: Any, run_managers: Any, **options: Any) -> Any:
+    """Let the request find its run: the runs of an async call start in tasks, whose contexts end with them."""
+    for handler in run_managers[0].handlers if run_managers else ():
+        awaited = getattr(handler, "awaited", None)
+        if isinstance(awaited, AwaitedRequests):
+            run = awaited.joined([each.run_id for each in run_managers])
+            if run is not None:
+                MODEL_RUN.set((handler, run))
+    return await _AGENERATE(self, prompts, stop, run_managers, **options)
+
 
 def install() -> None:
     """Hear of text models from now on. Idempotent."""
     for manager, original in _STARTS.items():
         if manager.on_llm_start is original:
             manager.on_llm_start = _OURS[manager]
+    if BaseLLM._agenerate_helper is _AGENERATE:
+        BaseLLM._agenerate_helper = _agenerate  # type: ignore[method-assign]
 
 
 def uninstall() -> None:
@@ -234,3 +259,5 @@ def uninstall() -> None:
     for manager, original in _STARTS.items():
         if manager.on_llm_start is _OURS[manager]:
             manager.on_llm_start = original
+    if BaseLLM._agenerate_helper is _agenerate:
+        BaseLLM._agenerate_helper = _AGENERATE  # type: ignore[method-assign]
