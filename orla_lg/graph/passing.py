@@ -54,6 +54,8 @@ class Awaited(NamedTuple):
     began_s: float
     siblings: list[UUID]
     """Runs of one call of the model, with several prompts: all start before any request."""
+    is_text: bool
+    """It is that of a text model."""
 
     @property
     def kind(self) -> str:
@@ -77,7 +79,9 @@ class AwaitedRequests:
         self._answered: set[UUID] = set()
         """Of these, runs that have a token already: a request that is seen now is none of theirs."""
 
-    def begin(self, run: ModelRun, serialized: Mapping[str, Any] | None, *, one_of: int) -> None:
+    def begin(
+        self, run: ModelRun, serialized: Mapping[str, Any] | None, *, one_of: int, is_text: bool = False
+    ) -> None:
         """Await the request of a run that starts now, *one_of* so many of one call of its model."""
         siblings = [run.id]
         if (held := MODEL_RUN.get()) is not None:
@@ -91,7 +95,7 @@ class AwaitedRequests:
                 else:  # a model that asks another one
                     others.seen(before.id)
         with self._lock:
-            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings)
+            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings, is_text)
             self._handler.ignore_llm = False
             if len(self._runs) > MOST_AWAITED:
                 oldest = next(iter(self._runs))
@@ -125,6 +129,12 @@ class AwaitedRequests:
         with self._lock:
             if run in self._runs:
                 self._answered.add(run)
+
+    def seen_in(self, node: RunningNode, body: Mapping[str, Any]) -> None:
+        """Note that a request with *body* is made in *node*, by a run that is not in its context."""
+        for each in list(self._runs.values()):
+            if each.is_text and each.run.node is node and each.run.asks(body):
+                self.seen(each.run.id)
 
     def ended(self, run: UUID, result: LLMResult | None = None, error: BaseException | str | None = None) -> None:
         """Note that a run ended, and record it if it is still awaited."""
