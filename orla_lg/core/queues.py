@@ -314,7 +314,6 @@ class BackendQueue:
             order = self.next_order = self.next_order + 1
         queued = Queued(call, order)
         self._rank(queued, now)
-        queued.waiting = False
         return queued
 
     def _place(self, queued: Queued, now: float) -> None:
@@ -420,9 +419,10 @@ class BackendQueue:
 
     def grant(self, queued: Queued, *, extra: bool = False) -> Queued:
         """Give *queued* its place on the backend."""
-        assert not queued.granted, "a call is granted once"
-        if queued.waiting:
+        assert queued.waiting, "only a waiting call can be granted"
+        if self.waiting:
             self._stop_waiting(queued)
+        queued.waiting = False
         queued.granted, queued.extra = True, extra
         self.in_flight += 1
         self.granted += 1
