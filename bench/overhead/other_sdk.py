@@ -33,7 +33,7 @@ def way(url: str, wrap: Callable[[Any], Any]) -> Way:
     """Return the way of its calls to the engine at *url*."""
     patching.patch(CLIENT, sys.modules[__name__])
     made: dict[str, Any] = {"base_url": url, "api_key": "any"}
-    sync, asynchronous = OtherSDK(**made), AsyncOtherSDK(**made)
+    sync, asynchronous = OtherSDK(**made, timeout=None), AsyncOtherSDK(**made, timeout=None)
     model = ChatOpenAI(
         model="stub-model",
         root_client=sync,
