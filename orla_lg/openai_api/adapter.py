@@ -23,7 +23,7 @@ from orla_lg.core.engine.capabilities import Warmed
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.openai_api.dialect import REFUSALS, STREAM_OPTIONS
 from orla_lg.openai_api.home import Home, Upgrade, certificates
-from orla_lg.openai_api.wire_trial import WireTrial
+from orla_lg.openai_api.wire_trial import WireTrial, headers_for
 from orla_lg.wires import chat, reading
 
 TIMEOUT_S = 5.0
@@ -227,17 +227,9 @@ class OpenAIAdapter:
             return None
 
     async def ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: float = TIMEOUT_S,
-        headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> httpx.Response:
         """Send one short request; the whole of its answer takes *timeout_s* seconds and ``MAX_BYTES`` at most.
-
-        *headers* are sent beside the adapter's own.
 
         Raises:
             BackendUnavailable: The engine does not answer, or with too much.
@@ -246,9 +238,9 @@ class OpenAIAdapter:
         try:
             async with asyncio.timeout(timeout_s):
                 try:
-                    answer = await self._asked(method, path, body, timeout_s, headers)
+                    answer = await self._asked(method, path, body, timeout_s)
                 except Upgrade:  # known from now on
-                    answer = await self._asked(method, path, body, timeout_s, headers)
+                    answer = await self._asked(method, path, body, timeout_s)
         except TimeoutError as error:
             raise BackendUnavailable(f"{self._where}: {path} was not answered within {timeout_s:g} s") from error
         except OutOfBounds as error:
@@ -256,16 +248,9 @@ class OpenAIAdapter:
         self._heed_status(f"{method} {path}", answer)
         return answer
 
-    async def _asked(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        timeout_s: float,
-        headers: Mapping[str, str] | None,
-    ) -> Answer:
+    async def _asked(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
         async with self._conversation(path) as http:
-            return await _read(http, method, path, body, timeout_s, headers)
+            return await _read(http, method, path, body, timeout_s)
 
     async def effect_of(
         self, effect: Effect, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
@@ -295,6 +280,7 @@ class OpenAIAdapter:
         key = self.key_for(path)
         # What is read within bounds comes as it is.
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers |= headers_for(path, key)
         try:
             async with httpx.AsyncClient(
                 base_url=self.backend.url,
@@ -360,14 +346,13 @@ def _object(response: httpx.Response, where: str, path: str) -> dict[str, Any]:
 
 
 async def _read(
-    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float,
-    headers: Mapping[str, str] | None,
-) -> Answer:  # fmt: skip
-    async with http.stream(method, path, json=body, timeout=timeout_s, headers=headers) as response:
+    http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+) -> Answer:
+    async with http.stream(method, path, json=body, timeout=timeout_s) as response:
         data = await read_body(response, MAX_BYTES)
     packing = ("content-encoding", "content-length", "transfer-encoding")
-    kept = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
-    return Answer(response.status_code, headers=kept, content=data, request=response.request)
+    headers = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
+    return Answer(response.status_code, headers=headers, content=data, request=response.request)
 
 
 def _same_models(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -36,6 +36,13 @@ _LATER = (408, 409, 425, 429, 502, 503, 504, 529)
 _VERSION = {"anthropic-version": "2023-06-01"}
 
 
+def headers_for(path: str, key: str | None) -> dict[str, str]:
+    """Return what a path wants beside the usual headers: Messages its version, and the key by another name."""
+    if not path.endswith(ASKED["messages"]):
+        return {}
+    return _VERSION | ({"x-api-key": key} if key else {})
+
+
 class CanAsk(Protocol):
     """What a trial needs of its adapter."""
 
@@ -44,19 +51,7 @@ class CanAsk(Protocol):
         """The server's own API; ends with a slash."""
         ...
 
-    def key_for(self, path: str) -> str | None:
-        """Return the key that the engine wants for *path*."""
-        ...
-
-    async def ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: float,
-        headers: Mapping[str, str] | None = None,
-    ) -> object:
+    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float) -> object:
         """Send one short request.
 
         Raises:
@@ -113,10 +108,8 @@ class WireTrial:
 
     async def _status(self, path: str) -> int | None:
         """Return how the engine answers an empty request; ``None`` where it does not."""
-        where = self._adapter.root + path
-        headers = _VERSION | ({"x-api-key": key} if (key := self._adapter.key_for(where)) else {})
         try:
-            await self._adapter.ask("POST", where, {}, timeout_s=TIMEOUT_S, headers=headers)
+            await self._adapter.ask("POST", self._adapter.root + path, {}, timeout_s=TIMEOUT_S)
         except EngineRefused as error:
             return error.status
         except BackendUnavailable:
