@@ -277,7 +277,7 @@ OTHER = Client("other", __name__, ("OtherSDK.request", "AsyncOtherSDK.request"),
 def other_model(plain: dict[str, Any]) -> ChatOpenAI:
     """Return a ChatOpenAI that calls by the other SDK."""
     made = {"base_url": plain["base_url"], "api_key": plain["api_key"]}
-    sync, asynchronous = OtherSDK(**made), AsyncOtherSDK(**made)
+    sync, asynchronous = OtherSDK(**made, timeout=None), AsyncOtherSDK(**made, timeout=None)
     return ChatOpenAI(
         model=plain["model"],
         root_client=sync,

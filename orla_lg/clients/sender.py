@@ -42,6 +42,8 @@ _FRAMES = frozenset({b"content-encoding", b"content-length", b"transfer-encoding
 
 _OF_THE_BODY = _FRAMES | {b"content-type"}
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 SHOWN_CHARS = 500
 """Of an engine's error, in records."""
 
@@ -294,7 +296,7 @@ def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:
 
 def _written(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(body).encode()
     except UnicodeEncodeError:  # half a character, as JSON can escape it
         return json.dumps(body).encode()
 

@@ -97,6 +97,8 @@ CLIENTS: tuple[Client, ...] = (
     _stainless("together", "together", "Together", ("chat", "completions", "embeddings")),
     _stainless("cerebras-cloud-sdk", "cerebras.cloud.sdk", "Cerebras", ("chat", "completions")),
     Client("langchain-mistralai", "langchain_mistralai", (), "plain", ("chat", "embeddings"), ("ChatMistralAI",)),
+    Client("langchain-huggingface", "langchain_huggingface", (), "plain", ("chat",), ("ChatHuggingFace",)),
+    Client("langchain-openrouter", "langchain_openrouter", (), "plain", ("chat",), ("ChatOpenRouter",)),
 )  # fmt: skip
 """The rows that come with orla_lg."""
 
@@ -123,9 +125,7 @@ PASSING: tuple[Passing, ...] = (
     Passing("langchain-aws", "ChatBedrock, ChatBedrockConverse", "it is sent by botocore, signed", _CHAT_OPENAI),
     Passing("langchain-nvidia-ai-endpoints", "ChatNVIDIA", "it is sent by requests and aiohttp", _CHAT_OPENAI),
     Passing("langchain-perplexity", "ChatPerplexity", "it searches on the vendor's server", "nothing serves that"),
-    Passing("langchain-huggingface", "ChatHuggingFace", "not proved by a test", _CHAT_OPENAI),
-    Passing("langchain-litellm", "ChatLiteLLM", "not proved by a test", _CHAT_OPENAI),
-    Passing("langchain-openrouter", "ChatOpenRouter", "not proved by a test", _CHAT_OPENAI),
+    Passing("langchain-litellm", "ChatLiteLLM", "it sends in another way for each vendor", _CHAT_OPENAI),
 )
 
 

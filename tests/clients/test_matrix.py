@@ -28,6 +28,7 @@ from tests.stub_engine import StubEngine
 from tests.wire.machine import Machine
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.served import WireServer
+from tests.wire.vllm_server import VLLMServer
 from tests.wires.messages_server import MessagesServer
 from tests.wires.responses_server import ResponsesServer
 
@@ -85,7 +86,10 @@ async def streamed_tools(model: Any) -> Any:
 
 
 async def structured(model: Any) -> Any:
-    return await model.with_structured_output(Verdict).ainvoke(ASKED)
+    takes_classes = type(model).__name__ != "ChatHuggingFace"
+    return await model.with_structured_output(Verdict if takes_classes else Verdict.model_json_schema()).ainvoke(
+        ASKED
+    )
 
 
 async def batch(model: Any) -> Any:
@@ -107,6 +111,8 @@ class Row:
     kind: str
     make: Callable[[Any, str], Any]
     wire: str = "chat"
+    marked: bool = False
+    """Its SDK takes no answer without a ``system_fingerprint``."""
 
 
 def at_openais_path(request: httpx.Request) -> None:
@@ -124,6 +130,12 @@ def chat_groq(kind: Any, root: str) -> Any:
         http_client=httpx.Client(event_hooks={"request": [at_openais_path]}),
         http_async_client=httpx.AsyncClient(event_hooks={"request": [aat_openais_path]}),
     )  # fmt: skip
+
+
+def chat_hugging_face(kind: Any, root: str) -> Any:
+    endpoint = importlib.import_module("langchain_huggingface").HuggingFaceEndpoint
+    asked = endpoint(endpoint_url=f"{root}/v1/chat/completions", huggingfacehub_api_token=CALLER_KEY, model=None)
+    return kind(llm=asked, model_id=MODEL)
 
 
 def openai(kind: Any, root: str, **more: Any) -> Any:
@@ -153,12 +165,19 @@ ROWS = {
         "langchain-mistralai", "langchain_mistralai", "ChatMistralAI",
         lambda kind, root: kind(model=MODEL, endpoint=f"{root}/v1", api_key=CALLER_KEY, max_retries=0),
     ),
+    "ChatHuggingFace": Row("langchain-huggingface", "langchain_huggingface", "ChatHuggingFace", chat_hugging_face),
+    "ChatOpenRouter": Row(
+        "langchain-openrouter", "langchain_openrouter", "ChatOpenRouter",
+        lambda kind, root: kind(model=MODEL, base_url=f"{root}/v1", api_key=CALLER_KEY, max_retries=0), marked=True,
+    ),
 }  # fmt: skip
 
 
-def speaker(wire: str) -> StubEngine | WireServer:
+def speaker(row: Row, wire: str) -> StubEngine | WireServer:
     """Return an engine that speaks *wire*."""
     machine = Machine(running=4, token_s=0.0)
+    if row.marked:
+        return VLLMServer(machine=machine)
     if wire == "messages":
         return MessagesServer(machine=machine, name="msg_1")
     if wire == "responses":
@@ -172,7 +191,7 @@ class World:
     def __init__(self, row: Row, native: bool, stack: ExitStack) -> None:
         self.row, self.native = row, native
         self.kind = getattr(pytest.importorskip(row.package), row.kind)
-        self.engine = stack.enter_context(speaker(row.wire if native else "chat"))
+        self.engine = stack.enter_context(speaker(row, row.wire if native else "chat"))
         self.theirs = stack.enter_context(StubEngine())
         name = "ollama" if isinstance(self.engine, OllamaServer) else "openai"
         served = "stand-in:latest" if name == "ollama" else MODEL
