@@ -194,7 +194,7 @@ class HttpSender:
         said = wire.with_model(meant, inflight.model, inflight.assignment.parameters)
         self._note_prompt(inflight, said, wire)
         dialect = clients.dialect_of(wire.name)
-        fields: Mapping[str, Any] = {} if wire.embeds else inflight.request_fields()
+        fields: Mapping[str, Any] = inflight.request_fields() if wire.takes_fields and not wire.embeds else {}
         if dialect.refused:
             fields = dialect.without_refused(fields)
         body = with_fields(said, fields)

@@ -42,6 +42,7 @@ class _OllamaWire(Wire):
     """What Ollama's wires have in common."""
 
     framing = "ndjson"
+    takes_fields = False
     _input: ClassVar[str]
     """The field that holds what is asked; where it is empty, a model is only loaded or unloaded."""
 

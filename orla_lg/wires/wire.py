@@ -66,6 +66,8 @@ class Wire(ABC):
     """Whether it asks for vectors: then OpenAI's embeddings stand in for chat completions."""
     templated: ClassVar[bool] = True
     """Whether its prompts are messages that the model's chat template joins."""
+    takes_fields: ClassVar[bool] = True
+    """Whether an adapter's fields, which are those of chat completions, may be put into a request."""
     counts_on_demand: ClassVar[bool] = False
     """Whether a stream brings token counts only if ``stream_options.include_usage`` asks for them."""
 

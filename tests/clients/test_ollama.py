@@ -269,6 +269,17 @@ def test_translated_it_means_the_same(
     assert_served(orla, form, theirs)
 
 
+def test_the_request_is_the_callers_with_the_backends_model(
+    theirs: OllamaServer, native: OllamaServer, make_orla: Any
+) -> None:
+    chat(theirs.root, num_predict=50, seed=3, keep_alive="5m").invoke("hello")
+    (meant,) = [seen.body for seen in theirs.requests]
+    orla = make_orla(backend(native), mapper={"*": {"to": "main", "extra_body": {"top_k": 3}, "max_tokens": 9}})
+    inside(orla, lambda: chat(theirs.root, num_predict=50, seed=3, keep_alive="5m").invoke("hello"))
+    (sent,) = [seen.body for seen in native.requests if seen.path == "/api/chat"]
+    assert sent == {**meant, "model": OURS, "options": {**meant["options"], "top_k": 3}}
+
+
 # Whole graphs
 
 
