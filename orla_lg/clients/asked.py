@@ -116,12 +116,12 @@ class Asked:
 
 
 def read(library: Library, client: Any, request: Any, wire: Wire, *, unread: bool) -> Asked | None:
-    """Return a request as its wire has it; ``None`` where its body is no JSON object, or still to come."""
+    """Return a request as its wire has it; ``None`` where its body is still to come, no object, or no question."""
     try:
         body = json.loads(request.content)
     except (library.module.RequestNotRead, ValueError, RecursionError):
         return None
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or not wire.asks(body):
         return None
     timeouts = request.extensions.get("timeout") or client.timeout.as_dict()
     return Asked(library, request, wire, body, unread, client._default_encoding, timeouts)

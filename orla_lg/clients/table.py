@@ -93,10 +93,12 @@ CLIENTS: tuple[Client, ...] = (
         ("ollama-chat", "ollama-generate", "ollama-embed", "ollama-embeddings"), ("ChatOllama",),
     ),
     _stainless("groq", "groq", "Groq", ("chat", "embeddings"), "ChatGroq"),
-    _stainless("fireworks-ai", "fireworks", "Fireworks", ("chat", "completions"), "ChatFireworks"),
+    _stainless("fireworks-ai", "fireworks", "Fireworks", ("chat", "completions", "messages"), "ChatFireworks"),
     _stainless("together", "together", "Together", ("chat", "completions", "embeddings")),
     _stainless("cerebras-cloud-sdk", "cerebras.cloud.sdk", "Cerebras", ("chat", "completions")),
     Client("langchain-mistralai", "langchain_mistralai", (), "plain", ("chat", "embeddings"), ("ChatMistralAI",)),
+    Client("langchain-huggingface", "langchain_huggingface", (), "plain", ("chat",), ("ChatHuggingFace",)),
+    Client("langchain-openrouter", "langchain_openrouter", (), "plain", ("chat",), ("ChatOpenRouter",)),
 )  # fmt: skip
 """The rows that come with orla_lg."""
 
@@ -113,7 +115,18 @@ class Passing:
     """What to do."""
 
 
-PASSING: tuple[Passing, ...] = ()
+_OWN_API = "{}'s own API is no wire of orla_lg"
+_CHAT_OPENAI = "ChatOpenAI or ChatOrla in its place is served"
+
+PASSING: tuple[Passing, ...] = (
+    Passing("langchain-google-genai", "ChatGoogleGenerativeAI", _OWN_API.format("Google"), _CHAT_OPENAI),
+    Passing("langchain-google-vertexai", "ChatVertexAI", f"{_OWN_API.format('Google')}, and gRPC", _CHAT_OPENAI),
+    Passing("langchain-cohere", "ChatCohere", _OWN_API.format("Cohere"), _CHAT_OPENAI),
+    Passing("langchain-aws", "ChatBedrock, ChatBedrockConverse", "it is sent by botocore, signed", _CHAT_OPENAI),
+    Passing("langchain-nvidia-ai-endpoints", "ChatNVIDIA", "it is sent by requests and aiohttp", _CHAT_OPENAI),
+    Passing("langchain-perplexity", "ChatPerplexity", "it searches on the vendor's server", "nothing serves that"),
+    Passing("langchain-litellm", "ChatLiteLLM", "it sends in another way for each vendor", _CHAT_OPENAI),
+)
 
 
 def clients() -> tuple[Client, ...]:

@@ -27,7 +27,7 @@ A process lets itself be watched once it has a control socket. Any of these open
 """
 
 
-class Client:
+class ControlClient:
     """A connection to a running process. Closes at the end of its ``with`` block.
 
     Raises:
@@ -118,3 +118,7 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+Client = ControlClient
+"""Its name for scripts."""

@@ -366,8 +366,8 @@ async def _read(
     async with http.stream(method, path, json=body, timeout=timeout_s, headers=headers) as response:
         data = await read_body(response, MAX_BYTES)
     packing = ("content-encoding", "content-length", "transfer-encoding")
-    headers = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
-    return Answer(response.status_code, headers=headers, content=data, request=response.request)
+    kept = [(name, value) for name, value in response.headers.multi_items() if name not in packing]
+    return Answer(response.status_code, headers=kept, content=data, request=response.request)
 
 
 def _same_models(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:

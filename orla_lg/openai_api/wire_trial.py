@@ -27,13 +27,16 @@ AGAIN_S = 600.0
 """How long an answer holds for an engine that shows no restart; one that shows it is asked again at each."""
 
 _MALFORMED = (400, 422)
-_LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_FAILED = 500
+"""What llama.cpp answers to an empty request on Anthropic's Messages, whose handler raises."""
+
+_LATER = (408, 409, 425, 429, 502, 503, 504, 529)
 """Statuses that say nothing of the path: another time there may be an answer."""
 
 _VERSION = {"anthropic-version": "2023-06-01"}
 
 
-class Asking(Protocol):
+class CanAsk(Protocol):
     """What a trial needs of its adapter."""
 
     @property
@@ -66,7 +69,7 @@ class Asking(Protocol):
 class WireTrial:
     """What one adapter knows of the wires of its engine; each is asked for once for each start of the engine."""
 
-    def __init__(self, adapter: Asking) -> None:
+    def __init__(self, adapter: CanAsk) -> None:
         self._adapter = adapter
         self._known: dict[str, bool] = {}
         self._asked_s = float("-inf")
@@ -95,27 +98,39 @@ class WireTrial:
 
     async def _ask(self, wires: list[str]) -> None:
         self._asked_s = time.monotonic()
-        answers = dict(zip(wires, await self._are_there([ASKED[wire] for wire in wires]), strict=True))
-        if any(answers.values()) and (await self._are_there([NO_WIRE]))[0]:
-            answers = dict.fromkeys(wires, False)
-        self._known |= {wire: answer for wire, answer in answers.items() if answer is not None}
+        statuses = await self._statuses([ASKED[wire] for wire in wires])
+        elsewhere = None
+        if any(status in (*_MALFORMED, _FAILED) for status in statuses):
+            (elsewhere,) = await self._statuses([NO_WIRE])
+        for wire, status in zip(wires, statuses, strict=True):
+            if (speaks := _judged(status, elsewhere)) is not None:
+                self._known[wire] = speaks
 
-    async def _are_there(self, paths: list[str]) -> list[bool | None]:
+    async def _statuses(self, paths: list[str]) -> list[int | None]:
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self._is_there(path)) for path in paths]
+            asked = [group.create_task(self._status(path)) for path in paths]
         return [each.result() for each in asked]
 
-    async def _is_there(self, path: str) -> bool | None:
-        """Return whether the engine has *path*; ``None`` where its answer says nothing of that.
-
-        One that takes a request for nothing answers everything alike, with a page.
-        """
+    async def _status(self, path: str) -> int | None:
+        """Return how the engine answers an empty request; ``None`` where it does not."""
         where = self._adapter.root + path
         headers = _VERSION | ({"x-api-key": key} if (key := self._adapter.key_for(where)) else {})
         try:
             await self._adapter.ask("POST", where, {}, timeout_s=TIMEOUT_S, headers=headers)
         except EngineRefused as error:
-            return None if error.status in _LATER else error.status in _MALFORMED
+            return error.status
         except BackendUnavailable:
             return None
-        return False
+        return 200
+
+
+def _judged(status: int | None, elsewhere: int | None) -> bool | None:
+    """Return whether an engine has a path, by its answer there and *elsewhere*, where no engine has one.
+
+    One that takes a request for nothing answers everything alike, with a page. ``None``: that does not show.
+    """
+    if status is None or status in _LATER:
+        return None
+    if status == _FAILED:
+        return True if elsewhere is not None and elsewhere not in (_FAILED, *_LATER) else None
+    return status in _MALFORMED and elsewhere not in _MALFORMED

@@ -42,6 +42,8 @@ class _OllamaWire(Wire):
     """What Ollama's wires have in common."""
 
     framing = "ndjson"
+    _input: ClassVar[str]
+    """The field that holds what is asked; where it is empty, a model is only loaded or unloaded."""
 
     @abstractmethod
     def _messages_of(self, body: Body) -> Sequence[Any]:
@@ -51,7 +53,7 @@ class _OllamaWire(Wire):
             Untranslatable: It is none.
         """
 
-    def ask_of(self, body: Body) -> Ask:
+    def ask_of(self, body: Any) -> Ask:
         """Return what a request asks for."""
         if not isinstance(body, Mapping):
             return Ask("auto", ())
@@ -70,6 +72,10 @@ class _OllamaWire(Wire):
             schemas=tools,
             max_tokens=requests.max_tokens(body) or None,
         )
+
+    def asks(self, body: Body) -> bool:
+        """Whether a request asks a model for anything."""
+        return bool(body.get(self._input))
 
     def streams(self, body: Body) -> bool:
         """Whether the answer is to be a stream: unless the request says that it is not."""
@@ -113,7 +119,11 @@ class _Generating(_OllamaWire):
 
     _piece: ClassVar[str]
     """The field that each line of a stream has."""
-    _says: ClassVar[answers.Says]
+
+    @staticmethod
+    @abstractmethod
+    def _says(text: str, thinking: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return how an answer, or a piece of one, holds these."""
 
     def brings(self, event: bytes) -> bool:
         """Whether a line brings the first of an answer.
@@ -134,11 +144,11 @@ class _Generating(_OllamaWire):
 
     def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:
         """Return the answer in one piece to the request *asked*, from a whole chat completion."""
-        return answers.whole(completion, asked, type(self)._says)
+        return answers.whole(completion, asked, self._says)
 
     def reader(self, asked: Body) -> ChunkReader:
         """Return what turns the stream of a chat completion into lines."""
-        return answers.Lines(asked, type(self)._says)
+        return answers.Lines(asked, self._says)
 
 
 class _Chat(_Generating):
@@ -148,6 +158,7 @@ class _Chat(_Generating):
     title = "Ollama's chat"
     paths = ("/api/chat",)
     path = "api/chat"
+    _input = "messages"
     _piece = "message"
     _says = staticmethod(answers.as_message)
 
@@ -166,6 +177,7 @@ class _Generate(_Generating):
     title = "Ollama's generate"
     paths = ("/api/generate",)
     path = "api/generate"
+    _input = "prompt"
     _piece = "response"
     _says = staticmethod(answers.as_response)
 
@@ -181,8 +193,6 @@ class _Embedding(_OllamaWire):
     """A wire by which a model answers with vectors, each whole and in one piece."""
 
     embeds = True
-    _input: ClassVar[str]
-    """The field that holds what is to be embedded."""
 
     def _messages_of(self, body: Body) -> Sequence[Any]:
         return ()  # nothing of it stays in a cache

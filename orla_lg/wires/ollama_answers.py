@@ -23,6 +23,8 @@ Says = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]
 _STOPS = frozenset({"stop", "tool_calls", "function_call"})
 """Of the reasons for which an answer ends; calls need none of their own here."""
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 _YEAR_10000_S = 253_402_300_800
 _NS_OF_MS = 1_000_000
 
@@ -69,7 +71,9 @@ class Lines:
 
     def __init__(self, asked: Body, says: Says) -> None:
         self._asked, self._says = asked, says
-        self._top: dict[str, Any] = {}
+        self._made: tuple[Any, Any] = (None, None)
+        self._top = _top({}, asked)
+        """What each line says, as of the last chunk: the model and the time."""
         self._calls = ToolCalls()
         self._called = 0
         """How much of them came, in characters."""
@@ -89,7 +93,9 @@ class Lines:
             return b""
         if error := chunk.get("error"):
             return self._fail(_message_of(error))
-        self._top |= {key: value for key in ("model", "created") if (value := chunk.get(key))}
+        made = chunk.get("model"), chunk.get("created")
+        if made != self._made and any(made):
+            self._made, self._top = made, _top(chunk, self._asked)
         self._usage = object_in(chunk, "usage") or self._usage
         self._timings = object_in(chunk, "timings") or self._timings
         lines = b""
@@ -136,7 +142,7 @@ class Lines:
         return called + self._line({**self._says("", "", ()), **_end(self._finish, self._usage, self._timings)})
 
     def _line(self, said: Mapping[str, Any]) -> bytes:
-        return _line({**_top(self._top, self._asked), **said})
+        return _line({**self._top, **said})
 
     def _fail(self, message: str) -> bytes:
         self._failed = True
@@ -145,7 +151,7 @@ class Lines:
 
 def _line(said: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+        return _JSON.encode(said).encode("utf-8", "replace") + b"\n"
     except (ValueError, RecursionError) as error:
         raise Garbage(f"the answer cannot be written ({type(error).__name__})") from error
 

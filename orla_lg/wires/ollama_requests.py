@@ -34,6 +34,9 @@ _LEVELS = ("low", "medium", "high", "max")
 _AS_THINK = {"none": False, "minimal": "low", "xhigh": "max", **{level: level for level in _LEVELS}}
 """How Ollama itself reads ``reasoning_effort``."""
 
+_PLAIN = ("user", "assistant", "system")
+"""Roles of messages that may be nothing but a text."""
+
 _MEDIA_HEAD = 24
 """Of a medium in base64: so many characters, 18 bytes, tell its type."""
 _IMAGES = ((b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
@@ -153,7 +156,7 @@ def chat_messages(body: Body) -> list[dict[str, Any]]:
     Raises:
         Untranslatable: One is none.
     """
-    conversation = _Conversation()
+    conversation = _OllamaConversation()
     return [conversation.add(message, path) for path, message in _objects(body, "messages")]
 
 
@@ -177,7 +180,7 @@ def tools_in(body: Body) -> list[Mapping[str, Any]]:
     return [tool if tool.get("type") else {**tool, "type": "function"} for _, tool in _objects(body, "tools")]
 
 
-class _Conversation:
+class _OllamaConversation:
     """Turns messages into those of chat completions one after another.
 
     There, a tool's answer names the call that it answers; here it may name the tool, or nothing, as its place says
@@ -191,6 +194,13 @@ class _Conversation:
         """Tool and id of the newest calls without an answer."""
 
     def add(self, message: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the next message."""
+        said, content = message.get("role"), message.get("content")
+        if len(message) == 2 and isinstance(said, str) and isinstance(content, str) and said in _PLAIN:
+            return {"content": content, "role": said}  # as nearly always
+        return self._add(message, path)
+
+    def _add(self, message: Mapping[str, Any], path: str) -> dict[str, Any]:
         role, text = _text(message, "role", path).lower(), _text(message, "content", path)
         if not role:
             raise Untranslatable(f"{path}.role", "a message of no role")
@@ -208,7 +218,7 @@ class _Conversation:
         return said
 
     def _calls_in(self, message: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
-        calls = []
+        calls: list[dict[str, Any]] = []
         for place, call in _objects(message, "tool_calls", path):
             function = call.get("function")
             if not isinstance(function, Mapping):

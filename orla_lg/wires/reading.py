@@ -144,9 +144,12 @@ class LineSplitter(EventSplitter):
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that *data* completes, each with its end; empty ones are none."""
-        whole, found, rest = (bytes(self._rest) + data).rpartition(b"\n")
-        self._rest = bytearray(rest)
-        return [line + b"\n" for line in whole.split(b"\n") if line.strip()] if found else []
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            self._rest += data
+            return []
+        lines, self._rest = (bytes(self._rest) + data[:cut]).split(b"\n"), bytearray(data[cut:])
+        return [line + b"\n" for line in lines if line.strip()]
 
     def whole(self, data: bytes) -> bool:
         """Whether *data* is whole lines."""

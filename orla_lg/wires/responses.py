@@ -26,7 +26,7 @@ from orla_lg.wires import reading
 from orla_lg.wires.reading import Garbage, count
 from orla_lg.wires.responses_answer import answer_of
 from orla_lg.wires.responses_request import chat_of, messages_as_far_as_known
-from orla_lg.wires.responses_stream import Reader
+from orla_lg.wires.responses_stream import ResponseEvents
 from orla_lg.wires.wire import Body, Wire
 
 _BEFORE_AN_ANSWER = frozenset({"response.created", "response.queued", "response.in_progress"})
@@ -145,9 +145,9 @@ class Responses(Wire):
         """Return the answer in one piece."""
         return answer_of(completion, asked)
 
-    def reader(self, asked: Body) -> Reader:
+    def reader(self, asked: Body) -> ResponseEvents:
         """Return what makes events of chunks."""
-        return Reader(asked)
+        return ResponseEvents(asked)
 
     def error(self, status: int, message: str, *, kind: str | None = None) -> dict[str, Any]:
         """Return an error as OpenAI writes them."""

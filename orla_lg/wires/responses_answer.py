@@ -82,8 +82,7 @@ def _answer_of(completion: Body, asked: Body) -> dict[str, Any]:
 
 def begun(completion: Body, asked: Body) -> dict[str, Any]:
     """Return the answer as it is before anything of it is there."""
-    text = asked.get("text") if isinstance(asked.get("text"), OBJECT) else {}
-    reasoning = asked.get("reasoning") if isinstance(asked.get("reasoning"), OBJECT) else {}
+    text, reasoning = (said if isinstance(said := asked.get(key), OBJECT) else {} for key in ("text", "reasoning"))
     created, model, tier = (completion.get(key) for key in ("created", "model", "service_tier"))
     echoed = {key: default if asked.get(key) is None else asked[key] for key, default in _ECHOED.items()}
     return {
@@ -152,7 +151,7 @@ def _detail(usage: Body, key: str, name: str) -> int:
 
 def reasoning_item(item_id: str, text: str, *, summarized: bool) -> dict[str, Any]:
     """Return reasoning in the clear, where a summary was asked for as one: there its reader looks for it."""
-    item = {"id": item_id, "type": "reasoning", "summary": [], "encrypted_content": None}
+    item: dict[str, Any] = {"id": item_id, "type": "reasoning", "summary": [], "encrypted_content": None}
     if summarized:
         return {**item, "summary": [{"type": "summary_text", "text": text}]}
     return {**item, "content": [{"type": "reasoning_text", "text": text}]}

@@ -151,12 +151,12 @@ def messages_of(body: Body) -> list[Any]:
     Raises:
         Untranslatable: An item or a part of one cannot be said there.
     """
-    return _Conversation(body).messages
+    return _Dialogue(body).messages
 
 
 def messages_as_far_as_known(body: Body) -> list[Any]:
     """Return what is asked as messages; what cannot be said in them stands there as it came."""
-    return _Conversation(body, foreign=lambda item, reason: item).messages
+    return _Dialogue(body, foreign=lambda item, reason: item).messages
 
 
 Foreign = Callable[[Any, Untranslatable], Any]
@@ -166,7 +166,7 @@ def _refused(item: Any, reason: Untranslatable) -> Any:
     raise reason
 
 
-class _Conversation:
+class _Dialogue:
     """Puts items together to messages.
 
     Args:

@@ -24,7 +24,7 @@ CALL_CHARS = 64
 Event = dict[str, Any]
 
 
-class Reader:
+class ResponseEvents:
     """Turns the chunks of one chat completion into the events of the answer to the request *asked*."""
 
     def __init__(self, asked: Body) -> None:
@@ -151,7 +151,7 @@ class Reader:
             self._kept_back = []
         elif isinstance(call, _Call) and index == call.number and not name and piece.get("id") in (None, "", call.id):
             yield from call.add(arguments or "")
-        elif self._is_next(index, piece.get("id"), name):
+        elif name and self._is_next(index, piece.get("id"), name):
             begun = _Call(len(self._items), index, piece["id"], name)
             self._numbers.add(index)
             self._shown[begun.id] = begun

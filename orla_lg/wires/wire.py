@@ -78,6 +78,10 @@ class Wire(ABC):
         Its messages are in the form of chat completions, so that the same prompt is the same prefix on each wire.
         """
 
+    def asks(self, body: Body) -> bool:
+        """Whether a request asks a model for anything; others, as orders to load a model, are no calls."""
+        return True
+
     def streams(self, body: Body) -> bool:
         """Whether the answer is to be a stream."""
         return bool(body.get("stream"))

@@ -10,7 +10,7 @@ from typing import Any
 from orla_lg import Backend
 from tests.wire.answers import text_of, value_for
 from tests.wire.machine import Machine
-from tests.wire.ollama_native import Said
+from tests.wire.ollama_native import Said, Script
 from tests.wire.ollama_server import OllamaFlags, OllamaServer
 
 THEIRS = "qwen3:8b"
@@ -38,11 +38,11 @@ def model(asked: dict[str, Any]) -> Said:
 
 
 @contextmanager
-def served(name: str = THEIRS, *, native: bool = True) -> Iterator[OllamaServer]:
-    """Run a server of the model under *name*; one that is not native speaks chat completions alone."""
+def served(name: str = THEIRS, *, native: bool = True, script: Script = model) -> Iterator[OllamaServer]:
+    """Run a server of a model under *name*; one that is not native speaks chat completions alone."""
     flags = OllamaFlags(native=native, names=(name,), capabilities=("completion", "tools", "thinking", "vision"))
     machine = Machine(running=8, block=1, blocks=4096, token_s=0.0)
-    with OllamaServer(flags, machine, model) as server:
+    with OllamaServer(flags, machine, script) as server:
         yield server
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import ollama
 import pytest
+from langchain.agents import create_agent
 from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
 from langgraph.graph import END, START, StateGraph
-from langgraph.prebuilt import create_react_agent
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
@@ -49,12 +49,28 @@ def people(city: str, year: int) -> int:
     return year
 
 
+PLAIN_HTTP: Any = {"verify": False}
+"""No certificates are read, which takes longer than a call."""
+
+
 def chat(host: str, **more: Any) -> ChatOllama:
-    return ChatOllama(model=THEIRS, base_url=host, **more)
+    return ChatOllama(model=THEIRS, base_url=host, client_kwargs=PLAIN_HTTP, **more)
+
+
+def llm(host: str) -> OllamaLLM:
+    return OllamaLLM(model=THEIRS, base_url=host, client_kwargs=PLAIN_HTTP)
+
+
+def client(host: str) -> ollama.Client:
+    return ollama.Client(host, **PLAIN_HTTP)
+
+
+def aclient(host: str) -> ollama.AsyncClient:
+    return ollama.AsyncClient(host, **PLAIN_HTTP)
 
 
 def by_name(host: str) -> Any:
-    return init_chat_model(f"ollama:{THEIRS}", base_url=host)
+    return init_chat_model(f"ollama:{THEIRS}", base_url=host, client_kwargs=PLAIN_HTTP)
 
 
 def picture() -> list[HumanMessage]:
@@ -72,11 +88,11 @@ async def _listed(stream: AsyncIterator[Any]) -> list[Any]:
 
 def _loop(host: str) -> Any:
     """A model's calls of tools, their answers, and what it makes of them."""
-    llm = chat(host).bind_tools([weather, people])
-    first: AIMessage = llm.invoke("how is it?")
+    able = chat(host).bind_tools([weather, people])
+    first: AIMessage = able.invoke("how is it?")
     assert [call["name"] for call in first.tool_calls] == ["weather", "people"]
     answers = [ToolMessage(f"sunny, {call['name']}", tool_call_id=call["id"]) for call in first.tool_calls]
-    last = llm.invoke([HumanMessage("how is it?"), first, *answers])
+    last = able.invoke([HumanMessage("how is it?"), first, *answers])
     return [[(call["name"], call["args"]) for call in first.tool_calls], last]
 
 
@@ -99,17 +115,17 @@ SYNC: dict[str, Callable[[str], Any]] = {
     "thinking streamed": lambda host: _sum(list(chat(host, reasoning="high").stream("hello"))),
     "no thinking": lambda host: chat(host, reasoning=False).invoke("hello"),
     "image": lambda host: chat(host).invoke(picture()),
-    "client chat": lambda host: ollama.Client(host).chat(THEIRS, MESSAGES),
-    "client chat streamed": lambda host: list(ollama.Client(host).chat(THEIRS, MESSAGES, stream=True)),
-    "client tools": lambda host: ollama.Client(host).chat(THEIRS, MESSAGES, tools=[weather.func]),  # type: ignore[attr-defined]
-    "client schema": lambda host: ollama.Client(host).chat(THEIRS, MESSAGES, format=City.model_json_schema()),
-    "client thinking": lambda host: list(ollama.Client(host).chat(THEIRS, MESSAGES, think="low", stream=True)),
-    "client bound": lambda host: ollama.Client(host).chat(THEIRS, MESSAGES, options={"num_predict": 2}),
-    "client generate": lambda host: ollama.Client(host).generate(THEIRS, "hello", system="be brief"),
-    "client generate streamed": lambda host: list(ollama.Client(host).generate(THEIRS, "hello", stream=True)),
-    "llm": lambda host: OllamaLLM(model=THEIRS, base_url=host).invoke("hello"),
-    "llm stream": lambda host: list(OllamaLLM(model=THEIRS, base_url=host).stream("hello")),
-    "llm batch": lambda host: OllamaLLM(model=THEIRS, base_url=host).batch(["hello", "hi"]),
+    "client chat": lambda host: client(host).chat(THEIRS, MESSAGES),
+    "client chat streamed": lambda host: list(client(host).chat(THEIRS, MESSAGES, stream=True)),
+    "client tools": lambda host: client(host).chat(THEIRS, MESSAGES, tools=[weather.func]),  # type: ignore[attr-defined]
+    "client schema": lambda host: client(host).chat(THEIRS, MESSAGES, format=City.model_json_schema()),
+    "client thinking": lambda host: list(client(host).chat(THEIRS, MESSAGES, think="low", stream=True)),
+    "client bound": lambda host: client(host).chat(THEIRS, MESSAGES, options={"num_predict": 2}),
+    "client generate": lambda host: client(host).generate(THEIRS, "hello", system="be brief"),
+    "client generate streamed": lambda host: list(client(host).generate(THEIRS, "hello", stream=True)),
+    "llm": lambda host: llm(host).invoke("hello"),
+    "llm stream": lambda host: list(llm(host).stream("hello")),
+    "llm batch": lambda host: llm(host).batch(["hello", "hi"]),
 }
 ASYNC: dict[str, Callable[[str], Any]] = {
     "ainvoke": lambda host: chat(host).ainvoke("hello"),
@@ -119,9 +135,9 @@ ASYNC: dict[str, Callable[[str], Any]] = {
     ),
     "aschema": lambda host: chat(host).with_structured_output(City).ainvoke("a city"),
     "athinking": lambda host: chat(host, reasoning=True).ainvoke("hello"),
-    "client achat": lambda host: ollama.AsyncClient(host).chat(THEIRS, MESSAGES),
-    "client agenerate": lambda host: ollama.AsyncClient(host).generate(THEIRS, "hello"),
-    "llm ainvoke": lambda host: OllamaLLM(model=THEIRS, base_url=host).ainvoke("hello"),
+    "client achat": lambda host: aclient(host).chat(THEIRS, MESSAGES),
+    "client agenerate": lambda host: aclient(host).generate(THEIRS, "hello"),
+    "llm ainvoke": lambda host: llm(host).ainvoke("hello"),
     "init_chat_model ainvoke": lambda host: by_name(host).ainvoke("hello"),
 }
 
@@ -131,15 +147,15 @@ async def _astream(host: str) -> Any:
 
 
 async def _achat_streamed(host: str) -> Any:
-    return await _listed(await ollama.AsyncClient(host).chat(THEIRS, MESSAGES, stream=True))
+    return await _listed(await aclient(host).chat(THEIRS, MESSAGES, stream=True))
 
 
 async def _agenerate_streamed(host: str) -> Any:
-    return await _listed(await ollama.AsyncClient(host).generate(THEIRS, "hello", stream=True))
+    return await _listed(await aclient(host).generate(THEIRS, "hello", stream=True))
 
 
 async def _allm_stream(host: str) -> Any:
-    return await _listed(OllamaLLM(model=THEIRS, base_url=host).astream("hello"))
+    return await _listed(llm(host).astream("hello"))
 
 
 ASYNC |= {
@@ -318,16 +334,16 @@ def test_an_agent_with_tools(
 ) -> None:
     """The model's second request is the first and more on both wires, so its cache is found again."""
     ours = {"native": native, "chat_only": chat_only}[speaks]
-    agent = create_react_agent(chat(theirs.root), [weather, people])
+    agent = create_agent(chat(theirs.root), [weather, people])
     expected = [message.content for message in agent.invoke({"messages": [("user", "how is it?")]})["messages"]]
     theirs.requests.clear()
     orla = make_orla(backend(ours), mapper={"*": "main"})
-    wrapped = orla.wrap(create_react_agent(chat(theirs.root), [weather, people]))
+    wrapped = orla.wrap(create_agent(chat(theirs.root), [weather, people]))
     assert [
         message.content for message in wrapped.invoke({"messages": [("user", "how is it?")]})["messages"]
     ] == expected
     first, second = orla.records()
-    assert (first.stage, second.stage, len(asked(ours)), asked(theirs)) == ("agent", "agent", 2, [])
+    assert (first.stage, second.stage, len(asked(ours)), asked(theirs)) == ("model", "model", 2, [])
     assert first.prompt_tokens and second.cached_tokens == first.prompt_tokens
 
 
@@ -335,11 +351,10 @@ def test_an_agent_with_tools(
 
 
 def answer(host: str, *, how: str) -> Any:
-    client = ollama.Client(host)
     if how == "chat":
-        return client.chat(THEIRS, MESSAGES)
+        return client(host).chat(THEIRS, MESSAGES)
     if how == "streamed":
-        return list(client.chat(THEIRS, MESSAGES, stream=True))
+        return list(client(host).chat(THEIRS, MESSAGES, stream=True))
     return chat(host).invoke("hello")
 
 
@@ -401,7 +416,7 @@ def test_what_cannot_be_translated_passes_or_fails(
     theirs: OllamaServer, chat_only: OllamaServer, native: OllamaServer, make_orla: Any, caplog: Any
 ) -> None:
     def node() -> Any:
-        return ollama.Client(theirs.root).generate(THEIRS, "hello", raw=True).response
+        return client(theirs.root).generate(THEIRS, "hello", raw=True).response
 
     expected = node()
     theirs.requests.clear()
@@ -426,18 +441,22 @@ def test_what_is_no_model_call_passes(theirs: OllamaServer, native: OllamaServer
 
     def node() -> Any:
         model = chat(theirs.root, validate_model_on_init=True)
-        shown = ollama.Client(theirs.root).show(THEIRS)
+        shown = client(theirs.root).show(THEIRS)
+        client(theirs.root).generate(THEIRS, keep_alive=0)
+        client(theirs.root).chat(THEIRS, keep_alive="5m")
         return model.invoke("hello").content, shown.capabilities
 
     content, capabilities = inside(orla, node)
     assert content == "1 user said: hello" and "thinking" in capabilities
-    assert [seen.path for seen in theirs.requests] == ["/api/tags", "/api/show"]
+    assert [seen.path for seen in theirs.requests] == ["/api/tags", "/api/show", "/api/generate", "/api/chat"]
     assert len(orla.records()) == 1 and asked(native) == ["/api/chat"]
 
 
 def test_embeddings_are_recorded(theirs: OllamaServer, native: OllamaServer, make_orla: Any) -> None:
     def node() -> Any:
-        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root).embed_documents(["a b", "c"])
+        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root, client_kwargs=PLAIN_HTTP).embed_documents(
+            ["a b", "c"]
+        )
 
     expected = node()
     theirs.requests.clear()

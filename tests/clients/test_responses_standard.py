@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,9 +59,6 @@ class Standard(ChatModelIntegrationTests):
             Orla([backend(native)], mapper={"*": "main"}) as one,
             Orla([backend(chatting)], mapper={"*": "main"}) as other,
         ):
-            for orla in (one, other):
-                while orla.core.serving.schedulers["main"].health.probe is None:
-                    time.sleep(0.002)
             cls.theirs, cls.cores = theirs, ((one, native), (other, chatting))
             yield
 
@@ -100,7 +96,7 @@ def ends_alike(test: Callable[..., Any]) -> Callable[..., Any]:
 
         self.theirs.requests = []
         bare = ending((lambda: asyncio.run(once())) if is_async else once)
-        asked, self.theirs.requests = len(self.theirs.requests), []
+        asked, self.theirs.requests = len(self.theirs.bodies()), []
         for orla, server in self.cores:
             server.requests = []
             assert ending(lambda orla=orla: in_node(orla, once, is_async=is_async)) == bare

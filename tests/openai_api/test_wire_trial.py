@@ -16,6 +16,7 @@ from orla_lg.openai_api import wire_trial
 from orla_lg.openai_api.adapter import PLAIN_WIRES, OpenAIAdapter
 from orla_lg.openai_api.wire_trial import ASKED, NO_WIRE, WireTrial
 from orla_lg_llamacpp import LlamaCppAdapter
+from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from orla_lg_ollama import OllamaAdapter
 from orla_lg_sglang import SGLangAdapter
 from orla_lg_vllm import VLLMAdapter
@@ -80,7 +81,22 @@ async def test_anything_else_that_speaks_of_the_path_says_that_it_is_not_there(s
     assert sorted(engine.asked) == [MESSAGES, RESPONSES], "and it is not asked again"
 
 
-@pytest.mark.parametrize("status", [None, 408, 429, 500, 502, 503, 529])
+async def test_a_path_whose_handler_fails_is_there() -> None:
+    """As llama.cpp's for Messages, where a path that is not there is not found."""
+    engine = Told(messages=500, responses=400)
+    assert await WireTrial(engine).spoken() == {"messages", "responses"}
+
+
+@pytest.mark.parametrize("elsewhere", [None, 500, 503])
+async def test_a_server_that_fails_everywhere_is_asked_again(elsewhere: int | None) -> None:
+    engine = Told(messages=500, responses=404, none=elsewhere)
+    trial = WireTrial(engine)
+    assert not await trial.spoken("one")
+    engine.statuses |= {MESSAGES: 422, NO_WIRE: 404}
+    assert await trial.spoken("one") == {"messages"}
+
+
+@pytest.mark.parametrize("status", [None, 408, 429, 502, 503, 529])
 async def test_what_says_nothing_of_the_path_is_asked_again(status: int | None) -> None:
     engine = Told(messages=status, responses=400)
     trial = WireTrial(engine)
@@ -196,6 +212,13 @@ async def test_engines_differ_by_version(server: Any, kind: type[OpenAIAdapter],
         assert first.wires == second.wires == PLAIN_WIRES | own | set(wires)
         assert len(running.asked("/v1/messages")) == 1, "asked once"
         assert all(json.loads(seen.raw) == {} for seen in running.asked("/v1/messages"))
+
+
+@pytest.mark.engine
+async def test_a_real_llamacpp_speaks_them_all() -> None:
+    with EmbeddedEngine(EngineSettings(slots=1)) as engine:
+        adapter = LlamaCppAdapter(Backend("main", engine.url))
+        assert (await adapter.probe()).wires == PLAIN_WIRES | set(ASKED)
 
 
 async def test_a_server_that_answers_at_ollamas_paths_is_not_taken_for_it() -> None:

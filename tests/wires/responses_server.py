@@ -125,8 +125,8 @@ class ResponsesServer(WireServer):
         return JSONResponse({"error": {**error, "code": "invalid_api_key"}}, 401)
 
     def bodies(self) -> list[dict[str, Any]]:
-        """Return what was asked so far."""
-        return [seen.body for seen in self.asked("/v1/responses")]
+        """Return what was asked so far, without requests that only ask whether this wire is spoken."""
+        return [seen.body for seen in self.asked("/v1/responses") if seen.body]
 
     async def _models(self, seen: Seen) -> Response:
         card = {"id": MODEL, "object": "model", "created": 1_795_000_000, "owned_by": "stand-in"}

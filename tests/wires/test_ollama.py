@@ -666,6 +666,26 @@ def test_what_brings_something() -> None:
             OLLAMA_CHAT.brings(line + b"\n")
 
 
+@given(st.data())
+def test_lines_are_found_however_they_are_cut(data: st.DataObject) -> None:
+    lines = [b'{"a":"\\n"}\n', b"\n", b"{}\r\n", '{"b":"\u2028é"}\n'.encode(), b'{"c":1}\n']
+    stream = b"".join(lines) + b"rest"
+    places = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
+    splitter = reading.LineSplitter()
+    pieces = [stream[a:b] for a, b in zip([0, *places], [*places, len(stream)], strict=True)]
+    assert [line for piece in pieces for line in splitter.feed(piece)] == [line for line in lines if line.strip()]
+    assert splitter.rest() == b"rest"
+
+
+def test_a_line_without_end_is_kept_once() -> None:
+    """What came before is not copied for each piece that follows."""
+    splitter = reading.LineSplitter()
+    splitter.feed(b"x")
+    kept = splitter._rest
+    splitter.feed(b"x")
+    assert splitter._rest is kept
+
+
 # Embeddings
 
 
@@ -699,6 +719,14 @@ def test_an_assembled_stream_is_a_completion_too() -> None:
         assembly.add({"choices": [{"index": 0, "delta": delta}]})
     said = ollama.ChatResponse(**OLLAMA_CHAT.from_chat(assembly.completion(), {"model": "m"}))
     assert said.message.content == "yes" and said.message.tool_calls and said.done_reason is None
+
+
+def test_orders_ask_for_nothing() -> None:
+    for wire, body in ((OLLAMA_CHAT, chat()), (OLLAMA_GENERATE, generate()), (OLLAMA_EMBED, {"input": ["x"]})):
+        assert wire.asks(body)
+    for wire in WIRES:
+        assert not wire.asks({"model": "m", "keep_alive": 0})
+        assert not wire.asks({"model": "m", "messages": [], "prompt": "", "input": []})
 
 
 def test_each_wire_is_complete() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from orla_lg.testing.faults.answers import cut, deltas, digest, message_for, usage_for
@@ -41,7 +41,7 @@ class AnsweringEngine(Protocol):
 
     models: tuple[str, ...]
     context_tokens: int | None
-    speaks: Mapping[str, Speaker]
+    speaks: dict[str, Speaker]
 
     def note(self, seen: Seen) -> None:
         """Keep a request for the test to read."""

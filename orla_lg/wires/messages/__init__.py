@@ -109,7 +109,7 @@ class Messages(Wire):
         return answer.whole(completion, asked)
 
     def reader(self, asked: Body) -> ChunkReader:  # noqa: D102
-        return answer.Reader(asked)
+        return answer.MessageEvents(asked)
 
     def error(self, status: int, message: str, *, kind: str | None = None) -> dict[str, Any]:  # noqa: D102
         return answer.error(status, message, kind)

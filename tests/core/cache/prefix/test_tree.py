@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orla_lg.core.cache.prefix import nodes, tree
-from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder, PrefixNode
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
 
