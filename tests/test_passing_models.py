@@ -18,10 +18,11 @@ from langchain_core.language_models import BaseChatModel, FakeListChatModel
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_openai import OpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Orla, Record
-from orla_lg.graph.events import GraphEvents
+from orla_lg.graph.passing import AwaitedRequests
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
 
@@ -165,8 +166,8 @@ def test_served_calls_are_recorded_once_and_not_heard(
     engine: StubEngine, orla: Orla, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
-    for name in ("on_llm_new_token", "on_llm_end", "on_llm_error"):
-        monkeypatch.setattr(GraphEvents, name, lambda self, *args, name=name, **kwargs: heard.append(name))
+    for name in ("_has_token", "_has_end", "_has_error"):
+        monkeypatch.setattr(AwaitedRequests, name, lambda self, *args, name=name: heard.append(name))
     for use in ("invoke", "ainvoke", "stream", "batch"):
         orla.wrap(node(USES[use], chat(engine, streaming=True))).invoke(HI)
     assert [record.external for record in orla.records()] == [False] * 4
@@ -274,3 +275,20 @@ def test_a_wrapped_sdk_is_restored(make_orla: Callable[..., Orla], engine: StubE
     assert CallbackManager.on_llm_start is not before[0] and AsyncCallbackManager.on_llm_start is not before[1]
     orla.close()
     assert (CallbackManager.on_llm_start, AsyncCallbackManager.on_llm_start) == before
+
+
+COMPLETION = {
+    "id": "c", "object": "text_completion", "created": 1, "model": "m",
+    "choices": [{"index": 0, "text": "said", "finish_reason": "stop", "logprobs": None}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", ["invoke", "ainvoke", "batch"])
+def test_a_text_model_whose_client_is_known_is_recorded_once(make_orla: Callable[..., Orla], use: str) -> None:
+    with StubEngine(speaks={"/v1/completions": lambda body: COMPLETION}) as engine:
+        orla = make_orla(at(engine), mapper={"*": "main"})
+        llm = OpenAI(model="gpt-x", base_url="http://127.0.0.1:1/v1", api_key="any", max_retries=0)  # type: ignore[call-arg,arg-type]
+        orla.wrap(node(USES[use], llm)).invoke(HI)
+        (record,) = orla.records()
+        assert (record.external, record.stage, record.backend) == (False, "ask", "main")
