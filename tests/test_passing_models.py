@@ -22,7 +22,7 @@ from langchain_openai import OpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Orla, Record
-from orla_lg.graph.events import GraphEvents
+from orla_lg.graph.passing import AwaitedRequests
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
 
@@ -166,8 +166,8 @@ def test_served_calls_are_recorded_once_and_not_heard(
     engine: StubEngine, orla: Orla, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
-    for name in ("on_llm_new_token", "on_llm_end", "on_llm_error"):
-        monkeypatch.setattr(GraphEvents, name, lambda self, *args, name=name, **kwargs: heard.append(name))
+    for name in ("_has_token", "_has_end", "_has_error"):
+        monkeypatch.setattr(AwaitedRequests, name, lambda self, *args, name=name: heard.append(name))
     for use in ("invoke", "ainvoke", "stream", "batch"):
         orla.wrap(node(USES[use], chat(engine, streaming=True))).invoke(HI)
     assert [record.external for record in orla.records()] == [False] * 4

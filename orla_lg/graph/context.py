@@ -204,8 +204,6 @@ class GraphHandler(Protocol):
     """The handler of a wrapped graph, among others that LangChain hands around."""
 
     orla_binding: Binding
-    ignore_llm: bool
-    """LangChain's name: whether it hears neither the tokens nor the ends of models."""
     awaited: Any
     """The model runs whose requests are still to be seen (``passing.AwaitedRequests``)."""
 

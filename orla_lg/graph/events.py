@@ -57,7 +57,7 @@ class GraphEvents(GraphCallbackHandler):
 
     ignore_llm: bool = True
     """Receives no tokens and no ends: that would cost 30 µs for each token of a stream. No property: it is asked for
-    each token. While a model runs of which no request is seen, it does (``passing``)."""
+    each token."""
 
     def __init__(self, binding: Binding) -> None:
         self.orla_binding = binding
@@ -201,8 +201,7 @@ class GraphEvents(GraphCallbackHandler):
         root = self._core.runs.discard(run_id)
         if ended is not None:
             leave(ended[0])
-            if not self.ignore_llm:
-                self.awaited.left(ended[0])
+            self.awaited.left(ended[0])
         if ended is not None and root is not None:
             node, stage, reports = ended
             namespace = node.path
@@ -300,18 +299,6 @@ class GraphEvents(GraphCallbackHandler):
             run = ModelRun(run_id, parent, known, node=current(), messages=asked)
             self.awaited.begin(run, serialized, one_of=one_of, is_text=messages is None)
             MODEL_RUN.set((self, run))
-
-    def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Note that a model answers of which no request was seen."""
-        self.awaited.answers(run_id)
-
-    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Note that a model's run ended, if a request of it was still awaited."""
-        self.awaited.ended(run_id, response)
-
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Note that a model's run failed, if a request of it was still awaited."""
-        self.awaited.ended(run_id, error=error)
 
     def _tell(self, kind: Happening, root: str, stage: str, *, detail: str = "") -> None:
         serving = self._core.serving

@@ -6,6 +6,7 @@ configuration, not in it: what lies in it is part of every ``StateSnapshot``, wh
 
 The handler hears that a model starts and nothing else of its run (``ignore_llm``). LangChain asks all the same at
 each token, and an async run with any handler yields to its loop for each; so a model's run does not get the handler.
+While no request of the run is seen, the handler listens to it in another way (``passing``).
 """
 
 from __future__ import annotations
@@ -98,11 +99,12 @@ def _without_ours(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def init(self: Any, *, handlers: list[BaseCallbackHandler], **options: Any) -> None:
-        for handler in handlers:
-            if hasattr(handler, "orla_binding"):
-                handlers = [each for each in handlers if not hasattr(each, "orla_binding")]
-                break
+        ours = [each for each in handlers if hasattr(each, "orla_binding")]
+        if ours:
+            handlers = [each for each in handlers if each not in ours]
         original(self, handlers=handlers, **options)
+        for handler in ours:
+            handler.awaited.watch(self)  # type: ignore[attr-defined]
 
     return init
 

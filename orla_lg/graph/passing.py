@@ -3,8 +3,7 @@
 A chat model whose client is not intercepted calls its engine all the same, past queues and limits, and nothing would
 show it. But LangChain reports where each model run starts and ends. A run is *awaited* from its start until a request
 is seen that it makes, or until another model's run starts inside it. One still awaited at its end made its request by
-ways of its own. While none is awaited, a handler hears neither tokens nor ends, so that a served call pays for one
-entry of a dictionary.
+ways of its own. LangChain's run manager, which reports tokens and end, is listened to only while its run is awaited.
 
 A fake model makes no request either, and is recorded: a stage called a model, and it was not one of ours. An answer
 that LangChain's own cache has is no call of a model, and is not recorded.
@@ -15,12 +14,16 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
+from weakref import WeakValueDictionary
 
-from langchain_core.callbacks.manager import AsyncCallbackManager, CallbackManager
-from langchain_core.language_models.llms import BaseLLM
+from langchain_core.callbacks.manager import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    CallbackManager,
+)
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
@@ -41,6 +44,9 @@ MANY_CLASSES = 100
 MOST_AWAITED = 10_000
 """Of runs whose end is never reported, the oldest are forgotten."""
 
+TOKEN, END, ERROR = "on_llm_new_token", "on_llm_end", "on_llm_error"
+"""How LangChain calls what a run reports."""
+
 FAKES = ("langchain_core.language_models.fake", "langchain_core.language_models.fake_chat_models")
 """Modules of models that make no request, for tests."""
 
@@ -56,6 +62,8 @@ class Awaited(NamedTuple):
     """Runs of one call of the model, with several prompts: all start before any request."""
     is_text: bool
     """It is that of a text model."""
+    managers: list[Any]
+    """What reports its tokens and its end."""
 
     @property
     def kind(self) -> str:
@@ -64,11 +72,12 @@ class Awaited(NamedTuple):
         return ".".join(map(str, path)) if isinstance(path, list) and path else "a model of unknown class"
 
 
-class AwaitedRequests:
-    """The awaited model runs of one handler, of those that hear a run the innermost one's.
+_MADE: WeakValueDictionary[UUID, Any] = WeakValueDictionary()
+"""What will report of runs that have not started yet."""
 
-    Invariant, under the lock: the handler ignores tokens and ends exactly while no run is awaited.
-    """
+
+class AwaitedRequests:
+    """The awaited model runs of one handler, of those that hear a run the innermost one's."""
 
     def __init__(self, core: Core, handler: GraphHandler) -> None:
         self._core = core
@@ -95,8 +104,9 @@ class AwaitedRequests:
                 else:  # a model that asks another one
                     others.seen(before.id)
         with self._lock:
-            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings, is_text)
-            self._handler.ignore_llm = False
+            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings, is_text, [])
+            if (manager := _MADE.pop(run.id, None)) is not None:
+                self.watch(manager)
             if len(self._runs) > MOST_AWAITED:
                 oldest = next(iter(self._runs))
                 del self._runs[oldest]
@@ -106,29 +116,41 @@ class AwaitedRequests:
         """Return a run that is awaited."""
         return self._runs.get(run)
 
+    def watch(self, manager: Any) -> None:
+        """Listen to what reports a run's tokens and end, while the run is awaited."""
+        if (found := self._runs.get(manager.run_id)) is None:  # that of an async run is made before the run starts
+            _MADE[manager.run_id] = manager
+        else:
+            found.managers.append(manager)
+            wait = _await if isinstance(manager, AsyncCallbackManagerForLLMRun) else _call
+            for name, heard in ((TOKEN, self._has_token), (END, self._has_end), (ERROR, self._has_error)):
+                vars(manager)[name] = functools.partial(wait, manager, name, heard)
+
+    def _has_token(self, manager: Any, token: object) -> None:
+        with self._lock:
+            if manager.run_id in self._runs:
+                self._answered.add(manager.run_id)
+        vars(manager).pop(TOKEN, None)
+
+    def _has_end(self, manager: Any, result: Any) -> None:
+        self.ended(manager.run_id, result)
+
+    def _has_error(self, manager: Any, error: Any) -> None:
+        self.ended(manager.run_id, error=error)
+
     def seen(self, run: UUID) -> None:
         """Await a run no longer: a request of it, or of what it started, is served or recorded."""
         with self._lock:
             found = None if run in self._answered else self._runs.pop(run, None)
-            if found is not None and len(found.siblings) > 1:
+            if found is None:
+                return
+            for manager in found.managers:
+                heard = vars(manager)
+                for name in (TOKEN, END, ERROR):
+                    heard.pop(name, None)
+            if len(found.siblings) > 1:
                 for each in found.siblings:
-                    self._runs.pop(each, None)
-            if not self._runs:
-                self._handler.ignore_llm = True
-
-    def joined(self, runs: Sequence[UUID]) -> ModelRun | None:
-        """Return the first of the runs of one call, which started apart from each other, as siblings."""
-        with self._lock:
-            found = [self._runs[run] for run in runs if run in self._runs]
-            siblings = [each.run.id for each in found]
-            self._runs |= {each.run.id: each._replace(siblings=siblings) for each in found}
-        return found[0].run if found else None
-
-    def answers(self, run: UUID) -> None:
-        """Note that a run has a token."""
-        with self._lock:
-            if run in self._runs:
-                self._answered.add(run)
+                    self.seen(each)
 
     def seen_in(self, node: RunningNode, body: Mapping[str, Any]) -> None:
         """Note that a request with *body* is made in *node*, by a run that is not in its context."""
@@ -141,8 +163,6 @@ class AwaitedRequests:
         with self._lock:
             found = self._runs.pop(run, None)
             self._answered.discard(run)
-            if not self._runs:
-                self._handler.ignore_llm = True
         if found is None or (result is not None and _usage_metadata(result).get("total_cost") == 0):
             return  # LangChain's cache had the answer: it then says that this one costs nothing
         if is_collecting():
@@ -152,6 +172,8 @@ class AwaitedRequests:
 
     def left(self, node: RunningNode) -> None:
         """Note that a node ended: runs that began in it, and of which no end was reported, were dropped."""
+        if not self._runs:
+            return
         for each in [each for each in list(self._runs.values()) if each.run.node is node]:
             self.ended(each.run.id, error=ABANDONED)
 
@@ -189,6 +211,18 @@ class AwaitedRequests:
         )  # fmt: skip
 
 
+def _call(manager: Any, name: str, heard: Callable[[Any, Any], None], *args: Any, **named: Any) -> Any:
+    """Note what a run reports, and let it report that."""
+    heard(manager, args[0] if args else next(iter(named.values()), None))
+    return getattr(type(manager), name)(manager, *args, **named)
+
+
+async def _await(manager: Any, name: str, heard: Callable[[Any, Any], None], *args: Any, **named: Any) -> Any:
+    """``_call`` for a run that reports in a running loop."""
+    heard(manager, args[0] if args else next(iter(named.values()), None))
+    return await getattr(type(manager), name)(manager, *args, **named)
+
+
 def _usage_metadata(result: LLMResult) -> Mapping[str, Any]:
     """Return what the first answer says of its tokens, if it is a message."""
     answers = result.generations[0] if result.generations else []
@@ -224,6 +258,7 @@ def _hear(manager: Any, serialized: Any, managers: Any, options: Mapping[str, An
                 handler.model_started(
                     serialized, None, run.run_id, run.parent_run_id, run.metadata, options.get("batch_size", 1)
                 )
+                handler.awaited.watch(run)
     return managers
 
 
@@ -240,28 +275,12 @@ async def _astart(self: Any, serialized: Any, prompts: Any, run_id: Any = None, 
 
 _OURS: Mapping[Any, Any] = {CallbackManager: _start, AsyncCallbackManager: _astart}
 
-_AGENERATE = BaseLLM._agenerate_helper
-
-
-@functools.wraps(_AGENERATE)
-async def _agenerate(self: Any, prompts: Any, stop: Any, run_managers: Any, **options: Any) -> Any:
-    """Let the request find its run: the runs of an async call start in tasks, whose contexts end with them."""
-    for handler in run_managers[0].handlers if run_managers else ():
-        awaited = getattr(handler, "awaited", None)
-        if isinstance(awaited, AwaitedRequests):
-            run = awaited.joined([each.run_id for each in run_managers])
-            if run is not None:
-                MODEL_RUN.set((handler, run))
-    return await _AGENERATE(self, prompts, stop, run_managers, **options)
-
 
 def install() -> None:
     """Hear of text models from now on. Idempotent."""
     for manager, original in _STARTS.items():
         if manager.on_llm_start is original:
             manager.on_llm_start = _OURS[manager]
-    if BaseLLM._agenerate_helper is _AGENERATE:
-        BaseLLM._agenerate_helper = _agenerate  # type: ignore[method-assign]
 
 
 def uninstall() -> None:
@@ -269,5 +288,3 @@ def uninstall() -> None:
     for manager, original in _STARTS.items():
         if manager.on_llm_start is _OURS[manager]:
             manager.on_llm_start = original
-    if BaseLLM._agenerate_helper is _agenerate:
-        BaseLLM._agenerate_helper = _AGENERATE  # type: ignore[method-assign]

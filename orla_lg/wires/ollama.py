@@ -45,6 +45,10 @@ class _OllamaWire(Wire):
     _input: ClassVar[str]
     """The field that holds what is asked; where it is empty, a model is only loaded or unloaded."""
 
+    def fields(self, fields: Body) -> Body:
+        """Return nothing: fields of chat completions have no place here."""
+        return {}
+
     @abstractmethod
     def _messages_of(self, body: Body) -> Sequence[Any]:
         """Return a request's prompt as messages of chat completions.

@@ -97,7 +97,10 @@ class Wire(ABC):
         return {**parameters, **body, "model": model}
 
     def fields(self, fields: Body) -> Body:
-        """Return an engine's own fields, which an adapter puts into a chat completion, as they stand on this wire."""
+        """Return an engine's own fields, which an adapter puts into a chat completion, as they stand on this wire.
+
+        Those that cannot stand there are left out.
+        """
         return fields
 
     def headers(self, key: str) -> dict[str, str]:

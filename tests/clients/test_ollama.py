@@ -50,28 +50,24 @@ def people(city: str, year: int) -> int:
     return year
 
 
-PLAIN_HTTP: Any = {"verify": False}
-"""No certificates are read, which takes longer than a call."""
-
-
 def chat(host: str, **more: Any) -> ChatOllama:
-    return ChatOllama(model=THEIRS, base_url=host, client_kwargs=PLAIN_HTTP, **more)
+    return ChatOllama(model=THEIRS, base_url=host, **more)
 
 
 def llm(host: str) -> OllamaLLM:
-    return OllamaLLM(model=THEIRS, base_url=host, client_kwargs=PLAIN_HTTP)
+    return OllamaLLM(model=THEIRS, base_url=host)
 
 
 def client(host: str) -> ollama.Client:
-    return ollama.Client(host, **PLAIN_HTTP)
+    return ollama.Client(host)
 
 
 def aclient(host: str) -> ollama.AsyncClient:
-    return ollama.AsyncClient(host, **PLAIN_HTTP)
+    return ollama.AsyncClient(host)
 
 
 def by_name(host: str) -> Any:
-    return init_chat_model(f"ollama:{THEIRS}", base_url=host, client_kwargs=PLAIN_HTTP)
+    return init_chat_model(f"ollama:{THEIRS}", base_url=host)
 
 
 def picture() -> list[HumanMessage]:
@@ -273,6 +269,17 @@ def test_translated_it_means_the_same(
     assert_served(orla, form, theirs)
 
 
+def test_the_request_is_the_callers_with_the_backends_model(
+    theirs: OllamaServer, native: OllamaServer, make_orla: Any
+) -> None:
+    chat(theirs.root, num_predict=50, seed=3, keep_alive="5m").invoke("hello")
+    (meant,) = [seen.body for seen in theirs.requests]
+    orla = make_orla(backend(native), mapper={"*": {"to": "main", "extra_body": {"top_k": 3}, "max_tokens": 9}})
+    inside(orla, lambda: chat(theirs.root, num_predict=50, seed=3, keep_alive="5m").invoke("hello"))
+    (sent,) = [seen.body for seen in native.requests if seen.path == "/api/chat"]
+    assert sent == {**meant, "model": OURS, "options": {**meant["options"], "top_k": 3}}
+
+
 # Whole graphs
 
 
@@ -396,6 +403,21 @@ def test_a_model_that_fails_amid_its_answer(
     assert all(record.error is not None for record in orla.records()) and not asked(theirs)
 
 
+def test_errors_in_a_loop(theirs: OllamaServer, native: OllamaServer, make_orla: Any) -> None:
+    native.api.fails_after = 1
+    orla = make_orla(backend(native), mapper={"*": "main"}, limits=Limits(stages={"ask": Limit(calls=1)}))
+
+    async def node() -> Any:
+        with pytest.raises(ollama.ResponseError, match="an error was encountered"):
+            await _achat_streamed(theirs.root)
+        for form in (_achat_streamed, _astream, ASYNC["client achat"]):
+            with pytest.raises(BudgetExceeded):
+                await form(theirs.root)
+
+    ainside(orla, node)
+    assert not asked(theirs) and len(asked(native)) == 1
+
+
 @pytest.mark.parametrize("how", ["chat", "streamed", "model"])
 def test_errors_of_ours_come_as_they_are(
     how: str, theirs: OllamaServer, native: OllamaServer, make_orla: Any
@@ -456,9 +478,7 @@ def test_what_is_no_model_call_passes(theirs: OllamaServer, native: OllamaServer
 
 def test_embeddings_are_recorded(theirs: OllamaServer, native: OllamaServer, make_orla: Any) -> None:
     def node() -> Any:
-        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root, client_kwargs=PLAIN_HTTP).embed_documents(
-            ["a b", "c"]
-        )
+        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root).embed_documents(["a b", "c"])
 
     expected = node()
     theirs.requests.clear()
@@ -483,9 +503,7 @@ def test_embeddings_are_served_where_a_mapping_names_them(
     def node() -> Any:
         if how == "embeddings":
             return [client(theirs.root).embeddings(THEIRS, "a b c").embedding]
-        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root, client_kwargs=PLAIN_HTTP).embed_documents(
-            ["a b", "c"]
-        )
+        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root).embed_documents(["a b", "c"])
 
     expected = node()
     theirs.requests.clear()
