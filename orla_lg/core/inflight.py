@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import NOTHING, Amount, used
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
+from orla_lg.core.placement.embeddings import alone
 from orla_lg.core.placement.view import several
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
@@ -111,9 +112,8 @@ class InFlightCall:
         self.layers = layers
         self.on_end: Callable[[Record], None] | None = None
         """Called with the record when the call ends."""
-        self.external = False
-        """The call goes where its code says, past the core."""
-        self.why_external = ""
+        self.external, self.why_external = False, ""
+        """The call goes where its code says, past the core; and what of that is known."""
         self.fit: Callable[[Assignment], Assignment | None] | None = None
         """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
         self.holder: object = None
@@ -160,6 +160,7 @@ class InFlightCall:
             MappingError: It shows only now that the backend serves several models, and none is named.
         """
         call, services, backend = self.call, self.services, scheduler.backend
+        call = alone(call) if call.ask.embeds else call
         probe, workflow = scheduler.health.probe, call.identity.workflow
         model = model_asked(assignment.model or backend.model, probe, call.ask.model)
         if probe is not None and model is None:
@@ -169,14 +170,10 @@ class InFlightCall:
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True
-        running = False
-        if call.ask.embeds:  # it waits as a workflow of its own, which leaves nothing in a cache
-            call = replace(call, identity=replace(call.identity, workflow=f"call-{call.id}"))
-        else:
-            services.memory.called(workflow)
-            if left := services.book.call_started(call, backend.name):
-                services.memory.signal(left)
-            running = services.book.is_running(workflow)
+        services.memory.called(workflow)
+        if left := services.book.call_started(call, backend.name):
+            services.memory.signal(left)
+        running = services.book.is_running(workflow)
         holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
         if call.hints is not NO_HINTS:

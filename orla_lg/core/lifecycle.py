@@ -26,7 +26,6 @@ from math import inf
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.boundary.stage_keys import EMBEDDINGS, with_part
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints, RunShare
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity
@@ -34,8 +33,9 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.patience import left_of, patience_of, too_late
 from orla_lg.core.limits.usage import expected
-from orla_lg.core.mapping import Consultation, Mapper, assign, naming
+from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.placement.candidates import BackendCandidates
+from orla_lg.core.placement.embeddings import beside, naming
 from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
 from orla_lg.core.record import Record
 from orla_lg.core.scheduler import BackendScheduler
@@ -121,14 +121,11 @@ def arrive(
         MappingError: Its hints name a variant that does not exist.
     """
     run = None if identity.run is None else services.book.run(identity.run)
-    if ask.embeds:
-        identity = replace(identity, stage=with_part(identity.stage, EMBEDDINGS if identity.stage else ""))
-    identity, merged = of_tenant(identity, said.over(hints), run)
+    identity, merged = of_tenant(beside(identity) if ask.embeds else identity, said.over(hints), run)
     if run is not None and (not run.settled or identity.workflow != run.workflow):
         services.memory.signal(services.book.joined(run, identity.workflow))
     chain, now = services.mappings.chain(mappers, merged.variant), services.clock()
-    if ask.embeds:
-        chain = naming(chain, identity.stage)
+    chain = naming(chain, identity.stage) if ask.embeds else chain
     standing = RunShare(now) if run is None else run.standing
     call = Call(call_id, identity, ask, said, merged, now, standing, timeout=timeout, may_pass=may_pass)
     if run is not None:
@@ -158,8 +155,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             raise OrlaClosed(CLOSED)
         assignment = yield from _map(inflight)  # 2 map
         if assignment is None:
-            if not call.ask.embeds:
-                _warn_unplaced(inflight)
+            _warn_unplaced(inflight)
         elif inflight.fit is not None:
             assignment = inflight.fit(assignment)
         if assignment is None:
@@ -250,7 +246,7 @@ def _internal_call(
 def _warn_unplaced(inflight: InFlightCall) -> None:
     """Warn, once for each model, that calls in a wrapped graph go past the core: that may not be meant."""
     model, unplaced = inflight.call.ask.model, inflight.services.unplaced
-    if model not in unplaced and len(unplaced) < MANY_MODELS:
+    if model not in unplaced and len(unplaced) < MANY_MODELS and not inflight.call.ask.embeds:
         unplaced.add(model)
         log.warning(
             "stage %r calls model %r, which is no backend of ours, and no mapping names the stage: such calls go "

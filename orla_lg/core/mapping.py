@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from orla_lg.core.background import Background
-from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.placement.view import BackendView, find, names, unfit, unserved
 from orla_lg.core.steps import Await, Steps
@@ -307,14 +306,6 @@ class Mappings:
         if variant not in self.variants:
             raise MappingError(f"variant {variant!r} does not exist{did_you_mean(variant, self.variants)}")
         return (self.variants[variant], *chain)
-
-
-def naming(mappers: Iterable[Mapper], stage: str) -> tuple[Mapper, ...]:
-    """Return the tables in *mappers* that name what decides a stage; other mappers know chat models only."""
-    parts = (part for mapper in mappers for part in parts_of(mapper))
-    return tuple(
-        part for part in parts if isinstance(rules := getattr(part, "rules", None), StageRules) and rules.find(stage)
-    )
 
 
 def parts_of(mapper: Mapper | None) -> Iterator[Mapper]:
