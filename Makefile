@@ -64,8 +64,7 @@ bench-mapping: $(STAMP) ## mapped stages against all-heavy, on two real engines 
 	$(BIN)/python -m bench.mapping $(BENCH)
 
 bench-mapping-decision: $(STAMP) ## microseconds of a mapping decision, for each mapper
-	$(BIN)/python -m bench.mapping.decision
-	$(BIN)/python -m bench.mapping.learned_decision
+	$(BIN)/python -m bench.mapping.decision $(BENCH)
 
 bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways that need no learning (BENCH='FILE')
 	$(BIN)/python -m bench.router $(BENCH)
@@ -95,7 +94,7 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 	$(BIN)/python -m bench.warm $(BENCH)
 
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
-	$(BIN)/python bench/house.py $(HOUSE)
+	$(BIN)/python -m bench.house $(HOUSE)
 
 soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
 	$(BIN)/python -m bench.soak $(SOAK)

@@ -2,7 +2,6 @@
 
     make house                     the table; written into docs/architecture.md
     make house HOUSE=--more        also what stands behind its figures
-    make house HOUSE=--json        the figures alone, for a program
 
 The simplest wrapped call is one ``ChatOpenAI.invoke`` in the only node of a wrapped graph, at a stub server, after a
 few that warm everything up. Python calls are those of the package's functions, counted by ``sys.setprofile`` (each
@@ -11,10 +10,8 @@ resumption of a generator is one); all else is read from the sources.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
-import json
 import re
 import sys
 import threading
@@ -25,25 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.lib.command import DOCS, ROOT, finish, parser
+from bench.lib.figures import table
+
 PACKAGES = (ROOT / "orla_lg", ROOT / "adapters")
-PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- table of make house -->", "<!-- end of the table of make house -->"
-CORE = "orla_lg.core"
-SCHEDULER = "BackendScheduler"
-PERSON_WORDS = (
-    "who",
-    "whom",
-    "whose",
-    "whoever",
-    "nobody",
-    "somebody",
-    "anybody",
-    "everybody",
-    "told",
-    "said",
-    "anew",
-)
+CORE, SCHEDULER = "orla_lg.core", "BackendScheduler"
+PERSON_WORD = re.compile("who(m|se|ever)?|(no|some|any|every)body|told|said|anew")
 LOCKS = ("Lock", "RLock", "Condition", "Semaphore")
 KINDS_OF_ENGINE = ("slots",)
 """What is ``None`` on one of the two kinds of engine."""
@@ -104,9 +88,6 @@ def modules(*folders: Path) -> list[Module]:
     return found
 
 
-# What the sources say
-
-
 def imports(module: Module, known: Iterable[str], *, types: bool = True) -> set[str]:
     """Return the modules in *known* that a module imports, wherever it does; without *types* not those for types."""
     names, found, todo = set(known), set[str](), list[ast.AST](module.tree.body)
@@ -125,37 +106,16 @@ def imports(module: Module, known: Iterable[str], *, types: bool = True) -> set[
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
-    """Return the sets of modules that reach each other, the largest first (Tarjan, without recursion)."""
-    order: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found = []
+    """Return the sets of modules that reach each other, the largest first."""
+    reached: dict[str, set[str]] = {}
     for root in graph:
-        if root in order:
-            continue
-        work: list[tuple[str, Iterator[str]]] = [(root, iter(sorted(graph[root])))]
-        order[root] = low[root] = len(order)
-        stack.append(root)
-        while work:
-            node, following = work[-1]
-            for other in following:
-                if other not in order:
-                    order[other] = low[other] = len(order)
-                    stack.append(other)
-                    work.append((other, iter(sorted(graph[other]))))
-                    break
-                if other in stack:
-                    low[node] = min(low[node], order[other])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
-                if low[node] == order[node]:
-                    at = stack.index(node)
-                    if len(stack) - at > 1:
-                        found.append(set(stack[at:]))
-                    del stack[at:]
-    return sorted(found, key=len, reverse=True)
+        reached[root], todo = set(), [*graph[root]]
+        while todo:
+            if (node := todo.pop()) not in reached[root]:
+                reached[root].add(node)
+                todo += graph.get(node, ())
+    found = {frozenset(other for other in reached[root] if root in reached.get(other, ())) for root in graph}
+    return sorted((set(each) for each in found if len(each) > 1), key=len, reverse=True)
 
 
 def is_re_export(module: Module) -> bool:
@@ -207,7 +167,7 @@ def prose(module: Module) -> str:
 def person_words(among: Iterable[Module]) -> float:
     """Return how many of 1,000 words of prose make persons of things."""
     words = [word.lower() for module in among for word in re.findall(r"[A-Za-z']+", prose(module))]
-    return 1000 * sum(word in PERSON_WORDS for word in words) / max(1, len(words))
+    return 1000 * sum(PERSON_WORD.fullmatch(word) is not None for word in words) / max(1, len(words))
 
 
 def locks(module: Module) -> Counter[str]:
@@ -234,9 +194,6 @@ def told_apart(module: Module) -> int:
 
 def _last(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-# What one call passes
 
 
 @dataclass(frozen=True)
@@ -310,98 +267,57 @@ def simplest_call() -> tuple[Passed, Passed]:
         return inner[0], whole
 
 
-# The table
+Row = tuple[str, str, str, str]
+HEADS = ("", "before", "now", "wanted")
+"""*before*: when the core had no rooms yet."""
 
 
-@dataclass(frozen=True)
-class Row:
-    key: str
-    what: str
-    now: tuple[float, ...]
-    before: str = ""
-    """When the core had no rooms yet."""
-    wanted: str = ""
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        return self.what, self.before, "; ".join(map(_figure, self.now)), self.wanted
-
-
-def _figure(number: float) -> str:
-    return f"{number:.1f}" if isinstance(number, float) else f"{number:,}"
-
-
-def table(rows: Iterable[Row]) -> list[str]:
-    heads = ("", "before", "now", "wanted")
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ("---",) * 4, *(row.cells for row in rows))]
+def row(what: str, *now: float, before: str = "", wanted: str = "") -> Row:
+    shown = (f"{each:.1f}" if isinstance(each, float) else f"{each:,}" for each in now)
+    return what, before, "; ".join(shown), wanted
 
 
 def rows(all_: list[Module], call: Passed, whole: Passed) -> Iterator[Row]:
-    core = [module for module in all_ if module.name.startswith(CORE)]
-    yield from _passed_rows(core, call, whole)
-    yield from _read_rows(all_, core)
-    yield from _rooms(all_)
-
-
-def _passed_rows(core: list[Module], call: Passed, whole: Passed) -> Iterator[Row]:
+    core, names = [module for module in all_ if module.name.startswith(CORE)], {module.name for module in all_}
     in_core = {file for file in call.files if file.startswith("orla_lg/core/")}
     in_spine = in_core & {str(each.file.relative_to(ROOT)) for each in spine(core)}
-    yield Row("files", "files that the simplest wrapped call passes", (len(call.files),), "59", "≤ 40")
-    yield Row("files_core", "of these in the core; in the spine", (len(in_core), len(in_spine)), "52", "spine ≤ 17")
-    yield Row("calls", "Python calls of it; objects made", (call.calls.total(), call.made), "535; 63", "≤ 300")
-    yield Row("whole", "the whole run of its graph: files; calls", (len(whole.files), whole.calls.total()))
-
-
-def _read_rows(all_: list[Module], core: list[Module]) -> Iterator[Row]:
-    names = {module.name for module in all_}
+    yield row("files that the simplest wrapped call passes", len(call.files), before="59", wanted="≤ 40")
+    yield row("of these in the core; in the spine", len(in_core), len(in_spine), before="52",
+              wanted="spine ≤ 17")  # fmt: skip
+    yield row("Python calls of it; objects made", call.calls.total(), call.made, before="535; 63",
+              wanted="≤ 300")  # fmt: skip
+    yield row("the whole run of its graph: files; calls", len(whole.files), whole.calls.total())
     for types, before, what in ((True, "52", "type imports included"), (False, "0", "at run time")):
         found = circles({module.name: imports(module, names, types=types) for module in all_})
-        key = "circles" if types else "circles_run"
-        yield Row(key, f"files in circles, {what}", (sum(map(len, found)),), before, "0")
-    inner, rooms = spine(core), "one corridor of 79"
-    yield Row("spine", "spine: files; lines", (len(inner), _lines(inner)), rooms, "≤ 17; ≤ 4,000")
-    yield Row("core", "core: files; lines", (len(core), _lines(core)), "79; 13,965", "≤ 11,500 lines")
-    apart = {each.name: count for each in core if (count := told_apart(each))}
-    yield Row(
-        "kinds", "places in the core with `slots is None`; files", (sum(apart.values()), len(apart)), "26; 5", "0"
-    )
+        yield row(f"files in circles, {what}", sum(map(len, found)), before=before, wanted="0")
+    inner = spine(core)
+    yield row("spine: files; lines", len(inner), _lines(inner), before="one corridor of 79",
+              wanted="≤ 17; ≤ 4,000")  # fmt: skip
+    yield row("core: files; lines", len(core), _lines(core), before="79; 13,965", wanted="≤ 11,500 lines")
+    apart = [count for each in core if (count := told_apart(each))]
+    yield row("places in the core with `slots is None`; files", sum(apart), len(apart), before="26; 5",
+              wanted="0")  # fmt: skip
     for where, node in ((each, node) for each in core for node in classes(each) if node.name == SCHEDULER):
-        sizes = methods(node), len(imports(where, names))
-        yield Row("scheduler", f"methods of `{SCHEDULER}`; modules imported", sizes, "38; 33", "≤ 20; ≤ 12")
+        yield row(f"methods of `{SCHEDULER}`; modules imported", methods(node),
+                  len(imports(where, names)), before="38; 33", wanted="≤ 20; ≤ 12")  # fmt: skip
     largest = max((methods(node), node.name) for each in core for node in classes(each) if node.name != SCHEDULER)
-    yield Row("largest", f"methods of the largest other class of the core, `{largest[1]}`", (largest[0],))
-    yield Row("names", "class names in two or more modules", (len(names_twice(all_)),), "41", "0")
-    yield Row("prose", "person-words per 1,000 words of prose: core", (person_words(core),), "19.6", "< 5")
-    yield Row("prose_all", "the same: all", (person_words(all_),))
+    yield row(f"methods of the largest other class of the core, `{largest[1]}`", largest[0])
+    yield row("class names in two or more modules", len(names_twice(all_)), before="41", wanted="0")
+    yield row("person-words per 1,000 words of prose: core", person_words(core), before="19.6", wanted="< 5")
+    yield row("the same: all", person_words(all_))
     made = [sum(locks(each).total() for each in among) for among in (core, all_)]
-    yield Row("locks", "locks made in the core; in all", tuple(made), "22", "each with its reason")
+    yield row("locks made in the core; in all", *made, before="22", wanted="each with its reason")
     bench = modules(ROOT / "bench")
-    yield Row("bench", "bench: files; lines", (len(bench), _lines(bench)), "6,971 lines", "≤ 4,800 lines")
-
-
-def _rooms(all_: list[Module]) -> Iterator[Row]:
+    yield row("bench: files; lines", len(bench), _lines(bench), before="6,971 lines", wanted="≤ 4,800 lines")
     by_room: dict[str, list[Module]] = defaultdict(list)
     for module in all_:
         by_room[module.room].append(module)
     for room, inside in sorted(by_room.items()):
-        yield Row(f"room {room}", f"`{room}`: files; lines", (len(inside), _lines(inside)))
+        yield row(f"`{room}`: files; lines", len(inside), _lines(inside))
 
 
 def _lines(among: Iterable[Module]) -> int:
     return sum(each.lines for each in among)
-
-
-def write(page: Path, lines: Iterable[str]) -> None:
-    """Put the table where *page* keeps it; all else of it stays.
-
-    Raises:
-        SystemExit: The page has no place for it.
-    """
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{page} has no place for the table: no lines {BEGIN} and {END}")
-    head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
-    page.write_text("\n".join([f"{head}{BEGIN}", "", *lines, "", f"{END}{tail}"]), encoding="utf-8")
 
 
 def more(all_: list[Module], call: Passed) -> Iterator[str]:
@@ -421,18 +337,12 @@ def more(all_: list[Module], call: Passed) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--more", action="store_true", help="list what stands behind the figures")
-    parser.add_argument("--json", action="store_true", help="print the figures alone, and write no page")
-    args = parser.parse_args()
+    options = parser("house", __doc__)
+    options.add_argument("--more", action="store_true", help="list what stands behind the figures")
+    args = options.parse_args()
     all_, (call, whole) = modules(*PACKAGES), simplest_call()
-    found = list(rows(all_, call, whole))
-    if args.json:
-        print(json.dumps({row.key: row.now for row in found}, indent=1))
-        return 0
-    lines = table(found)
-    print("\n".join(lines))
-    write(PAGE, lines)
+    lines = table(HEADS, rows(all_, call, whole))
+    finish(lines, "house", DOCS / "architecture.md")
     if args.more:
         print("\n".join(more(all_, call)))
     return 0

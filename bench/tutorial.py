@@ -19,8 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.lib.command import parser
-from bench.lib.marks import DOCS, ROOT
+from bench.lib.command import DOCS, ROOT, parser
 
 PAGE = DOCS / "tutorial.md"
 PORTS = ("8001", "8002")

@@ -18,6 +18,7 @@ from langchain_core.language_models import BaseChatModel, FakeListChatModel
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_openai import OpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Orla, Record
@@ -274,3 +275,20 @@ def test_a_wrapped_sdk_is_restored(make_orla: Callable[..., Orla], engine: StubE
     assert CallbackManager.on_llm_start is not before[0] and AsyncCallbackManager.on_llm_start is not before[1]
     orla.close()
     assert (CallbackManager.on_llm_start, AsyncCallbackManager.on_llm_start) == before
+
+
+COMPLETION = {
+    "id": "c", "object": "text_completion", "created": 1, "model": "m",
+    "choices": [{"index": 0, "text": "said", "finish_reason": "stop", "logprobs": None}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", ["invoke", "ainvoke", "batch"])
+def test_a_text_model_whose_client_is_known_is_recorded_once(make_orla: Callable[..., Orla], use: str) -> None:
+    with StubEngine(speaks={"/v1/completions": lambda body: COMPLETION}) as engine:
+        orla = make_orla(at(engine), mapper={"*": "main"})
+        llm = OpenAI(model="gpt-x", base_url="http://127.0.0.1:1/v1", api_key="any", max_retries=0)  # type: ignore[call-arg,arg-type]
+        orla.wrap(node(USES[use], llm)).invoke(HI)
+        (record,) = orla.records()
+        assert (record.external, record.stage, record.backend) == (False, "ask", "main")

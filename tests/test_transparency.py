@@ -11,12 +11,18 @@ import pickle
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import openai
 import pytest
 from langchain.agents import create_agent
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
@@ -849,3 +855,51 @@ def test_a_model_used_before_wrapping_is_intercepted_after(engine: StubEngine, o
     engine.requests.clear()
     orla.wrap(graph).invoke(QUESTION)
     assert [seen.key for seen in engine.chats] == [BACKEND_KEY] * 3
+
+
+# ── the run of a model ───────────────────────────────────────────────────────────────────────────────
+
+
+class Heard(BaseCallbackHandler):
+    """A handler of the user's, which hears the tokens of every model."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+        self.tokens += 1
+
+
+@pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream"])
+async def test_the_run_of_a_model_carries_the_users_handlers_and_not_ours(
+    form: str, engine: StubEngine, orla: Orla, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangChain asks each of them at each token, and an async run yields to its loop for that."""
+    model, carried = chat(engine), list[list[BaseCallbackHandler]]()
+    for kind in (CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun):
+
+        def ended(self: Any, *args: Any, _ended: Any = kind.on_llm_end, **kwargs: Any) -> Any:
+            carried.append(self.handlers)
+            return _ended(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "on_llm_end", ended)
+
+    async def ask(state: MessagesState) -> Any:
+        asked = state["messages"]
+        match form:
+            case "invoke":
+                answers = [model.invoke(asked)]
+            case "ainvoke":
+                answers = [await model.ainvoke(asked)]
+            case "stream":
+                answers = list(model.stream(asked))
+            case _:
+                answers = [chunk async for chunk in model.astream(asked)]
+        return {"messages": answers[-1:]}
+
+    theirs = Heard()
+    graph = orla.wrap(StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile())
+    await graph.ainvoke(cast("Any", QUESTION), {"callbacks": [theirs]})
+    assert carried == [[theirs]]
+    assert (theirs.tokens > 0) is ("stream" in form)
+    assert [(record.stage, record.external) for record in orla.records()] == [("ask", False)]

@@ -292,10 +292,12 @@ class VLLMAdapter(OpenAIAdapter):
         return self.tokens_in(answer)
 
     async def abort(self, call_id: str) -> bool:
-        """End a chat completion; vLLM made its id out of ours and answers before it looks whether it knows it."""
+        """End a call, by its id on each wire; vLLM makes that out of ours, and answers before it looks for it."""
         if self._abort_path is None or not call_id:
             return False
-        return await self.takes(self.root + self._abort_path, {"request_ids": [f"chatcmpl-{call_id}"]})
+        return await self.takes(
+            self.root + self._abort_path, {"request_ids": [f"chatcmpl-{call_id}", f"resp_{call_id}"]}
+        )
 
     async def sleep(self) -> Effect:
         """Let running requests end, then move the weights out and drop the KV cache."""

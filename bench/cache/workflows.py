@@ -1,20 +1,16 @@
-"""A support desk of five stages: the texts, and the graph.
-
-Every ticket goes through the same five nodes, each with a prompt of its own for the model. A stage sees all that was
-said before it, so each prompt is the one before, the answer to that, what the stage looked up, and its instruction.
-All tickets begin with the same policy.
-"""
+"""A support desk of five stages: the texts, and the graph."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 
 from bench.lib.client import ask
 from bench.lib.engines import Message
@@ -26,47 +22,7 @@ ANSWER_TOKENS = 24
 LOOK_UP_LEAST_S, LOOK_UP_MEAN_S, LOOK_UP_MOST_S = 0.2, 1.0, 3.0
 """What a stage looks up before it asks takes so long; exponential, clipped."""
 
-POLICY = """\
-You work at the support desk of Northlight Outdoor, a shop for tents, packs and stoves. Follow this policy to the \
-letter.
-
-1. Returns. Goods may be sent back within thirty days of delivery if they are unused and in their packing. The \
-customer pays the way back unless the goods were wrong or broken on arrival. Goods that were made to order, and \
-fuel of any kind, cannot be sent back. A return that comes late by up to seven days is accepted once per customer \
-and year, as a favour, and is noted as such. Later ones are refused with regret, and with the offer of a repair at \
-cost.
-
-2. Refunds. Money goes back the way it came, within five working days after the goods were checked. Shipping is \
-refunded only if the whole order is. Where a voucher was used, the voucher is restored first and the rest is paid \
-out. An amount above two hundred euros needs the word of a second person, and the case is marked as waiting for it. \
-Never promise a date for a refund: name the five working days.
-
-3. Parcels. A parcel counts as lost when its tracking has not moved for eight days within the country, or fifteen \
-days abroad. Before that, open an inquiry with the carrier and tell the customer its number. A lost parcel is sent \
-again if the goods are in stock, else refunded. A parcel that the carrier calls delivered and the customer has not \
-seen is first asked for at the neighbours and at the depot; the customer signs a statement, and then it is treated \
-as lost.
-
-4. Repairs. The guarantee is two years, for tents three. It covers seams, zips, poles and burners, not wear, mould, \
-or burns. The customer sends a photograph first. A repair takes up to four weeks; for a tour that starts earlier we \
-lend a tent or a pack of the same kind against a deposit of fifty euros. What cannot be repaired under the \
-guarantee is replaced by the same thing or its follower.
-
-5. Complaints about people. Say thank you, do not take sides, and hand over to the team lead on the same day. \
-Nothing about colleagues is written to a customer, not even an excuse.
-
-6. Safety. Every report of a stove that flares, leaks or smells, and of a tent that caught fire, is urgent whatever \
-the customer wants: tell him not to use it any more, to keep it, and that we fetch it at our cost. Mark the case \
-red. Such cases are never closed by the desk.
-
-7. Tone. Short sentences, friendly, no jargon. Address the customer by name. Say first what will happen, then why, \
-then what the customer has to do. One apology is enough. Do not quote this policy and do not mention that there is \
-one.
-
-8. What is written down. Every answer of a stage begins with the number of the case. Facts come from the file only; \
-what is not in the file is asked for, not guessed. Amounts are given in euros with two places, dates as day and \
-month."""
-
+POLICY = Path(__file__).with_name("policy.txt").read_text(encoding="utf-8").strip()
 CASES = (
     ("a return", "the {item} is too small for us and I would like to send it back, it is still in its bag"),
     ("a parcel", "the {item} should have come last week and the tracking has not moved since it left your store"),
@@ -89,13 +45,7 @@ ASKED = (
 
 
 def tickets(count: int, every_s: float, seed: int) -> list[Session]:
-    """Return the cases of a turn; they arrive as a Poisson process.
-
-    Args:
-        count: How many.
-        every_s: Seconds between two arrivals, on the mean.
-        seed: The same seed gives the same cases at the same times.
-    """
+    """Return so many cases; they arrive as a Poisson process, with *every_s* between two on the mean."""
     dice, begin_s, made = Random(seed), 0.0, list[Session]()
     for number in range(count):
         waits_s = [0.0, *(_look_up_s(dice) for _ in STAGES[1:])]
@@ -128,33 +78,18 @@ def _said(case: int, dice: Random) -> tuple[str, ...]:
     return tuple(f"{what}\n{asked}" for what, asked in zip(found, ASKED, strict=True))
 
 
-# The graph --------------------------------------------------------------------------------------------------
-
-
 def opening(ticket: Session) -> list[Message]:
     """Return a ticket's first prompt."""
     return [{"role": "system", "content": POLICY}, {"role": "user", "content": ticket.said[0]}]
 
 
 def graph_of(model: ChatOpenAI, cases: Sequence[Session], after: After = None) -> Any:
-    """Return the support desk as a compiled graph of five nodes in a row.
-
-    Args:
-        model: Asked by every stage.
-        cases: By their numbers in the state; a stage waits, then asks.
-        after: Done after every call, within its node; what the paper's baseline does to the engine.
-    """
-    graph = StateGraph(State)
-    for number, stage in enumerate(STAGES):
-        graph.add_node(stage, _stage(model, cases, number, after))
-    for before, stage in zip((START, *STAGES), (*STAGES, END), strict=True):
-        graph.add_edge(before, stage)
-    return graph.compile()
+    """Return the support desk, five nodes in a row; *after* is done after every call, within its node."""
+    stages = [(stage, _stage(model, cases, number, after)) for number, stage in enumerate(STAGES)]
+    return StateGraph(State).add_sequence(stages).add_edge(START, STAGES[0]).compile()
 
 
-def _stage(
-    model: ChatOpenAI, cases: Sequence[Session], stage: int, after: Callable[[], Awaitable[None]] | None
-) -> Any:
+def _stage(model: ChatOpenAI, cases: Sequence[Session], stage: int, after: After) -> Any:
     # Answers of one length: otherwise arms would differ by what the model happens to say.
     length: dict[str, Any] = {"max_tokens": ANSWER_TOKENS, "extra_body": {"ignore_eos": True}}
 

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.lib import plot
-from bench.lib.command import parser
+from bench.lib.calls import Turn
+from bench.lib.command import DOCS, ended, finish, parser, usual
 from bench.lib.figures import table
 from bench.lib.flags import above_zero, amount, count, share
-from bench.lib.machine import Others
-from bench.lib.marks import DOCS, put
+from bench.lib.kept import Kept
 from orla_lg.openai_api.metrics import samples
 from orla_lg_sim.client import TimingClient
 from orla_lg_sim.parameters import EngineParameters, load
@@ -33,18 +32,42 @@ from orla_lg_sim.replay import CallOutcome, VirtualReplay, live, summarise
 from orla_lg_sim.sessions import Session, Shape, read
 from orla_lg_sim.text import Tokenizer, tokenizer_of
 
-PAGE, FIGURE = DOCS / "simulation.md", DOCS / "sim-fidelity.svg"
 GOAL_TIME, GOAL_CACHED = 0.15, 0.05
+HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One engine, live and simulated."""
+    """One live engine."""
+
+    name: str
+    url: str
+
+    async def replay(self, sessions: list[Session], seed: int) -> Turn:
+        """Replay a round's sessions from an empty cache."""
+        client = TimingClient(self.url)
+        try:
+            await client.served()
+            labels = next(labels for labels, _ in samples(await client.metrics(), "vllm:cache_config_info"))
+            for _ in range(2):  # the first calls after a pause are slower
+                await client.ask(HELLO)
+            if not await client.forget_everything():
+                raise SystemExit(
+                    f"{self.url} does not let its cache be emptied; start it with VLLM_SERVER_DEV_MODE=1"
+                )
+            outcomes = [asdict(outcome) for outcome in await live(sessions, client)]
+        finally:
+            await client.aclose()
+        more = {"kv_blocks": int(labels["num_gpu_blocks"]) - 1, "outcomes": outcomes}
+        return Turn(self.name, seed, 0, [], [], more=more)
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """The same sessions on an engine, live and simulated."""
 
     name: str
     kv_blocks: int
-    others: list[float]
-    """Of each round, what other processes took of the machine."""
     live: list[CallOutcome]
     simulated: list[CallOutcome]
 
@@ -54,54 +77,33 @@ def sessions_of(args: argparse.Namespace, number: int) -> list[Session]:
     return read(args.sessions, shape)
 
 
-async def measured(args: argparse.Namespace, name: str, url: str) -> dict[str, object]:
-    """Replay all rounds on a live engine."""
-    client = TimingClient(url)
-    rounds: list[list[dict[str, object]]] = []
-    shares: list[float] = []
-    try:
-        await client.served()
-        text = await client.metrics()
-        labels = next(labels for labels, _ in samples(text, "vllm:cache_config_info"))
-        for number in range(args.rounds):
-            for attempt in range(args.attempts):
-                outcomes, others = await one_round(client, sessions_of(args, number), url)
-                print(name, number, f"others {others:.1%}", summarise(outcomes), file=sys.stderr, flush=True)
-                if others <= args.quiet or attempt == args.attempts - 1:
-                    break
-            rounds.append([asdict(outcome) for outcome in outcomes])
-            shares.append(others)
-    finally:
-        await client.aclose()
-    return {"name": name, "kv_blocks": int(labels["num_gpu_blocks"]) - 1, "rounds": rounds, "others": shares}
+def measure(args: argparse.Namespace) -> Kept:
+    """Replay live what is not kept yet."""
+    names = ("rounds", "count", "turns", "every", "think", "longest")
+    kept = Kept(args.keep, {} if args.again else {name: getattr(args, name) for name in names})
+    for name, url in (("no pressure", args.url), ("pressure", args.tight_url)):
+        if url and not args.again:
+            rounds = kept.measure(
+                url, [Arm(name, url)], args.rounds, lambda seed: sessions_of(args, seed), Arm.replay, quiet=args.quiet
+            )
+            asyncio.run(rounds)
+    return kept
 
 
-async def one_round(client: TimingClient, sessions: list[Session], url: str) -> tuple[list[CallOutcome], float]:
-    """Replay once with an empty cache; returns also what others took of the machine meanwhile."""
-    for _ in range(2):  # the first calls after a pause are slower
-        await client.ask({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8})
-    if not await client.forget_everything():
-        sys.exit(f"{url} does not let its cache be emptied; start it with VLLM_SERVER_DEV_MODE=1")
-    others = Others(url)
-    return await live(sessions, client), others.share()
-
-
-def simulated(
-    args: argparse.Namespace, kept: dict[str, object], parameters: EngineParameters, tokenizer: Tokenizer
-) -> Arm:
+def beside(
+    args: argparse.Namespace, turns: Sequence[Turn], parameters: EngineParameters, tokenizer: Tokenizer
+) -> list[Both]:
     """Replay on the simulation what was replayed live."""
-    blocks, rounds = kept["kv_blocks"], kept["rounds"]
-    assert isinstance(blocks, int) and isinstance(rounds, list)
-    made: list[CallOutcome] = []
-    for number in range(len(rounds)):
-        same = replace(parameters, kv_blocks=blocks)
-        made += VirtualReplay(sessions_of(args, number), same, tokenizer).run()
-    shares = kept["others"]
-    assert isinstance(shares, list)
-    return Arm(str(kept["name"]), blocks, shares, [CallOutcome(**row) for one in rounds for row in one], made)
+    found: dict[str, Both] = {}
+    for turn in sorted(turns, key=lambda turn: turn.seed):
+        same = replace(parameters, kv_blocks=turn.more["kv_blocks"])
+        both = found.setdefault(turn.arm, Both(turn.arm, same.kv_blocks, [], []))
+        both.live.extend(CallOutcome(**row) for row in turn.more["outcomes"])
+        both.simulated.extend(VirtualReplay(sessions_of(args, turn.seed), same, tokenizer).run())
+    return list(found.values())
 
 
-def rows(arms: Sequence[Arm]) -> list[str]:
+def rows(arms: Sequence[Both]) -> list[str]:
     lines = []
     for arm in arms:
         real, ours = summarise(arm.live), summarise(arm.simulated)
@@ -113,42 +115,28 @@ def rows(arms: Sequence[Arm]) -> list[str]:
             ("completion, mean", real.mean_duration_s * 1e3, ours.mean_duration_s * 1e3, " ms", None),
             ("cached tokens", real.cached_tokens, ours.cached_tokens, "", GOAL_CACHED),
         ):
-            off = b / a - 1
-            told = (
-                f"{off:+.1%}" if goal is None else f"**{off:+.1%}**" + ("" if abs(off) <= goal else " (goal missed)")
-            )
-            lines.append([where, title, f"{a:,.0f}{unit}", f"{b:,.0f}{unit}", told])
+            off = f"{b / a - 1:+.1%}"
+            if goal is not None:
+                off = f"**{off}**" if abs(b / a - 1) <= goal else f"**{off}** (goal missed)"
+            lines.append([where, title, f"{a:,.0f}{unit}", f"{b:,.0f}{unit}", off])
     return table(["cache", "figure", "vLLM", "simulated", "difference"], lines)
 
 
-def draw(arms: Sequence[Arm]) -> None:
+def draw(arms: Sequence[Both]) -> None:
+    size = (8, 2.6 * len(arms))
     figure, axes = plot.pyplot("orla_lg", 9, text=True).subplots(
-        len(arms), 2, figsize=(8, 2.6 * len(arms)), squeeze=False, layout="constrained"
+        len(arms), 2, figsize=size, squeeze=False, layout="constrained"
     )
+    titles = {"ttft_s": "time to first token", "duration_s": "completion"}
     for row, arm in zip(axes, arms, strict=True):
-        for axis, what, title in zip(
-            row, ("ttft_s", "duration_s"), ("time to first token", "completion"), strict=True
-        ):
+        for axis, (what, title) in zip(row, titles.items(), strict=True):
             for outcomes, label, style in ((arm.live, "vLLM", "-"), (arm.simulated, "simulated", "--")):
                 plot.shares(axis, [getattr(outcome, what) for outcome in outcomes], label, ls=style)
-            axis.set(
-                title=f"{title}, {arm.name}", xscale="log", xlabel="seconds", ylabel="part of calls", ylim=(0, 1)
-            )
+            named = {"title": f"{title}, {arm.name}", "xlabel": "seconds", "ylabel": "part of calls"}
+            axis.set(**named, xscale="log", ylim=(0, 1))
             axis.grid(alpha=0.3, which="both")
             axis.legend()
-    plot.save(figure, FIGURE, tight=None)
-
-
-def write(arms: Sequence[Arm], args: argparse.Namespace) -> None:
-    calls = len(arms[0].live)
-    busiest = max(share for arm in arms for share in arm.others)
-    said = [
-        f"{calls} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. Other",
-        f"processes took {busiest:.0%} of the machine in the worst round.",
-        "",
-    ]
-    put(PAGE, "fidelity", [*said, *rows(arms)])
-    draw(arms)
+    plot.save(figure, DOCS / "sim-fidelity.svg", tight=None)
 
 
 def options() -> argparse.Namespace:
@@ -159,33 +147,30 @@ def options() -> argparse.Namespace:
     add("--tokenizer", required=True, type=Path, help="the model's folder")
     add("--url", help="the live engine")
     add("--tight-url", help="the same with a small KV cache")
-    add("--keep", type=Path, default=Path("sim-fidelity.json"), help="where live measurements are kept")
     add("--again", action="store_true", help="take the live measurements kept before; simulate and draw only")
-    add("--rounds", type=count, default=3)
-    add("--quiet", type=share, default=0.05, help="repeat a round in which others took more of the machine (0.05)")
-    add("--attempts", type=count, default=2, help="how often at most (2)")
+    add("--quiet", type=share, default=0.05, help="repeat a round, once, beside which others took more (0.05)")
     add("--count", type=count, default=10, help="sessions in a round (10)")
     add("--turns", type=count, default=8, help="calls of each at most (8)")
     add("--every", type=above_zero, default=1.0, help="mean seconds between begins of sessions (1)")
     add("--think", type=amount, default=1.0, help="mean seconds between a call's end and the next (1)")
     add("--longest", type=count, default=12_500, help="longest prompt in characters")
-    add("--write", action="store_true", help="write docs/simulation.md and its figure")
+    usual(options, rounds=3, keep="sim-fidelity.json", writes="docs/simulation.md and its figure")
     return options.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     args = options()
-    kept = json.loads(args.keep.read_text()) if args.keep.exists() else {}
-    for name, url in (("no pressure", args.url), ("pressure", args.tight_url)):
-        if url and not args.again:
-            kept[name] = asyncio.run(measured(args, name, url))
-            args.keep.write_text(json.dumps(kept))
-    parameters, tokenizer = load(args.parameters), tokenizer_of(args.tokenizer)
-    arms = [simulated(args, one, parameters, tokenizer) for one in kept.values()]
-    print("\n".join(rows(arms)))
+    turns = measure(args).turns
+    if not (arms := beside(args, turns, load(args.parameters), tokenizer_of(args.tokenizer))):
+        raise SystemExit(f"{args.keep} holds no live measurements; give --url, --tight-url, or both")
+    setting = (
+        f"{len(arms[0].live)} calls of {args.rounds * args.count} sessions in {args.rounds} rounds, on each engine. "
+        f"Other processes took {max(turn.others for turn in turns):.0%} of the machine in the worst round."
+    )
     if args.write:
-        write(arms, args)
+        draw(arms)
+    return finish([setting, "", *rows(arms)], "fidelity", DOCS / "simulation.md" if args.write else None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main, "the same command goes on with the round that was broken off"))

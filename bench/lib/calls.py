@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench.lib.figures import percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,7 @@ class CallSeen:
 
     def since(self, begin_s: float) -> CallSeen:
         """Return the same with times after *begin_s*."""
-        times = {name: getattr(self, name) - begin_s for name in ("called_s", "first_s", "ended_s")}
-        return replace(self, **times)
+        return replace(self, **{name: getattr(self, name) - begin_s for name in ("called_s", "first_s", "ended_s")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,36 @@ class Turn:
     jobs: list[JobSeen]
     others: float = 0.0
     """What other processes took of the machine meanwhile, 0 to 1."""
+    place: str = ""
+    """Where, if an experiment has several places."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What only one experiment has."""
+
+    @property
+    def returning(self) -> list[CallSeen]:
+        """The calls that are not a session's first."""
+        return [call for call in self.calls if call.number]
+
+
+Calls = Callable[[Turn], Sequence[CallSeen]]
+
+
+def every(turn: Turn) -> Sequence[CallSeen]:
+    return turn.calls
+
+
+def returning(turn: Turn) -> Sequence[CallSeen]:
+    return turn.returning
 
 
 def ttfts_s(calls: Iterable[CallSeen]) -> list[float]:
     """Return how long each call waited for its first token, our queue included."""
     return [call.first_s - call.called_s for call in calls]
+
+
+def ttft_s(share: float, of: Calls = every) -> Callable[[Turn], float]:
+    """Return a figure of a turn: a quantile of the waits for the first token."""
+    return lambda turn: percentile(ttfts_s(of(turn)), share)
 
 
 def recomputed(calls: Iterable[CallSeen]) -> int:

@@ -40,49 +40,34 @@ async def warm(model: ChatOpenAI) -> None:
 
 
 async def ask(
-    model: Any,
-    messages: Sequence[BaseMessage],
-    *,
-    session: int,
-    number: int,
-    called_s: float | None = None,
+    model: Any, messages: Sequence[BaseMessage], *, session: int, number: int, called_s: float | None = None,
     **options: Any,
-) -> tuple[CallSeen, str]:
-    """Stream an answer; return what was seen of the call, its times as the clock has them, and the text.
-
-    Args:
-        model: Asked with *messages*.
-        messages: The prompt.
-        session: Whose call it is.
-        number: Of the call in its session.
-        called_s: Since when the call counts; ``None``: now.
-        **options: Given to the model.
-
-    Raises:
-        SystemExit: The engine does not count tokens.
-    """
+) -> tuple[CallSeen, str]:  # fmt: skip
+    """Stream an answer; return what was seen of the call, its times as the clock has them, and the text."""
     called_s, first_s, whole = called_s or time.perf_counter(), None, AIMessageChunk("")
     async for chunk in model.astream(list(messages), **options):
         if first_s is None and (chunk.content or chunk.tool_call_chunks):
             first_s = time.perf_counter()
         whole += chunk
-    ended_s, usage = time.perf_counter(), whole.usage_metadata
-    if usage is None:
+    ended_s = time.perf_counter()
+    return seen(whole, session, number, called_s, first_s or ended_s, ended_s), str(whole.content)
+
+
+def seen(answer: Any, session: int, number: int, called_s: float, first_s: float, ended_s: float) -> CallSeen:
+    """Return what was seen of a call that gave this answer."""
+    if (usage := answer.usage_metadata) is None:
         raise SystemExit("the engine does not count tokens in its streams")
     cached = (usage.get("input_token_details") or {}).get("cache_read") or 0
-    tokens = (usage["input_tokens"], cached, usage["output_tokens"])
-    return CallSeen(session, number, called_s, first_s or ended_s, ended_s, *tokens), str(whole.content)
+    return CallSeen(
+        session, number, called_s, first_s, ended_s, usage["input_tokens"], cached, usage["output_tokens"]
+    )
 
 
 @contextmanager
 def connected(
     backends: Sequence[Backend], mapper: Mapping[str, Any] | None = None, *, wrapped: bool = True, **options: Any
 ) -> Iterator[Orla | None]:
-    """Give an ``Orla`` whose backends answer; ``None`` for an arm that is not *wrapped*.
-
-    Raises:
-        SystemExit: A backend does not answer.
-    """
+    """Give an ``Orla`` whose backends answer; ``None`` for an arm that is not *wrapped*."""
     if not wrapped:
         yield None
         return
@@ -90,3 +75,8 @@ def connected(
         if faults := [str(fault) for fault in orla.connect(CONNECT_PATIENCE_S).values() if fault is not None]:
             raise SystemExit("; ".join(faults))
         yield orla
+
+
+def wrapped(orla: Orla | None, graph: Any) -> Any:
+    """Return a graph as an arm serves it."""
+    return graph if orla is None else orla.wrap(graph)

@@ -19,7 +19,7 @@ from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.placement.view import BackendView
-from orla_lg.core.policies import RequestChoice, StageChoice, policies, policy
+from orla_lg.core.policies import policies, policy
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.record import CallEvent, Happening, Record

@@ -13,8 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from bench.lib.marks import ROOT
-from bench.lib.progress import tell
+from bench.lib.command import ROOT, tell
 from orla_lg.engines import EngineOptions, running_engine
 from orla_lg.openai_api.metrics import samples
 from orla_lg_llamacpp.embedded import free_port
@@ -33,11 +32,7 @@ def cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class Engine:
-    """An engine beside its chat API.
-
-    Raises:
-        SystemExit: It does not answer, or not as this needs it.
-    """
+    """An engine beside its chat API; each kind has ``prompt``, a chat's tokens, and ``empty_cache``."""
 
     block_tokens = 1
     """What is cached together or not at all."""
@@ -52,14 +47,6 @@ class Engine:
     def has_plugin(self) -> bool:
         """Whether the engine hears of workflows, where that takes a plugin."""
         return True
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a chat that asks for an answer."""
-        raise NotImplementedError
-
-    def empty_cache(self) -> None:
-        """Forget every prefix."""
-        raise NotImplementedError
 
     def _asked(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         try:
@@ -142,14 +129,36 @@ def engine_at(options: EngineOptions, url: str | None = None) -> Iterator[Any]:
         yield stack.enter_context(Llama(url) if options.engine == LLAMACPP else VLLM(url))
 
 
-# A llama.cpp with flags that Orla's own engines do not have --------------------------------------------------
+def child(*words: str) -> tuple[subprocess.Popen[str], str]:
+    """Start an engine in a Python of its own, which ends with its standard input; return it and the URL it prints."""
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,  # Ctrl-C is for the benchmark, which ends its engine
+    )  # fmt: skip
+    assert process.stdout is not None
+    if not (url := process.stdout.readline().strip()):
+        raise SystemExit(f"an engine did not start with {words}")
+    return process, url
 
+
+@contextlib.contextmanager
+def started(module: str, *options: str) -> Iterator[str]:
+    """Run a module that serves as a process of its own, and give its URL."""
+    process, url = child("-m", module, *options)
+    with process:
+        try:
+            yield url
+        finally:
+            process.terminate()
+
+
+# A llama.cpp with flags that Orla's own engines do not have
 SERVE = """
 import json, sys
 said = json.loads(sys.argv[1])
 import xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.model_alias = said["model"], {"smollm2"}
+params.model.path, params.model_alias = said["path"], {said["model"]}
 params.hostnames, params.port, params.verbosity = ["127.0.0.1"], said["port"], 0
 params.n_parallel, params.n_ctx = said["slots"], said["slots"] * said["context"]
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = said["threads"]
@@ -165,63 +174,31 @@ sys.stdin.read()
 
 
 class LlamaProcess:
-    """A llama.cpp in a process of its own, started with the object.
+    """A llama.cpp in a process of its own; *cache_ram* is MiB beside the slots (-1: without end), *save* a folder."""
 
-    Args:
-        slots: It has so many.
-        context: Tokens of each.
-        threads: To compute with.
-        port: 0: a free one.
-        cache_ram: MiB beside the slots; -1: without end.
-        save: A folder for saved slots; empty: it saves none.
-
-    Raises:
-        SystemExit: It does not start.
-    """
-
-    name = "smollm2"
+    model = "smollm2"
 
     def __init__(self, *, slots: int, context: int, threads: int, port: int, cache_ram: int, save: str) -> None:
         self._said = {
-            "model": str(ensure_model()), "port": port or free_port(), "slots": slots, "context": context,
-            "threads": threads, "cache_ram": cache_ram, "save": save,
+            "path": str(ensure_model()), "model": self.model, "port": port or free_port(), "slots": slots,
+            "context": context, "threads": threads, "cache_ram": cache_ram, "save": save,
         }  # fmt: skip
         self.start()
 
     def start(self) -> None:
-        words = [sys.executable, "-c", SERVE, json.dumps(self._said)]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,  # Ctrl-C is for the benchmark, which ends its engine
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        address = self.process.stdout.readline().strip()
-        if not address:
-            raise SystemExit(f"llama.cpp did not start with {self._said}")
+        self.process, address = child("-c", SERVE, json.dumps(self._said))
         self.url = f"{address}/v1"
 
     def end(self) -> None:
         with self.process:
             self.process.kill()
 
+    def restart(self) -> None:
+        self.end()
+        self.start()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.end()
-
-
-# A stub that answers at once ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def stub(*options: str) -> Iterator[str]:
-    """Start the stub engine of the tests in a process of its own and give its URL."""
-    command = [sys.executable, "-m", "tests.stub_engine", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()

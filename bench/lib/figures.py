@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 
 class InRound(Protocol):
@@ -60,17 +60,21 @@ def ratios(mine: Iterable[float], others: Iterable[float]) -> list[float]:
     return [a / b if b else 1.0 for a, b in zip(mine, others, strict=True)]
 
 
+class Column(NamedTuple):
+    """A figure of a turn as tables show it."""
+
+    title: str
+    of: Callable[[Any], float]
+    form: str = ",.2f"
+
+
 class Rounds(Generic[T]):
-    """Turns by arm and round. Only rounds that every arm has had count: a broken one compares nothing.
+    """Turns by arm and round. Only rounds that every arm has had count: a broken one compares nothing."""
 
-    Args:
-        turns: In any order; arms keep the order in which they come first.
-        must: Arms without which no round counts.
-    """
-
-    def __init__(self, turns: Iterable[T], must: Iterable[str] = ()) -> None:
+    def __init__(self, turns: Iterable[T], order: Sequence[str] = (), must: Iterable[str] = ()) -> None:
         self._turns: Mapping[tuple[str, int], T] = {(turn.arm, turn.seed): turn for turn in turns}
-        self.arms = list(dict.fromkeys(arm for arm, _ in self._turns))
+        found = dict.fromkeys(arm for arm, _ in self._turns)
+        self.arms = [*(arm for arm in order if arm in found), *(arm for arm in found if arm not in order)]
         wanted = {*self.arms, *must}
         seeds = sorted({seed for _, seed in self._turns})
         self.seeds = [seed for seed in seeds if all((arm, seed) in self._turns for arm in wanted)]
@@ -93,6 +97,17 @@ class Rounds(Generic[T]):
     def ratio(self, arm: str, against: str, figure: Callable[[T], float]) -> float:
         """Return the median of those."""
         return median(self.ratios(arm, against, figure))
+
+    def table(
+        self, title: str, columns: Sequence[Column], *, heads: Sequence[str] = (),
+        cells: Callable[[list[T]], Sequence[str]] = lambda turns: (), **shown: bool,
+    ) -> list[str]:  # fmt: skip
+        """Return a row for each arm: medians over the rounds with the extremes, then *cells* of its turns."""
+        rows = []
+        for arm in self.arms:
+            figures = (spread(self.column(arm, of)).shown(form, **shown) for _, of, form in columns)
+            rows.append([arm, *figures, *cells(self.of(arm))])
+        return table([title, *(column.title for column in columns), *heads], rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

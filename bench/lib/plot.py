@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.lib.figures import Spread
+from bench.lib.figures import Rounds, Spread
 
 
 def pyplot(salt: str, size: float = 8, *, text: bool = False) -> Any:
-    """Return matplotlib's pyplot, set up.
-
-    Args:
-        salt: Makes the names within the file; one for each drawing.
-        size: Of the font.
-        text: Letters stay letters instead of shapes.
-    """
+    """Return matplotlib's pyplot; *salt* makes the names within the file, *text* leaves letters letters."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -54,3 +48,25 @@ def open_axes(*panes: Any) -> None:
     """Leave the upper and the right line of every pane away."""
     for axes in panes:
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def curves(
+    name: str, path: Path, panes: Mapping[str, Rounds[Any]], values: Callable[[Any], Sequence[float]],
+    colours: Mapping[str, str] | None = None, wide: int = 4,
+) -> None:  # fmt: skip
+    """Draw, in a pane for each title, which part of an arm's calls had its first token within so many seconds."""
+    high, across = -(-len(panes) // wide), min(wide, len(panes))
+    figure, drawn = pyplot(name).subplots(high, across, figsize=(3.2 * across, 2.8 * high), squeeze=False)
+    for axes in drawn.flat[len(panes) :]:
+        axes.set_axis_off()
+    for axes, (title, rounds) in zip(drawn.flat, panes.items(), strict=False):
+        for arm in rounds.arms:
+            style = {"color": colours[arm]} if colours else {}
+            shares(axes, [value for turn in rounds.of(arm) for value in values(turn)], arm, lw=1.2, **style)
+        axes.set(title=title, xscale="log", xlabel="time to first token, s", ylabel="part of the calls", ylim=(0, 1))
+    open_axes(*drawn.flat)
+    named = {
+        label: line for axes in drawn.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named.keys(), loc="lower center", ncols=len(named), frameon=False)
+    save(figure, path, tight=(0, 0.27 / (2.8 * high), 1, 1))

@@ -1,20 +1,22 @@
-"""Agents as a LangGraph graph (say something, ask the model, wait for a tool, until all was said), and arrivals."""
+"""Agents as a LangGraph graph (say something, ask the model, wait for a tool), arrivals, and one turn of an arm."""
 
 from __future__ import annotations
 
 import asyncio
 import operator
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 
-from bench.lib.calls import CallSeen, JobSeen
-from bench.lib.client import ask
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.client import ask, connected, model_at, warm, wrapped
+from orla_lg import Backend, Orla
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,13 @@ async def sleep(number: int, wait_s: float) -> None:
 
 
 def agent(
-    sessions: Sequence[Session],
-    model: Any,
-    *,
-    system: str = "",
-    tool: Callable[[int, float], Awaitable[Any]] = sleep,
-    extra: Callable[[int], dict[str, Any]] = lambda number: {},
+    sessions: Sequence[Session], model: Any, *, system: str = "",
+    tool: Callable[[int, float], Awaitable[Any]] = sleep, extra: Callable[[int], dict[str, Any]] = lambda number: {},
     tick: Callable[[], None] = lambda: None,
-) -> StateGraph[Any, Any, Any, Any]:
+) -> StateGraph[Any, Any, Any, Any]:  # fmt: skip
     """Return the graph; answers in a history are those that the engine gave, as in a real agent.
 
-    Args:
-        sessions: By their number in the state.
-        model: Asked by the node ``agent``.
-        system: What every history begins with.
-        tool: Awaited by the node ``tool`` with a session's number and its wait.
-        extra: Given to the model for a session's calls.
-        tick: Called after every call.
+    *tool* is awaited with a session's number and its wait, *extra* gives a session's options for the model.
     """
 
     async def agent(state: State) -> dict[str, Any]:
@@ -63,9 +55,8 @@ def agent(
         fresh: list[AnyMessage] = [SystemMessage(system)] if system and not calls else []
         fresh.append(HumanMessage(sessions[number].said[calls]))
         called_s = None if calls else state["arrived_s"]  # where sessions wait to be let in, the first call waits
-        seen, answer = await ask(
-            model, [*state["history"], *fresh], session=number, number=calls, called_s=called_s, **extra(number)
-        )
+        history = [*state["history"], *fresh]
+        seen, answer = await ask(model, history, session=number, number=calls, called_s=called_s, **extra(number))
         tick()
         return {"history": [*fresh, AIMessage(answer)], "seen": [seen]}
 
@@ -80,30 +71,15 @@ def agent(
         return "agent" if len(state["seen"]) < len(sessions[state["number"]].said) else END
 
     graph = StateGraph(State).add_node("agent", agent).add_node("tool", wait).add_edge(START, "agent")
-    return graph.add_conditional_edges("agent", waits, ["tool", END]).add_conditional_edges(
-        "tool", goes_on, ["agent", END]
-    )
-
-
-class Arriving(Protocol):
-    """What is known of a session outside its graph."""
-
-    @property
-    def begin_s(self) -> float: ...
+    graph.add_conditional_edges("agent", waits, ["tool", END])
+    return graph.add_conditional_edges("tool", goes_on, ["agent", END])
 
 
 async def play(
-    graph: Any, sessions: Sequence[Arriving], *, door: AbstractAsyncContextManager[Any] | None = None,
+    graph: Any, sessions: Sequence[Session], *, door: AbstractAsyncContextManager[Any] | None = None,
     threads: bool = False,
 ) -> tuple[list[CallSeen], list[JobSeen]]:  # fmt: skip
-    """Let all sessions arrive at their times and see them end; times count from now.
-
-    Args:
-        graph: Wrapped or not; its state is given a session's number.
-        sessions: In the order of their numbers.
-        door: What each passes before its first call.
-        threads: Each runs on a thread of its own.
-    """
+    """Let all sessions arrive at their times and see them end; times count from now."""
     calls, jobs, begin_s = list[CallSeen](), list[JobSeen](), time.perf_counter()
 
     async def one(number: int) -> None:
@@ -122,3 +98,32 @@ async def play(
         for number in range(len(sessions)):
             group.create_task(one(number))
     return calls, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to serve a graph."""
+
+    name: str
+    orla: Mapping[str, Any] | None = None
+    """What the ``Orla`` around the graph is given beside its backends; ``None``: the graph stays bare."""
+
+
+async def turn_of(
+    arm: Any, engine: Any, backend: Backend, sessions: Sequence[Any], graph: Callable[[ChatOpenAI], Any], *,
+    seed: int, shared: int = 0, place: str = "", mapper: Mapping[str, Any] | None = None, fresh: bool = False,
+    showing: Callable[[Orla | None], dict[str, Any]] = lambda orla: {}, **how: Any,
+) -> Turn:  # fmt: skip
+    """Play sessions on an engine in an arm's way, from an empty cache.
+
+    A *fresh* engine has just been started: it is neither warmed nor emptied. *showing* says what only this experiment
+    wants to know of the arm's ``Orla``; for *how* see ``play``.
+    """
+    async with model_at(engine.url, engine.model) as model:
+        built = graph(model)
+        with connected([backend], mapper, wrapped=arm.orla is not None, **(arm.orla or {})) as orla:
+            if not fresh:
+                await warm(model)
+                engine.empty_cache()
+            calls, jobs = await play(wrapped(orla, built), sessions, **how)
+            return Turn(arm.name, seed, shared, calls, jobs, place=place, more=showing(orla))

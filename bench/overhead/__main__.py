@@ -5,49 +5,37 @@
     make check-overhead                      CPU time alone, against its goal; fails beyond it
     python -m bench.overhead --help
 
-The stub is a process of its own with TCP_NODELAY. The arms run in alternating blocks of one run, and each
-figure is the difference between neighbouring blocks, so a machine that slows down slows both. Calls are
-made inside a graph's node; the bare arm is the same graph, not wrapped. At 80 calls/s they arrive as a
-Poisson process, whether or not earlier ones have ended (open loop).
+The arms run in alternating blocks of one run, and each figure is the difference between neighbouring blocks, so a
+machine that slows down slows both. Beside wall time stands the CPU time of the caller's process (all its threads,
+user and system), which a busy machine disturbs less; its ratio to the bare arm, the median over blocks, is what
+``--check`` judges.
 
-With ``--clients`` the same ChatOpenAI calls by an SDK that is met at its HTTP client only, as Groq's or Anthropic's
-are, with bytes that pass as they are: what that adds is set against what the faster way of OpenAI's own SDK adds.
-
-Beside wall time stands the CPU time of the caller's process (all its threads, user and system), which a busy machine
-disturbs less. The ratio to the bare arm is what ``--check`` judges:
-the median over blocks, each against its neighbour.
+With ``--clients`` the same calls by an SDK that is met at its HTTP client: what that adds is set against what the
+faster way of OpenAI's own SDK adds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-import os
 import random
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from statistics import median
+from typing import Any, NamedTuple, TypedDict
 
-import openai
 import psutil
-from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
 from bench.lib import plot
-from bench.lib.command import parser
-from bench.lib.engines import stub
-from bench.lib.figures import at_rank, ratios, spread, table
+from bench.lib.command import DOCS, parser, tell
+from bench.lib.figures import Rounds, at_rank, ratios, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import ROOT
-from orla_lg import Backend, ChatOrla, Orla
-from orla_lg.clients import patching
-from orla_lg.clients.table import Client
+from bench.lib.stub import Way, ways
+from bench.overhead import other_sdk
 
 GOAL_MEDIAN_MS, GOAL_P99_MS = 0.3, 2.0
 GOAL_CPU_RATIO = {"invoke": 1.10, "ainvoke": 1.10, "astream": 1.10}
@@ -57,10 +45,10 @@ LEAST_BLOCKS = 9
 ANSWER = " ".join(f"word{n}" for n in range(16))
 PROMPT = [("system", "You answer briefly. " * 20), ("user", "What is the capital of France?")]
 FORMS = ("invoke", "ainvoke", "astream")
-ARMS = ("bare", "wrapped", "ChatOrla")
+ALONE = "one at a time"
 
 
-class Block(TypedDict):
+class State(TypedDict):
     form: str
     calls: int
     rate: float | None
@@ -69,28 +57,32 @@ class Block(TypedDict):
     taken_ms: list[float]
 
 
-@dataclass
+class Block(NamedTuple):
+    """What a block's calls took."""
+
+    arm: str
+    seed: int
+    taken_ms: list[float]
+    cpu_ms: float
+    """Of the caller's process, per call."""
+
+
+Found = dict[tuple[str, str], Rounds[Block]]
+"""Blocks by form and load."""
+
+
 class Arm:
     """A graph whose one node makes a block of calls and times each."""
 
-    name: str
-    model: Any
-    wrap: Callable[[Any], Any]
-    graph: Any = None
-    times: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
-    cpu_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    """Per call, by block."""
+    def __init__(self, way: Way) -> None:
+        self.name, self.model, wrap = way
 
-    def __post_init__(self) -> None:
-        graph = StateGraph(Block)
-        graph.add_node("block", self.sync_block)
-        graph.add_edge(START, "block")
-        agraph = StateGraph(Block)
-        agraph.add_node("block", self.async_block)
-        agraph.add_edge(START, "block")
-        self.graph, self.agraph = self.wrap(graph.compile()), self.wrap(agraph.compile())
+        def graph(node: Any) -> Any:
+            return wrap(StateGraph(State).add_node("block", node).add_edge(START, "block").compile())
 
-    def sync_block(self, state: Block) -> dict[str, Any]:
+        self.graph, self.agraph = graph(self.sync_block), graph(self.async_block)
+
+    def sync_block(self, state: State) -> dict[str, Any]:
         taken = []
         for _ in range(state["calls"]):
             start = time.perf_counter()
@@ -98,7 +90,7 @@ class Arm:
             taken.append((time.perf_counter() - start) * 1e3)
         return {"taken_ms": taken}
 
-    async def async_block(self, state: Block) -> dict[str, Any]:
+    async def async_block(self, state: State) -> dict[str, Any]:
         call = self.ainvoke if state["form"] == "ainvoke" else self.astream
         if state["rate"] is None:
             return {"taken_ms": [await timed(call) for _ in range(state["calls"])]}
@@ -111,16 +103,15 @@ class Arm:
         async for _ in self.model.astream(PROMPT):
             pass
 
-    async def block(self, form: str, load: str, calls: int, rate: float | None, number: int) -> None:
-        """Make a block of calls, and keep what they took."""
+    async def block(self, form: str, calls: int, rate: float | None, number: int) -> Block:
+        """Make a block of calls; return what they took."""
         gc.collect()
         before_s = time.process_time()
-        taken = await self.run(form, calls, rate, number)
-        self.cpu_ms.setdefault((form, load), []).append((time.process_time() - before_s) * 1e3 / calls)
-        self.times.setdefault((form, load), []).append(taken)
+        taken_ms = await self.run(form, calls, rate, number)
+        return Block(self.name, number, taken_ms, (time.process_time() - before_s) * 1e3 / calls)
 
     async def run(self, form: str, calls: int, rate: float | None, seed: int = 0) -> list[float]:
-        given: Block = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
+        given: State = {"form": form, "calls": calls, "rate": rate, "seed": seed, "taken_ms": []}
         if form == "invoke":
             return (await asyncio.to_thread(self.graph.invoke, given))["taken_ms"]
         return (await self.agraph.ainvoke(given))["taken_ms"]
@@ -151,160 +142,109 @@ async def open_loop(call: Callable[[], Awaitable[None]], calls: int, rate: float
 def loads(quick: bool, alone_only: bool = False) -> list[tuple[str, str, int, float | None]]:
     """Return form, name of the load, calls in a block, rate."""
     calls = 60 if quick else 150
-    alone: list[tuple[str, str, int, float | None]] = [(form, "one at a time", calls, None) for form in FORMS]
+    alone: list[tuple[str, str, int, float | None]] = [(form, ALONE, calls, None) for form in FORMS]
     return alone if alone_only else alone + [(form, "80 calls/s", calls * 2, 80.0) for form in ("ainvoke", "astream")]
 
 
-async def measure(arms: list[Arm], blocks: int, quick: bool, alone_only: bool = False) -> None:
+async def measure(arms: Sequence[Arm], blocks: int, quick: bool, alone_only: bool = False) -> Found:
+    found: Found = {}
     for form, load, calls, rate in loads(quick, alone_only):
         for arm in arms:  # warm: connections, code, caches
             await arm.run(form, 20, rate)
+        made = []
         for number in range(blocks):
-            order = arms if number % 2 == 0 else arms[::-1]
-            for arm in order:
-                await arm.block(form, load, calls, rate, number)
-            print(f"\r{form:8} {load:14} block {number + 1}/{blocks}", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+            for arm in arms if number % 2 == 0 else arms[::-1]:
+                made.append(await arm.block(form, calls, rate, number))
+            tell(f"{form:8} {load:14} block {number + 1}/{blocks}", last=number == blocks - 1)
+        found[form, load] = Rounds(made, [arm.name for arm in arms])
+    return found
 
 
-def pooled(blocks: list[list[float]]) -> list[float]:
-    return list(itertools.chain.from_iterable(blocks))
+def cpu_ms(block: Block) -> float:
+    return block.cpu_ms
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row: what an arm adds to the bare arm, in milliseconds, block by block."""
-
-    form: str
-    load: str
-    arm: str
-    bare_ms: float
-    added_ms: list[float]
-    added_p99_ms: float
-    bare_cpu_ms: float
-    added_cpu_ms: list[float]
-    cpu_ratios: list[float]
-    """To the bare arm, block by block."""
-
-    @property
-    def cpu_ratio(self) -> float:
-        return statistics.median(self.cpu_ratios)
-
-    @property
-    def median_ms(self) -> float:
-        return statistics.median(self.added_ms)
+def middle_ms(block: Block) -> float:
+    return median(block.taken_ms)
 
 
-def figures(arms: list[Arm]) -> list[Figure]:
-    bare, *others = arms
-    rows = []
-    for (form, load), base in bare.times.items():
-        for arm in others:
-            mine = arm.times[form, load]
-            pairs = zip(mine, base, strict=True)
-            added = [statistics.median(ours) - statistics.median(theirs) for ours, theirs in pairs]
-            tails = at_rank(pooled(mine), 0.99) - at_rank(pooled(base), 0.99)
-            cpu = list(zip(arm.cpu_ms[form, load], bare.cpu_ms[form, load], strict=True))
-            rows.append(
-                Figure(
-                    form, load, arm.name, statistics.median(pooled(base)), added, tails,
-                    statistics.median(theirs for _, theirs in cpu), [ours - theirs for ours, theirs in cpu],
-                    ratios(arm.cpu_ms[form, load], bare.cpu_ms[form, load]),
-                )
-            )  # fmt: skip
-    return rows
+def added(blocks: Rounds[Block], arm: str, figure: Callable[[Block], float]) -> list[float]:
+    """Return what an arm adds to the bare arm, block by block."""
+    return [a - b for a, b in zip(blocks.column(arm, figure), blocks.column("bare", figure), strict=True)]
 
 
-def report(rows: list[Figure]) -> str:
+def pooled(blocks: Rounds[Block], arm: str) -> list[float]:
+    return [each for block in blocks.of(arm) for each in block.taken_ms]
+
+
+def added_p99_ms(blocks: Rounds[Block], arm: str) -> float:
+    return at_rank(pooled(blocks, arm), 0.99) - at_rank(pooled(blocks, "bare"), 0.99)
+
+
+def others(found: Found) -> Iterator[tuple[str, str, str, Rounds[Block]]]:
+    """Yield form, load and name of each arm but the bare one, with its blocks."""
+    yield from ((*load, arm, blocks) for load, blocks in found.items() for arm in blocks.arms if arm != "bare")
+
+
+def report(found: Found) -> str:
     head = ("form", "load", "through", "plain median, ms", "added median, ms (min … max of blocks)", "added p99, ms")
-    return "\n".join(table(head, [
-        [row.form, row.load, row.arm, f"{row.bare_ms:.2f}", spread(row.added_ms).shown(bold=True),
-         f"{row.added_p99_ms:.2f}"]
-        for row in rows
-    ]))  # fmt: skip
+    return "\n".join(table(head, (
+        [*where, arm, f"{median(pooled(blocks, 'bare')):.2f}", spread(added(blocks, arm, middle_ms)).shown(bold=True),
+         f"{added_p99_ms(blocks, arm):.2f}"]
+        for *where, arm, blocks in others(found)
+    )))  # fmt: skip
 
 
-def report_cpu(rows: list[Figure]) -> str:
-    added, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
-    head = ("form", "load", "through", "plain CPU, ms", added, ratio)
-    return "\n".join(table(head, [
-        [row.form, row.load, row.arm, f"{row.bare_cpu_ms:.2f}", spread(row.added_cpu_ms).shown(bold=True),
-         spread(row.cpu_ratios).shown(bold=True)]
-        for row in rows
-    ]))  # fmt: skip
+def report_cpu(found: Found) -> str:
+    more, ratio = "added CPU, ms (min … max of blocks)", "ratio to plain (min … max)"
+    head = ("form", "load", "through", "plain CPU, ms", more, ratio)
+    return "\n".join(table(head, (
+        [*where, arm, f"{median(blocks.column('bare', cpu_ms)):.2f}",
+         spread(added(blocks, arm, cpu_ms)).shown(bold=True),
+         spread(blocks.ratios(arm, "bare", cpu_ms)).shown(bold=True)]
+        for *where, arm, blocks in others(found)
+    )))  # fmt: skip
 
 
-def beyond_goal(rows: list[Figure]) -> list[str]:
+def beyond_goal(found: Found) -> list[str]:
     """Return what the CPU time of a wrapped call is to be, and is not."""
-    judged = [row for row in rows if row.arm == "wrapped" and row.load == "one at a time"]
     return [
-        f"{row.form}: a wrapped call takes {row.cpu_ratio:.3f} times the CPU time of a bare one, the goal is "
-        f"{GOAL_CPU_RATIO[row.form]:.2f} (median of {len(row.cpu_ratios)} blocks)"
-        for row in judged
-        if row.cpu_ratio > GOAL_CPU_RATIO[row.form]
-    ]
+        f"{form}: a wrapped call takes {ratio:.3f} times the CPU time of a bare one, the goal is "
+        f"{GOAL_CPU_RATIO[form]:.2f} (median of {len(blocks.seeds)} blocks)"
+        for form, load, arm, blocks in others(found)
+        if arm == "wrapped" and load == ALONE
+        and (ratio := blocks.ratio(arm, "bare", cpu_ms)) > GOAL_CPU_RATIO[form]
+    ]  # fmt: skip
 
 
-def draw(rows: list[Figure], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     """Draw the added medians with their spread."""
+    rows = {
+        f"{arm} · {form} · {load}": spread(added(blocks, arm, middle_ms)) for form, load, arm, blocks in others(found)
+    }
     figure, axes = plot.pyplot("overhead").subplots(figsize=(8, 0.42 * len(rows) + 1.2))
-    added = {f"{row.arm} · {row.form} · {row.load}": spread(row.added_ms) for row in rows}
-    colours = ["#3b7dd8" if row.arm == "wrapped" else "#e08a3c" for row in rows]
-    plot.bars(axes, added, colours, GOAL_MEDIAN_MS, "#777")
+    colours = ["#3b7dd8" if name.startswith("wrapped") else "#e08a3c" for name in rows]
+    plot.bars(axes, rows, colours, GOAL_MEDIAN_MS, "#777")
     axes.text(GOAL_MEDIAN_MS, -0.9, " goal", color="#777", fontsize=8)
     axes.set_xlabel("added time per call, ms (median; whiskers: extreme blocks)")
     axes.invert_yaxis()
     plot.open_axes(axes)
     plot.save(figure, path)
-    print(f"drawn: {path.relative_to(ROOT)}")
 
 
-class OtherSDK(openai.OpenAI):
-    """An SDK of the same make whose chat completions have no faster way in."""
-
-    request = openai.OpenAI.request
-
-
-class AsyncOtherSDK(openai.AsyncOpenAI):
-    """``OtherSDK`` for a running loop."""
-
-    request = openai.AsyncOpenAI.request
-
-
-OTHER = Client("other", __name__, ("OtherSDK.request", "AsyncOtherSDK.request"), "stainless", ("chat",))
-
-
-def other_model(plain: dict[str, Any]) -> ChatOpenAI:
-    """Return a ChatOpenAI that calls by the other SDK."""
-    made = {"base_url": plain["base_url"], "api_key": plain["api_key"]}
-    sync, asynchronous = OtherSDK(**made), AsyncOtherSDK(**made)
-    return ChatOpenAI(
-        model=plain["model"],
-        root_client=sync,
-        client=sync.chat.completions,
-        root_async_client=asynchronous,
-        async_client=asynchronous.chat.completions,
+def report_clients(found: Found) -> str:
+    """Return what another SDK's calls add, as a ratio to what chat completions of OpenAI's own add."""
+    return "\n".join(
+        f"{form}: an SDK met at its HTTP client adds "
+        f"{spread(ratios(added(blocks, 'other SDK', cpu_ms), added(blocks, 'wrapped', cpu_ms))).shown()} "
+        "of what chat completions add"
+        for (form, _), blocks in found.items()
     )
-
-
-async def clients(arms: list[Arm], blocks: int, quick: bool) -> None:
-    """Measure other clients' calls, and print their addition as a ratio to that of chat completions."""
-    await measure(arms, blocks, quick, alone_only=True)
-    rows = figures(arms)
-    print(report_cpu(rows))
-    by_form: dict[str, dict[str, Figure]] = {}
-    for row in rows:
-        by_form.setdefault(row.form, {})[row.arm] = row
-    for form, found in by_form.items():
-        chat, other = found["wrapped"].added_cpu_ms, found["other SDK"].added_cpu_ms
-        ratio = spread(ratios(other, chat)).shown()
-        print(f"{form}: an SDK met at its HTTP client adds {ratio} of what chat completions add")
 
 
 async def memory(arm: Arm, calls: int) -> None:
     """Make many calls through a wrapped graph and print what the process holds on the way."""
-    process, held = psutil.Process(os.getpid()), []
-    step = calls // 10
+    process, held, step = psutil.Process(), [], calls // 10
     for done in range(0, calls + 1, step):
         gc.collect()
         held.append(process.memory_info().rss / 2**20)
@@ -320,52 +260,38 @@ async def memory(arm: Arm, calls: int) -> None:
 
 async def main() -> int:
     options = parser("overhead", __doc__)
-    options.add_argument("--quick", action="store_true", help="smaller blocks, no memory run")
-    options.add_argument("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
-    options.add_argument("--memory-calls", type=count, default=100_000, metavar="N")
-    options.add_argument("--only-memory", action="store_true")
-    options.add_argument(
-        "--check", action="store_true", help=f"CPU time alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal"
-    )
-    options.add_argument("--clients", action="store_true", help="CPU time of other clients' calls alone")
-    options.add_argument("--draw", action="store_true", help="draw docs/overhead.svg")
-    args = options.parse_args()
-    with (
-        stub("--text", ANSWER) as url,
-        Orla([Backend("main", url, model="stub-model")], {"*": "main"}, keep_records=1000) as orla,
-    ):
-        plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
-        arms = [
-            Arm("bare", ChatOpenAI(**plain), lambda graph: graph),
-            Arm("wrapped", ChatOpenAI(**plain), orla.wrap),
-            Arm("ChatOrla", ChatOrla(orla=orla, model="main"), lambda graph: graph),
-        ]
-        rows: list[Figure] = []
+    add = options.add_argument
+    add("--quick", action="store_true", help="smaller blocks, no memory run")
+    add("--blocks", type=count, default=None, help="blocks per arm and load (default 10, quick 6)")
+    add("--memory-calls", type=count, default=100_000, metavar="N")
+    add("--only-memory", action="store_true")
+    add("--check", action="store_true", help=f"CPU alone, at least {LEAST_BLOCKS} blocks; fails beyond the goal")
+    add("--clients", action="store_true", help="CPU time of another client's calls alone")
+    add("--draw", action="store_true", help="draw docs/overhead.svg")
+    args, found = options.parse_args(), Found()
+    with ways("--text", ANSWER) as three:
+        arms = [Arm(way) for way in three]
         if args.clients:
-            patching.patch(OTHER, sys.modules[__name__])
-            other = Arm("other SDK", other_model(plain), orla.wrap)
-            await clients([*arms[:2], other], args.blocks or LEAST_BLOCKS, args.quick)
+            other = Arm(other_sdk.way(f"{three[0].model.openai_api_base}", three[1].wrap))
+            found = await measure([*arms[:2], other], args.blocks or LEAST_BLOCKS, args.quick, alone_only=True)
+            print(f"{report_cpu(found)}\n\n{report_clients(found)}")
             return 0
         if args.check:
-            await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
-            rows = figures(arms[:2])
-            print(report_cpu(rows))
-            print("\n".join(missed := beyond_goal(rows)) or "within the goal")
+            found = await measure(arms[:2], max(LEAST_BLOCKS, args.blocks or 0), args.quick, alone_only=True)
+            print(report_cpu(found))
+            print("\n".join(missed := beyond_goal(found)) or "within the goal")
             return 1 if missed else 0
         if not args.only_memory:
-            await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
-            rows = figures(arms)
-            print(report(rows))
-            print()
-            print(report_cpu(rows))
+            found = await measure(arms, args.blocks or (6 if args.quick else 10), args.quick)
+            print(f"{report(found)}\n\n{report_cpu(found)}")
         if not args.quick:
             await memory(arms[1], args.memory_calls)
     if args.draw:
-        draw(rows, ROOT / "docs" / "overhead.svg")
-    goal = [row for row in rows if row.arm == "wrapped"]
-    missed = [row for row in goal if row.median_ms > GOAL_MEDIAN_MS or row.added_p99_ms > GOAL_P99_MS]
-    for row in missed:
-        print(f"goal missed: {row.form}, {row.load}: {row.median_ms:.2f} ms, p99 {row.added_p99_ms:.2f} ms")
+        draw(found, DOCS / "overhead.svg")
+    for form, load, arm, blocks in others(found):
+        middle, p99_ms = median(added(blocks, arm, middle_ms)), added_p99_ms(blocks, arm)
+        if arm == "wrapped" and (middle > GOAL_MEDIAN_MS or p99_ms > GOAL_P99_MS):
+            print(f"goal missed: {form}, {load}: {middle:.2f} ms, p99 {p99_ms:.2f} ms")
     return 0
 
 

@@ -3,47 +3,32 @@
     make bench-policies                                     all of it, some minutes on one core
     make bench-policies BENCH='--quick'                     one seed, two loads
     make bench-policies BENCH='--arrivals trace.csv.gz'     arrivals of a public trace instead of generated ones
-    make bench-policies BENCH='--branches'                  only graphs whose joins wait for unequal branches
 
-The real core (``Serving.steps``, queues, policies, estimates) runs in front of ``SimEngine``; only the bytes and the
-waiting are left out. Workflows are of five kinds, from one call to hundreds, so that their total service is
-heavy-tailed; most are short, and most of the work is in a few. The engine runs eight calls at once, so queues are
-ours. Load is the service that arrives over the engine's throughput when it is never idle, which is measured first.
-
-Every policy sees the same workflows at the same times. ``clairvoyant`` knows what each run will really need and
-serves the one with least left: no learned estimate can be expected to do better. Completion is from a run's arrival
-to its end, tools' time included.
+docs/policies.md has the load. The real core (its steps, queues, policies, estimates) runs in front of ``SimEngine``;
+only the bytes and the waiting are left out. Every policy sees the same workflows at the same times. ``clairvoyant``
+knows what each run will really need and serves the one with least left: no learned estimate can be expected to do
+better. Completion is from a run's arrival to its end, tools' time included.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
 
 from bench.lib import plot
-from bench.lib.command import parser
-from bench.lib.core import (
-    Hints,
-)
-from bench.lib.figures import at_rank, spread, table
+from bench.lib.command import DOCS, finish, parser, tell, usual
+from bench.lib.core import Hints
+from bench.lib.figures import Rounds, at_rank, spread, table
 from bench.lib.flags import count
-from bench.lib.marks import DOCS, put
-from bench.lib.progress import tell
-from bench.policies.study import COMPOSED, Ended, play, throughput
-from bench.policies.workflows import BRANCHING, KINDS, Kinds, Plan, arrange, gaps, plans
+from bench.policies.study import Plan, arrange, gaps, plans, play, throughput
 from orla_lg_sim.parameters import EngineParameters, load
 
-PAGE, FIGURE = DOCS / "policies.md", DOCS / "policies.svg"
-NAMED = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
-)  # fmt: skip
+NAMED = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair")
 LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 FAIR_LOADS = (0.7, 0.99)
 GOAL_GAIN, GOAL_GAP, GOAL_FAIR = 0.34, 0.5, 1.5
@@ -51,61 +36,51 @@ WARM = 0.2
 """The part of the runs, the first ones, that fills the system and is not counted."""
 
 
-FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "mean": lambda values: sum(values) / len(values),
-    "p95": lambda values: at_rank(values, 0.95),
-    "p99": lambda values: at_rank(values, 0.99),
+class Cell(NamedTuple):
+    """One policy under one load with one seed: what each run took that counts, in seconds."""
+
+    arm: str
+    seed: int
+    completion_s: Sequence[float]
+
+
+Cells = Mapping[float, Rounds[Cell]]
+"""By load."""
+FIGURES: Mapping[str, Callable[[Cell], float]] = {
+    "mean": lambda cell: fmean(cell.completion_s),
+    "p95": lambda cell: at_rank(cell.completion_s, 0.95),
+    "p99": lambda cell: at_rank(cell.completion_s, 0.99),
 }
 
 
-def figures(ended: Sequence[Ended]) -> dict[str, float]:
-    """Return mean, p95 and p99 of the runs that count, in seconds."""
-    counted = [each.completion_s for each in ended[int(len(ended) * WARM) :]]
-    return {name: of(counted) for name, of in FIGURES.items()}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One policy under one load with one seed: its figures, in seconds."""
-
-    load: float
-    seed: int
-    policy: str
-    figures: dict[str, float]
-
-
 def study(
-    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None,
-    kinds: Kinds = KINDS,
-) -> list[Cell]:  # fmt: skip
+    engine: EngineParameters, arms: Sequence[str], loads: Sequence[float], seeds: int, runs: int, trace: Path | None
+) -> Cells:
     """Play every policy under every load with every seed; those of one load and seed see the same runs."""
-    capacity = throughput(engine, random.Random(0), kinds)
-    cells = []
+    capacity, cells = throughput(engine, random.Random(0)), dict[float, list[Cell]]()
     for seed in range(1, seeds + 1):
         dice = random.Random(seed)
-        drawn = plans(runs, dice, kinds)
+        drawn = plans(runs, dice)
         between = gaps(runs, dice, trace, engine)
         for offered in loads:
             work = arrange(drawn, between, offered, engine, capacity)
             for policy in arms:
-                began = time.perf_counter()
-                cells.append(Cell(offered, seed, policy, figures(play(engine, policy, work))))
-                took = f"{time.perf_counter() - began:.1f} s"
-                tell(f"load {offered:.0%} seed {seed} {policy}: {took}")
-    return cells
+                tell(f"load {offered:.0%} seed {seed} {policy}")
+                ended = play(engine, policy, work)
+                counted = [each.completion_s for each in ended[int(len(ended) * WARM) :]]
+                cells.setdefault(offered, []).append(Cell(policy, seed, counted))
+    return {offered: Rounds(found, arms) for offered, found in sorted(cells.items())}
 
 
-def changes(cells: Sequence[Cell], load: float, policy: str, figure: str) -> list[float]:
+def changes(cells: Rounds[Cell], policy: str, figure: str) -> list[float]:
     """Return, seed by seed, by how much a figure differs from plain FCFS's; -0.3 is 30 % less."""
-    base = {cell.seed: cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, "fcfs")}
-    mine = [cell for cell in cells if (cell.load, cell.policy) == (load, policy)]
-    return [cell.figures[figure] / base[cell.seed] - 1 for cell in mine]
+    return [ratio - 1 for ratio in cells.ratios(policy, "fcfs", FIGURES[figure])]
 
 
-def gap_closed(cells: Sequence[Cell], load: float, policy: str, figure: str) -> float:
+def gap_closed(cells: Rounds[Cell], policy: str, figure: str) -> float:
     """Return which part of the way from FCFS to the clairvoyant a policy comes, at the median of the seeds."""
-    way = median(changes(cells, load, "clairvoyant", figure))
-    return median(changes(cells, load, policy, figure)) / way if way else 0.0
+    way = median(changes(cells, "clairvoyant", figure))
+    return median(changes(cells, policy, figure)) / way if way else 0.0
 
 
 def fairness(engine: EngineParameters, runs: int, seed: int, offered: float) -> dict[str, float]:
@@ -126,40 +101,32 @@ def fairness(engine: EngineParameters, runs: int, seed: int, offered: float) -> 
     return {"load": offered, **found}
 
 
-def rows(cells: Sequence[Cell]) -> list[str]:
-    loads = sorted({cell.load for cell in cells})
-    arms = list(dict.fromkeys(cell.policy for cell in cells))
-    found = [
-        [f"{offered:.0%}", policy, *(_told(cells, offered, policy, figure) for figure in FIGURES)]
-        for offered in loads
-        for policy in arms
+def rows(cells: Cells) -> list[str]:
+    def shown(found: Rounds[Cell], policy: str, figure: str) -> str:
+        if policy == "fcfs":
+            return f"{median(found.column(policy, FIGURES[figure])):.1f} s"
+        return spread(changes(found, policy, figure)).shown("+.0%", bold=True)
+
+    made = [
+        [f"{load:.0%}", policy, *(shown(found, policy, figure) for figure in FIGURES)]
+        for load, found in cells.items()
+        for policy in found.arms
     ]
-    return table(["load", "policy", "mean", "p95", "p99"], found)
+    return table(["load", "policy", *FIGURES], made)
 
 
-def _told(cells: Sequence[Cell], load: float, policy: str, figure: str) -> str:
-    if policy == "fcfs":
-        values = [cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy)]
-        return f"{median(values):.1f} s"
-    return spread(changes(cells, load, policy, figure)).shown("+.0%", bold=True)
-
-
-def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list[str]:
+def verdicts(cells: Cells, fair: Sequence[Mapping[str, float]]) -> list[str]:
     """Return the goals and what came of them."""
     found: list[list[str]] = []
-    for at in sorted({cell.load for cell in cells}):
-        for figure in FIGURES:
-            closed = gap_closed(cells, at, "shortest_remaining", figure)
-            most = median(changes(cells, at, "clairvoyant", figure))
-            if most >= -0.02:
-                said = f"nothing to gain: the clairvoyant has {most:+.0%}"
-            else:
-                said = f"{closed:.0%}" + ("" if closed >= GOAL_GAP else " (missed)")
-            found.append(["half of the gap to the clairvoyant, learned", f"{at:.0%}", figure, said])
-    top = max(cell.load for cell in cells)
+    for (at, each), figure in itertools.product(cells.items(), FIGURES):
+        closed, most = gap_closed(each, "shortest_remaining", figure), median(changes(each, "clairvoyant", figure))
+        said = f"{closed:.0%}" + ("" if closed >= GOAL_GAP else " (missed)")
+        said = f"nothing to gain: the clairvoyant has {most:+.0%}" if most >= -0.02 else said
+        found.append(["half of the gap to the clairvoyant, learned", f"{at:.0%}", figure, said])
+    top, each = max(cells.items(), key=lambda item: item[0])
     for figure in ("p95", "p99"):
-        best = min(sorted({cell.policy for cell in cells} - {"fcfs", "clairvoyant"}), key=_by(cells, top, figure))
-        gain = median(changes(cells, top, best, figure))
+        others = sorted({*each.arms} - {"fcfs", "clairvoyant"})
+        gain, best = min((median(changes(each, policy, figure)), policy) for policy in others)
         missed = "" if -gain >= GOAL_GAIN else " (missed)"
         found.append([f"{figure} at least 34 % less than FCFS", f"{top:.0%}", best, f"{gain:+.0%}{missed}"])
     for offered, policy in itertools.product(sorted({each["load"] for each in fair}), ("fair", "fcfs")):
@@ -169,23 +136,15 @@ def verdicts(cells: Sequence[Cell], fair: Sequence[Mapping[str, float]]) -> list
     return table(["goal", "at load", "figure", "reached"], found)
 
 
-def _by(cells: Sequence[Cell], load: float, figure: str) -> Callable[[str], float]:
-    return lambda policy: median(changes(cells, load, policy, figure))
-
-
-def draw(cells: Sequence[Cell], path: Path) -> None:
+def draw(cells: Cells, path: Path) -> None:
     """Draw mean, p95 and p99 over the load for each policy."""
     pyplot = plot.pyplot("orla_lg", 9, text=True)
     drawn, axes = pyplot.subplots(1, len(FIGURES), figsize=(10, 3.6), layout="constrained")
-    loads = sorted({cell.load for cell in cells})
-    for axis, figure in zip(axes, FIGURES, strict=True):
-        for policy in dict.fromkeys(cell.policy for cell in cells):
-            values = [
-                median(cell.figures[figure] for cell in cells if (cell.load, cell.policy) == (load, policy))
-                for load in loads
-            ]
+    for axis, (figure, of) in zip(axes, FIGURES.items(), strict=True):
+        for policy in dict.fromkeys(policy for found in cells.values() for policy in found.arms):
+            values = [median(found.column(policy, of)) for found in cells.values()]
             style = {"fcfs": "k-", "clairvoyant": "k:"}.get(policy, "-")
-            axis.plot([load * 100 for load in loads], values, style, marker=".", label=policy)
+            axis.plot([load * 100 for load in cells], values, style, marker=".", label=policy)
         axis.set(title=f"completion, {figure}", xlabel="load, %", ylabel="seconds", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=7)
@@ -200,10 +159,8 @@ def options() -> argparse.Namespace:
     add("--runs", type=count, default=1500, help="runs of each (1500)")
     add("--arrivals", type=Path, help="a trace whose gaps between arrivals are taken, .gz or not")
     add("--parameters", type=Path, help="what `orla-lg sim calibrate` wrote; without it the defaults")
-    add("--branches", action="store_true", help="only graphs with branches of unequal length")
-    add("--only", nargs="+", choices=[*NAMED, *COMPOSED], help="beside fcfs and the clairvoyant")
-    add("--json", type=Path, help="keep all figures there")
-    add("--write", action="store_true", help="write docs/policies.md and its figure")
+    add("--only", nargs="+", choices=NAMED, help="beside fcfs and the clairvoyant")
+    usual(options, writes="docs/policies.md and its figure")
     return options.parse_args()
 
 
@@ -212,17 +169,14 @@ def main() -> None:
     engine = EngineParameters() if args.parameters is None else load(args.parameters)
     loads, seeds, runs = ((0.8, 0.95), 1, 600) if args.quick else (LOADS, args.seeds, args.runs)
     arms = list(dict.fromkeys(["fcfs", *(args.only or NAMED), "shortest_remaining", "clairvoyant"]))
-    cells = study(engine, arms, loads, seeds, runs, args.arrivals, BRANCHING if args.branches else KINDS)
+    cells = study(engine, arms, loads, seeds, runs, args.arrivals)
     light = 60 if args.quick else 150
     fair = [fairness(engine, light, seed, offered) for seed in range(1, seeds + 1) for offered in FAIR_LOADS]
-    if args.json is not None:
-        args.json.write_text(json.dumps({"cells": [asdict(cell) for cell in cells], "fair": fair}, indent=1))
     where = "generated arrivals" if args.arrivals is None else f"arrivals of {args.arrivals.name}"
     lines = [f"{runs} runs, {seeds} seeds, {where}.", "", *verdicts(cells, fair), "", *rows(cells)]
-    print("\n".join(lines))
     if args.write:
-        put(PAGE, "policies", lines)
-        draw(cells, FIGURE)
+        draw(cells, DOCS / "policies.svg")
+    finish(lines, "policies", DOCS / "policies.md" if args.write else None)
 
 
 if __name__ == "__main__":

@@ -5,30 +5,10 @@
     python -m bench.pressure --simulate --parameters engine.toml       in virtual time, some seconds
     python -m bench.pressure --help
 
-The load. Sessions of five calls each arrive 0.25 s apart. They have a prefix of 760 tokens in common (policy and
-tools); each grows to 2,100 tokens on the mean, every answer has 24, and between two calls a tool takes 0.2 to 4
-s. At their ends twelve of them hold 2.2 times what the pool of 240 blocks of 32 tokens does. Texts are those of a
-trace that you have (--sessions-file, JSON lines with `messages`, `prompt_ref`, `tools_ref`), or made up; tool
-times are drawn from a log-normal. Answers in a history are those that the engine gave.
-
-The arms. Every seed gives all arms the same load, one after another in an order of its own, each from an empty
-cache:
-
-    bare, bare_again    plain ChatOpenAI in a LangGraph graph; twice, to show the noise
-    priority            the same, each call with the engine's own priority, earlier sessions first
-    cap4, cap6, cap8    the same, with so many sessions under way at once
-    wrapped             Orla([Backend(..., engine="vllm")]).wrap(graph), as if the engine had no plugin
-    plugin              the same with the plugin, and admission=False: no call waits for its cache to fit
-    plugin+admission    the same with the plugin, nothing else said
-    no eviction         bare, with a pool in which everything stays (with --simulate only)
-
-One engine with the plugin serves all arms: without owners it evicts as a stock vLLM does. The plugin is judged by
---arms bare bare_again wrapped plugin plugin+admission, and by the same with --blocks 600, where all fits.
-
-The figures. A *job* is a session, from its arrival; a *call* counts from the node's call, or from its session's
-arrival at a cap's door, so that a wait anywhere is seen. *Recomputed* are prompt tokens not found
-in the cache; the *bound* is what an infinite cache of whole blocks leaves of them. *Returning* are a session's calls
-after its first. Cells are medians over the seeds with the extremes, against bare with the same seed.
+docs/pressure.md has the load, the arms and the figures. Texts are those of a trace that you have (--sessions-file,
+JSON lines with `messages`, `prompt_ref`, `tools_ref`), or made up. The arm *no eviction* (with --simulate only) has a
+pool in which everything stays. The plugin is judged by --arms bare bare_again wrapped plugin plugin+admission, and by
+the same with --blocks 600, where all fits.
 
 An engine of your own must be vLLM, used by nothing else, started with VLLM_SERVER_DEV_MODE=1 and
 --num-gpu-blocks-override 240 --block-size 32 --enable-prompt-tokens-details --scheduling-policy priority, and with
@@ -47,15 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib.calls import Turn
-from bench.lib.command import ended, parser
+from bench.lib.command import DOCS, ended, parser, put, tell, usual
 from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.lib.marks import put
-from bench.lib.progress import tell
-from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm
+from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm, Figures, draw
 from bench.pressure.live import live_turn
-from bench.pressure.results import DRAWING, PAGE, Figures, draw
 from bench.pressure.simulated import SimulatedTurns
 from bench.pressure.workflows import Load, LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
 from orla_lg.engines import EngineOptions
@@ -65,68 +42,60 @@ from orla_lg_sim.text import tokenizer_of
 BLOCK_TOKENS, BLOCKS = 32, 240
 
 
-def shape_of(args: argparse.Namespace) -> Shape:
+def load_from(args: argparse.Namespace) -> tuple[Material, Shape]:
+    """Return what sessions are cut from, and how many and how long."""
     shape = Shape(args.sessions, history_tokens=args.history_tokens, answer_tokens=args.answer_tokens)
-    return replace(shape, tool_s=tool_times(args.latency_file)) if args.latency_file else shape
-
-
-def material_of(args: argparse.Namespace) -> Material:
+    if args.latency_file:
+        shape = replace(shape, tool_s=tool_times(args.latency_file))
     if args.sessions_file:
-        return from_trace(args.sessions_file, args.prompts_file)
-    return made_up(args.sessions, args.history_tokens)
+        return from_trace(args.sessions_file, args.prompts_file), shape
+    return made_up(args.sessions, args.history_tokens), shape
 
 
 def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
-    told = load(args.parameters) if args.parameters else EngineParameters()
-    parameters = replace(told, kv_blocks=args.blocks, block_tokens=BLOCK_TOKENS, keep_whole=args.keep_whole)
-    words, material, shape = LocalWords(tokenizer_of(args.tokenizer)), material_of(args), shape_of(args)
+    given = load(args.parameters) if args.parameters else EngineParameters()
+    parameters = replace(given, kv_blocks=args.blocks, block_tokens=BLOCK_TOKENS, keep_whole=args.keep_whole)
+    words, (material, shape) = LocalWords(tokenizer_of(args.tokenizer)), load_from(args)
     turns, made = SimulatedTurns(parameters, words), list[Turn]()
     for seed in range(args.seeds):
-        given = load_of(material, shape, words, seed)
+        sessions = load_of(material, shape, words, seed)
         for arm in arms:
             tell(f"seed {seed}: {arm.name}")
-            made.append(turns.turn(arm, given))
+            made.append(turns.turn(arm, sessions))
     tell("simulated", last=True)
-    return Figures(made, BLOCK_TOKENS)
+    return Figures(made, BLOCK_TOKENS, args.blocks * BLOCK_TOKENS)
 
 
-def measure(args: argparse.Namespace, engine: VLLM, kept: Kept, arms: Sequence[Arm]) -> None:
+def measure(args: argparse.Namespace, engine: VLLM, arms: Sequence[Arm]) -> Kept:
     """Run every turn that is not kept yet."""
-    material, shape = material_of(args), shape_of(args)
+    material, shape = load_from(args)
+    source = args.sessions_file.name if args.sessions_file else "made up"
+    pool = {"blocks": engine.blocks, "block_tokens": engine.block_tokens, "model": engine.model}
+    same = {**asdict(shape), "tool_s": list(shape.tool_s), "source": source, **pool, "plugin": engine.has_plugin}
+    kept = Kept(args.keep, same)
 
-    def load(seed: int) -> Load:
+    def sessions(seed: int) -> Load:
         return load_of(material, shape, engine, seed)
 
     def turn(arm: Arm, given: Load, seed: int) -> Coroutine[Any, Any, Turn]:
         return live_turn(engine, arm, given)
 
-    asyncio.run(kept.measure(engine.url, arms, args.seeds, load, turn, quiet=args.quiet))
+    asyncio.run(kept.measure(engine.url, arms, args.seeds, sessions, turn, quiet=args.quiet))
+    return kept
 
 
-def settings_of(args: argparse.Namespace, engine: VLLM) -> dict[str, Any]:
-    """Return what must be the same in all turns that are compared."""
-    source = args.sessions_file.name if args.sessions_file else "made up"
-    pool = {"blocks": engine.blocks, "block_tokens": engine.block_tokens, "model": engine.model}
-    pool["plugin"] = engine.has_plugin
-    return {**asdict(shape_of(args)), "tool_s": list(shape_of(args).tool_s), "source": source, **pool}
-
-
-def live(args: argparse.Namespace, arms: Sequence[Arm]) -> tuple[Figures, int]:
-    """Return the figures of the turns that are kept, after measuring what is missing, and the pool in tokens."""
+def live(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
+    """Return the figures of the turns that are kept, after measuring what is missing."""
     if args.again:
         kept = Kept(args.keep, {})
     else:
         plugin = any(arm.plugin for arm in arms)
         options = EngineOptions("vllm-cpu", kv_tokens=args.blocks * BLOCK_TOKENS, plugin=plugin)
         with engine_at(options, args.url) as engine:
-            kept = Kept(args.keep, settings_of(args, engine))
-            measure(args, engine, kept, arms)
-    names = [arm.name for arm in arms]
-    turns = sorted((turn for turn in kept.turns if turn.arm in names), key=lambda turn: names.index(turn.arm))
-    return Figures(turns, kept.settings["block_tokens"]), kept.settings["blocks"] * kept.settings["block_tokens"]
-
-
-# The command line -------------------------------------------------------------------------------------------
+            kept = measure(args, engine, arms)
+    names, block_tokens = [arm.name for arm in arms], kept.settings["block_tokens"]
+    turns = [turn for turn in kept.turns if turn.arm in names]
+    return Figures(turns, block_tokens, kept.settings["blocks"] * block_tokens, names)
 
 
 def options() -> argparse.Namespace:
@@ -144,8 +113,6 @@ def options() -> argparse.Namespace:
     add("--blocks", type=count, default=BLOCKS, metavar="N", help="of 32 tokens, in our own engine's pool (240)")
     add("--arms", nargs="+", metavar="ARM", help="only these; bare must be one of them")
     add("--url", help="a vLLM that runs already")
-    keep = Path("pressure.json")
-    add("--keep", type=Path, default=keep, metavar="FILE", help="where turns are kept (pressure.json)")
     add("--quiet", type=share, default=0.1, metavar="SHARE",
         help="repeat a turn, once, in which other processes took more of the machine (0.1)")  # fmt: skip
     add("--again", action="store_true", help="measure nothing, take what is kept")
@@ -154,7 +121,7 @@ def options() -> argparse.Namespace:
     add("--keep-whole", type=share, default=0.0, metavar="SHARE",
         help="with --simulate: the plugin suspends whole workflows, so much of the pool spare (0: no)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="FOLDER", help="the model's, for --simulate (made up: about 4 characters)")
-    add("--write", action="store_true", help="write docs/pressure.md and draw docs/pressure.svg")
+    usual(options, keep="pressure.json", writes="docs/pressure.md and docs/pressure.svg")
     args = options.parse_args()
     known = [arm.name for arm in (*ARMS, ENDLESS)]
     if args.arms and (BARE not in args.arms or not {*args.arms} <= {*known}):
@@ -166,21 +133,17 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     args = options()
-    arms = [arm for arm in ARMS if not args.arms or arm.name in args.arms]
-    if args.simulate:
-        endless = [] if args.arms and ENDLESS.name not in args.arms else [ENDLESS]
-        figures, pool_tokens = simulated(args, [*arms, *endless]), args.blocks * BLOCK_TOKENS
-    else:
-        figures, pool_tokens = live(args, arms)
-    lines = [figures.setting(pool_tokens), "", *figures.table(pool_tokens)]
-    print("\n".join([*lines, *figures.verdict(pool_tokens)]))
+    arms = [arm for arm in (*ARMS, *([ENDLESS] if args.simulate else [])) if not args.arms or arm.name in args.arms]
+    figures = simulated(args, arms) if args.simulate else live(args, arms)
+    lines, drawing = [figures.setting(), "", *figures.table()], []
+    print("\n".join([*lines, *figures.verdict()]))
     if args.write:
-        fits = figures.fits(pool_tokens)
-        kind = f"{'simulated' if args.simulate else 'live'}, {'all fit' if fits else f'{figures.sessions} sessions'}"
-        if not args.simulate and not fits and figures.sessions == Shape.sessions:
-            draw(figures)
-            lines += ["", f"![Each arm against the bare engine]({DRAWING.name})"]
-        put(PAGE, f"pressure: {kind}", lines)
+        how = "simulated" if args.simulate else "live"
+        kind = "all fit" if figures.fits else f"{figures.sessions} sessions"
+        if not args.simulate and not figures.fits and figures.sessions == Shape.sessions:
+            draw(figures, DOCS / "pressure.svg")
+            drawing = ["", "![Each arm against the bare engine](pressure.svg)"]
+        put(DOCS / "pressure.md", f"pressure: {how}, {kind}", [*lines, *drawing])
     return 0
 
 

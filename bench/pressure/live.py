@@ -2,29 +2,56 @@
 
 What user and tools say comes from the load and is the same in every arm. The answers in a history are those that
 the engine gave, as in a real agent, so that what it generated is found in its cache; of fixed length, they differ in
-words only. Nothing here knows of orla_lg but the lines that wrap the graph.
+words only.
+
+One engine serves all arms; for those without the plugin it is as if the plugin were not there. Two engines would
+share the cores, or be measured at different times. One is fair because the plugin evicts least recently used first,
+as vLLM does, as long as calls carry no owner.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
+
+import httpx
 
 from bench.lib.calls import Turn
-from bench.lib.client import connected, model_at, warm
 from bench.lib.engines import VLLM
-from bench.lib.workflows import agent, play
+from bench.lib.workflows import agent, turn_of
 from bench.pressure.arms import Arm
-from bench.pressure.unplugged import plugin
 from bench.pressure.workflows import Load
 from orla_lg import Backend
+from orla_lg.errors import EngineRefused
+from orla_lg.openai_api.adapter import TIMEOUT_S
+from orla_lg_vllm import VLLMAdapter
+
+PLUGIN_ROUTES = "orla/kv/"
+
+
+class Unplugged(VLLMAdapter):
+    """vLLM's adapter before an engine without the plugin: it gets no answer from its routes."""
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> httpx.Response:
+        """Send one short request, unless it is for the plugin."""
+        if PLUGIN_ROUTES in path:
+            raise EngineRefused(f"{path} is not there for this arm", status=404)
+        return await super().ask(method, path, body, timeout_s=timeout_s)
+
+
+@contextlib.contextmanager
+def plugin(*, seen: bool) -> Iterator[None]:
+    """Let an ``Orla`` that is made meanwhile see the engine's plugin, or not."""
+    with contextlib.nullcontext() if seen else mock.patch("orla_lg.orla.adapter_of", Unplugged):
+        yield
 
 
 async def live_turn(engine: VLLM, arm: Arm, load: Load) -> Turn:
-    """Run one arm from an empty cache.
-
-    Raises:
-        SystemExit: The arm needs the plugin, and the engine has none.
-    """
+    """Run one arm from an empty cache."""
     if arm.plugin and not engine.has_plugin:
         raise SystemExit(f"{engine.url} was started without the orla_lg plugin, which the arm {arm.name} needs")
 
@@ -35,15 +62,11 @@ async def live_turn(engine: VLLM, arm: Arm, load: Load) -> Turn:
             "extra_body": fields | ({"priority": session} if arm.by_arrival else {}),
         }
 
+    def graph(model: Any) -> Any:
+        return agent(load.sessions, model, system=load.system, extra=extra).compile()
+
     backend = Backend("engine", engine.url, engine.model, engine="vllm")
-    async with model_at(engine.url, engine.model) as model:
-        graph: Any = agent(load.sessions, model, system=load.system, extra=extra).compile()
-        with (
-            plugin(seen=arm.plugin or not arm.wrapped),
-            connected([backend], wrapped=arm.wrapped, admission=arm.admission) as orla,
-        ):
-            await warm(model)
-            engine.empty_cache()
-            served = graph if orla is None else orla.wrap(graph)
-            calls, jobs = await play(served, load.sessions, door=arm.door())
-    return Turn(arm.name, load.seed, load.shared_tokens, calls, jobs)
+    with plugin(seen=arm.plugin or arm.orla is None):
+        return await turn_of(
+            arm, engine, backend, load.sessions, graph, seed=load.seed, shared=load.shared_tokens, door=arm.door()
+        )

@@ -1,53 +1,32 @@
 """The arms in virtual time: simulated engine, real core.
 
-A session is a coroutine here instead of a graph. Bare, it asks the engine directly; wrapped, it tells the core what
-a wrapped graph would: its run, its nodes, its calls.
+A session is a coroutine here instead of a graph. Bare, it asks the engine directly; wrapped, the core hears of its
+run, its nodes and its calls as from a wrapped graph.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from math import inf
 from random import Random
-from typing import NamedTuple
 
 from bench.lib.calls import CallSeen, JobSeen, Turn
-from bench.lib.core import (
-    Ask,
-    Backend,
-    Capability,
-    Effect,
-    Identity,
-    InFlightCall,
-    Outcome,
-    Probe,
-    RunState,
-    Scope,
-    Support,
-    WorkflowCache,
-    arrive,
-)
-from bench.lib.engines import Message
+from bench.lib.core import Ask, Backend, Capability, Effect, InFlightCall, Probe, RunState, Scope, WorkflowCache
+from bench.lib.virtual import PLAIN, Runs, probe_of, request_of
 from bench.lib.workflows import Session
 from bench.pressure.arms import Arm
 from bench.pressure.workflows import CALLS, Load, LocalWords
-from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, VirtualServing, run
-from orla_lg_sim.blocks import chain
+from orla_lg.testing.virtual import EngineDriver, StillAdapter, VirtualClock, run
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import SimRequest
 from orla_lg_sim.text import prose
 
 ENDLESS_BLOCKS = 100_000
-
-
-class Served(NamedTuple):
-    """What a session sees of a call."""
-
-    first_s: float
-    cached_tokens: int
+WITH_PLUGIN = (*PLAIN, Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW)
 
 
 class Direct:
@@ -57,58 +36,43 @@ class Direct:
         self.clock = clock
         self._driver = EngineDriver(engine, clock)
 
-    def begin(self, session: int) -> None:
-        """A session's graph starts."""
+    @contextmanager
+    def run(self, session: int) -> Iterator[RunState | None]:
+        """Be in a run of a session's graph."""
+        yield None
 
-    async def ask(self, session: int, messages: Sequence[Message], request: SimRequest) -> Served:
-        """A session's ``agent`` node makes its call."""
+    def node(self, state: RunState | None, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def ask(self, state: RunState | None, ask: Ask, request: SimRequest) -> tuple[float, int]:
+        """Make a call; return when its first token came, and how many tokens were cached."""
         first_s: list[float] = []
         event = await self._driver.run(request.id, request, lambda: first_s.append(self.clock()))
-        return Served(first_s[0], event.cached_tokens)
-
-    async def use_tool(self, session: int, wait_s: float) -> None:
-        """A session's ``tool`` node waits."""
-        await asyncio.sleep(wait_s)
-
-    def end(self, session: int) -> None:
-        """A session's graph ends."""
+        return first_s[0], event.cached_tokens
 
 
 class Wrapped(Direct):
     """The engine behind the core."""
 
-    def __init__(self, virtual: VirtualServing[SimRequest], requests: dict[str, SimRequest]) -> None:
-        self.clock = virtual.clock
-        self._virtual = virtual
-        self._requests = requests
-        """By call, for the engine to be given."""
-        self._runs: dict[int, RunState] = {}
+    def __init__(self, runs: Runs) -> None:
+        self.clock, self._runs = runs.clock, runs
 
-    def begin(self, session: int) -> None:
-        progress = self._virtual.serving.progress
-        self._runs[session] = progress.run_started(f"run-{session}", thread=None, graph="session")
+    @contextmanager
+    def run(self, session: int) -> Iterator[RunState]:
+        state = self._runs.begin(f"run-{session}", graph="session")
+        yield state
+        self._runs.end(state)
 
-    async def ask(self, session: int, messages: Sequence[Message], request: SimRequest) -> Served:
-        state, serving = self._runs[session], self._virtual.serving
-        serving.progress.node_entered(state, "agent")
-        identity = Identity(state.workflow, state.id, "agent")
-        ask = Ask("auto", messages, stream=True, max_tokens=request.output_tokens)
-        inflight = arrive(serving.services, identity, ask, call_id=request.id)
-        self._requests[inflight.call.id] = request
+    def node(self, state: RunState | None, name: str) -> AbstractContextManager[None]:
+        assert state is not None
+        return self._runs.node(state, name)
+
+    async def ask(self, state: RunState | None, ask: Ask, request: SimRequest) -> tuple[float, int]:
+        assert state is not None
         called_s = self.clock()
-        record = await self._virtual.serve(inflight)
-        serving.progress.node_left(state, "agent")
+        record = await self._runs.call(state, "agent", ask, request)
         assert record.ttft_s is not None and record.error is None
-        return Served(called_s + record.queue_wait_s + record.ttft_s, record.cached_tokens or 0)
-
-    async def use_tool(self, session: int, wait_s: float) -> None:
-        state, serving = self._runs[session], self._virtual.serving
-        serving.progress.node_entered(state, "tool")
-        await asyncio.sleep(wait_s)
-        serving.progress.node_left(state, "tool")
-
-    def end(self, session: int) -> None:
-        self._virtual.serving.progress.run_ended(self._runs[session].id, Outcome.DONE)
+        return called_s + record.queue_wait_s + record.ttft_s, record.cached_tokens or 0
 
 
 class Plugged(StillAdapter):
@@ -116,35 +80,30 @@ class Plugged(StillAdapter):
 
     def __init__(self, probe: Probe, engine: SimEngine) -> None:
         super().__init__(probe)
-        self._engine = engine
-        self.clock: VirtualClock | None = None
+        self._blocks = engine.ownership
+        self.clock: Callable[[], float] = lambda: 0.0
 
     async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
-        assert isinstance(scope, WorkflowCache) and self.clock is not None
+        assert isinstance(scope, WorkflowCache)
         until_s = inf if ttl_s is None else self.clock() + ttl_s
-        return Effect.PINNED if self._engine.ownership.pin_workflow(scope.workflow, until_s) else Effect.FAILED
+        return Effect.PINNED if self._blocks.pin_workflow(scope.workflow, until_s) else Effect.FAILED
 
     async def release(self, scope: Scope) -> Effect:
         assert isinstance(scope, WorkflowCache)
-        self._engine.ownership.release_workflow(scope.workflow)
+        self._blocks.release_workflow(scope.workflow)
         return Effect.DEMOTED
 
     async def flush(self, scope: Scope) -> Effect:
         assert isinstance(scope, WorkflowCache)
-        self._engine.ownership.flush_workflow(scope.workflow)
+        self._blocks.flush_workflow(scope.workflow)
         return Effect.FREED
-
-
-PLAIN = (Capability.CACHED_TOKENS, Capability.PRIORITY)
-WITH_PLUGIN = (*PLAIN, Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW)
 
 
 class SimulatedTurns:
     """Runs arms on an engine with these parameters."""
 
     def __init__(self, parameters: EngineParameters, words: LocalWords) -> None:
-        self.parameters = parameters
-        self._words = words
+        self.parameters, self._words = parameters, words
 
     def turn(self, arm: Arm, load: Load) -> Turn:
         """Run one arm from an empty cache."""
@@ -152,36 +111,24 @@ class SimulatedTurns:
         # vLLM keeps one of the blocks that it reports for itself.
         blocks = ENDLESS_BLOCKS if arm.endless else self.parameters.kv_blocks - 1
         engine = SimEngine(replace(self.parameters, kv_blocks=blocks))
-        if not arm.wrapped:
+        if arm.orla is None:
             clock = VirtualClock()
             run(self._sessions(Direct(engine, clock), arm, load, made), clock)
             return made
-        requests: dict[str, SimRequest] = {}
 
-        def request_of(inflight: InFlightCall) -> SimRequest:
+        def sent(inflight: InFlightCall, request: SimRequest) -> SimRequest:
             told = inflight.request_fields()["told"]
             owner = told.workflow if arm.plugin else None
-            return replace(requests[inflight.call.id], priority=-round(told.priority), workflow=owner)  # lower first
+            return replace(request, priority=-round(told.priority), workflow=owner)  # lower first
 
-        backend, adapter = Backend("engine", "http://engine/v1"), self._adapter(arm, engine)
-        with VirtualServing(
-            {backend: engine}, request_of, adapters={"engine": adapter}, admission=arm.admission
-        ) as virtual:
-            if isinstance(adapter, Plugged):
-                adapter.clock = virtual.clock
-            virtual.run(self._sessions(Wrapped(virtual, requests), arm, load, made))
+        probe = probe_of(self.parameters, WITH_PLUGIN if arm.plugin else PLAIN)
+        adapter = Plugged(probe, engine) if arm.plugin else StillAdapter(probe)
+        runs = Runs(Backend("engine", "http://engine/v1"), engine, adapter=adapter, sent=sent, **arm.orla)
+        if isinstance(adapter, Plugged):
+            adapter.clock = runs.clock
+        with runs.virtual as virtual:
+            virtual.run(self._sessions(Wrapped(runs), arm, load, made))
         return made
-
-    def _adapter(self, arm: Arm, engine: SimEngine) -> StillAdapter:
-        """Say what vLLM's adapter says of such an engine."""
-        native = WITH_PLUGIN if arm.plugin else PLAIN
-        can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
-        probe = Probe(
-            capabilities=can,
-            context_tokens=self.parameters.context_tokens,
-            kv_tokens=self.parameters.kv_tokens,
-        )
-        return Plugged(probe, engine) if arm.plugin else StillAdapter(probe)
 
     async def _sessions(self, line: Direct, arm: Arm, load: Load, made: Turn) -> None:
         door = arm.door()
@@ -198,28 +145,23 @@ class SimulatedTurns:
                 group.create_task(play(number, session))
 
     async def _session(self, line: Direct, arm: Arm, load: Load, made: Turn, session: int, arrived_s: float) -> None:
-        mine = load.sessions[session]
-        line.begin(session)
-        history = load.opening(mine)
-        for number in range(CALLS):
-            answer = prose(Random(f"{load.seed} {session} {number}"), load.answer_tokens)
-            request = self._request(f"{session}/{number}", history, answer, session if arm.by_arrival else 0)
-            called_s = line.clock() if number else arrived_s  # at a door, too, its first call waits
-            served = await line.ask(session, tuple(history), request)
-            made.calls.append(
-                CallSeen(
-                    session, number, called_s, served.first_s, line.clock(),
-                    request.prompt_tokens, served.cached_tokens, load.answer_tokens,
+        mine, history = load.sessions[session], load.opening(load.sessions[session])
+        with line.run(session) as state:
+            for number in range(CALLS):
+                answer = prose(Random(f"{load.seed} {session} {number}"), load.answer_tokens)
+                priority = session if arm.by_arrival else 0
+                name, block_tokens = f"{session}/{number}", self.parameters.block_tokens
+                request = request_of(self._words.tokenizer, name, history, answer, block_tokens, priority)
+                called_s = line.clock() if number else arrived_s  # at a door, too, its first call waits
+                ask = Ask("auto", tuple(history), stream=True, max_tokens=request.output_tokens)
+                with line.node(state, "agent"):
+                    first_s, cached = await line.ask(state, ask, request)
+                times = (called_s, first_s, line.clock())
+                made.calls.append(
+                    CallSeen(session, number, *times, request.prompt_tokens, cached, load.answer_tokens)
                 )
-            )  # fmt: skip
-            if number < CALLS - 1:
-                await line.use_tool(session, mine.waits_s[number])
-                history.append({"role": "assistant", "content": "".join(answer)})
-                history.append({"role": "user", "content": mine.said[number + 1]})
-        line.end(session)
-
-    def _request(self, name: str, messages: Sequence[Message], answer: Sequence[str], priority: int) -> SimRequest:
-        prompt = self._words.prompt(messages)
-        said = [token for piece in answer for token in self._words.tokenizer.encode(piece)[:1]]
-        hashes = chain([*prompt, *said], self.parameters.block_tokens)
-        return SimRequest(name, len(prompt), len(answer), hashes, priority=priority)
+                if number < CALLS - 1:
+                    with line.node(state, "tool"):
+                        await asyncio.sleep(mine.waits_s[number])
+                    history.append({"role": "assistant", "content": "".join(answer)})
+                    history.append({"role": "user", "content": mine.said[number + 1]})

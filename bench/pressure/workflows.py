@@ -1,7 +1,5 @@
-"""The sessions: agents with one long prefix in common, histories that grow from call to call, tools in between.
-
-Texts come from a trace of agent sessions that the user has, or are made up in the same shape. Either way every
-text is cut to a number of tokens, so that a pool of a given size is short by the same factor for each seed.
+"""The sessions: every text, of a trace or made up, is cut to a number of tokens, so that a pool of a given size is
+short by the same factor for each seed.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from statistics import NormalDist, fmean
@@ -37,13 +35,8 @@ TOOL_MEDIAN_S, TOOL_P90_S = 0.1, 10.0
 class Words(Protocol):
     """The engine's idea of tokens."""
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a chat that asks for an answer."""
-        ...
-
-    def split(self, text: str, sizes: Sequence[int]) -> list[str] | None:
-        """Return consecutive pieces of *text* of so many tokens; ``None`` where it has fewer."""
-        ...
+    def prompt(self, messages: Sequence[Message]) -> list[int]: ...
+    def split(self, text: str, sizes: Sequence[int]) -> list[str] | None: ...
 
 
 class LocalWords:
@@ -99,11 +92,7 @@ class Shape:
 
 
 def load_of(material: Material, shape: Shape, words: Words, seed: int) -> Load:
-    """Return the load of a seed: which sessions, how long each, how long their tools take.
-
-    Raises:
-        SystemExit: The material has too few sessions that are long enough.
-    """
+    """Return the load of a seed: which sessions, how long each, how long their tools take."""
     dice = Random(seed)
     system = _system(material.system, shape.prefix_tokens, words)
     around = len(words.prompt(_frame(system)))
@@ -120,12 +109,10 @@ def load_of(material: Material, shape: Shape, words: Words, seed: int) -> Load:
             waits_s = tuple(wait_s(shape.tool_s, dice) for _ in range(CALLS - 1))
             made.append(Session(len(made) * ARRIVE_EVERY_S, tuple(said), waits_s))
     if len(made) < shape.sessions:
-        raise SystemExit(
-            f"the sessions file has {len(made)} sessions that are long enough; {shape.sessions} are needed"
-        )
+        found = f"the sessions file has {len(made)} sessions that are long enough"
+        raise SystemExit(f"{found}; {shape.sessions} are needed")
     load = Load(seed, system, tuple(made), 0, shape.answer_tokens)
-    openings = [words.prompt(load.opening(session)) for session in made]
-    return Load(seed, system, load.sessions, common(openings), shape.answer_tokens)
+    return replace(load, shared_tokens=common([words.prompt(load.opening(session)) for session in made]))
 
 
 def _system(texts: Sequence[str], tokens: int, words: Words) -> str:
@@ -156,9 +143,6 @@ def wait_s(tool_s: tuple[float, float], dice: Random) -> float:
     return min(WAIT_MOST_S, max(WAIT_LEAST_S, dice.lognormvariate(math.log(median_s), sigma)))
 
 
-# Where texts and times come from ----------------------------------------------------------------------------
-
-
 def made_up(sessions: int, tokens: int) -> Material:
     """Return texts of short words, as many tokens as are asked for and more."""
     dice = Random(0)
@@ -168,11 +152,7 @@ def made_up(sessions: int, tokens: int) -> Material:
 
 
 def from_trace(sessions: Path, prompts: Path) -> Material:
-    """Read sessions (JSON lines: ``messages``, ``prompt_ref``, ``tools_ref``) and the texts they refer to.
-
-    Raises:
-        SystemExit: A file is not of that form.
-    """
+    """Read sessions (JSON lines: ``messages``, ``prompt_ref``, ``tools_ref``) and the texts they refer to."""
     try:
         data = sessions.read_bytes()
         lines = (gzip.decompress(data) if sessions.suffix == ".gz" else data).decode().splitlines()
@@ -202,11 +182,7 @@ def _said(messages: Iterable[Mapping[str, Any]]) -> tuple[str, list[float]] | No
 
 
 def tool_times(path: Path) -> tuple[float, float]:
-    """Read median and 90th percentile of ``per_step_s.tool_execution``.
-
-    Raises:
-        SystemExit: The file is not of that form.
-    """
+    """Read median and 90th percentile of ``per_step_s.tool_execution``."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))["per_step_s"]["tool_execution"]
         return float(said["p50"]), float(said["p90"])

@@ -2,7 +2,7 @@
 
     make bench-router BENCH='--data prompts.jsonl'
     python -m bench.router --data prompts.jsonl --judge-url http://127.0.0.1:8081/v1 --judge-model smollm2
-    python -m bench.router --data prompts.jsonl --embed-url http://127.0.0.1:8082/v1 --vectors vectors.json
+    python -m bench.router --data prompts.jsonl --embed-url http://127.0.0.1:8082/v1
 
 The data is what ``orla-lg mapper fit`` reads. Every learned figure is from nested cross-validation: features,
 penalty, calibration and threshold are chosen without the rows they are tried on. The length threshold is the one
@@ -12,7 +12,6 @@ that is best on the whole data, which favours it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,10 +20,9 @@ from pathlib import Path
 import httpx
 
 from bench.lib import plot
-from bench.lib.command import parser
+from bench.lib.command import DOCS, parser, tell
 from bench.lib.figures import table
 from bench.lib.flags import amount, count, folds
-from bench.lib.marks import ROOT
 from orla_lg.mappers.commands import Row, embed, read_rows, simple_ways
 from orla_lg.mappers.fit import Goal, Repeat, Scores, Table, cross_validate, leave_one_out, mean_and_spread, score
 from orla_lg.mappers.learned import Endpoint
@@ -55,12 +53,12 @@ class Way:
 
 
 def learned(name: str, table: Table, labels: Sequence[bool], goal: Goal, args: argparse.Namespace) -> Way:
-    def tell(done: int, total: int) -> None:
-        print(f"\r{name}: {done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    def show(done: int, total: int) -> None:
+        tell(f"{name}: {done}/{total}", last=done == total)
 
-    passes = cross_validate(table, goal, folds=args.folds, repeats=args.repeats, progress=tell)
+    passes = cross_validate(table, goal, folds=args.folds, repeats=args.repeats, progress=show)
     scores = [score(one.probable, one.sent, labels, goal.light_price) for one in passes]
-    mean = [sum(said) / len(said) for said in zip(*(one.probable for one in passes), strict=True)]
+    mean = [sum(each) / len(each) for each in zip(*(one.probable for one in passes), strict=True)]
     return Way(name, scores, mean)
 
 
@@ -69,39 +67,17 @@ def judged(args: argparse.Namespace, rows: Sequence[Row], labels: Sequence[bool]
     sent, silent, judge = [], 0, OneBitStageMapper("light", "heavy")
     with httpx.Client(timeout=120) as http:
         for done, row in enumerate(rows, 1):
-            body = {"model": args.judge_model, **judge._body(row.prompt.text, constrained=not args.judge_freely)}
+            body = {"model": args.judge_model, **judge._body(row.prompt.text, constrained=True)}
             answer = http.post(f"{args.judge_url.rstrip('/')}/chat/completions", json=body).raise_for_status().json()
             simple = parse(last_user_text([{**answer["choices"][0]["message"], "role": "user"}]))
             silent += simple is None
             sent.append(not simple)
-            print(f"\rjudge: {done}/{len(rows)}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return Way(
-        f"one-bit judge ({args.judge_model})", [score([0.5] * len(sent), sent, labels, args.light_price)]
-    ), silent
+            tell(f"judge: {done}/{len(rows)}", last=done == len(rows))
+    scores = [score([0.5] * len(sent), sent, labels, args.light_price)]
+    return Way(f"one-bit judge ({args.judge_model})", scores), silent
 
 
-def vectors(args: argparse.Namespace, rows: Sequence[Row]) -> list[list[float]]:
-    if args.vectors and args.vectors.exists():
-        return list(json.loads(args.vectors.read_text()))
-    found = list(
-        embed(
-            Endpoint(args.embed_url, args.embed_model),
-            (row.prompt.text for row in rows),
-            lambda done: print(f"\rembedding {done}/{len(rows)}", end="", file=sys.stderr, flush=True),
-        )
-    )
-    print(file=sys.stderr)
-    if args.vectors:
-        args.vectors.write_text(json.dumps(found))
-    return found
-
-
-def table_of(ways: Sequence[Way]) -> str:
-    return "\n".join(table(["way", *HEADS], [[way.name, *way.cells()] for way in ways]))
-
-
-def groups_of(tried: dict[str, Repeat], labels: Sequence[bool], groups: Sequence[str], price: float) -> str:
+def groups_of(tried: dict[str, Repeat], labels: Sequence[bool], groups: Sequence[str], price: float) -> list[str]:
     lines = []
     for group in [*sorted(set(groups)), ""]:
         rows = [n for n, one in enumerate(groups) if not group or one == group]
@@ -111,7 +87,7 @@ def groups_of(tried: dict[str, Repeat], labels: Sequence[bool], groups: Sequence
             found = score(probable, sent, [labels[n] for n in rows], price)
             cells.append(f"{found.accuracy:.3f} ({found.light_share:.2f} to light)")
         lines.append([group or "together", str(len(rows)), *cells])
-    return "\n".join(table(["left out in training", "prompts", *tried], lines))
+    return table(["left out in training", "prompts", *tried], lines)
 
 
 def curve(probable: Sequence[float], labels: Sequence[bool], price: float) -> list[tuple[float, float]]:
@@ -142,7 +118,6 @@ def draw(ways: Sequence[Way], labels: Sequence[bool], price: float, path: Path) 
     plot.open_axes(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     plot.save(figure, path)
-    print(f"drawn: {path.relative_to(ROOT)}")
 
 
 def options() -> argparse.Namespace:
@@ -155,10 +130,8 @@ def options() -> argparse.Namespace:
     add("--repeats", type=count, default=10)
     add("--judge-url", metavar="URL", help="a model that says simple or complex")
     add("--judge-model", default="default", metavar="NAME")
-    add("--judge-freely", action="store_true", help="do not hold the judge to a digit by a JSON schema")
     add("--embed-url", metavar="URL", help="an engine that serves /embeddings")
     add("--embed-model", default="default", metavar="NAME")
-    add("--vectors", type=Path, metavar="FILE", help="keep the embeddings here, and take them from here next time")
     add("--draw", action="store_true", help="draw docs/router.svg")
     return options.parse_args()
 
@@ -169,8 +142,12 @@ def main() -> int:
     labels, groups = [row.label for row in rows], [row.group for row in rows]
     goal, prompts = Goal(light_price=args.light_price), [row.prompt for row in rows]
     tables = {"learned, cheap features": Table(prompts, labels)}
-    if args.embed_url or args.vectors:
-        tables["learned, with embeddings"] = Table(prompts, labels, vectors(args, rows))
+    if args.embed_url:
+        texts = (row.prompt.text for row in rows)
+        vectors = embed(
+            Endpoint(args.embed_url, args.embed_model), texts, lambda n: tell(f"embedding {n}/{len(rows)}")
+        )
+        tables["learned, with embeddings"] = Table(prompts, labels, list(vectors))
     made = [learned(name, table, labels, goal, args) for name, table in tables.items()]
     share, _ = mean_and_spread([one.light_share for one in made[0].scores])
     ways = [Way(name, [found]) for name, found in simple_ways(prompts, labels, share, args.light_price).items()]
@@ -179,12 +156,12 @@ def main() -> int:
         ways.append(way)
         print(f"the judge said neither {silent} times of {len(rows)}")
     ways += made
-    print(table_of(ways))
+    print("\n".join(table(["way", *HEADS], [[way.name, *way.cells()] for way in ways])))
     if args.group_by:
-        tried = {name: leave_one_out(table, goal, groups) for name, table in tables.items()}
-        print("\n" + groups_of(tried, labels, groups, args.light_price))
+        tried = {name: leave_one_out(each, goal, groups) for name, each in tables.items()}
+        print("\n".join(["", *groups_of(tried, labels, groups, args.light_price)]))
     if args.draw:
-        draw(ways, labels, args.light_price, ROOT / "docs" / "router.svg")
+        draw(ways, labels, args.light_price, DOCS / "router.svg")
     return 0
 
 

@@ -4,13 +4,10 @@
     make bench-scale BENCH='--quick'      130,000 calls under two policies, and the growth up to 100,000
     python -m bench.scale --help
 
-A backend runs 64 calls and 130,000 wait. Again and again one call ends, which lets another go, and a new one enters.
-Calls belong to runs with eight calls each, in 48 stages. They go through one scheduler alone (``scheduler``: queue,
-policies, ledger and lock), or the whole way from ``Serving.call`` to ``WaitForTurn``, the request and the
-record (``steps``).
-Each row is a process of its own, pinned to one core. The garbage collector runs as it does in any program, and its
-time is in every figure; only what Python and the packages have loaded is taken out of its sight first. Where calls
-are *frozen*, the bench calls ``gc.freeze`` each time 2,000 more wait, as an application might that is nothing else.
+A backend runs 64 calls and 130,000 wait; again and again one call ends and a new one enters: through one scheduler
+alone (``scheduler``), or the whole way (``steps``). Each row is a process of its own, pinned to one core. The garbage
+collector's time is in every figure; only what Python and the packages have loaded is taken out of its sight first.
+Where calls are *frozen*, ``gc.freeze`` runs each time 2,000 more wait, as in an application that is nothing else.
 """
 
 from __future__ import annotations
@@ -23,26 +20,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import linear_regression
 
 import psutil
 
 from bench.lib import flags, plot
-from bench.lib.command import parser
+from bench.lib.command import DOCS, ROOT, finish, parser, usual
 from bench.lib.figures import table
-from bench.lib.marks import DOCS, ROOT, put
 from bench.scale.ways import IN_FLIGHT, WAYS, Load
 
-PAGE, FIGURE = DOCS / "scale.md", DOCS / "scale.svg"
 GOAL_RATE, GOAL_P99_MS, GOAL_PAUSE_MS, GOAL_BYTES = 30_000, 1.0, 50.0, 2048
 CORES = sorted(os.sched_getaffinity(0))
 OUTSTANDING = 130_000
-NAMES = (
-    "fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair",
-)  # fmt: skip
+NAMES = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair")
 FREEZE_EACH = 2_000
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 CLOCK = time.thread_time
@@ -65,70 +58,35 @@ class Row:
     p99_us: float
     pause_ms: float
     """The longest decision, while filling and afterwards."""
-    gc_ms: float
-    """The longest collection."""
     bytes_each: float
     """Resident memory gained over calls gained; an edge's own means of waiting come on top."""
-    fill_us: float
-    """Entering while the queue fills, mean."""
-
-
-@contextmanager
-def collections() -> Iterator[list[float]]:
-    """Collect the seconds that each garbage collection takes."""
-    took: list[float] = []
-    began = 0.0
-
-    def note(phase: str, info: dict[str, int]) -> None:
-        nonlocal began
-        if phase == "start":
-            began = CLOCK()
-        else:
-            took.append(CLOCK() - began)
-
-    gc.callbacks.append(note)
-    try:
-        yield took
-    finally:
-        gc.callbacks.remove(note)
 
 
 def measure(way: str, policy: str, outstanding: int, operations: int, frozen: int = 0) -> Row:
-    """Fill a queue, then let calls come and go.
-
-    Args:
-        way: ``scheduler`` or ``steps``.
-        policy: For stages and requests.
-        outstanding: Calls that wait.
-        operations: Calls that end, and calls that come for them.
-        frozen: Whether those that wait are frozen as they come.
-    """
+    """Fill a queue with so many calls, then let *operations* end and as many come; *frozen*: as they come."""
     process = psutil.Process()
     subject = WAYS[way](policy, Load())
     subject.enter()()  # what the first call loads is not the waiting ones'
     gc.collect()
     gc.freeze()  # what is loaded is not the waiting calls', as the pauses would be if it counted
     before = process.memory_info().rss
-    with collections() as gc_s:
-        filling = []
-        for number in range(outstanding + IN_FLIGHT - 1):
-            filling.append(timed(subject.enter()))
-            if frozen and number % FREEZE_EACH == 0:
-                gc.freeze()
-        gained = process.memory_info().rss - before - sys.getsizeof(filling) - 32 * len(filling)
-        assert subject.in_flight == IN_FLIGHT
-        steady = []
-        for number in range(operations):
-            steady.append(timed(subject.leave))
-            steady.append(timed(subject.enter()))
-            if frozen and number % FREEZE_EACH == 0:
-                gc.freeze()
+    filling, steady = [], []
+    for number in range(outstanding + IN_FLIGHT - 1):
+        filling.append(timed(subject.enter()))
+        if frozen and number % FREEZE_EACH == 0:
+            gc.freeze()
+    gained = process.memory_info().rss - before - sys.getsizeof(filling) - 32 * len(filling)
+    assert subject.in_flight == IN_FLIGHT
+    for number in range(operations):
+        steady.append(timed(subject.leave))
+        steady.append(timed(subject.enter()))
+        if frozen and number % FREEZE_EACH == 0:
+            gc.freeze()
     subject.close()
     ordered = sorted(steady)
     return Row(
         way, policy, outstanding, bool(frozen), operations / sum(steady), ordered[len(ordered) // 2] * 1e6,
-        ordered[int(len(ordered) * 0.99)] * 1e6, max(ordered[-1], *filling) * 1e3, max(gc_s, default=0.0) * 1e3,
-        gained / outstanding, sum(filling) / len(filling) * 1e6,
+        ordered[int(len(ordered) * 0.99)] * 1e6, max(ordered[-1], *filling) * 1e3, gained / outstanding,
     )  # fmt: skip
 
 
@@ -140,15 +98,8 @@ def timed(operation: Callable[[], None]) -> float:
 
 def apart(way: str, policy: str, outstanding: int, operations: int, frozen: int = 0) -> Row:
     """Measure in a process of its own: memory is never given back whole, and what is frozen stays so."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.scale",
-        "--one",
-        way,
-        policy,
-        *map(str, (outstanding, operations, frozen)),
-    ]
+    one = [way, policy, *map(str, (outstanding, operations, frozen))]
+    command = [sys.executable, "-m", "bench.scale", "--one", *one]
     row = Row(**json.loads(subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout))
     print(row, file=sys.stderr, flush=True)
     return row
@@ -166,17 +117,8 @@ def missed(row: Row) -> list[str]:
 
 
 def report(rows: Sequence[Row]) -> list[str]:
-    head = (
-        "through",
-        "policy",
-        "collector",
-        "calls/s",
-        "median, µs",
-        "p99, µs",
-        "pause, ms",
-        "bytes a call",
-        "missed",
-    )
+    times = ("calls/s", "median, µs", "p99, µs", "pause, ms")
+    head = ("through", "policy", "collector", *times, "bytes a call", "missed")
     return table(head, [
         [
             row.way, row.policy, "frozen" if row.frozen else "as it is", f"{row.rate:,.0f}", f"{row.median_us:.0f}",
@@ -188,10 +130,8 @@ def report(rows: Sequence[Row]) -> list[str]:
 
 def slope(rows: Sequence[Row]) -> tuple[float, float]:
     """Return a and b of the least-squares line a + b log2(n) through the microseconds of a call."""
-    xs, ys = [math.log2(row.outstanding) for row in rows], [1e6 / row.rate for row in rows]
-    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    b = sum((one - x) * (other - y) for one, other in zip(xs, ys, strict=True)) / sum((one - x) ** 2 for one in xs)
-    return y - b * x, b
+    found = linear_regression([math.log2(row.outstanding) for row in rows], [1e6 / row.rate for row in rows])
+    return found.intercept, found.slope
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -215,7 +155,7 @@ def options() -> argparse.Namespace:
     add("--outstanding", type=flags.count, default=OUTSTANDING, help=f"calls that wait ({OUTSTANDING:,})")
     add("--operations", type=flags.count, default=60_000, help="calls that end, and that come (60,000)")
     add("--core", type=int, default=min(CORES), choices=CORES, help="which core to use (the first)")
-    add("--write", action="store_true", help="write docs/scale.md and its figure")
+    usual(options, writes="docs/scale.md and its figure")
     add("--one", nargs=5, help=argparse.SUPPRESS)
     return options.parse_args()
 
@@ -237,10 +177,9 @@ def main() -> None:
     growth = [apart("scheduler", "workflow_fcfs", size, operations) for size in sizes]
     a, b = slope(growth)
     lines = [f"{many:,} calls waiting:", "", *report(rows), "", f"A call in and out: {a:.1f} + {b:.2f} log2(n) µs."]
-    print("\n".join(lines))
     if args.write:
-        put(PAGE, "scale", lines)
-        draw(growth, FIGURE)
+        draw(growth, DOCS / "scale.svg")
+    finish(lines, "scale", DOCS / "scale.md" if args.write else None)
 
 
 if __name__ == "__main__":

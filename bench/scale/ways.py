@@ -10,28 +10,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from bench.lib.core import (
-    Ask,
-    Backend,
-    BackendScheduler,
-    Background,
-    Call,
-    Hints,
-    Identity,
-    Outcome,
-    Queued,
-    RunShare,
-    Send,
-    Serving,
-    Steps,
-    Usage,
-    Wait,
-    WaitForTurn,
-    arrive,
-    memory_policy,
-    policies,
-    serve,
-)
+from bench.lib import core
 from orla_lg.testing.virtual.serving import StillAdapter
 
 STAGES, CALLS_OF_RUN, IN_FLIGHT, TENANTS = 48, 8, 64, 20
@@ -45,14 +24,14 @@ class Load:
         self._dice = random.Random(seed)
         self._numbers = count()
         self._stages = [f"stage {n}" for n in range(STAGES)]
-        self._asks = [Ask("main", MESSAGES, max_tokens=bound) for bound in range(16, 1040, 16)]
+        self._asks = [core.Ask("main", MESSAGES, max_tokens=bound) for bound in range(16, 1040, 16)]
         # Hints are what nodes and runs say, so calls share them.
         self._hints = [
-            Hints(priority=n % 5, deadline_s=1e4 * (1 + self._dice.random()), tenant=f"tenant {n % TENANTS}")
+            core.Hints(priority=n % 5, deadline_s=1e4 * (1 + self._dice.random()), tenant=f"tenant {n % TENANTS}")
             for n in range(1000)
         ]
 
-    def next(self) -> tuple[int, str, Ask, Hints]:
+    def next(self) -> tuple[int, str, core.Ask, core.Hints]:
         """Return the number of the next call's run, its stage, what it asks, its hints."""
         dice = self._dice
         stage = self._stages[int(dice.random() ** 2 * STAGES)]
@@ -75,29 +54,29 @@ class AtScheduler:
     """Calls through one scheduler alone."""
 
     def __init__(self, policy: str, load: Load) -> None:
-        backend = Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
-        chosen = policies("main", policy, policy)
-        self.scheduler = BackendScheduler(backend, StillAdapter(), Background(), time.monotonic, chosen)
+        backend = core.Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
+        chosen = core.policies("main", policy, policy)
+        self.scheduler = core.BackendScheduler(backend, StillAdapter(), core.Background(), time.monotonic, chosen)
         self._load = load
         self._dice = random.Random(1)
-        self._run, self._standing = -1, RunShare()
-        self._in_flight: deque[Queued] = deque()
+        self._run, self._standing = -1, core.RunShare()
+        self._in_flight: deque[core.Queued] = deque()
 
     def enter(self) -> Callable[[], None]:
         """Make a call, and return what is to be timed: its way into the queue."""
         number, stage, ask, hints = self._load.next()
         if number != self._run:
-            self._run, self._standing = number, RunShare(time.monotonic())
+            self._run, self._standing = number, core.RunShare(time.monotonic())
             self._standing.remaining_s = self._dice.expovariate(0.1)
             self._standing.serve(self._dice.expovariate(1e-4), time.monotonic())
         name = f"run {number}"
-        call = Call(
-            f"call {self._dice.random()}", Identity(name, name, stage), ask, hints, hints, time.monotonic(),
+        call = core.Call(
+            f"call {self._dice.random()}", core.Identity(name, name, stage), ask, hints, hints, time.monotonic(),
             self._standing,
         )  # fmt: skip
         return partial(self._enter, call)
 
-    def _enter(self, call: Call) -> None:
+    def _enter(self, call: core.Call) -> None:
         queued = self.scheduler.enter(call, order=None, running=True, holds_grant=False)
         if queued.turn is None:
             self._in_flight.append(queued)
@@ -108,7 +87,7 @@ class AtScheduler:
         """Let the oldest call in flight end; the next one goes."""
         queued = self._in_flight.popleft()
         queued.call.standing.serve(500, time.monotonic())
-        self.scheduler.leave(queued, tokens=100, usage=Usage(100, 0, 10), followed=lambda: True)
+        self.scheduler.leave(queued, tokens=100, usage=core.Usage(100, 0, 10), followed=lambda: True)
 
     @property
     def in_flight(self) -> int:
@@ -124,16 +103,16 @@ class ThroughSteps:
     max_attempts = 1
 
     def __init__(self, policy: str, load: Load) -> None:
-        backend = Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
-        self.serving = Serving(
+        backend = core.Backend("main", "http://127.0.0.1:1/v1", max_concurrency=IN_FLIGHT, capacity=10_000_000)
+        self.serving = core.Serving(
             {backend: StillAdapter()}, mapper=None, stage_policy=policy, request_policy=policy,
-            memory=memory_policy("default"), keep_records=1000,
+            memory=core.memory_policy("default"), keep_records=1000,
         )  # fmt: skip
         self._load = load
         self._run = -1
         self._open: dict[str, int] = {}
-        self._ready: deque[Steps] = deque()
-        self._sending: deque[tuple[Steps, Send]] = deque()
+        self._ready: deque[core.Steps] = deque()
+        self._sending: deque[tuple[core.Steps, core.Send]] = deque()
 
     def enter(self) -> Callable[[], None]:
         number, stage, ask, hints = self._load.next()
@@ -142,19 +121,19 @@ class ThroughSteps:
             self._run, self._open[run] = number, CALLS_OF_RUN
             state = self.serving.progress.run_started(run, thread=None, graph="graph")
             self.serving.progress.node_entered(state, stage)
-        return partial(self._enter, Identity(run, run, stage), ask, hints)
+        return partial(self._enter, core.Identity(run, run, stage), ask, hints)
 
-    def _enter(self, identity: Identity, ask: Ask, hints: Hints) -> None:
-        inflight = arrive(self.serving.services, identity, ask, call_id=self.serving.new_id(), said=hints)
-        steps = serve(inflight, self)
+    def _enter(self, identity: core.Identity, ask: core.Ask, hints: core.Hints) -> None:
+        inflight = core.arrive(self.serving.services, identity, ask, call_id=self.serving.new_id(), said=hints)
+        steps = core.serve(inflight, self)
         effect = next(steps)
-        while isinstance(effect, Wait):
+        while isinstance(effect, core.Wait):
             effect.run()
             effect = steps.send(None)
-        if isinstance(effect, WaitForTurn):
+        if isinstance(effect, core.WaitForTurn):
             effect.turn.on_settled(Waiting(steps, self._ready))
         else:
-            assert isinstance(effect, Send)
+            assert isinstance(effect, core.Send)
             self._sending.append((steps, effect))
 
     def leave(self) -> None:
@@ -167,19 +146,13 @@ class ThroughSteps:
             self._sending.append((ready, ready.send(None)))
         self._ended(send.inflight.call)
 
-    def _ended(self, call: Call) -> None:
+    def _ended(self, call: core.Call) -> None:
         run = call.identity.run
         assert run is not None
         self._open[run] -= 1
         if not self._open[run]:
             del self._open[run]
-            self.serving.progress.run_ended(run, Outcome.DONE)
-
-    def send(self, inflight: Any) -> Any:
-        raise NotImplementedError
-
-    async def asend(self, inflight: Any) -> Any:
-        raise NotImplementedError
+            self.serving.progress.run_ended(run, core.Outcome.DONE)
 
     @property
     def in_flight(self) -> int:
@@ -192,7 +165,7 @@ class ThroughSteps:
         self.serving.close()
 
 
-def _end(steps: Steps) -> None:
+def _end(steps: core.Steps) -> None:
     try:
         steps.send(None)
     except StopIteration:

@@ -22,12 +22,10 @@ import time
 from pathlib import Path
 
 from bench.lib import flags
-from bench.lib.command import ended, parser
-from bench.lib.progress import tell
-from bench.soak.account import Check, UsageAccount
-from bench.soak.engine import engine_process
+from bench.lib.command import ended, parser, tell
+from bench.lib.engines import started
+from bench.soak.account import Check, UsageAccount, flat, idle, kept, most, show
 from bench.soak.load import Load
-from bench.soak.results import flat, idle, kept, show
 from bench.soak.workflows import Graphs
 from orla_lg import Backend, Orla
 
@@ -40,52 +38,44 @@ LEAST_SHARE = 0.9
 
 def main() -> int:
     """Run, and return the exit status."""
-    asked = _arguments()
+    asked = options()
     account = UsageAccount(swallow=200 if asked.control == "lose" else 0)
-    with engine_process() as url, tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with started("bench.soak.engine") as url, tempfile.TemporaryDirectory(prefix="soak-") as folder:
         records = Path(folder) / "records.jsonl"
         graphs = Graphs(url, hidden=50 if asked.control == "fault" else 0, hold=20 if asked.control == "leak" else 0)
         before = account.sample()
         account.samples.clear()
         orla = Orla(
             [Backend("main", url, model="stub-model"), Backend("gone", CLOSED, model="stub-model")],
-            mapper={"over": ["gone", "main"], "gone": "gone", "*": "main"},
-            keep_records=500,
-            records_file=records,
+            mapper={"over": ["gone", "main"], "gone": "gone", "*": "main"}, keep_records=500, records_file=records,
             control=False,
-        )
+        )  # fmt: skip
         orla.subscribe(account.hear)
         load = Load(graphs, orla, account, rate=asked.rate, seed=asked.seed)
         begun = time.monotonic()
         stopped = _drive(load, account, asked.minutes * 60.0)
         seconds = time.monotonic() - begun
-        stuck = load.finish()
-        now = orla.statistics()
-        fault = _integrity(orla)
+        stuck, now, fault = load.wait(), orla.statistics(), _integrity(orla)
         orla.close()
         load.close()
         after = account.sample()
         account.samples.pop()
-        rate = account.counts["records"] / seconds
+        rate, least = account.counts["records"] / seconds, LEAST_SHARE * asked.rate
+        names = ", ".join(thread.name for thread in threading.enumerate())
         checks = [
             *kept(account), *flat(account.samples), *idle(now, stuck, _written(records), account.counts["records"]),
             Check("the core's own account", fault or "in order", "in order", not fault),
-            Check("calls a second", f"{rate:.1f}", f"at least {LEAST_SHARE * asked.rate:.1f}",
-                  rate >= LEAST_SHARE * asked.rate),
-            Check("open files after close(), beside before", f"{after.files} / {before.files}", "at most 6 more",
-                  after.files <= before.files + 6),
-            Check("threads after close(), beside before", f"{_named()} / {before.threads}", "at most 2 more",
-                  after.threads <= before.threads + 2),
+            Check("calls a second", f"{rate:.1f}", f"at least {least:.1f}", rate >= least),
+            most("open files", str(after.files), after.files, before.files, 6),
+            most("threads", names, after.threads, before.threads, 2),
         ]  # fmt: skip
         show(account, checks, f"{seconds:.0f} s{', stopped early' if stopped else ''}")
-        if not all(check.good for check in checks):
-            return 1
-        return 130 if stopped else 0
+        return 1 if not all(check.good for check in checks) else 130 if stopped else 0
 
 
 def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
     """Keep the load up for so long; returns whether Ctrl-C ended it."""
-    begun = told_s = sampled_s = time.monotonic()
+    begun = shown_s = sampled_s = time.monotonic()
     try:
         while (now := time.monotonic()) < begun + seconds:
             load.step(now)
@@ -93,18 +83,18 @@ def _drive(load: Load, account: UsageAccount, seconds: float) -> bool:
                 sampled_s = now
                 account.sample()
                 load.settle()
-            if now >= told_s + TELL_S:
-                told_s = now
-                _tell(account, now - begun, seconds)
+            if now >= shown_s + TELL_S:
+                shown_s = now
+                _show(account, now - begun, seconds)
             time.sleep(max(0.0, min(load.next_s, sampled_s + SAMPLE_S) - time.monotonic()))
     except KeyboardInterrupt:
         tell("stopped; waiting for the runs under way", last=True)
         return True
-    _tell(account, seconds, seconds, last=True)
+    _show(account, seconds, seconds, last=True)
     return False
 
 
-def _tell(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False) -> None:
+def _show(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False) -> None:
     counts, sample = account.counts, account.samples[-1]
     tell(
         f"{at_s:4.0f} of {of_s:.0f} s: {counts['records']:,} calls ({counts['records'] / at_s:.0f}/s), "
@@ -112,11 +102,6 @@ def _tell(account: UsageAccount, at_s: float, of_s: float, *, last: bool = False
         f"{sample.files} files, {len(account.oddities)} oddities",
         last=last,
     )
-
-
-def _named() -> str:
-    """Return the threads, by name."""
-    return ", ".join(thread.name for thread in threading.enumerate())
 
 
 def _integrity(orla: Orla) -> str:
@@ -135,20 +120,15 @@ def _written(path: Path) -> int:
         return len({read["id"] for line in lines if "id" in (read := json.loads(line))})
 
 
-def _arguments() -> argparse.Namespace:
+def options() -> argparse.Namespace:
     options = parser("soak", __doc__)
-    options.add_argument("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
-    options.add_argument(
-        "--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)"
-    )
-    options.add_argument(
-        "--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)"
-    )
-    options.add_argument(
-        "--control", choices=("leak", "lose", "fault"),
+    add = options.add_argument
+    add("--minutes", type=flags.above_zero, default=10.0, help="how long (default: %(default)s)")
+    add("--rate", type=flags.above_zero, default=80.0, help="model calls a second (default: %(default)s)")
+    add("--seed", type=flags.whole, default=0, help="of faults, forms and arrivals (default: %(default)s)")
+    add("--control", choices=("leak", "lose", "fault"),
         help="break something in the harness, so that it must fail: keep streams open, swallow records, or let calls "
-        "meet faults that no plan has",
-    )  # fmt: skip
+        "meet faults that no plan has")  # fmt: skip
     return options.parse_args()
 
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from bench.lib.marks import ROOT
-from orla_lg.errors import OrlaError
 from orla_lg.testing.faults import OK, Fault, FaultEngine, Reply, Seen
 from orla_lg.testing.faults.reply import reply_for
 
@@ -45,29 +40,8 @@ class Rule:
         return reply_for(Fault(fault), slow_s=slow_s, retry_after_s=RETRY_AFTER_S)
 
 
-@contextmanager
-def engine_process() -> Iterator[str]:
-    """Run the engine in a process of its own and give its URL."""
-    command = [sys.executable, "-m", "bench.soak.engine"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None and process.stdin is not None
-    try:
-        if not (url := process.stdout.readline().strip()):
-            raise OrlaError("the engine's process did not start")
-        yield url
-    finally:
-        process.stdin.close()
-        process.wait(10)
-
-
-def main() -> None:
+async def serve() -> None:
     """Serve until standard input ends."""
-    asyncio.run(_serve())
-
-
-async def _serve() -> None:
     engine = FaultEngine(any_model=True, context_tokens=None, prefix_cache=False, rule=Rule())
     engine.keep_log = False
     await engine.serve()
@@ -77,4 +51,4 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(serve())

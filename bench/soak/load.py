@@ -60,7 +60,7 @@ class Load:
                 del self._visits[run.thread]
                 self._graph.checkpointer.delete_thread(run.thread)
 
-    def finish(self) -> int:
+    def wait(self) -> int:
         """Wait for the runs under way; returns how many do not end."""
         until_s = time.monotonic() + STUCK_S
         while self._account.stuck() and time.monotonic() < until_s:
@@ -119,23 +119,18 @@ class Load:
         self._account.end(run)
 
     async def _ago(self, run: Run) -> None:
-        work = self._invoke(run) if run.form == "ainvoke" else self._astream(run)
         try:
             async with asyncio.timeout(run.cancel_after_s):
-                await work
-        except TimeoutError as error:
-            if run.cancel_after_s is None:
-                run.error = error.with_traceback(None)
-            else:
-                run.cancelled = True
+                if run.form == "ainvoke":
+                    await self._graph.ainvoke({"text": ""}, self._config(run))
+                else:
+                    parts = self._graph.astream({"text": ""}, self._config(run), stream_mode="messages")
+                    async with aclosing(parts):
+                        async for _ in parts:
+                            pass
         except Exception as error:
-            run.error = error.with_traceback(None)
+            if isinstance(error, TimeoutError) and run.cancel_after_s is not None:
+                run.cancelled = True
+            else:
+                run.error = error.with_traceback(None)
         self._account.end(run)
-
-    async def _invoke(self, run: Run) -> None:
-        await self._graph.ainvoke({"text": ""}, self._config(run))
-
-    async def _astream(self, run: Run) -> None:
-        async with aclosing(self._graph.astream({"text": ""}, self._config(run), stream_mode="messages")) as parts:
-            async for _ in parts:
-                pass

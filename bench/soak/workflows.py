@@ -27,12 +27,8 @@ TRANSIENT = (
 """Before the first token: another attempt may succeed."""
 MID_STREAM = (Fault.DEAD_MID_STREAM, Fault.ERROR_EVENT, Fault.NO_DONE, Fault.TRUNCATED_JSON)
 HARMLESS = (
-    Fault.SLOW_FIRST_TOKEN,
-    Fault.SLOW_TOKENS,
-    Fault.NO_USAGE,
-    Fault.NEGATIVE_TOKENS,
-    Fault.CACHED_ABOVE_PROMPT,
-)
+    Fault.SLOW_FIRST_TOKEN, Fault.SLOW_TOKENS, Fault.NO_USAGE, Fault.NEGATIVE_TOKENS, Fault.CACHED_ABOVE_PROMPT,
+)  # fmt: skip
 
 
 class Edge(StrEnum):
@@ -63,18 +59,16 @@ class Plan:
         return self.fault is not None and self.fault not in HARMLESS
 
 
+SHARES = ((0.90, (), 0), (0.94, HARMLESS, 1), (0.975, TRANSIENT, 1), (0.985, TRANSIENT, ATTEMPTS),
+          (1.0, MID_STREAM, ATTEMPTS))  # fmt: skip
+"""Up to which draw a call meets one of these faults, so many times."""
+
+
 def draw_plan(dice: random.Random) -> Plan:
     """Return what a call meets: mostly nothing."""
     drawn = dice.random()
-    if drawn < 0.90:
-        return Plan()
-    if drawn < 0.94:
-        return Plan(dice.choice(HARMLESS), 1)
-    if drawn < 0.975:
-        return Plan(dice.choice(TRANSIENT), 1)
-    if drawn < 0.985:
-        return Plan(dice.choice(TRANSIENT), ATTEMPTS)
-    return Plan(dice.choice(MID_STREAM), ATTEMPTS)
+    _, faults, times = next(row for row in SHARES if drawn < row[0])
+    return Plan(dice.choice(faults), times) if faults else Plan()
 
 
 @dataclass(eq=False)
@@ -98,18 +92,15 @@ class Run:
 
 
 class State(TypedDict, total=False):
-    """What the graph carries: the last answer."""
-
     text: str
+    """The last answer."""
 
 
 class Graphs:
     """The graph; its nodes find their run by the number in the config.
 
-    Args:
-        url: Where the code says that its model is.
-        hidden: Faults that no plan has, for the control that must fail: one call in so many meets one; 0: none does.
-        hold: One stream in so many is kept open, for the control that must fail; 0: none is.
+    For the controls that must fail, one call in *hidden* meets a fault that no plan has, and one stream in *hold* is
+    kept open; 0: none.
     """
 
     def __init__(self, url: str, *, hidden: int = 0, hold: int = 0) -> None:
@@ -119,18 +110,16 @@ class Graphs:
         self._model = ChatOpenAI(
             base_url=url, model="stub-model", api_key="none", max_retries=ATTEMPTS - 1, timeout=10.0
         )  # type: ignore[call-arg, arg-type]
-        inner = StateGraph(State)
-        for name in ("look", "judge"):
-            inner.add_node(name, self._asking(name))
-        inner.add_edge(START, "look").add_edge("look", "judge")
-        outer = StateGraph(State)
-        for name in ("draft", "over", "gone"):
-            outer.add_node(name, self._asking(name))
+        inner = StateGraph(State).add_edge(START, "look").add_edge("look", "judge")
+        outer = (
+            StateGraph(State)
+            .add_edge(START, "draft")
+            .add_conditional_edges("draft", self._way, {"on": "inner", "over": "over", "gone": "gone"})
+        )
+        for name, graph in (("look", inner), ("judge", inner), ("draft", outer), ("over", outer), ("gone", outer)):
+            graph.add_node(name, self._asking(name))
         outer.add_node("inner", inner.compile())
         outer.add_node("send", RunnableLambda(self._stream, self._astream))
-        outer.add_edge(START, "draft").add_conditional_edges(
-            "draft", self._way, {"on": "inner", "over": "over", "gone": "gone"}
-        )
         outer.add_edge("over", "inner").add_edge("gone", "inner").add_edge("inner", "send").add_edge("send", END)
         self.graph = outer.compile(checkpointer=InMemorySaver())
 

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from statistics import median, quantiles
 from typing import Any, TypedDict
 
-from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
-from bench.lib.command import parser
-from bench.lib.engines import stub
-from bench.lib.figures import ratios, rotated, table
+from bench.lib.command import parser, tell
+from bench.lib.figures import ratios, rotated, spread, table
 from bench.lib.flags import amount, count
-from bench.lib.progress import tell
-from orla_lg import Backend, ChatOrla, Orla
+from bench.lib.stub import Way, ways
 
 GOAL = 0.05
 PROMPT = [("system", "You answer at length."), ("user", "Tell me about Paris.")]
+NAMES = {"bare": "plain `ChatOpenAI`", "wrapped": "intercepted `ChatOpenAI`", "ChatOrla": "`ChatOrla`"}
 
 
 class State(TypedDict):
@@ -42,20 +39,13 @@ class State(TypedDict):
     figure: float
 
 
-@dataclass
 class Arm:
     """A graph whose one node streams; the figure comes back in its state."""
 
-    name: str
-    model: Any
-    wrap: Callable[[Any], Any]
-    graph: Any = None
-    chunk_us: list[float] = field(default_factory=list)
-    stream_kib: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        graph = StateGraph(State).add_node("node", self.node).add_edge(START, "node")
-        self.graph = self.wrap(graph.compile())
+    def __init__(self, way: Way) -> None:
+        self.name, self.model = NAMES[way.name], way.model
+        self.graph = way.wrap(StateGraph(State).add_node("node", self.node).add_edge(START, "node").compile())
+        self.chunk_us, self.stream_kib = list[float](), list[float]()
 
     async def node(self, state: State) -> dict[str, float]:
         return {"figure": await (self.hold(state["streams"]) if state["streams"] else self.read())}
@@ -82,7 +72,7 @@ class Arm:
         return (await self.graph.ainvoke({"streams": streams, "figure": 0.0}))["figure"]
 
 
-async def measure(arms: list[Arm], rounds: int) -> None:
+async def measure(arms: Sequence[Arm], rounds: int, streams: int) -> None:
     for arm in arms:  # warm: connections, code, caches
         await arm.run()
     for number in range(rounds):
@@ -90,9 +80,6 @@ async def measure(arms: list[Arm], rounds: int) -> None:
             gc.collect()
             arm.chunk_us.append(await arm.run())
         tell(f"round {number + 1}/{rounds}", last=number == rounds - 1)
-
-
-async def weigh(arms: list[Arm], streams: int) -> None:
     tracemalloc.start()
     for _ in range(3):
         for arm in arms:
@@ -105,16 +92,12 @@ def added(arm: Arm, plain: Arm) -> list[float]:
     return [ratio - 1 for ratio in ratios(arm.chunk_us, plain.chunk_us)]
 
 
-def report(arms: list[Arm]) -> str:
-    plain = arms[0]
-    head = ("through", "CPU per chunk, µs (min … max)", "added, median (quartiles)", "KiB per open stream")
-    rows = []
-    for arm in arms:
-        low, _, high = statistics.quantiles(added(arm, plain), n=4)
-        more = f"**{statistics.median(added(arm, plain)):+.1%}** ({low:+.1%} … {high:+.1%})"
-        took = f"{statistics.median(arm.chunk_us):.1f} ({min(arm.chunk_us):.0f} … {max(arm.chunk_us):.0f})"
-        rows.append([arm.name, took, "" if arm is plain else more, f"{statistics.median(arm.stream_kib):.1f}"])
-    return "\n".join(table(head, rows))
+def row(arm: Arm, plain: Arm) -> list[str]:
+    more, took = added(arm, plain), spread(arm.chunk_us)
+    low, _, high = quantiles(more, n=4) if len(more) > 1 else (more * 3)
+    shown = "" if arm is plain else f"**{median(more):+.1%}** ({low:+.1%} … {high:+.1%})"
+    cpu = f"{took.middle:.1f} ({took.least:.0f} … {took.most:.0f})"
+    return [arm.name, cpu, shown, f"{median(arm.stream_kib):.1f}"]
 
 
 async def main() -> int:
@@ -124,22 +107,13 @@ async def main() -> int:
     options.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
     options.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
     args = options.parse_args()
-    backend: dict[str, Any] = {"model": "stub-model", "max_concurrency": None}
     text = " ".join(f"word{n}" for n in range(args.chunks))
-    with (
-        stub("--text", text, "--token-s", str(args.token_s)) as url,
-        Orla([Backend("main", url, **backend)], {"*": "main"}) as orla,
-    ):
-        plain = {"model": "stub-model", "base_url": url, "api_key": "any"}
-        arms = [
-            Arm("plain `ChatOpenAI`", ChatOpenAI(**plain), lambda graph: graph),
-            Arm("intercepted `ChatOpenAI`", ChatOpenAI(**plain), orla.wrap),
-            Arm("`ChatOrla`", ChatOrla(orla=orla, model="main"), lambda graph: graph),
-        ]
-        await measure(arms, args.rounds)
-        await weigh(arms, args.streams)
-    print(report(arms))
-    missed = [arm.name for arm in arms[1:] if statistics.median(added(arm, arms[0])) > GOAL]
+    with ways("--text", text, "--token-s", str(args.token_s), max_concurrency=None) as found:
+        arms = [Arm(way) for way in found]
+        await measure(arms, args.rounds, args.streams)
+    head = ("through", "CPU per chunk, µs (min … max)", "added, median (quartiles)", "KiB per open stream")
+    print("\n".join(table(head, [row(arm, arms[0]) for arm in arms])))
+    missed = [arm.name for arm in arms[1:] if median(added(arm, arms[0])) > GOAL]
     print(f"goal, at most {GOAL:+.0%} CPU per chunk: {'missed by ' + ', '.join(missed) if missed else 'met'}")
     return 0
 

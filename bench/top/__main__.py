@@ -15,8 +15,7 @@ from typing import Annotated, Any, TypedDict
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, StateGraph
 
-from bench.lib.command import parser
-from bench.lib.marks import DOCS
+from bench.lib.command import DOCS, parser
 from orla_lg import Backend, Orla
 from orla_lg.control.client import Client
 from orla_lg.top import view
@@ -38,20 +37,20 @@ def support_desk(url: str) -> StateGraph[Ticket, None, Ticket, Ticket]:
     llm = ChatOpenAI(base_url=url, model="sim", api_key="none", max_tokens=60)
 
     def ask(state: Ticket, what: str) -> dict[str, Any]:
-        said = llm.invoke(
-            [("system", POLICY), ("user", f"{state['text']} {what} {' '.join(state.get('answers', []))}")]
-        )
-        return {"answers": [str(said.content)]}
+        history = f"{state['text']} {what} {' '.join(state.get('answers', []))}"
+        return {"answers": [str(llm.invoke([("system", POLICY), ("user", history)]).content)]}
 
     def look_up(state: Ticket) -> dict[str, Any]:
         time.sleep(0.5)  # the tool
         return {}
 
-    graph = StateGraph(Ticket)
-    graph.add_node("classify", lambda state: ask(state, "What is it about?"))
-    graph.add_node("look_up", look_up)
-    graph.add_node("reply", lambda state: ask(state, "Write to the customer."))
-    return graph.add_edge(START, "classify").add_edge("classify", "look_up").add_edge("look_up", "reply")
+    def classify(state: Ticket) -> dict[str, Any]:
+        return ask(state, "What is it about?")
+
+    def reply(state: Ticket) -> dict[str, Any]:
+        return ask(state, "Write to the customer.")
+
+    return StateGraph(Ticket).add_sequence([classify, look_up, reply]).add_edge(START, "classify")
 
 
 def run(orla: Orla, url: str, stop: threading.Event) -> None:

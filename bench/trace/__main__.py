@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.lib.command import parser
-from bench.lib.marks import DOCS, ROOT
+from bench.lib.command import DOCS, ROOT, parser
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.langsmith_collector import Collector
 

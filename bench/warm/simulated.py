@@ -23,34 +23,12 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from bench.lib.command import parser
-from bench.lib.core import (
-    START,
-    Ask,
-    Backend,
-    Capability,
-    Edge,
-    Effect,
-    EngineStats,
-    GraphProgress,
-    GraphStructure,
-    Identity,
-    InFlightCall,
-    Outcome,
-    Probe,
-    Record,
-    RunState,
-    Support,
-    Usage,
-    Warmed,
-    WarmUp,
-    arrive,
-)
+from bench.lib import core
+from bench.lib.command import parser, tell
 from bench.lib.figures import percentile, ratios, spread, table
 from bench.lib.flags import count, share
-from bench.lib.progress import tell
-from orla_lg.testing.virtual import StillAdapter, VirtualServing
-from orla_lg_sim.blocks import chain
+from bench.lib.virtual import PLAIN, Runs, probe_of, request_of
+from orla_lg.testing.virtual import StillAdapter
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import SimRequest
@@ -63,6 +41,7 @@ GPU = EngineParameters(
 )  # fmt: skip
 ENGINES = {"cpu": (CPU, 1200), "gpu": (GPU, 6000)}
 """Parameters, and the tokens of a workflow's first prompt, about."""
+NATIVE = (*PLAIN, core.Capability.WARM, core.Capability.STATS)
 
 Message = dict[str, str]
 
@@ -71,21 +50,27 @@ def text(dice: Random, tokens: int) -> str:
     return "".join(prose(dice, max(1, tokens)))
 
 
+def says(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
 class Warming(StillAdapter):
     """An engine that can be asked to prefill, and how busy it is."""
 
     def __init__(
-        self, probe: Probe, engine: SimEngine, warm: Callable[[Mapping[str, Any]], Coroutine[Any, Any, Warmed]]
+        self,
+        probe: core.Probe,
+        engine: SimEngine,
+        warm: Callable[[Mapping[str, Any]], Coroutine[Any, Any, core.Warmed]],
     ) -> None:
         super().__init__(probe)
-        self._engine = engine
-        self.warm = warm
+        self._engine, self.warm = engine, warm
 
-    async def stats(self) -> EngineStats:
+    async def stats(self) -> core.EngineStats:
         state = self._engine.state()
-        return EngineStats(running=state.running, waiting=state.waiting, kv_usage=state.kv_usage)
+        return core.EngineStats(running=state.running, waiting=state.waiting, kv_usage=state.kv_usage)
 
-    def restarted(self, probe: Probe) -> None:
+    def restarted(self, probe: core.Probe) -> None:
         self._probe = probe
 
 
@@ -93,7 +78,7 @@ class Warming(StillAdapter):
 class Seen:
     """One turn."""
 
-    counted: list[Record] = field(default_factory=list)
+    counted: list[core.Record] = field(default_factory=list)
     makespan_s: float = 0.0
     took_s: list[float] = field(default_factory=list)
     others_s: list[float] = field(default_factory=list)
@@ -106,62 +91,67 @@ class Arena:
     """A core, an engine, and others that use it."""
 
     def __init__(self, parameters: EngineParameters, seed: int, *, warm_up: bool, foreign: bool) -> None:
-        self._foreign = foreign
-        self.parameters, self.seed, self.seen = parameters, seed, Seen()
-        self.engine = SimEngine(replace(parameters, kv_blocks=parameters.kv_blocks - 1))
-        self.words = tokenizer_of(None)
-        native = {Capability.CACHED_TOKENS, Capability.PRIORITY, Capability.WARM, Capability.STATS}
-        can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
-        self.probe = Probe(
-            capabilities=can,
-            context_tokens=parameters.context_tokens,
-            kv_tokens=parameters.kv_tokens,
-            incarnation="1",
+        self._foreign, self.parameters, self.seed, self.seen = foreign, parameters, seed, Seen()
+        self.engine, self.words = (
+            SimEngine(replace(parameters, kv_blocks=parameters.kv_blocks - 1)),
+            tokenizer_of(None),
         )
-        self.adapter = Warming(self.probe, self.engine, self.warm)
-        backend = Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running)
-        self._requests: dict[str, SimRequest] = {}
-        self.virtual = VirtualServing[SimRequest](
-            {backend: self.engine}, self._request, adapters={"e": self.adapter},
-            warm_up=WarmUp() if warm_up else None,
+        self._adapter = Warming(probe_of(parameters, NATIVE, "1"), self.engine, self.warm)
+        self.runs = Runs(
+            core.Backend("e", "http://e/v1", engine="sim", max_concurrency=parameters.max_running), self.engine,
+            adapter=self._adapter, sent=self._sent, warm_up=core.WarmUp() if warm_up else None,
         )  # fmt: skip
-        self._warms = 0
-
-    @property
-    def progress(self) -> GraphProgress:
-        return self.virtual.serving.progress
+        self.clock, self._numbers = self.runs.clock, itertools.count(1)
 
     def dice(self, name: str) -> Random:
         """Return the dice of one part of the load: what others do must not change what it throws."""
         return Random(f"{self.seed} {name}")
 
     def _of(self, name: str, messages: Sequence[Message], answer: Sequence[str], priority: int = 0) -> SimRequest:
-        prompt = self.words.prompt(messages)
-        said = [token for piece in answer for token in self.words.encode(piece)[:1]]
-        hashes = chain([*prompt, *said], self.parameters.block_tokens)
-        return SimRequest(name, len(prompt), max(1, len(answer)), hashes, priority=priority)
+        return request_of(self.words, name, messages, answer, self.parameters.block_tokens, priority)
 
-    def _request(self, inflight: InFlightCall) -> SimRequest:
+    @staticmethod
+    def _sent(inflight: core.InFlightCall, request: SimRequest) -> SimRequest:
         inflight.sends({"messages": inflight.call.ask.messages})
         inflight.request_fields()
-        return self._requests[inflight.call.id]
+        return request
 
     async def call(
-        self, state: RunState, stage: str, messages: list[Message], answer_tokens: int, step: int
-    ) -> tuple[Record, str]:
+        self, state: core.RunState, stage: str, messages: list[Message], answer_tokens: int, step: int
+    ) -> tuple[core.Record, str]:
         """Make one call of a node, which is entered already."""
-        services, answer = self.virtual.serving.services, prose(self.dice(f"{state.id} {step}"), answer_tokens)
-        ask = Ask("auto", list(messages), stream=True, max_tokens=answer_tokens)
-        identity = Identity(state.workflow, state.id, stage, step, f"{stage}:{step}")
-        inflight = arrive(services, identity, ask, call_id=services.new_id())
-        self._requests[inflight.call.id] = self._of(inflight.call.id, messages, answer)
-        return await self.virtual.serve(inflight), "".join(answer)
+        answer = prose(self.dice(f"{state.id} {step}"), answer_tokens)
+        ask = core.Ask("auto", list(messages), stream=True, max_tokens=answer_tokens)
+        request = self._of(f"call {next(self._numbers)}", messages, answer)
+        record = await self.runs.call(state, stage, ask, request, step=step, namespace=f"{stage}:{step}")
+        return record, "".join(answer)
 
-    async def warm(self, body: Mapping[str, Any]) -> Warmed:
-        self._warms += 1
-        request = self._of(f"warm {self._warms}", body["messages"], [" a"], priority=10)
-        event: Any = await self.virtual._drivers["e"].run(request.id, request, lambda: None)
-        return Warmed(Effect.WARMED, Usage(event.prompt_tokens, event.cached_tokens, 1))
+    async def in_node(
+        self,
+        state: core.RunState,
+        stage: str,
+        messages: list[Message],
+        answer_tokens: int,
+        step: int,
+        own_s: float = 0.0,
+    ) -> tuple[core.Record, str]:
+        """Enter a node, run its own code for a while, and make its one call."""
+        with self.runs.node(state, stage, f"{stage}:{step}", step):
+            if own_s:
+                await asyncio.sleep(own_s)
+            return await self.call(state, stage, messages, answer_tokens, step)
+
+    def ended(self, state: core.RunState, begin_s: float) -> None:
+        self.runs.end(state)
+        self.seen.took_s.append(self.clock() - begin_s)
+
+    async def warm(self, body: Mapping[str, Any]) -> core.Warmed:
+        request = self._of(f"warm {next(self._numbers)}", body["messages"], [" a"], priority=10)
+        event: Any = await self._run(request)
+        return core.Warmed(core.Effect.WARMED, core.Usage(event.prompt_tokens, event.cached_tokens, 1))
+
+    async def _run(self, request: SimRequest) -> Any:
+        return await self.runs.virtual._drivers["e"].run(request.id, request, lambda: None)
 
     async def crowd(self, busy: float, tokens: int, answer_tokens: int) -> None:
         """Make others' calls, as much as *busy* of the engine's prefill; until cancelled."""
@@ -170,45 +160,48 @@ class Arena:
         took_s = tokens * self.parameters.prefill_token_s + answer_tokens * self.parameters.decode_sequence_s
         dice = self.dice("crowd")
         async with asyncio.TaskGroup() as group:
-            number = 0
-            while True:
+            for number in itertools.count(1):
                 await asyncio.sleep(dice.expovariate(busy / took_s))
-                number += 1
                 group.create_task(self._other(f"other {number}", tokens, answer_tokens))
 
     async def _other(self, name: str, tokens: int, answer_tokens: int) -> None:
-        begin_s = self.virtual.clock()
-        dice = self.dice(name)
-        said = [{"role": "user", "content": text(dice, tokens)}]
+        begin_s, dice = self.clock(), self.dice(name)
+        said = [says("user", text(dice, tokens))]
         if self._foreign:
-            request = self._of(name, said, prose(dice, answer_tokens))
-            await self.virtual._drivers["e"].run(request.id, request, lambda: None)
+            await self._run(self._of(name, said, prose(dice, answer_tokens)))
         else:
-            state = self.progress.run_started(name, thread=None, graph="other")
+            state = self.runs.begin(name, graph="other")
             await self.call(state, "other", said, answer_tokens, 0)
-            self.progress.run_ended(state.id, Outcome.DONE)
-        self.seen.others_s.append(self.virtual.clock() - begin_s)
+            self.runs.end(state)
+        self.seen.others_s.append(self.clock() - begin_s)
 
     def forget(self) -> None:
         """The engine comes back empty."""
         for value in self.engine.ownership.pool.all_known():
             self.engine.ownership.pool.forget(value)
-        self.adapter.restarted(replace(self.probe, incarnation="2"))
+        self._adapter.restarted(probe_of(self.parameters, NATIVE, "2"))
 
     def run(self, main: Coroutine[Any, Any, None], busy: float, tokens: int) -> Seen:
         async def whole() -> None:
-            begin_s = self.virtual.clock()
+            begin_s = self.clock()
             async with asyncio.TaskGroup() as group:
                 others = group.create_task(self.crowd(busy, tokens, 32))
                 await main
-                self.seen.makespan_s = self.virtual.clock() - begin_s
+                self.seen.makespan_s = self.clock() - begin_s
                 others.cancel()
 
-        with self.virtual as virtual:
+        with self.runs.virtual as virtual:
             virtual.run(whole())
-            said = virtual.serving.statistics().backends["e"].warm_ups
-        self.seen.warmed, self.seen.used, self.seen.given_up = said.warmed_tokens, said.used_tokens, said.given_up
-        return self.seen
+            found = virtual.serving.statistics().backends["e"].warm_ups
+        return replace(self.seen, warmed=found.warmed_tokens, used=found.used_tokens, given_up=found.given_up)
+
+
+async def arriving(count: int, one: Callable[[int], Coroutine[Any, Any, None]], gap_s: Callable[[], float]) -> None:
+    """Let *count* of them begin, with a gap after each."""
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            group.create_task(one(number))
+            await asyncio.sleep(gap_s())
 
 
 async def tools(arena: Arena, tokens: int, wait_s: float) -> None:
@@ -216,58 +209,47 @@ async def tools(arena: Arena, tokens: int, wait_s: float) -> None:
 
     async def agent(number: int) -> None:
         await asyncio.sleep(number * wait_s / 4)
-        begin_s, state = arena.virtual.clock(), arena.progress.run_started(f"a{number}", thread=None, graph="agent")
+        begin_s, state = arena.clock(), arena.runs.begin(f"a{number}", graph="agent")
         dice = arena.dice(f"agent {number}")
-        history: list[Message] = [{"role": "user", "content": text(dice, tokens)}]
+        history = [says("user", text(dice, tokens))]
         for at in range(6):
-            arena.progress.node_entered(state, "think", f"think:{at}", at)
-            record, answer = await arena.call(state, "think", history, 24, at)
-            arena.progress.node_left(state, "think", f"think:{at}")
+            record, answer = await arena.in_node(state, "think", history, 24, at)
             if at:
                 arena.seen.counted.append(record)
-            history += [{"role": "assistant", "content": answer}, {"role": "user", "content": text(dice, 60)}]
+            history += [says("assistant", answer), says("user", text(dice, 60))]
             if at < 5:
                 took_s = wait_s * dice.uniform(0.75, 1.25)
-                arena.progress.node_entered(state, "tool", f"tool:{at}", at)
-                arena.progress.tool_started(state, "tool", "look_up")
-                await asyncio.sleep(took_s)
-                arena.progress.tool_ended(state, "tool", "look_up", took_s)
-                arena.progress.node_left(state, "tool", f"tool:{at}")
-        arena.progress.run_ended(state.id, Outcome.DONE)
-        arena.seen.took_s.append(arena.virtual.clock() - begin_s)
+                with arena.runs.node(state, "tool", f"tool:{at}", at):
+                    arena.runs.progress.tool_started(state, "tool", "look_up")
+                    await asyncio.sleep(took_s)
+                    arena.runs.progress.tool_ended(state, "tool", "look_up", took_s)
+        arena.ended(state, begin_s)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(8):
-            group.create_task(agent(number))
+    await arriving(8, agent, lambda: 0.0)
 
 
-TWO_STAGES = GraphStructure({START: Edge(frozenset({"plan"})), "plan": Edge(frozenset({"order"})), "order": Edge()})
+TWO_STAGES = core.GraphStructure(
+    {core.START: core.Edge(frozenset({"plan"})), "plan": core.Edge(frozenset({"order"})), "order": core.Edge()}
+)
 
 
 async def stages(arena: Arena, tokens: int, gap_s: float) -> None:
     """Sixteen runs of a plan and an order; the first four teach what the order begins with."""
-    forecast = arena.virtual.serving.foresight.forecast("order", TWO_STAGES, {})
+    forecast = arena.runs.virtual.serving.foresight.forecast("order", TWO_STAGES, {})
     rules_text, gaps = text(arena.dice("rules"), tokens), arena.dice("gaps")
 
     async def one(number: int) -> None:
-        begin_s = arena.virtual.clock()
-        state = arena.progress.run_started(f"s{number}", thread=None, forecast=forecast)
+        begin_s, state = arena.clock(), arena.runs.begin(f"s{number}", forecast=forecast)
         file = text(arena.dice(f"file {number}"), 60)
         two = (("plan", "You plan repairs.", 128), ("order", rules_text, 16))
         for at, (stage, system, answer_tokens) in enumerate(two):
-            arena.progress.node_entered(state, stage, f"{stage}:{at}", at)
-            said = [{"role": "system", "content": system}, {"role": "user", "content": file}]
-            record, _ = await arena.call(state, stage, said, answer_tokens, at)
-            arena.progress.node_left(state, stage, f"{stage}:{at}")
+            said = [says("system", system), says("user", file)]
+            record, _ = await arena.in_node(state, stage, said, answer_tokens, at)
             if stage == "order" and number >= 4:
                 arena.seen.counted.append(record)
-        arena.progress.run_ended(state.id, Outcome.DONE)
-        arena.seen.took_s.append(arena.virtual.clock() - begin_s)
+        arena.ended(state, begin_s)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(16):
-            group.create_task(one(number))
-            await asyncio.sleep(gaps.expovariate(1 / gap_s))
+    await arriving(16, one, lambda: gaps.expovariate(1 / gap_s))
 
 
 async def night(arena: Arena, tokens: int, prepare_s: float) -> None:
@@ -275,31 +257,21 @@ async def night(arena: Arena, tokens: int, prepare_s: float) -> None:
     histories: dict[int, list[Message]] = {}
     gaps = arena.dice("gaps")
     for number in range(8):
-        state = arena.progress.run_started(f"n{number}", thread=f"t{number}", graph="night")
-        history = histories[number] = [{"role": "user", "content": text(arena.dice(f"night {number}"), tokens)}]
-        arena.progress.node_entered(state, "first", "first:0", 0)
-        _, answer = await arena.call(state, "first", history, 24, 0)
-        arena.progress.node_left(state, "first", "first:0")
-        history += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Go on."}]
-        arena.progress.run_ended(state.id, Outcome.INTERRUPTED)
+        state = arena.runs.begin(f"n{number}", thread=f"t{number}", graph="night")
+        history = histories[number] = [says("user", text(arena.dice(f"night {number}"), tokens))]
+        _, answer = await arena.in_node(state, "first", history, 24, 0)
+        history += [says("assistant", answer), says("user", "Go on.")]
+        arena.runs.end(state, core.Outcome.INTERRUPTED)
     arena.forget()
     await asyncio.sleep(60.0)
 
     async def resumed(number: int) -> None:
-        begin_s = arena.virtual.clock()
-        state = arena.progress.run_started(f"m{number}", thread=f"t{number}", graph="night")
-        arena.progress.node_entered(state, "answer", "answer:1", 1)
-        await asyncio.sleep(prepare_s)
-        record, _ = await arena.call(state, "answer", histories[number], 24, 1)
-        arena.progress.node_left(state, "answer", "answer:1")
-        arena.progress.run_ended(state.id, Outcome.DONE)
+        begin_s, state = arena.clock(), arena.runs.begin(f"m{number}", thread=f"t{number}", graph="night")
+        record, _ = await arena.in_node(state, "answer", histories[number], 24, 1, prepare_s)
         arena.seen.counted.append(record)
-        arena.seen.took_s.append(arena.virtual.clock() - begin_s)
+        arena.ended(state, begin_s)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(8):
-            group.create_task(resumed(number))
-            await asyncio.sleep(gaps.expovariate(1 / (2 * prepare_s)))
+    await arriving(8, resumed, lambda: gaps.expovariate(1 / (2 * prepare_s)))
 
 
 def ttfts(seen: Seen) -> list[float]:
@@ -318,30 +290,21 @@ FIGURES: dict[str, tuple[Callable[[Seen], float], str]] = {
     "makespan, s": (lambda seen: seen.makespan_s, ".1f"),
     "others' mean, s": (lambda seen: sum(seen.others_s) / max(1, len(seen.others_s)), ".3f"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What happens, at which paces in seconds, and for how many first prompts there is room."""
-
-    play: Callable[[Arena, int, float], Coroutine[Any, Any, None]]
-    paces_s: Sequence[float]
-    room: int
-
-
-SITUATIONS = {
-    "tools": Situation(tools, (2.0, 12.0), 5),
-    "stages": Situation(stages, (6.0,), 4),
-    "night": Situation(night, (0.5, 4.0), 20),
+Play = Callable[[Arena, int, float], Coroutine[Any, Any, None]]
+SITUATIONS: dict[str, tuple[Play, tuple[float, ...], int]] = {
+    "tools": (tools, (2.0, 12.0), 5),
+    "stages": (stages, (6.0,), 4),
+    "night": (night, (0.5, 4.0), 20),
 }
+"""What happens, at which paces in seconds, and for how many first prompts there is room."""
 
 
 def turn(name: str, engine: str, pace_s: float, busy: float, seed: int, *, warm_up: bool, foreign: bool) -> Seen:
     """Run one arm of a situation."""
-    situation, (parameters, tokens) = SITUATIONS[name], ENGINES[engine]
-    sized = replace(parameters, kv_blocks=situation.room * tokens // parameters.block_tokens)
+    (play, _, room), (parameters, tokens) = SITUATIONS[name], ENGINES[engine]
+    sized = replace(parameters, kv_blocks=room * tokens // parameters.block_tokens)
     arena = Arena(sized, seed, warm_up=warm_up, foreign=foreign)
-    return arena.run(situation.play(arena, tokens, pace_s), busy, tokens)
+    return arena.run(play(arena, tokens, pace_s), busy, tokens)
 
 
 def rows(where: Sequence[str], without: Sequence[Seen], with_them: Sequence[Seen]) -> list[list[str]]:
@@ -351,23 +314,15 @@ def rows(where: Sequence[str], without: Sequence[Seen], with_them: Sequence[Seen
         before, after = [of(seen) for seen in without], [of(seen) for seen in with_them]
         plain.append(f"{median(before):{form}}")
         warmed.append(f"{median(after):{form}} ×{spread(ratios(after, before)).shown()}")
-    used = " / ".join(
-        f"{sum(getattr(seen, each) for seen in with_them):,}" for each in ("warmed", "used", "given_up")
-    )
+    sums = (sum(getattr(seen, each) for seen in with_them) for each in ("warmed", "used", "given_up"))
+    used = " / ".join(f"{each:,}" for each in sums)
     return [[*where, "none", *plain, "–"], ["", "", "", "", "warm-ups", *warmed, used]]
 
 
 def main() -> None:
     options = parser("warm.simulated", __doc__)
-    add = options.add_argument
-    add(
-        "--situation",
-        nargs="+",
-        default=list(SITUATIONS),
-        choices=SITUATIONS,
-        metavar="NAME",
-        help="tools, stages, night",
-    )
+    add, names = options.add_argument, list(SITUATIONS)
+    add("--situation", nargs="+", default=names, choices=names, metavar="NAME", help="tools, stages, night")
     add("--engine", nargs="+", default=list(ENGINES), choices=ENGINES, metavar="NAME", help="cpu, gpu")
     add("--busy", type=share, nargs="+", default=[0.0, 0.3], metavar="SHARE", help="by others (0 and 0.3)")
     add("--foreign", action="store_true", help="others' calls go straight to the engine")
@@ -375,15 +330,14 @@ def main() -> None:
     args = options.parse_args()
     found = list[list[str]]()
     for name in args.situation:
-        for engine, pace_s, busy in itertools.product(args.engine, SITUATIONS[name].paces_s, args.busy):
-            seen: dict[bool, list[Seen]] = {False: [], True: []}
-            for seed in range(args.seeds):
-                for warm_up in seen:
-                    tell(f"{name}, {engine}, {pace_s:g} s, busy {busy:.0%}, seed {seed}, warm-ups {warm_up}")
-                    seen[warm_up].append(
-                        turn(name, engine, pace_s, busy, seed, warm_up=warm_up, foreign=args.foreign)
-                    )
-            found += rows([name, engine, f"{pace_s:g} s", f"{busy:.0%}"], seen[False], seen[True])
+        for engine, pace_s, busy in itertools.product(args.engine, SITUATIONS[name][1], args.busy):
+            tell(f"{name}, {engine}, {pace_s:g} s, busy {busy:.0%}")
+            without, with_them = (
+                [turn(name, engine, pace_s, busy, seed, warm_up=warm_up, foreign=args.foreign)
+                 for seed in range(args.seeds)]
+                for warm_up in (False, True)
+            )  # fmt: skip
+            found += rows([name, engine, f"{pace_s:g} s", f"{busy:.0%}"], without, with_them)
     tell("simulated", last=True)
     head = ["situation", "engine", "pace", "busy", "arm", *FIGURES, "warmed / used / given up"]
     print("\n".join(table(head, found)))

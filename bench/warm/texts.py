@@ -8,6 +8,7 @@ templates of small models do not show them.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -28,31 +29,7 @@ FINDINGS = (
     "the crane broke down on day {n} and {who} had the {part} carried over by hand, with two cuts and no delay",
 )
 
-RULES = """\
-You write the work orders of Halden Yard. An order tells a foreman what to do on a ship, with what, and until when. \
-Keep to these rules in every order you write.
-
-First, safety. No order sends anybody into a tank, a void or a cofferdam without a gas test that is not older than \
-four hours and the name of the person who stands at the manhole. Hot work needs a fire watch during the work and for \
-one hour after it. Nothing is lifted over people. A ship in the water keeps one way of pumping ready at all times, \
-and an order that takes a pump apart names the other one. If a file leaves any of this open, ask for it and write no \
-order.
-
-Second, what an order holds. It begins with the number of the job and the name of the ship. It names one part, and \
-one thing to be done with it: open, measure, repair, replace, test or close. It says which drawings count, with all \
-dates, and which readings are to be taken down. It names the foreman, the number of hands, and the hours they may \
-take. Materials stand at the end, each with the shed where it lies, or with the word ordered and a day.
-
-Third, what it does not hold. No guesses about causes, no blame, no prices. What the owner wishes is not an order \
-until the office has signed it. What was said at the gate or on the telephone does not count unless it is in the file.
-
-Fourth, order of work. The survey's items go before the owner's, the owner's before the yard's own. What keeps a \
-berth busy goes before what does not. Two orders that need the same crane are not given for the same tide. Painting \
-comes last, and never beside grinding. When a part turns out worse than its file says, the order ends there, and a \
-new one is written after the surveyor has seen it.
-
-Fifth, language. Short sentences in the present tense. Numbers with their units. Left and right are port and \
-starboard, always. Do not explain the rules, and do not repeat the file."""
+RULES = Path(__file__).with_name("rules.txt").read_text(encoding="utf-8").strip()
 
 
 def _tool(name: str, description: str, **arguments: str) -> dict[str, Any]:

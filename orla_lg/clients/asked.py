@@ -118,7 +118,7 @@ class Asked:
 def read(library: Library, client: Any, request: Any, wire: Wire, *, unread: bool) -> Asked | None:
     """Return a request as its wire has it; ``None`` where its body is still to come, no object, or no question."""
     try:
-        body = json.loads(request.content)
+        body = json.loads(request.content.decode())  # of bytes it would guess in which encoding they are
     except (library.module.RequestNotRead, ValueError, RecursionError):
         return None
     if not isinstance(body, dict) or not wire.asks(body):

@@ -42,6 +42,8 @@ _FRAMES = frozenset({b"content-encoding", b"content-length", b"transfer-encoding
 
 _OF_THE_BODY = _FRAMES | {b"content-type"}
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 SHOWN_CHARS = 500
 """Of an engine's error, in records."""
 
@@ -192,7 +194,7 @@ class HttpSender:
         said = wire.with_model(meant, inflight.model, inflight.assignment.parameters)
         self._note_prompt(inflight, said, wire)
         dialect = clients.dialect_of(wire.name)
-        fields: Mapping[str, Any] = {} if wire.embeds else inflight.request_fields()
+        fields: Mapping[str, Any] = {} if wire.embeds else wire.fields(inflight.request_fields())
         if dialect.refused:
             fields = dialect.without_refused(fields)
         body = with_fields(said, fields)
@@ -201,7 +203,8 @@ class HttpSender:
         hides: Hides | None = None
         options = body.get(STREAM_OPTIONS) or {}
         wants = mode == "stream" and wire.counts_on_demand and STREAM_OPTIONS not in dialect.refused
-        if wants and isinstance(options, OBJECT) and not options.get("include_usage") and inflight.counts_streams:
+        counts = inflight.counts_streams or not asked.wire.counts_on_demand  # such a stream always ends with counts
+        if wants and counts and isinstance(options, OBJECT) and not options.get("include_usage"):
             body[STREAM_OPTIONS] = {**options, "include_usage": True}
             added.add(STREAM_OPTIONS)
             hides = chat.is_usage_only if wire is asked.wire else None
@@ -294,7 +297,7 @@ def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:
 
 def _written(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(body).encode()
     except UnicodeEncodeError:  # half a character, as JSON can escape it
         return json.dumps(body).encode()
 

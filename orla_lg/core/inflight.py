@@ -26,7 +26,7 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import NOTHING, Amount, used
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
-from orla_lg.core.placement.fitness import several
+from orla_lg.core.placement.view import several
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.scheduler import BackendScheduler
@@ -196,7 +196,7 @@ class InFlightCall:
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
-        if not self.call.ask.embeds:
+        if not self.call.ask.embeds and self.services.memory.heeds_stages():
             self.services.progress.stage_busy(self.call)
 
     # What the edge needs to build the request

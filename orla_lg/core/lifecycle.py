@@ -170,7 +170,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             scheduler = services.schedulers[backend]
             inflight.tried.append(backend)
             try:
-                if services.limits.concern(inflight.layers):  # 3 admit
+                if inflight.layers or services.limits.concern_all:  # 3 admit
                     _reserve(inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)

@@ -18,8 +18,7 @@ from typing import Any, Protocol, cast
 from orla_lg.core.background import Background
 from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment, Call
-from orla_lg.core.placement.fitness import unfit, unserved
-from orla_lg.core.placement.view import BackendView, find, names
+from orla_lg.core.placement.view import BackendView, find, names, unfit, unserved
 from orla_lg.core.steps import Await, Steps
 from orla_lg.errors import MappingError, OrlaError, did_you_mean
 

@@ -308,18 +308,34 @@ class BackendQueue:
         self.waiting += 1
         return queued
 
+    def pass_through(self, call: Call, now: float, *, order: int | None = None) -> Queued:
+        """Take in a call that is granted at once: where none waits it is the next by any policy."""
+        if order is None:
+            order = self.next_order = self.next_order + 1
+        queued = Queued(call, order)
+        self._rank(queued, now)
+        return queued
+
     def _place(self, queued: Queued, now: float) -> None:
-        """Put a call where its rank of this moment says.
+        stage = queued.call.identity.stage
+        sub_queue = self.stages.get(stage) or SubQueue()
+        self._rank(queued, now, sub_queue)
+        self.stages[stage] = sub_queue
+        self.order.doubt(stage)
+
+    def _rank(self, queued: Queued, now: float, sub_queue: SubQueue | None = None) -> None:
+        """Give a call the rank of this moment, and its place by it in a sub-queue.
 
         Raises:
             PolicyError: The request policy failed, or its keys cannot be compared; the queue is as before.
         """
         stage, before = queued.call.identity.stage, queued.rank
-        policy, sub_queue = self.policies.of(stage), self.stages.get(stage) or SubQueue()
+        policy = self.policies.of(stage)
         try:
             key = policy.key(queued, now)
             queued.rank = (*(key if isinstance(key, tuple) else (key,)), queued.order)
-            sub_queue.add(queued)
+            if sub_queue is not None:
+                sub_queue.add(queued)
         except Exception as error:  # a policy may be the user's code
             queued.rank = before
             where = f"call {queued.call.id} of stage {stage!r} on backend {self.name!r}"
@@ -328,8 +344,6 @@ class BackendQueue:
         except BaseException:
             queued.rank = before
             raise
-        self.stages[stage] = sub_queue
-        self.order.doubt(stage)
 
     def has_room(self) -> bool:
         """Whether another call may be granted: nobody paused the backend, and neither bound is reached."""
@@ -406,7 +420,9 @@ class BackendQueue:
     def grant(self, queued: Queued, *, extra: bool = False) -> Queued:
         """Give *queued* its place on the backend."""
         assert queued.waiting, "only a waiting call can be granted"
-        self._stop_waiting(queued)
+        if self.waiting:
+            self._stop_waiting(queued)
+        queued.waiting = False
         queued.granted, queued.extra = True, extra
         self.in_flight += 1
         self.granted += 1

@@ -160,7 +160,7 @@ class RecordBook:
 
     def __init__(self, keep: int, followers: Sequence[Callable[[Record], None]] = ()) -> None:
         self._lock = threading.Lock()
-        self._followers = followers
+        self.followers = list(followers)
         """Called with each record: what sums up, writes down, learns."""
         self._records = BoundedDict[str, Record](keep)
         self._late = BoundedDict[str, CacheFollowUp](keep)
@@ -178,7 +178,7 @@ class RecordBook:
             self._records.set(record.id, record)
             self.total += 1
             self.external += record.external
-        for follower in self._followers:
+        for follower in self.followers:
             follower(record)
 
     def ordered(self, record_id: str, order: str) -> CacheFollowUp | None:

@@ -128,6 +128,10 @@ class BackendScheduler:
             now = self.clock()
             if self.listener is not None:
                 self.listener.entering(call)
+            if not self.queue.waiting and self.cache.lets_all and self.queue.has_room():
+                queued = self.queue.pass_through(call, now, order=order)
+                queued.running = running
+                return self._grant(queued, now)
             queued = self.queue.enter(call, now, order=order)
             queued.running = running
             granted = self._pump()

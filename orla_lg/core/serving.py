@@ -99,10 +99,9 @@ class Serving:
         self.book = WorkflowBook(max_idle=max_idle_threads)
         self.costs = CostBook()
         self.journal = journal
-        self.learners = Learners()
+        self.records = RecordBook(keep_records, (self.costs.add, *(() if journal is None else (journal.record,))))
+        self.learners = Learners(self.records.followers.append)
         self.learners.enlist(mapper)
-        followers = (self.costs.add, *(() if journal is None else (journal.record,)), self.learners.note)
-        self.records = RecordBook(keep_records, followers)
         self.updates = RecordUpdates(self.records, journal, self.book.is_running)
         self.limits = LimitBook(limits, clock)
         self.foresight = Lookahead(self.background, clock, estimates_file)

@@ -109,7 +109,7 @@ def _steps(client: _ServedClient | _AsyncServedClient, options: Any, form: Mappi
         raise OrlaError(f"a chat completion's body is an object, not {type(options.json_data).__name__}")
     asking = _ASKING.get() or _Asking(None, NO_HINTS, assemble=False)
     come_from = _origin_of(asking.manager or _MANAGER.get())
-    followed()
+    followed(options.json_data)
     unplaced = functools.partial(_refuse, options)
     return chat_steps(
         client.core, come_from, client, unplaced, options, form,

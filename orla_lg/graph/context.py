@@ -218,11 +218,16 @@ MODEL_RUN: ContextVar[tuple[GraphHandler, ModelRun] | None] = ContextVar("orla_m
 """Set when a model run starts inside a wrapped graph, taken by the request it makes."""
 
 
-def followed() -> None:
-    """Note that a request is served, or recorded: it is that of the model run which started last in its context."""
+def followed(body: Mapping[str, Any]) -> None:
+    """Note that a request is served, or recorded: it is that of the model run which started last in its context.
+
+    LangChain starts a text model's async run in a task of its own, whose context the request does not have.
+    """
     if (held := MODEL_RUN.get()) is not None:
         MODEL_RUN.set(None)
         held[0].awaited.seen(held[1].id)
+    elif (node := current()) is not None and (handler := node.handler) is not None:
+        handler.awaited.seen_in(node, body)
 
 
 def origin(body: Mapping[str, Any] | None = None) -> Origin | None:

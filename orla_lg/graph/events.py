@@ -298,7 +298,7 @@ class GraphEvents(GraphCallbackHandler):
         if held is None or held[1].id != run_id or held[0].entered(parent) < self.entered(parent):
             asked = messages[0] if messages and "ls_model_name" not in known else None
             run = ModelRun(run_id, parent, known, node=current(), messages=asked)
-            self.awaited.begin(run, serialized, one_of=one_of)
+            self.awaited.begin(run, serialized, one_of=one_of, is_text=messages is None)
             MODEL_RUN.set((self, run))
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:

@@ -1,16 +1,25 @@
-"""Where a wrapped graph's handler joins an execution: LangGraph's ``stream`` and ``astream``, which all others call.
+"""Where a wrapped graph's handler joins an execution, and where it leaves it: at the run of a model.
 
-The handlers lie beside the graph's configuration, not in it: what lies in it is part of every ``StateSnapshot``,
-which applications store and replay. ``copy``, and so ``with_config``, takes them along.
+It joins in LangGraph's ``stream`` and ``astream``, which all others call. The handlers lie beside the graph's
+configuration, not in it: what lies in it is part of every ``StateSnapshot``, which applications store and replay.
+``copy``, and so ``with_config``, takes them along.
+
+The handler hears that a model starts and nothing else of its run (``ignore_llm``). LangChain asks all the same at
+each token, and an async run with any handler yields to its loop for each; so a model's run does not get the handler.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    BaseCallbackManager,
+    CallbackManagerForLLMRun,
+)
 from langgraph.pregel import Pregel
 
 from orla_lg.graph.running_tool import TOOL, starts
@@ -84,18 +93,40 @@ def _copy(self: AnyPregel, update: dict[str, Any] | None = None) -> AnyPregel:
     return copied
 
 
-_OURS = {"stream": (_STREAM, _stream), "astream": (_ASTREAM, _astream), "copy": (_COPY, _copy)}
+def _without_ours(original: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor of a model's run that leaves the handlers of wrapped graphs out."""
+
+    @functools.wraps(original)
+    def init(self: Any, *, handlers: list[BaseCallbackHandler], **options: Any) -> None:
+        for handler in handlers:
+            if hasattr(handler, "orla_binding"):
+                handlers = [each for each in handlers if not hasattr(each, "orla_binding")]
+                break
+        original(self, handlers=handlers, **options)
+
+    return init
+
+
+_OURS: dict[tuple[type, str], tuple[Any, Any]] = {
+    (Pregel, "stream"): (_STREAM, _stream),
+    (Pregel, "astream"): (_ASTREAM, _astream),
+    (Pregel, "copy"): (_COPY, _copy),
+    **{
+        (run, "__init__"): (run.__init__, _without_ours(run.__init__))
+        for run in (CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun)
+    },
+}
 
 
 def install() -> None:
     """Let the handlers of wrapped graphs join from now on. Idempotent."""
-    for name, (original, ours) in _OURS.items():
-        if getattr(Pregel, name) is original:
-            setattr(Pregel, name, ours)
+    for (where, name), (original, ours) in _OURS.items():
+        if getattr(where, name) is original:
+            setattr(where, name, ours)
 
 
 def uninstall() -> None:
-    """Restore LangGraph's methods, except where another package wrapped ours."""
-    for name, (original, ours) in _OURS.items():
-        if getattr(Pregel, name) is ours:
-            setattr(Pregel, name, original)
+    """Restore the methods of LangGraph and LangChain, except where another package wrapped ours."""
+    for (where, name), (original, ours) in _OURS.items():
+        if getattr(where, name) is ours:
+            setattr(where, name, original)

@@ -13,6 +13,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import openai
@@ -131,12 +132,13 @@ def end_of(
 class NodeCallSite:
     """A node of a wrapped graph, as clients other than OpenAI's chat completions know it (``clients``)."""
 
-    def __init__(self, core: Core, come_from: Origin) -> None:
+    def __init__(self, core: Core, come_from: Origin, body: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.serving = core.serving
         self.clients = core.clients
         self.untranslatable: str = core.untranslatable
         self._core = core
         self._come_from = come_from
+        self._body = body
         self._started: Any = None
         """The model run, once its request is made."""
 
@@ -153,7 +155,7 @@ class NodeCallSite:
 
     def take(self) -> None:  # noqa: D102
         self._started = MODEL_RUN.get()
-        followed()
+        followed(self._body)
 
     def give_back(self) -> None:  # noqa: D102
         if self._started is not None:
@@ -168,7 +170,7 @@ class NodeCallSite:
 
 def _site(body: Mapping[str, Any]) -> NodeCallSite | None:
     found = _found(body)
-    return None if found is None else NodeCallSite(*found)
+    return None if found is None else NodeCallSite(*found, body)
 
 
 _WAY_IN = WayIn(MODEL_RUN, _site)
@@ -204,9 +206,10 @@ def _ours(client: object, options: Any) -> tuple[Core, Origin] | None:
     """Return the core that serves this request; ``None`` for requests that are none of our business."""
     if options.url not in _SEEN or isinstance(client, EngineClient | AsyncEngineClient):
         return None
-    found = _found(options.json_data if isinstance(options.json_data, dict) else {})
+    body = options.json_data if isinstance(options.json_data, dict) else {}
+    found = _found(body)
     if found is not None and options.url != EMBEDDINGS:
-        followed()
+        followed(body)
     return found
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from langchain_core.callbacks.manager import AsyncCallbackManager, CallbackManager
+from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 
@@ -53,6 +54,8 @@ class Awaited(NamedTuple):
     began_s: float
     siblings: list[UUID]
     """Runs of one call of the model, with several prompts: all start before any request."""
+    is_text: bool
+    """It is that of a text model."""
 
     @property
     def kind(self) -> str:
@@ -76,7 +79,9 @@ class AwaitedRequests:
         self._answered: set[UUID] = set()
         """Of these, runs that have a token already: a request that is seen now is none of theirs."""
 
-    def begin(self, run: ModelRun, serialized: Mapping[str, Any] | None, *, one_of: int) -> None:
+    def begin(
+        self, run: ModelRun, serialized: Mapping[str, Any] | None, *, one_of: int, is_text: bool = False
+    ) -> None:
         """Await the request of a run that starts now, *one_of* so many of one call of its model."""
         siblings = [run.id]
         if (held := MODEL_RUN.get()) is not None:
@@ -90,7 +95,7 @@ class AwaitedRequests:
                 else:  # a model that asks another one
                     others.seen(before.id)
         with self._lock:
-            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings)
+            self._runs[run.id] = Awaited(run, serialized or {}, self._core.serving.clock(), siblings, is_text)
             self._handler.ignore_llm = False
             if len(self._runs) > MOST_AWAITED:
                 oldest = next(iter(self._runs))
@@ -111,11 +116,25 @@ class AwaitedRequests:
             if not self._runs:
                 self._handler.ignore_llm = True
 
+    def joined(self, runs: Sequence[UUID]) -> ModelRun | None:
+        """Return the first of the runs of one call, which started apart from each other, as siblings."""
+        with self._lock:
+            found = [self._runs[run] for run in runs if run in self._runs]
+            siblings = [each.run.id for each in found]
+            self._runs |= {each.run.id: each._replace(siblings=siblings) for each in found}
+        return found[0].run if found else None
+
     def answers(self, run: UUID) -> None:
         """Note that a run has a token."""
         with self._lock:
             if run in self._runs:
                 self._answered.add(run)
+
+    def seen_in(self, node: RunningNode, body: Mapping[str, Any]) -> None:
+        """Note that a request with *body* is made in *node*, by a run that is not in its context."""
+        for each in list(self._runs.values()):
+            if each.is_text and each.run.node is node and each.run.asks(body):
+                self.seen(each.run.id)
 
     def ended(self, run: UUID, result: LLMResult | None = None, error: BaseException | str | None = None) -> None:
         """Note that a run ended, and record it if it is still awaited."""
@@ -221,12 +240,28 @@ async def _astart(self: Any, serialized: Any, prompts: Any, run_id: Any = None, 
 
 _OURS: Mapping[Any, Any] = {CallbackManager: _start, AsyncCallbackManager: _astart}
 
+_AGENERATE = BaseLLM._agenerate_helper
+
+
+@functools.wraps(_AGENERATE)
+async def _agenerate(self: Any, prompts: Any, stop: Any, run_managers: Any, **options: Any) -> Any:
+    """Let the request find its run: the runs of an async call start in tasks, whose contexts end with them."""
+    for handler in run_managers[0].handlers if run_managers else ():
+        awaited = getattr(handler, "awaited", None)
+        if isinstance(awaited, AwaitedRequests):
+            run = awaited.joined([each.run_id for each in run_managers])
+            if run is not None:
+                MODEL_RUN.set((handler, run))
+    return await _AGENERATE(self, prompts, stop, run_managers, **options)
+
 
 def install() -> None:
     """Hear of text models from now on. Idempotent."""
     for manager, original in _STARTS.items():
         if manager.on_llm_start is original:
             manager.on_llm_start = _OURS[manager]
+    if BaseLLM._agenerate_helper is _AGENERATE:
+        BaseLLM._agenerate_helper = _agenerate  # type: ignore[method-assign]
 
 
 def uninstall() -> None:
@@ -234,3 +269,5 @@ def uninstall() -> None:
     for manager, original in _STARTS.items():
         if manager.on_llm_start is _OURS[manager]:
             manager.on_llm_start = original
+    if BaseLLM._agenerate_helper is _agenerate:
+        BaseLLM._agenerate_helper = _AGENERATE  # type: ignore[method-assign]

@@ -11,8 +11,7 @@ from orla_lg.core.call import Ask
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.mapping import Mapper, Planned, foretold, parts_of
-from orla_lg.core.placement.fitness import lacks, unserved
-from orla_lg.core.placement.view import BackendView, find
+from orla_lg.core.placement.view import BackendView, find, lacks, unserved
 from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.stage_tree import StageTree

@@ -19,8 +19,7 @@ from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import ANSWER_TOKENS, CHARS_PER_TOKEN, Assignment, Call, Considered, Usage
 from orla_lg.core.engine.backend import price
 from orla_lg.core.engine.speed import averaged
-from orla_lg.core.placement.fitness import unfit
-from orla_lg.core.placement.view import BackendView
+from orla_lg.core.placement.view import BackendView, unfit
 from orla_lg.core.record import Record
 from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
 from orla_lg.mappers.stages import check_stages

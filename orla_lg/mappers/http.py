@@ -41,8 +41,7 @@ import httpx
 from orla_lg.core.boundary.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.breaker import Breaker, BreakerPolicy
-from orla_lg.core.placement.fitness import unfit
-from orla_lg.core.placement.view import BackendView, find
+from orla_lg.core.placement.view import BackendView, find, unfit
 from orla_lg.errors import ConfigError
 
 log = logging.getLogger("orla_lg")

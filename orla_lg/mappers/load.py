@@ -19,8 +19,7 @@ from orla_lg.core.cache.gate import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
 from orla_lg.core.engine.speed import USUAL
 from orla_lg.core.mapping import Consultation, Mapper, Planned, foretold
-from orla_lg.core.placement.fitness import unfit
-from orla_lg.core.placement.view import BackendView, find
+from orla_lg.core.placement.view import BackendView, find, unfit
 from orla_lg.core.steps import Steps
 from orla_lg.errors import ConfigError
 from orla_lg.mappers.table import Entry, part_of

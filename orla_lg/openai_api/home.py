@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import httpx2
 
+from orla_lg.core.call import OBJECT
 from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import BackendUnavailable
 
@@ -126,7 +127,7 @@ def headers_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any
     http = getattr(getattr(caller, "_client", None), "headers", None)
     carried: dict[str, Any] = {} if http is None else dict(_of_client(tuple(http.raw), named))
     for source in (getattr(caller, "_custom_headers", None), given):
-        if source and isinstance(source, Mapping):
+        if source and isinstance(source, OBJECT):
             for name, value in source.items():
                 if _passes(lower := name.lower(), named):
                     carried[lower] = value
@@ -163,7 +164,7 @@ def query_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any]:
     """Return the query parameters to carry: of the caller's SDK client, and given with the call."""
     carried: dict[str, Any] = {}
     for source in (getattr(caller, "_custom_query", None), given):
-        if source and isinstance(source, Mapping):
+        if source and isinstance(source, OBJECT):
             carried |= query_among(source.items(), named)
     return carried
 

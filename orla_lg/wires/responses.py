@@ -29,6 +29,9 @@ from orla_lg.wires.responses_request import chat_of, messages_as_far_as_known
 from orla_lg.wires.responses_stream import ResponseEvents
 from orla_lg.wires.wire import Body, Wire
 
+ID_PREFIX = "resp_"
+"""Of an answer's id; LangChain looks for it."""
+
 _BEFORE_AN_ANSWER = frozenset({"response.created", "response.queued", "response.in_progress"})
 _DONE = re.compile(rb"(?:\A|[\r\n])data:\s*\[DONE\]")
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
@@ -97,6 +100,11 @@ class Responses(Wire):
         if (verbosity := given.get("verbosity")) is not None:
             _add(merged, "text", {"verbosity": verbosity})
         return merged
+
+    def fields(self, fields: Body) -> Body:
+        """Return an engine's own fields; vLLM's ``request_id`` becomes the answer's id, by which clients know it."""
+        name = fields.get("request_id")
+        return {**fields, "request_id": f"{ID_PREFIX}{name}"} if isinstance(name, str) else fields
 
     def brings(self, event: bytes) -> bool:
         """Whether an event brings the first of an answer: those before say that it is in progress."""

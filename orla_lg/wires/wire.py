@@ -96,6 +96,10 @@ class Wire(ABC):
         """
         return {**parameters, **body, "model": model}
 
+    def fields(self, fields: Body) -> Body:
+        """Return an engine's own fields, which an adapter puts into a chat completion, as they stand on this wire."""
+        return fields
+
     def headers(self, key: str) -> dict[str, str]:
         """Return how a backend's key is said."""
         return {"Authorization": f"Bearer {key}"}

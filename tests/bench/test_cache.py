@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.cache import arms, engines, results, workflows
+from bench.cache import arms, workflows
 from bench.lib.calls import CallSeen, JobSeen, Turn
 from bench.lib.workflows import Session
 from orla_lg_sim.text import WordTokenizer
@@ -18,7 +18,7 @@ from tests.stub_engine import StubEngine
 
 
 def place(name: str) -> Any:
-    return next(each for each in engines.PLACES if each.name == name)
+    return next(each for each in arms.PLACES if each.name == name)
 
 
 def engine(url: str = "", emptied: list[str] | None = None, *, has_plugin: bool = True) -> SimpleNamespace:
@@ -107,26 +107,30 @@ def test_each_arm_runs_the_same_five_stages_from_an_empty_cache(name: str) -> No
 def test_figures_are_medians_of_rounds_that_all_arms_have_had() -> None:
     rows = {"engine's own LRU": [(1.0, 0), (3.0, 0), (9.0, 0)], "flush per workflow": [(0.5, 600), (1.5, 600)]}
     turns = [turn(arm, seed, *each) for arm, row in rows.items() for seed, each in enumerate(row)]
-    found = results.Figures(place("llamacpp-short"), turns)
+    where = place("llamacpp-short")
+    found, over_bound = arms.rounds_of(where, turns), arms.over_bound(where).of
     assert found.seeds == [0, 1]
-    assert found.column("engine's own LRU", 0) == [1.0, 3.0]
-    assert found.ratio("flush per workflow", "engine's own LRU", 0) == 0.5
+    assert found.column("engine's own LRU", arms.P50.of) == [1.0, 3.0]
+    assert found.ratio("flush per workflow", "engine's own LRU", arms.P50.of) == 0.5
     # 700 anew; the second call of 800 finds what 700 + 24 - 1 left, token by token
-    assert found.column("flush per workflow", 3) == [(700 + 200) / (700 + 800 - 723)] * 2
-    assert "| 2.00 (1.00 … 3.00) |" in found.table()[2]
-    assert "has 0.50 of the median TTFT of *engine's own LRU*" in found.verdict()[0]
+    assert found.column("flush per workflow", over_bound) == [(700 + 200) / (700 + 800 - 723)] * 2
+    assert "| 2.00 (1.00 … 3.00) |" in arms.report(where, found)[4]
+    assert "has 0.50 of the median TTFT of *engine's own LRU*" in arms.verdict(where, found)[0]
     with pytest.raises(SystemExit, match="no round has been measured in every arm"):
-        results.Figures(place("llamacpp-short"), [turns[2], turns[3]])
+        arms.rounds_of(where, [turns[2], turns[3]])
 
 
 def test_whole_blocks_are_the_bound_of_an_engine_with_blocks() -> None:
     only = [turn("engine's own LRU", 0, 1.0, 704)]
-    found = results.Figures(place("vllm-short"), only)
-    assert found.column("engine's own LRU", 3) == [1.0], "of 723 tokens 22 blocks of 32 are whole"
+    where = place("vllm-short")
+    found = arms.rounds_of(where, only)
+    assert found.column("engine's own LRU", arms.over_bound(where).of) == [1.0], (
+        "of 723 tokens 22 blocks of 32 are whole"
+    )
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
-    arms = ("engine's own LRU", "flush per workflow")
-    found = [results.Figures(each, [turn(arm, 0, 1.0, 0) for arm in arms]) for each in engines.PLACES]
-    results.draw(found, tmp_path / "drawn.svg")
+    names = ("engine's own LRU", "flush per workflow")
+    found = {each: arms.rounds_of(each, [turn(arm, 0, 1.0, 0) for arm in names]) for each in arms.PLACES}
+    arms.draw(found, tmp_path / "drawn.svg")
     assert "<svg" in (tmp_path / "drawn.svg").read_text(encoding="utf-8")

@@ -7,25 +7,26 @@ from typing import Any
 import pytest
 
 from bench.fanout import __main__ as bench
-from bench.lib.calls import CallSeen
+from bench.lib.calls import CallSeen, JobSeen, Turn
+from bench.lib.figures import Rounds
 
 
-def arm(name: str, *prefilled: float) -> Any:
-    turns = [bench.Turn(part, 4.0 * part, 2.0 * part, 700.0) for part in prefilled]
-    return bench.Arm("two", name, None, turns)
+def turns(name: str, *prefilled: float) -> list[Turn]:
+    """Turns of one call of 1,000 tokens."""
+    calls = [[CallSeen(0, 0, 0.0, 1.0, 1.0, 1000, round(1000 * (1 - part)), 5)] for part in prefilled]
+    return [Turn(name, seed, 0, each, [JobSeen(0, 0.0, 1.0)]) for seed, each in enumerate(calls)]
 
 
 def test_a_turn_is_what_was_not_cached_over_one_prompt() -> None:
-    turn = bench.turn_of(
-        [CallSeen(0, 0, 0.0, 2.0, 2.0, 700, 0, 5), *[CallSeen(1, 0, 0.0, 1.0, 1.0, 700, 680, 5)] * 7], 3.0
-    )
-    assert (turn.prefilled, turn.latency_s, turn.wall_s) == (pytest.approx((700 + 7 * 20) / 700), 1.125, 3.0)
+    calls = [CallSeen(0, 0, 0.0, 2.0, 2.0, 700, 0, 5), *[CallSeen(1, 0, 0.0, 1.0, 1.0, 700, 680, 5)] * 7]
+    turn: Any = Turn("bare", 0, 0, calls, [JobSeen(0, 0.0, 3.0)])
+    assert [column.of(turn) for column in bench.COLUMNS] == [pytest.approx((700 + 7 * 20) / 700), 3.0, 1.125]
 
 
 def test_the_goal_must_be_met_wrapped_and_missed_bare() -> None:
     def said(bare: float, wrapped: float) -> str:
-        (line,) = bench.verdict([arm("bare", bare, 9.0, bare), arm("wrapped", wrapped, 9.0, wrapped)])
-        return str(line).rpartition(": ")[2]
+        found = Rounds([*turns("bare", bare, 9.0, bare), *turns("wrapped", wrapped, 9.0, wrapped)])
+        return str(bench.verdict("two", found)).rpartition(": ")[2]
 
     assert (said(8.0, 1.2), said(8.0, 1.4)) == ("met", "MISSED")
     assert said(1.2, 1.2) == "this load shows nothing"

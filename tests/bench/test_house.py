@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
+from bench import house
 
 A = '''"""Says who calls; somebody is told."""
 
@@ -38,14 +35,7 @@ C = "class Same: ...\n\n\nclass Other: ...\n"
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(BENCH))
-    yield import_module("house")
-    sys.modules.pop("house", None)
-
-
-@pytest.fixture
-def found(house: Any, tmp_path: Path) -> dict[str, Any]:
+def found(tmp_path: Path) -> dict[str, Any]:
     package = tmp_path / "pkg"
     package.mkdir()
     for name, text in (("__init__", ""), ("a", A), ("b", B), ("c", C)):
@@ -53,7 +43,7 @@ def found(house: Any, tmp_path: Path) -> dict[str, Any]:
     return {module.name: module for module in house.modules(package)}
 
 
-def test_circles_with_and_without_types(house: Any, found: dict[str, Any]) -> None:
+def test_circles_with_and_without_types(found: dict[str, Any]) -> None:
     for types, circles in ((True, [{"pkg.a", "pkg.b"}]), (False, [])):
         graph = {name: house.imports(module, found, types=types) for name, module in found.items()}
         assert house.circles(graph) == circles
@@ -63,7 +53,7 @@ def test_circles_with_and_without_types(house: Any, found: dict[str, Any]) -> No
     ]
 
 
-def test_names_methods_locks_and_kinds(house: Any, found: dict[str, Any]) -> None:
+def test_names_methods_locks_and_kinds(found: dict[str, Any]) -> None:
     a = found["pkg.a"]
     assert house.names_twice(found.values()) == {"Other": ["pkg.b", "pkg.c"], "Same": ["pkg.a", "pkg.c"]}
     assert (house.methods(house.classes(a)[0]), house.locks(a), house.told_apart(a)) == (2, {"Same": 1}, 2)
@@ -71,7 +61,7 @@ def test_names_methods_locks_and_kinds(house: Any, found: dict[str, Any]) -> Non
     assert house.person_words([a]) == pytest.approx(1000 * 4 / words)
 
 
-def test_what_only_passes_names_on_is_no_part_of_the_spine(house: Any, tmp_path: Path) -> None:
+def test_what_only_passes_names_on_is_no_part_of_the_spine(tmp_path: Path) -> None:
     core = tmp_path / "orla_lg" / "core"
     (core / "room").mkdir(parents=True)
     texts = {
@@ -88,21 +78,11 @@ def test_what_only_passes_names_on_is_no_part_of_the_spine(house: Any, tmp_path:
     assert [each.name for each in house.spine(found)] == ["orla_lg.core.own"]
 
 
-def test_the_table_takes_its_place_in_a_page(house: Any, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"# A\n\n{house.BEGIN}\nold\n{house.END}\n\nb\n")
-    for _ in range(2):
-        house.write(page, house.table([house.Row("k", "what", (1234, 2.345), "9", "0")]))
-    lines = ["| | before | now | wanted |", "| --- | --- | --- | --- |", "| what | 9 | 1,234; 2.3 | 0 |"]
-    assert page.read_text().replace("|  |", "| |") == "\n".join(
-        ["# A", "", house.BEGIN, "", *lines, "", house.END, "", "b", ""]
-    )
-    page.write_text("nothing")
-    with pytest.raises(SystemExit, match="no place"):
-        house.write(page, [])
+def test_a_row_shows_figures_beside_those_before_and_wanted() -> None:
+    assert house.row("what", 1234, 2.345, before="9", wanted="0") == ("what", "9", "1,234; 2.3", "0")
 
 
-def test_what_is_passed_is_counted_by_file_and_function(house: Any) -> None:
+def test_what_is_passed_is_counted_by_file_and_function() -> None:
     from orla_lg.core.call import Hints
 
     seen = house.passed(lambda: [Hints(), Hints(priority=1.0)])

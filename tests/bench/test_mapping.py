@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
+from bench.lib.figures import Rounds
 from bench.mapping import __main__ as bench
-from bench.mapping import arms, results
+from bench.mapping import arms
 from orla_lg.core.call import NO_HINTS, Ask, Call
 from orla_lg.core.identity import Identity
 from orla_lg.mappers.commands import Row
@@ -56,10 +56,9 @@ def test_chance_draws_the_share_from_each_block() -> None:
     assert [sum(one.text in drawn for one in block) for block in blocks] == [17, 17, 17]
 
 
-def test_a_rule_spreads_the_heavy_ones() -> None:
-    rule = arms.Rule("length", lambda text: len(text) < 4, "light", ["one", "two"])
-    sent = [rule.map(asked(text), ()).backend for text in ("abc", "abcd", "abcde", "abcdef")]
-    assert sent == ["light", "one", "two", "one"]
+def test_a_rule_sends_what_is_simple_to_light() -> None:
+    rule = arms.Rule("length", lambda text: len(text) < 4, "light", "heavy")
+    assert [rule.map(asked(text), ()).backend for text in ("abc", "abcd")] == ["light", "heavy"]
 
 
 def test_score_counts_what_a_model_that_can_has_answered() -> None:
@@ -71,22 +70,22 @@ def test_score_counts_what_a_model_that_can_has_answered() -> None:
 
     requests = {str(n): arms.Request("text", n > 1, 8) for n in range(4)}
     placed = ["light", "heavy", "heavy", "light"]
-    run = bench.run_of(5.0, [FakeRecord(str(n), name, n + 1.0) for n, name in enumerate(placed)], requests)
+    run = bench.run_of(
+        "labels", 3, 5.0, [FakeRecord(str(n), name, n + 1.0) for n, name in enumerate(placed)], requests
+    )
     assert (run.score, run.light_share) == (0.75, 0.5)
     assert (run.completion_s, run.cost_usd, run.answer_tokens) == (2.5, pytest.approx(8e-6), 32)
 
 
-def test_changes_are_block_by_block_against_the_faster_baseline() -> None:
-    def arm(name: str, walls: list[float], baseline: bool = False) -> Any:
-        one = arms.Run(1.0, 1.0, 1.0, 1.0, 0.42, 8, 0)
-        return arms.Arm(name, None, baseline, [replace(one, wall_s=wall) for wall in walls])
-
-    made = [arm("slow", [12, 12, 12], True), arm("fast", [10, 20, 10], True), arm("labels", [5, 16, 7])]
-    assert results.baseline_of(made).name == "fast"
-    labels = results.figures(made)[2]
-    assert labels.change["wall_s"] == pytest.approx((-0.3, -0.5, -0.2))
-    assert [line.partition(": ")[2] for line in results.misses([labels])] == [
+def test_changes_are_block_by_block_against_all_heavy() -> None:
+    one = arms.Run("", 0, 1.0, 1.0, 1.0, 1.0, 0.42, 8, 0)
+    walls = {arms.BASE: [10, 20, 10], "labels": [5, 16, 7]}
+    made = [replace(one, arm=arm, seed=n, wall_s=wall) for arm, row in walls.items() for n, wall in enumerate(row)]
+    runs = Rounds(made)
+    assert arms.change(runs, "labels", "wall_s") == pytest.approx((-0.3, -0.5, -0.2))
+    assert [line.partition(": ")[2] for line in arms.misses(runs)] == [
         "labels: wall -30%, wanted -38%",
         "labels: completion +0%, wanted -60%",
         "labels: cost +0%, wanted -35%",
     ]
+    assert "| labels | 42% | 7.0 | **-30%** (-50% … -20%) |" in arms.report(runs)[3]

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from bench.lib.calls import CallSeen, JobSeen, Turn, bound, needed_tokens, peak_tokens
+from bench.lib.calls import CallSeen, JobSeen, Turn, bound, needed_tokens, peak_tokens, recomputed
+from bench.lib.command import DOCS
 from bench.lib.figures import percentile
 from bench.lib.kept import Kept
 from bench.lib.workflows import Session
-from bench.pressure import arms, live, results, simulated, unplugged, workflows
+from bench.pressure import arms, live, simulated, workflows
 from orla_lg import Backend, Orla
 from orla_lg.errors import EngineRefused
 from orla_lg_sim.parameters import EngineParameters
@@ -33,6 +34,10 @@ def turn(arm: str, seed: int, ended_s: float, cached: int = 0) -> Any:
     """A turn of one session with one call that ends when its job does."""
     one = CallSeen(0, 0, 0.0, ended_s / 2, ended_s, 1000, cached, 48)
     return Turn(arm, seed, 760, [one], [JobSeen(0, 0.0, ended_s)])
+
+
+def figures(one: Any) -> dict[str, float]:
+    return {name: of(one) for name, of in arms.Figures([one], BLOCK, 100).figures.items()}
 
 
 def load(sessions: int = 3, seed: int = 0) -> Any:
@@ -58,27 +63,27 @@ def test_the_bound_leaves_a_prompts_last_token_to_be_computed() -> None:
 
 def test_an_engine_that_never_evicts_recomputes_just_the_bound() -> None:
     turns = simulated.SimulatedTurns(EngineParameters(kv_blocks=24), workflows.LocalWords(WordTokenizer()))
-    endless = results.metrics(turns.turn(arms.ENDLESS, load()), BLOCK)
-    assert endless.recomputed == endless.bound > 0
-    bare = results.metrics(turns.turn(arms.ARMS[0], load()), BLOCK)
-    assert bare.bound == endless.bound, "the bound is the load's, not the pool's"
-    assert bare.over_bound > 1.1, "a pool of 24 blocks evicts"
+    endless, bare = turns.turn(arms.ENDLESS, load()), turns.turn(arms.ARMS[0], load())
+    least = bound(endless.calls, endless.shared_tokens, BLOCK)
+    assert recomputed(endless.calls) == least > 0
+    assert bound(bare.calls, bare.shared_tokens, BLOCK) == least, "the bound is the load's, not the pool's"
+    assert recomputed(bare.calls) > 1.1 * least, "a pool of 24 blocks evicts"
 
 
 def test_metrics_count_from_arrival_and_from_the_nodes_call() -> None:
     calls = [call(0, 0, 800, at_s=1.0), call(1, 0, 800, 768, at_s=2.0)]
     jobs = [JobSeen(0, 1.0, 5.0), JobSeen(1, 2.0, 10.0)]
-    found = results.metrics(Turn("bare", 0, 771, calls, jobs), BLOCK)
-    assert (found.makespan_s, found.job_s) == (9.0, 6.0)
-    assert (found.job_p95_s, found.call_p95_s, found.ttft_p95_s) == (pytest.approx(7.8), 3.0, 1.0)
-    assert (found.recomputed, found.bound) == (832, 832)
+    found = figures(Turn("bare", 0, 771, calls, jobs))
+    assert (found["makespan"], found["mean job"]) == (9.0, 6.0)
+    assert (found["p95 job"], found["p95 call"], found["p95 TTFT"]) == (pytest.approx(7.8), 3.0, 1.0)
+    assert (found["recomputed"], found["of the bound"]) == (832, 1.0)
 
 
 def test_who_returns_is_told_apart_from_who_comes_first() -> None:
     seen = [CallSeen(0, n, n, n + wait, n + 9, 900, 0, 24) for n, wait in enumerate((8.0, 1.0, 3.0))]
-    found = results.metrics(Turn("bare", 0, 0, seen, [JobSeen(0, 0, 9)]), BLOCK)
-    assert found.return_p95_s == pytest.approx(2.9), "between 1 and 3; the first call's 8 do not count"
-    assert found.ttft_p95_s > 7
+    found = figures(Turn("bare", 0, 0, seen, [JobSeen(0, 0, 9)]))
+    assert found["p95 TTFT, returning"] == pytest.approx(2.9), "between 1 and 3; the first call's 8 do not count"
+    assert found["p95 TTFT"] > 7
 
 
 def test_a_percentile_lies_between_its_neighbours() -> None:
@@ -164,36 +169,36 @@ def test_a_wait_at_a_door_is_part_of_the_first_call() -> None:
 def test_ratios_are_seed_by_seed_and_only_whole_seeds_count() -> None:
     ends: dict[str, list[float]] = {"bare": [10, 20, 40], "bare_again": [11, 18, 40], "wrapped": [5, 16]}
     turns = [turn(arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
-    found = results.Figures(turns, BLOCK)
+    found = arms.Figures(turns, BLOCK, 100)
     assert found.seeds == [0, 1]
-    assert found.ratio("wrapped", "makespan_s") == pytest.approx((0.65, 0.5, 0.8))
-    assert found.verdict(100)[0] == "goal missed: mean job 0.65, wanted ≤ 0.64"
-    assert found.table(100)[-1].startswith("| *goal, wrapped* | ≤ 0.78 |")
-    assert found.verdict(100)[-1].startswith("the bare engine recomputes no more")
+    assert found.ratio("wrapped", "makespan") == pytest.approx((0.65, 0.5, 0.8))
+    assert found.verdict()[0] == "goal missed: mean job 0.65, wanted ≤ 0.64"
+    assert found.table()[-1].startswith("| *goal, wrapped* | ≤ 0.78 |")
+    assert found.verdict()[-1].startswith("the bare engine recomputes no more")
 
 
 def test_without_the_bare_arm_there_is_nothing_to_tell() -> None:
     with pytest.raises(SystemExit, match="no seed has been measured in every arm yet, bare among them"):
-        results.Figures([turn("wrapped", 0, 10.0)], BLOCK)
+        arms.Figures([turn("wrapped", 0, 10.0)], BLOCK, 100)
 
 
 def test_the_plugin_is_held_against_stock_with_and_without_our_admission() -> None:
     cached = {"bare": 0, "wrapped": 400, "plugin": 100, "plugin+admission": 300}
     turns = [turn(arm, 0, 10.0, found) for arm, found in cached.items()]
-    lines = results.Figures(turns, BLOCK).verdict(100)
+    lines = arms.Figures(turns, BLOCK, 100).verdict()
     assert "goal missed: plugin, recomputed of bare's 0.90, wanted ≤ 0.80" in lines
     assert "goal missed: plugin+admission, recomputed of wrapped's 1.17, wanted ≤ 1.00" in lines
-    table = results.Figures(turns, BLOCK).table(100)
+    table = arms.Figures(turns, BLOCK, 100).table()
     assert len({row.count("|") for row in table}) == 1, "as many cells in each row"
 
 
 def test_where_all_fits_the_noise_is_the_measure() -> None:
     ends: dict[str, list[float]] = {"bare": [10, 20], "bare_again": [11, 20], "wrapped": [9.5, 19]}
     turns = [turn(arm, seed, end) for arm, row in ends.items() for seed, end in enumerate(row)]
-    assert "goal" not in results.Figures(turns, BLOCK).table(5000)[-1]
-    assert results.Figures(turns, BLOCK).verdict(5000)[0] == "wrapped, makespan: -5.0%, within the noise of ±10.0%"
+    assert "goal" not in arms.Figures(turns, BLOCK, 5000).table()[-1]
+    assert arms.Figures(turns, BLOCK, 5000).verdict()[0] == "wrapped, makespan: -5.0%, within the noise of ±10.0%"
     late = [each for each in turns if each.arm != "wrapped"] + [turn("wrapped", n, 24.0) for n in (0, 1)]
-    assert "goal missed: beyond" in results.Figures(late, BLOCK).verdict(5000)[0]
+    assert "goal missed: beyond" in arms.Figures(late, BLOCK, 5000).verdict()[0]
 
 
 def test_kept_turns_come_back_and_other_settings_are_refused(tmp_path: Path) -> None:
@@ -209,11 +214,11 @@ def test_kept_turns_come_back_and_other_settings_are_refused(tmp_path: Path) -> 
 
 
 def test_figures_go_where_the_page_has_a_place_for_them(tmp_path: Path) -> None:
-    text = results.PAGE.read_text(encoding="utf-8")
+    text = (DOCS / "pressure.md").read_text(encoding="utf-8")
     for kind in ("live, 12 sessions", "live, all fit", "simulated, 12 sessions"):
         assert text.count(f"<!-- figures of bench/pressure: {kind} -->") == 1
     turns = [turn(arm, seed, 10.0) for arm in ("bare", "wrapped") for seed in (0, 1)]
-    results.draw(results.Figures(turns, BLOCK), tmp_path / "drawn.svg")
+    arms.draw(arms.Figures(turns, BLOCK, 100), tmp_path / "drawn.svg")
     assert "<svg" in (tmp_path / "drawn.svg").read_text()
 
 
@@ -230,14 +235,14 @@ def test_without_the_plugin_its_arms_are_refused() -> None:
 def test_an_arm_without_the_plugin_does_not_see_it() -> None:
     with StubEngine() as stub:
         backend = Backend("engine", stub.url, "any", engine="vllm")
-        with unplugged.plugin(seen=False), Orla([backend]) as orla:
+        with live.plugin(seen=False), Orla([backend]) as orla:
             adapter = orla.core.serving.schedulers["engine"].adapter
-            assert isinstance(adapter, unplugged.Unplugged)
+            assert isinstance(adapter, live.Unplugged)
             with pytest.raises(EngineRefused, match="not there for this arm"):
                 asyncio.run(adapter.post("orla/kv/stat", {}))
         assert not [seen for seen in stub.requests if "orla" in seen.path]
-        with unplugged.plugin(seen=True), Orla([backend]) as orla:
-            assert not isinstance(orla.core.serving.schedulers["engine"].adapter, unplugged.Unplugged)
+        with live.plugin(seen=True), Orla([backend]) as orla:
+            assert not isinstance(orla.core.serving.schedulers["engine"].adapter, live.Unplugged)
 
 
 @pytest.mark.parametrize("name", ["bare", "priority", "cap4", "wrapped"])

@@ -7,26 +7,29 @@ from typing import Any
 
 import pytest
 
-from bench.lib.calls import CallSeen
+from bench.lib.calls import CallSeen, JobSeen, Turn, recomputed, ttfts_s
 from bench.lib.figures import Rounds
-from bench.slots import results, workflows
+from bench.slots import workflows
 
 
 def turn(arm: str, *returns_s: float, seed: int = 0) -> Any:
     calls = [CallSeen(0, 0, 0.0, 90.0, 91.0, 500, 0, 4)]
     calls += [CallSeen(0, n, 100.0, 100.0 + s, 101.0 + s, 600, 550, 4) for n, s in enumerate(returns_s, 1)]
-    return results.Measured(arm, seed, calls, 300.0, 40.0)
+    jobs = [JobSeen(0, 0.0, 101.0 + max(returns_s))]
+    return Turn(arm, seed, 0, calls, jobs, more={"peak_mib": 300.0, "files_mib": 40.0})
 
 
 def test_only_calls_that_return_count() -> None:
     seen = turn("orla", 0.2, 0.4)
-    assert seen.returns_s == [pytest.approx(0.2), pytest.approx(0.4)]
-    assert (seen.recomputed, seen.makespan_s) == (100, pytest.approx(101.4))
+    assert ttfts_s(seen.returning) == [pytest.approx(0.2), pytest.approx(0.4)]
+    assert recomputed(seen.returning) == 100
+    row = workflows.report(Rounds([seen]))[2]
+    assert row == "| orla | **0.30** | **0.39** | **100** | **101** | 300 | 40 |"
 
 
 def test_the_goals_need_a_third_of_stocks_tail_and_no_worse_a_middle() -> None:
     def said(*orla_s: float) -> list[str]:
-        lines = results.verdict(Rounds([turn("stock", 1.0, 3.0), turn("orla", *orla_s)]))
+        lines = workflows.verdict(Rounds([turn("stock", 1.0, 3.0), turn("orla", *orla_s)]))
         return [line.rpartition(": ")[2] for line in lines]
 
     assert said(0.5, 0.5) == ["met", "met"]
@@ -36,7 +39,7 @@ def test_the_goals_need_a_third_of_stocks_tail_and_no_worse_a_middle() -> None:
 
 def test_rounds_are_compared_with_their_own_load() -> None:
     turns = [turn(arm, s, seed=seed) for seed in (0, 1) for arm, s in (("stock", 4.0 + seed), ("orla", 1.0))]
-    assert "4.5 times shorter: met" in results.verdict(Rounds(turns))[0]
+    assert "4.5 times shorter: met" in workflows.verdict(Rounds(turns))[0]
 
 
 def test_the_bounded_arm_keeps_no_more_bytes_than_stocks_cache() -> None:
@@ -51,5 +54,5 @@ def test_the_bounded_arm_keeps_no_more_bytes_than_stocks_cache() -> None:
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
-    results.draw(Rounds([turn("stock", 1.0, 2.0), turn("orla", 0.5, 0.6)]), tmp_path / "drawn.svg")
+    workflows.draw(Rounds([turn("stock", 1.0, 2.0), turn("orla", 0.5, 0.6)]), tmp_path / "drawn.svg")
     assert (tmp_path / "drawn.svg").read_text(encoding="utf-8").startswith("<?xml")

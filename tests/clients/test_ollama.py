@@ -7,6 +7,7 @@ import base64
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -138,6 +139,7 @@ ASYNC: dict[str, Callable[[str], Any]] = {
     "client achat": lambda host: aclient(host).chat(THEIRS, MESSAGES),
     "client agenerate": lambda host: aclient(host).generate(THEIRS, "hello"),
     "llm ainvoke": lambda host: llm(host).ainvoke("hello"),
+    "llm abatch": lambda host: llm(host).abatch(["hello", "hi"]),
     "init_chat_model ainvoke": lambda host: by_name(host).ainvoke("hello"),
 }
 
@@ -164,7 +166,7 @@ ASYNC |= {
     "client agenerate streamed": _agenerate_streamed,
     "llm astream": _allm_stream,
 }
-TWICE = {"batch", "abatch", "llm batch", "tools"}
+TWICE = {"batch", "abatch", "llm batch", "llm abatch", "tools"}
 """Forms that make two calls."""
 
 
@@ -464,3 +466,35 @@ def test_embeddings_are_recorded(theirs: OllamaServer, native: OllamaServer, mak
     assert inside(orla, node) == expected
     (record,) = orla.records()
     assert (record.stage, record.external, asked(theirs)) == ("ask:embeddings", True, ["/api/embed"])
+
+
+@pytest.mark.parametrize("speaks", ["native", "chat_only"])
+@pytest.mark.parametrize("how", ["embed", "embeddings"])
+def test_embeddings_are_served_where_a_mapping_names_them(
+    speaks: str,
+    how: str,
+    theirs: OllamaServer,
+    native: OllamaServer,
+    chat_only: OllamaServer,
+    make_orla: Any,
+) -> None:
+    ours = {"native": native, "chat_only": chat_only}[speaks]
+
+    def node() -> Any:
+        if how == "embeddings":
+            return [client(theirs.root).embeddings(THEIRS, "a b c").embedding]
+        return OllamaEmbeddings(model=THEIRS, base_url=theirs.root, client_kwargs=PLAIN_HTTP).embed_documents(
+            ["a b", "c"]
+        )
+
+    expected = node()
+    theirs.requests.clear()
+    orla = make_orla(backend(ours), mapper={"ask:embeddings": "main"})
+    vectors = inside(orla, node)
+    assert [[each / math.hypot(*vector) for each in vector] for vector in vectors] == [
+        pytest.approx([each / math.hypot(*vector) for each in vector]) for vector in expected
+    ]
+    assert asked(ours) == ["/v1/embeddings" if speaks == "chat_only" else f"/api/{how}"] and not asked(theirs)
+    (record,) = orla.records()
+    assert (record.stage, record.backend, record.external, record.error) == ("ask:embeddings", "main", False, None)
+    assert how == "embeddings" or record.prompt_tokens == 3

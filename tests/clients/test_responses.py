@@ -17,6 +17,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
+from starlette.responses import JSONResponse
 
 from orla_lg import Backend, BudgetExceeded, Limit, Limits, MappingError, Orla
 from tests.conftest import BACKEND_KEY, CALLER_KEY
@@ -234,6 +235,20 @@ def test_a_cut_off_answer_says_so_when_it_is_translated(chatting: ChattingServer
     message = inside(orla, lambda: a_model("use_responses_api", chatting.url).invoke("hello", max_tokens=3))
     assert message.response_metadata["status"] == "incomplete"
     assert message.response_metadata["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def test_a_translated_stream_is_counted_before_the_engine_is_known(
+    chatting: ChattingServer, make_orla: MakeOrla, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(seen: Any) -> Any:
+        return JSONResponse({"error": "later"}, 503)
+
+    monkeypatch.setattr(chatting, "_models", unavailable)
+    orla = serving(make_orla, chatting)
+    model = a_model("use_responses_api", "http://127.0.0.1:9/v1")
+    whole, _ = inside(orla, lambda: streamed([*model.stream("hello")]))
+    assert whole.usage_metadata["output_tokens"] == 12 and served_once(orla).completion_tokens == 12
+    assert orla.core.serving.schedulers["main"].health.probe is None
 
 
 @pytest.mark.parametrize("engine", ["native", "chatting"])
@@ -463,7 +478,23 @@ def test_an_answer_that_fails_half_way_is_the_callers(
         inside(orla, lambda: [*a_model("use_responses_api", theirs.url).stream("hello")])
 
 
-def test_a_connection_that_breaks_half_way_is_the_clients_error(native: ResponsesServer, make_orla: MakeOrla) -> None:
+def test_an_engine_that_fails_half_way_fails_the_translated_answer(
+    chatting: ChattingServer, make_orla: MakeOrla
+) -> None:
+    orla = serving(make_orla, chatting)
+    chatting.script = lambda body: Turn(text="half an answer", error={"message": "boom", "code": 500})
+    client = openai.OpenAI(base_url=chatting.url, api_key=CALLER_KEY, max_retries=0)
+    events = inside(orla, lambda: [event.to_dict() for event in client.responses.create(**ASK, stream=True)])
+    assert events[0]["type"] == "response.created" and events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["error"] == {"code": "server_error", "message": "boom"}
+    assert texts(events[-1]) == ["half an answer"]
+
+
+@pytest.mark.parametrize("engine", ["native", "chatting"])
+def test_a_connection_that_breaks_half_way_is_the_clients_error(
+    request: pytest.FixtureRequest, make_orla: MakeOrla, engine: str
+) -> None:
+    native = request.getfixturevalue(engine)
     orla = serving(make_orla, native)
     native.script = lambda body: Turn(text="half an answer", breaks="connection")
     client = openai.OpenAI(base_url=native.url, api_key=CALLER_KEY, max_retries=0)

@@ -15,7 +15,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask

@@ -9,8 +9,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
 from orla_lg.core.engine.backend import Capability, Cost, Probe, Support, model_asked
 from orla_lg.core.mapping import Consultation, named_in_code
-from orla_lg.core.placement.fitness import unfit
-from orla_lg.core.placement.view import BackendView
+from orla_lg.core.placement.view import BackendView, unfit
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError
 from orla_lg.mappers.table import ExplicitMapper, stage_mapper

@@ -42,6 +42,8 @@ def worse(
         found = _worse(case, reference.outcome, other.outcome, is_chat_orla, assembled=True) and found
         if found and _is_of_both(bare.outcome, reference.outcome, other.outcome):
             found = None
+        if found and tried_again(case) and isinstance(other.outcome, Answered) and _meant(case, other.outcome):
+            found = None  # its stream brought nothing, so it is the next reply that answers
     if found is None and other.seconds > 3 * bare.seconds + SLACK_S:
         return f"took {other.seconds:.1f} s, bare {bare.seconds:.1f} s"
     return found
@@ -156,7 +158,9 @@ def by_design(case: Case, other: Failed) -> bool:
 
 def tried_again(case: Case) -> bool:
     """Whether a stream broke before its first event: we try again where bare does not, and meet the next reply."""
-    return case.retries > 0 and len(case.script) > 1 and bool(case.script[0].framing.drop)
+    first = case.script[0]
+    broke = bool(first.framing.drop) or first.dialect.error_at == 0
+    return case.retries > 0 and len(case.script) > 1 and broke
 
 
 def counts_by_design(case: Case, other: Answered) -> bool:

@@ -92,6 +92,9 @@ FOUND = {
     "a fault in a charset that it is not": Case(
         (Reply(status=500, body=PAGE, content_type="text/html; charset=utf-16"), Reply()), retries=1, outer="ainvoke"
     ),
+    "a stream of one event that says nothing, and another reply": Case(
+        (Reply(answer=TWO, dialect=Dialect(error_at=0, error={"error": None})), Reply()), retries=1
+    ),
     "half a body, labelled as packed": Case((Reply(framing=Framing(how="short length", encoding="mislabelled")),)),
     "asked to come back at once": Case(
         (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),

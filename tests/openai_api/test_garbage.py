@@ -329,7 +329,7 @@ def test_adapters_make_errors_of_ours_of_garbage(engine: str, shown: list[bytes]
     adapter: Any = adapter_of(Backend("main", "http://127.0.0.1:9/v1", engine=engine))
     numbers = itertools.count()
 
-    async def ask(method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> httpx.Response:
+    async def ask(method: str, path: str, body: Any = None, **_: Any) -> httpx.Response:
         return ShortAnswer(200, content=shown[next(numbers) % len(shown)])
 
     adapter.ask = ask

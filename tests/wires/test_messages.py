@@ -24,7 +24,10 @@ from orla_lg.wires.reading import Garbage
 from tests.wires.shapes import ANYTHING, NAMES, OBJECTS, TEXTS, named
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-ASKED = {"model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}], "stop_sequences": ["STOP"]}
+ASKED = {
+    "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}], "stop_sequences": ["STOP"],
+    "thinking": {"type": "adaptive"},
+}  # fmt: skip
 
 
 @st.composite
@@ -107,7 +110,7 @@ def plain(message: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(answers())
 def test_a_stream_put_together_is_the_answer_in_one_piece(
     answer: tuple[dict[str, Any], list[dict[str, Any]]],
@@ -118,7 +121,7 @@ def test_a_stream_put_together_is_the_answer_in_one_piece(
     assert MESSAGES.ends_well(stream) and MESSAGES.is_over(stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(answers())
 def test_a_stream_has_the_order_of_the_documents(answer: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     kinds = [(each.type, getattr(each, "index", None)) for each in read(streamed(answer[1]))]
@@ -132,7 +135,7 @@ def test_a_stream_has_the_order_of_the_documents(answer: tuple[dict[str, Any], l
     assert open_block is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(answers())
 def test_the_token_counts_of_a_translated_answer_are_the_engines(
     answer: tuple[dict[str, Any], list[dict[str, Any]]],
@@ -184,6 +187,15 @@ def test_a_call_that_an_engine_gives_no_id_gets_one() -> None:
     assert len(set(ids)) == 2 and all(given.startswith("toolu_") for given in ids)
     assert [block["input"] for block in made["content"]] == [{"x": 1}, {"x": 1}]
     assert made["id"].startswith("msg_") and made["model"] == "m"
+
+
+@pytest.mark.parametrize("said", [None, {"type": "disabled"}, {"type": "adaptive", "display": "omitted"}, "?"])
+def test_what_a_model_thought_is_shown_to_those_that_ask_for_it(said: Any) -> None:
+    message, why = {"reasoning": "hm", "content": "yes"}, {"finish_reason": "stop"}
+    asked = {**ASKED, "thinking": said}
+    made = MESSAGES.from_chat({"id": "x", "choices": [{"message": message, **why}]}, asked)
+    assert made["content"] == [{"type": "text", "text": "yes"}]
+    assert put_together(streamed([{"id": "x", "choices": [{"delta": message, **why}]}], asked)) == plain(made)
 
 
 def test_thinking_after_a_text_is_a_block_of_its_own() -> None:
@@ -287,7 +299,7 @@ COMPLETIONS = (
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(COMPLETIONS, max_size=3), COMPLETIONS)
 def test_an_engine_that_sends_garbage_is_found_out(chunks: list[dict[str, Any]], completion: dict[str, Any]) -> None:
     try:
@@ -300,7 +312,7 @@ def test_an_engine_that_sends_garbage_is_found_out(chunks: list[dict[str, Any]],
         plain(MESSAGES.from_chat(completion, ASKED))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.binary(max_size=60)
     | ANYTHING.map(lambda value: b"data: " + json.dumps(value).encode() + b"\n\n")

@@ -204,7 +204,7 @@ def test_what_cannot_be_said_is_named(field: str) -> None:
     MESSAGES.ask_of(body)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     ANYTHING | named("messages", "system", "tools", "tool_choice", "output_config", "thinking", "max_tokens", "model")
 )
@@ -221,7 +221,7 @@ def test_whatever_a_caller_wrote_asks_for_something(body: Any) -> None:
 BLOCK_TYPES = ("text", "image", "tool_use", "tool_result", "thinking", "document", "redacted_thinking")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -396,13 +396,13 @@ def retold(body: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return said
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conversations())
 def test_a_translated_request_is_the_same_conversation(body: dict[str, Any]) -> None:
     assert retold(MESSAGES.to_chat(body)) == told(body)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(TEXTS.map(thinking), max_size=1),
     st.lists(TEXT_BLOCKS, max_size=1),
@@ -417,6 +417,7 @@ def test_a_translated_answer_is_the_same_turn_when_it_is_said_again(
         :-1
     ]
     back = MESSAGES.from_chat(
-        {"id": "x", "model": "m", "choices": [{"message": message, "finish_reason": "stop"}]}, ASKED
+        {"id": "x", "model": "m", "choices": [{"message": message, "finish_reason": "stop"}]},
+        {**ASKED, "thinking": {"type": "adaptive"}},
     )
     assert back["content"] == turn["content"]

@@ -314,6 +314,11 @@ def test_a_mapping_sets_fields_under_this_wires_names() -> None:
     assert json.dumps(body) == before and RESPONSES.with_model(body, "m", {}) == {**body, "model": "m"}
 
 
+def test_an_engines_own_id_stays_one_of_an_answer() -> None:
+    assert RESPONSES.fields({"request_id": "ab-1", "priority": 2}) == {"request_id": "resp_ab-1", "priority": 2}
+    assert RESPONSES.fields({"priority": 2}) == {"priority": 2}
+
+
 # Answers in one piece
 
 

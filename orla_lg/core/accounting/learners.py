@@ -18,10 +18,14 @@ class Learners:
     """The parts of all mappers in use that want to learn.
 
     A mapper given to ``wrap`` lives as long as its graph, so it is not kept alive here.
+
+    Args:
+        follow: Has ``note`` called with every record from then on; asked once there is something that learns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, follow: Callable[[Callable[[Record], None]], None] | None = None) -> None:
         self._lock = threading.Lock()
+        self._follow = follow
         self._known: tuple[Callable[[], Any], ...] = ()
 
     def enlist(self, mapper: Mapper | None) -> None:
@@ -33,6 +37,9 @@ class Learners:
             alive = [reference for reference in self._known if reference() is not None]
             known = {id(reference()) for reference in alive}
             self._known = (*alive, *(_reference(part) for part in eager if id(part) not in known))
+            follow, self._follow = self._follow, None
+        if follow is not None:
+            follow(self.note)
 
     def note(self, record: Record) -> None:
         """Tell how a call went, if the core placed it."""

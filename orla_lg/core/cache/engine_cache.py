@@ -103,6 +103,11 @@ class EngineCache(Protocol):
 
     # Calls
 
+    @property
+    def lets_all(self) -> bool:
+        """Whether any call that comes alone may enter now: ``choose`` would return it."""
+        ...
+
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""
         ...

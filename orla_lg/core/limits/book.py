@@ -81,6 +81,8 @@ class LimitBook:
         self._keep = keep
         self._lock = threading.Lock()
         self._shared = LimitScope(checked(limits), SHARED)
+        self.concern_all = limits is not NO_LIMITS
+        """Whether a call without limits of its own may be under any."""
         self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
 
     @property
@@ -91,10 +93,7 @@ class LimitBook:
     @shared.setter
     def shared(self, limits: Limits) -> None:
         self._shared = replace(self._shared, limits=checked(limits))
-
-    def concern(self, layers: Sequence[LimitScope]) -> bool:
-        """Whether a call with *layers* of its own may be under any limit."""
-        return bool(layers) or self._shared.limits is not NO_LIMITS
+        self.concern_all = self._shared.limits is not NO_LIMITS
 
     def promise(
         self,

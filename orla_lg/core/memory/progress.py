@@ -117,8 +117,11 @@ class GraphProgress:
         self._foresight.left(run, namespace or stage)
 
     def stage_busy(self, call: Call) -> None:
-        """Note that a call went to its engine: meanwhile the stage after it may be prepared for."""
-        if not self._looks_ahead or call.identity.run is None or not self._memory.heeds_stages():
+        """Note that a call went to its engine: meanwhile the stage after it may be prepared for.
+
+        Asked for where the memory manager heeds stages.
+        """
+        if not self._looks_ahead or call.identity.run is None:
             return
         run = self._book.run(call.identity.run)
         if run is not None:

@@ -13,6 +13,8 @@ longer than all before it. All that values a cache asks here: memory policies, s
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +65,8 @@ class _Reason:
     doing: Doing
     """The kind of wait."""
     counts: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    come: float = 0.0
+    """The sum of ``counts``."""
     never: float = 0.0
     beginning: Returns | None = None
     """What is known of waits that begin, until something is learned: it is asked for at every call."""
@@ -74,20 +78,18 @@ class _Reason:
             self.never += 1
         else:
             self.counts[_bucket(seconds)] += 1
-        if sum(self.counts) + self.never >= FADE_AT:
+            self.come += 1
+        if self.come + self.never >= FADE_AT:
             self.counts = [count / 2 for count in self.counts]
-            self.never /= 2
+            self.come, self.never = sum(self.counts), self.never / 2
 
     def begins(self) -> Returns:
         """Return what is known of waits that begin."""
         if self.beginning is None:
-            come = sum(self.counts)
+            come = self.come
             chance = (come + PRIOR_WAITS * CHANCE[self.doing]) / (come + self.never + PRIOR_WAITS)
-            self.beginning = (
-                Returns(chance, _share(self.counts, 0.5 * come), _share(self.counts, 0.9 * come))
-                if come
-                else Returns(chance)
-            )
+            within = _shares(self.counts, 0.5 * come, 0.9 * come) if come else ()
+            self.beginning = Returns(chance, *within)
         return self.beginning
 
     def chance(self, waited_s: float) -> float:
@@ -100,15 +102,17 @@ def _bucket(seconds: float) -> int:
     return min(BUCKETS - 1, max(0, int(log2(seconds / FIRST_S)) + 1)) if seconds > FIRST_S else 0
 
 
-def _share(counts: list[float], wanted: float) -> float:
-    """Return the seconds within which *wanted* of those counted came."""
-    seen = 0.0
-    for bucket, count in enumerate(counts):
-        if count and seen + count >= wanted:
-            start = 0.0 if bucket == 0 else float(FIRST_S * 2 ** (bucket - 1))
-            return start + (float(FIRST_S * 2**bucket) - start) * (wanted - seen) / count
-        seen += count
-    return float(FIRST_S * 2**BUCKETS)
+def _shares(counts: list[float], *wanted: float) -> list[float]:
+    """Return the seconds within which so many of those counted came, for each of *wanted*."""
+    within, come = list[float](), list(itertools.accumulate(counts))
+    for share in wanted:
+        bucket = bisect.bisect_left(come, share)
+        if bucket == BUCKETS:
+            within.append(float(FIRST_S * 2**BUCKETS))
+            continue
+        count, start = counts[bucket], 0.0 if bucket == 0 else float(FIRST_S * 2 ** (bucket - 1))
+        within.append(start + (float(FIRST_S * 2**bucket) - start) * (share - (come[bucket] - count)) / count)
+    return within
 
 
 @dataclass(eq=False, slots=True)
@@ -238,6 +242,7 @@ class ReturnBook:
             assert len(self._away) <= KEEP_AWAY and len(self._reasons) <= KEEP_REASONS
             for reason in self._reasons.values():
                 assert reason.never >= 0 and min(reason.counts) >= 0, reason
+                assert abs(sum(reason.counts) - reason.come) < 1e-6, reason
                 assert sum(reason.counts) + reason.never < FADE_AT, f"did not fade: {reason}"
 
     def _of(self, reason: str) -> _Reason:

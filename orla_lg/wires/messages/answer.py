@@ -69,7 +69,7 @@ def whole(completion: Body, asked: Body) -> dict[str, Any]:
         calls.add({**call, "index": index} if isinstance(call, Mapping) else call)
     tool_use = [_tool_use(call) for call in calls.whole()]
     content: list[dict[str, Any]] = []
-    if thought := _thought(message):
+    if (thought := _thought(message)) and _shows_thoughts(asked):
         content.append({"type": "thinking", "thinking": thought, "signature": ""})
     if text := _said(message):
         content.append({"type": "text", "text": text})
@@ -88,6 +88,7 @@ class MessageEvents:
     def __init__(self, asked: Body) -> None:
         self._asked = asked
         self._end = _End(asked)
+        self._shows_thoughts = _shows_thoughts(asked)
         self._calls = ToolCalls()
         self._calls_chunks = self._kept_chars = 0
         self._live = 0
@@ -127,7 +128,8 @@ class MessageEvents:
         delta = object_in(choice, "delta") or object_in(choice, "message")
         self._end.note(choice, delta)
         events = self._start(chunk)
-        for kind, piece in (("thinking", _thought(delta)), ("text", _said(delta))):
+        thought = _thought(delta) if self._shows_thoughts else ""
+        for kind, piece in (("thinking", thought), ("text", _said(delta))):
             if piece and self._live:
                 self._hold(len(piece))
                 self._late.append((kind, piece))
@@ -282,6 +284,14 @@ def _top(completion: Body, asked: Body) -> dict[str, Any]:
         "role": "assistant",
         "model": model if isinstance(model, str) and model else str(asked.get("model") or ""),
     }
+
+
+def _shows_thoughts(asked: Body) -> bool:
+    """Whether an answer shows what the model thought: clients that did not ask for it look for texts alone."""
+    said = asked.get("thinking")
+    config = said if isinstance(said, Mapping) else {}
+    kind = config.get("type")
+    return kind not in (None, "disabled") and config.get("display") != "omitted"
 
 
 def _thought(message: Mapping[str, Any]) -> str:

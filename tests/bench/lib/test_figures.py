@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bench.lib.figures import Rounds, Spread, at_rank, percentile, ratios, rotated, spread, table
+from bench.lib.figures import Column, Rounds, Spread, at_rank, percentile, ratios, rotated, spread, table
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ def test_arms_are_compared_in_rounds_that_all_have_had() -> None:
     assert rounds.ratios("bare", "ours", wall_s) == [3.0, 4.0]
     assert rounds.ratio("bare", "ours", wall_s) == 3.5
     assert rounds.of("unheard of") == []
+
+
+def test_a_row_for_each_arm_in_the_order_that_is_wanted() -> None:
+    rounds = Rounds(
+        [Turn(arm, seed, 2.0 + seed) for arm in ("new", "ours", "bare") for seed in (0, 1)], ["bare", "ours"]
+    )
+    assert rounds.arms == ["bare", "ours", "new"]
+    columns = (Column("wall, s", wall_s), Column("none", lambda turn: 0.0, ".0f"))
+    lines = rounds.table("here", columns, heads=["turns"], cells=lambda turns: [str(len(turns))], always=False)
+    assert lines[0] == "| here | wall, s | none | turns |"
+    assert lines[2] == "| bare | 2.50 (2.00 … 3.00) | 0 | 2 |" and len(lines) == 5
 
 
 def test_without_the_arm_that_must_be_there_no_round_counts() -> None:

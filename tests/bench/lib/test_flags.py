@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.lib import flags
-from bench.lib.marks import ROOT
+from bench.lib.command import ROOT
 
 EXPERIMENTS = sorted(
     f"bench.{path.relative_to(ROOT / 'bench').with_suffix('').as_posix().replace('/', '.')}"

@@ -44,3 +44,15 @@ async def test_a_turn_beside_others_is_run_once_more(
     await kept.measure(FAR, ARMS[:1], 1, lambda seed: seed, turn, quiet=0.1)
     assert [each.others for each in kept.turns] == [kept_others]
     assert len(others) - len(left) == runs
+
+
+async def test_without_a_file_turns_are_kept_in_memory_each_at_its_place() -> None:
+    async def turn(arm: SimpleNamespace, load: str, seed: int) -> Turn:
+        return Turn(arm.name, seed, 0, [], [], place=load)
+
+    kept = Kept(None, {})
+    for place in ("here", "there", "here"):
+        await kept.measure(None, ARMS, 1, lambda seed, place=place: place, turn, place=place)
+    assert sorted((each.place, each.arm) for each in kept.turns) == [
+        ("here", "bare"), ("here", "wrapped"), ("there", "bare"), ("there", "wrapped"),
+    ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lib import marks
+from bench.lib import command as marks
 
 PLACE = re.compile(r"<!-- figures of bench/(\w+)(?:: ([^>]*))? -->")
 
@@ -37,8 +37,8 @@ def test_every_place_in_the_pages_is_of_a_benchmark_that_writes_and_ends() -> No
         assert len(PLACE.findall(text)) == text.count(marks.END), page
         found |= {name: page for name, _ in PLACE.findall(text)}
     writing = {
-        path.parent.name
-        for path in (marks.ROOT / "bench").glob("*/*.py")
-        if re.search(r"\bput\(", path.read_text(encoding="utf-8"))
+        path.stem if path.parent.name == "bench" else path.parent.name
+        for path in (marks.ROOT / "bench").rglob("*.py")
+        if re.search(r"(?<![.\w])(put|finish)\(", path.read_text(encoding="utf-8"))
     }
     assert set(found) == writing - {"lib"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.lib.calls import CallSeen, JobSeen, Turn, common, makespan_s, recomputed, ttfts_s
 from bench.lib.client import connected, model_at
-from bench.lib.machine import beside_others
+from bench.lib.kept import beside_others
 from bench.lib.workflows import Session, agent, play
 from orla_lg import Backend
 from orla_lg.testing.faults import Reply

@@ -19,6 +19,7 @@ class NaiveCache:
     """Lets every call in, in the queue's order, and expects nothing of the engine."""
 
     prefetches_alone = False
+    lets_all = True
     again_at_s = inf
     waiting_for_prefix = 0
 

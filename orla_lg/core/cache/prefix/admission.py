@@ -23,7 +23,7 @@ from math import inf
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, Resident
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.prefix.capacity import Capacity
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import PrefixNode
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Call, Usage
@@ -84,6 +84,11 @@ class Admission:
         """What they prefill."""
 
     # The next call
+
+    @property
+    def lets_all(self) -> bool:
+        """Whether calls go in the order of the queue, whatever their prompts."""
+        return (not self.holds or self.capacity.limit == inf) and not self._prefilling and not self.gated
 
     def choose(self, queue: BackendQueue, now: float, speed: Speed) -> Queued | None:
         """Return the call that goes next, or ``None`` if none may now; ``again_at_s`` says when to look again."""

@@ -56,6 +56,11 @@ class PrefixTreeCache:
         """Note that a call's prefill is done; returns whether other calls may have waited for it."""
 
     @property
+    def lets_all(self) -> bool:
+        """Whether any call that comes alone may enter now."""
+        return self.gate.lets_all
+
+    @property
     def again_at_s(self) -> float:
         """When to choose again if nothing happens before; monotonic."""
         return self.gate.again_at_s

@@ -9,11 +9,15 @@ What is decreased is not the limit as it stands, but the size that would have be
 that evicts what was used longest ago still holds a piece if it has room for all that was used since (Mattson's stack
 distance, 1970). What is lost shows that the engine has less than that, so the limit never falls below ``DECREASE`` of
 the true size, be there ever so many losses, and however little was wanted at the time.
+
+Engines cache whole blocks and always compute the last token, so a little less than believed is no contradiction. How
+much a block holds shows in the answers: all they ever found is a multiple of it.
 """
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Iterable
+from math import gcd, inf
 
 DECREASE = 0.85
 INCREASE = 0.02
@@ -34,6 +38,9 @@ LEAST = 0.6
 
 ROUNDING = 0.97
 """Of what an engine tells: blocks that are not full hold less."""
+
+COARSE_TOKENS = 128
+"""The largest block that is usual (vLLM's on CPUs); smaller ones are recognised by what answers found."""
 
 
 class Capacity:
@@ -82,3 +89,33 @@ class Capacity:
         self._caches = self._caches or cached_tokens > max(SLACK_TOKENS, CACHES * expected_tokens)
         if enough_tokens > NEARLY_FULL * self.limit:
             self.limit = min(self.most, self.limit * (1 + INCREASE))
+
+
+class HitCheck:
+    """Compares expected tokens with answers."""
+
+    def __init__(self) -> None:
+        self._divisor = 0
+        """Of all that was ever found."""
+
+    @property
+    def slack_tokens(self) -> int:
+        """By so much less than believed may be found though nothing was evicted."""
+        return min(self._divisor or COARSE_TOKENS, COARSE_TOKENS)
+
+    def first_lost(self, believed: Iterable[float], cached_tokens: int, prompt_tokens: float = inf) -> int | None:
+        """Return the first piece of a prompt that was not wholly found; ``None``: all that was believed was.
+
+        Args:
+            believed: Tokens of each piece that we believed to be cached, from the beginning of the prompt.
+            cached_tokens: What the engine found.
+            prompt_tokens: Of all the prompt; the last of them it does not look for.
+        """
+        self._divisor = gcd(self._divisor, cached_tokens)
+        most = cached_tokens + self.slack_tokens
+        end = 0.0
+        for index, tokens in enumerate(believed):
+            end += tokens
+            if min(end, prompt_tokens - 1) >= most:
+                return index
+        return None

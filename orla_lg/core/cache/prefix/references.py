@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from math import inf
 
 from orla_lg.core.cache.gate import PATIENCE_S
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix.eviction import PrefixNode
 from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.memory.events import Doing, Holding
 
 LEFT_BEHIND = 16
-"""So many of a workflow's newest abandoned branches are remembered as its own."""
+"""So many of a workflow's newest abandoned branches are remembered as its own, at least; at most twice as many."""
 
 MARK_EVERY_S = 10.0
 """How finely the age of what no workflow owns is known."""
@@ -130,8 +130,9 @@ class References:
         if claim.holds:
             self.cache.disclaim(leaf)
         self.cache.shelf.disown(leaf)
-        claim.left = [each for each in claim.left if each.alive and not each.owners][1 - LEFT_BEHIND :]
         claim.left.append(leaf)
+        if len(claim.left) >= 2 * LEFT_BEHIND:
+            claim.left = [each for each in claim.left if each.alive and not each.owners][-LEFT_BEHIND:]
 
     def _expect(self, claim: Reference, grows_tokens: float) -> None:
         self.grows_tokens += grows_tokens - claim.grows_tokens

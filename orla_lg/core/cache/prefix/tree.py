@@ -20,9 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
-from orla_lg.core.cache.prefix.hit_check import HitCheck
-from orla_lg.core.cache.prefix.nodes import EvictionBand, PrefixNode
+from orla_lg.core.cache.prefix.capacity import HitCheck
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionBand, EvictionOrder, PrefixNode
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask
 
 MAX_PIECES = 200_000

@@ -35,6 +35,8 @@ class SlotCache:
     """
 
     prefetches_alone = True
+    lets_all = False
+    """Which call may enter depends on the slots."""
 
     def __init__(
         self, count: int, orders: OrderBook, swaps: Swaps, slot_orders: SlotOrders | None, *, isolated: bool = False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
-from orla_lg.core.cache.prefix.nodes import EvictionBand
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionBand, EvictionOrder
 from orla_lg.core.cache.prefix.references import References
 from orla_lg.core.cache.prefix.tree import PrefixTree
 from orla_lg.core.call import Ask

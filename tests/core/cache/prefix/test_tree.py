@@ -8,9 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orla_lg.core.cache.prefix import nodes, tree
-from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder
-from orla_lg.core.cache.prefix.nodes import PrefixNode
+from orla_lg.core.cache.prefix import eviction, tree
+from orla_lg.core.cache.prefix.eviction import Eviction, EvictionOrder, PrefixNode
 from orla_lg.core.cache.prefix.tree import CacheHandle, PrefixTree
 from orla_lg.core.call import Ask
 
@@ -312,7 +311,7 @@ def test_of_two_who_asked_the_same_each_is_believed_to_repeat_its_own_answer() -
 
 
 def test_only_so_many_answers_to_one_prompt_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "MAX_OWNERS", 2)
+    monkeypatch.setattr(eviction, "MAX_OWNERS", 2)
     cache = PrefixTree()
     for prompt_owner in "uvw":
         cache.end(cache.begin(chat("s"), 10.0, prompt_owner), None, 5)
