@@ -15,7 +15,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from orla_lg import Backend, Orla
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 
-RULES = SystemMessage("You answer in short sentences. " + "Each of them is about stones, rivers and rain. " * 12)
+RULES = SystemMessage("You answer in short sentences. " + "Each of them is about stones, rivers and rain. " * 8)
 NOWHERE = "http://127.0.0.1:9"
 """Nothing listens there: what is served is not sent to where the code says."""
 
@@ -28,7 +28,7 @@ def engine() -> Iterator[EmbeddedEngine]:
 
 def graph(**settings: Any) -> Any:
     """Two stages that go on with one conversation, the second streamed."""
-    model = ChatOllama(model="llama3.2", base_url=NOWHERE, num_predict=24, temperature=0, seed=1, **settings)
+    model = ChatOllama(model="llama3.2", base_url=NOWHERE, num_predict=12, temperature=0, seed=1, **settings)
 
     def draft(state: MessagesState) -> Any:
         return {"messages": [model.invoke([RULES, *state["messages"]])]}
