@@ -38,6 +38,11 @@ test-kills: $(STAMP) ## kill llama.cpp 300 times and vLLM 20 times under sixteen
 test-langgraph: $(STAMP) ## LangGraph's own tests, bare and with every graph wrapped (SUITE='--help'; ten minutes)
 	$(BIN)/python tests/langgraph_suite/run.py $(SUITE)
 
+test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask for other versions than ours, in .venv-clients
+	$(BIN)/uv venv --quiet --clear .venv-clients
+	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'
+	.venv-clients/bin/python -m pytest tests/clients $(TESTS)
+
 check: $(STAMP) ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -109,5 +114,5 @@ page-tutorial: $(STAMP) ## docs/tutorial.md: what its commands and its code prin
 	$(BIN)/python -m bench.tutorial
 
 clean: ## remove the environment and all caches in the tree
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-clients dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

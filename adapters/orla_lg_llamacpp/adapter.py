@@ -30,6 +30,8 @@ _ADVICE: Mapping[Capability, str] = {
     ),
     Capability.STATS: "`--slots` would let its load be seen",
 }
+_HALF_SPOKEN = frozenset({"responses"})
+"""Events of its streams have no ``output_index``, which OpenAI's SDK needs, and an answer that was cut is completed."""
 _NAME = re.compile(r"[^A-Za-z0-9_.-]")
 _DRAWN = re.compile(r"<__media_\w{16,}__>")
 STARTED, SAVED_IN = "orla_lg_started", "orla_lg_saved_in"
@@ -81,7 +83,7 @@ class LlamaCppAdapter(OpenAIAdapter):
             vision=_vision(props),
             version=str(props.get("build_info") or ""),
             incarnation=incarnation,
-            wires=PLAIN_WIRES | await self.wires.spoken(incarnation),
+            wires=(PLAIN_WIRES | await self.wires.spoken(incarnation)) - _HALF_SPOKEN,
             weights=f"{props.get('model_path')} {props.get('model_ftype')} {_own(props).get(SAVED_IN, '')}".rstrip(),
             advice=_ADVICE,
         )
