@@ -31,7 +31,7 @@ _ADVICE: Mapping[Capability, str] = {
     Capability.STATS: "`--slots` would let its load be seen",
 }
 _HALF_SPOKEN = frozenset({"responses"})
-"""Events of its streams have no ``output_index``, which OpenAI's SDK needs, and an answer that was cut is completed."""
+"""Events of its streams have no ``output_index``, which OpenAI's SDK needs, and cut answers are completed."""
 _NAME = re.compile(r"[^A-Za-z0-9_.-]")
 _DRAWN = re.compile(r"<__media_\w{16,}__>")
 STARTED, SAVED_IN = "orla_lg_started", "orla_lg_saved_in"

@@ -198,16 +198,18 @@ async def test_engines_differ_by_version(server: Any, kind: type[OpenAIAdapter],
     with server(wires) as running:
         adapter = kind(Backend("main", running.url, model="stand-in"))
         first, second = await adapter.probe(), await adapter.probe()
-        assert first.wires == second.wires == PLAIN_WIRES | own | set(wires)
+        left = {"responses"} if kind is LlamaCppAdapter else set()
+        assert first.wires == second.wires == PLAIN_WIRES | own | (set(wires) - left)
         assert len(running.asked("/v1/messages")) == 1, "asked once"
         assert all(json.loads(seen.raw) == {} for seen in running.asked("/v1/messages"))
 
 
 @pytest.mark.engine
-async def test_a_real_llamacpp_speaks_them_all() -> None:
+async def test_of_what_a_real_llamacpp_speaks_the_half_spoken_is_left() -> None:
     with EmbeddedEngine(EngineSettings(slots=1)) as engine:
         adapter = LlamaCppAdapter(Backend("main", engine.url))
-        assert (await adapter.probe()).wires == PLAIN_WIRES | set(ASKED)
+        assert (await adapter.probe()).wires == PLAIN_WIRES | {"messages"}
+        assert await adapter.wires.spoken() == {"messages", "responses"}
 
 
 async def test_a_server_that_answers_at_ollamas_paths_is_not_taken_for_it() -> None:
