@@ -56,6 +56,9 @@ def stub_engine(answer: Answer) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if not body:  # whether another wire is spoken here
+                self.send_error(404)
+                return
             content, reason = answer(body)
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")

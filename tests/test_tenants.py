@@ -344,6 +344,6 @@ def test_a_real_engine_does_not_confirm_a_guess(cache_ram_mib: int, make_orla: C
         ask("Quite another question, of no interest to anybody, about the weather. " * 4, "acme")
         assert ask(SECRET, "zenith") == 0
         assert ask("Whatever else zenith may ask. " * 8, "zenith") <= 40
-        assert ask(SECRET, "zenith") <= 40, "a copy that left its slot was found"
+        assert ask(SECRET, "third") <= 40, "a copy that left its slot was found"
         props = httpx.get(f"{engine.url.removesuffix('/v1')}/props", trust_env=False).json()
         assert props["total_slots"] == 2
