@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,6 +44,14 @@ if PROFILE == "repeatable":  # Hypothesis also draws numbers that it finds in ou
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Tests started in a script's background would pass it on, and what they start would not heed Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _certificates_are_read_once() -> Iterator[None]:
+    """Each HTTP client reads the certificates of the machine, which takes 25 ms; the tests make thousands, for HTTP."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import gc
-import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,14 +84,6 @@ class City(BaseModel):
 
     name: str
     people: int
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_tls_context() -> Iterator[None]:
-    """Every SDK client reads the certificates of the machine, 20 ms each; these tests make hundreds, for HTTP."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
-        yield
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-import httpx2
 from openai import _base_client
 
 from orla_lg import Backend, ChatOrla, Orla
@@ -153,11 +152,10 @@ class Bench:
 
 @contextmanager
 def running_bench() -> Iterator[Bench]:
-    """Run what the examples share, with short pauses, and without loading certificates and entry points each time."""
-    context, entry_points = functools.cache(httpx2.create_ssl_context), functools.cache(registry.entry_points)
+    """Run what the examples share, with short pauses, and without looking for entry points each time."""
+    entry_points = functools.cache(registry.entry_points)
     with (
         mock.patch.object(_base_client, "INITIAL_RETRY_DELAY", PAUSE_S),
-        mock.patch.object(httpx2._transports.default, "create_ssl_context", lambda *given, **settings: context()),
         mock.patch.object(registry, "entry_points", entry_points),
         ScriptedServer() as server,
     ):
