@@ -48,7 +48,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(autouse=True, scope="session")
 def _certificates_are_read_once() -> Iterator[None]:
-    """Each HTTP client reads the certificates of the machine, which takes 25 ms; the tests make thousands, for HTTP."""
+    """Each HTTP client reads the certificates of the machine, which takes 25 ms; tests make thousands, for HTTP."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
         yield
