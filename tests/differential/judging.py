@@ -132,7 +132,10 @@ def _meant(case: Case, other: Answered) -> bool:
         return True
     if any(reply.framing.encoding != "identity" for reply in case.script):
         return True  # bare could not unpack it, and says nothing of what is in it
-    said = {json.dumps([reply.answer.content or "", None]) for reply in case.script if reply.body is None}
+    replies = [reply.answer for reply in case.script if reply.body is None]
+    said = {json.dumps([answer.content or "", None]) for answer in replies}
+    if any(answer.choices in ("missing", "null", "empty") for answer in replies):
+        said.add(json.dumps(["", None]))  # nothing, which a reader of its stream takes for an empty answer
     return other.said in said
 
 

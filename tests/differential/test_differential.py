@@ -95,6 +95,13 @@ FOUND = {
     "a stream of one event that says nothing, and another reply": Case(
         (Reply(answer=TWO, dialect=Dialect(error_at=0, error={"error": None})), Reply()), retries=1
     ),
+    "an error without its status, and then an answer of nothing": Case(
+        (
+            Reply(body='{"error": {"message": "bad request", "code": "x"}}', framing=Framing(how="length")),
+            Reply(answer=Answer(choices="missing")),
+        ),
+        outer="stream", retries=1,
+    ),
     "half a body, labelled as packed": Case((Reply(framing=Framing(how="short length", encoding="mislabelled")),)),
     "asked to come back at once": Case(
         (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),
