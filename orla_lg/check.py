@@ -21,6 +21,7 @@ from orla_lg.core.policies import DEFAULT_STAGE
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.graph.named import graph_named, misspelt
 from orla_lg.graph.stage_names import named_by
+from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.openai_api.recognition import TITLES, engine_at
 from orla_lg.orla import Orla
 
@@ -226,7 +227,12 @@ def _lines(report: _Report) -> list[str]:
         version = "" if "unknown" in probe.version or not probe.version else f", version {probe.version}"
         lines.append(f"      serves {', '.join(probe.models) or 'models it does not list'}{slots}{context}{version}")
     if probe is not None and probe.wires:
-        lines.append(f"      speaks {', '.join(sorted(probe.wires))}; what is asked on another wire is translated")
+        asked = sorted(probe.wires - PLAIN_WIRES)
+        lines.append(f"      speaks {', '.join(['chat', *asked])}; what is asked on another wire is translated")
+        if asked and probe.slots:
+            lines.append(
+                "      it has slots, which chat alone can name: it is asked by chat, whatever else it speaks"
+            )
     lines += [f"      {line}" for line in (*report.faults, *report.notes)]
     if report.isolates:
         lines.append(f"      isolates tenants: {APART.get(backend.engine, 'its adapter says so')}")

@@ -308,7 +308,8 @@ def _head(row: Mapping[str, Any]) -> list[str]:
 
 def _decision(row: Mapping[str, Any]) -> list[str]:
     if row.get("external"):
-        return ["orla_lg did not place this call: it went where its code says"]
+        why = f" ({row['reason']})" if row.get("reason") else ""
+        return [f"orla_lg did not place this call: it went where its code says{why}"]
     if row.get("backend") is None:
         return [f"no backend was chosen for this call: {row.get('error') or 'no mapper answered'}"]
     why = f": {row['reason']}" if row.get("reason") else ""

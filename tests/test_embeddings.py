@@ -117,7 +117,11 @@ def test_they_pass_by_where_none_does(
     (record,) = orla.records()
     assert (record.stage, record.backend, record.external) == ("retrieve:embeddings", None, True)
     assert record.model == "text-embedding-3-small"
-    assert not [each for each in caplog.records if each.name == "orla_lg" and "other:" not in each.getMessage()]
+    assert record.reason == "no mapping names its stage"
+    said = [
+        each.getMessage() for each in caplog.records if each.name == "orla_lg" and "other:" not in each.getMessage()
+    ]
+    assert len(said) == 1 and "mapper={'retrieve:embeddings': 'main'} would serve them here" in said[0]
 
 
 def test_a_table_in_another_mapper_names_them(
@@ -219,7 +223,7 @@ def test_names_are_held_against_the_graph(
     orla = two(make_orla, engine, embedder, names)
     bare = graph(lambda: None)
     for name, fault in {
-        "retreive:embeddings": "which the graph does not have; did you mean 'retrieve'",
+        "retreive:embeddings": "which the graph does not have; did you mean 'retrieve:embeddings'",
         "retrieve:embedding": "behind a node only ':embeddings' may stand",
     }.items():
         with pytest.raises(MappingError, match=fault):

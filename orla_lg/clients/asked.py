@@ -78,10 +78,15 @@ class Asked:
         wire, probe = self.wire, scheduler.health.probe
         if wire is CHAT:
             return wire
-        if wire.name not in (EVERYWHERE if probe is None or not probe.wires else probe.wires):
+        if not self.is_spoken_by(scheduler):
             return self.middle
         is_kept_apart = scheduler.isolation.on or (probe is not None and probe.slots)
         return self.middle if is_kept_apart and not (wire.embeds or wire.name in EVERYWHERE) else wire
+
+    def is_spoken_by(self, scheduler: BackendScheduler) -> bool:
+        """Whether a backend's engine speaks the caller's wire."""
+        probe = scheduler.health.probe
+        return self.wire.name in (EVERYWHERE if probe is None or not probe.wires else probe.wires)
 
     def timeout(self) -> CallerTimeout | None:
         """Return how long the client would wait for an answer; ``None``: without end."""

@@ -61,6 +61,7 @@ def _without(
             "queues and limits; untranslatable='error' makes them fail instead. This is logged once for each field",
             inflight.call.identity.stage, asked.wire.title, assignment.backend, error,
         )  # fmt: skip
+    inflight.why_external = f"{error}"
     return None
 
 
@@ -68,7 +69,10 @@ def untranslatable(inflight: InFlightCall, asked: Asked, error: Untranslatable) 
     """Return the error of a call whose request cannot be said to a backend that it is mapped to."""
     schedulers = inflight.services.schedulers
     able = [name for name, scheduler in schedulers.items() if asked.wire_for(scheduler) is asked.wire]
+    slots = [name for name, scheduler in schedulers.items() if name not in able and asked.is_spoken_by(scheduler)]
+    beside = f" ({', '.join(slots)} too, but with slots or tenants apart, which chat alone can name)" if slots else ""
     return MappingError(
-        f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends whose engine "
-        f"speaks {asked.wire.title}: {', '.join(able) or 'none'}"
+        f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends that can be asked "
+        f"by {asked.wire.title}: {', '.join(able) or 'none'}{beside}; map the stage to one, or let such requests go "
+        f"where their code says (untranslatable='external')"
     )

@@ -34,7 +34,7 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.patience import left_of, patience_of, too_late
 from orla_lg.core.limits.usage import expected
 from orla_lg.core.mapping import Consultation, Mapper, assign
-from orla_lg.core.placement.candidates import BackendCandidates
+from orla_lg.core.placement.candidates import BackendCandidates, unplaced
 from orla_lg.core.placement.embeddings import beside, naming
 from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
 from orla_lg.core.record import Record
@@ -47,8 +47,6 @@ from orla_lg.errors import BackendUnavailable, OrlaClosed
 log = logging.getLogger("orla_lg")
 
 CLOSED = "this Orla is closed; make a new one to go on"
-
-MANY_MODELS = 100
 
 MAX_REASON_CHARS = 500
 
@@ -155,7 +153,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             raise OrlaClosed(CLOSED)
         assignment = yield from _map(inflight)  # 2 map
         if assignment is None:
-            _warn_unplaced(inflight)
+            inflight.why_external = unplaced(services, call)
         elif inflight.fit is not None:
             assignment = inflight.fit(assignment)
         if assignment is None:
@@ -241,18 +239,6 @@ def _internal_call(
     internal.mappers = (InternalMapping(backend, stage),)  # a mapping of its stage must not send it round in a circle
     sender = InternalCall(body, services.background, min(timeout_s, max(left_s, LEAST_S)))
     return (yield from serve(internal, sender))
-
-
-def _warn_unplaced(inflight: InFlightCall) -> None:
-    """Warn, once for each model, that calls in a wrapped graph go past the core: that may not be meant."""
-    model, unplaced = inflight.call.ask.model, inflight.services.unplaced
-    if model not in unplaced and len(unplaced) < MANY_MODELS and not inflight.call.ask.embeds:
-        unplaced.add(model)
-        log.warning(
-            "stage %r calls model %r, which is no backend of ours, and no mapping names the stage: such calls go "
-            "where their code says, past queues and limits; mapper={'*': %r} would serve them here",
-            inflight.call.identity.stage, model, next(iter(inflight.services.schedulers)),
-        )  # fmt: skip
 
 
 # 3 admit

@@ -117,7 +117,7 @@ def check_stages(
                 f"{said_by} names stage {shown(name)}, which decides nothing: {_nearer(name, table, stages)}"
             )
         elif not stages.may_be(node):
-            near = did_you_mean(node, stages.names)
+            near = did_you_mean(name, [with_part(each, part) for each in stages.names] if part else stages.names)
             faults.append(f"{said_by} names stage {shown(name)}, which {of} does not have{near}")
     return faults
 

@@ -176,6 +176,10 @@ def can_assemble(body: Mapping[str, Any]) -> bool:
     return (body.get("n") or 1) == 1 and not any(value for key, value in body.items() if key not in _ASSEMBLED)
 
 
+_GROQ_ONLY = ("parsed", "raw", "hidden")
+"""Groq's words for the form of reasoning; llama.cpp has a field of the same name, and others in it."""
+
+
 class ChatCompletions(Wire):
     """Chat completions, which every engine speaks."""
 
@@ -192,9 +196,12 @@ class ChatCompletions(Wire):
     is_over = staticmethod(is_done)
 
     def with_model(self, body: Body, model: str, parameters: Body) -> dict[str, Any]:  # noqa: D102
+        said = {name: value for name, value in body.items() if value is not None}  # llama.cpp refuses some nulls
+        if said.get("reasoning_format") in _GROQ_ONLY:
+            del said["reasoning_format"]
         if not parameters:
-            return {**body, "model": model}
-        return {**_given(parameters, body), **body, "model": model}
+            return {**said, "model": model}
+        return {**_given(parameters, said), **said, "model": model}
 
     def to_chat(self, body: Body) -> dict[str, Any]:  # noqa: D102
         return {name: value for name, value in body.items() if name != "model"}

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from orla_lg import BackendUnavailable, MappingError, Orla
+from orla_lg import Backend, BackendUnavailable, MappingError, Orla
 from orla_lg.testing.faults import Fault
+from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.clients.nodes import ainside, inside
 from tests.conftest import BACKEND_KEY, CALLER_KEY, at
 from tests.stub_engine import Gate, Reply, StubEngine
@@ -310,3 +311,23 @@ def test_tools_are_called(engine: StubEngine, theirs: StubEngine, orla: Orla) ->
     (called,) = inside(orla, lambda: model(theirs).bind_tools([weather]).invoke("hello")).tool_calls
     assert called["name"] == "weather"
     assert_served_once(engine, theirs, orla)
+
+
+@pytest.mark.parametrize("given", ["parsed", None])
+def test_what_groq_alone_knows_and_what_is_null_stays_out(
+    engine: StubEngine, theirs: StubEngine, orla: Orla, given: str | None
+) -> None:
+    inside(orla, lambda: model(theirs, reasoning_format=given).invoke("hello"))
+    (seen,) = engine.chats
+    assert "reasoning_format" not in seen.body and None not in seen.body.values()
+
+
+@pytest.mark.engine
+def test_a_real_llamacpp_answers_it() -> None:
+    with EmbeddedEngine(EngineSettings(slots=1)) as running:
+        backend = Backend("main", running.url, engine="llamacpp")
+        with Orla([backend], mapper={"*": "main"}) as orla:
+            llm = ChatGroq(model="gpt-x", base_url="http://127.0.0.1:9", api_key="k", max_tokens=3, max_retries=0)
+            assert inside(orla, lambda: llm.invoke("Say hello.").text)
+            (record,) = orla.records()
+    assert (record.backend, record.error, record.completion_tokens) == ("main", None, 3)

@@ -7,6 +7,7 @@ of those first seconds.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from orla_lg.core.call import Call
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.services import Services
 from orla_lg.core.steps import Steps, Wait
 
 PROBE_PATIENCE_S = 3.0
@@ -23,6 +25,11 @@ PROBE_PATIENCE_S = 3.0
 
 OTHERS_PATIENCE_S = 0.25
 """How long a call whose model one backend is known to serve waits for those before it, which may serve it too."""
+
+MANY_MODELS = 100
+"""So many are warned of."""
+
+log = logging.getLogger("orla_lg")
 
 Clock = Callable[[], float]
 
@@ -134,3 +141,26 @@ def _after(ends: int, futures: Sequence[Future[None]]) -> Future[None]:
     for future in futures:
         future.add_done_callback(one_ended)
     return ended
+
+
+def unplaced(services: Services, call: Call) -> str:
+    """Return why nothing places *call*; warn once for each model that it passes by, which may not be meant."""
+    model, stage, known = call.ask.model, call.identity.stage, services.unplaced
+    why = "no mapping names its stage" if call.ask.embeds else "no mapping names its stage, and no backend its model"
+    if model in known or len(known) >= MANY_MODELS:
+        return why
+    known.add(model)
+    backend = next(iter(services.schedulers))
+    if call.ask.embeds:
+        log.warning(
+            "stage %r embeds by model %r, and no mapping names it: such calls go where their code says, past queues "
+            "and limits; mapper={%r: %r} would serve them here ('*' does not stand for embeddings)",
+            stage, model, stage or "*:embeddings", backend,
+        )  # fmt: skip
+    else:
+        log.warning(
+            "stage %r calls model %r, which is no backend of ours, and no mapping names the stage: such calls go "
+            "where their code says, past queues and limits; mapper={'*': %r} would serve them here",
+            stage, model, backend,
+        )  # fmt: skip
+    return why
