@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
+import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from operator import attrgetter
@@ -32,6 +34,7 @@ exit status: 0; 1 a package is there, but in a version whose calls cannot be ser
 SERVED = "served inside wrapped graphs:"
 PASSES = "passes by, recorded as external:"
 MISSING = "not installed"
+CELL_CHARS, LINE_CHARS = 30, 110
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -127,12 +130,19 @@ def _text(rows: Sequence[_Row]) -> list[str]:
         lines += ["", PASSES]
     for each in PASSING:
         version = version_of(each.package) or f"({MISSING})"
-        lines.append(f"  {each.package} {version}, {each.models}: {each.why}; {each.instead}")
+        said = f"{each.package} {version}, {each.models}: {each.why}; {each.instead}"
+        lines += textwrap.wrap(
+            said, LINE_CHARS, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
     return lines
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Return the rows as lines; a cell that is long goes on in the next line."""
+    folded = [[textwrap.wrap(cell, CELL_CHARS, break_on_hyphens=False) or [""] for cell in row] for row in rows]
+    widths = [max(len(line) for cell in column for line in cell) for column in zip(*folded, strict=True)]
     return [
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  " + "  ".join(f"{part:<{width}}" for part, width in zip(parts, widths, strict=True)).rstrip()
+        for row in folded
+        for parts in itertools.zip_longest(*row, fillvalue="")
     ]

@@ -32,10 +32,11 @@ def test_it_says_what_is_served_and_what_is_not_installed(
     monkeypatch.setattr(commands, "clients", lambda: (gone, OPENAI))
     monkeypatch.setattr(commands, "PASSING", (passing,))
     assert cli.main(["clients"]) == 0
-    served, head, first, second, blank, passes, by = capsys.readouterr().out.splitlines()
+    served, head, first, *more, second, blank, passes, by = capsys.readouterr().out.splitlines()
     assert (served, blank, passes) == (commands.SERVED, "", commands.PASSES)
     assert head.split() == ["client", "version", "wires", "forms", "models"]
     assert first.split()[:3] == ["openai", "1.2.3", "chat,"] and "sync, async, streamed, raw  ChatOpenAI" in first
+    assert more and max(map(len, [first, *more])) < 120, "what is long goes on in the next line"
     assert second.split()[:3] == ["gone-llm", "not", "installed"]
     assert by == "  lake-llm 1.2.3, ChatLake: it speaks by pigeon; use ChatPond"
 
