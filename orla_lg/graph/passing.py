@@ -205,8 +205,8 @@ class AwaitedRequests:
         warned.add(kind)
         log.warning(
             "stage %r calls a model of class %s, whose requests do not pass where orla_lg could serve them: they go "
-            "past queues, mappings and limits, and are recorded as external. `orla-lg clients` lists the clients whose "
-            "calls are served: use a model with one of them, or ChatOrla. This is logged once for each class",
+            "past queues, mappings and limits, and are recorded as external. `orla-lg clients` lists the clients "
+            "whose calls are served: use a model with one of them, or ChatOrla. This is logged once for each class",
             stage, kind,
         )  # fmt: skip
 
