@@ -99,11 +99,17 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
 
 def _is_the_sdks(case: Case, bare: Failed, other: Failed) -> bool:
     """Whether the SDK says this of half a body, which bare could not unpack and we did not ask to have packed."""
-    packed = any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script)
-    return packed and bare.kind == "connection" and other.name.endswith("JSONDecodeError")
+    return _is_packed(case) and bare.kind == "connection" and other.name.endswith("JSONDecodeError")
+
+
+def _is_packed(case: Case) -> bool:
+    """Whether a reply is packed for those alone that accept it."""
+    return any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script)
 
 
 def _difference(case: Case, bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:
+    if case.retries and _is_packed(case) and _meant(case, other):
+        return None  # bare could not unpack the first reply, and tried again; we did not ask to have it packed
     if bare.finish is None and other.finish and any(reply.framing.drop.endswith("within") for reply in case.script):
         return None  # cut after so many bytes, in which more of the answer was than bare got
     names = ["said", "calls", "finish", "usage", *(() if assembled else ("streamed",))]
@@ -150,7 +156,7 @@ def by_design(case: Case, other: Failed) -> bool:
         return True  # a prompt goes to no other host than the backend's own, and that is not tried again
     if case.script[0].status in (400, 422) and len(case.script) > 1:
         return True  # asked again without the fields that are ours, and that met another reply
-    if any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script):
+    if _is_packed(case):
         return True  # bare accepts encodings, and fails over a broken one; we ask for none and see what is in it
     if any(reply.dialect.error_at is not None and reply.dialect.end == "no blank line" for reply in case.script):
         return (
