@@ -98,8 +98,9 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
 
 
 def _is_the_sdks(case: Case, bare: Failed, other: Failed) -> bool:
-    """Whether the SDK says this of half a body, which bare could not unpack and we did not ask to have packed."""
-    return _is_packed(case) and bare.kind == "connection" and other.name.endswith("JSONDecodeError")
+    """Whether the SDK or LangChain says this of a body, which bare could not unpack."""
+    packed = any(reply.framing.encoding != "identity" for reply in case.script)
+    return packed and bare.kind == "connection" and (other.name.endswith("JSONDecodeError") or not other.born)
 
 
 def _is_packed(case: Case) -> bool:

@@ -105,6 +105,10 @@ FOUND = {
     "labelled as packed, and another reply": Case(
         (Reply(answer=Answer(finish="length"), framing=Framing(encoding="mislabelled")), Reply()), retries=1
     ),
+    "an error labelled as packed, and an answer that is no JSON": Case(
+        (Reply(body="{}", framing=Framing(encoding="mislabelled", forced=True)), Reply()),
+        outer="stream", ask="json_schema", retries=1,
+    ),
     "half a body, labelled as packed": Case((Reply(framing=Framing(how="short length", encoding="mislabelled")),)),
     "asked to come back at once": Case(
         (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),
