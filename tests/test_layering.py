@@ -20,10 +20,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters", "clients",
-    "graph", "config_faults", "config", "orla", "workflow",
+    "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters", "link",
+    "clients", "graph", "config_faults", "config", "orla", "workflow",
 )  # fmt: skip
-LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "cli")
+LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "serve", "cli")
 OURS = ("orla_lg", "orla_lg_")
 
 

@@ -164,7 +164,7 @@ class Ask:
 
         The same prompt has the same hashes in every process.
         """
-        made, chained = [], _chained(int(self.tools), self.scope) if self.scope else int(self.tools)
+        made, chained = [], int(self.tools)
         for message in self.messages:
             text = _text(message)
             known = _CHAINED.get(place := hash((chained, text)))
@@ -174,7 +174,7 @@ class Ask:
                 known = _CHAINED[place] = _chained(chained, text)
             made.append((known, len(text)))
             chained = known
-        return tuple(made)
+        return scoped(made, self.scope)
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
@@ -185,6 +185,11 @@ class Ask:
         """Whether a message is what a model said."""
         message = self.messages[index]
         return isinstance(message, Mapping) and message.get("role") == "assistant"
+
+
+def scoped(pieces: Sequence[tuple[int, int]], scope: str) -> tuple[tuple[int, int], ...]:
+    """Return the pieces of a prompt as they are in a scope: its own hashes stay the same ones, elsewhere too."""
+    return tuple((_chained(hashed, scope), chars) for hashed, chars in pieces) if scope else tuple(pieces)
 
 
 def _chained(before: int, text: str) -> int:

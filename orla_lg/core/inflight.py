@@ -8,7 +8,7 @@ dropped), so the grant lives here and not in a ``with`` block. The edge that car
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -89,11 +89,13 @@ class InFlightCall:
         "external",
         "fit",
         "holder",
+        "holds",
         "layers",
         "mappers",
         "max_attempts",
         "model",
         "on_end",
+        "place",
         "reservation",
         "scheduler",
         "seat",
@@ -118,6 +120,11 @@ class InFlightCall:
         """Takes out of an assignment where the edge cannot send the request; ``None``: it cannot be sent at all."""
         self.holder: object = None
         """What must live as long as the call: a stream may be all that is left of its core."""
+        self.holds: Collection[str] | None = None
+        """The backends on which its caller holds a grant; ``None``: this context tells. Of a caller elsewhere (the
+        link, the gateway) it does not, and such a call leaves nothing in it either."""
+        self.place: int | None = None
+        """Its arrival number at its first backend, if it had one there before (``Queued.order``)."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
@@ -166,7 +173,8 @@ class InFlightCall:
         if probe is not None and model is None:
             where = f"stage {call.identity.stage!r} on backend {backend.name!r}"
             raise MappingError(f"{where}: {several(probe, call.ask.model)}")
-        known = self._queued.order if self._queued is not None and self.scheduler is scheduler else None
+        known = self._queued.order if self._queued is not None and self.scheduler is scheduler else self.place
+        self.place = None
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True
@@ -174,7 +182,10 @@ class InFlightCall:
         if left := services.book.call_started(call, backend.name):
             services.memory.signal(left)
         running = services.book.is_running(workflow)
-        holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
+        if self.holds is not None:
+            holds_grant = backend.name in self.holds
+        else:
+            holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
         if call.hints is not NO_HINTS:
             services.unread_hints.look(call, scheduler, waits=self._queued.turn is not None)
@@ -247,6 +258,8 @@ class InFlightCall:
 
     def hold(self) -> None:
         """Note in this context that the grant stays out while the response is read."""
+        if self.holds is not None:
+            return
         with self._lock:
             if not self._open or self.scheduler is None:
                 return

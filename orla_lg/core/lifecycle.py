@@ -100,6 +100,7 @@ def arrive(
     layers: Sequence[LimitScope] = (),
     timeout: CallerTimeout | None = None,
     may_pass: bool = False,
+    kind: type[InFlightCall] = InFlightCall,
 ) -> InFlightCall:
     """Return a call that arrived now.
 
@@ -114,6 +115,7 @@ def arrive(
         layers: Limits that hold for it beside those for all.
         timeout: Of the client that the code called; ``None`` waits as long as it takes.
         may_pass: Whether a call that nothing places goes where its code says.
+        kind: What it is made as.
 
     Raises:
         MappingError: Its hints name a variant that does not exist.
@@ -128,7 +130,7 @@ def arrive(
     call = Call(call_id, identity, ask, said, merged, now, standing, timeout=timeout, may_pass=may_pass)
     if run is not None:
         services.foresight.expect(call, run)
-    return InFlightCall(services, call, chain, layers)
+    return kind(services, call, chain, layers)
 
 
 def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:

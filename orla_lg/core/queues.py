@@ -274,6 +274,8 @@ class BackendQueue:
     engine_takes: float = inf
     """So many at once, as far as its load told (``window``); more would only wait in its own queue."""
     paused: bool = False
+    may_grant: Callable[[], bool] | None = None
+    """Whether this core may grant anything now; ``None``: always, since no other core could (``serve.lease``)."""
     in_flight: int = 0
     granted: int = 0
     extra: int = 0
@@ -348,7 +350,9 @@ class BackendQueue:
     def has_room(self) -> bool:
         """Whether another call may be granted: nobody paused the backend, and neither bound is reached."""
         bound = self.engine_takes if self.max_concurrency is None else min(self.max_concurrency, self.engine_takes)
-        return not self.paused and self.in_flight < bound
+        if self.paused or self.in_flight >= bound:
+            return False
+        return self.may_grant is None or self.may_grant()
 
     def next(
         self, now: float, eligible: Iterable[str] | None = None, without: Collection[Queued] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.parts import Shared
-from orla_lg.core.call import Call, call_ids
+from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints, call_ids
 from orla_lg.core.engine.backend import Backend, BackendAdapter
-from orla_lg.core.lifecycle import CLOSED
+from orla_lg.core.identity import Identity
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.lifecycle import CLOSED, Sender, arrive, serve
 from orla_lg.core.limits.book import LimitBook, LimitStatistics
 from orla_lg.core.limits.costs import CostBook, Costs
-from orla_lg.core.limits.limits import NO_LIMITS, Limits
+from orla_lg.core.limits.limits import NO_LIMITS, Limits, LimitScope
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mapper, Mappings
 from orla_lg.core.memory.events import MemoryPolicy
@@ -41,9 +43,10 @@ from orla_lg.core.policies import (
     refined,
 )
 from orla_lg.core.prefetch.book import WarmUp
-from orla_lg.core.record import RecordBook
+from orla_lg.core.record import Record, RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
+from orla_lg.core.steps import Steps
 from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
 from orla_lg.errors import OrlaClosed
 
@@ -137,6 +140,31 @@ class Serving:
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
+
+    # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
+
+    def arrive(
+        self,
+        identity: Identity,
+        ask: Ask,
+        *,
+        call_id: str,
+        said: Hints = NO_HINTS,
+        hints: Hints = NO_HINTS,
+        mappers: Iterable[Mapper] = (),
+        layers: Sequence[LimitScope] = (),
+        timeout: CallerTimeout | None = None,
+        may_pass: bool = False,
+    ) -> InFlightCall:
+        """Return a call that arrived now (``lifecycle.arrive``)."""
+        return arrive(
+            self.services, identity, ask, call_id=call_id, said=said, hints=hints, mappers=mappers, layers=layers,
+            timeout=timeout, may_pass=may_pass,
+        )  # fmt: skip
+
+    def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
+        """Return the steps of one call's life (``lifecycle.serve``)."""
+        return serve(inflight, sender, on_end)
 
     def feedback(self, record_id: str, score: float) -> None:
         """Let mappers learn how good the answer of a call was, 0 to 1.

@@ -22,7 +22,7 @@ from orla_lg.clients import http, stainless
 from orla_lg.clients.way_in import WayIn
 from orla_lg.core.call import NO_HINTS, OBJECT, Ask, CallerTimeout, Hints
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import Sender, arrive, pass_by, serve
+from orla_lg.core.lifecycle import Sender, pass_by
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution, passing
@@ -68,7 +68,7 @@ def chat_steps(
     sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
-    return serve(inflight, sender, on_end)
+    return core.serving.serve(inflight, sender, on_end)
 
 
 def arrival(
@@ -97,8 +97,7 @@ def arrival(
     own = (binding.mapper,) if binding is not None and binding.core is core and binding.mapper else ()
     if not identity.identified:
         count_lost(core)
-    inflight = arrive(
-        serving.services,
+    inflight = serving.arrive(
         identity,
         ask,
         call_id=call_id,
@@ -165,7 +164,7 @@ class NodeCallSite:
         return arrival(self._core, self._come_from, ask, timeout)
 
     def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
-        return serve(inflight, sender, end_of(self._come_from))
+        return self.serving.serve(inflight, sender, end_of(self._come_from))
 
 
 def _site(body: Mapping[str, Any]) -> NodeCallSite | None:

@@ -30,7 +30,6 @@ from langchain_core.runnables.config import var_child_runnable_config
 from orla_lg.core.background import is_collecting
 from orla_lg.core.call import NO_HINTS, Ask, Usage
 from orla_lg.core.inflight import ABANDONED
-from orla_lg.core.lifecycle import arrive
 from orla_lg.errors import OrlaError
 from orla_lg.graph.context import MODEL_RUN, Core, GraphHandler, ModelRun, completed, identify
 from orla_lg.graph.hints import hints_for
@@ -185,7 +184,7 @@ class AwaitedRequests:
         call_id = core.serving.new_id()
         identity, state = identify(origin, core, call_id)
         ask = Ask(str(run.metadata.get("ls_model_name") or kind.rpartition(".")[2]), ())
-        arriving = functools.partial(arrive, core.serving.services, identity, ask, call_id=call_id, may_pass=True)
+        arriving = functools.partial(core.serving.arrive, identity, ask, call_id=call_id, may_pass=True)
         try:
             inflight = arriving(hints=hints_for(origin, core, state))
         except OrlaError:  # of hints that are wrong: the call has ended without them, and is recorded without them

@@ -1,0 +1,1 @@
+"""The core in another process: what crosses between them, and the side that calls (``Orla.remote``)."""
