@@ -50,7 +50,7 @@ CUT_OFF_S = 1
 """What is still under way after draining has so long to end once it is cancelled."""
 
 DRAIN_POLL_S = 0.05
-EXIT_FORCED = 1
+EXIT_CUT = 1
 
 
 class OrlaServer:
@@ -67,14 +67,21 @@ class OrlaServer:
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
         self.access = Access(store)
-        self.host = LinkHost(serving, store, self.lease, replica_lease_s=table.replica_lease_s)
-        self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
+        self._key_envs = dict[str, str]()
+        self._note_key_envs()
+        self.host = LinkHost(
+            serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
+            layers=self.access.layers, version=__version__, on_deposed=self._deposed,
+            is_valid=lambda caller: self.access.still(caller, KeyScope.LINK),
+        )  # fmt: skip
+        self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: asyncio.TaskGroup
         self._signals = 0
+        self._replaced = False
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
         self.app = Gate(Starlette(routes=routes), self)
         self._http: _HttpServer | None = None
@@ -84,7 +91,7 @@ class OrlaServer:
         """What it is at."""
         if self.draining:
             return State.DRAINING
-        return State.READY if self.lease.holds() else State.STANDBY
+        return State.READY if self.host.decides else State.STANDBY
 
     # Links
 
@@ -113,7 +120,7 @@ class OrlaServer:
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self.host.run())]
+                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self.host.start())]
                 serving = tasks.create_task(http.serve(sockets=[opened]))
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.005)
@@ -123,9 +130,9 @@ class OrlaServer:
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
-        self.lease.give_up()
+        await self.host.close("the server ends")
         closed(opened, self.settings.listen)
-        return EXIT_FORCED if self._signals > 1 else 0
+        return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -136,13 +143,21 @@ class OrlaServer:
         elif self._http is not None:
             self._http.force_exit = self._http.should_exit = True
 
+    def _deposed(self) -> None:
+        """End: another core decides now, and what waits here would wait for ever."""
+        log.error("this process stood still or lost its store for too long; start it again, as a standby")
+        self._replaced = self.draining = True
+        for scheduler in self.orla.core.serving.schedulers.values():
+            scheduler.turn_away()
+        self._ends.set()
+
     async def _drain(self, http: _HttpServer) -> None:
         await self._ends.wait()
         under_way, drain_s = self.under_way, self.settings.table.drain_s
         if under_way:
             calls = counted(under_way, "call")
             log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
-        self.host.bye("the core ends")
+        self.host.bye("the server ends")
         until_s = time.monotonic() + drain_s
         while self.under_way and time.monotonic() < until_s:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -188,10 +203,16 @@ class OrlaServer:
             found = await asyncio.to_thread(self.reloader.look)  # it asks new backends what they are
             if not dry_run:
                 self.reloader.apply(found)
+                self._note_key_envs()
                 if found.added or found.removed:
-                    self.gateway.backends_changed()
-                    self.host.backends_changed()
+                    self.host.refresh()
         return found.text()
+
+    def _note_key_envs(self) -> None:
+        """Note in which variable replicas find each backend's key, which never goes to them."""
+        tables = self.reloader.settings.written.get("backends", {})
+        self._key_envs.clear()
+        self._key_envs.update({name: each["api_key_env"] for name, each in tables.items() if each["api_key_env"]})
 
 
 class _HttpServer(uvicorn.Server):
