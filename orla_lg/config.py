@@ -204,7 +204,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     return settings
 
 
-DEFAULTS: Mapping[str, Any] = ConfigFile().model_dump()
+DEFAULTS: Mapping[str, Any] = ConfigFile.model_validate({}).model_dump()
 """What a file says that says nothing."""
 
 _FILES = ("records_file", "estimates_file", "control")

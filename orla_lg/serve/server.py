@@ -22,12 +22,14 @@ from starlette.applications import Starlette
 
 from orla_lg import __version__
 from orla_lg.core.boundary.plain import counted
+from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
-from orla_lg.serve.access import Access
+from orla_lg.serve.access import Access, Caller
 from orla_lg.serve.budgets import SpentBook
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
@@ -76,8 +78,7 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self.access.layers, version=__version__, on_deposed=self._deposed,
-            is_valid=lambda caller: self.access.still(caller, KeyScope.LINK),
+            layers=self._layers, version=__version__, on_deposed=self._deposed, is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
@@ -107,6 +108,14 @@ class OrlaServer:
         if self.state is not State.READY:
             raise health.REFUSED[self.state]
         return self.host.session(self.layer.admit_link(headers, client, server))
+
+    def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
+        assert isinstance(caller, Caller)
+        return self.access.layers(caller)
+
+    def _still_may_link(self, caller: LinkCaller) -> bool:
+        assert isinstance(caller, Caller)
+        return self.access.still(caller, KeyScope.LINK)
 
     # Its life
 

@@ -189,7 +189,7 @@ class Gateway:
             OrlaError: Its hints, its stage or its tenant cannot be.
         """
         source = source_of(request.headers, request.body, request.path, self.settings)
-        check_stage(source.stage, request.caller)
+        request.caller.check_stage(source.stage)
         hints, ask = narrowed(source.hints, request.caller), request.wire.ask_of(request.body)
         identity = Identity(f"call-{call_id}", stage=source.stage)
         return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
