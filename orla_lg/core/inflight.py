@@ -86,6 +86,7 @@ class InFlightCall:
         "backend",
         "began_s",
         "call",
+        "cut",
         "external",
         "fit",
         "holder",
@@ -125,6 +126,8 @@ class InFlightCall:
         link, the gateway) it does not, and such a call leaves nothing in it either."""
         self.place: int | None = None
         """Its arrival number at its first backend, if it had one there before (``Queued.order``)."""
+        self.cut = ""
+        """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
