@@ -30,10 +30,11 @@ from orla_lg.serve.access import Access, Caller
 from orla_lg.serve.budgets import SpentBook
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
+from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
-from orla_lg.serve.gateway.routes import routes_of
+from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, OfOneKey, State, in_wire
+from orla_lg.serve.health import Gate, State
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -88,7 +89,8 @@ class OrlaServer:
         self._signals = 0
         self._replaced = False
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
-        self.layer = AccessLayer(OfOneKey(Starlette(routes=routes), self.access), self.access, guard(settings), in_wire)
+        app = Shortcut(Starlette(routes=routes), self.gateway)
+        self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = Gate(self.layer, self)
         self._http: _HttpServer | None = None
 
