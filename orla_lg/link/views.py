@@ -345,9 +345,7 @@ def read_layer(flat: Mapping[str, Any]) -> LimitScope:
 
 def flat_graph(name: str, structure: GraphStructure, homes: Mapping[str, str]) -> Graph:
     """Return a graph's structure as a message."""
-    edges = {
-        stage: [sorted(edge.always), sorted(edge.perhaps), edge.open] for stage, edge in structure.edges.items()
-    }
+    edges = {stage: [sorted(edge.always), sorted(edge.perhaps), edge.open] for stage, edge in structure.edges.items()}
     return Graph(name, edges, {stage: sorted(before) for stage, before in structure.joins.items()}, dict(homes))
 
 
