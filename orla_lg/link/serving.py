@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -58,6 +57,7 @@ from orla_lg.link.prompts import KeptPrompts
 from orla_lg.link.requests import LinkedSteering, Requests
 from orla_lg.link.steps import serve
 from orla_lg.link.views import Known, flat_limits, read_backend, read_mapping, read_statistics, read_view
+from orla_lg.link.whereabouts import here
 from orla_lg.openai_api.client import EngineClients
 
 OnCoreLost = Literal["wait", "fail", "direct"]
@@ -600,4 +600,4 @@ class _Resident:
 
 def hello(link: Link, version: str) -> Hello:
     """Return what a connection begins with."""
-    return Hello(PROTOCOL, link.replica, version, link.epoch, (), socket.gethostname(), os.getpid())
+    return Hello(PROTOCOL, link.replica, version, link.epoch, (), here(), os.getpid())

@@ -8,12 +8,14 @@ calls of different workflows had in common: what the graph's author wrote. None 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage, in_common
+from orla_lg.core.engine.backend import with_fields
+from orla_lg.core.engine.capabilities import Warmable, Warmed
 
 K = TypeVar("K")
 
@@ -72,6 +74,10 @@ class Prompt:
         tokens = round(self.tokens * chars / max(1, self.chars))
         return replace(self, ask=replace(self.ask, messages=kept), body=body, chars=chars, tokens=tokens)
 
+    async def warm(self, adapter: Warmable, fields: Mapping[str, Any]) -> Warmed:
+        """Have the engine prefill it, in a request with the adapter's *fields*; cancelling this ends that."""
+        return await adapter.warm(with_fields(self.body, fields))
+
 
 def prompt_of(call: Call, body: Mapping[str, Any]) -> Prompt:
     """Return what shapes the prompt of a request.
@@ -118,6 +124,10 @@ class PromptStore(Generic[K]):
     def get(self, key: K) -> Prompt | None:
         """Return what is kept."""
         return self._prompts.get(key)
+
+    def newest(self) -> Iterator[Prompt]:
+        """Yield the prompts, the newest first."""
+        return reversed(self._prompts.values())
 
     def take(self, key: K) -> None:
         """Drop what is kept for a key."""
