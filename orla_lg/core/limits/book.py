@@ -84,6 +84,8 @@ class LimitBook:
         self.concern_all = limits is not NO_LIMITS
         """Whether a call without limits of its own may be under any."""
         self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
+        self.brought = dict[tuple[str, Key], UsageAccount]()
+        """By run (empty: none) and key, accounts of a process before this one; the first call under each finds it."""
 
     @property
     def shared(self) -> Limits:
@@ -150,18 +152,23 @@ class LimitBook:
         identity, tenant = call.identity, call.hints.tenant
         for layer in (self._shared, *layers):
             if run is not None and (limit := layer.limits.run) is not None:
-                yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
+                yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts, run)
             home = run.accounts if layer.of_run and run is not None else self._accounts
             if (ruling := layer.limits.of_stage(identity.stage)) is not None:
                 bound = Bound(Scope.STAGE, ruling.place, ruling.entry, layer.where, ruling.name)
-                yield self._account(layer, bound, home)
+                yield self._account(layer, bound, home, run)
             if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
                 entry = tenant if tenant in layer.limits.tenants else ANY_STAGE
-                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where, entry), home)
+                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where, entry), home, run)
 
-    def _account(self, layer: LimitScope, bound: Bound, home: Accounts) -> tuple[Bound, UsageAccount]:
+    def _account(
+        self, layer: LimitScope, bound: Bound, home: Accounts, run: LimitedRun | None = None
+    ) -> tuple[Bound, UsageAccount]:
         key = (layer.key, bound.scope, bound.name)
         known = home.get(key)
+        if known is None and self.brought:
+            brought = self.brought.pop(("" if home is self._accounts or run is None else run.id, key), None)
+            known = None if brought is None else (bound, brought)
         account = UsageAccount() if known is None else known[1]
         home[key] = (bound, account)
         if home is self._accounts:
@@ -176,6 +183,13 @@ class LimitBook:
                 del self._accounts[key]
                 return
             self._accounts.move_to_end(key)
+
+    def spent(self, runs: Sequence[LimitedRun] = ()) -> Iterator[tuple[str, Key, UsageAccount]]:
+        """Yield all accounts that something was booked in, with the ids of their runs (empty: none)."""
+        with self._lock:
+            found = [("", key, account) for key, (_, account) in self._accounts.items()]
+            found += [(run.id, key, account) for run in runs for key, (_, account) in list(run.accounts.items())]
+        return (each for each in found if each[2].spent != NOTHING or each[2].slices)
 
     def statistics(self, runs: Sequence[LimitedRun] = ()) -> list[LimitStatistics]:
         """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
