@@ -23,7 +23,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Links(Protocol):
     """What opens links."""
 
-    def open_link(self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None) -> asyncio.Protocol:
+    def open_link(
+        self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
+    ) -> asyncio.Protocol:
         """Return what the connection is given to.
 
         Args:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from orla_lg.serve.health import Gate, State
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.listening import closed
+from orla_lg.serve.listening import Listening
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
@@ -122,11 +121,11 @@ class OrlaServer:
 
     # Its life
 
-    async def run(self, opened: socket.socket, ready: Callable[[str], None]) -> int:
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
         """Serve until a signal ends it; returns the exit status.
 
         Args:
-            opened: From ``listening``.
+            opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
         http = self._http = _HttpServer(self._uvicorn())
@@ -135,17 +134,17 @@ class OrlaServer:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
-                serving = tasks.create_task(http.serve(sockets=[opened]))
+                serving = tasks.create_task(http.serve(sockets=[opened.socket]))
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.005)
-                ready(self.settings.listen.url(_port(opened), tls=self.settings.has_tls))
+                ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
-        closed(opened, self.settings.listen)
+        opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     async def _take_over(self) -> None:
@@ -281,10 +280,6 @@ def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], N
             loop.remove_signal_handler(number)
 
 
-def _port(opened: socket.socket) -> int:
-    return int(opened.getsockname()[1]) if opened.family != getattr(socket, "AF_UNIX", None) else 0
-
-
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     """Return the store that a server is started with.
 
@@ -297,9 +292,7 @@ def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
 
 
-def run(
-    settings: ServeSettings, orla: Orla, store: Store, opened: socket.socket, ready: Callable[[str], None]
-) -> int:
+def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:

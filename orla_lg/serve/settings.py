@@ -40,7 +40,9 @@ class ListenAddress:
         host, colon, port = said.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not (colon and port.isascii() and port.isdecimal() and int(port) < 65_536):
-            raise ConfigError(f"{where} must be HOST:PORT, as {LOOPBACK}:{DEFAULT_PORT}, or unix:PATH; got {shown(said)}")
+            raise ConfigError(
+                f"{where} must be HOST:PORT, as {LOOPBACK}:{DEFAULT_PORT}, or unix:PATH; got {shown(said)}"
+            )
         if not bare or not bare.isprintable() or " " in bare or (":" in bare and bare == host):
             right = f"0.0.0.0:{port} is every address of this machine, [::1]:{port} an IPv6 one"
             raise ConfigError(f"{where}: {shown(said)} has no host; {right}")

@@ -214,10 +214,23 @@ def test_limits_hold_over_all(house: House) -> None:
 def test_the_example_runs_as_its_readme_says(house: House) -> None:
     """With two workers instead of four: each takes seconds to start."""
     folder = ROOT / "examples" / "many_processes"
-    command = re.search(r"^ORLA_SERVER=(\S+) uvicorn (\S+) --workers 4 --port 8000$", (folder / "README.md").read_text(), re.M)
+    command = re.search(
+        r"^ORLA_SERVER=(\S+) uvicorn (\S+) --workers 4 --port 8000$", (folder / "README.md").read_text(), re.M
+    )
     assert command is not None and command[1] == f"http://127.0.0.1:{DEFAULT_PORT}"
     port = free_port()
-    words = [sys.executable, "-m", "uvicorn", command[2], "--workers", "2", "--port", str(port), "--log-level", "warning"]
+    words = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        command[2],
+        "--workers",
+        "2",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
     env = {**environment(house.file.parent), "ORLA_SERVER": house.url}
     house.wide.peak = 0
     url = f"http://127.0.0.1:{port}"
