@@ -41,8 +41,8 @@ from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.steering import control_routes
 from orla_lg.serve.sqlite import SqliteStore, default_file
+from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -135,7 +135,7 @@ class OrlaServer:
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
-                while not http.started and not serving.done():
+                while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
                 ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 ending = tasks.create_task(self._drain(http))
@@ -183,7 +183,7 @@ class OrlaServer:
             log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
         self.host.bye("the server ends")
         until_s = time.monotonic() + drain_s
-        while self.under_way and time.monotonic() < until_s:
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
             log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)

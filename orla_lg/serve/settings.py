@@ -1,4 +1,4 @@
-"""What ``orla-lg serve`` is started with: its command line, ``[serve]`` of ``orla.toml``, and what may not go together."""
+"""What ``orla-lg serve`` is started with: its command line, ``[serve]`` of ``orla.toml``, and which go together."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ class ServeSettings:
                 )
             except (OSError, ValueError) as error:  # an ``SSLError`` is an ``OSError``
                 raise ConfigError(
-                    f"{self.where('tls_cert')}: {self.table.tls_cert} with {self.table.tls_key} is no certificate with "
-                    f"its key: {error}"
+                    f"{self.where('tls_cert')}: {self.table.tls_cert} with {self.table.tls_key} is no certificate "
+                    f"with its key: {error}"
                 ) from error
         if self.listen.is_local:
             return

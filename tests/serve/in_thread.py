@@ -1,4 +1,4 @@
-"""A whole server in a thread of the test's process: as ``orla-lg serve``, without its command line and its signals."""
+"""A whole server in a thread of the test's process: as ``orla-lg serve``, without command line and signals."""
 
 from __future__ import annotations
 

@@ -165,7 +165,9 @@ def test_cores_of_their_own_do_neither(house: House) -> None:
     house.shared.rule = lambda seen: Reply(gate=gate)
 
     async def both() -> None:
-        await asyncio.gather(*(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}) for orla in orlas))
+        async with asyncio.TaskGroup() as tasks:
+            for orla in orlas:
+                tasks.create_task(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}))
         order = {"model": "shared", "calls": 2, "say": "question", "system": f"another {SYSTEM}"}
         async with asyncio.TaskGroup() as tasks:
             for orla in orlas:

@@ -153,7 +153,8 @@ def test_it_listens_on_a_unix_socket(file: Path, tmp_path: Path) -> None:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tls")
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-             "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]  # fmt: skip
+             "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem",
+             "-out", "cert.pem"]  # fmt: skip
     try:
         subprocess.run(words, cwd=folder, check=True, capture_output=True)
     except FileNotFoundError:
