@@ -86,6 +86,7 @@ class InFlightCall:
         "backend",
         "began_s",
         "call",
+        "cut",
         "external",
         "fit",
         "holder",
@@ -123,6 +124,8 @@ class InFlightCall:
         self.holds: Collection[str] | None = None
         """The backends on which its caller holds a grant; ``None``: this context tells. Of a caller elsewhere (the
         link, the gateway) it does not, and such a call leaves nothing in it either."""
+        self.cut = ""
+        """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
         self.place: tuple[str, int] | None = None
         """A backend and its arrival number there (``Queued.order``), if it waited there before."""
         self.reservation: BudgetReservation | None = None
@@ -215,6 +218,11 @@ class InFlightCall:
         """Whether the engine reports usage at the end of a stream when asked."""
         probe = None if self.scheduler is None else self.scheduler.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
+
+    @property
+    def queue_wait_s(self) -> float:
+        """Seconds that it waited for grants so far."""
+        return self._wait_s
 
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""

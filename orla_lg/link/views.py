@@ -85,8 +85,8 @@ def read_backend(flat: Mapping[str, Any], key_in: Callable[[str], str | None]) -
     key = key_in(variable) if isinstance(variable, str) and variable else None
     if variable and not key:
         raise ConfigError(
-            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends no keys, "
-            "each process that calls the engine has it in its own environment"
+            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends "
+            "no keys, each process that calls the engine has it in its own environment"
         )
     table = {each: flat[each] for each in (*_OF_BACKEND, *_LISTS) if each in flat}
     table["cost"] = _made(Cost, "a backend's prices", _known(Cost, flat.get("cost") or {}))
@@ -399,5 +399,6 @@ class Known:
     epoch: int = 0
     version: str = ""
     replicas: int = 1
+    replica_lease_s: float = 10.0
     tenants: Sequence[str] | None = None
     seen: dict[str, SeenBackend] = field(default_factory=dict)

@@ -155,6 +155,11 @@ class LinkHost:
             if session.replica is not None:
                 session.send(self.welcome(session.caller))
 
+    def bye(self, reason: str) -> None:
+        """Say goodbye to all replicas, and go on: what they have at the engines counts until this core has ended."""
+        for session in list(self.sessions):
+            session.goodbye(reason)
+
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
