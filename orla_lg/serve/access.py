@@ -116,7 +116,7 @@ class Caller:
 
     def may_use(self, backend: str) -> bool:
         """Whether the key allows a backend."""
-        return _is_among(backend, self.backends)
+        return allows(self.backends, backend)
 
     def check_backend(self, backend: str) -> None:
         """Refuse a backend that the key does not allow.

@@ -1,7 +1,7 @@
 """HTTP/1.1 on the server's port: uvicorn's protocol, with bounds on heads, and without doubt about where bodies end.
 
 What httptools lets pass and two readers may take for different things is refused (400): a second ``Host``, a
-``Transfer-Encoding`` that is not simply ``chunked``, a target that names another host. An ``Upgrade`` that is not ours
+``Transfer-Encoding`` that is not simply ``chunked``, a target that names another host. Another ``Upgrade`` than ours
 is taken out of the head, or ends the connection: behind one httptools reads a body as another request.
 """
 
