@@ -6,7 +6,6 @@ What goes over a link is never HTTP again, so nothing of uvicorn's stays on its 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -53,11 +52,10 @@ class ServerProtocol(GuardedHttpProtocol):
         try:
             session = self.links.open_link(self.headers, self.client, self.server)
         except Denied as denied:
-            more = [] if denied.retry_after_s is None else [b"retry-after: %d\r\n" % math.ceil(denied.retry_after_s)]
-            self.refuse(denied.message, denied.status, b"".join(more))
+            self.refuse(denied.message, denied.status, _lines(denied.headers))
             return
         self.connections.discard(cast("Any", self))
-        lines = b"".join(b"%s: %s\r\n" % header for header in self.server_state.default_headers)
+        lines = _lines(self.server_state.default_headers)
         switching = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: %s\r\n%s\r\n"
         self.transport.write(switching % (UPGRADE.encode(), lines))
         self.transport.set_protocol(session)
@@ -69,3 +67,7 @@ class ServerProtocol(GuardedHttpProtocol):
 def protocol_for(links: Links) -> type[ServerProtocol]:
     """Return the protocol whose links are opened by *links*."""
     return type("ServerProtocol", (ServerProtocol,), {"links": links})
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join(b"%s: %s\r\n" % header for header in headers)

@@ -26,6 +26,7 @@ from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
 from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.answers import denial
@@ -79,7 +80,8 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, version=__version__, on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
+            is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
@@ -114,6 +116,10 @@ class OrlaServer:
     def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
         assert isinstance(caller, Caller)
         return self.access.layers(caller)
+
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        assert isinstance(caller, Caller)
+        return self.access.enter(caller)
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
