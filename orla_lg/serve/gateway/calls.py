@@ -20,7 +20,6 @@ from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
 from orla_lg.serve.gateway.identity import CallSource, source_of
@@ -259,12 +258,10 @@ class CallEndpoint:
         task, inflight, session = asyncio.current_task(), None, None
         assert task is not None
         watch: DisconnectWatch | None = None
-        slot: HeldSlot | None = None
         answering = Answering(send, call_id)
         try:
             try:
                 request = await gateway.read(scope, receive, self._wire, path)
-                slot = gateway.access.enter(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 reply = await gateway.answered(request, inflight)
@@ -283,8 +280,6 @@ class CallEndpoint:
                 watch.end()
             if session is not None:
                 gateway.sessions.leave(session)
-            if slot is not None:
-                slot.release()
 
 
 class DisconnectWatch:
