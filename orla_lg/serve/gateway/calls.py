@@ -348,7 +348,7 @@ class Answering:
             await send({"type": "http.response.start", "status": 200, "headers": out})
             await send({"type": "http.response.body", "body": reply.content, "more_body": True})
             with silence.bound() as bound:
-                async for data in reply.rest():
+                while (data := await reply.more()) is not None:
                     bound.heard = True
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
