@@ -305,7 +305,7 @@ class DisconnectWatch:
             pass
         if not self.over:
             self.gone = True
-            self._task.cancel()
+            self._task.cancel("the client closed its connection")
 
     def end(self) -> None:
         """DisconnectWatch no longer."""
