@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
-from orla_lg.clients.question import Question
+from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
@@ -207,7 +207,7 @@ class Gateway:
 
     async def answered(self, request: Request, inflight: InFlightCall) -> Reply:
         """Live a call's life until the beginning of its answer is there."""
-        question = Question(request.wire, request.body)
+        question = EssentialQuestion(request.wire, request.body)
         inflight.fit = _fit(inflight, question, request.caller)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(self.backends, question, request.raw_headers, query, self.settings.max_attempts)
