@@ -143,8 +143,8 @@ class Wire(ABC):
     def essentials(self, body: Body) -> Body:
         """Return a request without what it only offers or allows, and chat completions cannot say.
 
-        A model may do without a tool that its server would run, and an answer without what may be included in it. A
-        server that is to answer each request leaves these out; what is asked for stays, and is refused by ``to_chat``.
+        A model may do without a tool that its server would run, and an answer without what may be included in it.
+        What is asked for stays, and is refused by ``to_chat``.
         """
         return body
 

@@ -9,28 +9,15 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.coding_agents.turns import SAID, Take, claude_code, codex, messages_script, responses_script
+from tests.coding_agents.turns import SAID, STAGE, Take, claude_code, codex, engine_for
 from tests.serve.running_gateway import running_gateway
-from tests.wire.machine import Machine
-from tests.wires.chatting_server import ChattingServer
-from tests.wires.messages_server import MODEL, MessagesServer
-from tests.wires.responses_server import ResponsesServer
+from tests.wires.messages_server import MODEL
 
 KEY = "key-of-the-agent"
 SESSION_HEADERS = {"codex": "session-id", "claude_code": "x-claude-code-session-id"}
-
-
-def engine_for(agent: str, spoken: str) -> Any:
-    machine = Machine(token_s=0.0)
-    if spoken == "chat":
-        return ChattingServer(responses_script, machine=machine)
-    if agent == "codex":
-        return ResponsesServer(responses_script, machine=machine)
-    return MessagesServer(messages_script, speaks=frozenset({"messages"}), machine=machine)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +43,12 @@ def test_a_turn_with_a_tool(agent: str, take: Take, spoken: str, tmp_path: Path)
     assert ended.said == SAID, ended.log
     assert (work / "made.txt").read_text() == "made\n"  # the tool ran
     first, second = records
-    sessions = {session for seen in gateway.seen if (session := seen.headers.get(SESSION_HEADERS[agent]))}
-    assert len(sessions) == 1
-    assert {first.workflow, second.workflow} == {sessions.pop()}
+    (session,) = set(gateway.access.headers(SESSION_HEADERS[agent]))
+    assert [(each.workflow, each.stage) for each in records] == [(session, STAGE)] * 2
     assert (first.error, second.error, first.external, second.external) == (None, None, False, False)
     assert first.prompt_tokens and second.cached_tokens
     assert second.cached_tokens >= 0.9 * first.prompt_tokens
     print(
-        f"\n{agent} over {spoken}: {took_s:.1f} s, workflow {first.workflow}, stages {first.stage} and {second.stage}, "
+        f"\n{agent} over {spoken}: {took_s:.1f} s, workflow {first.workflow}, stage {first.stage}, "
         f"prompts of {first.prompt_tokens} and {second.prompt_tokens} tokens, {second.cached_tokens} of them cached"
     )

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.coding_agents.packages import folder
-from tests.wires.messages_server import Answer, text, tool_use
-from tests.wires.responses_server import Turn
+from tests.wire.machine import Machine
+from tests.wires.chatting_server import ChattingServer
+from tests.wires.messages_server import Answer, MessagesServer, text, tool_use
+from tests.wires.responses_server import ResponsesServer, Turn
 
 TURN_S = 120
 PROMPT = "Write the word `made` into the file made.txt."
 SHELL = "echo made > made.txt"
 SAID = "The file is written."
+STAGE = "coding"
+"""Each agent can be configured to send a header, which says it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ Take = Callable[[str, str, str, Path, Path], Ended]
 
 def codex(root: str, key: str, model: str, work: Path, home: Path) -> Ended:
     """Let Codex take one turn; its wire is OpenAI's Responses."""
-    provider = f'{{name="gateway", base_url="{root}/v1", env_key="GATEWAY_KEY", wire_api="responses"}}'
+    provider = (
+        f'{{name="gateway", base_url="{root}/v1", env_key="GATEWAY_KEY", wire_api="responses", '
+        f'http_headers={{"X-Orla-Stage"="{STAGE}"}}}}'
+    )
     argv = [
         "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox",
         "-c", 'model_provider="gateway"', "-c", f"model_providers.gateway={provider}", "-m", model, PROMPT,
@@ -49,7 +56,10 @@ def codex(root: str, key: str, model: str, work: Path, home: Path) -> Ended:
 def claude_code(root: str, key: str, model: str, work: Path, home: Path) -> Ended:
     """Let Claude Code take one turn; its wire is Anthropic's Messages."""
     argv = ["-p", PROMPT, "--dangerously-skip-permissions", "--output-format", "json"]
-    said = {"ANTHROPIC_BASE_URL": root, "ANTHROPIC_MODEL": model, "ANTHROPIC_SMALL_FAST_MODEL": model}
+    said = {
+        "ANTHROPIC_BASE_URL": root, "ANTHROPIC_MODEL": model, "ANTHROPIC_SMALL_FAST_MODEL": model,
+        "ANTHROPIC_CUSTOM_HEADERS": f"X-Orla-Stage: {STAGE}",
+    }  # fmt: skip
     # IS_SANDBOX: it refuses to run without permissions as root anywhere else.
     done = _run("claude", argv, work, home, ANTHROPIC_AUTH_TOKEN=key, IS_SANDBOX="1", **said)
     try:
@@ -102,3 +112,13 @@ def messages_script(body: dict[str, Any]) -> Answer:
 def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message["content"]
     return content if isinstance(content, list) else []
+
+
+def engine_for(agent: str, spoken: str) -> Any:
+    """Return a scripted engine that speaks chat completions alone, or the agent's wire alone."""
+    machine = Machine(token_s=0.0)
+    if spoken == "chat":
+        return ChattingServer(responses_script, machine=machine)
+    if agent == "codex":
+        return ResponsesServer(responses_script, machine=machine)
+    return MessagesServer(messages_script, speaks=frozenset({"messages"}), machine=machine)

@@ -1,4 +1,4 @@
-"""Which tools of a request by Anthropic's Messages the model may call: what the conversation brings up and takes away."""
+"""Which tools of a request by Anthropic's Messages the model may call: what the conversation adds and takes away."""
 
 from __future__ import annotations
 

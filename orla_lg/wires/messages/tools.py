@@ -43,7 +43,7 @@ def chat_tools(body: Body, refuse: Refuse) -> list[Any]:
 
 
 def essential_tools(tools: Any) -> Any:
-    """Return tools without those that the API runs or code calls; what its search would have found is said at once."""
+    """Return tools without those that the API runs or code calls; what its search would find is described at once."""
     if not isinstance(tools, list | tuple):
         return tools
     own = [tool for tool in tools if not isinstance(tool, OBJECT) or _is_function(tool)]
