@@ -8,10 +8,9 @@ from typing import Any
 
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.errors import OrlaError
+from orla_lg.serve.access import Caller, Denied
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.callers import KnownCaller
 from orla_lg.serve.gateway.calls import Answering, Gateway, Receive, Scope, Send
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
@@ -41,7 +40,7 @@ class ModelsEndpoint:
         answering = Answering(send, gateway.serving.new_id())
         try:
             caller = gateway.admit(scope)
-        except OrlaError as error:
+        except Denied as error:
             await answering.refuse(error, wire, None, headers)
             return
         known = dict(self._models(caller))
@@ -57,13 +56,9 @@ class ModelsEndpoint:
         content = json.dumps(_shown(name, known[name]) if name else whole).encode()
         await answering.whole(200, [JSON, (b"x-request-id", answers.request_id(headers, "models"))], content)
 
-    def _models(self, caller: KnownCaller) -> Iterator[tuple[str, str]]:
+    def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""
-        schedulers = [
-            each
-            for name, each in self._gateway.serving.schedulers.items()
-            if caller.backends is None or name in caller.backends
-        ]
+        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if _may_use(caller, name)]
         if schedulers:
             yield AUTO, schedulers[0].backend.name
         seen: set[str] = {AUTO}
@@ -73,6 +68,14 @@ class ModelsEndpoint:
                     if name not in seen:
                         seen.add(name)
                         yield name, scheduler.backend.name
+
+
+def _may_use(caller: Caller, backend: str) -> bool:
+    try:
+        caller.check_backend(backend)
+    except Denied:
+        return False
+    return True
 
 
 def _own(scheduler: BackendScheduler) -> list[str]:

@@ -152,7 +152,7 @@ def test_a_client_that_goes_ends_the_engines_work(engine: StubEngine, gateway: G
     body = json.dumps({"model": "main", "messages": HELLO, "stream": when != "in a whole answer"}).encode()
     port = int(gateway.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" \
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" \
                f"content-length: {len(body)}\r\n\r\n"  # fmt: skip
         connection.sendall(head.encode() + body)
         engine.wait(lambda engine: engine.in_flight == 1)
