@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Ended:
     status: int
     said: str
     """The last message of the agent."""
+    session: str
+    """As the agent names it."""
     log: str
     """All that it printed."""
 
@@ -50,7 +53,8 @@ def codex(root: str, key: str, model: str, work: Path, home: Path) -> Ended:
         "-c", 'model_provider="gateway"', "-c", f"model_providers.gateway={provider}", "-m", model, PROMPT,
     ]  # fmt: skip
     done = _run("codex", argv, work, home, GATEWAY_KEY=key)
-    return Ended(done.returncode, done.stdout.strip(), done.stderr)
+    session = re.search(r"^session id: (\S+)$", done.stderr, re.MULTILINE)
+    return Ended(done.returncode, done.stdout.strip(), session[1] if session else "", done.stderr)
 
 
 def claude_code(root: str, key: str, model: str, work: Path, home: Path) -> Ended:
@@ -66,7 +70,7 @@ def claude_code(root: str, key: str, model: str, work: Path, home: Path) -> Ende
         last = json.loads(done.stdout)
     except ValueError:
         last = {}
-    return Ended(done.returncode, last.get("result", ""), done.stdout + done.stderr)
+    return Ended(done.returncode, last.get("result", ""), last.get("session_id", ""), done.stdout + done.stderr)
 
 
 def _run(command: str, argv: list[str], work: Path, home: Path, **more: str) -> subprocess.CompletedProcess[str]:

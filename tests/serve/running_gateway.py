@@ -12,17 +12,9 @@ from orla_lg import Backend, Orla
 from orla_lg.core.record import Record
 from orla_lg.serve.gateway.settings import GatewaySettings
 from tests.conftest import BACKEND_KEY, assert_nothing_left
-from tests.serve.gateway.served import FakeCaller, GatewayServer, OpenAccess
+from tests.serve.gateway.served import GatewayServer
 
 PATIENCE_S = 10.0
-
-
-class RecordingAccess(OpenAccess):
-    """Lets each request in, and keeps its headers."""
-
-    def headers(self, name: str) -> list[str]:
-        """Return what the requests said by one header."""
-        return [headers[name] for headers, _, _ in self.asked if name in headers]
 
 
 @dataclass
@@ -33,7 +25,6 @@ class Gateway:
     engine: Any
     """Behind it."""
     orla: Orla
-    access: RecordingAccess
     _forgotten: set[str] = field(default_factory=set)
 
     @property
@@ -65,10 +56,9 @@ def running_gateway(engine: Any, **settings: Any) -> Iterator[Gateway]:
         settings: Of the gateway.
     """
     orla = Orla([Backend("main", engine.url, api_key=BACKEND_KEY)], mapper={"*": "main"})
-    access = RecordingAccess(FakeCaller())
     try:
-        with GatewayServer(orla, access=access, settings=GatewaySettings(**settings)) as server:
-            yield Gateway(server.url, engine, orla, access)
+        with GatewayServer(orla, settings=GatewaySettings(**settings)) as server:
+            yield Gateway(server.url, engine, orla)
         assert_nothing_left(orla)
     finally:
         orla.close()
