@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.serve.running_gateway import Gateway, running_gateway
 
 RECORDED = Path(__file__).parent / "recorded"
 SESSION = "session-1"
+ALL_ARMS = [("codex", "chat"), ("codex", "responses"), ("claude_code", "chat"), ("claude_code", "messages")]
 
 
 def recorded(agent: str) -> list[dict[str, Any]]:
@@ -29,16 +31,24 @@ def calls_of(agent: str) -> list[dict[str, Any]]:
     return [request for request in recorded(agent) if request["method"] == "POST"]
 
 
+@pytest.fixture(scope="module")
+def gateways() -> Iterator[dict[tuple[str, str], Gateway]]:
+    """A gateway before each kind of engine, by the agent that calls and the wire that the engine speaks."""
+    with ExitStack() as stack:
+        engines = {arm: stack.enter_context(engine_for(*arm)) for arm in ALL_ARMS}
+        yield {arm: stack.enter_context(running_gateway(engine)) for arm, engine in engines.items()}
+
+
 @pytest.fixture
-def gateway(agent: str, spoken: str) -> Iterator[Gateway]:
-    with engine_for(agent, spoken) as engine, running_gateway(engine) as running:
-        yield running
+def gateway(gateways: dict[tuple[str, str], Gateway], agent: str, spoken: str) -> Gateway:
+    chosen = gateways[agent, spoken]
+    chosen.engine.requests.clear()
+    chosen.engine.machine.forget()
+    chosen.forget()
+    return chosen
 
 
-ARMS = pytest.mark.parametrize(
-    ("agent", "spoken"),
-    [("codex", "chat"), ("codex", "responses"), ("claude_code", "chat"), ("claude_code", "messages")],
-)
+ARMS = pytest.mark.parametrize(("agent", "spoken"), ALL_ARMS)
 
 
 def sent(gateway: Gateway, request: dict[str, Any], **changed: Any) -> httpx.Response:

@@ -71,16 +71,37 @@ def library(call: Called) -> Any:
 
 @pytest.fixture(scope="module")
 def _running() -> Iterator[Gateway]:
+    with (
+        FaultEngine(any_model=True, context_tokens=None) as engine,
+        running_gateway(engine, max_attempts=1) as gateway,
+    ):
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def _trying_again() -> Iterator[Gateway]:
     with FaultEngine(any_model=True, context_tokens=None) as engine, running_gateway(engine) as gateway:
         yield gateway
 
 
 @pytest.fixture
 def gateway(_running: Gateway) -> Gateway:
-    _running.engine.script.clear()
-    _running.engine.otherwise = Reply()
-    _running.forget()
-    return _running
+    """One that tries each call once."""
+    return fresh(_running)
+
+
+@pytest.fixture
+def trying_again(_trying_again: Gateway) -> Gateway:
+    return fresh(_trying_again)
+
+
+def fresh(gateway: Gateway) -> Gateway:
+    gateway.engine.script.clear()
+    gateway.engine.otherwise = Reply()
+    gateway.forget()
+    for scheduler in gateway.orla.core.serving.schedulers.values():
+        scheduler.health.breaker.succeeded()  # one test's faults are not the next one's
+    return gateway
 
 
 @either
@@ -121,22 +142,24 @@ def test_a_stream_that_breaks_is_no_answer(gateway: Gateway, call: Called, fault
     assert record.error is not None
 
 
-@either
-def test_a_fault_before_the_first_token_is_not_seen(gateway: Gateway, call: Called) -> None:
-    gateway.engine.script.extend([Fault.RESET, Fault.DEAD_IN_PREFILL])
-    call(gateway)
-    (record,) = gateway.records(1)
+@pytest.mark.parametrize("call", [chat, *STREAMED])
+def test_a_fault_before_the_first_token_is_not_seen(trying_again: Gateway, call: Called) -> None:
+    trying_again.engine.script.extend([Fault.RESET, Fault.DEAD_IN_PREFILL])
+    call(trying_again)
+    (record,) = trying_again.records(1)
     assert (record.error, record.attempts) == (None, 3)
 
 
 @either
-def test_an_engine_that_is_gone_is_a_server_error(call: Called) -> None:
-    with FaultEngine(any_model=True) as engine, running_gateway(engine) as gateway:
-        call(gateway)
-        engine.refuse()
+def test_an_engine_that_is_gone_is_a_server_error(gateway: Gateway, call: Called) -> None:
+    chat(gateway)
+    gateway.engine.refuse()
+    try:
         with pytest.raises(library(call).InternalServerError) as raised:
             call(gateway)
-        assert raised.value.status_code in (502, 503)
+    finally:
+        gateway.engine.listen()
+    assert raised.value.status_code in (502, 503)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"])
