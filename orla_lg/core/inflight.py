@@ -86,6 +86,7 @@ class InFlightCall:
         "backend",
         "began_s",
         "call",
+        "cut",
         "external",
         "fit",
         "holder",
@@ -123,8 +124,10 @@ class InFlightCall:
         self.holds: Collection[str] | None = None
         """The backends on which its caller holds a grant; ``None``: this context tells. Of a caller elsewhere (the
         link, the gateway) it does not, and such a call leaves nothing in it either."""
-        self.place: int | None = None
-        """Its arrival number at its first backend, if it had one there before (``Queued.order``)."""
+        self.place: tuple[str, int] | None = None
+        """A backend and its arrival number there (``Queued.order``), if it waited there before."""
+        self.cut = ""
+        """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
@@ -173,8 +176,9 @@ class InFlightCall:
         if probe is not None and model is None:
             where = f"stage {call.identity.stage!r} on backend {backend.name!r}"
             raise MappingError(f"{where}: {several(probe, call.ask.model)}")
-        known = self._queued.order if self._queued is not None and self.scheduler is scheduler else self.place
-        self.place = None
+        if self._queued is not None and self.scheduler is not None:
+            self.place = self.scheduler.backend.name, self._queued.order
+        known = self.place[1] if self.place is not None and self.place[0] == backend.name else None
         self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True

@@ -167,7 +167,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             inflight.tried.append(backend)
             try:
                 if inflight.layers or services.limits.concern_all:  # 3 admit
-                    _reserve(inflight, scheduler, assignment)
+                    reserve(inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)
                 if (patience_s := patience_of(inflight)) <= 0:  # 4 queue
@@ -189,7 +189,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
                     failure, assignment, inflight.tried, sender.max_attempts, patience_of(inflight)
                 )
                 if retry is None:
-                    _give_up(inflight, failure)
+                    give_up(inflight, failure)
                 if retry.delay_s:
                     with services.pauses.one() as turn:
                         yield Sleep(retry.delay_s, turn)
@@ -246,7 +246,9 @@ def _internal_call(
 # 3 admit
 
 
-def _reserve(inflight: InFlightCall, scheduler: BackendScheduler, assignment: Assignment) -> None:
+def reserve(
+    inflight: InFlightCall, scheduler: BackendScheduler, assignment: Assignment, *, refuses: bool = True
+) -> None:
     """Have every limit that the call is under set aside what it is expected to use on this backend."""
     services, call = inflight.services, inflight.call
     run = None if call.identity.run is None else services.book.run(call.identity.run)
@@ -254,7 +256,9 @@ def _reserve(inflight: InFlightCall, scheduler: BackendScheduler, assignment: As
     if run is not None:
         service_s = services.foresight.estimates.service_s(run.trace.graph, call.identity.stage)
     asked = expected(call, assignment, scheduler.backend.cost, service_s)
-    inflight.reservation = services.limits.promise(call, inflight.layers, run, asked, inflight.reservation)
+    inflight.reservation = services.limits.promise(
+        call, inflight.layers, run, asked, inflight.reservation, refuses=refuses
+    )
 
 
 def _pass_circuit(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
@@ -281,7 +285,8 @@ def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
         raise too_late(inflight, scheduler)
 
 
-def _give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
+def give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
+    """End a call's attempts with what the last one met."""
     if not failure.unreachable:
         raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
     schedulers, tried = inflight.services.schedulers, inflight.tried

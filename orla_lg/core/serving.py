@@ -28,6 +28,7 @@ from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.memory.returns import ReturnBook
+from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import BackendStatistics
 from orla_lg.core.operation.steering import Steering
@@ -43,6 +44,7 @@ from orla_lg.core.policies import (
     refined,
 )
 from orla_lg.core.prefetch.book import WarmUp
+from orla_lg.core.queues import Policies
 from orla_lg.core.record import Record, RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
@@ -72,6 +74,8 @@ class Statistics:
     """Lines that the records file could not take."""
     limits: list[LimitStatistics] = field(default_factory=list)
     """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
+    direct: int = 0
+    """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
 
 
 class Serving:
@@ -111,21 +115,15 @@ class Serving:
         self.estimates = self.foresight.estimates
         self.warm_up = warm_up
         """What warm-ups may take; ``None``: there are none."""
-        self.schedulers: dict[str, BackendScheduler] = {}
-        """In the order of the configuration."""
+        self.schedulers = Schedulers()
         returns = ReturnBook()
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
-        shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
+        self._shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
         stages, requests = refined(policy, stage_policy, request_policy)
+        self._stages = DEFAULT_STAGE if stages is None else stages
+        self._requests = DEFAULT_REQUEST if requests is None else requests
         for backend, adapter in adapters.items():
-            ordered_by = policies(
-                backend.name,
-                DEFAULT_STAGE if stages is None else stages,
-                DEFAULT_REQUEST if requests is None else requests,
-            )
-            self.schedulers[backend.name] = BackendScheduler(
-                backend, adapter, self.background, clock, ordered_by, shared
-            )
+            self.schedulers[backend.name] = self.scheduler_of(backend, adapter)
         both_levels_meant = (stages is None) == (requests is None) and stages is not None
         unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
         self.steering = Steering(self.schedulers, self.book, unread_hints)
@@ -140,6 +138,13 @@ class Serving:
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
+
+    def scheduler_of(
+        self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies | None = None
+    ) -> BackendScheduler:
+        """Return a scheduler for a backend, with other policies than those of the beginning if given."""
+        ordered_by = ordered_by or policies(backend.name, self._stages, self._requests)
+        return BackendScheduler(backend, adapter, self.background, self.clock, ordered_by, self._shared)
 
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 
@@ -165,6 +170,11 @@ class Serving:
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Return the steps of one call's life (``lifecycle.serve``)."""
         return serve(inflight, sender, on_end)
+
+    def variant(self, name: str, mapper: Mapper) -> None:
+        """Name a sparse override of the mapping; the same name again replaces it."""
+        self.learners.enlist(mapper)
+        self.mappings.variants = {**self.mappings.variants, name: mapper}
 
     def feedback(self, record_id: str, score: float) -> None:
         """Let mappers learn how good the answer of a call was, 0 to 1.

@@ -115,6 +115,10 @@ class Caller:
         if not _is_among(stage, self.stages):
             raise _forbidden(f"key {self.name!r} makes no calls of stage {shown(stage)}")
 
+    def may_use(self, backend: str) -> bool:
+        """Whether the key allows a backend."""
+        return _is_among(backend, self.backends)
+
     def check_backend(self, backend: str) -> None:
         """Refuse a backend that the key does not allow.
 

@@ -132,6 +132,20 @@ class AccessLayer:
         else:  # there are no WebSockets here
             await send({"type": "websocket.close", "code": 1008})
 
+    def admit_link(
+        self, headers: Sequence[tuple[bytes, bytes]], client: Sequence[Any] | None, server: Sequence[Any] | None
+    ) -> Caller:
+        """Return what the sender of a request for a link may do; a link is no request of the app's.
+
+        Raises:
+            Denied: Nothing.
+        """
+        caller = self._admit(
+            {"method": "GET", "path": LINK_PATH, "headers": headers, "client": client, "server": server}
+        )
+        assert caller is not None, "a link needs a scope"
+        return caller
+
     def _admit(self, scope: RequestScope) -> Caller | None:
         guard, method, path = self._guard, scope["method"], scope["path"]
         needed = guard.scope_of(method, path)
