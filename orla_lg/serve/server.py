@@ -27,7 +27,6 @@ from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
 from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import SpentBook
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.answers import denial
@@ -56,6 +55,9 @@ CUT_OFF_S = 1
 """What is still under way after draining has so long to end once it is cancelled."""
 
 DRAIN_POLL_S = 0.05
+STORE_PAUSE_S = 1.0
+"""Until a store that does not answer is asked again."""
+
 EXIT_CUT = 1
 
 
@@ -73,7 +75,6 @@ class OrlaServer:
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
         self.access = Access(Keyring(store))
-        self.spent = SpentBook(store, serving.limits)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
@@ -149,15 +150,14 @@ class OrlaServer:
 
     async def _take_over(self) -> None:
         """Wait for the lease, and decide from then on."""
-        await self.host.start()
-        self.spent.load()
-        self.host.also.append(self._keep_spent)
-
-    def _keep_spent(self, now_s: float) -> None:
-        try:
-            self.spent.save()
-        except StoreUnavailable as error:
-            log.warning("what was spent is not written yet: %s", error)
+        while True:
+            try:
+                await self.host.start()
+            except StoreUnavailable as error:
+                log.error("this core takes no calls: %s", error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                return
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
