@@ -254,10 +254,7 @@ def guard(settings: ServeSettings) -> HttpGuard:
     table = settings.table
     named = {name.lower() for name in table.names}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
-    gateway = table.gateway
-    return HttpGuard(
-        LOOPBACK_NAMES | named | own, table.behind_proxy, gateway.max_body_bytes, gateway.body_timeout_s
-    )
+    return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 
 
 def gateway_settings(settings: ServeSettings) -> GatewaySettings:
