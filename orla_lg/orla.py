@@ -38,7 +38,7 @@ from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
-from orla_lg.link.serving import OnCoreLost
+from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import stage_mapper
 from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica

@@ -58,7 +58,7 @@ def serve(inflight: LinkedCall, sender: Sender, on_end: Callable[[Record], None]
                 error = _refusal(inflight)
                 raise error from error.__cause__
             try:
-                if not serving.may_send(inflight):
+                if not serving.may_send():
                     raise AttemptFailed(BackendUnavailable("the core has not been heard of for this replica's lease"))
                 inflight.goes()
                 if inflight.backend is None:

@@ -399,5 +399,6 @@ class Known:
     epoch: int = 0
     version: str = ""
     replicas: int = 1
+    replica_lease_s: float = 10.0
     tenants: Sequence[str] | None = None
     seen: dict[str, SeenBackend] = field(default_factory=dict)

@@ -9,9 +9,9 @@ from functools import partial
 
 from orla_lg.core.call import Assignment, Hints
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import adopt
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
@@ -35,10 +35,10 @@ from orla_lg.serve.flat import (
     timeout_of,
     whole,
 )
-from orla_lg.serve.hosted import HostedCall, Line
+from orla_lg.serve.hosted import HostedCall, ReplicaCall, ReplicaLine
 from orla_lg.serve.recovery import Recovery
-from orla_lg.serve.roster import Place, Replica
-from orla_lg.serve.warming import Keeper, KeptPrompt
+from orla_lg.serve.roster import QueuePlace, Replica
+from orla_lg.serve.warming import KeptPrompt, PromptKeeper
 
 log = logging.getLogger("orla_lg")
 
@@ -53,7 +53,7 @@ KEEP_LAYERS = 256
 
 
 @dataclass(eq=False)
-class Arrivals:
+class LinkedCalls:
     """Takes in what replicas say of their calls. Of the loop's thread."""
 
     serving: Serving
@@ -67,7 +67,7 @@ class Arrivals:
 
     # Coming
 
-    def enter(self, replica: Replica, line: Line, message: Enter) -> None:
+    def enter(self, replica: Replica, line: ReplicaLine, message: Enter) -> None:
         """Let a call arrive."""
         named(message.call, "a call's id", MOST_ID_CHARS)
         known = replica.calls.get(message.call)
@@ -89,7 +89,7 @@ class Arrivals:
                 (replica.id, message.call), arrived_s, partial(self._enter, replica, line, message, arrived_s)
             )
 
-    def _enter(self, replica: Replica, line: Line, message: Enter, arrived_s: float) -> None:
+    def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
         try:
             inflight = self._made(replica, message, arrived_s)
         except OrlaError as error:
@@ -103,7 +103,7 @@ class Arrivals:
         call = self._hosted(replica, line, message, inflight)
         call.begin(self.serving.serve(inflight, call))
 
-    def adopt(self, replica: Replica, line: Line, message: Adopt) -> None:
+    def adopt(self, replica: Replica, line: ReplicaLine, message: Adopt) -> None:
         """Take up a call again that holds a grant, of this core or of one before."""
         enter = read(("Enter", *message.enter))
         assert isinstance(enter, Enter)
@@ -121,7 +121,7 @@ class Arrivals:
         self.recovery.drop((replica.id, enter.call))
         self._adopt(replica, line, message, enter)
 
-    def _adopt(self, replica: Replica, line: Line, message: Adopt, enter: Enter) -> None:
+    def _adopt(self, replica: Replica, line: ReplicaLine, message: Adopt, enter: Enter) -> None:
         attempt = max(1, min(message.attempt, MOST_ATTEMPTS))
         assignment = Assignment(message.backend, message.model, "adopted", "granted by the core before")
         try:
@@ -141,13 +141,13 @@ class Arrivals:
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))
 
-    def _hosted(self, replica: Replica, line: Line, message: Enter, inflight: InFlightCall) -> HostedCall:
+    def _hosted(self, replica: Replica, line: ReplicaLine, message: Enter, inflight: ReplicaCall) -> HostedCall:
         attempts = max(1, min(message.max_attempts, MOST_ATTEMPTS))
         call = HostedCall(inflight, line, self.epoch(), attempts, partial(self._refused, replica))
         replica.calls[message.call] = call
         return call
 
-    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> InFlightCall:
+    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> ReplicaCall:
         """Return the call of a message.
 
         Raises:
@@ -165,10 +165,12 @@ class Arrivals:
         if checks:
             said = _allowed(caller, identity, said, hints, serving)
         own = () if message.own is None else (OwnMapping(read_assignment(message.own)),)
-        inflight = serving.arrive(
-            identity, ask_of(message), call_id=message.call, said=said, hints=hints, mappers=own,
+        inflight = arrive(
+            serving.services, identity, ask_of(message), call_id=message.call, said=said, hints=hints, mappers=own,
             layers=self._layers_of(caller, message.layers), timeout=timeout_of(message), may_pass=message.may_pass,
+            kind=ReplicaCall,
         )  # fmt: skip
+        assert isinstance(inflight, ReplicaCall)
         inflight.aged(max(0.0, inflight.call.arrived_s - arrived_s))
         inflight.holds = message.holds
         if checks and (message.able is not None or caller.backends is not None):
@@ -211,7 +213,7 @@ class Arrivals:
         if (call := replica.calls.get(message.call)) is not None:
             call.missed(message)
 
-    def keeps(self, replica: Replica, message: Keeps, keeper: Keeper) -> None:
+    def keeps(self, replica: Replica, message: Keeps, keeper: PromptKeeper) -> None:
         """Note that a replica keeps the prompt of a call."""
         call = replica.calls.get(message.call)
         if call is not None and call.granted is not None:
@@ -252,7 +254,7 @@ class Arrivals:
             call.line = None
             if call.granted is None:
                 at, standing = call.place
-                replica.places[id] = Place(at, standing)
+                replica.places[id] = QueuePlace(at, standing)
                 del replica.calls[id]
                 call.withdraw()
 

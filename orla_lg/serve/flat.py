@@ -14,13 +14,12 @@ from typing import Any, NoReturn, Protocol
 
 from orla_lg.core.call import Ask, Assignment, Call, CallerTimeout, Hints, scoped
 from orla_lg.core.identity import TENANT_MARK, Identity, workflow_key, workflow_name
-from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
 from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Enter, Flat, Grant, Refused
-from orla_lg.link.views import flat_considered, read_hints
+from orla_lg.link.messages import Enter, Flat, Refused
+from orla_lg.link.views import read_hints
 
 MOST_ID_CHARS = 200
 MOST_NAME_CHARS = 2_000
@@ -302,21 +301,6 @@ class Fitting:
 
 class MissedAttempt(Exception):
     """What an attempt of a replica met; its replica has the error itself."""
-
-
-def grant_of(inflight: InFlightCall, epoch: int, attempt: int) -> Grant:
-    """Return what the replica needs to send a call."""
-    call = inflight.call
-    if inflight.external:
-        return Grant(call.id, epoch, attempt, None, None, reason=inflight.why_external)
-    assignment, seat = inflight.assignment, inflight.seat
-    assert assignment is not None
-    return Grant(
-        call.id, epoch, attempt, inflight.backend, inflight.model, assignment.mapper, assignment.reason,
-        dict(assignment.parameters), flat_considered(assignment.considered), inflight.request_fields(),
-        inflight.counts_streams, inflight.expected_tokens, None if seat is None else seat.action,
-        None if seat is None else seat.slot,
-    )  # fmt: skip
 
 
 def refused_of(call: str, error: BaseException) -> Refused:

@@ -75,8 +75,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self._is_last or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
+        was_in_head = self._in_head
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -88,7 +87,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             bad, self._bad = self._bad, None
             self.refuse(*(("the request is no valid HTTP/1.1", 400) if bad is None else (bad.message, bad.status)))
         else:
-            if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+            if self._in_head:
+                self._head_bytes += len(data) if was_in_head else 1  # of one that begins in here, it is not known
+            if self._head_bytes > MOST_HEAD_BYTES:
                 self.refuse(f"the head of a request has at most {MOST_HEAD_BYTES} bytes", 431)
 
     def refuse(self, message: str, status: int = 400, more: bytes = b"") -> None:

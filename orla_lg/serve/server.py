@@ -27,13 +27,13 @@ from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
 from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import SpentBook
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
+from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, OfOneKey, State, in_wire
+from orla_lg.serve.health import Gate, State
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -42,8 +42,8 @@ from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.sqlite import SqliteStore, default_file
 from orla_lg.serve.steering import control_routes
+from orla_lg.serve.sqlite import SqliteStore, default_file
 from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -55,6 +55,9 @@ CUT_OFF_S = 1
 """What is still under way after draining has so long to end once it is cancelled."""
 
 DRAIN_POLL_S = 0.05
+STORE_PAUSE_S = 1.0
+"""Until a store that does not answer is asked again."""
+
 EXIT_CUT = 1
 
 
@@ -72,7 +75,6 @@ class OrlaServer:
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
         self.access = Access(Keyring(store))
-        self.spent = SpentBook(store, serving.limits)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
@@ -88,8 +90,8 @@ class OrlaServer:
         self._signals = 0
         self._replaced = False
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
-        routed = Shortcut(Starlette(routes=routes), self.gateway)
-        self.layer = AccessLayer(OfOneKey(routed, self.access), self.access, guard(settings), in_wire)
+        app = Shortcut(Starlette(routes=routes), self.gateway)
+        self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = Gate(self.layer, self)
         self._http: _HttpServer | None = None
 
@@ -148,15 +150,14 @@ class OrlaServer:
 
     async def _take_over(self) -> None:
         """Wait for the lease, and decide from then on."""
-        await self.host.start()
-        self.spent.load()
-        self.host.also.append(self._keep_spent)
-
-    def _keep_spent(self, now_s: float) -> None:
-        try:
-            self.spent.save()
-        except StoreUnavailable as error:
-            log.warning("what was spent is not written yet: %s", error)
+        while True:
+            try:
+                await self.host.start()
+            except StoreUnavailable as error:
+                log.error("this core takes no calls: %s", error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                return
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -253,15 +254,12 @@ def guard(settings: ServeSettings) -> HttpGuard:
     table = settings.table
     named = {name.lower() for name in table.names}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
-    gateway = table.gateway
-    return HttpGuard(
-        LOOPBACK_NAMES | named | own, table.behind_proxy, gateway.max_body_bytes, gateway.body_timeout_s
-    )
+    return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 
 
 def gateway_settings(settings: ServeSettings) -> GatewaySettings:
     """Return what ``[serve.gateway]`` says, with the gateway's own lists where it says nothing."""
-    said = settings.table.gateway.model_dump(exclude={"max_body_bytes", "body_timeout_s"})  # the guard's
+    said = settings.table.gateway.model_dump()
     return GatewaySettings(**{name: value for name, value in said.items() if value is not None})
 
 

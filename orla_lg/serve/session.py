@@ -36,7 +36,7 @@ from orla_lg.link.messages import (
     flat,
     read,
 )
-from orla_lg.serve.arrivals import Arrivals
+from orla_lg.serve.arrivals import LinkedCalls
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.requests import Requests
@@ -56,7 +56,7 @@ class SessionHost(Protocol):
     serving: Serving
     lease: CoreLease
     sessions: set[LinkSession]
-    arrivals: Arrivals
+    arrivals: LinkedCalls
     signals: RunSignals
     requests: Requests
 

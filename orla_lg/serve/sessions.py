@@ -23,7 +23,7 @@ from orla_lg.link.messages import (
     Welcome,
 )
 from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
-from orla_lg.serve.arrivals import Arrivals
+from orla_lg.serve.arrivals import LinkedCalls
 from orla_lg.serve.flat import MOST_ID_CHARS, LinkCaller, named
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.orphans import Orphans
@@ -32,6 +32,7 @@ from orla_lg.serve.requests import Requests
 from orla_lg.serve.roster import MOST_REPLICAS, Replica, Roster
 from orla_lg.serve.session import LinkSession
 from orla_lg.serve.signals import RunSignals
+from orla_lg.serve.spent import SpentKeeper
 from orla_lg.serve.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -87,9 +88,8 @@ class LinkHost:
         self.recovery = Recovery(self._go_on)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving)
-        self.arrivals = Arrivals(serving, self.recovery, lambda: lease.epoch, layers)
-        self.also: list[Callable[[float], None]] = []
-        """Called at each tick with the time: what else is written behind."""
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers)
+        self._spent = SpentKeeper(serving, store, lease.holds)
         self._orphans: Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
@@ -116,6 +116,7 @@ class LinkHost:
         now = self._ticked_s = self.serving.clock()
         self._renew_at_s = now + self.lease.ttl_s / 3
         self._orphans = Orphans(self.serving, self.replicas, self.replica_lease_s)
+        self._spent.load()
         self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, self.replica_lease_s)
         self.recovery.look(now)
         for scheduler in self.serving.schedulers.values():
@@ -158,6 +159,7 @@ class LinkHost:
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
+        self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)
 
@@ -200,8 +202,7 @@ class LinkHost:
             for session in list(self.sessions):
                 if not self._is_valid(session.caller):
                     session.goodbye("the key of this link does not hold any more")
-        for each in self.also:
-            each(now)
+        self._spent.look(now)
 
     def _strike(self, replica: Replica) -> None:
         """Forget a replica of which nothing is left."""

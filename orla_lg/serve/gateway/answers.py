@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orla_lg.clients import translation
 from orla_lg.core.inflight import InFlightCall
@@ -24,7 +24,10 @@ from orla_lg.errors import (
     PolicyError,
     QueueFull,
 )
+from orla_lg.serve.access import Denied
 from orla_lg.serve.gateway.identity import BadHint
+from orla_lg.wires.chat import CHAT
+from orla_lg.wires.registry import wire_at
 from orla_lg.wires.wire import Wire
 
 Header = tuple[bytes, bytes]
@@ -169,6 +172,15 @@ def _names_nothing(inflight: InFlightCall) -> bool:
         return False
     views = [view_of(scheduler, inflight.call) for scheduler in inflight.services.schedulers.values()]
     return named_in_code(inflight.call.ask.model, views) is None
+
+
+def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
+    """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
+    said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
+    headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
+    if named := request_id(dict(scope["headers"]), ""):
+        headers.append((b"x-request-id", named))
+    return headers, content
 
 
 def refusal(said: Failed, wire: Wire) -> tuple[list[Header], bytes]:

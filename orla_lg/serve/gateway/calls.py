@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
-from orla_lg.clients.question import Question
+from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import Assignment, Call, Hints
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
@@ -20,6 +20,7 @@ from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
 from orla_lg.serve.gateway.identity import CallSource, source_of
@@ -191,7 +192,7 @@ class Gateway:
 
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
-        question = Question(request.wire, request.body)
+        question = EssentialQuestion(request.wire, request.body)
         inflight.fit = _fit(inflight, question, request.caller)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
@@ -258,10 +259,12 @@ class CallEndpoint:
         task, inflight, session = asyncio.current_task(), None, None
         assert task is not None
         watch: DisconnectWatch | None = None
+        slot: HeldSlot | None = None
         answering = Answering(send, call_id)
         try:
             try:
                 request = await gateway.read(scope, receive, self._wire, path)
+                slot = gateway.access.enter(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 reply = await gateway.answered(request, inflight)
@@ -280,6 +283,8 @@ class CallEndpoint:
                 watch.end()
             if session is not None:
                 gateway.sessions.leave(session)
+            if slot is not None:
+                slot.release()
 
 
 class DisconnectWatch:

@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 
 from orla_lg import Orla
 from orla_lg.serve.access import Access
+from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import OfOneKey, in_wire
 from orla_lg.serve.http_guard import AccessLayer, HttpGuard
 from orla_lg.serve.keys import AccessKey, Keyring, create
 from orla_lg.serve.store import MemoryStore
@@ -39,7 +39,7 @@ class GatewayServer:
         access = Access(self.keyring)
         self.gateway = Gateway(orla.core.serving, access, settings or GatewaySettings())
         routed = Shortcut(Starlette(routes=routes_of(self.gateway)), self.gateway)
-        app = AccessLayer(OfOneKey(routed, access), access, guard or HttpGuard(), in_wire)
+        app = AccessLayer(routed, access, guard or HttpGuard(), denial)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="gateway", daemon=True)
