@@ -112,7 +112,9 @@ def untranslatable(inflight: InFlightCall, asked: Question, error: Untranslatabl
     beside = f" ({', '.join(slots)} too, but with slots or tenants apart, which chat alone can name)" if slots else ""
     may_pass = inflight.call.may_pass
     passing = ", or let such requests go where their code says (untranslatable='external')" if may_pass else ""
+    stage = inflight.call.identity.stage
+    subject = f"stage {stage!r}" if stage else "the call"
     return MappingError(
-        f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends that can be asked "
+        f"{subject} asks by {asked.wire.title}, and {error}. Backends that can be asked "
         f"by {asked.wire.title}: {', '.join(able) or 'none'}{beside}; map the stage to one{passing}"
     )

@@ -176,8 +176,7 @@ def _names_nothing(inflight: InFlightCall) -> bool:
 
 def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
     """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
-    said = failed(denied, None)
-    assert said is not None
+    said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
     headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
     if named := request_id(dict(scope["headers"]), ""):
         headers.append((b"x-request-id", named))

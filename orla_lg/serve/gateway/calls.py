@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
-from orla_lg.clients.question import Question
+from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import Assignment, Call, Hints
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
@@ -192,7 +192,7 @@ class Gateway:
 
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
-        question = Question(request.wire, request.body)
+        question = EssentialQuestion(request.wire, request.body)
         inflight.fit = _fit(inflight, question, request.caller)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
@@ -310,7 +310,7 @@ class DisconnectWatch:
             pass
         if not self.over:
             self.gone = True
-            self._task.cancel()
+            self._task.cancel("the client closed its connection")
 
     def end(self) -> None:
         """DisconnectWatch no longer."""
@@ -353,7 +353,7 @@ class Answering:
             await send({"type": "http.response.start", "status": 200, "headers": out})
             await send({"type": "http.response.body", "body": reply.content, "more_body": True})
             with silence.bound() as bound:
-                async for data in reply.rest():
+                while (data := await reply.more()) is not None:
                     bound.heard = True
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -58,7 +58,7 @@ class ModelsEndpoint:
 
     def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""
-        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if _may_use(caller, name)]
+        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if caller.may_use(name)]
         if schedulers:
             yield AUTO, schedulers[0].backend.name
         seen: set[str] = {AUTO}
@@ -68,14 +68,6 @@ class ModelsEndpoint:
                     if name not in seen:
                         seen.add(name)
                         yield name, scheduler.backend.name
-
-
-def _may_use(caller: Caller, backend: str) -> bool:
-    try:
-        caller.check_backend(backend)
-    except Denied:
-        return False
-    return True
 
 
 def _own(scheduler: BackendScheduler) -> list[str]:
