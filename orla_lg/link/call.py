@@ -215,7 +215,7 @@ class LinkedCall(InFlightCall):
         if self.alone:
             super().answered()
 
-    def broke(self, error: BaseException | str) -> None:  # noqa: D102
+    def broke(self, error: BaseException) -> None:  # noqa: D102
         if self.alone:
             super().broke(error)
         else:
