@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 from orla_lg.core import lifecycle
 from orla_lg.core.accounting.journal import Journal
@@ -132,7 +131,7 @@ class LinkedServing(Serving):
             self.book, self.foresight, self.memory, self.records, self.updates, self.clock, looks_ahead=False
         ).joined(self.link, self.requests, self.prompts.over)
         self.steering = LinkedSteering(self.requests, self.book)
-        self.resources.add(partial(self.link.stop, 0.0))
+        self.resources.add(self.link.stop)
 
     def _learned(self, welcome: Welcome) -> None:
         self._served.learned(welcome, self.mappings, self.limits, self.prompts)
