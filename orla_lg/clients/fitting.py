@@ -22,10 +22,10 @@ def fitting(inflight: InFlightCall, asked: Asked, site: CallSite) -> Callable[[A
     if asked.wire is CHAT:
         return None
 
-    return Fitting(inflight, asked, site)
+    return WireFitting(inflight, asked, site)
 
 
-class Fitting:
+class WireFitting:
     """Knows which backends one request can be said to."""
 
     def __init__(self, inflight: InFlightCall, asked: Asked, site: CallSite) -> None:

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
-from orla_lg.link.dialing import READ_BYTES, Address, Dialed, Unwelcome
+from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress, Unwelcome
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import greet
 from orla_lg.link.messages import (
@@ -100,7 +100,7 @@ class Link:
         key: Of scope ``link``.
     """
 
-    def __init__(self, addresses: Sequence[Address], key: str | None) -> None:
+    def __init__(self, addresses: Sequence[ServerAddress], key: str | None) -> None:
         self.addresses, self._key = tuple(addresses), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
