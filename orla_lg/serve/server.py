@@ -33,7 +33,7 @@ from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import ReadinessGate, CoreState
+from orla_lg.serve.health import CoreState, ReadinessGate
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -90,7 +90,7 @@ class OrlaServer:
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
-        routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
+        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = ReadinessGate(self.layer, self)
