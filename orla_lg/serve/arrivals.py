@@ -251,7 +251,6 @@ class LinkedCalls:
 
     def lost(self, replica: Replica) -> None:
         """Note that a replica's connection was lost: what waits leaves the queue and keeps its place."""
-        self.recovery.drop_all(replica.id)
         for id, call in list(replica.calls.items()):
             call.line = None
             if call.granted is None:

@@ -71,6 +71,12 @@ class Recovery:
         """Note that a replica said all that it holds, or that it holds nothing any more."""
         self.waits_for.pop(replica, None)
 
+    def lost(self, replica: Listed) -> None:
+        """Wait for a replica again whose connection was lost: the calls that it has waiting are to keep their order."""
+        if not self.over:
+            self.waits_for[replica.id] = replica
+            self.drop_all(replica.id)
+
     def look(self, now: float) -> None:
         """End it if it is over."""
         if self.over or self._began_s == inf:

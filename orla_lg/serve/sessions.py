@@ -29,7 +29,7 @@ from orla_lg.serve.flat import MOST_ID_CHARS, LinkCaller, named
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.requests import Requests
-from orla_lg.serve.roster import MOST_REPLICAS, Replica, Roster
+from orla_lg.serve.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.session import LinkSession
 from orla_lg.serve.signals import RunSignals
 from orla_lg.serve.spent import SpentKeeper
@@ -305,6 +305,7 @@ class LinkHost:
         replica = session.replica
         if replica is not None and replica.session is session:
             replica.session, replica.lost_s = None, self.serving.clock()
+            self.recovery.lost(Listed(replica.id, replica.host, replica.pid))
             self.arrivals.lost(replica)
 
 
