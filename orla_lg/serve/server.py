@@ -74,7 +74,8 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
-        self.access = Access(Keyring(store))
+        self._keyring = Keyring(store)
+        self.access = Access(self._keyring)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
@@ -150,6 +151,7 @@ class OrlaServer:
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
+        self._keyring.close()
         opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
