@@ -8,21 +8,20 @@ import importlib.util
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import httpx
 
-from orla_lg import config
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.engine.backend import Backend
 from orla_lg.core.policies import DEFAULT_STAGE, name_of
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.engines import starting
-from orla_lg.engines.progress import Progress
-from orla_lg.engines.recipe import EngineOptions
-from orla_lg.engines.running import stop
+from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
@@ -73,7 +72,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve", help="one core for many processes, with a gateway", description=SERVE, formatter_class=form
     )
     serve.add_argument(
-        "--config", metavar="FILE", help="the configuration (default: ORLA_CONFIG, else the nearest orla.toml, else none)"
+        "--config",
+        metavar="FILE",
+        help="the configuration (default: ORLA_CONFIG, else the nearest orla.toml, else none)",
     )
     where = serve.add_mutually_exclusive_group()
     where.add_argument(
@@ -113,15 +114,16 @@ def run_serve(args: argparse.Namespace) -> int:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     chosen = settings(args.config, args.listen_address, args.port, args.store, reads_file=not args.demo)
     with contextlib.ExitStack() as ending:
+        ending.enter_context(_ended_in_order())
         if args.demo:
-            chosen = replace(chosen, core=ending.enter_context(_demo_engine()))
+            chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         return _serve(chosen, ending, is_demo=args.demo)
 
 
 def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool) -> int:
     # What the extra brings is imported here: the command line starts without it.
     from orla_lg.serve.keys import PREFIX
-    from orla_lg.serve.listening import closed, listening
+    from orla_lg.serve.listening import Listening
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import opened_store, run
 
@@ -129,10 +131,10 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     ending.callback(getattr(store, "close", int))
     keys = len(store.scan(PREFIX))
     chosen.check(has_keys=bool(keys))
-    opened = listening(chosen.listen)
-    ending.callback(closed, opened, chosen.listen)
-    for backend in chosen.core.backends:
-        refuse_our_own(backend)
+    opened = Listening(chosen.listen)
+    ending.callback(opened.close)
+    with ThreadPoolExecutor() as asking:
+        list(asking.map(refuse_our_own, chosen.core.backends))
     orla = Orla.from_settings(chosen.core, may_be_empty=True)
     ending.callback(orla.close)
     silent = orla.connect()
@@ -145,15 +147,20 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
 
 
 @contextlib.contextmanager
-def _demo_engine() -> Iterator[config.Settings]:
-    """Start an engine with a small model, and yield the configuration that serves it."""
-    progress = Progress()
-    engine = starting.start(starting.prepare(EngineOptions(), progress), progress)
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM end the start as Ctrl-C does, so that what was begun is ended; a running loop takes it itself."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        recipe = starting.RECIPES[engine.engine]
-        yield config.Settings((Backend(engine.name, engine.url, engine.name, recipe.adapter),), {"*": engine.name})
+        yield
     finally:
-        stop(engine)
+        signal.signal(signal.SIGTERM, before)
 
 
 # What it prints

@@ -1,4 +1,4 @@
-"""Links on the server's HTTP port: a request that asks for one is answered here, and its connection is the link's then.
+"""Links on the server's HTTP port: a request that asks for one is answered here, and its connection is the link's.
 
 What goes over a link is never HTTP again, so nothing of uvicorn's stays on its connection.
 """

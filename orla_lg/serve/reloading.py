@@ -1,8 +1,8 @@
 """Loading the configuration again while calls run: first what would change, then all of it, or nothing.
 
-What two files say is compared as it is written there, with defaults for what is left out. A change is one of three: it
-is done, it needs a restart, or it is none. One that needs a restart refuses the whole: a server that does half of a
-file is configured by none.
+What two files say is compared as it is written there, with defaults for what is left out. A change is
+done, or it needs a restart, and one of these refuses the whole: a server that does half of a file is configured
+by none.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class Reloader:
         for backend in found.added:
             if backend.name in self.leaving:
                 raise ConfigError(
-                    f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls yet; "
-                    "they end first"
+                    f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls "
+                    "yet; they end first"
                 )
             self._check_backend(backend)
         return found
@@ -182,7 +182,7 @@ class Reloader:
         if faults := after.faults():
             raise type(faults[0])(f"{after.source}: {faults[0]}")
         coming = [_coming(backend) for backend in found.added]
-        shared = mapper_of(after, after.mapping)
+        shared = None if after.mapping == {} else mapper_of(after, after.mapping)
         variants = {name: mapper_of(after, table) for name, table in after.variants.items()}
         stages, requests = ordering(after)
         for each in coming:
@@ -206,7 +206,7 @@ class Reloader:
         for mapper in (shared, *variants.values()):
             serving.learners.enlist(mapper)
         serving.mappings.shared = shared
-        serving.mappings.variants = {name: each for name, each in variants.items() if each is not None}
+        serving.mappings.variants = {**variants}
         if "limits" in found.keys:
             serving.limits.shared = after.limits
         self.leaving |= set(found.removed)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +33,11 @@ from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, State
+from orla_lg.serve.health import CoreState, ReadinessGate
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.listening import closed
+from orla_lg.serve.listening import Listening
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
@@ -91,18 +90,18 @@ class OrlaServer:
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
-        routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
+        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
-        self.app = Gate(self.layer, self)
+        self.app = ReadinessGate(self.layer, self)
         self._http: _HttpServer | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> CoreState:
         """What it is at."""
         if self.draining:
-            return State.DRAINING
-        return State.READY if self.host.decides else State.STANDBY
+            return CoreState.DRAINING
+        return CoreState.READY if self.host.decides else CoreState.STANDBY
 
     # Links
 
@@ -110,7 +109,7 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        if self.state is not State.READY:
+        if self.state is not CoreState.READY:
             raise health.REFUSED[self.state]
         return self.host.session(self.layer.admit_link(headers, client, server))
 
@@ -128,11 +127,11 @@ class OrlaServer:
 
     # Its life
 
-    async def run(self, opened: socket.socket, ready: Callable[[str], None]) -> int:
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
         """Serve until a signal ends it; returns the exit status.
 
         Args:
-            opened: From ``listening``.
+            opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
         http = self._http = _HttpServer(self._uvicorn())
@@ -141,17 +140,17 @@ class OrlaServer:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
-                serving = tasks.create_task(http.serve(sockets=[opened]))
-                while not http.started and not serving.done():
+                serving = tasks.create_task(http.serve(sockets=[opened.socket]))
+                while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
-                ready(self.settings.listen.url(_port(opened), tls=self.settings.has_tls))
+                ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
-        closed(opened, self.settings.listen)
+        opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     async def _take_over(self) -> None:
@@ -190,7 +189,7 @@ class OrlaServer:
             log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
         self.host.bye("the server ends")
         until_s = time.monotonic() + drain_s
-        while self.under_way and time.monotonic() < until_s:
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
             log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
@@ -287,10 +286,6 @@ def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], N
             loop.remove_signal_handler(number)
 
 
-def _port(opened: socket.socket) -> int:
-    return int(opened.getsockname()[1]) if opened.family != getattr(socket, "AF_UNIX", None) else 0
-
-
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     """Return the store that a server is started with.
 
@@ -303,9 +298,7 @@ def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
 
 
-def run(
-    settings: ServeSettings, orla: Orla, store: Store, opened: socket.socket, ready: Callable[[str], None]
-) -> int:
+def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orla_lg.clients.question import Question
+from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import CHARS_PER_TOKEN
 from orla_lg.core.engine.backend import Capability
 from orla_lg.core.engine.capabilities import Tokenizing
@@ -18,8 +18,9 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, adrive
 from orla_lg.errors import MappingError, OrlaError
 from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON
-from orla_lg.serve.gateway.calls import Answering, ClientGone, Gateway, PathNames, Receive, Scope, Send
+from orla_lg.serve.gateway.calls import ClientGone, Gateway, PathNames
 from orla_lg.wires.messages import MESSAGES
 
 PATIENCE_S = 5.0
@@ -51,7 +52,7 @@ class CountEndpoint:
         try:
             request = await gateway.read(scope, receive, MESSAGES, path)
             inflight = gateway.arrive_alone(request, call_id)
-            tokens = await _counted(inflight, Question(MESSAGES, request.body))
+            tokens = await _counted(inflight, EssentialQuestion(MESSAGES, request.body))
         except ClientGone:
             return
         except OrlaError as error:
