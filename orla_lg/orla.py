@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -16,6 +16,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
+from orla_lg.arguments import belong_elsewhere
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
@@ -39,9 +40,8 @@ from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
 from orla_lg.link.losses import OnCoreLost
-from orla_lg.mappers.load import LoadAware
-from orla_lg.mappers.table import Entry, stage_mapper
-from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica
+from orla_lg.mappers.table import stage_mapper
+from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, own_core, replica, table_of
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
@@ -138,6 +138,12 @@ class Orla:
         self._control = None if control is None or self.core.disabled else open_server(control, serving)
 
     @classmethod
+    @belong_elsewhere(
+        "it holds for all replicas, and is in the configuration of `orla-lg serve`; an object of your own is named "
+        'there as "module:name"',
+        "backends", "mapper", "policy", "stage_policy", "request_policy", "memory", "admission", "limits",
+        "estimates_file", "warm_up",
+    )  # fmt: skip
     def remote(
         cls,
         url: str | None = None,
@@ -213,34 +219,16 @@ class Orla:
             ConfigError, MappingError: Naming the source, and what is wrong.
         """
 
-        def mapper(table: Mapping[str, Entry]) -> Mapper | None:
-            made = stage_mapper(table)
-            return LoadAware(made) if made is not None and settings.load_aware else made
-
         if faults := settings.faults():
             kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
             raise kind(listed(settings.source, faults))
         try:
-            orla = cls(
-                settings.backends,
-                mapper(settings.mapping) if settings.mapping else None,
-                policy=settings.policy,
-                stage_policy=settings.stage_policy,
-                request_policy=settings.request_policy,
-                memory=settings.memory,
-                admission=settings.admission,
-                keep_records=settings.keep_records,
-                records_file=settings.records_file,
-                limits=settings.limits,
-                estimates_file=settings.estimates_file,
-                control=settings.control,
-                warm_up=settings.warm_up,
-                untranslatable=settings.untranslatable,
-            )
+            mapper = table_of(settings, settings.mapping) if settings.mapping else None
+            orla = cls(settings.backends, mapper, **arguments_of(settings))
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
-                    orla.variant(name, cast("Mapper", mapper(table)))
+                    orla.variant(name, cast("Mapper", table_of(settings, table)))
                 undo.pop_all()
         except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error
