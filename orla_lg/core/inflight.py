@@ -86,6 +86,7 @@ class InFlightCall:
         "backend",
         "began_s",
         "call",
+        "cut",
         "external",
         "fit",
         "holder",
@@ -123,6 +124,8 @@ class InFlightCall:
         self.holds: Collection[str] | None = None
         """The backends on which its caller holds a grant; ``None``: this context tells. Of a caller elsewhere (the
         link, the gateway) it does not, and such a call leaves nothing in it either."""
+        self.cut = ""
+        """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
         self.place: tuple[str, int] | None = None
         """A backend and its arrival number there (``Queued.order``), if it waited there before."""
         self.reservation: BudgetReservation | None = None

@@ -9,27 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity, workflow_key
-from orla_lg.core.inflight import InFlightCall, grants_held
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
+from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import Happening
 from orla_lg.core.steps import Waiter
+from orla_lg.link.connection import Link
 from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Grant, Missed, Refused
 from orla_lg.link.views import flat_assignment, flat_hints, flat_layer, read_considered
 
-if TYPE_CHECKING:
-    from orla_lg.link.serving import LinkedServing
+
+class CoreSide(Protocol):
+    """What a call needs of the replica that it is made in (``serving.LinkedServing``)."""
+
+    @property
+    def link(self) -> Link:
+        """The connection to the core."""
+        ...
+
+    @property
+    def prompts(self) -> SentPrompts:
+        """Keeps what may be warmed."""
+        ...
+
+    def missed(self, call: LinkedCall, report: Missed) -> None:
+        """Let a call wait for what the core makes of a failed attempt."""
+        ...
+
+    def ended(self, call: LinkedCall, end: End, *, failed: bool) -> None:
+        """Tell the core that a call is over."""
+        ...
 
 
-class Phase(Enum):
+class SentPrompts(Protocol):
+    """Keeps what calls send, where that may be warmed later (``prompts.KeptPrompts``)."""
+
+    def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:
+        """Note the body of a call's request."""
+        ...
+
+
+class CallPhase(Enum):
     """How far a call is."""
 
     NEW = "new"
@@ -43,10 +72,12 @@ class Phase(Enum):
 class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
-    __slots__ = ("able", "alone", "broken", "cut", "failure", "grant", "mine", "own", "phase", "raw", "refusal",
-                 "report", "said_able", "serving", "turn")  # fmt: skip
+    __slots__ = (
+        "able", "alone", "broken", "failure", "grant", "held", "mine", "own", "phase", "prompt", "raw", "refusal",
+        "report", "serving", "turn",
+    )  # fmt: skip
 
-    serving: LinkedServing
+    serving: CoreSide
     """Its core's side here; set when it arrives."""
     raw: Identity
     """Where it comes from, as the edge said."""
@@ -55,7 +86,7 @@ class LinkedCall(InFlightCall):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.phase = Phase.NEW
+        self.phase = CallPhase.NEW
         self.turn = Waiter()
         """Comes when the core answered."""
         self.grant: Grant | None = None
@@ -66,14 +97,15 @@ class LinkedCall(InFlightCall):
         self.report: Missed | None = None
         self.own: Assignment | None = None
         """Where its graph's own mapper wants it."""
-        self.said_able: Collection[str] | None = None
+        self.held: Sequence[str] = ()
+        """The backends on which its caller held a grant when it came."""
         self.able: Collection[str] | None = None
         """The backends that its request can be sent to; ``None``: all."""
         self.alone = False
         """It goes on without the core (``on_core_lost="direct"``)."""
-        self.cut = ""
-        """Why its request was ended here; empty where it was not."""
         self.broken = False
+        self.prompt: Prompt | None = None
+        """What it sent, where that may be warmed later."""
 
     # What is said of it
 
@@ -108,7 +140,7 @@ class LinkedCall(InFlightCall):
             hints=flat_hints(call.hints),
             own=None if self.own is None else flat_assignment(self.own),
             able=None if self.able is None else list(self.able),
-            holds=list(grants_held()) if self.said_able is None else list(self.said_able),
+            holds=list(self.held),
             max_attempts=max(1, self.max_attempts - self.attempts),
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
@@ -116,25 +148,24 @@ class LinkedCall(InFlightCall):
 
     def adopting(self) -> Adopt:
         """Return what a core must know of it that did not grant what it holds."""
-        assert self.grant is not None and self.backend is not None
+        grant = self.grant
+        assert grant is not None and grant.backend is not None
         first = self._first_s is not None
-        return Adopt(
-            self.entering(), self.backend, self.grant.model, self.grant.attempt, first=first, slot=self.grant.slot
-        )
+        return Adopt(tuple(self.entering()), grant.backend, grant.model, grant.attempt, first=first, slot=grant.slot)
 
     # What the core answers; in the link's thread, under its lock
 
     def granted(self, grant: Grant) -> bool:
         """Take a grant in; returns whether it is one to go by."""
         had = (0, 0) if self.grant is None else (self.grant.epoch, self.grant.attempt)
-        if self.phase not in (Phase.WAITING, Phase.MISSED) or (grant.epoch, grant.attempt) <= had:
+        if self.phase not in (CallPhase.WAITING, CallPhase.MISSED) or (grant.epoch, grant.attempt) <= had:
             return False
-        self.phase, self.grant = Phase.GRANTED, grant
+        self.phase, self.grant = CallPhase.GRANTED, grant
         return True
 
     def refused(self, refusal: Refused) -> bool:
         """Take the core's last word in; returns whether it was waited for."""
-        if self.phase not in (Phase.WAITING, Phase.MISSED):
+        if self.phase not in (CallPhase.WAITING, CallPhase.MISSED):
             return False
         self.refusal = refusal
         return True
@@ -218,11 +249,6 @@ class LinkedCall(InFlightCall):
         else:
             self.broken = True
             self.finish(error)
-
-    def finish(self, error: BaseException | str | None = None) -> None:  # noqa: D102
-        super().finish(error)
-        if self.alone:
-            self.serving.direct.ended(self)
 
     def _give_back(self, *, failed: bool) -> list[CacheEvent]:
         if self.alone:

@@ -85,8 +85,8 @@ def read_backend(flat: Mapping[str, Any], key_in: Callable[[str], str | None]) -
     key = key_in(variable) if isinstance(variable, str) and variable else None
     if variable and not key:
         raise ConfigError(
-            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends no keys, "
-            "each process that calls the engine has it in its own environment"
+            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends "
+            "no keys, each process that calls the engine has it in its own environment"
         )
     table = {each: flat[each] for each in (*_OF_BACKEND, *_LISTS) if each in flat}
     table["cost"] = _made(Cost, "a backend's prices", _known(Cost, flat.get("cost") or {}))
@@ -137,7 +137,7 @@ def read_probe(flat: Mapping[str, Any]) -> Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenBackend:
+class PushedView:
     """A backend at the core, as it was pushed last."""
 
     view: BackendView
@@ -148,7 +148,7 @@ class SeenBackend:
         return replace(self.view, resident=resident)
 
 
-def read_view(flat: Mapping[str, Any], backend: Backend) -> SeenBackend:
+def read_view(flat: Mapping[str, Any], backend: Backend) -> PushedView:
     """Return how a backend is seen.
 
     Raises:
@@ -173,7 +173,7 @@ def read_view(flat: Mapping[str, Any], backend: Backend) -> SeenBackend:
         model=backend.model,
         resident=nothing,
     )
-    return SeenBackend(view, flat.get("fault"))
+    return PushedView(view, flat.get("fault"))
 
 
 # Mappings, as far as they show beforehand
@@ -399,5 +399,6 @@ class Known:
     epoch: int = 0
     version: str = ""
     replicas: int = 1
+    replica_lease_s: float = 10.0
     tenants: Sequence[str] | None = None
-    seen: dict[str, SeenBackend] = field(default_factory=dict)
+    seen: dict[str, PushedView] = field(default_factory=dict)
