@@ -214,6 +214,7 @@ def test_a_replica_that_cannot_be_served_is_told_why(world: World) -> None:
         replica.connect(core, hello=False, ready=False, renews=False)
         replica.tell(hello)
         assert why in str(replica.bye()) and not replica.connected
+        assert [each.protocol for each in replica.got(Welcome)] == [PROTOCOL] * (hello.protocol != PROTOCOL)
     core.run_until_deposed()
     late = Replica(world, "late")
     late.connect(core)
