@@ -111,7 +111,7 @@ class LinkedCall(InFlightCall):
 
     def entering(self) -> Enter:
         """Return what the core must know of it."""
-        call, ask = self.call, self.call.ask
+        call, ask, had = self.call, self.call.ask, self.grant
         pieces = ask.pieces
         return Enter(
             call=call.id,
@@ -144,6 +144,7 @@ class LinkedCall(InFlightCall):
             max_attempts=max(1, self.max_attempts - self.attempts),
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
+            attempts=had.attempt if had is not None and had.epoch == self.serving.link.epoch else 0,
         )
 
     def adopting(self) -> Adopt:
