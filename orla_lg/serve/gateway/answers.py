@@ -117,8 +117,11 @@ def request_id(headers: Mapping[bytes, bytes], call_id: str) -> bytes:
 
 
 def about(inflight: InFlightCall) -> list[Header]:
-    """Return headers that say where a call ran and how long it waited."""
-    told = [(b"x-orla-queue-wait-ms", b"%.2f" % (inflight.queue_wait_s * 1000))]
+    """Return headers that say which call it is, where it ran and how long it waited."""
+    told = [
+        (b"x-orla-call-id", inflight.call.id.encode()),
+        (b"x-orla-queue-wait-ms", b"%.2f" % (inflight.queue_wait_s * 1000)),
+    ]
     if inflight.backend is not None:
         told.append((b"x-orla-backend", inflight.backend.encode("latin-1", "replace")))
     return told
@@ -176,8 +179,7 @@ def _names_nothing(inflight: InFlightCall) -> bool:
 
 def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
     """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
-    said = failed(denied, None)
-    assert said is not None
+    said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
     headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
     if named := request_id(dict(scope["headers"]), ""):
         headers.append((b"x-request-id", named))

@@ -10,8 +10,9 @@ from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.serve.access import Caller, Denied
 from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.calls import Answering, Gateway, Receive, Scope, Send
+from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
 
@@ -58,7 +59,7 @@ class ModelsEndpoint:
 
     def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""
-        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if _may_use(caller, name)]
+        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if caller.may_use(name)]
         if schedulers:
             yield AUTO, schedulers[0].backend.name
         seen: set[str] = {AUTO}
@@ -68,14 +69,6 @@ class ModelsEndpoint:
                     if name not in seen:
                         seen.add(name)
                         yield name, scheduler.backend.name
-
-
-def _may_use(caller: Caller, backend: str) -> bool:
-    try:
-        caller.check_backend(backend)
-    except Denied:
-        return False
-    return True
 
 
 def _own(scheduler: BackendScheduler) -> list[str]:

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from orla_lg import Backend, Limit, Limits, Orla
+from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http_guard import HttpGuard
 from tests.conftest import at
@@ -144,16 +145,16 @@ def raw(gateway: GatewayServer, content: bytes, **headers: str) -> httpx.Respons
     return httpx.post(gateway.url + CHAT, content=content, headers=sent)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b'"x"', b"[" * 100_000, b'{"a":"\xff"}'])
-def test_a_body_that_is_no_object(gateway: GatewayServer, content: bytes) -> None:
-    answer = raw(gateway, content)
-    assert answer.status_code == 400 and "body" in message_in(answer, CHAT)
+def test_a_body_that_is_no_object(gateway: GatewayServer) -> None:
+    for content in (b"{", b"[]", b"7", b'"x"', b"[" * 100_000, b'{"a":"\xff"}', b"1" * 5000):
+        answer = raw(gateway, content)
+        assert answer.status_code == 400 and "body" in message_in(answer, CHAT)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_what_a_page_elsewhere_could_post_is_refused(gateway: GatewayServer, kind: str) -> None:
-    answer = raw(gateway, json.dumps(BODIES[CHAT]).encode(), content_type=kind)
-    assert answer.status_code == 415 and "application/json" in message_in(answer, CHAT)
+def test_what_a_page_elsewhere_could_post_is_refused(gateway: GatewayServer) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = raw(gateway, json.dumps(BODIES[CHAT]).encode(), content_type=kind)
+        assert answer.status_code == 415 and "application/json" in message_in(answer, CHAT)
 
 
 def test_a_body_that_is_too_long(engine: StubEngine, make_orla: Callable[..., Orla]) -> None:
@@ -176,6 +177,7 @@ def test_a_body_that_does_not_come(engine: StubEngine, make_orla: Callable[..., 
 
 
 def test_metadata_and_messages_of_any_shape_never_break_it(gateway: GatewayServer) -> None:
+    gateway.orla.core.serving.services.retries = RetryPolicy(base_s=0.001)
     for odd in (None, 7, "x", [], {"orla": 7}, {"orla.stage": {}}, {"orla": {"stage": []}}, {"user_id": "{"}):
         assert ask(gateway, metadata=odd, nvext=odd, program_id=odd).status_code == 200
     for path, field in ((CHAT, "messages"), (MESSAGES, "messages"), (RESPONSES, "input")):
@@ -183,14 +185,14 @@ def test_metadata_and_messages_of_any_shape_never_break_it(gateway: GatewayServe
             assert ask(gateway, path, **{field: odd}).status_code < 600  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("headers", "metadata"),
-    [({"x-orla-priority": "high"}, {}), ({"x-orla-deadline-ms": "-1"}, {}), ({"x-orla-cache": "maybe"}, {}),
-     ({"x-orla-priority": "nan"}, {}), ({"x-orla-mapping": "nowhere"}, {}), ({}, {"orla.priority": "high"})],
-)  # fmt: skip
-def test_hints_of_our_own_that_cannot_be(gateway: GatewayServer, headers: Any, metadata: Any) -> None:
-    answer = ask(gateway, headers=headers, metadata=metadata)
-    assert answer.status_code == 400 and message_in(answer, CHAT)
+def test_hints_of_our_own_that_cannot_be(gateway: GatewayServer) -> None:
+    wrong: list[tuple[dict[str, str], dict[str, Any]]] = [
+        ({"x-orla-priority": "high"}, {}), ({"x-orla-deadline-ms": "-1"}, {}), ({"x-orla-cache": "maybe"}, {}),
+        ({"x-orla-priority": "nan"}, {}), ({"x-orla-mapping": "nowhere"}, {}), ({}, {"orla.priority": "high"}),
+    ]  # fmt: skip
+    for headers, metadata in wrong:
+        answer = ask(gateway, headers=headers, metadata=metadata)
+        assert answer.status_code == 400 and message_in(answer, CHAT), headers
     assert not gateway.records()
 
 
