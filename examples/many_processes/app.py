@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from orla_lg import Orla
 
-# "auto" is the server's first engine; a [mapping] in its orla.toml sends stages elsewhere. The key and the address are
-# those of no engine: what the server decides says where each call goes.
+# "auto" is the server's first engine; a [mapping] in its orla.toml sends stages elsewhere. The key and the address
+# are of no engine: the server decides where each call goes.
 model = ChatOpenAI(model="auto", api_key="none", base_url="http://127.0.0.1:9/v1", max_tokens=40)
 
 

@@ -38,10 +38,10 @@ def fitting(inflight: InFlightCall, asked: Question, site: Leniency) -> Fit | No
     if asked.wire is CHAT:
         return None
 
-    return Fitting(inflight, asked, site)
+    return WireFitting(inflight, asked, site)
 
 
-class Fitting:
+class WireFitting:
     """Knows which backends one request can be said to."""
 
     def __init__(self, inflight: InFlightCall, asked: Question, site: Leniency) -> None:

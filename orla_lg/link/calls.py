@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from orla_lg.core.lifecycle import CLOSED
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import OrlaClosed, shown
-from orla_lg.link.call import LinkedCall, Phase
+from orla_lg.link.call import CallPhase, LinkedCall
 from orla_lg.link.connection import Link
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import End, Grant, Message, Missed, Refused
@@ -21,7 +21,7 @@ MOST_UNSAID = 10_000
 """Ends of calls that the core is not known to know; of more the oldest are dropped, and end there by their lease."""
 
 
-class LinkedCalls:
+class ReplicaCalls:
     """The calls of one replica, in the order of their arrival.
 
     Args:
@@ -54,19 +54,19 @@ class LinkedCalls:
         with self._link.lock:
             if self._closing:
                 raise OrlaClosed(CLOSED)
-            call.phase = Phase.WAITING
+            call.phase = CallPhase.WAITING
             self._calls[call.call.id] = call
             try:
                 return self._link.send(entering)
             except LinkBroken:
-                call.phase = Phase.NEW
+                call.phase = CallPhase.NEW
                 del self._calls[call.call.id]
                 raise
 
     def missed(self, call: LinkedCall, report: Missed) -> bool:
         """Tell the core that an attempt failed; the call waits for what comes of it. Returns whether there is one."""
         with self._link.lock:
-            call.phase = Phase.MISSED
+            call.phase = CallPhase.MISSED
             return self._link.send(report)
 
     def ended(self, call: LinkedCall, end: End) -> None:
@@ -74,30 +74,32 @@ class LinkedCalls:
         with self._link.lock:
             if self._calls.pop(call.call.id, None) is None:
                 return
-            phase, call.phase = call.phase, Phase.OVER
+            phase, call.phase = call.phase, CallPhase.OVER
             if self._link.send(end):
                 self._unconfirmed.append((self._link.number, end))
-            elif phase is Phase.GRANTED:
+            elif phase is CallPhase.GRANTED:
                 self._unsent.append((call, end))
 
     def leave(self, call: LinkedCall) -> bool:
         """Let a call that waits go on without the core, unless there is one again; returns whether it may."""
         with self._link.lock:
-            if self._link.up or call.phase not in (Phase.WAITING, Phase.MISSED):
+            if self._link.up or call.phase not in (CallPhase.WAITING, CallPhase.MISSED):
                 return False
             del self._calls[call.call.id]
-            call.phase, call.alone = Phase.OVER, True
+            call.phase, call.alone = CallPhase.OVER, True
             return True
 
     def waiting(self) -> list[LinkedCall]:
         """Return those that wait for the core's word."""
         with self._link.lock:
-            return [call for call in self._calls.values() if call.phase in (Phase.WAITING, Phase.MISSED)]
+            return [call for call in self._calls.values() if call.phase in (CallPhase.WAITING, CallPhase.MISSED)]
 
     def granted(self) -> list[LinkedCall]:
         """Return those whose requests are at engines by the core's grants."""
         with self._link.lock:
-            return [call for call in self._calls.values() if call.phase is Phase.GRANTED and call.backend is not None]
+            return [
+                call for call in self._calls.values() if call.phase is CallPhase.GRANTED and call.backend is not None
+            ]
 
     def forked(self) -> None:
         """Forget the parent's calls, in a child."""
@@ -161,12 +163,12 @@ class LinkedCalls:
         self._unconfirmed = deque(((self._link.number, end) for end in ends), maxlen=MOST_UNSAID)
         yield from ends
         for call in self._calls.values():
-            if call.phase is Phase.GRANTED and call.grant is not None and call.grant.backend is not None:
+            if call.phase is CallPhase.GRANTED and call.grant is not None and call.grant.backend is not None:
                 yield call.adopting()
         for call in self._calls.values():
-            if call.phase is Phase.WAITING:
+            if call.phase is CallPhase.WAITING:
                 yield call.entering()
-            elif call.phase is Phase.MISSED:
+            elif call.phase is CallPhase.MISSED:
                 yield from _missed(call, epoch)
 
 
@@ -177,4 +179,4 @@ def _missed(call: LinkedCall, epoch: int) -> Iterator[Message]:
     if call.grant.epoch == epoch:
         yield call.report
     else:
-        call.phase = Phase.WAITING
+        call.phase = CallPhase.WAITING

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
-from orla_lg.link.dialing import READ_BYTES, Address, Dialed, Unwelcome
+from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress, Unwelcome
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import greet
 from orla_lg.link.messages import (
@@ -100,7 +100,7 @@ class Link:
         key: Of scope ``link``.
     """
 
-    def __init__(self, addresses: Sequence[Address], key: str | None) -> None:
+    def __init__(self, addresses: Sequence[ServerAddress], key: str | None) -> None:
         self.addresses, self._key = tuple(addresses), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
@@ -318,6 +318,11 @@ class Link:
                 self._look()
             if self._broken:
                 return self._broken
+        with self.lock, contextlib.suppress(OSError):
+            self._write(frame(flat(Bye())))
+            network.setblocking(True)
+            network.settimeout(CLOSE_S)
+            network.sendall(self._outbox)
         return "this Orla was closed"
 
     def _read(self, network: socket.socket) -> None:
@@ -387,19 +392,12 @@ class Link:
     # The end
 
     def stop(self, wait_s: float = CLOSE_S) -> None:
-        """End the connection and the thread, after a goodbye. Idempotent."""
-        thread = self._thread
-        if not self._stopping and not is_collecting() and self.lock.acquire(timeout=CLOSE_S):
-            try:
-                if self.up:
-                    self._write(frame(flat(Bye())))
-            finally:
-                self.lock.release()
-        self._stopping = True
+        """End the connection and the thread, after a goodbye; waits for that unless a collector runs. Idempotent."""
+        thread, self._stopping = self._thread, True
         self._waker.wake()
         if thread is None:
             self._hang_up()
-        elif wait_s and thread is not threading.current_thread():
+        elif thread is not threading.current_thread() and not is_collecting():
             thread.join(wait_s)
 
     def __del__(self) -> None:

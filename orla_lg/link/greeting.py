@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from orla_lg.link.dialing import DIAL_S, READ_BYTES, Address, Dialed, Unwelcome, dial
+from orla_lg.link.dialing import DIAL_S, READ_BYTES, Dialed, ServerAddress, Unwelcome, dial
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.messages import PROTOCOL, Bye, Hello, Welcome, flat, read
 
@@ -23,7 +23,7 @@ class Greeted(NamedTuple):
     """When hello was said."""
 
 
-def greet(addresses: Sequence[Address], key: str | None, hello: Hello) -> Greeted:
+def greet(addresses: Sequence[ServerAddress], key: str | None, hello: Hello) -> Greeted:
     """Try each address once, in order.
 
     Raises:
@@ -61,7 +61,7 @@ def _greeted(dialed: Dialed, hello: Hello) -> Greeted:
     return Greeted(dialed, welcome, reader, came[1:], sent_s)
 
 
-def _welcome(address: Address, came: Sequence[Any], hello: Hello) -> Welcome:
+def _welcome(address: ServerAddress, came: Sequence[Any], hello: Hello) -> Welcome:
     welcome = read(came)
     if isinstance(welcome, Bye):
         raise ConnectionResetError(f"the server at {address.text} says: {welcome.reason or 'not now'}")

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.call import LinkedCall
-from orla_lg.link.calls import LinkedCalls
+from orla_lg.link.calls import ReplicaCalls
 from orla_lg.link.connection import Link
 from orla_lg.link.views import Known
 from orla_lg.openai_api.client import EngineClients
@@ -43,7 +43,7 @@ class CoreLosses:
     def __init__(
         self,
         link: Link,
-        calls: LinkedCalls,
+        calls: ReplicaCalls,
         schedulers: Mapping[str, BackendScheduler],
         clients: Mapping[str, EngineClients],
         known: Known,

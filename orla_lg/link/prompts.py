@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orla_lg.core.background import Background
 from orla_lg.core.call import HASH_BYTES, Usage
@@ -21,11 +21,9 @@ from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.prefetch.prefetcher import LIMIT_S
 from orla_lg.core.prefetch.prompts import Prompt, PromptStore, prompt_of
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
+from orla_lg.link.call import LinkedCall
 from orla_lg.link.connection import Link
 from orla_lg.link.messages import Keeps, StopWarm, Warm, WarmEnded
-
-if TYPE_CHECKING:
-    from orla_lg.link.call import LinkedCall
 
 
 class KeptPrompts:

@@ -42,7 +42,7 @@ def error_of(kind: str, text: str, more: Mapping[str, Any] | None = None) -> Exc
         return OrlaError(f"{kind}: {text}")
 
 
-class Answer:
+class RequestAnswer:
     """What one request waits for."""
 
     __slots__ = ("done", "turn")
@@ -52,13 +52,13 @@ class Answer:
         self.done: RequestDone | None = None
 
 
-class Requests:
+class CoreRequests:
     """The requests of one replica that have no answer yet."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._numbers = itertools.count(1)
-        self._open: dict[int, Answer] = {}
+        self._open: dict[int, RequestAnswer] = {}
 
     def steps(self, what: str, more: Flat, timeout_s: float | None = ANSWER_S) -> Steps:
         """Ask the core; the result is its answer.
@@ -67,7 +67,7 @@ class Requests:
             BackendUnavailable: There is no core, or it does not answer.
             OrlaError: What the core says of the request.
         """
-        number, answer = next(self._numbers), Answer()
+        number, answer = next(self._numbers), RequestAnswer()
         self._open[number] = answer
         try:
             if not self._link.send(Request(number, what, more)):
@@ -116,7 +116,7 @@ class Requests:
 class LinkedSteering(Steering):
     """The levers of the core, pulled from here."""
 
-    def __init__(self, requests: Requests, book: WorkflowBook) -> None:
+    def __init__(self, requests: CoreRequests, book: WorkflowBook) -> None:
         super().__init__({}, book)
         self._requests = requests
 
@@ -183,7 +183,7 @@ class LinkedSteering(Steering):
 class LinkedLimits(LimitBook):
     """The core's limits; here they are shown, and changed over there."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], requests: Requests) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], requests: CoreRequests) -> None:
         super().__init__(limits, clock)
         self._requests = requests
 
@@ -203,12 +203,12 @@ class LinkedLimits(LimitBook):
         self.concern_all = self._shared.limits is not NO_LIMITS
 
 
-class Resident:
+class ResidentTokens:
     """Asks the core once what of a call's prompt lies in a backend's cache."""
 
     __slots__ = ("_backend", "_call", "_requests", "_tokens")
 
-    def __init__(self, requests: Requests, backend: str, call: Call) -> None:
+    def __init__(self, requests: CoreRequests, backend: str, call: Call) -> None:
         self._requests, self._backend, self._call = requests, backend, call
         self._tokens: int | None = None
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 from orla_lg.core import lifecycle
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints, call_ids
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import Sender
+from orla_lg.core.lifecycle import LEAST_S, Sender
 from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.placement.embeddings import naming
+from orla_lg.core.placement.internal_call import InternalMapping
 from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving, Statistics
@@ -30,7 +31,7 @@ from orla_lg.core.steps import Steps
 from orla_lg.errors import BackendUnavailable, ConfigError, RecordUnknown, shown
 from orla_lg.link.adapter import LinkedAdapter, NoOrders
 from orla_lg.link.call import LinkedCall
-from orla_lg.link.calls import LinkedCalls
+from orla_lg.link.calls import ReplicaCalls
 from orla_lg.link.connection import Link
 from orla_lg.link.losses import CoreLosses, OnCoreLost
 from orla_lg.link.messages import (
@@ -51,7 +52,7 @@ from orla_lg.link.messages import (
 )  # fmt: skip
 from orla_lg.link.progress import LinkedProgress
 from orla_lg.link.prompts import KeptPrompts
-from orla_lg.link.requests import LinkedLimits, LinkedSteering, Requests, Resident
+from orla_lg.link.requests import CoreRequests, LinkedLimits, LinkedSteering, ResidentTokens
 from orla_lg.link.served import Adapters, Keys, ServedBackends, usable
 from orla_lg.link.steps import serve
 from orla_lg.link.views import Known, read_statistics
@@ -110,8 +111,8 @@ class LinkedServing(Serving):
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
             for backend, adapter in adapters.items()
         }
-        self.calls = LinkedCalls(link, self.schedulers)
-        self.requests = Requests(link)
+        self.calls = ReplicaCalls(link, self.schedulers)
+        self.requests = CoreRequests(link)
         self.prompts = KeptPrompts(link, self.background)
         self.losses = CoreLosses(
             link, self.calls, self.schedulers, self.clients, self.known, on_core_lost, core_patience_s
@@ -132,7 +133,7 @@ class LinkedServing(Serving):
             self.book, self.foresight, self.memory, self.records, self.updates, self.clock, looks_ahead=False
         ).joined(self.link, self.requests, self.prompts.over)
         self.steering = LinkedSteering(self.requests, self.book)
-        self.resources.add(partial(self.link.stop, 0.0))
+        self.resources.add(self.link.stop)
 
     def _learned(self, welcome: Welcome) -> None:
         self._served.learned(welcome, self.mappings, self.limits, self.prompts)
@@ -145,7 +146,7 @@ class LinkedServing(Serving):
             if seen is None:
                 made.append(view_of(scheduler))
             else:
-                made.append(seen.view if call is None else seen.for_call(Resident(self.requests, name, call)))
+                made.append(seen.view if call is None else seen.for_call(ResidentTokens(self.requests, name, call)))
         return made
 
     def sendable(self) -> Sequence[str] | None:
@@ -179,7 +180,19 @@ class LinkedServing(Serving):
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:  # noqa: D102
         assert isinstance(inflight, LinkedCall)
-        return serve(inflight, sender, on_end)
+        return serve(self, inflight, sender, on_end)
+
+    def internal(self, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str) -> LinkedCall:
+        """Return a call that a mapper needs on the way of another one: in its workflow, with its priority."""
+        call = outer.call
+        left_s = None if call.deadline_at_s is None else max(call.deadline_at_s - self.clock(), LEAST_S)
+        inflight = self.arrive(
+            replace(outer.raw, stage=stage), Ask(backend, body["messages"]), call_id=self.new_id(),
+            said=replace(call.hints, variant=None, deadline_s=left_s), mappers=(InternalMapping(backend, stage),),
+            layers=outer.layers, timeout=call.timeout,
+        )  # fmt: skip
+        assert isinstance(inflight, LinkedCall)
+        return inflight
 
     def enter(self, call: LinkedCall) -> None:
         """Let a call wait for the core's word; where there is no core it waits, ends or goes on alone.

@@ -1,4 +1,4 @@
-"""Whether the server lives, and whether it takes calls: for what starts it, and for what shares calls among several."""
+"""Whether the server lives, and whether it takes calls: for what starts it, and what shares calls among several."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
 from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.answers import denial
@@ -37,13 +37,13 @@ from orla_lg.serve.health import Gate, State
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.listening import closed
+from orla_lg.serve.listening import Listening
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.steering import control_routes
 from orla_lg.serve.sqlite import SqliteStore, default_file
+from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -80,7 +80,8 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, version=__version__, on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
+            is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
@@ -116,17 +117,21 @@ class OrlaServer:
         assert isinstance(caller, Caller)
         return self.access.layers(caller)
 
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        assert isinstance(caller, Caller)
+        return self.access.enter(caller)
+
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
         return self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
-    async def run(self, opened: socket.socket, ready: Callable[[str], None]) -> int:
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
         """Serve until a signal ends it; returns the exit status.
 
         Args:
-            opened: From ``listening``.
+            opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
         http = self._http = _HttpServer(self._uvicorn())
@@ -135,17 +140,17 @@ class OrlaServer:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
-                serving = tasks.create_task(http.serve(sockets=[opened]))
-                while not http.started and not serving.done():
+                serving = tasks.create_task(http.serve(sockets=[opened.socket]))
+                while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
-                ready(self.settings.listen.url(_port(opened), tls=self.settings.has_tls))
+                ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
-        closed(opened, self.settings.listen)
+        opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     async def _take_over(self) -> None:
@@ -184,7 +189,7 @@ class OrlaServer:
             log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
         self.host.bye("the server ends")
         until_s = time.monotonic() + drain_s
-        while self.under_way and time.monotonic() < until_s:
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
             log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
@@ -281,10 +286,6 @@ def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], N
             loop.remove_signal_handler(number)
 
 
-def _port(opened: socket.socket) -> int:
-    return int(opened.getsockname()[1]) if opened.family != getattr(socket, "AF_UNIX", None) else 0
-
-
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     """Return the store that a server is started with.
 
@@ -297,9 +298,7 @@ def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
 
 
-def run(
-    settings: ServeSettings, orla: Orla, store: Store, opened: socket.socket, ready: Callable[[str], None]
-) -> int:
+def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:

@@ -113,7 +113,7 @@ class LinkSession(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has its own, which are no subclass
         self._transport.set_write_buffer_limits(high=MOST_OUTBOX)
         self.host.sessions.add(self)
 

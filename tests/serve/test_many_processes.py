@@ -165,7 +165,9 @@ def test_cores_of_their_own_do_neither(house: House) -> None:
     house.shared.rule = lambda seen: Reply(gate=gate)
 
     async def both() -> None:
-        await asyncio.gather(*(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}) for orla in orlas))
+        async with asyncio.TaskGroup() as tasks:
+            for orla in orlas:
+                tasks.create_task(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}))
         order = {"model": "shared", "calls": 2, "say": "question", "system": f"another {SYSTEM}"}
         async with asyncio.TaskGroup() as tasks:
             for orla in orlas:
@@ -214,10 +216,23 @@ def test_limits_hold_over_all(house: House) -> None:
 def test_the_example_runs_as_its_readme_says(house: House) -> None:
     """With two workers instead of four: each takes seconds to start."""
     folder = ROOT / "examples" / "many_processes"
-    command = re.search(r"^ORLA_SERVER=(\S+) uvicorn (\S+) --workers 4 --port 8000$", (folder / "README.md").read_text(), re.M)
+    command = re.search(
+        r"^ORLA_SERVER=(\S+) uvicorn (\S+) --workers 4 --port 8000$", (folder / "README.md").read_text(), re.M
+    )
     assert command is not None and command[1] == f"http://127.0.0.1:{DEFAULT_PORT}"
     port = free_port()
-    words = [sys.executable, "-m", "uvicorn", command[2], "--workers", "2", "--port", str(port), "--log-level", "warning"]
+    words = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        command[2],
+        "--workers",
+        "2",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
     env = {**environment(house.file.parent), "ORLA_SERVER": house.url}
     house.wide.peak = 0
     url = f"http://127.0.0.1:{port}"
