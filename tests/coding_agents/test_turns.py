@@ -74,7 +74,7 @@ def test_a_turn_with_a_tool(agent: str, take: Take, spoken: str, tmp_path: Path)
         assert record["error"] is None and not record["external"]
     assert second["cached_tokens"] >= 0.9 * first["prompt_tokens"] > 0
     assert key and key not in log
-    print(
-        f"\n{agent}, engine by {spoken}: {took_s:.1f} s; workflow {first['workflow']}, stage {first['stage']}; prompts "
-        f"of {first['prompt_tokens']} and {second['prompt_tokens']} tokens, {second['cached_tokens']} of them cached"
+    counted = (
+        f"{first['prompt_tokens']} and {second['prompt_tokens']} tokens, {second['cached_tokens']} of them cached"
     )
+    print(f"\n{agent}, engine by {spoken}: {took_s:.1f} s; workflow {ended.session}; prompts of {counted}")
