@@ -14,15 +14,10 @@ from typing import Any
 
 import httpx
 
-from orla_lg import config
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.engine.backend import Backend
 from orla_lg.core.policies import DEFAULT_STAGE, name_of
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.engines import starting
-from orla_lg.engines.progress import Progress
-from orla_lg.engines.recipe import EngineOptions
-from orla_lg.engines.running import stop
+from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
@@ -116,7 +111,7 @@ def run_serve(args: argparse.Namespace) -> int:
     chosen = settings(args.config, args.listen_address, args.port, args.store, reads_file=not args.demo)
     with contextlib.ExitStack() as ending:
         if args.demo:
-            chosen = replace(chosen, core=ending.enter_context(_demo_engine()))
+            chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         return _serve(chosen, ending, is_demo=args.demo)
 
 
@@ -144,18 +139,6 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
         print("\n".join(_started(chosen, orla, silent, keys, url, is_demo=is_demo)), flush=True)
 
     return run(chosen, orla, store, opened, started)
-
-
-@contextlib.contextmanager
-def _demo_engine() -> Iterator[config.Settings]:
-    """Start an engine with a small model, and yield the configuration that serves it."""
-    progress = Progress()
-    engine = starting.start(starting.prepare(EngineOptions(), progress), progress)
-    try:
-        recipe = starting.RECIPES[engine.engine]
-        yield config.Settings((Backend(engine.name, engine.url, engine.name, recipe.adapter),), {"*": engine.name})
-    finally:
-        stop(engine)
 
 
 # What it prints

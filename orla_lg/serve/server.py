@@ -34,7 +34,7 @@ from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, State
+from orla_lg.serve.health import ReadinessGate, CoreState
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -94,15 +94,15 @@ class OrlaServer:
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
-        self.app = Gate(self.layer, self)
+        self.app = ReadinessGate(self.layer, self)
         self._http: _HttpServer | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> CoreState:
         """What it is at."""
         if self.draining:
-            return State.DRAINING
-        return State.READY if self.host.decides else State.STANDBY
+            return CoreState.DRAINING
+        return CoreState.READY if self.host.decides else CoreState.STANDBY
 
     # Links
 
@@ -110,7 +110,7 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        if self.state is not State.READY:
+        if self.state is not CoreState.READY:
             raise health.REFUSED[self.state]
         return self.host.session(self.layer.admit_link(headers, client, server))
 
