@@ -8,8 +8,12 @@ import importlib.util
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -110,6 +114,7 @@ def run_serve(args: argparse.Namespace) -> int:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     chosen = settings(args.config, args.listen_address, args.port, args.store, reads_file=not args.demo)
     with contextlib.ExitStack() as ending:
+        ending.enter_context(_ended_in_order())
         if args.demo:
             chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         return _serve(chosen, ending, is_demo=args.demo)
@@ -128,8 +133,8 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
-    for backend in chosen.core.backends:
-        refuse_our_own(backend)
+    with ThreadPoolExecutor() as asking:
+        list(asking.map(refuse_our_own, chosen.core.backends))
     orla = Orla.from_settings(chosen.core, may_be_empty=True)
     ending.callback(orla.close)
     silent = orla.connect()
@@ -139,6 +144,23 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
         print("\n".join(_started(chosen, orla, silent, keys, url, is_demo=is_demo)), flush=True)
 
     return run(chosen, orla, store, opened, started)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM end the start as Ctrl-C does, so that what was begun is ended; a running loop takes it itself."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # What it prints

@@ -34,7 +34,7 @@ from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import ReadinessGate, CoreState
+from orla_lg.serve.health import CoreState, ReadinessGate
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -75,7 +75,8 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
-        self.access = Access(Keyring(store))
+        self._keyring = Keyring(store)
+        self.access = Access(self._keyring)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
@@ -91,7 +92,7 @@ class OrlaServer:
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
-        routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
+        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = ReadinessGate(self.layer, self)
@@ -151,6 +152,7 @@ class OrlaServer:
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
+        self._keyring.close()
         opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 

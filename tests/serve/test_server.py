@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from orla_lg.serve.server import gateway_settings
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
 from orla_lg.serve.store import MemoryStore
 from tests.serve.in_thread import PATIENCE_S, server
-from tests.stub_engine import StubEngine
+from tests.serve.replica import graph_of
+from tests.stub_engine import Gate, Reply, StubEngine
 
 CALL = {"model": "light", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 UPGRADE = {"connection": "upgrade", "upgrade": "orla-link"}
@@ -104,6 +107,29 @@ def test_of_two_cores_on_one_store_one_decides_and_the_other_follows(file: Path)
             until(lambda: second.server.state is CoreState.READY)
             assert httpx.post(f"{second.url}/v1/chat/completions", json=CALL).is_success
             assert second.server.lease.epoch == 2
+
+
+def test_calls_of_a_link_outlive_the_core(file: Path, engine: StubEngine) -> None:
+    """As in a rolling restart: those at the engine go on, those that wait are the standby's, and the bound holds."""
+    store, gate = MemoryStore(), Gate()
+    engine.rule = lambda seen: Reply(gate=gate)
+    file.write_text(file.read_text().replace("[mapping]", "max_concurrency = 2\n[mapping]"))
+    with server(file, store=store) as first, server(file, store=store) as second:
+        until(lambda: CoreState.READY in (first.server.state, second.server.state))
+        old, new = (first, second) if first.server.state is CoreState.READY else (second, first)
+        with Orla.remote(f"{first.url},{second.url}") as orla, ThreadPoolExecutor(6) as pool:
+            graph = graph_of(orla, "light")
+            calls = [pool.submit(asyncio.run, graph.ainvoke({"messages": [("user", f"{n}")]})) for n in range(6)]
+            engine.wait(lambda seen: seen.in_flight == 2)
+            until(lambda: orla.statistics().backends["light"].queue.waiting == 4)
+            old.end()
+            old.join()
+            until(lambda: new.server.state is CoreState.READY)
+            until(lambda: orla.statistics().backends["light"].queue.waiting == 4)
+            assert orla.statistics().backends["light"].queue.in_flight == 2 == engine.in_flight
+            gate.open()
+            assert all(call.result()["messages"] for call in calls)
+        assert engine.peak == 2 and len(engine.chats) == 6
 
 
 def test_one_that_was_replaced_ends(file: Path) -> None:
