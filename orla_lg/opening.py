@@ -48,7 +48,7 @@ class Opened(NamedTuple):
     """What serves, and the clients of its engines by backend."""
 
     serving: Serving
-    clients: Mapping[str, EngineClients]
+    clients: dict[str, EngineClients]
 
 
 def own_core(

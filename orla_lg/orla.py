@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
@@ -19,7 +19,7 @@ from orla_lg import config
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
-from orla_lg.core.engine.given import Backends
+from orla_lg.core.engine.given import Backends, NoBackends
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Mapper, Planned
@@ -40,11 +40,13 @@ from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
 from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.load import LoadAware
-from orla_lg.mappers.table import Entry, stage_mapper
+from orla_lg.mappers.table import stage_mapper
 from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
+
+NO_BACKENDS = "backends: missing; only `orla-lg serve` does without any [backends.NAME]"
 
 Graph = TypeVar("Graph", bound=Runnable[Any, Any])
 """A compiled graph, or a binding of one (``graph.with_retry()``)."""
@@ -206,24 +208,26 @@ class Orla:
         return cls.remote() if config.server() is not None else cls.from_settings(config.find())
 
     @classmethod
-    def from_settings(cls, settings: config.Settings) -> Self:
+    def from_settings(cls, settings: config.Settings, *, may_be_empty: bool = False) -> Self:
         """Build from what a file or the environment said; ``from_config`` and ``from_env`` do this.
+
+        Args:
+            settings: What was said.
+            may_be_empty: Whether there may be no backend yet, as in a server that gets them while it runs.
 
         Raises:
             ConfigError, MappingError: Naming the source, and what is wrong.
         """
-
-        def mapper(table: Mapping[str, Entry]) -> Mapper | None:
-            made = stage_mapper(table)
-            return LoadAware(made) if made is not None and settings.load_aware else made
+        if not settings.backends and not may_be_empty:
+            raise ConfigError(f"{settings.source}: {NO_BACKENDS}")
 
         if faults := settings.faults():
             kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
             raise kind(listed(settings.source, faults))
         try:
             orla = cls(
-                settings.backends,
-                mapper(settings.mapping) if settings.mapping else None,
+                settings.backends or NoBackends.YET,
+                None if settings.mapping == {} else mapper_of(settings, settings.mapping),
                 policy=settings.policy,
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
@@ -240,7 +244,7 @@ class Orla:
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
-                    orla.variant(name, cast("Mapper", mapper(table)))
+                    orla.variant(name, mapper_of(settings, table))
                 undo.pop_all()
         except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error
@@ -527,6 +531,13 @@ class Orla:
     def __repr__(self) -> str:
         schedulers = self.core.serving.schedulers.values()
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in schedulers)})"
+
+
+def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
+    """Return the mapper that a configuration means by a table, or by an object of its own."""
+    made = stage_mapper(mapping)
+    assert made is not None, "no table is no mapping"
+    return LoadAware(made) if settings.load_aware else made
 
 
 def _in_a_loop() -> bool:
