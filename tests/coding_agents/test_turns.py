@@ -9,13 +9,27 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.coding_agents.turns import SAID, STAGE, Take, claude_code, codex, engine_for
+from tests.coding_agents.turns import (
+    FOUND,
+    SAID,
+    STAGE,
+    Ended,
+    Take,
+    claude_code,
+    codex,
+    engine_for,
+    searching_script,
+)
 from tests.serve.processes import orla_lg, serving, until_ready
+from tests.wire.machine import Machine
+from tests.wires.chatting_server import ChattingServer
 from tests.wires.messages_server import MODEL
 
 TENANT = "developers"
@@ -40,6 +54,43 @@ def records_in(file: Path, calls: int) -> list[dict[str, Any]]:
         time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A turn, and what the server has of it."""
+
+    ended: Ended
+    records: list[dict[str, Any]]
+    work: Path
+    took_s: float
+
+
+def turned(engine: Any, take: Take, folder: Path, calls: int, *, same_prefix: bool = True) -> Turned:
+    """Have an agent take a turn at a server, with a key, before a scripted engine; it works."""
+    assert [name for _, name in socket.if_nameindex()] == ["lo"], "run by make test-coding-agents"
+    work, home, server = folder / "work", folder / "home", folder / "server"
+    for each in (work, home, server):
+        each.mkdir()
+    (server / "orla.toml").write_text(CONFIGURATION.format(url=engine.url))
+    key = orla_lg(server, "keys", "create", "agent", "--tenant", TENANT).stdout.strip()
+    with serving(server) as gateway:
+        until_ready(gateway)
+        began_s = time.monotonic()
+        ended = take(gateway.url, key, MODEL, work, home)
+        took_s = time.monotonic() - began_s
+        assert ended.status == 0, ended.log
+        records = records_in(server / "records.jsonl", calls)
+        assert key and key not in gateway.errors
+    assert not any(key in json.dumps(seen.headers) for seen in engine.requests)
+    assert ended.said == SAID, ended.log
+    for record in records:
+        assert (record["workflow"], record["stage"]) == (ended.session, STAGE)
+        assert (record["tenant"], record["backend"]) == (TENANT, "main")
+        assert record["error"] is None and not record["external"]
+    for before, after in pairwise(records if same_prefix else ()):  # tools stand at the beginning of a prompt
+        assert after["cached_tokens"] >= 0.9 * before["prompt_tokens"] > 0
+    return Turned(ended, records, work, took_s)
+
+
 @pytest.mark.parametrize(
     ("agent", "take", "spoken"),
     [
@@ -50,31 +101,20 @@ def records_in(file: Path, calls: int) -> list[dict[str, Any]]:
     ],
 )
 def test_a_turn_with_a_tool(agent: str, take: Take, spoken: str, tmp_path: Path) -> None:
-    assert [name for _, name in socket.if_nameindex()] == ["lo"], "run by make test-coding-agents"
-    work, home, server = tmp_path / "work", tmp_path / "home", tmp_path / "server"
-    for folder in (work, home, server):
-        folder.mkdir()
     with engine_for(agent, spoken) as engine:
-        (server / "orla.toml").write_text(CONFIGURATION.format(url=engine.url))
-        key = orla_lg(server, "keys", "create", agent, "--tenant", TENANT).stdout.strip()
-        with serving(server) as gateway:
-            until_ready(gateway)
-            began_s = time.monotonic()
-            ended = take(gateway.url, key, MODEL, work, home)
-            took_s = time.monotonic() - began_s
-            assert ended.status == 0, ended.log
-            first, second = records_in(server / "records.jsonl", calls=2)
-            log = gateway.errors
-        assert not any(key in json.dumps(seen.headers) for seen in engine.requests)
-    assert ended.said == SAID, ended.log
-    assert (work / "made.txt").read_text() == "made\n"  # the tool ran
-    for record in (first, second):
-        assert (record["workflow"], record["stage"]) == (ended.session, STAGE)
-        assert (record["tenant"], record["backend"]) == (TENANT, "main")
-        assert record["error"] is None and not record["external"]
-    assert second["cached_tokens"] >= 0.9 * first["prompt_tokens"] > 0
-    assert key and key not in log
+        turn = turned(engine, take, tmp_path, calls=2)
+    assert (turn.work / "made.txt").read_text() == "made\n"  # the tool ran
+    first, second = turn.records
     counted = (
         f"{first['prompt_tokens']} and {second['prompt_tokens']} tokens, {second['cached_tokens']} of them cached"
     )
-    print(f"\n{agent}, engine by {spoken}: {took_s:.1f} s; workflow {ended.session}; prompts of {counted}")
+    print(f"\n{agent}, engine by {spoken}: {turn.took_s:.1f} s; workflow {turn.ended.session}; prompts of {counted}")
+
+
+def test_a_tool_that_is_found_by_a_search(tmp_path: Path) -> None:
+    """Before, it is no tool of the request that the engine gets; then it is one like the others."""
+    with ChattingServer(searching_script, machine=Machine(token_s=0.0)) as engine:
+        turn = turned(engine, claude_code, tmp_path, calls=3, same_prefix=False)
+    assert (turn.work / "made.txt").read_text() == "made\n"
+    first, *others = [{tool["function"]["name"] for tool in body["tools"]} for body in engine.bodies()]
+    assert FOUND not in first and all(FOUND in names for names in others)

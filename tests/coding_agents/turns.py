@@ -104,6 +104,21 @@ def responses_script(body: dict[str, Any]) -> Turn:
     return Turn("I need the shell.", calls=((call[0], json.dumps(call[1])),))
 
 
+FOUND = "WebFetch"
+"""A tool that Claude Code tells of by its name alone, until its own search brings it up."""
+
+
+def searching_script(body: dict[str, Any]) -> Turn:
+    """Act as the model that first looks for another tool, asked by chat completions."""
+    names = {(tool.get("function") or tool).get("name") for tool in body.get("tools") or []}
+    ran = sum(item.get("type") == "function_call_output" for item in body["input"])
+    if ran == 0:
+        return Turn(calls=(("ToolSearch", json.dumps({"query": f"select:{FOUND}", "max_results": 1})),))
+    if ran == 1 and FOUND in names:
+        return Turn(calls=(("Bash", json.dumps({"command": SHELL, "description": "Write the file"})),))
+    return Turn(text=SAID)
+
+
 def messages_script(body: dict[str, Any]) -> Answer:
     """Act as the model, asked by Messages."""
     call = _call(body.get("tools") or [])
