@@ -70,7 +70,7 @@ class Bench:
 
     def _examine(self, case: Case) -> Verification:
         number = next(self._numbers)
-        keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla", "streamed")}
+        keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla")}
         for key in keys.values():
             self.server.scripts[key] = case.script
         model = bare_model(self.server.url, CALLER_KEY, case.retries, case.stream_usage)
@@ -93,12 +93,13 @@ class Bench:
                 if not self.server.wait(lambda: not self.server.connected(served)):
                     faults.append("connections are open after close()")
 
-            def streamed() -> Run:
-                inner = replace(case, inner="stream")
-                return self._run(self.graph, Job(inner, keys["streamed"], model))
+            def bare_of(another: Case) -> Run:
+                key = f"case-{next(self._numbers)}-bare"
+                keys[key], self.server.scripts[key] = key, another.script
+                return self._run(self.graph, Job(another, key, model))
 
             for way, other in (("wrapped", wrapped), ("orla", through)):
-                found = worse(case, bare, other, is_chat_orla=way == "orla", streamed=streamed)
+                found = worse(case, bare, other, is_chat_orla=way == "orla", bare_of=bare_of)
                 if found is not None:
                     faults.append(f"{way}: {found}")
                 faults += [f"{way}: {fault}" for fault in self._disclosed(keys[way])]
@@ -108,8 +109,10 @@ class Bench:
 
     def _run(self, graph: Any, job: Job) -> Run:
         if job.case.outer in ("invoke", "stream"):
-            return run(graph, job)
-        return asyncio.run_coroutine_threadsafe(arun(graph, job), self._loop).result(PATIENCE_S)
+            done = run(graph, job)
+        else:
+            done = asyncio.run_coroutine_threadsafe(arun(graph, job), self._loop).result(PATIENCE_S)
+        return replace(done, requests=len(self.server.seen.get(job.key, ())))
 
     def _left(self, orla: Orla, case: Case, done: Run, key: str) -> list[str]:
         """Return what the call left behind, and what is wrong with its record."""

@@ -80,6 +80,8 @@ class Run:
 
     outcome: Outcome
     seconds: float
+    requests: int = 0
+    """How many came of it."""
 
 
 # The graph, which is the same for all cases
