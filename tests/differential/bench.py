@@ -7,7 +7,7 @@ import functools
 import gc
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ from tests.differential.script import Case
 from tests.differential.server import MODEL, ScriptedServer
 
 PATIENCE_S = 30.0
+COLLECTIONS = 4
 PAUSE_S = 0.004
 """Between attempts, the SDK's and ours: examples are many."""
 
@@ -88,10 +89,8 @@ class Bench:
                 through = self._run(self.graph, Job(case, keys["orla"], chat))
                 faults += self._left(orla, case, through, keys["orla"])
             served = {keys["wrapped"], keys["orla"]}
-            if not self.server.wait(lambda: not self.server.connected(served), 0.3):
-                gc.collect()  # as above
-                if not self.server.wait(lambda: not self.server.connected(served)):
-                    faults.append("connections are open after close()")
+            if not self._comes_true(lambda: not self.server.connected(served)):
+                faults.append("connections are open after close()")
 
             def bare_of(another: Case) -> Run:
                 key = f"case-{next(self._numbers)}-bare"
@@ -118,9 +117,7 @@ class Bench:
         """Return what the call left behind, and what is wrong with its record."""
         faults = []
         if not self._settled(orla, key):
-            gc.collect()  # what hangs in a cycle of an exception's frames ends with it, bare as well
-            if not self._settled(orla, key):
-                faults.append(f"in flight after the end: {orla.statistics().backends['main'].queue}")
+            faults.append(f"in flight after the end: {orla.statistics().backends['main'].queue}")
         try:
             assert_nothing_left(orla)
         except AssertionError as error:
@@ -137,7 +134,19 @@ class Bench:
             queue = orla.statistics().backends["main"].queue
             return not (queue.in_flight or queue.waiting or self.server.busy({key}))
 
-        return self.server.wait(idle, 1.5)
+        return self._comes_true(idle)
+
+    def _comes_true(self, condition: Callable[[], bool]) -> bool:
+        """Wait until *condition* holds, if need be without what nothing refers to; returns whether it does.
+
+        What hangs in a cycle of an exception's frames ends when that is collected, bare as well. One collection is
+        not enough: it does nothing while another thread is in the middle of one.
+        """
+        for _ in range(COLLECTIONS):
+            if self.server.wait(condition, 0.3):
+                return True
+            gc.collect()
+        return self.server.wait(condition)
 
     def _disclosed(self, key: str) -> list[str]:
         """Return what went where it must not: a key, or a prompt, to another host than the backend's own."""
