@@ -20,7 +20,7 @@ from orla_lg.core.engine import registry
 from orla_lg.core.engine.retry import RetryPolicy
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
-from tests.differential.runs import Answered, Failed, Job, Run, arun, bare_model, make_graph, run
+from tests.differential.runs import Answered, Failed, Job, Run, arun, bare_model, birthplace, make_graph, run
 from tests.differential.script import Case
 from tests.differential.server import MODEL, ScriptedServer
 
@@ -48,7 +48,10 @@ class Bench:
         self.server = server
         self.graph = make_graph()
         self._numbers = itertools.count(1)
+        self._unheard: list[str] = []
+        """Raw exceptions of ours that a task or a callback of the loop ended in and nothing retrieved."""
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(self._hear)
         self._thread = threading.Thread(target=self._loop.run_forever, name="examples", daemon=True)
         self._thread.start()
 
@@ -57,6 +60,11 @@ class Bench:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def _hear(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # LangChain's own, bare as well: branches of a stream that is dropped close it at the same time.
+        if (error := context.get("exception")) is not None and (place := birthplace(error)):
+            self._unheard.append(f"unheard in the loop: {error!r} from {place}")
 
     def examine(self, case: Case) -> Verification:
         """Make the case's call in every way, and judge.
@@ -102,7 +110,8 @@ class Bench:
                 if found is not None:
                     faults.append(f"{way}: {found}")
                 faults += [f"{way}: {fault}" for fault in self._disclosed(keys[way])]
-            return Verification(bare, wrapped, through, tuple(faults))
+            unheard, self._unheard = self._unheard, []
+            return Verification(bare, wrapped, through, (*faults, *unheard))
         finally:
             self.server.forget(set(keys.values()))
 
