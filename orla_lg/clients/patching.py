@@ -29,7 +29,7 @@ def patch(client: Client, module: ModuleType) -> None:
         for kind, name in _methods(client, module):
             if (kind, name) not in _ours:
                 original = getattr(kind, name)
-                ours = wrapped(client.package, original)
+                ours = wrapped(original)
                 _ours[kind, name] = ours, original, name in vars(kind)
                 setattr(kind, name, ours)
 

@@ -26,9 +26,9 @@ def _open(sending: Sending) -> Iterator[None]:
         raise came.error from came.error.__cause__
 
 
-def wrapped(title: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return what stands for the method *original* of a client; a generator of its sends with its first step."""
-    sending = Sending(title)
+    sending = Sending()
     if inspect.iscoroutinefunction(original):
 
         async def asend(*args: Any, **kwargs: Any) -> Any:

@@ -69,8 +69,6 @@ class CallSite(Protocol):
 class Sending:
     """A model's client sends a request."""
 
-    title: str
-    """The client's."""
     max_attempts: int = 1
     """So often it would try by itself. With more than one it sends again what is *passing*."""
     site: CallSite | None = None

@@ -56,11 +56,11 @@ def site_of(options: Options) -> CallSite | None:
 
 
 def request(
-    site: CallSite, title: str, client: Any, original: Callable[..., Any], options: Options, form: Mapping[str, Any]
+    site: CallSite, client: Any, original: Callable[..., Any], options: Options, form: Mapping[str, Any]
 ) -> Any:
     """Send a request of *client* by the SDK's *original* method, and let the HTTP client below serve it."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    token = SENDING.set(Sending(title, attempts, site))
+    token = SENDING.set(Sending(attempts, site))
     try:
         return original(client, options=options.model_copy(update={"max_retries": 0}), **form)
     except Carried as carried:
@@ -73,12 +73,12 @@ def request(
 
 
 async def arequest(
-    site: CallSite, title: str, client: Any, original: Callable[..., Awaitable[Any]], options: Options,
+    site: CallSite, client: Any, original: Callable[..., Awaitable[Any]], options: Options,
     form: Mapping[str, Any],
 ) -> Any:  # fmt: skip
     """``request`` for a running loop."""
     attempts = 1 + options.get_max_retries(client.max_retries)
-    token = SENDING.set(Sending(title, attempts, site))
+    token = SENDING.set(Sending(attempts, site))
     try:
         return await original(client, options=options.model_copy(update={"max_retries": 0}), **form)
     except Carried as carried:
@@ -98,7 +98,7 @@ def _opened(carried: Carried) -> PassedBy:
     return carried.passing
 
 
-def wrapped(title: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return what stands for the method *original* of an SDK's client."""
     if inspect.iscoroutinefunction(original):
 
@@ -106,7 +106,7 @@ def wrapped(title: str, original: Callable[..., Any]) -> Callable[..., Any]:
             site = site_of(options)
             if site is None:
                 return await original(self, cast_to, options, **form)
-            return await arequest(site, title, self, original, options, {**form, "cast_to": cast_to})
+            return await arequest(site, self, original, options, {**form, "cast_to": cast_to})
 
         return functools.wraps(original)(asend)
 
@@ -114,6 +114,6 @@ def wrapped(title: str, original: Callable[..., Any]) -> Callable[..., Any]:
         site = site_of(options)
         if site is None:
             return original(self, cast_to, options, **form)
-        return request(site, title, self, original, options, {**form, "cast_to": cast_to})
+        return request(site, self, original, options, {**form, "cast_to": cast_to})
 
     return functools.wraps(original)(send)

@@ -36,7 +36,6 @@ CHAT_COMPLETIONS = "/chat/completions"
 EMBEDDINGS = "/embeddings"
 _SEEN = frozenset({CHAT_COMPLETIONS, "/responses", "/completions", EMBEDDINGS})
 
-TITLE = "openai"
 MANY_FIELDS = 100
 
 log = logging.getLogger("orla_lg")
@@ -183,7 +182,7 @@ def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = 
         return original()
     core, come_from = found
     if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
-        return stainless.request(NodeCallSite(core, come_from), TITLE, self, _SYNC, options, form)
+        return stainless.request(NodeCallSite(core, come_from), self, _SYNC, options, form)
     return drive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -197,7 +196,7 @@ async def _arequest(
         return await original()
     core, come_from = found
     if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
-        return await stainless.arequest(NodeCallSite(core, come_from), TITLE, self, _ASYNC, options, form)
+        return await stainless.arequest(NodeCallSite(core, come_from), self, _ASYNC, options, form)
     return await adrive(chat_steps(core, come_from, self, original, options, form))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from orla_lg.wires.reading import Garbage, count, list_in, object_in
 
@@ -109,14 +109,16 @@ class _Choice:
 class ToolCalls:
     """The tool calls of one message, from their deltas.
 
-    A delta belongs to the newest call with its index, else to the one with its id, else to the newest of all; one
-    that brings a name and an id which that call does not have begins a call of its own.
+    A delta belongs to the call with its index and its id, else to the newest call with its index, else to the one
+    with its id, else to the newest of all; one that brings a name, be it an empty one, and an id which that call does
+    not have begins a call of its own.
     """
 
     def __init__(self) -> None:
         self._calls: list[_ToolCall] = []
         self._by_index: dict[int, _ToolCall] = {}
         self._by_id: dict[str, _ToolCall] = {}
+        self._by_both: dict[tuple[int, str], _ToolCall] = {}
 
     def add(self, delta: Any) -> None:
         """Take in one entry of a delta's ``tool_calls``.
@@ -132,7 +134,7 @@ class ToolCalls:
         has_name = bool(function.get("name") or custom.get("name"))
         if not (has_name or named or function.get("arguments") or custom) and index not in self._by_index:
             return  # nothing yet
-        begins = "name" in function or "name" in custom  # be it an empty one: where calls go on, some repeat that
+        begins = function.get("name") is not None or custom.get("name") is not None  # calls that go on may have ""
         if has_name and index is None and named is None and self._calls and self._calls[-1].repeats(delta, function):
             has_name = False
         call = self._call_for(index, named, has_name=has_name, begins=begins)
@@ -140,15 +142,17 @@ class ToolCalls:
             self._by_index[index] = call
         if named is not None:
             self._by_id.setdefault(named, call)
-        call.id = call.id or (named if named is not None or given != "" else "")
-        call.add(delta, function)
+            if index is not None:
+                self._by_both.setdefault((index, named), call)
+        call.add(delta, function, named if named is not None or given != "" else "")
 
     def _call_for(self, index: int | None, named: str | None, *, has_name: bool, begins: bool) -> _ToolCall:
         known = None if index is None else self._by_index.get(index)
         if known is not None:
-            other = named is not None and known.id and named != known.id
+            if index is None or named is None or not known.id or named == known.id:
+                return known
             # Some engines draw a new id for each delta: a call that goes on brings no name.
-            return self._new() if other and has_name else known
+            return self._by_both.get((index, named)) or (self._new() if begins else known)
         if named is not None and (index is None or not begins) and named in self._by_id:
             return self._by_id[named]
         if not self._calls or named is not None or (has_name and (index is not None or self._calls[-1].id)):
@@ -172,15 +176,15 @@ class _ToolCall:
         self._type: str | None = None
         self._rest: dict[str, Any] = {}
         self._function: dict[str, Any] = {}
-        self._pieces: list[tuple[str, str]] = []
-        """Name and arguments of each delta, either of which may be empty."""
+        self._pieces: list[_Piece] = []
 
-    def add(self, delta: Mapping[str, Any], function: Mapping[str, Any]) -> None:
+    def add(self, delta: Mapping[str, Any], function: Mapping[str, Any], id: str | None) -> None:
         if isinstance(kind := delta.get("type"), str) and kind:
             self._type = kind
         name, arguments = _text(function.get("name")), _text(function.get("arguments"))
-        if name or arguments:
-            self._pieces.append((name, arguments))
+        if name or arguments or (id and not self.id):
+            self._pieces.append(_Piece(name, arguments, id))
+        self.id = self.id or id
         for into, source in ((self._rest, delta), (self._function, function)):
             for key, value in source.items():
                 if key not in _CALL_KEYS and value is not None:
@@ -188,55 +192,96 @@ class _ToolCall:
 
     def repeats(self, delta: Mapping[str, Any], function: Mapping[str, Any]) -> bool:
         """Whether *delta*, which has neither an index nor an id, names the call again and goes on with it."""
-        names_it = delta.get("id") == "" or any(name == function.get("name") for name, _ in self._pieces[:1])
+        names_it = delta.get("id") == "" or any(piece.name == function.get("name") for piece in self._pieces[:1])
         return names_it and not self._is_whole
 
     @property
     def _is_whole(self) -> bool:
         """Whether its arguments are whole so far; cheap where they plainly go on."""
-        last = self._pieces[-1][1] if self._pieces else ""
-        return last.rstrip().endswith("}") and _is_whole("".join(arguments for _, arguments in self._pieces))
+        last = next((piece.arguments for piece in reversed(self._pieces) if piece.arguments), "")
+        return last.rstrip().endswith("}") and _is_whole("".join(piece.arguments for piece in self._pieces))
 
     def wholes(self) -> Iterator[dict[str, Any]]:
         rest, function = _joined(self._rest), _joined(self._function)
-        is_custom = "custom" in rest and not self._pieces
-        for number, (name, arguments) in enumerate(dict.fromkeys(self._groups())):
+        is_custom = "custom" in rest and not any(piece.name or piece.arguments for piece in self._pieces)
+        calls: dict[tuple[str, str], str | None] = {}  # what is sent twice is one
+        for group in self._groups():
+            said = group.name, group.arguments
+            calls[said] = calls.get(said) or group.id
+        for (name, arguments), id in calls.items():
             whole = {"type": self._type or "function", **rest}
-            if self.id is not None and (number == 0 or not self.id):
-                whole = {"id": self.id, **whole}
+            if id is not None:
+                whole = {"id": id, **whole}
             if not is_custom:
                 whole["function"] = {**function, "name": name, "arguments": arguments}
             yield whole
 
-    def _groups(self) -> list[tuple[str, str]]:
-        """Return name and arguments of each call: the next one begins with a name, after whole arguments."""
-        groups: list[tuple[list[str], list[str]]] = []
+    def _groups(self) -> list[_Group]:
+        """Return each call's pieces: the next one begins with a name, or an id, after whole arguments."""
+        groups = [_Group()]
         looks = MANY_LOOKS
-        for name, arguments in self._pieces or [("", "")]:
-            begins = not groups
-            if groups and name and groups[-1][1]:
-                names, before = groups[-1]
-                begins = name != _name_of(names)
-                if not begins and looks and _is_whole(arguments):
+        for piece in self._pieces:
+            before, begins = groups[-1], False
+            if piece.name and before.pieces:
+                begins = piece.name != before.name
+                if not begins and looks and _is_whole(piece.arguments):
                     looks -= 1
-                    begins = _is_whole("".join(before))
+                    begins = before.is_whole
+            elif piece.id and before.pieces and not before.id:
+                begins = before.is_whole
             if begins:
-                groups.append(([], []))
-            for into, piece in zip(groups[-1], (name, arguments), strict=True):
-                if piece:
-                    into.append(piece)
-        return [(_name_of(names), _arguments_of(arguments)) for names, arguments in groups]
+                groups.append(_Group())
+            groups[-1].add(piece)
+        if len(groups) > 1 and not (groups[-1].name or groups[-1].pieces):
+            late = groups.pop()  # an id that comes last
+            groups[-1].id = groups[-1].id or late.id
+        return groups
 
 
-def _name_of(names: list[str]) -> str:
-    """Return a name from its pieces, or where each delta repeats it."""
-    return names[0] if len(set(names)) == 1 else "".join(names)
+class _Piece(NamedTuple):
+    """What a delta brings of a call; either text may be empty."""
+
+    name: str
+    arguments: str
+    id: str | None
 
 
-def _arguments_of(pieces: list[str]) -> str:
-    """Return arguments from their pieces, or the last of them where it repeats the whole."""
-    whole = "".join(pieces)
-    return pieces[-1] if len(pieces) > 1 and not _is_whole(whole) and _is_whole(pieces[-1]) else whole
+class _Group:
+    """The pieces of one call."""
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.pieces: list[str] = []
+        """Of its arguments."""
+        self._names: list[str] = []
+        self._distinct: set[str] = set()
+
+    def add(self, piece: _Piece) -> None:
+        if not self.id and piece.id is not None:
+            self.id = piece.id
+        if piece.name:
+            self._names.append(piece.name)
+            self._distinct.add(piece.name)
+        if piece.arguments:
+            self.pieces.append(piece.arguments)
+
+    @property
+    def name(self) -> str:
+        """Its name from its pieces, or where each delta repeats it."""
+        return self._names[0] if len(self._distinct) == 1 else "".join(self._names)
+
+    @property
+    def arguments(self) -> str:
+        """Its arguments from their pieces, or the last of them where it repeats the whole."""
+        whole = "".join(self.pieces)
+        if len(self.pieces) > 1 and not _is_whole(whole) and _is_whole(self.pieces[-1]):
+            return self.pieces[-1]
+        return whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its arguments are, so far."""
+        return _is_whole("".join(self.pieces))
 
 
 def _is_whole(arguments: str) -> bool:

@@ -95,7 +95,7 @@ def test_what_follows_a_model_in_its_node_is_not_its_own(engine: StubEngine, the
 @pytest.mark.parametrize("body", [b"[1]", b"3", b"null"])
 def test_a_body_that_is_no_object_passes(theirs: StubEngine, orla: Orla, body: bytes) -> None:
     def send() -> int:
-        with announced(Sending("test")):
+        with announced(Sending()):
             return httpx.post(f"{theirs.url}/embeddings", content=body).status_code
 
     assert inside(orla, send) == 404 and not orla.records()
@@ -105,7 +105,7 @@ def test_a_body_that_is_still_to_come_passes(engine: StubEngine, theirs: StubEng
     def send() -> str:
         data = json.dumps(BODY).encode()
         headers = {"content-length": str(len(data))}
-        with announced(Sending("test")):
+        with announced(Sending()):
             answer = httpx.post(f"{theirs.url}/chat/completions", content=iter([data]), headers=headers)
             return str(answer.json()["choices"][0]["message"]["content"])
 
@@ -165,7 +165,7 @@ def test_a_wrapper_that_came_later_stays(engine: StubEngine, theirs: StubEngine)
 def test_a_bare_thread_is_counted_as_lost(engine: StubEngine, theirs: StubEngine, orla: Orla) -> None:
     def body() -> None:
         def send() -> None:
-            with announced(Sending("test")):
+            with announced(Sending()):
                 httpx.post(f"{theirs.url}/chat/completions", json=BODY)
 
         thread = threading.Thread(target=send)

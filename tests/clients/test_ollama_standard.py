@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_ollama import ChatOllama
-from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from orla_lg import Orla
-from tests.clients.nodes import ainside, inside
 from tests.clients.ollama_graphs import OURS, THEIRS, backend, model, served
+from tests.clients.standard import CUSTOMER, Alike, both_ways
 from tests.wire.ollama_native import Said
 from tests.wire.ollama_server import OllamaServer
 
-ENDINGS = (Exception, pytest.skip.Exception, pytest.fail.Exception)
 EXPECTED: dict[str, dict[str, Any]] = {
     "magic_function": {"input": 3},
-    "unicode_customer": {"customer_name": "你好啊集团こんにちは株式会社", "description": "a customer"},
+    "unicode_customer": CUSTOMER,
 }
 """Arguments that the tests expect of a model."""
 
@@ -35,26 +30,9 @@ def script(asked: dict[str, Any]) -> Said:
     return Said(said.text, said.thinking, tuple((name, EXPECTED.get(name, given)) for name, given in said.calls))
 
 
-def asked(server: OllamaServer) -> int:
-    paths = ("/api/chat", "/v1/chat/completions")
-    return len([seen for seen in server.requests if seen.path in paths and seen.body])
-
-
-def ending(run: Callable[[], Any]) -> str:
-    """Return how a test ends."""
-    try:
-        run()
-    except ENDINGS as end:
-        return f"{type(end).__name__}: {end}".splitlines()[0]
-    return "passed"
-
-
-class Standard(ChatModelIntegrationTests):
+class Standard(Alike):
     """On a scripted Ollama; its features are those that langchain-ollama's own run of these tests names, without
     images, which the tests would load from the network."""
-
-    theirs: OllamaServer
-    cores: tuple[tuple[Orla, OllamaServer], ...]
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -68,6 +46,11 @@ class Standard(ChatModelIntegrationTests):
         ):
             cls.theirs, cls.cores = theirs, ((one, native), (other, chat))
             yield
+
+    @staticmethod
+    def asked(server: OllamaServer) -> int:
+        paths = ("/api/chat", "/v1/chat/completions")
+        return len([seen for seen in server.requests if seen.path in paths and seen.body])
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -86,42 +69,4 @@ class Standard(ChatModelIntegrationTests):
         return False
 
 
-def ends_alike(test: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a test that runs *test* bare, then in a node, for each engine."""
-
-    @functools.wraps(test)
-    def run(self: Standard, *args: Any, **kwargs: Any) -> None:
-        is_async = inspect.iscoroutinefunction(test)
-
-        def once() -> Any:
-            return test(self, *args, **kwargs)
-
-        for server in (self.theirs, *(server for _, server in self.cores)):
-            server.requests.clear()
-        bare = ending((lambda: asyncio.run(once())) if is_async else once)
-        calls = asked(self.theirs)
-        self.theirs.requests.clear()
-        for orla, server in self.cores:
-            assert ending(functools.partial(ainside if is_async else inside, orla, once)) == bare
-            assert not self.theirs.requests, "nothing went where the code says"
-            assert asked(server) == calls
-        if bare.startswith("Skipped"):
-            pytest.skip("it does bare")
-        assert bare == "passed", "the stand-in answers what LangChain expects"
-
-    # A coroutine function would be awaited by pytest.
-    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
-    return run
-
-
-TESTS = {name: test for name, test in vars(ChatModelIntegrationTests).items() if name.startswith("test_")}
-TestStandard = type(
-    "TestStandard",
-    (Standard,),
-    {
-        **{name: ends_alike(test) for name, test in TESTS.items()},
-        "__module__": __name__,
-        "test_no_overrides_DO_NOT_OVERRIDE": None,
-        "test_stream_time": None,
-    },
-)
+TestStandard = both_ways(Standard)

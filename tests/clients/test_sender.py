@@ -153,7 +153,7 @@ def test_half_a_character_is_sent_as_it_was_escaped(make_orla: Any) -> None:
         raw = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud83d"}]}'
 
         def body() -> int:
-            with announced(Sending("test")):
+            with announced(Sending()):
                 return client._client.send(
                     httpx.Request("POST", "http://127.0.0.1:9/chat/completions", content=raw)
                 ).status_code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from orla_lg.wires.reading import MAX_COUNT
 from tests.differential.runs import Answered, Failed, Outcome, Run
@@ -23,7 +24,7 @@ def worse(
     other: Run,
     *,
     is_chat_orla: bool,
-    streamed: Callable[[], Run],
+    bare_of: Callable[[Case], Run],
 ) -> str | None:
     """Return in what way *other* is worse than *bare*; ``None`` if it is not.
 
@@ -33,29 +34,37 @@ def worse(
         other: The same call with us in between.
         is_chat_orla: Whether *other* is a ``ChatOrla``: it streams from the engine where it is only invoked, and has
             token counts where bare has none.
-        streamed: The bare graph with a streamed call; what ``ChatOrla`` may be measured by where streams go wrong.
+        bare_of: Runs another case bare: the streamed call, which ``ChatOrla`` may be measured by where streams go
+            wrong, or the next reply, where bare does not try again.
     """
     found = _worse(case, bare.outcome, other.outcome, is_chat_orla)
-    if found and is_chat_orla and not case.streams and not _must_assemble(case, bare.outcome, other.outcome):
-        reference = streamed()
+    if found and is_chat_orla and not case.streams and not _must_assemble(bare.outcome, other.outcome):
+        reference = bare_of(replace(case, inner="stream"))
         bare = Run(bare.outcome, max(bare.seconds, reference.seconds))
         found = _worse(case, reference.outcome, other.outcome, is_chat_orla, assembled=True) and found
         if found and _is_of_both(bare.outcome, reference.outcome, other.outcome):
             found = None
         if found and tried_again(case) and isinstance(other.outcome, Answered) and _meant(case, other.outcome):
             found = None  # its stream brought nothing, so it is the next reply that answers
+    if found and _has_met_the_next(case, bare, other):
+        rest = replace(case, script=case.script[1:])
+        found = worse(rest, bare_of(rest), other, is_chat_orla=is_chat_orla, bare_of=bare_of) and found
     if found is None and other.seconds > 3 * bare.seconds + SLACK_S:
         return f"took {other.seconds:.1f} s, bare {bare.seconds:.1f} s"
     return found
 
 
-def _must_assemble(case: Case, bare: Outcome, other: Outcome) -> bool:
-    """Whether the streamed answer is whole and only its tool calls are numbered oddly, in a way that can be read."""
+def _has_met_the_next(case: Case, bare: Run, other: Run) -> bool:
+    """Whether bare failed over a first reply that is no answer, and *other* tried again and met what comes next."""
+    return isinstance(bare.outcome, Failed) and len(case.script) > 1 and other.requests > bare.requests
+
+
+def _must_assemble(bare: Outcome, other: Outcome) -> bool:
+    """Whether the streamed answer is whole and only its tool calls are put together otherwise."""
     return (
         isinstance(bare, Answered)
         and isinstance(other, Answered)
         and bare.calls != other.calls
-        and all(reply.numbering.tells_apart for reply in case.script)
         and _same_but_calls(bare, other)
     )
 
@@ -92,8 +101,6 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
         return None
     if bare.kind == "answer" and not other.born:
         return None  # bare failed over what it could not read, by whatever exception; a named one is no worse
-    if not other.born and tried_again(case):
-        return None
     return f"fails as {other}, bare as {bare}"
 
 

@@ -80,6 +80,8 @@ class Run:
 
     outcome: Outcome
     seconds: float
+    requests: int = 0
+    """How many came of it."""
 
 
 # The graph, which is the same for all cases
@@ -223,10 +225,10 @@ def failed(error: BaseException) -> Failed:
     """Return what an exception says."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     named = isinstance(error, openai.OpenAIError | OrlaError | httpx2.HTTPError)
-    return Failed(kind_of(error), name, str(error)[:300], "" if named else _birthplace(error))
+    return Failed(kind_of(error), name, str(error)[:300], "" if named else birthplace(error))
 
 
-def _birthplace(error: BaseException) -> str:
+def birthplace(error: BaseException) -> str:
     """Return where an exception was raised if that is in our code, or in what our code called of Python's own."""
     installed = [
         (Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)

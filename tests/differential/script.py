@@ -66,16 +66,11 @@ class Numbering(_Terse):
     index: Literal[
         "right", "from one", "all zero", "null", "omitted", "sparse", "huge", "negative", "text", "float"
     ] = "right"
-    ids: Literal["first", "each", "empty later", "last"] = "first"
+    ids: Literal["first", "each", "empty later"] = "first"
     names: Literal["first", "each", "empty later"] = "first"
     types: Literal["first", "each", "none"] = "first"
     pieces: int = 8
     """Characters of arguments at a time; 0 sends a call whole, -1 all calls in one chunk."""
-
-    @property
-    def tells_apart(self) -> bool:
-        """Whether a lenient reader can put the pieces together."""
-        return self.ids == "each" or self.pieces <= 0 or self.index not in ("all zero", "null", "omitted")
 
 
 @dataclass(frozen=True, repr=False)

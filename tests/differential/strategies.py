@@ -61,7 +61,7 @@ answers = st.builds(
 )  # fmt: skip
 
 
-def _are_told_apart(calls: tuple[ToolCall, ...]) -> bool:
+def are_told_apart(calls: tuple[ToolCall, ...]) -> bool:
     """Whether no two have one name and one id, or one of them none: one might go on with the other."""
     return not any(
         one.name == other.name and (one.id == other.id or not one.id or not other.id)
@@ -72,7 +72,7 @@ def _are_told_apart(calls: tuple[ToolCall, ...]) -> bool:
 calling = st.builds(
     Answer,
     content=mostly(None, "", "I look it up."),
-    calls=st.lists(st.sampled_from(CALLS), min_size=1, max_size=3).map(tuple).filter(_are_told_apart),
+    calls=st.lists(st.sampled_from(CALLS), min_size=1, max_size=3).map(tuple).filter(are_told_apart),
     finish=mostly("tool_calls", "stop", "length", None),
     choices=mostly("one", "two", "no index", weight=4),
 )

@@ -49,6 +49,23 @@ FOUND = {
     "two nameless calls of one id": Case(
         (Reply(answer=Answer(None, (ToolCall(name="", id="x"), ToolCall(name="", id="x")), "tool_calls")),)
     ),
+    "a call of one number with another, nameless one": Case(
+        (
+            Reply(
+                answer=Answer(None, (ToolCall(), ToolCall(name="", id="call_4")), "tool_calls"),
+                numbering=Numbering(index="all zero"),
+            ),
+        ),
+    ),
+    "a call of one number with another, and without its id": Case(
+        (
+            Reply(
+                answer=Answer(None, (ToolCall(id=""), ToolCall(name="other", id="call_2")), "tool_calls"),
+                numbering=Numbering(index="all zero", ids="each"),
+            ),
+        ),
+        outer="ainvoke",
+    ),
     "half an object, called a text": Case(
         (Reply(body='{"error": {"message"', content_type="text/plain"),), outer="ainvoke"
     ),
@@ -110,6 +127,9 @@ FOUND = {
         outer="stream", ask="json_schema", retries=1,
     ),
     "half a body, labelled as packed": Case((Reply(framing=Framing(how="short length", encoding="mislabelled")),)),
+    "a page, and then nothing, labelled as packed": Case(
+        (Reply(body=PAGE), Reply(framing=Framing(encoding="empty gzip", forced=True))), retries=1
+    ),
     "asked to come back at once": Case(
         (Reply(status=498, body="{}", headers=(("x-should-retry", "true"), ("retry-after-ms", "5"))), Reply()),
         retries=1,

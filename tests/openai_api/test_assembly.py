@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 from typing import Any
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 from orla_lg import Backend, ChatOrla
 from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.reading import Garbage
+from tests.differential.render import deltas
+from tests.differential.script import Answer, Numbering, Reply
+from tests.differential.strategies import CALLS, are_told_apart
 from tests.openai_api.raw_engine import MODEL, USAGE, RawEngine, either, events, whole
 
 A, B = '{"city": "Paris"}', '{"city": "Oslo"}'
@@ -55,12 +59,20 @@ DIALECTS: dict[str, tuple[list[list[Any]], list[Any]]] = {
     "all 0, ids differ": ([[part(0, "a", "f", A)], [part(0, "b", "g", B[:3])], [part(0, arguments=B[3:])]], TWO),
     "all 0, ids empty": ([[part(0, "", "f", A)], [part(0, "", "g", B)]], [("", "f", A), ("", "g", B)]),
     "all 0, no ids": ([[part(0, ..., "f", A)], [part(0, ..., "f", B)]], [(None, "f", A), (None, "f", B)]),
+    "all 0, one has no id": ([[part(0, "", "f", A[:5])], [part(0, arguments=A[5:])], [part(0, "b", "g", B)]],
+        [("", "f", A), ("b", "g", B)]),
+    "all 0, in turn": ([[part(0, "a", "f", A[:5])], [part(0, "b", "g", B[:5])], [part(0, "a", arguments=A[5:])],
+                        [part(0, "b", arguments=B[5:])]], TWO),
+    "ids last": ([[part(0, ..., "f", A)], [part(0, "a", "", "")], [part(1, ..., "g", B[:5])],
+                  [part(1, "b", None, B[5:])]], TWO),
     "neither": ([[part(..., ..., "f", A), part(..., ..., "g", B)]], [(None, "f", A), (None, "g", B)]),
     "neither, in pieces": ([[part(..., ..., "f", A[:3])], [part(arguments=A[3:])], [part(..., ..., "g", B)]],
                            [(None, "f", A), (None, "g", B)]),
     "at once": ([[part(0, "a", "f", A), part(1, "b", "g", B)]], TWO),
     "a new id each time": ([[part(0, "a", "f", A[:5])], [part(0, "x", arguments=A[5:])], [part(1, "b", "g", B)]],
         TWO),
+    "a new id each time, and a null name": ([[part(0, "a", "f", A[:5])], [part(0, "x", None, A[5:])]],
+        [("a", "f", A)]),
     "id again": ([[part(0, "a", "f", A[:5])], [part(0, "a", arguments=A[5:])], [part(1, "b", "g", B)]], TWO),
     "name again": ([[part(0, "a", "f", A[:5])], [part(0, "a", "f", A[5:])], [part(1, "b", "g", B)]], TWO),
     "name again, no id": ([[part(0, ..., "f", A[:5])], [part(0, ..., "f", A[5:])]], [(None, "f", A)]),
@@ -79,12 +91,31 @@ DIALECTS: dict[str, tuple[list[list[Any]], list[Any]]] = {
     "no arguments": ([[part(0, "a", "f")]], [("a", "f", "")]),
     "odd ids": ([[part(0, 7, "f", A)]], [("7", "f", A)]),
 }  # fmt: skip
+NAMELESS: dict[str, tuple[list[list[Any]], list[Any]]] = {
+    "no name": ([[part(0, "a", "f", A)], [part(0, "b", "", "")], [part(0, arguments=B)]],
+        [("a", "f", A), ("b", "", B)]),
+    "no name, after one without an id": ([[part(0, None, "f", A)], [part(0, "b", "", "")], [part(0, arguments=B)]],
+        [(None, "f", A), ("b", "", B)]),
+}  # fmt: skip
+"""Calls of one index, which chat completions can say and other wires cannot."""
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", [*DIALECTS, *NAMELESS])
 def test_a_dialect_of_tool_calls(dialect: str) -> None:
-    deltas, meant = DIALECTS[dialect]
+    deltas, meant = {**DIALECTS, **NAMELESS}[dialect]
     assert calls_of(built(*deltas)) == meant
+
+
+@pytest.mark.parametrize("index", ["right", "all zero", "null", "omitted"])
+def test_two_calls_come_out_of_their_stream_however_it_is_numbered(index: Any) -> None:
+    ways = itertools.product([index], ["first", "each", "empty later"], ["first", "each"], ["first"], [8, 0])
+    numberings = [Numbering(*way) for way in ways]
+    for calls in filter(are_told_apart, itertools.product(CALLS, repeat=2)):
+        meant = [(call.id, call.name, call.arguments) for call in calls]
+        for numbering in numberings:
+            reply = Reply(answer=Answer(content=None, calls=calls), numbering=numbering)
+            found = calls_of(built(*(delta["tool_calls"] for delta in deltas(reply) if "tool_calls" in delta)))
+            assert [(id or None, *said) for id, *said in found] == [(id or None, *said) for id, *said in meant], reply
 
 
 def test_what_else_a_call_carries_is_kept() -> None:
