@@ -24,11 +24,11 @@ from orla_lg.core.memory.policies import (
     WarmNextStage,
     WarmReturns,
 )
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
 from orla_lg.core.record import CallEvent, Happening, Record
-from orla_lg.core.serving import Statistics
 from orla_lg.errors import (
     BackendUnavailable,
     BudgetExceeded,

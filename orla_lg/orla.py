@@ -25,11 +25,11 @@ from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Planned
 from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import KEEP, Keep
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Listener, Record
-from orla_lg.core.serving import Statistics
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping

@@ -186,11 +186,8 @@ class InFlightCall:
         if left := services.book.call_started(call, backend.name):
             services.memory.signal(left)
         running = services.book.is_running(workflow)
-        if self.holds is not None:
-            holds_grant = backend.name in self.holds
-        else:
-            holds_grant = bool(_HOLDINGS.get()) and backend.name in grants_held()
-        self._queued = scheduler.enter(call, order=known, running=running, holds_grant=holds_grant)
+        holds = self.holds if self.holds is not None else grants_held() if _HOLDINGS.get() else ()
+        self._queued = scheduler.enter(call, order=known, running=running, holds_grant=backend.name in holds)
         if call.hints is not NO_HINTS:
             services.unread_hints.look(call, scheduler, waits=self._queued.turn is not None)
         if self._queued.turn is not None and services.records.heard:

@@ -26,13 +26,14 @@ from math import inf
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints, RunShare
+from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.patience import left_of, patience_of, too_late
 from orla_lg.core.limits.usage import expected
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.placement.candidates import BackendCandidates, unplaced
 from orla_lg.core.placement.embeddings import beside, naming

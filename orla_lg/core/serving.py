@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from orla_lg.core.accounting.journal import Journal
@@ -19,8 +18,8 @@ from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import CLOSED, Sender, arrive, serve
-from orla_lg.core.limits.book import LimitBook, LimitStatistics
-from orla_lg.core.limits.costs import CostBook, Costs
+from orla_lg.core.limits.book import LimitBook
+from orla_lg.core.limits.costs import CostBook
 from orla_lg.core.limits.limits import NO_LIMITS, Limits, LimitScope
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mapper, Mappings
@@ -30,7 +29,7 @@ from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.operation.resources import hold, was_closed
-from orla_lg.core.operation.statistics import BackendStatistics
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import Steering
 from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.placement.view import BackendView, view_of
@@ -49,33 +48,11 @@ from orla_lg.core.record import Record, RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
 from orla_lg.core.steps import Steps
-from orla_lg.core.workflow import WorkflowBook, WorkflowStatistics
+from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import OrlaClosed
 
 CLOSE_PATIENCE_S = 2.0
 """How long ``close`` waits for orders on their way, and then for adapters to close their connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """An ``Orla`` at one moment."""
-
-    backends: dict[str, BackendStatistics]
-    workflows: WorkflowStatistics
-    calls: int
-    """Calls ended since the start."""
-    records_dropped: int
-    external: int
-    """Calls that were not ours to place."""
-    unidentified: int
-    """Calls made while graphs ran whose context was lost on the way."""
-    costs: Costs
-    unwritten: int
-    """Lines that the records file could not take."""
-    limits: list[LimitStatistics] = field(default_factory=list)
-    """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
-    direct: int = 0
-    """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
 
 
 class Serving:

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from orla_lg.core.call import Call, Hints, RunShare, Usage
+from orla_lg.core.call import Call, Hints, Usage
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, TENANT_MARK, Identity, tenant_of, workflow_key, workflow_name
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.usage import Accounts
 from orla_lg.core.lookahead.forecast import Forecast
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.core.memory.events import CacheEvent, EventKind, Returns
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.record import CallEvent, Happening, Record
-from orla_lg.core.serving import Statistics
 
 STAGES = ("classify", "policy_check", "route_ticket", "reply")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orla_lg.errors import ConfigError, OrlaError
 
 if TYPE_CHECKING:
-    from orla_lg.core.serving import Statistics
+    from orla_lg.core.operation.statistics import Statistics
     from orla_lg.demo.board import Board, Line
     from orla_lg.demo.run import DemoResult, Plan
 

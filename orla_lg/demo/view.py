@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from orla_lg import timeline
-from orla_lg.core.serving import Statistics
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.demo.board import STAGES, Board, Line, StageState
 
 FRAMES_PER_S = 8

@@ -22,11 +22,12 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import LEAST_S, Sender
 from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
 from orla_lg.core.mapping import Mapper
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.placement.embeddings import naming
 from orla_lg.core.placement.internal_call import InternalMapping
 from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.record import Record
-from orla_lg.core.serving import Serving, Statistics
+from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Steps
 from orla_lg.errors import BackendUnavailable, ConfigError, RecordUnknown, shown
 from orla_lg.link.adapter import LinkedAdapter, NoOrders

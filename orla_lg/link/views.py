@@ -22,8 +22,8 @@ from orla_lg.core.engine.speed import Speed
 from orla_lg.core.limits.limits import Limit, Limits, LimitScope
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.mapping import Mapper, Mappings, Planned, parts_of
+from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.placement.view import BackendView, nothing, served_names
-from orla_lg.core.serving import Statistics
 from orla_lg.errors import ConfigError, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Graph

@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.call import RunShare
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.link.whereabouts import is_gone
 from orla_lg.serve.roster import Listed
 

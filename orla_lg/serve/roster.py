@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orla_lg.core.call import RunShare
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.link.messages import Hello
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.hosted import HostedCall

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orla_lg.core.call import HALF_LIFE_S, Hints, RunShare
+from orla_lg.core.call import Hints
+from orla_lg.core.lookahead.run_share import HALF_LIFE_S, RunShare
 from orla_lg.core.policies import Fair, Fcfs, policies, policy
 from orla_lg.core.queues import BackendQueue, Queued, Sortable
 from orla_lg.errors import ConfigError

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from orla_lg.core.call import RunShare
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import BackendQueue, Policies, Queued
 from orla_lg.errors import PolicyError, QueueFull

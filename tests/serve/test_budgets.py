@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, RunShare
+from orla_lg.core.call import NO_HINTS, Ask, Call, Hints
 from orla_lg.core.identity import Identity
 from orla_lg.core.limits.book import LimitBook
 from orla_lg.core.limits.limits import NO_LIMITS, Limit, Limits, LimitScope
 from orla_lg.core.limits.usage import NOTHING, Amount
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.budgets import CallSlots, layers_of, spent_of
 from orla_lg.serve.spent import SpentKeeper

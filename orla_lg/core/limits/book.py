@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
-from orla_lg.core.call import Call, RunShare
+from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import BudgetExceeded
 
 KEEP_ACCOUNTS = 10_000

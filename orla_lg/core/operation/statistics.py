@@ -1,4 +1,4 @@
-"""A backend at one moment: its queue, its cache, its engine's health, and the calls that wait there, and for what."""
+"""A core at one moment, and a backend: its queue, its cache, its engine's health, and what its waiting calls lack."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from orla_lg.core.cache.engine_cache import AdmissionStatistics, EngineCache, Me
 from orla_lg.core.call import Call
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.health import Health
+from orla_lg.core.limits.book import LimitStatistics
+from orla_lg.core.limits.costs import Costs
 from orla_lg.core.prefetch.book import WarmStatistics
 from orla_lg.core.prefetch.prefetcher import Prefetcher
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
+from orla_lg.core.workflow import WorkflowStatistics
 
 SHOWN = 100
 """Of the calls that wait at a backend, statistics name so many: those that go first."""
@@ -117,3 +120,25 @@ def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
         call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
         max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """An ``Orla`` at one moment."""
+
+    backends: dict[str, BackendStatistics]
+    workflows: WorkflowStatistics
+    calls: int
+    """Calls ended since the start."""
+    records_dropped: int
+    external: int
+    """Calls that were not ours to place."""
+    unidentified: int
+    """Calls made while graphs ran whose context was lost on the way."""
+    costs: Costs
+    unwritten: int
+    """Lines that the records file could not take."""
+    limits: list[LimitStatistics] = field(default_factory=list)
+    """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
+    direct: int = 0
+    """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""

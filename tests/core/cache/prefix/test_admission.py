@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from orla_lg.core.cache.gate import GATE_TOKENS, PATIENCE_S, Held
 from orla_lg.core.cache.parts import Shared
 from orla_lg.core.cache.prefix.admission import GROWTH_SHARE, LENIENCE, LOOK_AT
-from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, RunShare, Usage
+from orla_lg.core.call import NO_HINTS, Ask, Call, Hints, Usage
 from orla_lg.core.engine.backend import Backend, Probe
 from orla_lg.core.engine.speed import PREFILL_TOKENS_PER_S, Speed
 from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.memory.events import CacheAction, Doing, Verb
 from orla_lg.core.policies import policies
 from orla_lg.core.queues import Queued
