@@ -443,6 +443,7 @@ def test_no_key_is_in_logs_errors_or_the_files(
     for name in ("uvicorn", "uvicorn.error"):  # another test's server may have set up uvicorn's own logging
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+        caplog.set_level(logging.DEBUG, name)
     folder = tmp_path / "state"
     before = os.umask(0)
     try:
