@@ -43,6 +43,9 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'
 	.venv-clients/bin/python -m pytest tests/clients $(TESTS)
 
+test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
+	$(BIN)/python -m tests.coding_agents.run $(TESTS)
+
 check: $(STAMP) ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -49,7 +49,7 @@ class Opened(NamedTuple):
     """What serves, and the clients of its engines by backend."""
 
     serving: Serving
-    clients: Mapping[str, EngineClients]
+    clients: dict[str, EngineClients]
 
 
 def own_core(
@@ -107,10 +107,11 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def table_of(settings: config.Settings, table: Mapping[str, Entry]) -> Mapper | None:
-    """Return the mapper for a table in settings."""
-    made = stage_mapper(table)
-    return LoadAware(made) if made is not None and settings.load_aware else made
+def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
+    """Return the mapper that a configuration means by a table, or by an object of its own."""
+    made = stage_mapper(mapping)
+    assert made is not None, "no table is no mapping"
+    return LoadAware(made) if settings.load_aware else made
 
 
 def replica(

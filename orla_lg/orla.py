@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
@@ -20,10 +20,10 @@ from orla_lg.arguments import belong_elsewhere
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
-from orla_lg.core.engine.given import Backends
+from orla_lg.core.engine.given import Backends, NoBackends
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
-from orla_lg.core.mapping import Mapper, Planned
+from orla_lg.core.mapping import Planned
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.operation.steering import KEEP, Keep
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
@@ -41,10 +41,12 @@ from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
 from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.table import stage_mapper
-from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, own_core, replica, table_of
+from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, mapper_of, own_core, replica
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
+
+NO_BACKENDS = "backends: missing; only `orla-lg serve` does without any [backends.NAME]"
 
 Graph = TypeVar("Graph", bound=Runnable[Any, Any])
 """A compiled graph, or a binding of one (``graph.with_retry()``)."""
@@ -212,23 +214,29 @@ class Orla:
         return cls.remote() if config.server() is not None else cls.from_settings(config.find())
 
     @classmethod
-    def from_settings(cls, settings: config.Settings) -> Self:
+    def from_settings(cls, settings: config.Settings, *, may_be_empty: bool = False) -> Self:
         """Build from what a file or the environment said; ``from_config`` and ``from_env`` do this.
+
+        Args:
+            settings: What was said.
+            may_be_empty: Whether there may be no backend yet, as in a server that gets them while it runs.
 
         Raises:
             ConfigError, MappingError: Naming the source, and what is wrong.
         """
+        if not settings.backends and not may_be_empty:
+            raise ConfigError(f"{settings.source}: {NO_BACKENDS}")
 
         if faults := settings.faults():
             kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
             raise kind(listed(settings.source, faults))
         try:
-            mapper = table_of(settings, settings.mapping) if settings.mapping else None
-            orla = cls(settings.backends, mapper, **arguments_of(settings))
+            mapper = None if settings.mapping == {} else mapper_of(settings, settings.mapping)
+            orla = cls(settings.backends or NoBackends.YET, mapper, **arguments_of(settings))
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
-                    orla.variant(name, cast("Mapper", table_of(settings, table)))
+                    orla.variant(name, mapper_of(settings, table))
                 undo.pop_all()
         except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error

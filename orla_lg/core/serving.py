@@ -28,6 +28,7 @@ from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.memory.returns import ReturnBook
+from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import BackendStatistics
 from orla_lg.core.operation.steering import Steering
@@ -43,6 +44,7 @@ from orla_lg.core.policies import (
     refined,
 )
 from orla_lg.core.prefetch.book import WarmUp
+from orla_lg.core.queues import Policies
 from orla_lg.core.record import Record, RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
@@ -113,8 +115,7 @@ class Serving:
         self.estimates = self.foresight.estimates
         self.warm_up = warm_up
         """What warm-ups may take; ``None``: there are none."""
-        self.schedulers: dict[str, BackendScheduler] = {}
-        """In the order of the configuration."""
+        self.schedulers = Schedulers()
         returns = ReturnBook()
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
         self._shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
@@ -138,9 +139,11 @@ class Serving:
             unread_hints,
         )  # fmt: skip
 
-    def scheduler_of(self, backend: Backend, adapter: BackendAdapter) -> BackendScheduler:
-        """Return a scheduler for a backend."""
-        ordered_by = policies(backend.name, self._stages, self._requests)
+    def scheduler_of(
+        self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies | None = None
+    ) -> BackendScheduler:
+        """Return a scheduler for a backend, with other policies than those of the beginning if given."""
+        ordered_by = ordered_by or policies(backend.name, self._stages, self._requests)
         return BackendScheduler(backend, adapter, self.background, self.clock, ordered_by, self._shared)
 
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others

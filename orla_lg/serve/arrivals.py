@@ -17,6 +17,7 @@ from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, show
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, read
 from orla_lg.link.views import read_assignment, read_layer
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.flat import (
     MOST_AGE_S,
     MOST_ATTEMPTS,
@@ -36,6 +37,7 @@ from orla_lg.serve.flat import (
     whole,
 )
 from orla_lg.serve.hosted import HostedCall, ReplicaCall, ReplicaLine
+from orla_lg.serve.keys import allows
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.roster import QueuePlace, Replica
 from orla_lg.serve.warming import KeptPrompt, PromptKeeper
@@ -61,6 +63,8 @@ class LinkedCalls:
     epoch: Callable[[], int]
     layers_of: Callable[[LinkCaller], Sequence[LimitScope]]
     """The limits of a key."""
+    taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot()
+    """Counts a call in among those of its key; raises where there are as many as may be."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
@@ -92,6 +96,7 @@ class LinkedCalls:
     def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
         try:
             inflight = self._made(replica, message, arrived_s)
+            slot = self._taken(replica.caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
@@ -103,7 +108,14 @@ class LinkedCalls:
             inflight.place, inflight.tried = place.at, list(place.tried)
             inflight.call.standing = place.standing
             call.attempt = max(call.attempt, place.attempt)
-        call.begin(self.serving.serve(inflight, call))
+        call.withdrawn = slot.release
+        call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
+
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        try:
+            return self.taken(caller)
+        except OrlaError as error:
+            raise QueueFull(str(error)) from error
 
     def adopt(self, replica: Replica, line: ReplicaLine, message: Adopt) -> None:
         """Take up a call again that holds a grant, of this core or of one before."""
@@ -275,8 +287,8 @@ def _allowed(caller: LinkCaller, identity: Identity, said: Hints, hints: Hints, 
     Raises:
         MappingError: The key does not allow the tenant, or the stage.
     """
-    if caller.stages is not None and identity.stage not in caller.stages:
-        allowed = ", ".join(caller.stages) or "none"
+    if not allows(caller.stages, identity.stage):
+        allowed = ", ".join(caller.stages or ()) or "none"
         raise MappingError(f"this key may not call from stage {identity.stage!r}; it may from {allowed}")
     if caller.tenants is None:
         return said

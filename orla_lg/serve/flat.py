@@ -20,6 +20,7 @@ from orla_lg.errors import BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Enter, Flat, Refused
 from orla_lg.link.views import read_hints
+from orla_lg.serve.keys import KeyScope, allows
 
 MOST_ID_CHARS = 200
 MOST_NAME_CHARS = 2_000
@@ -42,7 +43,7 @@ class LinkCaller(Protocol):
 
     @property
     def tenants(self) -> tuple[str, ...] | None:
-        """The tenants that it may name; ``None``: any."""
+        """The tenants that it may name; none: its calls are no tenant's; ``None``: any."""
         ...
 
     @property
@@ -53,6 +54,11 @@ class LinkCaller(Protocol):
     @property
     def stages(self) -> tuple[str, ...] | None:
         """The stages that it may call from; ``None``: all."""
+        ...
+
+    @property
+    def scopes(self) -> frozenset[KeyScope]:
+        """What it is for."""
         ...
 
 
@@ -155,10 +161,12 @@ def numbers(values: Sequence[Any], what: str, most: int) -> Sequence[int]:
     Raises:
         LinkBroken: One of them is none, or out of bounds.
     """
-    for value in values:
-        if type(value) is not int or not 0 <= value <= most:
-            raise LinkBroken(f"{what} holds {shown(value)}, which is no number up to {most}")
+    if values and (set(map(type, values)) != _WHOLE or min(values) < 0 or max(values) > most):
+        raise LinkBroken(f"{what} holds what is no number from 0 to {most}")
     return values
+
+
+_WHOLE = {int}
 
 
 def ask_of(enter: Enter) -> FlatAsk:
@@ -225,11 +233,12 @@ def tenant_within(caller: LinkCaller, tenant: str | None) -> str | None:
     if carried is None or (tenant and tenant in carried):
         return tenant
     if tenant:
-        raise MappingError(f"tenant {shown(tenant)} is none of this key's; it carries {', '.join(carried)}")
-    if len(carried) != 1:
-        right = f"hints={{'tenant': {carried[0]!r}}}, for instance" if carried else "a key with a tenant"
+        has = ", ".join(carried) or "none; `orla-lg keys create --tenant` makes one with"
+        raise MappingError(f"tenant {shown(tenant)} is none of this key's; it carries {has}")
+    if len(carried) > 1:
+        right = f"hints={{'tenant': {carried[0]!r}}}, for instance"
         raise MappingError(f"this key carries {len(carried)} tenants, and the call names none; give {right}")
-    return carried[0]
+    return carried[0] if carried else None
 
 
 def hints_of(enter: Enter) -> tuple[Hints, Hints]:
@@ -287,7 +296,7 @@ class Fitting:
         able = [name for name in named if self.able is None or name in self.able]
         if not able:
             return None
-        allowed = [name for name in able if self.allowed is None or name in self.allowed]
+        allowed = [name for name in able if allows(self.allowed, name)]
         if not allowed:
             where = ", ".join(map(repr, able))
             raise MappingError(f"this key may not use backend {where}; it may use {', '.join(self.allowed or ())}")

@@ -25,7 +25,9 @@ from orla_lg.link.messages import (
 from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.serve import orphans
 from orla_lg.serve.arrivals import LinkedCalls
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.keys import allows
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.requests import Requests
@@ -43,7 +45,7 @@ TICK_S = 0.1
 STOOD_STILL_S = 1.0
 """A tick that is so late shows that this process stood still: what replicas sent meanwhile is still to be read."""
 
-VALID_AGAIN_S = 1.0
+VALID_AGAIN_S = 0.5
 """How often it is asked whether a connection's key still holds."""
 
 
@@ -57,6 +59,7 @@ class LinkHost:
         replica_lease_s: A replica without a core for so long ends its own requests.
         key_envs: By backend, the environment variable in which replicas find its key.
         layers: The limits of a key, as layers of each of its calls.
+        taken: Counts a call in among those of its key until it is released; raises where as many are in.
         is_valid: Whether a key still holds; asked every second for each connection.
         version: Of the package, for people.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -73,6 +76,7 @@ class LinkHost:
         replica_lease_s: float = 10.0,
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
+        taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot(),
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
         version: str = "",
         on_deposed: Callable[[], None] = lambda: None,
@@ -88,7 +92,7 @@ class LinkHost:
         self.recovery = Recovery(self._go_on)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving)
-        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers)
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
         self._spent = SpentKeeper(serving, store, lease.holds)
         self._orphans: orphans.Orphans | None = None
         self._key_envs = key_envs or {}
@@ -151,6 +155,11 @@ class LinkHost:
         for session in self.sessions:
             if session.replica is not None:
                 session.send(self.welcome(session.caller))
+
+    def bye(self, reason: str) -> None:
+        """Say goodbye to all replicas, and go on: what they have at the engines counts until this core has ended."""
+        for session in list(self.sessions):
+            session.goodbye(reason)
 
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
@@ -224,7 +233,7 @@ class LinkHost:
         backends = [
             flat_backend(scheduler.backend, api_key_env=envs.get(name), warms=scheduler.warming.able)
             for name, scheduler in serving.schedulers.items()
-            if caller.backends is None or name in caller.backends
+            if _may_use(caller, name)
         ]
         self._views = self._seen()
         return Welcome(
@@ -314,7 +323,7 @@ def _text(fault: BaseException | None) -> str | None:
 
 
 def _may_use(caller: LinkCaller, backend: str) -> bool:
-    return caller.backends is None or backend in caller.backends
+    return allows(caller.backends, backend)
 
 
 def _of(caller: LinkCaller, views: Sequence[Flat]) -> list[Flat]:

@@ -138,6 +138,14 @@ class SpentKeeper:
                 log.warning("what is spent cannot be kept: %s", error)
 
 
+def spent_under(store: Store, key: Key, wall_s: float) -> UsageAccount | None:
+    """Return an account as the store keeps it, by the wall clock; ``None`` where nothing was spent."""
+    name = _name("", key)
+    value = None if name is None else store.get(name)
+    read = None if value is None or name is None else _read(name.removeprefix(SPENT), value.value, wall_s, wall_s)
+    return None if read is None else read[1]
+
+
 def _name(run: str, key: Key) -> str | None:
     """Return where an account is kept; ``None`` for limits whose key means nothing in another process."""
     layer = _plain(key[0])
@@ -175,7 +183,9 @@ def _read(name: str, value: bytes, now: float, wall_s: float) -> tuple[tuple[str
         entry = json.loads(value)
         per_s = None if entry["per_s"] is None else float(entry["per_s"])
         account = UsageAccount(spent=_read_amount(entry["spent"]), per_s=per_s)
-        slices = [(now - (wall_s - float(begun_s)), _read_amount(amount)) for begun_s, amount in entry["slices"]]
+        slices = [
+            (now - max(0.0, wall_s - float(begun_s)), _read_amount(amount)) for begun_s, amount in entry["slices"]
+        ]
         key: Key = (tuple(layer) if isinstance(layer, list) else layer, Scope(scope), of)
         age_s = wall_s - float(entry["at"])
     except (ValueError, TypeError, KeyError) as error:

@@ -16,9 +16,14 @@ LEAST_CHARS = 8
 KEEP_CALLERS = 100
 """Callers' keys that are known at once; one that was not met for long may come back."""
 
+SERVER_KEY_PREFIX, SERVER_KEY_CHARS = "orla-", 52
+"""A key of ``orla-lg serve``: 256 bits in base 32."""
+
 _LOOKS_SECRET = re.compile(
-    r"""(?ix) (\b bearer \s+) [\w.~+/=-]{8,}  # a header's value
-    | \b ((?: sk | pk | rk | hf | gsk | xai ) [-_]) [\w-]{8,}  # keys that say what they are
+    rf"""(?ix) (\b bearer \s+) [\w.~+/=-]{{8,}}  # a header's value
+    | (\b basic \s+) [a-z0-9+/]{{20,}}={{0,2}}  # another's: a name and a key
+    | \b ((?: sk | pk | rk | hf | gsk | xai ) [-_]) [\w-]{{8,}}  # keys that say what they are
+    | ({SERVER_KEY_PREFIX}) [a-z2-7]{{{SERVER_KEY_CHARS}}}
     """
 )
 
@@ -33,6 +38,11 @@ class Masking(logging.Filter):
         self._pattern: re.Pattern[str] | None = None
         self._latest: object = None
         """The caller's key that was met last: mostly the next one's too."""
+
+    def add(self, *keys: object) -> None:
+        """Take keys of ours out of all text to come."""
+        self._own |= frozenset(filter(None, map(_text_of, keys)))
+        self._pattern = None
 
     def learn(self, key: object) -> None:
         """Take a caller's key out of all text to come."""
@@ -72,4 +82,4 @@ def _text_of(key: object) -> str:
 
 
 def _without(found: re.Match[str]) -> str:
-    return f"{found[1] or found[2]}{MASK}"
+    return f"{found[found.lastindex or 0]}{MASK}"

@@ -84,6 +84,8 @@ class LimitBook:
         self.concern_all = limits is not NO_LIMITS
         """Whether a call without limits of its own may be under any."""
         self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
+        self._whole: dict[Key, tuple[Bound, UsageAccount]] = {}
+        """Of layers that limit all their calls together; there are as many as keys, and none is forgotten."""
         self.brought = dict[tuple[str, Key], UsageAccount]()
         """By run (empty: none) and key, accounts of a process before this one; the first call under each finds it."""
 
@@ -151,6 +153,8 @@ class LimitBook:
     ) -> Iterator[tuple[Bound, UsageAccount]]:
         identity, tenant = call.identity, call.hints.tenant
         for layer in (self._shared, *layers):
+            if (limit := layer.whole) is not None:
+                yield self._account(layer, Bound(Scope.KEY, layer.name, limit, layer.where), self._whole)
             if run is not None and (limit := layer.limits.run) is not None:
                 yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts, run)
             home = run.accounts if layer.of_run and run is not None else self._accounts
@@ -187,7 +191,8 @@ class LimitBook:
     def spent(self, runs: Sequence[LimitedRun] = ()) -> Iterator[tuple[str, Key, UsageAccount]]:
         """Yield all accounts that something was booked in, with the ids of their runs (empty: none)."""
         with self._lock:
-            found = [("", key, account) for key, (_, account) in self._accounts.items()]
+            kept = (*self._accounts.items(), *self._whole.items())
+            found = [("", key, account) for key, (_, account) in kept]
             found += [(run.id, key, account) for run in runs for key, (_, account) in list(run.accounts.items())]
         return (each for each in found if each[2].spent != NOTHING or each[2].slices)
 
@@ -195,7 +200,7 @@ class LimitBook:
         """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
         with self._lock:
             now = self._clock()
-            kept = [self._shown(*entry, None, now) for entry in self._accounts.items()]
+            kept = [self._shown(*entry, None, now) for entry in (*self._accounts.items(), *self._whole.items())]
             kept += [self._shown(*entry, run, now) for run in runs for entry in run.accounts.items()]
             return [each for each in kept if each is not None]
 
@@ -228,7 +233,7 @@ class LimitBook:
     def check_integrity(self, runs: Sequence[LimitedRun] = ()) -> None:
         """Assert the invariants of all accounts."""
         with self._lock:
-            for accounts in (self._accounts, *(run.accounts for run in runs)):
+            for accounts in (self._accounts, self._whole, *(run.accounts for run in runs)):
                 for _, account in accounts.values():
                     account.check_integrity()
 

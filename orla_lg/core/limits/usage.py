@@ -155,6 +155,8 @@ class Scope(StrEnum):
     RUN = "run"
     STAGE = "stage"
     TENANT = "tenant"
+    KEY = "key"
+    """All calls of a layer together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Bound:
 
     scope: Scope
     name: str
-    """The run's id, the stage, the tenant."""
+    """The run's id, the stage, the tenant, the key's name."""
     limit: Limit
     where: str = ""
     entry: str = ""
@@ -173,9 +175,8 @@ class Bound:
         """Return the error that names the limit that is spent."""
         bound = FIGURES[figure].format(getattr(self.limit, figure))
         window = f" in any {self.limit.per_s:g} s" if self.limit.per_s is not None else ""
-        message = (
-            f"{self.scope} {self.name!r} may use {bound}{window} (limits.{self._key}.{figure}{self.where}): {why}"
-        )
+        key = figure if self.scope is Scope.KEY else f"{self._key}.{figure}"
+        message = f"{self.scope} {self.name!r} may use {bound}{window} (limits.{key}{self.where}): {why}"
         return BudgetExceeded(
             message, scope=str(self.scope), name=self.name, figure=figure, retry_after_s=retry_after_s
         )

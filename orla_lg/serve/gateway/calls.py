@@ -1,0 +1,280 @@
+"""The gateway's calls: a request on a wire becomes a call of the core, and its answer goes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from orla_lg.clients.fitting import Fit, fitting
+from orla_lg.clients.question import EssentialQuestion, Question
+from orla_lg.core.call import Assignment, Call, Hints
+from orla_lg.core.identity import Identity, workflow_key
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.mapping import named_in_code
+from orla_lg.core.placement.view import BackendView
+from orla_lg.core.serving import Serving
+from orla_lg.core.steps import adrive
+from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
+from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive, Scope, Send
+from orla_lg.serve.gateway.answers import Header, RequestRefused
+from orla_lg.serve.gateway.identity import CallSource, source_of
+from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
+from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
+from orla_lg.serve.gateway.settings import GatewaySettings
+from orla_lg.serve.gateway.silence import SilenceWatch
+from orla_lg.serve.gateway.upstream import BackendLinks
+from orla_lg.serve.http_guard import CALLER, is_loopback
+from orla_lg.serve.keys import KeyScope
+from orla_lg.wires.wire import Wire
+
+PathNames = tuple[str | None, str | None]
+
+_NOBODYS: frozenset[str] = frozenset()
+_NOWHERE: PathNames = (None, None)
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its request was whole."""
+
+
+class _Strict:
+    """The gateway's requests have nowhere else to go."""
+
+    untranslatable = "error"
+
+    def is_first(self, field: str) -> bool:
+        return False
+
+
+class _NamedInRequest:
+    """The mapper that is asked last where no chat model is meant: the model's name says where it goes."""
+
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+        return named_in_code(call.ask.model, backends)
+
+
+_STRICT, _NAMED_IN_REQUEST = _Strict(), _NamedInRequest()
+
+
+class GatewayRequest(NamedTuple):
+    """One request, read."""
+
+    wire: Wire
+    headers: dict[bytes, bytes]
+    raw_headers: list[Header]
+    query: bytes
+    path: PathNames
+    caller: Caller
+    body: dict[str, Any]
+
+
+class Gateway:
+    """What all routes of the gateway share.
+
+    Args:
+        serving: The core.
+        access: Who may call.
+        settings: What is borne.
+        scope: What a key must allow.
+    """
+
+    def __init__(
+        self, serving: Serving, access: Access, settings: GatewaySettings, scope: KeyScope = KeyScope.USE
+    ) -> None:
+        self.serving = serving
+        self.settings = settings
+        self.sessions = SessionBook(serving, settings.session_idle_s, settings.max_sessions)
+        self.links = BackendLinks()
+        self.silence = SilenceWatch(settings.answer_timeout_s)
+        self.access = access
+        self._scope = scope
+
+    async def aclose(self) -> None:
+        """End all sessions, and close the connections to the backends."""
+        self.sessions.close()
+        await self.links.close()
+
+    # What comes in
+
+    def admit(self, scope: Scope) -> Caller:
+        """Return what the sender of a request may do.
+
+        Raises:
+            Denied: It may not.
+        """
+        found = scope.get(CALLER)
+        if isinstance(found, Caller):
+            return found
+        return self.access.admit(scope["headers"], scope=self._scope, loopback=is_loopback(scope.get("client")))
+
+    async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> GatewayRequest:
+        """Return a request.
+
+        Raises:
+            OrlaError: It is refused.
+            ClientGone: Its client went.
+        """
+        raw: list[Header] = scope["headers"]
+        caller = self.admit(scope)
+        body = _parsed(await _content(receive))
+        if not wire.asks(body):
+            raise RequestRefused(400, f"the request is none of {wire.title}: it asks a model for nothing")
+        return GatewayRequest(wire, dict(raw), raw, scope["query_string"], path, caller, body)
+
+    # A call
+
+    def arrive(self, request: GatewayRequest, call_id: str) -> tuple[InFlightCall, CallerSession | None]:
+        """Return the call that a request becomes, and its session.
+
+        Raises:
+            OrlaError: Its hints, its stage or its tenant cannot be.
+        """
+        serving = self.serving
+        source, hints = self._source(request)
+        ask = request.wire.ask_of(request.body)
+        identity, session = self._identified(source, hints.tenant or None, call_id)
+        try:
+            inflight = serving.arrive(
+                identity, ask, call_id=call_id, said=hints, layers=self.access.layers(request.caller)
+            )
+        except BaseException:
+            if session is not None:
+                self.sessions.leave(session)
+            raise
+        inflight.holds = _NOBODYS
+        if ask.embeds:
+            inflight.mappers = (*inflight.mappers, _NAMED_IN_REQUEST)
+        return inflight, session
+
+    def arrive_alone(self, request: GatewayRequest, call_id: str) -> InFlightCall:
+        """Return what a request asks for as a call that is mapped and no more.
+
+        Raises:
+            OrlaError: Its hints, its stage or its tenant cannot be.
+        """
+        source, hints = self._source(request)
+        ask = request.wire.ask_of(request.body)
+        identity = Identity(f"call-{call_id}", stage=source.stage)
+        return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+
+    def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
+        """Return what a request says of itself, as far as its key allows it to."""
+        source, caller = source_of(request.headers, request.body, request.path, self.settings), request.caller
+        caller.check_stage(source.stage)
+        caller.tags_with(source.tags)
+        hints = source.hints
+        if (tenant := caller.tenant_of(hints.tenant)) != hints.tenant:
+            hints = replace(hints, tenant=tenant)
+        return source, hints
+
+    def _identified(
+        self, source: CallSource, tenant: str | None, call_id: str
+    ) -> tuple[Identity, CallerSession | None]:
+        if source.workflow is None:
+            return Identity(workflow_key(f"call-{call_id}", tenant), stage=source.stage), None
+        session = self.sessions.enter(source.workflow, tenant)
+        if session is not None and source.final:
+            session.final = True
+        run = None if session is None else session.run
+        return Identity(workflow_key(source.workflow, tenant), run, source.stage, thread=True), session
+
+    async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
+        """Live a call's life until the beginning of its answer is there."""
+        question = EssentialQuestion(request.wire, request.body)
+        inflight.fit = _fit(inflight, question, request.caller)
+        query = parse_qsl(request.query.decode("latin-1")) if request.query else []
+        sender = GatewaySender(
+            self.links, question, request.raw_headers, query, self.settings.max_attempts, self.silence
+        )
+        reply: EngineReply = await adrive(self.serving.serve(inflight, sender))
+        return reply
+
+
+def _fit(inflight: InFlightCall, question: Question, caller: Caller) -> Fit | None:
+    """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
+    fit = fitting(inflight, question, _STRICT)
+    if caller.backends is None:
+        return fit
+
+    def both(assignment: Assignment) -> Assignment | None:
+        allowed = caller.narrow(assignment)
+        return allowed if fit is None else fit(allowed)
+
+    return both
+
+
+async def _content(receive: Receive) -> bytes:
+    """Return a request's body; how long it may be, and take, is the access layer's to say."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(400, f"the request's body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RequestRefused(400, "the request's body must be a JSON object")
+    return body
+
+
+class CallEndpoint:
+    """The route of one wire: an ASGI application.
+
+    Args:
+        gateway: Of all routes.
+        wire: Its wire.
+    """
+
+    def __init__(self, gateway: Gateway, wire: Wire) -> None:
+        self._gateway = gateway
+        self._wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self.answer(scope, receive, send, _NOWHERE)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, path: PathNames) -> None:
+        """Answer one request below a path's prefix."""
+        gateway, call_id = self._gateway, self._gateway.serving.new_id()
+        task, inflight, session = asyncio.current_task(), None, None
+        assert task is not None
+        watch: DisconnectWatch | None = None
+        slot: HeldSlot | None = None
+        answering = Answering(send, call_id)
+        try:
+            try:
+                request = await gateway.read(scope, receive, self._wire, path)
+                slot = gateway.access.enter(request.caller)
+                watch = DisconnectWatch(receive, task)
+                inflight, session = gateway.arrive(request, call_id)
+                reply = await gateway.answered(request, inflight)
+            except ClientGone:
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller has an answer; see ``refuse``
+                await answering.refuse(error, self._wire, inflight, dict(scope["headers"]))
+                return
+            await answering.reply(reply, inflight, request.headers, gateway.silence)
+        except asyncio.CancelledError:
+            if watch is None or not watch.gone:
+                raise
+            task.uncancel()
+        finally:
+            if watch is not None:
+                watch.end()
+            if session is not None:
+                gateway.sessions.leave(session)
+            if slot is not None:
+                slot.release()

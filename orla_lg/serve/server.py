@@ -1,0 +1,318 @@
+"""One core and its doors in one process: built from its parts, run on one loop, drained and ended.
+
+The port is open before anything else is begun, and requests are answered as soon as the loop runs; whether calls are
+taken is what ``/readyz`` says. Of several cores on one store the one that has the lease takes them, the others wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from orla_lg import __version__
+from orla_lg.core.boundary.plain import counted
+from orla_lg.core.limits.limits import LimitScope
+from orla_lg.errors import OrlaError
+from orla_lg.orla import Orla
+from orla_lg.serve import health
+from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
+from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.flat import LinkCaller
+from orla_lg.serve.gateway.answers import denial
+from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.gateway.routes import Shortcut, routes_of
+from orla_lg.serve.gateway.settings import GatewaySettings
+from orla_lg.serve.health import CoreState, ReadinessGate
+from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
+from orla_lg.serve.keys import Keyring, KeyScope
+from orla_lg.serve.lease import CoreLease
+from orla_lg.serve.listening import Listening
+from orla_lg.serve.recognition import refuse_our_own
+from orla_lg.serve.reloading import Reloader
+from orla_lg.serve.sessions import LinkHost
+from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.sqlite import SqliteStore, default_file
+from orla_lg.serve.steering import control_routes
+from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
+
+log = logging.getLogger("orla_lg")
+
+IDLE_CONNECTION_S = 75
+"""A connection without a request for so long is closed."""
+
+CUT_OFF_S = 1
+"""What is still under way after draining has so long to end once it is cancelled."""
+
+DRAIN_POLL_S = 0.05
+STORE_PAUSE_S = 1.0
+"""Until a store that does not answer is asked again."""
+
+EXIT_CUT = 1
+
+
+class OrlaServer:
+    """A core, and what it is reached by.
+
+    Args:
+        settings: What it is started with.
+        orla: The core.
+        store: What outlives the process.
+    """
+
+    def __init__(self, settings: ServeSettings, orla: Orla, store: Store) -> None:
+        self.settings, self.orla, self.store = settings, orla, store
+        table, serving = settings.table, orla.core.serving
+        self.lease = CoreLease(store, table.core_lease_s)
+        self._keyring = Keyring(store)
+        self.access = Access(self._keyring)
+        self.reloader = Reloader(orla, settings.core, refuse_our_own)
+        self._key_envs = dict[str, str]()
+        self._note_key_envs()
+        self.host = LinkHost(
+            serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
+            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
+            is_valid=self._still_may_link,
+        )  # fmt: skip
+        self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
+        self.draining = False
+        self._ends = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: asyncio.TaskGroup
+        self._signals = 0
+        self._replaced = False
+        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
+        app = Shortcut(Starlette(routes=routes), self.gateway)
+        self.layer = AccessLayer(app, self.access, guard(settings), denial)
+        self.app = ReadinessGate(self.layer, self)
+        self._http: _HttpServer | None = None
+
+    @property
+    def state(self) -> CoreState:
+        """What it is at."""
+        if self.draining:
+            return CoreState.DRAINING
+        return CoreState.READY if self.host.decides else CoreState.STANDBY
+
+    # Links
+
+    def open_link(
+        self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
+    ) -> asyncio.Protocol:
+        """Return what a link's connection is given to (``doors.Links``)."""
+        if self.state is not CoreState.READY:
+            raise health.REFUSED[self.state]
+        return self.host.session(self.layer.admit_link(headers, client, server))
+
+    def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
+        assert isinstance(caller, Caller)
+        return self.access.layers(caller)
+
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        assert isinstance(caller, Caller)
+        return self.access.enter(caller)
+
+    def _still_may_link(self, caller: LinkCaller) -> bool:
+        assert isinstance(caller, Caller)
+        return self.access.still(caller, KeyScope.LINK)
+
+    # Its life
+
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
+        """Serve until a signal ends it; returns the exit status.
+
+        Args:
+            opened: Where it listens.
+            ready: Called with the URL when requests are answered.
+        """
+        http = self._http = _HttpServer(self._uvicorn())
+        loop = asyncio.get_running_loop()
+        with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
+                serving = tasks.create_task(http.serve(sockets=[opened.socket]))
+                while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+                    await asyncio.sleep(0.005)
+                ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
+                ending = tasks.create_task(self._drain(http))
+                await serving
+                for task in (ending, *helping):
+                    task.cancel()
+        await self.gateway.aclose()
+        await self.host.close("the server ends")
+        self._keyring.close()
+        opened.close()
+        return EXIT_CUT if self._signals > 1 or self._replaced else 0
+
+    async def _take_over(self) -> None:
+        """Wait for the lease, and decide from then on."""
+        while True:
+            try:
+                await self.host.start()
+            except StoreUnavailable as error:
+                log.error("this core takes no calls: %s", error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                return
+
+    def end(self) -> None:
+        """Drain and end; asked a second time, end at once."""
+        self._signals += 1
+        if self._signals == 1:
+            self.draining = True
+            self._ends.set()
+        elif self._http is not None:
+            self._http.force_exit = self._http.should_exit = True
+
+    def _deposed(self) -> None:
+        """End: another core decides now, and what waits here would wait for ever."""
+        log.error("this process stood still or lost its store for too long; start it again, as a standby")
+        self._replaced = self.draining = True
+        for scheduler in self.orla.core.serving.schedulers.values():
+            scheduler.turn_away()
+        self._ends.set()
+
+    async def _drain(self, http: _HttpServer) -> None:
+        await self._ends.wait()
+        under_way, drain_s = self.under_way, self.settings.table.drain_s
+        if under_way:
+            calls = counted(under_way, "call")
+            log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
+        self.host.bye("the server ends")
+        until_s = time.monotonic() + drain_s
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
+            await asyncio.sleep(DRAIN_POLL_S)
+        if self.under_way:
+            log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
+        http.should_exit = True
+
+    @property
+    def under_way(self) -> int:
+        """How many HTTP requests have no whole answer yet."""
+        return 0 if self._http is None else len(self._http.server_state.tasks)
+
+    def _uvicorn(self) -> uvicorn.Config:
+        table = self.settings.table
+        return uvicorn.Config(
+            self.app, http=protocol_for(self), ws="none", lifespan="off",
+            loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
+            timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
+        )  # fmt: skip
+
+    # The configuration, loaded again
+
+    def reload_soon(self) -> None:
+        """Load the configuration again, and log what came of it."""
+        self._tasks.create_task(self._reload_and_log())
+
+    async def _reload_and_log(self) -> None:
+        try:
+            found = await self.reload(dry_run=False)
+        except OrlaError as error:
+            log.error("the configuration was not loaded again: %s", error)
+        else:
+            log.warning("%s was loaded again:\n%s", self.reloader.settings.source, found)
+
+    async def reload(self, *, dry_run: bool) -> str:
+        """Load the configuration again, and return what changed; with *dry_run* what would.
+
+        Raises:
+            OrlaError: It is wrong, or cannot be loaded while calls run; nothing was changed.
+        """
+        async with self._reloading:
+            found = await asyncio.to_thread(self.reloader.look)  # it asks new backends what they are
+            if not dry_run:
+                self.reloader.apply(found)
+                self._note_key_envs()
+                if found.added or found.removed:
+                    self.host.refresh()
+        return found.text()
+
+    def _note_key_envs(self) -> None:
+        """Note in which variable replicas find each backend's key, which never goes to them."""
+        tables = self.reloader.settings.written.get("backends", {})
+        self._key_envs.clear()
+        self._key_envs.update({name: each["api_key_env"] for name, each in tables.items() if each["api_key_env"]})
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn's server, whose signals are ours to take."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+
+def guard(settings: ServeSettings) -> HttpGuard:
+    """Return what requests must be like."""
+    table = settings.table
+    named = {name.lower() for name in table.names}
+    own = set() if settings.listen.is_any else {settings.listen.host.lower()}
+    return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
+
+
+def gateway_settings(settings: ServeSettings) -> GatewaySettings:
+    """Return what ``[serve.gateway]`` says, with the gateway's own lists where it says nothing."""
+    said = settings.table.gateway.model_dump()
+    return GatewaySettings(**{name: value for name, value in said.items() if value is not None})
+
+
+_SIGHUP: int = getattr(signal, "SIGHUP", 0)
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """Have signals call methods of ours, where this thread and this platform let them."""
+    done: list[int] = []
+    for number, method in taken.items():
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no main thread, no such signals
+            loop.add_signal_handler(number, method)
+            done.append(number)
+    try:
+        yield
+    finally:
+        for number in done:
+            loop.remove_signal_handler(number)
+
+
+def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
+    """Return the store that a server is started with.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    if in_memory:
+        return MemoryStore()
+    file = settings.table.store
+    return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
+
+
+def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
+    """Serve on one loop until a signal ends it; returns the exit status."""
+
+    async def serving() -> int:
+        return await OrlaServer(settings, orla, store).run(opened, ready)
+
+    with asyncio.Runner(loop_factory=_new_loop()) as runner:
+        return runner.run(serving())
+
+
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
