@@ -108,7 +108,7 @@ _ARGUMENTS = (
 
 
 def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
-    """Return the mapper that settings mean by a table, or by an object of its own."""
+    """Return the mapper that a configuration means by a table, or by an object of its own."""
     made = stage_mapper(mapping)
     assert made is not None, "no table is no mapping"
     return LoadAware(made) if settings.load_aware else made

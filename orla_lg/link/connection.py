@@ -21,13 +21,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress, Unwelcome
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
-from orla_lg.link.greeting import greet
+from orla_lg.link.greeting import TICK_S, Greeted, greet, greet_aside
+from orla_lg.link.listener import Listener
 from orla_lg.link.messages import (
     RENEW_S,
     SILENT_S,
@@ -49,9 +49,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 UNWELCOME_PAUSE_S = 2.0
 """After a server that will not take the link as it is: its keys may be changed."""
 
-TICK_S = 0.05
-"""How often what waits is looked at while there is no connection."""
-
 MOST_HELD_BYTES = 64 << 20
 """Bytes that a server does not read; with more it is dead."""
 
@@ -60,38 +57,6 @@ KEEP_RENEWALS = 100
 CLOSE_S = 1.0
 
 log = logging.getLogger("orla_lg")
-
-
-class Listener(Protocol):
-    """What hears of a link; called in its thread."""
-
-    def hello(self) -> Hello:
-        """Return what a connection begins with."""
-        ...
-
-    def opening(self, welcome: Welcome) -> Sequence[Message]:
-        """Take a welcome in, and return all that is to be said before ``Ready``; under the link's lock.
-
-        Raises:
-            LinkBroken: It cannot be taken.
-        """
-        ...
-
-    def heard(self, message: Message) -> None:
-        """Take a message in."""
-        ...
-
-    def disconnected(self, why: str) -> None:
-        """Note that the connection ended."""
-        ...
-
-    def looked(self) -> None:
-        """Look at what waits; often while there is no connection, else now and then."""
-        ...
-
-    def forked(self) -> None:
-        """Begin afresh in a child: what the parent has is not its own."""
-        ...
 
 
 class Link:
@@ -152,7 +117,7 @@ class Link:
         until_s, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
         while True:
             try:
-                return self._connect(hello)
+                return self._took(greet(self.addresses, self._key, hello))
             except (OSError, LinkBroken) as error:
                 self.fault = _told(error)
                 if time.monotonic() + pause_s >= until_s:
@@ -173,9 +138,9 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="orla-link", daemon=True)
         self._thread.start()
 
-    def _connect(self, hello: Hello) -> Welcome:
-        """Try each address once, and say hello."""
-        self._dialed, welcome, self._reader, self._early, sent_s = greet(self.addresses, self._key, hello)
+    def _took(self, greeted: Greeted) -> Welcome:
+        """Go on with a connection."""
+        self._dialed, welcome, self._reader, self._early, sent_s = greeted
         self.epoch, self._renewals = welcome.epoch, {}
         self._heard_s, self.confirmed_s = time.monotonic(), sent_s
         return welcome
@@ -218,7 +183,12 @@ class Link:
     def _write(self, data: bytes) -> None:
         """Send what the network takes now, and leave the rest to the thread; under the lock."""
         assert self._dialed is not None
-        raw, sent = self._dialed.codec.encode(data), 0
+        sent = 0
+        try:
+            raw = self._dialed.codec.encode(data)
+        except OSError as error:  # TLS is at its end
+            self.drop(_told(error))
+            return
         if not self._outbox:
             try:
                 sent = self._dialed.socket.send(raw)
@@ -270,20 +240,28 @@ class Link:
         if listener is None or self._stopping:
             self._stopping = True
             return False
+        hello, listener = listener.hello(), None  # it may be dropped while a server is waited for
         refused: Exception | None = None
         try:
-            self._begin(listener, self._connect(listener.hello()))
+            welcome = self._took(greet_aside(self.addresses, self._key, hello, self._waker, self._goes_on))
+            if (listener := self._listener() if self._listener is not None else None) is not None:
+                self._begin(listener, welcome)
         except (OSError, LinkBroken, ConfigError) as error:
             refused, self.fault = error, _told(error)
             if type(error) is not type(self._refusal) and isinstance(error, ConfigError):
                 log.warning("the link to the core cannot be made: %s", error)
             self._hang_up()
         self._refusal, began, self.beginning = refused, self.beginning, False
-        if refused is not None and began:
+        listener = self._listener() if refused is not None and began and self._listener is not None else None
+        if listener is not None:
             listener.disconnected(self.fault)
-        del listener
         self._look()
         return refused is None
+
+    def _goes_on(self) -> bool:
+        """Do what is due while a server is waited for; returns whether one is still wanted."""
+        self._look()
+        return not self._stopping
 
     def _look(self) -> None:
         if self._listener is not None and (listener := self._listener()) is not None:

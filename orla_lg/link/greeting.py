@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from orla_lg.link.dialing import DIAL_S, READ_BYTES, Dialed, ServerAddress, Unwelcome, dial
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.messages import PROTOCOL, Bye, Hello, Welcome, flat, read
+from orla_lg.link.waking import Waker
+
+TICK_S = 0.05
+"""How often what is due is looked at while there is no connection."""
 
 
 class Greeted(NamedTuple):
@@ -38,6 +44,44 @@ def greet(addresses: Sequence[ServerAddress], key: str | None, hello: Hello) -> 
             failed = error
     assert failed is not None
     raise failed
+
+
+def greet_aside(
+    addresses: Sequence[ServerAddress], key: str | None, hello: Hello, waker: Waker, goes_on: Callable[[], bool]
+) -> Greeted:
+    """``greet`` in a thread of its own: a server that is cut off keeps it waiting, and what is due goes on.
+
+    Args:
+        addresses: Tried in order.
+        key: Of scope ``link``.
+        hello: What is said.
+        waker: Of this thread.
+        goes_on: Called every ``TICK_S`` seconds; returns whether a server is still wanted.
+
+    Raises:
+        Unwelcome, OSError, LinkBroken: As ``greet``; no server is wanted any more.
+    """
+    done: Future[Greeted] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(greet(addresses, key, hello))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+        waker.wake()
+
+    threading.Thread(target=work, name="orla-link-dial", daemon=True).start()
+    while not done.done():
+        waker.sleep(TICK_S)
+        if not goes_on():
+            done.add_done_callback(_let_go)
+            raise ConnectionAbortedError("no server is wanted any more")
+    return done.result()
+
+
+def _let_go(done: Future[Greeted]) -> None:
+    if done.exception() is None:
+        done.result().dialed.socket.close()
 
 
 def _greeted(dialed: Dialed, hello: Hello) -> Greeted:

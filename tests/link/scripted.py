@@ -81,6 +81,8 @@ class Connection:
             head += data
         head, _, rest = head.partition(b"\r\n\r\n")
         self.core.heads.append(head.decode())
+        while self.core.deaf:
+            time.sleep(0.01)
         if self.core.answer is not None:
             self.send_bytes(self.core.answer)
             return
@@ -115,6 +117,7 @@ class ScriptedCore:
         """Sent instead of an upgrade."""
         self.tls: ssl.SSLContext | None = None
         self.warms = False
+        self.deaf = False
         self.protocol = PROTOCOL
         self.replicas = 1
         self.replica_lease_s = 10.0

@@ -371,3 +371,28 @@ def test_a_replica_cut_off_for_its_lease_ends_its_requests(
     eventually(lambda: engine.in_flight == 0)
     (record,) = orla_of(wrapped).records()
     assert "lease" in str(record.error)
+
+
+def test_what_is_due_does_not_wait_for_a_server_that_is_cut_off(
+    core: ScriptedCore, engine: StubEngine, replica: Replica
+) -> None:
+    core.replica_lease_s = 0.4
+    orla = replica(core_patience_s=0.5)
+    wrapped = orla.wrap(graph(engine))
+    with held(engine) as gate:
+        at_engine = Run(wrapped)
+        eventually(lambda: engine.chats)
+        core.grants, core.deaf = False, True  # connections are taken, and nothing is answered
+        waiting = Run(wrapped)
+        core.wait(Enter, 2)
+        began_s = time.monotonic()
+        core.drop()
+        with pytest.raises(BackendUnavailable, match="this replica's lease"):
+            at_engine.result()
+        with pytest.raises(BackendUnavailable, match="no core for"):
+            waiting.result()
+        assert time.monotonic() - began_s < 3.0
+        gate.open()
+    orla.close()
+    core.deaf = False
+    core.drop()
