@@ -190,9 +190,12 @@ def counts_by_design(case: Case, other: Answered) -> bool:
 
 
 def _is_count_alone(case: Case, bare: Answered) -> bool:
-    """Whether bare takes a stream of nothing but token counts for an empty answer, and did not ask for counts."""
+    """Whether bare takes a stream of nothing but token counts for an empty answer, and did not ask for counts.
+
+    A parser of tool calls makes ``None`` of that.
+    """
     empty = all(reply.answer.choices in ("no message", "null message", "empty") for reply in case.script)
-    return empty and case.streams and not case.stream_usage and bare.said == '["", null]'
+    return empty and case.streams and not case.stream_usage and bare.said in ('["", null]', "None")
 
 
 def _may_be_cut(reply: Reply) -> bool:
