@@ -90,7 +90,7 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
             return _difference(case, bare, other, is_chat_orla, assembled=assembled)
         return None if _meant(case, other) else f"an answer that nothing brought: {other}"
     if isinstance(bare, Answered):
-        if by_design(case, other) or _is_count_alone(case, bare):
+        if by_design(case, other) or (_is_count_alone(case, bare) and not other.born):
             return None
         return f"fails where bare answers: {other}"
     if _is_the_sdks(case, bare, other):
