@@ -90,7 +90,7 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
             return _difference(case, bare, other, is_chat_orla, assembled=assembled)
         return None if _meant(case, other) else f"an answer that nothing brought: {other}"
     if isinstance(bare, Answered):
-        if by_design(case, other) or _is_count_alone(case, bare):
+        if by_design(case, other) or (_is_count_alone(case, bare) and not other.born):
             return None
         return f"fails where bare answers: {other}"
     if _is_the_sdks(case, bare, other):
@@ -190,9 +190,12 @@ def counts_by_design(case: Case, other: Answered) -> bool:
 
 
 def _is_count_alone(case: Case, bare: Answered) -> bool:
-    """Whether bare takes a stream of nothing but token counts for an empty answer, and did not ask for counts."""
+    """Whether bare takes a stream of nothing but token counts for an empty answer, and did not ask for counts.
+
+    A parser of tool calls makes ``None`` of that.
+    """
     empty = all(reply.answer.choices in ("no message", "null message", "empty") for reply in case.script)
-    return empty and case.streams and not case.stream_usage and bare.said == '["", null]'
+    return empty and case.streams and not case.stream_usage and bare.said in ('["", null]', "None")
 
 
 def _may_be_cut(reply: Reply) -> bool:

@@ -44,6 +44,10 @@ FOUND = {
     "a count alone, as it was asked for": Case(
         (Reply(answer=Answer(choices="no message")),), inner="stream", stream_usage=True
     ),
+    "a count alone, parsed": Case(
+        (Reply(answer=Answer(choices="no message"), usage=Usage(place="always last")),),
+        inner="stream", ask="function_calling",
+    ),
     "a field that is none of SSE's": Case((Reply(dialect=Dialect(fields=("unknown: x",))),), outer="stream"),
     "two calls of one id": Case((Reply(answer=Answer(None, (ToolCall(), ToolCall(name="b")), "tool_calls")),)),
     "two nameless calls of one id": Case(
