@@ -108,6 +108,7 @@ class LinkedCalls:
             inflight.place, inflight.tried = place.at, list(place.tried)
             inflight.call.standing = place.standing
             call.attempt = max(call.attempt, place.attempt)
+        call.withdrawn = slot.release
         call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:

@@ -109,7 +109,7 @@ class HostedCall:
 
     __slots__ = (
         "_loop", "_over", "_steps", "_task", "_thread", "_timer", "_turn", "attempt", "epoch", "granted", "inflight",
-        "line", "max_attempts",
+        "line", "max_attempts", "withdrawn",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +126,8 @@ class HostedCall:
         self.max_attempts = max_attempts
         self.attempt = 0
         self.granted: Grant | None = None
+        self.withdrawn: Callable[[], None] | None = None
+        """Called where the call is taken back, and so has no record."""
         self._over = over
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -308,6 +310,8 @@ class HostedCall:
         """Take a call that waits out of its queue."""
         self.inflight.withdraw()
         self._stop()
+        if self.withdrawn is not None:
+            self.withdrawn()
 
     def give_up(self, why: str) -> None:
         """End a call whose replica will not end it."""

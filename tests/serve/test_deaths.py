@@ -15,8 +15,10 @@ from orla_lg.core.engine.capabilities import EngineStats, Warmed
 from orla_lg.core.limits.limits import Limit, Limits
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.prefetch.prompts import Prompt
+from orla_lg.errors import QueueFull
 from orla_lg.link.messages import Bye, Grant, Hello, Ready, Signal
 from orla_lg.link.whereabouts import here, is_gone
+from orla_lg.serve.budgets import CallSlots, HeldSlot
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.store import StoreUnavailable
 from orla_lg.testing.virtual import StillAdapter
@@ -388,3 +390,26 @@ def test_a_replica_sends_the_prefetch_of_the_prompt_that_it_keeps(world: World) 
     assert [each.order for each in replica.got(messages.StopWarm)] == [replica.got(messages.Warm)[1].order]
     replica.drop()
     assert scheduler.warming.running is None
+
+
+def test_a_place_among_the_calls_of_a_key_comes_back_however_a_call_leaves(world: World) -> None:
+    slots = CallSlots()
+
+    def taken(caller: Any) -> HeldSlot:
+        slot = slots.take("k", 2)
+        if slot is None:
+            raise QueueFull("as many as may be")
+        return slot
+
+    core = started(world, bound=1, taken=taken)
+    replica = Replica(world, "r1")
+    replica.connect(core)
+    replica.tell(enter("c1"), enter("c2"), enter("c3"))
+    assert set(replica.refusals()) == {"c3"}
+    replica.drop()  # c2, which waits, leaves its queue
+    replica.connect(core, ready=False)
+    replica.tell(adopted("c1"), enter("c2"), Ready())
+    replica.tell(end("c1"), enter("c4"))
+    assert set(replica.refusals()) == {"c3"} and replica.grants() == ["c1", "c2"]
+    replica.tell(end("c2"), end("c4"))
+    assert not slots._taken

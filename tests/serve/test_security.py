@@ -437,7 +437,13 @@ def test_requests_one_after_another_on_a_connection_are_answered_in_order(opened
 # No key anywhere
 
 
-def test_no_key_is_in_logs_errors_or_the_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_key_is_in_logs_errors_or_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("uvicorn", "uvicorn.error"):  # another test's server may have set up uvicorn's own logging
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+        caplog.set_level(logging.DEBUG, name)
     folder = tmp_path / "state"
     before = os.umask(0)
     try:
