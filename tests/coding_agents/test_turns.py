@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,13 +29,14 @@ from tests.coding_agents.turns import (
     engine_for,
     searching_script,
 )
-from tests.serve.processes import orla_lg, serving, until_ready
+from tests.serve.processes import Served, orla_lg, serving, until_ready
 from tests.wire.machine import Machine
 from tests.wires.chatting_server import ChattingServer
 from tests.wires.messages_server import MODEL
 
 TENANT = "developers"
 PATIENCE_S = 10.0
+SOON_S = 30.0
 
 CONFIGURATION = """
 records_file = "records.jsonl"
@@ -64,23 +67,32 @@ class Turned:
     took_s: float
 
 
-def turned(engine: Any, take: Take, folder: Path, calls: int, *, same_prefix: bool = True) -> Turned:
-    """Have an agent take a turn at a server, with a key, before a scripted engine; it works."""
+@contextmanager
+def served(engine: Any, folder: Path, *limits: str) -> Iterator[tuple[Served, str, Path, Path]]:
+    """Yield a server before a scripted engine, a key for it, and an agent's folders: to work in, and its home."""
     assert [name for _, name in socket.if_nameindex()] == ["lo"], "run by make test-coding-agents"
     work, home, server = folder / "work", folder / "home", folder / "server"
     for each in (work, home, server):
         each.mkdir()
     (server / "orla.toml").write_text(CONFIGURATION.format(url=engine.url))
-    key = orla_lg(server, "keys", "create", "agent", "--tenant", TENANT).stdout.strip()
+    limited = [word for limit in limits for word in ("--limit", limit)]
+    key = orla_lg(server, "keys", "create", "agent", "--tenant", TENANT, *limited).stdout.strip()
+    assert key
     with serving(server) as gateway:
         until_ready(gateway)
+        yield gateway, key, work, home
+        assert key not in gateway.errors
+    assert not any(key in json.dumps(seen.headers) for seen in engine.requests)
+
+
+def turned(engine: Any, take: Take, folder: Path, calls: int, *, same_prefix: bool = True) -> Turned:
+    """Have an agent take a turn at a server, with a key, before a scripted engine; it works."""
+    with served(engine, folder) as (gateway, key, work, home):
         began_s = time.monotonic()
         ended = take(gateway.url, key, MODEL, work, home)
         took_s = time.monotonic() - began_s
         assert ended.status == 0, ended.log
-        records = records_in(server / "records.jsonl", calls)
-        assert key and key not in gateway.errors
-    assert not any(key in json.dumps(seen.headers) for seen in engine.requests)
+        records = records_in(gateway.folder / "records.jsonl", calls)
     assert ended.said == SAID, ended.log
     for record in records:
         assert (record["workflow"], record["stage"]) == (ended.session, STAGE)
@@ -118,3 +130,17 @@ def test_a_tool_that_is_found_by_a_search(tmp_path: Path) -> None:
     assert (turn.work / "made.txt").read_text() == "made\n"
     first, *others = [{tool["function"]["name"] for tool in body["tools"]} for body in engine.bodies()]
     assert FOUND not in first and all(FOUND in names for names in others)
+
+
+@pytest.mark.parametrize(("agent", "take", "told"), [("codex", codex, "Quota"), ("claude_code", claude_code, "429")])
+def test_a_spent_budget_ends_the_turn(agent: str, take: Take, told: str, tmp_path: Path) -> None:
+    """Agents try again what may succeed; this may not, and is said to be in vain."""
+    with (
+        engine_for(agent, "chat") as engine,
+        served(engine, tmp_path, "1 calls per 1d") as (gateway, key, work, home),
+    ):
+        began_s = time.monotonic()
+        ended = take(gateway.url, key, MODEL, work, home)
+        assert time.monotonic() - began_s < SOON_S
+        assert ended.status != 0 and told in ended.log
+        assert len(engine.bodies()) == 1
