@@ -222,17 +222,8 @@ def test_the_example_runs_as_its_readme_says(house: House) -> None:
     assert command is not None and command[1] == f"http://127.0.0.1:{DEFAULT_PORT}"
     port = free_port()
     words = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        command[2],
-        "--workers",
-        "2",
-        "--port",
-        str(port),
-        "--log-level",
-        "warning",
-    ]
+        sys.executable, "-m", "uvicorn", command[2], "--workers", "2", "--port", str(port), "--log-level", "warning",
+    ]  # fmt: skip
     env = {**environment(house.file.parent), "ORLA_SERVER": house.url}
     house.wide.peak = 0
     url = f"http://127.0.0.1:{port}"
@@ -242,10 +233,14 @@ def test_the_example_runs_as_its_readme_says(house: House) -> None:
         while not answers(f"{url}/load"):
             assert time.monotonic() < until_s and process.poll() is None
             time.sleep(0.05)
+        workers: set[int] = set()
         with ThreadPoolExecutor(24) as pool:
-            asked = [pool.submit(httpx.post, f"{url}/ask", content=f"{n}?", timeout=PATIENCE_S) for n in range(48)]
-            said = [each.result().json() for each in asked]
-        assert all(each["answer"] for each in said) and len({each["worker"] for each in said}) > 1
+            while len(workers) < 2:  # the second one may be slower to start, and the system shares connections out
+                assert time.monotonic() < until_s, workers
+                asked = [pool.submit(httpx.post, f"{url}/ask", content=f"{n}?", timeout=PATIENCE_S) for n in range(48)]
+                said = [each.result().json() for each in asked]
+                assert all(each["answer"] for each in said)
+                workers |= {each["worker"] for each in said}
         assert 2 < house.wide.peak <= BOUND
     finally:
         process.terminate()
