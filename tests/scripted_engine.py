@@ -6,7 +6,7 @@ once are counted; what carries no mark is answered at once and only counted as s
 so much later, as a busy engine does: until then the call runs on, and its load says so.
 
 ``python -m tests.scripted_engine`` prints its URL and serves until it is stopped. ``GET /account`` gives the account
-as JSON, ``GET /account?anew`` begins another one for what comes next.
+as JSON; ``?anew`` forgets the most at once then, ``?late_s=2`` sets how late hang-ups are noticed.
 """
 
 from __future__ import annotations
@@ -90,11 +90,8 @@ class Account:
         }  # fmt: skip
 
     def anew(self) -> None:
-        """Begin another account; what runs, runs on."""
-        running, is_open = self.running, self.open
-        self.__init__()  # type: ignore[misc]
-        self.running = self.most = running
-        self.open = is_open
+        """Forget the most at once; what runs, runs on."""
+        self.most = self.running
 
 
 class Connection(asyncio.Protocol):
@@ -136,8 +133,7 @@ class Connection(asyncio.Protocol):
             self._begin()
         elif path == b"/account":
             self.transport.write(answered(json.dumps(self._account.asdict()).encode()))
-            if query == b"anew":
-                self._account.anew()
+            self._heed(query.decode())
         elif path.endswith(b"/models"):
             self.transport.write(answered(json.dumps(MODELS).encode()))
         elif path == b"/metrics":
@@ -146,6 +142,12 @@ class Connection(asyncio.Protocol):
             self.transport.write(answered(b'{"version":"0.32.0"}'))
         else:
             self.transport.write(NOT_FOUND)
+
+    def _heed(self, query: str) -> None:
+        if "anew" in query:
+            self._account.anew()
+        if late := re.search(r"late_s=([\d.]+)", query):
+            self._chosen.late_s = float(late[1])
 
     def _begin(self) -> None:
         mark = MARK.search(self._body)
