@@ -27,8 +27,6 @@ from bench.lib.figures import Rounds, spread
 from bench.serve import gateway, link
 from bench.serve.servers import cores
 
-ORLA = "orla-lg serve"
-
 
 def draw(blocks: Sequence[link.Block], rounds: Rounds[gateway.Turn], path: Path) -> None:
     """Draw what is added and what it costs, with the goals."""
@@ -65,7 +63,7 @@ def main() -> int:
     rounds, part = (3, 4) if args.quick else (args.rounds, 1)
     blocks = link.measure(rounds, 400 // part)
     turns = asyncio.run(gateway.measure(rounds, 4_000 // part, not args.no_litellm))
-    missed = [*link.beyond_goal(blocks), *gateway.beyond_goal(turns, ORLA)]
+    missed = [*link.beyond_goal(blocks), *gateway.beyond_goal(turns)]
     print("\n".join([*link.report(blocks), "", *turns.table("through", gateway.columns()), "",
                      *(missed or ["within the goals"])]))  # fmt: skip
     if args.write:

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from bench.lib.command import tell
 from bench.lib.engines import child, started
 from bench.lib.figures import at_rank, rotated, spread, table
 from bench.serve.servers import Server, orla
 
-LOCAL, LINK = "in process", "link"
+LOCAL, LINK = "in the process", "by link"
 IDLE, LOADED = "idle", "loaded"
 REPLICAS, AT_ONCE = 4, 8
 BEFORE_S = 0.02
@@ -36,26 +35,20 @@ class Block:
     """CPU time of ``orla-lg serve``, per call."""
 
 
-Replica = subprocess.Popen[str]
-
-
-def block(by: Sequence[Replica], core: Server, arm: str, seed: int, load: str, calls: int, at_once: int) -> Block:
+def block(
+    by: Sequence[subprocess.Popen[str]], core: Server, arm: str, seed: int, load: str, calls: int, at_once: int
+) -> Block:
     """Have replicas make *calls* each, at the same time."""
-    before_s = core.cpu_s()
+    before_ms, wait_ms, taken_ms = core.cpu_ms(), list[float](), list[float]()
     for each in by:
         assert each.stdin is not None
         print(json.dumps([arm, calls, at_once]), file=each.stdin, flush=True)
-    answers = [read(each) for each in by]
-    core_ms = (core.cpu_s() - before_s) * 1e3 / (calls * len(by))
-    columns = ([value for answer in answers for value in answer[name]] for name in ("wait_ms", "taken_ms"))
-    return Block(arm, seed, load, *columns, core_ms)
-
-
-def read(replica: Replica) -> dict[str, Any]:
-    assert replica.stdout is not None
-    if not (line := replica.stdout.readline()):
-        raise SystemExit("a replica ended early")
-    return dict(json.loads(line))
+    for each in by:
+        assert each.stdout is not None
+        answer = json.loads(each.stdout.readline() or "{}")
+        wait_ms += answer["wait_ms"]
+        taken_ms += answer["taken_ms"]
+    return Block(arm, seed, load, wait_ms, taken_ms, (core.cpu_ms() - before_ms) / len(taken_ms))
 
 
 def measure(rounds: int, calls: int) -> list[Block]:
@@ -79,25 +72,26 @@ def measure(rounds: int, calls: int) -> list[Block]:
     return found
 
 
-def added(blocks: Iterable[Block], load: str, name: str = "wait_ms") -> list[float]:
-    """Return what the link adds to a median, round by round."""
-    middles = {(each.arm, each.seed): median(getattr(each, name)) for each in blocks if each.load == load}
+def added(blocks: Iterable[Block], load: str) -> list[float]:
+    """Return what the link adds to the median wait, round by round."""
+    middles = {(each.arm, each.seed): median(each.wait_ms) for each in blocks if each.load == load}
     return [middles[LINK, seed] - middle for (arm, seed), middle in middles.items() if arm == LOCAL]
 
 
 def report(blocks: Sequence[Block]) -> list[str]:
     """Return the table."""
-
-    def row(load: str, arm: str) -> list[str]:
+    rows = []
+    for load, arm in ((load, arm) for load in (IDLE, LOADED) for arm in (LOCAL, LINK)):
         own = [each for each in blocks if (each.load, each.arm) == (load, arm)]
-        waits = [value for each in own for value in each.wait_ms]
-        more, core = "", ""
-        if arm == LINK:
-            more = spread(added(blocks, load)).shown(bold=True)
-            core = spread([each.core_ms for each in own]).shown()
-        return [load, arm, spread([median(each.wait_ms) for each in own]).shown(), f"{at_rank(waits, 0.99):.1f}",
-                more, spread([median(each.taken_ms) for each in own]).shown(".1f"), core]  # fmt: skip
-
+        more, core = (
+            (spread(added(blocks, load)), spread([each.core_ms for each in own])) if arm == LINK else (None,) * 2
+        )
+        p99 = at_rank([ms for each in own for ms in each.wait_ms], 0.99)
+        rows.append([
+            load, arm, spread([median(each.wait_ms) for each in own]).shown(), f"{p99:.1f}",
+            more.shown(bold=True) if more else "", spread([median(each.taken_ms) for each in own]).shown(".1f"),
+            core.shown() if core else "",
+        ])  # fmt: skip
     head = (
         "load",
         "core",
@@ -107,10 +101,10 @@ def report(blocks: Sequence[Block]) -> list[str]:
         "whole call, ms",
         "core's CPU, ms",
     )
-    return table(head, [row(load, arm) for load in (IDLE, LOADED) for arm in (LOCAL, LINK)])
+    return table(head, rows)
 
 
 def beyond_goal(blocks: Sequence[Block]) -> list[str]:
     """Return what the link is to be, and is not."""
     ms = median(added(blocks, IDLE))
-    return [f"the link adds {ms:.2f} ms to the wait when idle, the goal is {GOAL_MS}"] if ms > GOAL_MS else []
+    return [f"the link adds {ms:.2f} ms to the wait when idle, the goal is {GOAL_MS:.2f}"] if ms > GOAL_MS else []

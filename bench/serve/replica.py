@@ -15,6 +15,7 @@ from typing import Any
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 
+from bench.serve.link import LINK, LOCAL
 from bench.serve.load import PROMPT
 from orla_lg import Backend, Orla
 from tests.scripted_engine import MODEL
@@ -52,7 +53,7 @@ async def block(orla: Orla, graph: Any, calls: int, at_once: int) -> dict[str, A
 async def main(engine: str, server: str) -> None:
     local = Orla([Backend("main", engine, model=MODEL, engine="openai", max_concurrency=BOUND)], {"*": "main"})
     with local, Orla.remote(server) as linked:
-        arms = {"in process": (local, graph(local, engine)), "link": (linked, graph(linked, engine))}
+        arms = {LOCAL: (local, graph(local, engine)), LINK: (linked, graph(linked, engine))}
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             arm, calls, at_once = json.loads(line)

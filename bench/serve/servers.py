@@ -1,4 +1,4 @@
-"""The servers under test: each a process of its own on one core; the engine and who calls share the other one."""
+"""The servers under test: each a process of its own on one core; the engine and its callers share the other one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,82 +23,82 @@ from orla_lg_llamacpp.embedded import free_port
 from tests.scripted_engine import MODEL
 
 READY_S = 60.0
-LITELLM_VERSION = "1.108.7"
+VERSION = "1.108.7"
 LITELLM = Environment(
-    f"litellm-{LITELLM_VERSION}", (InstallStep("LiteLLM's proxy", ((f"litellm[proxy]=={LITELLM_VERSION}",),)),),
+    f"litellm-{VERSION}",
+    (InstallStep("LiteLLM's proxy", (("--quiet", f"litellm[proxy]=={VERSION}"), (f"litellm[proxy]=={VERSION}",))),),
     module="litellm", size_mb=600, advice="--no-litellm leaves its arm out",
 )  # fmt: skip
-LITELLM_KEY = "sk-bench-of-orla-lg"
-LITELLM_CONFIG = f"""
-model_list:
-  - model_name: {MODEL}
-    litellm_params: {{model: openai/{MODEL}, api_base: URL, api_key: any}}
-litellm_settings: {{telemetry: false}}
-"""
-ORLA_CONFIG = f"""
+KEY = "sk-bench-of-orla-lg"
+CONFIGS = {
+    "orla.toml": """
 [backends.main]
-url = "URL"
-model = "{MODEL}"
+url = "{engine}"
+model = "{model}"
 engine = "openai"
 max_concurrency = 2000
 [mapping]
 "*" = "main"
 [serve]
-store = "STORE"
-"""
+store = "{folder}/state.db"
+""",
+    "litellm.yaml": """
+model_list:
+  - model_name: {model}
+    litellm_params: {{model: openai/{model}, api_base: "{engine}", api_key: any}}
+litellm_settings: {{telemetry: false}}
+""",
+}
 
 
 @functools.cache
 def cores() -> tuple[int, int]:
     """Return the core of the server under test, and that of all else."""
-    ours = sorted(os.sched_getaffinity(0))
-    if len(ours) < 2:
+    if len(ours := sorted(os.sched_getaffinity(0))) < 2:
         raise SystemExit("two cores are needed: one for the server, one for all else")
     return ours[0], ours[1]
 
 
 class Server(NamedTuple):
-    """A server of OpenAI's API."""
+    """A server of OpenAI's API; the engine itself has no process to be looked at."""
 
     name: str
     url: str
-    key: str
-    process: psutil.Process | None
-    """``None``: the engine itself."""
+    process: psutil.Process | None = None
 
-    def cpu_s(self) -> float:
+    def cpu_ms(self) -> float:
         """Return the CPU time it has had."""
-        return sum(self.process.cpu_times()[:2]) if self.process else 0.0
+        return sum(self.process.cpu_times()[:2]) * 1e3 if self.process else 0.0
 
     def rss_mib(self) -> float:
-        """Return the memory that it holds."""
         return self.process.memory_info().rss / 2**20 if self.process else 0.0
 
 
 @contextlib.contextmanager
-def served(name: str, words: Sequence[str], port: int, health: str, key: str = "", **env: str) -> Iterator[Server]:
-    """Run a server until it is healthy, and end it afterwards."""
-    url = f"http://127.0.0.1:{port}"
+def served(name: str, words: Sequence[str], config: str, engine: str, health: str, **env: str) -> Iterator[Server]:
+    """Run a server before an engine until it is healthy, and end it afterwards."""
+    port = free_port()
     # Not through a proxy that the environment names: all is near.
     plain = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(words, cwd=ROOT, env={**plain, **env}, stdout=log, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+        path = Path(folder, config)
+        path.write_text(CONFIGS[config].format(engine=engine, model=MODEL, folder=folder), encoding="utf-8")
+        process = subprocess.Popen(
+            [*words, "--config", str(path), "--port", str(port)], cwd=ROOT, env={**plain, **env}, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
             os.sched_setaffinity(process.pid, {cores()[0]})
             until_s = time.monotonic() + READY_S
-            while not _healthy(url + health):
+            while not _healthy(f"http://127.0.0.1:{port}{health}"):
                 if process.poll() is not None or time.monotonic() > until_s:
                     log.seek(0)
                     raise SystemExit(f"{name} did not start: {log.read()[-2000:].decode(errors='replace')}")
                 time.sleep(0.1)
-            yield Server(name, f"{url}/v1", key, psutil.Process(process.pid))
+            yield Server(name, f"http://127.0.0.1:{port}/v1", psutil.Process(process.pid))
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
 
 
 def _healthy(url: str) -> bool:
@@ -107,32 +107,13 @@ def _healthy(url: str) -> bool:
     return False
 
 
-def _written(text: str, name: str, values: Mapping[str, str], folder: Path) -> str:
-    for word, value in values.items():
-        text = text.replace(word, value)
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-@contextlib.contextmanager
-def orla(engine: str) -> Iterator[Server]:
+def orla(engine: str) -> contextlib.AbstractContextManager[Server]:
     """Run ``orla-lg serve`` before an engine."""
-    with tempfile.TemporaryDirectory() as made:
-        folder, port = Path(made), free_port()
-        config = _written(ORLA_CONFIG, "orla.toml", {"URL": engine, "STORE": str(folder / "state.db")}, folder)
-        words = [sys.executable, "-m", "orla_lg", "serve", "--config", config, "--port", str(port)]
-        with served("orla-lg serve", words, port, "/healthz") as server:
-            yield server
+    return served("orla-lg serve", [sys.executable, "-m", "orla_lg", "serve"], "orla.toml", engine, "/healthz")
 
 
-@contextlib.contextmanager
-def litellm(engine: str) -> Iterator[Server]:
+def litellm(engine: str) -> contextlib.AbstractContextManager[Server]:
     """Run LiteLLM's proxy before an engine; its environment is made first if it is not there."""
-    python = LITELLM.ensure(Progress(sys.stderr))
-    with tempfile.TemporaryDirectory() as made:
-        port, config = free_port(), _written(LITELLM_CONFIG, "litellm.yaml", {"URL": engine}, Path(made))
-        words = [str(python.with_name("litellm")), "--config", config, "--port", str(port), "--num_workers", "1"]
-        key = {"LITELLM_MASTER_KEY": LITELLM_KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        with served("LiteLLM", words, port, "/health/liveliness", LITELLM_KEY, **key) as server:
-            yield server
+    words = [str(LITELLM.ensure(Progress(sys.stderr)).with_name("litellm")), "--num_workers", "1"]
+    env = {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    return served("LiteLLM", [*words, "--host", "127.0.0.1"], "litellm.yaml", engine, "/health/liveliness", **env)

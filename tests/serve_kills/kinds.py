@@ -1,4 +1,4 @@
-"""The kinds of faults: each makes one of them a number of times under load, and returns what happened to the calls."""
+"""The kinds of faults: each makes one of them some times under load, and returns what happened to calls."""
 
 from __future__ import annotations
 

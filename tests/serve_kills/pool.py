@@ -1,4 +1,4 @@
-"""A pool under test: one engine with a bound, a core, replicas by relays; and the account of what happened to calls."""
+"""A pool under test: one engine with a bound, a core, replicas by relays; and what happened to calls."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Row(NamedTuple):
 
     def shown(self) -> list[str]:
         errors = "; ".join(f"{times} {name}" for name, times in self.errors.items()) or "0"
-        return [self.kind, f"{self.faults}", f"{self.calls:,}", f"{self.cut}", errors, f"{self.lost}", f"{self.twice}",
-                f"{self.gap_s:.1f}", f"{self.most} of {BOUND}"]  # fmt: skip
+        counts = [f"{self.faults}", f"{self.calls:,}", f"{self.cut}", errors, f"{self.lost}", f"{self.twice}"]
+        return [self.kind, *counts, f"{self.gap_s:.1f}", f"{self.most} of {BOUND}"]
 
 
 def shown(rows: Sequence[Row]) -> str:

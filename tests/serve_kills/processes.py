@@ -160,7 +160,7 @@ class Replica(Process):
 
     def open_calls(self) -> set[str]:
         """Return the calls under way; those of a killed replica ended with it."""
-        return set() if self.killed else set(list(self.begun)) - set(list(self.ended))
+        return set() if self.killed else set(self.begun) - set(self.ended)
 
     def calls_take(self, seconds: float) -> None:
         """Let the next calls take so long at the engine."""

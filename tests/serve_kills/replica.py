@@ -85,7 +85,7 @@ class Replica:
                 group.create_task(ask())
 
     def run(self) -> None:
-        """Ask until standard input ends, then let what is under way end. Each line is what calls take from then on."""
+        """Ask until standard input ends; each line of it is what calls take at the engine from then on."""
         tasks = self._chosen.callers // 2
         threads = [threading.Thread(target=self.ask_by_thread) for _ in range(self._chosen.callers - tasks)]
         threads.append(threading.Thread(target=lambda: asyncio.run(self.ask_by_tasks(tasks))))
