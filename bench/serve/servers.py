@@ -109,7 +109,7 @@ def _healthy(url: str) -> bool:
 
 def orla(engine: str) -> contextlib.AbstractContextManager[Server]:
     """Run ``orla-lg serve`` before an engine."""
-    return served("orla-lg serve", [sys.executable, "-m", "orla_lg", "serve"], "orla.toml", engine, "/healthz")
+    return served("orla-lg serve", [sys.executable, "-m", "orla_lg", "serve"], "orla.toml", engine, "/readyz")
 
 
 def litellm(engine: str) -> contextlib.AbstractContextManager[Server]:
