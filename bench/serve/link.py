@@ -15,8 +15,9 @@ from bench.lib.figures import at_rank, rotated, spread, table
 from bench.serve.servers import Server, orla
 
 LOCAL, LINK = "in the process", "by link"
-IDLE, LOADED = "idle", "loaded"
-REPLICAS, AT_ONCE = 4, 8
+REPLICAS, RATE = 4, 40.0
+IDLE, LOADED = "idle", f"{REPLICAS} × {RATE:.0f} calls/s"
+RATES = {IDLE: None, LOADED: RATE}
 BEFORE_S = 0.02
 """What the engine takes for an answer."""
 GOAL_MS = 0.3
@@ -35,24 +36,21 @@ class Block:
     """CPU time of ``orla-lg serve``, per call."""
 
 
-def block(
-    by: Sequence[subprocess.Popen[str]], core: Server, arm: str, seed: int, load: str, calls: int, at_once: int
-) -> Block:
+def block(by: Sequence[subprocess.Popen[str]], core: Server, arm: str, seed: int, load: str, calls: int) -> Block:
     """Have replicas make *calls* each, at the same time."""
     before_ms, wait_ms, taken_ms = core.cpu_ms(), list[float](), list[float]()
     for each in by:
-        assert each.stdin is not None
-        print(json.dumps([arm, calls, at_once]), file=each.stdin, flush=True)
+        print(json.dumps([arm, calls, RATES[load]]), file=each.stdin, flush=True)
     for each in by:
         assert each.stdout is not None
-        answer = json.loads(each.stdout.readline() or "{}")
-        wait_ms += answer["wait_ms"]
-        taken_ms += answer["taken_ms"]
+        waits, whole = json.loads(each.stdout.readline() or "[]")
+        wait_ms += waits
+        taken_ms += whole
     return Block(arm, seed, load, wait_ms, taken_ms, (core.cpu_ms() - before_ms) / len(taken_ms))
 
 
 def measure(rounds: int, calls: int) -> list[Block]:
-    """Run both arms, interleaved: one replica with a call at a time, then all of them with many."""
+    """Run both arms, interleaved: one replica with a call at a time, then all of them at a rate."""
     found = []
     with ExitStack() as stack:
         engine = stack.enter_context(started("tests.scripted_engine", "--before-s", str(BEFORE_S)))
@@ -61,13 +59,13 @@ def measure(rounds: int, calls: int) -> list[Block]:
         replicas = [stack.enter_context(child(*words)[0]) for _ in range(REPLICAS)]
         for each in replicas:
             stack.callback(each.terminate)
-        for load, by, at_once in ((IDLE, replicas[:1], 1), (LOADED, replicas, AT_ONCE)):
+        for load, by in ((IDLE, replicas[:1]), (LOADED, replicas)):
             for arm in (LOCAL, LINK):  # warm: connections, code
-                block(by, core, arm, 0, load, 20, at_once)
+                block(by, core, arm, 0, load, 20)
             for seed in range(rounds):
                 for arm in rotated((LOCAL, LINK), seed):
                     tell(f"link: {load}, round {seed + 1}/{rounds}: {arm}")
-                    found.append(block(by, core, arm, seed, load, calls, at_once))
+                    found.append(block(by, core, arm, seed, load, calls))
         tell(f"link: {rounds} rounds", last=True)
     return found
 

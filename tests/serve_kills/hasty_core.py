@@ -1,13 +1,14 @@
-"""``orla-lg`` with a defect: its core grants at once, as if nothing stood in the roster. The control that must fail."""
+"""``orla-lg`` with a defect: its core waits for nothing in the roster. The control that must fail."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 
-from orla_lg.cli import main
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.roster import Listed
+
+from orla_lg.cli import main
 
 begin = Recovery.begin
 
