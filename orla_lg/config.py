@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from orla_lg.config_faults import (
     check_entries,
@@ -29,15 +29,20 @@ from orla_lg.config_faults import (
     limits_in,
     listed,
 )
+from orla_lg.config_objects import Objects
+from orla_lg.config_tables import BackendTable, ConfigFile, ConfigTable, CostTable, ServeTable
 from orla_lg.core.boundary import checked, removed
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.boundary.secret import Secret
-from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED, Backend, Cost
+from orla_lg.core.engine.backend import Backend, Cost
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
-from orla_lg.core.policies import policy
+from orla_lg.core.mapping import Mapper
+from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, policy
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
 from orla_lg.graph.context import Untranslated
-from orla_lg.mappers.table import Entry
+from orla_lg.mappers.table import Entry, stage_mapper
 
 CONFIG_NAME = "orla.toml"
 
@@ -55,102 +60,22 @@ engine = "llamacpp"
 """
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CostTable(_Table):
-    """``[backends.NAME.cost]``: US dollars per million tokens."""
-
-    input_per_mtoken: float = Field(0.0, ge=0, allow_inf_nan=False)
-    output_per_mtoken: float = Field(0.0, ge=0, allow_inf_nan=False)
-    cached_input_per_mtoken: float | None = Field(None, ge=0, allow_inf_nan=False)
-
-
-class BackendTable(_Table):
-    """``[backends.NAME]``."""
-
-    url: str
-    model: str | None = None
-    engine: str = "openai"
-    api_key_env: str | None = None
-    """The environment variable that holds the key: keys do not belong in a file that is checked in."""
-    admin_key_env: str | None = None
-    """The same for the key of administrators, where the engine has one of its own for them."""
-    aliases: tuple[str, ...] = ()
-    max_concurrency: int | None = Field(None, ge=1, le=MOST_CALLS)
-    capacity: int = Field(10_000, ge=0, le=MOST_CALLS)
-    cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
-    quality: float | None = Field(None, ge=0, le=1)
-    max_saved: int = Field(32, ge=0, le=MOST_SAVED)
-    forward_headers: tuple[str, ...] = ()
-    forward_query: tuple[str, ...] = ()
-    isolate_tenants: bool = False
-
-
-def _policy_names(said: Any) -> Any:
-    """Check the name of a policy, or a table of them; what is neither, pydantic refuses."""
-    names = said if isinstance(said, Mapping) else {"": said}
-    for place, name in names.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{shown(place)[1:-1] or 'it'} must be the name of a policy, or a table of names")
-        policy(name)
-    return said
-
-
-def _policy_name(said: Any) -> Any:
-    """Check the name of a policy for both levels, where a table would leave open what it is by."""
-    if isinstance(said, Mapping):
-        raise ValueError("one policy orders both levels: a table by backend is stage_policy, by stage request_policy")
-    return _policy_names(said)
-
-
-PolicyName = Annotated[str, BeforeValidator(_policy_name)]
-PolicyNames = Annotated[str | dict[str, str], BeforeValidator(_policy_names)]
-
-
-class ConfigFile(_Table):
-    """The whole of ``orla.toml``."""
-
-    backends: dict[str, BackendTable] = Field(min_length=1)
-    mapping: dict[str, Any] = {}
-    """Checked by what it is built into: ``core.mappers.table``."""
-    load_aware: bool = False
-    variants: dict[str, dict[str, Any]] = {}
-    policy: PolicyName | None = None
-    """For both levels of the queues."""
-    stage_policy: PolicyNames | None = None
-    """For all backends, or by backend."""
-    request_policy: PolicyNames | None = None
-    """For all stages, or by stage."""
-    memory: Literal["default", "flush_at_boundary", "flush_per_request", "release_only"] = "default"
-    admission: bool = True
-    keep_records: int = Field(10_000, ge=1, le=MOST_CALLS)
-    records_file: str | None = Field(None, min_length=1)
-    limits: dict[str, Any] = {}
-    """Checked by what it is built into: ``core.limits``."""
-    estimates_file: str | None = Field(None, min_length=1)
-    control: str | None = Field(None, min_length=1)
-    warm_up: bool = True
-    untranslatable: Untranslated = "external"
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What an ``Orla`` is built from."""
 
     backends: tuple[Backend, ...]
-    mapping: Mapping[str, Entry]
-    policy: str | None = None
+    mapping: Mapping[str, Entry] | Mapper
+    policy: PolicyChoice | None = None
     """For both levels of the queues; the two below say where a level has another one."""
-    stage_policy: str | Mapping[str, str] | None = None
-    request_policy: str | Mapping[str, str] | None = None
-    memory: str = "default"
+    stage_policy: StageChoice | None = None
+    request_policy: RequestChoice | None = None
+    memory: str | MemoryPolicy = "default"
     admission: bool = True
     keep_records: int = 10_000
     load_aware: bool = False
     """Calls leave a saturated backend for an alternative of their mapping."""
-    variants: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Entry] | Mapper] = field(default_factory=dict)
     records_file: Path | None = None
     limits: Limits = NO_LIMITS
     estimates_file: Path | None = None
@@ -160,6 +85,10 @@ class Settings:
     """Prompts are prefilled before their calls come."""
     untranslatable: Untranslated = "external"
     """What becomes of a request that cannot be translated for its backend."""
+    serve: ServeTable | None = None
+    """How ``orla-lg serve`` is reached; its files as seen from the configuration."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The same as it stands in the file, with what is left out: two of them show what was changed."""
     source: str = ""
 
     def faults(self, names: Iterable[str] | None = None) -> list[ConfigError | MappingError]:
@@ -251,20 +180,23 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     """
     faults: list[str] = []
     table = _table(parsed, faults)
+    if not parsed.get("backends") and "serve" not in parsed and not any(each.startswith("backends") for each in faults):
+        faults.append("backends: missing; at least one [backends.NAME]")
     backends = collected(faults, (partial(_backend, *each) for each in table.backends.items()))
     check_entries(faults, table.mapping, table.variants)
     if table.load_aware and not table.mapping:
         faults.append("load_aware: there is no [mapping] whose calls could be moved")
-    limits = limits_in(faults, table.limits)
     files = [found(faults, partial(_beside, name, source, getattr(table, name))) for name in _FILES]
     settings = Settings(
         tuple(backends),
-        table.mapping,
         source=source,
-        limits=limits,
+        limits=limits_in(faults, table.limits),
         records_file=files[0],
         estimates_file=files[1],
         control=files[2],
+        serve=_serve(faults, source, table.serve),
+        written=table.model_dump(),
+        **_objects(faults, source, table),
         **table.model_dump(include=_AS_THEY_ARE),
     )
     if faults:
@@ -273,10 +205,41 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
 
 
 _FILES = ("records_file", "estimates_file", "control")
-_AS_THEY_ARE = {
-    "policy", "stage_policy", "request_policy", "memory", "admission", "keep_records", "load_aware", "variants",
-    "warm_up", "untranslatable",
-}  # fmt: skip
+_AS_THEY_ARE = {"admission", "keep_records", "load_aware", "warm_up", "untranslatable"}
+
+
+def _objects(faults: list[str], source: str, table: ConfigFile) -> dict[str, Any]:
+    """Return the keys whose values may be of the user's own code."""
+    objects = Objects(Path(source).parent, faults)
+
+    def mapping(where: str, said: Any) -> Any:
+        return objects.named(where, said, stage_mapper) if isinstance(said, str) else said
+
+    return {
+        "mapping": mapping("mapping", table.mapping),
+        "variants": {name: mapping(dotted("variants", name), each) for name, each in table.variants.items()},
+        "memory": objects.named("memory", table.memory, memory_policy),
+        **{level: objects.among(level, getattr(table, level), policy) for level in _LEVELS},
+    }
+
+
+_LEVELS = ("policy", "stage_policy", "request_policy")
+
+
+def _serve(faults: list[str], source: str, table: ServeTable | None) -> ServeTable | None:
+    """Return ``[serve]`` with its files as seen from the configuration."""
+    if table is None:
+        return None
+    files = {name: getattr(table, name) for name in ("store", "tls_cert", "tls_key")}
+    beside = {name: found(faults, partial(_beside, f"serve.{name}", source, each)) for name, each in files.items()}
+    if (table.tls_cert is None) != (table.tls_key is None):
+        faults.append("serve: tls_cert and tls_key belong together; one of them is missing")
+    if table.core_lease_s > table.replica_lease_s:
+        faults.append(
+            f"serve.core_lease_s: found {table.core_lease_s:g}; at most replica_lease_s, {table.replica_lease_s:g}: "
+            "a replica must outlive the time that the next core takes to come"
+        )
+    return table.model_copy(update={name: None if file is None else str(file) for name, file in beside.items()})
 
 
 def _table(parsed: Mapping[str, Any], faults: list[str]) -> ConfigFile:
@@ -290,11 +253,7 @@ def _table(parsed: Mapping[str, Any], faults: list[str]) -> ConfigFile:
     sound = {key: value for key, value in parsed.items() if (key,) not in wrong}
     if isinstance(tables := sound.get("backends"), Mapping):
         sound["backends"] = {name: each for name, each in tables.items() if ("backends", name) not in wrong}
-    return ConfigFile.model_construct(**{**sound, "backends": _sound_backends(sound.get("backends", {}))})
-
-
-def _sound_backends(tables: Mapping[str, Any]) -> dict[str, BackendTable]:
-    return {name: BackendTable.model_validate(each) for name, each in tables.items()}
+    return ConfigFile.model_validate({key: each for key, each in sound.items() if key in ConfigFile.model_fields})
 
 
 def _backend_names(parsed: Mapping[str, Any]) -> list[str]:
@@ -347,9 +306,10 @@ def _fault(fault: dict[str, Any]) -> str:
 
 def _allowed(above: list[Any]) -> list[str]:
     """Return the keys allowed in the table at *above*."""
-    if not above:
-        return list(ConfigFile.model_fields)
-    return list(CostTable.model_fields if len(above) > 2 else BackendTable.model_fields)
+    table: type[ConfigTable] = ConfigFile
+    if above:
+        table = ServeTable if above[0] == "serve" else CostTable if len(above) > 2 else BackendTable
+    return list(table.model_fields)
 
 
 class NoConfiguration(ConfigError):

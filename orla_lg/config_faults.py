@@ -12,6 +12,7 @@ from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.engine.registry import check_engine
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.policies import ANY_BACKEND
 from orla_lg.errors import ConfigError, MappingError, did_you_mean, shown
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
@@ -47,13 +48,15 @@ def collected(faults: list[str], reads: Iterable[Callable[[], T]]) -> list[T]:
     return [made for read in reads if (made := found(faults, read)) is not None]
 
 
-def check_entries(faults: list[str], mapping: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> None:
-    """Read each entry of a mapping and of its variants as it will be read, for its faults."""
-    collected(faults, (partial(stage_mapper, {stage: entry}) for stage, entry in mapping.items()))
-    for name, variant in variants.items():
+def check_entries(
+    faults: list[str], mapping: Mapping[str, Any] | str, variants: Mapping[str, Mapping[str, Any] | str]
+) -> None:
+    """Read each entry of a mapping and of its variants as it will be read, for its faults; one named is no table."""
+    for where, table in (("", mapping), *((f"{dotted('variants', name)}: ", each) for name, each in variants.items())):
         inside: list[str] = []
-        collected(inside, (partial(stage_mapper, {stage: entry}) for stage, entry in variant.items()))
-        faults += [f"{dotted('variants', name)}: {fault}" for fault in inside]
+        if isinstance(table, Mapping):
+            collected(inside, (partial(stage_mapper, {stage: entry}) for stage, entry in table.items()))
+        faults += [where + fault for fault in inside]
 
 
 def limits_in(faults: list[str], table: Mapping[str, Any]) -> Limits:
@@ -106,14 +109,17 @@ def faults_of_policies(stage_policy: object, backends: Iterable[str]) -> list[st
 
 
 def faults_of_tables(
-    mapping: Mapping[str, Entry], variants: Mapping[str, Mapping[str, Entry]], backends: Iterable[str]
+    mapping: Mapping[str, Entry] | Mapper,
+    variants: Mapping[str, Mapping[str, Entry] | Mapper],
+    backends: Iterable[str],
 ) -> list[MappingError]:
     """Return a fault for each backend in a mapping or a variant of it that is not there."""
     known, wrong = list(backends), list[MappingError]()
     for where, table in (("", mapping), *((f"variant {shown(name)}: ", each) for name, each in variants.items())):
-        for stage, entry in table.items():
+        parts = [{stage: each} for stage, each in table.items()] if isinstance(table, Mapping) else [table]
+        for part in parts:
             try:
-                wrong += [MappingError(where + fault) for fault in faults_of(stage_mapper({stage: entry}), known)]
+                wrong += [MappingError(where + fault) for fault in faults_of(stage_mapper(part), known)]
             except ConfigError:
                 continue  # noted where the entry is read
     return wrong

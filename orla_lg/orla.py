@@ -23,7 +23,7 @@ from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.checked import choice, flag, whole
 from orla_lg.core.boundary.checked import path as checked_path
 from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
-from orla_lg.core.engine.given import Backends, backends_of
+from orla_lg.core.engine.given import Backends, NoBackends, backends_of
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
@@ -53,6 +53,8 @@ CONNECT_PATIENCE_S = 2.5
 
 MOST_FAULTS = 20
 """Of a mapping, so many are told at once."""
+
+NO_BACKENDS = "backends: missing; only `orla-lg serve` does without any [backends.NAME]"
 
 Graph = TypeVar("Graph", bound=Runnable[Any, Any])
 """A compiled graph, or a binding of one (``graph.with_retry()``)."""
@@ -196,24 +198,26 @@ class Orla:
         return cls.from_settings(config.find())
 
     @classmethod
-    def from_settings(cls, settings: config.Settings) -> Self:
+    def from_settings(cls, settings: config.Settings, *, may_be_empty: bool = False) -> Self:
         """Build from what a file or the environment said; ``from_config`` and ``from_env`` do this.
+
+        Args:
+            settings: What was said.
+            may_be_empty: Whether there may be no backend yet, as in a server that gets them while it runs.
 
         Raises:
             ConfigError, MappingError: Naming the source, and what is wrong.
         """
-
-        def mapper(table: Mapping[str, Entry]) -> Mapper | None:
-            made = stage_mapper(table)
-            return LoadAware(made) if made is not None and settings.load_aware else made
+        if not settings.backends and not may_be_empty:
+            raise ConfigError(f"{settings.source}: {NO_BACKENDS}")
 
         if faults := settings.faults():
             kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
             raise kind(listed(settings.source, faults))
         try:
             orla = cls(
-                settings.backends,
-                mapper(settings.mapping) if settings.mapping else None,
+                settings.backends or NoBackends.YET,
+                mapper_of(settings, settings.mapping),
                 policy=settings.policy,
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
@@ -230,7 +234,7 @@ class Orla:
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
-                    orla.variant(name, cast("Mapper", mapper(table)))
+                    orla.variant(name, cast("Mapper", mapper_of(settings, table)))
                 undo.pop_all()
         except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error
@@ -524,6 +528,12 @@ def _adapter_of(backend: Backend) -> BackendAdapter:
     """Return the adapter of a backend whose URL an HTTP client takes, which knows more rules than ``Backend``."""
     check_url(backend)
     return adapter_of(backend)
+
+
+def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper | None:
+    """Return the mapper that a configuration says; ``None`` for an empty table."""
+    made = stage_mapper(mapping) if mapping != {} else None
+    return LoadAware(made) if made is not None and settings.load_aware else made
 
 
 def _in_a_loop() -> bool:

@@ -56,7 +56,7 @@ URL = 'url = "http://127.0.0.1:1/v1"'
     ("text", "message"),
     [
         ("", "backends: missing"),
-        ("backends = {}", "backends: found {}"),
+        ("backends = {}", "backends: missing; at least one"),
         ("[backends.b]", "backends.b.url: missing"),
         (f"[backends.b]\n{URL}\nmodl = 'm'", "backends.b.modl: unknown key; did you mean 'model'"),
         (f"[backends.cost]\n{URL}\nmodl = 'm'", "did you mean 'model'"),
@@ -79,7 +79,7 @@ URL = 'url = "http://127.0.0.1:1/v1"'
             f"request_policy = {{a = 1}}\n[backends.b]\n{URL}",
             "request_policy: .*a must be the name",
         ),
-        (f"memory = 'x'\n[backends.b]\n{URL}", "memory: found 'x'; Input should be 'default'"),
+        (f"memory = 'x'\n[backends.b]\n{URL}", "memory: found 'x'; unknown memory policy 'x'"),
         (f"untranslatable = 'drop'\n[backends.b]\n{URL}", "untranslatable: found 'drop'; .*'external' or 'error'"),
         (f"[backends.b]\n{URL}\napi_key_env = 'NOT_SET'", "backends.b.api_key_env.*'NOT_SET' is not set"),
         ("[backends.b]\nurl = 'x'", "backend 'b': url 'x' is not http"),

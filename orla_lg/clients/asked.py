@@ -9,16 +9,10 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from orla_lg.clients.libraries import Library
+from orla_lg.clients.question import Question
 from orla_lg.core.call import CallerTimeout
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.openai_api.home import carries, query_among
-from orla_lg.wires.chat import CHAT
-from orla_lg.wires.completions import COMPLETIONS
-from orla_lg.wires.embeddings import EMBEDDINGS
-from orla_lg.wires.wire import Untranslatable, Wire
-
-EVERYWHERE = frozenset({CHAT.name, COMPLETIONS.name, EMBEDDINGS.name})
-"""Wires that carry the fields that are put into a request; an engine that does not say otherwise speaks these."""
+from orla_lg.wires.wire import Wire
 
 _KEYS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 
@@ -34,59 +28,17 @@ def _text(key: bytes) -> str:
 
 
 @dataclass(eq=False)
-class Asked:
+class Asked(Question):
     """A request that a wire knows."""
 
     library: Library
     request: Any
     """The library's."""
-    wire: Wire
-    body: Mapping[str, Any]
     unread: bool
     """Whether the client reads the response itself."""
     encoding: Any
     """How the client reads a text without a charset."""
     timeouts: Mapping[str, Any]
-
-    @property
-    def middle(self) -> Wire:
-        """The wire that an engine is asked in which does not speak the caller's."""
-        return EMBEDDINGS if self.wire.embeds else CHAT
-
-    @cached_property
-    def translated(self) -> dict[str, Any]:
-        """The request as one of the wire in the middle.
-
-        Raises:
-            Untranslatable: It cannot be said there.
-        """
-        return self.wire.to_chat(self.body)
-
-    @cached_property
-    def is_translatable(self) -> bool:
-        """Whether it can be said in the wire in the middle."""
-        try:
-            return bool(self.translated)
-        except Untranslatable:
-            return False
-
-    def wire_for(self, scheduler: BackendScheduler) -> Wire:
-        """Return the wire in which a backend is asked: the caller's where the engine speaks it.
-
-        A request that must carry what keeps workflows or tenants apart (a slot, a salt) goes in a wire that does.
-        """
-        wire, probe = self.wire, scheduler.health.probe
-        if wire is CHAT:
-            return wire
-        if not self.is_spoken_by(scheduler):
-            return self.middle
-        is_kept_apart = scheduler.isolation.on or (probe is not None and probe.slots)
-        return self.middle if is_kept_apart and not (wire.embeds or wire.name in EVERYWHERE) else wire
-
-    def is_spoken_by(self, scheduler: BackendScheduler) -> bool:
-        """Whether a backend's engine speaks the caller's wire."""
-        probe = scheduler.health.probe
-        return self.wire.name in (EVERYWHERE if probe is None or not probe.wires else probe.wires)
 
     def timeout(self) -> CallerTimeout | None:
         """Return how long the client would wait for an answer; ``None``: without end."""
@@ -129,4 +81,4 @@ def read(library: Library, client: Any, request: Any, wire: Wire, *, unread: boo
     if not isinstance(body, dict) or not wire.asks(body):
         return None
     timeouts = request.extensions.get("timeout") or client.timeout.as_dict()
-    return Asked(library, request, wire, body, unread, client._default_encoding, timeouts)
+    return Asked(wire, body, library, request, unread, client._default_encoding, timeouts)

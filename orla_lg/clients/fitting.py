@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
-from orla_lg.clients.asked import Asked
-from orla_lg.clients.sending import CallSite
+from orla_lg.clients.question import Question
 from orla_lg.core.call import Assignment
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import MappingError
@@ -17,7 +17,23 @@ from orla_lg.wires.wire import Untranslatable
 log = logging.getLogger("orla_lg")
 
 
-def fitting(inflight: InFlightCall, asked: Asked, site: CallSite) -> Callable[[Assignment], Assignment | None] | None:
+class Leniency(Protocol):
+    """Whether a request that cannot be said to its backend may go where its code says."""
+
+    @property
+    def untranslatable(self) -> str:
+        """``external``: it may; ``error``: it fails."""
+        ...
+
+    def is_first(self, field: str) -> bool:
+        """Whether *field* keeps a request from being translated for the first time."""
+        ...
+
+
+Fit = Callable[[Assignment], Assignment | None]
+
+
+def fitting(inflight: InFlightCall, asked: Question, site: Leniency) -> Fit | None:
     """Return what takes out of the call's assignment where its request cannot be said; ``None`` if it always can."""
     if asked.wire is CHAT:
         return None
@@ -38,8 +54,8 @@ def fitting(inflight: InFlightCall, asked: Asked, site: CallSite) -> Callable[[A
 
 def _without(
     inflight: InFlightCall,
-    asked: Asked,
-    site: CallSite,
+    asked: Question,
+    site: Leniency,
     assignment: Assignment,
     spoken: list[str],
     error: Untranslatable,
@@ -65,14 +81,15 @@ def _without(
     return None
 
 
-def untranslatable(inflight: InFlightCall, asked: Asked, error: Untranslatable) -> MappingError:
+def untranslatable(inflight: InFlightCall, asked: Question, error: Untranslatable) -> MappingError:
     """Return the error of a call whose request cannot be said to a backend that it is mapped to."""
     schedulers = inflight.services.schedulers
     able = [name for name, scheduler in schedulers.items() if asked.wire_for(scheduler) is asked.wire]
     slots = [name for name, scheduler in schedulers.items() if name not in able and asked.is_spoken_by(scheduler)]
     beside = f" ({', '.join(slots)} too, but with slots or tenants apart, which chat alone can name)" if slots else ""
+    may_pass = inflight.call.may_pass
+    passing = ", or let such requests go where their code says (untranslatable='external')" if may_pass else ""
     return MappingError(
         f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends that can be asked "
-        f"by {asked.wire.title}: {', '.join(able) or 'none'}{beside}; map the stage to one, or let such requests go "
-        f"where their code says (untranslatable='external')"
+        f"by {asked.wire.title}: {', '.join(able) or 'none'}{beside}; map the stage to one{passing}"
     )

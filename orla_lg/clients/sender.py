@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
 from orla_lg.clients import translation
 from orla_lg.clients.asked import Asked
-from orla_lg.clients.fitting import untranslatable
+from orla_lg.clients.backend_request import BackendRequest, address_of, request_to
 from orla_lg.clients.libraries import HTTPX2, Answered
 from orla_lg.clients.sending import PassedBy
-from orla_lg.core.call import OBJECT
-from orla_lg.core.engine.backend import with_fields
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.client import NO_KEY, EngineClients
-from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, may_refuse, parted
 from orla_lg.openai_api.failures import failed_status
 from orla_lg.openai_api.home import Upgrade
-from orla_lg.wires import chat, reading
-from orla_lg.wires.chat import CHAT
-from orla_lg.wires.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream
-from orla_lg.wires.wire import Untranslatable, Wire
+from orla_lg.wires import reading
+from orla_lg.wires.tap import TAP, AsyncTappedStream, Tap, TappedStream
+from orla_lg.wires.wire import Wire
+
+EngineRequest = BackendRequest[EngineClients]
+"""One request as it is sent to one backend."""
 
 FAILURES = (BackendUnavailable, json.JSONDecodeError, reading.Garbage, httpx2.HTTPError)
 """What an attempt may fail with before anything of an answer has reached the caller, beside an error's status."""
@@ -41,8 +40,6 @@ _FRAMES = frozenset({b"content-encoding", b"content-length", b"transfer-encoding
 """Headers that say how an engine's bytes came, where others go on."""
 
 _OF_THE_BODY = _FRAMES | {b"content-type"}
-
-_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 SHOWN_CHARS = 500
 """Of an engine's error, in records."""
@@ -102,10 +99,10 @@ class HttpSender:
             try:
                 return self._send_once(inflight, outgoing)
             except ErrorStatus as refusal:
-                if not outgoing.may_cause(refusal):
+                if not outgoing.may_cause(refusal.status, refusal.text):
                     raise
-                response = self._send_once(inflight, self._without_ours(outgoing))
-                outgoing.refused(refusal)
+                response = self._send_once(inflight, outgoing.without_ours())
+                outgoing.refused(refusal.status, refusal.text)
                 return response
         except (ErrorStatus, *FAILURES) as error:
             self._give_up(inflight, outgoing, error)
@@ -115,10 +112,10 @@ class HttpSender:
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
-                response = outgoing.clients.sync().http.send(outgoing.request(), stream=True)
+                response = outgoing.to.sync().http.send(_request(outgoing, self._asked), stream=True)
             except Upgrade:
-                outgoing.clients.upgrade()
-                response = outgoing.clients.sync().http.send(outgoing.request(), stream=True)
+                outgoing.to.upgrade()
+                response = outgoing.to.sync().http.send(_request(outgoing, self._asked), stream=True)
         finally:
             TAP.reset(token)
         try:
@@ -149,10 +146,10 @@ class HttpSender:
             try:
                 return await self._asend_once(inflight, outgoing)
             except ErrorStatus as refusal:
-                if not outgoing.may_cause(refusal):
+                if not outgoing.may_cause(refusal.status, refusal.text):
                     raise
-                response = await self._asend_once(inflight, self._without_ours(outgoing))
-                outgoing.refused(refusal)
+                response = await self._asend_once(inflight, outgoing.without_ours())
+                outgoing.refused(refusal.status, refusal.text)
                 return response
         except (ErrorStatus, *FAILURES) as error:
             self._give_up(inflight, outgoing, error)
@@ -162,10 +159,10 @@ class HttpSender:
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
-                response = await outgoing.clients.on_loop().http.send(outgoing.request(), stream=True)
+                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked), stream=True)
             except Upgrade:
-                outgoing.clients.upgrade()
-                response = await outgoing.clients.on_loop().http.send(outgoing.request(), stream=True)
+                outgoing.to.upgrade()
+                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked), stream=True)
         finally:
             TAP.reset(token)
         try:
@@ -186,49 +183,8 @@ class HttpSender:
     # What goes out
 
     def _outgoing(self, inflight: InFlightCall) -> EngineRequest:
-        assert inflight.scheduler is not None and inflight.assignment is not None and inflight.model is not None
-        asked, clients = self._asked, self._clients[inflight.scheduler.backend.name]
-        wire = asked.wire_for(inflight.scheduler)
-        mode: Mode = "stream" if asked.wire.streams(asked.body) else "plain"
-        meant = asked.body if wire is asked.wire else self._translated(inflight, mode)
-        said = wire.with_model(meant, inflight.model, inflight.assignment.parameters)
-        self._note_prompt(inflight, said, wire)
-        dialect = clients.dialect_of(wire.name)
-        fields: Mapping[str, Any] = {} if wire.embeds else wire.fields(inflight.request_fields())
-        if dialect.refused:
-            fields = dialect.without_refused(fields)
-        body = with_fields(said, fields)
-        body["model"] = said["model"]
-        guards, added = parted(fields, said)
-        hides: Hides | None = None
-        options = body.get(STREAM_OPTIONS) or {}
-        wants = mode == "stream" and wire.counts_on_demand and STREAM_OPTIONS not in dialect.refused
-        counts = inflight.counts_streams or not asked.wire.counts_on_demand  # such a stream always ends with counts
-        if wants and counts and isinstance(options, OBJECT) and not options.get("include_usage"):
-            body[STREAM_OPTIONS] = {**options, "include_usage": True}
-            added.add(STREAM_OPTIONS)
-            hides = chat.is_usage_only if wire is asked.wire else None
-        return EngineRequest(clients, dialect, asked, wire, body, mode, hides, added, said, guards)
-
-    def _translated(self, inflight: InFlightCall, mode: Mode) -> Mapping[str, Any]:
-        """Return the request as a chat completion's, streamed where the caller's is."""
-        try:
-            said = {name: value for name, value in self._asked.translated.items() if name != "stream"}
-        except Untranslatable as error:  # known to the mapping already, unless the engine became another one since
-            raise untranslatable(inflight, self._asked, error) from error
-        return {**said, "stream": True} if mode == "stream" else said
-
-    def _note_prompt(self, inflight: InFlightCall, said: Mapping[str, Any], wire: Wire) -> None:
-        """Note what the request begins with, as a chat completion: so it may be warmed later."""
-        if wire is CHAT:
-            inflight.sends(said)
-        elif wire.templated and not wire.embeds and self._asked.is_translatable:
-            inflight.sends({**self._asked.translated, "model": said["model"]})
-
-    def _without_ours(self, outgoing: EngineRequest) -> EngineRequest:
-        """Return the same request with nothing added but what keeps workflows apart."""
-        body = with_fields(outgoing.said, outgoing.guards)
-        return outgoing._replace(body=body, hides=None, added=())
+        assert inflight.scheduler is not None
+        return request_to(self._clients[inflight.scheduler.backend.name], inflight, self._asked)
 
     # What comes back
 
@@ -295,13 +251,6 @@ def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:
     return response
 
 
-def _written(body: Mapping[str, Any]) -> bytes:
-    try:
-        return _COMPACT.encode(body).encode()
-    except UnicodeEncodeError:  # half a character, as JSON can escape it
-        return json.dumps(body).encode()
-
-
 def _answered(response: httpx2.Response, began_s: float, content_type: bytes | None) -> Answered:
     """Return what an engine answered, without what held for its own bytes only."""
     headers = response.headers.raw
@@ -315,69 +264,34 @@ def _answered(response: httpx2.Response, began_s: float, content_type: bytes | N
     return Answered(response.status_code, headers, timedelta(seconds=time.perf_counter() - began_s), said)
 
 
-class EngineRequest(NamedTuple):
-    """One request as it is sent to one backend."""
+def _request(outgoing: EngineRequest, asked: Asked) -> httpx2.Request:
+    """Return the request to the engine."""
+    clients, content = outgoing.to, outgoing.content()
+    url = url_of(clients.backend.url, outgoing.wire)
+    if query := asked.query(clients.query):
+        url = url.copy_merge_params(query)
+    headers = httpx2.Headers(_headers(outgoing, url, asked.headers(clients.headers)))
+    headers["Content-Length"] = str(len(content))
+    return httpx2.Request(
+        "POST", url, headers=headers, stream=httpx2.ByteStream(content), extensions={"timeout": dict(asked.timeouts)}
+    )
 
-    clients: EngineClients
-    dialect: Dialect
-    asked: Asked
-    wire: Wire
-    """The engine's."""
-    body: Mapping[str, Any]
-    mode: Mode
-    hides: Hides | None
-    """Events that the engine sends because of what we added, and that the caller does not get."""
-    added: Collection[str]
-    """Fields of the body that the caller did not ask for, and that may be left out."""
-    said: Mapping[str, Any]
-    """The body without them."""
-    guards: Mapping[str, Any]
-    """Fields that may not be left out."""
 
-    @property
-    def translates(self) -> bool:
-        """Whether the engine is asked in another wire than the caller's."""
-        return self.wire is not self.asked.wire
-
-    def request(self) -> httpx2.Request:
-        """Return the request to the engine."""
-        clients, asked, content = self.clients, self.asked, _written(self.body)
-        url = url_of(clients.backend.url, self.wire)
-        if query := asked.query(clients.query):
-            url = url.copy_merge_params(query)
-        headers = httpx2.Headers(self._headers(url, asked.headers(clients.headers)))
-        headers["Content-Length"] = str(len(content))
-        return httpx2.Request(
-            "POST", url, headers=headers, stream=httpx2.ByteStream(content),
-            extensions={"timeout": dict(asked.timeouts)},
-        )  # fmt: skip
-
-    def _headers(self, url: httpx2.URL, carried: tuple[tuple[bytes, bytes], ...]) -> httpx2.Headers:
-        """Return the headers but the content's length; they are mostly those of the request before."""
-        clients, wire = self.clients, self.wire
-        known = clients.headers_sent.get(wire.name)
-        if known is not None and known[0] == carried:
-            return known[1]
-        headers = httpx2.Headers({"Host": url.netloc.decode("ascii"), "Content-Type": "application/json"})
-        headers.update(carried)
-        headers |= {"Accept-Encoding": "identity", "Connection": "keep-alive"}
-        headers.update(wire.headers(clients.backend.api_key or NO_KEY))
-        clients.headers_sent[wire.name] = carried, headers
-        return headers
-
-    def may_cause(self, refusal: ErrorStatus) -> bool:
-        """Whether the engine may have refused what we added."""
-        return may_refuse(self.added, refusal.status, refusal.text)
-
-    def refused(self, refusal: ErrorStatus) -> None:
-        """Note that the same request was taken without what we added."""
-        self.dialect.learn(self.added, refusal.text, refusal.status)
+def _headers(outgoing: EngineRequest, url: httpx2.URL, carried: tuple[tuple[bytes, bytes], ...]) -> httpx2.Headers:
+    """Return the headers but the content's length; they are mostly those of the request before."""
+    clients, wire = outgoing.to, outgoing.wire
+    known = clients.headers_sent.get(wire.name)
+    if known is not None and known[0] == carried:
+        return known[1]
+    headers = httpx2.Headers({"Host": url.netloc.decode("ascii"), "Content-Type": "application/json"})
+    headers.update(carried)
+    headers |= {"Accept-Encoding": "identity", "Connection": "keep-alive"}
+    headers.update(wire.headers(clients.backend.api_key or NO_KEY))
+    clients.headers_sent[wire.name] = carried, headers
+    return headers
 
 
 @lru_cache(maxsize=256)
 def url_of(base: str, wire: Wire) -> httpx2.URL:
     """Return where a backend serves *wire*, whose OpenAI-compatible base is *base*."""
-    base, path = base.rstrip("/"), wire.path
-    if path.startswith("v1/"):
-        return httpx2.URL(f"{base}/{path.removeprefix('v1/')}")
-    return httpx2.URL(f"{base.removesuffix('/v1')}/{path}")
+    return httpx2.URL(address_of(base, wire))

@@ -215,6 +215,11 @@ class InFlightCall:
         probe = None if self.scheduler is None else self.scheduler.health.probe
         return probe is not None and probe.can(Capability.STREAM_USAGE)
 
+    @property
+    def queue_wait_s(self) -> float:
+        """Seconds that it waited for grants so far."""
+        return self._wait_s
+
     def request_fields(self) -> dict[str, Any]:
         """Return the extra body fields that this engine wants for this call."""
         assert self.scheduler is not None

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from orla_lg import Backend, BackendUnavailable
-from orla_lg.clients.asked import Asked
+from orla_lg.clients.question import Question
 from orla_lg.clients.sender import url_of
 from orla_lg.clients.sending import Sending, announced
 from orla_lg.core.inflight import InFlightCall
@@ -103,9 +103,7 @@ def test_the_wire_in_which_a_backend_is_asked(
     scheduler: Any = types.SimpleNamespace(
         health=types.SimpleNamespace(probe=probe), isolation=types.SimpleNamespace(on=isolates)
     )
-    nothing: Any = None
-    asked = Asked(nothing, nothing, wire, {}, unread=False, encoding="utf-8", timeouts={})
-    assert asked.wire_for(scheduler) is asked_in
+    assert Question(wire, {}).wire_for(scheduler) is asked_in
 
 
 def test_a_redirect_elsewhere_is_not_followed(make_orla: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 
 from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import ConfigError, shown
@@ -10,7 +11,15 @@ from orla_lg.errors import ConfigError, shown
 ONE_BY_URL = "default"
 """The name of a backend that is given as a URL alone, as ``ORLA_URL`` gives it."""
 
-Backends = Backend | str | Sequence[Backend] | Mapping[str, str | Backend]
+
+
+class NoBackends(Enum):
+    """Stands for no backend at all, where an empty list is a mistake: a server gets them while it runs."""
+
+    YET = "yet"
+
+
+Backends = Backend | str | Sequence[Backend] | Mapping[str, str | Backend] | NoBackends
 """One backend, the URL of one, several, or URLs by the names that mappings use."""
 
 RIGHT = 'give Backend(name, url) objects in a list, or {"light": "http://host:8001/v1"}: URLs by name'
@@ -24,6 +33,8 @@ def backends_of(given: object) -> tuple[Backend, ...]:
     """
     if isinstance(given, Backend):
         return (given,)
+    if given is NoBackends.YET:
+        return ()
     if isinstance(given, str):
         return (_by_url(given),)
     if isinstance(given, Mapping):

@@ -150,7 +150,7 @@ def unplaced(services: Services, call: Call) -> str:
     if model in known or len(known) >= MANY_MODELS:
         return why
     known.add(model)
-    backend = next(iter(services.schedulers))
+    backend = next(iter(services.schedulers), "BACKEND")
     if call.ask.embeds:
         log.warning(
             "stage %r embeds by model %r, and no mapping names it: such calls go where their code says, past queues "

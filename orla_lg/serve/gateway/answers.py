@@ -1,0 +1,182 @@
+"""What goes back to a caller: headers, an engine's words as they are, and our own errors in the caller's wire."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from orla_lg.clients import translation
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.mapping import named_in_code
+from orla_lg.core.placement.view import view_of
+from orla_lg.errors import (
+    BackendUnavailable,
+    BudgetExceeded,
+    ConfigError,
+    DeadlineExceeded,
+    MappingError,
+    OrlaClosed,
+    OrlaError,
+    PolicyError,
+    QueueFull,
+)
+from orla_lg.serve.gateway.identity import BadHint
+from orla_lg.wires.wire import Wire
+
+Header = tuple[bytes, bytes]
+
+JSON = (b"content-type", b"application/json")
+SHOWN_CHARS = 500
+"""Of an engine's error, in records."""
+
+BUSY_RETRY_S = 1.0
+"""What a caller is asked to wait where a queue is full."""
+
+_ID = re.compile(rb"[A-Za-z0-9._:@/+=|~-]{1,128}")
+
+_KEPT = frozenset({
+    b"retry-after", b"retry-after-ms", b"x-should-retry", b"cache-control", b"x-accel-buffering", b"request-id",
+    b"content-language", b"server-timing", b"warning",
+})  # fmt: skip
+_KEPT_BEGINNINGS = (b"openai-", b"anthropic-", b"x-ratelimit-", b"x-vllm-", b"x-sglang-", b"x-envoy-upstream-")
+
+
+class Failed(NamedTuple):
+    """An answer that says why there is none."""
+
+    status: int
+    message: str
+    kind: str | None = None
+    retry_after_s: float | None = None
+
+
+class UpstreamError(Exception):
+    """An engine answered with an error, which is the caller's.
+
+    Args:
+        status: Its HTTP status.
+        headers: As it sent them.
+        content: Its body.
+    """
+
+    def __init__(self, status: int, headers: Iterable[Header], content: bytes) -> None:
+        self.text = content.decode("utf-8", "replace")
+        super().__init__(f"{status} - {self.text[:SHOWN_CHARS]}")
+        self.status = status
+        self.headers = [(name.lower(), value) for name, value in headers]
+        self.content = content
+
+    def kept(self) -> list[Header]:
+        """Return which of its headers the caller gets."""
+        content_type = dict(self.headers).get(b"content-type", JSON[1])
+        return [*kept(self.headers), (b"content-type", content_type)]
+
+    def translated(self, wire: Wire) -> None:
+        """Say the same in another wire."""
+        self.content = translation.refusal(self.content, self.status, wire)
+        self.headers = [each for each in self.headers if each[0] != b"content-type"]
+
+
+class UpstreamSilent(Exception):
+    """An engine said nothing for too long."""
+
+
+class UpstreamGarbled(Exception):
+    """What an engine sent was no answer."""
+
+
+class BadRequest(OrlaError):
+    """A request cannot be read."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@lru_cache(maxsize=1024)
+def _is_kept(name: bytes) -> bool:
+    return name in _KEPT or name.startswith(_KEPT_BEGINNINGS)
+
+
+def kept(headers: Iterable[Header]) -> list[Header]:
+    """Return which of an engine's headers are of use to a caller; credentials and what frames bytes are not."""
+    return [(lower, value) for name, value in headers if _is_kept(lower := name.lower())]
+
+
+def request_id(headers: Mapping[bytes, bytes], call_id: str) -> bytes:
+    """Return the name of a request: the caller's where that is one, else the call's."""
+    said = headers.get(b"x-request-id")
+    return said if said is not None and _ID.fullmatch(said) else call_id.encode()
+
+
+def about(inflight: InFlightCall) -> list[Header]:
+    """Return headers that say where a call ran and how long it waited."""
+    told = [(b"x-orla-queue-wait-ms", b"%.2f" % (inflight.queue_wait_s * 1000))]
+    if inflight.backend is not None:
+        told.append((b"x-orla-backend", inflight.backend.encode("latin-1", "replace")))
+    return told
+
+
+def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None:
+    """Return how an error is answered; ``None`` for one that is nothing to be said of."""
+    message = f"{error}"
+    match error:
+        case BadRequest():
+            return Failed(error.status, message)
+        case BadHint():
+            return Failed(400, message)
+        case QueueFull():
+            return Failed(429, message, "rate_limit_exceeded", BUSY_RETRY_S)
+        case BudgetExceeded():
+            return Failed(429, message, "insufficient_quota", error.retry_after_s)
+        case DeadlineExceeded():
+            return Failed(408, message, "deadline_exceeded")
+        case OrlaClosed():
+            return Failed(503, "the server is shutting down", "server_error", BUSY_RETRY_S)
+        case BackendUnavailable():
+            return Failed(502, message, "server_error")
+        case MappingError() if inflight is not None and _names_nothing(inflight):
+            return Failed(404, message, "model_not_found")
+        case MappingError() | ConfigError():
+            return Failed(400, message)
+        case PolicyError():
+            return Failed(500, message)
+        case UpstreamSilent():
+            return Failed(504, message, "server_error")
+        case UpstreamGarbled():
+            return Failed(502, message, "server_error")
+        case OrlaError():
+            status = getattr(error, "status", 500)
+            return Failed(status, message, _KINDS.get(status), getattr(error, "retry_after_s", None))
+    return None
+
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_denied",
+    421: "invalid_request_error",
+    429: "rate_limit_exceeded",
+}
+
+
+def _names_nothing(inflight: InFlightCall) -> bool:
+    """Whether a call was refused because nothing is known by the name of its model."""
+    if inflight.assignment is not None:
+        return False
+    views = [view_of(scheduler, inflight.call) for scheduler in inflight.services.schedulers.values()]
+    return named_in_code(inflight.call.ask.model, views) is None
+
+
+def refusal(said: Failed, wire: Wire) -> tuple[list[Header], bytes]:
+    """Return headers and body of an answer that says why there is none, in the caller's wire."""
+    content = json.dumps(wire.error(said.status, said.message, kind=said.kind)).encode()
+    headers = [JSON]
+    if said.retry_after_s is not None and math.isfinite(said.retry_after_s):
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(said.retry_after_s))))
+    if said.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="orla_lg"'))
+    return headers, content

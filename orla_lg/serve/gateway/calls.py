@@ -1,0 +1,386 @@
+"""The gateway's calls: a request on a wire becomes a call of the core, and its answer goes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from orla_lg.clients.fitting import Fit, fitting
+from orla_lg.clients.question import Question
+from orla_lg.core.call import Assignment, Call
+from orla_lg.core.identity import Identity, workflow_key
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.mapping import named_in_code
+from orla_lg.core.placement.view import BackendView
+from orla_lg.core.serving import Serving
+from orla_lg.core.steps import adrive
+from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answers import BadRequest, Header, UpstreamError
+from orla_lg.serve.gateway.callers import AccessControl, KnownCaller, check_stage, narrowed, within
+from orla_lg.serve.gateway.identity import CallSource, source_of
+from orla_lg.serve.gateway.sender import GatewaySender, Reply
+from orla_lg.serve.gateway.sessions import Session, SessionBook
+from orla_lg.serve.gateway.settings import GatewaySettings
+from orla_lg.serve.gateway.upstream import BackendLink
+from orla_lg.wires.wire import Wire
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+PathNames = tuple[str | None, str | None]
+
+_NOBODYS: frozenset[str] = frozenset()
+_LOOPBACKS = ("127.", "::1", "::ffff:127.")
+_NOWHERE: PathNames = (None, None)
+
+log = logging.getLogger("orla_lg")
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its request was whole."""
+
+
+class _Strict:
+    """The gateway's requests have nowhere else to go."""
+
+    untranslatable = "error"
+
+    def is_first(self, field: str) -> bool:
+        return False
+
+
+class _NamedInRequest:
+    """The mapper that is asked last where no chat model is meant: the model's name says where it goes."""
+
+    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
+        return named_in_code(call.ask.model, backends)
+
+
+_STRICT, _NAMED_IN_REQUEST = _Strict(), _NamedInRequest()
+
+
+class Request(NamedTuple):
+    """One request, read."""
+
+    wire: Wire
+    headers: dict[bytes, bytes]
+    raw_headers: list[Header]
+    query: bytes
+    path: PathNames
+    caller: KnownCaller
+    body: dict[str, Any]
+
+
+class Gateway:
+    """What all routes of the gateway share.
+
+    Args:
+        serving: The core.
+        access: Who may call.
+        settings: What is borne.
+        scope: What ``access`` is asked for.
+    """
+
+    def __init__(self, serving: Serving, access: AccessControl, settings: GatewaySettings, scope: Any) -> None:
+        self.serving = serving
+        self.settings = settings
+        self.sessions = SessionBook(serving, settings.session_idle_s, settings.max_sessions)
+        self.backends = {
+            name: BackendLink(
+                scheduler.backend, keep_alive=scheduler.adapter.keep_alive, silence_s=settings.answer_timeout_s
+            )
+            for name, scheduler in serving.schedulers.items()
+        }
+        self._access = access
+        self._scope = scope
+
+    async def aclose(self) -> None:
+        """End all sessions, and close the connections to the backends."""
+        self.sessions.close()
+        for each in self.backends.values():
+            await each.close()
+
+    # What comes in
+
+    def admit(self, scope: Scope) -> KnownCaller:
+        """Return who asks.
+
+        Raises:
+            OrlaError: It may not.
+        """
+        client = scope.get("client")
+        loopback = client is None or str(client[0]).startswith(_LOOPBACKS)
+        named = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        caller: KnownCaller = self._access.admit(named, scope=self._scope, loopback=loopback)
+        return caller
+
+    async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> Request:
+        """Return a request.
+
+        Raises:
+            OrlaError: It is refused.
+            ClientGone: Its client went.
+        """
+        raw: list[Header] = scope["headers"]
+        headers = dict(raw)
+        caller = self.admit(scope)
+        if b"json" not in headers.get(b"content-type", b"").lower():
+            raise BadRequest(415, "the request's Content-Type must be application/json")
+        body = _parsed(await self._content(headers, receive))
+        if not wire.asks(body):
+            raise BadRequest(400, f"the request is none of {wire.title}: it asks a model for nothing")
+        return Request(wire, headers, raw, scope["query_string"], path, caller, body)
+
+    async def _content(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        most, length = self.settings.max_body_bytes, headers.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > most):
+            raise BadRequest(413, f"the request is longer than {most} bytes")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    part = message.get("body", b"")
+                    parts.append(part)
+                    size += len(part)
+                    if size > most:
+                        raise BadRequest(413, f"the request is longer than {most} bytes")
+                    if not message.get("more_body"):
+                        return part if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            raise BadRequest(
+                408, f"the request was not there within {self.settings.body_timeout_s:g} seconds"
+            ) from None
+
+    # A call
+
+    def arrive(self, request: Request, call_id: str) -> tuple[InFlightCall, Session | None]:
+        """Return the call that a request becomes, and its session.
+
+        Raises:
+            OrlaError: Its hints, its stage or its tenant cannot be.
+        """
+        serving, caller = self.serving, request.caller
+        source = source_of(request.headers, request.body, request.path, self.settings)
+        check_stage(source.stage, caller)
+        hints = narrowed(source.hints, caller)
+        ask = request.wire.ask_of(request.body)
+        identity, session = self._identified(source, hints.tenant or None, call_id)
+        try:
+            inflight = serving.arrive(identity, ask, call_id=call_id, said=hints, layers=self._access.layers(caller))
+        except BaseException:
+            if session is not None:
+                self.sessions.leave(session)
+            raise
+        inflight.holds = _NOBODYS
+        if ask.embeds:
+            inflight.mappers = (*inflight.mappers, _NAMED_IN_REQUEST)
+        return inflight, session
+
+    def arrive_alone(self, request: Request, call_id: str) -> InFlightCall:
+        """Return what a request asks for as a call that is mapped and no more.
+
+        Raises:
+            OrlaError: Its hints, its stage or its tenant cannot be.
+        """
+        source = source_of(request.headers, request.body, request.path, self.settings)
+        check_stage(source.stage, request.caller)
+        hints, ask = narrowed(source.hints, request.caller), request.wire.ask_of(request.body)
+        identity = Identity(f"call-{call_id}", stage=source.stage)
+        return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+
+    def _identified(self, source: CallSource, tenant: str | None, call_id: str) -> tuple[Identity, Session | None]:
+        if source.workflow is None:
+            return Identity(workflow_key(f"call-{call_id}", tenant), stage=source.stage), None
+        session = self.sessions.enter(source.workflow, tenant)
+        if session is not None and source.final:
+            session.final = True
+        run = None if session is None else session.run
+        return Identity(workflow_key(source.workflow, tenant), run, source.stage, thread=True), session
+
+    async def answered(self, request: Request, inflight: InFlightCall) -> Reply:
+        """Live a call's life until the beginning of its answer is there."""
+        question = Question(request.wire, request.body)
+        inflight.fit = _fit(inflight, question, request.caller)
+        query = parse_qsl(request.query.decode("latin-1")) if request.query else []
+        sender = GatewaySender(self.backends, question, request.raw_headers, query, self.settings.max_attempts)
+        reply: Reply = await adrive(self.serving.serve(inflight, sender))
+        return reply
+
+
+def _fit(inflight: InFlightCall, question: Question, caller: KnownCaller) -> Fit | None:
+    """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
+    fit = fitting(inflight, question, _STRICT)
+    if caller.backends is None:
+        return fit
+
+    def both(assignment: Assignment) -> Assignment | None:
+        allowed = within(assignment, caller)
+        return allowed if fit is None else fit(allowed)
+
+    return both
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(400, f"the request's body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest(400, "the request's body must be a JSON object")
+    return body
+
+
+class CallEndpoint:
+    """The route of one wire: an ASGI application.
+
+    Args:
+        gateway: Of all routes.
+        wire: Its wire.
+    """
+
+    def __init__(self, gateway: Gateway, wire: Wire) -> None:
+        self._gateway = gateway
+        self._wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self.answer(scope, receive, send, _NOWHERE)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, path: PathNames) -> None:
+        """Answer one request below a path's prefix."""
+        gateway, call_id = self._gateway, self._gateway.serving.new_id()
+        task, inflight, session = asyncio.current_task(), None, None
+        assert task is not None
+        watch: Watch | None = None
+        answering = Answering(send, call_id)
+        try:
+            try:
+                request = await gateway.read(scope, receive, self._wire, path)
+                watch = Watch(receive, task)
+                inflight, session = gateway.arrive(request, call_id)
+                reply = await gateway.answered(request, inflight)
+            except ClientGone:
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller has an answer; see ``refuse``
+                await answering.refuse(error, self._wire, inflight, dict(scope["headers"]))
+                return
+            await answering.reply(reply, inflight, request.headers)
+        except asyncio.CancelledError:
+            if watch is None or not watch.gone:
+                raise
+            task.uncancel()
+        finally:
+            if watch is not None:
+                watch.end()
+            if session is not None:
+                gateway.sessions.leave(session)
+
+
+class Watch:
+    """Cancels a request's task when its client goes.
+
+    Args:
+        receive: The request's.
+        task: What serves it.
+    """
+
+    __slots__ = ("_receive", "_task", "_watching", "gone", "over")
+
+    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        self.gone = False
+        """Whether the client went before its answer was whole."""
+        self.over = False
+        self._receive = receive
+        self._task = task
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.over:
+            self.gone = True
+            self._task.cancel()
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self.over = True
+        if not self._watching.done():
+            self._watching.cancel()
+
+
+class Answering:
+    """The way of one answer back.
+
+    Args:
+        send: The request's.
+        call_id: Its call's.
+    """
+
+    def __init__(self, send: Send, call_id: str) -> None:
+        self._send = send
+        self._call_id = call_id
+
+    async def reply(self, reply: Reply, inflight: InFlightCall, headers: dict[bytes, bytes]) -> None:
+        """Send an answer, and end the call with it; one that breaks off breaks the connection."""
+        out = reply.headers
+        out.append((b"x-request-id", answers.request_id(headers, self._call_id)))
+        out += answers.about(inflight)
+        if reply.response is None:
+            usage = inflight.usage
+            if usage is not None and usage.cached_tokens is not None:
+                out.append((b"x-orla-cached-tokens", b"%d" % usage.cached_tokens))
+            try:
+                await self.whole(200, out, reply.content)
+            finally:
+                reply.tap.hand_over()
+            return
+        reply.tap.hand_over()
+        send = self._send
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": out})
+            await send({"type": "http.response.body", "body": reply.content, "more_body": True})
+            async for data in reply.rest():
+                if data:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:  # noqa: BLE001 - the engine's answer broke off, and so does the caller's
+            log.info("call %s broke off: %s", self._call_id, inflight.services.masking.mask(f"{error}"[:500]))
+            return  # without an end: the server closes the connection
+        finally:
+            reply.close()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def refuse(
+        self, error: Exception, wire: Wire, inflight: InFlightCall | None, headers: dict[bytes, bytes]
+    ) -> None:
+        """Answer with what was wrong."""
+        out = [(b"x-request-id", answers.request_id(headers, self._call_id))]
+        if inflight is not None:
+            out += answers.about(inflight)
+        if isinstance(error, UpstreamError):
+            out += error.kept()
+            await self.whole(error.status, out, error.content)
+            return
+        said = answers.failed(error, inflight)
+        if said is None:
+            log.exception("call %s of the gateway failed", self._call_id, exc_info=error)
+            said = answers.Failed(500, "the server failed; its log has more", "server_error")
+        await self.say(said, wire, out)
+
+    async def say(self, said: answers.Failed, wire: Wire, headers: Sequence[Header] = ()) -> None:
+        """Answer with an error."""
+        more, content = answers.refusal(said, wire)
+        await self.whole(said.status, [*headers, *more], content)
+
+    async def whole(self, status: int, headers: list[Header], content: bytes) -> None:
+        """Answer in one piece."""
+        headers.append((b"content-length", b"%d" % len(content)))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": content})

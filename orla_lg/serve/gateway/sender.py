@@ -1,0 +1,215 @@
+"""One request of the gateway, to be sent to whichever backend is chosen.
+
+It goes in the caller's wire where the backend's engine speaks it, else as a chat completion. A stream is read up to
+its first event before its caller gets anything: an engine that dies during prefill is found out while the call can
+still be tried elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import aiohttp
+import httpx2
+
+from orla_lg.clients import translation
+from orla_lg.clients.backend_request import BackendRequest, request_to
+from orla_lg.clients.question import Question
+from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.errors import BackendUnavailable
+from orla_lg.openai_api.failures import failed_status
+from orla_lg.openai_api.home import carries, query_among
+from orla_lg.serve.gateway.answers import JSON, Header, UpstreamError, UpstreamGarbled, UpstreamSilent, kept
+from orla_lg.serve.gateway.upstream import BackendLink, Carried
+from orla_lg.wires import reading
+from orla_lg.wires.tap import Tap
+
+FAILURES = (
+    aiohttp.ClientError,
+    TimeoutError,
+    httpx2.HTTPError,
+    json.JSONDecodeError,
+    reading.Garbage,
+    BackendUnavailable,
+)
+"""What an attempt may fail with before anything of an answer has reached the caller, beside an error's status."""
+
+_CONNECTING = (aiohttp.ConnectionTimeoutError,)
+
+Outgoing = BackendRequest[BackendLink]
+
+
+class Reply(NamedTuple):
+    """What goes back to the caller; a stream is read on from ``response``."""
+
+    headers: list[Header]
+    content: bytes
+    """All of the answer, or the beginning of a stream."""
+    tap: Tap
+    response: aiohttp.ClientResponse | None = None
+    """``None``: there is no more of it."""
+    turning: translation.StreamTranslation | None = None
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """Yield what else the caller gets of a stream.
+
+        Raises:
+            Exception: It broke off.
+        """
+        tap, response, turning = self.tap, self.response, self.turning
+        assert response is not None
+        read, feed = response.content.readany, tap.feed
+        try:
+            try:
+                while data := await read():
+                    if (passing := feed(data)) and (turning is None or (passing := turning.feed(passing))):
+                        yield passing
+            except (aiohttp.ClientError, TimeoutError):
+                if not tap.ended:
+                    raise
+            yield _closing(tap, turning, response)
+        except Exception as error:  # whatever broke it, the call ends with it
+            tap.broke(error)
+            raise
+
+    def close(self) -> None:
+        """Let go of the engine: a stream that is not at its end is ended there too."""
+        if self.response is not None:
+            self.response.close() if not self.tap.complete else self.response.release()
+            self.tap.closed()
+
+
+def _closing(tap: Tap, turning: translation.StreamTranslation | None, response: aiohttp.ClientResponse) -> bytes:
+    last = tap.last(response)  # type: ignore[arg-type]  # of a response it reads but the headers
+    return last if turning is None else turning.feed(last) + turning.end()
+
+
+class GatewaySender:
+    """One request.
+
+    Args:
+        backends: By name.
+        question: The request.
+        raw_headers: Of the caller.
+        query: Of the caller.
+        max_attempts: So often it is tried.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, BackendLink],
+        question: Question,
+        raw_headers: list[Header],
+        query: list[tuple[str, str]],
+        max_attempts: int,
+    ) -> None:
+        self.max_attempts = max_attempts
+        self._backends = backends
+        self._question = question
+        self._raw_headers = raw_headers
+        self._query = query
+
+    def send(self, inflight: InFlightCall) -> Any:
+        """Refuse: the gateway has one loop, and no thread of a caller."""
+        raise RuntimeError("a request of the gateway is sent from its event loop")
+
+    async def asend(self, inflight: InFlightCall) -> Reply:
+        """Send from this task."""
+        assert inflight.scheduler is not None
+        outgoing = request_to(self._backends[inflight.scheduler.backend.name], inflight, self._question)
+        try:
+            try:
+                return await self._send_once(inflight, outgoing)
+            except UpstreamError as refusal:
+                if not outgoing.may_cause(refusal.status, refusal.text):
+                    raise
+                reply = await self._send_once(inflight, outgoing.without_ours())
+                outgoing.refused(refusal.status, refusal.text)
+                return reply
+        except UpstreamError as error:
+            _refused(inflight, outgoing, error)
+        except FAILURES as error:
+            _failed(error)
+
+    async def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> Reply:
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
+        response = await outgoing.to.send(outgoing, self._carried(outgoing), self._carried_query(outgoing))
+        try:
+            if not 200 <= response.status < 300:
+                raise UpstreamError(response.status, response.raw_headers, await response.read())
+            headers = kept(response.raw_headers)
+            if outgoing.mode == "plain":
+                content = await response.read()
+                content = tap.feed(content) + tap.last(response)  # type: ignore[arg-type]
+                if outgoing.translates:
+                    content = translation.answer(content, self._question.wire, self._question.body)
+                    headers.append(JSON)
+                else:
+                    headers.append(_content_type(response))
+                return Reply(headers, content, tap)
+            return await self._begun(inflight, outgoing, response, tap, headers)
+        except BaseException:
+            response.close()
+            raise
+
+    async def _begun(
+        self,
+        inflight: InFlightCall,
+        outgoing: Outgoing,
+        response: aiohttp.ClientResponse,
+        tap: Tap,
+        headers: list[Header],
+    ) -> Reply:
+        """Read a stream up to its first event."""
+        question, turning = self._question, None
+        if outgoing.translates:
+            turning = translation.StreamTranslation(inflight, question.wire, question.body)
+            headers.append((b"content-type", translation.CONTENT_TYPES[question.wire.framing]))
+        else:
+            headers.append(_content_type(response))
+        primed = b""
+        while not tap.begun:
+            data = await response.content.readany()
+            if not data:
+                return Reply(headers, primed + _closing(tap, turning, response), tap)
+            passing = tap.feed(data)
+            primed += passing if turning is None else turning.feed(passing)
+        return Reply(headers, primed, tap, response, turning)
+
+    def _carried(self, outgoing: Outgoing) -> Carried:
+        named = outgoing.to.named
+        if outgoing.question.wire.carries:
+            named |= outgoing.question.wire.carries
+        return tuple([each for each in self._raw_headers if carries(each[0], named)])
+
+    def _carried_query(self, outgoing: Outgoing) -> dict[str, Any]:
+        return query_among(self._query, outgoing.to.query) if self._query else {}
+
+
+def _content_type(response: aiohttp.ClientResponse) -> Header:
+    return (b"content-type", response.headers.get("content-type", "application/json").encode("latin-1", "replace"))
+
+
+def _refused(inflight: InFlightCall, outgoing: Outgoing, error: UpstreamError) -> NoReturn:
+    """Say what an engine's error means: another attempt, or the caller's answer."""
+    if outgoing.translates:
+        error.translated(outgoing.question.wire)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in error.headers}
+    if (failure := failed_status(error, error.status, headers)) is not None:
+        raise failure from error
+    inflight.answered()
+    raise error
+
+
+def _failed(error: Exception) -> NoReturn:
+    """Say how an attempt failed that no engine answered."""
+    if isinstance(error, BackendUnavailable):  # redirected to where it must not go
+        raise AttemptFailed(error, elsewhere=True) from error
+    if isinstance(error, TimeoutError) and not isinstance(error, _CONNECTING):
+        raise AttemptFailed(UpstreamSilent("the engine said nothing for too long")) from error
+    if isinstance(error, aiohttp.ClientError | TimeoutError | httpx2.HTTPError):
+        raise AttemptFailed(BackendUnavailable(f"{type(error).__name__}: {error}"), unreachable=True) from error
+    raise AttemptFailed(UpstreamGarbled(f"what the engine sent is no answer: {error}")) from error

@@ -1,0 +1,95 @@
+"""A gateway over a core, served by uvicorn in a thread of the test process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+
+from orla_lg import Orla
+from orla_lg.core.limits.limits import LimitScope
+from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.gateway.routes import routes_of
+from orla_lg.serve.gateway.settings import GatewaySettings
+
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class FakeCaller:
+    """Whose call it is."""
+
+    tenants: tuple[str, ...] | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] | None = None
+    stages: tuple[str, ...] | None = None
+
+
+class OpenAccess:
+    """Lets everybody in, as on loopback without any key."""
+
+    def __init__(self, caller: Any = None, layers: Sequence[LimitScope] = ()) -> None:
+        self.caller = caller or FakeCaller()
+        self.limits = layers
+        self.asked: list[tuple[Mapping[str, str], Any, bool]] = []
+
+    def admit(self, headers: Mapping[str, str], *, scope: Any, loopback: bool) -> Any:
+        self.asked.append((headers, scope, loopback))
+        return self.caller
+
+    def layers(self, caller: Any) -> Sequence[LimitScope]:
+        return self.limits
+
+
+class GatewayServer:
+    """``with GatewayServer(orla) as gateway: ...``; ``gateway.url`` is where it listens."""
+
+    def __init__(self, orla: Orla, *, access: Any = None, settings: GatewaySettings | None = None) -> None:
+        self.orla = orla
+        self.gateway = Gateway(orla.core.serving, access or OpenAccess(), settings or GatewaySettings(), "use")
+        app = Starlette(routes=routes_of(self.gateway))
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
+        self.server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="gateway", daemon=True)
+
+    def _serve(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._until_stopped())
+        self.loop.close()
+
+    async def _until_stopped(self) -> None:
+        await self.server.serve()
+        await self.gateway.aclose()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.server.started:
+            assert self._thread.is_alive() and time.monotonic() < deadline, "the gateway does not start"
+            time.sleep(0.005)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.should_exit = True
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the gateway does not stop"
+
+    def records(self) -> list[Any]:
+        """Return the records of the calls that ended."""
+        return list(self.orla.records())
+
+    def ended(self, calls: int = 1) -> list[Any]:
+        """Wait until so many calls have ended, and return their records."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(found := self.records()) < calls:
+            assert time.monotonic() < deadline, f"{len(found)} of {calls} calls ended"
+            time.sleep(0.005)
+        return found
