@@ -30,7 +30,7 @@ from orla_lg.config_faults import (
     listed,
 )
 from orla_lg.config_objects import Objects
-from orla_lg.config_tables import BackendTable, ConfigFile, ConfigTable, CostTable, ServeTable
+from orla_lg.config_tables import BackendTable, ConfigFile, ConfigTable, CostTable, GatewayTable, ServeTable
 from orla_lg.core.boundary import checked, removed
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.boundary.secret import Secret
@@ -204,6 +204,9 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     return settings
 
 
+DEFAULTS: Mapping[str, Any] = ConfigFile().model_dump()
+"""What a file says that says nothing."""
+
 _FILES = ("records_file", "estimates_file", "control")
 _AS_THEY_ARE = {"admission", "keep_records", "load_aware", "warm_up", "untranslatable"}
 
@@ -308,7 +311,7 @@ def _allowed(above: list[Any]) -> list[str]:
     """Return the keys allowed in the table at *above*."""
     table: type[ConfigTable] = ConfigFile
     if above:
-        table = ServeTable if above[0] == "serve" else CostTable if len(above) > 2 else BackendTable
+        table = (ServeTable, GatewayTable)[len(above) > 1] if above[0] == "serve" else (BackendTable, CostTable)[len(above) > 2]
     return list(table.model_fields)
 
 
@@ -326,17 +329,21 @@ def find() -> Settings:
     Raises:
         ConfigError: None of these is there, or what is there is wrong.
     """
-    if named := os.environ.get("ORLA_CONFIG"):
-        return load(named)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / CONFIG_NAME).is_file():
-            return load(folder / CONFIG_NAME)
+    if (file := find_file()) is not None:
+        return load(file)
     if url := os.environ.get("ORLA_URL"):
         return _from_variables(url)
     raise NoConfiguration(
-        f"ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {here} or above, and ORLA_URL is not set"
+        f"ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {Path.cwd()} or above, and ORLA_URL is not set"
     )
+
+
+def find_file() -> str | Path | None:
+    """Return the configuration's file: that of ``ORLA_CONFIG``, or ``orla.toml`` here or above."""
+    if named := os.environ.get("ORLA_CONFIG"):
+        return named
+    here = Path.cwd()
+    return next((each for folder in (here, *here.parents) if (each := folder / CONFIG_NAME).is_file()), None)
 
 
 def _from_variables(url: str) -> Settings:

@@ -55,6 +55,30 @@ class BackendTable(ConfigTable):
     isolate_tenants: bool = False
 
 
+class GatewayTable(ConfigTable):
+    """``[serve.gateway]``: how calls by HTTP are told apart, and what they may take.
+
+    Lists that are left out are those of ``serve.gateway.settings``.
+    """
+
+    session_headers: tuple[str, ...] | None = None
+    """Headers whose value names a session, the surest first."""
+    final_headers: tuple[str, ...] | None = None
+    """Headers that say that a call is the last one of its session."""
+    session_fields: tuple[str, ...] | None = None
+    """Fields of a request's body that name a session."""
+    session_idle_s: float = Field(300.0, gt=0, le=MOST_S, allow_inf_nan=False)
+    """A session without a call for so long is idle."""
+    max_sessions: int = Field(10_000, ge=1, le=MOST_CALLS)
+    max_body_bytes: int = Field(64 << 20, ge=1024, le=MOST_BODY_BYTES)
+    body_timeout_s: float = Field(60.0, gt=0, le=MOST_S, allow_inf_nan=False)
+    """A request whose body has not come within that is given up."""
+    answer_timeout_s: float = Field(600.0, gt=0, le=MOST_S, allow_inf_nan=False)
+    """So long an engine may say nothing."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Of each call, before its first token."""
+
+
 class ServeTable(ConfigTable):
     """``[serve]``: how ``orla-lg serve`` is reached and how long it waits; other processes do not read it."""
 
@@ -72,13 +96,7 @@ class ServeTable(ConfigTable):
     replica_lease_s: float = Field(10.0, gt=0, le=MOST_S, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, le=MOST_S, allow_inf_nan=False)
     """How long SIGTERM waits for calls in flight."""
-    session_headers: tuple[str, ...] | None = None
-    """Headers whose value names a session, strongest first; ``None``: those that are known."""
-    session_idle_s: float = Field(300.0, gt=0, le=MOST_S, allow_inf_nan=False)
-    """A session without a call for so long is idle."""
-    max_body_bytes: int = Field(32 << 20, ge=1024, le=MOST_BODY_BYTES)
-    body_timeout_s: float = Field(30.0, gt=0, le=MOST_S, allow_inf_nan=False)
-    """A request whose body has not come within that is refused."""
+    gateway: GatewayTable = GatewayTable()
 
 
 def _policy_names(said: Any) -> Any:

@@ -215,6 +215,42 @@ def pass_by(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], N
         raise
 
 
+def adopt(
+    inflight: InFlightCall, sender: Sender, assignment: Assignment, on_end: Callable[[Record], None] | None = None
+) -> Steps:
+    """Take over a call whose request an engine runs already, by a grant of a core before this one.
+
+    Neither limits nor the queue refuse it or let it wait: what it uses it uses. When its attempt fails before its first
+    token it is a call like any other.
+
+    Args:
+        inflight: From ``arrive``.
+        sender: Has sent the request.
+        assignment: Where it runs.
+        on_end: Called with the record when the call ends.
+    """
+    inflight.on_end, inflight.max_attempts = on_end, sender.max_attempts
+    scheduler, holds = inflight.services.schedulers[assignment.backend], inflight.holds
+    try:
+        if inflight.layers or inflight.services.limits.concern_all:
+            _reserve(inflight, scheduler, assignment, refuses=False)
+        inflight.holds = {assignment.backend}
+        inflight.enter(scheduler, assignment)
+        inflight.depart()
+        inflight.holds = holds
+        return (yield Send(sender, inflight))
+    except AttemptFailed as failure:
+        inflight.missed(failure)
+        inflight.tried.append(assignment.backend)
+        if len(inflight.tried) >= sender.max_attempts:
+            inflight.finish(failure.cause)
+            _give_up(inflight, failure)
+    except BaseException as error:
+        inflight.finish(error)
+        raise
+    return (yield from serve(inflight, sender, on_end))
+
+
 # 2 map
 
 
@@ -246,7 +282,9 @@ def _internal_call(
 # 3 admit
 
 
-def _reserve(inflight: InFlightCall, scheduler: BackendScheduler, assignment: Assignment) -> None:
+def _reserve(
+    inflight: InFlightCall, scheduler: BackendScheduler, assignment: Assignment, *, refuses: bool = True
+) -> None:
     """Have every limit that the call is under set aside what it is expected to use on this backend."""
     services, call = inflight.services, inflight.call
     run = None if call.identity.run is None else services.book.run(call.identity.run)
@@ -254,7 +292,9 @@ def _reserve(inflight: InFlightCall, scheduler: BackendScheduler, assignment: As
     if run is not None:
         service_s = services.foresight.estimates.service_s(run.trace.graph, call.identity.stage)
     asked = expected(call, assignment, scheduler.backend.cost, service_s)
-    inflight.reservation = services.limits.promise(call, inflight.layers, run, asked, inflight.reservation)
+    inflight.reservation = services.limits.promise(
+        call, inflight.layers, run, asked, inflight.reservation, refuses=refuses
+    )
 
 
 def _pass_circuit(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:

@@ -290,13 +290,19 @@ class BackendQueue:
     failed_policy: StagePolicy | None = None
     """The stage policy whose failure was logged last."""
 
-    def enter(self, call: Call, now: float, *, order: int | None = None) -> Queued:
+    def enter(self, call: Call, now: float, *, order: int | None = None, refuses: bool = True) -> Queued:
         """Put a call into its stage's sub-queue.
+
+        Args:
+            call: The call.
+            now: Monotonic seconds.
+            order: Its arrival number, when it has one.
+            refuses: Whether the capacity holds for it: not for one that will not wait.
 
         Raises:
             QueueFull: As many calls wait as ``capacity`` allows.
         """
-        if self.waiting >= self.capacity and (self.waiting or not self.has_room()):
+        if refuses and self.waiting >= self.capacity and (self.waiting or not self.has_room()):
             self.refused += 1
             raise QueueFull(
                 f"backend {self.name!r} has {counted(self.waiting, 'call')} waiting, its capacity is "

@@ -57,6 +57,8 @@ class BackendScheduler:
         self.warming = Prefetcher(self, background, clock, shared.warm_up, self.cache_orders.tell)
         self.listener = self.warming if self.warming.able else None
         """Hears of each call's entering, request and end; ``None`` where nothing does."""
+        self.reports: list[Callable[[EngineStats], None]] = []
+        """Called, outside the lock, with each report of the engine's load."""
         self._background = background
         self.clock = clock
         self._again_at_s = inf
@@ -80,6 +82,8 @@ class BackendScheduler:
         with self.lock:
             self.window.note(stats, self.queue.in_flight)
             self.queue.engine_takes = self.window.bound
+        for report in self.reports:
+            report(stats)
         self.go_on()
 
     # What may go
@@ -132,7 +136,7 @@ class BackendScheduler:
                 queued = self.queue.pass_through(call, now, order=order)
                 queued.running = running
                 return self._grant(queued, now)
-            queued = self.queue.enter(call, now, order=order)
+            queued = self.queue.enter(call, now, order=order, refuses=not holds_grant)
             queued.running = running
             granted = self._pump()
             if queued.waiting and holds_grant:
@@ -274,6 +278,11 @@ class BackendScheduler:
             queued.turn.fail(OrlaClosed(CLOSED))
         self.health.close()
         self.drains.end(OrlaClosed("this Orla was closed while a backend was drained"))
+
+    def granted_orders(self) -> set[int]:
+        """Return the arrival numbers of the calls that hold a grant."""
+        with self.lock:
+            return {queued.order for queued in self._entered}
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""

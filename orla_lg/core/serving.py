@@ -28,6 +28,7 @@ from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.memory.returns import ReturnBook
+from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import BackendStatistics
 from orla_lg.core.operation.steering import Steering
@@ -43,6 +44,7 @@ from orla_lg.core.policies import (
     refined,
 )
 from orla_lg.core.prefetch.book import WarmUp
+from orla_lg.core.queues import Policies
 from orla_lg.core.record import Record, RecordBook
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
@@ -111,11 +113,10 @@ class Serving:
         self.estimates = self.foresight.estimates
         self.warm_up = warm_up
         """What warm-ups may take; ``None``: there are none."""
-        self.schedulers: dict[str, BackendScheduler] = {}
-        """In the order of the configuration."""
+        self.schedulers = Schedulers()
         returns = ReturnBook()
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
-        shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
+        self._shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
         stages, requests = refined(policy, stage_policy, request_policy)
         for backend, adapter in adapters.items():
             ordered_by = policies(
@@ -123,9 +124,7 @@ class Serving:
                 DEFAULT_STAGE if stages is None else stages,
                 DEFAULT_REQUEST if requests is None else requests,
             )
-            self.schedulers[backend.name] = BackendScheduler(
-                backend, adapter, self.background, clock, ordered_by, shared
-            )
+            self.add_backend(backend, adapter, ordered_by)
         both_levels_meant = (stages is None) == (requests is None) and stages is not None
         unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
         self.steering = Steering(self.schedulers, self.book, unread_hints)
@@ -140,6 +139,12 @@ class Serving:
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
+
+    def add_backend(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> None:
+        """Let calls be placed on a backend from now on."""
+        self.schedulers[backend.name] = BackendScheduler(
+            backend, adapter, self.background, self.clock, ordered_by, self._shared
+        )
 
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 

@@ -136,7 +136,7 @@ class Core:
     """What the graph side holds of an ``Orla``."""
 
     serving: Serving
-    clients: Mapping[str, EngineClients]
+    clients: dict[str, EngineClients]
     disabled: bool = False
     """``ORLA_DISABLED=1``: everything steps aside."""
     runs: RunIndex = field(default_factory=RunIndex)

@@ -50,6 +50,7 @@ class Hello(NamedTuple):
     names: Sequence[str] = ()
     """Backends that the replica's own mappings name."""
     host: str = ""
+    """As ``whereabouts.here`` has it."""
     pid: int = 0
 
 
@@ -248,7 +249,12 @@ class Warm(NamedTuple):
     backend: str
     fields: Flat
     stage: str = ""
+    """Where given, what that stage of ``graph`` begins with is meant, as any prompt of it that is kept has it."""
     graph: str = ""
+    messages: int | None = None
+    """So many leading messages; ``None``: all."""
+    prefix: int = 0
+    """The hash of the last of these; a prompt with another one there is not sent."""
 
 
 class StopWarm(NamedTuple):
@@ -271,6 +277,9 @@ class Keeps(NamedTuple):
 
     call: str
     chars: int
+    """Of all its text, tool schemas and images included."""
+    frame: int = 0
+    """The same number where request bodies are the same but for their messages."""
 
 
 class Renew(NamedTuple):

@@ -34,6 +34,11 @@ class Masking(logging.Filter):
         self._latest: object = None
         """The caller's key that was met last: mostly the next one's too."""
 
+    def add(self, *keys: object) -> None:
+        """Take keys of ours out of all text to come."""
+        self._own |= frozenset(filter(None, map(_text_of, keys)))
+        self._pattern = None
+
     def learn(self, key: object) -> None:
         """Take a caller's key out of all text to come."""
         if key is self._latest:

@@ -57,7 +57,12 @@ class LoadWatch:
         now = self._wanted_s = self._clock()
         if now > self._watched_until_s:
             self._watch(now)
-        return self._stats if now - self._reported_s <= FRESH_S else None
+        return self.latest
+
+    @property
+    def latest(self) -> EngineStats | None:
+        """The last report while it is fresh; asks for none."""
+        return self._stats if self._clock() - self._reported_s <= FRESH_S else None
 
     def _watch(self, now: float) -> None:
         with self._lock:

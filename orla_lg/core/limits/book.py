@@ -102,6 +102,8 @@ class LimitBook:
         run: LimitedRun | None,
         asked: Amount,
         held: BudgetReservation | None = None,
+        *,
+        refuses: bool = True,
     ) -> BudgetReservation:
         """Set *asked* aside under every limit that the call is under, or under none.
 
@@ -111,6 +113,7 @@ class LimitBook:
             run: Its run; ``None`` outside any.
             asked: What it is expected to use.
             held: What it was promised for an attempt before; given back first.
+            refuses: Whether a limit that is spent turns it away; not a call that is at an engine already.
 
         Raises:
             BudgetExceeded: A limit does not leave so much; what was held is given back then.
@@ -120,7 +123,7 @@ class LimitBook:
             if held is not None:
                 self._settle(held, NOTHING, now)
             due = list(self._due(call, layers, run))
-            for bound, account in due:
+            for bound, account in due if refuses else ():
                 if (fault := _fault(bound, account, run, asked, now)) is not None:
                     account.refused += 1
                     raise fault

@@ -49,7 +49,7 @@ class Resources:
         self.masking = Masking(key for backend in adapters for key in (backend.api_key, backend.admin_key))
         """Takes keys out of what is recorded and logged."""
         self._background = background
-        self._adapters = tuple(adapters.values())
+        self._adapters = list(adapters.values())
         self._journal = journal
         self._pid = os.getpid()
         self._closers: list[Callable[[], object]] = []
@@ -57,6 +57,15 @@ class Resources:
     def add(self, closer: Callable[[], object]) -> None:
         """Call *closer* at the end, unless ``close`` was called; it must not refer to the core, nor wait long."""
         self._closers.append(closer)
+
+    def enlist(self, backend: Backend, adapter: BackendAdapter) -> None:
+        """Take in the adapter and the keys of a backend that came while the core ran."""
+        self._adapters.append(adapter)
+        self.masking.add(backend.api_key, backend.admin_key)
+
+    def dismiss(self, adapter: BackendAdapter) -> None:
+        """Leave out an adapter that is closed; keys stay masked."""
+        self._adapters.remove(adapter)
 
     def let_go(self) -> None:
         """Have everything given back; waits for nothing. In a forked child, only what that has begun itself."""

@@ -83,9 +83,9 @@ def find(backends: Sequence[BackendView], name: str) -> BackendView | None:
     return None
 
 
-def view_of(scheduler: BackendScheduler, call: Call | None = None) -> BackendView:
-    """Return a backend as mappers see it now, on behalf of a call."""
-    backend, queue, health = scheduler.backend, scheduler.queue, scheduler.health
+def view_of(scheduler: BackendScheduler, call: Call | None = None, *, asks: bool = True) -> BackendView:
+    """Return a backend as mappers see it now, on behalf of a call; with *asks* its engine is asked for its load."""
+    backend, queue, health, watch = scheduler.backend, scheduler.queue, scheduler.health, scheduler.load
     probe = health.probe
     return BackendView(
         name=backend.name,
@@ -99,7 +99,7 @@ def view_of(scheduler: BackendScheduler, call: Call | None = None) -> BackendVie
         circuit=Circuit.CLOSED if health.breaker.opened_s is None else health.state(),
         paused=queue.paused,
         speed=scheduler.pace.speed,
-        load=None if scheduler.load is None else scheduler.load.wanted(probe),
+        load=None if watch is None else watch.wanted(probe) if asks else watch.latest,
         waiting_for_prefix=scheduler.cache.waiting_for_prefix,
         model=backend.model,
         resident=nothing if call is None else partial(resident_tokens, scheduler, call),

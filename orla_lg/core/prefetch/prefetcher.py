@@ -26,7 +26,7 @@ from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.cache.engine_cache import EngineCache, PrefetchLease
 from orla_lg.core.cache.verification import SLACK_TOKENS, Order
 from orla_lg.core.call import Call, Usage
-from orla_lg.core.engine.backend import Directions, Effect, price, with_fields
+from orla_lg.core.engine.backend import Directions, Effect, price
 from orla_lg.core.engine.capabilities import Warmable, Warmed
 from orla_lg.core.identity import tenant_of
 from orla_lg.core.memory.events import CacheAction, Verb
@@ -111,6 +111,11 @@ class Prefetcher:
         """Note the body of a call, as it goes to the engine; needs no lock."""
         if queued.call.identity.run is not None:
             queued.prompt = prompt_of(queued.call, body)
+
+    def keeping(self, queued: Queued, prompt: Prompt) -> None:
+        """Note the prompt of a call as an edge elsewhere keeps it; needs no lock."""
+        if queued.call.identity.run is not None:
+            queued.prompt = prompt
 
     def ended(self, queued: Queued, usage: Usage | None, *, reached: bool, followed: bool) -> None:
         """Note that a call ended, or left the queue; there may be room now.
@@ -238,12 +243,12 @@ class Prefetcher:
         self._requests.pop((request.workflow, request.stage))
         self.book.started += 1
         try:
-            under_way.task = self._background.submit(self._prefill(under_way, self._body(under_way)))
+            under_way.task = self._background.submit(self._prefill(under_way, self._fields(under_way)))
         except OrlaClosed:
             self.give_up(again=False)
 
-    def _body(self, under_way: Prefill) -> dict[str, Any]:
-        """Return the request: the prompt, with the fields that its workflow's call would have."""
+    def _fields(self, under_way: Prefill) -> dict[str, Any]:
+        """Return what the request has beside the prompt: the fields that its workflow's call would have."""
         prompt, lease = under_way.prompt, under_way.lease
         self._counter += 1
         told = Directions(
@@ -255,16 +260,16 @@ class Prefetcher:
             fresh=lease.fresh,
             cache_salt=self._scheduler.isolation.salt(tenant_of(under_way.request.workflow)),
         )
-        return with_fields(prompt.body, self._scheduler.adapter.request_fields(prompt.ask, told))
+        return self._scheduler.adapter.request_fields(prompt.ask, told)
 
-    async def _prefill(self, under_way: Prefill, body: Mapping[str, Any]) -> None:
+    async def _prefill(self, under_way: Prefill, fields: Mapping[str, Any]) -> None:
         assert self._adapter is not None
         if self.running is not under_way:  # given up before it began
             return
         said, under_way.sent = Warmed(Effect.FAILED), True
         try:
             async with asyncio.timeout(LIMIT_S):
-                said = await self._adapter.warm(body)
+                said = await under_way.prompt.warm(self._adapter, fields)
         except TimeoutError:
             pass
         finally:

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage, in_common
+from orla_lg.core.engine.backend import with_fields
+from orla_lg.core.engine.capabilities import Warmable, Warmed
 
 K = TypeVar("K")
 
@@ -71,6 +73,10 @@ class Prompt:
         chars = _chars(body)
         tokens = round(self.tokens * chars / max(1, self.chars))
         return replace(self, ask=replace(self.ask, messages=kept), body=body, chars=chars, tokens=tokens)
+
+    async def warm(self, adapter: Warmable, fields: Mapping[str, Any]) -> Warmed:
+        """Have the engine prefill it, in a request with the adapter's *fields*; cancelling this ends that."""
+        return await adapter.warm(with_fields(self.body, fields))
 
 
 def prompt_of(call: Call, body: Mapping[str, Any]) -> Prompt:

@@ -111,6 +111,8 @@ class PrefetchValue:
     def has_room(self, entering: int = 0) -> bool:
         """Whether a warm-up would hold up no call, *entering* more calls in flight."""
         queue, settings = self._scheduler.queue, self._settings
+        if queue.may_grant is not None and not queue.may_grant():
+            return False
         in_flight = queue.in_flight + entering
         if queue.waiting or self._scheduler.cache.prefetches_alone:
             return not (queue.waiting or in_flight)

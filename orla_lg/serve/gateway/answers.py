@@ -89,7 +89,7 @@ class UpstreamGarbled(Exception):
     """What an engine sent was no answer."""
 
 
-class BadRequest(OrlaError):
+class RequestRefused(OrlaError):
     """A request cannot be read."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -125,7 +125,7 @@ def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None
     """Return how an error is answered; ``None`` for one that is nothing to be said of."""
     message = f"{error}"
     match error:
-        case BadRequest():
+        case RequestRefused():
             return Failed(error.status, message)
         case BadHint():
             return Failed(400, message)
@@ -149,10 +149,10 @@ def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None
             return Failed(504, message, "server_error")
         case UpstreamGarbled():
             return Failed(502, message, "server_error")
-        case OrlaError():
-            status = getattr(error, "status", 500)
-            return Failed(status, message, _KINDS.get(status), getattr(error, "retry_after_s", None))
-    return None
+    status = getattr(error, "status", 500 if isinstance(error, OrlaError) else None)
+    if not isinstance(status, int):
+        return None
+    return Failed(status, message, _KINDS.get(status), getattr(error, "retry_after_s", None))
 
 
 _KINDS = {

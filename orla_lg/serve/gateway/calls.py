@@ -19,13 +19,14 @@ from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.serve.gateway import answers
-from orla_lg.serve.gateway.answers import BadRequest, Header, UpstreamError
+from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
 from orla_lg.serve.gateway.callers import AccessControl, KnownCaller, check_stage, narrowed, within
 from orla_lg.serve.gateway.identity import CallSource, source_of
-from orla_lg.serve.gateway.sender import GatewaySender, Reply
-from orla_lg.serve.gateway.sessions import Session, SessionBook
+from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
+from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.gateway.upstream import BackendLink
+from orla_lg.serve.gateway.silence import SilenceWatch
+from orla_lg.serve.gateway.upstream import BackendLinks
 from orla_lg.wires.wire import Wire
 
 Scope = MutableMapping[str, Any]
@@ -64,7 +65,7 @@ class _NamedInRequest:
 _STRICT, _NAMED_IN_REQUEST = _Strict(), _NamedInRequest()
 
 
-class Request(NamedTuple):
+class GatewayRequest(NamedTuple):
     """One request, read."""
 
     wire: Wire
@@ -90,20 +91,16 @@ class Gateway:
         self.serving = serving
         self.settings = settings
         self.sessions = SessionBook(serving, settings.session_idle_s, settings.max_sessions)
-        self.backends = {
-            name: BackendLink(
-                scheduler.backend, keep_alive=scheduler.adapter.keep_alive, silence_s=settings.answer_timeout_s
-            )
-            for name, scheduler in serving.schedulers.items()
-        }
+        self.links = BackendLinks()
+        self.silence = SilenceWatch(settings.answer_timeout_s)
+        self._bodies = SilenceWatch(settings.body_timeout_s)
         self._access = access
         self._scope = scope
 
     async def aclose(self) -> None:
         """End all sessions, and close the connections to the backends."""
         self.sessions.close()
-        for each in self.backends.values():
-            await each.close()
+        await self.links.close()
 
     # What comes in
 
@@ -119,7 +116,7 @@ class Gateway:
         caller: KnownCaller = self._access.admit(named, scope=self._scope, loopback=loopback)
         return caller
 
-    async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> Request:
+    async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> GatewayRequest:
         """Return a request.
 
         Raises:
@@ -130,19 +127,19 @@ class Gateway:
         headers = dict(raw)
         caller = self.admit(scope)
         if b"json" not in headers.get(b"content-type", b"").lower():
-            raise BadRequest(415, "the request's Content-Type must be application/json")
+            raise RequestRefused(415, "the request's Content-Type must be application/json")
         body = _parsed(await self._content(headers, receive))
         if not wire.asks(body):
-            raise BadRequest(400, f"the request is none of {wire.title}: it asks a model for nothing")
-        return Request(wire, headers, raw, scope["query_string"], path, caller, body)
+            raise RequestRefused(400, f"the request is none of {wire.title}: it asks a model for nothing")
+        return GatewayRequest(wire, headers, raw, scope["query_string"], path, caller, body)
 
     async def _content(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         most, length = self.settings.max_body_bytes, headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > most):
-            raise BadRequest(413, f"the request is longer than {most} bytes")
+            raise RequestRefused(413, f"the request is longer than {most} bytes")
         parts, size = [], 0
         try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
+            with self._bodies.bound():
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -151,17 +148,17 @@ class Gateway:
                     parts.append(part)
                     size += len(part)
                     if size > most:
-                        raise BadRequest(413, f"the request is longer than {most} bytes")
+                        raise RequestRefused(413, f"the request is longer than {most} bytes")
                     if not message.get("more_body"):
                         return part if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
-            raise BadRequest(
+            raise RequestRefused(
                 408, f"the request was not there within {self.settings.body_timeout_s:g} seconds"
             ) from None
 
     # A call
 
-    def arrive(self, request: Request, call_id: str) -> tuple[InFlightCall, Session | None]:
+    def arrive(self, request: GatewayRequest, call_id: str) -> tuple[InFlightCall, CallerSession | None]:
         """Return the call that a request becomes, and its session.
 
         Raises:
@@ -184,7 +181,7 @@ class Gateway:
             inflight.mappers = (*inflight.mappers, _NAMED_IN_REQUEST)
         return inflight, session
 
-    def arrive_alone(self, request: Request, call_id: str) -> InFlightCall:
+    def arrive_alone(self, request: GatewayRequest, call_id: str) -> InFlightCall:
         """Return what a request asks for as a call that is mapped and no more.
 
         Raises:
@@ -196,7 +193,9 @@ class Gateway:
         identity = Identity(f"call-{call_id}", stage=source.stage)
         return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
 
-    def _identified(self, source: CallSource, tenant: str | None, call_id: str) -> tuple[Identity, Session | None]:
+    def _identified(
+        self, source: CallSource, tenant: str | None, call_id: str
+    ) -> tuple[Identity, CallerSession | None]:
         if source.workflow is None:
             return Identity(workflow_key(f"call-{call_id}", tenant), stage=source.stage), None
         session = self.sessions.enter(source.workflow, tenant)
@@ -205,13 +204,15 @@ class Gateway:
         run = None if session is None else session.run
         return Identity(workflow_key(source.workflow, tenant), run, source.stage, thread=True), session
 
-    async def answered(self, request: Request, inflight: InFlightCall) -> Reply:
+    async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
         question = Question(request.wire, request.body)
         inflight.fit = _fit(inflight, question, request.caller)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
-        sender = GatewaySender(self.backends, question, request.raw_headers, query, self.settings.max_attempts)
-        reply: Reply = await adrive(self.serving.serve(inflight, sender))
+        sender = GatewaySender(
+            self.links, question, request.raw_headers, query, self.settings.max_attempts, self.silence
+        )
+        reply: EngineReply = await adrive(self.serving.serve(inflight, sender))
         return reply
 
 
@@ -232,9 +233,9 @@ def _parsed(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(400, f"the request's body is no JSON: {error}") from None
+        raise RequestRefused(400, f"the request's body is no JSON: {error}") from None
     if not isinstance(body, dict):
-        raise BadRequest(400, "the request's body must be a JSON object")
+        raise RequestRefused(400, "the request's body must be a JSON object")
     return body
 
 
@@ -259,12 +260,12 @@ class CallEndpoint:
         gateway, call_id = self._gateway, self._gateway.serving.new_id()
         task, inflight, session = asyncio.current_task(), None, None
         assert task is not None
-        watch: Watch | None = None
+        watch: DisconnectWatch | None = None
         answering = Answering(send, call_id)
         try:
             try:
                 request = await gateway.read(scope, receive, self._wire, path)
-                watch = Watch(receive, task)
+                watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 reply = await gateway.answered(request, inflight)
             except ClientGone:
@@ -272,7 +273,7 @@ class CallEndpoint:
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller has an answer; see ``refuse``
                 await answering.refuse(error, self._wire, inflight, dict(scope["headers"]))
                 return
-            await answering.reply(reply, inflight, request.headers)
+            await answering.reply(reply, inflight, request.headers, gateway.silence)
         except asyncio.CancelledError:
             if watch is None or not watch.gone:
                 raise
@@ -284,7 +285,7 @@ class CallEndpoint:
                 gateway.sessions.leave(session)
 
 
-class Watch:
+class DisconnectWatch:
     """Cancels a request's task when its client goes.
 
     Args:
@@ -310,7 +311,7 @@ class Watch:
             self._task.cancel()
 
     def end(self) -> None:
-        """Watch no longer."""
+        """DisconnectWatch no longer."""
         self.over = True
         if not self._watching.done():
             self._watching.cancel()
@@ -328,7 +329,9 @@ class Answering:
         self._send = send
         self._call_id = call_id
 
-    async def reply(self, reply: Reply, inflight: InFlightCall, headers: dict[bytes, bytes]) -> None:
+    async def reply(
+        self, reply: EngineReply, inflight: InFlightCall, headers: dict[bytes, bytes], silence: SilenceWatch
+    ) -> None:
         """Send an answer, and end the call with it; one that breaks off breaks the connection."""
         out = reply.headers
         out.append((b"x-request-id", answers.request_id(headers, self._call_id)))
@@ -347,9 +350,14 @@ class Answering:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": out})
             await send({"type": "http.response.body", "body": reply.content, "more_body": True})
-            async for data in reply.rest():
-                if data:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            with silence.bound() as bound:
+                async for data in reply.rest():
+                    bound.heard = True
+                    if data:
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            reply.silent()
+            return
         except Exception as error:  # noqa: BLE001 - the engine's answer broke off, and so does the caller's
             log.info("call %s broke off: %s", self._call_id, inflight.services.masking.mask(f"{error}"[:500]))
             return  # without an end: the server closes the connection

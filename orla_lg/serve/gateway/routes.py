@@ -59,6 +59,24 @@ def routes_of(gateway: Gateway) -> list[Route]:
     ]
 
 
+class Shortcut:
+    """An application in front of another one, which answers the calls itself: routing costs a tenth of a call.
+
+    Args:
+        app: Gets all other requests.
+        gateway: Of the routes.
+    """
+
+    def __init__(self, app: Any, gateway: Gateway) -> None:
+        self._app = app
+        self._calls = {path: CallEndpoint(gateway, wire) for path, wire in WIRES.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        endpoint = self._calls.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (self._app if endpoint is None else endpoint)(scope, receive, send)
+
+
 class Prefixed:
     """The routes below ``/w/<workflow>[/s/<stage>]``, for clients that can be given a base URL and nothing else.
 

@@ -8,8 +8,9 @@ still be tried elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import aiohttp
 import httpx2
@@ -23,7 +24,8 @@ from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.failures import failed_status
 from orla_lg.openai_api.home import carries, query_among
 from orla_lg.serve.gateway.answers import JSON, Header, UpstreamError, UpstreamGarbled, UpstreamSilent, kept
-from orla_lg.serve.gateway.upstream import BackendLink, Carried
+from orla_lg.serve.gateway.silence import SilenceBound, SilenceWatch
+from orla_lg.serve.gateway.upstream import BackendLink, BackendLinks, Carried
 from orla_lg.wires import reading
 from orla_lg.wires.tap import Tap
 
@@ -42,7 +44,8 @@ _CONNECTING = (aiohttp.ConnectionTimeoutError,)
 Outgoing = BackendRequest[BackendLink]
 
 
-class Reply(NamedTuple):
+@dataclass(eq=False, slots=True)
+class EngineReply:
     """What goes back to the caller; a stream is read on from ``response``."""
 
     headers: list[Header]
@@ -52,6 +55,8 @@ class Reply(NamedTuple):
     response: aiohttp.ClientResponse | None = None
     """``None``: there is no more of it."""
     turning: translation.StreamTranslation | None = None
+    reading: bool = False
+    """Whether it is waited for the engine, and not for the caller."""
 
     async def rest(self) -> AsyncIterator[bytes]:
         """Yield what else the caller gets of a stream.
@@ -64,7 +69,12 @@ class Reply(NamedTuple):
         read, feed = response.content.readany, tap.feed
         try:
             try:
-                while data := await read():
+                while True:
+                    self.reading = True
+                    data = await read()
+                    self.reading = False
+                    if not data:
+                        break
                     if (passing := feed(data)) and (turning is None or (passing := turning.feed(passing))):
                         yield passing
             except (aiohttp.ClientError, TimeoutError):
@@ -75,10 +85,18 @@ class Reply(NamedTuple):
             tap.broke(error)
             raise
 
+    def silent(self) -> None:
+        """Note that for too long nothing came: of the engine, or the caller took nothing."""
+        if self.reading:
+            self.tap.broke(UpstreamSilent("the engine said nothing for too long"))
+
     def close(self) -> None:
         """Let go of the engine: a stream that is not at its end is ended there too."""
         if self.response is not None:
-            self.response.close() if not self.tap.complete else self.response.release()
+            if self.tap.complete:
+                self.response.release()
+            else:
+                self.response.close()
             self.tap.closed()
 
 
@@ -91,23 +109,26 @@ class GatewaySender:
     """One request.
 
     Args:
-        backends: By name.
+        links: To the backends.
         question: The request.
         raw_headers: Of the caller.
         query: Of the caller.
         max_attempts: So often it is tried.
+        silence: How long an engine may say nothing.
     """
 
     def __init__(
         self,
-        backends: Mapping[str, BackendLink],
+        links: BackendLinks,
         question: Question,
         raw_headers: list[Header],
         query: list[tuple[str, str]],
         max_attempts: int,
+        silence: SilenceWatch,
     ) -> None:
         self.max_attempts = max_attempts
-        self._backends = backends
+        self._links = links
+        self._silence = silence
         self._question = question
         self._raw_headers = raw_headers
         self._query = query
@@ -116,10 +137,10 @@ class GatewaySender:
         """Refuse: the gateway has one loop, and no thread of a caller."""
         raise RuntimeError("a request of the gateway is sent from its event loop")
 
-    async def asend(self, inflight: InFlightCall) -> Reply:
+    async def asend(self, inflight: InFlightCall) -> EngineReply:
         """Send from this task."""
         assert inflight.scheduler is not None
-        outgoing = request_to(self._backends[inflight.scheduler.backend.name], inflight, self._question)
+        outgoing = request_to(self._links.of(inflight.scheduler), inflight, self._question)
         try:
             try:
                 return await self._send_once(inflight, outgoing)
@@ -134,9 +155,14 @@ class GatewaySender:
         except FAILURES as error:
             _failed(error)
 
-    async def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> Reply:
+    async def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> EngineReply:
+        with self._silence.bound() as bound:
+            return await self._answer_to(inflight, outgoing, bound)
+
+    async def _answer_to(self, inflight: InFlightCall, outgoing: Outgoing, bound: SilenceBound) -> EngineReply:
         tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
         response = await outgoing.to.send(outgoing, self._carried(outgoing), self._carried_query(outgoing))
+        bound.heard = True
         try:
             if not 200 <= response.status < 300:
                 raise UpstreamError(response.status, response.raw_headers, await response.read())
@@ -149,7 +175,7 @@ class GatewaySender:
                     headers.append(JSON)
                 else:
                     headers.append(_content_type(response))
-                return Reply(headers, content, tap)
+                return EngineReply(headers, content, tap)
             return await self._begun(inflight, outgoing, response, tap, headers)
         except BaseException:
             response.close()
@@ -162,7 +188,7 @@ class GatewaySender:
         response: aiohttp.ClientResponse,
         tap: Tap,
         headers: list[Header],
-    ) -> Reply:
+    ) -> EngineReply:
         """Read a stream up to its first event."""
         question, turning = self._question, None
         if outgoing.translates:
@@ -174,10 +200,10 @@ class GatewaySender:
         while not tap.begun:
             data = await response.content.readany()
             if not data:
-                return Reply(headers, primed + _closing(tap, turning, response), tap)
+                return EngineReply(headers, primed + _closing(tap, turning, response), tap)
             passing = tap.feed(data)
             primed += passing if turning is None else turning.feed(passing)
-        return Reply(headers, primed, tap, response, turning)
+        return EngineReply(headers, primed, tap, response, turning)
 
     def _carried(self, outgoing: Outgoing) -> Carried:
         named = outgoing.to.named

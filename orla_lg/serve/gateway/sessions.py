@@ -17,7 +17,7 @@ LEAST_SWEEP_S = 0.05
 
 
 @dataclass(eq=False, slots=True)
-class Session:
+class CallerSession:
     """One session that had calls lately."""
 
     name: str
@@ -44,13 +44,13 @@ class SessionBook:
         self._serving = serving
         self._idle_s = idle_s
         self._most = most
-        self._open: OrderedDict[tuple[str | None, str], Session] = OrderedDict()
+        self._open: OrderedDict[tuple[str | None, str], CallerSession] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def enter(self, name: str, tenant: str | None) -> Session | None:
+    def enter(self, name: str, tenant: str | None) -> CallerSession | None:
         """Note a call of a session; ``None`` where as many as may be followed have calls under way."""
         key, now = (tenant, name), self._serving.clock()
         session = self._open.get(key)
@@ -59,7 +59,7 @@ class SessionBook:
                 return None
             run = f"session-{self._serving.new_id()}"
             self._serving.progress.run_started(run, thread=name, tenant=tenant, graph="gateway")
-            session = self._open[key] = Session(name, tenant, run, now)
+            session = self._open[key] = CallerSession(name, tenant, run, now)
             if self._timer is None:
                 self._sweep_in(self._idle_s)
         else:
@@ -68,7 +68,7 @@ class SessionBook:
         session.calls += 1
         return session
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: CallerSession) -> None:
         """Note that a call of a session ended."""
         session.calls -= 1
         session.used_s = self._serving.clock()

@@ -14,6 +14,7 @@ from yarl import URL
 
 from orla_lg.clients.backend_request import BackendRequest, address_of
 from orla_lg.core.engine.backend import Backend
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.client import KEEP_ALIVE_S, NO_KEY
 from orla_lg.openai_api.dialect import Dialect
@@ -21,6 +22,9 @@ from orla_lg.openai_api.home import Home, Upgrade, certificates
 from orla_lg.wires.wire import Wire
 
 CONNECT_TIMEOUT_S = 10.0
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+"""How long an engine may say nothing is the sender's to bound."""
+
 MOST_REDIRECTS = 5
 LARGE_BYTES = 1 << 20
 """A longer body is sent in pieces, so that the loop does other work between them."""
@@ -37,10 +41,9 @@ class BackendLink:
     Args:
         backend: Its configuration.
         keep_alive: Whether a connection may serve another request after a stream.
-        silence_s: So long it may say nothing.
     """
 
-    def __init__(self, backend: Backend, *, keep_alive: bool, silence_s: float) -> None:
+    def __init__(self, backend: Backend, *, keep_alive: bool) -> None:
         self.backend = backend
         self.named = frozenset(name.lower() for name in backend.forward_headers)
         """What is carried of a caller's headers beyond what always is."""
@@ -48,7 +51,6 @@ class BackendLink:
         self._dialects: dict[str, Dialect] = {}
         self._home = Home(backend)
         self._keep_alive = keep_alive
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._addresses: dict[str, URL] = {}
@@ -118,7 +120,7 @@ class BackendLink:
                 else aiohttp.TCPConnector(limit=0, force_close=True)
             )
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(),
+                connector=connector, timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("User-Agent",), read_bufsize=_READ_BYTES,
             )  # fmt: skip
             self._loop = loop
@@ -129,3 +131,28 @@ class BackendLink:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+class BackendLinks:
+    """What is sent to the backends by; made when it is first of use, and again where a backend is another one."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, BackendLink] = {}
+        self._left: list[BackendLink] = []
+        """Of backends that were changed or removed; calls on them go on."""
+
+    def of(self, scheduler: BackendScheduler) -> BackendLink:
+        """Return what is sent to a backend by."""
+        backend = scheduler.backend
+        link = self._links.get(backend.name)
+        if link is None or link.backend is not backend:
+            if link is not None:
+                self._left.append(link)
+            link = self._links[backend.name] = BackendLink(backend, keep_alive=scheduler.adapter.keep_alive)
+        return link
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for link in (*self._links.values(), *self._left):
+            await link.close()
+        self._left.clear()

@@ -26,7 +26,7 @@ class Engine:
     def __init__(self, missing: float, in_flight: int = 0) -> None:
         self.orders = OrderBook()
         self.queue = SimpleNamespace(
-            paused=False, waiting=0, in_flight=in_flight, engine_takes=inf, max_concurrency=10
+            paused=False, may_grant=None, waiting=0, in_flight=in_flight, engine_takes=inf, max_concurrency=10
         )
         self.cache = SimpleNamespace(
             prefetches_alone=False, missing=lambda workflow, ask, tokens: missing, evicts=lambda *about: 0.0

@@ -1,0 +1,53 @@
+"""The backends of one core, which may come and go while calls run."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+
+from orla_lg.core.scheduler import BackendScheduler
+
+
+class Schedulers(dict[str, BackendScheduler]):
+    """The schedulers by name, in the order of the configuration.
+
+    What iterates sees the state at which it began, whatever another thread adds meanwhile. A backend that was taken
+    out is no longer seen; asked for by its name it is still found, by calls that wait or run there, until they are gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = dict[str, BackendScheduler]()
+        """A copy, replaced at each change."""
+        self._retired = dict[str, BackendScheduler]()
+
+    def __setitem__(self, name: str, scheduler: BackendScheduler) -> None:
+        super().__setitem__(name, scheduler)
+        self._seen = {**self._seen, name: scheduler}
+
+    def retire(self, name: str) -> BackendScheduler:
+        """Let no new call be placed on a backend; those that are there go on."""
+        scheduler = self._retired[name] = super().pop(name)
+        self._seen = {each: other for each, other in self._seen.items() if each != name}
+        return scheduler
+
+    def forget(self, name: str) -> None:
+        """Forget a backend that was taken out; nothing is there any more."""
+        self._retired.pop(name, None)
+
+    def __missing__(self, name: str) -> BackendScheduler:
+        return self._retired[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._seen)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]  # views of the copy
+        """Return the names."""
+        return self._seen.keys()
+
+    def values(self) -> ValuesView[BackendScheduler]:  # type: ignore[override]  # views of the copy
+        """Return the schedulers."""
+        return self._seen.values()
+
+    def items(self) -> ItemsView[str, BackendScheduler]:  # type: ignore[override]
+        """Return names and schedulers."""
+        return self._seen.items()

@@ -1,0 +1,247 @@
+"""A call of a replica: what the core decides comes by messages, what is measured and sent stays here.
+
+It is an ``InFlightCall`` like any other for the edge that carries its bytes. It waits for a ``Grant``, holds one, has
+reported a ``Missed`` attempt and waits again, or is over; changes of that are made under the link's lock, together
+with the message that tells of them, so that after a lost connection each call is said as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from orla_lg.core.cache.slots.table import SlotLease
+from orla_lg.core.cache.verification import ExpectedTokens
+from orla_lg.core.call import Assignment
+from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.identity import Identity, workflow_key
+from orla_lg.core.inflight import InFlightCall, grants_held
+from orla_lg.core.mapping import Mapper
+from orla_lg.core.memory.events import CacheEvent
+from orla_lg.core.queues import Queued
+from orla_lg.core.record import Happening
+from orla_lg.core.steps import Waiter
+from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Grant, Missed, Refused
+from orla_lg.link.views import flat_assignment, flat_hints, flat_layer, read_considered
+
+if TYPE_CHECKING:
+    from orla_lg.link.serving import LinkedServing
+
+
+class Phase(Enum):
+    """How far a call is."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    GRANTED = "granted"
+    MISSED = "missed"
+    """Its attempt failed, and it waits for what the core makes of that."""
+    OVER = "over"
+
+
+class LinkedCall(InFlightCall):
+    """One call of a replica from its arrival to its end."""
+
+    __slots__ = ("able", "alone", "broken", "cut", "failure", "grant", "mine", "own", "phase", "raw", "refusal",
+                 "report", "said_able", "serving", "turn")  # fmt: skip
+
+    serving: LinkedServing
+    """Its core's side here; set when it arrives."""
+    raw: Identity
+    """Where it comes from, as the edge said."""
+    mine: Sequence[Mapper]
+    """Of its graph: asked here."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.phase = Phase.NEW
+        self.turn = Waiter()
+        """Comes when the core answered."""
+        self.grant: Grant | None = None
+        """Of its newest attempt."""
+        self.refusal: Refused | None = None
+        self.failure: AttemptFailed | None = None
+        """What its last attempt met."""
+        self.report: Missed | None = None
+        self.own: Assignment | None = None
+        """Where its graph's own mapper wants it."""
+        self.said_able: Collection[str] | None = None
+        self.able: Collection[str] | None = None
+        """The backends that its request can be sent to; ``None``: all."""
+        self.alone = False
+        """It goes on without the core (``on_core_lost="direct"``)."""
+        self.cut = ""
+        """Why its request was ended here; empty where it was not."""
+        self.broken = False
+
+    # What is said of it
+
+    def entering(self) -> Enter:
+        """Return what the core must know of it."""
+        call, ask = self.call, self.call.ask
+        pieces = ask.pieces
+        return Enter(
+            call=call.id,
+            age_s=self.services.clock() - call.arrived_s,
+            workflow=workflow_key(self.raw.name),
+            run=self.raw.run,
+            stage=self.raw.stage,
+            step=self.raw.step,
+            namespace=self.raw.namespace,
+            thread=self.raw.thread,
+            identified=self.raw.identified,
+            model=ask.model,
+            stream=ask.stream,
+            json_schema=ask.json_schema,
+            tools=ask.tools,
+            embeds=ask.embeds,
+            images=ask.images,
+            may_pass=call.may_pass,
+            hashes=[hashed for hashed, _ in pieces],
+            chars=[chars for _, chars in pieces],
+            answers=[index for index in range(len(pieces)) if ask.is_answer(index)],
+            prompt_chars=ask.prompt_chars,
+            tools_chars=ask.tools_chars,
+            max_tokens=ask.max_tokens,
+            said=flat_hints(call.said),
+            hints=flat_hints(call.hints),
+            own=None if self.own is None else flat_assignment(self.own),
+            able=None if self.able is None else list(self.able),
+            holds=list(grants_held()) if self.said_able is None else list(self.said_able),
+            max_attempts=max(1, self.max_attempts - self.attempts),
+            timeout_s=None if call.timeout is None else call.timeout.seconds,
+            layers=[flat_layer(each) for each in self.layers],
+        )
+
+    def adopting(self) -> Adopt:
+        """Return what a core must know of it that did not grant what it holds."""
+        assert self.grant is not None and self.backend is not None
+        first = self._first_s is not None
+        return Adopt(
+            self.entering(), self.backend, self.grant.model, self.grant.attempt, first=first, slot=self.grant.slot
+        )
+
+    # What the core answers; in the link's thread, under its lock
+
+    def granted(self, grant: Grant) -> bool:
+        """Take a grant in; returns whether it is one to go by."""
+        had = (0, 0) if self.grant is None else (self.grant.epoch, self.grant.attempt)
+        if self.phase not in (Phase.WAITING, Phase.MISSED) or (grant.epoch, grant.attempt) <= had:
+            return False
+        self.phase, self.grant = Phase.GRANTED, grant
+        return True
+
+    def refused(self, refusal: Refused) -> bool:
+        """Take the core's last word in; returns whether it was waited for."""
+        if self.phase not in (Phase.WAITING, Phase.MISSED):
+            return False
+        self.refusal = refusal
+        return True
+
+    # What the edge asks for and reports
+
+    def goes(self) -> None:
+        """Note that the call leaves for its engine, as its grant says."""
+        grant, services = self.grant, self.services
+        assert grant is not None
+        self._departed_s = services.clock()
+        self._wait_s += self._departed_s - self._entered_s
+        if grant.backend is None:
+            return
+        self.tried.append(grant.backend)
+        self.scheduler, self.backend = services.schedulers[grant.backend], grant.backend
+        self.model = grant.model or self.scheduler.backend.model or self.call.ask.model
+        self.assignment = Assignment(
+            grant.backend, grant.model, grant.mapper or "", grant.reason, (), grant.parameters,
+            read_considered(grant.considered),
+        )  # fmt: skip
+        self.seat, self._queued = None, None
+        if grant.cache_action is not None:
+            self.seat = SlotLease(grant.slot or 0, grant.cache_action, fresh=False)
+        if grant.expected_tokens is not None:
+            claimed = ExpectedTokens(grant.expected_tokens, 0, None, None)
+            self._queued = Queued(self.call, 0, waiting=False, granted=True, claimed=claimed)
+        self.attempts += 1
+        if services.records.heard:
+            self._tell(Happening.DISPATCHED)
+
+    @property
+    def counts_streams(self) -> bool:  # noqa: D102
+        if self.alone or self.grant is None:
+            return super().counts_streams
+        return self.grant.counts_streams
+
+    def request_fields(self) -> Flat:  # noqa: D102
+        if self.alone or self.grant is None:
+            return super().request_fields()
+        return dict(self.grant.fields)
+
+    def sends(self, body: Mapping[str, Any]) -> None:  # noqa: D102
+        if self.alone:
+            super().sends(body)
+        else:
+            self.serving.prompts.sends(self, body)
+
+    def missed(self, failure: AttemptFailed) -> None:  # noqa: D102
+        if self.alone:
+            super().missed(failure)
+            return
+        assert self.grant is not None
+        self.began_s = self._entered_s = self.services.clock()
+        self._first_s = self.usage = None
+        self.failure = failure
+        cause = self._masked(f"{failure.cause}")
+        self.report = Missed(
+            self.call.id, self.grant.attempt, cause, failure.unreachable, failure.overloaded, failure.elsewhere,
+            failure.retry_after_s,
+        )  # fmt: skip
+        self.turn = Waiter()
+        self.serving.missed(self, self.report)
+
+    def first_token(self) -> None:  # noqa: D102
+        if self.alone or self.grant is None:
+            super().first_token()
+        elif self._first_s is None:
+            self._first_s = self.services.clock()
+            self.serving.link.send(FirstToken(self.call.id, self.grant.attempt))
+            if self.services.records.heard:
+                self._tell(Happening.FIRST_TOKEN)
+
+    def answered(self) -> None:  # noqa: D102
+        if self.alone:
+            super().answered()
+
+    def broke(self, error: BaseException) -> None:  # noqa: D102
+        if self.alone:
+            super().broke(error)
+        else:
+            self.broken = True
+            self.finish(error)
+
+    def finish(self, error: BaseException | str | None = None) -> None:  # noqa: D102
+        super().finish(error)
+        if self.alone:
+            self.serving.direct.ended(self)
+
+    def _give_back(self, *, failed: bool) -> list[CacheEvent]:
+        if self.alone:
+            return super()._give_back(failed=failed)
+        usage = self.usage
+        if usage is not None:  # what the engine computed, as far as it said
+            fresh_tokens = usage.prompt_tokens - (usage.cached_tokens or 0)
+            self.call.standing.serve(fresh_tokens + usage.completion_tokens, self.services.clock())
+        record = self._record
+        error = "failed" if failed else None
+        if record is not None:
+            error = record.error
+        end = End(
+            self.call.id, error, self.broken,
+            None if usage is None else usage.prompt_tokens,
+            None if usage is None else usage.cached_tokens,
+            0 if usage is None else usage.completion_tokens,
+            None if usage is None else usage.prefill_s,
+            external=self.external,
+        )  # fmt: skip
+        self.serving.ended(self, end, failed=failed)
+        return []

@@ -1,0 +1,497 @@
+"""One connection to the core: a thread that reads and renews, senders that do not wait for it, and what comes after.
+
+Any thread sends: its bytes go out at once where the network takes them, else the link's thread sends the rest. So a
+call costs one hop between threads, on its way back. When the connection is lost another one is made, at once at first
+and then with pauses that grow; what the listener has is said again before anything else is sent (``opening``).
+
+The thread refers to its listener weakly, and ends with it. A forked child begins a connection of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from orla_lg.core.background import is_collecting
+from orla_lg.errors import BackendUnavailable, ConfigError
+from orla_lg.link.dialing import DIAL_S, READ_BYTES, Address, Dialed, Unwelcome, dial
+from orla_lg.link.framing import FrameReader, LinkBroken, frame
+from orla_lg.link.messages import (
+    PROTOCOL,
+    RENEW_S,
+    SILENT_S,
+    Bye,
+    Hello,
+    Message,
+    Ready,
+    Renew,
+    Renewed,
+    Welcome,
+    flat,
+    read,
+)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+"""Between attempts to connect; each pause is twice the last one, and up to half more or less."""
+
+UNWELCOME_PAUSE_S = 5.0
+"""After a server that will not take the link as it is: its keys may be changed."""
+
+TICK_S = 0.05
+"""How often what waits is looked at while there is no connection."""
+
+MOST_HELD_BYTES = 64 << 20
+"""Bytes that a server does not read; with more it is dead."""
+
+CLOSE_S = 1.0
+
+log = logging.getLogger("orla_lg")
+
+
+class Listener(Protocol):
+    """What hears of a link; called in its thread."""
+
+    def hello(self) -> Hello:
+        """Return what a connection begins with."""
+        ...
+
+    def opening(self, welcome: Welcome) -> Sequence[Message]:
+        """Take a welcome in, and return all that is to be said before ``Ready``; under the link's lock.
+
+        Raises:
+            LinkBroken: It cannot be taken.
+        """
+        ...
+
+    def heard(self, message: Message) -> None:
+        """Take a message in."""
+        ...
+
+    def lost(self, why: str) -> None:
+        """Note that the connection ended."""
+        ...
+
+    def looked(self) -> None:
+        """Look at what waits; often while there is no connection, else now and then."""
+        ...
+
+    def forked(self) -> None:
+        """Begin afresh in a child: what the parent has is not its own."""
+        ...
+
+
+class Link:
+    """A connection to a core, for as long as it is wanted.
+
+    Args:
+        addresses: Tried in order.
+        key: Of scope ``link``.
+        version: Of the package.
+    """
+
+    def __init__(self, addresses: Sequence[Address], key: str | None, version: str) -> None:
+        self.addresses, self._key, self._version = tuple(addresses), key, version
+        self.lock = threading.RLock()
+        """Held for what must not come between two messages: a change of state and its message, an opening."""
+        self.replica = secrets.token_hex(8)
+        self.epoch = 0
+        """The highest that was met."""
+        self.up = False
+        """Whether what is sent goes out."""
+        self.fault = ""
+        """Why there is no connection; empty while there is one."""
+        self.lost_s = 0.0
+        """When the last connection ended."""
+        self.confirmed_s = float("-inf")
+        """When the last message was sent that the core is known to have had: the replica's lease counts from then."""
+        self.number = 0
+        """Of the next ``Renew``."""
+        self._renewals: dict[int, float] = {}
+        self._listener: weakref.ref[Listener] | None = None
+        self._dialed: Dialed | None = None
+        self._reader = FrameReader()
+        self._outbox = bytearray()
+        self._deferred: deque[bytes] = deque()
+        """Sent inside the collector, which may run under any lock."""
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._refusal: Exception | None = None
+        """Why the last attempt to connect failed."""
+        self._early: Sequence[Sequence[object]] = ()
+        """What came right behind the welcome."""
+        self._broken = ""
+        """Why the connection is to be given up."""
+        self._heard_s = self._renew_s = 0.0
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        _links.add(self)
+
+    # The beginning
+
+    def open(self, hello: Hello, patience_s: float) -> Welcome:
+        """Connect from this thread, for at most *patience_s* seconds; servers may be changing places.
+
+        Raises:
+            ConfigError: A server answers and will not take the link, or it is none.
+            BackendUnavailable: None answers in time.
+        """
+        until_s, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return self._connect(hello)
+            except (OSError, LinkBroken) as error:
+                self.fault = _told(error)
+                if time.monotonic() + pause_s >= until_s:
+                    where = ", ".join(address.text for address in self.addresses)
+                    raise BackendUnavailable(
+                        f"no orla_lg server answers at {where}: {self.fault}; is `orla-lg serve` running there?"
+                    ) from error
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def start(self, listener: Listener, welcome: Welcome) -> None:
+        """Go on with the connection that ``open`` made, in a thread, for as long as *listener* is there."""
+        self._listener = weakref.ref(listener)
+        self._begin(listener, welcome)
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="orla-link", daemon=True)
+        self._thread.start()
+
+    def _connect(self, hello: Hello) -> Welcome:
+        """Try each address once, and say hello."""
+        failed: OSError | LinkBroken | None = None
+        for address in self.addresses:
+            try:
+                return self._greet(dial(address, self._key, self._version), hello)
+            except (OSError, LinkBroken) as error:
+                failed = error
+        assert failed is not None
+        raise failed
+
+    def _greet(self, dialed: Dialed, hello: Hello) -> Welcome:
+        """Say hello, and wait for the welcome."""
+        try:
+            self._reader, sent_s = FrameReader(), time.monotonic()
+            dialed.socket.sendall(dialed.codec.encode(frame(flat(hello))))
+            came = list(self._reader.feed(dialed.began))
+            while not came:
+                if (left_s := sent_s + DIAL_S - time.monotonic()) <= 0:
+                    raise TimeoutError("the server took the link and does not welcome it")
+                dialed.socket.settimeout(left_s)
+                if not (data := dialed.socket.recv(READ_BYTES)):
+                    raise ConnectionResetError("the server took the link and hung up")
+                came = list(self._reader.feed(dialed.codec.decode(data)))
+            welcome = self._welcome(dialed.address, came)
+        except BaseException:
+            dialed.socket.close()
+            raise
+        dialed.socket.setblocking(False)
+        self._dialed, self.epoch = dialed, welcome.epoch
+        self._heard_s, self.confirmed_s, self._renewals = time.monotonic(), sent_s, {}
+        self._early = came[1:]
+        return welcome
+
+    def _welcome(self, address: Address, came: Sequence[Sequence[object]]) -> Welcome:
+        welcome = read(came[0])
+        if isinstance(welcome, Bye):
+            raise ConnectionResetError(f"the server at {address.text} says: {welcome.reason or 'not now'}")
+        if not isinstance(welcome, Welcome):
+            raise LinkBroken(f"the server at {address.text} does not begin with its welcome")
+        if welcome.protocol != PROTOCOL:
+            older = "the server" if welcome.protocol < PROTOCOL else "this replica"
+            raise Unwelcome(
+                f"the server at {address.text} (version {welcome.version or 'unknown'}) speaks protocol "
+                f"{welcome.protocol} on links, this replica (version {self._version}) speaks {PROTOCOL}: "
+                f"{older} is to be updated"
+            )
+        if welcome.epoch < self.epoch:
+            raise ConnectionResetError(
+                f"the core at {address.text} is of epoch {welcome.epoch}, and one of epoch {self.epoch} followed it"
+            )
+        return welcome
+
+    def _begin(self, listener: Listener, welcome: Welcome) -> None:
+        """Say all that the listener has; from then on whatever is sent goes out."""
+        assert self._dialed is not None
+        with self.lock:
+            self._outbox.clear()
+            self._deferred.clear()
+            said = [*listener.opening(welcome), Ready()]
+            self.up, self.fault = True, ""
+            for message in said:
+                self._write(frame(flat(message)))
+            self._renew_s = time.monotonic() + RENEW_S
+        for fields in self._early:
+            self._hear(listener, fields)
+
+    # Sending
+
+    def send(self, message: Message) -> bool:
+        """Send a message; returns whether it went on its way. Waits for nothing.
+
+        Raises:
+            LinkBroken: It cannot be a frame.
+        """
+        data = frame(flat(message))
+        if is_collecting():
+            self._deferred.append(data)
+            self._wake()
+            return True
+        with self.lock:
+            if not self.up:
+                if self._thread is None and self._listener is not None and not self._stopping:
+                    self._start_thread()  # in a forked child
+                return False
+            self._write(data)
+        return True
+
+    def _write(self, data: bytes) -> None:
+        """Send what the network takes now, and leave the rest to the thread; under the lock."""
+        assert self._dialed is not None
+        raw, sent = self._dialed.codec.encode(data), 0
+        if not self._outbox:
+            try:
+                sent = self._dialed.socket.send(raw)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:  # the thread finds out, too
+                return
+            if sent == len(raw):
+                return
+        self._outbox += raw[sent:]
+        if len(self._outbox) > MOST_HELD_BYTES:
+            self._dialed.socket.shutdown(socket.SHUT_RDWR)
+        self._wake()
+
+    def _flush(self) -> None:
+        assert self._dialed is not None
+        with self.lock:
+            while self._deferred:
+                self._write(self._deferred.popleft())
+            if self._outbox:
+                with contextlib.suppress(BlockingIOError, InterruptedError):
+                    del self._outbox[: self._dialed.socket.send(self._outbox)]
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is awake, or gone
+            self._wake_out.send(b"\0")
+
+    # The thread
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        try:
+            while not self._stopping:
+                if self._dialed is None and not self._again(pause_s):
+                    pause_s = _longer(pause_s)
+                    continue
+                began_s = time.monotonic()
+                why = self._talk()
+                pause_s = 0.0 if time.monotonic() - began_s > LONGEST_PAUSE_S else _longer(pause_s)
+                self._lost(why)
+        finally:
+            self._hang_up()
+
+    def _again(self, pause_s: float) -> bool:
+        """Wait, and connect again; returns whether that went well."""
+        if isinstance(self._refusal, Unwelcome):
+            pause_s = UNWELCOME_PAUSE_S
+        until_s = time.monotonic() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        while (left_s := until_s - time.monotonic()) > 0 and not self._stopping:
+            self._sleep(min(left_s, TICK_S))
+            self._look()
+        listener = None if self._listener is None else self._listener()
+        if listener is None or self._stopping:
+            self._stopping = True
+            return False
+        refused: Exception | None = None
+        try:
+            self._begin(listener, self._connect(listener.hello()))
+        except (OSError, LinkBroken, ConfigError) as error:
+            refused, self.fault = error, _told(error)
+            if type(error) is not type(self._refusal) and isinstance(error, ConfigError):
+                log.warning("the link to the core cannot be made: %s", error)
+            self._hang_up()
+        self._refusal = refused
+        del listener
+        self._look()
+        return refused is None
+
+    def _look(self) -> None:
+        if self._listener is not None and (listener := self._listener()) is not None:
+            listener.looked()
+
+    def _sleep(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake_in, select.POLLIN)
+        poll.poll(1000 * seconds)
+        self._awake()
+
+    def _awake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_in.recv(READ_BYTES)
+
+    def _talk(self) -> str:
+        """Read and renew until the connection ends; returns why it did."""
+        assert self._dialed is not None
+        poll, network = select.poll(), self._dialed.socket
+        poll.register(self._wake_in, select.POLLIN)
+        poll.register(network, select.POLLIN)
+        fd, waits = network.fileno(), select.POLLIN
+        while not self._stopping:
+            wanted = select.POLLIN | (select.POLLOUT if self._outbox else 0)
+            if wanted != waits:
+                poll.modify(fd, wanted)
+                waits = wanted
+            now = time.monotonic()
+            found = dict(poll.poll(max(0.0, 1000 * (min(self._renew_s, self._heard_s + SILENT_S) - now))))
+            try:
+                if self._wake_in.fileno() in found:
+                    self._awake()
+                if self._outbox or self._deferred:
+                    self._flush()
+                if found.get(fd, 0) & ~select.POLLOUT:
+                    self._read(network)
+            except (OSError, LinkBroken) as error:
+                return _told(error)
+            now = time.monotonic()
+            if now - self._heard_s > SILENT_S:
+                return f"the core has been silent for {now - self._heard_s:.1f} s"
+            if now >= self._renew_s:
+                self._renew(now)
+                self._look()
+            if self._broken:
+                return self._broken
+        return "this Orla was closed"
+
+    def _read(self, network: socket.socket) -> None:
+        try:
+            data = network.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            raise ConnectionResetError("the core hung up")
+        assert self._dialed is not None
+        with self.lock:
+            data = self._dialed.codec.decode(data)
+            if answer := self._dialed.codec.pending():
+                self._outbox += answer
+        self._heard_s = time.monotonic()
+        listener = None if self._listener is None else self._listener()
+        if listener is None:
+            self._stopping = True
+            return
+        for fields in self._reader.feed(data):
+            self._hear(listener, fields)
+
+    def _hear(self, listener: Listener, fields: Sequence[object]) -> None:
+        message = read(fields)
+        if isinstance(message, Renewed):
+            sent_s = self._renewals.pop(message.number, None)
+            if sent_s is not None:
+                self.confirmed_s = max(self.confirmed_s, sent_s)
+        if isinstance(message, Bye):
+            raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
+        if message is not None:
+            listener.heard(message)
+
+    def _renew(self, now: float) -> None:
+        with self.lock:
+            number, self.number = self.number, self.number + 1
+            self._renewals[number] = now
+            self._write(frame(flat(Renew(number))))
+        self._renew_s = now + RENEW_S
+
+    def _lost(self, why: str) -> None:
+        self._hang_up()
+        self.lost_s, self.fault, self._broken = time.monotonic(), why, ""
+        if self._stopping:
+            return
+        log.info("the link to the core was lost: %s", why)
+        if self._listener is not None and (listener := self._listener()) is not None:
+            listener.lost(why)
+
+    def drop(self, why: str) -> None:
+        """Give the connection up for another one."""
+        self._broken = why
+        self._wake()
+
+    def _hang_up(self) -> None:
+        with self.lock:
+            self.up, dialed, self._dialed = False, self._dialed, None
+            self._outbox.clear()
+        if dialed is not None:
+            dialed.socket.close()
+
+    # The end
+
+    def stop(self, wait_s: float = CLOSE_S) -> None:
+        """End the connection and the thread, after a goodbye. Idempotent."""
+        thread = self._thread
+        if not self._stopping and not is_collecting() and self.lock.acquire(timeout=CLOSE_S):
+            try:
+                if self.up:
+                    self._write(frame(flat(Bye())))
+            finally:
+                self.lock.release()
+        self._stopping = True
+        self._wake()
+        if thread is None:
+            self._hang_up()
+        elif wait_s and thread is not threading.current_thread():
+            thread.join(wait_s)
+
+    def __del__(self) -> None:
+        for each in (self._wake_in, self._wake_out):
+            each.close()
+
+    def forked(self) -> None:
+        """Leave the parent's connection to it, in a child; another one is made when something is to be sent."""
+        dialed, self._dialed = self._dialed, None
+        if dialed is not None:
+            dialed.socket.close()  # this process's copy of it
+        for each in (self._wake_in, self._wake_out):
+            each.close()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self.lock = threading.RLock()
+        self.replica, self.up, self._thread = secrets.token_hex(8), False, None
+        self._outbox, self._deferred = bytearray(), deque()
+        self.fault, self.lost_s = "this process was forked just now", time.monotonic()
+        if self._listener is not None and (listener := self._listener()) is not None:
+            listener.forked()
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _longer(pause_s: float) -> float:
+    return min(max(FIRST_PAUSE_S, 2 * pause_s), LONGEST_PAUSE_S)
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for link in list(_links):
+        link.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

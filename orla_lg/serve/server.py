@@ -1,0 +1,284 @@
+"""One core and its doors in one process: built from its parts, run on one loop, drained and ended.
+
+The port is open before anything else is begun, and requests are answered as soon as the loop runs; whether calls are
+taken is what ``/readyz`` says. Of several cores on one store the one that has the lease takes them, the others wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from orla_lg import __version__
+from orla_lg.core.boundary.plain import counted
+from orla_lg.errors import OrlaError
+from orla_lg.orla import Orla
+from orla_lg.serve import health
+from orla_lg.serve.access import Access, Denied
+from orla_lg.serve.keys import KeyScope
+from orla_lg.serve.doors import SERVER_HEADER, LinkDenied, protocol_for
+from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.gateway.routes import routes_of
+from orla_lg.serve.gateway.settings import GatewaySettings
+from orla_lg.serve.health import Gate, State
+from orla_lg.serve.lease import CoreLease
+from orla_lg.serve.listening import closed
+from orla_lg.serve.recognition import refuse_our_own
+from orla_lg.serve.reloading import Reloader
+from orla_lg.serve.sessions import LinkHost
+from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.steering import control_routes
+from orla_lg.serve.sqlite import SqliteStore, default_file
+from orla_lg.serve.store import MemoryStore, Store
+
+log = logging.getLogger("orla_lg")
+
+IDLE_CONNECTION_S = 75
+"""A connection without a request for so long is closed."""
+
+CUT_OFF_S = 1
+"""What is still under way after draining has so long to end once it is cancelled."""
+
+DRAIN_POLL_S = 0.05
+EXIT_CUT = 1
+
+
+class OrlaServer:
+    """A core, and what it is reached by.
+
+    Args:
+        settings: What it is started with.
+        orla: The core.
+        store: What outlives the process.
+    """
+
+    def __init__(self, settings: ServeSettings, orla: Orla, store: Store) -> None:
+        self.settings, self.orla, self.store = settings, orla, store
+        table, serving = settings.table, orla.core.serving
+        self.lease = CoreLease(store, table.core_lease_s)
+        self.access = Access(store)
+        self.reloader = Reloader(orla, settings.core, refuse_our_own)
+        self._key_envs = dict[str, str]()
+        self._note_key_envs()
+        self.host = LinkHost(
+            serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
+            layers=self.access.layers, version=__version__, on_deposed=self._deposed,
+            is_valid=lambda caller: self.access.still(caller, KeyScope.LINK),
+        )  # fmt: skip
+        self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
+        self.draining = False
+        self._ends = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: asyncio.TaskGroup
+        self._signals = 0
+        self._replaced = False
+        routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
+        self.app = Gate(Starlette(routes=routes), self)
+        self._http: _HttpServer | None = None
+
+    @property
+    def state(self) -> State:
+        """What it is at."""
+        if self.draining:
+            return State.DRAINING
+        return State.READY if self.host.decides else State.STANDBY
+
+    # Links
+
+    def open_link(self, headers: Mapping[str, str], *, loopback: bool) -> asyncio.Protocol:
+        """Return what a link's connection is given to (``doors.Links``)."""
+        if self.state is not State.READY:
+            said = health.REFUSED[self.state]
+            raise LinkDenied(said.status, said.message, said.retry_after_s)
+        try:
+            caller = self.access.admit(headers, scope=KeyScope.LINK, loopback=loopback)
+        except Denied as denied:
+            raise LinkDenied(denied.status, str(denied), denied.retry_after_s) from denied
+        return self.host.session(caller)
+
+    # Its life
+
+    async def run(self, opened: socket.socket, ready: Callable[[str], None]) -> int:
+        """Serve until a signal ends it; returns the exit status.
+
+        Args:
+            opened: From ``listening``.
+            ready: Called with the URL when requests are answered.
+        """
+        http = self._http = _HttpServer(self._uvicorn())
+        loop = asyncio.get_running_loop()
+        with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self.host.start())]
+                serving = tasks.create_task(http.serve(sockets=[opened]))
+                while not http.started and not serving.done():
+                    await asyncio.sleep(0.005)
+                ready(self.settings.listen.url(_port(opened), tls=self.settings.has_tls))
+                ending = tasks.create_task(self._drain(http))
+                await serving
+                for task in (ending, *helping):
+                    task.cancel()
+        await self.gateway.aclose()
+        await self.host.close("the server ends")
+        closed(opened, self.settings.listen)
+        return EXIT_CUT if self._signals > 1 or self._replaced else 0
+
+    def end(self) -> None:
+        """Drain and end; asked a second time, end at once."""
+        self._signals += 1
+        if self._signals == 1:
+            self.draining = True
+            self._ends.set()
+        elif self._http is not None:
+            self._http.force_exit = self._http.should_exit = True
+
+    def _deposed(self) -> None:
+        """End: another core decides now, and what waits here would wait for ever."""
+        log.error("this process stood still or lost its store for too long; start it again, as a standby")
+        self._replaced = self.draining = True
+        for scheduler in self.orla.core.serving.schedulers.values():
+            scheduler.turn_away()
+        self._ends.set()
+
+    async def _drain(self, http: _HttpServer) -> None:
+        await self._ends.wait()
+        under_way, drain_s = self.under_way, self.settings.table.drain_s
+        if under_way:
+            calls = counted(under_way, "call")
+            log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
+        self.host.bye("the server ends")
+        until_s = time.monotonic() + drain_s
+        while self.under_way and time.monotonic() < until_s:
+            await asyncio.sleep(DRAIN_POLL_S)
+        if self.under_way:
+            log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
+        http.should_exit = True
+
+    @property
+    def under_way(self) -> int:
+        """How many HTTP requests have no whole answer yet."""
+        return 0 if self._http is None else len(self._http.server_state.tasks)
+
+    def _uvicorn(self) -> uvicorn.Config:
+        table = self.settings.table
+        return uvicorn.Config(
+            self.app, http=protocol_for(self, trusts_local=not table.behind_proxy), ws="none", lifespan="off",
+            loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
+            timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
+        )  # fmt: skip
+
+    # The configuration, loaded again
+
+    def reload_soon(self) -> None:
+        """Load the configuration again, and log what came of it."""
+        self._tasks.create_task(self._reload_and_log())
+
+    async def _reload_and_log(self) -> None:
+        try:
+            found = await self.reload(dry_run=False)
+        except OrlaError as error:
+            log.error("the configuration was not loaded again: %s", error)
+        else:
+            log.warning("%s was loaded again:\n%s", self.reloader.settings.source, found)
+
+    async def reload(self, *, dry_run: bool) -> str:
+        """Load the configuration again, and return what changed; with *dry_run* what would.
+
+        Raises:
+            OrlaError: It is wrong, or cannot be loaded while calls run; nothing was changed.
+        """
+        async with self._reloading:
+            found = await asyncio.to_thread(self.reloader.look)  # it asks new backends what they are
+            if not dry_run:
+                self.reloader.apply(found)
+                self._note_key_envs()
+                if found.added or found.removed:
+                    self.host.refresh()
+        return found.text()
+
+    def _note_key_envs(self) -> None:
+        """Note in which variable replicas find each backend's key, which never goes to them."""
+        tables = self.reloader.settings.written.get("backends", {})
+        self._key_envs.clear()
+        self._key_envs.update({name: each["api_key_env"] for name, each in tables.items() if each["api_key_env"]})
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn's server, whose signals are ours to take."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+
+def gateway_settings(settings: ServeSettings) -> GatewaySettings:
+    """Return what ``[serve.gateway]`` says, with the gateway's own lists where it says nothing."""
+    said = settings.table.gateway.model_dump()
+    return GatewaySettings(**{name: value for name, value in said.items() if value is not None})
+
+
+_SIGHUP: int = getattr(signal, "SIGHUP", 0)
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """Have signals call methods of ours, where this thread and this platform let them."""
+    done: list[int] = []
+    for number, method in taken.items():
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no main thread, no such signals
+            loop.add_signal_handler(number, method)
+            done.append(number)
+    try:
+        yield
+    finally:
+        for number in done:
+            loop.remove_signal_handler(number)
+
+
+def _port(opened: socket.socket) -> int:
+    return int(opened.getsockname()[1]) if opened.family != getattr(socket, "AF_UNIX", None) else 0
+
+
+def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
+    """Return the store that a server is started with.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    if in_memory:
+        return MemoryStore()
+    file = settings.table.store
+    return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
+
+
+def run(
+    settings: ServeSettings, orla: Orla, store: Store, opened: socket.socket, ready: Callable[[str], None]
+) -> int:
+    """Serve on one loop until a signal ends it; returns the exit status."""
+
+    async def serving() -> int:
+        return await OrlaServer(settings, orla, store).run(opened, ready)
+
+    with asyncio.Runner(loop_factory=_new_loop()) as runner:
+        return runner.run(serving())
+
+
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
