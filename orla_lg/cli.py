@@ -13,6 +13,7 @@ from orla_lg.engines import commands as engine
 from orla_lg.errors import OrlaError
 from orla_lg.mappers import commands as mapper
 from orla_lg.serve import command as serve
+from orla_lg.serve import key_commands as keys
 from orla_lg.testing import commands as conform
 from orla_lg.top import commands as live
 from orla_lg_sim import commands as sim
@@ -32,8 +33,9 @@ start here:
   orla-lg explain last who decided where the newest call ran, and why
   orla-lg top          a running process: what each call waits for, where each cache lies; pause, drain, resume
   orla-lg mapper fit   learn from labelled prompts which of them a light model answers as well
+  orla-lg serve        one core for many processes, and a gateway for what is not LangGraph; --demo shows it
+  orla-lg keys         the keys of such a server: make, list, show, revoke
   orla-lg conform      whether an engine's adapter does what it promises
-  orla-lg serve --demo  one core for many processes, and a gateway for all that is not LangGraph
   orla-lg sim up       a simulated engine: a GPU's behaviour without one
 """
 
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, check, plan, clients, explain, live, mapper, serve, engine, sim, conform):
+    for module in (demo, check, plan, clients, explain, live, serve, keys, mapper, engine, sim, conform):
         module.register(commands)
     return top
 

@@ -2,7 +2,8 @@
 
 The environment is read here and nowhere below: ``ORLA_CONFIG`` (a file), ``ORLA_URL`` with ``ORLA_MODEL``,
 ``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside), ``ORLA_CONTROL``
-(a socket for ``orla-lg top``).
+(a socket for ``orla-lg top``), ``ORLA_SERVER`` and ``ORLA_SERVER_KEY`` (a core in another process), and the engines'
+keys, in the variables that a configuration or a server names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -108,6 +109,30 @@ ENVIRONMENT = "the environment"
 def disabled() -> bool:
     """Whether ``ORLA_DISABLED`` asks us to step aside."""
     return os.environ.get("ORLA_DISABLED", "").lower() not in ("", "0", "false", "no")
+
+
+SERVER, SERVER_KEY = "ORLA_SERVER", "ORLA_SERVER_KEY"
+
+
+class Server(NamedTuple):
+    """A core in another process."""
+
+    url: str
+    key: str | None
+
+
+def server() -> Server | None:
+    """Return the server that ``ORLA_SERVER`` names; it goes before any configuration of backends."""
+    url = os.environ.get(SERVER)
+    return Server(url, os.environ.get(SERVER_KEY) or None) if url else None
+
+
+def key_in(variable: str) -> str | None:
+    """Return the key in an environment variable; ``None`` where there is none."""
+    try:
+        return os.environ.get(variable) or None
+    except ValueError:  # no variable can have such a name
+        return None
 
 
 def control(given: str | Path | Literal[False] | None) -> Path | None:
@@ -204,7 +229,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     return settings
 
 
-DEFAULTS: Mapping[str, Any] = ConfigFile().model_dump()
+DEFAULTS: Mapping[str, Any] = ConfigFile.model_validate({}).model_dump()
 """What a file says that says nothing."""
 
 _FILES = ("records_file", "estimates_file", "control")
@@ -286,10 +311,7 @@ def _backend(name: str, table: BackendTable) -> Backend:
 def _key(where: str, variable: str | None) -> str | None:
     if variable is None:
         return None
-    try:
-        key = os.environ.get(variable)
-    except ValueError:  # no variable can have such a name
-        key = None
+    key = key_in(variable)
     if not key:
         raise ConfigError(f"{where}: the environment variable {shown(variable)} is not set")
     return Secret(key, f"{where}: the key in {shown(variable)}").reveal()  # checked here, where its variable is known

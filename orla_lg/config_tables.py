@@ -96,7 +96,7 @@ class ServeTable(ConfigTable):
     replica_lease_s: float = Field(10.0, gt=0, le=MOST_S, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, le=MOST_S, allow_inf_nan=False)
     """How long SIGTERM waits for calls in flight."""
-    gateway: GatewayTable = GatewayTable()
+    gateway: GatewayTable = Field(default_factory=lambda: GatewayTable.model_validate({}))
 
 
 def _policy_names(said: Any) -> Any:

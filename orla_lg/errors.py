@@ -114,8 +114,8 @@ class BudgetExceeded(CallRefused, RuntimeError):
 
     Args:
         message: Which limit, whose, how much is spent, and what would be right.
-        scope: ``run``, ``stage`` or ``tenant``.
-        name: The run's id, the stage, or the tenant.
+        scope: ``run``, ``stage``, ``tenant`` or ``key``.
+        name: The run's id, the stage, the tenant, or the name of a server's key.
         figure: ``calls``, ``tokens``, ``cost_usd`` or ``wall_s``.
         retry_after_s: Seconds until its window leaves room; ``None`` if waiting alone does not help.
     """

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -17,24 +16,19 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.config_faults import check_url, faults_of_policies, listed, one_server_twice
+from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
-from orla_lg.core.accounting.journal import Journal
-from orla_lg.core.boundary.checked import choice, flag, whole
-from orla_lg.core.boundary.checked import path as checked_path
-from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
-from orla_lg.core.engine.given import Backends, NoBackends, backends_of
-from orla_lg.core.engine.registry import adapter_of
+from orla_lg.core.boundary.checked import choice
+from orla_lg.core.engine.given import Backends, NoBackends
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Mapper, Planned
 from orla_lg.core.memory.events import MemoryPolicy
-from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.operation.steering import KEEP, Keep
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
-from orla_lg.core.prefetch.book import WarmUp, settings_of
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Listener, Record
-from orla_lg.core.serving import Serving, Statistics
+from orla_lg.core.serving import Statistics
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping
@@ -44,24 +38,18 @@ from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
+from orla_lg.link.serving import OnCoreLost
 from orla_lg.mappers.load import LoadAware
-from orla_lg.mappers.table import Entry, faults_of, stage_mapper
-from orla_lg.openai_api.client import EngineClients
+from orla_lg.mappers.table import Entry, stage_mapper
+from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
-
-MOST_FAULTS = 20
-"""Of a mapping, so many are told at once."""
 
 NO_BACKENDS = "backends: missing; only `orla-lg serve` does without any [backends.NAME]"
 
 Graph = TypeVar("Graph", bound=Runnable[Any, Any])
 """A compiled graph, or a binding of one (``graph.with_retry()``)."""
-MapperLike = Mapper | Mapping[str, Entry]
-
-
-log = logging.getLogger("orla_lg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,39 +116,18 @@ class Orla:
         warm_up: bool | WarmUp = True,
         untranslatable: Untranslated = "external",
     ) -> None:
-        given = backends_of(backends)
-        adapters = {backend: _adapter_of(backend) for backend in given}
-        if faults := faults_of_policies(stage_policy, [backend.name for backend in given]):
-            raise ConfigError("; ".join(faults))
-        for twice in one_server_twice(given):
-            log.warning("%s", twice)
-        shared = stage_mapper(mapper)
-        self._check_backends(shared, given)
-        flag("admission", admission)
-        whole("keep_records", keep_records, most=MOST_CALLS)
         choice("untranslatable", untranslatable, UNTRANSLATED)
-        kept, warming = memory_policy(memory), settings_of(warm_up)
-        journal = None if records_file is None else Journal(checked_path("records_file", records_file))
-        estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
         path = config.control(control)
-        clients = {
-            backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
-            for backend, adapter in adapters.items()
-        }
-        serving = Serving(
-            adapters,
-            mapper=shared,
-            policy=policy,
-            stage_policy=stage_policy,
-            request_policy=request_policy,
-            memory=kept,
-            admission=admission,
-            keep_records=keep_records,
-            journal=journal,
-            limits=limits,
-            estimates_file=estimates,
-            warm_up=warming,
-        )
+        self._begin(
+            own_core(
+                backends, mapper, policy=policy, stage_policy=stage_policy, request_policy=request_policy,
+                memory=memory, admission=admission, keep_records=keep_records, records_file=records_file,
+                limits=limits, estimates_file=estimates_file, warm_up=warm_up,
+            ), path, untranslatable,
+        )  # fmt: skip
+
+    def _begin(self, opened: Opened, control: Path | None, untranslatable: Untranslated) -> None:
+        serving, clients = opened
         self.source = ""
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled(), untranslatable=untranslatable)
@@ -170,14 +137,56 @@ class Orla:
             serving.resources.add(each.close)
         serving.resources.add(restore_unless_used)
         # Last: no thread runs before, so that what raises up to here leaves nothing behind.
-        self._control = None if path is None or self.core.disabled else open_server(path, serving)
+        self._control = None if control is None or self.core.disabled else open_server(control, serving)
 
-    @staticmethod
-    def _check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
-        names = [backend.name for backend in backends]
-        if faults := faults_of(mapper, names):
-            more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-            raise MappingError("; ".join(faults[:MOST_FAULTS]) + more)
+    @classmethod
+    def remote(
+        cls,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        on_core_lost: OnCoreLost = "wait",
+        core_patience_s: float = 60.0,
+        keep_records: int = 10_000,
+        records_file: str | Path | None = None,
+        control: str | Path | Literal[False] | None = None,
+        untranslatable: Untranslated = "external",
+    ) -> Self:
+        """Return an ``Orla`` whose core is another process, ``orla-lg serve``, which serves many of these.
+
+        Backends, mapping, policies, memory and limits for all are the server's configuration. What is given to
+        ``wrap`` (a mapper, hints, limits of one graph) stays here, and so do the engines' keys: each is read from the
+        environment variable that the server's configuration names.
+
+        Args:
+            url: ``http://HOST:PORT``, ``https://…`` or ``unix:/PATH``; several, separated by commas, are tried in
+                order. Without it ``ORLA_SERVER`` says.
+            key: Of scope ``link``; without it ``ORLA_SERVER_KEY`` says. Loopback without keys needs none.
+            on_core_lost: What becomes of calls without a core: ``"wait"``, ``"fail"`` at once, or ``"direct"``: they
+                go on with this process's part of each bound. Calls at an engine go on in any case.
+            core_patience_s: How long a call waits for a core.
+            keep_records: As for ``Orla``, of this process's own calls.
+            records_file: As for ``Orla``.
+            control: As for ``Orla``.
+            untranslatable: As for ``Orla``.
+
+        Raises:
+            ConfigError: An argument is wrong, what answers is no orla_lg server, it does not take this process, or an
+                engine's key is missing here.
+            BackendUnavailable: No server answers.
+        """
+        choice("untranslatable", untranslatable, UNTRANSLATED)
+        path, orla = config.control(control), cls.__new__(cls)
+        opened = replica(
+            url, key, on_core_lost=on_core_lost, core_patience_s=core_patience_s, keep_records=keep_records,
+            records_file=records_file,
+        )  # fmt: skip
+        with contextlib.ExitStack() as undo:
+            undo.callback(opened.serving.close)
+            orla._begin(opened, path, untranslatable)
+            undo.pop_all()
+        orla.source = config.SERVER if url is None else ""
+        return orla
 
     @classmethod
     def from_config(cls, path: str | Path) -> Self:
@@ -190,12 +199,13 @@ class Orla:
 
     @classmethod
     def from_env(cls) -> Self:
-        """Build from ``ORLA_CONFIG``, the nearest ``orla.toml``, or ``ORLA_URL``.
+        """Build from ``ORLA_SERVER``, ``ORLA_CONFIG``, the nearest ``orla.toml``, or ``ORLA_URL``.
 
         Raises:
             ConfigError: Nothing was found, or what was found is wrong.
+            BackendUnavailable: ``ORLA_SERVER`` does not answer.
         """
-        return cls.from_settings(config.find())
+        return cls.remote() if config.server() is not None else cls.from_settings(config.find())
 
     @classmethod
     def from_settings(cls, settings: config.Settings, *, may_be_empty: bool = False) -> Self:
@@ -309,11 +319,10 @@ class Orla:
         override, serving = stage_mapper(mapper), self.core.serving
         assert override is not None, "a variant overrides something"
         try:
-            self._check_backends(override, [scheduler.backend for scheduler in serving.schedulers.values()])
+            check_backends(override, [scheduler.backend for scheduler in serving.schedulers.values()])
         except MappingError as error:
             raise MappingError(f"variant {shown(name)}: {error}") from error
-        serving.learners.enlist(override)
-        serving.mappings.variants = {**serving.mappings.variants, name: override}
+        serving.variant(name, override)
         self.core.stage_names.look(serving)
 
     def connect(self, patience_s: float = CONNECT_PATIENCE_S) -> dict[str, BackendUnavailable | None]:
@@ -522,12 +531,6 @@ class Orla:
     def __repr__(self) -> str:
         schedulers = self.core.serving.schedulers.values()
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in schedulers)})"
-
-
-def _adapter_of(backend: Backend) -> BackendAdapter:
-    """Return the adapter of a backend whose URL an HTTP client takes, which knows more rules than ``Backend``."""
-    check_url(backend)
-    return adapter_of(backend)
 
 
 def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper | None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
     "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters", "link",
-    "clients", "graph", "config_faults", "config_objects", "config_tables", "config", "orla", "workflow",
+    "clients", "graph", "config_faults", "config_objects", "config_tables", "config", "opening", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "serve", "cli")
 OURS = ("orla_lg", "orla_lg_")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -38,18 +38,41 @@ def fitting(inflight: InFlightCall, asked: Question, site: Leniency) -> Fit | No
     if asked.wire is CHAT:
         return None
 
-    def fit(assignment: Assignment) -> Assignment | None:
-        schedulers = inflight.services.schedulers
+    return Fitting(inflight, asked, site)
+
+
+class Fitting:
+    """Knows which backends one request can be said to."""
+
+    def __init__(self, inflight: InFlightCall, asked: Question, site: Leniency) -> None:
+        self._inflight, self._asked, self._site = inflight, asked, site
+
+    def __call__(self, assignment: Assignment) -> Assignment | None:
+        """Return what is left of an assignment; ``None`` where the request goes where its code says.
+
+        Raises:
+            MappingError: Nothing is, and the call is not to pass.
+        """
         named = (assignment.backend, *assignment.alternatives)
-        spoken = [name for name in named if asked.wire_for(schedulers[name]) is asked.wire]
+        spoken = self._spoken(named)
         if len(spoken) == len(named):
             return assignment
         try:
-            return assignment if asked.translated else None
+            return assignment if self._asked.translated else None
         except Untranslatable as error:
-            return _without(inflight, asked, site, assignment, spoken, error)
+            return _without(self._inflight, self._asked, self._site, assignment, spoken, error)
 
-    return fit
+    def able(self) -> list[str] | None:
+        """Return the backends that the request can be said to; ``None``: all."""
+        schedulers = self._inflight.services.schedulers
+        spoken = self._spoken(schedulers)
+        if len(spoken) == len(schedulers) or self._asked.is_translatable:
+            return None
+        return spoken
+
+    def _spoken(self, names: Iterable[str]) -> list[str]:
+        schedulers, asked = self._inflight.services.schedulers, self._asked
+        return [name for name in names if asked.wire_for(schedulers[name]) is asked.wire]
 
 
 def _without(

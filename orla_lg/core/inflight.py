@@ -87,6 +87,7 @@ class InFlightCall:
         "backend",
         "began_s",
         "call",
+        "cut",
         "external",
         "fit",
         "holder",
@@ -126,6 +127,8 @@ class InFlightCall:
         link, the gateway) it does not, and such a call leaves nothing in it either."""
         self.place: tuple[str, int] | None = None
         """A backend and its arrival number there (``Queued.order``), if it waited there before."""
+        self.cut = ""
+        """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None

@@ -74,6 +74,8 @@ class Statistics:
     """Lines that the records file could not take."""
     limits: list[LimitStatistics] = field(default_factory=list)
     """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
+    direct: int = 0
+    """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
 
 
 class Serving:
@@ -118,13 +120,10 @@ class Serving:
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
         self._shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
         stages, requests = refined(policy, stage_policy, request_policy)
+        self._stages = DEFAULT_STAGE if stages is None else stages
+        self._requests = DEFAULT_REQUEST if requests is None else requests
         for backend, adapter in adapters.items():
-            ordered_by = policies(
-                backend.name,
-                DEFAULT_STAGE if stages is None else stages,
-                DEFAULT_REQUEST if requests is None else requests,
-            )
-            self.add_backend(backend, adapter, ordered_by)
+            self.schedulers[backend.name] = self.scheduler_of(backend, adapter)
         both_levels_meant = (stages is None) == (requests is None) and stages is not None
         unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
         self.steering = Steering(self.schedulers, self.book, unread_hints)
@@ -140,11 +139,12 @@ class Serving:
             unread_hints,
         )  # fmt: skip
 
-    def add_backend(self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies) -> None:
-        """Let calls be placed on a backend from now on."""
-        self.schedulers[backend.name] = BackendScheduler(
-            backend, adapter, self.background, self.clock, ordered_by, self._shared
-        )
+    def scheduler_of(
+        self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies | None = None
+    ) -> BackendScheduler:
+        """Return a scheduler for a backend, with other policies than those of the beginning if given."""
+        ordered_by = ordered_by or policies(backend.name, self._stages, self._requests)
+        return BackendScheduler(backend, adapter, self.background, self.clock, ordered_by, self._shared)
 
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 
@@ -170,6 +170,11 @@ class Serving:
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Return the steps of one call's life (``lifecycle.serve``)."""
         return serve(inflight, sender, on_end)
+
+    def variant(self, name: str, mapper: Mapper) -> None:
+        """Name a sparse override of the mapping; the same name again replaces it."""
+        self.learners.enlist(mapper)
+        self.mappings.variants = {**self.mappings.variants, name: mapper}
 
     def feedback(self, record_id: str, score: float) -> None:
         """Let mappers learn how good the answer of a call was, 0 to 1.

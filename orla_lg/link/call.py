@@ -16,9 +16,10 @@ from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.identity import Identity, workflow_key
-from orla_lg.core.inflight import InFlightCall, grants_held
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
+from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import Happening
 from orla_lg.core.steps import Waiter
@@ -43,8 +44,10 @@ class Phase(Enum):
 class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
-    __slots__ = ("able", "alone", "broken", "cut", "failure", "grant", "mine", "own", "phase", "raw", "refusal",
-                 "report", "said_able", "serving", "turn")  # fmt: skip
+    __slots__ = (
+        "able", "alone", "broken", "failure", "grant", "held", "mine", "own", "phase", "prompt", "raw", "refusal",
+        "report", "serving", "turn",
+    )  # fmt: skip
 
     serving: LinkedServing
     """Its core's side here; set when it arrives."""
@@ -66,14 +69,15 @@ class LinkedCall(InFlightCall):
         self.report: Missed | None = None
         self.own: Assignment | None = None
         """Where its graph's own mapper wants it."""
-        self.said_able: Collection[str] | None = None
+        self.held: Sequence[str] = ()
+        """The backends on which its caller held a grant when it came."""
         self.able: Collection[str] | None = None
         """The backends that its request can be sent to; ``None``: all."""
         self.alone = False
         """It goes on without the core (``on_core_lost="direct"``)."""
-        self.cut = ""
-        """Why its request was ended here; empty where it was not."""
         self.broken = False
+        self.prompt: Prompt | None = None
+        """What it sent, where that may be warmed later."""
 
     # What is said of it
 
@@ -108,7 +112,7 @@ class LinkedCall(InFlightCall):
             hints=flat_hints(call.hints),
             own=None if self.own is None else flat_assignment(self.own),
             able=None if self.able is None else list(self.able),
-            holds=list(grants_held()) if self.said_able is None else list(self.said_able),
+            holds=list(self.held),
             max_attempts=max(1, self.max_attempts - self.attempts),
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
@@ -116,11 +120,10 @@ class LinkedCall(InFlightCall):
 
     def adopting(self) -> Adopt:
         """Return what a core must know of it that did not grant what it holds."""
-        assert self.grant is not None and self.backend is not None
+        grant = self.grant
+        assert grant is not None and grant.backend is not None
         first = self._first_s is not None
-        return Adopt(
-            self.entering(), self.backend, self.grant.model, self.grant.attempt, first=first, slot=self.grant.slot
-        )
+        return Adopt(tuple(self.entering()), grant.backend, grant.model, grant.attempt, first=first, slot=grant.slot)
 
     # What the core answers; in the link's thread, under its lock
 
@@ -212,17 +215,12 @@ class LinkedCall(InFlightCall):
         if self.alone:
             super().answered()
 
-    def broke(self, error: BaseException) -> None:  # noqa: D102
+    def broke(self, error: BaseException | str) -> None:  # noqa: D102
         if self.alone:
             super().broke(error)
         else:
             self.broken = True
             self.finish(error)
-
-    def finish(self, error: BaseException | str | None = None) -> None:  # noqa: D102
-        super().finish(error)
-        if self.alone:
-            self.serving.direct.ended(self)
 
     def _give_back(self, *, failed: bool) -> list[CacheEvent]:
         if self.alone:

@@ -111,6 +111,8 @@ class Link:
         """Whether what is sent goes out."""
         self.fault = ""
         """Why there is no connection; empty while there is one."""
+        self.beginning = False
+        """This process was forked, and has not tried to connect yet."""
         self.lost_s = 0.0
         """When the last connection ended."""
         self.confirmed_s = float("-inf")
@@ -310,7 +312,7 @@ class Link:
         """Wait, and connect again; returns whether that went well."""
         if isinstance(self._refusal, Unwelcome):
             pause_s = UNWELCOME_PAUSE_S
-        until_s = time.monotonic() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        until_s = time.monotonic() + pause_s * random.uniform(0.5, 1.5)
         while (left_s := until_s - time.monotonic()) > 0 and not self._stopping:
             self._sleep(min(left_s, TICK_S))
             self._look()
@@ -326,7 +328,9 @@ class Link:
             if type(error) is not type(self._refusal) and isinstance(error, ConfigError):
                 log.warning("the link to the core cannot be made: %s", error)
             self._hang_up()
-        self._refusal = refused
+        self._refusal, began, self.beginning = refused, self.beginning, False
+        if refused is not None and began:
+            listener.lost(self.fault)
         del listener
         self._look()
         return refused is None
@@ -407,7 +411,12 @@ class Link:
         if isinstance(message, Bye):
             raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
         if message is not None:
-            listener.heard(message)
+            try:
+                listener.heard(message)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:  # of another shape inside its fields
+                raise LinkBroken(
+                    f"the core sent a {type(message).__name__} that cannot be read: {error!r}"
+                ) from error
 
     def _renew(self, now: float) -> None:
         with self.lock:
@@ -471,6 +480,7 @@ class Link:
         self._wake_out.setblocking(False)
         self.lock = threading.RLock()
         self.replica, self.up, self._thread = secrets.token_hex(8), False, None
+        self.beginning = True
         self._outbox, self._deferred = bytearray(), deque()
         self.fault, self.lost_s = "this process was forked just now", time.monotonic()
         if self._listener is not None and (listener := self._listener()) is not None:

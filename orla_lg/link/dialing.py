@@ -84,7 +84,9 @@ def _address(url: str) -> Address:
     if parts.scheme not in PORTS or not host or parts.query or any(each.isspace() for each in url):
         raise ConfigError(f"the server's URL {shown(url)} is not {RIGHT}")
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"the server's URL {shown(url)} must have no user's name or password; a key is given as key")
+        raise ConfigError(
+            f"the server's URL {shown(url)} must have no user's name or password; a key is given as key"
+        )
     above = parts.path.rstrip("/").removesuffix(PATH).removesuffix("/v1")
     return Address(parts.scheme, host, port or PORTS[parts.scheme], f"{above}{PATH}", url)
 

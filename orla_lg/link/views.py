@@ -85,8 +85,8 @@ def read_backend(flat: Mapping[str, Any], key_in: Callable[[str], str | None]) -
     key = key_in(variable) if isinstance(variable, str) and variable else None
     if variable and not key:
         raise ConfigError(
-            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends no keys, "
-            "each process that calls the engine has it in its own environment"
+            f"backend {shown(name)}: the environment variable {shown(variable)} is not set; the server sends "
+            "no keys, each process that calls the engine has it in its own environment"
         )
     table = {each: flat[each] for each in (*_OF_BACKEND, *_LISTS) if each in flat}
     table["cost"] = _made(Cost, "a backend's prices", _known(Cost, flat.get("cost") or {}))
@@ -345,9 +345,7 @@ def read_layer(flat: Mapping[str, Any]) -> LimitScope:
 
 def flat_graph(name: str, structure: GraphStructure, homes: Mapping[str, str]) -> Graph:
     """Return a graph's structure as a message."""
-    edges = {
-        stage: [sorted(edge.always), sorted(edge.perhaps), edge.open] for stage, edge in structure.edges.items()
-    }
+    edges = {stage: [sorted(edge.always), sorted(edge.perhaps), edge.open] for stage, edge in structure.edges.items()}
     return Graph(name, edges, {stage: sorted(before) for stage, before in structure.joins.items()}, dict(homes))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -153,6 +155,19 @@ class EngineClients:
         with self._lock:
             self._sync, self._by_loop = None, {}
 
+    def abort(self) -> None:
+        """End all requests under way, from any thread: their connections are shut, and each reader finds that out."""
+        with self._lock:
+            clients: list[httpx2.Client | httpx2.AsyncClient] = []
+            if self._sync is not None and self._sync[0] == os.getpid():
+                clients.append(self._sync[1].http)
+            clients += [client.http for _, client in self._by_loop.values()]
+        for client in clients:
+            for connected in sockets_of(client):
+                with contextlib.suppress(OSError):  # it ended by itself
+                    connected.shutdown(socket.SHUT_RDWR)
+                connected.close()
+
     def close(self) -> None:
         """Close what can be closed from here; other loops close theirs when they next run."""
         with self._lock:
@@ -162,6 +177,18 @@ class EngineClients:
                 if loop.is_running():
                     asyncio.run_coroutine_threadsafe(client.close(), loop)
             self._sync, self._by_loop = None, {}
+
+
+def sockets_of(client: httpx2.Client | httpx2.AsyncClient) -> Iterator[socket.socket]:
+    """Yield copies of the sockets of an HTTP client's connections; a request has no other name on the network."""
+    transports = [client._transport, *client._mounts.values()]
+    for transport in transports:
+        for connection in list(getattr(getattr(transport, "_pool", None), "connections", ())):
+            stream = getattr(getattr(connection, "_connection", None), "_network_stream", None)
+            connected = None if stream is None else stream.get_extra_info("socket")
+            if connected is not None and (descriptor := connected.fileno()) >= 0:
+                with contextlib.suppress(OSError):  # closed since
+                    yield socket.socket(fileno=os.dup(descriptor))
 
 
 Original = Callable[[], Any]

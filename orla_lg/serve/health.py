@@ -11,7 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orla_lg.core.serving import Serving
+from orla_lg.serve.access import Access, Caller, Denied
 from orla_lg.serve.gateway.answers import Failed, refusal
+from orla_lg.serve.http_guard import CALLER
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.registry import wire_at
 
@@ -37,8 +39,8 @@ class State(StrEnum):
 
 
 REFUSED = {
-    State.STANDBY: Failed(503, "this core is a standby: another one holds the lease of the store", "server_error", 1.0),
-    State.DRAINING: Failed(503, "the server is ending; the next one takes calls", "server_error", 1.0),
+    State.STANDBY: Denied(503, "this core is a standby: another one has the lease of the store", "server_error", 1.0),
+    State.DRAINING: Denied(503, "the server is ending; the next one takes calls", "server_error", 1.0),
 }
 
 
@@ -83,8 +85,45 @@ class Gate:
         if self._server.state is State.READY or scope["type"] != "http" or scope["path"] in PATHS:
             await self._app(scope, receive, send)
             return
-        said = REFUSED[self._server.state]
-        headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
-        headers += [(b"content-length", b"%d" % len(content)), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": said.status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"))
+
+
+async def refuse(scope: Scope, send: Send, denied: Denied, *more: tuple[bytes, bytes]) -> None:
+    """Answer with a refusal."""
+    headers, content = in_wire(scope, denied)
+    headers += [(b"content-length", b"%d" % len(content)), *more]
+    await send({"type": "http.response.start", "status": denied.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def in_wire(scope: Scope, denied: Denied) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of a refusal, as the caller of a path reads errors."""
+    said = Failed(denied.status, denied.message, denied.code, denied.retry_after_s)
+    return refusal(said, wire_at(scope["path"]) or CHAT)
+
+
+class OfOneKey:
+    """Counts the calls of each key that are in the server, as long as their answers last.
+
+    Args:
+        app: Answers them.
+        access: Knows how many there may be.
+    """
+
+    def __init__(self, app: Any, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        caller: Caller | None = scope.get(CALLER)
+        if caller is None or caller.key_id is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            slot = self._access.enter(caller)
+        except Denied as denied:
+            await refuse(scope, send, denied)
+            return
+        with slot:
+            await self._app(scope, receive, send)

@@ -186,7 +186,8 @@ class Reloader:
         variants = {name: mapper_of(after, table) for name, table in after.variants.items()}
         stages, requests = ordering(after)
         for each in coming:
-            serving.add_backend(each.backend, each.adapter, policies(each.backend.name, stages, requests))
+            ordered_by = policies(each.backend.name, stages, requests)
+            serving.schedulers[each.backend.name] = serving.scheduler_of(each.backend, each.adapter, ordered_by)
         try:
             if not found.keys.isdisjoint(POLICIES):
                 serving.steering.set_policy(stages, requests, None)

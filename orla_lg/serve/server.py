@@ -13,24 +13,29 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import __version__
 from orla_lg.core.boundary.plain import counted
+from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
-from orla_lg.serve.access import Access, Denied
-from orla_lg.serve.keys import KeyScope
-from orla_lg.serve.doors import SERVER_HEADER, LinkDenied, protocol_for
+from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import SpentBook
+from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, State
+from orla_lg.serve.health import Gate, OfOneKey, State, in_wire
+from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
+from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.listening import closed
 from orla_lg.serve.recognition import refuse_our_own
@@ -39,7 +44,7 @@ from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.sqlite import SqliteStore, default_file
-from orla_lg.serve.store import MemoryStore, Store
+from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -66,14 +71,14 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
-        self.access = Access(store)
+        self.access = Access(Keyring(store))
+        self.spent = SpentBook(store, serving.limits)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
         self.host = LinkHost(
             serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self.access.layers, version=__version__, on_deposed=self._deposed,
-            is_valid=lambda caller: self.access.still(caller, KeyScope.LINK),
+            layers=self._layers, version=__version__, on_deposed=self._deposed, is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
@@ -83,7 +88,8 @@ class OrlaServer:
         self._signals = 0
         self._replaced = False
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
-        self.app = Gate(Starlette(routes=routes), self)
+        self.layer = AccessLayer(OfOneKey(Starlette(routes=routes), self.access), self.access, guard(settings), in_wire)
+        self.app = Gate(self.layer, self)
         self._http: _HttpServer | None = None
 
     @property
@@ -95,16 +101,21 @@ class OrlaServer:
 
     # Links
 
-    def open_link(self, headers: Mapping[str, str], *, loopback: bool) -> asyncio.Protocol:
+    def open_link(
+        self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
+    ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
         if self.state is not State.READY:
-            said = health.REFUSED[self.state]
-            raise LinkDenied(said.status, said.message, said.retry_after_s)
-        try:
-            caller = self.access.admit(headers, scope=KeyScope.LINK, loopback=loopback)
-        except Denied as denied:
-            raise LinkDenied(denied.status, str(denied), denied.retry_after_s) from denied
-        return self.host.session(caller)
+            raise health.REFUSED[self.state]
+        return self.host.session(self.layer.admit_link(headers, client, server))
+
+    def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
+        assert isinstance(caller, Caller)
+        return self.access.layers(caller)
+
+    def _still_may_link(self, caller: LinkCaller) -> bool:
+        assert isinstance(caller, Caller)
+        return self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
@@ -120,7 +131,7 @@ class OrlaServer:
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self.host.start())]
+                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
                 serving = tasks.create_task(http.serve(sockets=[opened]))
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.005)
@@ -133,6 +144,18 @@ class OrlaServer:
         await self.host.close("the server ends")
         closed(opened, self.settings.listen)
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
+
+    async def _take_over(self) -> None:
+        """Wait for the lease, and decide from then on."""
+        await self.host.start()
+        self.spent.load()
+        self.host.also.append(self._keep_spent)
+
+    def _keep_spent(self, now_s: float) -> None:
+        try:
+            self.spent.save()
+        except StoreUnavailable as error:
+            log.warning("what was spent is not written yet: %s", error)
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -173,7 +196,7 @@ class OrlaServer:
     def _uvicorn(self) -> uvicorn.Config:
         table = self.settings.table
         return uvicorn.Config(
-            self.app, http=protocol_for(self, trusts_local=not table.behind_proxy), ws="none", lifespan="off",
+            self.app, http=protocol_for(self), ws="none", lifespan="off",
             loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
             timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
@@ -222,6 +245,17 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take none."""
         yield
+
+
+def guard(settings: ServeSettings) -> HttpGuard:
+    """Return what requests must be like."""
+    table = settings.table
+    named = {name.lower() for name in table.names}
+    own = set() if settings.listen.is_any else {settings.listen.host.lower()}
+    gateway = table.gateway
+    return HttpGuard(
+        LOOPBACK_NAMES | named | own, table.behind_proxy, gateway.max_body_bytes, gateway.body_timeout_s
+    )
 
 
 def gateway_settings(settings: ServeSettings) -> GatewaySettings:

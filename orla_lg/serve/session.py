@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from orla_lg.core.serving import Serving
 from orla_lg.errors import shown
@@ -113,9 +113,8 @@ class LinkSession(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MOST_OUTBOX)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+        self._transport.set_write_buffer_limits(high=MOST_OUTBOX)
         self.host.sessions.add(self)
 
     def data_received(self, data: bytes) -> None:

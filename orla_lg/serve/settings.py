@@ -83,7 +83,7 @@ class ServeSettings:
 
     core: config.Settings
     listen: ListenAddress = field(default_factory=ListenAddress)
-    table: ServeTable = field(default_factory=ServeTable)
+    table: ServeTable = field(default_factory=lambda: ServeTable.model_validate({}))
     """``[serve]``, with its defaults."""
 
     @property
@@ -156,7 +156,7 @@ def settings(
     """
     found = (file or config.find_file()) if reads_file else None
     core = config.load(found) if found else config.Settings((), {})
-    table = core.serve or ServeTable()
+    table = core.serve or ServeTable.model_validate({})
     if store is not None:
         table = table.model_copy(update={"store": str(checked.path("--store", store))})
     if listen_address is not None:

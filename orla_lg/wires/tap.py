@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import httpx2
 
 from orla_lg.core.inflight import ABANDONED, InFlightCall
+from orla_lg.errors import BackendUnavailable
 from orla_lg.wires import chat, reading
 from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.beginning import Beginning, splitter_of
@@ -208,10 +209,18 @@ class Tap:
         if self.complete:
             self._inflight.finish()
 
-    def broke(self, error: BaseException) -> None:
-        """Note that reading failed."""
-        if self._handed_over:
-            self._inflight.broke(error)
+    def broke(self, error: Exception) -> None:
+        """Note that reading failed; what was ended from here fails with the reason.
+
+        Raises:
+            BackendUnavailable: The request was ended from here.
+        """
+        if not self._handed_over:
+            return
+        cut = self._inflight.cut
+        self._inflight.broke(BackendUnavailable(cut) if cut else error)
+        if cut:
+            raise BackendUnavailable(cut) from error
 
     def closed(self) -> None:
         """Note that the stream was closed, read to its end or not."""

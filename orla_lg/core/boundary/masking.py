@@ -16,9 +16,14 @@ LEAST_CHARS = 8
 KEEP_CALLERS = 100
 """Callers' keys that are known at once; one that was not met for long may come back."""
 
+SERVER_KEY_PREFIX, SERVER_KEY_CHARS = "orla-", 52
+"""A key of ``orla-lg serve``: 256 bits in base 32."""
+
 _LOOKS_SECRET = re.compile(
-    r"""(?ix) (\b bearer \s+) [\w.~+/=-]{8,}  # a header's value
-    | \b ((?: sk | pk | rk | hf | gsk | xai ) [-_]) [\w-]{8,}  # keys that say what they are
+    rf"""(?ix) (\b bearer \s+) [\w.~+/=-]{{8,}}  # a header's value
+    | (\b basic \s+) [a-z0-9+/]{{20,}}={{0,2}}  # another's: a name and a key
+    | \b ((?: sk | pk | rk | hf | gsk | xai ) [-_]) [\w-]{{8,}}  # keys that say what they are
+    | ({SERVER_KEY_PREFIX}) [a-z2-7]{{{SERVER_KEY_CHARS}}}
     """
 )
 
@@ -77,4 +82,4 @@ def _text_of(key: object) -> str:
 
 
 def _without(found: re.Match[str]) -> str:
-    return f"{found[1] or found[2]}{MASK}"
+    return f"{found[found.lastindex or 0]}{MASK}"

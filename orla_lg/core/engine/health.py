@@ -195,6 +195,16 @@ class Health:
         self.probe, self.fault, self._learned_s = probe, None, self._clock()
         self._concerned.learned(probe)
 
+    def follow(self, probe: Probe | None, fault: BackendUnavailable | None) -> None:
+        """Take in what another core learned of the engine just now, which spares a probe from here."""
+        with self.lock:
+            if probe is not None and (fault is None or self.probe is None):
+                self._probed_s = self._learned_s = self._clock()
+                if probe != self.probe:
+                    self.probe = probe
+                    self._concerned.learned(probe)
+            self.fault = fault
+
     # Whether it is well
 
     def lost(self, fault: BackendUnavailable) -> None:

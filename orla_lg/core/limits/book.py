@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
 from orla_lg.core.call import Call, RunShare
 from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.limits.kept import KeptAccount, keep, restored
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
 from orla_lg.errors import BudgetExceeded
@@ -84,6 +85,12 @@ class LimitBook:
         self.concern_all = limits is not NO_LIMITS
         """Whether a call without limits of its own may be under any."""
         self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
+        self._whole: dict[Key, tuple[Bound, UsageAccount]] = {}
+        """Of layers that limit all their calls together; there are as many as keys, and none is forgotten."""
+        self._restored: dict[Key, UsageAccount] = {}
+        """From an earlier process, and not asked for yet."""
+        self.settled = 0
+        """Grows whenever something was spent."""
 
     @property
     def shared(self) -> Limits:
@@ -141,6 +148,7 @@ class LimitBook:
     def _settle(self, promise: BudgetReservation, spent: Amount, now: float) -> None:
         if promise.open:
             promise.open = False
+            self.settled += 1
             for account in promise.accounts:
                 account.settle(promise.amount, spent, now)
 
@@ -149,6 +157,8 @@ class LimitBook:
     ) -> Iterator[tuple[Bound, UsageAccount]]:
         identity, tenant = call.identity, call.hints.tenant
         for layer in (self._shared, *layers):
+            if (limit := layer.whole) is not None:
+                yield self._account(layer, Bound(Scope.KEY, layer.name, limit, layer.where), self._whole)
             if run is not None and (limit := layer.limits.run) is not None:
                 yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
             home = run.accounts if layer.of_run and run is not None else self._accounts
@@ -162,7 +172,10 @@ class LimitBook:
     def _account(self, layer: LimitScope, bound: Bound, home: Accounts) -> tuple[Bound, UsageAccount]:
         key = (layer.key, bound.scope, bound.name)
         known = home.get(key)
-        account = UsageAccount() if known is None else known[1]
+        if known is not None:
+            account = known[1]
+        else:
+            account = self._restored.pop(key) if key in self._restored else UsageAccount()
         home[key] = (bound, account)
         if home is self._accounts:
             self._accounts.move_to_end(key)
@@ -181,7 +194,7 @@ class LimitBook:
         """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
         with self._lock:
             now = self._clock()
-            kept = [self._shown(*entry, None, now) for entry in self._accounts.items()]
+            kept = [self._shown(*entry, None, now) for entry in (*self._accounts.items(), *self._whole.items())]
             kept += [self._shown(*entry, run, now) for run in runs for entry in run.accounts.items()]
             return [each for each in kept if each is not None]
 
@@ -211,10 +224,30 @@ class LimitBook:
         ruling = limits.of_stage(last.name)
         return None if ruling is None or ruling.place != last.name else ruling.entry
 
+    # Over restarts
+
+    def kept(self) -> list[KeptAccount]:
+        """Return what was spent, by limits that outlive a run and whose layer another process knows by name."""
+        with self._lock:
+            now = self._clock()
+            homes = (self._accounts, self._whole)
+            found = [(key, account) for home in homes for key, (_, account) in home.items()]
+            return [
+                keep(key, account, now)
+                for key, account in found
+                if isinstance(key[0], str) and key[1] is not Scope.RUN and account.spent != NOTHING
+            ]
+
+    def restore(self, kept: Iterable[KeptAccount]) -> None:
+        """Count what an earlier process spent; before the first call."""
+        with self._lock:
+            now = self._clock()
+            self._restored = {each.key: restored(each, now) for each in kept}
+
     def check_integrity(self, runs: Sequence[LimitedRun] = ()) -> None:
         """Assert the invariants of all accounts."""
         with self._lock:
-            for accounts in (self._accounts, *(run.accounts for run in runs)):
+            for accounts in (self._accounts, self._whole, *(run.accounts for run in runs)):
                 for _, account in accounts.values():
                     account.check_integrity()
 

@@ -167,3 +167,7 @@ class LimitScope:
     """For messages: ``" of graph 'support'"``."""
     of_run: bool = False
     """The accounts are one run's own, and go with it."""
+    whole: Limit | None = None
+    """What all calls of the layer may use together."""
+    name: str = ""
+    """What *whole* is of."""

@@ -105,7 +105,7 @@ class UsageAccount:
     def _leaves_s(self, begun_s: float) -> float:
         """Return when the last that may be in a slice is out of the window."""
         assert self.per_s is not None, "slices belong to a window"
-        return begun_s + self.per_s * (1 + 1 / SLICES)
+        return begun_s + window_of(self.per_s)
 
     def promise(self, amount: Amount) -> None:
         """Set *amount* aside for a call."""
@@ -149,12 +149,19 @@ class UsageAccount:
             assert together == self.spent, self
 
 
+def window_of(per_s: float) -> float:
+    """Return after how many seconds what began a slice is out of a window of *per_s*."""
+    return per_s * (1 + 1 / SLICES)
+
+
 class Scope(StrEnum):
     """What a limit is for."""
 
     RUN = "run"
     STAGE = "stage"
     TENANT = "tenant"
+    KEY = "key"
+    """All calls of a layer together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,7 @@ class Bound:
 
     scope: Scope
     name: str
-    """The run's id, the stage, the tenant."""
+    """The run's id, the stage, the tenant, the key's name."""
     limit: Limit
     where: str = ""
     entry: str = ""
@@ -173,9 +180,8 @@ class Bound:
         """Return the error that names the limit that is spent."""
         bound = FIGURES[figure].format(getattr(self.limit, figure))
         window = f" in any {self.limit.per_s:g} s" if self.limit.per_s is not None else ""
-        message = (
-            f"{self.scope} {self.name!r} may use {bound}{window} (limits.{self._key}.{figure}{self.where}): {why}"
-        )
+        key = figure if self.scope is Scope.KEY else f"{self._key}.{figure}"
+        message = f"{self.scope} {self.name!r} may use {bound}{window} (limits.{key}{self.where}): {why}"
         return BudgetExceeded(
             message, scope=str(self.scope), name=self.name, figure=figure, retry_after_s=retry_after_s
         )

@@ -24,10 +24,14 @@ class Schedulers(dict[str, BackendScheduler]):
         super().__setitem__(name, scheduler)
         self._seen = {**self._seen, name: scheduler}
 
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._seen = {each: other for each, other in self._seen.items() if each != name}
+
     def retire(self, name: str) -> BackendScheduler:
         """Let no new call be placed on a backend; those that are there go on."""
-        scheduler = self._retired[name] = super().pop(name)
-        self._seen = {each: other for each, other in self._seen.items() if each != name}
+        scheduler = self._retired[name] = self[name]
+        del self[name]
         return scheduler
 
     def forget(self, name: str) -> None:

@@ -20,7 +20,9 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
-from orla_lg.serve.gateway.callers import AccessControl, KnownCaller, check_stage, narrowed, within
+from orla_lg.serve.access import Caller
+from orla_lg.serve.gateway.callers import AccessControl, narrowed
+from orla_lg.serve.http_guard import CALLER, is_loopback
 from orla_lg.serve.gateway.identity import CallSource, source_of
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
@@ -36,7 +38,6 @@ Send = Callable[[Message], Awaitable[None]]
 PathNames = tuple[str | None, str | None]
 
 _NOBODYS: frozenset[str] = frozenset()
-_LOOPBACKS = ("127.", "::1", "::ffff:127.")
 _NOWHERE: PathNames = (None, None)
 
 log = logging.getLogger("orla_lg")
@@ -73,7 +74,7 @@ class GatewayRequest(NamedTuple):
     raw_headers: list[Header]
     query: bytes
     path: PathNames
-    caller: KnownCaller
+    caller: Caller
     body: dict[str, Any]
 
 
@@ -104,17 +105,17 @@ class Gateway:
 
     # What comes in
 
-    def admit(self, scope: Scope) -> KnownCaller:
-        """Return who asks.
+    def admit(self, scope: Scope) -> Caller:
+        """Return what the sender of a request may do; where a layer before let it in, what that found.
 
         Raises:
             OrlaError: It may not.
         """
-        client = scope.get("client")
-        loopback = client is None or str(client[0]).startswith(_LOOPBACKS)
-        named = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        caller: KnownCaller = self._access.admit(named, scope=self._scope, loopback=loopback)
-        return caller
+        caller: Caller | None = scope.get(CALLER)
+        if caller is not None:
+            return caller
+        loopback = is_loopback(scope.get("client"))
+        return self._access.admit(scope["headers"], scope=self._scope, loopback=loopback)
 
     async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> GatewayRequest:
         """Return a request.
@@ -166,7 +167,7 @@ class Gateway:
         """
         serving, caller = self.serving, request.caller
         source = source_of(request.headers, request.body, request.path, self.settings)
-        check_stage(source.stage, caller)
+        caller.check_stage(source.stage)
         hints = narrowed(source.hints, caller)
         ask = request.wire.ask_of(request.body)
         identity, session = self._identified(source, hints.tenant or None, call_id)
@@ -188,7 +189,7 @@ class Gateway:
             OrlaError: Its hints, its stage or its tenant cannot be.
         """
         source = source_of(request.headers, request.body, request.path, self.settings)
-        check_stage(source.stage, request.caller)
+        request.caller.check_stage(source.stage)
         hints, ask = narrowed(source.hints, request.caller), request.wire.ask_of(request.body)
         identity = Identity(f"call-{call_id}", stage=source.stage)
         return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
@@ -216,14 +217,14 @@ class Gateway:
         return reply
 
 
-def _fit(inflight: InFlightCall, question: Question, caller: KnownCaller) -> Fit | None:
+def _fit(inflight: InFlightCall, question: Question, caller: Caller) -> Fit | None:
     """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
     fit = fitting(inflight, question, _STRICT)
     if caller.backends is None:
         return fit
 
     def both(assignment: Assignment) -> Assignment | None:
-        allowed = within(assignment, caller)
+        allowed = caller.narrow(assignment)
         return allowed if fit is None else fit(allowed)
 
     return both

@@ -11,7 +11,7 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import OrlaError
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.callers import KnownCaller
+from orla_lg.serve.access import Caller
 from orla_lg.serve.gateway.calls import Answering, Gateway, Receive, Scope, Send
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
@@ -57,12 +57,12 @@ class ModelsEndpoint:
         content = json.dumps(_shown(name, known[name]) if name else whole).encode()
         await answering.whole(200, [JSON, (b"x-request-id", answers.request_id(headers, "models"))], content)
 
-    def _models(self, caller: KnownCaller) -> Iterator[tuple[str, str]]:
+    def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""
         schedulers = [
             each
             for name, each in self._gateway.serving.schedulers.items()
-            if caller.backends is None or name in caller.backends
+            if caller.may_use(name)
         ]
         if schedulers:
             yield AUTO, schedulers[0].backend.name

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import uvicorn
@@ -14,6 +13,7 @@ from starlette.applications import Starlette
 
 from orla_lg import Orla
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.serve.access import Caller
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
@@ -21,14 +21,8 @@ from orla_lg.serve.gateway.settings import GatewaySettings
 PATIENCE_S = 10.0
 
 
-@dataclass(frozen=True)
-class FakeCaller:
-    """Whose call it is."""
-
-    tenants: tuple[str, ...] | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    backends: tuple[str, ...] | None = None
-    stages: tuple[str, ...] | None = None
+def FakeCaller(**allowed: Any) -> Caller:
+    return Caller("a-key", "a key", **allowed)
 
 
 class OpenAccess:

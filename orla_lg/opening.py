@@ -1,0 +1,165 @@
+"""What an ``Orla`` is made of: a core of its own, or a replica's side of a core elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from orla_lg import config
+from orla_lg.config_faults import check_url, faults_of_policies, one_server_twice
+from orla_lg.core.accounting.journal import Journal
+from orla_lg.core.boundary.checked import choice, flag, is_number, whole
+from orla_lg.core.boundary.checked import path as checked_path
+from orla_lg.core.boundary.secret import Secret
+from orla_lg.core.engine.backend import MOST_CALLS, Backend, BackendAdapter
+from orla_lg.core.engine.given import Backends, backends_of
+from orla_lg.core.engine.registry import adapter_of
+from orla_lg.core.limits.limits import Limits
+from orla_lg.core.mapping import Mapper
+from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice
+from orla_lg.core.prefetch.book import WarmUp, settings_of
+from orla_lg.core.serving import Serving
+from orla_lg.errors import ConfigError, MappingError, shown
+from orla_lg.link.connection import Link
+from orla_lg.link.dialing import addresses
+from orla_lg.link.serving import ON_CORE_LOST, LinkedServing, OnCoreLost, hello
+from orla_lg.mappers.table import Entry, faults_of, stage_mapper
+from orla_lg.openai_api.client import EngineClients
+
+MOST_FAULTS = 20
+"""Of a mapping, so many are told at once."""
+
+WELCOME_PATIENCE_S = 10.0
+"""How long a new replica waits for a core, which may just be changing places."""
+
+MapperLike = Mapper | Mapping[str, Entry]
+
+log = logging.getLogger("orla_lg")
+
+
+class Opened(NamedTuple):
+    """What serves, and the clients of its engines by backend."""
+
+    serving: Serving
+    clients: dict[str, EngineClients]
+
+
+def own_core(
+    backends: Backends,
+    mapper: MapperLike | None,
+    *,
+    policy: PolicyChoice | None,
+    stage_policy: StageChoice | None,
+    request_policy: RequestChoice | None,
+    memory: str | MemoryPolicy,
+    admission: bool,
+    keep_records: int,
+    records_file: str | Path | None,
+    limits: Limits,
+    estimates_file: str | Path | None,
+    warm_up: bool | WarmUp,
+) -> Opened:
+    """Return a core in this process; the arguments are those of ``Orla``.
+
+    Raises:
+        ConfigError: A name is unknown, two backends share one, the estimates file cannot be read.
+        MappingError: The mapper names a backend that does not exist.
+    """
+    given = backends_of(backends)
+    adapters = {backend: adapter_at(backend) for backend in given}
+    if faults := faults_of_policies(stage_policy, [backend.name for backend in given]):
+        raise ConfigError("; ".join(faults))
+    for twice in one_server_twice(given):
+        log.warning("%s", twice)
+    shared = stage_mapper(mapper)
+    check_backends(shared, given)
+    flag("admission", admission)
+    kept, warming = memory_policy(memory), settings_of(warm_up)
+    journal = _journal(keep_records, records_file)
+    estimates = None if estimates_file is None else checked_path("estimates_file", estimates_file)
+    clients = {
+        backend.name: EngineClients(backend, keep_alive=adapter.keep_alive) for backend, adapter in adapters.items()
+    }
+    serving = Serving(
+        adapters, mapper=shared, policy=policy, stage_policy=stage_policy, request_policy=request_policy, memory=kept,
+        admission=admission, keep_records=keep_records, journal=journal, limits=limits, estimates_file=estimates,
+        warm_up=warming,
+    )  # fmt: skip
+    return Opened(serving, clients)
+
+
+def replica(
+    url: str | None,
+    key: str | None,
+    *,
+    on_core_lost: OnCoreLost,
+    core_patience_s: float,
+    keep_records: int,
+    records_file: str | Path | None,
+) -> Opened:
+    """Return a replica of the core at *url*, else of the one that the environment names (``Orla.remote``).
+
+    Raises:
+        ConfigError: An argument is wrong, what answers is no orla_lg server, or it does not take this replica.
+        BackendUnavailable: No server answers.
+    """
+    choice("on_core_lost", on_core_lost, ON_CORE_LOST)
+    if not is_number(core_patience_s) or core_patience_s <= 0:
+        raise ConfigError(f"core_patience_s must be a number of seconds above 0, got {shown(core_patience_s)}")
+    if url is None and (found := config.server()) is not None:
+        url, key = found.url, found.key if key is None else key
+    if url is None:
+        raise ConfigError(
+            f"no server is named: give Orla.remote('http://HOST:PORT', key=...), or set {config.SERVER} (and "
+            f"{config.SERVER_KEY}, if the server has keys)"
+        )
+    journal, version = _journal(keep_records, records_file), _version()
+    secret = None if key is None else Secret(key, "key: the server's key").reveal()
+    link = Link(addresses(url), secret, version)
+    with contextlib.ExitStack() as undo:
+        undo.callback(link.stop)
+        welcome = link.open(hello(link, version), min(WELCOME_PATIENCE_S, core_patience_s))
+        serving = LinkedServing(
+            link, welcome, adapter_of=adapter_at, key_in=config.key_in, version=version, keep_records=keep_records,
+            journal=journal, on_core_lost=on_core_lost, core_patience_s=float(core_patience_s),
+        )  # fmt: skip
+        serving.resources.masking.learn(secret)
+        link.start(serving, welcome)
+        undo.pop_all()
+    return Opened(serving, serving.clients)
+
+
+def adapter_at(backend: Backend) -> BackendAdapter:
+    """Return the adapter of a backend whose URL an HTTP client takes, which knows more rules than ``Backend``."""
+    check_url(backend)
+    return adapter_of(backend)
+
+
+def check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
+    """Check that the backends exist which a mapper names.
+
+    Raises:
+        MappingError: One does not.
+    """
+    names = [backend.name for backend in backends]
+    if faults := faults_of(mapper, names):
+        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+        raise MappingError("; ".join(faults[:MOST_FAULTS]) + more)
+
+
+def _journal(keep_records: int, records_file: str | Path | None) -> Journal | None:
+    whole("keep_records", keep_records, most=MOST_CALLS)
+    return None if records_file is None else Journal(checked_path("records_file", records_file))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("orla_lg")
+    except metadata.PackageNotFoundError:  # run from its sources
+        return ""
