@@ -33,6 +33,7 @@ def graph_of(orla: Orla, model: str) -> Any:
 async def done(orla: Orla, graphs: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
     """Run graphs, and return how it went."""
     graph = graphs.setdefault(order["model"], graph_of(orla, order["model"]))
+
     async def one(number: int) -> str:
         messages = [("system", order["system"])] if "system" in order else []
         messages.append(("user", f"{order['say']} {number}"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from orla_lg.cli import main
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.roster import Listed
-
-from orla_lg.cli import main
 
 begin = Recovery.begin
 

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from random import Random
 
 from orla_lg_llamacpp.embedded import free_port
-from tests.serve_kills.pool import BOUND, CONTROL, CORE_LEASE_S, REPLICA_LEASE_S, Core, Pool, Row, Watch
+from tests.serve_kills.pool import BOUND, CONTROL, CORE_LEASE_S, LATE_S, Core, Pool, Row, Watch
 from tests.serve_kills.processes import until
 
 SHORT_S, SOME_S = 0.02, 1.0
-LATE_S = 3.0
-"""How much later than the others one replica finds the next core; within its lease."""
-LONG_S = 6.0
-"""Of calls that are longer than the outage and the lateness together."""
-HANG_UPS_S = 2.0
+HANG_UPS_S = 1.0
 """How late the engine notices that a replica is gone."""
+SURVIVING_S = 3 * HANG_UPS_S
+FROZEN_S = 2.5
+"""Longer than a connection may be silent, and shorter than any lease of a replica."""
 
 Kind = Callable[[Pool, int, Random], Row]
 
@@ -38,15 +37,16 @@ def core_killed(pool: Pool, times: int, dice: Random) -> Row:
 def core_killed_under_long_calls(pool: Pool, times: int, dice: Random, module: str = "orla_lg") -> Row:
     """Kill the core while calls are at the engine that outlive the outage; one replica finds the next core late."""
     control = "; control: nothing waits for the roster" if module == CONTROL else ""
-    pool.calls_take(LONG_S, full=True)
+    pool.calls_take(pool.long_s, full=True)
     watch = Watch(pool, f"core killed, long calls, a replica late{control}")
     for _ in range(times):
         pool.await_full()
         until(lambda: all(each.open_calls() for each in pool.replicas), "each replica has calls")
         late = dice.choice(pool.replicas)
+        pool.shut(late)
         pool.core.kill()
+        pool.start_core(module).await_ready()
         pool.shut(late, LATE_S)
-        pool.start_core(module)
         watch.faults += 1
         pool.await_flow(BOUND)
     return watch.row()
@@ -87,7 +87,7 @@ def core_frozen_and_followed(pool: Pool, times: int, dice: Random) -> Row:
         port = free_port()
         pool.core = Core(pool.config, port)
         try:
-            pool.core.await_health()
+            pool.core.await_ready()
             pool.relays.core_port = port
             pool.await_flow()
             frozen.thaw()
@@ -100,7 +100,7 @@ def core_frozen_and_followed(pool: Pool, times: int, dice: Random) -> Row:
 def replica_killed(pool: Pool, times: int, dice: Random) -> Row:
     """Kill a replica whose calls the engine goes on with for a while; start another one."""
     pool.engine.account(f"?late_s={HANG_UPS_S}")
-    pool.calls_take(3 * HANG_UPS_S, full=True)
+    pool.calls_take(SURVIVING_S, full=True)
     watch = Watch(pool, "replica killed, hang-ups noticed late")
     for _ in range(times):
         pool.await_full()
@@ -108,16 +108,16 @@ def replica_killed(pool: Pool, times: int, dice: Random) -> Row:
         victim = dice.choice([each for each in pool.replicas if each.open_calls()])
         pool.kill_replica(victim)
         watch.faults += 1
-        pool.start_replica().await_ready().calls_take(3 * HANG_UPS_S)
+        pool.start_replica().await_ready().calls_take(SURVIVING_S)
         pool.await_flow()
     pool.engine.account("?late_s=0")
     return watch.row()
 
 
-def replica_frozen(pool: Pool, times: int, dice: Random, seconds: float = 3.0) -> Row:
+def replica_frozen(pool: Pool, times: int, dice: Random, seconds: float = FROZEN_S) -> Row:
     """Freeze a replica for less than its lease."""
     pool.calls_take(SOME_S)
-    watch = Watch(pool, f"replica frozen for {seconds:.0f} s of its lease's {REPLICA_LEASE_S:.0f}")
+    watch = Watch(pool, f"replica frozen for {seconds:.1f} s, its lease being {pool.replica_lease_s:.1f}")
     for _ in range(times):
         victim = dice.choice(pool.replicas)
         time.sleep(dice.uniform(0.0, 0.5))
@@ -132,7 +132,7 @@ def replica_frozen(pool: Pool, times: int, dice: Random, seconds: float = 3.0) -
 def replica_frozen_beyond_its_lease(pool: Pool, times: int, dice: Random) -> Row:
     """Freeze a replica for longer than its lease, while its calls are at the engine."""
     pool.engine.account(f"?late_s={HANG_UPS_S}")
-    row = replica_frozen(pool, times, dice, REPLICA_LEASE_S + 2.0)
+    row = replica_frozen(pool, times, dice, pool.replica_lease_s + 1.5)
     pool.engine.account("?late_s=0")
     return row
 

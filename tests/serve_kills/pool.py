@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -17,7 +18,9 @@ from tests.serve_kills.processes import PATIENCE_S, Core, Engine, Replica, until
 from tests.serve_kills.relays import Relay, Relays
 
 BOUND = 8
-CORE_LEASE_S, REPLICA_LEASE_S = 1.5, 5.0
+CORE_LEASE_S = 1.5
+LATE_S = 2.0
+"""How much later than the others a replica finds the next core, where one is made late; within its lease."""
 CONFIG = """
 [backends.main]
 url = "{url}"
@@ -70,6 +73,8 @@ class Pool:
     def __init__(self, folder: Path, replicas: int, callers: int) -> None:
         self.folder, self._many, self._callers = folder, replicas, callers
         self.config = folder / "orla.toml"
+        self.boot_s = 0.0
+        """What a core takes from its start until it is ready, here and now."""
         self.replicas: list[Replica] = []
         self.all: list[Replica] = []
         """Those that were killed, too."""
@@ -79,14 +84,15 @@ class Pool:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.engine = stack.enter_context(Engine(self.folder))
-            self.config.write_text(CONFIG.format(
-                url=self.engine.url, model=MODEL, bound=BOUND, store=self.folder / "state.db",
-                core_lease_s=CORE_LEASE_S, replica_lease_s=REPLICA_LEASE_S,
-            ))  # fmt: skip
             self.relays = stack.enter_context(Relays(free_port()))
             stack.callback(lambda: [each.kill() for each in (*self.all, self.core)])
-            self.start_core()
-            self.core.await_health()
+            self._write()
+            began_s = time.monotonic()
+            self.start_core().await_ready()
+            self.boot_s = time.monotonic() - began_s
+            self.core.kill()
+            self._write()
+            self.start_core().await_ready()
             for _ in range(self._many):
                 self.start_replica()
             for each in self.replicas:
@@ -94,8 +100,32 @@ class Pool:
             self._stack = stack.pop_all()
         return self
 
+    def end(self) -> None:
+        """Let what is under way end, and with it the replicas."""
+        for each in self.replicas:
+            each.calls_take(0.01)
+            each.stop()
+        for each in self.replicas:
+            each.await_end()
+
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    @property
+    def replica_lease_s(self) -> float:
+        """Longer than any outage that is made here, so that nobody is cut off unless that is meant."""
+        return 2 * self.boot_s + LATE_S + 1.0
+
+    @property
+    def long_s(self) -> float:
+        """What calls take that outlive the outage and the lateness together."""
+        return 1.5 * self.boot_s + LATE_S + 2.0
+
+    def _write(self) -> None:
+        self.config.write_text(CONFIG.format(
+            url=self.engine.url, model=MODEL, bound=BOUND, store=self.folder / "state.db",
+            core_lease_s=CORE_LEASE_S, replica_lease_s=self.replica_lease_s,
+        ))  # fmt: skip
 
     def start_core(self, module: str = "orla_lg") -> Core:
         """Start the core, or another one after it, on the same port; nothing is waited for."""
@@ -115,7 +145,7 @@ class Pool:
         self.replicas.remove(replica)
         replica.kill()
 
-    def shut(self, replica: Replica, seconds: float) -> None:
+    def shut(self, replica: Replica, seconds: float = inf) -> None:
         """Let a replica's connections get nowhere for so long from now."""
         self._relays[replica.name].shut_until_s = time.monotonic() + seconds
 

@@ -106,12 +106,14 @@ class Core(Process):
             for _ in self.process.stdout or ():
                 pass
 
-    def await_health(self) -> Self:
-        def healthy() -> bool:
-            assert self.lives, self.said()
-            return asked(f"http://127.0.0.1:{self.port}/healthz") is not None
+    def await_ready(self) -> Self:
+        """Wait until it decides: it answers, and has the lease."""
 
-        until(healthy, f"the core is healthy\n{self.said()}")
+        def ready() -> bool:
+            assert self.lives, self.said()
+            return asked(f"http://127.0.0.1:{self.port}/readyz") is not None
+
+        until(ready, "the core is ready")
         return self
 
 
@@ -167,9 +169,12 @@ class Replica(Process):
         assert self.process.stdin is not None
         print(seconds, file=self.process.stdin, flush=True)
 
-    def end(self) -> None:
-        """Let what is under way end, and the process with it."""
+    def stop(self) -> None:
+        """Let it begin nothing more."""
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def await_end(self) -> None:
+        """Wait for the end of what was under way, and of the process."""
         self.process.wait(PATIENCE_S)
         assert self.process.returncode == 0, self.said()

@@ -35,8 +35,7 @@ def rows() -> Iterator[list[Row]]:
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     with Pool(tmp_path_factory.mktemp("pool"), REPLICAS, CALLERS) as made:
         yield made
-        for each in made.replicas:
-            each.end()
+        made.end()
 
 
 @pytest.mark.parametrize("name", [*kinds.KINDS])
