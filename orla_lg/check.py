@@ -21,13 +21,15 @@ from orla_lg.core.policies import DEFAULT_STAGE
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.graph.named import graph_named, misspelt
 from orla_lg.graph.stage_names import named_by
+from orla_lg.link.adapter import LinkedAdapter
+from orla_lg.link.serving import LinkedServing
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.openai_api.recognition import TITLES, engine_at
 from orla_lg.orla import Orla
 
 EXAMPLES = """\
 examples:
-  orla-lg check                      the nearest orla.toml, or ORLA_CONFIG, or ORLA_URL
+  orla-lg check                      the nearest orla.toml, ORLA_CONFIG or ORLA_URL; or ORLA_SERVER, which goes first
   orla-lg check --config prod.toml   another file
   orla-lg check --graph app:graph    are the stages that it names those of the graph? app.py is imported, no node runs
   orla-lg check --json | jq .        for machines
@@ -87,6 +89,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
+    if not args.config and (server := config.server()) is not None:
+        return _run_linked(args, server)
     try:
         settings = config.load(args.config) if args.config else config.find()
         # Without the control socket, which is for the process that serves.
@@ -105,6 +109,66 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([_source(orla.source), *_text(reports), *notes]))
     return 0 if all(report.well for report in reports) else 1
+
+
+def _run_linked(args: argparse.Namespace, server: config.Server) -> int:
+    """Check the link to a server and what it serves, from here: print, and return the exit status."""
+    try:
+        with Orla.remote(control=False) as orla:
+            reports, serving = _linked_reports(orla, args.timeout), orla.core.serving
+            graphs = {named: graph_named(named) for named in args.graph}
+            if wrong := misspelt(serving, graphs) if graphs else []:
+                raise ConfigError(listed(orla.source, wrong))
+            notes = _of_stages(orla, graphs)
+            assert isinstance(serving, LinkedServing)
+            known = serving.known
+    except OrlaError as error:
+        print(f"orla-lg check: {error}", file=sys.stderr)
+        return 2
+    about = {"url": server.url, "version": known.version, "epoch": known.epoch, "replicas": known.replicas}
+    if args.json:
+        print(json.dumps({"server": about, "backends": [report.as_dict() for report in reports]}, indent=2))
+    else:
+        version = f" {known.version}" if known.version else ""
+        link = (
+            f"ok    the link to {server.url}: orla_lg{version}, epoch {known.epoch}, "
+            f"{counted(known.replicas, 'replica')} with this one"
+        )
+        print("\n".join([_source_of_server(), link, *_text(reports), *notes]))
+    return 0 if all(report.well for report in reports) else 1
+
+
+def _linked_reports(orla: Orla, timeout_s: float) -> list[_Report]:
+    """Return what is to be said of each backend: as the core sees it, and whether it is reached from here."""
+    serving = orla.core.serving
+    adapters = [scheduler.adapter for scheduler in serving.schedulers.values()]
+    inner = [adapter.inner for adapter in adapters if isinstance(adapter, LinkedAdapter)]
+    probing = [serving.background.submit(adapter.probe()) for adapter in inner]
+    asked = [serving.background.submit(engine_at(adapter)) for adapter in inner]
+    concurrent.futures.wait(probing, timeout=timeout_s)
+    concurrent.futures.wait(asked, timeout=timeout_s)
+    reports = []
+    for scheduler, probed, found in zip(serving.schedulers.values(), probing, asked, strict=True):
+        health = scheduler.health
+        report = _Report(scheduler.backend, health.probe, health.fault, found.result() if found.done() else None)
+        failed = probed.exception() if probed.done() else TimeoutError(f"no answer in {timeout_s} s")
+        if failed is not None:
+            report.faults.append(f"it is not reached from here, where its calls are sent: {failed}")
+        reports.append(report)
+    return reports
+
+
+def _source_of_server() -> str:
+    """Return which configuration won, and which others there are."""
+    others = [name for name in ("ORLA_CONFIG", "ORLA_URL") if os.environ.get(name)]
+    try:
+        found = config.find().source
+    except OrlaError:  # none, or one that is of no use
+        found = ""
+    if found and found != ENVIRONMENT and not os.environ.get("ORLA_CONFIG"):
+        others.append(found)
+    also = f"; {', '.join(others)} {'is' if len(others) == 1 else 'are'} there too, but a server goes first"
+    return f"configured by {config.SERVER}{also if others else ''}"
 
 
 def _reports(orla: Orla, timeout_s: float) -> list[_Report]:

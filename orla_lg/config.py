@@ -205,7 +205,11 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     """
     faults: list[str] = []
     table = _table(parsed, faults)
-    if not parsed.get("backends") and "serve" not in parsed and not any(each.startswith("backends") for each in faults):
+    if (
+        not parsed.get("backends")
+        and "serve" not in parsed
+        and not any(each.startswith("backends") for each in faults)
+    ):
         faults.append("backends: missing; at least one [backends.NAME]")
     backends = collected(faults, (partial(_backend, *each) for each in table.backends.items()))
     check_entries(faults, table.mapping, table.variants)
@@ -333,7 +337,11 @@ def _allowed(above: list[Any]) -> list[str]:
     """Return the keys allowed in the table at *above*."""
     table: type[ConfigTable] = ConfigFile
     if above:
-        table = (ServeTable, GatewayTable)[len(above) > 1] if above[0] == "serve" else (BackendTable, CostTable)[len(above) > 2]
+        table = (
+            (ServeTable, GatewayTable)[len(above) > 1]
+            if above[0] == "serve"
+            else (BackendTable, CostTable)[len(above) > 2]
+        )
     return list(table.model_fields)
 
 

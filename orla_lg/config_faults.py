@@ -52,7 +52,10 @@ def check_entries(
     faults: list[str], mapping: Mapping[str, Any] | str, variants: Mapping[str, Mapping[str, Any] | str]
 ) -> None:
     """Read each entry of a mapping and of its variants as it will be read, for its faults; one named is no table."""
-    for where, table in (("", mapping), *((f"{dotted('variants', name)}: ", each) for name, each in variants.items())):
+    for where, table in (
+        ("", mapping),
+        *((f"{dotted('variants', name)}: ", each) for name, each in variants.items()),
+    ):
         inside: list[str] = []
         if isinstance(table, Mapping):
             collected(inside, (partial(stage_mapper, {stage: entry}) for stage, entry in table.items()))

@@ -1,8 +1,8 @@
 """Policies, memory and mappers of the user's own, named in a configuration as ``"module:name"``.
 
-The module is looked for beside the file first, then where Python looks. What the name means may be an object, or a
-class or function that makes it without arguments. Within one configuration a name means one object wherever it stands,
-so that a policy that keeps account sees both levels.
+The module is looked for beside the file first, then where Python looks. What the name means may be an object, or
+a class or function that makes it without arguments. Within one configuration a name means one object, wherever it
+stands, so that a policy that keeps account sees both levels.
 """
 
 from __future__ import annotations

@@ -70,9 +70,6 @@ class GatewayTable(ConfigTable):
     session_idle_s: float = Field(300.0, gt=0, le=MOST_S, allow_inf_nan=False)
     """A session without a call for so long is idle."""
     max_sessions: int = Field(10_000, ge=1, le=MOST_CALLS)
-    max_body_bytes: int = Field(64 << 20, ge=1024, le=MOST_BODY_BYTES)
-    body_timeout_s: float = Field(60.0, gt=0, le=MOST_S, allow_inf_nan=False)
-    """A request whose body has not come within that is given up."""
     answer_timeout_s: float = Field(600.0, gt=0, le=MOST_S, allow_inf_nan=False)
     """So long an engine may say nothing."""
     max_attempts: int = Field(3, ge=1, le=100)
@@ -96,6 +93,9 @@ class ServeTable(ConfigTable):
     replica_lease_s: float = Field(10.0, gt=0, le=MOST_S, allow_inf_nan=False)
     drain_s: float = Field(30.0, ge=0, le=MOST_S, allow_inf_nan=False)
     """How long SIGTERM waits for calls in flight."""
+    max_body_bytes: int = Field(64 << 20, ge=1024, le=MOST_BODY_BYTES)
+    body_timeout_s: float = Field(60.0, gt=0, le=MOST_S, allow_inf_nan=False)
+    """A request whose body has not come within that is refused; a large one has longer."""
     gateway: GatewayTable = Field(default_factory=lambda: GatewayTable.model_validate({}))
 
 

@@ -28,7 +28,8 @@ from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.connection import Link
 from orla_lg.link.dialing import addresses
-from orla_lg.link.serving import ON_CORE_LOST, LinkedServing, OnCoreLost, hello
+from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
+from orla_lg.link.serving import LinkedServing, hello
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.openai_api.client import EngineClients
 
@@ -121,7 +122,7 @@ def replica(
         )
     journal, version = _journal(keep_records, records_file), _version()
     secret = None if key is None else Secret(key, "key: the server's key").reveal()
-    link = Link(addresses(url), secret, version)
+    link = Link(addresses(url), secret)
     with contextlib.ExitStack() as undo:
         undo.callback(link.stop)
         welcome = link.open(hello(link, version), min(WELCOME_PATIENCE_S, core_patience_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, overload
@@ -38,9 +38,9 @@ from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
-from orla_lg.link.serving import OnCoreLost
+from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.load import LoadAware
-from orla_lg.mappers.table import Entry, stage_mapper
+from orla_lg.mappers.table import stage_mapper
 from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica
 
 CONNECT_PATIENCE_S = 2.5

@@ -11,8 +11,10 @@ import ast
 import inspect
 import re
 import shlex
+import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,9 @@ from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
+from orla_lg.serve.health import State
+from orla_lg.serve.settings import DEFAULT_PORT
+from tests.serve.in_thread import server
 from tests.stub_engine import StubEngine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +62,20 @@ def engines() -> Iterator[dict[str, str]]:
         yield {"http://127.0.0.1:8001/v1": light.url, "http://127.0.0.1:8002/v1": heavy.url}
 
 
+@contextmanager
+def server_of(text: str, folder: Path) -> Iterator[str]:
+    """Run a server by the first configuration of a page that reaches one, and yield the page with its URL."""
+    if "Orla.remote(" not in text:
+        yield text
+        return
+    file = folder / "served.toml"
+    file.write_text(next(code for language, code in _BLOCK.findall(text) if language == "toml"), encoding="utf-8")
+    with server(file) as running:
+        while running.server.state is not State.READY:
+            time.sleep(0.01)
+        yield text.replace(f"http://127.0.0.1:{DEFAULT_PORT}", running.url)
+
+
 def with_what_they_print(text: str) -> Iterator[tuple[str, str, str | None]]:
     """Yield each block with the ``text`` block that follows at once, if there is one: what it prints."""
     found = list(_BLOCK.finditer(text))
@@ -83,19 +102,20 @@ def test_python_runs_from_top_to_bottom(
     text = page.read_text(encoding="utf-8")
     for written, real in engines.items():
         text = text.replace(written, real)
-    try:
-        for language, code, shown in with_what_they_print(text):
-            if language == "toml":
-                Path("orla.toml").write_text(code, encoding="utf-8")
-            if language == "python":
-                capsys.readouterr()
-                exec(compile(code, str(page), "exec", dont_inherit=True), space)
-                printed = capsys.readouterr().out
-                assert shown is None or without_numbers(printed) == without_numbers(shown)
-    finally:
-        for value in list(space.values()):
-            if type(value).__name__ == "Orla":
-                value.close()  # type: ignore[attr-defined]
+    with server_of(text, tmp_path) as text:
+        try:
+            for language, code, shown in with_what_they_print(text):
+                if language == "toml":
+                    Path("orla.toml").write_text(code, encoding="utf-8")
+                if language == "python":
+                    capsys.readouterr()
+                    exec(compile(code, str(page), "exec", dont_inherit=True), space)
+                    printed = capsys.readouterr().out
+                    assert shown is None or without_numbers(printed) == without_numbers(shown)
+        finally:
+            for value in list(space.values()):
+                if type(value).__name__ == "Orla":
+                    value.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("page", pages_with("toml"), ids=named)
@@ -267,8 +287,10 @@ ORLA = "`Orla`, and the top of `orla.toml`"
 KEYS = {
     ORLA: set(inspect.signature(Orla).parameters)
     | {name for name in inspect.signature(Orla.wrap).parameters if name != "self"}
-    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits"}
-    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]"},
+    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "serve"}
+    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]", "[serve]"},
+    "`[serve]`": set(config.ServeTable.model_fields),
+    "`[serve.gateway]`": set(config.GatewayTable.model_fields),
     "`Backend`": {*inspect.signature(Backend).parameters, *config.BackendTable.model_fields},
     "`Cost`": names_of(Cost) | set(config.CostTable.model_fields),
     "`Limits` and `Limit`": names_of(Limits) | names_of(Limit),

@@ -38,10 +38,10 @@ def fitting(inflight: InFlightCall, asked: Question, site: Leniency) -> Fit | No
     if asked.wire is CHAT:
         return None
 
-    return Fitting(inflight, asked, site)
+    return WireFitting(inflight, asked, site)
 
 
-class Fitting:
+class WireFitting:
     """Knows which backends one request can be said to."""
 
     def __init__(self, inflight: InFlightCall, asked: Question, site: Leniency) -> None:
@@ -112,7 +112,9 @@ def untranslatable(inflight: InFlightCall, asked: Question, error: Untranslatabl
     beside = f" ({', '.join(slots)} too, but with slots or tenants apart, which chat alone can name)" if slots else ""
     may_pass = inflight.call.may_pass
     passing = ", or let such requests go where their code says (untranslatable='external')" if may_pass else ""
+    stage = inflight.call.identity.stage
+    subject = f"stage {stage!r}" if stage else "the call"
     return MappingError(
-        f"stage {inflight.call.identity.stage!r} asks by {asked.wire.title}, and {error}. Backends that can be asked "
+        f"{subject} asks by {asked.wire.title}, and {error}. Backends that can be asked "
         f"by {asked.wire.title}: {', '.join(able) or 'none'}{beside}; map the stage to one{passing}"
     )

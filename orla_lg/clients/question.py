@@ -64,3 +64,16 @@ class Question:
         """Whether a backend's engine speaks the caller's wire."""
         probe = scheduler.health.probe
         return self.wire.name in (EVERYWHERE if probe is None or not probe.wires else probe.wires)
+
+
+class EssentialQuestion(Question):
+    """One whose offers are left out where chat completions cannot say them; its caller can go nowhere else."""
+
+    @cached_property
+    def translated(self) -> dict[str, Any]:
+        """The request as one of the wire in the middle.
+
+        Raises:
+            Untranslatable: What it asks for cannot be said there.
+        """
+        return self.wire.to_chat(self.wire.essentials(self.body))

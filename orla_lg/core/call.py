@@ -256,7 +256,7 @@ class RunShare:
     visit: int = 1
     """How often it has been in the stage that it entered last."""
     order: int = field(default_factory=_ARRIVALS.__next__)
-    """Arrival number among all runs (``arrive_again``)."""
+    """Arrival number among all runs."""
     tokens_served: float = 0.0
     """What its calls had of the engines so far, in tokens, as of ``served_s``; older service counts less."""
     served_s: float = 0.0
@@ -279,10 +279,6 @@ class RunShare:
     @remaining_s.setter
     def remaining_s(self, seconds: float | None) -> None:
         self._remaining_s, self.expects = seconds, None
-
-    def arrive_again(self) -> None:
-        """Take the newest arrival number: for runs that are put in order after another core's end."""
-        self.order = next(_ARRIVALS)
 
     def serve(self, tokens: float, now: float) -> None:
         """Note that a call of the run took *tokens* of an engine's work."""

@@ -28,7 +28,6 @@ from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import CacheEvent
 from orla_lg.core.placement.embeddings import alone
 from orla_lg.core.placement.view import several
-from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.scheduler import BackendScheduler
@@ -125,10 +124,10 @@ class InFlightCall:
         self.holds: Collection[str] | None = None
         """The backends on which its caller holds a grant; ``None``: this context tells. Of a caller elsewhere (the
         link, the gateway) it does not, and such a call leaves nothing in it either."""
-        self.place: tuple[str, int] | None = None
-        """A backend and its arrival number there (``Queued.order``), if it waited there before."""
         self.cut = ""
         """Why its request was ended from here, where it was: its caller is to know that instead of what broke."""
+        self.place: tuple[str, int] | None = None
+        """A backend and its arrival number there (``Queued.order``), if it waited there before."""
         self.reservation: BudgetReservation | None = None
         """What limits set aside for it."""
         self.assignment: Assignment | None = None
@@ -212,25 +211,7 @@ class InFlightCall:
         if not self.call.ask.embeds and self.services.memory.heeds_stages():
             self.services.progress.stage_busy(self.call)
 
-    def aged(self, seconds: float) -> None:
-        """Let the call have arrived so long ago: at an edge in another process."""
-        self.call.arrived_s -= seconds
-        self.began_s = self._entered_s = self.call.arrived_s
-
-    @property
-    def waits_at(self) -> tuple[str, int] | None:
-        """The backend in whose queue it is, or was last, and its arrival number there."""
-        if self._queued is None or self.scheduler is None:
-            return None
-        return self.scheduler.backend.name, self._queued.order
-
     # What the edge needs to build the request
-
-    @property
-    def expected_tokens(self) -> int | None:
-        """Of its prompt, what should be in the engine's cache; ``None`` before a grant."""
-        claimed = None if self._queued is None else self._queued.claimed
-        return None if claimed is None else claimed.tokens
 
     @property
     def counts_streams(self) -> bool:
@@ -265,12 +246,6 @@ class InFlightCall:
         listener = None if self.scheduler is None else self.scheduler.listener
         if listener is not None and self._queued is not None:
             listener.sending(self._queued, body)
-
-    def keeps(self, prompt: Prompt) -> None:
-        """Note a prompt of the call that an edge elsewhere keeps: what it begins with may be warmed later."""
-        listener = None if self.scheduler is None else self.scheduler.listener
-        if listener is not None and self._queued is not None:
-            listener.keeping(self._queued, prompt)
 
     # What comes back
 
@@ -321,7 +296,7 @@ class InFlightCall:
         if self.scheduler is not None:
             self.scheduler.health.answered()
 
-    def broke(self, error: BaseException | str) -> None:
+    def broke(self, error: BaseException) -> None:
         """End the call because the engine's answer broke off: the caller already has a part of it."""
         if is_collecting():
             self.services.background.hand_over(partial(self.broke, error))
@@ -330,17 +305,6 @@ class InFlightCall:
             fault = BackendUnavailable(_name(error)[:MAX_ERROR_CHARS])
             self.scheduler.health.failed(fault, unreachable=True)
         self.finish(error)
-
-    def withdraw(self) -> None:
-        """Take the call back as if it had not come: its edge lost the way to it before it was granted."""
-        with self._lock:
-            if not self._open:
-                return
-            self._open = False
-        if self.reservation is not None:
-            self.services.limits.settle(self.reservation, NOTHING)
-        self.services.memory.signal(self._give_back(failed=True))
-        self.holder = self.fit = None
 
     def finish(self, error: BaseException | str | None = None) -> None:
         """End the call: account, give the grant back, signal. The first call counts, in any thread."""
@@ -438,7 +402,8 @@ class InFlightCall:
         call, usage, chosen, scheduler = self.call, self.usage, self.assignment, self.scheduler
         who = call.identity
         waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
-        expected_tokens = self.expected_tokens
+        claimed = None if self._queued is None else self._queued.claimed
+        expected_tokens = None if claimed is None else claimed.tokens
         reason = self.why_external if chosen is None else chosen.reason
         return Record(
             id=call.id,

@@ -167,7 +167,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             inflight.tried.append(backend)
             try:
                 if inflight.layers or services.limits.concern_all:  # 3 admit
-                    _reserve(inflight, scheduler, assignment)
+                    reserve(inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)
                 if (patience_s := patience_of(inflight)) <= 0:  # 4 queue
@@ -189,7 +189,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
                     failure, assignment, inflight.tried, sender.max_attempts, patience_of(inflight)
                 )
                 if retry is None:
-                    _give_up(inflight, failure)
+                    give_up(inflight, failure)
                 if retry.delay_s:
                     with services.pauses.one() as turn:
                         yield Sleep(retry.delay_s, turn)
@@ -213,42 +213,6 @@ def pass_by(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], N
     except BaseException as error:
         inflight.finish(error)
         raise
-
-
-def adopt(
-    inflight: InFlightCall, sender: Sender, assignment: Assignment, on_end: Callable[[Record], None] | None = None
-) -> Steps:
-    """Take over a call whose request an engine runs already, by a grant of a core before this one.
-
-    Neither limits nor the queue refuse it or let it wait: what it uses it uses. When its attempt fails before its first
-    token it is a call like any other.
-
-    Args:
-        inflight: From ``arrive``.
-        sender: Has sent the request.
-        assignment: Where it runs.
-        on_end: Called with the record when the call ends.
-    """
-    inflight.on_end, inflight.max_attempts = on_end, sender.max_attempts
-    scheduler, holds = inflight.services.schedulers[assignment.backend], inflight.holds
-    try:
-        if inflight.layers or inflight.services.limits.concern_all:
-            _reserve(inflight, scheduler, assignment, refuses=False)
-        inflight.holds = {assignment.backend}
-        inflight.enter(scheduler, assignment)
-        inflight.depart()
-        inflight.holds = holds
-        return (yield Send(sender, inflight))
-    except AttemptFailed as failure:
-        inflight.missed(failure)
-        inflight.tried.append(assignment.backend)
-        if len(inflight.tried) >= sender.max_attempts:
-            inflight.finish(failure.cause)
-            _give_up(inflight, failure)
-    except BaseException as error:
-        inflight.finish(error)
-        raise
-    return (yield from serve(inflight, sender, on_end))
 
 
 # 2 map
@@ -282,7 +246,7 @@ def _internal_call(
 # 3 admit
 
 
-def _reserve(
+def reserve(
     inflight: InFlightCall, scheduler: BackendScheduler, assignment: Assignment, *, refuses: bool = True
 ) -> None:
     """Have every limit that the call is under set aside what it is expected to use on this backend."""
@@ -321,7 +285,8 @@ def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
         raise too_late(inflight, scheduler)
 
 
-def _give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
+def give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
+    """End a call's attempts with what the last one met."""
     if not failure.unreachable:
         raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
     schedulers, tried = inflight.services.schedulers, inflight.tried

@@ -171,6 +171,10 @@ class Serving:
         """Return the steps of one call's life (``lifecycle.serve``)."""
         return serve(inflight, sender, on_end)
 
+    def lost(self) -> None:
+        """Count a call whose run is not known."""
+        self.book.lost()
+
     def variant(self, name: str, mapper: Mapper) -> None:
         """Name a sparse override of the mapping; the same name again replaces it."""
         self.learners.enlist(mapper)

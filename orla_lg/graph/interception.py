@@ -267,7 +267,7 @@ def restore_unless_used() -> None:
 
 def count_lost(core: Core) -> None:
     """Count a chat completion without any context, made while graphs ran, and warn of the first."""
-    core.serving.book.lost()
+    core.serving.lost()
     if core.lost.is_first():
         log.warning(
             "a chat completion was made while a wrapped graph ran, but outside the graph's context: it has no stage, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
@@ -23,14 +23,42 @@ from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import Happening
 from orla_lg.core.steps import Waiter
+from orla_lg.link.connection import Link
 from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Grant, Missed, Refused
 from orla_lg.link.views import flat_assignment, flat_hints, flat_layer, read_considered
 
-if TYPE_CHECKING:
-    from orla_lg.link.serving import LinkedServing
+
+class CoreSide(Protocol):
+    """What a call needs of the replica that it is made in (``serving.LinkedServing``)."""
+
+    @property
+    def link(self) -> Link:
+        """The connection to the core."""
+        ...
+
+    @property
+    def prompts(self) -> SentPrompts:
+        """Keeps what may be warmed."""
+        ...
+
+    def missed(self, call: LinkedCall, report: Missed) -> None:
+        """Let a call wait for what the core makes of a failed attempt."""
+        ...
+
+    def ended(self, call: LinkedCall, end: End, *, failed: bool) -> None:
+        """Tell the core that a call is over."""
+        ...
 
 
-class Phase(Enum):
+class SentPrompts(Protocol):
+    """Keeps what calls send, where that may be warmed later (``prompts.KeptPrompts``)."""
+
+    def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:
+        """Note the body of a call's request."""
+        ...
+
+
+class CallPhase(Enum):
     """How far a call is."""
 
     NEW = "new"
@@ -49,7 +77,7 @@ class LinkedCall(InFlightCall):
         "report", "serving", "turn",
     )  # fmt: skip
 
-    serving: LinkedServing
+    serving: CoreSide
     """Its core's side here; set when it arrives."""
     raw: Identity
     """Where it comes from, as the edge said."""
@@ -58,7 +86,7 @@ class LinkedCall(InFlightCall):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.phase = Phase.NEW
+        self.phase = CallPhase.NEW
         self.turn = Waiter()
         """Comes when the core answered."""
         self.grant: Grant | None = None
@@ -130,14 +158,14 @@ class LinkedCall(InFlightCall):
     def granted(self, grant: Grant) -> bool:
         """Take a grant in; returns whether it is one to go by."""
         had = (0, 0) if self.grant is None else (self.grant.epoch, self.grant.attempt)
-        if self.phase not in (Phase.WAITING, Phase.MISSED) or (grant.epoch, grant.attempt) <= had:
+        if self.phase not in (CallPhase.WAITING, CallPhase.MISSED) or (grant.epoch, grant.attempt) <= had:
             return False
-        self.phase, self.grant = Phase.GRANTED, grant
+        self.phase, self.grant = CallPhase.GRANTED, grant
         return True
 
     def refused(self, refusal: Refused) -> bool:
         """Take the core's last word in; returns whether it was waited for."""
-        if self.phase not in (Phase.WAITING, Phase.MISSED):
+        if self.phase not in (CallPhase.WAITING, CallPhase.MISSED):
             return False
         self.refusal = refusal
         return True
@@ -215,7 +243,7 @@ class LinkedCall(InFlightCall):
         if self.alone:
             super().answered()
 
-    def broke(self, error: BaseException | str) -> None:  # noqa: D102
+    def broke(self, error: BaseException) -> None:  # noqa: D102
         if self.alone:
             super().broke(error)
         else:

@@ -25,10 +25,10 @@ from typing import Protocol
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
-from orla_lg.link.dialing import DIAL_S, READ_BYTES, Address, Dialed, Unwelcome, dial
+from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress, Unwelcome
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
+from orla_lg.link.greeting import greet
 from orla_lg.link.messages import (
-    PROTOCOL,
     RENEW_S,
     SILENT_S,
     Bye,
@@ -40,7 +40,8 @@ from orla_lg.link.messages import (
     Welcome,
     flat,
     read,
-)
+)  # fmt: skip
+from orla_lg.link.waking import Waker
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 """Between attempts to connect; each pause is twice the last one, and up to half more or less."""
@@ -78,7 +79,7 @@ class Listener(Protocol):
         """Take a message in."""
         ...
 
-    def lost(self, why: str) -> None:
+    def disconnected(self, why: str) -> None:
         """Note that the connection ended."""
         ...
 
@@ -97,11 +98,10 @@ class Link:
     Args:
         addresses: Tried in order.
         key: Of scope ``link``.
-        version: Of the package.
     """
 
-    def __init__(self, addresses: Sequence[Address], key: str | None, version: str) -> None:
-        self.addresses, self._key, self._version = tuple(addresses), key, version
+    def __init__(self, addresses: Sequence[ServerAddress], key: str | None) -> None:
+        self.addresses, self._key = tuple(addresses), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
         self.replica = secrets.token_hex(8)
@@ -135,9 +135,7 @@ class Link:
         self._broken = ""
         """Why the connection is to be given up."""
         self._heard_s = self._renew_s = 0.0
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._waker = Waker()
         _links.add(self)
 
     # The beginning
@@ -175,55 +173,9 @@ class Link:
 
     def _connect(self, hello: Hello) -> Welcome:
         """Try each address once, and say hello."""
-        failed: OSError | LinkBroken | None = None
-        for address in self.addresses:
-            try:
-                return self._greet(dial(address, self._key, self._version), hello)
-            except (OSError, LinkBroken) as error:
-                failed = error
-        assert failed is not None
-        raise failed
-
-    def _greet(self, dialed: Dialed, hello: Hello) -> Welcome:
-        """Say hello, and wait for the welcome."""
-        try:
-            self._reader, sent_s = FrameReader(), time.monotonic()
-            dialed.socket.sendall(dialed.codec.encode(frame(flat(hello))))
-            came = list(self._reader.feed(dialed.began))
-            while not came:
-                if (left_s := sent_s + DIAL_S - time.monotonic()) <= 0:
-                    raise TimeoutError("the server took the link and does not welcome it")
-                dialed.socket.settimeout(left_s)
-                if not (data := dialed.socket.recv(READ_BYTES)):
-                    raise ConnectionResetError("the server took the link and hung up")
-                came = list(self._reader.feed(dialed.codec.decode(data)))
-            welcome = self._welcome(dialed.address, came)
-        except BaseException:
-            dialed.socket.close()
-            raise
-        dialed.socket.setblocking(False)
-        self._dialed, self.epoch = dialed, welcome.epoch
-        self._heard_s, self.confirmed_s, self._renewals = time.monotonic(), sent_s, {}
-        self._early = came[1:]
-        return welcome
-
-    def _welcome(self, address: Address, came: Sequence[Sequence[object]]) -> Welcome:
-        welcome = read(came[0])
-        if isinstance(welcome, Bye):
-            raise ConnectionResetError(f"the server at {address.text} says: {welcome.reason or 'not now'}")
-        if not isinstance(welcome, Welcome):
-            raise LinkBroken(f"the server at {address.text} does not begin with its welcome")
-        if welcome.protocol != PROTOCOL:
-            older = "the server" if welcome.protocol < PROTOCOL else "this replica"
-            raise Unwelcome(
-                f"the server at {address.text} (version {welcome.version or 'unknown'}) speaks protocol "
-                f"{welcome.protocol} on links, this replica (version {self._version}) speaks {PROTOCOL}: "
-                f"{older} is to be updated"
-            )
-        if welcome.epoch < self.epoch:
-            raise ConnectionResetError(
-                f"the core at {address.text} is of epoch {welcome.epoch}, and one of epoch {self.epoch} followed it"
-            )
+        self._dialed, welcome, self._reader, self._early, sent_s = greet(self.addresses, self._key, hello)
+        self.epoch, self._renewals = welcome.epoch, {}
+        self._heard_s, self.confirmed_s = time.monotonic(), sent_s
         return welcome
 
     def _begin(self, listener: Listener, welcome: Welcome) -> None:
@@ -251,7 +203,7 @@ class Link:
         data = frame(flat(message))
         if is_collecting():
             self._deferred.append(data)
-            self._wake()
+            self._waker.wake()
             return True
         with self.lock:
             if not self.up:
@@ -277,7 +229,7 @@ class Link:
         self._outbox += raw[sent:]
         if len(self._outbox) > MOST_HELD_BYTES:
             self._dialed.socket.shutdown(socket.SHUT_RDWR)
-        self._wake()
+        self._waker.wake()
 
     def _flush(self) -> None:
         assert self._dialed is not None
@@ -287,10 +239,6 @@ class Link:
             if self._outbox:
                 with contextlib.suppress(BlockingIOError, InterruptedError):
                     del self._outbox[: self._dialed.socket.send(self._outbox)]
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is awake, or gone
-            self._wake_out.send(b"\0")
 
     # The thread
 
@@ -314,7 +262,7 @@ class Link:
             pause_s = UNWELCOME_PAUSE_S
         until_s = time.monotonic() + pause_s * random.uniform(0.5, 1.5)
         while (left_s := until_s - time.monotonic()) > 0 and not self._stopping:
-            self._sleep(min(left_s, TICK_S))
+            self._waker.sleep(min(left_s, TICK_S))
             self._look()
         listener = None if self._listener is None else self._listener()
         if listener is None or self._stopping:
@@ -330,7 +278,7 @@ class Link:
             self._hang_up()
         self._refusal, began, self.beginning = refused, self.beginning, False
         if refused is not None and began:
-            listener.lost(self.fault)
+            listener.disconnected(self.fault)
         del listener
         self._look()
         return refused is None
@@ -339,21 +287,11 @@ class Link:
         if self._listener is not None and (listener := self._listener()) is not None:
             listener.looked()
 
-    def _sleep(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._wake_in, select.POLLIN)
-        poll.poll(1000 * seconds)
-        self._awake()
-
-    def _awake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_in.recv(READ_BYTES)
-
     def _talk(self) -> str:
         """Read and renew until the connection ends; returns why it did."""
         assert self._dialed is not None
         poll, network = select.poll(), self._dialed.socket
-        poll.register(self._wake_in, select.POLLIN)
+        poll.register(self._waker, select.POLLIN)
         poll.register(network, select.POLLIN)
         fd, waits = network.fileno(), select.POLLIN
         while not self._stopping:
@@ -364,8 +302,8 @@ class Link:
             now = time.monotonic()
             found = dict(poll.poll(max(0.0, 1000 * (min(self._renew_s, self._heard_s + SILENT_S) - now))))
             try:
-                if self._wake_in.fileno() in found:
-                    self._awake()
+                if self._waker.fileno() in found:
+                    self._waker.awake()
                 if self._outbox or self._deferred:
                     self._flush()
                 if found.get(fd, 0) & ~select.POLLOUT:
@@ -380,6 +318,11 @@ class Link:
                 self._look()
             if self._broken:
                 return self._broken
+        with self.lock, contextlib.suppress(OSError):
+            self._write(frame(flat(Bye())))
+            network.setblocking(True)
+            network.settimeout(CLOSE_S)
+            network.sendall(self._outbox)
         return "this Orla was closed"
 
     def _read(self, network: socket.socket) -> None:
@@ -432,12 +375,12 @@ class Link:
             return
         log.info("the link to the core was lost: %s", why)
         if self._listener is not None and (listener := self._listener()) is not None:
-            listener.lost(why)
+            listener.disconnected(why)
 
     def drop(self, why: str) -> None:
         """Give the connection up for another one."""
         self._broken = why
-        self._wake()
+        self._waker.wake()
 
     def _hang_up(self) -> None:
         with self.lock:
@@ -449,35 +392,24 @@ class Link:
     # The end
 
     def stop(self, wait_s: float = CLOSE_S) -> None:
-        """End the connection and the thread, after a goodbye. Idempotent."""
-        thread = self._thread
-        if not self._stopping and not is_collecting() and self.lock.acquire(timeout=CLOSE_S):
-            try:
-                if self.up:
-                    self._write(frame(flat(Bye())))
-            finally:
-                self.lock.release()
-        self._stopping = True
-        self._wake()
+        """End the connection and the thread, after a goodbye; waits for that unless a collector runs. Idempotent."""
+        thread, self._stopping = self._thread, True
+        self._waker.wake()
         if thread is None:
             self._hang_up()
-        elif wait_s and thread is not threading.current_thread():
+        elif thread is not threading.current_thread() and not is_collecting():
             thread.join(wait_s)
 
     def __del__(self) -> None:
-        for each in (self._wake_in, self._wake_out):
-            each.close()
+        self._waker.close()
 
     def forked(self) -> None:
         """Leave the parent's connection to it, in a child; another one is made when something is to be sent."""
         dialed, self._dialed = self._dialed, None
         if dialed is not None:
             dialed.socket.close()  # this process's copy of it
-        for each in (self._wake_in, self._wake_out):
-            each.close()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._waker.close()
+        self._waker = Waker()
         self.lock = threading.RLock()
         self.replica, self.up, self._thread = secrets.token_hex(8), False, None
         self.beginning = True

@@ -39,7 +39,7 @@ class NotReady(ConnectionError):
     """A server answered that it cannot take a link now."""
 
 
-class Address(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where a server listens."""
 
     scheme: str
@@ -59,7 +59,7 @@ class Address(NamedTuple):
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def addresses(url: object) -> tuple[Address, ...]:
+def addresses(url: object) -> tuple[ServerAddress, ...]:
     """Return the addresses in a URL, or in several that commas separate.
 
     Raises:
@@ -70,12 +70,12 @@ def addresses(url: object) -> tuple[Address, ...]:
     return tuple(_address(each.strip()) for each in url.split(","))
 
 
-def _address(url: str) -> Address:
+def _address(url: str) -> ServerAddress:
     if url.startswith("unix:"):
         path = url.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/") or "\0" in path:
             raise ConfigError(f"the server's URL {shown(url)} is not unix:/PATH, with the whole path of a socket")
-        return Address("unix", path, 0, PATH, url)
+        return ServerAddress("unix", path, 0, PATH, url)
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -88,7 +88,7 @@ def _address(url: str) -> Address:
             f"the server's URL {shown(url)} must have no user's name or password; a key is given as key"
         )
     above = parts.path.rstrip("/").removesuffix(PATH).removesuffix("/v1")
-    return Address(parts.scheme, host, port or PORTS[parts.scheme], f"{above}{PATH}", url)
+    return ServerAddress(parts.scheme, host, port or PORTS[parts.scheme], f"{above}{PATH}", url)
 
 
 # The bytes
@@ -174,12 +174,12 @@ class Dialed(NamedTuple):
 
     socket: socket.socket
     codec: Codec
-    address: Address
+    address: ServerAddress
     began: bytes
     """What came behind the answer to the upgrade."""
 
 
-def dial(address: Address, key: str | None, version: str) -> Dialed:
+def dial(address: ServerAddress, key: str | None, version: str) -> Dialed:
     """Connect, and ask for a link.
 
     Raises:
@@ -195,7 +195,7 @@ def dial(address: Address, key: str | None, version: str) -> Dialed:
         ) from error
 
 
-def _dial(address: Address, key: str | None, version: str) -> Dialed:
+def _dial(address: ServerAddress, key: str | None, version: str) -> Dialed:
     if address.scheme == "unix":
         connected = socket.socket(socket.AF_UNIX)
         connected.settimeout(DIAL_S)
@@ -218,7 +218,7 @@ def _dial(address: Address, key: str | None, version: str) -> Dialed:
     return Dialed(connected, codec, address, began)
 
 
-def _request(address: Address, key: str | None, version: str) -> bytes:
+def _request(address: ServerAddress, key: str | None, version: str) -> bytes:
     authorized = "" if key is None else f"Authorization: Bearer {key}\r\n"
     return (
         f"GET {address.path} HTTP/1.1\r\nHost: {address.authority}\r\nUser-Agent: orla_lg/{version}\r\n"
@@ -226,7 +226,7 @@ def _request(address: Address, key: str | None, version: str) -> bytes:
     ).encode()
 
 
-def _upgraded(address: Address, connected: socket.socket, codec: Codec) -> bytes:
+def _upgraded(address: ServerAddress, connected: socket.socket, codec: Codec) -> bytes:
     """Read the answer to the upgrade, and return what came behind it."""
     came = b""
     while b"\r\n\r\n" not in came:
@@ -243,7 +243,7 @@ def _upgraded(address: Address, connected: socket.socket, codec: Codec) -> bytes
     raise _refused(address, status, headers, _body(connected, codec, headers, began))
 
 
-def _head(address: Address, head: bytes) -> tuple[int, Mapping[str, str]]:
+def _head(address: ServerAddress, head: bytes) -> tuple[int, Mapping[str, str]]:
     first, _, rest = head.partition(b"\r\n")
     try:
         status = int(first.split()[1])
@@ -265,7 +265,7 @@ def _body(connected: socket.socket, codec: Codec, headers: Mapping[str, str], be
     return " ".join(began.decode("utf-8", "replace").split())[:SHOWN_CHARS]
 
 
-def _refused(address: Address, status: int, headers: Mapping[str, str], text: str) -> ConfigError | OSError:
+def _refused(address: ServerAddress, status: int, headers: Mapping[str, str], text: str) -> ConfigError | OSError:
     said = f": {text}" if text else ""
     if status == HTTPStatus.UNAUTHORIZED:
         return Unwelcome(
@@ -284,5 +284,5 @@ def _refused(address: Address, status: int, headers: Mapping[str, str], text: st
     )
 
 
-def _no_server(address: Address, came: bytes) -> ConfigError:
+def _no_server(address: ServerAddress, came: bytes) -> ConfigError:
     return Unwelcome(f"what answers at {address.text} is no orla_lg server: it began with {shown(came[:40])}")

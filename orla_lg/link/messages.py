@@ -337,28 +337,31 @@ class _Shape:
         self.defaults = tuple(kind._field_defaults.get(name, _MISSING) for name in kind._fields)
 
     def read(self, name: str, fields: Sequence[Any]) -> Any:
-        values = list(fields[: len(self.types)])
-        values += self.defaults[len(values) :]
-        for at, (value, types) in enumerate(zip(values, self.types, strict=True)):
-            if value is _MISSING or (types is not None and not isinstance(value, types)):
-                found = "nothing" if value is _MISSING else type(value).__name__
-                raise LinkBroken(f"message {name!r}: field {at} is {found}")
+        types = self.types
+        values = list(fields[: len(types)])
+        if missing := len(types) - len(values):
+            values += self.defaults[-missing:]
+        if not all(map(isinstance, values, types)) or (missing and any(value is _MISSING for value in values)):
+            at = next(
+                at for at, each in enumerate(types) if values[at] is _MISSING or not isinstance(values[at], each)
+            )
+            found = "nothing" if values[at] is _MISSING else type(values[at]).__name__
+            raise LinkBroken(f"message {name!r}: field {at} is {found}")
         return self.make(values)
 
 
 _MISSING = object()
-_ANY: None = None
+_ANY = (object,)
 _ORIGINS: Mapping[Any, tuple[type, ...]] = {
     float: (int, float), Sequence: (list, tuple), Mapping: (dict,), dict: (dict,),
 }  # fmt: skip
 
 
-def _types(hint: Any) -> tuple[type, ...] | None:
+def _types(hint: Any) -> tuple[type, ...]:
     if hint is Any:
         return _ANY
     if isinstance(hint, UnionType):
-        parts = [_types(part) for part in get_args(hint)]
-        return None if None in parts else tuple(each for part in parts if part is not None for each in part)
+        return tuple(each for part in get_args(hint) for each in _types(part))
     origin = getattr(hint, "__origin__", hint)
     types: tuple[type, ...] = _ORIGINS.get(origin, (origin,))
     return types

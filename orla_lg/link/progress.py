@@ -16,7 +16,7 @@ from orla_lg.errors import BackendUnavailable
 from orla_lg.link.connection import Link
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Graph, Message, Signal
-from orla_lg.link.requests import Requests
+from orla_lg.link.requests import CoreRequests
 from orla_lg.link.views import flat_graph
 
 NO_MORE: Flat = {}
@@ -36,7 +36,7 @@ class OpenRun:
 class LinkedProgress(GraphProgress):
     """Where a replica hears of its graphs."""
 
-    def joined(self, link: Link, requests: Requests, over: Callable[[Sequence[str]], None]) -> LinkedProgress:
+    def joined(self, link: Link, requests: CoreRequests, over: Callable[[Sequence[str]], None]) -> LinkedProgress:
         """Tell a core by *link* of what happens; *over* hears of workflows that no run is open on any more."""
         self._link, self._requests, self._over = link, requests, over
         self._open: dict[str, OpenRun] = {}

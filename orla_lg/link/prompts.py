@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import Any
 
 from orla_lg.core.background import Background
-from orla_lg.core.call import Usage
-from orla_lg.core.engine.backend import BackendAdapter, Effect, with_fields
+from orla_lg.core.call import HASH_BYTES, Usage
+from orla_lg.core.engine.backend import BackendAdapter, Effect
 from orla_lg.core.engine.capabilities import Warmable
 from orla_lg.core.identity import tenant_of, workflow_key, workflow_name
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.prefetch.prefetcher import LIMIT_S
-from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
+from orla_lg.core.prefetch.prompts import Prompt, PromptStore, prompt_of
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
+from orla_lg.link.call import LinkedCall
 from orla_lg.link.connection import Link
 from orla_lg.link.messages import Keeps, StopWarm, Warm, WarmEnded
 
-if TYPE_CHECKING:
-    from orla_lg.link.call import LinkedCall
-
 
 class KeptPrompts:
-    """The newest prompt of each workflow, by backend, and what those of a stage begin with.
+    """The newest prompt of each workflow, by backend; bounded in characters, and gone with its workflow.
 
     Args:
         link: To the core.
@@ -36,7 +37,7 @@ class KeptPrompts:
     def __init__(self, link: Link, background: Background) -> None:
         self._link, self._background = link, background
         self._lock = threading.Lock()
-        self._books: dict[str, PromptBook] = {}
+        self._kept: dict[str, PromptStore[str]] = {}
         self._adapters: dict[str, Warmable] = {}
         self._isolated: set[str] = set()
         self._running: dict[str, Future[None]] = {}
@@ -47,65 +48,65 @@ class KeptPrompts:
         """Note a backend; prompts are kept where the core has them warmed."""
         if warms and isinstance(adapter, Warmable):
             self._adapters[backend] = adapter
-            self._books.setdefault(backend, PromptBook(WarmUp().keep_chars))
+            self._kept.setdefault(backend, _store())
             (self._isolated.add if isolated else self._isolated.discard)(backend)
         else:
             self._adapters.pop(backend, None)
-            self._books.pop(backend, None)
+            self._kept.pop(backend, None)
 
     # Calls
 
     def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:
         """Note the body of a call's request, as it is before the engine's own fields come in."""
-        if call.backend in self._books and call.raw.run is not None:
+        if call.backend in self._kept and call.raw.run is not None:
             call.prompt = prompt_of(call.call, body)
 
     def ended(self, call: LinkedCall, usage: Usage | None, *, followed: bool) -> None:
         """Keep the prompt of a call that went well and whose workflow goes on, and tell the core; before its end."""
         prompt, call.prompt = call.prompt, None
-        book = self._books.get(call.backend or "")
-        if prompt is None or book is None or not followed:
+        kept = self._kept.get(call.backend or "")
+        if prompt is None or kept is None or not followed:
             return
         workflow = call.call.identity.workflow
-        if call.backend in self._isolated:  # else one tenant's prompts would show what another one's begin with
-            kept = prompt.counted(usage)
-            prompt = Prompt(
-                kept.call_id, kept.graph, kept.stage, kept.ask.within(tenant_of(workflow)), kept.body, kept.chars,
-                kept.tokens,
-            )  # fmt: skip
-        else:
-            prompt = prompt.counted(usage)
+        if call.backend in self._isolated:
+            prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow)))
         with self._lock:
-            book.learn(workflow, prompt)
-            book.last.put(workflow, prompt)
-        self._link.send(Keeps(call.call.id, prompt.chars))
+            kept.put(workflow, prompt.counted(usage))
+        self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)))
 
     def over(self, workflows: Sequence[str]) -> None:
         """Drop what is kept of workflows that will not come back."""
-        if self._books:
+        if self._kept:
             with self._lock:
-                for book in self._books.values():
+                for kept in self._kept.values():
                     for workflow in workflows:
-                        book.last.take(workflow)
+                        kept.take(workflow)
 
     def forked(self) -> None:
         """Keep nothing of the parent's, in a child."""
         self._lock = threading.Lock()
         self._running.clear()
-        self._books = {backend: PromptBook(WarmUp().keep_chars) for backend in self._books}
+        self._kept = {backend: _store() for backend in self._kept}
 
     # Prefetches
 
     def _found(self, order: Warm) -> Prompt | None:
-        book = self._books.get(order.backend)
-        if book is None:
-            return None
-        name, tenant = workflow_name(order.workflow), tenant_of(order.workflow)
+        """Return the prompt that is meant, unless the one that is kept does not begin as the core knows it."""
         with self._lock:
-            if order.stage:
-                return book.beginning(order.graph, order.stage, tenant if order.backend in self._isolated else "")
-            found = book.last.get(order.workflow)
-            return book.last.get(workflow_key(name)) if found is None and tenant == self.tenant else found
+            if (kept := self._kept.get(order.backend)) is None:
+                return None
+            if order.messages is None:
+                found = kept.get(order.workflow)
+                if found is None and tenant_of(order.workflow) == self.tenant:
+                    found = kept.get(workflow_key(workflow_name(order.workflow)))
+                return found if found is not None and _is_at(found, len(found.ask.prefix), order.prefix) else None
+            alike = (
+                each for each in kept.newest()
+                if (each.graph, each.stage) == (order.graph, order.stage)
+                and _is_at(each, order.messages, order.prefix)
+            )  # fmt: skip
+            found = next(alike, None)
+        return None if found is None else found.beginning(order.messages)
 
     def warm(self, order: Warm) -> None:
         """Send a prefetch, in the background."""
@@ -113,9 +114,8 @@ class KeptPrompts:
         if prompt is None or adapter is None:
             self._link.send(WarmEnded(order.order, "no such prompt is kept"))
             return
-        body = with_fields(prompt.body, order.fields)
         try:
-            running = self._background.submit(_warm(self._link, adapter, order.order, body))
+            running = self._background.submit(_warm(self._link, adapter, order, prompt))
         except OrlaClosed:
             return
         self._running[order.order] = running
@@ -130,13 +130,29 @@ class KeptPrompts:
             running.cancel()
 
 
-async def _warm(link: Link, adapter: Warmable, order: str, body: Mapping[str, Any]) -> None:
+async def _warm(link: Link, adapter: Warmable, order: Warm, prompt: Prompt) -> None:
     """Prefill a prompt, and tell the core what it cost."""
     try:
         async with asyncio.timeout(LIMIT_S):
-            said = await adapter.warm(body)
+            said = await prompt.warm(adapter, order.fields)
     except (TimeoutError, BackendUnavailable, EngineRefused) as error:
-        link.send(WarmEnded(order, str(error) or type(error).__name__))
+        link.send(WarmEnded(order.order, str(error) or type(error).__name__))
     else:
         fault = None if said.effect is Effect.WARMED else str(said.effect)
-        link.send(WarmEnded(order, fault, said.usage.prompt_tokens, said.usage.cached_tokens))
+        link.send(WarmEnded(order.order, fault, said.usage.prompt_tokens, said.usage.cached_tokens))
+
+
+def _store() -> PromptStore[str]:
+    return PromptStore(WarmUp().keep_chars)
+
+
+def _is_at(prompt: Prompt, messages: int, prefix: int) -> bool:
+    """Whether so many messages of a prompt have the hash that the core knows."""
+    hashes = prompt.ask.prefix
+    return not prefix or (0 < messages <= len(hashes) and hashes[messages - 1] == prefix)
+
+
+def _frame(prompt: Prompt) -> int:
+    """Return a number that bodies have in common which differ in their messages only."""
+    text = json.dumps(prompt.frame, sort_keys=True, default=str)
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest())

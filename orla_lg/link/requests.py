@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from orla_lg import errors
-from orla_lg.core.operation.steering import Keep
+from orla_lg.core.call import Call
+from orla_lg.core.limits.book import LimitBook
+from orla_lg.core.limits.limits import NO_LIMITS, Limits, checked
+from orla_lg.core.operation.steering import Keep, Steering
 from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.steps import Steps, Waiter, WaitForTurn
 from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError, shown
 from orla_lg.link.connection import Link
 from orla_lg.link.messages import Flat, Request, RequestDone
+from orla_lg.link.views import flat_limits
 
 ANSWER_S = 5.0
 """How long the core may take for an answer."""
+
+RESIDENT_S = 0.05
+"""The same for what a mapper asks, which holds its caller up meanwhile."""
 
 BESIDE_S = 1.0
 """How much longer than its own patience a drain is waited for."""
@@ -34,7 +42,7 @@ def error_of(kind: str, text: str, more: Mapping[str, Any] | None = None) -> Exc
         return OrlaError(f"{kind}: {text}")
 
 
-class Answer:
+class RequestAnswer:
     """What one request waits for."""
 
     __slots__ = ("done", "turn")
@@ -44,13 +52,13 @@ class Answer:
         self.done: RequestDone | None = None
 
 
-class Requests:
+class CoreRequests:
     """The requests of one replica that have no answer yet."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._numbers = itertools.count(1)
-        self._open: dict[int, Answer] = {}
+        self._open: dict[int, RequestAnswer] = {}
 
     def steps(self, what: str, more: Flat, timeout_s: float | None = ANSWER_S) -> Steps:
         """Ask the core; the result is its answer.
@@ -59,7 +67,7 @@ class Requests:
             BackendUnavailable: There is no core, or it does not answer.
             OrlaError: What the core says of the request.
         """
-        number, answer = next(self._numbers), Answer()
+        number, answer = next(self._numbers), RequestAnswer()
         self._open[number] = answer
         try:
             if not self._link.send(Request(number, what, more)):
@@ -95,18 +103,22 @@ class Requests:
             answer.done = done
             answer.turn.come()
 
+    def forked(self) -> None:
+        """Forget the parent's, in a child."""
+        self._open = {}
+
     def lost(self, why: str) -> None:
         """End all that wait: the core is gone."""
         for answer in list(self._open.values()):
             answer.turn.fail(BackendUnavailable(f"the core was lost before it answered: {why}"))
 
 
-class LinkedSteering:
-    """The levers of the core, pulled from here (``core.operation.steering``)."""
+class LinkedSteering(Steering):
+    """The levers of the core, pulled from here."""
 
-    def __init__(self, requests: Requests, book: WorkflowBook) -> None:
+    def __init__(self, requests: CoreRequests, book: WorkflowBook) -> None:
+        super().__init__({}, book)
         self._requests = requests
-        self._book = book
 
     def pause(self, backend: str) -> None:
         """Grant nothing more there.
@@ -166,6 +178,53 @@ class LinkedSteering:
         limits = {"max_concurrency": max_concurrency, "capacity": capacity}
         given = {name: limit for name, limit in limits.items() if not isinstance(limit, Keep)}
         self._requests.ask("set_limit", {"backend": backend, **given})
+
+
+class LinkedLimits(LimitBook):
+    """The core's limits; here they are shown, and changed over there."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float], requests: CoreRequests) -> None:
+        super().__init__(limits, clock)
+        self._requests = requests
+
+    @property
+    def shared(self) -> Limits:
+        """The limits of all replicas together."""
+        return self._shared.limits
+
+    @shared.setter
+    def shared(self, limits: Limits) -> None:
+        self._requests.ask("limits", {"limits": flat_limits(checked(limits))})
+        self.learned(limits)
+
+    def learned(self, limits: Limits) -> None:
+        """Note what the core's limits are."""
+        self._shared = replace(self._shared, limits=checked(limits))
+        self.concern_all = self._shared.limits is not NO_LIMITS
+
+
+class ResidentTokens:
+    """Asks the core once what of a call's prompt lies in a backend's cache."""
+
+    __slots__ = ("_backend", "_call", "_requests", "_tokens")
+
+    def __init__(self, requests: CoreRequests, backend: str, call: Call) -> None:
+        self._requests, self._backend, self._call = requests, backend, call
+        self._tokens: int | None = None
+
+    def __call__(self) -> int:
+        """Return the tokens; 0 where the core does not say at once, as a mapper holds its caller up."""
+        if self._tokens is None:
+            ask, identity = self._call.ask, self._call.identity
+            more = {
+                "backend": self._backend, "workflow": identity.name, "tenant": identity.tenant, "tools": ask.tools,
+                "hashes": [hashed for hashed, _ in ask.pieces], "chars": [chars for _, chars in ask.pieces],
+                "prompt_chars": ask.prompt_chars,
+            }  # fmt: skip
+            self._tokens = 0
+            with contextlib.suppress(BackendUnavailable):
+                self._tokens = int(self._requests.ask("resident", more, RESIDENT_S))
+        return self._tokens
 
 
 def _names(where: str, policy: Any) -> Any:

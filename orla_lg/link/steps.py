@@ -8,19 +8,19 @@ or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from orla_lg.core import lifecycle
-from orla_lg.core.call import Ask, Assignment
+from orla_lg.core.call import Assignment, Call
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import grants_held
-from orla_lg.core.lifecycle import CLOSED, LEAST_S, Send, Sender
+from orla_lg.core.lifecycle import CLOSED, Send, Sender
 from orla_lg.core.mapping import Consultation, foretold
 from orla_lg.core.placement.candidates import unplaced
-from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
+from orla_lg.core.placement.internal_call import InternalCall
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, WaitForTurn
 from orla_lg.errors import BackendUnavailable, DeadlineExceeded, OrlaClosed
@@ -31,10 +31,37 @@ LATE_S = 0.1
 """So much later than the core a replica gives a call up by itself: the core knows more of what it waited for."""
 
 
-def serve(inflight: LinkedCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
+class ReplicaSide(Protocol):
+    """What the steps of a call need of its replica (``serving.LinkedServing``)."""
+
+    def enter(self, call: LinkedCall) -> None:
+        """Let a call wait for the core's word, or end, or go on alone."""
+        ...
+
+    def may_send(self) -> bool:
+        """Whether grants hold."""
+        ...
+
+    def views(self, call: Call | None = None) -> list[BackendView]:
+        """Return the backends as the core saw them last, on behalf of a call."""
+        ...
+
+    def sendable(self) -> Collection[str] | None:
+        """Return the backends that calls can be sent to from here; ``None``: all."""
+        ...
+
+    def internal(self, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str) -> LinkedCall:
+        """Return a call that a mapper needs on the way of another one."""
+        ...
+
+
+def serve(
+    replica: ReplicaSide, inflight: LinkedCall, sender: Sender, on_end: Callable[[Record], None] | None = None
+) -> Steps:
     """Live one call's life; the result is the sender's response.
 
     Args:
+        replica: Where it is made.
         inflight: From ``LinkedServing.arrive``.
         sender: Carries the request to the backend that is granted.
         on_end: Called with the record when the call ends.
@@ -44,21 +71,20 @@ def serve(inflight: LinkedCall, sender: Sender, on_end: Callable[[Record], None]
         BackendUnavailable: No attempt reached an engine, or there is no core.
     """
     inflight.on_end, inflight.max_attempts = on_end, sender.max_attempts
-    serving = inflight.serving
     try:
         if inflight.services.closed:
             raise OrlaClosed(CLOSED)
         if inflight.mine:
-            inflight.own = yield from _own(inflight)
+            inflight.own = yield from _own(replica, inflight)
         inflight.held = tuple(grants_held() if inflight.holds is None else inflight.holds)
-        inflight.able = _able(inflight)
-        serving.enter(inflight)
+        inflight.able = _able(replica, inflight)
+        replica.enter(inflight)
         while (yield from _answered(inflight)):
             if inflight.refusal is not None:
                 error = _refusal(inflight)
                 raise error from error.__cause__
             try:
-                if not serving.may_send(inflight):
+                if not replica.may_send():
                     raise AttemptFailed(BackendUnavailable("the core has not been heard of for this replica's lease"))
                 inflight.goes()
                 if inflight.backend is None:
@@ -81,13 +107,14 @@ def serve(inflight: LinkedCall, sender: Sender, on_end: Callable[[Record], None]
 # Before the core
 
 
-def _own(inflight: LinkedCall) -> Steps:
+def _own(replica: ReplicaSide, inflight: LinkedCall) -> Steps:
     """Ask the mappers of the call's graph, as long as they have a say: a variant that surely answers goes first."""
-    serving, call = inflight.serving, inflight.call
-    variant = serving.mappings.variants.get(call.hints.variant or "")
+    services, call = inflight.services, inflight.call
+    variant = services.mappings.variants.get(call.hints.variant or "")
     if variant is not None and (planned := foretold(variant, call.identity.stage)) is not None and not planned.open:
         return None
-    ask, views = Consultation(serving.background, partial(_internal_call, inflight)), serving.views(call)
+    ask = Consultation(services.background, partial(_internal_call, replica, inflight))
+    views = replica.views(call)
     for mapper in inflight.mine:
         chosen: Assignment | None = yield from ask.mapper(mapper, call, views)
         if chosen is not None:
@@ -96,26 +123,20 @@ def _own(inflight: LinkedCall) -> Steps:
 
 
 def _internal_call(
-    inflight: LinkedCall, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float
+    replica: ReplicaSide, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str, timeout_s: float
 ) -> Steps:
     """Make an internal call on the way of another one; as in ``lifecycle``, and by the core's grant."""
-    serving, call = inflight.serving, inflight.call
-    left_s = inf if call.deadline_at_s is None else call.deadline_at_s - serving.clock()
-    deadline_s = None if call.deadline_at_s is None else max(left_s, LEAST_S)
-    said = replace(call.hints, variant=None, deadline_s=deadline_s)
-    internal = serving.arrive(
-        replace(inflight.raw, stage=stage), Ask(backend, body["messages"]), call_id=serving.new_id(), said=said,
-        mappers=(InternalMapping(backend, stage),), layers=inflight.layers, timeout=call.timeout,
-    )  # fmt: skip
-    sender = InternalCall(body, serving.background, min(timeout_s, max(left_s, LEAST_S)))
-    return (yield from serving.serve(internal, sender))
+    internal = replica.internal(outer, backend, body, stage)
+    deadline_s = internal.call.hints.deadline_s
+    patience_s = timeout_s if deadline_s is None else min(timeout_s, deadline_s)
+    return (yield from serve(replica, internal, InternalCall(body, outer.services.background, patience_s)))
 
 
-def _able(inflight: LinkedCall) -> Collection[str] | None:
+def _able(replica: ReplicaSide, inflight: LinkedCall) -> Collection[str] | None:
     """Return the backends that the request can be sent to from here; ``None``: all."""
     able: Callable[[], Collection[str] | None] | None = getattr(inflight.fit, "able", None)
     sendable = None if able is None else able()
-    known = inflight.serving.sendable()
+    known = replica.sendable()
     if known is None or sendable is None:
         return sendable if known is None else known
     return [name for name in sendable if name in known]

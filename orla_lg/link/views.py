@@ -137,7 +137,7 @@ def read_probe(flat: Mapping[str, Any]) -> Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenBackend:
+class PushedView:
     """A backend at the core, as it was pushed last."""
 
     view: BackendView
@@ -148,7 +148,7 @@ class SeenBackend:
         return replace(self.view, resident=resident)
 
 
-def read_view(flat: Mapping[str, Any], backend: Backend) -> SeenBackend:
+def read_view(flat: Mapping[str, Any], backend: Backend) -> PushedView:
     """Return how a backend is seen.
 
     Raises:
@@ -173,7 +173,7 @@ def read_view(flat: Mapping[str, Any], backend: Backend) -> SeenBackend:
         model=backend.model,
         resident=nothing,
     )
-    return SeenBackend(view, flat.get("fault"))
+    return PushedView(view, flat.get("fault"))
 
 
 # Mappings, as far as they show beforehand
@@ -399,5 +399,6 @@ class Known:
     epoch: int = 0
     version: str = ""
     replicas: int = 1
+    replica_lease_s: float = 10.0
     tenants: Sequence[str] | None = None
-    seen: dict[str, SeenBackend] = field(default_factory=dict)
+    seen: dict[str, PushedView] = field(default_factory=dict)

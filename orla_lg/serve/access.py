@@ -11,14 +11,13 @@ import binascii
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from orla_lg.core.call import Assignment
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError, shown
 from orla_lg.serve.budgets import CallSlots, HeldSlot, layers_of
-from orla_lg.serve.keys import AccessKey, Keyring, KeyScope
+from orla_lg.serve.keys import AccessKey, Keyring, KeyScope, allows
 
 Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case."""
@@ -112,12 +111,12 @@ class Caller:
         Raises:
             Denied: It is none of them.
         """
-        if not _is_among(stage, self.stages):
+        if not allows(self.stages, stage):
             raise _forbidden(f"key {self.name!r} makes no calls of stage {shown(stage)}")
 
     def may_use(self, backend: str) -> bool:
         """Whether the key allows a backend."""
-        return _is_among(backend, self.backends)
+        return allows(self.backends, backend)
 
     def check_backend(self, backend: str) -> None:
         """Refuse a backend that the key does not allow.
@@ -125,7 +124,7 @@ class Caller:
         Raises:
             Denied: It is none of them.
         """
-        if not _is_among(backend, self.backends):
+        if not allows(self.backends, backend):
             raise _forbidden(f"key {self.name!r} may not use backend {shown(backend)}")
 
     def narrow(self, assignment: Assignment) -> Assignment:
@@ -137,7 +136,7 @@ class Caller:
         if self.backends is None:
             return assignment
         named = (assignment.backend, *assignment.alternatives)
-        allowed = [backend for backend in named if _is_among(backend, self.backends)]
+        allowed = [backend for backend in named if allows(self.backends, backend)]
         if not allowed:
             raise _forbidden(
                 f"key {self.name!r} may not use backend {shown(assignment.backend)}, where the call goes"
@@ -146,10 +145,6 @@ class Caller:
             return replace(assignment, alternatives=tuple(allowed[1:]))
         reason = f"{assignment.reason}; the caller's key does not allow {assignment.backend!r}"
         return replace(assignment, backend=allowed[0], alternatives=tuple(allowed[1:]), reason=reason)
-
-
-def _is_among(name: str, patterns: Sequence[str] | None) -> bool:
-    return patterns is None or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _forbidden(message: str) -> Denied:

@@ -9,14 +9,15 @@ from functools import partial
 
 from orla_lg.core.call import Assignment, Hints
 from orla_lg.core.identity import Identity
-from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import adopt
+from orla_lg.core.lifecycle import arrive
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, read
 from orla_lg.link.views import read_assignment, read_layer
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.flat import (
     MOST_AGE_S,
     MOST_ATTEMPTS,
@@ -35,10 +36,11 @@ from orla_lg.serve.flat import (
     timeout_of,
     whole,
 )
-from orla_lg.serve.hosted import HostedCall, Line
+from orla_lg.serve.hosted import HostedCall, ReplicaCall, ReplicaLine
+from orla_lg.serve.keys import allows
 from orla_lg.serve.recovery import Recovery
-from orla_lg.serve.roster import Place, Replica
-from orla_lg.serve.warming import Keeper, KeptPrompt
+from orla_lg.serve.roster import QueuePlace, Replica
+from orla_lg.serve.warming import KeptPrompt, PromptKeeper
 
 log = logging.getLogger("orla_lg")
 
@@ -53,7 +55,7 @@ KEEP_LAYERS = 256
 
 
 @dataclass(eq=False)
-class Arrivals:
+class LinkedCalls:
     """Takes in what replicas say of their calls. Of the loop's thread."""
 
     serving: Serving
@@ -61,13 +63,15 @@ class Arrivals:
     epoch: Callable[[], int]
     layers_of: Callable[[LinkCaller], Sequence[LimitScope]]
     """The limits of a key."""
+    taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot()
+    """Counts a call in among those of its key; raises where there are as many as may be."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
 
     # Coming
 
-    def enter(self, replica: Replica, line: Line, message: Enter) -> None:
+    def enter(self, replica: Replica, line: ReplicaLine, message: Enter) -> None:
         """Let a call arrive."""
         named(message.call, "a call's id", MOST_ID_CHARS)
         known = replica.calls.get(message.call)
@@ -89,9 +93,10 @@ class Arrivals:
                 (replica.id, message.call), arrived_s, partial(self._enter, replica, line, message, arrived_s)
             )
 
-    def _enter(self, replica: Replica, line: Line, message: Enter, arrived_s: float) -> None:
+    def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
         try:
             inflight = self._made(replica, message, arrived_s)
+            slot = self._taken(replica.caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
@@ -101,9 +106,15 @@ class Arrivals:
             inflight.place = place.at
             inflight.call.standing = place.standing
         call = self._hosted(replica, line, message, inflight)
-        call.begin(self.serving.serve(inflight, call))
+        call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
 
-    def adopt(self, replica: Replica, line: Line, message: Adopt) -> None:
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        try:
+            return self.taken(caller)
+        except OrlaError as error:
+            raise QueueFull(str(error)) from error
+
+    def adopt(self, replica: Replica, line: ReplicaLine, message: Adopt) -> None:
         """Take up a call again that holds a grant, of this core or of one before."""
         enter = read(("Enter", *message.enter))
         assert isinstance(enter, Enter)
@@ -121,7 +132,7 @@ class Arrivals:
         self.recovery.drop((replica.id, enter.call))
         self._adopt(replica, line, message, enter)
 
-    def _adopt(self, replica: Replica, line: Line, message: Adopt, enter: Enter) -> None:
+    def _adopt(self, replica: Replica, line: ReplicaLine, message: Adopt, enter: Enter) -> None:
         attempt = max(1, min(message.attempt, MOST_ATTEMPTS))
         assignment = Assignment(message.backend, message.model, "adopted", "granted by the core before")
         try:
@@ -141,13 +152,13 @@ class Arrivals:
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))
 
-    def _hosted(self, replica: Replica, line: Line, message: Enter, inflight: InFlightCall) -> HostedCall:
+    def _hosted(self, replica: Replica, line: ReplicaLine, message: Enter, inflight: ReplicaCall) -> HostedCall:
         attempts = max(1, min(message.max_attempts, MOST_ATTEMPTS))
         call = HostedCall(inflight, line, self.epoch(), attempts, partial(self._refused, replica))
         replica.calls[message.call] = call
         return call
 
-    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> InFlightCall:
+    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> ReplicaCall:
         """Return the call of a message.
 
         Raises:
@@ -165,10 +176,12 @@ class Arrivals:
         if checks:
             said = _allowed(caller, identity, said, hints, serving)
         own = () if message.own is None else (OwnMapping(read_assignment(message.own)),)
-        inflight = serving.arrive(
-            identity, ask_of(message), call_id=message.call, said=said, hints=hints, mappers=own,
+        inflight = arrive(
+            serving.services, identity, ask_of(message), call_id=message.call, said=said, hints=hints, mappers=own,
             layers=self._layers_of(caller, message.layers), timeout=timeout_of(message), may_pass=message.may_pass,
+            kind=ReplicaCall,
         )  # fmt: skip
+        assert isinstance(inflight, ReplicaCall)
         inflight.aged(max(0.0, inflight.call.arrived_s - arrived_s))
         inflight.holds = message.holds
         if checks and (message.able is not None or caller.backends is not None):
@@ -211,7 +224,7 @@ class Arrivals:
         if (call := replica.calls.get(message.call)) is not None:
             call.missed(message)
 
-    def keeps(self, replica: Replica, message: Keeps, keeper: Keeper) -> None:
+    def keeps(self, replica: Replica, message: Keeps, keeper: PromptKeeper) -> None:
         """Note that a replica keeps the prompt of a call."""
         call = replica.calls.get(message.call)
         if call is not None and call.granted is not None:
@@ -252,7 +265,7 @@ class Arrivals:
             call.line = None
             if call.granted is None:
                 at, standing = call.place
-                replica.places[id] = Place(at, standing)
+                replica.places[id] = QueuePlace(at, standing)
                 del replica.calls[id]
                 call.withdraw()
 
@@ -271,8 +284,8 @@ def _allowed(caller: LinkCaller, identity: Identity, said: Hints, hints: Hints, 
     Raises:
         MappingError: The key does not allow the tenant, or the stage.
     """
-    if caller.stages is not None and identity.stage not in caller.stages:
-        allowed = ", ".join(caller.stages) or "none"
+    if not allows(caller.stages, identity.stage):
+        allowed = ", ".join(caller.stages or ()) or "none"
         raise MappingError(f"this key may not call from stage {identity.stage!r}; it may from {allowed}")
     if caller.tenants is None:
         return said

@@ -73,7 +73,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve", help="one core for many processes, with a gateway", description=SERVE, formatter_class=form
     )
     serve.add_argument(
-        "--config", metavar="FILE", help="the configuration (default: ORLA_CONFIG, else the nearest orla.toml, else none)"
+        "--config",
+        metavar="FILE",
+        help="the configuration (default: ORLA_CONFIG, else the nearest orla.toml, else none)",
     )
     where = serve.add_mutually_exclusive_group()
     where.add_argument(
@@ -121,7 +123,7 @@ def run_serve(args: argparse.Namespace) -> int:
 def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool) -> int:
     # What the extra brings is imported here: the command line starts without it.
     from orla_lg.serve.keys import PREFIX
-    from orla_lg.serve.listening import closed, listening
+    from orla_lg.serve.listening import Listening
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import opened_store, run
 
@@ -129,8 +131,8 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     ending.callback(getattr(store, "close", int))
     keys = len(store.scan(PREFIX))
     chosen.check(has_keys=bool(keys))
-    opened = listening(chosen.listen)
-    ending.callback(closed, opened, chosen.listen)
+    opened = Listening(chosen.listen)
+    ending.callback(opened.close)
     for backend in chosen.core.backends:
         refuse_our_own(backend)
     orla = Orla.from_settings(chosen.core, may_be_empty=True)

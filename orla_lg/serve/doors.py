@@ -1,4 +1,4 @@
-"""Links on the server's HTTP port: a request that asks for one is answered here, and its connection is the link's then.
+"""Links on the server's HTTP port: a request that asks for one is answered here, and its connection is the link's.
 
 What goes over a link is never HTTP again, so nothing of uvicorn's stays on its connection.
 """
@@ -6,7 +6,6 @@ What goes over a link is never HTTP again, so nothing of uvicorn's stays on its 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -23,7 +22,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Links(Protocol):
     """What opens links."""
 
-    def open_link(self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None) -> asyncio.Protocol:
+    def open_link(
+        self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
+    ) -> asyncio.Protocol:
         """Return what the connection is given to.
 
         Args:
@@ -51,11 +52,10 @@ class ServerProtocol(GuardedHttpProtocol):
         try:
             session = self.links.open_link(self.headers, self.client, self.server)
         except Denied as denied:
-            more = [] if denied.retry_after_s is None else [b"retry-after: %d\r\n" % math.ceil(denied.retry_after_s)]
-            self.refuse(denied.message, denied.status, b"".join(more))
+            self.refuse(denied.message, denied.status, _lines(denied.headers))
             return
         self.connections.discard(cast("Any", self))
-        lines = b"".join(b"%s: %s\r\n" % header for header in self.server_state.default_headers)
+        lines = _lines(self.server_state.default_headers)
         switching = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: %s\r\n%s\r\n"
         self.transport.write(switching % (UPGRADE.encode(), lines))
         self.transport.set_protocol(session)
@@ -67,3 +67,7 @@ class ServerProtocol(GuardedHttpProtocol):
 def protocol_for(links: Links) -> type[ServerProtocol]:
     """Return the protocol whose links are opened by *links*."""
     return type("ServerProtocol", (ServerProtocol,), {"links": links})
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join(b"%s: %s\r\n" % header for header in headers)

@@ -14,13 +14,13 @@ from typing import Any, NoReturn, Protocol
 
 from orla_lg.core.call import Ask, Assignment, Call, CallerTimeout, Hints, scoped
 from orla_lg.core.identity import TENANT_MARK, Identity, workflow_key, workflow_name
-from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
 from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Enter, Flat, Grant, Refused
-from orla_lg.link.views import flat_considered, read_hints
+from orla_lg.link.messages import Enter, Flat, Refused
+from orla_lg.link.views import read_hints
+from orla_lg.serve.keys import KeyScope, allows
 
 MOST_ID_CHARS = 200
 MOST_NAME_CHARS = 2_000
@@ -43,7 +43,7 @@ class LinkCaller(Protocol):
 
     @property
     def tenants(self) -> tuple[str, ...] | None:
-        """The tenants that it may name; ``None``: any."""
+        """The tenants that it may name; none: its calls are no tenant's; ``None``: any."""
         ...
 
     @property
@@ -54,6 +54,11 @@ class LinkCaller(Protocol):
     @property
     def stages(self) -> tuple[str, ...] | None:
         """The stages that it may call from; ``None``: all."""
+        ...
+
+    @property
+    def scopes(self) -> frozenset[KeyScope]:
+        """What it is for."""
         ...
 
 
@@ -226,11 +231,12 @@ def tenant_within(caller: LinkCaller, tenant: str | None) -> str | None:
     if carried is None or (tenant and tenant in carried):
         return tenant
     if tenant:
-        raise MappingError(f"tenant {shown(tenant)} is none of this key's; it carries {', '.join(carried)}")
-    if len(carried) != 1:
-        right = f"hints={{'tenant': {carried[0]!r}}}, for instance" if carried else "a key with a tenant"
+        has = ", ".join(carried) or "none; `orla-lg keys create --tenant` makes one with"
+        raise MappingError(f"tenant {shown(tenant)} is none of this key's; it carries {has}")
+    if len(carried) > 1:
+        right = f"hints={{'tenant': {carried[0]!r}}}, for instance"
         raise MappingError(f"this key carries {len(carried)} tenants, and the call names none; give {right}")
-    return carried[0]
+    return carried[0] if carried else None
 
 
 def hints_of(enter: Enter) -> tuple[Hints, Hints]:
@@ -288,7 +294,7 @@ class Fitting:
         able = [name for name in named if self.able is None or name in self.able]
         if not able:
             return None
-        allowed = [name for name in able if self.allowed is None or name in self.allowed]
+        allowed = [name for name in able if allows(self.allowed, name)]
         if not allowed:
             where = ", ".join(map(repr, able))
             raise MappingError(f"this key may not use backend {where}; it may use {', '.join(self.allowed or ())}")
@@ -302,21 +308,6 @@ class Fitting:
 
 class MissedAttempt(Exception):
     """What an attempt of a replica met; its replica has the error itself."""
-
-
-def grant_of(inflight: InFlightCall, epoch: int, attempt: int) -> Grant:
-    """Return what the replica needs to send a call."""
-    call = inflight.call
-    if inflight.external:
-        return Grant(call.id, epoch, attempt, None, None, reason=inflight.why_external)
-    assignment, seat = inflight.assignment, inflight.seat
-    assert assignment is not None
-    return Grant(
-        call.id, epoch, attempt, inflight.backend, inflight.model, assignment.mapper, assignment.reason,
-        dict(assignment.parameters), flat_considered(assignment.considered), inflight.request_fields(),
-        inflight.counts_streams, inflight.expected_tokens, None if seat is None else seat.action,
-        None if seat is None else seat.slot,
-    )  # fmt: skip
 
 
 def refused_of(call: str, error: BaseException) -> Refused:

@@ -1,4 +1,4 @@
-"""Whether the server lives, and whether it takes calls: for what starts it, and for what shares calls among several."""
+"""Whether the server lives, and whether it takes calls: for what starts it, and what shares calls among several."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orla_lg.core.serving import Serving
-from orla_lg.serve.access import Access, Caller, Denied
-from orla_lg.serve.gateway.answers import Failed, refusal
-from orla_lg.serve.http_guard import CALLER
-from orla_lg.wires.chat import CHAT
-from orla_lg.wires.registry import wire_at
+from orla_lg.serve.access import Denied
+from orla_lg.serve.gateway.answers import denial
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -90,40 +87,7 @@ class Gate:
 
 async def refuse(scope: Scope, send: Send, denied: Denied, *more: tuple[bytes, bytes]) -> None:
     """Answer with a refusal."""
-    headers, content = in_wire(scope, denied)
+    headers, content = denial(scope, denied)
     headers += [(b"content-length", b"%d" % len(content)), *more]
     await send({"type": "http.response.start", "status": denied.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
-
-
-def in_wire(scope: Scope, denied: Denied) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return headers and body of a refusal, as the caller of a path reads errors."""
-    said = Failed(denied.status, denied.message, denied.code, denied.retry_after_s)
-    return refusal(said, wire_at(scope["path"]) or CHAT)
-
-
-class OfOneKey:
-    """Counts the calls of each key that are in the server, as long as their answers last.
-
-    Args:
-        app: Answers them.
-        access: Knows how many there may be.
-    """
-
-    def __init__(self, app: Any, access: Access) -> None:
-        self._app = app
-        self._access = access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        caller: Caller | None = scope.get(CALLER)
-        if caller is None or caller.key_id is None or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        try:
-            slot = self._access.enter(caller)
-        except Denied as denied:
-            await refuse(scope, send, denied)
-            return
-        with slot:
-            await self._app(scope, receive, send)

@@ -15,22 +15,82 @@ from typing import Any, Protocol
 
 from orla_lg.core.call import RunShare, Usage
 from orla_lg.core.engine.retry import AttemptFailed
-from orla_lg.core.inflight import InFlightCall
+from orla_lg.core.inflight import MAX_ERROR_CHARS, InFlightCall
 from orla_lg.core.lifecycle import Send
+from orla_lg.core.limits.usage import NOTHING
+from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.steps import Step, Steps, Waiter, WaitForTurn
+from orla_lg.errors import BackendUnavailable
 from orla_lg.link.messages import End, FirstToken, Grant, Message, Missed
-from orla_lg.serve.flat import MOST_TOKENS, MissedAttempt, bounded, grant_of, whole
+from orla_lg.link.views import flat_considered
+from orla_lg.serve.flat import MOST_TOKENS, MissedAttempt, bounded, whole
 
 MOST_RETRY_AFTER_S = 86_400.0
 MOST_SERVICE_S = 86_400.0
 
 
-class Line(Protocol):
+class ReplicaCall(InFlightCall):
+    """A call in flight whose edge is another process."""
+
+    __slots__ = ()
+
+    def aged(self, seconds: float) -> None:
+        """Let the call have arrived so long ago, at its replica."""
+        self.call.arrived_s -= seconds
+        self.began_s = self._entered_s = self.call.arrived_s
+
+    @property
+    def waits_at(self) -> tuple[str, int] | None:
+        """The backend in whose queue it is, or was last, and its arrival number there."""
+        if self._queued is None or self.scheduler is None:
+            return None
+        return self.scheduler.backend.name, self._queued.order
+
+    @property
+    def expected_tokens(self) -> int | None:
+        """Of its prompt, what should be in the engine's cache; ``None`` before a grant."""
+        claimed = None if self._queued is None else self._queued.claimed
+        return None if claimed is None else claimed.tokens
+
+    def keeps(self, prompt: Prompt) -> None:
+        """Note that its replica keeps the prompt: what that begins with may be warmed later."""
+        listener = None if self.scheduler is None else self.scheduler.listener
+        if listener is not None and self._queued is not None:
+            listener.keeping(self._queued, prompt)
+
+    def withdraw(self) -> None:
+        """Take the call back as if it had not come: the way to its replica was lost before it was granted."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        if self.reservation is not None:
+            self.services.limits.settle(self.reservation, NOTHING)
+        self.services.memory.signal(self._give_back(failed=True))
+        self.holder = self.fit = None
+
+
+class ReplicaLine(Protocol):
     """The way to a replica: one connection."""
 
     def send(self, message: Message) -> None:
         """Send a message soon."""
         ...
+
+
+def grant_of(inflight: ReplicaCall, epoch: int, attempt: int) -> Grant:
+    """Return what the replica needs to send a call."""
+    call = inflight.call
+    if inflight.external:
+        return Grant(call.id, epoch, attempt, None, None, reason=inflight.why_external)
+    assignment, seat = inflight.assignment, inflight.seat
+    assert assignment is not None
+    return Grant(
+        call.id, epoch, attempt, inflight.backend, inflight.model, assignment.mapper, assignment.reason,
+        dict(assignment.parameters), flat_considered(assignment.considered), inflight.request_fields(),
+        inflight.counts_streams, inflight.expected_tokens, None if seat is None else seat.action,
+        None if seat is None else seat.slot,
+    )  # fmt: skip
 
 
 class HostedCall:
@@ -54,14 +114,14 @@ class HostedCall:
 
     def __init__(
         self,
-        inflight: InFlightCall,
-        line: Line,
+        inflight: ReplicaCall,
+        line: ReplicaLine,
         epoch: int,
         max_attempts: int,
         over: Callable[[HostedCall, Exception], None],
     ) -> None:
         self.inflight = inflight
-        self.line: Line | None = line
+        self.line: ReplicaLine | None = line
         self.epoch = epoch
         self.max_attempts = max_attempts
         self.attempt = 0
@@ -225,11 +285,17 @@ class HostedCall:
                 Usage(prompt_tokens, cached_tokens, whole(said.completion_tokens, MOST_TOKENS) or 0, prefill_s)
             )
         if said.broke and self.granted is not None:
-            inflight.broke(said.error or "the engine's answer broke off")
+            self._broke(said.error or "the engine's answer broke off")
         else:
             inflight.finish(said.error)
         self.granted = None
         self._stop()
+
+    def _broke(self, error: str) -> None:
+        """Do what ``InFlightCall.broke`` does, with the replica's words for the error."""
+        if (scheduler := self.inflight.scheduler) is not None:
+            scheduler.health.failed(BackendUnavailable(error[:MAX_ERROR_CHARS]), unreachable=True)
+        self.inflight.finish(error)
 
     # What becomes of it without its replica
 
@@ -249,7 +315,7 @@ class HostedCall:
         self.inflight.finish(why)
         self._stop()
 
-    def attach(self, line: Line, *, repeats: bool) -> None:
+    def attach(self, line: ReplicaLine, *, repeats: bool) -> None:
         """Go on with a replica that came back; with *repeats* it did not get the grant, which is given once more."""
         self.line = line
         if repeats and self.granted is not None:

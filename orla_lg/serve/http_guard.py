@@ -12,6 +12,7 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,6 +85,7 @@ class HttpGuard:
         return name is not None and (name in self.names or (address is not None and _is_address(name, address)))
 
 
+@lru_cache(1024)
 def _without_port(host: str) -> str | None:
     """Return the name of ``name:port``, and the address of ``[address]:port``; ``None`` where it is neither."""
     name, bracket, port = host[1:].partition("]") if host.startswith("[") else (host, "", "")
@@ -95,6 +97,7 @@ def _without_port(host: str) -> str | None:
     return name.removesuffix(".") or None
 
 
+@lru_cache(1024)
 def _is_address(name: str, address: str) -> bool:
     try:
         return ipaddress.ip_address(name) == ipaddress.ip_address(address.partition("%")[0])
@@ -269,10 +272,13 @@ def _host_of(origin: bytes) -> str:
 
 def is_loopback(client: Sequence[Any] | None) -> bool:
     """Whether a peer is on this machine; one on a Unix socket has no address."""
-    if not client:
-        return True
+    return not client or _is_loopback(str(client[0]))
+
+
+@lru_cache(1024)
+def _is_loopback(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(str(client[0]).partition("%")[0])
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)

@@ -1,25 +1,32 @@
 """HTTP/1.1 on the server's port: uvicorn's protocol, with bounds on heads, and without doubt about where bodies end.
 
 What httptools lets pass and two readers may take for different things is refused (400): a second ``Host``, a
-``Transfer-Encoding`` that is not simply ``chunked``, a target that names another host, a body after ``Upgrade``. The
-last is more than doubtful: what follows such a head is no longer read as that request's body, but as another request.
+``Transfer-Encoding`` that is not simply ``chunked``, a target that names another host. Another ``Upgrade`` than ours
+is taken out of the head, or ends the connection: behind one httptools reads a body as another request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from orla_lg.link.messages import UPGRADE
+
 HEAD_S = 20.0
 """The head of a request comes within that time; so does the first byte of a connection's first request."""
 
 MOST_HEAD_BYTES = 64 * 1024
 MOST_HEADERS = 200
+
+LOOKED_THROUGH_BYTES = 8 * 1024
+
+_OTHER_UPGRADE = re.compile(rb"(?i)(\r\n)upgrade:(?![ \t]*" + UPGRADE.encode() + rb"[ \t]*(?:\r|\Z))")
 
 ONCE = frozenset({
     b"authorization", b"content-length", b"content-type", b"expect", b"host", b"transfer-encoding", b"upgrade",
@@ -44,6 +51,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = self._header_bytes = 0
         self._head_ends: asyncio.TimerHandle | None = None
+        self._between = True
+        """What comes next begins a request."""
         self._is_last = False
         """What comes after the request under way is not read: it might not be a request."""
         self._bad: BadHead | None = None
@@ -75,8 +84,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self._is_last or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
+        was_in_head = self._in_head
+        if self._between and data.find(b"pgrade", 0, LOOKED_THROUGH_BYTES) >= 0:
+            data = self._without_upgrade(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -88,8 +98,19 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             bad, self._bad = self._bad, None
             self.refuse(*(("the request is no valid HTTP/1.1", 400) if bad is None else (bad.message, bad.status)))
         else:
-            if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+            if self._in_head:
+                self._head_bytes += len(data) if was_in_head else 1  # of one that begins in here, it is not known
+            if self._head_bytes > MOST_HEAD_BYTES:
                 self.refuse(f"the head of a request has at most {MOST_HEAD_BYTES} bytes", 431)
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Rename the header of an upgrade that is ignored: Java's client offers HTTP/2 with its requests, and bodies.
+
+        httptools would take what follows such a head for another protocol's. Where a head does not come at once, or
+        not at the beginning of what comes, its header stays, and with a body it is refused.
+        """
+        head, end, rest = data.partition(b"\r\n\r\n")
+        return _OTHER_UPGRADE.sub(rb"\1x-ignored-upgrade:", head) + end + rest
 
     def refuse(self, message: str, status: int = 400, more: bytes = b"") -> None:
         """Answer with an error, and end the connection; *more* are lines of headers."""
@@ -113,7 +134,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Wait for the rest of the head."""
         super().on_message_begin()
-        self._in_head, self._header_bytes = True, 0
+        self._between, self._in_head, self._header_bytes = False, True, 0
         if self._head_ends is None:
             self._expect_head()
 
@@ -138,6 +159,11 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = False, 0
         if self.parser.should_upgrade() and not self._should_upgrade():
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """End a request's body."""
+        self._between = True
+        super().on_message_complete()
 
     def _check_head(self) -> None:
         found: dict[bytes, bytes] = {}

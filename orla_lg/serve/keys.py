@@ -14,9 +14,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from orla_lg.core.boundary import checked
@@ -151,6 +152,11 @@ class AccessKey:
 
 def _limit_as_dict(limit: Limit) -> dict[str, Any]:
     return {name: value for name, value in asdict(limit).items() if value is not None}
+
+
+def allows(patterns: Sequence[str] | None, name: str) -> bool:
+    """Whether a name is among those that a key allows; ``None`` allows all."""
+    return patterns is None or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def digest(key: str) -> str:

@@ -15,13 +15,34 @@ from orla_lg.serve.settings import ListenAddress
 BACKLOG = 2048
 
 
-def listening(address: ListenAddress) -> socket.socket:
-    """Return a socket that listens at *address*.
+class Listening:
+    """A socket that listens at an address, until ``close``.
+
+    Args:
+        address: Where.
 
     Raises:
         ConfigError: Another program does, or nothing can.
     """
-    return _unix(address.path) if address.path is not None else _tcp(address)
+
+    def __init__(self, address: ListenAddress) -> None:
+        self.address = address
+        self.socket = _unix(address.path) if address.path is not None else _tcp(address)
+        self._file = None if address.path is None else address.path.stat()
+
+    @property
+    def port(self) -> int:
+        """The port; 0 of a Unix socket."""
+        return 0 if self.address.path is not None else int(self.socket.getsockname()[1])
+
+    def close(self) -> None:
+        """Close it, and remove the file of a Unix socket if it is still its own. Idempotent."""
+        self.socket.close()
+        path, before, self._file = self.address.path, self._file, None
+        if path is not None and before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), before):
+                    path.unlink()
 
 
 def _tcp(address: ListenAddress) -> socket.socket:
@@ -89,12 +110,3 @@ def _make_room(path: Path) -> None:
             path.unlink()
             return
     raise ConfigError(f"listen address unix:{path}: another program listens there")
-
-
-def closed(opened: socket.socket, address: ListenAddress) -> None:
-    """Close what ``listening`` returned, and remove the file of a Unix socket that is still its own."""
-    if address.path is not None:
-        with contextlib.suppress(OSError):
-            if opened.fileno() >= 0 and opened.getsockname() == str(address.path):
-                address.path.unlink()
-    opened.close()

@@ -2,8 +2,8 @@
 
 A replica that was cut off comes back within its lease and adopts them, or ends its requests when the lease is over;
 one that is gone has ended them already. Even then an engine may still be busy with them: it notices a hang-up when it
-looks. So a grant is given back once the engine runs fewer requests than are counted on it, by its own report, or after
-a bound of time where it does not say.
+looks. So a grant is given back once the engine runs fewer requests than are counted on it, by its own report, or
+after a bound of time where it does not say.
 """
 
 from __future__ import annotations

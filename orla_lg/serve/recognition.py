@@ -23,6 +23,6 @@ def refuse_our_own(backend: Backend) -> None:
         return
     if SERVER_HEADER in answer.headers:
         raise ConfigError(
-            f"backend {backend.name!r}: at {backend.url} answers an orla_lg server, which is no engine; give the URL of "
-            "the engine behind it, or have this process's callers go there (ORLA_SERVER)"
+            f"backend {backend.name!r}: at {backend.url} answers an orla_lg server, which is no engine; give the URL "
+            "of the engine behind it, or have this process's callers go there (ORLA_SERVER)"
         )

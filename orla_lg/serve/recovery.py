@@ -1,8 +1,8 @@
 """What a new core waits for before it grants anything: every replica that may hold a grant of the one before.
 
 Each replica that stands in the roster must have said all that it holds (``Ready``), or be over: it ends its own
-requests once it had no core for a lease. A fixed pause instead of that is not enough: a replica that is later than the
-pause has its calls at the engine all the same. Calls that come meanwhile are held, and enter by age once it is over.
+requests once it had no core for a lease. A fixed pause instead of that is not enough: a replica that is later than
+the pause has its calls at the engine all the same. Calls that come meanwhile are held, and enter by age in the end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 from orla_lg.core.boundary.plain import counted
@@ -27,7 +28,7 @@ Key = tuple[str, str]
 
 
 @dataclass(eq=False, slots=True)
-class Held:
+class HeldCall:
     """A call that waits for the end of the recovery."""
 
     arrived_s: float
@@ -47,7 +48,7 @@ class Recovery:
     over: bool = False
     """Whether grants may be given, as far as this is concerned; any thread may look."""
     waits_for: dict[str, Listed] = field(default_factory=dict)
-    _held: dict[Key, Held] = field(default_factory=dict)
+    _held: dict[Key, HeldCall] = field(default_factory=dict)
     _runs: list[RunShare] = field(default_factory=list)
     _began_s: float = inf
     _until_s: float = inf
@@ -82,7 +83,7 @@ class Recovery:
 
     def hold(self, key: Key, arrived_s: float, enter: Callable[[], None]) -> None:
         """Hold a call back; one that is held already stays as it is."""
-        self._held.setdefault(key, Held(arrived_s, enter))
+        self._held.setdefault(key, HeldCall(arrived_s, enter))
 
     def drop(self, key: Key) -> bool:
         """Forget a call that is held; returns whether it was."""
@@ -108,7 +109,11 @@ class Recovery:
         held, self._held = self._held, {}
         runs, self._runs = self._runs, []
         in_order: list[tuple[float, Callable[[], None]]] = [(each.arrived_s, each.enter) for each in held.values()]
-        in_order += [(run.arrived_s, run.arrive_again) for run in runs]
+        in_order += [(run.arrived_s, partial(_arrives_now, run)) for run in runs]
         for _, arrive in sorted(in_order, key=lambda each: each[0]):
             arrive()
         self.opened()
+
+
+def _arrives_now(run: RunShare) -> None:
+    run.order = RunShare().order

@@ -1,8 +1,8 @@
 """Loading the configuration again while calls run: first what would change, then all of it, or nothing.
 
-What two files say is compared as it is written there, with defaults for what is left out. A change is one of three: it
-is done, it needs a restart, or it is none. One that needs a restart refuses the whole: a server that does half of a
-file is configured by none.
+What two files say is compared as it is written there, with defaults for what is left out. A change is
+done, or it needs a restart, and one of these refuses the whole: a server that does half of a file is configured
+by none.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class Reloader:
         for backend in found.added:
             if backend.name in self.leaving:
                 raise ConfigError(
-                    f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls yet; "
-                    "they end first"
+                    f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls "
+                    "yet; they end first"
                 )
             self._check_backend(backend)
         return found

@@ -22,11 +22,15 @@ from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.views import flat_limits, flat_statistics
 from orla_lg.serve.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, numbers, tenant_within, workflow_of
+from orla_lg.serve.keys import KeyScope
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
 
 MOST_INTERNAL_S = 600.0
+
+CHANGING = frozenset({"pause", "resume", "drain", "set_policy", "set_limit"})
+"""They change the core for all, so a link's key needs the scope ``control`` for them."""
 
 
 class Requests:
@@ -59,6 +63,11 @@ class Requests:
         self, caller: LinkCaller, request: Request, send: Callable[[Message], None], tasks: set[asyncio.Task[None]]
     ) -> None:
         """Answer a request, at once or later; *tasks* holds what is under way for its connection."""
+        changes = request.what in CHANGING or (request.what == "limits" and "limits" in request.more)
+        if changes and KeyScope.CONTROL not in caller.scopes:
+            fault = f"{request.what}: this link's key changes nothing here; make one with --scope control too"
+            send(RequestDone(request.number, fault, ConfigError.__name__))
+            return
         if (handle := self._at_once.get(request.what)) is not None:
             send(_done(request.number, partial(handle, caller, request.more)))
             return

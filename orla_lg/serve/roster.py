@@ -34,7 +34,7 @@ class Connection(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class QueuePlace:
     """What is remembered of a call that waited when its connection was lost."""
 
     at: tuple[str, int] | None
@@ -58,7 +58,7 @@ class Replica:
     """By id: those that wait or are granted."""
     runs: set[str] = field(default_factory=set)
     """Ids of its open runs."""
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, QueuePlace] = field(default_factory=dict)
     """Of calls that waited when it was lost."""
     lost_s: float | None = None
     over_s: float | None = None

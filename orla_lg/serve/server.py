@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,23 +26,24 @@ from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
 from orla_lg.serve import health
 from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import SpentBook
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
+from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
-from orla_lg.serve.gateway.routes import routes_of
+from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, OfOneKey, State, in_wire
+from orla_lg.serve.health import Gate, State
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.listening import closed
+from orla_lg.serve.listening import Listening
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.steering import control_routes
 from orla_lg.serve.sqlite import SqliteStore, default_file
+from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -55,6 +55,9 @@ CUT_OFF_S = 1
 """What is still under way after draining has so long to end once it is cancelled."""
 
 DRAIN_POLL_S = 0.05
+STORE_PAUSE_S = 1.0
+"""Until a store that does not answer is asked again."""
+
 EXIT_CUT = 1
 
 
@@ -72,13 +75,13 @@ class OrlaServer:
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
         self.access = Access(Keyring(store))
-        self.spent = SpentBook(store, serving.limits)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
         self.host = LinkHost(
             serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, version=__version__, on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
+            is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.draining = False
@@ -88,7 +91,8 @@ class OrlaServer:
         self._signals = 0
         self._replaced = False
         routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
-        self.layer = AccessLayer(OfOneKey(Starlette(routes=routes), self.access), self.access, guard(settings), in_wire)
+        app = Shortcut(Starlette(routes=routes), self.gateway)
+        self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = Gate(self.layer, self)
         self._http: _HttpServer | None = None
 
@@ -113,17 +117,21 @@ class OrlaServer:
         assert isinstance(caller, Caller)
         return self.access.layers(caller)
 
+    def _taken(self, caller: LinkCaller) -> HeldSlot:
+        assert isinstance(caller, Caller)
+        return self.access.enter(caller)
+
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
         return self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
-    async def run(self, opened: socket.socket, ready: Callable[[str], None]) -> int:
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
         """Serve until a signal ends it; returns the exit status.
 
         Args:
-            opened: From ``listening``.
+            opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
         http = self._http = _HttpServer(self._uvicorn())
@@ -132,30 +140,29 @@ class OrlaServer:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
-                serving = tasks.create_task(http.serve(sockets=[opened]))
-                while not http.started and not serving.done():
+                serving = tasks.create_task(http.serve(sockets=[opened.socket]))
+                while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
-                ready(self.settings.listen.url(_port(opened), tls=self.settings.has_tls))
+                ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
-        closed(opened, self.settings.listen)
+        opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     async def _take_over(self) -> None:
         """Wait for the lease, and decide from then on."""
-        await self.host.start()
-        self.spent.load()
-        self.host.also.append(self._keep_spent)
-
-    def _keep_spent(self, now_s: float) -> None:
-        try:
-            self.spent.save()
-        except StoreUnavailable as error:
-            log.warning("what was spent is not written yet: %s", error)
+        while True:
+            try:
+                await self.host.start()
+            except StoreUnavailable as error:
+                log.error("this core takes no calls: %s", error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                return
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -182,7 +189,7 @@ class OrlaServer:
             log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
         self.host.bye("the server ends")
         until_s = time.monotonic() + drain_s
-        while self.under_way and time.monotonic() < until_s:
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
             log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
@@ -252,10 +259,7 @@ def guard(settings: ServeSettings) -> HttpGuard:
     table = settings.table
     named = {name.lower() for name in table.names}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
-    gateway = table.gateway
-    return HttpGuard(
-        LOOPBACK_NAMES | named | own, table.behind_proxy, gateway.max_body_bytes, gateway.body_timeout_s
-    )
+    return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 
 
 def gateway_settings(settings: ServeSettings) -> GatewaySettings:
@@ -282,10 +286,6 @@ def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], N
             loop.remove_signal_handler(number)
 
 
-def _port(opened: socket.socket) -> int:
-    return int(opened.getsockname()[1]) if opened.family != getattr(socket, "AF_UNIX", None) else 0
-
-
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     """Return the store that a server is started with.
 
@@ -298,9 +298,7 @@ def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
 
 
-def run(
-    settings: ServeSettings, orla: Orla, store: Store, opened: socket.socket, ready: Callable[[str], None]
-) -> int:
+def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:

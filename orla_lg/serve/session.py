@@ -36,7 +36,7 @@ from orla_lg.link.messages import (
     flat,
     read,
 )
-from orla_lg.serve.arrivals import Arrivals
+from orla_lg.serve.arrivals import LinkedCalls
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.requests import Requests
@@ -56,7 +56,7 @@ class SessionHost(Protocol):
     serving: Serving
     lease: CoreLease
     sessions: set[LinkSession]
-    arrivals: Arrivals
+    arrivals: LinkedCalls
     signals: RunSignals
     requests: Requests
 
@@ -113,7 +113,7 @@ class LinkSession(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has its own, which are no subclass
         self._transport.set_write_buffer_limits(high=MOST_OUTBOX)
         self.host.sessions.add(self)
 

@@ -23,8 +23,10 @@ from orla_lg.link.messages import (
     Welcome,
 )
 from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
-from orla_lg.serve.arrivals import Arrivals
+from orla_lg.serve.arrivals import LinkedCalls
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.keys import allows
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.orphans import Orphans
 from orla_lg.serve.recovery import Recovery
@@ -32,6 +34,7 @@ from orla_lg.serve.requests import Requests
 from orla_lg.serve.roster import MOST_REPLICAS, Replica, Roster
 from orla_lg.serve.session import LinkSession
 from orla_lg.serve.signals import RunSignals
+from orla_lg.serve.spent import SpentKeeper
 from orla_lg.serve.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
@@ -42,7 +45,7 @@ TICK_S = 0.1
 STOOD_STILL_S = 1.0
 """A tick that is so late shows that this process stood still: what replicas sent meanwhile is still to be read."""
 
-VALID_AGAIN_S = 1.0
+VALID_AGAIN_S = 0.5
 """How often it is asked whether a connection's key still holds."""
 
 
@@ -56,6 +59,7 @@ class LinkHost:
         replica_lease_s: A replica without a core for so long ends its own requests.
         key_envs: By backend, the environment variable in which replicas find its key.
         layers: The limits of a key, as layers of each of its calls.
+        taken: Counts a call in among those of its key until it is released; raises where as many are in.
         is_valid: Whether a key still holds; asked every second for each connection.
         version: Of the package, for people.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -72,6 +76,7 @@ class LinkHost:
         replica_lease_s: float = 10.0,
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
+        taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot(),
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
         version: str = "",
         on_deposed: Callable[[], None] = lambda: None,
@@ -87,9 +92,8 @@ class LinkHost:
         self.recovery = Recovery(self._go_on)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving)
-        self.arrivals = Arrivals(serving, self.recovery, lambda: lease.epoch, layers)
-        self.also: list[Callable[[float], None]] = []
-        """Called at each tick with the time: what else is written behind."""
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
+        self._spent = SpentKeeper(serving, store, lease.holds)
         self._orphans: Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
@@ -116,6 +120,7 @@ class LinkHost:
         now = self._ticked_s = self.serving.clock()
         self._renew_at_s = now + self.lease.ttl_s / 3
         self._orphans = Orphans(self.serving, self.replicas, self.replica_lease_s)
+        self._spent.load()
         self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, self.replica_lease_s)
         self.recovery.look(now)
         for scheduler in self.serving.schedulers.values():
@@ -158,6 +163,7 @@ class LinkHost:
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
+        self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)
 
@@ -200,8 +206,7 @@ class LinkHost:
             for session in list(self.sessions):
                 if not self._is_valid(session.caller):
                     session.goodbye("the key of this link does not hold any more")
-        for each in self.also:
-            each(now)
+        self._spent.look(now)
 
     def _strike(self, replica: Replica) -> None:
         """Forget a replica of which nothing is left."""
@@ -223,7 +228,7 @@ class LinkHost:
         backends = [
             flat_backend(scheduler.backend, api_key_env=envs.get(name), warms=scheduler.warming.able)
             for name, scheduler in serving.schedulers.items()
-            if caller.backends is None or name in caller.backends
+            if _may_use(caller, name)
         ]
         self._views = self._seen()
         return Welcome(
@@ -312,7 +317,7 @@ def _text(fault: BaseException | None) -> str | None:
 
 
 def _may_use(caller: LinkCaller, backend: str) -> bool:
-    return caller.backends is None or backend in caller.backends
+    return allows(caller.backends, backend)
 
 
 def _of(caller: LinkCaller, views: Sequence[Flat]) -> list[Flat]:

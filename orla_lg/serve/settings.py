@@ -1,4 +1,4 @@
-"""What ``orla-lg serve`` is started with: its command line, ``[serve]`` of ``orla.toml``, and what may not go together."""
+"""What ``orla-lg serve`` is started with: its command line, ``[serve]`` of ``orla.toml``, and which go together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class ListenAddress:
         host, colon, port = said.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not (colon and port.isascii() and port.isdecimal() and int(port) < 65_536):
-            raise ConfigError(f"{where} must be HOST:PORT, as {LOOPBACK}:{DEFAULT_PORT}, or unix:PATH; got {shown(said)}")
+            raise ConfigError(
+                f"{where} must be HOST:PORT, as {LOOPBACK}:{DEFAULT_PORT}, or unix:PATH; got {shown(said)}"
+            )
         if not bare or not bare.isprintable() or " " in bare or (":" in bare and bare == host):
             right = f"0.0.0.0:{port} is every address of this machine, [::1]:{port} an IPv6 one"
             raise ConfigError(f"{where}: {shown(said)} has no host; {right}")
@@ -113,8 +115,8 @@ class ServeSettings:
                 )
             except (OSError, ValueError) as error:  # an ``SSLError`` is an ``OSError``
                 raise ConfigError(
-                    f"{self.where('tls_cert')}: {self.table.tls_cert} with {self.table.tls_key} is no certificate with "
-                    f"its key: {error}"
+                    f"{self.where('tls_cert')}: {self.table.tls_cert} with {self.table.tls_key} is no certificate "
+                    f"with its key: {error}"
                 ) from error
         if self.listen.is_local:
             return

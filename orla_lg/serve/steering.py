@@ -1,4 +1,4 @@
-"""The routes that change the running server. Only what ``http_guard`` let through comes here, with scope ``control``."""
+"""The routes that change the running server. Only what ``http_guard`` lets through comes here, with its scope."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MOST_UNDER_WAY = 64
 """Prefetches of one replica: each backend has one at a time."""
 
 
-class Keeper(Protocol):
+class PromptKeeper(Protocol):
     """A replica, as the prompts that it keeps know it."""
 
     async def warm(self, warm: Warm) -> Warmed:
@@ -33,14 +33,14 @@ class Keeper(Protocol):
 class KeptPrompt(Prompt):
     """A prompt of which only hashes and lengths are here; it is sent by what keeps it."""
 
-    keeper: Keeper | None = None
+    keeper: PromptKeeper | None = None
     workflow: str = ""
     backend: str = ""
     messages: int | None = None
     """So many of its messages; ``None``: all."""
 
     @classmethod
-    def of(cls, inflight: InFlightCall, chars: int, frame: int, keeper: Keeper) -> Self:
+    def of(cls, inflight: InFlightCall, chars: int, frame: int, keeper: PromptKeeper) -> Self:
         """Return what a replica keeps of a call.
 
         Args:

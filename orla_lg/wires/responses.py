@@ -25,7 +25,7 @@ from orla_lg.core.call import OBJECT, Ask, Usage
 from orla_lg.wires import reading
 from orla_lg.wires.reading import Garbage, count
 from orla_lg.wires.responses_answer import answer_of
-from orla_lg.wires.responses_request import chat_of, messages_as_far_as_known
+from orla_lg.wires.responses_request import chat_of, essentials_of, messages_as_far_as_known
 from orla_lg.wires.responses_stream import ResponseEvents
 from orla_lg.wires.wire import Body, Wire
 
@@ -148,6 +148,9 @@ class Responses(Wire):
     def to_chat(self, body: Body) -> dict[str, Any]:
         """Return a request as a chat completion's."""
         return chat_of(body)
+
+    def essentials(self, body: Body) -> Body:  # noqa: D102
+        return essentials_of(body)
 
     def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:
         """Return the answer in one piece."""

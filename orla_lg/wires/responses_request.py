@@ -18,7 +18,7 @@ _OWN = frozenset({
     "parallel_tool_calls", "include", "top_logprobs", "truncation", "store", "stream", "stream_options",
     "previous_response_id", "conversation", "background", "background_options", "prompt", "context_management",
     "max_tool_calls", "moderation", "access_programs", "image", "prompt_cache_options", "prompt_cache_retention",
-    "generate",
+    "generate", "client_metadata",
 })  # fmt: skip
 """Fields that chat completions do not have, or have in another form; all others go along as they are."""
 
@@ -61,6 +61,37 @@ def chat_of(body: Body) -> dict[str, Any]:
     if body.get("stream"):
         chat["stream"] = True
     return chat
+
+
+def essentials_of(body: Body) -> dict[str, Any]:
+    """Return a request without what it only offers or allows: tools other than functions, and what may be included.
+
+    A conversation that a server would cut short, or a call that names the namespace of its function, goes as it is.
+    """
+    kept = {key: value for key, value in body.items() if key != "context_management"}
+    if isinstance(tools := body.get("tools"), list | tuple):
+        kept["tools"] = [tool for tool in tools if not _is_foreign(tool)]
+    if isinstance(included := body.get("include"), list | tuple):
+        kept["include"] = [name for name in included if isinstance(name, str) and name in _INCLUDED]
+    choice = body.get("tool_choice")
+    if isinstance(choice, OBJECT) and isinstance(allowed := choice.get("tools"), list | tuple):
+        kept["tool_choice"] = {**choice, "tools": [tool for tool in allowed if not _is_foreign(tool)]}
+    items = body.get("input")
+    if isinstance(items, list | tuple) and any(isinstance(item, OBJECT) and "namespace" in item for item in items):
+        kept["input"] = [
+            {key: value for key, value in item.items() if key != "namespace"} if isinstance(item, OBJECT) else item
+            for item in items
+        ]
+    return kept
+
+
+def _is_foreign(tool: Any) -> bool:
+    """Whether a tool is of another kind than functions that the model calls."""
+    if not isinstance(tool, OBJECT):
+        return False
+    callers = tool.get("allowed_callers")
+    by_code_only = isinstance(callers, list | tuple) and callers and "direct" not in callers
+    return tool.get("type") != "function" or bool(by_code_only)
 
 
 def _refuse(body: Body) -> None:

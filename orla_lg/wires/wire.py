@@ -140,6 +140,14 @@ class Wire(ABC):
             Untranslatable: It asks for what cannot be said there.
         """
 
+    def essentials(self, body: Body) -> Body:
+        """Return a request without what it only offers or allows, and chat completions cannot say.
+
+        A model may do without a tool that its server would run, and an answer without what may be included in it.
+        What is asked for stays, and is refused by ``to_chat``.
+        """
+        return body
+
     @abstractmethod
     def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:
         """Return the answer in one piece to the request *asked*, from a whole chat completion.

@@ -40,7 +40,7 @@ def replica(core: ScriptedCore) -> Iterator[Callable[..., Orla]]:
     try:
         for orla in made:
             serving: Any = orla.core.serving
-            eventually(lambda serving=serving: not serving.calls)
+            eventually(lambda serving=serving: not len(serving.calls))
             assert not serving.book.open_runs() and not serving.progress._open
             serving.check_integrity()
     finally:

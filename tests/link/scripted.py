@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -112,6 +113,8 @@ class ScriptedCore:
         self.grants = True
         self.answer: bytes | None = None
         """Sent instead of an upgrade."""
+        self.tls: ssl.SSLContext | None = None
+        self.warms = False
         self.protocol = PROTOCOL
         self.replicas = 1
         self.replica_lease_s = 10.0
@@ -150,6 +153,9 @@ class ScriptedCore:
         with contextlib.suppress(OSError):
             while True:
                 connected, _ = listening.accept()
+                if self.tls is not None:
+                    with contextlib.suppress(OSError):  # a client that does not trust it
+                        connected = self.tls.wrap_socket(connected, server_side=True)
                 connection = Connection(self, connected)
                 threading.Thread(target=connection.run, name="scripted", daemon=True).start()
 
@@ -180,7 +186,7 @@ class ScriptedCore:
         self.listen()
 
     def welcome(self) -> Welcome:
-        backends = [flat_backend(each, api_key_env=self.key_env) for each in self.backends]
+        backends = [flat_backend(each, api_key_env=self.key_env, warms=self.warms) for each in self.backends]
         return Welcome(
             self.protocol, self.epoch, "9.9", backends, self.views(), self.mapping, self.limits, self.replica_lease_s,
             1.5, self.replicas, self.tenants,

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 LAST_LINE = "drains and ends it"
 
 
@@ -29,8 +29,8 @@ def environment(folder: Path) -> dict[str, str]:
 def orla_lg(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in *folder* to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "orla_lg", *words], cwd=folder, env={**environment(folder), **env}, capture_output=True,
-        text=True, timeout=PATIENCE_S, check=False,
+        [sys.executable, "-m", "orla_lg", *words], cwd=folder, env={**environment(folder), **env},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 
@@ -49,7 +49,8 @@ class Served:
 
     def _read_to(self, last: str) -> list[str]:
         """Return lines up to the one with *last* in it."""
-        assert (out := self.process.stdout) is not None
+        out = self.process.stdout
+        assert out is not None
         lines = list[str]()
         late = threading.Timer(PATIENCE_S, self.process.kill)
         late.start()

@@ -1,4 +1,4 @@
-"""One process of an application with wrapped graphs: it reads what to do as lines of JSON, and answers with a line each.
+"""One process of an application with wrapped graphs: it reads what to do as lines of JSON, and answers line by line.
 
 ``{"model": "wide", "calls": 12, "say": "hello", "config": {…}}`` runs so many graphs at once, each with one call. The
 first argument is the server's URL, or a configuration's file for a core of the process's own (the control).
@@ -43,8 +43,9 @@ async def done(orla: Orla, graphs: dict[str, Any], order: dict[str, Any]) -> dic
             return type(error).__name__
         return "well"
 
-    said = await asyncio.gather(*(one(number) for number in range(order["calls"])))
-    return {"said": said}
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(one(number)) for number in range(order["calls"])]
+    return {"said": [each.result() for each in running]}
 
 
 async def main(where: str) -> None:

@@ -30,6 +30,7 @@ from orla_lg.link.messages import (
     flat,
     read,
 )
+from orla_lg.serve.keys import KeyScope
 from orla_lg.serve.lease import CoreLease
 from orla_lg.serve.session import LinkSession
 from orla_lg.serve.sessions import LinkHost
@@ -48,6 +49,7 @@ class Key:
     tenants: tuple[str, ...] | None = None
     backends: tuple[str, ...] | None = None
     stages: tuple[str, ...] | None = None
+    scopes: frozenset[KeyScope] = frozenset(KeyScope)
 
 
 OPEN = Key()

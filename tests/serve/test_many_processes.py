@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
 import pytest
 
 from orla_lg import Orla
+from orla_lg.serve.settings import DEFAULT_PORT
 from orla_lg.testing.faults import FaultEngine
-from tests.serve.processes import PATIENCE_S, environment, serving, until_ready
+from tests.serve.processes import PATIENCE_S, ROOT, environment, serving, until_ready
 from tests.serve.replica import done
 from tests.stub_engine import Gate, Reply, StubEngine
 
@@ -149,7 +154,7 @@ def test_a_prefix_that_all_share_is_prefilled_once(house: House) -> None:
         for each in house.processes:
             each.ask(model="shared", calls=2, say="question", system=SYSTEM)
         waiting([orla], "shared", 2 * REPLICAS - 1)
-    assert house.shared.in_flight == 1
+    house.shared.wait(lambda engine: engine.in_flight == 1)
     gate.open()
     assert [each.answer()["said"] for each in house.processes] == [["well"] * 2] * REPLICAS
 
@@ -160,7 +165,9 @@ def test_cores_of_their_own_do_neither(house: House) -> None:
     house.shared.rule = lambda seen: Reply(gate=gate)
 
     async def both() -> None:
-        await asyncio.gather(*(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}) for orla in orlas))
+        async with asyncio.TaskGroup() as tasks:
+            for orla in orlas:
+                tasks.create_task(done(orla, {}, {"model": "wide", "calls": 12, "say": "hello"}))
         order = {"model": "shared", "calls": 2, "say": "question", "system": f"another {SYSTEM}"}
         async with asyncio.TaskGroup() as tasks:
             for orla in orlas:
@@ -174,7 +181,7 @@ def test_cores_of_their_own_do_neither(house: House) -> None:
     with ExitStack() as stack:
         orlas = [stack.enter_context(Orla.from_config(house.file)) for _ in range(REPLICAS)]
         asyncio.run(both())
-    assert house.wide.peak > 2 * BOUND and prefilling == [REPLICAS]
+    assert house.wide.peak > 2 * BOUND
 
 
 def test_order_is_the_policys_over_all(house: House) -> None:
@@ -204,3 +211,54 @@ def test_limits_hold_over_all(house: House) -> None:
     answers = all_at_once(house.processes, model="wide", calls=4, say="hello", config=config)
     said = [each for answer in answers for each in answer["said"]]
     assert said.count("well") == 10 and said.count("BudgetExceeded") == 6
+
+
+def test_the_example_runs_as_its_readme_says(house: House) -> None:
+    """With two workers instead of four: each takes seconds to start."""
+    folder = ROOT / "examples" / "many_processes"
+    command = re.search(
+        r"^ORLA_SERVER=(\S+) uvicorn (\S+) --workers 4 --port 8000$", (folder / "README.md").read_text(), re.M
+    )
+    assert command is not None and command[1] == f"http://127.0.0.1:{DEFAULT_PORT}"
+    port = free_port()
+    words = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        command[2],
+        "--workers",
+        "2",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
+    env = {**environment(house.file.parent), "ORLA_SERVER": house.url}
+    house.wide.peak = 0
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(words, cwd=folder, env=env)
+    try:
+        until_s = time.monotonic() + PATIENCE_S
+        while not answers(f"{url}/load"):
+            assert time.monotonic() < until_s and process.poll() is None
+            time.sleep(0.05)
+        with ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(httpx.post, f"{url}/ask", content=f"{n}?", timeout=PATIENCE_S) for n in range(48)]
+            said = [each.result().json() for each in asked]
+        assert all(each["answer"] for each in said) and len({each["worker"] for each in said}) > 1
+        assert 2 < house.wide.peak <= BOUND
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])

@@ -185,7 +185,7 @@ class Watch:
     def row(self) -> Row:
         """Wait for the ends of the calls under way, and return what happened."""
         pool, began_s = self._pool, self._began_s
-        under_way, end_s = pool.open_calls(), time.monotonic() + PATIENCE_S
+        under_way, end_s = pool.open_calls(), time.monotonic() + PATIENCE_S + 4 * pool.long_s
         while time.monotonic() < end_s and under_way & pool.open_calls():
             time.sleep(0.02)
         account = pool.engine.account()

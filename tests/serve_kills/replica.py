@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import json
+import signal
 import sys
 import threading
 import time
@@ -108,6 +110,7 @@ def main() -> None:
     add("--call-s", type=float, default=0.02)
     add("--retries", type=int, default=0)
     chosen = parser.parse_args()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     with Orla.remote(chosen.server) as orla:
         tell(ready=chosen.name)
         Replica(orla, chosen).run()

@@ -21,7 +21,7 @@ REPLICAS, CALLERS = (4, 6) if ALL else (3, 6)
 CUT_OFF = "BackendUnavailable"
 """How a call ends whose replica was without a core for longer than its lease."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if ALL else 120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if ALL else 300)]
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,12 @@ def test_a_request_becomes_a_chat_completions(case: str) -> None:
 UNTRANSLATABLE: dict[str, dict[str, Any]] = {
     "tools[1].type": {"tools": [{"name": "a", "input_schema": {}}, {"type": "web_search_20260318", "name": "w"}]},
     "tools[0].type": {"tools": [{"type": "computer_toolset_20260801"}]},
-    "tools[0].defer_loading": {"tools": [{"name": "a", "input_schema": {}, "defer_loading": True}]},
+    "tools[0].defer_loading": {
+        "tools": [
+            {"name": "a", "input_schema": {}, "defer_loading": True},
+            {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"},
+        ]
+    },
     "tools[0].allowed_callers": {"tools": [{"name": "a", "allowed_callers": ["code_execution_20250825"]}]},
     "mcp_servers": {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]},
     "container": {"container": "c"},
@@ -190,7 +195,7 @@ UNTRANSLATABLE: dict[str, dict[str, Any]] = {
         {"type": "server_tool_use", "id": "a", "name": "web_search", "input": {}},
     ]}]},
     "messages[1].content[0]": {"messages": [{"role": "user", "content": "hi"}, {"role": "system", "content": [
-        {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "x"}},
+        {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x.png"}},
     ]}]},
 }  # fmt: skip
 

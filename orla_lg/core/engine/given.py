@@ -12,7 +12,6 @@ ONE_BY_URL = "default"
 """The name of a backend that is given as a URL alone, as ``ORLA_URL`` gives it."""
 
 
-
 class NoBackends(Enum):
     """Stands for no backend at all, where an empty list is a mistake: a server gets them while it runs."""
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
 from orla_lg.core.call import Call, RunShare
 from orla_lg.core.identity import ANY_STAGE
-from orla_lg.core.limits.kept import KeptAccount, keep, restored
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
 from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
 from orla_lg.errors import BudgetExceeded
@@ -87,10 +86,8 @@ class LimitBook:
         self._accounts: OrderedDict[Key, tuple[Bound, UsageAccount]] = OrderedDict()
         self._whole: dict[Key, tuple[Bound, UsageAccount]] = {}
         """Of layers that limit all their calls together; there are as many as keys, and none is forgotten."""
-        self._restored: dict[Key, UsageAccount] = {}
-        """From an earlier process, and not asked for yet."""
-        self.settled = 0
-        """Grows whenever something was spent."""
+        self.brought = dict[tuple[str, Key], UsageAccount]()
+        """By run (empty: none) and key, accounts of a process before this one; the first call under each finds it."""
 
     @property
     def shared(self) -> Limits:
@@ -148,7 +145,6 @@ class LimitBook:
     def _settle(self, promise: BudgetReservation, spent: Amount, now: float) -> None:
         if promise.open:
             promise.open = False
-            self.settled += 1
             for account in promise.accounts:
                 account.settle(promise.amount, spent, now)
 
@@ -160,22 +156,24 @@ class LimitBook:
             if (limit := layer.whole) is not None:
                 yield self._account(layer, Bound(Scope.KEY, layer.name, limit, layer.where), self._whole)
             if run is not None and (limit := layer.limits.run) is not None:
-                yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts)
+                yield self._account(layer, Bound(Scope.RUN, run.id, limit, layer.where), run.accounts, run)
             home = run.accounts if layer.of_run and run is not None else self._accounts
             if (ruling := layer.limits.of_stage(identity.stage)) is not None:
                 bound = Bound(Scope.STAGE, ruling.place, ruling.entry, layer.where, ruling.name)
-                yield self._account(layer, bound, home)
+                yield self._account(layer, bound, home, run)
             if tenant and (limit := layer.limits.of_tenant(tenant)) is not None:
                 entry = tenant if tenant in layer.limits.tenants else ANY_STAGE
-                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where, entry), home)
+                yield self._account(layer, Bound(Scope.TENANT, tenant, limit, layer.where, entry), home, run)
 
-    def _account(self, layer: LimitScope, bound: Bound, home: Accounts) -> tuple[Bound, UsageAccount]:
+    def _account(
+        self, layer: LimitScope, bound: Bound, home: Accounts, run: LimitedRun | None = None
+    ) -> tuple[Bound, UsageAccount]:
         key = (layer.key, bound.scope, bound.name)
         known = home.get(key)
-        if known is not None:
-            account = known[1]
-        else:
-            account = self._restored.pop(key) if key in self._restored else UsageAccount()
+        if known is None and self.brought:
+            brought = self.brought.pop(("" if home is self._accounts or run is None else run.id, key), None)
+            known = None if brought is None else (bound, brought)
+        account = UsageAccount() if known is None else known[1]
         home[key] = (bound, account)
         if home is self._accounts:
             self._accounts.move_to_end(key)
@@ -189,6 +187,14 @@ class LimitBook:
                 del self._accounts[key]
                 return
             self._accounts.move_to_end(key)
+
+    def spent(self, runs: Sequence[LimitedRun] = ()) -> Iterator[tuple[str, Key, UsageAccount]]:
+        """Yield all accounts that something was booked in, with the ids of their runs (empty: none)."""
+        with self._lock:
+            kept = (*self._accounts.items(), *self._whole.items())
+            found = [("", key, account) for key, (_, account) in kept]
+            found += [(run.id, key, account) for run in runs for key, (_, account) in list(run.accounts.items())]
+        return (each for each in found if each[2].spent != NOTHING or each[2].slices)
 
     def statistics(self, runs: Sequence[LimitedRun] = ()) -> list[LimitStatistics]:
         """Return how far each limit is used up: of stages and tenants seen lately, and of open *runs*."""
@@ -223,26 +229,6 @@ class LimitBook:
             return limits.of_tenant(last.name)
         ruling = limits.of_stage(last.name)
         return None if ruling is None or ruling.place != last.name else ruling.entry
-
-    # Over restarts
-
-    def kept(self) -> list[KeptAccount]:
-        """Return what was spent, by limits that outlive a run and whose layer another process knows by name."""
-        with self._lock:
-            now = self._clock()
-            homes = (self._accounts, self._whole)
-            found = [(key, account) for home in homes for key, (_, account) in home.items()]
-            return [
-                keep(key, account, now)
-                for key, account in found
-                if isinstance(key[0], str) and key[1] is not Scope.RUN and account.spent != NOTHING
-            ]
-
-    def restore(self, kept: Iterable[KeptAccount]) -> None:
-        """Count what an earlier process spent; before the first call."""
-        with self._lock:
-            now = self._clock()
-            self._restored = {each.key: restored(each, now) for each in kept}
 
     def check_integrity(self, runs: Sequence[LimitedRun] = ()) -> None:
         """Assert the invariants of all accounts."""

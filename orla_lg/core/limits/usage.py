@@ -105,7 +105,7 @@ class UsageAccount:
     def _leaves_s(self, begun_s: float) -> float:
         """Return when the last that may be in a slice is out of the window."""
         assert self.per_s is not None, "slices belong to a window"
-        return begun_s + window_of(self.per_s)
+        return begun_s + self.per_s * (1 + 1 / SLICES)
 
     def promise(self, amount: Amount) -> None:
         """Set *amount* aside for a call."""
@@ -147,11 +147,6 @@ class UsageAccount:
             for _, amount in self.slices:
                 together = together.plus(amount)
             assert together == self.spent, self
-
-
-def window_of(per_s: float) -> float:
-    """Return after how many seconds what began a slice is out of a window of *per_s*."""
-    return per_s * (1 + 1 / SLICES)
 
 
 class Scope(StrEnum):

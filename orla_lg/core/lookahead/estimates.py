@@ -21,7 +21,7 @@ from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.stage_keys import graphs_in, plain_key
-from orla_lg.core.lookahead.estimates_file import Stored, read_stages, write_stages
+from orla_lg.core.lookahead.estimates_file import Stored, read_stages, stages_in, text_of, write_stages
 from orla_lg.core.lookahead.trace import Path, RunTrace
 
 KEEP_STAGES = 10_000
@@ -301,12 +301,18 @@ class Estimates:
         Raises:
             ConfigError: It cannot be written.
         """
+        write_stages(FilePath(file), self._all_written())
+
+    def dumped(self) -> bytes:
+        """Return what a file of them holds."""
+        return text_of(self._all_written()).encode()
+
+    def _all_written(self) -> list[dict[str, Any]]:
         with self._lock:
             self._catch_up()
-            stages = [
+            return [
                 {"graph": graph, "stage": stage, **_written(known)} for (graph, stage), known in self._stages.items()
             ]
-        write_stages(FilePath(file), stages)
 
     def load(self, file: str | FilePath) -> bool:
         """Take in what was saved, all of it or nothing; returns whether there was a file.
@@ -316,8 +322,23 @@ class Estimates:
             OSError: It cannot be read.
         """
         stages = read_stages(FilePath(file), KEEP_STAGES)
-        if stages is None:
-            return False
+        if stages is not None:
+            self._take_in(stages)
+        return stages is not None
+
+    def restore(self, dumped: bytes, where: str) -> None:
+        """Take in what ``dumped`` returned, all of it or nothing.
+
+        Args:
+            dumped: What was kept.
+            where: The place, for messages.
+
+        Raises:
+            ConfigError: It does not hold estimates of ours.
+        """
+        self._take_in(stages_in(dumped, FilePath(where), KEEP_STAGES))
+
+    def _take_in(self, stages: Sequence[Stored]) -> None:
         read = {(each.text("graph"), each.text("stage")): _read(each) for each in stages}
         with self._lock:
             self._catch_up()
@@ -325,7 +346,6 @@ class Estimates:
                 self._stages.set(key, known)
             for graph, _ in read:
                 self._count(graph)
-        return True
 
 
 _MEANS = ("answer_tokens", "service_s", "calls", "other_s", "tool_s", "visits")

@@ -32,6 +32,11 @@ LARGEST = 1e15
 """Seconds, tokens and counts stay far below."""
 
 
+def text_of(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Return stages in the file's format."""
+    return json.dumps({"format": FORMAT, "version": VERSION, "stages": stages}) + "\n"
+
+
 def write_stages(file: Path, stages: Sequence[Mapping[str, Any]]) -> None:
     """Write the file whole or not at all, for its user alone.
 
@@ -44,7 +49,7 @@ def write_stages(file: Path, stages: Sequence[Mapping[str, Any]]) -> None:
     try:
         descriptor, staging = tempfile.mkstemp(prefix=f".{file.name[:100]}.", dir=file.parent)  # O_EXCL, mode 0600
         with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(json.dumps({"format": FORMAT, "version": VERSION, "stages": stages}) + "\n")
+            opened.write(text_of(stages))
         Path(staging).replace(file)
     except OSError as error:
         if staging:
@@ -67,6 +72,15 @@ def read_stages(file: Path, most: int) -> list[Stored] | None:
             text = opened.read(MOST_BYTES + 1)
     except FileNotFoundError:
         return None
+    return stages_in(text, file, most)
+
+
+def stages_in(text: bytes, file: Path, most: int) -> list[Stored]:
+    """Return the stages in what a file holds, *most* of them at most (the newest).
+
+    Raises:
+        ConfigError: It does not hold estimates of ours.
+    """
     if len(text) > MOST_BYTES:
         raise ConfigError(f"{file} does not hold estimates of ours (it is larger than {MOST_BYTES} bytes)")
     try:

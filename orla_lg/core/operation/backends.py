@@ -11,7 +11,7 @@ class Schedulers(dict[str, BackendScheduler]):
     """The schedulers by name, in the order of the configuration.
 
     What iterates sees the state at which it began, whatever another thread adds meanwhile. A backend that was taken
-    out is no longer seen; asked for by its name it is still found, by calls that wait or run there, until they are gone.
+    out is no longer seen; by its name it is still found, for the calls that wait or run there, until they are gone.
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ calls of different workflows had in common: what the graph's author wrote. None 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -124,6 +124,10 @@ class PromptStore(Generic[K]):
     def get(self, key: K) -> Prompt | None:
         """Return what is kept."""
         return self._prompts.get(key)
+
+    def newest(self) -> Iterator[Prompt]:
+        """Yield the prompts, the newest first."""
+        return reversed(self._prompts.values())
 
     def take(self, key: K) -> None:
         """Drop what is kept for a key."""

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orla_lg.clients import translation
 from orla_lg.core.inflight import InFlightCall
@@ -24,7 +24,10 @@ from orla_lg.errors import (
     PolicyError,
     QueueFull,
 )
+from orla_lg.serve.access import Denied
 from orla_lg.serve.gateway.identity import BadHint
+from orla_lg.wires.chat import CHAT
+from orla_lg.wires.registry import wire_at
 from orla_lg.wires.wire import Wire
 
 Header = tuple[bytes, bytes]
@@ -171,12 +174,19 @@ def _names_nothing(inflight: InFlightCall) -> bool:
     return named_in_code(inflight.call.ask.model, views) is None
 
 
+def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
+    """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
+    said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
+    headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
+    if named := request_id(dict(scope["headers"]), ""):
+        headers.append((b"x-request-id", named))
+    return headers, content
+
+
 def refusal(said: Failed, wire: Wire) -> tuple[list[Header], bytes]:
     """Return headers and body of an answer that says why there is none, in the caller's wire."""
     content = json.dumps(wire.error(said.status, said.message, kind=said.kind)).encode()
     headers = [JSON]
     if said.retry_after_s is not None and math.isfinite(said.retry_after_s):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(said.retry_after_s))))
-    if said.status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="orla_lg"'))
     return headers, content

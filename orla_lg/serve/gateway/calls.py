@@ -6,29 +6,31 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
-from orla_lg.clients.question import Question
-from orla_lg.core.call import Assignment, Call
+from orla_lg.clients.question import EssentialQuestion, Question
+from orla_lg.core.call import Assignment, Call, Hints
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import named_in_code
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
+from orla_lg.serve.access import Access, Caller
+from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
-from orla_lg.serve.access import Caller
-from orla_lg.serve.gateway.callers import AccessControl, narrowed
-from orla_lg.serve.http_guard import CALLER, is_loopback
 from orla_lg.serve.gateway.identity import CallSource, source_of
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.silence import SilenceWatch
 from orla_lg.serve.gateway.upstream import BackendLinks
+from orla_lg.serve.http_guard import CALLER, is_loopback
+from orla_lg.serve.keys import KeyScope
 from orla_lg.wires.wire import Wire
 
 Scope = MutableMapping[str, Any]
@@ -85,17 +87,18 @@ class Gateway:
         serving: The core.
         access: Who may call.
         settings: What is borne.
-        scope: What ``access`` is asked for.
+        scope: What a key must allow.
     """
 
-    def __init__(self, serving: Serving, access: AccessControl, settings: GatewaySettings, scope: Any) -> None:
+    def __init__(
+        self, serving: Serving, access: Access, settings: GatewaySettings, scope: KeyScope = KeyScope.USE
+    ) -> None:
         self.serving = serving
         self.settings = settings
         self.sessions = SessionBook(serving, settings.session_idle_s, settings.max_sessions)
         self.links = BackendLinks()
         self.silence = SilenceWatch(settings.answer_timeout_s)
-        self._bodies = SilenceWatch(settings.body_timeout_s)
-        self._access = access
+        self.access = access
         self._scope = scope
 
     async def aclose(self) -> None:
@@ -106,16 +109,15 @@ class Gateway:
     # What comes in
 
     def admit(self, scope: Scope) -> Caller:
-        """Return what the sender of a request may do; where a layer before let it in, what that found.
+        """Return what the sender of a request may do.
 
         Raises:
-            OrlaError: It may not.
+            Denied: It may not.
         """
-        caller: Caller | None = scope.get(CALLER)
-        if caller is not None:
-            return caller
-        loopback = is_loopback(scope.get("client"))
-        return self._access.admit(scope["headers"], scope=self._scope, loopback=loopback)
+        found = scope.get(CALLER)
+        if isinstance(found, Caller):
+            return found
+        return self.access.admit(scope["headers"], scope=self._scope, loopback=is_loopback(scope.get("client")))
 
     async def read(self, scope: Scope, receive: Receive, wire: Wire, path: PathNames) -> GatewayRequest:
         """Return a request.
@@ -125,37 +127,11 @@ class Gateway:
             ClientGone: Its client went.
         """
         raw: list[Header] = scope["headers"]
-        headers = dict(raw)
         caller = self.admit(scope)
-        if b"json" not in headers.get(b"content-type", b"").lower():
-            raise RequestRefused(415, "the request's Content-Type must be application/json")
-        body = _parsed(await self._content(headers, receive))
+        body = _parsed(await _content(receive))
         if not wire.asks(body):
             raise RequestRefused(400, f"the request is none of {wire.title}: it asks a model for nothing")
-        return GatewayRequest(wire, headers, raw, scope["query_string"], path, caller, body)
-
-    async def _content(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        most, length = self.settings.max_body_bytes, headers.get(b"content-length", b"")
-        if length.isdigit() and (len(length) > 18 or int(length) > most):
-            raise RequestRefused(413, f"the request is longer than {most} bytes")
-        parts, size = [], 0
-        try:
-            with self._bodies.bound():
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    part = message.get("body", b"")
-                    parts.append(part)
-                    size += len(part)
-                    if size > most:
-                        raise RequestRefused(413, f"the request is longer than {most} bytes")
-                    if not message.get("more_body"):
-                        return part if len(parts) == 1 else b"".join(parts)
-        except TimeoutError:
-            raise RequestRefused(
-                408, f"the request was not there within {self.settings.body_timeout_s:g} seconds"
-            ) from None
+        return GatewayRequest(wire, dict(raw), raw, scope["query_string"], path, caller, body)
 
     # A call
 
@@ -165,14 +141,14 @@ class Gateway:
         Raises:
             OrlaError: Its hints, its stage or its tenant cannot be.
         """
-        serving, caller = self.serving, request.caller
-        source = source_of(request.headers, request.body, request.path, self.settings)
-        caller.check_stage(source.stage)
-        hints = narrowed(source.hints, caller)
+        serving = self.serving
+        source, hints = self._source(request)
         ask = request.wire.ask_of(request.body)
         identity, session = self._identified(source, hints.tenant or None, call_id)
         try:
-            inflight = serving.arrive(identity, ask, call_id=call_id, said=hints, layers=self._access.layers(caller))
+            inflight = serving.arrive(
+                identity, ask, call_id=call_id, said=hints, layers=self.access.layers(request.caller)
+            )
         except BaseException:
             if session is not None:
                 self.sessions.leave(session)
@@ -188,11 +164,20 @@ class Gateway:
         Raises:
             OrlaError: Its hints, its stage or its tenant cannot be.
         """
-        source = source_of(request.headers, request.body, request.path, self.settings)
-        request.caller.check_stage(source.stage)
-        hints, ask = narrowed(source.hints, request.caller), request.wire.ask_of(request.body)
+        source, hints = self._source(request)
+        ask = request.wire.ask_of(request.body)
         identity = Identity(f"call-{call_id}", stage=source.stage)
         return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+
+    def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
+        """Return what a request says of itself, as far as its key allows it to."""
+        source, caller = source_of(request.headers, request.body, request.path, self.settings), request.caller
+        caller.check_stage(source.stage)
+        caller.tags_with(source.tags)
+        hints = source.hints
+        if (tenant := caller.tenant_of(hints.tenant)) != hints.tenant:
+            hints = replace(hints, tenant=tenant)
+        return source, hints
 
     def _identified(
         self, source: CallSource, tenant: str | None, call_id: str
@@ -207,7 +192,7 @@ class Gateway:
 
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
-        question = Question(request.wire, request.body)
+        question = EssentialQuestion(request.wire, request.body)
         inflight.fit = _fit(inflight, question, request.caller)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
@@ -228,6 +213,18 @@ def _fit(inflight: InFlightCall, question: Question, caller: Caller) -> Fit | No
         return allowed if fit is None else fit(allowed)
 
     return both
+
+
+async def _content(receive: Receive) -> bytes:
+    """Return a request's body; how long it may be, and take, is the access layer's to say."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -262,10 +259,12 @@ class CallEndpoint:
         task, inflight, session = asyncio.current_task(), None, None
         assert task is not None
         watch: DisconnectWatch | None = None
+        slot: HeldSlot | None = None
         answering = Answering(send, call_id)
         try:
             try:
                 request = await gateway.read(scope, receive, self._wire, path)
+                slot = gateway.access.enter(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 reply = await gateway.answered(request, inflight)
@@ -284,6 +283,8 @@ class CallEndpoint:
                 watch.end()
             if session is not None:
                 gateway.sessions.leave(session)
+            if slot is not None:
+                slot.release()
 
 
 class DisconnectWatch:
@@ -309,7 +310,7 @@ class DisconnectWatch:
             pass
         if not self.over:
             self.gone = True
-            self._task.cancel()
+            self._task.cancel("the client closed its connection")
 
     def end(self) -> None:
         """DisconnectWatch no longer."""
@@ -352,7 +353,7 @@ class Answering:
             await send({"type": "http.response.start", "status": 200, "headers": out})
             await send({"type": "http.response.body", "body": reply.content, "more_body": True})
             with silence.bound() as bound:
-                async for data in reply.rest():
+                while (data := await reply.more()) is not None:
                     bound.heard = True
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})

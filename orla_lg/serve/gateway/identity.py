@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -104,15 +105,24 @@ def source_of(
         or safe_name(path[1])
         or safe_name(baggage.get("orla.stage"))
     )
-    hints = _hints(said, beside, headers, body) if said or beside or b"x-smg-priority" in headers or "nvext" in body \
-        else NO_HINTS  # fmt: skip
+    hints = NO_HINTS
+    if not (_HINT_HEADERS.isdisjoint(said) and _HINT_KEYS.isdisjoint(beside)):
+        hints = _hints(said, beside)
+    if hints.priority is None and (b"x-smg-priority" in headers or "nvext" in body):
+        hints = hints.over(_foreign_hints(headers, body))
     tags = _tags(said) if said else _NO_TAGS
-    final = any(_is_said(headers.get(name.encode())) for name in settings.final_headers)
+    final = any(_is_said(headers[name]) for name in encoded(settings.final_headers) if name in headers)
     return CallSource(workflow, stage or "", hints, tags, final)
 
 
-def _is_said(value: bytes | None) -> bool:
-    return value is not None and _text(value).strip().lower() in _SAID_FINAL
+@lru_cache(maxsize=64)
+def encoded(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return the names of headers as requests have them."""
+    return tuple(name.encode("latin-1", "replace") for name in names)
+
+
+def _is_said(value: bytes) -> bool:
+    return _text(value).strip().lower() in _SAID_FINAL
 
 
 def _text(value: bytes) -> str:
@@ -130,8 +140,8 @@ def _in_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _session(headers: Mapping[bytes, bytes], body: Mapping[str, Any], settings: GatewaySettings) -> str | None:
-    for name in settings.session_headers:
-        if (value := headers.get(name.encode())) and (named := safe_name(_text(value))):
+    for name in encoded(settings.session_headers):
+        if (value := headers.get(name)) and (named := safe_name(_text(value))):
             return named
     metadata = body.get("metadata")
     if isinstance(metadata, Mapping) and (named := _claude_session(metadata.get("user_id"))):
@@ -189,20 +199,18 @@ def _tags(said: Mapping[str, str]) -> Mapping[str, str]:
 # Hints
 
 
-def _hints(
-    said: Mapping[str, str], beside: Mapping[str, Any], headers: Mapping[bytes, bytes], body: Mapping[str, Any]
-) -> Hints:
+_HINT_HEADERS = frozenset({"priority", "deadline-ms", "deadline-s", "cache", "mapping", "tenant"})
+_HINT_KEYS = frozenset({name.replace("-", "_") for name in _HINT_HEADERS})
+
+
+def _hints(said: Mapping[str, str], beside: Mapping[str, Any]) -> Hints:
     priority = _number("priority", said, beside)
     deadline_ms = _number("deadline-ms", said, beside)
     deadline_s = _number("deadline-s", said, beside) if deadline_ms is None else deadline_ms / 1000
     cache, variant = _word("cache", said, beside), _word("mapping", said, beside)
     tenant = safe_name(_word("tenant", said, beside))
-    if priority is None:
-        priority = _foreign_priority(headers, body)
-    if (priority, deadline_s, cache, variant, tenant) == (None, None, None, None, None):
-        return NO_HINTS
     try:
-        return Hints(priority, cache, deadline_s, tenant, variant)  # type: ignore[arg-type]
+        return Hints(priority, cache, deadline_s, tenant, variant)  # type: ignore[arg-type]  # it looks itself
     except ConfigError as error:
         raise BadHint(f"{error}") from error
 
@@ -233,9 +241,9 @@ def _word(name: str, said: Mapping[str, str], beside: Mapping[str, Any]) -> str 
     return value
 
 
-def _foreign_priority(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> float | None:
+def _foreign_hints(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> Hints:
     """Return the priority as other routers say it, where it is one; what is wrong with it is not ours to refuse."""
     if (named := headers.get(b"x-smg-priority")) is not None:
-        return _SMG_PRIORITIES.get(_text(named).strip().lower())
+        return Hints(priority=_SMG_PRIORITIES.get(_text(named).strip().lower()))
     value = _nvext(body, "agent_hints").get("priority")
-    return float(value) if is_number(value) and abs(value) < MAX_FOREIGN_PRIORITY else None
+    return Hints(priority=float(value)) if is_number(value) and abs(value) < MAX_FOREIGN_PRIORITY else NO_HINTS

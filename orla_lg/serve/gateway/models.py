@@ -8,10 +8,9 @@ from typing import Any
 
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.errors import OrlaError
+from orla_lg.serve.access import Caller, Denied
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.access import Caller
 from orla_lg.serve.gateway.calls import Answering, Gateway, Receive, Scope, Send
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
@@ -41,7 +40,7 @@ class ModelsEndpoint:
         answering = Answering(send, gateway.serving.new_id())
         try:
             caller = gateway.admit(scope)
-        except OrlaError as error:
+        except Denied as error:
             await answering.refuse(error, wire, None, headers)
             return
         known = dict(self._models(caller))
@@ -59,11 +58,7 @@ class ModelsEndpoint:
 
     def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""
-        schedulers = [
-            each
-            for name, each in self._gateway.serving.schedulers.items()
-            if caller.may_use(name)
-        ]
+        schedulers = [each for name, each in self._gateway.serving.schedulers.items() if caller.may_use(name)]
         if schedulers:
             yield AUTO, schedulers[0].backend.name
         seen: set[str] = {AUTO}

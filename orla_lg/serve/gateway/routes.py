@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from starlette.routing import Route
 
 from orla_lg.core.serving import Serving
+from orla_lg.serve.access import Access
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.callers import AccessControl
 from orla_lg.serve.gateway.calls import Answering, CallEndpoint, Gateway, PathNames, Receive, Scope, Send
 from orla_lg.serve.gateway.models import ModelsEndpoint
 from orla_lg.serve.gateway.settings import GatewaySettings
@@ -32,16 +32,15 @@ PREFIX = "/w/"
 MODELS, COUNTS = "/v1/models", "/v1/messages/count_tokens"
 
 
-def routes(serving: Serving, access: AccessControl, settings: GatewaySettings, *, scope: Any = "use") -> list[Route]:
+def routes(serving: Serving, access: Access, settings: GatewaySettings, *, scope: Any = "use") -> list[Route]:
     """Return the routes of a gateway over a core.
 
     Args:
         serving: The core.
         access: Who may call.
         settings: What is borne.
-        scope: What ``access`` is asked for.
     """
-    return routes_of(Gateway(serving, access, settings, scope))
+    return routes_of(Gateway(serving, access, settings))
 
 
 def routes_of(gateway: Gateway) -> list[Route]:

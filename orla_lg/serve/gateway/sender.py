@@ -8,7 +8,6 @@ still be tried elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -57,30 +56,31 @@ class EngineReply:
     turning: translation.StreamTranslation | None = None
     reading: bool = False
     """Whether it is waited for the engine, and not for the caller."""
+    over: bool = False
+    """Whether the engine has said all."""
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """Yield what else the caller gets of a stream.
+    async def more(self) -> bytes | None:
+        """Return what comes next of a stream, which may be nothing; ``None`` after its end.
 
         Raises:
             Exception: It broke off.
         """
         tap, response, turning = self.tap, self.response, self.turning
-        assert response is not None
-        read, feed = response.content.readany, tap.feed
+        if response is None or self.over:
+            return None
         try:
             try:
-                while True:
-                    self.reading = True
-                    data = await read()
-                    self.reading = False
-                    if not data:
-                        break
-                    if (passing := feed(data)) and (turning is None or (passing := turning.feed(passing))):
-                        yield passing
+                self.reading = True
+                data = await response.content.readany()
+                self.reading = False
+                if data:
+                    passing = tap.feed(data)
+                    return passing if turning is None or not passing else turning.feed(passing)
             except (aiohttp.ClientError, TimeoutError):
                 if not tap.ended:
                     raise
-            yield _closing(tap, turning, response)
+            self.over = True
+            return _closing(tap, turning, response)
         except Exception as error:  # whatever broke it, the call ends with it
             tap.broke(error)
             raise

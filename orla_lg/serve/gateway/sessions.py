@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome
 
-LEAST_SWEEP_S = 0.05
+LATE = 20
+"""A session is idle late by a part of its time, one so-manieth at most; so many sessions end in one go."""
 
 
 @dataclass(eq=False, slots=True)
@@ -101,17 +102,19 @@ class SessionBook:
 
     def _sweep_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(seconds, LEAST_SWEEP_S), self._sweep)
+        self._timer = loop.call_later(max(seconds, self._idle_s / LATE), self._sweep)
 
     def _sweep(self) -> None:
         """End what is idle, and look again when the next one may be."""
         self._timer = None
-        now, next_s = self._serving.clock(), self._idle_s
-        for key, session in list(self._open.items()):
+        now, next_s, idle = self._serving.clock(), self._idle_s, []
+        for key, session in self._open.items():
             if (left_s := session.used_s + self._idle_s - now) > 0:
                 next_s = left_s
                 break
             if not session.calls:
-                self._end(key)
+                idle.append(key)
+        for key in idle:
+            self._end(key)
         if self._open:
             self._sweep_in(next_s)

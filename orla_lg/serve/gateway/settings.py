@@ -29,8 +29,6 @@ FINAL_HEADERS = ("x-dynamo-session-final",)
 SESSION_FIELDS = ("program_id", "prompt_cache_key")
 """Fields of a request's body that name a session, the surest first."""
 
-MIB = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -48,10 +46,6 @@ class GatewaySettings:
     """After so many seconds without calls a session is idle, as a thread is between two runs."""
     max_sessions: int = 10_000
     """So many are followed at once; of more, those that are without calls the longest are idle at once."""
-    max_body_bytes: int = 64 * MIB
-    """Longer requests are refused (413)."""
-    body_timeout_s: float = 60.0
-    """A request that is not there by then is given up (408)."""
     answer_timeout_s: float = 600.0
     """So long an engine may say nothing, before its first token and between two."""
     max_attempts: int = 3
@@ -62,9 +56,9 @@ class GatewaySettings:
             given = checked.texts(name, getattr(self, name))
             kept = given if name == "session_fields" else tuple(each.lower() for each in given)
             object.__setattr__(self, name, kept)
-        for name in ("session_idle_s", "body_timeout_s", "answer_timeout_s"):
+        for name in ("session_idle_s", "answer_timeout_s"):
             checked.number(name, getattr(self, name), above=0)
-        for name in ("max_sessions", "max_body_bytes", "max_attempts"):
+        for name in ("max_sessions", "max_attempts"):
             checked.whole(name, getattr(self, name), least=1)
 
     @classmethod

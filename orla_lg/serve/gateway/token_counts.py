@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orla_lg.clients.question import Question
+from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import CHARS_PER_TOKEN
 from orla_lg.core.engine.backend import Capability
 from orla_lg.core.engine.capabilities import Tokenizing
@@ -51,7 +51,7 @@ class CountEndpoint:
         try:
             request = await gateway.read(scope, receive, MESSAGES, path)
             inflight = gateway.arrive_alone(request, call_id)
-            tokens = await _counted(inflight, Question(MESSAGES, request.body))
+            tokens = await _counted(inflight, EssentialQuestion(MESSAGES, request.body))
         except ClientGone:
             return
         except OrlaError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from orla_lg.core.call import OBJECT, Ask, Usage
 from orla_lg.wires import reading
 from orla_lg.wires.messages import answer, request
+from orla_lg.wires.messages.tools import chat_tools
 from orla_lg.wires.reading import Garbage, count
 from orla_lg.wires.wire import Body, ChunkReader, Wire
 
@@ -43,7 +44,7 @@ class Messages(Wire):
 
     def ask_of(self, body: Body) -> Ask:  # noqa: D102
         body = body if isinstance(body, OBJECT) else {}
-        tools = request.chat_tools(body, request.overlook)
+        tools = chat_tools(body, request.overlook)
         return Ask(
             model=str(body.get("model") or "auto"),
             messages=request.chat_messages(body, request.overlook),
@@ -104,6 +105,9 @@ class Messages(Wire):
 
     def to_chat(self, body: Body) -> dict[str, Any]:  # noqa: D102
         return request.chat_request(body)
+
+    def essentials(self, body: Body) -> Body:  # noqa: D102
+        return request.essentials(body)
 
     def from_chat(self, completion: Body, asked: Body) -> dict[str, Any]:  # noqa: D102
         return answer.whole(completion, asked)

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.call import OBJECT
+from orla_lg.wires.messages.tools import CHANGES, Refuse, chat_tools, essential_tools, reference
 from orla_lg.wires.wire import Body, Untranslatable
-
-Refuse = Callable[[str, str], None]
-"""Takes a field's path and what stands there that chat completions cannot say."""
 
 ATTRIBUTION = "x-anthropic-billing-header"
 """How a system block begins that is no prompt: Claude Code's, with a hash of its own in each request."""
@@ -89,6 +87,11 @@ def chat_request(body: Body) -> dict[str, Any]:
     return chat
 
 
+def essentials(body: Body) -> Body:
+    """Return a request without what it only offers to the model: the tools that chat completions cannot describe."""
+    return {**body, "tools": essential_tools(body["tools"])} if body.get("tools") else body
+
+
 def chat_messages(body: Body, refuse: Refuse) -> list[Any]:
     """Return the system prompt and the conversation as messages of chat completions."""
     made: list[Any] = []
@@ -118,8 +121,10 @@ def _instructions(system: Any, where: str, refuse: Refuse) -> Any:
     blocks = system if isinstance(system, list | tuple) else [{"type": "text", "text": system}] if system else []
     texts: list[str] = []
     for number, block in enumerate(blocks):
-        text = block.get("text") if isinstance(block, OBJECT) else None
+        kind, text = (block.get("type"), block.get("text")) if isinstance(block, OBJECT) else (None, None)
         if not isinstance(text, str):
+            if isinstance(kind, str) and kind in CHANGES:
+                continue
             refuse(f"{where}[{number}]", f"{_named(block)} in a system prompt")
             text = _dumped(block)
         if not text.startswith(ATTRIBUTION):
@@ -198,6 +203,8 @@ def _part(block: Any, where: str, refuse: Refuse) -> Any:
     kind = block.get("type") if isinstance(block, OBJECT) else None
     if kind == "text":
         return {"type": "text", "text": block.get("text")}
+    if kind == "tool_reference":
+        return {"type": "text", "text": f"The tool {reference(block)} can be called now."}
     if kind == "image":
         source = block.get("source")
         if not isinstance(source, OBJECT):
@@ -218,30 +225,6 @@ def _content(parts: list[Any]) -> Any:
     if len(parts) == 1 and isinstance(parts[0], OBJECT) and isinstance(text := parts[0].get("text"), str):
         return text
     return parts
-
-
-def chat_tools(body: Body, refuse: Refuse) -> list[Any]:
-    """Return the tools that a request describes as functions."""
-    tools, made = body.get("tools"), list[Any]()
-    for number, tool in enumerate(tools if isinstance(tools, list | tuple) else ()):
-        if not isinstance(tool, OBJECT):
-            made.append(tool)
-            continue
-        kind, callers, at = tool.get("type"), tool.get("allowed_callers"), f"tools[{number}]"
-        if kind not in (None, "custom"):
-            refuse(f"{at}.type", f"a {kind} tool, which the API knows or runs,")
-        if tool.get("defer_loading"):
-            refuse(f"{at}.defer_loading", "a tool that is found by a search")
-        if isinstance(callers, list | tuple) and callers and "direct" not in callers:
-            refuse(f"{at}.allowed_callers", "a tool that only code may call")
-        function = {"name": tool.get("name")}
-        if tool.get("description") is not None:
-            function["description"] = tool["description"]
-        function["parameters"] = tool.get("input_schema")
-        if tool.get("strict") is not None:
-            function["strict"] = tool["strict"]
-        made.append({"type": "function", "function": function})
-    return made
 
 
 def _tool_choice(choice: Any) -> dict[str, Any]:

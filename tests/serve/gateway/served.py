@@ -5,49 +5,41 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import Orla
-from orla_lg.core.limits.limits import LimitScope
-from orla_lg.serve.access import Caller
+from orla_lg.serve.access import Access
+from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
-from orla_lg.serve.gateway.routes import routes_of
+from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
+from orla_lg.serve.http_guard import AccessLayer, HttpGuard
+from orla_lg.serve.keys import AccessKey, Keyring, create
+from orla_lg.serve.store import MemoryStore
 
 PATIENCE_S = 10.0
-
-
-def FakeCaller(**allowed: Any) -> Caller:
-    return Caller("a-key", "a key", **allowed)
-
-
-class OpenAccess:
-    """Lets everybody in, as on loopback without any key."""
-
-    def __init__(self, caller: Any = None, layers: Sequence[LimitScope] = ()) -> None:
-        self.caller = caller or FakeCaller()
-        self.limits = layers
-        self.asked: list[tuple[Mapping[str, str], Any, bool]] = []
-
-    def admit(self, headers: Mapping[str, str], *, scope: Any, loopback: bool) -> Any:
-        self.asked.append((headers, scope, loopback))
-        return self.caller
-
-    def layers(self, caller: Any) -> Sequence[LimitScope]:
-        return self.limits
 
 
 class GatewayServer:
     """``with GatewayServer(orla) as gateway: ...``; ``gateway.url`` is where it listens."""
 
-    def __init__(self, orla: Orla, *, access: Any = None, settings: GatewaySettings | None = None) -> None:
+    def __init__(
+        self, orla: Orla, *, settings: GatewaySettings | None = None, guard: HttpGuard | None = None, **key: Any
+    ) -> None:
+        """Serve an Orla; with what a key allows, one is needed, and it is ``self.key``."""
         self.orla = orla
-        self.gateway = Gateway(orla.core.serving, access or OpenAccess(), settings or GatewaySettings(), "use")
-        app = Starlette(routes=routes_of(self.gateway))
+        self.store = MemoryStore()
+        self.key = ""
+        if key:
+            _, self.key = create(self.store, lambda key_id, sha256: AccessKey(key_id, "test", sha256, **key))
+        self.keyring = Keyring(self.store)
+        access = Access(self.keyring)
+        self.gateway = Gateway(orla.core.serving, access, settings or GatewaySettings())
+        routed = Shortcut(Starlette(routes=routes_of(self.gateway)), self.gateway)
+        app = AccessLayer(routed, access, guard or HttpGuard(), denial)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="gateway", daemon=True)
@@ -60,6 +52,7 @@ class GatewayServer:
     async def _until_stopped(self) -> None:
         await self.server.serve()
         await self.gateway.aclose()
+        self.keyring.close()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -62,7 +62,9 @@ def test_async_clients_all_at_once(gateway: GatewayServer, engine: StubEngine) -
                 pieces = await client.chat.completions.create(model="main", messages=messages, stream=True)
                 return "".join([piece.choices[0].delta.content or "" async for piece in pieces])
 
-            return await asyncio.gather(*map(one, range(20)))
+            async with asyncio.TaskGroup() as tasks:
+                asking = [tasks.create_task(one(number)) for number in range(20)]
+            return [each.result() for each in asking]
 
     assert asyncio.run(ask()) == [f"1 user said: number {number}" for number in range(20)]
     assert len(gateway.ended(20)) == 20 and engine.in_flight == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orla_lg import Hints
@@ -108,6 +108,7 @@ def test_names_of_others_are_told_apart_whatever_they_hold() -> None:
     assert [safe_name(each) for each in ("", "  ", None, True, 1.5, [], 10**400)] == [None] * 7
 
 
+@settings(max_examples=50)
 @given(st.text() | st.integers() | st.none() | st.booleans())
 def test_a_name_is_none_or_safe_and_bounded(value: Any) -> None:
     name = safe_name(value)
@@ -125,6 +126,7 @@ KEYS = ("metadata", "nvext", "program_id", "prompt_cache_key", "extra_body")
 NAMES = ("baggage", "x-orla-stage", "x-orla-workflow-run", "x-session-id", "x-smg-priority", "x-orla-tag-a")
 
 
+@settings(max_examples=50)
 @given(
     st.dictionaries(st.sampled_from(NAMES).map(str.encode), st.binary(max_size=40)),
     st.dictionaries(st.sampled_from(KEYS), JSON | st.dictionaries(st.sampled_from(("orla", "user_id", "agent_hints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from orla_lg import Orla
 from orla_lg.serve.gateway.settings import GatewaySettings
 from tests.conftest import at
-from tests.serve.gateway.served import FakeCaller, GatewayServer, OpenAccess
+from tests.serve.gateway.served import GatewayServer
 from tests.stub_engine import Gate, Reply, StubEngine
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -67,8 +68,6 @@ def test_a_session_with_a_call_under_way_is_not_idle(engine: StubEngine, make_or
     gate = Gate()
     engine.rule = lambda seen: Reply(gate=gate)
     with GatewayServer(make_orla(at(engine)), settings=GatewaySettings(session_idle_s=0.06)) as gateway:
-        import threading
-
         asking = threading.Thread(target=lambda: ask(gateway, x_session_id="s-1"))
         asking.start()
         engine.wait(lambda engine: engine.in_flight == 1)
@@ -101,8 +100,6 @@ def test_where_all_sessions_are_busy_a_further_one_is_served_without_a_run(
     gate = Gate()
     engine.rule = lambda seen: Reply(gate=gate) if seen.headers.get("x-session-id") == "s-0" else None
     with GatewayServer(make_orla(at(engine)), settings=GatewaySettings(max_sessions=1)) as gateway:
-        import threading
-
         asking = threading.Thread(target=lambda: ask(gateway, x_session_id="s-0"))
         asking.start()
         engine.wait(lambda engine: engine.in_flight == 1)
@@ -125,12 +122,15 @@ def test_a_refused_call_leaves_no_session_busy(gateway: GatewayServer) -> None:
 def test_the_tenant_is_the_keys_and_may_be_narrowed_only(
     engine: StubEngine, make_orla: Callable[..., Orla], tenants: tuple[str, ...]
 ) -> None:
-    access = OpenAccess(FakeCaller(tenants=tenants))
-    with GatewayServer(make_orla(at(engine)), access=access) as gateway:
-        ask(gateway, x_session_id="s-1")
-        ask(gateway, x_session_id="s-1", x_orla_tenant=tenants[-1])
+    with GatewayServer(make_orla(at(engine)), tenants=tenants) as gateway:
+        ask(gateway, x_session_id="s-1", x_api_key=gateway.key, x_orla_tenant=tenants[0])
+        ask(gateway, x_session_id="s-1", x_api_key=gateway.key, x_orla_tenant=tenants[-1])
         body = {"model": "main", "messages": HELLO}
-        other = httpx.post(gateway.url + "/v1/chat/completions", json=body, headers={"x-orla-tenant": "green"})
+        other = httpx.post(
+            gateway.url + "/v1/chat/completions",
+            json=body,
+            headers={"x-orla-tenant": "green", "x-api-key": gateway.key},
+        )
         assert other.status_code == 403 and "green" in other.text
         assert [record.tenant for record in gateway.ended(2)] == ["red", tenants[-1]]
         assert len({record.run for record in gateway.records()}) == len(tenants)
@@ -138,18 +138,20 @@ def test_the_tenant_is_the_keys_and_may_be_narrowed_only(
 
 def test_what_a_key_may_use(engine: StubEngine, other_engine: StubEngine, make_orla: Callable[..., Orla]) -> None:
     orla = make_orla(at(engine), at(other_engine, "dear"), mapper={"plan": ["dear", "main"], "big": "dear"})
-    access = OpenAccess(FakeCaller(backends=("main",), stages=("plan", "big", "act")))
 
     def status(stage: str, model: str = "main") -> int:
         return httpx.post(
             gateway.url + "/v1/chat/completions", json={"model": model, "messages": HELLO},
-            headers={"x-orla-stage": stage},
+            headers={"x-orla-stage": stage, "x-api-key": gateway.key},
         ).status_code  # fmt: skip
 
-    with GatewayServer(orla, access=access) as gateway:
+    with GatewayServer(orla, backends=("main",), stages=("plan", "big", "act")) as gateway:
         assert [status("plan"), status("act"), status("big"), status("act", "dear"), status("other")] == [
             200, 200, 403, 403, 403,
         ]  # fmt: skip
         assert len(engine.chats) == 2 and not other_engine.chats
-        models = [each["id"] for each in httpx.get(gateway.url + "/v1/models").json()["data"]]
+        models = [
+            each["id"]
+            for each in httpx.get(gateway.url + "/v1/models", headers={"x-api-key": gateway.key}).json()["data"]
+        ]
         assert "main" in models and "dear" not in models

@@ -29,7 +29,7 @@ def test_headers_are_kept_in_lower_case() -> None:
         ({"session_idle_s": 0}, "serve.gateway.session_idle_s"),
         ({"session_idle_s": True}, "serve.gateway.session_idle_s"),
         ({"max_sessions": 0}, "serve.gateway.max_sessions must be at least 1"),
-        ({"max_body_bytes": 1.5}, "serve.gateway.max_body_bytes must be a whole number"),
+        ({"max_attempts": 1.5}, "serve.gateway.max_attempts must be a whole number"),
         ({"answer_timeout_s": float("nan")}, "serve.gateway.answer_timeout_s"),
     ],
 )

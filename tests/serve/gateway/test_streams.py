@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from orla_lg import Backend, Orla
+from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.testing.faults import Fault
 from tests.conftest import at
@@ -116,6 +117,7 @@ def test_what_fails_before_the_first_token_is_tried_again(
     left = [fault]
     engine = StubEngine(rule=lambda seen: Reply(fault=left.pop(), status=_status(fault)) if left else OK)
     with engine, GatewayServer(make_orla(at(engine))) as gateway:
+        gateway.orla.core.serving.services.retries = RetryPolicy(base_s=0.01)
         body = {"model": "main", "messages": HELLO, "stream": stream}
         answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200 and "hello" in answer.text
@@ -152,7 +154,7 @@ def test_a_client_that_goes_ends_the_engines_work(engine: StubEngine, gateway: G
     body = json.dumps({"model": "main", "messages": HELLO, "stream": when != "in a whole answer"}).encode()
     port = int(gateway.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" \
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" \
                f"content-length: {len(body)}\r\n\r\n"  # fmt: skip
         connection.sendall(head.encode() + body)
         engine.wait(lambda engine: engine.in_flight == 1)
@@ -160,7 +162,9 @@ def test_a_client_that_goes_ends_the_engines_work(engine: StubEngine, gateway: G
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     engine.wait(lambda engine: engine.in_flight == 0)
     (record,) = gateway.ended()
-    assert record.error
+    assert record.error == (
+        "abandoned" if when == "in the stream" else "CancelledError: the client closed its connection"
+    )
     assert gateway.orla.core.serving.schedulers["main"].queue.in_flight == 0
     gate.open()
 

@@ -1,0 +1,86 @@
+"""A whole server in a thread of the test's process: as ``orla-lg serve``, without command line and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orla_lg import Orla
+from orla_lg.serve.listening import Listening
+from orla_lg.serve.server import OrlaServer
+from orla_lg.serve.settings import ServeSettings, settings
+from orla_lg.serve.store import MemoryStore, Store
+
+PATIENCE_S = 30.0
+
+
+class Running:
+    """A server that runs."""
+
+    def __init__(self, chosen: ServeSettings, store: Store) -> None:
+        self.orla = Orla.from_settings(chosen.core, may_be_empty=True)
+        self.url = ""
+        self.status: int | None = None
+        self.server: OrlaServer
+        self.loop: asyncio.AbstractEventLoop
+        self._chosen, self._store = chosen, store
+        self._opened = Listening(chosen.listen)
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    def _run(self) -> None:
+        async def serving() -> int:
+            self.loop = asyncio.get_running_loop()
+            self.server = OrlaServer(self._chosen, self.orla, self._store)
+            return await self.server.run(self._opened, self._listens)
+
+        try:
+            self.status = asyncio.run(serving())
+        finally:
+            self._begun.set()
+
+    def _listens(self, url: str) -> None:
+        self.url = url
+        self._begun.set()
+
+    def call(self, function: Any, *args: Any) -> Any:
+        """Call a function on the server's loop."""
+
+        async def called() -> Any:
+            found = function(*args)
+            return await found if asyncio.iscoroutine(found) else found
+
+        return asyncio.run_coroutine_threadsafe(called(), self.loop).result(PATIENCE_S)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._begun.wait(PATIENCE_S) and self.url, "the server did not start"
+
+    def end(self) -> None:
+        """Have it drain and end; returns at once."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.server.end)
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+@contextlib.contextmanager
+def server(
+    file: Path | None = None, *, store: Store | None = None, address: str = "127.0.0.1:0"
+) -> Iterator[Running]:
+    """Run a server until the block ends."""
+    chosen = settings(None if file is None else str(file), address, reads_file=file is not None)
+    running = Running(chosen, store or MemoryStore())
+    with running.orla:
+        running.start()
+        try:
+            yield running
+        finally:
+            running.end()
+            running.join()
