@@ -46,6 +46,7 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; run it alone)
 	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s tests/serve_kills $(TESTS)
 
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 

@@ -34,7 +34,11 @@ USAGE = {
 SHOWN = {"id": "chatcmpl-scripted", "created": 1_700_000_000, "model": MODEL}
 TEXT = " ".join(f"word{n}" for n in range(16))
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "us", "max_model_len": 131072}]}
-METRICS = "vllm:num_requests_running {}.0\nvllm:num_requests_waiting 0.0\nprocess_start_time_seconds 1.0\n"
+METRICS = """vllm:num_requests_running RUNNING.0
+vllm:num_requests_waiting 0.0
+vllm:cache_config_info{block_size="16",num_gpu_blocks="32768"} 1.0
+process_start_time_seconds 1.0
+"""
 
 
 def answered(body: bytes, kind: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
@@ -137,7 +141,9 @@ class Connection(asyncio.Protocol):
         elif path.endswith(b"/models"):
             self.transport.write(answered(json.dumps(MODELS).encode()))
         elif path == b"/metrics":
-            self.transport.write(answered(METRICS.format(self._account.running).encode(), b"text/plain"))
+            self.transport.write(
+                answered(METRICS.replace("RUNNING", str(self._account.running)).encode(), b"text/plain")
+            )
         elif path == b"/version":
             self.transport.write(answered(b'{"version":"0.32.0"}'))
         else:

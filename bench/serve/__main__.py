@@ -62,10 +62,10 @@ def main() -> int:
         return 0
     rounds, part = (3, 4) if args.quick else (args.rounds, 1)
     blocks = link.measure(rounds, 400 // part)
+    print("\n".join(link.report(blocks)), end="\n\n", flush=True)
     turns = asyncio.run(gateway.measure(rounds, 4_000 // part, not args.no_litellm))
     missed = [*link.beyond_goal(blocks), *gateway.beyond_goal(turns)]
-    print("\n".join([*link.report(blocks), "", *turns.table("through", gateway.columns()), "",
-                     *(missed or ["within the goals"])]))  # fmt: skip
+    print("\n".join([*turns.table("through", gateway.COLUMNS), "", *(missed or ["within the goals"])]))
     if args.write:
         draw(blocks, turns, DOCS / "serve.svg")
     return 0

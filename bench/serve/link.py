@@ -15,7 +15,7 @@ from bench.lib.figures import at_rank, rotated, spread, table
 from bench.serve.servers import Server, orla
 
 LOCAL, LINK = "in the process", "by link"
-REPLICAS, RATE = 4, 40.0
+REPLICAS, RATE = 4, 25.0
 IDLE, LOADED = "idle", f"{REPLICAS} × {RATE:.0f} calls/s"
 RATES = {IDLE: None, LOADED: RATE}
 BEFORE_S = 0.02

@@ -35,7 +35,7 @@ CONFIGS = {
 [backends.main]
 url = "{engine}"
 model = "{model}"
-engine = "openai"
+engine = "vllm"
 max_concurrency = 2000
 [mapping]
 "*" = "main"
