@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
@@ -227,7 +227,7 @@ class Orla:
         try:
             orla = cls(
                 settings.backends or NoBackends.YET,
-                mapper_of(settings, settings.mapping),
+                None if settings.mapping == {} else mapper_of(settings, settings.mapping),
                 policy=settings.policy,
                 stage_policy=settings.stage_policy,
                 request_policy=settings.request_policy,
@@ -244,7 +244,7 @@ class Orla:
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
-                    orla.variant(name, cast("Mapper", mapper_of(settings, table)))
+                    orla.variant(name, mapper_of(settings, table))
                 undo.pop_all()
         except (ConfigError, MappingError) as error:
             raise type(error)(f"{settings.source}: {error}") from error
@@ -533,10 +533,11 @@ class Orla:
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in schedulers)})"
 
 
-def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper | None:
-    """Return the mapper that a configuration says; ``None`` for an empty table."""
-    made = stage_mapper(mapping) if mapping != {} else None
-    return LoadAware(made) if made is not None and settings.load_aware else made
+def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
+    """Return the mapper that a configuration means by a table, or by an object of its own."""
+    made = stage_mapper(mapping)
+    assert made is not None, "no table is no mapping"
+    return LoadAware(made) if settings.load_aware else made
 
 
 def _in_a_loop() -> bool:

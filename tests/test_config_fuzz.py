@@ -72,6 +72,15 @@ VALID: dict[str, Any] = {
         "stages": {"classify": {"tokens": 1000}},
         "tenants": {"*": {"cost_usd": 1.5, "per_s": 3600}},
     },
+    "serve": {
+        "listen_address": "127.0.0.1:8081", "names": ["orla.example"], "store": "serve.db", "behind_proxy": False,
+        "tls_cert": "cert.pem", "tls_key": "key.pem", "core_lease_s": 1.5, "replica_lease_s": 10, "drain_s": 0.5,
+        "max_body_bytes": 4096, "body_timeout_s": 2.5,
+        "gateway": {
+            "session_headers": ["x-session-id"], "session_fields": ["program_id"], "session_idle_s": 60,
+            "max_sessions": 10, "answer_timeout_s": 60, "max_attempts": 2,
+        },
+    },
 }  # fmt: skip
 
 NUMBERS = [

@@ -26,7 +26,7 @@ from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
-from orla_lg.serve.health import State
+from orla_lg.serve.health import CoreState
 from orla_lg.serve.settings import DEFAULT_PORT
 from tests.serve.in_thread import server
 from tests.stub_engine import StubEngine
@@ -65,13 +65,13 @@ def engines() -> Iterator[dict[str, str]]:
 @contextmanager
 def server_of(text: str, folder: Path) -> Iterator[str]:
     """Run a server by the first configuration of a page that reaches one, and yield the page with its URL."""
-    if "Orla.remote(" not in text:
+    if f":{DEFAULT_PORT}" not in text or not any(language == "toml" for language, _ in _BLOCK.findall(text)):
         yield text
         return
     file = folder / "served.toml"
     file.write_text(next(code for language, code in _BLOCK.findall(text) if language == "toml"), encoding="utf-8")
     with server(file) as running:
-        while running.server.state is not State.READY:
+        while running.server.state is not CoreState.READY:
             time.sleep(0.01)
         yield text.replace(f"http://127.0.0.1:{DEFAULT_PORT}", running.url)
 

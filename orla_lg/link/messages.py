@@ -123,6 +123,8 @@ class Enter(NamedTuple):
     """Of the caller's client, for each attempt."""
     layers: Sequence[Flat] = ()
     """Limits of its graph and its run: ``key``, ``where``, ``of_run`` and the table ``limits``."""
+    attempts: int = 0
+    """Grants that it had in this epoch: the next one counts on from there."""
 
 
 class Adopt(NamedTuple):

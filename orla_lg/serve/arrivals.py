@@ -102,10 +102,12 @@ class LinkedCalls:
                 raise
             line.send(refused_of(message.call, error))
             return
-        if (place := replica.places.pop(message.call, None)) is not None:
-            inflight.place = place.at
-            inflight.call.standing = place.standing
         call = self._hosted(replica, line, message, inflight)
+        call.attempt = whole(message.attempts, MOST_CHARS) or 0
+        if (place := replica.places.pop(message.call, None)) is not None:
+            inflight.place, inflight.tried = place.at, list(place.tried)
+            inflight.call.standing = place.standing
+            call.attempt = max(call.attempt, place.attempt)
         call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
@@ -260,12 +262,12 @@ class LinkedCalls:
 
     def lost(self, replica: Replica) -> None:
         """Note that a replica's connection was lost: what waits leaves the queue and keeps its place."""
-        self.recovery.drop_all(replica.id)
         for id, call in list(replica.calls.items()):
             call.line = None
             if call.granted is None:
-                at, standing = call.place
-                replica.places[id] = QueuePlace(at, standing)
+                inflight = call.inflight
+                tried = inflight.tried[:-1] if call.waits else inflight.tried  # the last is to come
+                replica.places[id] = QueuePlace(inflight.waits_at, inflight.call.standing, call.attempt, tried)
                 del replica.calls[id]
                 call.withdraw()
 

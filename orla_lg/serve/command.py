@@ -8,21 +8,20 @@ import importlib.util
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import httpx
 
-from orla_lg import config
 from orla_lg.core.boundary.plain import counted
-from orla_lg.core.engine.backend import Backend
 from orla_lg.core.policies import DEFAULT_STAGE, name_of
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.engines import starting
-from orla_lg.engines.progress import Progress
-from orla_lg.engines.recipe import EngineOptions
-from orla_lg.engines.running import stop
+from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
@@ -115,8 +114,9 @@ def run_serve(args: argparse.Namespace) -> int:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     chosen = settings(args.config, args.listen_address, args.port, args.store, reads_file=not args.demo)
     with contextlib.ExitStack() as ending:
+        ending.enter_context(_ended_in_order())
         if args.demo:
-            chosen = replace(chosen, core=ending.enter_context(_demo_engine()))
+            chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         return _serve(chosen, ending, is_demo=args.demo)
 
 
@@ -133,8 +133,8 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
-    for backend in chosen.core.backends:
-        refuse_our_own(backend)
+    with ThreadPoolExecutor() as asking:
+        list(asking.map(refuse_our_own, chosen.core.backends))
     orla = Orla.from_settings(chosen.core, may_be_empty=True)
     ending.callback(orla.close)
     silent = orla.connect()
@@ -147,15 +147,20 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
 
 
 @contextlib.contextmanager
-def _demo_engine() -> Iterator[config.Settings]:
-    """Start an engine with a small model, and yield the configuration that serves it."""
-    progress = Progress()
-    engine = starting.start(starting.prepare(EngineOptions(), progress), progress)
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM end the start as Ctrl-C does, so that what was begun is ended; a running loop takes it itself."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        recipe = starting.RECIPES[engine.engine]
-        yield config.Settings((Backend(engine.name, engine.url, engine.name, recipe.adapter),), {"*": engine.name})
+        yield
     finally:
-        stop(engine)
+        signal.signal(signal.SIGTERM, before)
 
 
 # What it prints

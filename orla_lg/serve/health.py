@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orla_lg.core.serving import Serving
 from orla_lg.serve.access import Denied
 from orla_lg.serve.gateway.answers import denial
 
@@ -25,7 +24,7 @@ PATHS = frozenset({ALIVE, READY, ORLA})
 """They need no key."""
 
 
-class State(StrEnum):
+class CoreState(StrEnum):
     """What a server is at."""
 
     STANDBY = "standby"
@@ -36,8 +35,10 @@ class State(StrEnum):
 
 
 REFUSED = {
-    State.STANDBY: Denied(503, "this core is a standby: another one has the lease of the store", "server_error", 1.0),
-    State.DRAINING: Denied(503, "the server is ending; the next one takes calls", "server_error", 1.0),
+    CoreState.STANDBY: Denied(
+        503, "this core is a standby: another one has the lease of the store", "server_error", 1.0
+    ),
+    CoreState.DRAINING: Denied(503, "the server is ending; the next one takes calls", "server_error", 1.0),
 }
 
 
@@ -45,27 +46,26 @@ class Stateful(Protocol):
     """What has a state."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> CoreState:
         """What it is at."""
         ...
 
 
-def routes(server: Stateful, serving: Serving) -> list[Route]:
-    """Return the health routes."""
+def routes(server: Stateful) -> list[Route]:
+    """Return the health routes, which need no key and so tell nothing of the engines."""
 
     async def alive(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def ready(_request: Request) -> Response:
-        is_ready = server.state is State.READY
-        known = {name: scheduler.health.known for name, scheduler in serving.schedulers.items()}
-        said = {"status": "ok" if is_ready else "not_ready", "state": server.state, "backends": known}
+        is_ready = server.state is CoreState.READY
+        said = {"status": "ok" if is_ready else "not_ready", "state": server.state}
         return JSONResponse(said, 200 if is_ready else 503)
 
     return [Route(ALIVE, alive), Route(ORLA, alive), Route(READY, ready)]
 
 
-class Gate:
+class ReadinessGate:
     """Refuses calls, in the caller's wire, while the server does not take any.
 
     Args:
@@ -79,7 +79,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._server.state is State.READY or scope["type"] != "http" or scope["path"] in PATHS:
+        if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in PATHS:
             await self._app(scope, receive, send)
             return
         await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"))

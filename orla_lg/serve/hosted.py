@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from orla_lg.core.call import RunShare, Usage
+from orla_lg.core.call import Usage
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import MAX_ERROR_CHARS, InFlightCall
 from orla_lg.core.lifecycle import Send
@@ -300,9 +300,9 @@ class HostedCall:
     # What becomes of it without its replica
 
     @property
-    def place(self) -> tuple[tuple[str, int] | None, RunShare]:
-        """Where it waits, and its standing, for when it comes again."""
-        return self.inflight.waits_at, self.inflight.call.standing
+    def waits(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._turn is not None
 
     def withdraw(self) -> None:
         """Take a call that waits out of its queue."""

@@ -53,19 +53,29 @@ class Recovery:
     _began_s: float = inf
     _until_s: float = inf
 
-    def begin(self, roster: Mapping[str, Listed], now: float, lease_s: float) -> None:
-        """Wait for those in the roster, *lease_s* seconds from when this core took over at most."""
+    def begin(self, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
+        """Wait for those in the roster, *patience_s* seconds from when this core took over at most.
+
+        That is a lease, after which a replica without a core has ended its requests, and the time in which an engine
+        notices that they were hung up.
+        """
         self.waits_for = dict(roster)
-        self._began_s, self._until_s = now, now + lease_s
+        self._began_s, self._until_s = now, now + patience_s
         if self.waits_for:
             log.warning(
                 "nothing is granted until %s of the core before have said what they hold, at most %g s",
-                counted(len(self.waits_for), "replica"), lease_s,
+                counted(len(self.waits_for), "replica"), patience_s,
             )  # fmt: skip
 
     def spoke(self, replica: str) -> None:
         """Note that a replica said all that it holds, or that it holds nothing any more."""
         self.waits_for.pop(replica, None)
+
+    def lost(self, replica: Listed) -> None:
+        """Wait for a replica again whose connection was lost: the calls that it has waiting are to keep their order."""
+        if not self.over:
+            self.waits_for[replica.id] = replica
+            self.drop_all(replica.id)
 
     def look(self, now: float) -> None:
         """End it if it is over."""

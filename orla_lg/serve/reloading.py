@@ -182,7 +182,7 @@ class Reloader:
         if faults := after.faults():
             raise type(faults[0])(f"{after.source}: {faults[0]}")
         coming = [_coming(backend) for backend in found.added]
-        shared = mapper_of(after, after.mapping)
+        shared = None if after.mapping == {} else mapper_of(after, after.mapping)
         variants = {name: mapper_of(after, table) for name, table in after.variants.items()}
         stages, requests = ordering(after)
         for each in coming:
@@ -206,7 +206,7 @@ class Reloader:
         for mapper in (shared, *variants.values()):
             serving.learners.enlist(mapper)
         serving.mappings.shared = shared
-        serving.mappings.variants = {name: each for name, each in variants.items() if each is not None}
+        serving.mappings.variants = {**variants}
         if "limits" in found.keys:
             serving.limits.shared = after.limits
         self.leaving |= set(found.removed)

@@ -40,6 +40,10 @@ class QueuePlace:
     at: tuple[str, int] | None
     """The backend, and its arrival number there."""
     standing: RunShare
+    attempt: int = 0
+    """Its last grant's."""
+    tried: list[str] = field(default_factory=list)
+    """The backends of its attempts so far."""
 
 
 @dataclass(eq=False, slots=True)

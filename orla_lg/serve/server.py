@@ -33,7 +33,7 @@ from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import Gate, State
+from orla_lg.serve.health import CoreState, ReadinessGate
 from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.keys import Keyring, KeyScope
 from orla_lg.serve.lease import CoreLease
@@ -74,7 +74,8 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         self.lease = CoreLease(store, table.core_lease_s)
-        self.access = Access(Keyring(store))
+        self._keyring = Keyring(store)
+        self.access = Access(self._keyring)
         self.reloader = Reloader(orla, settings.core, refuse_our_own)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
@@ -90,18 +91,18 @@ class OrlaServer:
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
-        routes = [*health.routes(self, serving), *control_routes(self), *routes_of(self.gateway)]
+        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
-        self.app = Gate(self.layer, self)
+        self.app = ReadinessGate(self.layer, self)
         self._http: _HttpServer | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> CoreState:
         """What it is at."""
         if self.draining:
-            return State.DRAINING
-        return State.READY if self.host.decides else State.STANDBY
+            return CoreState.DRAINING
+        return CoreState.READY if self.host.decides else CoreState.STANDBY
 
     # Links
 
@@ -109,7 +110,7 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        if self.state is not State.READY:
+        if self.state is not CoreState.READY:
             raise health.REFUSED[self.state]
         return self.host.session(self.layer.admit_link(headers, client, server))
 
@@ -150,6 +151,7 @@ class OrlaServer:
                     task.cancel()
         await self.gateway.aclose()
         await self.host.close("the server ends")
+        self._keyring.close()
         opened.close()
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 

@@ -108,6 +108,8 @@ class LinkSession(asyncio.Protocol):
         self._ended = False
         self._keeper = LinkKeeper(self._loop, self.send)
         self._tasks = set[asyncio.Task[None]]()
+        self._ends: list[End] | None = []
+        """What came before ``Ready``: places must not be given on before the calls are back that wait for them."""
 
     # asyncio.Protocol
 
@@ -234,6 +236,18 @@ class LinkSession(asyncio.Protocol):
             self._transport.close()
         self._close()
 
+    def _end(self, replica: Replica, message: End) -> None:
+        if self._ends is None:
+            self.host.arrivals.end(replica, message)
+        else:
+            self._ends.append(message)
+
+    def _ready(self, replica: Replica, message: Ready) -> None:
+        ends, self._ends = self._ends or (), None
+        for each in ends:
+            self.host.arrivals.end(replica, each)
+        self.host.ready(replica)
+
     def _request(self, replica: Replica, message: Request) -> None:
         self.host.requests.answer(self.caller, message, self.send, self._tasks)
 
@@ -250,14 +264,14 @@ class LinkSession(asyncio.Protocol):
 _HANDLERS: Mapping[type[Any], Callable[[LinkSession, Replica, Any], None]] = {
     Enter: LinkSession._enter,
     FirstToken: lambda self, replica, message: self.host.arrivals.first_token(replica, message),
-    End: lambda self, replica, message: self.host.arrivals.end(replica, message),
+    End: LinkSession._end,
     Missed: lambda self, replica, message: self.host.arrivals.missed(replica, message),
     Signal: lambda self, replica, message: self.host.signals.signal(replica, message),
     Keeps: LinkSession._keeps,
     Renew: LinkSession._renew,
     Graph: lambda self, replica, message: self.host.signals.graph(replica, message),
     Adopt: LinkSession._adopt,
-    Ready: lambda self, replica, message: self.host.ready(replica),
+    Ready: LinkSession._ready,
     Request: LinkSession._request,
     WarmEnded: lambda self, replica, message: self._keeper.ended(message),
     Bye: LinkSession._bye,

@@ -23,15 +23,15 @@ from orla_lg.link.messages import (
     Welcome,
 )
 from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
+from orla_lg.serve import orphans
 from orla_lg.serve.arrivals import LinkedCalls
 from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.flat import MOST_ID_CHARS, LinkCaller, named
 from orla_lg.serve.keys import allows
 from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.orphans import Orphans
 from orla_lg.serve.recovery import Recovery
 from orla_lg.serve.requests import Requests
-from orla_lg.serve.roster import MOST_REPLICAS, Replica, Roster
+from orla_lg.serve.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.session import LinkSession
 from orla_lg.serve.signals import RunSignals
 from orla_lg.serve.spent import SpentKeeper
@@ -94,7 +94,7 @@ class LinkHost:
         self.requests = Requests(serving)
         self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
         self._spent = SpentKeeper(serving, store, lease.holds)
-        self._orphans: Orphans | None = None
+        self._orphans: orphans.Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
         self._version = version
@@ -119,9 +119,10 @@ class LinkHost:
         self._loop = asyncio.get_running_loop()
         now = self._ticked_s = self.serving.clock()
         self._renew_at_s = now + self.lease.ttl_s / 3
-        self._orphans = Orphans(self.serving, self.replicas, self.replica_lease_s)
+        self._orphans = orphans.Orphans(self.serving, self.replicas, self.replica_lease_s)
         self._spent.load()
-        self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, self.replica_lease_s)
+        patience_s = self.replica_lease_s + orphans.SILENT_LETS_GO_S
+        self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, patience_s)
         self.recovery.look(now)
         for scheduler in self.serving.schedulers.values():
             scheduler.health.connect()
@@ -175,6 +176,10 @@ class LinkHost:
             self._orphans.close()
         for session in list(self.sessions):
             session.goodbye(reason)
+        for replica in self.replicas.values():
+            for call in replica.calls.values():  # the next core's
+                call.withdraw()
+            replica.calls.clear()
 
     # What time brings
 
@@ -309,6 +314,7 @@ class LinkHost:
         replica = session.replica
         if replica is not None and replica.session is session:
             replica.session, replica.lost_s = None, self.serving.clock()
+            self.recovery.lost(Listed(replica.id, replica.host, replica.pid))
             self.arrivals.lost(replica)
 
 

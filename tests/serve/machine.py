@@ -12,8 +12,11 @@ BOUND = 2
 LEASE_S = 3.0
 """Of replicas; shorter than usual, so that fewer ticks pass."""
 
-ENGINE_NOTICES_S = 4.0
-"""A hung-up request is gone from the engine after so long; the core waits longer where an engine says nothing."""
+LETS_GO_S = 1.0
+"""``orphans.SILENT_LETS_GO_S``, shorter than usual too."""
+
+ENGINE_NOTICES_S = 0.8 * LETS_GO_S
+"""A hung-up request is gone from the engine after so long: the core must wait for longer."""
 
 
 @dataclass
@@ -28,7 +31,7 @@ class ModelCall:
     retries: bool = False
     """It missed, so it may pause before it waits again."""
     demoted: bool = False
-    """Its place was forgotten: its replica was away for longer than places are kept."""
+    """It comes after others of its age: its replica was cut off then, or for longer than places are kept."""
     ended: int = 0
 
 
@@ -60,6 +63,8 @@ class Machine:
         self.at_engine: set[str] = set()
         self.worst = 0
         self.faults: list[AssertionError] = []
+        self.granted: list[ModelCall] = []
+        """Since it was last looked at."""
         self.number = 0
         self.core = self._core()
         self.processes = [Process(Replica(self.world, f"r{n}")) for n in range(replicas)]
@@ -102,15 +107,15 @@ class Machine:
             assert call.granted or call.retries, "the same grant again, for a call that holds it"
             return
         assert not call.granted, f"{call.id} was granted twice"
-        self._in_order(call)
-        call.waits, call.granted, call.retries, call.demoted = False, True, False, False
+        self.granted.append(call)
+        call.waits, call.granted, call.retries = False, True, False
         call.epoch, call.attempt, call.first = grant.epoch, grant.attempt, False
         self.at_engine.add(call.id)
         self.worst = max(self.worst, len(self.at_engine))
         assert len(self.at_engine) <= BOUND, f"{len(self.at_engine)} at the engine, {BOUND} are allowed"
 
     def _in_order(self, granted: ModelCall) -> None:
-        if granted.demoted or granted.retries:
+        if granted.demoted or granted.attempt > 1:
             return
         for process in self.processes:
             if process.dead or process.core is not self.core or not process.replica.connected:
@@ -131,6 +136,7 @@ class Machine:
         if not replica.connected:
             process.lost_s = self.world.clock()
             return
+        self.at_engine.difference_update(process.unconfirmed)  # by now
         said: list[Any] = [end(call) for call in process.unconfirmed]
         process.unconfirmed.clear()
         for call in sorted(process.open(), key=lambda each: each.arrived_s):
@@ -140,9 +146,8 @@ class Machine:
             else:
                 call.demoted = call.demoted or away_s >= LEASE_S or late
                 call.retries = call.retries and same
-                if not same:
-                    call.attempt = 0
-                said.append(enter(call.id, age_s=age_s))
+                attempts = call.attempt if call.epoch == process.epoch else 0
+                said.append(enter(call.id, age_s=age_s, attempts=attempts))
         replica.tell(*said, Ready())
         process.entered.update(call.id for call in process.open())
         self.look()
@@ -157,6 +162,8 @@ class Machine:
         if process.replica.connected:
             process.replica.say(enter(call.id))
             process.entered.add(call.id)
+        else:
+            call.demoted = True
         self.passes(0.01)
 
     def answers(self, at: int, pick: int) -> None:
@@ -174,10 +181,13 @@ class Machine:
         if (call := self._pick(at, pick, granted=False)) is not None:
             self._end(self.processes[at], call)
 
-    def _end(self, process: Process, call: ModelCall) -> None:
+    def _end(self, process: Process, call: ModelCall, *, notices_s: float = 0.0) -> None:
         call.ended += 1
         call.granted = call.waits = False
-        self.at_engine.discard(call.id)
+        if notices_s:
+            self.world.clock.call_later(notices_s, lambda: self.at_engine.discard(call.id))
+        else:
+            self.at_engine.discard(call.id)
         if process.replica.connected:
             process.replica.tell(end(call.id))
         else:
@@ -222,13 +232,18 @@ class Machine:
             for process in self.processes:
                 if process.lost_s is None and not process.replica.connected:
                     process.lost_s = self.world.clock()
-                if process.lost_s is not None and self.world.clock() - process.lost_s >= LEASE_S - 0.5:
+                if process.lost_s is not None and self.world.clock() - process.lost_s >= LEASE_S - 0.3:
                     for call in process.open():
                         if call.granted:
-                            self._end(process, call)
+                            self._end(process, call, notices_s=ENGINE_NOTICES_S)
             if left_s <= 0.25:
                 break
         self.look()
+
+    def blips(self, at: int) -> None:
+        """A connection is lost and there again."""
+        self.drops(at)
+        self.returns(at)
 
     def dies(self, at: int) -> None:
         """A replica is killed; its engine notices a little later. Another process takes its place."""
@@ -282,6 +297,9 @@ class Machine:
     def look(self) -> None:
         if self.faults:
             raise self.faults[0]
+        granted, self.granted = self.granted, []
+        for call in granted:
+            self._in_order(call)
         self.core.serving.check_integrity()
         queue = self.core.serving.schedulers["a"].queue
         assert len(self.at_engine) <= BOUND, f"{len(self.at_engine)} at the engine, {BOUND} are allowed"

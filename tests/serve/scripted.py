@@ -151,6 +151,9 @@ class World:
         for core in self.cores:
             if core.host._timer is not None:
                 core.host._timer.cancel()
+            for replica in core.host.replicas.values():
+                for call in replica.calls.values():
+                    call.withdraw()
             core.serving.close()
         self.settle()
         self.loop.close()
@@ -244,7 +247,7 @@ def enter(call: str, **more: Any) -> Enter:
         "thread": False, "identified": True, "model": "a", "stream": True, "json_schema": False, "tools": False,
         "embeds": False, "images": False, "may_pass": False, "hashes": [11, 12], "chars": [40, 60], "answers": [],
         "prompt_chars": 90, "tools_chars": 0, "max_tokens": None, "said": {}, "hints": {}, "own": None, "able": None,
-        "holds": [], "max_attempts": 3, "timeout_s": None, "layers": [],
+        "holds": [], "max_attempts": 3, "timeout_s": None, "layers": [], "attempts": 0,
     }  # fmt: skip
     return Enter(call, **{**fields, **more})
 

@@ -14,6 +14,7 @@ import pytest
 
 from orla_lg import cli
 from orla_lg.serve import command
+from tests.serve.in_thread import server
 from tests.serve.processes import Served, serving, until_ready
 from tests.stub_engine import Gate, Reply, StubEngine
 
@@ -160,8 +161,8 @@ def test_a_port_that_is_taken_is_named(here: Path, capsys: pytest.CaptureFixture
         assert f"port {port} is taken" in refused(capsys, "--port", str(port))
 
 
-def test_a_server_of_ours_is_no_backend(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(tmp_path) as served:
+def test_a_server_of_ours_is_no_backend(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with server() as served:
         (here / "orla.toml").write_text(f'[backends.light]\nurl = "{served.url}/v1"\n')
         assert "backend 'light'" in (said := refused(capsys, "--port", "0", "--store", str(here / "s" / "x.db")))
         assert "answers an orla_lg server, which is no engine" in said

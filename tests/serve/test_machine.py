@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from tests.serve.machine import BOUND, Machine
+from orla_lg.serve import orphans
+from tests.serve.machine import BOUND, LETS_GO_S, Machine
 
 REPLICAS = 3
 AT = st.integers(0, REPLICAS - 1)
@@ -26,14 +27,15 @@ class Links(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.machine = Machine(replicas=REPLICAS, heeds_roster=self.heeds_roster)
+        self.all_enter()
 
     @rule(at=AT)
     def enters(self, at: int) -> None:
         self.machine.enters(at)
 
-    @rule(at=AT)
-    def enters_many(self, at: int) -> None:
-        for _ in range(3):
+    @rule()
+    def all_enter(self) -> None:
+        for at in range(REPLICAS):
             self.machine.enters(at)
 
     @rule(at=AT, pick=PICK)
@@ -57,6 +59,14 @@ class Links(RuleBasedStateMachine):
         self.machine.drops(at)
 
     @rule(at=AT)
+    def blips(self, at: int) -> None:
+        self.machine.blips(at)
+
+    @rule(at=AT, pick=PICK)
+    def ends_another(self, at: int, pick: int) -> None:
+        self.machine.ends(at, pick)
+
+    @rule(at=AT)
     def returns(self, at: int) -> None:
         self.machine.returns(at)
 
@@ -78,6 +88,7 @@ class Links(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
+            self.machine.look()
             self.machine.finish()
         finally:
             self.machine.close()
@@ -96,6 +107,11 @@ EXAMPLES = int(os.environ.get("ORLA_LG_EXAMPLES", "15"))
 SETTINGS = settings(
     max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "SILENT_LETS_GO_S", LETS_GO_S)
 
 
 def test_the_bound_holds_whatever_happens() -> None:

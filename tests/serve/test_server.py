@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,13 +20,14 @@ from orla_lg import BackendUnavailable, ConfigError, Orla
 from orla_lg.config_tables import GatewayTable, ServeTable
 from orla_lg.link.messages import PATH
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import State
+from orla_lg.serve.health import CoreState
 from orla_lg.serve.keys import AccessKey, KeyScope, create
 from orla_lg.serve.server import gateway_settings
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
 from orla_lg.serve.store import MemoryStore
 from tests.serve.in_thread import PATIENCE_S, server
-from tests.stub_engine import StubEngine
+from tests.serve.replica import graph_of
+from tests.stub_engine import Gate, Reply, StubEngine
 
 CALL = {"model": "light", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 UPGRADE = {"connection": "upgrade", "upgrade": "orla-link"}
@@ -55,7 +58,7 @@ def test_a_link_needs_a_key_of_its_scope(file: Path) -> None:
     store = MemoryStore()
     use, link = key(store, KeyScope.USE), key(store, KeyScope.LINK)
     with server(file, store=store) as running:
-        until(lambda: running.server.state is State.READY)
+        until(lambda: running.server.state is CoreState.READY)
         for headers, status in (({}, 401), ({"authorization": f"Bearer {use}"}, 403), ({"x-api-key": "wrong"}, 401)):
             answer = httpx.get(running.url + PATH, headers={**UPGRADE, **headers})
             assert answer.status_code == status and answer.headers["x-orla-server"]
@@ -90,7 +93,7 @@ def test_what_asks_for_a_link_the_wrong_way_is_answered(file: Path) -> None:
 def test_of_two_cores_on_one_store_one_decides_and_the_other_follows(file: Path) -> None:
     store = MemoryStore()
     with server(file, store=store) as first:
-        until(lambda: first.server.state is State.READY)
+        until(lambda: first.server.state is CoreState.READY)
         with server(file, store=store) as second:
             assert httpx.get(second.url + "/healthz").is_success
             assert httpx.get(second.url + "/readyz").json()["state"] == "standby"
@@ -101,16 +104,39 @@ def test_of_two_cores_on_one_store_one_decides_and_the_other_follows(file: Path)
             first.end()
             first.join()
             assert first.status == 0
-            until(lambda: second.server.state is State.READY)
+            until(lambda: second.server.state is CoreState.READY)
             assert httpx.post(f"{second.url}/v1/chat/completions", json=CALL).is_success
             assert second.server.lease.epoch == 2
+
+
+def test_calls_of_a_link_outlive_the_core(file: Path, engine: StubEngine) -> None:
+    """As in a rolling restart: those at the engine go on, those that wait are the standby's, and the bound holds."""
+    store, gate = MemoryStore(), Gate()
+    engine.rule = lambda seen: Reply(gate=gate)
+    file.write_text(file.read_text().replace("[mapping]", "max_concurrency = 2\n[mapping]"))
+    with server(file, store=store) as first, server(file, store=store) as second:
+        until(lambda: CoreState.READY in (first.server.state, second.server.state))
+        old, new = (first, second) if first.server.state is CoreState.READY else (second, first)
+        with Orla.remote(f"{first.url},{second.url}") as orla, ThreadPoolExecutor(6) as pool:
+            graph = graph_of(orla, "light")
+            calls = [pool.submit(asyncio.run, graph.ainvoke({"messages": [("user", f"{n}")]})) for n in range(6)]
+            engine.wait(lambda seen: seen.in_flight == 2)
+            until(lambda: orla.statistics().backends["light"].queue.waiting == 4)
+            old.end()
+            old.join()
+            until(lambda: new.server.state is CoreState.READY)
+            until(lambda: orla.statistics().backends["light"].queue.waiting == 4)
+            assert orla.statistics().backends["light"].queue.in_flight == 2 == engine.in_flight
+            gate.open()
+            assert all(call.result()["messages"] for call in calls)
+        assert engine.peak == 2 and len(engine.chats) == 6
 
 
 def test_one_that_was_replaced_ends(file: Path) -> None:
     """As after it was frozen: another core has taken the lease meanwhile."""
     store = MemoryStore()
     with server(file, store=store) as running:
-        until(lambda: running.server.state is State.READY)
+        until(lambda: running.server.state is CoreState.READY)
         frozen = threading.Thread(target=running.call, args=(time.sleep, 1.0))
         frozen.start()
         until(lambda: store.lease("core", "another", 30.0))
@@ -121,7 +147,7 @@ def test_one_that_was_replaced_ends(file: Path) -> None:
 
 def test_replicas_follow_a_configuration_that_is_loaded_again(file: Path, other_engine: StubEngine) -> None:
     with server(file) as running:
-        until(lambda: running.server.state is State.READY)
+        until(lambda: running.server.state is CoreState.READY)
         with Orla.remote(running.url) as orla:
             text = file.read_text()
             file.write_text(f'[backends.heavy]\nurl = "{other_engine.url}"\n{text}')
@@ -139,7 +165,7 @@ def test_it_listens_on_a_unix_socket(file: Path, tmp_path: Path) -> None:
     stale.close()
     with server(file, address=f"unix:{path}") as running:
         assert running.url == f"unix:{path}" and path.stat().st_mode & 0o777 == 0o600
-        until(lambda: running.server.state is State.READY)
+        until(lambda: running.server.state is CoreState.READY)
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
             assert client.post("http://localhost/v1/chat/completions", json=CALL).is_success
         with Orla.remote(running.url) as orla:
@@ -168,7 +194,7 @@ def test_it_speaks_tls(file: Path, certificate: tuple[Path, Path]) -> None:
     settings(str(file)).check(has_keys=False)
     with server(file) as running:
         assert running.url.startswith("https://127.0.0.1:")
-        until(lambda: running.server.state is State.READY)
+        until(lambda: running.server.state is CoreState.READY)
         trusting = ssl.create_default_context(cafile=str(cert))
         assert httpx.post(f"{running.url}/v1/chat/completions", json=CALL, verify=trusting).is_success
 

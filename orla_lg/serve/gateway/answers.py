@@ -117,8 +117,11 @@ def request_id(headers: Mapping[bytes, bytes], call_id: str) -> bytes:
 
 
 def about(inflight: InFlightCall) -> list[Header]:
-    """Return headers that say where a call ran and how long it waited."""
-    told = [(b"x-orla-queue-wait-ms", b"%.2f" % (inflight.queue_wait_s * 1000))]
+    """Return headers that say which call it is, where it ran and how long it waited."""
+    told = [
+        (b"x-orla-call-id", inflight.call.id.encode()),
+        (b"x-orla-queue-wait-ms", b"%.2f" % (inflight.queue_wait_s * 1000)),
+    ]
     if inflight.backend is not None:
         told.append((b"x-orla-backend", inflight.backend.encode("latin-1", "replace")))
     return told

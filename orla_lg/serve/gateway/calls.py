@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -21,8 +20,8 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.serve.access import Access, Caller
 from orla_lg.serve.budgets import HeldSlot
-from orla_lg.serve.gateway import answers
-from orla_lg.serve.gateway.answers import Header, RequestRefused, UpstreamError
+from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive, Scope, Send
+from orla_lg.serve.gateway.answers import Header, RequestRefused
 from orla_lg.serve.gateway.identity import CallSource, source_of
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
@@ -33,16 +32,10 @@ from orla_lg.serve.http_guard import CALLER, is_loopback
 from orla_lg.serve.keys import KeyScope
 from orla_lg.wires.wire import Wire
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 PathNames = tuple[str | None, str | None]
 
 _NOBODYS: frozenset[str] = frozenset()
 _NOWHERE: PathNames = (None, None)
-
-log = logging.getLogger("orla_lg")
 
 
 class ClientGone(Exception):
@@ -285,112 +278,3 @@ class CallEndpoint:
                 gateway.sessions.leave(session)
             if slot is not None:
                 slot.release()
-
-
-class DisconnectWatch:
-    """Cancels a request's task when its client goes.
-
-    Args:
-        receive: The request's.
-        task: What serves it.
-    """
-
-    __slots__ = ("_receive", "_task", "_watching", "gone", "over")
-
-    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
-        self.gone = False
-        """Whether the client went before its answer was whole."""
-        self.over = False
-        self._receive = receive
-        self._task = task
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self.over:
-            self.gone = True
-            self._task.cancel("the client closed its connection")
-
-    def end(self) -> None:
-        """DisconnectWatch no longer."""
-        self.over = True
-        if not self._watching.done():
-            self._watching.cancel()
-
-
-class Answering:
-    """The way of one answer back.
-
-    Args:
-        send: The request's.
-        call_id: Its call's.
-    """
-
-    def __init__(self, send: Send, call_id: str) -> None:
-        self._send = send
-        self._call_id = call_id
-
-    async def reply(
-        self, reply: EngineReply, inflight: InFlightCall, headers: dict[bytes, bytes], silence: SilenceWatch
-    ) -> None:
-        """Send an answer, and end the call with it; one that breaks off breaks the connection."""
-        out = reply.headers
-        out.append((b"x-request-id", answers.request_id(headers, self._call_id)))
-        out += answers.about(inflight)
-        if reply.response is None:
-            usage = inflight.usage
-            if usage is not None and usage.cached_tokens is not None:
-                out.append((b"x-orla-cached-tokens", b"%d" % usage.cached_tokens))
-            try:
-                await self.whole(200, out, reply.content)
-            finally:
-                reply.tap.hand_over()
-            return
-        reply.tap.hand_over()
-        send = self._send
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": out})
-            await send({"type": "http.response.body", "body": reply.content, "more_body": True})
-            with silence.bound() as bound:
-                while (data := await reply.more()) is not None:
-                    bound.heard = True
-                    if data:
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            reply.silent()
-            return
-        except Exception as error:  # noqa: BLE001 - the engine's answer broke off, and so does the caller's
-            log.info("call %s broke off: %s", self._call_id, inflight.services.masking.mask(f"{error}"[:500]))
-            return  # without an end: the server closes the connection
-        finally:
-            reply.close()
-        await send({"type": "http.response.body", "body": b""})
-
-    async def refuse(
-        self, error: Exception, wire: Wire, inflight: InFlightCall | None, headers: dict[bytes, bytes]
-    ) -> None:
-        """Answer with what was wrong."""
-        out = [(b"x-request-id", answers.request_id(headers, self._call_id))]
-        if inflight is not None:
-            out += answers.about(inflight)
-        if isinstance(error, UpstreamError):
-            out += error.kept()
-            await self.whole(error.status, out, error.content)
-            return
-        said = answers.failed(error, inflight)
-        if said is None:
-            log.exception("call %s of the gateway failed", self._call_id, exc_info=error)
-            said = answers.Failed(500, "the server failed; its log has more", "server_error")
-        await self.say(said, wire, out)
-
-    async def say(self, said: answers.Failed, wire: Wire, headers: Sequence[Header] = ()) -> None:
-        """Answer with an error."""
-        more, content = answers.refusal(said, wire)
-        await self.whole(said.status, [*headers, *more], content)
-
-    async def whole(self, status: int, headers: list[Header], content: bytes) -> None:
-        """Answer in one piece."""
-        headers.append((b"content-length", b"%d" % len(content)))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": content})

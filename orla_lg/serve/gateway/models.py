@@ -10,8 +10,9 @@ from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.serve.access import Caller, Denied
 from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.calls import Answering, Gateway, Receive, Scope, Send
+from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
 

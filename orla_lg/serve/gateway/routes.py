@@ -10,8 +10,9 @@ from starlette.routing import Route
 
 from orla_lg.core.serving import Serving
 from orla_lg.serve.access import Access
+from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed
-from orla_lg.serve.gateway.calls import Answering, CallEndpoint, Gateway, PathNames, Receive, Scope, Send
+from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, PathNames
 from orla_lg.serve.gateway.models import ModelsEndpoint
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.token_counts import CountEndpoint

@@ -18,8 +18,9 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Steps, adrive
 from orla_lg.errors import MappingError, OrlaError
 from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON
-from orla_lg.serve.gateway.calls import Answering, ClientGone, Gateway, PathNames, Receive, Scope, Send
+from orla_lg.serve.gateway.calls import ClientGone, Gateway, PathNames
 from orla_lg.wires.messages import MESSAGES
 
 PATIENCE_S = 5.0

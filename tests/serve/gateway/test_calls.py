@@ -37,7 +37,7 @@ def test_a_chat_completion(client: openai.OpenAI, gateway: GatewayServer, engine
     assert raw.headers["x-orla-backend"] == "main" and float(raw.headers["x-orla-queue-wait-ms"]) >= 0
     (record,) = gateway.ended()
     assert (record.backend, record.error, record.prompt_tokens) == ("main", None, answer.usage.prompt_tokens)
-    assert raw.headers["x-request-id"] == record.id
+    assert raw.headers["x-request-id"] == raw.headers["x-orla-call-id"] == record.id
     (seen,) = engine.chats
     assert seen.key == BACKEND_KEY and CALLER_KEY not in str(seen.headers) and seen.body["model"] == MODEL
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orla_lg import ConfigError
+from orla_lg.serve.gateway.routes import WIRES
 from orla_lg.serve.gateway.settings import SESSION_HEADERS, GatewaySettings
 
 
@@ -36,3 +38,12 @@ def test_headers_are_kept_in_lower_case() -> None:
 def test_what_is_wrong_is_named(table: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         GatewaySettings.of(table)
+
+
+def test_the_page_names_every_header_and_field() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "gateway.md").read_text(encoding="utf-8")
+    settings = GatewaySettings()
+    for name in (*settings.session_headers, *settings.session_fields):
+        assert f"`{name}`" in page
+    assert all(name in page.lower() for name in settings.final_headers)
+    assert all(f"{path}`" in page for path in WIRES)
