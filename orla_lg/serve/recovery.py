@@ -72,7 +72,7 @@ class Recovery:
         self.waits_for.pop(replica, None)
 
     def lost(self, replica: Listed) -> None:
-        """Wait for a replica again whose connection was lost: the calls that it has waiting are to keep their order."""
+        """Wait for a replica again whose connection was lost: its calls that wait are to keep their order."""
         if not self.over:
             self.waits_for[replica.id] = replica
             self.drop_all(replica.id)
@@ -114,14 +114,14 @@ class Recovery:
             self._runs.append(standing)
 
     def _end(self) -> None:
-        """Let all that came meanwhile arrive in the order in which it began."""
-        self.over = True
+        """Let all that came meanwhile arrive in the order in which it began; then the policies choose among it."""
         held, self._held = self._held, {}
         runs, self._runs = self._runs, []
         in_order: list[tuple[float, Callable[[], None]]] = [(each.arrived_s, each.enter) for each in held.values()]
         in_order += [(run.arrived_s, partial(_arrives_now, run)) for run in runs]
         for _, arrive in sorted(in_order, key=lambda each: each[0]):
             arrive()
+        self.over = True
         self.opened()
 
 

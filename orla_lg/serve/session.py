@@ -15,6 +15,7 @@ from orla_lg.core.serving import Serving
 from orla_lg.errors import shown
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.messages import (
+    PROTOCOL,
     Adopt,
     Bye,
     End,
@@ -56,6 +57,7 @@ class SessionHost(Protocol):
     serving: Serving
     lease: CoreLease
     sessions: set[LinkSession]
+    version: str
     arrivals: LinkedCalls
     signals: RunSignals
     requests: Requests
@@ -219,6 +221,8 @@ class LinkSession(asyncio.Protocol):
         joined = self.host.joined(self, message)
         if isinstance(joined, str):
             log.warning("a replica on %s was refused: %s", shown(message.host.partition(" ")[0]), joined)
+            if message.protocol != PROTOCOL:
+                self.send(Welcome(PROTOCOL, self.host.lease.epoch, self.host.version))  # by which it sees why
             self.goodbye(joined)
             return
         self.replica = joined

@@ -97,7 +97,7 @@ class LinkHost:
         self._orphans: orphans.Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
-        self._version = version
+        self.version = version
         self._on_deposed = on_deposed
         self._heeds_roster = heeds_roster
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -237,7 +237,7 @@ class LinkHost:
         ]
         self._views = self._seen()
         return Welcome(
-            PROTOCOL, self.lease.epoch, self._version, backends, _of(caller, self._views),
+            PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
             self.lease.ttl_s, max(1, self.connected), caller.tenants,
         )  # fmt: skip

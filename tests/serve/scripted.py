@@ -11,6 +11,7 @@ from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.policies import memory_policy
+from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.serving import Serving
 from orla_lg.link.framing import FrameReader, frame
 from orla_lg.link.messages import (
@@ -98,6 +99,7 @@ class Core:
         mapper: Mapper | None = None,
         policy: str = "fcfs",
         limits: Limits = NO_LIMITS,
+        warm_up: WarmUp | None = None,
         **more: Any,
     ) -> None:
         self.frozen = False
@@ -105,7 +107,7 @@ class Core:
         given = backends or {Backend("a", "http://a/v1", max_concurrency=bound): StillAdapter()}
         self.serving = Serving(
             given, mapper=mapper, stage_policy=policy, request_policy=policy, memory=memory_policy("default"),
-            limits=limits, clock=world.clock, background=VirtualBackground(world.loop),
+            limits=limits, warm_up=warm_up, clock=world.clock, background=VirtualBackground(world.loop),
         )  # fmt: skip
         self.lease = CoreLease(world.store, clock=world.clock, holder=f"core-{len(world.cores)}")
         self.deposed = False
@@ -116,6 +118,16 @@ class Core:
 
     def start(self) -> None:
         self.world.run(self.host.start())
+
+    def run_until_deposed(self) -> None:
+        """Let another core take over while this one does not renew."""
+        timer = self.host._timer
+        assert timer is not None
+        timer.cancel()
+        self.world.clock._now_s += 3.0
+        assert CoreLease(self.world.store, clock=self.world.clock, holder="another").take()
+        self.host._tick()
+        assert self.deposed
 
     def kill(self) -> None:
         """Let it be gone: nothing of it runs any more, and its connections end."""
