@@ -144,6 +144,7 @@ class LinkedCall(InFlightCall):
             max_attempts=max(1, self.max_attempts - self.attempts),
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
+            attempts=0 if self.grant is None or self.grant.epoch != self.serving.link.epoch else self.grant.attempt,
         )
 
     def adopting(self) -> Adopt:
