@@ -189,7 +189,8 @@ def test_a_missed_attempt_without_an_answer(
     if same_core:
         core.drop()
         core.wait(Ready, 2)
-        assert core.wait(Enter, 2).call == call
+        entered = core.wait(Enter, 2)
+        assert (entered.call, entered.attempts) == (call, 1), "a core that forgot the call counts on from there"
         assert core.wait(Missed, 2).attempt == 1
         core.line.send(core.grant(call, 1))  # had already
         core.line.send(core.grant(call, 2))
@@ -197,7 +198,8 @@ def test_a_missed_attempt_without_an_answer(
         core.gone()
         core.next_core()
         core.wait(Ready)
-        assert core.wait(Enter).max_attempts == 2 and not core.all(Missed)
+        entered = core.wait(Enter)
+        assert (entered.max_attempts, entered.attempts) == (2, 0) and not core.all(Missed)
         core.line.send(core.grant(call, 1))  # the first of this core
     assert run.result()
     assert len(engine.chats) == 2
