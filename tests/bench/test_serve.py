@@ -53,10 +53,11 @@ def test_what_the_link_adds_is_a_difference_of_medians_within_a_round() -> None:
 
 
 def test_memory_is_flat_or_is_not() -> None:
-    rows = gateway.told([60.0, 80.0, 81.0, 82.0], [90.0, 91.0, 92.5], 120.0, 1000, 100)
-    assert rows[0].endswith("(+1.0)") and rows[1].endswith("(+1.5 since the second)") and rows[2] == "flat"
-    assert "goal missed" in gateway.told([60.0, 80.0, 81.0, 84.0], [90.0, 91.0, 91.0], 120.0, 1000, 100)[2]
-    assert "goal missed" in gateway.told([60.0, 80.0, 81.0, 81.0], [90.0, 91.0, 94.0], 120.0, 1000, 100)[2]
+    rows = gateway.told([60.0, 80.0, 81.0, 82.0, 82.0], [90.0, 91.0, 92.0, 92.5], 120.0, 1000, 100)
+    assert "81.0 after half of them" in rows[0] and rows[0].endswith("(+1.0)")
+    assert rows[1].endswith("(+1.5 in the second half)") and rows[2] == "flat"
+    assert "goal missed" in gateway.told([60.0, 80.0, 85.0], [90.0, 91.0, 91.0, 91.0], 120.0, 1000, 100)[2]
+    assert "goal missed" in gateway.told([60.0, 81.0, 81.0], [90.0, 91.0, 94.0, 96.0], 120.0, 1000, 100)[2]
 
 
 def test_it_is_drawn_the_same_each_time(tmp_path: object) -> None:

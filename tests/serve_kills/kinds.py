@@ -10,8 +10,8 @@ from orla_lg_llamacpp.embedded import free_port
 from tests.serve_kills.pool import BOUND, CONTROL, CORE_LEASE_S, LATE_S, Core, Pool, Row, Watch
 from tests.serve_kills.processes import until
 
-SHORT_S, SOME_S = 0.02, 1.0
-HANG_UPS_S = 1.0
+SHORT_S, SOME_S = 0.02, 0.5
+HANG_UPS_S = 0.8
 """How late the engine notices that a replica is gone."""
 SURVIVING_S = 3 * HANG_UPS_S
 FROZEN_S = 2.5
@@ -69,7 +69,7 @@ def core_frozen(pool: Pool, times: int, dice: Random) -> Row:
         time.sleep(dice.uniform(0.0, 0.5))
         pool.core.freeze()
         watch.faults += 1
-        time.sleep(2 * CORE_LEASE_S)
+        time.sleep(1.5 * CORE_LEASE_S)
         pool.core.thaw()
         pool.await_flow()
     return watch.row()

@@ -19,7 +19,7 @@ from tests.serve_kills.relays import Relay, Relays
 
 BOUND = 8
 CORE_LEASE_S = 1.5
-LATE_S = 2.0
+LATE_S = 1.0
 """How much later than the others a replica finds the next core, where one is made late; within its lease."""
 CONFIG = """
 [backends.main]
@@ -119,7 +119,7 @@ class Pool:
     @property
     def long_s(self) -> float:
         """What calls take that outlive the outage and the lateness together."""
-        return 1.5 * self.boot_s + LATE_S + 2.0
+        return 1.5 * self.boot_s + LATE_S + 1.5
 
     def _write(self) -> None:
         self.config.write_text(CONFIG.format(

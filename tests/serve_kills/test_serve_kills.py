@@ -17,7 +17,7 @@ from tests.serve_kills import kinds
 from tests.serve_kills.pool import BOUND, Pool, Row, shown
 
 ALL = os.environ.get("ORLA_ALL_KILLS") == "1"
-REPLICAS, CALLERS = (4, 6) if ALL else (3, 6)
+REPLICAS, CALLERS = (4, 6) if ALL else (3, 4)
 CUT_OFF = "BackendUnavailable"
 """How a call ends whose replica was without a core for longer than its lease."""
 
