@@ -43,7 +43,7 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'
 	.venv-clients/bin/python -m pytest tests/clients $(TESTS)
 
-test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; run it alone)
+test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (a quarter of an hour; run it alone)
 	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s tests/serve_kills $(TESTS)
 
 

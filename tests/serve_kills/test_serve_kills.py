@@ -1,6 +1,6 @@
 """Cores and replicas of real processes are killed and frozen: nothing is lost, nothing sent twice, the bound holds.
 
-One of each kind with the other tests; ``make test-serve-kills`` makes more than a hundred (half an hour, alone). The
+One of each kind with the other tests; ``make test-serve-kills`` makes more than a hundred (a quarter of an hour, alone). The
 control shows that the runs can tell: a core that does not wait for its roster has more calls at the engine than the
 bound, with the same late replica.
 """
