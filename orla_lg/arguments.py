@@ -10,13 +10,28 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from orla_lg.errors import ArgumentError, did_you_mean, shown
 
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ELSEWHERE = "__orla_elsewhere__"
+
+
+def belong_elsewhere(where: str, *names: str) -> Callable[[F], F]:
+    """Have a function, if it gets arguments of these names, which it does not take, answer *where* they belong."""
+
+    def marked(function: F) -> F:
+        setattr(function, ELSEWHERE, dict.fromkeys(names, f", which belongs elsewhere: {where}"))
+        return function
+
+    return marked
 
 
 def answer_wrong_arguments(*classes: type, methods: bool = False) -> None:
@@ -81,7 +96,9 @@ def fault_of(function: Callable[..., Any], args: Sequence[Any], named: Mapping[s
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
     known = [each.name for each in parameters if each.kind in NAMED]
     if unknown := [] if takes_any else [name for name in named if name not in known]:
-        return "; ".join(f"unknown argument {shown(name)}{did_you_mean(name, known)}" for name in unknown)
+        elsewhere: Mapping[str, str] = getattr(function, ELSEWHERE, {})
+        told = (elsewhere.get(name) or did_you_mean(name, known) for name in unknown)
+        return "; ".join(f"unknown argument {shown(name)}{more}" for name, more in zip(unknown, told, strict=True))
     places = [each.name for each in parameters if each.kind in POSITIONAL]
     given = list(args[1:])
     if len(given) > len(places) and not any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orla_lg import config
 from orla_lg.config_faults import check_url, faults_of_policies, one_server_twice
@@ -30,6 +30,7 @@ from orla_lg.link.connection import Link
 from orla_lg.link.dialing import addresses
 from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
 from orla_lg.link.serving import LinkedServing, hello
+from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
 from orla_lg.openai_api.client import EngineClients
 
@@ -93,6 +94,24 @@ def own_core(
         warm_up=warming,
     )  # fmt: skip
     return Opened(serving, clients)
+
+
+def arguments_of(settings: config.Settings) -> dict[str, Any]:
+    """Return the arguments of ``Orla`` in settings, beside its backends and mapper."""
+    return {name: getattr(settings, name) for name in _ARGUMENTS}
+
+
+_ARGUMENTS = (
+    "policy", "stage_policy", "request_policy", "memory", "admission", "keep_records", "records_file", "limits",
+    "estimates_file", "control", "warm_up", "untranslatable",
+)  # fmt: skip
+
+
+def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
+    """Return the mapper that settings mean by a table, or by an object of its own."""
+    made = stage_mapper(mapping)
+    assert made is not None, "no table is no mapping"
+    return LoadAware(made) if settings.load_aware else made
 
 
 def replica(

@@ -16,13 +16,14 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
+from orla_lg.arguments import belong_elsewhere
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
 from orla_lg.core.engine.given import Backends, NoBackends
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
-from orla_lg.core.mapping import Mapper, Planned
+from orla_lg.core.mapping import Planned
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.operation.steering import KEEP, Keep
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
@@ -39,9 +40,8 @@ from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
 from orla_lg.link.losses import OnCoreLost
-from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import stage_mapper
-from orla_lg.opening import MapperLike, Opened, check_backends, own_core, replica
+from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, mapper_of, own_core, replica
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
@@ -140,6 +140,12 @@ class Orla:
         self._control = None if control is None or self.core.disabled else open_server(control, serving)
 
     @classmethod
+    @belong_elsewhere(
+        "it holds for all replicas, and is in the configuration of `orla-lg serve`; an object of your own is named "
+        'there as "module:name"',
+        "backends", "mapper", "policy", "stage_policy", "request_policy", "memory", "admission", "limits",
+        "estimates_file", "warm_up",
+    )  # fmt: skip
     def remote(
         cls,
         url: str | None = None,
@@ -225,22 +231,8 @@ class Orla:
             kind = MappingError if all(isinstance(fault, MappingError) for fault in faults) else ConfigError
             raise kind(listed(settings.source, faults))
         try:
-            orla = cls(
-                settings.backends or NoBackends.YET,
-                None if settings.mapping == {} else mapper_of(settings, settings.mapping),
-                policy=settings.policy,
-                stage_policy=settings.stage_policy,
-                request_policy=settings.request_policy,
-                memory=settings.memory,
-                admission=settings.admission,
-                keep_records=settings.keep_records,
-                records_file=settings.records_file,
-                limits=settings.limits,
-                estimates_file=settings.estimates_file,
-                control=settings.control,
-                warm_up=settings.warm_up,
-                untranslatable=settings.untranslatable,
-            )
+            mapper = None if settings.mapping == {} else mapper_of(settings, settings.mapping)
+            orla = cls(settings.backends or NoBackends.YET, mapper, **arguments_of(settings))
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
@@ -531,13 +523,6 @@ class Orla:
     def __repr__(self) -> str:
         schedulers = self.core.serving.schedulers.values()
         return f"Orla({', '.join(f'{d.backend.name}={d.backend.url}' for d in schedulers)})"
-
-
-def mapper_of(settings: config.Settings, mapping: MapperLike) -> Mapper:
-    """Return the mapper that a configuration means by a table, or by an object of its own."""
-    made = stage_mapper(mapping)
-    assert made is not None, "no table is no mapping"
-    return LoadAware(made) if settings.load_aware else made
 
 
 def _in_a_loop() -> bool:

@@ -100,6 +100,7 @@ def state(serving: Serving) -> ProcessState:
         backends={
             name: _backend(serving, name, each, now.costs.backends.get(name, Spent()))
             for name, each in now.backends.items()
+            if name in serving.schedulers  # a replica may not reach all of its core's
         },
     )
 

@@ -111,7 +111,8 @@ class LinkedCall(InFlightCall):
 
     def entering(self) -> Enter:
         """Return what the core must know of it."""
-        call, ask = self.call, self.call.ask
+        call, ask, had = self.call, self.call.ask, self.grant
+        granted = had.attempt if had is not None and had.epoch == self.serving.link.epoch else 0
         pieces = ask.pieces
         return Enter(
             call=call.id,
@@ -141,10 +142,10 @@ class LinkedCall(InFlightCall):
             own=None if self.own is None else flat_assignment(self.own),
             able=None if self.able is None else list(self.able),
             holds=list(self.held),
-            max_attempts=max(1, self.max_attempts - self.attempts),
+            max_attempts=self.max_attempts if granted else max(1, self.max_attempts - self.attempts),
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
-            attempts=0 if self.grant is None or self.grant.epoch != self.serving.link.epoch else self.grant.attempt,
+            attempts=granted,
         )
 
     def adopting(self) -> Adopt:

@@ -46,7 +46,7 @@ from orla_lg.link.waking import Waker
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 """Between attempts to connect; each pause is twice the last one, and up to half more or less."""
 
-UNWELCOME_PAUSE_S = 5.0
+UNWELCOME_PAUSE_S = 2.0
 """After a server that will not take the link as it is: its keys may be changed."""
 
 TICK_S = 0.05
@@ -54,6 +54,8 @@ TICK_S = 0.05
 
 MOST_HELD_BYTES = 64 << 20
 """Bytes that a server does not read; with more it is dead."""
+
+KEEP_RENEWALS = 100
 
 CLOSE_S = 1.0
 
@@ -365,6 +367,7 @@ class Link:
         with self.lock:
             number, self.number = self.number, self.number + 1
             self._renewals[number] = now
+            self._renewals.pop(number - KEEP_RENEWALS, None)  # of a core that answers none
             self._write(frame(flat(Renew(number))))
         self._renew_s = now + RENEW_S
 

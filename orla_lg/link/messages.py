@@ -303,7 +303,7 @@ class Request(NamedTuple):
     number: int
     what: str
     """``statistics``, ``prioritize``, ``pause``, ``resume``, ``drain``, ``set_policy``, ``set_limit``, ``ahead``,
-    ``feedback``, ``resident``, ``limits``, ``internal_call``."""
+    ``feedback``, ``resident``, ``limits``."""
     more: Flat
 
 

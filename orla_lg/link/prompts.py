@@ -19,7 +19,7 @@ from orla_lg.core.engine.capabilities import Warmable
 from orla_lg.core.identity import tenant_of, workflow_key, workflow_name
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.prefetch.prefetcher import LIMIT_S
-from orla_lg.core.prefetch.prompts import Prompt, PromptStore, prompt_of
+from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
 from orla_lg.link.call import LinkedCall
 from orla_lg.link.connection import Link
@@ -27,7 +27,7 @@ from orla_lg.link.messages import Keeps, StopWarm, Warm, WarmEnded
 
 
 class KeptPrompts:
-    """The newest prompt of each workflow, by backend; bounded in characters, and gone with its workflow.
+    """The newest prompt of each workflow, and what those of a stage begin with; by backend, as a core keeps its own.
 
     Args:
         link: To the core.
@@ -37,7 +37,7 @@ class KeptPrompts:
     def __init__(self, link: Link, background: Background) -> None:
         self._link, self._background = link, background
         self._lock = threading.Lock()
-        self._kept: dict[str, PromptStore[str]] = {}
+        self._books: dict[str, PromptBook] = {}
         self._adapters: dict[str, Warmable] = {}
         self._isolated: set[str] = set()
         self._running: dict[str, Future[None]] = {}
@@ -48,65 +48,68 @@ class KeptPrompts:
         """Note a backend; prompts are kept where the core has them warmed."""
         if warms and isinstance(adapter, Warmable):
             self._adapters[backend] = adapter
-            self._kept.setdefault(backend, _store())
+            self._books.setdefault(backend, _book())
             (self._isolated.add if isolated else self._isolated.discard)(backend)
         else:
             self._adapters.pop(backend, None)
-            self._kept.pop(backend, None)
+            self._books.pop(backend, None)
 
     # Calls
 
     def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:
         """Note the body of a call's request, as it is before the engine's own fields come in."""
-        if call.backend in self._kept and call.raw.run is not None:
+        if call.backend in self._books and call.raw.run is not None:
             call.prompt = prompt_of(call.call, body)
 
     def ended(self, call: LinkedCall, usage: Usage | None, *, followed: bool) -> None:
         """Keep the prompt of a call that went well and whose workflow goes on, and tell the core; before its end."""
         prompt, call.prompt = call.prompt, None
-        kept = self._kept.get(call.backend or "")
-        if prompt is None or kept is None or not followed:
+        book = self._books.get(call.backend or "")
+        if prompt is None or book is None or not followed:
             return
         workflow = call.call.identity.workflow
         if call.backend in self._isolated:
             prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow)))
+        prompt = prompt.counted(usage)
         with self._lock:
-            kept.put(workflow, prompt.counted(usage))
+            book.learn(workflow, prompt)
+            book.last.put(workflow, prompt)
         self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)))
 
     def over(self, workflows: Sequence[str]) -> None:
         """Drop what is kept of workflows that will not come back."""
-        if self._kept:
+        if self._books:
             with self._lock:
-                for kept in self._kept.values():
+                for book in self._books.values():
                     for workflow in workflows:
-                        kept.take(workflow)
+                        book.last.take(workflow)
 
     def forked(self) -> None:
         """Keep nothing of the parent's, in a child."""
         self._lock = threading.Lock()
         self._running.clear()
-        self._kept = {backend: _store() for backend in self._kept}
+        self._books = {backend: _book() for backend in self._books}
 
     # Prefetches
 
     def _found(self, order: Warm) -> Prompt | None:
         """Return the prompt that is meant, unless the one that is kept does not begin as the core knows it."""
         with self._lock:
-            if (kept := self._kept.get(order.backend)) is None:
+            if (book := self._books.get(order.backend)) is None:
                 return None
             if order.messages is None:
-                found = kept.get(order.workflow)
+                found = book.last.get(order.workflow)
                 if found is None and tenant_of(order.workflow) == self.tenant:
-                    found = kept.get(workflow_key(workflow_name(order.workflow)))
+                    found = book.last.get(workflow_key(workflow_name(order.workflow)))
                 return found if found is not None and _is_at(found, len(found.ask.prefix), order.prefix) else None
-            alike = (
-                each for each in kept.newest()
-                if (each.graph, each.stage) == (order.graph, order.stage)
-                and _is_at(each, order.messages, order.prefix)
-            )  # fmt: skip
-            found = next(alike, None)
-        return None if found is None else found.beginning(order.messages)
+            scope = tenant_of(order.workflow) if order.backend in self._isolated else ""
+            known = book.beginning(order.graph, order.stage, scope)
+            of_stage = (each for each in book.last.newest() if (each.graph, each.stage) == (order.graph, order.stage))
+            alike = (known, *of_stage)
+        for prompt in alike:
+            if prompt is not None and _is_at(prompt, order.messages, order.prefix):
+                return prompt.beginning(order.messages)
+        return None
 
     def warm(self, order: Warm) -> None:
         """Send a prefetch, in the background."""
@@ -142,8 +145,8 @@ async def _warm(link: Link, adapter: Warmable, order: Warm, prompt: Prompt) -> N
         link.send(WarmEnded(order.order, fault, said.usage.prompt_tokens, said.usage.cached_tokens))
 
 
-def _store() -> PromptStore[str]:
-    return PromptStore(WarmUp().keep_chars)
+def _book() -> PromptBook:
+    return PromptBook(WarmUp().keep_chars)
 
 
 def _is_at(prompt: Prompt, messages: int, prefix: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.engine.backend import Backend, BackendAdapter
+from orla_lg.core.engine.registry import check_engine
 from orla_lg.core.limits.limits import Limits
 from orla_lg.core.mapping import Mappings
 from orla_lg.core.scheduler import BackendScheduler
@@ -30,7 +31,9 @@ def usable(welcome: Welcome, key_in: Keys) -> tuple[list[ServedBackend], list[Co
     served, faults = list[ServedBackend](), list[ConfigError]()
     for flat in welcome.backends:
         try:
-            served.append(read_backend(flat, key_in))
+            each = read_backend(flat, key_in)
+            check_engine(each.backend)
+            served.append(each)
         except ConfigError as error:
             faults.append(error)
     return served, faults

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,6 +30,9 @@ from orla_lg.link.messages import Flat, Graph
 from orla_lg.mappers.table import ExplicitMapper, Rule, StageTable, named, tables_of
 
 T = TypeVar("T")
+
+KEEP_LAYERS = 256
+"""Of limits, so many are kept as they are said: they come with each call."""
 
 SHARED = "shared"
 """Where the mapping for all calls stands among the tables of ``Welcome.mapping``; others are variants, by name."""
@@ -258,7 +261,8 @@ def flat_hints(hints: Hints) -> Flat:
     """Return what hints say."""
     if hints is NO_HINTS:
         return {}
-    return {name: value for name in _HINTS if (value := getattr(hints, name)) is not None}
+    flat = {name: value for name in _HINTS if (value := getattr(hints, name)) is not None}
+    return flat | {name: float(flat[name]) for name in ("priority", "deadline_s") if name in flat}  # of any kind
 
 
 _HINTS = tuple(each.name for each in fields(Hints))
@@ -324,6 +328,7 @@ def _flat_limit(limit: Limit) -> Flat:
     return {each.name: value for each in fields(Limit) if (value := getattr(limit, each.name)) is not None}
 
 
+@lru_cache(maxsize=KEEP_LAYERS)
 def flat_layer(layer: LimitScope) -> Flat:
     """Return the limits of a graph or a run; a key that means nothing elsewhere becomes its place's name."""
     key = layer.key if isinstance(layer.key, str) else layer.where

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,7 @@ examples:
   orla-lg reload --server http://10.0.0.5:8081 --key "$ORLA_SERVER_KEY"
 """
 
-EXTRA = ("aiohttp", "httptools", "starlette", "uvicorn")
+EXTRA = ("aiohttp", "httptools", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",)))
 INSTALL = "pip install 'orla-lg[serve]'"
 RELOAD_PATIENCE_S = 60.0
 

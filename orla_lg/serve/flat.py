@@ -161,10 +161,12 @@ def numbers(values: Sequence[Any], what: str, most: int) -> Sequence[int]:
     Raises:
         LinkBroken: One of them is none, or out of bounds.
     """
-    for value in values:
-        if type(value) is not int or not 0 <= value <= most:
-            raise LinkBroken(f"{what} holds {shown(value)}, which is no number up to {most}")
+    if values and (set(map(type, values)) != _WHOLE or min(values) < 0 or max(values) > most):
+        raise LinkBroken(f"{what} holds what is no number from 0 to {most}")
     return values
+
+
+_WHOLE = {int}
 
 
 def ask_of(enter: Enter) -> FlatAsk:

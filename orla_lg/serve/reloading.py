@@ -29,7 +29,8 @@ from orla_lg.core.policies import (
 )
 from orla_lg.errors import ConfigError, shown
 from orla_lg.openai_api.client import EngineClients
-from orla_lg.orla import Orla, mapper_of
+from orla_lg.opening import mapper_of
+from orla_lg.orla import Orla
 
 LIVE = {"max_concurrency", "capacity", "cost", "quality"}
 """Keys of a backend that change while it has calls; another URL or model is another backend."""

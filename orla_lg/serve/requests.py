@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 from orla_lg.core.boundary.checked import number
-from orla_lg.core.call import Ask, Call, Hints
+from orla_lg.core.call import Call, Hints
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.limits.limits import Limits
 from orla_lg.core.operation.steering import KEEP
-from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
 from orla_lg.core.placement.view import resident_tokens
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
@@ -26,8 +25,6 @@ from orla_lg.serve.keys import KeyScope
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
-
-MOST_INTERNAL_S = 600.0
 
 CHANGING = frozenset({"pause", "resume", "drain", "set_policy", "set_limit"})
 """They change the core for all, so a link's key needs the scope ``control`` for them."""
@@ -56,7 +53,6 @@ class Requests:
         }
         self._in_time: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "drain": self._drain,
-            "internal_call": self._internal_call,
         }
 
     def answer(
@@ -158,27 +154,6 @@ class Requests:
             raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {shown(timeout_s)}")
         drained: bool = await adrive(self._serving.steering.drain(_text(more, "backend"), timeout_s))
         return drained
-
-    async def _internal_call(self, caller: LinkCaller, more: Flat) -> str:
-        """Make a call that a mapper in the replica needs; its prompt is the mapper's, and comes along."""
-        serving, stage, backend = self._serving, _text(more, "stage"), _text(more, "backend")
-        body, timeout_s = more.get("body"), more.get("timeout_s")
-        messages = body.get("messages") if isinstance(body, Mapping) else None
-        if not isinstance(body, Mapping) or not isinstance(messages, list):
-            raise ConfigError("an internal call needs a body with messages")
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
-            raise ConfigError(f"timeout_s must be above 0 seconds, got {shown(timeout_s)}")
-        scheduler = self._scheduler(backend)
-        tenant = tenant_within(caller, _text(more, "tenant") if more.get("tenant") else None)
-        identity = Identity(workflow_of(_text(more, "workflow")), stage=stage)
-        inflight = serving.arrive(
-            identity, Ask(backend, messages), call_id=serving.new_id(), said=Hints(tenant=tenant)
-        )
-        inflight.holds = ()
-        inflight.mappers = (InternalMapping(scheduler.backend.name, stage),)
-        sender = InternalCall(body, serving.background, min(timeout_s, MOST_INTERNAL_S))
-        answer: str = await adrive(serving.serve(inflight, sender))
-        return answer
 
     def _scheduler(self, backend: str) -> BackendScheduler:
         schedulers = self._serving.schedulers

@@ -31,6 +31,7 @@ from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.health import CoreState, ReadinessGate
@@ -92,7 +93,7 @@ class OrlaServer:
         self._signals = 0
         self._replaced = False
         routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
-        app = Shortcut(Starlette(routes=routes), self.gateway)
+        app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = ReadinessGate(self.layer, self)
         self._http: _HttpServer | None = None

@@ -228,6 +228,7 @@ class SqliteStore:
             raise StoreUnavailable(f"{self._where}: {shown(self.file, 200)} was removed or replaced while in use")
 
     def _watch(self, seen: _PrefixStates) -> None:
+        complained = False
         with contextlib.closing(seen):
             while not self._closed:
                 self._wake.wait(self._poll_s)
@@ -235,8 +236,11 @@ class SqliteStore:
                 try:
                     changed = seen.look(self._watchers.prefixes)
                 except sqlite3.Error as error:
-                    log.warning("%s: %s cannot be watched now: %s", self._where, shown(self.file, 200), error)
+                    if not complained:
+                        complained = True
+                        log.warning("%s: %s cannot be watched now: %s", self._where, shown(self.file, 200), error)
                     continue
+                complained = False
                 if changed and not self._closed:
                     self._watchers.announce(changed.__contains__)
 

@@ -51,6 +51,7 @@ def test_a_wrapped_graph_is_served_by_the_core(core: ScriptedCore, engine: StubE
     assert "hello there" not in repr(core.heard), "prompts do not travel"
     assert (record.backend, record.mapper, record.reason) == ("main", "core", "scripted")
     assert (record.prompt_tokens, record.attempts, record.error) == (ended.prompt_tokens, 1, None)
+    core.wait(Signal, 4)
     assert [each.what for each in core.all(Signal)] == ["run_started", "node_entered", "node_left", "run_ended"]
     assert core.all(Graph)[0].edges.keys() >= {"a"}
     assert core.all(Ready)

@@ -173,8 +173,10 @@ def test_wrong_arguments(core: ScriptedCore, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Orla.remote(core.url, **settings)
     assert not core.heads
-    with pytest.raises(ConfigError, match="policy"):
+    with pytest.raises(ConfigError, match=r"'policy', which belongs elsewhere.*orla-lg serve.*module:name"):
         Orla.remote(core.url, policy="fcfs")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"'core_patience', did you mean|did you mean 'core_patience_s'"):
+        Orla.remote(core.url, core_patience=3)  # type: ignore[call-arg]
 
 
 def test_a_unix_socket(engine: StubEngine, tmp_path: Path, replica: Replica) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -98,12 +99,19 @@ class Served:
         with httpx.Client(trust_env=False) as client:
             return client.request(method, self.url + path, timeout=10, **more)
 
+    def settle(self) -> None:
+        """Wait until the server has done with all connections."""
+        state = self._server.server_state
+        until(lambda: not state.connections and not state.tasks, 5)
+
     def connect(self) -> socket.socket:
         opened = socket.create_connection(("127.0.0.1", self.port))
         opened.settimeout(5)
         return opened
 
-    def raw(self, *parts: bytes, pause_s: float = 0.03, wait_s: float = 0.15) -> tuple[list[int], bool]:
+    def raw(
+        self, *parts: bytes, pause_s: float = 0.03, wait_s: float = 0.15, ends: bool = False
+    ) -> tuple[list[int], bool]:
         """Send bytes as they are; returns the statuses that came, and whether the server hung up."""
         with self.connect() as opened:
             for number, part in enumerate(parts):
@@ -113,7 +121,10 @@ class Served:
                     opened.sendall(part)
                 except OSError:
                     break
-            opened.settimeout(wait_s)
+            if ends:  # nothing more comes, so the server closes
+                with contextlib.suppress(OSError):
+                    opened.shutdown(socket.SHUT_WR)
+            opened.settimeout(5.0 if ends else wait_s)
             got, closed = b"", False
             try:
                 while data := opened.recv(65536):

@@ -282,8 +282,11 @@ class Machine:
         for at, process in enumerate(self.processes):
             if at not in late:
                 self._connect(process)
-        old.host._tick()  # it goes on
-        old.host._go_on()
+        queue = old.serving.schedulers["a"].queue
+        queue.max_concurrency, granted = 100, queue.granted
+        old.host._go_on()  # it goes on, and has not looked at its lease yet
+        assert queue.granted == granted, "a core that stood still grants nothing"
+        old.host._tick()
         assert old.deposed, "a core that was replaced finds out before it does anything"
         self.look()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orla_lg import BackendUnavailable, ConfigError, Orla
+from orla_lg import BackendUnavailable, ConfigError, Orla, cli
 from orla_lg.config_tables import GatewayTable, ServeTable
 from orla_lg.link.messages import PATH
 from orla_lg.serve.gateway.settings import GatewaySettings
@@ -132,6 +132,20 @@ def test_calls_of_a_link_outlive_the_core(file: Path, engine: StubEngine) -> Non
         assert engine.peak == 2 and len(engine.chats) == 6
 
 
+def test_draining_ends_in_time(file: Path, engine: StubEngine) -> None:
+    engine.rule = lambda seen: Reply(before_s=60.0)
+    file.write_text(f"{file.read_text()}drain_s = 0.2\n")
+    with server(file) as running, ThreadPoolExecutor(1) as pool:
+        until(lambda: running.server.state is CoreState.READY)
+        call = pool.submit(httpx.post, f"{running.url}/v1/chat/completions", json=CALL, timeout=PATIENCE_S)
+        engine.wait(lambda seen: seen.in_flight == 1)
+        running.end()
+        running.join()
+        assert running.status == 0
+        assert isinstance(call.exception(), httpx.HTTPError) or call.result().status_code >= 500
+    engine.wait(lambda seen: seen.in_flight == 0)
+
+
 def test_one_that_was_replaced_ends(file: Path) -> None:
     """As after it was frozen: another core has taken the lease meanwhile."""
     store = MemoryStore()
@@ -170,6 +184,7 @@ def test_it_listens_on_a_unix_socket(file: Path, tmp_path: Path) -> None:
             assert client.post("http://localhost/v1/chat/completions", json=CALL).is_success
         with Orla.remote(running.url) as orla:
             assert list(orla.statistics().backends) == ["light"]
+        assert cli.main(["reload", "--dry-run", "--server", running.url]) == 0
         with pytest.raises(ConfigError, match="another program listens there"), server(address=f"unix:{path}"):
             pass
     assert not path.exists()

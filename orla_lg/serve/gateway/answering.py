@@ -19,6 +19,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+UNAUTHORIZED = 401
+"""From an engine: it refuses the server's key for it, and says of the caller's nothing."""
+
 log = logging.getLogger("orla_lg")
 
 
@@ -60,18 +63,20 @@ class Answering:
     Args:
         send: The request's.
         call_id: Its call's.
+        wire: The caller's.
     """
 
-    def __init__(self, send: Send, call_id: str) -> None:
+    def __init__(self, send: Send, call_id: str, wire: Wire) -> None:
         self._send = send
         self._call_id = call_id
+        self._wire = wire
 
     async def reply(
         self, reply: EngineReply, inflight: InFlightCall, headers: dict[bytes, bytes], silence: SilenceWatch
     ) -> None:
         """Send an answer, and end the call with it; one that breaks off breaks the connection."""
         out = reply.headers
-        out.append((b"x-request-id", answers.request_id(headers, self._call_id)))
+        out += answers.named(headers, self._call_id, self._wire)
         out += answers.about(inflight)
         if reply.response is None:
             usage = inflight.usage
@@ -102,14 +107,12 @@ class Answering:
             reply.close()
         await send({"type": "http.response.body", "body": b""})
 
-    async def refuse(
-        self, error: Exception, wire: Wire, inflight: InFlightCall | None, headers: dict[bytes, bytes]
-    ) -> None:
+    async def refuse(self, error: Exception, inflight: InFlightCall | None, headers: dict[bytes, bytes]) -> None:
         """Answer with what was wrong."""
-        out = [(b"x-request-id", answers.request_id(headers, self._call_id))]
+        out = answers.named(headers, self._call_id, self._wire)
         if inflight is not None:
             out += answers.about(inflight)
-        if isinstance(error, UpstreamError):
+        if isinstance(error, UpstreamError) and error.status != UNAUTHORIZED:
             out += error.kept()
             await self.whole(error.status, out, error.content)
             return
@@ -117,11 +120,11 @@ class Answering:
         if said is None:
             log.exception("call %s of the gateway failed", self._call_id, exc_info=error)
             said = answers.Failed(500, "the server failed; its log has more", "server_error")
-        await self.say(said, wire, out)
+        await self.say(said, out)
 
-    async def say(self, said: answers.Failed, wire: Wire, headers: Sequence[Header] = ()) -> None:
+    async def say(self, said: answers.Failed, headers: Sequence[Header] = ()) -> None:
         """Answer with an error."""
-        more, content = answers.refusal(said, wire)
+        more, content = answers.refusal(said, self._wire)
         await self.whole(said.status, [*headers, *more], content)
 
     async def whole(self, status: int, headers: list[Header], content: bytes) -> None:

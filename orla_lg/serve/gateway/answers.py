@@ -27,6 +27,7 @@ from orla_lg.errors import (
 from orla_lg.serve.access import Denied
 from orla_lg.serve.gateway.identity import BadHint
 from orla_lg.wires.chat import CHAT
+from orla_lg.wires.messages import MESSAGES
 from orla_lg.wires.registry import wire_at
 from orla_lg.wires.wire import Wire
 
@@ -39,10 +40,13 @@ SHOWN_CHARS = 500
 BUSY_RETRY_S = 1.0
 """What a caller is asked to wait where a queue is full."""
 
+RETRIED_WITHIN_S = 60.0
+"""The clients' libraries heed no ``Retry-After`` that is longer, and try again at once."""
+
 _ID = re.compile(rb"[A-Za-z0-9._:@/+=|~-]{1,128}")
 
 _KEPT = frozenset({
-    b"retry-after", b"retry-after-ms", b"x-should-retry", b"cache-control", b"x-accel-buffering", b"request-id",
+    b"retry-after", b"retry-after-ms", b"x-should-retry", b"cache-control", b"x-accel-buffering",
     b"content-language", b"server-timing", b"warning",
 })  # fmt: skip
 _KEPT_BEGINNINGS = (b"openai-", b"anthropic-", b"x-ratelimit-", b"x-vllm-", b"x-sglang-", b"x-envoy-upstream-")
@@ -116,6 +120,12 @@ def request_id(headers: Mapping[bytes, bytes], call_id: str) -> bytes:
     return said if said is not None and _ID.fullmatch(said) else call_id.encode()
 
 
+def named(headers: Mapping[bytes, bytes], call_id: str, wire: Wire) -> list[Header]:
+    """Return the headers that name a request, as the clients of its wire look for them."""
+    name = request_id(headers, call_id)
+    return [(b"x-request-id", name), (b"request-id", name)] if wire is MESSAGES else [(b"x-request-id", name)]
+
+
 def about(inflight: InFlightCall) -> list[Header]:
     """Return headers that say which call it is, where it ran and how long it waited."""
     told = [
@@ -144,13 +154,18 @@ def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None
         case OrlaClosed():
             return Failed(503, "the server is shutting down", "server_error", BUSY_RETRY_S)
         case BackendUnavailable():
-            return Failed(502, message, "server_error")
+            return _unavailable(message, inflight)
         case MappingError() if inflight is not None and _names_nothing(inflight):
-            return Failed(404, message, "model_not_found")
+            return _unknown(message, inflight)
         case MappingError() | ConfigError():
             return Failed(400, message)
         case PolicyError():
             return Failed(500, message)
+        case UpstreamError():  # the others' words are the caller's answer
+            where = f"backend {inflight.backend!r}" if inflight is not None else "the engine"
+            return Failed(
+                502, f"{where} refuses the key that this server has for it ({error.status})", "server_error"
+            )
         case UpstreamSilent():
             return Failed(504, message, "server_error")
         case UpstreamGarbled():
@@ -177,6 +192,24 @@ def _names_nothing(inflight: InFlightCall) -> bool:
     return named_in_code(inflight.call.ask.model, views) is None
 
 
+def _unknown(message: str, inflight: InFlightCall) -> Failed:
+    """Return how a call of a model that nothing is known of is answered: a backend may yet say that it serves it."""
+    schedulers = inflight.services.schedulers
+    if silent := [name for name, scheduler in schedulers.items() if scheduler.health.probe is None]:
+        return Failed(503, f"{message}; has not answered yet: {', '.join(silent)}", "server_error", BUSY_RETRY_S)
+    return Failed(404, message, "model_not_found")
+
+
+def _unavailable(message: str, inflight: InFlightCall | None) -> Failed:
+    """Return how a call that reached no engine is answered: where each circuit is open, with when one is tried."""
+    if inflight is not None and inflight.tried:
+        services = inflight.services
+        breakers = [services.schedulers[name].health.breaker for name in inflight.tried]
+        if (left_s := min(breaker.retry_at_s for breaker in breakers) - services.clock()) > 0:
+            return Failed(503, message, "server_error", left_s)
+    return Failed(502, message, "server_error")
+
+
 def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
     """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
     said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
@@ -192,4 +225,13 @@ def refusal(said: Failed, wire: Wire) -> tuple[list[Header], bytes]:
     headers = [JSON]
     if said.retry_after_s is not None and math.isfinite(said.retry_after_s):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(said.retry_after_s))))
+    if _is_final(said):
+        headers.append((b"x-should-retry", b"false"))
     return headers, content
+
+
+def _is_final(said: Failed) -> bool:
+    """Whether trying again is in vain, which the clients' libraries do by themselves after a 408 and a 429."""
+    if said.kind == "insufficient_quota":
+        return said.retry_after_s is None or said.retry_after_s > RETRIED_WITHIN_S
+    return said.kind == "deadline_exceeded"

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
@@ -121,10 +121,13 @@ class Gateway:
         """
         raw: list[Header] = scope["headers"]
         caller = self.admit(scope)
-        body = _parsed(await _content(receive))
+        headers, content = dict(raw), await _content(receive)
+        if (encoding := headers.get(b"content-encoding", b"identity")) != b"identity":
+            raise RequestRefused(415, f"a body with Content-Encoding {encoding.decode('latin-1')!r:.100} is not read")
+        body = _parsed(content)
         if not wire.asks(body):
             raise RequestRefused(400, f"the request is none of {wire.title}: it asks a model for nothing")
-        return GatewayRequest(wire, dict(raw), raw, scope["query_string"], path, caller, body)
+        return GatewayRequest(wire, headers, raw, scope["query_string"], path, caller, body)
 
     # A call
 
@@ -220,9 +223,16 @@ async def _content(receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_json)
+
+
 def _parsed(content: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(content)
+        body = _DECODER.decode(content.decode(json.detect_encoding(content), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise RequestRefused(400, f"the request's body is no JSON: {error}") from None
     if not isinstance(body, dict):
@@ -253,7 +263,7 @@ class CallEndpoint:
         assert task is not None
         watch: DisconnectWatch | None = None
         slot: HeldSlot | None = None
-        answering = Answering(send, call_id)
+        answering = Answering(send, call_id, self._wire)
         try:
             try:
                 request = await gateway.read(scope, receive, self._wire, path)
@@ -264,7 +274,7 @@ class CallEndpoint:
             except ClientGone:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller has an answer; see ``refuse``
-                await answering.refuse(error, self._wire, inflight, dict(scope["headers"]))
+                await answering.refuse(error, inflight, dict(scope["headers"]))
                 return
             await answering.reply(reply, inflight, request.headers, gateway.silence)
         except asyncio.CancelledError:

@@ -38,16 +38,16 @@ class ModelsEndpoint:
         """Answer with one model, or with all where *name* is empty."""
         gateway, headers = self._gateway, dict(scope["headers"])
         wire = MESSAGES if b"anthropic-version" in headers else CHAT
-        answering = Answering(send, gateway.serving.new_id())
+        answering = Answering(send, gateway.serving.new_id(), wire)
         try:
             caller = gateway.admit(scope)
         except Denied as error:
-            await answering.refuse(error, wire, None, headers)
+            await answering.refuse(error, None, headers)
             return
         known = dict(self._models(caller))
         if name and name not in known:
             said = Failed(404, f"model {name!r:.200} is neither a backend nor served by one", "model_not_found")
-            await answering.say(said, wire)
+            await answering.say(said)
             return
         listed = [_shown(each, owner) for each, owner in known.items()]
         whole: dict[str, Any] = {
@@ -55,7 +55,7 @@ class ModelsEndpoint:
             "last_id": listed[-1]["id"] if listed else None,
         }  # fmt: skip
         content = json.dumps(_shown(name, known[name]) if name else whole).encode()
-        await answering.whole(200, [JSON, (b"x-request-id", answers.request_id(headers, "models"))], content)
+        await answering.whole(200, [JSON, *answers.named(headers, "models", wire)], content)
 
     def _models(self, caller: Caller) -> Iterator[tuple[str, str]]:
         """Yield the names that mean a backend, with the backend's; the first of each counts."""

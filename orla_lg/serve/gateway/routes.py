@@ -14,6 +14,7 @@ from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed
 from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, PathNames
 from orla_lg.serve.gateway.models import ModelsEndpoint
+from orla_lg.serve.gateway.no_route import missing, refused
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.token_counts import CountEndpoint
 from orla_lg.wires.chat import CHAT
@@ -98,8 +99,9 @@ class Prefixed:
             await self._models.answer(scope, send, path.removeprefix(MODELS).removeprefix("/"))
         else:
             known = path in self._posts or path.startswith(MODELS)
-            said = Failed(405, "method not allowed") if known else Failed(404, f"there is no route {path!r:.200}")
-            await Answering(send, "none").say(said, CHAT)
+            method = refused(scope["method"], "POST" if path in self._posts else "GET")
+            said = Failed(405, method) if known else Failed(404, missing(path))
+            await Answering(send, "none", MESSAGES if "/messages" in path else CHAT).say(said)
 
 
 def parted(scope: Scope) -> tuple[PathNames, str]:

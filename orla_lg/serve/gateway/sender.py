@@ -40,6 +40,8 @@ FAILURES = (
 
 _CONNECTING = (aiohttp.ConnectionTimeoutError,)
 
+_AT_ONCE: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
 Outgoing = BackendRequest[BackendLink]
 
 
@@ -196,6 +198,7 @@ class GatewaySender:
             headers.append((b"content-type", translation.CONTENT_TYPES[question.wire.framing]))
         else:
             headers.append(_content_type(response))
+        _pass_at_once(headers)
         primed = b""
         while not tap.begun:
             data = await response.content.readany()
@@ -213,6 +216,12 @@ class GatewaySender:
 
     def _carried_query(self, outgoing: Outgoing) -> dict[str, Any]:
         return query_among(self._query, outgoing.to.query) if self._query else {}
+
+
+def _pass_at_once(headers: list[Header]) -> None:
+    """Have proxies between here and the caller pass a stream on as it comes, where the engine says nothing of it."""
+    names = [name for name, _ in headers]
+    headers.extend(each for each in _AT_ONCE if each[0] not in names)
 
 
 def _content_type(response: aiohttp.ClientResponse) -> Header:

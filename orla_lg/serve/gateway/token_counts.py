@@ -47,7 +47,7 @@ class CountEndpoint:
     async def answer(self, scope: Scope, receive: Receive, send: Send, path: PathNames) -> None:
         """Answer one request below a path's prefix."""
         gateway, call_id = self._gateway, self._gateway.serving.new_id()
-        answering, headers = Answering(send, call_id), dict(scope["headers"])
+        answering, headers = Answering(send, call_id, MESSAGES), dict(scope["headers"])
         inflight: InFlightCall | None = None
         try:
             request = await gateway.read(scope, receive, MESSAGES, path)
@@ -56,10 +56,10 @@ class CountEndpoint:
         except ClientGone:
             return
         except OrlaError as error:
-            await answering.refuse(error, MESSAGES, inflight, headers)
+            await answering.refuse(error, inflight, headers)
             return
         content = json.dumps({"input_tokens": tokens}).encode()
-        await answering.whole(200, [JSON, (b"x-request-id", answers.request_id(headers, call_id))], content)
+        await answering.whole(200, [JSON, *answers.named(headers, call_id, MESSAGES)], content)
 
 
 async def _counted(inflight: InFlightCall, question: Question) -> int:

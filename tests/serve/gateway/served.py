@@ -14,6 +14,7 @@ from orla_lg import Orla
 from orla_lg.serve.access import Access
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http_guard import AccessLayer, HttpGuard
@@ -38,7 +39,7 @@ class GatewayServer:
         self.keyring = Keyring(self.store)
         access = Access(self.keyring)
         self.gateway = Gateway(orla.core.serving, access, settings or GatewaySettings())
-        routed = Shortcut(Starlette(routes=routes_of(self.gateway)), self.gateway)
+        routed = Shortcut(Starlette(routes=routes_of(self.gateway), exception_handlers=ON_ERROR), self.gateway)
         app = AccessLayer(routed, access, guard or HttpGuard(), denial)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
         self.server = uvicorn.Server(config)

@@ -109,7 +109,7 @@ def test_a_server_that_ends(gateway: GatewayServer) -> None:
     assert answer.status_code == 503 and "shutting down" in message_in(answer, CHAT)
 
 
-@pytest.mark.parametrize("status", [400, 401, 413, 422])
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
 def test_an_engines_own_error_is_kept_as_it_is(engine: StubEngine, gateway: GatewayServer, status: int) -> None:
     engine.rule = lambda seen: Reply(status=status, headers=(("retry-after", "7"),))
     answer = ask(gateway)
