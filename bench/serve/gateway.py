@@ -23,7 +23,7 @@ AT_ONCE, STREAMS_AT_ONCE = 32, 8
 GOAL_ADDED_MS, GOAL_CPU_MS = 0.9, 0.65
 SAMPLES, STREAM_ROUNDS, SLOW_CHUNKS, SLOW_CHUNK_S = 10, 10, 20, 0.5
 GROWTH_MIB = 4.0
-"""In the second half, of what is still called flat: what is kept of calls is bounded, and those bounds are reached."""
+"""In the second half, of what is still called flat: by then the bounds of what is kept of calls are reached."""
 
 
 @dataclass(frozen=True, slots=True)
