@@ -1,8 +1,8 @@
 """Cores and replicas of real processes are killed and frozen: nothing is lost, nothing sent twice, the bound holds.
 
-One of each kind with the other tests; ``make test-serve-kills`` makes more than a hundred (a quarter of an hour, alone). The
-control shows that the runs can tell: a core that does not wait for its roster has more calls at the engine than the
-bound, with the same late replica.
+One of each kind with the other tests; ``make test-serve-kills`` makes over a hundred (a quarter of an hour, alone).
+The control shows that the runs can tell: a core that does not wait for its roster has more calls at the engine than
+the bound, with the same late replica.
 """
 
 from __future__ import annotations
