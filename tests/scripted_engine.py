@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
 
 async def serve(chosen: argparse.Namespace, ready: Callable[[str], None]) -> None:
     """Serve until cancelled."""
-    account = Account()
+    account = chosen.account
     server = await asyncio.get_running_loop().create_server(
         lambda: Connection(account, chosen), "127.0.0.1", chosen.port, backlog=2048
     )
@@ -230,7 +230,8 @@ def main() -> None:
     add("--chunks", type=int, default=16, help="parts of a stream")
     add("--token-s", type=float, default=0.0, help="seconds before every part of a stream")
     add("--late-s", type=float, default=0.0, help="seconds after which a hang-up is noticed")
-    uvloop.run(serve(parser.parse_args(), lambda url: print(url, flush=True)))
+    chosen = parser.parse_args(namespace=argparse.Namespace(account=Account()))
+    uvloop.run(serve(chosen, lambda url: print(url, flush=True)))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Caller(asyncio.Protocol):
 async def callers(url: str, count: int) -> list[Caller]:
     """Open connections to the server of *url*."""
     parts, loop = urlsplit(url), asyncio.get_running_loop()
-    return [(await loop.create_connection(Caller, parts.hostname, parts.port))[1] for _ in range(count)]
+    return [(await loop.create_connection(Caller, parts.hostname or "", parts.port or 80))[1] for _ in range(count)]
 
 
 async def flood(by: list[Caller], request: bytes, count: int, parts: int = 0) -> list[Answer]:

@@ -71,7 +71,7 @@ def test_it_is_drawn_the_same_each_time(tmp_path: object) -> None:
 
 
 async def test_callers_read_whole_answers_and_streams_and_see_wrong_ones() -> None:
-    chosen = Namespace(port=0, before_s=0.0, chunks=12, token_s=0.001, late_s=0.0)
+    chosen = Namespace(port=0, before_s=0.0, chunks=12, token_s=0.001, late_s=0.0, account=scripted_engine.Account())
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = asyncio.get_running_loop().create_task(scripted_engine.serve(chosen, ready.set_result))
     url = await ready

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from random import Random
 
 from orla_lg_llamacpp.embedded import free_port
-from tests.serve_kills.pool import BOUND, CONTROL, CORE_LEASE_S, LATE_S, Core, Pool, Row, Watch
-from tests.serve_kills.processes import until
+from tests.serve_kills.pool import BOUND, CONTROL, CORE_LEASE_S, LATE_S, Pool, Row, Watch
+from tests.serve_kills.processes import Core, until
 
 SHORT_S, SOME_S = 0.02, 0.5
 HANG_UPS_S = 0.8

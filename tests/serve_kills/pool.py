@@ -85,7 +85,7 @@ class Pool:
         with ExitStack() as stack:
             self.engine = stack.enter_context(Engine(self.folder))
             self.relays = stack.enter_context(Relays(free_port()))
-            stack.callback(lambda: [each.kill() for each in (*self.all, self.core)])
+            stack.callback(self._kill_all)
             self._write()
             began_s = time.monotonic()
             self.start_core().await_ready()
@@ -99,6 +99,10 @@ class Pool:
                 each.await_ready()
             self._stack = stack.pop_all()
         return self
+
+    def _kill_all(self) -> None:
+        for each in (*self.all, self.core):
+            each.kill()
 
     def end(self) -> None:
         """Let what is under way end, and with it the replicas."""

@@ -48,13 +48,14 @@ class Relay:
         return side
 
     async def _connect(self, side: Side) -> None:
+        while side.transport is None:
+            await asyncio.sleep(0)
         if time.monotonic() >= self.shut_until_s:
             side.other = other = Side(side)
             with contextlib.suppress(OSError):
                 await asyncio.get_running_loop().create_connection(lambda: other, "127.0.0.1", self._relays.core_port)
                 return
-        if side.transport is not None:
-            side.transport.abort()
+        side.transport.abort()
 
 
 class Relays:

@@ -43,6 +43,7 @@ def test_nothing_is_lost_or_sent_twice_and_the_bound_holds(name: str, pool: Pool
     kind, times = kinds.KINDS[name]
     row = kind(pool, times if ALL else 1, Random(name))
     rows.append(row)
+    print(f"\n{' | '.join(row.shown())}", flush=True)
     assert (row.lost, row.twice) == (0, 0), row
     assert 0 < row.most <= BOUND, row
     assert row.calls > 0
