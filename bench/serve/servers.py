@@ -24,6 +24,7 @@ from tests.scripted_engine import MODEL
 
 READY_S = 60.0
 VERSION = "1.108.7"
+# An option first makes a variant uv's, which takes seconds; pip takes minutes.
 LITELLM = Environment(
     f"litellm-{VERSION}",
     (InstallStep("LiteLLM's proxy", (("--quiet", f"litellm[proxy]=={VERSION}"), (f"litellm[proxy]=={VERSION}",))),),
