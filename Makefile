@@ -43,6 +43,10 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'
 	.venv-clients/bin/python -m pytest tests/clients $(TESTS)
 
+test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (a quarter of an hour; run it alone)
+	ORLA_ALL_KILLS=1 $(BIN)/python -m pytest -s tests/serve_kills $(TESTS)
+
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
@@ -100,6 +104,9 @@ bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, ag
 
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
 	$(BIN)/python -m bench.warm $(BENCH)
+
+bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
+	$(BIN)/python -m bench.serve $(BENCH)
 
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
 	$(BIN)/python -m bench.house $(HOUSE)

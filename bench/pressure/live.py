@@ -46,7 +46,7 @@ class Unplugged(VLLMAdapter):
 @contextlib.contextmanager
 def plugin(*, seen: bool) -> Iterator[None]:
     """Let an ``Orla`` that is made meanwhile see the engine's plugin, or not."""
-    with contextlib.nullcontext() if seen else mock.patch("orla_lg.orla.adapter_of", Unplugged):
+    with contextlib.nullcontext() if seen else mock.patch("orla_lg.opening.adapter_of", Unplugged):
         yield
 
 
