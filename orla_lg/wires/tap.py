@@ -80,7 +80,7 @@ class Tap:
         self._inflight = inflight
         self._wire = wire
         self.mode = mode
-        self.content_type = ""
+        self.content_type: str | None = None
         """What the engine says that it sends, where the caller is told otherwise."""
         self.assembly = Assembly() if mode == "assemble" else None
         self.stream: TappedStream | AsyncTappedStream | None = None
@@ -176,7 +176,8 @@ class Tap:
         if self.mode == "stream" and not self._wire.ends_well(kept):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         if self.mode == "plain" and self._bytes <= MAX_PLAIN_BYTES:
-            reading.heed_shape(kept, self.content_type or response.headers.get("content-type", ""))
+            came = response.headers.get("content-type", "") if self.content_type is None else self.content_type
+            reading.heed_shape(kept, came)
         self.complete = True
         return b"" if rest and self._is_hidden(rest) else rest
 

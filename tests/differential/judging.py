@@ -107,7 +107,8 @@ def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, ass
 def _is_the_sdks(case: Case, bare: Failed, other: Failed) -> bool:
     """Whether the SDK or LangChain says this of a body, which bare could not unpack."""
     packed = any(reply.framing.encoding != "identity" for reply in case.script)
-    return packed and bare.kind == "connection" and (other.name.endswith("JSONDecodeError") or not other.born)
+    unread = bare.kind == "connection" or bare.name.endswith("UnicodeDecodeError")  # knows not how it is packed
+    return packed and unread and (other.name.endswith("JSONDecodeError") or not other.born)
 
 
 def _is_packed(case: Case) -> bool:

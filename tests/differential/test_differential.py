@@ -73,6 +73,10 @@ FOUND = {
     "half an object, called a text": Case(
         (Reply(body='{"error": {"message"', content_type="text/plain"),), outer="ainvoke"
     ),
+    "half an object, called nothing": Case((Reply(body='{"error": {"message"', content_type=None),)),
+    "half an object, packed in a way that bare cannot read": Case(
+        (Reply(body='{"error": {"message"', framing=Framing(encoding="x-gzip")),)
+    ),
     "a call that goes on with an empty id and its name": Case(
         (
             Reply(
