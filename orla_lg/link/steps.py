@@ -85,7 +85,8 @@ def serve(
                 raise error from error.__cause__
             try:
                 if not replica.may_send():
-                    raise AttemptFailed(BackendUnavailable("the core has not been heard of for this replica's lease"))
+                    late = BackendUnavailable("the core has not been heard of for this replica's lease")
+                    raise AttemptFailed(late, overloaded=True)  # not the engine's fault
                 inflight.goes()
                 if inflight.backend is None:
                     _goes_past(inflight)
