@@ -144,17 +144,18 @@ def assert_nothing_left(orla: Orla) -> None:
             assert set(scheduler.cache.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
 
 
-# Real engines, only when asked for: pytest -m engines
+# Real engines, and the kills of real processes, only when asked for: pytest -m engines, pytest -m kills
+
+ASKED_FOR = ("engines", "kills")
 
 KV_TOKENS = 16_384
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "engines" in config.option.markexpr:
-        return
-    left = [item for item in items if item.get_closest_marker("engines")]
+    unasked = [mark for mark in ASKED_FOR if mark not in config.option.markexpr]
+    left = [item for item in items if any(item.get_closest_marker(mark) for mark in unasked)]
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if not item.get_closest_marker("engines")]
+    items[:] = [item for item in items if item not in left]
 
 
 def lent(options: EngineOptions) -> Iterator[OwnEngine]:

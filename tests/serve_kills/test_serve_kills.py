@@ -1,6 +1,6 @@
 """Cores and replicas of real processes are killed and frozen: nothing is lost, nothing sent twice, the bound holds.
 
-One of each kind with the other tests; ``make test-serve-kills`` makes over a hundred (a quarter of an hour, alone).
+``make test-serve-kills`` makes over a hundred (half an hour, alone), ``make test-serve-kills KILLS=one`` one of each.
 The control shows that the runs can tell: a core that does not wait for its roster has more calls at the engine than
 the bound, with the same late replica.
 """
@@ -21,7 +21,7 @@ REPLICAS, CALLERS = (4, 6) if ALL else (3, 4)
 CUT_OFF = "BackendUnavailable"
 """How a call ends whose replica was without a core for longer than its lease."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if ALL else 300)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(3600 if ALL else 300)]
 
 
 @pytest.fixture(scope="module")
