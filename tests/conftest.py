@@ -153,8 +153,8 @@ KV_TOKENS = 16_384
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     unasked = [mark for mark in ASKED_FOR if mark not in config.option.markexpr]
-    left = [item for item in items if any(item.get_closest_marker(mark) for mark in unasked)]
-    config.hook.pytest_deselected(items=left)
+    left = {item for item in items if any(item.get_closest_marker(mark) for mark in unasked)}
+    config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
 
 
