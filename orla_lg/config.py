@@ -124,7 +124,12 @@ class Server(NamedTuple):
 def server() -> Server | None:
     """Return the server that ``ORLA_SERVER`` names; it goes before any configuration of backends."""
     url = os.environ.get(SERVER)
-    return Server(url, os.environ.get(SERVER_KEY) or None) if url else None
+    return Server(url, server_key()) if url else None
+
+
+def server_key() -> str | None:
+    """Return the key in ``ORLA_SERVER_KEY``; empty counts as none."""
+    return os.environ.get(SERVER_KEY) or None
 
 
 def key_in(variable: str) -> str | None:

@@ -27,7 +27,7 @@ from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.connection import Link
-from orla_lg.link.dialing import addresses
+from orla_lg.link.dialing import ServerAddress, Unwelcome, addresses
 from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
 from orla_lg.link.serving import LinkedServing, hello
 from orla_lg.mappers.load import LoadAware
@@ -38,6 +38,8 @@ MOST_FAULTS = 20
 """Of a mapping, so many are told at once."""
 
 WELCOME_PATIENCE_S = 10.0
+FAIL_PATIENCE_S = 2.0
+"""The same where calls without a core are to fail: enough for another core to take over."""
 """How long a new replica waits for a core, which may just be changing places."""
 
 MapperLike = Mapper | Mapping[str, Entry]
@@ -132,19 +134,27 @@ def replica(
     choice("on_core_lost", on_core_lost, ON_CORE_LOST)
     if not is_number(core_patience_s) or core_patience_s <= 0:
         raise ConfigError(f"core_patience_s must be a number of seconds above 0, got {shown(core_patience_s)}")
-    if url is None and (found := config.server()) is not None:
-        url, key = found.url, found.key if key is None else key
+    found = config.server()
+    if url is None and found is not None:
+        url = found.url
     if url is None:
         raise ConfigError(
             f"no server is named: give Orla.remote('http://HOST:PORT', key=...), or set {config.SERVER} (and "
             f"{config.SERVER_KEY}, if the server has keys)"
         )
     journal, version = _journal(keep_records, records_file), _version()
+    wanted = addresses(url)
+    if key is None and (found is None or _is_of(wanted, found)):
+        key = config.server_key()
     secret = None if key is None else Secret(key, "key: the server's key").reveal()
-    link = Link(addresses(url), secret)
+    link = Link(wanted, secret)
+    patience_s = min(FAIL_PATIENCE_S if on_core_lost == "fail" else WELCOME_PATIENCE_S, core_patience_s)
     with contextlib.ExitStack() as undo:
         undo.callback(link.stop)
-        welcome = link.open(hello(link, version), min(WELCOME_PATIENCE_S, core_patience_s))
+        try:
+            welcome = link.open(hello(link, version), patience_s)
+        except Unwelcome as error:  # a class of the link's own
+            raise ConfigError(str(error)) from error.__cause__
         serving = LinkedServing(
             link, welcome, adapter_of=adapter_at, key_in=config.key_in, version=version, keep_records=keep_records,
             journal=journal, on_core_lost=on_core_lost, core_patience_s=float(core_patience_s),
@@ -153,6 +163,15 @@ def replica(
         link.start(serving, welcome)
         undo.pop_all()
     return Opened(serving, serving.clients)
+
+
+def _is_of(wanted: Sequence[ServerAddress], found: config.Server) -> bool:
+    """Whether what is wanted is the server that the environment names, whose key goes nowhere else."""
+    try:
+        known = {address._replace(text="") for address in addresses(found.url)}
+    except ConfigError:  # it names none
+        return False
+    return all(address._replace(text="") in known for address in wanted)
 
 
 def adapter_at(backend: Backend) -> BackendAdapter:

@@ -167,10 +167,12 @@ class Orla:
         Args:
             url: ``http://HOST:PORT``, ``https://…`` or ``unix:/PATH``; several, separated by commas, are tried in
                 order. Without it ``ORLA_SERVER`` says.
-            key: Of scope ``link``; without it ``ORLA_SERVER_KEY`` says. Loopback without keys needs none.
+            key: Of scope ``link``; without it ``ORLA_SERVER_KEY`` says, unless ``ORLA_SERVER`` names another server
+                than *url*. Loopback without keys needs none.
             on_core_lost: What becomes of calls without a core: ``"wait"``, ``"fail"`` at once, or ``"direct"``: they
                 go on with this process's part of each bound. Calls at an engine go on in any case.
-            core_patience_s: How long a call waits for a core.
+            core_patience_s: How long a call waits for a core. This method itself waits for so long at most, and for
+                no more than 10 s, or 2 s with ``"fail"``.
             keep_records: As for ``Orla``, of this process's own calls.
             records_file: As for ``Orla``.
             control: As for ``Orla``.

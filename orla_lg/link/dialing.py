@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
 import socket
 import ssl
 from collections.abc import Mapping
@@ -211,7 +212,7 @@ def _dial(address: ServerAddress, key: str | None, version: str) -> Dialed:
             codec = tls = Tls(address.host)
             tls.shake_hands(connected)
         connected.sendall(codec.encode(_request(address, key, version)))
-        began = _upgraded(address, connected, codec)
+        began = _upgraded(address, connected, codec, has_key=key is not None)
     except BaseException:
         connected.close()
         raise
@@ -226,7 +227,7 @@ def _request(address: ServerAddress, key: str | None, version: str) -> bytes:
     ).encode()
 
 
-def _upgraded(address: ServerAddress, connected: socket.socket, codec: Codec) -> bytes:
+def _upgraded(address: ServerAddress, connected: socket.socket, codec: Codec, *, has_key: bool) -> bytes:
     """Read the answer to the upgrade, and return what came behind it."""
     came = b""
     while b"\r\n\r\n" not in came:
@@ -240,7 +241,7 @@ def _upgraded(address: ServerAddress, connected: socket.socket, codec: Codec) ->
     status, headers = _head(address, head)
     if status == HTTPStatus.SWITCHING_PROTOCOLS and headers.get("upgrade", "").lower() == UPGRADE:
         return began
-    raise _refused(address, status, headers, _body(connected, codec, headers, began))
+    raise _refused(address, status, _body(connected, codec, headers, began), has_key=has_key)
 
 
 def _head(address: ServerAddress, head: bytes) -> tuple[int, Mapping[str, str]]:
@@ -262,15 +263,26 @@ def _body(connected: socket.socket, codec: Codec, headers: Mapping[str, str], be
             began += codec.decode(data)
     except OSError:  # the status says enough
         pass
-    return " ".join(began.decode("utf-8", "replace").split())[:SHOWN_CHARS]
+    return " ".join(_message(began).split())[:SHOWN_CHARS]
 
 
-def _refused(address: ServerAddress, status: int, headers: Mapping[str, str], text: str) -> ConfigError | OSError:
+def _message(body: bytes) -> str:
+    """Return what a refusal says: the message in JSON as our servers have it, else all of it."""
+    text = body.decode("utf-8", "replace")
+    try:
+        message = json.loads(text)["error"]["message"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return text
+    return message if isinstance(message, str) else text
+
+
+def _refused(address: ServerAddress, status: int, text: str, *, has_key: bool) -> ConfigError | OSError:
     said = f": {text}" if text else ""
     if status == HTTPStatus.UNAUTHORIZED:
+        fault = "does not take the key" if has_key else "wants a key, and none was given"
         return Unwelcome(
-            f"the server at {address.text} does not know the key (401){said}; a key of scope 'link' is given as key, "
-            "or in ORLA_SERVER_KEY"
+            f"the server at {address.text} {fault} (401){said}; a key of scope 'link' is given as "
+            "Orla.remote(..., key=...), or in ORLA_SERVER_KEY"
         )
     if status == HTTPStatus.FORBIDDEN:
         return Unwelcome(f"the key is not for links to {address.text} (403){said}; it needs the scope 'link'")

@@ -8,7 +8,6 @@ import gc
 import importlib.util
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from orla_lg import config
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.policies import DEFAULT_STAGE, name_of
 from orla_lg.core.scheduler import BackendScheduler
@@ -60,6 +60,9 @@ examples:
   orla-lg reload --dry-run          what would change
   orla-lg reload                    change it
   orla-lg reload --server http://10.0.0.5:8081 --key "$ORLA_SERVER_KEY"
+
+exit status, with --dry-run too: 0 it was loaded, or can be; 1 nothing was changed, or would be: the file is wrong or
+asks for what needs a restart, or no server answers
 """
 
 EXTRA = ("aiohttp", "httptools", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",)))
@@ -186,7 +189,7 @@ def _started(
     if not schedulers:
         yield "  no engine is behind it: `orla-lg serve --demo` starts one, `--config orla.toml` names yours"
     yield f"policy: {_policies(schedulers)}"
-    yield _keys(keys)
+    yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(keys)
     yield ""
     model = next(iter(schedulers), None)
     if is_demo and model is not None:
@@ -194,8 +197,7 @@ def _started(
         target = f"--unix-socket {chosen.listen.path} http://localhost" if chosen.listen.path else url
         yield "try it:"
         yield f"  curl {target}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-    else:
-        yield f"graphs reach it by Orla.remote({url!r}), OpenAI's clients by base_url={url + '/v1'!r}"
+    yield f"graphs reach it by Orla.remote({url!r}), OpenAI's clients by base_url={url + '/v1'!r}"
     again = "; SIGHUP or `orla-lg reload` loads the configuration again" if chosen.source else ""
     yield f"Ctrl-C or SIGTERM drains and ends it{again}"
 
@@ -239,7 +241,7 @@ def _keys(keys: int) -> str:
 def run_reload(args: argparse.Namespace) -> int:
     """Have a server load its configuration again, print what changed, and return the exit status."""
     url, transport = _server(args)
-    key = args.key or os.environ.get("ORLA_SERVER_KEY")
+    key = args.key or config.server_key()
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(transport=transport, timeout=RELOAD_PATIENCE_S, trust_env=False) as client:
@@ -259,8 +261,10 @@ def run_reload(args: argparse.Namespace) -> int:
 
 def _server(args: argparse.Namespace) -> tuple[str, httpx.HTTPTransport | None]:
     """Return where the server is, and how it is reached where that is a Unix socket."""
-    url = args.server or os.environ.get("ORLA_SERVER")
-    if url is None:
+    url: str | None = args.server
+    if not url and (found := config.server()) is not None:
+        url = found.url
+    if not url:
         chosen = settings(args.config)
         url = chosen.listen.url(tls=chosen.has_tls)
     if url.startswith(UNIX):

@@ -42,9 +42,11 @@ class Recovery:
 
     Args:
         opened: Called once it is over, when the held calls have entered.
+        passed_by: Called with each replica that is waited for no more although it said nothing: it is over.
     """
 
     opened: Callable[[], None]
+    passed_by: Callable[[Listed], None]
     over: bool = False
     """Whether grants may be given, as far as this is concerned; any thread may look."""
     waits_for: dict[str, Listed] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Recovery:
         self._began_s, self._until_s = now, now + patience_s
         if self.waits_for:
             log.warning(
-                "nothing is granted until %s of the core before have said what they hold, at most %g s",
+                "nothing is granted until it is known what %s of the core before may still hold, at most %g s",
                 counted(len(self.waits_for), "replica"), patience_s,
             )  # fmt: skip
 
@@ -81,11 +83,14 @@ class Recovery:
         """End it if it is over."""
         if self.over or self._began_s == inf:
             return
+        passed = list[Listed]()
         if now >= self._until_s:
-            self.waits_for.clear()
+            passed += self.waits_for.values()
         elif self.waits_for and now >= self._began_s + GONE_AFTER_S:
-            for each in [each for each in self.waits_for.values() if is_gone(each.host, each.pid)]:
-                del self.waits_for[each.id]
+            passed += [each for each in self.waits_for.values() if is_gone(each.host, each.pid)]
+        for each in passed:
+            del self.waits_for[each.id]
+            self.passed_by(each)
         if not self.waits_for:
             self._end()
 

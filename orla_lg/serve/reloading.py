@@ -17,6 +17,7 @@ from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.identity import ANY_STAGE
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.operation.steering import KEEP
 from orla_lg.core.policies import (
     ANY_BACKEND,
@@ -57,12 +58,10 @@ class Changes:
     """At the top of the file, other than ``backends``."""
 
     def text(self) -> str:
-        """Return them as lines."""
-        lines = [f"  {line}" for line in self.done]
-        lines += [f"  {line}; this needs a restart" for line in self.refused]
-        return "\n".join(lines) or "  nothing"
+        """Return those that are done as lines."""
+        return "\n".join(f"  {line}" for line in self.done) or "  nothing"
 
-    def check(self) -> None:
+    def check(self, *, dry_run: bool = False) -> None:
         """Refuse what cannot be done while calls run.
 
         Raises:
@@ -70,7 +69,8 @@ class Changes:
         """
         if self.refused:
             why = "".join(f"\n  - {line}" for line in self.refused)
-            raise ConfigError(f"{self.after.source}: nothing was changed; these need a restart:{why}")
+            fate = "would change nothing" if dry_run else "nothing was changed"
+            raise ConfigError(f"{self.after.source}: {fate}; these need a restart:{why}")
 
 
 def changes(before: config.Settings, after: config.Settings) -> Changes:
@@ -172,6 +172,18 @@ class Reloader:
             self._check_backend(backend)
         return found
 
+    def try_out(self, found: Changes) -> None:
+        """Refuse what ``apply`` would refuse, without doing any of it.
+
+        Raises:
+            ConfigError, MappingError: As ``apply``; only what a policy of one's own makes of waiting calls is not
+                found out.
+        """
+        found.check(dry_run=True)
+        _, _, (stages, requests) = _planned(found.after)
+        for backend in found.after.backends:
+            policies(backend.name, stages, requests)
+
     def apply(self, found: Changes) -> None:
         """Do all of it.
 
@@ -180,12 +192,8 @@ class Reloader:
         """
         found.check()
         after, serving = found.after, self._orla.core.serving
-        if faults := after.faults():
-            raise type(faults[0])(f"{after.source}: {faults[0]}")
+        shared, variants, (stages, requests) = _planned(after)
         coming = [_coming(backend) for backend in found.added]
-        shared = None if after.mapping == {} else mapper_of(after, after.mapping)
-        variants = {name: mapper_of(after, table) for name, table in after.variants.items()}
-        stages, requests = ordering(after)
         for each in coming:
             ordered_by = policies(each.backend.name, stages, requests)
             serving.schedulers[each.backend.name] = serving.scheduler_of(each.backend, each.adapter, ordered_by)
@@ -249,6 +257,20 @@ class Reloader:
         serving.resources.dismiss(scheduler.adapter)
         await asyncio.wrap_future(serving.background.submit(scheduler.adapter.aclose()))
         self.leaving.discard(name)
+
+
+def _planned(
+    after: config.Settings,
+) -> tuple[Mapper | None, dict[str, Mapper], tuple[StageChoice, RequestChoice]]:
+    """Return the mapper, the variants and the policies that a configuration says.
+
+    Raises:
+        ConfigError, MappingError: They do not fit its backends.
+    """
+    if faults := after.faults():
+        raise type(faults[0])(f"{after.source}: {faults[0]}")
+    shared = None if after.mapping == {} else mapper_of(after, after.mapping)
+    return shared, {name: mapper_of(after, table) for name, table in after.variants.items()}, ordering(after)
 
 
 def _coming(backend: Backend) -> _Coming:

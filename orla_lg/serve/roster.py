@@ -6,6 +6,7 @@ its lease has passed, and the engines have let go of its calls.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.link.messages import Hello
 from orla_lg.serve.flat import LinkCaller
 from orla_lg.serve.hosted import HostedCall
-from orla_lg.serve.store import Store
+from orla_lg.serve.store import Conflict, Store, Versioned
 
 log = logging.getLogger("orla_lg")
 
@@ -75,6 +76,8 @@ class Listed:
     id: str
     host: str = ""
     pid: int = 0
+    version: int = 0
+    """Of its entry; another one is written whenever it joins a core."""
 
 
 class Roster:
@@ -100,6 +103,15 @@ class Roster:
         """
         self._store.put(PREFIX + replica, None)
 
+    def strike(self, listed: Listed) -> None:
+        """Strike a replica out that no core has heard of since its entry was read.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        with contextlib.suppress(Conflict):  # it has joined a core meanwhile, this one or another
+            self._store.put(PREFIX + listed.id, None, expected=listed.version)
+
     def read(self) -> dict[str, Listed]:
         """Return who is on it, by id.
 
@@ -107,19 +119,19 @@ class Roster:
             StoreUnavailable: The store does not answer.
         """
         return {
-            key.removeprefix(PREFIX): _listed(key.removeprefix(PREFIX), entry.value)
+            key.removeprefix(PREFIX): _listed(key.removeprefix(PREFIX), entry)
             for key, entry in self._store.scan(PREFIX).items()
         }
 
 
-def _listed(replica: str, value: bytes) -> Listed:
+def _listed(replica: str, found: Versioned) -> Listed:
     """Return an entry; one that cannot be read is waited for like any other."""
     try:
-        entry = json.loads(value)
+        entry = json.loads(found.value)
     except ValueError:
         entry = None
     if not isinstance(entry, Mapping):
         log.warning("the entry of replica %r in the store cannot be read; it is waited for all the same", replica)
-        return Listed(replica)
+        return Listed(replica, version=found.version)
     host, pid = entry.get("host"), entry.get("pid")
-    return Listed(replica, host if isinstance(host, str) else "", pid if isinstance(pid, int) else 0)
+    return Listed(replica, host if isinstance(host, str) else "", pid if isinstance(pid, int) else 0, found.version)

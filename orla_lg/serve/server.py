@@ -92,6 +92,8 @@ class OrlaServer:
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
+        self._cut = 0
+        """Calls that draining did not wait for."""
         routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
@@ -154,6 +156,8 @@ class OrlaServer:
         await self.host.close("the server ends")
         self._keyring.close()
         opened.close()
+        cut = f", {counted(self._cut, 'call')} cut off" if self._cut else ""
+        log.warning("ended: %s served%s", counted(self.orla.statistics().calls, "call"), cut)
         return EXIT_CUT if self._signals > 1 or self._replaced else 0
 
     async def _take_over(self) -> None:
@@ -174,6 +178,7 @@ class OrlaServer:
             self.draining = True
             self._ends.set()
         elif self._http is not None:
+            self._cut = self.under_way
             self._http.force_exit = self._http.should_exit = True
 
     def _deposed(self) -> None:
@@ -195,7 +200,8 @@ class OrlaServer:
         while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
-            log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
+            self._cut = self.under_way
+            log.warning("%s still under way after %g s, and cut off", counted(self._cut, "call"), drain_s)
         http.should_exit = True
 
     @property
@@ -234,7 +240,9 @@ class OrlaServer:
         """
         async with self._reloading:
             found = await asyncio.to_thread(self.reloader.look)  # it asks new backends what they are
-            if not dry_run:
+            if dry_run:
+                self.reloader.try_out(found)
+            else:
                 self.reloader.apply(found)
                 self._note_key_envs()
                 if found.added or found.removed:

@@ -89,7 +89,7 @@ class LinkHost:
         self.replicas: dict[str, Replica] = {}
         """By id: those that are connected, and those that are lost and not over yet."""
         self.sessions = set[LinkSession]()
-        self.recovery = Recovery(self._go_on)
+        self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving)
         self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
@@ -224,6 +224,15 @@ class LinkHost:
             self.roster.remove(replica.id)
         except StoreUnavailable as error:  # the next core waits a lease for it, no more
             log.warning("replica %s stays in the store: %s", replica.id, error)
+
+    def _passed_by(self, listed: Listed) -> None:
+        """Strike a replica out for good that never came here; what is known here ends by its connection instead."""
+        if listed.id in self.replicas:
+            return
+        try:
+            self.roster.strike(listed)
+        except StoreUnavailable as error:  # the next core waits a lease for it, no more
+            log.warning("replica %s stays in the store: %s", listed.id, error)
 
     # What replicas see
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +20,9 @@ from cryptography.x509.oid import NameOID
 
 from orla_lg import BackendUnavailable, ConfigError, Orla
 from orla_lg.link import dialing
+from orla_lg.link.connection import Link
 from orla_lg.link.dialing import addresses
-from orla_lg.link.messages import End, Enter, Hello, Ready
+from orla_lg.link.messages import End, Enter, Hello, Ready, Welcome
 from tests.conftest import at
 from tests.link.conftest import ENGINE_KEY
 from tests.link.scripted import ScriptedCore, eventually
@@ -67,8 +69,13 @@ def test_wrong_urls_are_refused_without_their_passwords(url: Any) -> None:
     [
         (
             b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 11\r\n\r\nno such key",
-            "does not know the key .*no such key",
+            "does not take the key .*no such key",
         ),
+        (
+            b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 39\r\n\r\n{"error": {"message": "it is revoked"}}',
+            r"does not take the key \(401\): it is revoked; a key of scope 'link' is given as Orla\.remote",
+        ),
+        (b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 12\r\n\r\n{"error": 3}', r'.401.: {"error": 3};'),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "needs the scope 'link'"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "is no orla_lg server that takes links .404"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "is no orla_lg server that takes links .200"),
@@ -82,8 +89,9 @@ def test_wrong_urls_are_refused_without_their_passwords(url: Any) -> None:
 def test_what_is_no_server_is_told_at_once(core: ScriptedCore, answer: bytes, text: str) -> None:
     core.answer = answer
     began_s = time.monotonic()
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as caught:
         Orla.remote(core.url, key="a-wrong-key-of-mine")
+    assert type(caught.value) is ConfigError and "Unwelcome" not in "".join(traceback.format_exception(caught.value))
     assert time.monotonic() - began_s < 2.0
 
 
@@ -108,6 +116,28 @@ def test_a_server_that_is_not_there(core: ScriptedCore) -> None:
     core.gone()
     with pytest.raises(BackendUnavailable, match=r"no orla_lg server answers at http.*refused.*orla-lg serve"):
         Orla.remote(core.url, core_patience_s=0.2)
+
+
+def test_where_calls_without_a_core_fail_it_is_not_waited_for_long(
+    core: ScriptedCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = list[float]()
+
+    def none_answers(self: Link, hello: Hello, patience_s: float) -> Welcome:
+        patience.append(patience_s)
+        raise BackendUnavailable("none answers")
+
+    monkeypatch.setattr(Link, "open", none_answers)
+    choices: list[dict[str, Any]] = [
+        {},
+        {"on_core_lost": "direct"},
+        {"on_core_lost": "fail"},
+        {"core_patience_s": 0.5},
+    ]
+    for settings in choices:
+        with pytest.raises(BackendUnavailable):
+            Orla.remote(core.url, **settings)
+    assert patience == [10.0, 10.0, 2.0, 0.5]
 
 
 def test_a_server_that_changes_places_is_waited_for(core: ScriptedCore, replica: Replica) -> None:
@@ -164,6 +194,32 @@ def test_the_environment_names_the_server(
     monkeypatch.delenv("ORLA_SERVER")
     with pytest.raises(ConfigError, match=r"no server is named.*ORLA_SERVER"):
         Orla.remote()
+
+
+@pytest.mark.parametrize(
+    ("server", "sent"),
+    [
+        (None, True), ("", True), ("{url}", True), ("{url}/v1/", True), ("http://127.0.0.1:9,{url}", True),
+        ("http://127.0.0.1:9", False), ("nonsense", False),
+    ],
+)  # fmt: skip
+def test_the_environments_key_goes_to_the_server_it_stands_beside(
+    core: ScriptedCore, monkeypatch: pytest.MonkeyPatch, server: str | None, sent: bool
+) -> None:
+    monkeypatch.delenv("ORLA_SERVER", raising=False)
+    monkeypatch.setenv("ORLA_SERVER_KEY", "key-of-the-environment")
+    if server is not None:
+        monkeypatch.setenv("ORLA_SERVER", server.format(url=core.url))
+    with Orla.remote(core.url):
+        pass
+    assert ("Bearer key-of-the-environment" in core.heads[-1]) is sent
+    with Orla.remote(core.url, key="key-of-the-code"):
+        pass
+    assert "Bearer key-of-the-code" in core.heads[-1]
+    monkeypatch.setenv("ORLA_SERVER_KEY", "")
+    core.answer = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(ConfigError, match=r"wants a key, and none was given \(401\); .*ORLA_SERVER_KEY"):
+        Orla.remote(core.url)
 
 
 @pytest.mark.parametrize(

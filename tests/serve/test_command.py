@@ -13,7 +13,10 @@ import httpx
 import pytest
 
 from orla_lg import cli
+from orla_lg.core.engine.given import NoBackends
+from orla_lg.orla import Orla
 from orla_lg.serve import command
+from orla_lg.serve.settings import settings
 from tests.serve.in_thread import server
 from tests.serve.processes import Served, serving, until_ready
 from tests.stub_engine import Gate, Reply, StubEngine
@@ -68,7 +71,17 @@ def test_it_prints_what_it_found_drains_and_is_reloaded(
             assert capsys.readouterr().out == f"would change:\n{changes}"
         served.signal(signal.SIGHUP)
         served.until("was loaded again:\n" + changes)
-        file.write_text(file.read_text().replace("edf", "eddf"))
+        # Nor does a dry run say yes to what is refused then.
+        good = file.read_text()
+        unknown = good.replace('"*" =', 'x = "gone"\n"*" ='), "gone"
+        for wrong, text in (unknown, (f'memory = "release_only"\n{good}', "memory")):
+            file.write_text(wrong)
+            for words in (reloads, [*reloads, "--dry-run"]):
+                assert cli.main(words) == 1
+                said = capsys.readouterr()
+                assert text in said.err and not said.out
+        assert "would change nothing; these need a restart" in said.err
+        file.write_text(good.replace("edf", "eddf"))
         assert cli.main(reloads) == 1
         said = capsys.readouterr().err
         assert "orla.toml: policy: " in said and "did you mean 'edf'" in said
@@ -91,6 +104,7 @@ def test_it_prints_what_it_found_drains_and_is_reloaded(
         gate.open()
         calling.join(20.0)
         assert answers[0].json()["choices"] and served.wait() == 0
+        assert served.errors.endswith("ended: 2 calls served\n")
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, engine: StubEngine) -> None:
@@ -113,6 +127,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, engine: StubEngine) -> 
         served.until("ending: 1 call under way")
         served.signal(signal.SIGTERM)
         assert served.wait() == 1
+        assert re.search(r"ended: \d calls? served, 1 call cut off\n", served.errors)
         calling.join(20.0)
         assert faults and faults != [200]
 
@@ -177,6 +192,28 @@ def test_without_the_extra_it_says_how_to_get_it(
 
 def test_demo_and_a_configuration_are_two_things(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--demo" in refused(capsys, "--demo", "--config", "orla.toml")
+
+
+def test_an_empty_server_is_none(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (here / "orla.toml").write_text(f'[serve]\nlisten_address = "127.0.0.1:{port}"\n')
+    for words in ((), ("--server", "")):
+        monkeypatch.setenv("ORLA_SERVER", "")
+        assert cli.main(["reload", *words]) == 1
+        assert f"no server answers at http://127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_the_demo_says_what_holds_for_it(here: Path) -> None:
+    chosen = settings(None, reads_file=False)
+    with Orla(NoBackends.YET) as orla:
+        demo = "\n".join(command._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=True))
+        other = "\n".join(command._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=False))
+    assert "the demo takes none" in demo and "keys create" not in demo and "keys create" in other
+    for said in (demo, other):
+        assert "Orla.remote('http://127.0.0.1:8081')" in said
 
 
 def test_reload_says_where_it_looked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,64 @@ def test_a_replica_that_never_comes_is_waited_for_a_lease(world: World) -> None:
     assert replica.grants() == []
     world.settle(1.5)
     assert replica.grants() == ["c1"]
-    assert set(world.store.scan("replica/")) == {"replica/gone", "replica/r1"}
+    assert set(world.store.scan("replica/")) == {"replica/r1"}, "it is over, for the cores after this one too"
+    replica.tell(Bye())
+    new.kill()
+    world.settle(2.0)
+    assert started(world).host.recovery.over
+
+
+def test_a_process_that_ended_without_any_core_is_waited_for_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    old = started(world)
+    Replica(world, "r1").connect(old, hello=False, ready=False, renews=False)
+    old.host.roster.add(Hello(1, "r1", host=here(), pid=ended.pid))
+    old.kill()
+    world.settle(2.0)
+    new = started(world)
+    assert "until it is known what 1 replica of the core before may still hold" in caplog.text
+    world.settle(2.5)
+    assert not new.host.recovery.over, "engines have to notice, too"
+    world.settle(1.0)
+    assert new.host.recovery.over and not world.store.scan("replica/")
+    new.kill()
+    world.settle(2.0)
+    assert started(world).host.recovery.over
+
+
+def test_what_joined_a_core_meanwhile_stays_in_the_roster(world: World) -> None:
+    """Whether it is this core, or the one that follows it while this one stands still."""
+    hello = Hello(1, "r1")
+    old = started(world)
+    old.host.roster.add(hello)
+    old.kill()
+    world.settle(2.0)
+    new = started(world)
+    (ghost,) = new.host.recovery.waits_for.values()
+    replica = Replica(world, "r1")
+    replica.connect(new, ready=False)
+    world.settle(WAITS_S + 1)
+    assert new.host.recovery.over, "it is there, and never says what it holds"
+    assert set(world.store.scan("replica/")) == {"replica/r1"}
+    new.host.roster.strike(ghost)
+    assert set(world.store.scan("replica/")) == {"replica/r1"}, "another core wrote this entry"
+
+
+def test_a_store_that_does_not_answer_leaves_an_entry_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.store.put("replica/gone", b"{}")
+    core = started(world)
+
+    def fail(*_: Any, **__: Any) -> int:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(world.store, "put", fail)
+    world.settle(WAITS_S + 0.5)
+    assert core.host.recovery.over and "replica gone stays in the store: the disk is full" in caplog.text
 
 
 def test_a_replica_that_said_goodbye_is_not_waited_for(world: World) -> None:
