@@ -237,7 +237,9 @@ def test_the_example_runs_as_its_readme_says(house: House) -> None:
         with ThreadPoolExecutor(24) as pool:
             while len(workers) < 2:  # the second one may be slower to start, and the system shares connections out
                 assert time.monotonic() < until_s, workers
-                asked = [pool.submit(httpx.post, f"{url}/ask", content=f"{n}?", timeout=PATIENCE_S) for n in range(48)]
+                asked = [
+                    pool.submit(httpx.post, f"{url}/ask", content=f"{n}?", timeout=PATIENCE_S) for n in range(48)
+                ]
                 said = [each.result().json() for each in asked]
                 assert all(each["answer"] for each in said)
                 workers |= {each["worker"] for each in said}
