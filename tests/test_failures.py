@@ -148,6 +148,26 @@ def test_garbage_to_the_end_is_named(form: str, hasty: Any) -> None:
             caller(hasty(engine), "drop-in")(form)
 
 
+@pytest.mark.parametrize("status", [501, 505])
+@pytest.mark.parametrize("form", ["invoke", "astream"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_an_engine_will_never_do_is_not_tried_again(way: str, form: str, status: int, hasty: Any) -> None:
+    with FaultEngine(script=[Reply(status=status)] * 6) as engine:
+        orla = hasty(engine)
+        for _ in range(6):
+            with pytest.raises(openai.InternalServerError) as caught:
+                caller(orla, way)(form)
+            assert caught.value.status_code == status and orla.records()[-1].attempts == 1
+        assert orla.statistics().backends["main"].circuit is Circuit.CLOSED
+        assert caller(orla, way)(form), "others are served"
+
+
+def test_an_alternative_may_do_what_an_engine_never_will(hasty: Any) -> None:
+    with FaultEngine(otherwise=Reply(status=501)) as engine, FaultEngine(otherwise=Reply(text="other")) as other:
+        orla = hasty(engine, other, mapper={"*": ["main", "other"]})
+        assert caller(orla, "wrapped", retries=0)("invoke") == "other"
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_five_failures_open_the_circuit_and_one_call_tries_it_later(way: str, hasty: Any) -> None:
     with FaultEngine(script=[Fault.BROKEN] * 6) as engine:

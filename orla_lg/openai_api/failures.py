@@ -13,16 +13,13 @@ from typing import NoReturn
 import httpx2
 import openai
 
-from orla_lg.core.engine.retry import MAX_RETRY_AFTER_S, AttemptFailed
+from orla_lg.core.engine.retry import NEVER_S, NOT_IMPLEMENTED, AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.wires import reading
 
 NO_REQUEST = httpx2.Request("POST", "/chat/completions")
 """The SDK's errors name a request; ours must not carry the caller's prompt."""
-
-NEVER_S = MAX_RETRY_AFTER_S + 1
-"""A pause that is not waited for."""
 
 _RETRIED_STATUS = frozenset({408, 409, 429})
 _INFINITIES = frozenset({"inf", "+inf", "infinity", "+infinity"})
@@ -69,10 +66,13 @@ def failed_status(error: Exception, status: int, headers: Mapping[str, str]) -> 
     again, retry_after_s = headers.get("x-should-retry"), _retry_after_s(headers)
     if status == HTTPStatus.NOT_FOUND and again != "true":
         return AttemptFailed(error, elsewhere=True)
+    if status in NOT_IMPLEMENTED and again != "true":
+        return AttemptFailed(error, overloaded=True, retry_after_s=NEVER_S)
     if status in _RETRIED_STATUS or status >= 500 or again == "true":
         overloaded = (
             status == HTTPStatus.TOO_MANY_REQUESTS
             or (status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after_s is not None)
+            or status in NOT_IMPLEMENTED
             or not (status in _RETRIED_STATUS or status >= 500)
         )
         return AttemptFailed(

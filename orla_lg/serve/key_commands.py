@@ -34,17 +34,18 @@ examples:
   orla-lg keys create laptop                         may call models, and nothing else
   orla-lg keys create ci --tenant acme --limit "5 usd per 30d" --limit "60 calls per 1m" --expires 90d
   orla-lg keys create app --scope link --tenant '*'  for Orla.remote(...), in an application of yours
-  orla-lg keys create ops --scope view --scope control
+  orla-lg keys create ops --scope control            for orla-lg reload
   export ORLA_SERVER_KEY=$(orla-lg keys create app --scope link)
   orla-lg keys list
   orla-lg keys revoke ci
 
-A client sends its key as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password in its URL.
+A client sends its key as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password in its URL;
+Orla.remote takes it as key=KEY, or from ORLA_SERVER_KEY.
 
 scopes: use      calls of models, by any API that the server speaks
         link     links of wrapped graphs (Orla.remote): trusted applications of yours
-        view     the page, metrics, statistics: they show all tenants
-        control  what changes the server
+        view     nothing yet: kept for what shows all tenants
+        control  what changes the server: orla-lg reload; over a link pause, drain, policies and limits
 
 exit status: 0; 1 where something is wrong, which is then said
 """
@@ -105,7 +106,7 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("name", metavar="NAME", help="for people: whose it is, or what for")
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(
-        "--scope", choices=[*KeyScope], metavar="SCOPE", **many,
+        "--scope", choices=[scope.value for scope in KeyScope], metavar="SCOPE", **many,
         help="what it is for: use, link, view or control; default use",
     )  # fmt: skip
     parser.add_argument(
@@ -196,7 +197,6 @@ def run_show(args: argparse.Namespace) -> int:
     found["tenants"] = [ANY] if key.tenants is None else list(key.tenants)
     found["tags"] = [f"{tag}={value}" for tag, value in key.tags.items()]
     found["backends"], found["stages"] = (list(each or (ANY,)) for each in (key.backends, key.stages))
-    found["state"] = key.fault(time.time()) or "valid"
     for name, value in found.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         print(f"{name:<12} {'-' if text in (None, '') else printable(text)}")
@@ -301,10 +301,10 @@ def limit_of(said: str) -> Limit:
         raise ConfigError(f"--limit {shown(said)}: {error}") from error
 
 
-def _seconds(where: str, said: str) -> float:
+def _seconds(where: str, said: str, right: str = "a time as 30s, 5m, 12h, 90d or 2w") -> float:
     found = _TIME.fullmatch(said.strip().lower())
     if found is None or float(found[1]) == 0:
-        raise ConfigError(f"{where}: {shown(said)} must be a time as 30s, 5m, 12h, 90d or 2w")
+        raise ConfigError(f"{where}: {shown(said)} must be {right}")
     return float(found[1]) * _TIMES[found[2]]
 
 
@@ -312,7 +312,7 @@ def _expires(said: str, now_s: float) -> float:
     try:
         at_s = datetime.fromisoformat(said).replace(tzinfo=UTC).timestamp()
     except ValueError:
-        return now_s + _seconds("--expires", said)
+        return now_s + _seconds("--expires", said, "a time as 30s, 5m, 12h, 90d or 2w, or a day as 2027-01-31")
     if at_s <= now_s:
         raise ConfigError(f"--expires {shown(said)} is over; a key that is none any more is of no use")
     return at_s
@@ -333,8 +333,7 @@ HEADS = ("id", "name", "state", "scopes", "tenants", "limits", "expires")
 def _cells(key: AccessKey) -> tuple[str, ...]:
     tenants = ANY if key.tenants is None else ", ".join(key.tenants) or "-"
     limits = [*map(_said, key.limits), *([] if key.concurrency is None else [f"{key.concurrency} at once"])]
-    state = key.fault(time.time()) or "valid"
-    cells = (key.id, key.name, state, ", ".join(key.scopes), tenants, ", ".join(limits) or "-")
+    cells = (key.id, key.name, key.state(time.time()), ", ".join(key.scopes), tenants, ", ".join(limits) or "-")
     return (*(printable(cell, 60) for cell in cells), _date(key.expires_s) or "-")
 
 
@@ -359,7 +358,7 @@ def _dates(key: AccessKey) -> dict[str, Any]:
     found = key.as_dict()
     for name in ("created", "expires", "revoked"):
         found[name] = _date(found.pop(f"{name}_s"))
-    return found
+    return {**found, "state": key.state(time.time())}
 
 
 def _date(at_s: float | None) -> str | None:

@@ -47,7 +47,7 @@ class KeyScope(StrEnum):
     LINK = "link"
     """Links of wrapped graphs: trusted applications of the operator."""
     VIEW = "view"
-    """The page, metrics, statistics: they show all tenants."""
+    """What shows all tenants: no route does yet."""
     CONTROL = "control"
     """What changes the server."""
 
@@ -111,6 +111,10 @@ class AccessKey:
         if self.revoked_s is not None:
             return "was revoked"
         return "expired" if self.expires_s is not None and self.expires_s <= now_s else None
+
+    def state(self, now_s: float) -> str:
+        """Return ``valid``, ``expired`` or ``revoked``."""
+        return "revoked" if self.revoked_s is not None else self.fault(now_s) or "valid"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all but what finds it, for ``keys show`` and ``keys list``."""

@@ -159,6 +159,16 @@ def test_a_judge_that_fails_makes_it_complex_and_is_asked_again(
     assert by_stage(serving)[-1].backend == "light"
 
 
+@BOTH
+def test_a_judge_that_cannot_is_asked_once_and_its_engine_is_well(run: Run, serve: Any) -> None:
+    engine = Judge(*[EngineRefused("not implemented", status=501)] * 6)
+    serving, _ = serve(engine)
+    serving.services.retries = type(serving.services.retries)(base_s=0.0)
+    for text in "abcdef":
+        run(ask(serving, text))
+    assert len(engine.bodies) == 6 and serving.schedulers["light"].health.breaker.failures == 0
+
+
 def test_a_judge_that_hangs_costs_its_patience_and_no_more(serve: Any) -> None:
     engine = Judge()
     engine.gate = threading.Event()

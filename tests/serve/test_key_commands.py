@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,17 @@ def test_a_key_is_made_shown_listed_and_revoked(capsys: Out, here: Path) -> None
     listed = keys(capsys, "list")
     assert [line.split()[1] for line in listed.splitlines()] == ["name", "ci", "second"]
     assert "acme" in listed and "$5 per 30d, 4 at once" in listed and secret not in listed
+    assert {line.split()[2] for line in listed.splitlines()[1:]} == {"valid"}
     said = keys(capsys, "show", "ci")
     assert "$5 per 30d ($0 spent)" in said and "valid" in said and secret not in said
     (found,) = [key for key in as_json(capsys, "list") if key["name"] == "ci"]
     assert found["limits"] == [{"cost_usd": 5.0, "per_s": 2_592_000.0}] and "sha256" not in found
     assert as_json(capsys, "show", found["id"])["limits"][0]["spent"]["calls"] == 0
     assert keys(capsys, "revoke", "ci", "second").count("is revoked") == 2
-    assert "was revoked" in keys(capsys, "list") and as_json(capsys, "show", "ci")["revoked"]
+    listed = keys(capsys, "list")
+    assert [line.split()[2] for line in listed.splitlines()] == ["state", "revoked", "revoked"]
+    assert as_json(capsys, "show", "ci")["revoked"] and as_json(capsys, "show", "ci")["state"] == "revoked"
+    assert [key["state"] for key in as_json(capsys, "list")] == ["revoked", "revoked"]
     assert "open to this machine again" in keys(capsys, "revoke", "ci", "second", "--delete")
     assert as_json(capsys, "list") == []
 
@@ -89,7 +94,7 @@ def test_what_is_made_is_what_a_server_heeds(capsys: Out, here: Path) -> None:
         (["--limit", "5 bananas"], '"60 calls per 1m"'), (["--limit", "1.5 calls"], "whole calls"),
         (["--limit", "-5 usd"], "must be like"), (["--limit", "5 usd per"], "must be like"),
         (["--limit", "5 usd per 0d"], "must be a time"), (["--limit", "5 usd per year"], "must be a time"),
-        (["--expires", "soon"], "must be a time"), (["--expires", "2001-01-31"], "is over"),
+        (["--expires", "soon"], "12h, 90d or 2w, or a day as 2027-01-31"), (["--expires", "2001-01-31"], "is over"),
         (["--tag", "team"], "NAME=VALUE"), (["--tag", "=x"], "NAME=VALUE"), (["--concurrency", "0"], "concurrency"),
         (["--tenant", ""], "tenants"), (["--backend", "a\nb"], "backends"), (["--store", "a\0b"], "--store"),
     ],
@@ -97,6 +102,13 @@ def test_what_is_made_is_what_a_server_heeds(capsys: Out, here: Path) -> None:
 def test_what_is_wrong_is_said_and_nothing_is_made(capsys: Out, here: Path, words: list[str], said: str) -> None:
     assert said in keys(capsys, "create", "ci", *words, fails=True)
     assert not (here / "state").exists()
+
+
+def test_a_scope_that_is_none_is_said_with_those_that_there_are(capsys: Out) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "ci", "--scope", "admin"])
+    said = capsys.readouterr().err
+    assert "KeyScope" not in said and re.search("use'?, '?link'?, '?view'?, '?control", said)
 
 
 @pytest.mark.parametrize("name", ["show", "revoke"])

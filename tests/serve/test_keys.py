@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def test_a_key_lets_in_until_it_expires_or_is_revoked() -> None:
     made, _ = make(MemoryStore(), "ci", expires_s=20.0)
     assert made.fault(19.9) is None and made.fault(20.0) == "expired"
     assert revoke_of(made) == "was revoked"
+    assert (made.state(19.9), made.state(20.0)) == ("valid", "expired")
+    assert replace(made, revoked_s=1.0).state(0.0) == "revoked"
 
 
 def revoke_of(key: AccessKey) -> str | None:

@@ -11,6 +11,12 @@ from orla_lg.core.call import Assignment
 MAX_RETRY_AFTER_S = 120.0
 """An engine that asks for a longer pause is not waited for: its error comes out at once, as from the OpenAI SDK."""
 
+NEVER_S = MAX_RETRY_AFTER_S + 1
+"""A pause that is not waited for."""
+
+NOT_IMPLEMENTED = frozenset({501, 505})
+"""HTTP statuses of an engine that is well, and will never do what was asked of it; another backend may."""
+
 
 class AttemptFailed(Exception):
     """An attempt ended before its first token, and another one may succeed.
@@ -32,7 +38,7 @@ class AttemptFailed(Exception):
         self.unreachable = unreachable
         """No engine answered: its process may be gone, and its cache with it."""
         self.overloaded = overloaded
-        """The engine is well and said: not now."""
+        """The engine is well and does not do it: not now, or never."""
         self.elsewhere = elsewhere
         """Only another backend may do better: this one no longer serves the model."""
         self.retry_after_s = retry_after_s

@@ -12,7 +12,7 @@ from typing import Any
 from orla_lg.core.background import Background
 from orla_lg.core.call import Assignment, Call
 from orla_lg.core.engine.backend import with_fields
-from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.engine.retry import NEVER_S, NOT_IMPLEMENTED, AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Planned
 from orla_lg.core.placement.view import BackendView
@@ -91,6 +91,8 @@ class InternalCall:
                 raise
             raise AttemptFailed(error, unreachable=True) from error
         except EngineRefused as error:
+            if error.status in NOT_IMPLEMENTED:
+                raise AttemptFailed(error, overloaded=True, retry_after_s=NEVER_S) from error
             raise AttemptFailed(error, elsewhere=error.status < 500) from error
         inflight.finish()
         return text

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from orla_lg.clients import translation
+from orla_lg.core.engine.retry import NOT_IMPLEMENTED
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import named_in_code
 from orla_lg.core.placement.view import view_of
@@ -34,6 +35,8 @@ from orla_lg.wires.wire import Wire
 Header = tuple[bytes, bytes]
 
 JSON = (b"content-type", b"application/json")
+FINAL = (b"x-should-retry", b"false")
+"""Keeps the clients' libraries from trying again."""
 SHOWN_CHARS = 500
 """Of an engine's error, in records."""
 
@@ -42,6 +45,9 @@ BUSY_RETRY_S = 1.0
 
 RETRIED_WITHIN_S = 60.0
 """The clients' libraries heed no ``Retry-After`` that is longer, and try again at once."""
+
+_NO_WORDS = re.compile(r"(file |404 page )?not found|method not allowed|not implemented|<.*", re.I | re.S)
+"""What servers say of a route that they do not have."""
 
 _ID = re.compile(rb"[A-Za-z0-9._:@/+=|~-]{1,128}")
 
@@ -79,8 +85,20 @@ class UpstreamError(Exception):
 
     def kept(self) -> list[Header]:
         """Return which of its headers the caller gets."""
-        content_type = dict(self.headers).get(b"content-type", JSON[1])
-        return [*kept(self.headers), (b"content-type", content_type)]
+        said = dict(self.headers)
+        final = [FINAL] if self.status in NOT_IMPLEMENTED and FINAL[0] not in said else []
+        return [*kept(self.headers), *final, (b"content-type", said.get(b"content-type", JSON[1]))]
+
+    def says_why(self) -> bool:
+        """Whether it has words of its own, and not those of a server that has no such route."""
+        try:
+            said = json.loads(self.content)
+        except (ValueError, RecursionError):
+            said = self.text.strip()
+        error = said.get("error", said) if isinstance(said, dict) else said
+        if isinstance(error, dict):
+            error = error.get("message") or error.get("detail")
+        return bool(error) and not (isinstance(error, str) and _NO_WORDS.fullmatch(error))
 
     def translated(self, wire: Wire) -> None:
         """Say the same in another wire."""
@@ -226,7 +244,7 @@ def refusal(said: Failed, wire: Wire) -> tuple[list[Header], bytes]:
     if said.retry_after_s is not None and math.isfinite(said.retry_after_s):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(said.retry_after_s))))
     if _is_final(said):
-        headers.append((b"x-should-retry", b"false"))
+        headers.append(FINAL)
     return headers, content
 
 

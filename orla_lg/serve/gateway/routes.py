@@ -100,8 +100,8 @@ class Prefixed:
         else:
             known = path in self._posts or path.startswith(MODELS)
             method = refused(scope["method"], "POST" if path in self._posts else "GET")
-            said = Failed(405, method) if known else Failed(404, missing(path))
-            await Answering(send, "none", MESSAGES if "/messages" in path else CHAT).say(said)
+            said = Failed(405, method) if known else Failed(404, missing(path, [*self._posts, MODELS]))
+            await Answering(send, "none", MESSAGES if "/message" in path else CHAT).say(said)
 
 
 def parted(scope: Scope) -> tuple[PathNames, str]:

@@ -38,6 +38,9 @@ FAILURES = (
 )
 """What an attempt may fail with before anything of an answer has reached the caller, beside an error's status."""
 
+NO_SUCH_ROUTE = (404, 405, 501)
+"""What a server answers at a path that it does not have."""
+
 _CONNECTING = (aiohttp.ConnectionTimeoutError,)
 
 _AT_ONCE: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -230,6 +233,14 @@ def _content_type(response: aiohttp.ClientResponse) -> Header:
 
 def _refused(inflight: InFlightCall, outgoing: Outgoing, error: UpstreamError) -> NoReturn:
     """Say what an engine's error means: another attempt, or the caller's answer."""
+    if error.status in NO_SUCH_ROUTE and not error.says_why():
+        wire, name = outgoing.wire, outgoing.to.backend.name
+        said = f"backend {name!r} does not serve {wire.title}: its engine answers {error.status} at /{wire.path}"
+        error = UpstreamError(
+            error.status,
+            [JSON if each[0] == JSON[0] else each for each in error.headers],
+            json.dumps(wire.error(error.status, said)).encode(),
+        )
     if outgoing.translates:
         error.translated(outgoing.question.wire)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in error.headers}

@@ -112,6 +112,12 @@ def test_a_deadline_that_passed_is_not_tried_again(gateway: Gateway) -> None:
         ("POST", "/v1/v1/messages", 404, "Anthropic's clients add /v1 themselves"),
         ("GET", "/v1/responses/resp_1", 404, "answers are not kept"),
         ("GET", "/nothing", 404, "there is no route '/nothing'"),
+        ("POST", "/v1/chat/completion", 404, "did you mean '/v1/chat/completions'"),
+        ("POST", "/chat/completion", 404, "did you mean '/v1/chat/completions'"),
+        ("POST", "/v1/message", 404, "did you mean '/v1/messages'"),
+        ("POST", "/v1/messages/count_token", 404, "did you mean '/v1/messages/count_tokens'"),
+        ("GET", "/model", 404, "did you mean '/v1/models'"),
+        ("POST", "/w/run/s/draft/v1/embedding", 404, "did you mean '/v1/embeddings'"),
         ("GET", "/v1/chat/completions", 405, "POST"),
         ("GET", "/v1/messages", 405, "POST"),
         ("POST", "/w/run/v1/nothing", 404, "there is no route"),
@@ -121,7 +127,7 @@ def test_a_deadline_that_passed_is_not_tried_again(gateway: Gateway) -> None:
 def test_what_no_route_takes(gateway: Gateway, method: str, path: str, status: int, hint: str) -> None:
     answer = httpx.request(method, gateway.root + path, json=BODY if method == "POST" else None)
     said = answer.json()
-    assert (answer.status_code, said.get("type")) == (status, "error" if "/messages" in path else None)
+    assert (answer.status_code, said.get("type")) == (status, "error" if "/message" in path else None)
     assert hint in said["error"]["message"]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from orla_lg import Backend, Limit, Limits, Orla
 from orla_lg.core.engine.retry import RetryPolicy
+from orla_lg.serve.gateway.answers import UpstreamError
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http_guard import HttpGuard
 from tests.conftest import at
@@ -236,3 +237,48 @@ def test_what_a_key_may_spend(engine: StubEngine, make_orla: Callable[..., Orla]
         mine = {"x-api-key": gateway.key}
         assert [ask(gateway, headers=mine).status_code for _ in range(3)] == [200, 200, 429]
         assert ask(gateway, headers=mine).headers["retry-after"]
+
+
+# What an engine does not do
+
+
+@pytest.mark.parametrize("status", [501, 505])
+@pytest.mark.parametrize("path", BODIES)
+def test_what_an_engine_will_never_do_is_final_and_shuts_nobody_out(
+    engine: StubEngine, gateway: GatewayServer, path: str, status: int
+) -> None:
+    engine.rule = lambda seen: Reply(status=status)
+    for _ in range(6):
+        answer = ask(gateway, path)
+        assert answer.status_code == status and answer.headers["x-should-retry"] == "false"
+        assert answer.json()["error"]["message"] == f"the stub answers {status}"
+    assert len(engine.chats) == 6 and {record.attempts for record in gateway.ended(6)} == {1}
+    engine.rule = None
+    assert ask(gateway).status_code == 200
+
+
+def test_an_engine_that_asks_for_another_try_gets_it(engine: StubEngine, make_orla: Callable[..., Orla]) -> None:
+    engine.rule = lambda seen: Reply(status=501, headers=(("x-should-retry", "true"),))
+    with GatewayServer(make_orla(at(engine)), settings=GatewaySettings(max_attempts=2)) as gateway:
+        gateway.orla.core.serving.services.retries = RetryPolicy(base_s=0.001)
+        assert ask(gateway).headers.get_list("x-should-retry") == ["true"]
+        assert len(engine.chats) == 2
+
+
+def test_an_engine_without_a_path_is_said_not_to_serve_what_is_behind_it(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"backend 'main' does not serve embeddings: .* 404 at /v1/embed"):
+        client.embeddings.create(model="main", input="a", encoding_format="float")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", False), (b"404 page not found\n", False), (b"<html>\n<h1>404</h1>", False), (b"null", False),
+        (b'{"detail": "Not Found"}', False), (b'{"error": {"message": ""}}', False), (b"{}", False),
+        (b'{"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}', False),
+        (b"no such model", True), (b'{"error": "model \'x\' not found"}', True), (b'{"detail": [{"loc": 1}]}', True),
+        (b'{"error": {"message": "The model `x` does not exist."}}', True), (b'"gone"', True),
+    ],
+)  # fmt: skip
+def test_an_engines_words_are_kept_where_it_has_some(content: bytes, says: bool) -> None:
+    assert UpstreamError(404, [], content).says_why() is says
