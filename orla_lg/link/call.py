@@ -23,6 +23,7 @@ from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import Queued
 from orla_lg.core.record import Happening
 from orla_lg.core.steps import Waiter
+from orla_lg.errors import BackendUnavailable
 from orla_lg.link.connection import Link
 from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Grant, Missed, Refused
 from orla_lg.link.views import flat_assignment, flat_hints, flat_layer, read_considered
@@ -73,8 +74,8 @@ class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
     __slots__ = (
-        "able", "alone", "broken", "failure", "grant", "held", "mine", "own", "phase", "prompt", "raw", "refusal",
-        "report", "serving", "turn",
+        "able", "alone", "broken", "failure", "gone", "grant", "held", "mine", "own", "phase", "prompt", "raw",
+        "refusal", "report", "serving", "turn",
     )  # fmt: skip
 
     serving: CoreSide
@@ -104,6 +105,8 @@ class LinkedCall(InFlightCall):
         self.alone = False
         """It goes on without the core (``on_core_lost="direct"``)."""
         self.broken = False
+        self.gone = False
+        """Its newest grant was used: the request is on its way, or was."""
         self.prompt: Prompt | None = None
         """What it sent, where that may be warmed later."""
 
@@ -162,8 +165,19 @@ class LinkedCall(InFlightCall):
         had = (0, 0) if self.grant is None else (self.grant.epoch, self.grant.attempt)
         if self.phase not in (CallPhase.WAITING, CallPhase.MISSED) or (grant.epoch, grant.attempt) <= had:
             return False
-        self.phase, self.grant = CallPhase.GRANTED, grant
+        self.phase, self.grant, self.gone = CallPhase.GRANTED, grant, False
         return True
+
+    def expires(self) -> None:
+        """Let a grant that was not used yet hold no more: the call waits for what the core makes of that."""
+        assert self.grant is not None
+        late = BackendUnavailable("the core has not been heard of for this replica's lease, and the grant is over")
+        self.failure = AttemptFailed(late, overloaded=True)  # not the engine's fault
+        self.report = Missed(
+            self.call.id, self.grant.attempt, f"{late}", unreachable=False, overloaded=True, elsewhere=False,
+            retry_after_s=None,
+        )  # fmt: skip
+        self.phase, self.turn = CallPhase.MISSED, Waiter()
 
     def refused(self, refusal: Refused) -> bool:
         """Take the core's last word in; returns whether it was waited for."""
@@ -178,6 +192,7 @@ class LinkedCall(InFlightCall):
         """Note that the call leaves for its engine, as its grant says."""
         grant, services = self.grant, self.services
         assert grant is not None
+        self.gone = True
         self._departed_s = services.clock()
         self._wait_s += self._departed_s - self._entered_s
         if grant.backend is None:

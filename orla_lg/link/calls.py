@@ -101,6 +101,14 @@ class ReplicaCalls:
                 call for call in self._calls.values() if call.phase is CallPhase.GRANTED and call.backend is not None
             ]
 
+    def expire(self) -> None:
+        """Let grants hold no more that were not used yet: this replica's lease is over, and places go to others."""
+        with self._link.lock:
+            for call in self._calls.values():
+                unused = call.phase is CallPhase.GRANTED and not call.gone
+                if unused and call.grant is not None and call.grant.backend is not None:
+                    call.expires()
+
     def forked(self) -> None:
         """Forget the parent's calls, in a child."""
         self._calls = {}

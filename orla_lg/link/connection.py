@@ -240,6 +240,7 @@ class Link:
         if listener is None or self._stopping:
             self._stopping = True
             return False
+        self._look()  # what a lease held that is over ends before the next one begins
         hello, listener = listener.hello(), None  # it may be dropped while a server is waited for
         refused: Exception | None = None
         try:

@@ -116,6 +116,9 @@ class CoreLosses:
                         )
                     )
         if self.lease_is_over and self._on_core_lost != "direct":
+            self._calls.expire()
+            if not self._link.up:
+                self.lost()
             self._end_requests()
 
     @property

@@ -31,7 +31,7 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Steps
 from orla_lg.errors import BackendUnavailable, ConfigError, RecordUnknown, shown
 from orla_lg.link.adapter import LinkedAdapter, NoOrders
-from orla_lg.link.call import LinkedCall
+from orla_lg.link.call import CallPhase, LinkedCall
 from orla_lg.link.calls import ReplicaCalls
 from orla_lg.link.connection import Link
 from orla_lg.link.losses import CoreLosses, OnCoreLost
@@ -217,12 +217,21 @@ class LinkedServing(Serving):
             self.prompts.ended(call, call.usage, followed=followed)
         self.calls.ended(call, end)
 
-    def may_send(self) -> bool:
-        """Whether grants hold: those of a replica that was not heard of for its lease belong to others."""
-        if self.losses.lease_is_over:
-            self.link.drop("this replica was not heard of for its lease")
-            return False
-        return True
+    def leaves(self, call: LinkedCall) -> bool:
+        """Let a call go as it was granted; returns whether it may.
+
+        Grants of a replica that was not heard of for its lease belong to others, and such a call waits again.
+        """
+        with self.link.lock:
+            if self.losses.lease_is_over:
+                self.link.drop("this replica was not heard of for its lease")
+                self.calls.expire()
+            if call.phase is CallPhase.GRANTED:
+                call.goes()
+                return True
+        if not self.link.up:
+            self.losses.met(call)
+        return False
 
     # What the link hears (``connection.Listener``)
 

@@ -38,8 +38,8 @@ class ReplicaSide(Protocol):
         """Let a call wait for the core's word, or end, or go on alone."""
         ...
 
-    def may_send(self) -> bool:
-        """Whether grants hold."""
+    def leaves(self, call: LinkedCall) -> bool:
+        """Let a call go as it was granted; returns whether it may, or waits again."""
         ...
 
     def views(self, call: Call | None = None) -> list[BackendView]:
@@ -83,11 +83,9 @@ def serve(
             if inflight.refusal is not None:
                 error = _refusal(inflight)
                 raise error from error.__cause__
+            if not replica.leaves(inflight):
+                continue
             try:
-                if not replica.may_send():
-                    late = BackendUnavailable("the core has not been heard of for this replica's lease")
-                    raise AttemptFailed(late, overloaded=True)  # not the engine's fault
-                inflight.goes()
                 if inflight.backend is None:
                     _goes_past(inflight)
                     return (yield Send(sender, inflight))

@@ -396,3 +396,30 @@ def test_what_is_due_does_not_wait_for_a_server_that_is_cut_off(
     orla.close()
     core.deaf = False
     core.drop()
+
+
+def test_a_grant_that_was_not_used_within_the_lease_holds_no_more(
+    core: ScriptedCore, engine: StubEngine, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a process that was frozen between its grant and its request, and finds its core again at once."""
+    orla = replica()
+    serving: Any = orla.core.serving
+    leaves, frozen = serving.leaves, []
+
+    def late(call: Any) -> bool:
+        if not frozen:
+            frozen.append(call)
+            serving.link.confirmed_s = float("-inf")
+            core.grants = False
+            core.drop()
+            core.wait(Ready, 2)
+            assert not engine.chats
+        return bool(leaves(call))
+
+    monkeypatch.setattr(serving, "leaves", late)
+    run = Run(orla.wrap(graph(engine)))
+    missed = core.wait(Missed)
+    assert missed.overloaded and not engine.chats and not core.all(Adopt)
+    core.line.send(core.grant(missed.call, attempt=2))
+    run.result()
+    assert len(engine.chats) == 1
