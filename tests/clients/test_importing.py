@@ -134,7 +134,7 @@ def test_a_failing_import_reports_nothing_and_fails_as_without_us(folder: Path, 
     with pytest.raises(ModuleNotFoundError, match="pond_nowhere"):
         importlib.import_module("pond_nowhere")
     assert not seen and "pond_llm" not in sys.modules
-    put(folder, "pond_llm", CODE + "# mended\n")
+    put(folder, "pond_llm", CODE + "# mended, and of another length: by that its cached bytecode is known as old\n")
     importlib.import_module("pond_llm")
     assert seen == ["pond_llm"]
 
