@@ -66,8 +66,6 @@ def failed_status(error: Exception, status: int, headers: Mapping[str, str]) -> 
     again, retry_after_s = headers.get("x-should-retry"), _retry_after_s(headers)
     if status == HTTPStatus.NOT_FOUND and again != "true":
         return AttemptFailed(error, elsewhere=True)
-    if status in NOT_IMPLEMENTED and again != "true":
-        return AttemptFailed(error, overloaded=True, retry_after_s=NEVER_S)
     if status in _RETRIED_STATUS or status >= 500 or again == "true":
         overloaded = (
             status == HTTPStatus.TOO_MANY_REQUESTS

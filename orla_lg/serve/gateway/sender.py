@@ -17,7 +17,7 @@ import httpx2
 from orla_lg.clients import translation
 from orla_lg.clients.backend_request import BackendRequest, request_to
 from orla_lg.clients.question import Question
-from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.engine.retry import NEVER_S, NOT_IMPLEMENTED, AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.failures import failed_status
@@ -245,6 +245,8 @@ def _refused(inflight: InFlightCall, outgoing: Outgoing, error: UpstreamError) -
         error.translated(outgoing.question.wire)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in error.headers}
     if (failure := failed_status(error, error.status, headers)) is not None:
+        if error.status in NOT_IMPLEMENTED and headers.get("x-should-retry") != "true":
+            failure.retry_after_s = NEVER_S  # the caller is told so; a wrapped call is tried as often as without us
         raise failure from error
     inflight.answered()
     raise error
