@@ -77,3 +77,9 @@ def test_tests_that_cannot_be_had_are_told(
     with pytest.raises(SystemExit, match="0"):
         suite.main(["--help"])
     assert "memory_migrate_sends" in capsys.readouterr().out
+
+
+def test_what_the_tests_pin_is_not_constrained_to_another_version() -> None:
+    versions = "httpx==0.28\nuvloop==0.23.0\nPsycopg_Binary==3.2\norla @ file:///here\n"
+    needed = ["httpx", "uvloop==0.22.1", "psycopg-binary[c]==3.1; python_version > '3'"]
+    assert suite.without_pinned(versions, needed) == "httpx==0.28\norla @ file:///here\n"

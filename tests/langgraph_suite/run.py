@@ -44,6 +44,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / "build" / "langgraph-suite"
@@ -216,6 +219,7 @@ def environment_for(tests: Path, version: str) -> Path:
     needed = [each for each in needed if not NOT_NEEDED.match(each)]
     freeze = [sys.executable, "-m", "pip", "freeze", "--exclude-editable"]
     versions = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
+    versions = without_pinned(versions, needed)
     stamp, wanted = FOLDER / "venv" / "installed.txt", f"{ROOT}\n{needed}\n{versions}"
     python = FOLDER / "venv" / "bin" / "python"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
@@ -230,6 +234,17 @@ def environment_for(tests: Path, version: str) -> Path:
     run(*install, "--editable", ROOT, f"langgraph=={version}", "psycopg-pool", "pytest-timeout", *needed)
     stamp.write_text(wanted, encoding="utf-8")
     return python
+
+
+def without_pinned(versions: str, needed: Iterable[str]) -> str:
+    """Return the lines of ``pip freeze`` without the packages whose version the tests themselves pin.
+
+    Both as constraints would ask pip for two versions of one package, which it refuses.
+    """
+    pinned = {requirement.name for requirement in map(Requirement, needed) if "==" in str(requirement.specifier)}
+    names = {canonicalize_name(name) for name in pinned}
+    kept = (line for line in versions.splitlines() if canonicalize_name(re.split("[=@ ]", line, 1)[0]) not in names)
+    return "\n".join(kept) + "\n"
 
 
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────────
