@@ -273,9 +273,15 @@ class ChatOrla(ChatOpenAI):
                 except TypeError as error:
                     _answer_unknown(error, kwargs, self.model_kwargs)
                     raise
-            only = asking.shows_counts and first is not None and _is_count(first)  # so far
-            second = next(chunks, None) if only else None
-            if first is None or (only and second is None):
+            if first is None:
+                return
+            only = asking.shows_counts and _is_count(first)  # so far
+            try:
+                second = next(chunks, None) if only else None
+            except Exception:
+                yield first  # whatever breaks the stream, bare code has this one before
+                raise
+            if only and second is None:
                 return  # LangChain raises for an empty answer; a record or a count would hide that it is empty
             yield first
             if second is not None:
@@ -293,9 +299,15 @@ class ChatOrla(ChatOpenAI):
                 except TypeError as error:
                     _answer_unknown(error, kwargs, self.model_kwargs)
                     raise
-            only = asking.shows_counts and first is not None and _is_count(first)
-            second = await anext(chunks, None) if only else None
-            if first is None or (only and second is None):
+            if first is None:
+                return
+            only = asking.shows_counts and _is_count(first)
+            try:
+                second = await anext(chunks, None) if only else None
+            except Exception:
+                yield first
+                raise
+            if only and second is None:
                 return
             yield first
             if second is not None:

@@ -88,6 +88,13 @@ FOUND = {
     "a call that goes on with its name alone": Case(
         (Reply(answer=Answer(None, (ToolCall(),), "tool_calls"), numbering=Numbering(index="null", names="each")),)
     ),
+    "counts in each chunk, the second of which is none": Case(
+        (Reply(usage=Usage(place="in each chunk"), dialect=Dialect(between="event: ping\n\n")),), inner="stop"
+    ),
+    "counts in each chunk, the second of which is none, in a task": Case(
+        (Reply(usage=Usage(place="in each chunk"), dialect=Dialect(between="event: ping\n\n")),),
+        outer="ainvoke", inner="stop",
+    ),
     "stopped by a filter": Case(
         (Reply(answer=Answer(content=None, finish="content_filter")),), outer="astream", inner="stop", ask="json_mode"
     ),
