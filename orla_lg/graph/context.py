@@ -28,6 +28,8 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
+from orla_lg.graph.tools.declared import SafeTools
+from orla_lg.graph.tools.starts import EarlyStarts
 from orla_lg.openai_api.client import EngineClients
 
 HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
@@ -149,6 +151,8 @@ class Core:
     """Fields that kept requests from being translated, as far as a warning said so."""
     untranslatable: Untranslated = "external"
     """What becomes of a request that its backend's engine can be sent neither as it is nor translated."""
+    early: EarlyStarts = field(default_factory=EarlyStarts)
+    """Tools that run before their turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +166,8 @@ class Binding:
     """What lies ahead in it, and what its runs usually take."""
     layer: LimitScope | None = None
     """Its limits."""
+    tools: SafeTools | None = None
+    """Its tools that may start early; ``None``: none was said to be safe, and no answer is watched."""
 
 
 class ModelRun(NamedTuple):
