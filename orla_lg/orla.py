@@ -16,7 +16,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.arguments import belong_elsewhere
+from orla_lg.arguments import answer_wrong_arguments, belong_elsewhere
+from orla_lg.clients.fitting import UNTRANSLATED, Untranslated
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
@@ -33,7 +34,7 @@ from orla_lg.core.record import Listener, Record
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping
-from orla_lg.graph.context import UNTRANSLATED, Core, HintsFunction, Untranslated, identify, origin
+from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
@@ -549,3 +550,6 @@ def _in_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+answer_wrong_arguments(Orla, methods=True)

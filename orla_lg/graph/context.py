@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
+from orla_lg.clients.fitting import Untranslated
 from orla_lg.core.boundary.stage_keys import stage_key
 from orla_lg.core.call import Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, standalone, workflow_key
@@ -38,11 +39,6 @@ HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
 CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
 
-
-Untranslated = Literal["external", "error"]
-"""It goes where the code sends it, recorded as external, or it ends with a ``MappingError`` before it queues."""
-
-UNTRANSLATED: tuple[Untranslated, ...] = get_args(Untranslated)
 
 LIMITS_KEY = "limits"
 """And in ``configurable``, beside the hints, the limits of one run."""
