@@ -153,6 +153,17 @@ def assert_nothing_left(orla: Orla) -> None:
             assert set(scheduler.cache.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
 
 
+# The collector: what imports made stays, a million objects, and need not be looked through at each of its rounds
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 # Real engines, and the kills of real processes, only when asked for: pytest -m engines, pytest -m kills
 
 ASKED_FOR = ("engines", "kills")
