@@ -1,56 +1,61 @@
-"""orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md."""
+"""orla_lg: serving middleware for LangGraph. See ``Orla`` and docs/architecture.md.
 
-from orla_lg import mappers as _mappers
-from orla_lg.arguments import answer_wrong_arguments as _answer
-from orla_lg.control.client import Client as _ControlClient
-from orla_lg.core import policies as _policies
-from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
-from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
-from orla_lg.core.limits.costs import Costs, Spent
-from orla_lg.core.limits.limits import Limit, Limits
-from orla_lg.core.lookahead.estimates import Learned
-from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
-from orla_lg.core.mapping import Planned, StageMapper
-from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, MemoryPolicy, Returns, Verb
-from orla_lg.core.memory.policies import (
-    DemoteInterrupted,
-    FlushAtBoundary,
-    FlushPerRequest,
-    FlushUnderPressure,
-    Joined,
-    PreserveIncrements,
-    ReleaseAtSwitch,
-    ReleaseOnly,
-    WarmNextStage,
-    WarmReturns,
-)
-from orla_lg.core.operation.statistics import Statistics
-from orla_lg.core.placement.view import BackendView
-from orla_lg.core.prefetch.book import WarmUp
-from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
-from orla_lg.core.record import CallEvent, Happening, Record
-from orla_lg.errors import (
-    BackendUnavailable,
-    BudgetExceeded,
-    CallRefused,
-    ConfigError,
-    DeadlineExceeded,
-    EngineError,
-    MappingError,
-    OrlaClosed,
-    OrlaError,
-    PolicyError,
-    QueueFull,
-    RecordUnknown,
-    StageError,
-    WorkflowError,
-)
-from orla_lg.graph.chat_model import ChatOrla
-from orla_lg.graph.saver import OrlaSaver
-from orla_lg.graph.stage_tree import StageTree
-from orla_lg.mappers.table import ExplicitMapper
-from orla_lg.orla import Current, Orla
-from orla_lg.workflow import Stage, StageResult, Upstream, Workflow
+A public name is imported when it is asked for: the command line, and code that needs the core alone, start without
+LangChain, LangGraph and the OpenAI SDK.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
+    from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
+    from orla_lg.core.limits.costs import Costs, Spent
+    from orla_lg.core.limits.limits import Limit, Limits
+    from orla_lg.core.lookahead.estimates import Learned
+    from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
+    from orla_lg.core.mapping import Planned, StageMapper
+    from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, MemoryPolicy, Returns, Verb
+    from orla_lg.core.memory.policies import (
+        DemoteInterrupted,
+        FlushAtBoundary,
+        FlushPerRequest,
+        FlushUnderPressure,
+        Joined,
+        PreserveIncrements,
+        ReleaseAtSwitch,
+        ReleaseOnly,
+        WarmNextStage,
+        WarmReturns,
+    )
+    from orla_lg.core.operation.statistics import Statistics
+    from orla_lg.core.placement.view import BackendView
+    from orla_lg.core.prefetch.book import WarmUp
+    from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
+    from orla_lg.core.record import CallEvent, Happening, Record
+    from orla_lg.errors import (
+        BackendUnavailable,
+        BudgetExceeded,
+        CallRefused,
+        ConfigError,
+        DeadlineExceeded,
+        EngineError,
+        MappingError,
+        OrlaClosed,
+        OrlaError,
+        PolicyError,
+        QueueFull,
+        RecordUnknown,
+        StageError,
+        WorkflowError,
+    )
+    from orla_lg.graph.chat_model import ChatOrla
+    from orla_lg.graph.saver import OrlaSaver
+    from orla_lg.graph.stage_tree import StageTree
+    from orla_lg.mappers.table import ExplicitMapper
+    from orla_lg.orla import Current, Orla
+    from orla_lg.workflow import Stage, StageResult, Upstream, Workflow
 
 __version__ = "0.1.0"
 
@@ -129,26 +134,40 @@ __all__ = [
     "WorkflowError",
 ]
 
-_MADE_BY_CALLS = {
-    "Ahead", "Ask", "Assignment", "BackendView", "CacheAction", "CacheEvent", "Call", "CallEvent", "Chunk",
-    "Considered", "Costs", "Current", "Holding", "Learned", "Planned", "Queued", "Record", "Returns", "Spent",
-    "StageOutlook", "StageResult", "Statistics", "Upstream", "Usage",
-}  # fmt: skip
-"""Values that model calls are made of, many for each: their constructors stay as they are."""
+_HOMES = {
+    "core.call": "Ask Assignment Call Chunk Considered Hints Usage",
+    "core.engine.backend": "Backend Capability Cost Effect Probe Support",
+    "core.limits.costs": "Costs Spent",
+    "core.limits.limits": "Limit Limits",
+    "core.lookahead.estimates": "Learned",
+    "core.lookahead.forecast": "Ahead StageOutlook",
+    "core.mapping": "Planned StageMapper",
+    "core.memory.events": "CacheAction CacheEvent EventKind Holding MemoryPolicy Returns Verb",
+    "core.memory.policies": (
+        "DemoteInterrupted FlushAtBoundary FlushPerRequest FlushUnderPressure Joined PreserveIncrements "
+        "ReleaseAtSwitch ReleaseOnly WarmNextStage WarmReturns"
+    ),
+    "core.operation.statistics": "Statistics",
+    "core.placement.view": "BackendView",
+    "core.prefetch.book": "WarmUp",
+    "core.queues": "Queued RequestPolicy StagePolicy",
+    "core.record": "CallEvent Happening Record",
+    "errors": (
+        "BackendUnavailable BudgetExceeded CallRefused ConfigError DeadlineExceeded EngineError MappingError "
+        "OrlaClosed OrlaError PolicyError QueueFull RecordUnknown StageError WorkflowError"
+    ),
+    "graph.chat_model": "ChatOrla",
+    "graph.saver": "OrlaSaver",
+    "graph.stage_tree": "StageTree",
+    "mappers.table": "ExplicitMapper",
+    "orla": "Current Orla",
+    "workflow": "Stage StageResult Upstream Workflow",
+}
+"""Where the public names are made, by module."""
 
 
-def _are_made_by_users() -> list[type]:
-    """Return the classes of the public API that a program makes, and gives options to."""
-    named = [globals()[name] for name in __all__ if name not in _MADE_BY_CALLS]
-    named += [_ControlClient, *(getattr(_mappers, name) for name in _mappers.__all__)]
-    named += [made for made in vars(_policies).values() if hasattr(made, "key")]
-    return [
-        each
-        for each in dict.fromkeys(named)
-        if isinstance(each, type) and "orla_lg" in each.__module__ and not getattr(each, "_is_protocol", False)
-        and not issubclass(each, (BaseException, str, ChatOrla))
-    ]  # fmt: skip
+if not TYPE_CHECKING:
+    # Type checkers read the imports above; this would let them take any name for one of ours.
+    from orla_lg.importing import lazily
 
-
-_answer(*(each for each in _are_made_by_users() if each not in (Orla, Workflow)))
-_answer(Orla, Workflow, methods=True)
+    __getattr__, __dir__ = lazily(__name__, __all__, _HOMES)

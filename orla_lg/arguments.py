@@ -21,6 +21,8 @@ REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+C = TypeVar("C", bound=type)
+
 ELSEWHERE = "__orla_elsewhere__"
 
 
@@ -32,6 +34,12 @@ def belong_elsewhere(where: str, *names: str) -> Callable[[F], F]:
         return function
 
     return marked
+
+
+def answering(cls: C) -> C:
+    """Have a class answer wrong arguments of its constructor; stands above ``dataclass``, which makes that."""
+    answer_wrong_arguments(cls)
+    return cls
 
 
 def answer_wrong_arguments(*classes: type, methods: bool = False) -> None:

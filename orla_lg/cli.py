@@ -1,22 +1,14 @@
-"""The command line. Each command's own file registers it here."""
+"""The command line. Each command's own file registers it, and is imported when it is asked for."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 
-from orla_lg import __version__, check, explain, plan
-from orla_lg.clients import commands as clients
-from orla_lg.demo import command as demo
-from orla_lg.engines import commands as engine
+from orla_lg import __version__
 from orla_lg.errors import OrlaError
-from orla_lg.mappers import commands as mapper
-from orla_lg.serve import command as serve
-from orla_lg.serve import key_commands as keys
-from orla_lg.testing import commands as conform
-from orla_lg.top import commands as live
-from orla_lg_sim import commands as sim
 
 DESCRIPTION = """\
 Serving middleware for LangGraph: every node's model call on the right backend, in the right order, with its
@@ -40,8 +32,48 @@ start here:
 """
 
 
+COMMANDS = {
+    "orla_lg.demo.command": {
+        "demo": "answer support tickets with a LangGraph graph, bare and wrapped: what does orla_lg change?"
+    },
+    "orla_lg.check": {"check": "validate the configuration, probe the backends, say what each can do"},
+    "orla_lg.plan": {"plan": "show a graph's stages as a tree, and what decides where each runs"},
+    "orla_lg.clients.commands": {"clients": "list the packages whose model calls are served in this environment"},
+    "orla_lg.explain": {"explain": "say who decided where a call ran, why, and what was considered"},
+    "orla_lg.top.commands": {
+        "top": "watch a running process: its queues, what each call waits for, where each workflow's cache is",
+        "pause": "let no more calls go to a backend of a running process",
+        "drain": "pause a backend, and wait until nothing is in flight there",
+        "resume": "let calls go to a backend again",
+        "set": "change a policy or a limit of a running process",
+    },
+    "orla_lg.serve.command": {
+        "serve": "one core for many processes, with a gateway",
+        "reload": "have a running server load its configuration again",
+    },
+    "orla_lg.serve.key_commands": {"keys": "make, list, show and revoke the keys of `orla-lg serve`"},
+    "orla_lg.mappers.commands": {"mapper": "a stage mapper learned from your own labelled prompts"},
+    "orla_lg.engines.commands": {"engine": "real engines on this machine, to try orla_lg with"},
+    "orla_lg_sim.commands": {"sim": "a simulated engine, to test and to study with"},
+    "orla_lg.testing.commands": {"conform": "check that an adapter and its engine do what they say"},
+}
+"""By module, the commands that it registers, and what each does. Only the module that is asked for is imported."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the whole command line's parser."""
+    return _with(COMMANDS)
+
+
+def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of one command line: the command's own, or, where it names none, that of all by name."""
+    command = next((word for word in argv if not word.startswith("-")), None)
+    module = next((module for module, commands in COMMANDS.items() if command in commands), None)
+    return _with(() if module is None else (module,))
+
+
+def _with(modules: Collection[str]) -> argparse.ArgumentParser:
+    """Return a parser of the commands of some modules; of none, one that knows all commands by name alone."""
     top = argparse.ArgumentParser(
         prog="orla-lg",
         description=DESCRIPTION,
@@ -50,14 +82,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"orla-lg {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, check, plan, clients, explain, live, serve, keys, mapper, engine, sim, conform):
-        module.register(commands)
+    for module in modules:
+        import_module(module).register(commands)
+    if not modules:
+        for named in COMMANDS.values():
+            for name, summary in named.items():
+                commands.add_parser(name, help=summary)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors of ours are one line on stderr, Ctrl-C is exit status 130."""
-    args = parser().parse_args(argv)
+    args = parser_for(sys.argv[1:] if argv is None else argv).parse_args(argv)
     try:
         return int(args.run(args))
     except OrlaError as error:

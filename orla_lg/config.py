@@ -1,9 +1,9 @@
 """Configuration: ``orla.toml`` or the environment, read once, checked whole, and every fault named.
 
-The environment is read here and nowhere below: ``ORLA_CONFIG`` (a file), ``ORLA_URL`` with ``ORLA_MODEL``,
-``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside), ``ORLA_CONTROL``
-(a socket for ``orla-lg top``), ``ORLA_SERVER`` and ``ORLA_SERVER_KEY`` (a core in another process), and the engines'
-keys, in the variables that a configuration or a server names.
+The environment is read here (and ``ORLA_CONFIG``, a file, in ``config_file``) and nowhere below: ``ORLA_URL`` with
+``ORLA_MODEL``, ``ORLA_ENGINE`` and ``ORLA_API_KEY`` (one backend without a file), ``ORLA_DISABLED=1`` (step aside),
+``ORLA_CONTROL`` (a socket for ``orla-lg top``), ``ORLA_SERVER`` and ``ORLA_SERVER_KEY`` (a core in another process),
+and the engines' keys, in the variables that a configuration or a server names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from orla_lg.clients.fitting import Untranslated
 from orla_lg.config_faults import (
     check_entries,
     collected,
@@ -30,6 +31,7 @@ from orla_lg.config_faults import (
     limits_in,
     listed,
 )
+from orla_lg.config_file import CONFIG_NAME, find_file
 from orla_lg.config_objects import Objects
 from orla_lg.config_tables import BackendTable, ConfigFile, ConfigTable, CostTable, GatewayTable, ServeTable
 from orla_lg.core.boundary import checked, removed
@@ -42,10 +44,7 @@ from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, policy
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
-from orla_lg.graph.context import Untranslated
 from orla_lg.mappers.table import Entry, stage_mapper
-
-CONFIG_NAME = "orla.toml"
 
 MOST_BYTES = 10_000_000
 """Of a configuration; what is larger is something else, and is not read."""
@@ -371,14 +370,6 @@ def find() -> Settings:
     raise NoConfiguration(
         f"ORLA_CONFIG is not set, there is no {CONFIG_NAME} in {Path.cwd()} or above, and ORLA_URL is not set"
     )
-
-
-def find_file() -> str | Path | None:
-    """Return the configuration's file: that of ``ORLA_CONFIG``, or ``orla.toml`` here or above."""
-    if named := os.environ.get("ORLA_CONFIG"):
-        return named
-    here = Path.cwd()
-    return next((each for folder in (here, *here.parents) if (each := folder / CONFIG_NAME).is_file()), None)
 
 
 def _from_variables(url: str) -> Settings:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from orla_lg.clients.fitting import Untranslated
 from orla_lg.config_objects import is_object
 from orla_lg.core.engine.backend import MOST_CALLS, MOST_SAVED
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.policies import policy
 from orla_lg.errors import shown
-from orla_lg.graph.context import Untranslated
 
 MOST_S = 86_400.0
 """Of a time in ``[serve]``, in seconds: a day."""

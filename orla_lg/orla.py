@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
@@ -16,7 +16,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from orla_lg import config
-from orla_lg.arguments import belong_elsewhere
+from orla_lg.arguments import answer_wrong_arguments, belong_elsewhere
+from orla_lg.clients.fitting import UNTRANSLATED, Untranslated
 from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
@@ -33,12 +34,13 @@ from orla_lg.core.record import Listener, Record
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import BackendUnavailable, ConfigError, MappingError, OrlaClosed, shown
 from orla_lg.graph import wrap as wrapping
-from orla_lg.graph.context import UNTRANSLATED, Core, HintsFunction, Untranslated, identify, origin
+from orla_lg.graph.context import Core, HintsFunction, identify, origin
 from orla_lg.graph.interception import restore_unless_used, uninstall
 from orla_lg.graph.plan import plan
 from orla_lg.graph.signals import Signals
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import stages_of
+from orla_lg.graph.tools.declared import DeclaredTools
 from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.table import stage_mapper
 from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, mapper_of, own_core, replica
@@ -255,6 +257,9 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
+        tools_safe: Collection[str] = (),
+        tools_safe_mcp: bool = False,
+        split_prompts: bool = False,
     ) -> CompiledStateGraph[StateT, ContextT, InputT, OutputT]: ...
 
     @overload
@@ -265,6 +270,9 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
+        tools_safe: Collection[str] = (),
+        tools_safe_mcp: bool = False,
+        split_prompts: bool = False,
     ) -> Graph: ...
 
     def wrap(
@@ -274,6 +282,9 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
+        tools_safe: Collection[str] = (),
+        tools_safe_mcp: bool = False,
+        split_prompts: bool = False,
     ) -> Any:
         """Return *graph*, compiled, with its model calls served from here; *graph* itself is untouched.
 
@@ -284,6 +295,11 @@ class Orla:
             hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
                 for this graph only. What it says of a node holds for what runs inside, where that says nothing else.
             limits: For the calls made in this graph, beside those for all.
+            tools_safe: Names of tools that may start while the model still decodes: they are repeatable, have no
+                outside effect, may run beside other tools, and may run twice for one call. A tool says the same
+                itself by ``tool.metadata["orla"] = {"safe": True}``.
+            tools_safe_mcp: Believe MCP servers that call a tool read-only (``readOnlyHint``).
+            split_prompts: Prefill what is certain of the next prompt while slower tools still run.
 
         Raises:
             MappingError: The mapping cannot work; all faults that show now, at once.
@@ -299,7 +315,8 @@ class Orla:
                 concurrent.futures.wait(probing, timeout=CONNECT_PATIENCE_S)
         narrowed = stage_mapper(mapper)
         self.core.serving.learners.enlist(narrowed)
-        return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints, limits=limits)
+        said = DeclaredTools.of(tools_safe, believes_mcp=tools_safe_mcp, splits=split_prompts)
+        return wrapping.wrap(self.core, self.signals, graph, mapper=narrowed, hints=hints, limits=limits, tools=said)
 
     def variant(self, name: str, mapper: MapperLike) -> None:
         """Name a sparse override of the mapping; a run chooses it by ``configurable={"orla": {"variant": name}}``.
@@ -533,3 +550,6 @@ def _in_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+answer_wrong_arguments(Orla, methods=True)

@@ -22,6 +22,7 @@ from langchain_openai.chat_models import _client_utils
 
 from orla_lg import Backend, Orla
 from orla_lg.engines import EngineOptions, OwnEngine, running_engine
+from orla_lg_llamacpp import embedded
 from tests.stub_engine import MODEL, StubEngine
 
 BACKEND_KEY = "key-of-the-backend"
@@ -51,6 +52,14 @@ def _certificates_are_read_once() -> Iterator[None]:
     """Each HTTP client reads the certificates of the machine, which takes 25 ms; tests make thousands, for HTTP."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _an_embedded_engine_takes_one_core() -> Iterator[None]:
+    """Its threads spin where one of them waits for a core, and beside these tests others run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embedded, "usable_cores", lambda: [0])
         yield
 
 
@@ -144,6 +153,17 @@ def assert_nothing_left(orla: Orla) -> None:
             assert set(scheduler.cache.workflows()) <= threads, f"{name} remembers what is neither idle nor running"
 
 
+# The collector: what imports made stays, a million objects, and need not be looked through at each of its rounds
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 # Real engines, and the kills of real processes, only when asked for: pytest -m engines, pytest -m kills
 
 ASKED_FOR = ("engines", "kills")
@@ -152,6 +172,9 @@ KV_TOKENS = 16_384
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # make test: files that take long begin first, or one would be left at the end
+        long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("engine")}
+        items.sort(key=lambda item: item.path not in long)
     unasked = [mark for mark in ASKED_FOR if mark not in config.option.markexpr]
     left = {item for item in items if any(item.get_closest_marker(mark) for mark in unasked)}
     config.hook.pytest_deselected(items=list(left))

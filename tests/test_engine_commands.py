@@ -62,7 +62,7 @@ def record(home: Path, port: int, pid: int) -> Path:
 @pytest.mark.engine
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_in_the_foreground_until_a_signal(model_file: str, home: Path, number: signal.Signals) -> None:
-    words = [*ENGINE, "up", "--slots", "1", "--context-tokens", "512", "--name", "my.model"]
+    words = [*ENGINE, "up", "--threads", "1", "--slots", "1", "--context-tokens", "512", "--name", "my.model"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
         lines = [process.stdout.readline()]
@@ -83,7 +83,7 @@ def test_in_the_foreground_until_a_signal(model_file: str, home: Path, number: s
 
 @pytest.mark.engine
 def test_detached_then_listed_then_ended(model_file: str, home: Path) -> None:
-    up = engine("up", "--detach", "--slots", "2", "--context-tokens", "512")
+    up = engine("up", "--detach", "--threads", "1", "--slots", "2", "--context-tokens", "512")
     assert up.returncode == 0, up.stderr
     url = re.findall(r"engine ready at (\S+)", up.stdout)[0]
     pid = int(re.findall(r"process (\d+)", up.stdout)[0])

@@ -25,7 +25,7 @@ RUNS = 20
 SERVE = """
 import sys
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
-with EmbeddedEngine(EngineSettings(slots=4, context_tokens=1024, threads=2, port=int(sys.argv[1]))) as engine:
+with EmbeddedEngine(EngineSettings(slots=4, context_tokens=1024, threads=1, port=int(sys.argv[1]))) as engine:
     print(engine.url, flush=True)
     sys.stdin.read()
 """

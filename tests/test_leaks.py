@@ -1,4 +1,4 @@
-"""After thousands of runs that end in every way, nothing is left: no grant, slot, thread, task, run or entry."""
+"""After a thousand runs that end in every way, nothing is left: no grant, slot, thread, task, run or entry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orla_lg.graph.execution import handlers_of
 from tests.conftest import assert_nothing_left, at, chat
 from tests.stub_engine import MODEL, Reply, Seen, StubEngine
 
-RUNS = 2_000
+RUNS = 1_000
 THREADS = 40
 EXPECTED = (json.JSONDecodeError, openai.OpenAIError, OrlaError, ZeroDivisionError)
 

@@ -102,7 +102,7 @@ import httpx, sys, threading
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from test_llamacpp_embedded import chat, until_busy
 
-engine = EmbeddedEngine(EngineSettings(slots=2, context_tokens=4096))
+engine = EmbeddedEngine(EngineSettings(slots=2, context_tokens=4096, threads=1))
 failed = threading.Event()
 def call():
     try:

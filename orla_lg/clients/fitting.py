@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from orla_lg.clients.question import Question
 from orla_lg.core.call import Assignment
@@ -15,6 +15,11 @@ from orla_lg.wires.chat import CHAT
 from orla_lg.wires.wire import Untranslatable
 
 log = logging.getLogger("orla_lg")
+
+Untranslated = Literal["external", "error"]
+"""It goes where the code sends it, recorded as external, or it ends with a ``MappingError`` before it queues."""
+
+UNTRANSLATED: tuple[Untranslated, ...] = get_args(Untranslated)
 
 
 class Leniency(Protocol):

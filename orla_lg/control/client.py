@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from orla_lg.arguments import answering
 from orla_lg.control import protocol
 from orla_lg.control.protocol import ControlReply, Request
 from orla_lg.control.state import ProcessState
@@ -27,6 +28,7 @@ A process lets itself be watched once it has a control socket. Any of these open
 """
 
 
+@answering
 class ControlClient:
     """A connection to a running process. Closes at the end of its ``with`` block.
 

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any, Literal
 
+from orla_lg.arguments import answering
 from orla_lg.core.identity import Identity
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import ConfigError, did_you_mean
@@ -37,13 +38,10 @@ OBJECT = (dict, Mapping)
 CacheHint = Literal["preserve", "flush", "auto"]
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a user may say about a call; ``None`` says nothing.
-
-    Raises:
-        ConfigError: A value is not allowed.
-    """
+    """What a user may say about a call; ``None`` says nothing. A value that is not allowed is a ``ConfigError``."""
 
     priority: float | None = None
     """Higher is more urgent, on every engine; 0 where nothing is said."""

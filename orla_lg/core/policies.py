@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from math import floor, inf
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary import checked, removed
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.queues import Policies, Queued, RequestPolicy, Sortable, StagePolicy
@@ -50,11 +51,10 @@ __all__ = [
 ]
 
 KEEP_TENANTS = 1000
+DEFAULT_STAGE, DEFAULT_REQUEST = "workflow_fcfs", "workflow_fcfs"
 
 _MARKS = count()
 """Numbers for policies that leave marks on calls; a number instead of the policy keeps the marks plain data."""
-
-DEFAULT_STAGE, DEFAULT_REQUEST = "workflow_fcfs", "workflow_fcfs"
 
 
 class Fcfs:
@@ -75,6 +75,7 @@ class WorkflowFcfs:
         return (head.call.standing.order, head.order)
 
 
+@answering
 class Priority:
     """Higher hinted priority first; a call gains one step of priority for every ``ageing_s`` it waits.
 
@@ -137,6 +138,7 @@ class ShortestRemaining:
         return (inf if remaining_s is None else remaining_s, head.call.standing.order, head.order)
 
 
+@answering
 class Fair:
     """Weighted shares for tenants: whoever had less of this backend for its weight goes first.
 
@@ -190,7 +192,6 @@ _NAMED: Mapping[str, Callable[[], StagePolicy]] = {
     "sjf": ShortestJob,
     "workflow_fcfs": WorkflowFcfs,
 }
-
 
 NAMES = tuple(_NAMED)
 """Of the policies that come with orla_lg."""

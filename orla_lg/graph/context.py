@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables.config import var_child_runnable_config
 
+from orla_lg.clients.fitting import Untranslated
 from orla_lg.core.boundary.stage_keys import stage_key
 from orla_lg.core.call import Hints
 from orla_lg.core.identity import NAMESPACE_SEPARATOR, Identity, standalone, workflow_key
@@ -28,6 +29,8 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import RunState
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
+from orla_lg.graph.tools.declared import SafeTools
+from orla_lg.graph.tools.starts import EarlyStarts
 from orla_lg.openai_api.client import EngineClients
 
 HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
@@ -36,11 +39,6 @@ HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]
 CONFIG_KEY = "orla"
 """Hints lie under this key in ``configurable`` and in node metadata."""
 
-
-Untranslated = Literal["external", "error"]
-"""It goes where the code sends it, recorded as external, or it ends with a ``MappingError`` before it queues."""
-
-UNTRANSLATED: tuple[Untranslated, ...] = get_args(Untranslated)
 
 LIMITS_KEY = "limits"
 """And in ``configurable``, beside the hints, the limits of one run."""
@@ -149,6 +147,8 @@ class Core:
     """Fields that kept requests from being translated, as far as a warning said so."""
     untranslatable: Untranslated = "external"
     """What becomes of a request that its backend's engine can be sent neither as it is nor translated."""
+    early: EarlyStarts = field(default_factory=EarlyStarts)
+    """Tools that run before their turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +162,8 @@ class Binding:
     """What lies ahead in it, and what its runs usually take."""
     layer: LimitScope | None = None
     """Its limits."""
+    tools: SafeTools | None = None
+    """Its tools that may start early; ``None``: none was said to be safe, and no answer is watched."""
 
 
 class ModelRun(NamedTuple):

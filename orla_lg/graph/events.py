@@ -217,6 +217,7 @@ class GraphEvents(GraphCallbackHandler):
             run = self._core.serving.book.run(root)
             if run is not None and outcome is not Outcome.DONE:
                 run.failed("", ABANDONED)
+            self._core.early.run_ended(root)
             self._core.serving.progress.run_ended(root, outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:

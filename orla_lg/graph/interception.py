@@ -28,6 +28,7 @@ from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution, passing
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
+from orla_lg.graph.tools.watch import watch_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.wires.chat import ask_of
@@ -64,7 +65,14 @@ def chat_steps(
         core, come_from, ask_of(options.json_data), timeout_of(client, options), said=said, may_pass=may_pass
     )
     on_end = end_of(come_from, on_record)
-    sender = SdkSender(core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts)
+    binding = None if come_from is None else come_from.binding
+    watch = None
+    if binding is not None and binding.tools is not None and binding.core is core:
+        watch = watch_for(core, come_from, inflight, options.json_data)
+    sender = SdkSender(
+        core.clients, client, original, options, form, assemble=assemble or watch is not None,
+        shows_counts=shows_counts, watch=watch,
+    )  # fmt: skip
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
     return core.serving.serve(inflight, sender, on_end)

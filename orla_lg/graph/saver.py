@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast, final
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
+from orla_lg.arguments import answering
 from orla_lg.errors import ConfigError
 
 __all__ = ["CheckpointSignals", "OrlaSaver"]
@@ -52,6 +53,7 @@ class CheckpointSignals(Protocol):
         """Take note that a finished task in *checkpoint_ns* starts *stages* next."""
 
 
+@answering
 @final
 class OrlaSaver(BaseCheckpointSaver[Any]):
     """A checkpointer that acts as *inner* and signals to Orla.

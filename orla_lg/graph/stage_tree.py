@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
+from orla_lg.arguments import answering
+
 HEAD = ("", "stage", "runs on", "decided by", "also under")
 
 LEGEND = (
@@ -15,6 +17,7 @@ LEGEND = (
 )
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class StageTree:
     """A graph, a node, a tool, or a graph in one of these, with what is inside it; ``str`` draws it."""

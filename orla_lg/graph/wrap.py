@@ -26,6 +26,7 @@ from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.graph.tools.declared import NOTHING_DECLARED, DeclaredTools, safe_tools
 from orla_lg.mappers.stages import KnownStages, check_stages, doubted
 
 log = logging.getLogger("orla_lg")
@@ -42,6 +43,7 @@ def wrap(
     mapper: Mapper | None,
     hints: HintsFunction | None,
     limits: Limits | None,
+    tools: DeclaredTools = NOTHING_DECLARED,
 ) -> Any:
     """Return a compiled graph of the same type and behaviour whose model calls are served by *core*.
 
@@ -55,7 +57,10 @@ def wrap(
     if hints is not None and not callable(hints):
         raise ConfigError(f"hints must be a function of (stage, state), got {type(hints).__name__}")
     if is_binding(graph):
-        return _rebound(graph, lambda part: wrap(core, signals, part, mapper=mapper, hints=hints, limits=limits))
+        return _rebound(
+            graph,
+            lambda part: wrap(core, signals, part, mapper=mapper, hints=hints, limits=limits, tools=tools),
+        )
     whole = compiled(graph)
     if core.disabled:
         return whole
@@ -67,7 +72,8 @@ def wrap(
     validate(core, whole, mapper, stages)
     install(core)
     forecast = forecast_of(whole, core, mapper, stages)
-    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer)))
+    safe = safe_tools(whole, tools) or (None if before is None else before.tools)
+    return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer, safe)))
 
 
 def _layer(limits: Limits | None, graph: AnyPregel, stages: KnownStages) -> LimitScope | None:

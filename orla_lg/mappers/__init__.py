@@ -4,13 +4,18 @@
 backends)`` is a mapper too.
 """
 
-from orla_lg.mappers.cost_quality import CostQualityMapper
-from orla_lg.mappers.http import HttpMapper
-from orla_lg.mappers.learned import EmbeddingMapper, LearnedMapper
-from orla_lg.mappers.load import LoadAware
-from orla_lg.mappers.need import NeedMapper
-from orla_lg.mappers.one_bit import OneBitStageMapper
-from orla_lg.mappers.table import ExplicitMapper, First, StageTable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orla_lg.mappers.cost_quality import CostQualityMapper
+    from orla_lg.mappers.http import HttpMapper
+    from orla_lg.mappers.learned import EmbeddingMapper, LearnedMapper
+    from orla_lg.mappers.load import LoadAware
+    from orla_lg.mappers.need import NeedMapper
+    from orla_lg.mappers.one_bit import OneBitStageMapper
+    from orla_lg.mappers.table import ExplicitMapper, First, StageTable
 
 __all__ = [
     "CostQualityMapper",
@@ -24,3 +29,19 @@ __all__ = [
     "OneBitStageMapper",
     "StageTable",
 ]
+
+_HOMES = {
+    "cost_quality": "CostQualityMapper",
+    "http": "HttpMapper",
+    "learned": "EmbeddingMapper LearnedMapper",
+    "load": "LoadAware",
+    "need": "NeedMapper",
+    "one_bit": "OneBitStageMapper",
+    "table": "ExplicitMapper First StageTable",
+}
+"""Where they are made, by module."""
+
+if not TYPE_CHECKING:
+    from orla_lg.importing import lazily
+
+    __getattr__, __dir__ = lazily(__name__, __all__, _HOMES)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.stage_rules import StageRules
@@ -79,6 +80,7 @@ class Option:
     """What counts against the target: a sample, or the mean."""
 
 
+@answering
 class CostQualityMapper:
     """Takes the cheapest backend that reaches a target quality, else the best.
 

@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.breaker import Breaker, BreakerPolicy
@@ -62,6 +63,7 @@ class Misanswered(Exception):
         self.kind = kind
 
 
+@answering
 class HttpMapper:
     """Asks a URL where a call runs; whatever goes wrong there, the call is mapped as if it had declined.
 

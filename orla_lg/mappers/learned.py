@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import httpx
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary.bounded import parse_json, read_body
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.mapping import Planned, at_each_call
@@ -304,6 +305,7 @@ class _TwoWays:
         return Assignment(to, None, "learned", reason, (other,), considered=considered)
 
 
+@answering
 class LearnedMapper(_TwoWays):
     """Sends prompts that are probably complex to one backend and the others to another.
 
@@ -324,6 +326,7 @@ class LearnedMapper(_TwoWays):
         return None if prompt is None else self._assignment(self.model.probability(prompt))
 
 
+@answering
 class EmbeddingMapper(_TwoWays):
     """``LearnedMapper`` that also knows the text's embedding; declines where the engine gives none in time.
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary import checked
 from orla_lg.core.cache.gate import GATE_TOKENS
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Assignment, Call, Considered
@@ -39,6 +40,7 @@ class Expected:
         return self.wait_s + self.prefill_s + self.decode_s
 
 
+@answering
 class LoadAware:
     """Asks *inner*, and moves a call to one of its alternatives where that is clearly sooner.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orla_lg.arguments import answering
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.backend import Capability
 from orla_lg.core.placement.view import BackendView
@@ -79,6 +80,7 @@ class Need:
         return cls(text, met)
 
 
+@answering
 class NeedMapper:
     """Takes the preferred backend among those that meet every need; the others are its alternatives."""
 

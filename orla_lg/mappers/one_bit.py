@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from orla_lg.arguments import answering
 from orla_lg.core.call import Assignment, Call, Considered
 from orla_lg.core.engine.backend import Capability
 from orla_lg.core.inflight import grants_held
@@ -51,6 +52,7 @@ _MARKS = " \t*_`\"'“”‘’#>()[]{}.!,;:"
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
+@answering
 class OneBitStageMapper:
     """Sends simple requests to one backend and complex ones to another.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, TypeVar, cast
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary.checked import is_number
 from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment, Call
@@ -59,6 +60,7 @@ class Rule:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
+@answering
 class ExplicitMapper:
     """A table whose every entry names its backends.
 
@@ -90,6 +92,7 @@ class ExplicitMapper:
         return check_stages(self.rules, known)
 
 
+@answering
 class StageTable:
     """A table whose entries may be mappers too: each stage is decided in its own way."""
 
@@ -120,6 +123,7 @@ class StageTable:
         return check_stages(self.rules, known)
 
 
+@answering
 class First:
     """Asks several mappers in order; the first answer counts."""
 

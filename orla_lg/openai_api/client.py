@@ -22,6 +22,7 @@ from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
 from orla_lg.wires import chat
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
+from orla_lg.wires.watching import AnswerWatch
 
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
@@ -205,6 +206,7 @@ class SdkSender:
         form: The SDK's other arguments (``cast_to``, ``stream``, ``stream_cls``).
         assemble: Stream from the engine even where the caller does not, to see the first token.
         shows_counts: Let the caller have the token counts of a stream for which it did not ask.
+        watch: Hears the answer as it comes.
     """
 
     def __init__(
@@ -217,6 +219,7 @@ class SdkSender:
         *,
         assemble: bool,
         shows_counts: bool = False,
+        watch: AnswerWatch | None = None,
     ) -> None:
         self.max_attempts = 1 + options.get_max_retries(caller.max_retries)
         self._clients = clients
@@ -226,6 +229,7 @@ class SdkSender:
         self._form = form
         self._may_assemble = assemble
         self._shows_counts = shows_counts
+        self._watch = watch
 
     def send(self, inflight: InFlightCall) -> Any:
         """Send from this thread."""
@@ -249,7 +253,7 @@ class SdkSender:
         return response
 
     def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
         token = TAP.set(tap)
         try:
             try:
@@ -285,7 +289,7 @@ class SdkSender:
         return response
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides)
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
         token = TAP.set(tap)
         try:
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
 import sys
 import time
@@ -15,12 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orla_lg import config
+from orla_lg.config_file import find_file
 from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.plain import shown as printable
 from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.errors import ConfigError, shown
-from orla_lg.serve.budgets import spent_of
 from orla_lg.serve.keys import ANY, AccessKey, KeyScope, create, forget, named, revoke, stored
 from orla_lg.serve.sqlite import SqliteStore, default_file
 
@@ -181,6 +179,8 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print one key."""
+    from orla_lg.serve.budgets import spent_of  # brings the core; the other commands need a store alone
+
     with _store(args) as store:
         key = named(store, args.key)
         spent = spent_of(store, key, time.time())
@@ -252,7 +252,7 @@ def store_file(named_file: str | None, configuration: str | None) -> tuple[Path,
     """
     if named_file is not None:
         return checked.path("--store", named_file), "--store"
-    found = configuration or _configuration()
+    found = configuration or find_file()
     if found is None:
         return default_file(), "store"
     source = Path(found)
@@ -266,14 +266,6 @@ def store_file(named_file: str | None, configuration: str | None) -> tuple[Path,
         return default_file(), "store"
     where = f"{source}: serve.store"
     return source.absolute().parent / checked.path(where, said), where
-
-
-def _configuration() -> str | Path | None:
-    """Return the configuration's file, as ``config.find`` finds it."""
-    if named_file := os.environ.get("ORLA_CONFIG"):
-        return named_file
-    here = Path.cwd()
-    return next((file for folder in (here, *here.parents) if (file := folder / config.CONFIG_NAME).is_file()), None)
 
 
 # Arguments

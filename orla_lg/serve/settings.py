@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orla_lg import config
+from orla_lg.config_file import find_file
 from orla_lg.config_tables import ServeTable
 from orla_lg.core.boundary import checked
 from orla_lg.errors import ConfigError, shown
@@ -156,7 +157,7 @@ def settings(
     Raises:
         ConfigError: What is wrong, and where.
     """
-    found = (file or config.find_file()) if reads_file else None
+    found = (file or find_file()) if reads_file else None
     core = config.load(found) if found else config.Settings((), {})
     table = core.serve or ServeTable.model_validate({})
     if store is not None:

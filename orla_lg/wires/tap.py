@@ -31,6 +31,7 @@ from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.beginning import Beginning, splitter_of
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.decoding import decode, heed_charset
+from orla_lg.wires.watching import AnswerWatch
 from orla_lg.wires.wire import Wire
 
 Mode = Literal["plain", "stream", "assemble"]
@@ -70,15 +71,25 @@ class Tap:
         mode: What the caller gets of the response.
         hides: Events of a stream that the caller does not get.
         wire: What the engine sends.
+        watch: Hears what comes.
     """
 
-    def __init__(self, inflight: InFlightCall, mode: Mode, *, hides: Hides | None = None, wire: Wire = CHAT) -> None:
+    def __init__(
+        self,
+        inflight: InFlightCall,
+        mode: Mode,
+        *,
+        hides: Hides | None = None,
+        wire: Wire = CHAT,
+        watch: AnswerWatch | None = None,
+    ) -> None:
         self.complete = False
         self.begun = False
         self.counted = False
         """Whether token counts came."""
         self._inflight = inflight
         self._wire = wire
+        self._watch = watch
         self.mode = mode
         self.content_type: str | None = None
         """What the engine says that it sends, where the caller is told otherwise."""

@@ -10,6 +10,7 @@ from langchain_core.messages import BaseMessage, MessageLikeRepresentation
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
+from orla_lg.arguments import answering
 from orla_lg.core.call import NO_HINTS, CacheHint, Hints
 from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import ConfigError, StageError, did_you_mean
@@ -79,6 +80,7 @@ Condition = Callable[[Upstream, Any], bool | Awaitable[bool]]
 """``when(upstream, given)``: whether the stage runs."""
 
 
+@answering
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One step of a ``Workflow``: a model call, or a loop of calls and tools.

@@ -11,6 +11,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer
 
+from orla_lg.arguments import answer_wrong_arguments
 from orla_lg.core.call import Hints
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import ANY_STAGE, NAMESPACE_SEPARATOR
@@ -187,3 +188,6 @@ def _name_faults(name: str) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+answer_wrong_arguments(Workflow, methods=True)

@@ -150,7 +150,8 @@ async def test_on_a_stand_in(name: str) -> None:
 async def test_on_the_embedded_llamacpp() -> None:
     # One thread: two that wait for each other on a busy machine are ten times slower.
     with EmbeddedEngine(EngineSettings(slots=4, context_tokens=1024, threads=1)) as engine:
-        report = await conform(LlamaCppAdapter(Backend("llama", engine.url, engine="llamacpp")))
+        adapter = LlamaCppAdapter(Backend("llama", engine.url, engine="llamacpp"))
+        report = await conform(adapter, prompt_words=120, limit_s=120)
     assert_conforms(report, LLAMACPP)
 
 

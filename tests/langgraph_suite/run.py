@@ -243,7 +243,11 @@ def without_pinned(versions: str, needed: Iterable[str]) -> str:
     """
     pinned = {requirement.name for requirement in map(Requirement, needed) if "==" in str(requirement.specifier)}
     names = {canonicalize_name(name) for name in pinned}
-    kept = (line for line in versions.splitlines() if canonicalize_name(re.split("[=@ ]", line, 1)[0]) not in names)
+    kept = (
+        line
+        for line in versions.splitlines()
+        if canonicalize_name(re.split("[=@ ]", line, maxsplit=1)[0]) not in names
+    )
     return "\n".join(kept) + "\n"
 
 

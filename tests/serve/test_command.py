@@ -15,7 +15,7 @@ import pytest
 from orla_lg import cli
 from orla_lg.core.engine.given import NoBackends
 from orla_lg.orla import Orla
-from orla_lg.serve import command
+from orla_lg.serve import starting
 from orla_lg.serve.settings import settings
 from tests.serve.in_thread import server
 from tests.serve.processes import Served, serving, until_ready
@@ -186,7 +186,7 @@ def test_a_server_of_ours_is_no_backend(here: Path, capsys: pytest.CaptureFixtur
 def test_without_the_extra_it_says_how_to_get_it(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "EXTRA", ("no_such_package_of_any_kind",))
+    monkeypatch.setattr(starting, "EXTRA", ("no_such_package_of_any_kind",))
     assert "pip install 'orla-lg[serve]'" in refused(capsys)
 
 
@@ -209,8 +209,8 @@ def test_an_empty_server_is_none(
 def test_the_demo_says_what_holds_for_it(here: Path) -> None:
     chosen = settings(None, reads_file=False)
     with Orla(NoBackends.YET) as orla:
-        demo = "\n".join(command._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=True))
-        other = "\n".join(command._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=False))
+        demo = "\n".join(starting._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=True))
+        other = "\n".join(starting._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=False))
     assert "the demo takes none" in demo and "keys create" not in demo and "keys create" in other
     for said in (demo, other):
         assert "Orla.remote('http://127.0.0.1:8081')" in said

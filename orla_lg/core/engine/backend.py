@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.secret import Secret
 from orla_lg.core.call import Ask, Chunk, Usage
@@ -25,6 +26,7 @@ MOST_CALLS = 2**53
 """Bounds on calls are numbers that JSON and floats carry exactly."""
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Prices of a backend in US dollars per million tokens."""
@@ -48,6 +50,7 @@ OWN_HEADERS = frozenset({
 """Headers of which a backend has its own."""
 
 
+@answering
 @dataclass(frozen=True)
 class Backend:
     """A named engine endpoint plus a model.
@@ -266,6 +269,7 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST else None
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What an engine answered to a probe: its models, capabilities and sizes."""

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary.checked import dotted, is_number
 from orla_lg.core.boundary.stage_rules import Ruling, StageRules
 from orla_lg.core.identity import ANY_STAGE
@@ -15,6 +16,7 @@ FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_
 """What can be limited, and how a message says it."""
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What the calls of a run, a stage or a tenant may use together; ``None`` does not limit.
@@ -53,6 +55,7 @@ def _is_number(value: object, *, whole: bool) -> bool:
     return isinstance(value, kinds) and is_number(value) and value >= 0
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits by what they hold for.

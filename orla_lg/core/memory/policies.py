@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from orla_lg.arguments import answering
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Returns, Verb
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
@@ -85,6 +86,7 @@ class ReleaseOnly(FlushAtBoundary):
     KINDS: ClassVar[frozenset[EventKind]] = FlushAtBoundary.KINDS | {EventKind.INTERRUPTED}
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class PreserveIncrements:
     """Pin what grows by small increments, for as long as its workflow usually waits before it calls again.
@@ -117,6 +119,7 @@ class PreserveIncrements:
         return (CacheAction(Verb.PIN, event.workflow, event.backend, ttl_s=min(self.longest_s, ttl_s)),)
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class DemoteInterrupted:
     """Release what waits for a human, after a while: an answer that comes at once should find everything warm."""
@@ -130,6 +133,7 @@ class DemoteInterrupted:
         return (CacheAction(Verb.RELEASE, event.workflow, event.backend, after_s=self.after_s),)
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class FlushUnderPressure:
     """When a backend is full, let go of what loses least: chance of reuse times tokens to compute again.
@@ -176,6 +180,7 @@ class WarmReturns:
         return ()
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class WarmNextStage:
     """Prefill what the likely next stage's prompt begins with, while the stage before it is busy.
@@ -200,6 +205,7 @@ class WarmNextStage:
         ]
 
 
+@answering
 class Joined:
     """Several rules as one policy: all are asked; of orders for one cache at one time the strongest counts.
 

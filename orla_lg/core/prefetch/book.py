@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
+from orla_lg.arguments import answering
 from orla_lg.core.boundary import checked
 from orla_lg.errors import ConfigError, shown
 
@@ -17,6 +18,7 @@ NOTICE_S = 0.1
 """What a warm-up may cost a call that comes while it runs: until the engine notices that it was given up."""
 
 
+@answering
 @dataclass(frozen=True, slots=True)
 class WarmUp:
     """What warm-ups may take.

@@ -8,7 +8,6 @@ from orla_lg.core.engine.backend import Capability, Directions
 from orla_lg.testing.conformance.subject import (
     LITTLE,
     MUCH,
-    PROMPT_WORDS,
     Body,
     Subject,
     expect,
@@ -46,7 +45,7 @@ async def _fill(on: Subject, tokens: int, keep_s: float | None = None) -> None:
     while left > 0:
         workflow = on.unlike()
         told = Directions(call_id=on.unlike(), workflow=workflow, keep_s=keep_s)
-        answer = await on.ask(on.body(on.prompt(min(left, PROMPT_WORDS)), workflow, told=told, max_tokens=1))
+        answer = await on.ask(on.body(on.prompt(min(left, on.prompt_words)), workflow, told=told, max_tokens=1))
         left -= answer.usage.prompt_tokens
 
 
@@ -60,7 +59,7 @@ async def pin_withstands_pressure(on: Subject) -> None:
     slots = on.known.slots
     if slots == 1:
         skip("one slot holds one workflow")
-    fill = (slots - 1) * PROMPT_WORDS if slots else _capacity(on) + PROMPT_WORDS
+    fill = (slots - 1) * on.prompt_words if slots else _capacity(on) + on.prompt_words
     scope, body = await primed(on)
     await told_effect(on, "pin", scope)
     if slots:  # every other slot gets a prompt of its own
@@ -75,7 +74,7 @@ async def pin_withstands_pressure(on: Subject) -> None:
 @check(Capability.PIN, COUNTED)
 async def pin_ends_with_its_time(on: Subject) -> None:
     """A prompt pinned for a time is evicted like any other once the time is over."""
-    fill = _capacity(on) + PROMPT_WORDS
+    fill = _capacity(on) + on.prompt_words
     scope, body = await primed(on)
     await told_effect(on, "pin", scope, ttl_s=PIN_S)
     await asyncio.sleep(2 * PIN_S)
@@ -102,7 +101,7 @@ async def released_goes_first(on: Subject) -> None:
 @check(Capability.KEEP, COUNTED)
 async def kept_outlives_the_rest(on: Subject) -> None:
     """A prompt that is expected to be of use is still cached after others, which are not, filled the cache."""
-    fill = _capacity(on) + PROMPT_WORDS
+    fill = _capacity(on) + on.prompt_words
     workflow, prompt = on.unlike(), on.prompt()
     told = Directions(call_id=on.unlike(), workflow=workflow, keep_s=KEEP_S)
     await on.ask(on.body(prompt, workflow, told=told))

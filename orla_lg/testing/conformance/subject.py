@@ -90,6 +90,8 @@ class Subject:
     """Whether checks may interrupt others who use the engine."""
     limit_s: float = LIMIT_S
     """A check that takes longer, in seconds, has failed."""
+    prompt_words: int = PROMPT_WORDS
+    """Of a long prompt."""
     _probe: Probe | None = None
     _slots: dict[str, int] = field(default_factory=dict)
     _count: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -139,10 +141,10 @@ class Subject:
         """Return a name that nobody used before, here or in an earlier run."""
         return f"{secrets.token_hex(3)}-{next(self._count)}"
 
-    def prompt(self, words: int = PROMPT_WORDS, ask: str = "Go on.") -> list[dict[str, str]]:
+    def prompt(self, words: int | None = None, ask: str = "Go on.") -> list[dict[str, str]]:
         """Return messages of about *words* tokens that differ from all others from their first word on."""
         name = self.unlike()
-        some = random.Random(name).choices(_WORDS, k=words // 2)
+        some = random.Random(name).choices(_WORDS, k=(words or self.prompt_words) // 2)
         return [{"role": "user", "content": f"{name} {' '.join(some)}. {ask}"}]
 
     def scope(self, workflow: str) -> WorkflowCache:
@@ -200,7 +202,7 @@ async def read_rest(first: Chunk, chunks: AsyncIterator[Chunk]) -> StreamedAnswe
 # Caches, and what became of them
 
 
-async def primed(on: Subject, words: int = PROMPT_WORDS) -> tuple[WorkflowCache, Body]:
+async def primed(on: Subject, words: int | None = None) -> tuple[WorkflowCache, Body]:
     """Return a workflow whose prompt is cached, and a request that finds it."""
     workflow, prompt = on.unlike(), on.prompt(words)
     await on.ask(on.body(prompt, workflow))

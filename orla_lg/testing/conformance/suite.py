@@ -21,7 +21,7 @@ from orla_lg.core.engine.capabilities import (
 )
 from orla_lg.errors import BackendUnavailable, EngineRefused
 from orla_lg.testing.conformance.report import NonConforming, NotApplicable, Report, Result, Status
-from orla_lg.testing.conformance.subject import LIMIT_S, AdapterAt, Subject
+from orla_lg.testing.conformance.subject import LIMIT_S, PROMPT_WORDS, AdapterAt, Subject
 
 FACES: dict[Capability, type] = {
     Capability.WARM: Warmable,
@@ -120,6 +120,7 @@ class Conform(Protocol):
         only: Collection[str] | None = None,
         disruptive: bool = False,
         limit_s: float = LIMIT_S,
+        prompt_words: int = PROMPT_WORDS,
         progress: Callable[[Result], None] | None = None,
     ) -> Report:
         """Check *adapter* against the engine it was built for, which should have nothing else to do.
@@ -132,6 +133,7 @@ class Conform(Protocol):
             only: Names of the checks to run; all by default.
             disruptive: Also run what interrupts others who use the engine (sleep, wake).
             limit_s: A check that takes longer, in seconds, has failed.
+            prompt_words: Of a long prompt; fewer take less time on a slow engine.
             progress: Told each result as it comes.
         """
         ...
@@ -148,9 +150,10 @@ def conform_to(checks: Sequence[Check]) -> Conform:
         only: Collection[str] | None = None,
         disruptive: bool = False,
         limit_s: float = LIMIT_S,
+        prompt_words: int = PROMPT_WORDS,
         progress: Callable[[Result], None] | None = None,
     ) -> Report:
-        subject = Subject(adapter, model=model, adapter_at=adapter_at, disruptive=disruptive, limit_s=limit_s)
+        subject = Subject(adapter, model, adapter_at, disruptive, limit_s, prompt_words)
         results = []
         for each in checks:
             if only is None or each.name in only:

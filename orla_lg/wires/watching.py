@@ -1,0 +1,42 @@
+"""What is heard of an answer while its bytes pass: its tool calls, each as soon as it is whole, and its message.
+
+A watch hears in the terms of chat completions, whatever the wire. It is called in the thread or task that reads the
+answer, between two of its pieces: it is quick, and it raises nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+
+class HeardToolCall(NamedTuple):
+    """A tool call whose arguments are whole, in an answer that may still go on."""
+
+    position: int
+    """Among the answer's calls, from 0, in the order in which they began."""
+    id: str | None
+    name: str
+    arguments: str
+    """A JSON object, as the engine wrote it."""
+
+
+class AnswerWatch(Protocol):
+    """Hears one call's answer; of each attempt anew."""
+
+    def begins(self) -> None:
+        """Hear that an attempt's answer begins: what an earlier attempt brought does not count any more."""
+        ...
+
+    def tool_call(self, call: HeardToolCall) -> None:
+        """Hear a tool call. An engine may still change it: only the message at the end is certain."""
+        ...
+
+    def ends(self, message: Mapping[str, Any] | None) -> None:
+        """Hear that the answer ended.
+
+        Args:
+            message: The first choice's, as a chat completion has it (``role``, ``content``, ``tool_calls``);
+                ``None`` where the answer broke off, was left unread, or has no such message.
+        """
+        ...
