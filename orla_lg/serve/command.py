@@ -65,9 +65,15 @@ exit status, with --dry-run too: 0 it was loaded, or can be; 1 nothing was chang
 asks for what needs a restart, or no server answers
 """
 
-EXTRA = ("aiohttp", "httptools", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",)))
+EXTRA = (
+    "aiohttp", "httptools", "orjson", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",))
+)  # fmt: skip
 INSTALL = "pip install 'orla-lg[serve]'"
 RELOAD_PATIENCE_S = 60.0
+WITHHELD = (
+    f"; the key in {config.SERVER_KEY} was not sent, since this is neither the server in {config.SERVER} nor one on "
+    "this machine: --key gives it"
+)
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,7 +103,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--config", metavar="FILE", help="whose [serve] says where the server listens (default: as for serve)"
     )
     reload.add_argument("--server", metavar="URL", help="the server (default: ORLA_SERVER, else what [serve] says)")
-    reload.add_argument("--key", help="a key of scope control, where the server has keys (default: ORLA_SERVER_KEY)")
+    reload.add_argument(
+        "--key",
+        help="a key of scope control, where the server has keys (default: ORLA_SERVER_KEY, for the server in "
+        "ORLA_SERVER and those on this machine)",
+    )
     reload.set_defaults(run=run_reload)
 
 
@@ -241,7 +251,7 @@ def _keys(keys: int) -> str:
 def run_reload(args: argparse.Namespace) -> int:
     """Have a server load its configuration again, print what changed, and return the exit status."""
     url, transport = _server(args)
-    key = args.key or config.server_key()
+    key = args.key or (config.server_key() if _has_our_key(args.server) else None)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(transport=transport, timeout=RELOAD_PATIENCE_S, trust_env=False) as client:
@@ -253,10 +263,23 @@ def run_reload(args: argparse.Namespace) -> int:
         raise OrlaError(f"{url} answers {answer.status_code}, and is no server of ours") from error
     if not answer.is_success:
         fault = said.get("error") if isinstance(said, dict) else None
-        raise OrlaError(str(fault.get("message") if isinstance(fault, dict) else fault or said)[:20_000])
+        text = str(fault.get("message") if isinstance(fault, dict) else fault or said)[:20_000]
+        raise OrlaError(text + (WITHHELD if answer.status_code == 401 and not key and config.server_key() else ""))
     print("would change:" if args.dry_run else "changed:")
     print(said["changes"])
     return 0
+
+
+def _has_our_key(url: str | None) -> bool:
+    """Whether the key in the environment is for a server: the one named there, or one on this machine."""
+    from orla_lg.link.dialing import addresses, are_of
+
+    if not url:  # the environment names it, or our own configuration
+        return True
+    wanted, found = addresses(url), config.server()
+    if found is not None and are_of(wanted, found.url):
+        return True
+    return all(each.is_local for each in wanted)
 
 
 def _server(args: argparse.Namespace) -> tuple[str, httpx.HTTPTransport | None]:
