@@ -197,6 +197,8 @@ class Missed(NamedTuple):
     overloaded: bool
     elsewhere: bool
     retry_after_s: float | None
+    unused: bool = False
+    """Nothing was sent: the grant was over before, and is none of the attempts that the call may make."""
 
 
 class End(NamedTuple):
