@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,12 @@ class LinkedProgress(GraphProgress):
                     if not known.nodes[node]:
                         del known.nodes[node]
             self._report("node_left", run.id, {"stage": stage, "namespace": namespace})
+
+    def stage_flushed(self, workflow: str, run: str | None, backends: Iterable[str]) -> None:  # noqa: D102
+        names = list(backends)
+        super().stage_flushed(workflow, run, names)
+        if run is not None:
+            self._report("stage_flushed", run, {"backends": names})
 
     def tool_started(self, run: RunState, stage: str, name: str) -> None:  # noqa: D102
         super().tool_started(run, stage, name)

@@ -23,6 +23,8 @@ from orla_lg import (
     Orla,
     OrlaSaver,
     RecordUnknown,
+    Stage,
+    Workflow,
 )  # fmt: skip
 from tests.conftest import BACKEND_KEY, at, chat
 from tests.link.conftest import ENGINE_KEY, links
@@ -289,3 +291,17 @@ def test_no_engine_answers(made: Made, engine: StubEngine) -> None:
     engine.refuse()
     with pytest.raises(BackendUnavailable, match=r"no engine answered at backend 'main'"):
         wrapped.invoke(hi())
+
+
+def test_a_stage_that_flushes_frees_its_cache_at_the_core_when_it_is_done(made: Made, engine: StubEngine) -> None:
+    _, orla = made(backend={"engine": "llamacpp"}, memory="release_only")
+    last = Stage("last", "main", prompt=lambda upstream, given: "hello")
+
+    def run(**more: Any) -> None:
+        first = Stage("first", "main", prompt=lambda upstream, given: "hello", **more)
+        Workflow(orla).add_stage(first, last).add_dependency(last, first).execute(None)
+
+    run()
+    assert engine.erased == 0, "nothing is erased under this policy"
+    run(cache="flush")
+    engine.wait(lambda seen: seen.erased >= 1)
