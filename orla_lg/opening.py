@@ -27,7 +27,7 @@ from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.connection import Link
-from orla_lg.link.dialing import ServerAddress, Unwelcome, addresses
+from orla_lg.link.dialing import Unwelcome, addresses, are_of
 from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
 from orla_lg.link.serving import LinkedServing, hello
 from orla_lg.mappers.load import LoadAware
@@ -144,7 +144,7 @@ def replica(
         )
     journal, version = _journal(keep_records, records_file), _version()
     wanted = addresses(url)
-    if key is None and (found is None or _is_of(wanted, found)):
+    if key is None and (found is None or are_of(wanted, found.url)):
         key = config.server_key()
     secret = None if key is None else Secret(key, "key: the server's key").reveal()
     link = Link(wanted, secret)
@@ -163,15 +163,6 @@ def replica(
         link.start(serving, welcome)
         undo.pop_all()
     return Opened(serving, serving.clients)
-
-
-def _is_of(wanted: Sequence[ServerAddress], found: config.Server) -> bool:
-    """Whether what is wanted is the server that the environment names, whose key goes nowhere else."""
-    try:
-        known = {address._replace(text="") for address in addresses(found.url)}
-    except ConfigError:  # it names none
-        return False
-    return all(address._replace(text="") in known for address in wanted)
 
 
 def adapter_at(backend: Backend) -> BackendAdapter:

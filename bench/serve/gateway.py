@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
 
 from bench.lib.command import tell
 from bench.lib.engines import started
-from bench.lib.figures import Column, Rounds, rotated
+from bench.lib.figures import Column, Rounds, rotated, table
 from bench.serve.load import Caller, callers, flood, request
-from bench.serve.servers import KEY, Server, litellm, orla
+from bench.serve.servers import KEY, Server, litellm, orla, plain
 
 ENGINE = "tests.scripted_engine"
 DIRECT, ORLA, LITELLM = "direct", "orla-lg serve", "LiteLLM"
@@ -114,17 +114,47 @@ async def measure(rounds: int, count: int, with_litellm: bool) -> Rounds[Turn]:
     return Rounds(added(turns), arms)
 
 
-async def memory(requests: int, streams: int) -> list[str]:
-    """Send many requests, then open many streams at once, some rounds of them; return what the server held."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one server held, in MiB."""
+
+    arm: str
+    requests: Sequence[float]
+    """Before the requests, then after each tenth of them."""
+    most: float
+    """While all streams were open."""
+    streams: Sequence[float]
+    """After each round of streams."""
+
+    @property
+    def grown(self) -> float:
+        """In the second half of the requests, or of the rounds, whichever grew more."""
+        half, early = self.requests[len(self.requests) // 2], self.streams[len(self.streams) // 2 - 1]
+        return max(self.requests[-1] - half, self.streams[-1] - early)
+
+
+async def memory(requests: int, streams: int, rounds: int = STREAM_ROUNDS) -> list[str]:
+    """Send many requests, then open many streams at once, some rounds of them; return what each server held.
+
+    The arm beside ours is a proxy of the same libraries without anything of ours in it.
+    """
+    held = [await _held(serve, requests, streams, rounds) for serve in (orla, plain)]
+    return told(held, requests, streams)
+
+
+async def _held(
+    serve: Callable[[str], AbstractContextManager[Server]], requests: int, streams: int, rounds: int
+) -> Held:
     options = ("--chunks", str(SLOW_CHUNKS), "--token-s", str(SLOW_CHUNK_S))
-    with started(ENGINE, *options) as engine, orla(engine) as server:
+    with started(ENGINE, *options) as engine, serve(engine) as server:
         whole, stream = (request(server.url, KEY, stream=each) for each in (False, True))
         many, held, after, most = await callers(server.url, AT_ONCE), [server.rss_mib()], list[float](), 0.0
         for number in range(1, SAMPLES + 1):
             await flood(many, whole, requests // SAMPLES)
             held.append(server.rss_mib())
-            tell(f"memory: {requests // SAMPLES * number:>7,} requests: {held[-1]:.1f} MiB", last=number == SAMPLES)
-        for number in range(1, STREAM_ROUNDS + 1):
+            last = number == SAMPLES
+            tell(f"{server.name}: {requests // SAMPLES * number:>7,} requests: {held[-1]:.1f} MiB", last=last)
+        for number in range(1, rounds + 1):
             opened = await callers(server.url, streams)
             asyncio.get_running_loop().call_later(SLOW_CHUNKS * SLOW_CHUNK_S / 2, hang_up, opened[1::2])
             async with asyncio.TaskGroup() as group:
@@ -134,11 +164,10 @@ async def memory(requests: int, streams: int) -> list[str]:
                     each.transport.write(stream)
                 await asyncio.sleep(SLOW_CHUNKS * SLOW_CHUNK_S / 3)
                 most = max(most, server.rss_mib())
+            hang_up(opened)  # else those of some rounds are open at once, idle, for as long as the server lets them
             after.append(server.rss_mib())
-            tell(
-                f"memory: {streams:,} streams, {number}/{STREAM_ROUNDS}: {after[-1]:.1f} MiB", last=number == SAMPLES
-            )
-    return told(held, after, most, requests, streams)
+            tell(f"{server.name}: {streams:,} streams, {number}/{rounds}: {after[-1]:.1f} MiB", last=number == rounds)
+    return Held(server.name, held, most, after)
 
 
 def hang_up(opened: Iterable[Caller]) -> None:
@@ -146,14 +175,18 @@ def hang_up(opened: Iterable[Caller]) -> None:
         each.transport.abort()
 
 
-def told(held: Sequence[float], after: Sequence[float], most: float, requests: int, streams: int) -> list[str]:
+def told(held: Sequence[Held], requests: int, streams: int) -> list[str]:
     """Return what was found of the memory, and whether that is flat."""
-    half, early = held[len(held) // 2], after[len(after) // 2 - 1]
-    grown, rest = held[-1] - half, after[-1] - early
-    return [
-        f"{requests:,} requests: {held[0]:.1f} MiB before, {half:.1f} after half of them, {held[-1]:.1f} after all "
-        f"({grown:+.1f})",
-        f"{streams:,} open streams: {most:.1f} MiB; after {len(after)} rounds of them {after[-1]:.1f} MiB "
-        f"({rest:+.1f} in the second half)",
-        "flat" if max(grown, rest) <= GROWTH_MIB else f"goal missed: flat is at most {GROWTH_MIB:+.0f} MiB",
-    ]
+    head = (
+        "MiB", "before", f"after half of {requests:,} requests", "after all", f"{streams:,} streams open",
+        "after half of the rounds", "after all of them", "most in a second half",
+    )  # fmt: skip
+    rows = [
+        [each.arm, *(f"{mib:.1f}" for mib in (
+            each.requests[0], each.requests[len(each.requests) // 2], each.requests[-1], each.most,
+            each.streams[len(each.streams) // 2 - 1], each.streams[-1],
+        )), f"{each.grown:+.1f}"]
+        for each in held
+    ]  # fmt: skip
+    flat = "flat" if held[0].grown <= GROWTH_MIB else f"goal missed: flat is at most {GROWTH_MIB:+.0f} MiB"
+    return [*table(head, rows), "", flat]

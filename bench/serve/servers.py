@@ -113,6 +113,12 @@ def orla(engine: str) -> contextlib.AbstractContextManager[Server]:
     return served("orla-lg serve", [sys.executable, "-m", "orla_lg", "serve"], "orla.toml", engine, "/readyz")
 
 
+def plain(engine: str) -> contextlib.AbstractContextManager[Server]:
+    """Run a proxy of the same libraries before an engine, with nothing of ours in it."""
+    words = [sys.executable, "-m", "bench.serve.plain_proxy", engine]
+    return served("plain proxy", words, "orla.toml", engine, "/readyz")
+
+
 def litellm(engine: str) -> contextlib.AbstractContextManager[Server]:
     """Run LiteLLM's proxy before an engine; its environment is made first if it is not there."""
     words = [str(LITELLM.ensure(Progress(sys.stderr)).with_name("litellm")), "--num_workers", "1"]

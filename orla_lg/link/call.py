@@ -175,7 +175,7 @@ class LinkedCall(InFlightCall):
         self.failure = AttemptFailed(late, overloaded=True)  # not the engine's fault
         self.report = Missed(
             self.call.id, self.grant.attempt, f"{late}", unreachable=False, overloaded=True, elsewhere=False,
-            retry_after_s=None,
+            retry_after_s=None, unused=True,
         )  # fmt: skip
         self.phase, self.turn = CallPhase.MISSED, Waiter()
 

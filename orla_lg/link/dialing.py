@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import io
+import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -52,6 +53,16 @@ class ServerAddress(NamedTuple):
     text: str
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        if self.scheme == "unix" or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
     def authority(self) -> str:
         """What the ``Host`` header says."""
         if self.scheme == "unix":
@@ -69,6 +80,15 @@ def addresses(url: object) -> tuple[ServerAddress, ...]:
     if not isinstance(url, str) or not url.strip():
         raise ConfigError(f"the server's URL must be {RIGHT}; got {shown(url)}")
     return tuple(_address(each.strip()) for each in url.split(","))
+
+
+def are_of(wanted: Sequence[ServerAddress], url: str) -> bool:
+    """Whether all addresses are those of the server at *url*, whose key goes nowhere else."""
+    try:
+        known = {address._replace(text="") for address in addresses(url)}
+    except ConfigError:  # it names none
+        return False
+    return all(address._replace(text="") in known for address in wanted)
 
 
 def _address(url: str) -> ServerAddress:

@@ -218,8 +218,8 @@ class Access:
             return ()
         return self._caller(key)[1]
 
-    def enter(self, caller: Caller) -> HeldSlot:
-        """Count a call in, until ``release``.
+    def enter(self, caller: Caller, refuses: bool = True) -> HeldSlot:
+        """Count a call in, until ``release``; one that runs already is not refused.
 
         Raises:
             Denied: As many of the key's calls are in the server as may be at once.
@@ -227,7 +227,7 @@ class Access:
         key = None if caller.key_id is None else self._keyring.by_id(caller.key_id)
         if key is None or key.concurrency is None:
             return HeldSlot()
-        slot = self._slots.take(key.id, key.concurrency)
+        slot = self._slots.take(key.id, key.concurrency if refuses else math.inf)
         if slot is None:
             raise Denied(
                 429, f"{key.concurrency} calls of key {key.name!r} are in the server, as many as may be at once",

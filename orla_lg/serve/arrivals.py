@@ -63,8 +63,8 @@ class LinkedCalls:
     epoch: Callable[[], int]
     layers_of: Callable[[LinkCaller], Sequence[LimitScope]]
     """The limits of a key."""
-    taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot()
-    """Counts a call in among those of its key; raises where there are as many as may be."""
+    taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot()
+    """Counts a call in among those of its key; raises, if it may refuse, where there are as many as may be."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class LinkedCalls:
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:
-            return self.taken(caller)
+            return self.taken(caller, True)
         except OrlaError as error:
             raise QueueFull(str(error)) from error
 
@@ -151,7 +151,9 @@ class LinkedCalls:
         call = self._hosted(replica, line, enter, inflight)
         if message.slot is not None:
             self.slots_held.setdefault(message.backend, set()).add(enter.call)
-        call.adopt(adopt(inflight, call, assignment), attempt)
+        slot = self.taken(replica.caller, False)
+        call.withdrawn = slot.release
+        call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))
 

@@ -9,15 +9,20 @@ import httpx
 
 from orla_lg import config
 from orla_lg.errors import OrlaError
+from orla_lg.link.dialing import addresses, are_of
 from orla_lg.serve.settings import UNIX, settings
 
 RELOAD_PATIENCE_S = 60.0
+WITHHELD = (
+    f"; the key in {config.SERVER_KEY} was not sent, since this is neither the server in {config.SERVER} nor one on "
+    "this machine: --key gives it"
+)
 
 
 def reload(args: argparse.Namespace) -> int:
     """Have a server load its configuration again, print what changed, and return the exit status."""
     url, transport = _server(args)
-    key = args.key or config.server_key()
+    key = args.key or (config.server_key() if _has_our_key(args.server) else None)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(transport=transport, timeout=RELOAD_PATIENCE_S, trust_env=False) as client:
@@ -29,10 +34,21 @@ def reload(args: argparse.Namespace) -> int:
         raise OrlaError(f"{url} answers {answer.status_code}, and is no server of ours") from error
     if not answer.is_success:
         fault = said.get("error") if isinstance(said, dict) else None
-        raise OrlaError(str(fault.get("message") if isinstance(fault, dict) else fault or said)[:20_000])
+        text = str(fault.get("message") if isinstance(fault, dict) else fault or said)[:20_000]
+        raise OrlaError(text + (WITHHELD if answer.status_code == 401 and not key and config.server_key() else ""))
     print("would change:" if args.dry_run else "changed:")
     print(said["changes"])
     return 0
+
+
+def _has_our_key(url: str | None) -> bool:
+    """Whether the key in the environment is for a server: the one named there, or one on this machine."""
+    if not url:  # the environment names it, or our own configuration
+        return True
+    wanted, found = addresses(url), config.server()
+    if found is not None and are_of(wanted, found.url):
+        return True
+    return all(each.is_local for each in wanted)
 
 
 def _server(args: argparse.Namespace) -> tuple[str, httpx.HTTPTransport | None]:

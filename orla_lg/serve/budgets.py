@@ -58,7 +58,7 @@ class CallSlots:
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
 
-    def take(self, key_id: str, most: int) -> HeldSlot | None:
+    def take(self, key_id: str, most: float) -> HeldSlot | None:
         """Count a call in; ``None`` where *most* are in."""
         with self._lock:
             taken = self._taken.get(key_id, 0)

@@ -70,7 +70,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--config", metavar="FILE", help="whose [serve] says where the server listens (default: as for serve)"
     )
     reload.add_argument("--server", metavar="URL", help="the server (default: ORLA_SERVER, else what [serve] says)")
-    reload.add_argument("--key", help="a key of scope control, where the server has keys (default: ORLA_SERVER_KEY)")
+    reload.add_argument(
+        "--key",
+        help="a key of scope control, where the server has keys (default: ORLA_SERVER_KEY, for the server in "
+        "ORLA_SERVER and those on this machine)",
+    )
     reload.set_defaults(run=run_reload)
 
 

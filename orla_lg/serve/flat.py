@@ -312,6 +312,10 @@ class MissedAttempt(Exception):
     """What an attempt of a replica met; its replica has the error itself."""
 
 
+class UnusedGrant(MissedAttempt):
+    """A grant was over before its replica used it; the engine never heard of the call."""
+
+
 def refused_of(call: str, error: BaseException) -> Refused:
     """Return how a call ends that goes nowhere."""
     if isinstance(error, MissedAttempt):

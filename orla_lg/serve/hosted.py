@@ -23,7 +23,7 @@ from orla_lg.core.steps import Step, Steps, Waiter, WaitForTurn
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.messages import End, FirstToken, Grant, Message, Missed
 from orla_lg.link.views import flat_considered
-from orla_lg.serve.flat import MOST_TOKENS, MissedAttempt, bounded, whole
+from orla_lg.serve.flat import MOST_TOKENS, MissedAttempt, UnusedGrant, bounded, whole
 
 MOST_RETRY_AFTER_S = 86_400.0
 MOST_SERVICE_S = 86_400.0
@@ -51,6 +51,16 @@ class ReplicaCall(InFlightCall):
         """Of its prompt, what should be in the engine's cache; ``None`` before a grant."""
         claimed = None if self._queued is None else self._queued.claimed
         return None if claimed is None else claimed.tokens
+
+    def _look_ahead(self) -> None:
+        asyncio.get_running_loop().call_soon(super()._look_ahead)  # its replica waits for the grant, not for this
+
+    def missed(self, failure: AttemptFailed) -> None:
+        """Give the grant back; one that was not used is none of the call's attempts."""
+        super().missed(failure)
+        if isinstance(failure.cause, UnusedGrant):
+            self.tried.pop()
+            self.attempts -= 1
 
     def keeps(self, prompt: Prompt) -> None:
         """Note that its replica keeps the prompt: what that begins with may be warmed later."""
@@ -268,8 +278,9 @@ class HostedCall:
             return
         self.granted = None
         retry_after_s = said.retry_after_s
+        met = UnusedGrant(said.cause) if said.unused else MissedAttempt(said.cause)
         failure = AttemptFailed(
-            MissedAttempt(said.cause), unreachable=said.unreachable, overloaded=said.overloaded,
+            met, unreachable=said.unreachable, overloaded=said.overloaded,
             elsewhere=said.elsewhere,
             retry_after_s=None if retry_after_s is None else bounded(retry_after_s, MOST_RETRY_AFTER_S),
         )  # fmt: skip

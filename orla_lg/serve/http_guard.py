@@ -7,7 +7,6 @@ within a size and a time (413, 408). A body is read only after that, and whole, 
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from orla_lg.errors import shown
 from orla_lg.link.messages import PATH as LINK_PATH
 from orla_lg.serve.access import Access, Caller, Denied
+from orla_lg.serve.gateway.silence import SilenceWatch
 from orla_lg.serve.keys import KeyScope
 
 RequestScope = MutableMapping[str, Any]
@@ -118,6 +118,7 @@ class AccessLayer:
     def __init__(self, app: App, access: Access, guard: HttpGuard, answer: Answer | None = None) -> None:
         self._app, self._access, self._guard = app, access, guard
         self._answer = answer or as_json
+        self._bodies = SilenceWatch(guard.body_timeout_s)
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -216,10 +217,8 @@ class AccessLayer:
 
     async def _read(self, receive: Receive) -> bytes | None:
         guard, parts, size = self._guard, list[bytes](), 0
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + guard.body_timeout_s
         try:
-            async with asyncio.timeout_at(until_s) as timeout:
+            with self._bodies.bound() as bound:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -231,7 +230,7 @@ class AccessLayer:
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
-                    timeout.reschedule(until_s + size / LEAST_BYTES_PER_S)
+                    bound.more_s = size / LEAST_BYTES_PER_S
         except TimeoutError:
             raise Denied(
                 408, f"the body did not come in time: {size} bytes in {guard.body_timeout_s:g} s", "request_timeout"

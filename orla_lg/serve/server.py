@@ -53,9 +53,9 @@ IDLE_CONNECTION_S = 75
 """A connection without a request for so long is closed."""
 
 CUT_OFF_S = 1
-"""What is still under way after draining has so long to end once it is cancelled."""
+"""What is still under way after draining has so long to end once its connection is cut off."""
 
-DRAIN_POLL_S = 0.05
+DRAIN_POLL_S, CUT_OFF_POLL_S = 0.05, 0.005
 STORE_PAUSE_S = 1.0
 """Until a store that does not answer is asked again."""
 
@@ -121,9 +121,9 @@ class OrlaServer:
         assert isinstance(caller, Caller)
         return self.access.layers(caller)
 
-    def _taken(self, caller: LinkCaller) -> HeldSlot:
+    def _taken(self, caller: LinkCaller, refuses: bool) -> HeldSlot:
         assert isinstance(caller, Caller)
-        return self.access.enter(caller)
+        return self.access.enter(caller, refuses)
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
@@ -177,9 +177,8 @@ class OrlaServer:
         if self._signals == 1:
             self.draining = True
             self._ends.set()
-        elif self._http is not None:
-            self._cut = self.under_way
-            self._http.force_exit = self._http.should_exit = True
+        elif self._http is not None and self._signals == 2:
+            self._tasks.create_task(self._cut_off(self._http))
 
     def _deposed(self) -> None:
         """End: another core decides now, and what waits here would wait for ever."""
@@ -200,9 +199,19 @@ class OrlaServer:
         while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
         if self.under_way:
-            self._cut = self.under_way
-            log.warning("%s still under way after %g s, and cut off", counted(self._cut, "call"), drain_s)
+            log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
+            await self._cut_off(http)
         http.should_exit = True
+
+    async def _cut_off(self, http: _HttpServer) -> None:
+        """End what is under way as if its clients had gone: engines hear of that, and uvicorn has nothing to log."""
+        self._cut = self.under_way
+        for connection in list(http.server_state.connections):
+            connection.transport.abort()
+        until_s = time.monotonic() + CUT_OFF_S
+        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
+            await asyncio.sleep(CUT_OFF_POLL_S)
+        http.force_exit = http.should_exit = True
 
     @property
     def under_way(self) -> int:

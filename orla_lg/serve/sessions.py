@@ -59,7 +59,8 @@ class LinkHost:
         replica_lease_s: A replica without a core for so long ends its own requests.
         key_envs: By backend, the environment variable in which replicas find its key.
         layers: The limits of a key, as layers of each of its calls.
-        taken: Counts a call in among those of its key until it is released; raises where as many are in.
+        taken: Counts a call in among those of its key until it is released; raises, if it may refuse, where as many
+            are in.
         is_valid: Whether a key still holds; asked every second for each connection.
         version: Of the package, for people.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -76,7 +77,7 @@ class LinkHost:
         replica_lease_s: float = 10.0,
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
-        taken: Callable[[LinkCaller], HeldSlot] = lambda caller: HeldSlot(),
+        taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
         version: str = "",
         on_deposed: Callable[[], None] = lambda: None,

@@ -50,6 +50,7 @@ class RunSignals:
             "interrupted": self._interrupted,
             "node_entered": self._node_entered,
             "node_left": self._node_left,
+            "stage_flushed": self._stage_flushed,
             "tool_started": self._tool_started,
             "tool_ended": self._tool_ended,
         }
@@ -155,6 +156,13 @@ class RunSignals:
         stage = _stage(more)
         if run.now_in[stage] > 0:
             self._serving.progress.node_left(run, stage, _text(more, "namespace") or "")
+
+    def _stage_flushed(self, run: RunState, more: Flat) -> None:
+        backends = more.get("backends")
+        if not isinstance(backends, list):
+            raise LinkBroken(f"a signal's backends are no list but {type(backends).__name__}")
+        known = [name for name in self._serving.schedulers if name in backends]
+        self._serving.progress.stage_flushed(run.workflow, run.id, known)
 
     def _tool_started(self, run: RunState, more: Flat) -> None:
         self._serving.progress.tool_started(run, _stage(more), _text(more, "name") or "")

@@ -25,7 +25,9 @@ from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
 from orla_lg.serve.settings import ServeSettings, settings
 
-EXTRA = ("aiohttp", "httptools", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",)))
+EXTRA = (
+    "aiohttp", "httptools", "orjson", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",))
+)  # fmt: skip
 INSTALL = "pip install 'orla-lg[serve]'"
 
 

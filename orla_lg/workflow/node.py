@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.prebuilt import ToolNode
 
-from orla_lg.core.memory.events import CacheEvent, EventKind
+from orla_lg.core.identity import workflow_key
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.errors import StageError
 from orla_lg.graph.chat_model import ChatOrla
@@ -187,8 +187,8 @@ class StageNode:
         ran_on = {answer.response_metadata["orla"]["backend"] for answer in answers if _recorded(answer)}
         here = self._orla.current()
         if here is not None:
-            memory = self._orla.core.serving.memory
-            memory.signal(CacheEvent(EventKind.CALL_DONE, here.workflow, name, "flush") for name in sorted(ran_on))
+            workflow = workflow_key(here.workflow, here.tenant)
+            self._orla.core.serving.progress.stage_flushed(workflow, here.run, sorted(ran_on))
 
 
 def _recorded(message: BaseMessage) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,12 @@ from orla_lg import (
     Orla,
     OrlaSaver,
     RecordUnknown,
+    Stage,
+    Workflow,
 )  # fmt: skip
+from orla_lg.core.identity import workflow_key
+from orla_lg.core.memory.events import CacheAction, CacheEvent
+from orla_lg.workflow.stage import CacheHint
 from tests.conftest import BACKEND_KEY, at, chat
 from tests.link.conftest import ENGINE_KEY, links
 from tests.link.real import RealCore
@@ -289,3 +294,29 @@ def test_no_engine_answers(made: Made, engine: StubEngine) -> None:
     engine.refuse()
     with pytest.raises(BackendUnavailable, match=r"no engine answered at backend 'main'"):
         wrapped.invoke(hi())
+
+
+class Heard:
+    """A memory policy that remembers what it was asked about."""
+
+    def __init__(self) -> None:
+        self.events: list[CacheEvent] = []
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:
+        self.events.append(event)
+        return ()
+
+
+def test_a_stage_that_flushes_says_so_to_the_core_when_it_is_done(made: Made) -> None:
+    heard = Heard()
+    core, orla = made(memory=heard)
+
+    def run(cache: CacheHint) -> list[tuple[str, str | None]]:
+        heard.events.clear()
+        stage = Stage("only", "main", prompt=lambda upstream, given: "hello", cache=cache, hints=Hints(tenant="acme"))
+        Workflow(orla).add_stage(stage).execute(None)
+        eventually(lambda: not core.serving.book.open_runs())
+        return [(event.workflow, event.backend) for event in heard.events if event.hint == "flush"]
+
+    assert not run("auto")
+    assert run("flush") == [(workflow_key(orla.records()[-1].workflow, "acme"), "main")]

@@ -130,6 +130,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, engine: StubEngine) -> 
         assert re.search(r"ended: \d calls? served, 1 call cut off\n", served.errors)
         calling.join(20.0)
         assert faults and faults != [200]
+        assert "Traceback" not in served.errors, served.errors
+    engine.wait(lambda seen: seen.in_flight == 0)
 
 
 # What is refused before it listens; in this process, since nothing is begun
@@ -221,3 +223,39 @@ def test_reload_says_where_it_looked(here: Path, capsys: pytest.CaptureFixture[s
         port = free.getsockname()[1]
     assert cli.main(["reload", "--server", f"http://127.0.0.1:{port}"]) == 1
     assert f"no server answers at http://127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "server", "goes"),
+    [
+        ("http://other:1", None, False), ("http://other:1", "http://core:1", False),
+        ("http://core:2", "http://core:1", False), ("http://core:1", "http://core:1", True),
+        ("https://core:1", "http://core:1", False), ("http://127.0.0.1:1", None, True),
+        ("http://localhost.other:1", None, False), ("http://[::1]:1", None, True),
+        ("http://core:1", "http://core:1,http://spare:1", True), (None, "http://core:1", True), (None, None, True),
+        ("unix:/run/orla.sock", None, True), ("http://localhost:1", "http://core:1", True),
+    ],
+)  # fmt: skip
+def test_the_key_in_the_environment_goes_to_its_own_server_only(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str | None,
+    server: str | None, goes: bool,
+) -> None:  # fmt: skip
+    sent: list[dict[str, str]] = []
+    words = () if url is None else ("--server", url)
+
+    def post(self: httpx.Client, url: str, *, json: object, headers: dict[str, str]) -> httpx.Response:
+        sent.append(headers)
+        return httpx.Response(401, json={"error": {"message": "a key is needed"}})
+
+    monkeypatch.setattr(httpx.Client, "post", post)
+    monkeypatch.setenv("ORLA_SERVER_KEY", "orla-secret")
+    if server is None:
+        monkeypatch.delenv("ORLA_SERVER", raising=False)
+    else:
+        monkeypatch.setenv("ORLA_SERVER", server)
+    assert cli.main(["reload", *words]) == 1
+    told = capsys.readouterr().err
+    assert sent == [{"authorization": "Bearer orla-secret"} if goes else {}]
+    assert ("ORLA_SERVER_KEY was not sent" in told) is not goes and "orla-secret" not in told
+    assert cli.main(["reload", *words, "--key", "given"]) == 1
+    assert sent[1] == {"authorization": "Bearer given"} and "was not sent" not in capsys.readouterr().err

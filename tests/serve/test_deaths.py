@@ -452,7 +452,7 @@ def test_a_replica_sends_the_prefetch_of_the_prompt_that_it_keeps(world: World) 
 def test_a_place_among_the_calls_of_a_key_comes_back_however_a_call_leaves(world: World) -> None:
     slots = CallSlots()
 
-    def taken(caller: Any) -> HeldSlot:
+    def taken(caller: Any, refuses: bool) -> HeldSlot:
         slot = slots.take("k", 2)
         if slot is None:
             raise QueueFull("as many as may be")
@@ -470,3 +470,20 @@ def test_a_place_among_the_calls_of_a_key_comes_back_however_a_call_leaves(world
     assert set(replica.refusals()) == {"c3"} and replica.grants() == ["c1", "c2"]
     replica.tell(end("c2"), end("c4"))
     assert not slots._taken
+
+
+def test_a_grant_that_was_not_used_is_none_of_the_attempts(world: World) -> None:
+    replica = Replica(world, "r1")
+    core = started(world, bound=2)
+    replica.connect(core, ready=False)
+    replica.tell(adopted("held", first=False, max_attempts=1), Ready(), enter("new", max_attempts=1))
+    assert replica.grants() == ["new"]
+    for call in ("held", "new"):
+        replica.tell(missed(call, overloaded=True, unused=True))
+    world.settle(1.0)
+    assert sorted(replica.grants()) == ["held", "new", "new"]
+    for call in ("held", "new"):
+        replica.tell(missed(call, 2, overloaded=True))
+    world.settle(1.0)
+    assert set(replica.refusals()) == {"held", "new"}
+    core.serving.check_integrity()

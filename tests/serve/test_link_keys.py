@@ -9,12 +9,12 @@ import pytest
 
 from orla_lg import Backend
 from orla_lg.core.limits.limits import Limit
-from orla_lg.link.messages import Bye, Enter, Request, RequestDone, Welcome
+from orla_lg.link.messages import Bye, Enter, Ready, Request, RequestDone, Welcome
 from orla_lg.serve.access import Access
 from orla_lg.serve.keys import Keyring, KeyScope, revoke
 from orla_lg.testing.virtual import StillAdapter
 from tests.serve.fixtures import bearer, make
-from tests.serve.scripted import Core, Replica, World, end, enter, first
+from tests.serve.scripted import Core, Replica, World, adopted, end, enter, first
 
 
 @pytest.fixture
@@ -121,6 +121,19 @@ def test_so_many_calls_at_once(world: World) -> None:
     assert linked.enter("c3") == "granted"
     linked.replica.tell(end("c1", "CancelledError"))
     assert linked.enter("c4") == "granted"
+    linked.core.serving.check_integrity()
+
+
+def test_calls_that_are_adopted_count_among_those_at_once_and_are_not_refused(world: World) -> None:
+    linked = Linked(world, concurrency=2)
+    linked.replica.drop()
+    linked.replica.connect(linked.core, ready=False)
+    linked.replica.tell(*(adopted(f"a{number}", backend="gpu-1") for number in range(3)), Ready())
+    assert not linked.replica.refusals() and linked.enter("c0").startswith("QueueFull: 2 calls of key 'key'")
+    linked.replica.tell(end("a0"), end("a1"))
+    assert linked.enter("c1") == "granted"
+    linked.replica.tell(end("a2"), end("c1"))
+    assert [linked.enter(f"c{number}") for number in (2, 3)] == ["granted"] * 2
     linked.core.serving.check_integrity()
 
 

@@ -6,6 +6,8 @@ open, foresight what comes next and how long it takes, the memory manager what m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Clock
 from orla_lg.core.call import Call
@@ -143,6 +145,10 @@ class GraphProgress:
                 )
             ]
         )  # fmt: skip
+
+    def stage_flushed(self, workflow: str, run: str | None, backends: Iterable[str]) -> None:
+        """Free what a workflow cached where a stage ran that is done, and says that no other one needs it."""
+        self._memory.signal([CacheEvent(EventKind.CALL_DONE, workflow, name, "flush") for name in backends])
 
     # Tools
 

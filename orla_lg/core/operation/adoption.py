@@ -35,10 +35,10 @@ def adopt(
         inflight.enter(scheduler, assignment)
         inflight.depart()
         inflight.holds = holds
+        inflight.tried.append(assignment.backend)
         return (yield Send(sender, inflight))
     except AttemptFailed as failure:
         inflight.missed(failure)
-        inflight.tried.append(assignment.backend)
         if len(inflight.tried) >= sender.max_attempts:
             inflight.finish(failure.cause)
             give_up(inflight, failure)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
 from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import Assignment, Call, Hints
-from orla_lg.core.identity import Identity, workflow_key
+from orla_lg.core.identity import ANY_STAGE, Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.mapping import named_in_code
+from orla_lg.core.mapping import Consultation, Mapper, named_in_code
+from orla_lg.core.placement.embeddings import beside, naming
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import adrive
+from orla_lg.core.steps import Steps, adrive
 from orla_lg.serve.access import Access, Caller
 from orla_lg.serve.budgets import HeldSlot
 from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import Header, RequestRefused
+from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import CallSource, source_of
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
@@ -58,7 +59,35 @@ class _NamedInRequest:
         return named_in_code(call.ask.model, backends)
 
 
+class _OfAnyStage:
+    """The mapper that is asked last about a call of no stage: the model's name first, then what holds for any stage.
+
+    Args:
+        mappers: Asked as about a call of that stage.
+        stage: ``"*"``, or its embeddings.
+    """
+
+    def __init__(self, mappers: Sequence[Mapper], stage: str) -> None:
+        self._mappers, self._stage = mappers, stage
+
+    def foretell(self, stage: str) -> None:
+        """Say nothing beforehand: no backend is waited for on its account."""
+
+    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
+        if any(view.probe is None for view in backends):  # it may yet say that it serves the model
+            return None
+        if not call.ask.embeds and (meant := named_in_code(call.ask.model, backends)) is not None:
+            return meant
+        asked = replace(call, identity=replace(call.identity, stage=self._stage))
+        for mapper in self._mappers:
+            chosen: Assignment | None = yield from ask.mapper(mapper, asked, backends)
+            if chosen is not None:
+                return chosen
+        return None
+
+
 _STRICT, _NAMED_IN_REQUEST = _Strict(), _NamedInRequest()
+_ANY_EMBEDDINGS = beside(Identity("", stage=ANY_STAGE)).stage
 
 
 class GatewayRequest(NamedTuple):
@@ -124,7 +153,7 @@ class Gateway:
         headers, content = dict(raw), await _content(receive)
         if (encoding := headers.get(b"content-encoding", b"identity")) != b"identity":
             raise RequestRefused(415, f"a body with Content-Encoding {encoding.decode('latin-1')!r:.100} is not read")
-        body = _parsed(content)
+        body = parsed(content)
         if not wire.asks(body):
             raise RequestRefused(400, f"the request is none of {wire.title}: it asks a model for nothing")
         return GatewayRequest(wire, headers, raw, scope["query_string"], path, caller, body)
@@ -150,9 +179,22 @@ class Gateway:
                 self.sessions.leave(session)
             raise
         inflight.holds = _NOBODYS
-        if ask.embeds:
-            inflight.mappers = (*inflight.mappers, _NAMED_IN_REQUEST)
+        self._place(inflight)
         return inflight, session
+
+    def _place(self, inflight: InFlightCall) -> None:
+        """Have a call placed by its model's name where no mapping names its stage, and by ``"*"`` if it has none."""
+        call, more = inflight.call, list[Mapper]()
+        if call.ask.embeds:
+            more.append(_NAMED_IN_REQUEST)
+        if not call.identity.stage:
+            chain = self.serving.mappings.chain((), call.hints.variant)
+            stage = _ANY_EMBEDDINGS if call.ask.embeds else ANY_STAGE
+            chain = naming(chain, stage) if call.ask.embeds else chain
+            if chain:
+                more.append(_OfAnyStage(chain, stage))
+        if more:
+            inflight.mappers = (*inflight.mappers, *more)
 
     def arrive_alone(self, request: GatewayRequest, call_id: str) -> InFlightCall:
         """Return what a request asks for as a call that is mapped and no more.
@@ -163,7 +205,9 @@ class Gateway:
         source, hints = self._source(request)
         ask = request.wire.ask_of(request.body)
         identity = Identity(f"call-{call_id}", stage=source.stage)
-        return self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+        inflight = self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+        self._place(inflight)
+        return inflight
 
     def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
         """Return what a request says of itself, as far as its key allows it to."""
@@ -221,23 +265,6 @@ async def _content(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _no_json(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_json)
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        body = _DECODER.decode(content.decode(json.detect_encoding(content), "surrogatepass"))
-    except (ValueError, RecursionError) as error:
-        raise RequestRefused(400, f"the request's body is no JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise RequestRefused(400, "the request's body must be a JSON object")
-    return body
 
 
 class CallEndpoint:

@@ -1,4 +1,4 @@
-"""Bounds on how long something may say nothing, kept by one timer for all of a gateway's requests.
+"""Bounds on how long something may say nothing, kept by one timer for all requests.
 
 A timer of its own for each read costs more than the read. So these bounds are looked at every now and then, and end a
 little late.
@@ -55,11 +55,13 @@ class SilenceBound:
         TimeoutError: At its end, if that is why.
     """
 
-    __slots__ = ("_before", "_expired", "_since_s", "_task", "_watch", "heard")
+    __slots__ = ("_before", "_expired", "_since_s", "_task", "_watch", "heard", "more_s")
 
     def __init__(self, watch: SilenceWatch, task: asyncio.Task[Any]) -> None:
         self.heard = True
         """Whether something was heard since the last look; set by what hears it."""
+        self.more_s = 0.0
+        """So much longer than all bounds of its kind it lasts."""
         self._watch = watch
         self._task = task
         self._before = 0
@@ -82,6 +84,6 @@ class SilenceBound:
         """Cancel the task if nothing was heard for so long."""
         if self.heard:
             self.heard, self._since_s = False, now
-        elif now - self._since_s >= seconds and not self._expired:
+        elif now - self._since_s >= seconds + self.more_s and not self._expired:
             self._expired = True
             self._task.cancel()

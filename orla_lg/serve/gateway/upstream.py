@@ -19,6 +19,7 @@ from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.client import KEEP_ALIVE_S, NO_KEY
 from orla_lg.openai_api.dialect import Dialect
 from orla_lg.openai_api.home import Home, Upgrade, certificates
+from orla_lg.serve.gateway.bodies import written
 from orla_lg.wires.wire import Wire
 
 CONNECT_TIMEOUT_S = 10.0
@@ -70,7 +71,7 @@ class BackendLink:
             aiohttp.ClientError, TimeoutError: It did not answer.
             BackendUnavailable: It redirects to where prompts must not go.
         """
-        content, wire = outgoing.content(), outgoing.wire
+        content, wire = written(outgoing.body), outgoing.wire
         url = self._addresses.get(wire.name)
         if url is None:
             url = self._addresses[wire.name] = URL(address_of(self.backend.url, wire))

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from orla_lg import Backend, Orla
+from orla_lg import Backend, ExplicitMapper, Orla
 from tests.conftest import BACKEND_KEY, CALLER_KEY, at
 from tests.serve.gateway.served import GatewayServer
 from tests.stub_engine import MODEL, Reply, StubEngine
@@ -197,3 +197,32 @@ def test_two_backends_and_the_call_goes_where_the_mapping_says(
         assert [(record.stage, record.backend) for record in gateway.ended(2)] == [
             ("plan", "strong"), ("other", "main"),
         ]  # fmt: skip
+
+
+def test_a_call_of_no_stage_goes_where_its_model_says_else_where_any_stage_does(
+    engine: StubEngine, other_engine: StubEngine, make_orla: Callable[..., Orla]
+) -> None:
+    orla = make_orla(at(engine), at(other_engine, "strong"), mapper={"plan": "main", "*": "strong"})
+    orla.core.serving.variant("cheap", ExplicitMapper({"*": "main"}))
+    orla.connect()
+    with GatewayServer(orla) as gateway:
+        for model, headers in (("gpt-x", {}), ("main", {}), ("gpt-x", {"x-orla-mapping": "cheap"})):
+            httpx.post(
+                f"{gateway.url}/v1/chat/completions", json={"model": model, "messages": HELLO}, headers=headers
+            ).raise_for_status()
+        assert [record.backend for record in gateway.ended(3)] == ["strong", "main", "main"]
+
+
+@pytest.mark.parametrize(
+    ("mapper", "status"),
+    [({"*": "main"}, 404), ({"*:embeddings": "main"}, 200), ({"retrieve:embeddings": "main"}, 404)],
+)
+def test_embeddings_of_no_stage_go_by_the_entry_for_embeddings_of_any(
+    engine: StubEngine, make_orla: Callable[..., Orla], mapper: dict[str, str], status: int
+) -> None:
+    engine.speaks["/v1/embeddings"] = lambda body: {"object": "list", "data": [], "model": body["model"]}
+    orla = make_orla(at(engine), mapper=mapper)
+    orla.connect()
+    with GatewayServer(orla) as gateway:
+        answer = httpx.post(f"{gateway.url}/v1/embeddings", json={"model": "nowhere", "input": "a"})
+    assert answer.status_code == status
