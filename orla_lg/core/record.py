@@ -114,6 +114,8 @@ class Happening(StrEnum):
     STAGES_NEXT = "stages_next"
     TOOL_STARTED = "tool_started"
     TOOL_ENDED = "tool_ended"
+    TOOL_BEGAN_EARLY = "tool_began_early"
+    TOOL_HANDED_OVER = "tool_handed_over"
     QUEUED = "queued"
     DISPATCHED = "dispatched"
     FIRST_TOKEN = "first_token"
@@ -138,6 +140,8 @@ class CallEvent:
     """With ``FINISHED``."""
     tenant: str | None = None
     """The workflow's; ``None`` where none was named."""
+    hidden_s: float | None = None
+    """With ``TOOL_HANDED_OVER``: so much of an early tool's time passed before its turn."""
 
 
 Listener = Callable[[CallEvent], None]
@@ -261,6 +265,5 @@ class RecordBook:
                 if not each.failed:
                     each.failed = True
                     log.exception(
-                        "a listener of orla_lg failed on %s; it hears of what follows, and failures of it are not "
-                        "logged any more", event.kind,
-                    )  # fmt: skip
+                        "a listener of orla_lg failed on %s; no further failure of it is logged", event.kind
+                    )
