@@ -72,8 +72,7 @@ def chat_steps(
     if come_from is not None and binding is not None and binding.tools is not None and binding.core is core:
         watch = watch_for(core, come_from, inflight, options.json_data)
     sender = SdkSender(
-        core.clients, client, original, options, form, assemble=assemble or watch is not None,
-        shows_counts=shows_counts, watch=watch,
+        core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts, watch=watch,
     )  # fmt: skip
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
