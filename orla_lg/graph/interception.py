@@ -31,6 +31,7 @@ from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tools.watch import watch_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
+from orla_lg.openai_api.pair_check import PairChecks
 from orla_lg.wires.chat import ask_of
 
 CHAT_COMPLETIONS = "/chat/completions"
@@ -66,11 +67,13 @@ def chat_steps(
     )
     on_end = end_of(come_from, on_record)
     binding = None if come_from is None else come_from.binding
-    watch = None
+    watch = agrees = None
     if binding is not None and binding.tools is not None and binding.core is core:
         watch = watch_for(core, come_from, inflight, options.json_data)
+        agrees = None if watch is None else PairChecks(core.serving).agrees
     sender = SdkSender(
         core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts, watch=watch,
+        agrees=agrees,
     )  # fmt: skip
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
