@@ -174,11 +174,11 @@ class NodeCallSite:
     def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
         return arrival(self._core, self._come_from, ask, timeout)
 
-    def watch(self, inflight: InFlightCall) -> AnswerWatch | None:  # noqa: D102
+    def watch(self, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:  # noqa: D102
         binding = self._come_from.binding
         if binding is None or binding.tools is None or binding.core is not self._core:
             return None
-        return watch_for(self._core, self._come_from, inflight, self._body)
+        return watch_for(self._core, self._come_from, inflight, body)
 
     def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
         return self.serving.serve(inflight, sender, end_of(self._come_from))
