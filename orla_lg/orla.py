@@ -373,7 +373,9 @@ class Orla:
 
     def statistics(self) -> Statistics:
         """Return the state now: queues, caches, runs, and what was spent."""
-        return replace(self.core.serving.statistics(), split_prompts=self.core.next_prompts.statistics())
+        core = self.core
+        early, split = core.early.statistics(), core.next_prompts.statistics()
+        return replace(core.serving.statistics(), early_tools=early, split_prompts=split)
 
     def feedback(self, record_id: str, score: float) -> None:
         """Say how good the answer of a call was; mappers that learn take it in.
@@ -522,6 +524,7 @@ class Orla:
         if self._control is not None:
             self._control.close()
         uninstall(self.core)
+        self.core.early.close()
         self.core.serving.close()
         for clients in self.core.clients.values():
             clients.close()
