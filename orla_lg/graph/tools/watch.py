@@ -18,6 +18,7 @@ from orla_lg.graph.tools.declared import SafeTools, ToolPlace
 from orla_lg.graph.tools.fitness import ARUN, RUN
 from orla_lg.graph.tools.handover import tell
 from orla_lg.graph.tools.running import EARLY, enter, namespace_of
+from orla_lg.graph.tools.split_watch import SplitWatch
 from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart, around_of
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall
 
@@ -25,15 +26,14 @@ log = logging.getLogger("orla_lg")
 
 
 def watch_for(core: Core, come_from: Origin, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:
-    """Return what hears the answer to *body*; ``None`` where it offers no tool that is safe."""
+    """Return what hears the answer to *body*; ``None`` where it offers no safe tool, and prompts are not split."""
     tools, identity = come_from.binding.tools if come_from.binding else None, inflight.call.identity
     if tools is None or identity.run is None or EARLY.get() is not None:
         return None
     asking = AskingCall(inflight.call.id, identity.run, identity.stage, identity.namespace, identity.step)
     _drop_outdated(core, asking)
-    if not tools.offered(body, identity.stage):
-        return None
-    return ToolWatch(core, tools, asking)
+    watch = ToolWatch(core, tools, asking) if tools.offered(body, identity.stage) else None
+    return SplitWatch(core.next_prompts, core.serving, inflight, watch) if tools.splits else watch
 
 
 def _drop_outdated(core: Core, asking: AskingCall) -> None:
