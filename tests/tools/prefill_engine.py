@@ -1,4 +1,4 @@
-"""An engine with a prefix cache and a pace: it answers as planned, and keeps account of what was prefilled for whom."""
+"""An engine with a prefix cache and a pace: it answers as planned, and keeps account of what it prefilled."""
 
 from __future__ import annotations
 
