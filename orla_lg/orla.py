@@ -25,9 +25,10 @@ from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Planned
 from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.operation.policy_choice import PolicyChoice, refined
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import KEEP, Keep
-from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
+from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.steps import adrive, drive

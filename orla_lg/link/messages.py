@@ -175,6 +175,8 @@ class Grant(NamedTuple):
     cache_action: str | None = None
     """What is planned with the slot's contents; ``None`` on engines without slots."""
     slot: int | None = None
+    final_odds: float | None = None
+    """How likely the call is its run's last, where the order of the queue went by that."""
 
 
 class Refused(NamedTuple):

@@ -56,6 +56,8 @@ class Waiting:
     waits_for: WaitsFor
     expected_tokens: int
     """Prompt and answer together, as far as that can be told beforehand."""
+    final_odds: float | None = None
+    """How likely it is its run's last call, where the order of the queue goes by that (policy ``final_first``)."""
 
 
 class SeenBackend(Protocol):
@@ -120,6 +122,7 @@ def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
     return Waiting(
         call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
         max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
+        call.final_odds,
     )  # fmt: skip
 
 
