@@ -374,7 +374,9 @@ class Orla:
 
     def statistics(self) -> Statistics:
         """Return the state now: queues, caches, runs, and what was spent."""
-        return replace(self.core.serving.statistics(), early_tools=self.core.early.statistics())
+        core = self.core
+        early, split = core.early.statistics(), core.next_prompts.statistics()
+        return replace(core.serving.statistics(), early_tools=early, split_prompts=split)
 
     def feedback(self, record_id: str, score: float) -> None:
         """Say how good the answer of a call was; mappers that learn take it in.

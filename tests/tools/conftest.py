@@ -53,7 +53,7 @@ class Lab:
         return self.orla.statistics().early_tools
 
     def model(self, **settings: Any) -> ChatOpenAI:
-        return ChatOpenAI(base_url=self.engine.url, model=MODEL, api_key="none", max_retries=0, **settings)
+        return ChatOpenAI(base_url=self.engine.url, model=MODEL, api_key="none", **{"max_retries": 0, **settings})
 
     def backend(self, name: str = "main", **settings: Any) -> Backend:
         return Backend(name, self.engine.url, **{"model": MODEL, **settings})
