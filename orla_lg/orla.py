@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -373,7 +373,7 @@ class Orla:
 
     def statistics(self) -> Statistics:
         """Return the state now: queues, caches, runs, and what was spent."""
-        return self.core.serving.statistics()
+        return replace(self.core.serving.statistics(), early_tools=self.core.early.statistics())
 
     def feedback(self, record_id: str, score: float) -> None:
         """Say how good the answer of a call was; mappers that learn take it in.
@@ -522,6 +522,7 @@ class Orla:
         if self._control is not None:
             self._control.close()
         uninstall(self.core)
+        self.core.early.close()
         self.core.serving.close()
         for clients in self.core.clients.values():
             clients.close()

@@ -206,7 +206,8 @@ class SdkSender:
         form: The SDK's other arguments (``cast_to``, ``stream``, ``stream_cls``).
         assemble: Stream from the engine even where the caller does not, to see the first token.
         shows_counts: Let the caller have the token counts of a stream for which it did not ask.
-        watch: Hears the answer as it comes.
+        watch: Hears the answer as it comes; for one that wants tool calls an answer is streamed from the engine too,
+            where its backend allows it.
     """
 
     def __init__(
@@ -253,7 +254,8 @@ class SdkSender:
         return response
 
     def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
+        early = outgoing.clients.backend.early_tools
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch, early=early)
         token = TAP.set(tap)
         try:
             try:
@@ -289,7 +291,8 @@ class SdkSender:
         return response
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
+        early = outgoing.clients.backend.early_tools
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch, early=early)
         token = TAP.set(tap)
         try:
             try:
@@ -321,7 +324,8 @@ class SdkSender:
         if not isinstance(streams, OBJECT):
             pass  # the engine says what is wrong with it
         elif mode == "plain":
-            if self._may_assemble and dialect.assembles and chat.can_assemble(said):
+            may = self._may_assemble or (self._watch is not None and self._assembles_for(self._watch, clients))
+            if may and dialect.assembles and chat.can_assemble(said):
                 mode, body["stream"] = "assemble", True
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
                 added |= {"stream", STREAM_OPTIONS}
@@ -331,6 +335,10 @@ class SdkSender:
             added.add(STREAM_OPTIONS)
         options = self._options_for(clients, body, fields)
         return Outgoing(clients, options, mode, hides, added, asked, guards)
+
+    def _assembles_for(self, watch: AnswerWatch, clients: EngineClients) -> bool:
+        """Whether an answer in one piece is streamed from the engine for what *watch* hears."""
+        return watch.wants_calls and clients.backend.early_tools and clients.backend.assemble is not False
 
     def _without_ours(self, outgoing: Outgoing) -> Outgoing:
         """Return the same request with nothing added but what keeps workflows apart."""

@@ -123,6 +123,29 @@ def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyToolStatistics:
+    """The tools that were started before their turn, since the start of an ``Orla``."""
+
+    started: int = 0
+    used: int = 0
+    """Whose result their call got."""
+    hidden_s: float = 0.0
+    """Of the time of those, seconds that passed before the call's turn."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Whose result no call got, by reason (docs/tools.md)."""
+    failed: int = 0
+    """Whose result could not be handed over: the tool raised, or needed its place."""
+    ran_twice: int = 0
+    """Whose call then ran the tool in its place."""
+    no_room: int = 0
+    """Starts that were not made: too many ran or waited."""
+    waiting: int = 0
+    """Now: neither handed over nor dropped."""
+    in_threads: int = 0
+    """Now: bodies that run in threads."""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """An ``Orla`` at one moment."""
 
@@ -142,3 +165,5 @@ class Statistics:
     """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
     direct: int = 0
     """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
+    early_tools: EarlyToolStatistics = field(default_factory=EarlyToolStatistics)
+    """Tools that began while a model still decoded; of this process's graphs."""
