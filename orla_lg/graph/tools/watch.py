@@ -62,6 +62,10 @@ class ToolWatch:
         asking: The call.
     """
 
+    wants_calls = True
+    wants_message = True
+    """The calls of the whole answer alone are certain."""
+
     def __init__(self, core: Core, tools: SafeTools, asking: AskingCall) -> None:
         self._core = core
         self._tools = tools
