@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -42,8 +43,11 @@ RUNS = 2_000 if WHOLE else 120
 A_STORM = 200 if WHOLE else 60
 """So many runs are served by one Orla; a third of the Orlas is closed while they go on."""
 
-EXPECTED = (openai.OpenAIError, OrlaError, ZeroDivisionError)
-"""What a run may end with; a closed engine's connection, or a closed Orla, among it."""
+EXPECTED = (openai.OpenAIError, OrlaError, ZeroDivisionError, TimeoutError)
+"""What a run may end with."""
+
+CLOSED = "the client has been closed"
+"""What httpx says of a request that was about to be sent when its Orla was closed."""
 
 SAFE = ("lookup", "find", "fetch", "fails", "asks", "thinks")
 WAYS = ["well"] * 6 + ["cancel"] * 6 + ["failure"] * 3 + ["leave", "drop"] * 3 + ["interrupt"] * 3
@@ -199,9 +203,20 @@ def build(llm: ChatOpenAI, tools: list[BaseTool]) -> Any:
 
 
 class Outcomes(Counter[str]):
-    def note(self, error: BaseException | None) -> None:
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Count how a run ends; what may not be is raised."""
+        name = "ended"
+        try:
+            yield
+        except EXPECTED as error:
+            name = type(error).__name__
+        except RuntimeError as error:
+            if CLOSED not in str(error):
+                raise
+            name = "OrlaClosed"
         with _lock:
-            self["ended" if error is None else type(error).__name__] += 1
+            self[name] += 1
 
 
 _lock = threading.Lock()
@@ -212,7 +227,7 @@ def sync_run(graphs: Graphs, seed: int, outcomes: Outcomes) -> None:
     way = dice.choice([way for way in WAYS if way != "cancel"])
     question = {"messages": [("user", f"{way} {seed} sync")]}
     graph, config = graphs.of(way, seed)
-    try:
+    with outcomes.noting():
         if way in ("leave", "drop"):
             stream = graph.stream(question, config, stream_mode=dice.choice(["messages", "updates", "values"]))
             for at, _ in enumerate(stream):
@@ -222,10 +237,6 @@ def sync_run(graphs: Graphs, seed: int, outcomes: Outcomes) -> None:
                 stream.close()
         else:
             graph.invoke(question, config)
-    except EXPECTED as error:
-        outcomes.note(error)
-    else:
-        outcomes.note(None)
 
 
 async def async_run(graphs: Graphs, seed: int, outcomes: Outcomes) -> None:
@@ -233,7 +244,7 @@ async def async_run(graphs: Graphs, seed: int, outcomes: Outcomes) -> None:
     way = dice.choice(WAYS)
     question = {"messages": [("user", f"{way} {seed} async")]}
     graph, config = graphs.of(way, seed)
-    try:
+    with outcomes.noting():
         if way == "cancel":
             async with asyncio.timeout(dice.random() * 0.15):
                 await graph.ainvoke(question, config)
@@ -246,10 +257,6 @@ async def async_run(graphs: Graphs, seed: int, outcomes: Outcomes) -> None:
                 await stream.aclose()
         else:
             await graph.ainvoke(question, config)
-    except (*EXPECTED, TimeoutError) as error:
-        outcomes.note(error)
-    else:
-        outcomes.note(None)
 
 
 async def many(graphs: Graphs, seeds: range, outcomes: Outcomes) -> None:
