@@ -71,6 +71,11 @@ class Hearing:
             self._watch.ends(None)
             self._watch.begins()
 
+    def fails(self) -> None:
+        """Let the answer break off for good."""
+        if self._watch is not None:
+            self._watch.ends(None)
+
     def ends(self, message: Any) -> None:
         """Let the answer end with *message*."""
         if self._watch is not None and isinstance(message, AIMessage):
