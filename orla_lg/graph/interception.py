@@ -32,6 +32,7 @@ from orla_lg.graph.tools import handover
 from orla_lg.graph.tools.watch import watch_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
+from orla_lg.openai_api.pair_check import PairChecks
 from orla_lg.wires.chat import ask_of
 from orla_lg.wires.watching import AnswerWatch
 
@@ -68,11 +69,13 @@ def chat_steps(
     )
     on_end = end_of(come_from, on_record)
     binding = None if come_from is None else come_from.binding
-    watch = None
+    watch = agrees = None
     if come_from is not None and binding is not None and binding.tools is not None and binding.core is core:
         watch = watch_for(core, come_from, inflight, options.json_data)
+        agrees = None if watch is None else PairChecks(core.serving).agrees
     sender = SdkSender(
         core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts, watch=watch,
+        agrees=agrees,
     )  # fmt: skip
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
@@ -171,11 +174,11 @@ class NodeCallSite:
     def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
         return arrival(self._core, self._come_from, ask, timeout)
 
-    def watch(self, inflight: InFlightCall) -> AnswerWatch | None:  # noqa: D102
+    def watch(self, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:  # noqa: D102
         binding = self._come_from.binding
         if binding is None or binding.tools is None or binding.core is not self._core:
             return None
-        return watch_for(self._core, self._come_from, inflight, self._body)
+        return watch_for(self._core, self._come_from, inflight, body)
 
     def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
         return self.serving.serve(inflight, sender, end_of(self._come_from))

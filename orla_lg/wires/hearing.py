@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from orla_lg.wires import reading
 from orla_lg.wires.assembly import Assembly
@@ -22,6 +21,8 @@ MAX_STREAM_BYTES = 64 * 2**20
 
 MAX_WHOLE_BYTES = 4 * 2**20
 """The message of a whole answer that is longer is not heard."""
+
+T = TypeVar("T")
 
 _faults = set[str]()
 """Kinds of watches that failed, as far as a warning said so."""
@@ -57,14 +58,12 @@ class Hearing:
             self._begun = True
             if self._watch is not None:
                 self._call(self._watch.begins)
-        if self._stream is not None and not self._stream.feed(data):
+        if self._stream is not None and not _safely(self._stream.feed, data):
             self._stream = None
 
     def stream_ends(self) -> None:
         """Note that the stream is over, and complete."""
-        if self._stream is not None:
-            self._stream.finish()
-        self._ends(None if self._stream is None or not self._wants_message else self._stream.message())
+        self._ends(None if self._stream is None else _safely(self._stream.end))
 
     def assembled(self, completion: Mapping[str, Any]) -> None:
         """Note that the answer is complete, and was put together as *completion*."""
@@ -73,14 +72,12 @@ class Hearing:
 
     def came_whole(self, body: bytes) -> None:
         """Note that the answer is complete, and came in one piece."""
-        message = None
-        if self._wants_message and not self._ended and len(body) <= MAX_WHOLE_BYTES:
-            try:
-                answer = reading.parse(body)
-                message = self._wire.message_in(answer) if isinstance(answer, dict) else None
-            except (Garbage, RecursionError):
-                pass  # it has none
-        self._ends(message)
+        reads = self._wants_message and not self._ended and len(body) <= MAX_WHOLE_BYTES
+        self._ends(_safely(self._message_in, body) if reads else None)
+
+    def _message_in(self, body: bytes) -> Mapping[str, Any] | None:
+        answer = reading.parse(body)
+        return self._wire.message_in(answer) if isinstance(answer, dict) else None
 
     def breaks_off(self) -> None:
         """Note that the answer ended without being complete."""
@@ -98,11 +95,26 @@ class Hearing:
     def _call(self, hear: Callable[..., object], *heard: object) -> None:
         try:
             hear(*heard)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever a watch fails with, the answer is its caller's
             kind, self._watch = type(self._watch).__qualname__, None
-            if kind not in _faults and len(_faults) < MANY_KINDS:
-                _faults.add(kind)
-                log.exception("%s failed over an answer, and hears no more of it; this is logged once", kind)
+            _report(kind)
+
+
+def _report(kind: str) -> None:
+    if kind not in _faults and len(_faults) < MANY_KINDS:
+        _faults.add(kind)
+        log.exception("%s failed over an answer, and hears no more of it; this is logged once", kind)
+
+
+def _safely(read: Callable[[bytes], T] | Callable[[], T], *data: bytes) -> T | None:
+    """Return what *read* does; ``None`` where an answer cannot be read: that is for its caller to find out."""
+    try:
+        return read(*data)
+    except (Garbage, RecursionError):
+        return None
+    except Exception:  # noqa: BLE001 - a fault of ours, which must not reach the answer's caller
+        _report(f"the reading of {read.__qualname__}")
+        return None
 
 
 class HeardStream:
@@ -119,19 +131,20 @@ class HeardStream:
         self._chunk_in = wire.chunks()
         self._assembly = Assembly(calls)
         self._splitter = splitter_of(wire)
-        self._reads = whole
+        self._whole = self._reads = whole
         self._bytes = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take note of a piece; returns whether more can be heard."""
+        """Take note of a piece; returns whether more can be heard.
+
+        Raises:
+            Garbage: What came cannot be read.
+        """
         self._bytes += len(data)
         if not self._reads and self._splitter.whole(data) and self._wire.calls_mark not in data:
             return True
-        try:
-            for event in self._splitter.feed(data):
-                self._take(event)
-        except (Garbage, RecursionError):
-            return False
+        for event in self._splitter.feed(data):
+            self._take(event)
         return self._bytes <= MAX_STREAM_BYTES and not self._splitter.is_stuck and not self._assembly.error
 
     def _take(self, event: bytes) -> None:
@@ -139,14 +152,10 @@ class HeardStream:
         if self._reads and (chunk := self._chunk_in(event)) is not None:
             self._assembly.add(chunk)
 
-    def finish(self) -> None:
-        """Note that the stream is over, and complete."""
-        with contextlib.suppress(Garbage, RecursionError):
-            if rest := self._splitter.rest():
-                self._take(rest)
+    def end(self) -> dict[str, Any] | None:
+        """Note that the stream is over, and complete; returns its message, ``None`` without one."""
+        if rest := self._splitter.rest():
+            self._take(rest)
         if self._calls is not None:
             self._calls.finish(None)
-
-    def message(self) -> dict[str, Any] | None:
-        """Return its message; ``None`` without one."""
-        return None if self._assembly.error else self._assembly.message()
+        return self._assembly.message() if self._whole and not self._assembly.error else None

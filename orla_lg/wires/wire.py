@@ -50,6 +50,11 @@ ChunkIn = Callable[[bytes], Body | None]
 """Returns what one event of a stream brings, as a chunk of a chat completion; ``None`` for nothing."""
 
 
+def chunk_of(delta: Body, reason: str | None = None) -> Body:
+    """Return a chunk of a chat completion with one choice."""
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+
 def _no_chunk(event: bytes) -> Body | None:
     return None
 
