@@ -158,7 +158,9 @@ def test_a_tools_node_times_out_while_it_waits_for_an_early_start(lab: Lab, serv
     settled(lab)
 
 
-def test_a_models_node_that_times_out_is_tried_again_and_its_tool_goes_on(lab: Lab, served: Callable[..., Any]) -> None:
+def test_a_models_node_that_times_out_is_tried_again_and_its_tool_goes_on(
+    lab: Lab, served: Callable[..., Any]
+) -> None:
     stalls = threading.Event()
     first = iter([True])
 
@@ -207,7 +209,9 @@ def test_an_answer_that_breaks_off_comes_from_elsewhere(
         return lab._answer(body)
 
     with PlannedEngine(breaking) as other:
-        lab.orla = make_orla(Backend("other", other.url, model="planned"), lab.backend(), mapper={"*": ["other", "main"]})
+        lab.orla = make_orla(
+            Backend("other", other.url, model="planned"), lab.backend(), mapper={"*": ["other", "main"]}
+        )
         graph = served(create_agent(lab.model(), [looking(lab)]), tools_safe={"look"})
         state = asyncio.run(graph.ainvoke(HELLO)) if is_async else graph.invoke(HELLO)
     assert [message.content for message in state["messages"][2:]] == ["seen 1", "seen 2", "done"]

@@ -96,7 +96,9 @@ def test_a_servers_hint_is_believed_if_that_is_asked_for(
                 graph = create_agent(lab.model(), tools)
                 graph = served(graph, **how) if how else graph
                 state = shown(await graph.ainvoke({"messages": [HumanMessage("Hello")]}))
-                return re.sub(r"'id': '[^']*'", "", repr(state))  # the adapters make ids of parts, other ones each time
+                return re.sub(
+                    r"'id': '[^']*'", "", repr(state)
+                )  # the adapters make ids of parts, other ones each time
 
             without = await ask()
             assert counts() == {"look": 2, "fail": 1, "send": 1}
