@@ -429,6 +429,7 @@ class InFlightCall:
             considered=() if chosen is None else chosen.considered,
             expected_cached_tokens=expected_tokens,
             cache_hint=call.hints.cache,
+            final_odds=call.final_odds,
         )
 
     def _cache_action(self, planned: str, expected_tokens: int | None) -> str:

@@ -71,6 +71,8 @@ class Record:
     call yet, or nothing was promised, or less than the slack that engines are given (``orders.SLACK_TOKENS``)."""
     cache_hint: CacheHint | None = None
     """What was said of its workflow's cache, whatever came of it (``Hints.cache``)."""
+    final_odds: float | None = None
+    """How likely it was its run's last call, where the order of the queue went by that (policy ``final_first``)."""
 
     @property
     def key(self) -> str:

@@ -15,6 +15,7 @@ from orla_lg.core.limits.book import LimitStatistics
 from orla_lg.core.limits.costs import Costs
 from orla_lg.core.prefetch.book import WarmStatistics
 from orla_lg.core.prefetch.prefetcher import Prefetcher
+from orla_lg.core.prefetch.prompts import SplitStatistics
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
 from orla_lg.core.workflow import WorkflowStatistics
 
@@ -55,6 +56,8 @@ class Waiting:
     waits_for: WaitsFor
     expected_tokens: int
     """Prompt and answer together, as far as that can be told beforehand."""
+    final_odds: float | None = None
+    """How likely it is its run's last call, where the order of the queue goes by that (policy ``final_first``)."""
 
 
 class SeenBackend(Protocol):
@@ -119,6 +122,7 @@ def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
     return Waiting(
         call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
         max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
+        call.final_odds,
     )  # fmt: skip
 
 
@@ -163,6 +167,8 @@ class Statistics:
     """Lines that the records file could not take."""
     limits: list[LimitStatistics] = field(default_factory=list)
     """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
+    split_prompts: SplitStatistics = field(default_factory=SplitStatistics)
+    """Of this process: next prompts that were predicted while tools ran (``wrap(split_prompts=True)``)."""
     direct: int = 0
     """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
     early_tools: EarlyToolStatistics = field(default_factory=EarlyToolStatistics)

@@ -106,7 +106,7 @@ def _turn(tool: BaseTool, arguments: Arguments, config: Mapping[str, Any] | None
         core, run = handler.orla_binding.core, each.lineage
         if each is node or each.chain == node.chain:
             tools.used(tool, each.path)
-        if run is not None and (start := core.early.take(run.root, tool, arguments)) is not None:
+        if run is not None and (start := core.early.take(run.root, tool, arguments, each.path)) is not None:
             return Handover(core, start, each, time.monotonic(), manager)
     return None
 

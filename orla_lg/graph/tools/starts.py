@@ -24,6 +24,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 
 from orla_lg.core.background import Background
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.operation.statistics import EarlyToolStatistics
 from orla_lg.graph.running_node import RunningNode
 from orla_lg.graph.tools.arguments import Arguments, are_equal
@@ -69,6 +70,11 @@ class AskingCall:
     step: int | None
 
 
+def around_of(namespace: str) -> str:
+    """Return the namespace of the graph execution that a node's execution is in."""
+    return namespace.rpartition(NAMESPACE_SEPARATOR)[0]
+
+
 class EarlyStart:
     """One tool that was started before its turn.
 
@@ -80,7 +86,7 @@ class EarlyStart:
     """
 
     __slots__ = (
-        "arguments", "asking", "began_s", "ended_s", "is_left", "loop", "made_s", "node", "outcome", "said", "stage",
+        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said", "stage",
         "task", "tool",
     )  # fmt: skip
 
@@ -102,8 +108,8 @@ class EarlyStart:
         """Monotonic seconds; 0 while that has not happened."""
         self.node: RunningNode | None = None
         """What stands for the tool's node, once the body runs."""
-        self.is_left = False
-        """The answer broke off in which its call was."""
+        self.is_answered = False
+        """The answer has ended in which its call was."""
 
     def run(self, body: Callable[[], Any]) -> None:
         """Run a body in this thread."""
@@ -237,14 +243,26 @@ class EarlyStarts:
 
     # End
 
-    def take(self, run: str, tool: BaseTool, arguments: Arguments) -> EarlyStart | None:
-        """Return the start of a call whose turn came, for this caller only; ``None`` where there is none."""
+    def take(self, run: str, tool: BaseTool, arguments: Arguments, namespace: str = "") -> EarlyStart | None:
+        """Return the start of a call whose turn came, for this caller only; ``None`` where there is none.
+
+        Args:
+            run: The root run.
+            tool: The tool.
+            arguments: Validated.
+            namespace: Of the node that runs the tool. Of equal calls its own graph's goes first: branches may make
+                the same ones, and what a branch leaves is dropped at its next call.
+        """
         if self.is_idle:
             return None
-        for start in list(self._runs.get(run, ())):
-            if start.tool is tool and are_equal(start.arguments, arguments) and self._take_out([start]):
-                return start
-        return None
+        equal = [
+            start for start in list(self._runs.get(run, ()))
+            if start.tool is tool and are_equal(start.arguments, arguments)
+        ]  # fmt: skip
+        if len(equal) > 1:
+            around = around_of(namespace)
+            equal.sort(key=lambda start: around_of(start.asking.namespace) != around)
+        return next((start for start in equal if self._take_out([start])), None)
 
     def handed_over(self, start: EarlyStart, hidden_s: float) -> None:
         """Count a start whose result its call got, and how much of its time passed before its turn."""

@@ -10,7 +10,6 @@ from contextvars import copy_context
 from typing import Any
 
 from orla_lg.core.boundary.stage_keys import inner_key
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.record import Happening
 from orla_lg.graph.context import Core, Origin
@@ -19,22 +18,22 @@ from orla_lg.graph.tools.declared import SafeTools, ToolPlace
 from orla_lg.graph.tools.fitness import ARUN, RUN
 from orla_lg.graph.tools.handover import tell
 from orla_lg.graph.tools.running import EARLY, enter, namespace_of
-from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart
+from orla_lg.graph.tools.split_watch import SplitWatch
+from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart, around_of
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall
 
 log = logging.getLogger("orla_lg")
 
 
 def watch_for(core: Core, come_from: Origin, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:
-    """Return what hears the answer to *body*; ``None`` where it offers no tool that is safe."""
+    """Return what hears the answer to *body*; ``None`` where it offers no safe tool, and prompts are not split."""
     tools, identity = come_from.binding.tools if come_from.binding else None, inflight.call.identity
     if tools is None or identity.run is None or EARLY.get() is not None:
         return None
     asking = AskingCall(inflight.call.id, identity.run, identity.stage, identity.namespace, identity.step)
     _drop_outdated(core, asking)
-    if not tools.offered(body, identity.stage):
-        return None
-    return ToolWatch(core, tools, asking)
+    watch = ToolWatch(core, tools, asking) if tools.offered(body, identity.stage) else None
+    return SplitWatch(core.next_prompts, core.serving, inflight, watch) if tools.splits else watch
 
 
 def _drop_outdated(core: Core, asking: AskingCall) -> None:
@@ -42,15 +41,11 @@ def _drop_outdated(core: Core, asking: AskingCall) -> None:
     outdated = [
         start for start in core.early.of_run(asking.run)
         if start.asking.stage == asking.stage and start.asking.namespace != asking.namespace
-        and _around(start.asking.namespace) == _around(asking.namespace)
+        and around_of(start.asking.namespace) == around_of(asking.namespace)
         and start.asking.step is not None and asking.step is not None and start.asking.step < asking.step
     ]  # fmt: skip
     if outdated:
         core.early.drop(outdated, DropReason.NEXT_CALL)
-
-
-def _around(namespace: str) -> str:
-    return namespace.rpartition(NAMESPACE_SEPARATOR)[0]
 
 
 class ToolWatch:
@@ -74,17 +69,17 @@ class ToolWatch:
         self._loop = asyncio._get_running_loop()
         self._started: list[EarlyStart] = []
         """For calls of this attempt's answer."""
-        self._before: list[EarlyStart] = []
-        """For calls of answers that broke off: of this call's attempts, and of those of a node that is retried."""
-        if not core.early.is_idle:
-            self._before = [
-                start for start in core.early.of_run(asking.run)
-                if start.is_left and start.asking.namespace == asking.namespace
-            ]  # fmt: skip
+        self._broken: list[EarlyStart] = []
+        """For calls of earlier attempts' answers, which broke off."""
+        self._left = [
+            start for start in core.early.of_run(asking.run)
+            if start.is_answered and start.asking.namespace == asking.namespace
+        ]  # fmt: skip
+        """For calls of earlier answers to this execution of the node: it may be retried."""
 
     def begins(self) -> None:
         """Note that an attempt's answer begins."""
-        self._before += self._started
+        self._broken += self._started
         self._started = []
 
     def tool_call(self, call: HeardToolCall) -> None:
@@ -94,15 +89,21 @@ class ToolWatch:
             said = None if place is None else json.loads(call.arguments or "{}")
             if place is None or not isinstance(said, dict):
                 return
-            for start in self._before:
-                if start.tool is place.tool and are_said_alike(start.said, said):
-                    self._before.remove(start)
-                    start.is_left = False
-                    self._started.append(start)
-                    return
-            self._start(place, said, call)
+            if not self._goes_on(place, said):
+                self._start(place, said, call)
         except Exception as error:  # noqa: BLE001 - validators are the user's; what they raise, the call meets in its place
             log.debug("tool %r does not start early: %s", call.name, error)
+
+    def _goes_on(self, place: ToolPlace, said: Mapping[str, Any]) -> bool:
+        """Whether an answer that does not count any more started the same, which is this one's now."""
+        for starts in (self._broken, self._left):
+            for start in starts:
+                if start.tool is place.tool and are_said_alike(start.said, said):
+                    starts.remove(start)
+                    start.is_answered = False
+                    self._started.append(start)
+                    return True
+        return False
 
     def _start(self, place: ToolPlace, said: Mapping[str, Any], call: HeardToolCall) -> None:
         tool, loop = place.tool, self._loop
@@ -132,14 +133,14 @@ class ToolWatch:
     def ends(self, message: Mapping[str, Any] | None) -> None:
         """Drop what the whole answer does not ask for; one that broke off may come again."""
         try:
+            for start in self._started:
+                start.is_answered = True
             if message is None:
-                for start in self._started:
-                    start.is_left = True
                 return
             called = list(_calls_of(message))
             changed = [start for start in self._started if not _is_among(start, called)]
-            self._core.early.drop([*changed, *self._before], DropReason.CHANGED)
-            self._before = []
+            self._core.early.drop([*changed, *self._broken], DropReason.CHANGED)
+            self._broken = []
         except Exception:
             log.debug("an answer's tool calls cannot be read", exc_info=True)
 
