@@ -36,8 +36,15 @@ AGAIN_AFTER = 64
 MOST_CALLS = 128
 """An answer with more tool calls is left alone."""
 
-PART_CHARS = 1_000
+PART_CHARS = 2_000
 """A result that is there in part is passed on when so much was added to it."""
+
+
+MOST_PART_CHARS = 1_000_000
+"""What a tool writes beyond is not noted."""
+
+WORD_CHARS = 64
+"""A word that is longer is cut anywhere."""
 
 
 class Differs(StrEnum):
@@ -63,6 +70,9 @@ class ToolRun:
     ended: bool = False
     result: dict[str, Any] | None = None
     """As the next prompt has it; ``None`` also where that cannot be known."""
+    written: list[str] = field(default_factory=list)
+    """Of its result, what it wrote since ``part``."""
+    written_chars: int = 0
     part: str = ""
     """What is there of its result, and stays."""
 
@@ -112,7 +122,7 @@ class AwaitedPrompt:
         results = list(self.results())
         if came[1 : 1 + len(results)] != results:
             return Differs.RESULT
-        for tool, message in zip(self.tools[len(results) :], came[1 + len(results) :], strict=False):
+        for tool, message in zip(self.tools, came[1:], strict=False):
             if tool.part and not str(message.get("content")).startswith(tool.part):
                 return Differs.PART
         return None
@@ -257,12 +267,22 @@ class NextPrompts:
         tool.ended = True
         self._pass_on(serving, awaited)
 
+    def awaits(self, tool_run: Any) -> bool:
+        """Whether the result of a tool's run belongs to a prompt that is awaited."""
+        return tool_run in self._tools
+
     def tool_wrote(self, serving: Serving, tool_run: Any, text: str) -> None:
         """Note what a tool has of its result, the beginning of which is final."""
         if (known := self._tools.get(tool_run)) is None:
             return
         awaited, tool = known
-        tool.part += text
+        with awaited.lock:
+            tool.written.append(text)
+            tool.written_chars += len(text)
+            if tool.written_chars < PART_CHARS or len(tool.part) > MOST_PART_CHARS:
+                return
+            tool.part = "".join([tool.part, *tool.written])
+            tool.written, tool.written_chars = [], 0
         self._pass_on(serving, awaited)
 
     def _pass_on(self, serving: Serving, awaited: AwaitedPrompt) -> None:
@@ -292,13 +312,13 @@ class NextPrompts:
 
     @staticmethod
     def _part(awaited: AwaitedPrompt, results: int) -> str:
-        """Return what is passed on of the first result that is not there, cut where a word ends."""
+        """Return what is certain of the first result that is not there, cut where a word ends."""
         if results >= len(awaited.tools):
             return ""
         part = awaited.tools[results].part
-        cut = part[: max(part.rfind(" "), part.rfind("\n"), 0)]
-        before = awaited.passed[1] if awaited.passed[0] == results else 0
-        return cut if len(cut) >= before + PART_CHARS else part[:before]
+        last = len(part) - 1
+        at = max(part.rfind(" "), part.rfind("\n"))
+        return part[: at if at > last - WORD_CHARS else max(0, last)].rstrip()
 
     # Ends
 
