@@ -1,9 +1,9 @@
 """What a tool has of its result while it still runs, where its author declares that the beginning is final.
 
 Such a tool (``tool.metadata["orla"] = {"final_prefix": True}``) writes pieces of its result as it gets them: texts,
-by ``get_stream_writer()`` (LangGraph's stream mode ``custom``) or ``runtime.emit_output_delta()`` (``tools``). Joined,
-they are what its result begins with. They pass as ever, and are noted beside that for the next prompt. The functions
-that the tool calls are found in the context it runs in, which LangChain makes for it alone.
+by ``get_stream_writer()`` (LangGraph's stream mode ``custom``) or ``runtime.emit_output_delta()`` (``tools``).
+Joined, they are what its result begins with. They pass as ever, and are noted beside that for the next prompt. The
+functions that the tool calls are found in the context it runs in, which LangChain makes for it alone.
 """
 
 from __future__ import annotations
