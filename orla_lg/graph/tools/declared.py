@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from langchain_core.tools import BaseTool
@@ -25,6 +25,7 @@ from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.errors import did_you_mean, shown
 from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
+from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.fitness import needs_its_place
 
 log = logging.getLogger("orla_lg")
@@ -83,6 +84,8 @@ class ToolPlace:
     """The node's name."""
     seen_running: bool = False
     """The node is known to run it, and not only to refer to it."""
+    is_held: bool = False
+    """Its calls are approved there before it runs: there it never starts early, whatever else is learned."""
 
 
 class SafeTools:
@@ -91,11 +94,15 @@ class SafeTools:
     Args:
         declared: What is declared.
         places: Where the graph runs its safe tools, as far as that shows.
+        approved: Names of tools whose calls are approved somewhere in the graph before they run.
     """
 
-    def __init__(self, declared: DeclaredTools, places: Collection[ToolPlace] = ()) -> None:
+    def __init__(
+        self, declared: DeclaredTools, places: Collection[ToolPlace] = (), approved: Collection[str] = ()
+    ) -> None:
         self.splits = declared.splits
         self._declared = declared
+        self._approved = frozenset(approved)
         self._lock = threading.Lock()
         self._places: dict[str, tuple[ToolPlace, ...]] = {}
         """By the tool's name."""
@@ -109,7 +116,7 @@ class SafeTools:
     @property
     def names(self) -> frozenset[str]:
         """Of the tools that may start early, as far as they are known."""
-        return frozenset(self._places)
+        return frozenset(name for name, places in self._places.items() if not all(each.is_held for each in places))
 
     def offered(self, body: Mapping[str, Any], stage: str) -> Collection[str]:
         """Return the names of the safe tools that a request of *stage* offers to its model, on any wire."""
@@ -137,20 +144,31 @@ class SafeTools:
         here = here or list(named)
         if len({id(place.tool) for place in here}) != 1 or id(here[0].tool) in self._unfit:
             return None
+        if any(place.is_held for place in here):
+            return None
         return max(here, key=lambda place: place.seen_running)
 
     def used(self, tool: BaseTool, namespace: str) -> None:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
-        if not self._declared.safe(tool):
+        if not self._declared.safe(tool) or tool.name in self._approved:
             return
         within, _, node = stage_key(namespace).rpartition(NAMESPACE_SEPARATOR)
         for place in self._places.get(tool.name, ()):
             if place.tool is tool and place.within == within and place.node == node and place.seen_running:
                 return
+        if self._holds(within, node):
+            return
         if id(tool) not in self._unfit and needs_its_place(tool) is None:
             with self._lock:
                 if sum(map(len, self._places.values())) < MOST_LEARNED:
                     self._add(ToolPlace(tool, within, node, seen_running=True))
+
+    def _holds(self, within: str, node: str) -> bool:
+        """Whether calls of a node are approved first; of such a node nothing is learned."""
+        return any(
+            each.is_held and (each.within, each.node) == (within, node)
+            for places in self._places.values() for each in places
+        )  # fmt: skip
 
     def leave_out(self, tool: BaseTool) -> None:
         """Start *tool* early no more: it turned out to need its place."""
@@ -183,7 +201,10 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
         if declared.safe(place.tool):
             if (reason := why_not or needs_its_place(place.tool)) is None:
                 places.append(place)
-            elif place.tool.name in declared.names:
+                continue
+            if why_not is not None:
+                places.append(replace(place, is_held=True))
+            if place.tool.name in declared.names:
                 log.warning(
                     "tool %r of %s is declared safe and does not start early: %s",
                     place.tool.name,
@@ -191,9 +212,9 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
                     reason,
                 )
     _warn_of_unknown(graph, declared.names, {place.tool.name for place, _ in shown_tools})
-    if not (places or declared.names or declared.splits):
+    if not (declared.names or declared.splits or any(not place.is_held for place in places)):
         return None
-    return SafeTools(declared, places)
+    return SafeTools(declared, places, approved_in(graph))
 
 
 def _warn_of_unknown(graph: AnyPregel, names: Collection[str], known: Collection[str]) -> None:
@@ -210,14 +231,14 @@ def _tools_in(graph: AnyPregel, key: str, around: tuple[object, ...]) -> Iterato
     """Yield the tools that a graph runs, each with why it must not start early there; *key* is the graph's place."""
     nodes = {name: unbound(node.bound) for name, node in graph.nodes.items()}
     run_by_nodes = set[int]()
-    approved = _approved_by_humans(nodes.values())
-    halted = _halts(graph, nodes)
+    approved = approved_by(nodes.values())
+    halted = halts(graph, nodes)
     for name, bound in nodes.items():
         if isinstance(bound, ToolNode):
-            stopped = halted if halted is not None else _before(graph, name)
+            stopped = halted if halted is not None else before(graph, name)
             for tool in bound.tools_by_name.values():
                 run_by_nodes.add(id(tool))
-                why_not = "a human approves its calls" if tool.name in approved else stopped
+                why_not = "its calls are approved first" if tool.name in approved else stopped
                 yield ToolPlace(tool, key, name, seen_running=True), why_not
                 yield from _graphs_in(tool, inner_key(key, name), around)
     for name, bound in nodes.items():
@@ -256,30 +277,3 @@ def _graphs_in(tool: BaseTool, key: str, around: tuple[object, ...]) -> Iterator
 def _inside(graph: AnyPregel, key: str, around: tuple[object, ...]) -> Iterator[tuple[ToolPlace, str | None]]:
     if not any(graph is each for each in around):
         yield from _tools_in(graph, key, (*around, graph))
-
-
-# Humans in the loop
-
-
-def _approved_by_humans(nodes: Collection[Any]) -> set[str]:
-    """Return the names of the tools whose calls a node's middleware lets a human approve, edit or reject."""
-    found = set[str]()
-    for bound in nodes:
-        for function in (getattr(bound, "func", None), getattr(bound, "afunc", None)):
-            asks = getattr(getattr(function, "__self__", None), "interrupt_on", None)
-            if isinstance(asks, Mapping):
-                found.update(name for name in asks if isinstance(name, str))
-    return found
-
-
-def _halts(graph: AnyPregel, nodes: Mapping[str, Any]) -> str | None:
-    """Return why all tools of a graph wait for a human: it is compiled to stop after the nodes that call models."""
-    after = graph.interrupt_after_nodes
-    stops = after == "*" or any(name in nodes and not isinstance(nodes[name], ToolNode) for name in after)
-    return "the graph is compiled with interrupt_after, so that a human sees its calls first" if stops else None
-
-
-def _before(graph: AnyPregel, node: str) -> str | None:
-    before = graph.interrupt_before_nodes
-    stops = before == "*" or node in before
-    return "its node is compiled with interrupt_before, so that a human sees its calls first" if stops else None
