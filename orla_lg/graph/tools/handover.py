@@ -144,7 +144,11 @@ def _async(original: Any) -> Any:
             if not turn.may_wait(in_loop=True):
                 turn.given_up()
             else:
-                await _aended(turn.start)
+                try:
+                    await _aended(turn.start)
+                except asyncio.CancelledError:
+                    turn.core.early.left_waiting()
+                    raise
                 if turn.is_result():
                     return turn.start.outcome.result()
         if self.metadata and self.coroutine is not None and is_final(self):
