@@ -73,7 +73,7 @@ class KeptPrompts:
             return
         workflow = call.call.identity.workflow
         if call.backend in self._isolated:
-            prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow)))
+            prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow) or self.tenant))
         prompt = prompt.counted(usage)
         with self._lock:
             book.learn(workflow, prompt)

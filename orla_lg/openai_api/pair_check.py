@@ -7,6 +7,7 @@ for their turn as any call does, and have records of their own.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import openai
 from openai._models import FinalRequestOptions
 
+from orla_lg.core.engine.backend import Probe
 from orla_lg.core.identity import standalone
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.placement.internal_call import InternalMapping
@@ -74,13 +76,32 @@ class PairChecks:
             body: Its request.
         """
         assert inflight.scheduler is not None and inflight.model is not None
-        engine = engine_of(inflight.scheduler.health.probe)
-        known = clients.agreement.holds(engine)
-        if known is None and clients.agreement.begins(engine):
-            asked = {**QUESTION, "model": inflight.model, **_choice(body)}
+        probe = inflight.scheduler.health.probe
+        known = clients.agreement.holds(engine_of(probe))
+        if known is None:
             with contextlib.suppress(OrlaClosed):
-                self._serving.background.submit(find_out(self._serving, clients, asked, engine))
+                begin(self._serving, clients, probe, {"model": inflight.model, **_choice(body)})
         return bool(known)
+
+
+def begin(
+    serving: Serving, clients: EngineClients, probe: Probe | None, more: Mapping[str, Any]
+) -> concurrent.futures.Future[None] | None:
+    """Ask an engine for a pair, if it was not asked before; ``clients.agreement`` then has what came of it.
+
+    Args:
+        serving: The core.
+        clients: The engine's.
+        probe: What it answered to the last one.
+        more: What the request has beside ``QUESTION``: the model at least.
+
+    Raises:
+        OrlaClosed: The core is closed.
+    """
+    engine = engine_of(probe)
+    if not clients.agreement.begins(engine):
+        return None
+    return serving.background.submit(_find_out(serving, clients, {**QUESTION, **more}, engine))
 
 
 def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,7 +109,7 @@ def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"tool_choice": "required"} if body.get("tool_choice") not in (None, "auto", "none") else {}
 
 
-async def find_out(serving: Serving, clients: EngineClients, asked: Mapping[str, Any], engine: Hashable) -> None:
+async def _find_out(serving: Serving, clients: EngineClients, asked: Mapping[str, Any], engine: Hashable) -> None:
     """Ask both ways, and keep what came of it; runs on the core's own loop."""
     agreement = clients.agreement
     try:

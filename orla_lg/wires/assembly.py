@@ -109,6 +109,7 @@ class _Choice:
         message: dict[str, Any] = {"role": self._role, "content": None, **joined(self._message)}
         if calls := self._calls.whole():
             message["tool_calls"] = calls
+            message["content"] = message["content"] or None  # streams begin with an empty text, whatever follows
         return message
 
     def whole(self) -> dict[str, Any]:

@@ -256,6 +256,7 @@ def called(arguments: str, id: str = "x") -> dict[str, Any]:
         (answer(called('{"a": 1}')), answer(called('{\n "a":1}', "y"))),
         (answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 7}}),
          answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": None})),
+        (answer({"content": None}), answer({"content": ""})),
         (answer({"content": "x"}, timings={"prompt_ms": 3}), answer({"content": "x"}, usage=None)),
     ],
 )  # fmt: skip

@@ -56,7 +56,7 @@ class Lab:
         return ChatOpenAI(base_url=self.engine.url, model=MODEL, api_key="none", **{"max_retries": 0, **settings})
 
     def backend(self, name: str = "main", **settings: Any) -> Backend:
-        return Backend(name, self.engine.url, **{"model": MODEL, **settings})
+        return Backend(name, self.engine.url, **{"model": MODEL, "assemble": True, **settings})
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""An engine with a prefix cache and a pace: it answers as planned, and keeps account of what was prefilled for whom."""
+"""An engine with a prefix cache and a pace: it answers as planned, and keeps account of what it prefilled."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -23,12 +25,11 @@ class Request:
     body: dict[str, Any]
     prompt_tokens: int
     cached_tokens: int
-    hung_up: bool = False
     at_s: float = field(default_factory=time.monotonic)
 
     @property
     def prefetch(self) -> bool:
-        return self.body.get("max_tokens") == 1 and "tools" in self.body  # else it is a probe
+        return self.body.get("max_tokens") == 1 and "tools" in self.body
 
     @property
     def messages(self) -> list[Any]:
@@ -56,13 +57,9 @@ def once(answer: Mapping[str, Any]) -> Plan:
 
 
 def in_turn(*answers: Mapping[str, Any]) -> Plan:
-    """Return a plan: one of these after the other, by how many answers a prompt has, and then "done"."""
-
-    def plan(body: Mapping[str, Any]) -> Mapping[str, Any]:
-        turn = sum(each["role"] == "assistant" for each in body["messages"])
-        return answers[turn] if turn < len(answers) else DONE
-
-    return plan
+    """Return a plan: one of these after the other and then "done", again and again."""
+    numbers = itertools.count()
+    return lambda body: [*answers, DONE][next(numbers) % (len(answers) + 1)]
 
 
 class PrefillEngine:
@@ -75,7 +72,11 @@ class PrefillEngine:
     """
 
     def __init__(
-        self, plan: Plan, *, tokens_per_s: float = 5000.0, refuses: Callable[[Mapping[str, Any]], bool] | None = None
+        self,
+        plan: Plan,
+        *,
+        tokens_per_s: float = 100_000.0,
+        refuses: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self._plan, self._tokens_per_s, self._refuses = plan, tokens_per_s, refuses
@@ -139,7 +140,8 @@ class PrefillEngine:
                     self._answer(body, engine._prefill(body))
 
             def _answer(self, body: dict[str, Any], made: Request) -> None:
-                message = {"role": "assistant", "content": "x"} if made.prefetch else dict(engine._plan(body))
+                planned = "max_tokens" not in body  # else it is a prefetch, or a probe
+                message = dict(engine._plan(body)) if planned else {"role": "assistant", "content": "x"}
                 usage = {
                     "prompt_tokens": made.prompt_tokens, "completion_tokens": 8,
                     "total_tokens": made.prompt_tokens + 8,
@@ -185,10 +187,12 @@ class PrefillEngine:
                 pass
 
             def handle(self) -> None:
-                try:
+                with suppress(ConnectionError, ValueError):  # hung up: what was computed is kept all the same
                     super().handle()
-                except (ConnectionError, ValueError):  # its caller hung up: what was computed is kept all the same
-                    pass
+
+            def finish(self) -> None:
+                with suppress(ConnectionError, ValueError):
+                    super().finish()
 
         return Handler
 
@@ -214,8 +218,3 @@ def _in_common(one: str, other: str) -> int:
         else:
             most = middle - 1
     return least
-
-
-def texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the roles of messages, for a look."""
-    return [str(each["role"]) for each in messages]

@@ -72,7 +72,7 @@ async def test_a_run_that_is_cancelled_while_decoding_cancels_what_it_started(
     stops = threading.Event()
     lab.plan = [Answer((("look", {"x": 1}),), after={0: lambda: stops.wait(3)})]
     graph = served(create_agent(lab.model(), [alooking(lab, ended)]), tools_safe={"look"})
-    running = asyncio.create_task(graph.ainvoke(HELLO))
+    running = asyncio.get_running_loop().create_task(graph.ainvoke(HELLO))
     while not lab.runs:
         await asyncio.sleep(0.002)
     running.cancel()
@@ -94,7 +94,7 @@ async def test_a_caller_that_is_cancelled_at_the_tools_turn_takes_its_task_along
     heard: list[Happening] = []
     assert lab.orla is not None
     lab.orla.subscribe(lambda event: heard.append(event.kind))
-    running = asyncio.create_task(graph.ainvoke(HELLO))
+    running = asyncio.get_running_loop().create_task(graph.ainvoke(HELLO))
     while Happening.TOOL_STARTED not in heard:
         await asyncio.sleep(0.002)
     await asyncio.sleep(0.01)
