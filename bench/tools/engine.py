@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import uvloop
@@ -46,44 +46,41 @@ class Planned:
         self.tokens = self.calls * self._call_tokens or (int(final_tokens) if self.is_final else 1)
         self.finish = "tool_calls" if self.calls else "stop"
 
-    def deltas(self) -> list[Delta]:
-        """Return the answer, a token each; the final one begins with the moment at which this is called."""
+    def message(self) -> Delta:
+        """Return the answer; the final one begins with the moment at which this is called."""
         if not self.calls:
             first = f"{time.monotonic():.6f} " if self.is_final else "word "
-            return [{"content": "word " if n else first} for n in range(self.tokens)]
-        made = list[Delta]()
-        for index, text in enumerate(self.arguments()):
-            for at in range(0, len(text), 4):
-                call = {"index": index, "function": {"arguments": text[at : at + 4]}}
-                if not at:
-                    call |= {"id": f"call-{self.round}-{index}", "type": "function"}
-                    call["function"] = {"name": TOOL, "arguments": text[:4]}
-                made.append({"tool_calls": [call]})
-        return made
+            return {"role": "assistant", "content": first + "word " * (self.tokens - 1)}
+        functions = ({"name": TOOL, "arguments": text} for text in self._arguments())
+        calls = [
+            {"id": f"call-{self.round}-{n}", "type": "function", "function": each} for n, each in enumerate(functions)
+        ]
+        return {"role": "assistant", "content": None, "tool_calls": calls}
 
-    def arguments(self) -> list[str]:
-        """Return each call's: which call it is, and words; as ``json.dumps`` writes it, and so LangChain."""
+    def _arguments(self) -> Iterator[str]:
+        """Yield each call's: which call it is, and words; as ``json.dumps`` writes it, and so LangChain."""
         bare = len(json.dumps({"q": ""}))
-        keys = (f"{self.number}.{self.round}.{index} " for index in range(self.calls))
-        return [json.dumps({"q": filled(key, self._call_tokens)[:-bare]}) for key in keys]
+        for index in range(self.calls):
+            yield json.dumps({"q": filled(f"{self.number}.{self.round}.{index} ", self._call_tokens)[:-bare]})
+
+
+def deltas(message: Delta) -> list[Delta]:
+    """Return an answer as a stream has it, a token each."""
+    if message["content"]:
+        return [{"content": f"{word} "} for word in message["content"].split()]
+    made = list[Delta]()
+    for index, call in enumerate(message["tool_calls"]):
+        text = call["function"]["arguments"]
+        parts: list[Delta] = [{"function": {"arguments": text[at : at + 4]}} for at in range(0, len(text), 4)]
+        parts[0] = {**call, "function": {"name": TOOL, **parts[0]["function"]}}
+        made += [{"tool_calls": [{"index": index, **part}]} for part in parts]
+    return made
 
 
 def rendered(message: Mapping[str, Any]) -> str:
     """Return a message as the prompt has it."""
     calls = (call["function"]["arguments"] for call in message.get("tool_calls") or ())
     return "".join((str(message.get("content") or ""), *calls))
-
-
-def whole(deltas: Sequence[Delta]) -> Delta:
-    """Return the message of an answer that is not streamed."""
-    calls: dict[int, Any] = {}
-    for part in (call for delta in deltas for call in delta.get("tool_calls", ())):
-        if call := calls.get(part["index"]):
-            call["function"]["arguments"] += part["function"]["arguments"]
-        else:
-            calls[part["index"]] = {"id": part["id"], "type": "function", "function": {**part["function"]}}
-    text = "".join(delta.get("content", "") for delta in deltas)
-    return {"role": "assistant", "content": text or None, **({"tool_calls": [*calls.values()]} if calls else {})}
 
 
 def common(prompt: str, other: str) -> int:
@@ -121,33 +118,33 @@ class Paced(Connection):
     def _decode(self) -> None:
         planned, self._prefilling = self._planned, False
         self._kept.append(planned.prompt)
-        self._deltas = planned.deltas()
+        self._message = planned.message()
         if STREAM.search(self._body):
             self.transport.write(HEAD)
-            self._token(0)
+            self._token(0, deltas(self._message))
         else:
             self._timer = self._loop.call_at(self._at_s(planned.tokens - 1), self._end)
 
     def _at_s(self, token: int) -> float:
         return self._since_s + token / self._pace.tokens_s
 
-    def _token(self, number: int) -> None:
+    def _token(self, number: int, answer: Sequence[Delta]) -> None:
         first = {} if number else {"role": "assistant"}
-        self.transport.write(event([{"index": 0, "delta": first | self._deltas[number], "finish_reason": None}]))
-        if number + 1 < len(self._deltas):
-            self._timer = self._loop.call_at(self._at_s(number + 1), self._token, number + 1)
+        self.transport.write(event([{"index": 0, "delta": first | answer[number], "finish_reason": None}]))
+        if number + 1 < len(answer):
+            self._timer = self._loop.call_at(self._at_s(number + 1), self._token, number + 1, answer)
             return
         last = event([{"index": 0, "delta": {}, "finish_reason": self._planned.finish}])
         self._answered(last + event([], usage=self._usage()) + DONE)
 
     def _end(self) -> None:
-        choice = {"index": 0, "message": whole(self._deltas), "finish_reason": self._planned.finish}
+        choice = {"index": 0, "message": self._message, "finish_reason": self._planned.finish}
         body = {**SHOWN, "object": "chat.completion", "choices": [choice], "usage": self._usage()}
         self._answered(answered(json.dumps(body).encode()))
 
     def _answered(self, rest: bytes) -> None:
         self._over()
-        self._kept.append(self._planned.prompt + rendered(whole(self._deltas)))
+        self._kept.append(self._planned.prompt + rendered(self._message))
         self.transport.write(rest)
 
     def _usage(self) -> dict[str, Any]:

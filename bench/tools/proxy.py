@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, TCPConnector, web
 
-from bench.tools.engine import Planned, rendered, whole
+from bench.tools.engine import Planned, deltas, rendered
 from tests.scripted_engine import SHOWN
 
 OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "max_completion_tokens")
@@ -63,8 +63,8 @@ class Proxy:
                 return web.Response(status=answer.status, body=await answer.read(), content_type="application/json")
             if body.get("stream"):
                 return await self._streamed(request, planned, answer)
-            deltas, usage = await exchanged(planned, answer)
-            choice = {"index": 0, "message": whole(deltas), "finish_reason": planned.finish}
+            message, usage = await exchanged(planned, answer)
+            choice = {"index": 0, "message": message, "finish_reason": planned.finish}
             return web.json_response({**SHOWN, "object": "chat.completion", "choices": [choice], "usage": usage})
 
     async def _streamed(self, request: web.Request, planned: Planned, answer: ClientResponse) -> web.StreamResponse:
@@ -83,22 +83,21 @@ class Proxy:
         return response
 
 
-async def exchanged(planned: Planned, answer: ClientResponse, say: Any = None) -> tuple[list[dict[str, Any]], Any]:
+async def exchanged(planned: Planned, answer: ClientResponse, say: Any = None) -> tuple[dict[str, Any] | None, Any]:
     """Read an engine's stream; *say* a piece of the planned answer for each token; return it, and the usage."""
-    deltas, usage, made = list[dict[str, Any]](), None, 0
+    message, usage, left = None, None, list[dict[str, Any]]()
     async for line in answer.content:
         told = json.loads(line[6:]) if line.startswith(b"data: {") else {}
         usage = told.get("usage") or usage
         if told.get("choices") and told["choices"][0]["delta"].get("content"):
-            deltas = deltas or planned.deltas()  # the moment of the first token
-            if say is not None and made < len(deltas):
-                await say(deltas[made])
-            made += 1
-    deltas = deltas or planned.deltas()
-    if say is not None:
-        for delta in deltas[made:]:  # for tokens that made no text
-            await say(delta)
-    return deltas, usage
+            if message is None:  # the moment of the first token
+                message = planned.message()
+                left = deltas(message)
+            if say is not None and left:
+                await say(left.pop(0))
+    for delta in left if say is not None else ():  # for tokens that made no text
+        await say(delta)
+    return message, usage
 
 
 async def main(engine: str, *flags: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ GOAL_BARE, GOAL_POINTS = 0.02, 3.0
 COLOURS = {"wrapped": "#999", "early": "#3b7dd8", "split": "#e08a3c", "both": "#4a4"}
 LAW = "#c33"
 Figure = Callable[[Run], float]
+ftr_s, law_ftr_s, end_s, law_end_s = map(attrgetter, ("found.ftr_s", "law.ftr_s", "found.end_s", "law.end_s"))
 
 
 def quartiles(values: Sequence[float]) -> Spread:
@@ -24,22 +26,6 @@ def quartiles(values: Sequence[float]) -> Spread:
 def less(runs: Rounds[Run], arm: str, figure: Figure) -> list[float]:
     """Return how much less than bare an arm takes, request by request, in percent."""
     return [100 * (1 - ratio) for ratio in runs.ratios(arm, BARE, figure)]
-
-
-def ftr_s(run: Run) -> float:
-    return run.found.ftr_s
-
-
-def law_ftr_s(run: Run) -> float:
-    return run.law.ftr_s
-
-
-def end_s(run: Run) -> float:
-    return run.found.end_s
-
-
-def law_end_s(run: Run) -> float:
-    return run.law.end_s
 
 
 def of_medians(runs: Rounds[Run], arm: str, figure: Figure) -> float:

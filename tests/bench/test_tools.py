@@ -17,7 +17,7 @@ import pytest
 from bench.lib.engines import started
 from bench.lib.figures import Rounds
 from bench.tools import arms, law, real, results
-from bench.tools.engine import Planned, common, whole
+from bench.tools.engine import Planned, common, deltas
 from bench.tools.law import Pace, Request, Sizes, Times, Way
 from bench.tools.proxy import plain
 from tests.stub_engine import StubEngine
@@ -97,16 +97,18 @@ def engine() -> Iterator[str]:
 def test_a_planned_answer_is_the_same_streamed_or_not_and_as_langchain_writes_it() -> None:
     request = Request(3, ((1.0, 1.0),), SMALL)
     body: dict[str, Any] = {"messages": [{"role": "user", "content": request.text}]}
-    deltas = Planned(body).deltas()
-    first, second = (call["function"]["arguments"] for call in whole(deltas)["tool_calls"])
-    assert len(deltas) == 20 and len(first) == 40 and json.dumps(json.loads(first)) == first
+    message = Planned(body).message()
+    first, second = (call["function"]["arguments"] for call in message["tool_calls"])
+    assert len(first) == 40 and json.dumps(json.loads(first)) == first
     assert {json.loads(text)["q"].split()[0] for text in (first, second)} == {*request.tools_s}
+    pieces = [delta["tool_calls"][0] for delta in deltas(message)]
+    assert [sum(each["index"] == n for each in pieces) for n in (0, 1)] == [10, 10]
+    assert "".join(each["function"]["arguments"] for each in pieces) == first + second
     assert Planned(body | {"max_tokens": 1}).tokens == Planned(body | {"max_tokens": 0}).tokens == 1, "a prefill"
-    after = {"messages": [*body["messages"], whole(deltas)]}
-    assert Planned(after).is_final and float(Planned(after).deltas()[0]["content"]) > 0
-    assert plain(after | {"tools": []}) == {
-        "messages": [*body["messages"], {"role": "assistant", "content": first + second}]
-    }
+    after = {"messages": [*body["messages"], message]}
+    assert Planned(after).is_final and float(deltas(Planned(after).message())[0]["content"]) > 0
+    told = {"role": "assistant", "content": first + second}
+    assert plain(after | {"tools": []}) == {"messages": [*body["messages"], told]}
 
 
 def test_the_cache_finds_what_two_prompts_begin_with() -> None:
