@@ -38,6 +38,9 @@ test-kills: $(STAMP) ## kill llama.cpp 300 times and vLLM 20 times under sixteen
 test-langgraph: $(STAMP) ## LangGraph's own tests, bare and with every graph wrapped (SUITE='--help'; ten minutes)
 	$(BIN)/python tests/langgraph_suite/run.py $(SUITE)
 
+test-agents-suite: $(STAMP) ## LangChain's own tests of agents, bare and wrapped (SUITE=--tools: with tools that start early; three minutes)
+	$(BIN)/python tests/langgraph_suite/run.py --agents $(SUITE)
+
 test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask for other versions than ours, in .venv-clients
 	$(BIN)/uv venv --quiet --clear .venv-clients
 	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'

@@ -15,7 +15,7 @@ from orla_lg.config import ENVIRONMENT
 from orla_lg.config_faults import listed, one_server_twice
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
-from orla_lg.core.engine.backend import Backend, Capability, Probe
+from orla_lg.core.engine.backend import Backend, Capability, Probe, model_asked
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.policies import DEFAULT_STAGE
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
@@ -23,7 +23,9 @@ from orla_lg.graph.named import graph_named, misspelt
 from orla_lg.graph.stage_names import named_by
 from orla_lg.link.adapter import LinkedAdapter
 from orla_lg.link.serving import LinkedServing
+from orla_lg.openai_api import pair_check
 from orla_lg.openai_api.adapter import PLAIN_WIRES
+from orla_lg.openai_api.agreement import Agreement
 from orla_lg.openai_api.recognition import TITLES, engine_at
 from orla_lg.orla import Orla
 
@@ -32,6 +34,7 @@ examples:
   orla-lg check                      the nearest orla.toml, ORLA_CONFIG or ORLA_URL; or ORLA_SERVER, which goes first
   orla-lg check --config prod.toml   another file
   orla-lg check --graph app:graph    are the stages that it names those of the graph? app.py is imported, no node runs
+  orla-lg check --early-tools        are an engine's answers the same when they are streamed? asks each for two
   orla-lg check --json | jq .        for machines
 
 exit status: 0 all is well; 1 a backend does not answer, is another engine, misses its model, or cannot isolate
@@ -82,6 +85,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--graph", metavar="MODULE:NAME", action="append", default=[],
         help="hold the stages that the configuration names against this graph's; may be given for several graphs",
     )  # fmt: skip
+    parser.add_argument(
+        "--early-tools", action="store_true",
+        help="ask each backend for a short answer in one piece and as a stream: where both are equal, tools start "
+        "early beneath a plain invoke too",
+    )  # fmt: skip
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds to wait (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -99,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
             if wrong := misspelt(orla.core.serving, graphs) if graphs else []:
                 raise ConfigError(listed(orla.source, wrong))
             reports = _reports(orla, args.timeout)
+            if args.early_tools:
+                _compare(orla, reports)
             twice = one_server_twice([report.backend for report in reports])
             notes = [*twice, *_of_policies(settings), *_of_stages(orla, graphs)]
     except OrlaError as error:
@@ -116,6 +126,8 @@ def _run_linked(args: argparse.Namespace, server: config.Server) -> int:
     try:
         with Orla.remote(control=False) as orla:
             reports, serving = _linked_reports(orla, args.timeout), orla.core.serving
+            if args.early_tools:
+                _compare(orla, reports)
             graphs = {named: graph_named(named) for named in args.graph}
             if wrong := misspelt(serving, graphs) if graphs else []:
                 raise ConfigError(listed(orla.source, wrong))
@@ -182,6 +194,20 @@ def _reports(orla: Orla, timeout_s: float) -> list[_Report]:
     ]
 
 
+def _compare(orla: Orla, reports: Sequence[_Report]) -> None:
+    """Find out whether each backend that leaves it open answers the same in one piece and as a stream."""
+    asked = []
+    for report in reports:
+        backend, probe = report.backend, report.probe
+        model = None if probe is None else model_asked(backend.model, probe, "")
+        if model and backend.early_tools and backend.assemble is None:
+            clients = orla.core.clients[backend.name]
+            asked.append((report, clients, pair_check.begin(orla.core.serving, clients, probe, {"model": model})))
+    concurrent.futures.wait([pair for _, _, pair in asked if pair is not None], timeout=pair_check.PAIR_S)
+    for report, clients, _ in asked:
+        report.agreement = clients.agreement
+
+
 def _of_policies(settings: config.Settings) -> list[str]:
     """Return what is to be said where a policy that reads hints orders one level of the queues, the other unnamed."""
     levels = {"stage_policy": settings.stage_policy, "request_policy": settings.request_policy}
@@ -214,6 +240,8 @@ class _Report:
         self, backend: Backend, probe: Probe | None, fault: BackendUnavailable | None, found: str | None
     ) -> None:
         self.backend, self.probe, self.found = backend, probe, found
+        self.agreement: Agreement | None = None
+        """Whether its answers are the same when they are streamed, where that was asked."""
         is_other = found is not None and found != backend.engine
         mistaken = is_other and backend.engine in TITLES
         self.faults = [str(fault)] if fault is not None and not mistaken else []
@@ -246,6 +274,16 @@ class _Report:
         """Whether it is to isolate tenants, and does."""
         return self.backend.isolate_tenants and self.probe is not None and can_isolate(self.probe)
 
+    @property
+    def early_tools(self) -> str:
+        """What is to be said of tools that may start early; empty for nothing."""
+        backend = self.backend
+        if not backend.early_tools:
+            return "no tool starts early"
+        if backend.assemble is not None:
+            return f"answers in one piece are {'' if backend.assemble else 'not '}streamed for them"
+        return "" if self.agreement is None else str(self.agreement)
+
     def as_dict(self) -> dict[str, object]:
         """Return the report for ``--json``."""
         probe = self.probe or Probe()
@@ -263,6 +301,9 @@ class _Report:
             "version": probe.version,
             "wires": sorted(probe.wires),
             "isolates_tenants": self.isolates,
+            "early_tools": self.backend.early_tools,
+            "assemble": self.backend.assemble,
+            "streams_differ": None if self.agreement is None else self.agreement.found,
             "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
             "advice": {str(name): text for name, text in probe.advice.items()},
         }
@@ -300,6 +341,8 @@ def _lines(report: _Report) -> list[str]:
     lines += [f"      {line}" for line in (*report.faults, *report.notes)]
     if report.isolates:
         lines.append(f"      isolates tenants: {APART.get(backend.engine, 'its adapter says so')}")
+    if report.early_tools:
+        lines.append(f"      early tools: {report.early_tools}")
     if probe is not None and probe.advice:
         lines += [f"      {GAIN}:", *(f"        {advice}" for advice in dict.fromkeys(probe.advice.values()))]
     return lines

@@ -40,7 +40,8 @@ from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
-from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, policy
+from orla_lg.core.operation.policy_choice import PolicyChoice
+from orla_lg.core.policies import RequestChoice, StageChoice, policy
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
 from orla_lg.graph.context import Untranslated
 from orla_lg.mappers.table import Entry, stage_mapper

@@ -53,6 +53,8 @@ class BackendTable(ConfigTable):
     forward_headers: tuple[str, ...] = ()
     forward_query: tuple[str, ...] = ()
     isolate_tenants: bool = False
+    assemble: bool | None = None
+    early_tools: bool = True
 
 
 class GatewayTable(ConfigTable):

@@ -344,6 +344,8 @@ def _outcome(row: Mapping[str, Any]) -> list[str]:
     wait, ttft, took = row.get("queue_wait_s"), row.get("ttft_s"), row.get("duration_s")
     first = "" if ttft is None else f", first token {ttft:.3f} s later"
     lines = [f"it waited {wait or 0:.3f} s in the queue{first}, {took or 0:.3f} s in all"]
+    if isinstance(odds := row.get("final_odds"), int | float):
+        lines.append(f"its turn went by the odds that it was its run's last call: {odds:.0%}")
     if row.get("prompt_tokens") is not None:
         cached = row.get("cached_tokens")
         known = "" if cached is None else f" ({cached} cached)"

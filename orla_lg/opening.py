@@ -22,7 +22,8 @@ from orla_lg.core.limits.limits import Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.memory.policies import memory_policy
-from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice
+from orla_lg.core.operation.policy_choice import PolicyChoice
+from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -25,9 +25,10 @@ from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Planned
 from orla_lg.core.memory.events import MemoryPolicy
+from orla_lg.core.operation.policy_choice import PolicyChoice, refined
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import KEEP, Keep
-from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice, refined
+from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Listener, Record
 from orla_lg.core.steps import adrive, drive
@@ -373,7 +374,9 @@ class Orla:
 
     def statistics(self) -> Statistics:
         """Return the state now: queues, caches, runs, and what was spent."""
-        return self.core.serving.statistics()
+        core = self.core
+        early, split = core.early.statistics(), core.next_prompts.statistics()
+        return replace(core.serving.statistics(), early_tools=early, split_prompts=split)
 
     def feedback(self, record_id: str, score: float) -> None:
         """Say how good the answer of a call was; mappers that learn take it in.
@@ -522,6 +525,7 @@ class Orla:
         if self._control is not None:
             self._control.close()
         uninstall(self.core)
+        self.core.early.close()
         self.core.serving.close()
         for clients in self.core.clients.values():
             clients.close()

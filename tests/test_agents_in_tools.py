@@ -18,7 +18,7 @@ from langgraph.prebuilt import ToolNode
 
 from orla_lg import BudgetExceeded, Hints, Limit, Limits, MappingError, Orla
 from orla_lg.core.boundary.stage_keys import StageKey
-from orla_lg.core.lookahead.estimates import StageEstimates
+from orla_lg.core.lookahead.stage_estimates import StageEstimates
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
 

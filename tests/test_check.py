@@ -16,6 +16,7 @@ import pytest
 from orla_lg import cli
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.conftest import at
+from tests.openai_api.raw_engine import USAGE, RawEngine, either, events, whole
 from tests.stub_engine import StubEngine
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.sglang_server import SGLangServer
@@ -277,3 +278,27 @@ def test_one_llama_cpp_under_two_names_is_pointed_out(engine: StubEngine, make_o
     caplog.clear()
     make_orla(at(engine, "light"), at(engine, "heavy"))
     assert "one llama.cpp" not in caplog.text
+
+
+def test_it_compares_answers_in_one_piece_and_streamed_if_asked(
+    home: Path, engine: StubEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drops = either(whole({"role": "assistant", "content": "sunny"}), events([{"content": "sun"}], usage=USAGE))
+    with RawEngine(drops) as other:
+        (home / "orla.toml").write_text(
+            f'[backends.same]\nurl = "{engine.url}"\n[backends.other]\nurl = "{other.url}"\n'
+            f'[backends.off]\nurl = "{engine.url}"\nearly_tools = false\n'
+            f'[backends.never]\nurl = "{engine.url}"\nassemble = false\n'
+        )
+        assert cli.main(["check", "--early-tools"]) == 0
+        said = capsys.readouterr().out
+        asked = len(other.asked)
+        assert cli.main(["check", "--json"]) == 0
+        assert len(other.asked) == asked == 2, "nothing is asked where that is not asked for"
+    same, other_said, off, never = re.findall("early tools: (.*)", said)
+    assert same.startswith("its answers are the same when they are streamed")
+    assert "choices[0].message.content is 'sunny' in one piece, 'sun' streamed" in other_said
+    assert (off, never) == ("no tool starts early", "answers in one piece are not streamed for them")
+    reports = {report["backend"]: report for report in json.loads(capsys.readouterr().out)}
+    assert (reports["off"]["early_tools"], reports["never"]["assemble"]) == (False, False)
+    assert reports["same"]["streams_differ"] is None

@@ -226,6 +226,14 @@ def test_each_kind_of_wait_and_of_workflow_is_put_into_words() -> None:
         assert part in said, part
 
 
+def test_odds_stand_where_the_order_goes_by_them() -> None:
+    waits = (a_wait("w", WaitsFor.PLACE, final_odds=0.75), a_wait("v", WaitsFor.PLACE))
+    said = drawn(ProcessState(1, 0.0, 3, 2, 1, {"heavy": replace(QUIET, waiting=2, waits=waits)}))
+    assert "last call" in said and "75%" in said and " 0%" in said
+    said = drawn(ProcessState(1, 0.0, 3, 2, 1, {"heavy": replace(QUIET, waiting=1, waits=waits[1:])}))
+    assert "last call" not in said
+
+
 def test_headings_say_what_stands_below_them() -> None:
     waiting = replace(QUIET, waiting=1, waits=(a_wait("w", WaitsFor.PLACE),), cache_effects={"flush:deferred": 2})
     held = replace(waiting, kv=Occupancy(None, 0, 1, 1, (Holder("h", 1, Doing.IDLE),)))

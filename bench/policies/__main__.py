@@ -28,7 +28,7 @@ from bench.lib.flags import count
 from bench.policies.study import Plan, arrange, gaps, plans, play, throughput
 from orla_lg_sim.parameters import EngineParameters, load
 
-NAMED = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "fair")
+NAMED = ("fcfs", "workflow_fcfs", "priority", "sjf", "las", "edf", "shortest_remaining", "final_first", "fair")
 LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 FAIR_LOADS = (0.7, 0.99)
 GOAL_GAIN, GOAL_GAP, GOAL_FAIR = 0.34, 0.5, 1.5

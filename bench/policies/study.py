@@ -41,6 +41,8 @@ class Ended:
     kind: str
     tenant: str
     completion_s: float
+    first_token_s: float
+    """From its arrival to the first token of its last call's answer."""
 
 
 class Study:
@@ -70,25 +72,33 @@ class Study:
         runs, began_s, left_s = self.runs, self.runs.clock(), plan.service_s(self._parameters)
         forecast = runs.virtual.serving.foresight.forecast(plan.kind, structure_of(plan.kind), {})
         state = runs.begin(f"run {number}", forecast=forecast)
+        first_s = began_s
         for at, step in enumerate(plan.steps):
             for stage, _ in step.calls:
                 runs.progress.node_entered(state, stage, f"{stage}:{at}", at)
             async with asyncio.TaskGroup() as group:
-                for stage, size in step.calls:
+                calls = [
                     group.create_task(self._call(state, stage, at, size, plan.hints, left_s))
+                    for stage, size in step.calls
+                ]
+            first_s = min(each.result() for each in calls)
             for stage, _ in step.calls:
                 runs.progress.node_left(state, stage, f"{stage}:{at}")
             left_s -= sum(size.service_s(self._parameters) for _, size in step.calls)
             await asyncio.sleep(step.tool_s)
         runs.end(state)
-        self._ended[number] = Ended(plan.kind, plan.hints.tenant or "", runs.clock() - began_s)
+        tenant = plan.hints.tenant or ""
+        self._ended[number] = Ended(plan.kind, tenant, runs.clock() - began_s, first_s - began_s)
 
-    async def _call(self, state: RunState, stage: str, at: int, size: Size, hints: Hints, left_s: float) -> None:
+    async def _call(self, state: RunState, stage: str, at: int, size: Size, hints: Hints, left_s: float) -> float:
+        """Make a call; returns when its first token came."""
         ask = Ask("sim", [{"role": "user", "content": TEXT[: 4 * size.prompt_tokens]}])
         request = SimRequest(f"call {next(self._numbers)}", size.prompt_tokens, size.output_tokens)
         if self._clairvoyant is not None:
             self._clairvoyant.left_s[request.id] = left_s
-        await self.runs.call(state, stage, ask, request, step=at, namespace=f"{stage}:{at}", said=hints)
+        came_s = self.runs.clock()
+        record = await self.runs.call(state, stage, ask, request, step=at, namespace=f"{stage}:{at}", said=hints)
+        return came_s + record.queue_wait_s + (record.ttft_s or 0.0)
 
 
 def play(engine: EngineParameters, policy: str, work: Sequence[tuple[float, Plan]]) -> list[Ended]:
@@ -187,6 +197,13 @@ def research(dice: random.Random) -> list[Step]:
     return [_step(dice, ("plan", 300, 150)), *loop, _step(dice, ("write", 1000, 400))]
 
 
+def rounds(dice: random.Random, fewest: int = 1, most: int = 4) -> list[Step]:
+    """Draw a run of an agent whose one stage calls tools so many times and then answers."""
+    calls = dice.randint(fewest, most)
+    asking = [_step(dice, ("model", 300 + 250 * at, 40), tool=True) for at in range(calls)]
+    return [*asking, _step(dice, ("model", 300 + 250 * calls, 150))]
+
+
 KINDS = {
     chat: (0.50, 3, 3000.0),
     lookup: (0.25, 2, 6000.0),
@@ -206,6 +223,7 @@ GRAPHS: dict[str, dict[str, tuple[Sequence[str], Sequence[str]]]] = {
         **{f"reader {n}": (["merge"], []) for n in range(5)},
     },
     "agent": {START: (["think"], []), "think": ([], ["think", "report"])},
+    "rounds": {START: (["model"], []), "model": ([], ["model"])},
     "research": {
         START: (["plan"], []),
         "plan": ([f"search {n}" for n in range(3)], []),

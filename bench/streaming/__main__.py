@@ -2,6 +2,7 @@
 
     make bench-streaming                     about two minutes; run it alone
     python -m bench.streaming --rounds 20 --chunks 800
+    python -m bench.streaming --assembled    answers that are only invoked, streamed beneath and watched
 
 The stub engine is a process of its own and sends one chunk at a time, a millisecond apart, as an engine does.
 Per round, each arm reads the same stream once, in changing order; the figure is the client process's CPU time
@@ -27,6 +28,7 @@ from bench.lib.command import parser, tell
 from bench.lib.figures import ratios, rotated, spread, table
 from bench.lib.flags import amount, count
 from bench.lib.stub import Way, ways
+from bench.streaming.assembled import measure as measure_assembled
 
 GOAL = 0.05
 PROMPT = [("system", "You answer at length."), ("user", "Tell me about Paris.")]
@@ -106,7 +108,11 @@ async def main() -> int:
     options.add_argument("--chunks", type=count, default=500, help="chunks in a stream (default 500)")
     options.add_argument("--token-s", type=amount, default=0.001, help="seconds between chunks (default 0.001)")
     options.add_argument("--streams", type=count, default=100, help="open at once to see their memory (default 100)")
+    options.add_argument("--assembled", action="store_true", help="measure answers that are only invoked instead")
     args = options.parse_args()
+    if args.assembled:
+        print("\n".join(await asyncio.to_thread(measure_assembled, args.rounds, 200, args.token_s)))
+        return 0
     text = " ".join(f"word{n}" for n in range(args.chunks))
     with ways("--text", text, "--token-s", str(args.token_s), max_concurrency=None) as found:
         arms = [Arm(way) for way in found]

@@ -38,9 +38,12 @@ class ModelRequest(NamedTuple):
         for key in asked.secrets():
             site.serving.resources.masking.learn(key)
         attempts = 1 if sending is None else sending.max_attempts
-        sender = HttpSender(site.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1)
         inflight = site.arrive(asked.wire.ask_of(asked.body), asked.timeout())
         inflight.fit = fitting(inflight, asked, site)
+        watch = None if asked.wire.embeds else site.watch(inflight, asked.body)
+        sender = HttpSender(
+            site.clients, asked, original, max_attempts=attempts, passes_back=attempts > 1, watch=watch
+        )
         return site.steps(inflight, sender)
 
     def answer(self, response: Any) -> Any:

@@ -28,6 +28,7 @@ from orla_lg.openai_api.failures import failed_status
 from orla_lg.openai_api.home import Upgrade
 from orla_lg.wires import reading
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Tap, TappedStream
+from orla_lg.wires.watching import AnswerWatch
 from orla_lg.wires.wire import Wire
 
 EngineRequest = BackendRequest[EngineClients]
@@ -69,6 +70,7 @@ class HttpSender:
         original: Sends it as the code meant it.
         max_attempts: So often the caller's client would try.
         passes_back: Whether the caller's client sends a request that goes where its code says.
+        watch: Hears the answer as it comes.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class HttpSender:
         *,
         max_attempts: int,
         passes_back: bool,
+        watch: AnswerWatch | None = None,
     ) -> None:
         self.max_attempts = max_attempts
         self._clients = clients
         self._asked = asked
         self._original = original
         self._passes_back = passes_back
+        self._watch = watch
 
     def send(self, inflight: InFlightCall) -> Any:
         """Send from this thread."""
@@ -108,7 +112,7 @@ class HttpSender:
             self._give_up(inflight, outgoing, error)
 
     def _send_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
+        tap = _tap(inflight, outgoing, self._watch)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
@@ -155,7 +159,7 @@ class HttpSender:
             self._give_up(inflight, outgoing, error)
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
+        tap = _tap(inflight, outgoing, self._watch)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
@@ -243,6 +247,11 @@ class HttpSender:
             timed_out = isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout)
             raise AttemptFailed(mapped, unreachable=not timed_out) from error
         raise AttemptFailed(library.failed("RemoteProtocolError", f"{error}", request)) from error
+
+
+def _tap(inflight: InFlightCall, outgoing: EngineRequest, watch: AnswerWatch | None) -> Tap:
+    early = outgoing.to.backend.early_tools
+    return Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire, watch=watch, early=early)
 
 
 def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:

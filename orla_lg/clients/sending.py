@@ -19,6 +19,7 @@ from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Steps
 from orla_lg.errors import OrlaError
 from orla_lg.openai_api.client import EngineClients
+from orla_lg.wires.watching import AnswerWatch
 
 
 class CallSite(Protocol):
@@ -58,6 +59,10 @@ class CallSite(Protocol):
 
     def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:
         """Return the call."""
+        ...
+
+    def watch(self, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:
+        """Return what hears the answer to *body*, a request on any wire; ``None``: nothing does."""
         ...
 
     def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:

@@ -264,6 +264,10 @@ class Call:
     """Of its run."""
     answer_tokens: float = ANSWER_TOKENS
     """Expected of the stage."""
+    nth: int = 0
+    """Which call of its stage in its run it is, from 1; 0 where that is not known."""
+    final_odds: float | None = None
+    """How likely no call of its run follows it, where a policy asked (``FinalFirst``)."""
     may_pass: bool = False
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
     timeout: CallerTimeout | None = None

@@ -49,12 +49,12 @@ class _Holding:
     open: bool = True
 
 
-_HOLDINGS: ContextVar[tuple[_Holding, ...]] = ContextVar("orla_holdings", default=())
+HOLDINGS: ContextVar[tuple[_Holding, ...]] = ContextVar("orla_holdings", default=())
 
 
 def grants_held() -> set[str]:
     """Return the backends on which this task or thread holds a grant (it reads a stream from there)."""
-    held = _HOLDINGS.get()
+    held = HOLDINGS.get()
     return {holding.backend for holding in held if holding.open} if held else set()
 
 
@@ -186,7 +186,7 @@ class InFlightCall:
         if left := services.book.call_started(call, backend.name):
             services.memory.signal(left)
         running = services.book.is_running(workflow)
-        holds = self.holds if self.holds is not None else grants_held() if _HOLDINGS.get() else ()
+        holds = self.holds if self.holds is not None else grants_held() if HOLDINGS.get() else ()
         self._queued = scheduler.enter(call, order=known, running=running, holds_grant=backend.name in holds)
         if call.hints is not NO_HINTS:
             services.unread_hints.look(call, scheduler, waits=self._queued.turn is not None)
@@ -272,7 +272,7 @@ class InFlightCall:
             self._holding = _Holding(self.scheduler.backend.name)
             if (run := self.services.book.run(self.call.identity.run or "")) is not None:
                 run.unread[self.call.id] = (self.call.identity.namespace, self.finish)
-        _HOLDINGS.set((*(held for held in _HOLDINGS.get() if held.open), self._holding))
+        HOLDINGS.set((*(held for held in HOLDINGS.get() if held.open), self._holding))
 
     def first_token(self) -> None:
         """Note the first chunk of a stream."""
@@ -429,6 +429,7 @@ class InFlightCall:
             considered=() if chosen is None else chosen.considered,
             expected_cached_tokens=expected_tokens,
             cache_hint=call.hints.cache,
+            final_odds=call.final_odds,
         )
 
     def _cache_action(self, planned: str, expected_tokens: int | None) -> str:

@@ -1,7 +1,6 @@
 """Step 7, account: what was decided for one call, what then happened, and who is told.
 
-A ``Record`` is made once, when its call ends. A ``CallEvent`` is told at every turn on the way, to
-listeners (the live view, a metrics sink): quick functions, called in the thread where it happened.
+A ``Record`` is made when its call ends. Listeners get a ``CallEvent`` at each turn, in the thread where it happens.
 """
 
 from __future__ import annotations
@@ -72,6 +71,8 @@ class Record:
     call yet, or nothing was promised, or less than the slack that engines are given (``orders.SLACK_TOKENS``)."""
     cache_hint: CacheHint | None = None
     """What was said of its workflow's cache, whatever came of it (``Hints.cache``)."""
+    final_odds: float | None = None
+    """How likely it was its run's last call, where the order of the queue went by that (policy ``final_first``)."""
 
     @property
     def key(self) -> str:
@@ -114,6 +115,8 @@ class Happening(StrEnum):
     STAGES_NEXT = "stages_next"
     TOOL_STARTED = "tool_started"
     TOOL_ENDED = "tool_ended"
+    TOOL_BEGAN_EARLY = "tool_began_early"
+    TOOL_HANDED_OVER = "tool_handed_over"
     QUEUED = "queued"
     DISPATCHED = "dispatched"
     FIRST_TOKEN = "first_token"
@@ -138,6 +141,8 @@ class CallEvent:
     """With ``FINISHED``."""
     tenant: str | None = None
     """The workflow's; ``None`` where none was named."""
+    hidden_s: float | None = None
+    """With ``TOOL_HANDED_OVER``: so much of an early tool's time passed before its turn."""
 
 
 Listener = Callable[[CallEvent], None]
@@ -146,8 +151,7 @@ Listener = Callable[[CallEvent], None]
 @dataclass(eq=False, slots=True)
 class _Subscription:
     listener: Listener
-    failed: bool = False
-    """Whether it was logged that the listener failed."""
+    failure_logged: bool = False
 
 
 class RecordBook:
@@ -258,9 +262,8 @@ class RecordBook:
             try:
                 each.listener(event)
             except Exception:  # a listener is the user's code; its fault must not end a call
-                if not each.failed:
-                    each.failed = True
+                if not each.failure_logged:
+                    each.failure_logged = True
                     log.exception(
-                        "a listener of orla_lg failed on %s; it hears of what follows, and failures of it are not "
-                        "logged any more", event.kind,
-                    )  # fmt: skip
+                        "a listener of orla_lg failed on %s; no further failure of it is logged", event.kind
+                    )

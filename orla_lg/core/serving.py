@@ -28,20 +28,13 @@ from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.memory.returns import ReturnBook
 from orla_lg.core.operation.backends import Schedulers
+from orla_lg.core.operation.policy_choice import PolicyChoice, refined
 from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import Steering
 from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.placement.view import BackendView, view_of
-from orla_lg.core.policies import (
-    DEFAULT_REQUEST,
-    DEFAULT_STAGE,
-    PolicyChoice,
-    RequestChoice,
-    StageChoice,
-    policies,
-    refined,
-)
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Policies
 from orla_lg.core.record import Record, RecordBook

@@ -29,6 +29,7 @@ from orla_lg.core.workflow import RunState
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
 from orla_lg.graph.tools.declared import SafeTools
+from orla_lg.graph.tools.next_prompt import NextPrompts
 from orla_lg.graph.tools.starts import EarlyStarts
 from orla_lg.openai_api.client import EngineClients
 
@@ -153,6 +154,8 @@ class Core:
     """What becomes of a request that its backend's engine can be sent neither as it is nor translated."""
     early: EarlyStarts = field(default_factory=EarlyStarts)
     """Tools that run before their turn."""
+    next_prompts: NextPrompts = field(default_factory=NextPrompts)
+    """Prompts of which the beginning is certain while tools run."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,6 +218,7 @@ class GraphEvents(GraphCallbackHandler):
             if run is not None and outcome is not Outcome.DONE:
                 run.failed("", ABANDONED)
             self._core.early.run_ended(root)
+            self._core.next_prompts.run_ended(root)
             self._core.serving.progress.run_ended(root, outcome)
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
@@ -255,16 +256,21 @@ class GraphEvents(GraphCallbackHandler):
         run = self._core.serving.book.run(lineage.root)
         if run is not None:
             self._core.serving.progress.tool_started(run, stage, str(name))
+            if len(self._core.next_prompts):
+                self._core.next_prompts.tool_started(
+                    self._core.serving, lineage.root, run_id, str(name), kwargs.get("tool_call_id"),
+                    kwargs.get("inputs"),
+                )  # fmt: skip
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a tool ended, for listeners too."""
-        self._tool_ended(run_id, "done", **kwargs)
+        self._tool_ended(run_id, "done", output, **kwargs)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Note that a tool failed, for listeners too."""
         self._tool_ended(run_id, type(error).__name__, **kwargs)
 
-    def _tool_ended(self, run_id: UUID, how: str, **kwargs: Any) -> None:
+    def _tool_ended(self, run_id: UUID, how: str, output: Any = None, **kwargs: Any) -> None:
         self._heard.discard(run_id)
         if (tool := self._in_context.pop(run_id, None)) is not None:
             tool.over = True
@@ -273,6 +279,8 @@ class GraphEvents(GraphCallbackHandler):
         run = None if root is None or not stage else self._core.serving.book.run(root)
         if run is not None:
             self._core.serving.progress.tool_ended(run, stage, name, self._core.serving.clock() - started_s)
+            if len(self._core.next_prompts):
+                self._core.next_prompts.tool_ended(self._core.serving, run_id, output)
         if root is not None:
             self._tell(Happening.TOOL_ENDED, root, stage, detail=str(kwargs.get("name") or how))
 

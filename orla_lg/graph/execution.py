@@ -25,6 +25,7 @@ from langgraph.pregel import Pregel
 
 from orla_lg.graph.running_tool import TOOL, starts
 from orla_lg.graph.structure import AnyPregel
+from orla_lg.graph.tools.running import refuse
 
 _HANDLERS = "_orla_handlers"
 
@@ -55,8 +56,10 @@ def attach(graph: AnyPregel, handlers: Iterable[BaseCallbackHandler]) -> None:
 
 def _joined(graph: AnyPregel, config: Any) -> Any:
     """Return the configuration of an execution, with the graph's handlers among its callbacks."""
-    if config and TOOL.get() is not None and isinstance(config, Mapping):
-        starts(graph, config)
+    if TOOL.get() is not None:
+        refuse("graph inside it: what that streams, and whether it is interrupted, shows in its place only")
+        if config and isinstance(config, Mapping):
+            starts(graph, config)
     handlers = handlers_of(graph)
     if not handlers or not isinstance(config, Mapping | None):
         return config

@@ -28,10 +28,13 @@ from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution, passing
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
+from orla_lg.graph.tools import handover
 from orla_lg.graph.tools.watch import watch_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
+from orla_lg.openai_api.pair_check import PairChecks
 from orla_lg.wires.chat import ask_of
+from orla_lg.wires.watching import AnswerWatch
 
 CHAT_COMPLETIONS = "/chat/completions"
 EMBEDDINGS = "/embeddings"
@@ -66,12 +69,13 @@ def chat_steps(
     )
     on_end = end_of(come_from, on_record)
     binding = None if come_from is None else come_from.binding
-    watch = None
-    if binding is not None and binding.tools is not None and binding.core is core:
+    watch = agrees = None
+    if come_from is not None and binding is not None and binding.tools is not None and binding.core is core:
         watch = watch_for(core, come_from, inflight, options.json_data)
+        agrees = None if watch is None else PairChecks(core.serving).agrees
     sender = SdkSender(
-        core.clients, client, original, options, form, assemble=assemble or watch is not None,
-        shows_counts=shows_counts, watch=watch,
+        core.clients, client, original, options, form, assemble=assemble, shows_counts=shows_counts, watch=watch,
+        agrees=agrees,
     )  # fmt: skip
     if options.url != CHAT_COMPLETIONS or not isinstance(options.json_data, OBJECT):
         return pass_by(inflight, sender, on_end)
@@ -170,6 +174,12 @@ class NodeCallSite:
     def arrive(self, ask: Ask, timeout: CallerTimeout | None) -> InFlightCall:  # noqa: D102
         return arrival(self._core, self._come_from, ask, timeout)
 
+    def watch(self, inflight: InFlightCall, body: Mapping[str, Any]) -> AnswerWatch | None:  # noqa: D102
+        binding = self._come_from.binding
+        if binding is None or binding.tools is None or binding.core is not self._core:
+            return None
+        return watch_for(self._core, self._come_from, inflight, body)
+
     def steps(self, inflight: InFlightCall, sender: Sender) -> Steps:  # noqa: D102
         return self.serving.serve(inflight, sender, end_of(self._come_from))
 
@@ -190,7 +200,7 @@ def _request(self: openai.OpenAI, cast_to: Any, options: Any, *, stream: bool = 
         return original()
     core, come_from = found
     if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
-        return stainless.request(NodeCallSite(core, come_from), self, _SYNC, options, form)
+        return stainless.request(NodeCallSite(core, come_from, options.json_data), self, _SYNC, options, form)
     return drive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -204,7 +214,7 @@ async def _arequest(
         return await original()
     core, come_from = found
     if options.url != CHAT_COMPLETIONS and stainless.is_known(options):
-        return await stainless.arequest(NodeCallSite(core, come_from), self, _ASYNC, options, form)
+        return await stainless.arequest(NodeCallSite(core, come_from, options.json_data), self, _ASYNC, options, form)
     return await adrive(chat_steps(core, come_from, self, original, options, form))
 
 
@@ -265,6 +275,7 @@ def restore_unless_used() -> None:
             return
         execution.uninstall()
         passing.uninstall()
+        handover.uninstall()
         http.uninstall()
         if openai.OpenAI.request is _request:
             openai.OpenAI.request = _SYNC  # type: ignore[method-assign]

@@ -122,6 +122,11 @@ def enter(
     return node
 
 
+def hold(node: RunningNode) -> None:
+    """Let *node* be the running one in this context."""
+    _NODE.set(node)
+
+
 def leave(node: RunningNode) -> None:
     """Note that a node ended. Its context may not be the one at hand, so the node itself says that it is over."""
     node.over = True

@@ -99,7 +99,7 @@ def _nodes(graph: AnyPregel, outer: str, around: tuple[object, ...]) -> tuple[Gr
 
 
 def _node(name: str, key: str, bound: Any, around: tuple[object, ...], tools: Collection[int]) -> GraphPlace:
-    whole = _unbound(bound)
+    whole = unbound(bound)
     if isinstance(whole, Pregel):
         return GraphPlace(name, _kind(whole), key, is_node=True, inside=_inner(whole, key, around))
     found = reached_by(bound)
@@ -137,7 +137,8 @@ def _inner(graph: AnyPregel, key: str, around: tuple[object, ...]) -> tuple[Grap
     return _nodes(graph, key, (*around, graph))
 
 
-def _unbound(runnable: Any) -> Any:
+def unbound(runnable: Any) -> Any:
+    """Return what a runnable binds, at whatever depth."""
     while isinstance(runnable, RunnableBindingBase):
         runnable = runnable.bound
     return runnable

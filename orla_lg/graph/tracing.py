@@ -34,6 +34,20 @@ def annotate(model_run: ModelRun, record: Record) -> None:
             traced.add_event(_event(record))
 
 
+def annotate_tool(manager: Any, began_before_s: float, hidden_s: float) -> None:
+    """Write on the traced run of a tool that it began early, for every tracer that keeps one.
+
+    Args:
+        manager: LangChain's, of the tool's run.
+        began_before_s: So many seconds ago it began.
+        hidden_s: So many seconds of its time passed before its turn.
+    """
+    for handler in getattr(manager, "handlers", ()):
+        if isinstance(handler, BaseTracer) and (traced := handler.run_map.get(str(manager.run_id))) is not None:
+            began = datetime.fromtimestamp(datetime.now(UTC).timestamp() - began_before_s, UTC).isoformat()
+            traced.add_metadata({"orla_began_early": began, "orla_hidden_s": hidden_s})
+
+
 def _metadata(record: Record) -> dict[str, Any]:
     values = record.asdict()
     shown = {f"orla_{name}": values[name] for name in SHOWN if values[name] not in (None, ())}

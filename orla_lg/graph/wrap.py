@@ -26,6 +26,7 @@ from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
+from orla_lg.graph.tools import handover
 from orla_lg.graph.tools.declared import NOTHING_DECLARED, DeclaredTools, safe_tools
 from orla_lg.mappers.stages import KnownStages, check_stages, doubted
 
@@ -73,6 +74,8 @@ def wrap(
     install(core)
     forecast = forecast_of(whole, core, mapper, stages)
     safe = safe_tools(whole, tools) or (None if before is None else before.tools)
+    if safe is not None:
+        handover.install()
     return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer, safe)))
 
 

@@ -210,6 +210,7 @@ class LinkedCall(InFlightCall):
         if grant.expected_tokens is not None:
             claimed = ExpectedTokens(grant.expected_tokens, 0, None, None)
             self._queued = Queued(self.call, 0, waiting=False, granted=True, claimed=claimed)
+        self.call.final_odds = grant.final_odds
         self.attempts += 1
         if services.records.heard:
             self._tell(Happening.DISPATCHED)

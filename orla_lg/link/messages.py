@@ -37,6 +37,14 @@ Flat = dict[str, Any]
 """A table of names and plain values: numbers, texts, lists and tables of these."""
 
 
+class FlatMessage(NamedTuple):
+    """A message of a prompt, which does not travel."""
+
+    hashed: int
+    """Chained with those before it (``Ask.prefix``), outside any scope."""
+    chars: int
+
+
 class Hello(NamedTuple):
     """Replica to core, first of all."""
 
@@ -167,6 +175,8 @@ class Grant(NamedTuple):
     cache_action: str | None = None
     """What is planned with the slot's contents; ``None`` on engines without slots."""
     slot: int | None = None
+    final_odds: float | None = None
+    """How likely the call is its run's last, where the order of the queue went by that."""
 
 
 class Refused(NamedTuple):
@@ -222,7 +232,9 @@ class Signal(NamedTuple):
     """The name of the method."""
     run: str
     more: Flat = {}  # noqa: RUF012
-    """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph``."""
+    """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph``; of
+    ``prompt_split`` ``call``, ``backend``, ``graph``, ``stage``, ``messages`` (as ``FlatMessage``), ``results``,
+    ``running`` (names and seconds) and ``partly``."""
 
 
 class Graph(NamedTuple):
@@ -257,6 +269,8 @@ class Warm(NamedTuple):
     """So many leading messages; ``None``: all."""
     prefix: int = 0
     """The hash of the last of these; a prompt with another one there is not sent."""
+    next_of: str = ""
+    """Where given, what is certain of the stage's prompt after this call is meant (signal ``prompt_split``)."""
 
 
 class StopWarm(NamedTuple):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orla_lg.core.background import is_collecting
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
+from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.connection import Link
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Graph, Message, Signal
+from orla_lg.link.prompts import KeptPrompts
 from orla_lg.link.requests import CoreRequests
 from orla_lg.link.views import flat_graph
 
@@ -36,9 +38,9 @@ class OpenRun:
 class LinkedProgress(GraphProgress):
     """Where a replica hears of its graphs."""
 
-    def joined(self, link: Link, requests: CoreRequests, over: Callable[[Sequence[str]], None]) -> LinkedProgress:
-        """Tell a core by *link* of what happens; *over* hears of workflows that no run is open on any more."""
-        self._link, self._requests, self._over = link, requests, over
+    def joined(self, link: Link, requests: CoreRequests, prompts: KeptPrompts) -> LinkedProgress:
+        """Tell a core by *link* of what happens; *prompts* go with the workflows that no run is open on any more."""
+        self._link, self._requests, self._prompts = link, requests, prompts
         self._open: dict[str, OpenRun] = {}
         self._graphs: dict[str, Graph] = {}
         return self
@@ -83,7 +85,7 @@ class LinkedProgress(GraphProgress):
                 ended = outcome if state is None else state.ends(outcome)
                 self._report("run_ended", run, {"outcome": str(ended)})
         if state is not None:
-            self._over([key for key in state.workflows if not self._book.is_running(key)])
+            self._prompts.over([key for key in state.workflows if not self._book.is_running(key)])
 
     def ahead(self, run: str) -> Ahead | None:  # noqa: D102
         try:
@@ -122,6 +124,19 @@ class LinkedProgress(GraphProgress):
     def tool_ended(self, run: RunState, stage: str, name: str, seconds: float) -> None:  # noqa: D102
         super().tool_ended(run, stage, name, seconds)
         self._report("tool_ended", run.id, {"stage": stage, "name": name, "seconds": seconds})
+
+    def prompt_split(self, run: RunState, split: SplitPrompt) -> bool:  # noqa: D102
+        kept = self._prompts.extend(split)
+        if kept is None:
+            return False
+        graph, stage = split.stage
+        more = {
+            "call": split.call, "backend": split.backend, "graph": graph, "stage": stage,
+            "messages": [list(message) for message in kept], "results": split.results,
+            "running": [list(tool) for tool in split.running], "partly": split.partly,
+        }  # fmt: skip
+        self._report("prompt_split", run.id, more)
+        return True
 
     # Telling
 

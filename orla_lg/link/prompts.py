@@ -17,13 +17,14 @@ from orla_lg.core.call import HASH_BYTES, Usage
 from orla_lg.core.engine.backend import BackendAdapter, Effect
 from orla_lg.core.engine.capabilities import Warmable
 from orla_lg.core.identity import tenant_of, workflow_key, workflow_name
+from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.prefetch.prefetcher import LIMIT_S
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
 from orla_lg.errors import BackendUnavailable, EngineRefused, OrlaClosed
 from orla_lg.link.call import LinkedCall
 from orla_lg.link.connection import Link
-from orla_lg.link.messages import Keeps, StopWarm, Warm, WarmEnded
+from orla_lg.link.messages import FlatMessage, Keeps, StopWarm, Warm, WarmEnded
 
 
 class KeptPrompts:
@@ -58,8 +59,11 @@ class KeptPrompts:
 
     def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:
         """Note the body of a call's request, as it is before the engine's own fields come in."""
-        if call.backend in self._books and call.raw.run is not None:
+        if (book := self._books.get(call.backend or "")) is not None and call.raw.run is not None:
             call.prompt = prompt_of(call.call, body)
+            if book.split:
+                with self._lock:
+                    book.came(call.call.identity.workflow, (call.prompt.graph, call.prompt.stage))
 
     def ended(self, call: LinkedCall, usage: Usage | None, *, followed: bool) -> None:
         """Keep the prompt of a call that went well and whose workflow goes on, and tell the core; before its end."""
@@ -69,12 +73,23 @@ class KeptPrompts:
             return
         workflow = call.call.identity.workflow
         if call.backend in self._isolated:
-            prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow)))
+            prompt = replace(prompt, ask=prompt.ask.within(tenant_of(workflow) or self.tenant))
         prompt = prompt.counted(usage)
         with self._lock:
             book.learn(workflow, prompt)
             book.last.put(workflow, prompt)
         self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)))
+
+    def extend(self, split: SplitPrompt) -> Sequence[FlatMessage] | None:
+        """Keep what is certain of a next prompt; returns what a core may know of it, ``None`` if it is not kept."""
+        if (book := self._books.get(split.backend)) is None:
+            return None
+        with self._lock:
+            prompt = book.next(split.workflow, split.stage, split.call) if book.extend(split) else None
+        if prompt is None:
+            return None
+        ask = replace(prompt.ask, scope="")
+        return [FlatMessage(*piece) for piece in ask.pieces[-len(split.messages) :]]
 
     def over(self, workflows: Sequence[str]) -> None:
         """Drop what is kept of workflows that will not come back."""
@@ -82,7 +97,7 @@ class KeptPrompts:
             with self._lock:
                 for book in self._books.values():
                     for workflow in workflows:
-                        book.last.take(workflow)
+                        book.forget(workflow)
 
     def forked(self) -> None:
         """Keep nothing of the parent's, in a child."""
@@ -97,10 +112,16 @@ class KeptPrompts:
         with self._lock:
             if (book := self._books.get(order.backend)) is None:
                 return None
+            if order.next_of:
+                for workflow in self._names(order.workflow):
+                    stage = (order.graph, order.stage)
+                    found = book.next(workflow, stage, order.next_of)
+                    if found is not None and _is_at(found, len(found.ask.prefix), order.prefix):
+                        return found
+                return None
             if order.messages is None:
-                found = book.last.get(order.workflow)
-                if found is None and tenant_of(order.workflow) == self.tenant:
-                    found = book.last.get(workflow_key(workflow_name(order.workflow)))
+                kept = (book.last.get(workflow) for workflow in self._names(order.workflow))
+                found = next((prompt for prompt in kept if prompt is not None), None)
                 return found if found is not None and _is_at(found, len(found.ask.prefix), order.prefix) else None
             scope = tenant_of(order.workflow) if order.backend in self._isolated else ""
             known = book.beginning(order.graph, order.stage, scope)
@@ -110,6 +131,11 @@ class KeptPrompts:
             if prompt is not None and _is_at(prompt, order.messages, order.prefix):
                 return prompt.beginning(order.messages)
         return None
+
+    def _names(self, workflow: str) -> Sequence[str]:
+        """Return the keys that the core's key of a workflow may have here."""
+        mine = tenant_of(workflow) == self.tenant
+        return (workflow, workflow_key(workflow_name(workflow))) if mine else (workflow,)
 
     def warm(self, order: Warm) -> None:
         """Send a prefetch, in the background."""

@@ -132,7 +132,7 @@ class LinkedServing(Serving):
         self.limits = services.limits = LinkedLimits(NO_LIMITS, self.clock, self.requests)
         self.progress = services.progress = LinkedProgress(
             self.book, self.foresight, self.memory, self.records, self.updates, self.clock, looks_ahead=False
-        ).joined(self.link, self.requests, self.prompts.over)
+        ).joined(self.link, self.requests, self.prompts)
         self.steering = LinkedSteering(self.requests, self.book)
         self.resources.add(self.link.stop)
 

@@ -55,6 +55,7 @@ def _made(kind: Callable[..., T], what: str, table: Mapping[str, Any]) -> T:
 
 _OF_BACKEND = (
     "name", "url", "model", "engine", "max_concurrency", "capacity", "quality", "isolate_tenants",
+    "assemble", "early_tools",
 )  # fmt: skip
 _LISTS = ("aliases", "forward_headers", "forward_query")
 

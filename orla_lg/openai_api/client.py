@@ -17,6 +17,7 @@ import openai
 from orla_lg.core.call import OBJECT, CallerTimeout
 from orla_lg.core.engine.backend import Backend, with_fields
 from orla_lg.core.inflight import InFlightCall
+from orla_lg.openai_api.agreement import Agreement
 from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, may_refuse, parted
 from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
@@ -84,6 +85,8 @@ class EngineClients:
         self.dialect = Dialect(backend)
         """Of its chat completions."""
         self._dialects = {"chat": self.dialect}
+        self.agreement = Agreement(backend)
+        """Whether its answers are the same when they are streamed."""
         self.headers = frozenset(name.lower() for name in backend.forward_headers)
         """What is carried of the caller's beyond what always is (``home.HEADERS``)."""
         self.query = frozenset(backend.forward_query)
@@ -194,6 +197,9 @@ def sockets_of(client: httpx2.Client | httpx2.AsyncClient) -> Iterator[socket.so
 
 Original = Callable[[], Any]
 
+Agrees = Callable[[EngineClients, InFlightCall, Mapping[str, Any]], bool]
+"""``pair_check.PairChecks.agrees``."""
+
 
 class SdkSender:
     """One ``request`` of the OpenAI SDK, to be sent to whichever backend is chosen.
@@ -206,7 +212,9 @@ class SdkSender:
         form: The SDK's other arguments (``cast_to``, ``stream``, ``stream_cls``).
         assemble: Stream from the engine even where the caller does not, to see the first token.
         shows_counts: Let the caller have the token counts of a stream for which it did not ask.
-        watch: Hears the answer as it comes.
+        watch: Hears the answer as it comes; for one that wants tool calls an answer is streamed from the engine too,
+            where its backend allows it.
+        agrees: Says whether an engine's answers are the same when they are streamed, for backends that leave it open.
     """
 
     def __init__(
@@ -220,6 +228,7 @@ class SdkSender:
         assemble: bool,
         shows_counts: bool = False,
         watch: AnswerWatch | None = None,
+        agrees: Agrees | None = None,
     ) -> None:
         self.max_attempts = 1 + options.get_max_retries(caller.max_retries)
         self._clients = clients
@@ -230,6 +239,7 @@ class SdkSender:
         self._may_assemble = assemble
         self._shows_counts = shows_counts
         self._watch = watch
+        self._agrees = agrees
 
     def send(self, inflight: InFlightCall) -> Any:
         """Send from this thread."""
@@ -253,7 +263,8 @@ class SdkSender:
         return response
 
     def _send_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
+        early = outgoing.clients.backend.early_tools
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch, early=early)
         token = TAP.set(tap)
         try:
             try:
@@ -289,7 +300,8 @@ class SdkSender:
         return response
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: Outgoing) -> tuple[Tap, Any]:
-        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch)
+        early = outgoing.clients.backend.early_tools
+        tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, watch=self._watch, early=early)
         token = TAP.set(tap)
         try:
             try:
@@ -321,7 +333,9 @@ class SdkSender:
         if not isinstance(streams, OBJECT):
             pass  # the engine says what is wrong with it
         elif mode == "plain":
-            if self._may_assemble and dialect.assembles and chat.can_assemble(said):
+            watch = self._watch
+            wanted = self._may_assemble or (watch is not None and watch.wants_calls)
+            if wanted and dialect.assembles and chat.can_assemble(said) and self._assembles(inflight, clients, said):
                 mode, body["stream"] = "assemble", True
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
                 added |= {"stream", STREAM_OPTIONS}
@@ -331,6 +345,15 @@ class SdkSender:
             added.add(STREAM_OPTIONS)
         options = self._options_for(clients, body, fields)
         return Outgoing(clients, options, mode, hides, added, asked, guards)
+
+    def _assembles(self, inflight: InFlightCall, clients: EngineClients, said: Mapping[str, Any]) -> bool:
+        """Whether an answer in one piece is streamed from the engine: the caller wants it so, or its watch may."""
+        backend = clients.backend
+        if self._may_assemble or not backend.early_tools:
+            return self._may_assemble
+        if backend.assemble is not None:
+            return backend.assemble
+        return self._agrees is not None and self._agrees(clients, inflight, said)
 
     def _without_ours(self, outgoing: Outgoing) -> Outgoing:
         """Return the same request with nothing added but what keeps workflows apart."""

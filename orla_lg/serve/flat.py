@@ -18,7 +18,7 @@ from orla_lg.core.mapping import Planned
 from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Enter, Flat, Refused
+from orla_lg.link.messages import Enter, Flat, FlatMessage, Refused
 from orla_lg.link.views import read_hints
 from orla_lg.serve.keys import KeyScope, allows
 
@@ -133,6 +133,14 @@ class FlatAsk(Ask):
         """Return what the first *messages* messages ask for."""
         kept = self.chars[:messages]
         return replace(self, hashes=self.hashes[:messages], chars=kept, text_chars=sum(kept))
+
+    def followed(self, messages: Sequence[FlatMessage]) -> FlatAsk:
+        """Return what is asked for once *messages* follow on an answer to it."""
+        hashes = [*self.hashes, *(message.hashed for message in messages)]
+        chars = [*self.chars, *(message.chars for message in messages)]
+        return replace(
+            self, hashes=hashes, chars=chars, answers=[*self.answers, len(self.hashes)], text_chars=sum(chars)
+        )
 
 
 def bounded(value: float, most: float, least: float = 0.0) -> float:

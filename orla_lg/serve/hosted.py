@@ -89,7 +89,7 @@ def grant_of(inflight: ReplicaCall, epoch: int, attempt: int) -> Grant:
         call.id, epoch, attempt, inflight.backend, inflight.model, assignment.mapper, assignment.reason,
         dict(assignment.parameters), flat_considered(assignment.considered), inflight.request_fields(),
         inflight.counts_streams, inflight.expected_tokens, None if seat is None else seat.action,
-        None if seat is None else seat.slot,
+        None if seat is None else seat.slot, call.final_odds,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.mapping import Mapper
+from orla_lg.core.operation.policy_choice import refined
 from orla_lg.core.operation.steering import KEEP
 from orla_lg.core.policies import (
     ANY_BACKEND,
@@ -26,7 +27,6 @@ from orla_lg.core.policies import (
     RequestChoice,
     StageChoice,
     policies,
-    refined,
 )
 from orla_lg.errors import ConfigError, shown
 from orla_lg.openai_api.client import EngineClients

@@ -13,13 +13,22 @@ from typing import Any
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.lookahead import KEEP_GRAPHS
+from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import MappingError, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Flat, Graph, Signal
+from orla_lg.link.messages import Flat, FlatMessage, Graph, Signal
 from orla_lg.link.views import read_graph
-from orla_lg.serve.flat import MOST_AGE_S, MOST_ID_CHARS, bounded, named, tenant_within
+from orla_lg.serve.flat import (
+    MOST_AGE_S,
+    MOST_CHARS,
+    MOST_ID_CHARS,
+    bounded,
+    named,
+    numbers,
+    tenant_within,
+)
 from orla_lg.serve.roster import Replica
 
 log = logging.getLogger("orla_lg")
@@ -29,6 +38,9 @@ MOST_RUNS = 20_000
 
 MOST_STAGES = 10_000
 """Of one graph."""
+
+MOST_LISTED = 1_000
+"""Messages that follow on a call, and tools that it asked for."""
 
 MOST_TOOL_S = 30 * 86_400.0
 
@@ -52,6 +64,7 @@ class RunSignals:
             "node_left": self._node_left,
             "tool_started": self._tool_started,
             "tool_ended": self._tool_ended,
+            "prompt_split": self._prompt_split,
         }
 
     def graph(self, replica: Replica, message: Graph) -> None:
@@ -162,6 +175,39 @@ class RunSignals:
     def _tool_ended(self, run: RunState, more: Flat) -> None:
         seconds = bounded(_number(more, "seconds"), MOST_TOOL_S)
         self._serving.progress.tool_ended(run, _stage(more), _text(more, "name") or "", seconds)
+
+    def _prompt_split(self, run: RunState, more: Flat) -> None:
+        messages = [FlatMessage(*_pair(each, "message")) for each in _listed(more, "messages")]
+        numbers([message.hashed for message in messages], "hashes", 2**64 - 1)
+        numbers([message.chars for message in messages], "chars", MOST_CHARS)
+        running = [_tool(*_pair(each, "tool")) for each in _listed(more, "running")]
+        stage = _text(more, "graph") or "", _stage(more)
+        results = int(bounded(_number(more, "results"), MOST_LISTED))
+        for workflow in run.workflows:
+            split = SplitPrompt(
+                _text(more, "call") or "", workflow, _text(more, "backend") or "", stage, messages, results, running,
+                more.get("partly") is True,
+            )  # fmt: skip
+            if self._serving.progress.prompt_split(run, split):
+                return
+
+
+def _listed(more: Mapping[str, Any], name: str) -> list[Any]:
+    listed = more.get(name)
+    if not isinstance(listed, list | tuple) or len(listed) > MOST_LISTED:
+        raise LinkBroken(f"a signal's {name} is no list of at most {MOST_LISTED}")
+    return list(listed)
+
+
+def _pair(value: Any, what: str) -> tuple[Any, Any]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise LinkBroken(f"a {what} of a split prompt is no pair")
+    return value[0], value[1]
+
+
+def _tool(name: Any, ran_s: Any) -> tuple[str, float]:
+    tool = {"name": name, "seconds": ran_s}
+    return _text(tool, "name") or "", bounded(_number(tool, "seconds"), MOST_TOOL_S)
 
 
 def _text(more: Mapping[str, Any], name: str) -> str | None:

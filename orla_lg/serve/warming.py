@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -52,7 +52,7 @@ class KeptPrompt(Prompt):
         call = inflight.call
         return cls(
             call.id, call.standing.graph, call.identity.stage, call.ask, {"frame": frame}, chars,
-            chars // CHARS_PER_TOKEN, keeper, call.identity.workflow, inflight.backend or "",
+            chars // CHARS_PER_TOKEN, keeper=keeper, workflow=call.identity.workflow, backend=inflight.backend or "",
         )  # fmt: skip
 
     def beginning(self, messages: int) -> Self:
@@ -63,15 +63,25 @@ class KeptPrompt(Prompt):
         tokens = round(self.tokens * first.prompt_chars / max(1, self.chars))
         return replace(self, ask=first, chars=first.prompt_chars, tokens=tokens, messages=messages)
 
+    def extended(self, messages: Sequence[Any]) -> Self:
+        """Return what is certain of the prompt after its call; the *messages* are known by hashes and lengths."""
+        root = self if self.base is None else self.base
+        assert isinstance(root, type(self)) and isinstance(root.ask, FlatAsk)
+        ask = root.ask.followed(messages)
+        chars = root.chars + sum(message.chars for message in messages)
+        return replace(root, ask=ask, chars=chars, tokens=root.scaled(chars), base=root)
+
     async def warm(self, adapter: Warmable, fields: Mapping[str, Any]) -> Warmed:
         """Have its replica send it, with the adapter's *fields*."""
         assert self.keeper is not None
         prefix = self.ask.prefix
-        whole_prompt = self.messages is None
+        whole_prompt, split = self.messages is None, self.base is not None
+        named = split or not whole_prompt
         return await self.keeper.warm(
             Warm(
-                "", self.workflow, self.backend, dict(fields), "" if whole_prompt else self.stage,
-                "" if whole_prompt else self.graph, self.messages, prefix[-1] if prefix else 0,
+                "", self.workflow, self.backend, dict(fields), self.stage if named else "",
+                self.graph if named else "", self.messages, prefix[-1] if prefix else 0,
+                self.call_id if split else "",
             )
         )  # fmt: skip
 

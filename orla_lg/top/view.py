@@ -103,7 +103,7 @@ def _table(*headings: str) -> Table:
 
 
 _NUMBERS = frozenset({
-    "in flight", "waiting", "calls/s", "tok/s", "cached", "kept", "turn", "priority", "waited", "tokens",
+    "in flight", "waiting", "calls/s", "tok/s", "cached", "kept", "turn", "priority", "last call", "waited", "tokens",
 })  # fmt: skip
 """Headings of columns with numbers."""
 
@@ -227,14 +227,16 @@ def _verdicts(truth: VerificationCounts) -> Text:
 def _waits(waits: list[tuple[str, Waiting]], waiting: int) -> RenderableType:
     if not waiting:
         return Text("no call waits", style="bright_black")
-    tenants = any(each.tenant for _, each in waits)
+    tenants, odds = (any(getattr(each, name) for _, each in waits) for name in ("tenant", "final_odds"))
     table = _table(
-        "turn", "backend", *(("tenant",) if tenants else ()), "workflow", "stage", "priority", "waited", "waits for"
-    )
+        "turn", "backend", *(("tenant",) if tenants else ()), "workflow", "stage", "priority",
+        *(("last call",) if odds else ()), "waited", "waits for",
+    )  # fmt: skip
     for nth, (backend, each) in enumerate(waits, start=1):
         table.add_row(
             str(nth), backend, *_tenant(each, shown=tenants), _brief(each.workflow),
-            shown(each.stage, 60) or "(no graph)", f"{each.priority:g}", f"{each.waited_s:.1f} s", waits_for(each),
+            shown(each.stage, 60) or "(no graph)", f"{each.priority:g}",
+            *((f"{each.final_odds or 0:.0%}",) if odds else ()), f"{each.waited_s:.1f} s", waits_for(each),
         )  # fmt: skip
     return _titled("calls that wait", table, *_more(waiting - len(waits), "wait"))
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from orla_lg.core.call import OBJECT, Ask, Usage
-from orla_lg.wires.reading import MAX_COUNT, Garbage, count, is_number, payload
-from orla_lg.wires.wire import Body, ChunkReader, Wire
+from orla_lg.wires.reading import MAX_COUNT, Garbage, count, is_number, list_in, payload
+from orla_lg.wires.wire import Body, ChunkIn, ChunkReader, Wire
 
 _USAGE, _TIMINGS = b'"usage"', b'"timings"'
 """The latter is llama.cpp's."""
@@ -194,6 +194,14 @@ class ChatCompletions(Wire):
     usage_in = staticmethod(usage_in)
     ends_well = staticmethod(ends_well)
     is_over = staticmethod(is_done)
+
+    def chunks(self) -> ChunkIn:  # noqa: D102
+        return payload
+
+    def message_in(self, answer: Body) -> Body | None:  # noqa: D102
+        first = next(iter(list_in(answer, "choices")), None)
+        message = first.get("message") if isinstance(first, Mapping) else None
+        return message if isinstance(message, Mapping) else None
 
     def with_model(self, body: Body, model: str, parameters: Body) -> dict[str, Any]:  # noqa: D102
         said = {name: value for name, value in body.items() if value is not None}  # llama.cpp refuses some nulls

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 
 from orla_lg.core.call import Ask, Usage
 from orla_lg.wires import ollama_answers as answers
+from orla_lg.wires import ollama_heard, reading
 from orla_lg.wires import ollama_requests as requests
-from orla_lg.wires import reading
 from orla_lg.wires.reading import MAX_COUNT, SHOWN_BYTES, Garbage, count, is_number
-from orla_lg.wires.wire import Body, ChunkReader, Untranslatable, Wire
+from orla_lg.wires.wire import Body, ChunkIn, ChunkReader, Untranslatable, Wire
 
 _FIGURE = re.compile(rb'"((?:prompt_)?eval_count|prompt_eval_cached_count|prompt_eval_duration)"\s*:\s*(\d{1,18})\b')
 _DONE = re.compile(rb'"done"\s*:\s*true\b')
@@ -168,6 +168,14 @@ class _Chat(_Generating):
 
     def _messages_of(self, body: Body) -> Sequence[Any]:
         return requests.chat_messages(body)
+
+    def chunks(self) -> ChunkIn:
+        """Return what reads the lines of a stream."""
+        return ollama_heard.LineChunks()
+
+    def message_in(self, answer: Body) -> Body | None:
+        """Return the message of a whole answer."""
+        return ollama_heard.message_in(answer)
 
     def to_chat(self, body: Body) -> dict[str, Any]:
         """Return a request as a chat completion's, without its model."""

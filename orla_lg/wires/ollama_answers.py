@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orla_lg.wires import reading
-from orla_lg.wires.assembly import ToolCalls
 from orla_lg.wires.reading import Garbage, count, is_number, list_in, object_in
+from orla_lg.wires.tool_calls import ToolCalls
 from orla_lg.wires.wire import Body
 
 Says = Callable[[str, str, Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orla_lg.core.call import OBJECT, Ask, Usage
-from orla_lg.wires import reading
+from orla_lg.wires import reading, responses_heard
 from orla_lg.wires.reading import Garbage, count
 from orla_lg.wires.responses_answer import answer_of
 from orla_lg.wires.responses_request import chat_of, essentials_of, messages_as_far_as_known
 from orla_lg.wires.responses_stream import ResponseEvents
-from orla_lg.wires.wire import Body, Wire
+from orla_lg.wires.wire import Body, ChunkIn, Wire
 
 ID_PREFIX = "resp_"
 """Of an answer's id; LangChain looks for it."""
@@ -144,6 +144,16 @@ class Responses(Wire):
         if not events or not _BLANK_LINE.search(tail[tail.rfind(events[-1]) :]):
             return False  # its last event is cut off
         return _LAST.search(events[-1]) is not None or (len(events) == 1 and _COUNTED.search(tail) is not None)
+
+    calls_mark = b"function_call"
+
+    def chunks(self) -> ChunkIn:
+        """Return what reads the events of a stream."""
+        return responses_heard.chunk_in
+
+    def message_in(self, answer: Body) -> Body | None:
+        """Return the message of a whole answer."""
+        return responses_heard.message_in(answer)
 
     def to_chat(self, body: Body) -> dict[str, Any]:
         """Return a request as a chat completion's."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.call import OBJECT
-from orla_lg.wires.assembly import ToolCalls
 from orla_lg.wires.reading import MAX_COUNT, Garbage, count, is_number, list_in, object_in
+from orla_lg.wires.tool_calls import ToolCalls
 from orla_lg.wires.wire import Body
 
 CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}

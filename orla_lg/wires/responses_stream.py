@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orla_lg.wires import responses_answer as answer
-from orla_lg.wires.assembly import ToolCalls
 from orla_lg.wires.reading import Garbage, list_in, object_in
+from orla_lg.wires.tool_calls import ToolCalls
 from orla_lg.wires.wire import Body
 
 MAX_ANSWER_CHARS = 64 * 2**20

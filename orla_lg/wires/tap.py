@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 
 import httpx2
 
+from orla_lg.core.background import is_collecting
 from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.wires import chat, reading
@@ -31,6 +32,7 @@ from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.beginning import Beginning, splitter_of
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.decoding import decode, heed_charset
+from orla_lg.wires.hearing import Hearing
 from orla_lg.wires.watching import AnswerWatch
 from orla_lg.wires.wire import Wire
 
@@ -72,6 +74,7 @@ class Tap:
         hides: Events of a stream that the caller does not get.
         wire: What the engine sends.
         watch: Hears what comes.
+        early: Whether it hears tool calls before the end.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Tap:
         hides: Hides | None = None,
         wire: Wire = CHAT,
         watch: AnswerWatch | None = None,
+        early: bool = True,
     ) -> None:
         self.complete = False
         self.begun = False
@@ -89,11 +93,15 @@ class Tap:
         """Whether token counts came."""
         self._inflight = inflight
         self._wire = wire
-        self._watch = watch
         self.mode = mode
         self.content_type: str | None = None
         """What the engine says that it sends, where the caller is told otherwise."""
-        self.assembly = Assembly() if mode == "assemble" else None
+        self._hearing = None if watch is None else Hearing(watch, wire, early=early)
+        self.assembly: Assembly | None = None
+        if mode == "assemble":
+            self.assembly = Assembly(None if self._hearing is None else self._hearing.calls)
+        elif mode == "stream" and self._hearing is not None:
+            self._hearing.streams()
         self.stream: TappedStream | AsyncTappedStream | None = None
         self._handed_over = False
         self._beginning = None if mode == "plain" else Beginning(wire, json_too=mode == "assemble")
@@ -124,8 +132,10 @@ class Tap:
         if beginning is not None and beginning.feed(data):
             self._first = beginning.first
             self._begin(is_json=beginning.is_json)
-            if beginning.is_json:
-                return beginning.head
+        if self._hearing is not None:
+            self._hearing.feed(data)
+        if beginning is not None and beginning.is_json:
+            return beginning.head
         if self._splitter is None:
             return data
         if self.assembly is not None:
@@ -190,7 +200,18 @@ class Tap:
             came = response.headers.get("content-type", "") if self.content_type is None else self.content_type
             reading.heed_shape(kept, came)
         self.complete = True
+        if self._hearing is not None:
+            self._hear_end(kept)
         return b"" if rest and self._is_hidden(rest) else rest
+
+    def _hear_end(self, kept: bytes) -> None:
+        assert self._hearing is not None
+        if self.mode == "stream":
+            self._hearing.stream_ends()
+        elif self._bytes <= len(kept):
+            self._hearing.came_whole(kept)
+        else:
+            self._hearing.breaks_off()  # of an answer as long only the end is kept
 
     def _whole(self, assembly: Assembly, rest: bytes, response: TappedResponse) -> bytes:
         self._assemble(assembly, [rest])
@@ -203,9 +224,13 @@ class Tap:
         if not assembly.finished and not chat.ends_well(b"".join(self._kept)):
             raise httpx2.RemoteProtocolError("the engine's stream stopped before its end")
         try:
-            return json.dumps(assembly.completion()).encode()
+            completion = assembly.completion()
+            whole = json.dumps(completion).encode()
         except (RecursionError, ValueError) as error:
             raise reading.Garbage(f"the answer cannot be written ({type(error).__name__})") from error
+        if self._hearing is not None:
+            self._hearing.assembled(completion)
+        return whole
 
     def _read_usage(self) -> None:
         kept = b"".join(self._kept)
@@ -227,6 +252,8 @@ class Tap:
         Raises:
             BackendUnavailable: The request was ended from here.
         """
+        if self._hearing is not None:
+            self._hearing.breaks_off()
         if not self._handed_over:
             return
         cut = self._inflight.cut
@@ -239,6 +266,12 @@ class Tap:
         if not self.complete:
             self._read_usage()
             self.complete = self.ended
+        if (hearing := self._hearing) is not None:
+            end = hearing.stream_ends if self.complete and self.mode == "stream" else hearing.breaks_off
+            if is_collecting():  # whatever lock this thread holds
+                self._inflight.services.background.hand_over(end)
+            else:
+                end()
         if self._handed_over:
             self._inflight.finish(None if self.complete else ABANDONED)
 

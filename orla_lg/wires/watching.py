@@ -1,7 +1,8 @@
 """What is heard of an answer while its bytes pass: its tool calls, each as soon as it is whole, and its message.
 
 A watch hears in the terms of chat completions, whatever the wire. It is called in the thread or task that reads the
-answer, between two of its pieces: it is quick, and it raises nothing.
+answer, between two of its pieces: it is quick, and it raises nothing. One that does raise is not called any more for
+that attempt.
 """
 
 from __future__ import annotations
@@ -16,20 +17,35 @@ class HeardToolCall(NamedTuple):
     position: int
     """Among the answer's calls, from 0, in the order in which they began."""
     id: str | None
+    """``None`` where the engine gives none, or none yet."""
     name: str
     arguments: str
-    """A JSON object, as the engine wrote it."""
+    """A JSON object, as the engine wrote it; ``{}`` where it wrote nothing."""
 
 
 class AnswerWatch(Protocol):
-    """Hears one call's answer; of each attempt anew."""
+    """Hears one call's answer; of each attempt from its beginning.
+
+    An attempt without an answer, as one that is refused, is not heard at all. After each ``begins`` comes one
+    ``ends``.
+    """
+
+    @property
+    def wants_calls(self) -> bool:
+        """Whether tool calls are of use before the answer ends: it is streamed from the engine for them."""
+        ...
+
+    @property
+    def wants_message(self) -> bool:
+        """Whether the message at the end is of use: each piece of a stream is read for it."""
+        ...
 
     def begins(self) -> None:
         """Hear that an attempt's answer begins: what an earlier attempt brought does not count any more."""
         ...
 
     def tool_call(self, call: HeardToolCall) -> None:
-        """Hear a tool call. An engine may still change it: only the message at the end is certain."""
+        """Hear a tool call, once. An engine may still change it: only the message at the end is certain."""
         ...
 
     def ends(self, message: Mapping[str, Any] | None) -> None:
@@ -37,6 +53,7 @@ class AnswerWatch(Protocol):
 
         Args:
             message: The first choice's, as a chat completion has it (``role``, ``content``, ``tool_calls``);
-                ``None`` where the answer broke off, was left unread, or has no such message.
+                ``None`` where the answer broke off, was left unread, is too long, or has no such message, and for a
+                watch that does not want it.
         """
         ...

@@ -11,7 +11,7 @@ backend whose engine does not speak the caller's wire.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 from orla_lg.core.call import Ask, Usage
@@ -44,6 +44,19 @@ class ChunkReader(Protocol):
     def end(self) -> bytes:
         """Return the events that close the stream, after the last chunk."""
         ...
+
+
+ChunkIn = Callable[[bytes], Body | None]
+"""Returns what one event of a stream brings, as a chunk of a chat completion; ``None`` for nothing."""
+
+
+def chunk_of(delta: Body, reason: str | None = None) -> Body:
+    """Return a chunk of a chat completion with one choice."""
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+
+def _no_chunk(event: bytes) -> Body | None:
+    return None
 
 
 class Wire(ABC):
@@ -129,6 +142,27 @@ class Wire(ABC):
     def is_over(self, tail: bytes) -> bool:
         """Whether nothing of the answer can follow: a connection that breaks after that takes nothing from it."""
         return self.ends_well(tail)
+
+    # What is heard of an answer, in the terms of chat completions
+
+    calls_mark: ClassVar[bytes] = b"tool_calls"
+    """What stands in the first event of a stream that brings anything of a tool call."""
+
+    def chunks(self) -> ChunkIn:
+        """Return what reads the events of one stream, each as the chunk that a chat completion would bring.
+
+        A chunk has what is heard: text and tool calls, and why the answer ends. It raises ``Garbage`` where an event
+        is none.
+        """
+        return _no_chunk
+
+    def message_in(self, answer: Body) -> Body | None:
+        """Return the message of a whole answer, as a chat completion has it; ``None`` for one without.
+
+        Raises:
+            Garbage: It is no answer of this wire.
+        """
+        return None
 
     # Between wires
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.lib.core import Hints
 from bench.lib.figures import Rounds
 from bench.policies import __main__ as bench
-from bench.policies import study
+from bench.policies import final, study
 from bench.scale import __main__ as scale
 from orla_lg_sim.parameters import EngineParameters
 
@@ -72,6 +73,26 @@ def test_the_clairvoyant_does_better_than_fcfs_on_the_same_runs() -> None:
     assert all([each.kind for each in runs] == [plan.kind for plan in drawn] for runs in ended.values())
     means = {policy: sum(each.completion_s for each in runs[12:]) for policy, runs in ended.items()}
     assert means["clairvoyant"] < 0.8 * means["fcfs"]
+
+
+def test_the_first_token_of_the_last_call_is_what_counts() -> None:
+    answer = study.Step((("model", study.Size(300, 100)),))
+    asks = study.Step((("model", study.Size(300, 100)),), 2.0)
+    for steps, waits_s in (([answer], 0.0), ([asks, answer], 2.0)):
+        (ended,) = study.play(ENGINE, "final_first", [(0.0, study.Plan("rounds", steps, Hints()))])
+        call_s = (ended.completion_s - waits_s) / len(steps)
+        assert ended.completion_s - call_s < ended.first_token_s < ended.completion_s
+
+
+def test_a_row_says_what_a_policy_differs_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final, "ARMS", ("workflow_fcfs", "final_first"))
+    found = final.study("half are single calls", 1.5, 1, 40)
+    first, other = final.rows("mixed", 1.5, found)
+    assert (
+        first[:3] == ["mixed", "150%", "`workflow_fcfs`"]
+        and first[3].endswith(" s")
+        and other[3].startswith(("+", "-"))
+    )
 
 
 @pytest.mark.parametrize("way", ["scheduler", "steps"])

@@ -14,7 +14,11 @@ from orla_lg.core.queues import BackendQueue, Policies, Queued
 from orla_lg.errors import PolicyError, QueueFull
 from tests.core.fakes import a_call
 
-POLICIES = st.sampled_from(["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining"])
+POLICIES = st.sampled_from(
+    ["fcfs", "workflow_fcfs", "priority", "sjf", "edf", "las", "shortest_remaining", "final_first"]
+)
+ODDS = {("a", 1): 1.0, ("a", 2): 0.5, ("b", 1): 1 / 64}
+"""That a run's call of this stage and number is its last; 0 for others, of which nothing is known."""
 STAGES, WORKFLOWS = st.sampled_from("abc"), st.sampled_from("uvw")
 
 
@@ -28,6 +32,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = BackendQueue("b", policies("b", stage, request), capacity, bound)
         self.stage, self.request = stage, request
         self.standings = {workflow: RunShare() for workflow in "uvw"}
+        for workflow in "uv":
+            self.standings[workflow].ends = lambda stage, nth: ODDS.get((stage, nth), 0.0)
         self.waiting: list[Queued] = []
         self.granted: list[Queued] = []
         self.ever_granted = 0
@@ -46,6 +52,7 @@ class QueueMachine(RuleBasedStateMachine):
             "sjf": (len(call.ask.messages[0]["content"]) / 4 + 256,),
             "edf": (math.inf if call.hints.deadline_s is None else call.arrived_s + call.hints.deadline_s,),
             "las": (len(bin(int(run.tokens_served))) if run.tokens_served else 0, run.order),  # all served at zero
+            "final_first": (run.order - 64 * ODDS.get((call.identity.stage, call.nth), 0),),
             "shortest_remaining": (math.inf if run.remaining_s is None else run.remaining_s, run.order),
         }[name] + (queued.order,)
 
@@ -65,6 +72,7 @@ class QueueMachine(RuleBasedStateMachine):
         chars=st.integers(0, 40),
         deadline_s=st.none() | st.integers(1, 9),
         arrived_s=st.integers(0, 90),
+        nth=st.integers(0, 3),
     )
     def enter(
         self,
@@ -74,9 +82,11 @@ class QueueMachine(RuleBasedStateMachine):
         chars: int,
         deadline_s: int | None,
         arrived_s: int,
+        nth: int,
     ) -> Queued | None:
         call = a_call(workflow, stage, chars=chars, priority=priority, deadline_s=deadline_s)
         call.standing, call.arrived_s = self.standings[workflow], arrived_s
+        call.nth = nth if workflow != "w" else 0
         full = len(self.waiting) >= self.queue.capacity and bool(self.waiting or not self.room())
         if full:
             with pytest.raises(QueueFull):

@@ -18,9 +18,12 @@ from openai import _base_client
 from orla_lg import Backend, ChatOrla, Orla
 from orla_lg.core.engine import registry
 from orla_lg.core.engine.retry import RetryPolicy
+from orla_lg.graph import interception
+from orla_lg.graph.tools.watch import watch_for
+from orla_lg.wires.watching import AnswerWatch, HeardToolCall
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
-from tests.differential.runs import Answered, Failed, Job, Run, arun, bare_model, birthplace, make_graph, run
+from tests.differential.runs import SAFE, Answered, Failed, Job, Run, arun, bare_model, birthplace, make_graph, run
 from tests.differential.script import Case
 from tests.differential.server import MODEL, ScriptedServer
 
@@ -36,9 +39,68 @@ class Verification:
 
     bare: Run
     wrapped: Run
+    watched: Run
     orla: Run
     faults: tuple[str, ...]
     """In what it is worse than bare, and what it left behind."""
+
+
+class Listening:
+    """Hears an answer, and lets what starts tools hear it too.
+
+    Args:
+        inner: What starts tools; ``None`` where no safe one is offered.
+    """
+
+    wants_calls = wants_message = True
+
+    def __init__(self, inner: AnswerWatch | None) -> None:
+        self._inner = inner
+        self._attempts: list[tuple[list[HeardToolCall], list[Any]]] = []
+        """Of each what was heard, and its ends."""
+
+    def begins(self) -> None:
+        self._attempts.append(([], []))
+        if self._inner is not None:
+            self._inner.begins()
+
+    def tool_call(self, call: HeardToolCall) -> None:
+        self._attempts[-1][0].append(call)
+        if self._inner is not None:
+            self._inner.tool_call(call)
+
+    def ends(self, message: Any) -> None:
+        self._attempts[-1][1].append(message)
+        if self._inner is not None:
+            self._inner.ends(message)
+
+    def faults(self) -> list[str]:
+        """Return what should not have been heard."""
+        found = []
+        for heard, ends in self._attempts:
+            if len(ends) != 1:
+                found.append(f"an attempt with {len(ends)} ends")
+            elif ends[0] is not None:
+                called = {call["function"]["name"] for call in ends[0].get("tool_calls") or ()}
+                if phantoms := {call.name for call in heard} - called:
+                    found.append(f"calls were heard that are none: {phantoms}")
+        return found
+
+
+LISTENING: list[Listening] = []
+"""Over the calls of the case that is examined."""
+
+
+def listening(core: Any, come_from: Any, inflight: Any, body: Any) -> Listening:
+    """Stand in for ``watch_for``, and let it start tools."""
+    LISTENING.append(Listening(watch_for(core, come_from, inflight, body)))
+    return LISTENING[-1]
+
+
+def drained(watches: list[Listening]) -> list[Listening]:
+    """Return what is in the list, and empty it."""
+    found, watches[:] = watches[:], []
+    return found
 
 
 class Bench:
@@ -46,7 +108,7 @@ class Bench:
 
     def __init__(self, server: ScriptedServer) -> None:
         self.server = server
-        self.graph = make_graph()
+        self.graph, self.tool_graph = make_graph(), make_graph(with_tools=True)
         self._numbers = itertools.count(1)
         self._unheard: list[str] = []
         """Raw exceptions of ours that a task or a callback of the loop ended in and nothing retrieved."""
@@ -79,7 +141,7 @@ class Bench:
 
     def _examine(self, case: Case) -> Verification:
         number = next(self._numbers)
-        keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "orla")}
+        keys = {way: f"case-{number}-{way}" for way in ("bare", "wrapped", "watched", "orla")}
         for key in keys.values():
             self.server.scripts[key] = case.script
         model = bare_model(self.server.url, CALLER_KEY, case.retries, case.stream_usage)
@@ -90,13 +152,22 @@ class Bench:
                 orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
                 wrapped = self._run(orla.wrap(self.graph), Job(case, keys["wrapped"], model))
                 faults = self._left(orla, case, wrapped, keys["wrapped"])
+            streaming = Backend("main", self.server.url, model=MODEL, api_key=BACKEND_KEY, assemble=True)
+            with Orla([streaming], mapper={"*": "main"}, control=False) as orla:
+                orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
+                graph = orla.wrap(self.tool_graph, tools_safe=set(SAFE))
+                watched = self._run(graph, Job(case, keys["watched"], model))
+                faults += self._left(orla, case, watched, keys["watched"])
+                watches = drained(LISTENING)
+                self._comes_true(lambda: not any(watch.faults() for watch in watches))
+                faults += [f"watched: {fault}" for watch in watches for fault in watch.faults()]
             with Orla([backend], mapper={"*": "main"}, control=False) as orla:
                 orla.core.serving.services.retries = RetryPolicy(base_s=PAUSE_S)
                 asks = {"stream_usage": True} if case.stream_usage else {}
                 chat = ChatOrla(orla=orla, max_retries=case.retries, timeout=model.request_timeout, **asks)
                 through = self._run(self.graph, Job(case, keys["orla"], chat))
                 faults += self._left(orla, case, through, keys["orla"])
-            served = {keys["wrapped"], keys["orla"]}
+            served = {keys["wrapped"], keys["watched"], keys["orla"]}
             if not self._comes_true(lambda: not self.server.connected(served)):
                 faults.append("connections are open after close()")
 
@@ -105,13 +176,14 @@ class Bench:
                 keys[key], self.server.scripts[key] = key, another.script
                 return self._run(self.graph, Job(another, key, model))
 
-            for way, other in (("wrapped", wrapped), ("orla", through)):
-                found = worse(case, bare, other, is_chat_orla=way == "orla", bare_of=bare_of)
+            for way, other in (("wrapped", wrapped), ("watched", watched), ("orla", through)):
+                assembles = way == "orla" or (way == "watched" and not case.streams)
+                found = worse(case, bare, other, assembles=assembles, bare_of=bare_of)
                 if found is not None:
                     faults.append(f"{way}: {found}")
                 faults += [f"{way}: {fault}" for fault in self._disclosed(keys[way])]
             unheard, self._unheard = self._unheard, []
-            return Verification(bare, wrapped, through, (*faults, *unheard))
+            return Verification(bare, wrapped, watched, through, (*faults, *unheard))
         finally:
             self.server.forget(set(keys.values()))
 
@@ -178,6 +250,7 @@ def running_bench() -> Iterator[Bench]:
     with (
         mock.patch.object(_base_client, "INITIAL_RETRY_DELAY", PAUSE_S),
         mock.patch.object(registry, "entry_points", entry_points),
+        mock.patch.object(interception, "watch_for", listening),
         ScriptedServer() as server,
     ):
         bench = Bench(server)

@@ -23,7 +23,7 @@ def worse(
     bare: Run,
     other: Run,
     *,
-    is_chat_orla: bool,
+    assembles: bool,
     bare_of: Callable[[Case], Run],
 ) -> str | None:
     """Return in what way *other* is worse than *bare*; ``None`` if it is not.
@@ -32,23 +32,23 @@ def worse(
         case: What was called.
         bare: The graph as it is.
         other: The same call with us in between.
-        is_chat_orla: Whether *other* is a ``ChatOrla``: it streams from the engine where it is only invoked, and has
-            token counts where bare has none.
+        assembles: Whether *other* streams from the engine where it is only invoked, as ``ChatOrla`` does, and a call
+            whose tools may start early: it may have token counts where bare has none.
         bare_of: Runs another case bare: the streamed call, which ``ChatOrla`` may be measured by where streams go
             wrong, or the next reply, where bare does not try again.
     """
-    found = _worse(case, bare.outcome, other.outcome, is_chat_orla)
-    if found and is_chat_orla and not case.streams and not _must_assemble(bare.outcome, other.outcome):
+    found = _worse(case, bare.outcome, other.outcome, assembles)
+    if found and assembles and not case.streams and not _must_assemble(bare.outcome, other.outcome):
         reference = bare_of(replace(case, inner="stream"))
         bare = Run(bare.outcome, max(bare.seconds, reference.seconds))
-        found = _worse(case, reference.outcome, other.outcome, is_chat_orla, assembled=True) and found
+        found = _worse(case, reference.outcome, other.outcome, assembles, assembled=True) and found
         if found and _is_of_both(bare.outcome, reference.outcome, other.outcome):
             found = None
         if found and tried_again(case) and isinstance(other.outcome, Answered) and _meant(case, other.outcome):
             found = None  # its stream brought nothing, so it is the next reply that answers
     if found and _has_met_the_next(case, bare, other):
         rest = replace(case, script=case.script[1:])
-        found = worse(rest, bare_of(rest), other, is_chat_orla=is_chat_orla, bare_of=bare_of) and found
+        found = worse(rest, bare_of(rest), other, assembles=assembles, bare_of=bare_of) and found
     if found is None and other.seconds > 3 * bare.seconds + SLACK_S:
         return f"took {other.seconds:.1f} s, bare {bare.seconds:.1f} s"
     return found
@@ -84,10 +84,10 @@ def _same_but_calls(bare: Answered, other: Answered) -> bool:
     return (bare.said, bare.finish) == (other.said, other.finish)
 
 
-def _worse(case: Case, bare: Outcome, other: Outcome, is_chat_orla: bool, *, assembled: bool = False) -> str | None:
+def _worse(case: Case, bare: Outcome, other: Outcome, assembles: bool, *, assembled: bool = False) -> str | None:
     if isinstance(other, Answered):
         if isinstance(bare, Answered):
-            return _difference(case, bare, other, is_chat_orla, assembled=assembled)
+            return _difference(case, bare, other, assembles, assembled=assembled)
         return None if _meant(case, other) else f"an answer that nothing brought: {other}"
     if isinstance(bare, Answered):
         if by_design(case, other) or (_is_count_alone(case, bare) and not other.born):
@@ -116,13 +116,13 @@ def _is_packed(case: Case) -> bool:
     return any(reply.framing.encoding != "identity" and not reply.framing.forced for reply in case.script)
 
 
-def _difference(case: Case, bare: Answered, other: Answered, is_chat_orla: bool, *, assembled: bool) -> str | None:
+def _difference(case: Case, bare: Answered, other: Answered, assembles: bool, *, assembled: bool) -> str | None:
     if case.retries and _is_packed(case) and _meant(case, other):
         return None  # bare could not unpack the first reply, and tried again; we did not ask to have it packed
     if bare.finish is None and other.finish and any(reply.framing.drop.endswith("within") for reply in case.script):
         return None  # cut after so many bytes, in which more of the answer was than bare got
     names = ["said", "calls", "finish", "usage", *(() if assembled else ("streamed",))]
-    if (is_chat_orla and not _is_count(json.loads(bare.usage))) or counts_by_design(case, other):
+    if (assembles and not _is_count(json.loads(bare.usage))) or counts_by_design(case, other):
         names.remove("usage")
     differ = [name for name in names if getattr(bare, name) != getattr(other, name)]
     if not differ:

@@ -15,8 +15,10 @@ import openai
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from langgraph.graph import START, StateGraph
+from langgraph.graph import END, START, StateGraph
+from langgraph.prebuilt import ToolNode
 from pydantic import BaseModel
 
 from orla_lg.errors import OrlaError
@@ -150,9 +152,30 @@ async def _anode(state: State) -> State:
     return {"result": await state["job"].ado()}
 
 
-def make_graph() -> Any:
+@tool
+def look_up(word: str, count: int) -> str:
+    """Look a word up."""
+    return word * min(count, 3)
+
+
+@tool
+def other(word: str = "") -> str:
+    """Look another word up."""
+    return word
+
+
+SAFE = {"look_up": look_up, "other": other}
+"""Tools that may start early, where the graph has them; their turn never comes."""
+
+
+def make_graph(*, with_tools: bool = False) -> Any:
     """Return the graph: one node that makes one call."""
-    return StateGraph(State).add_node("ask", RunnableLambda(_node, _anode)).add_edge(START, "ask").compile()
+    builder = StateGraph(State).add_node("ask", RunnableLambda(_node, _anode)).add_edge(START, "ask")
+    if with_tools:
+        builder.add_node("tools", ToolNode(list(SAFE.values()))).add_conditional_edges(
+            "ask", lambda _: END, [END, "tools"]
+        )
+    return builder.compile()
 
 
 @functools.cache

@@ -38,7 +38,8 @@ class Journal:
 
     Each line is a JSON object with ``at``, the wall time in UTC. A record's has its fields; a score's has
     ``feedback`` (the record's id) and ``score``; what became known later of a call's cache has ``amends`` (the
-    record's id), ``cache_orders`` and ``cache_borne_out``.
+    record's id), ``cache_orders`` and ``cache_borne_out``; a tool that began before its turn has
+    ``early_tool``, its name.
 
     Raises:
         ConfigError: No file can have this path.
@@ -86,6 +87,24 @@ class Journal:
     def feedback(self, record_id: str, score: float) -> None:
         """Append a score, soon."""
         self._put(lambda: {"feedback": record_id, "score": score})
+
+    def early_tool(
+        self, run: str, call: str, stage: str, name: str, *, began_before_s: float, hidden_s: float, waited_s: float
+    ) -> None:
+        """Append when a tool began that was started before its turn, soon; times in seconds.
+
+        Args:
+            run: The root run.
+            call: The record's id of the call in whose answer it was asked for.
+            stage: Of the tool's own node.
+            name: The tool's.
+            began_before_s: So long before the line's ``at`` it began.
+            hidden_s: So much of its time passed before its turn.
+            waited_s: So long its turn waited for it.
+        """
+        line = {"early_tool": name, "run": run, "call": call, "stage": stage, "began_before_s": began_before_s,
+                "hidden_s": hidden_s, "waited_s": waited_s}  # fmt: skip
+        self._put(lambda: line)
 
     def _put(self, line: Callable[[], Mapping[str, Any]]) -> None:
         if not self._closed and (self._pid != os.getpid() or not self._is_writing()):

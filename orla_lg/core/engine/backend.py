@@ -94,6 +94,12 @@ class Backend:
     forward_query: Sequence[str] = ()
     """The same for query parameters, beside ``api-version``."""
 
+    assemble: bool | None = None
+    """Whether an answer that is asked for in one piece is streamed from the engine where a tool may start early;
+    ``None``: if a short pair of requests, at the first use, shows both to be equal."""
+    early_tools: bool = True
+    """Whether tools may start while this backend still decodes."""
+
     def __post_init__(self, *keys: str | None) -> None:
         checked.text("backend: the name", self.name, empty=True)
         where = f"backend {shown(self.name)}"
@@ -125,6 +131,9 @@ class Backend:
         if self.quality is not None and not 0 <= checked.number(f"{where}: quality", self.quality) <= 1:
             raise ConfigError(f"{where}: quality must lie in [0, 1], got {self.quality}")
         checked.flag(f"{where}: isolate_tenants", self.isolate_tenants)
+        checked.flag(f"{where}: early_tools", self.early_tools)
+        if self.assemble is not None:
+            checked.flag(f"{where}: assemble", self.assemble)
 
 
 if not TYPE_CHECKING:

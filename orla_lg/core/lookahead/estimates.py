@@ -6,6 +6,8 @@ run ends, each of its entries learns what came after it. So loops and branches n
 longer it went on, the longer it will" is learned where it is true. A stage of a graph in a tool begins with what was
 learned of all such graphs of the node together, where something was.
 
+It is counted in the same way how often the first, second, ... call of a stage was its run's last (``final_odds``).
+
 Beside that, what a look ahead along the edges needs (``core.forecast``): how often a stage is visited, what a visit
 holds (calls, tools, other work), which stages followed it, and where its calls went lately.
 """
@@ -22,69 +24,26 @@ from typing import Any
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.stage_keys import graphs_in, plain_key
 from orla_lg.core.lookahead.estimates_file import Stored, read_stages, stages_in, text_of, write_stages
+from orla_lg.core.lookahead.stage_estimates import (
+    MAX_VISITS,
+    StageEstimates,
+    begun_with,
+    halve,
+    lean,
+    nearest,
+    nearest_of,
+    odds_of,
+    of_visit,
+    round_of,
+    seen,
+    stage_read,
+    written,
+)
 from orla_lg.core.lookahead.trace import Path, RunTrace
 
 KEEP_STAGES = 10_000
 MAX_ENDED = 64
 """Runs that ended and may wait to be learned from."""
-
-MAX_VISITS = 32
-"""Later visits of a stage count as this one."""
-
-OLD_WEIGHT = 50
-"""Means weigh what is new like one in so many, once they have seen as many."""
-
-START_WEIGHT = 3
-"""What a stage begins with that others had learned weighs as much as so many of its own."""
-
-KEEP_TURNS = 200.0
-"""Of a stage's turns no more are remembered: then all counts are halved, and what is new weighs more."""
-
-LATELY = 0.1
-"""Weight of a stage's newest call in where its calls go."""
-
-
-@dataclass(eq=False, slots=True)
-class Mean:
-    """A mean that forgets slowly."""
-
-    value: float = 0.0
-    seen: int = 0
-
-    def learn(self, value: float) -> None:
-        """Take in one more."""
-        seen = self.seen = self.seen + 1
-        self.value += (value - self.value) / (seen if seen < OLD_WEIGHT else OLD_WEIGHT)
-
-    def lighter(self) -> Mean:
-        """Return the same mean for a stage that begins with it."""
-        return Mean(self.value, min(self.seen, START_WEIGHT))
-
-
-@dataclass(eq=False, slots=True)
-class StageEstimates:
-    """What is known of one stage of one graph."""
-
-    answer_tokens: Mean = field(default_factory=Mean)
-    service_s: Mean = field(default_factory=Mean)
-    remaining_s: dict[int, Mean] = field(default_factory=dict)
-    """By visit: service from here to the end of the run, this stage's own included."""
-    growth_tokens: dict[int, Mean] = field(default_factory=dict)
-    """By visit: what the run's longest context still grew by after a call here."""
-    calls: Mean = field(default_factory=Mean)
-    """Of one visit."""
-    other_s: Mean = field(default_factory=Mean)
-    """Of one visit: what its calls did not take."""
-    tool_s: Mean = field(default_factory=Mean)
-    """Of one run of a tool."""
-    visits: Mean = field(default_factory=Mean)
-    """Of a run that comes by."""
-    turns: float = 0.0
-    """Steps in which it ran; those long ago count less."""
-    moves: dict[str, float] = field(default_factory=dict)
-    """By stage, in how many of these turns it followed."""
-    backends: dict[str, float] = field(default_factory=dict)
-    """By backend, the share of the stage's calls that went there lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +66,8 @@ class Learned:
     """By stage, in how many of these turns it followed."""
     backends: Mapping[str, float] = field(default_factory=dict)
     """By backend, the share of its calls that went there lately."""
+    final_odds: Mapping[int, float] = field(default_factory=dict)
+    """By number of a call in its stage and run, how likely it is the run's last; 8: up to that, 16: all later."""
 
 
 NOTHING_LEARNED = Learned()
@@ -134,6 +95,14 @@ class Estimates:
             run.entries.append((stage, visit, run.served_s))
             return visit
 
+    def begins(self, run: RunTrace, stage: str) -> tuple[int, float | None]:
+        """Note that a call of a run begins; returns its number in its stage, and how long these usually answer."""
+        with self._lock:
+            run.followed = len(run.answered)
+            nth = run.begun[stage] = run.begun.get(stage, 0) + 1
+            known = self._look(run.graph, stage)
+            return nth, known.answer_tokens.value if known is not None and known.answer_tokens.seen else None
+
     def served(
         self,
         run: RunTrace,
@@ -142,6 +111,7 @@ class Estimates:
         answer_tokens: int | None,
         context_tokens: int = 0,
         backend: str | None = None,
+        nth: int = 0,
     ) -> None:
         """Note a call of a run that went well.
 
@@ -152,9 +122,12 @@ class Estimates:
             answer_tokens: As the engine counted them.
             context_tokens: Prompt and answer together, as the engine counted them; 0 where it did not.
             backend: Where it went.
+            nth: Which of its stage's calls in the run it is; 0 where that is not known.
         """
         with self._lock:
             run.served_s += service_s
+            if nth:
+                run.answered.append((stage, nth))
             if context_tokens:
                 run.contexts.append((stage, run.visits.get(stage, 1), context_tokens))
             known = self._of(run.graph, stage)
@@ -162,7 +135,7 @@ class Estimates:
             if answer_tokens is not None:
                 known.answer_tokens.learn(answer_tokens)
             if backend is not None and known.backends.get(backend) != 1.0:
-                _lean(known.backends, backend)
+                lean(known.backends, backend)
 
     def used_tool(self, graph: str, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran for *seconds*."""
@@ -197,15 +170,17 @@ class Estimates:
             moves = self._of(graph, stage).moves
             moves[target] = moves.get(target, 0.0) + times
         for stage in path.turns:
-            _halve(self._of(graph, stage))
+            halve(self._of(graph, stage))
 
     def _learn_rest(self, run: RunTrace) -> None:
         """Learn what service each entry of a run had before it, and by what its context still grew."""
         for stage, visit, served_s in run.entries:
-            _of_visit(self._of(run.graph, stage).remaining_s, visit).learn(run.served_s - served_s)
+            of_visit(self._of(run.graph, stage).remaining_s, visit).learn(run.served_s - served_s)
         longest = max([tokens for _, _, tokens in run.contexts], default=0)
         for stage, visit, tokens in run.contexts:
-            _of_visit(self._of(run.graph, stage).growth_tokens, visit).learn(longest - tokens)
+            of_visit(self._of(run.graph, stage).growth_tokens, visit).learn(longest - tokens)
+        for at, (stage, nth) in enumerate(run.answered):
+            of_visit(self._of(run.graph, stage).final, round_of(nth)).learn(at >= run.followed)
 
     def _count(self, graph: str) -> None:
         self._lessons.set(graph, (self._lessons.get(graph) or 0) + 1)
@@ -223,7 +198,7 @@ class Estimates:
         known = self._stages.get((graph, stage))
         if known is None and graphs_in(stage):
             common = self._stages.get((graph, plain_key(stage)))
-            return None if common is None else _begun_with(common)
+            return None if common is None else begun_with(common)
         return known
 
     # What to expect
@@ -240,14 +215,23 @@ class Estimates:
 
     def _remaining(self, run: RunTrace, stage: str) -> float | None:
         known = self._look(run.graph, stage)
-        return None if known is None else _nearest(known.remaining_s, run.visits.get(stage, 1))
+        return None if known is None else nearest(known.remaining_s, run.visits.get(stage, 1))
 
     def growth_tokens(self, graph: str, stage: str, visit: int) -> float | None:
         """Return by how much a run's longest context still grows after a call; ``None`` while nothing is known."""
         with self._lock:
             self._catch_up()
             known = self._look(graph, stage)
-            return None if known is None else _nearest(known.growth_tokens, visit)
+            return None if known is None else nearest(known.growth_tokens, visit)
+
+    def final_odds(self, graph: str, stage: str, nth: int) -> float:
+        """Return how likely the *nth* call of a stage in a run is the last of the run; 0 while nothing is known."""
+        with self._lock:
+            self._catch_up()
+            known = self._look(graph, stage)
+            if known is None or not known.final:
+                return 0.0
+            return odds_of(known.final[nearest_of(known.final, round_of(nth))])
 
     def answer_tokens(self, graph: str, stage: str) -> float | None:
         """Return the usual length of a stage's answer; ``None`` while nothing is known."""
@@ -282,15 +266,16 @@ class Estimates:
             if known is None:
                 return NOTHING_LEARNED
             return Learned(
-                calls=_known(known.calls),
-                service_s=_known(known.service_s),
-                answer_tokens=_known(known.answer_tokens),
-                other_s=_known(known.other_s),
-                tool_s=_known(known.tool_s),
-                visits=_known(known.visits),
+                calls=seen(known.calls),
+                service_s=seen(known.service_s),
+                answer_tokens=seen(known.answer_tokens),
+                other_s=seen(known.other_s),
+                tool_s=seen(known.tool_s),
+                visits=seen(known.visits),
                 turns=known.turns,
                 moves=dict(known.moves),
                 backends=dict(known.backends),
+                final_odds={each: odds_of(known.final[each]) for each in sorted(known.final)},
             )
 
     # Across restarts
@@ -311,7 +296,7 @@ class Estimates:
         with self._lock:
             self._catch_up()
             return [
-                {"graph": graph, "stage": stage, **_written(known)} for (graph, stage), known in self._stages.items()
+                {"graph": graph, "stage": stage, **written(known)} for (graph, stage), known in self._stages.items()
             ]
 
     def load(self, file: str | FilePath) -> bool:
@@ -339,82 +324,10 @@ class Estimates:
         self._take_in(stages_in(dumped, FilePath(where), KEEP_STAGES))
 
     def _take_in(self, stages: Sequence[Stored]) -> None:
-        read = {(each.text("graph"), each.text("stage")): _read(each) for each in stages}
+        read = {(each.text("graph"), each.text("stage")): stage_read(each) for each in stages}
         with self._lock:
             self._catch_up()
             for key, known in read.items():
                 self._stages.set(key, known)
             for graph, _ in read:
                 self._count(graph)
-
-
-_MEANS = ("answer_tokens", "service_s", "calls", "other_s", "tool_s", "visits")
-_BY_VISIT = ("remaining_s", "growth_tokens")
-
-
-def _written(known: StageEstimates) -> dict[str, Any]:
-    def pair(mean: Mean) -> list[float]:
-        return [round(mean.value, 6), mean.seen]
-
-    return {
-        **{name: pair(getattr(known, name)) for name in _MEANS},
-        **{name: {str(visit): pair(mean) for visit, mean in getattr(known, name).items()} for name in _BY_VISIT},
-        "turns": known.turns,
-        "moves": known.moves.copy(),
-        "backends": {name: round(share, 6) for name, share in known.backends.items()},
-    }
-
-
-def _read(stored: Stored) -> StageEstimates:
-    known = StageEstimates(
-        turns=stored.number("turns"), moves=stored.numbers("moves"), backends=stored.numbers("backends")
-    )
-    for name in _MEANS:
-        setattr(known, name, Mean(*stored.mean(name)))
-    for name in _BY_VISIT:
-        setattr(known, name, {visit: Mean(*mean) for visit, mean in stored.means(name, MAX_VISITS).items()})
-    return known
-
-
-def _begun_with(common: StageEstimates) -> StageEstimates:
-    """Return estimates that begin with the means of *common*; what follows a stage, and where it goes, is its own."""
-    known = StageEstimates()
-    for name in _MEANS:
-        setattr(known, name, getattr(common, name).lighter())
-    for name in _BY_VISIT:
-        setattr(known, name, {visit: mean.lighter() for visit, mean in getattr(common, name).items()})
-    return known
-
-
-def _of_visit(by_visit: dict[int, Mean], visit: int) -> Mean:
-    if (mean := by_visit.get(visit)) is None:
-        mean = by_visit[visit] = Mean()
-    return mean
-
-
-def _nearest(by_visit: Mapping[int, Mean], visit: int) -> float | None:
-    """Return what is known of the visit nearest to *visit*."""
-    if (known := by_visit.get(visit)) is not None or not by_visit:
-        return None if known is None else known.value
-    return by_visit[min(by_visit, key=lambda seen: abs(seen - visit))].value
-
-
-def _known(mean: Mean) -> float | None:
-    return mean.value if mean.seen else None
-
-
-def _lean(shares: dict[str, float], towards: str) -> None:
-    """Let *towards* have more of the shares; one that fell to nothing is dropped."""
-    if not shares:
-        shares[towards] = 1.0
-    for name in list(shares):
-        shares[name] *= 1 - LATELY
-        if shares[name] < 0.01:
-            del shares[name]
-    shares[towards] = shares.get(towards, 0.0) + LATELY
-
-
-def _halve(known: StageEstimates) -> None:
-    while known.turns > KEEP_TURNS:
-        known.turns /= 2
-        known.moves = {stage: times / 2 for stage, times in known.moves.items() if times >= 0.1}

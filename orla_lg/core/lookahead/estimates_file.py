@@ -20,7 +20,10 @@ from typing import Any, NoReturn
 from orla_lg.core.boundary.plain import shown
 from orla_lg.errors import ConfigError
 
-FORMAT, VERSION = "orla-lg estimates", 1
+FORMAT, VERSION = "orla-lg estimates", 2
+
+ADDED: Mapping[int, Mapping[str, Any]] = {2: {"final": {}}}
+"""By version, what a stage has since then; one of an earlier version begins with it."""
 
 MOST_BYTES = 256 * 2**20
 """A file with all that is ever remembered is smaller."""
@@ -90,14 +93,19 @@ def stages_in(text: bytes, file: Path, most: int) -> list[Stored]:
     except ValueError as error:
         raise ConfigError(f"{file} does not hold estimates of ours ({error})") from error
     whole = Stored(file, "", top)
-    if (whole.of("format"), whole.number("version")) != (FORMAT, VERSION):
+    version = whole.number("version")
+    if whole.of("format") != FORMAT or version not in range(1, VERSION + 1):
         said = f"{shown(repr(whole.of('format')), 50)}, version {shown(repr(whole.of('version')), 50)}"
         raise ConfigError(f"{file} does not hold estimates of ours (it is {said})")
     stages = whole.of("stages")
     if not isinstance(stages, list):
         whole.wrong("stages", stages, "a list")
     first = max(0, len(stages) - most)
-    return [Stored(file, f"stages[{number}]", each) for number, each in enumerate(stages[first:], start=first)]
+    missing = {name: value for since, names in ADDED.items() if version < since for name, value in names.items()}
+    return [
+        Stored(file, f"stages[{number}]", {**missing, **each} if isinstance(each, dict) else each)
+        for number, each in enumerate(stages[first:], start=first)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

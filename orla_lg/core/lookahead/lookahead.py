@@ -48,6 +48,7 @@ class Lookahead:
     def began(self, run: RunState, graph: str, forecast: Forecast | None) -> None:
         """Follow a run that starts; without a *forecast* its graph's structure is not known."""
         run.trace.graph = run.standing.graph = graph if forecast is None else forecast.graph
+        run.standing.ends = partial(self.estimates.final_odds, run.trace.graph)
         if forecast is not None:
             run.forecast, run.trace.structure = forecast, forecast.structure
 
@@ -65,7 +66,7 @@ class Lookahead:
         """Note a call of a run that went well, *service_s* seconds after its dispatch."""
         run.trace.called(call.identity.namespace, record.duration_s)
         answer, context = record.completion_tokens, (record.prompt_tokens or 0) + (record.completion_tokens or 0)
-        self.estimates.served(run.trace, record.stage, service_s, answer, context, record.backend)
+        self.estimates.served(run.trace, record.stage, service_s, answer, context, record.backend, call.nth)
 
     def used_tool(self, run: RunState, stage: str, seconds: float) -> None:
         """Note that a tool of a stage ran."""
@@ -89,8 +90,13 @@ class Lookahead:
     # What to expect
 
     def expect(self, call: Call, run: RunState) -> None:
-        """Give a new call of a run what its stage usually answers."""
-        if (usual := self.estimates.answer_tokens(run.trace.graph, call.identity.stage)) is not None:
+        """Give a new call of a run what its stage usually answers, and its number among that stage's calls."""
+        graph, stage = run.trace.graph, call.identity.stage
+        if call.ask.embeds:
+            usual = self.estimates.answer_tokens(graph, stage)
+        else:
+            call.nth, usual = self.estimates.begins(run.trace, stage)
+        if usual is not None:
             call.answer_tokens = usual
 
     def remaining_s(self, run: RunState) -> float | None:

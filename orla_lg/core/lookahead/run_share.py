@@ -29,6 +29,8 @@ class RunShare:
     served_s: float = 0.0
     expects: Callable[[], float | None] | None = field(default=None, repr=False)
     """Computes ``remaining_s``; ``None`` once that is done."""
+    ends: Callable[[str, int], float] | None = field(default=None, repr=False)
+    """What ``final_odds`` asks; ``None`` outside a run."""
     _remaining_s: float | None = field(default=None, init=False)
 
     @property
@@ -46,6 +48,10 @@ class RunShare:
     @remaining_s.setter
     def remaining_s(self, seconds: float | None) -> None:
         self._remaining_s, self.expects = seconds, None
+
+    def final_odds(self, stage: str, nth: int) -> float:
+        """Return how likely the run's *nth* call of a stage is the last of the run; 0 while nothing is known."""
+        return self.ends(stage, nth) if self.ends is not None and nth else 0.0
 
     def serve(self, tokens: float, now: float) -> None:
         """Note that a call of the run took *tokens* of an engine's work."""

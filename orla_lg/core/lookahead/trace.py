@@ -91,6 +91,12 @@ class RunTrace:
         """By stage, how often it was entered."""
         self.contexts: list[tuple[str, int, int]] = []
         """Of each call: stage, visit, and its prompt and answer in tokens."""
+        self.begun: dict[str, int] = {}
+        """By stage, how many of its calls began."""
+        self.answered: list[tuple[str, int]] = []
+        """Of each call that went well, in the order in which they ended: its stage, and which of its calls it was."""
+        self.followed = 0
+        """So many of these ended before another call began: none of them was the run's last."""
         self._events: deque[_Event] = deque()
         """Not yet part of the path."""
         self._path = Path()

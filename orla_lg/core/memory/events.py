@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from orla_lg.core.call import CacheHint
 
@@ -27,6 +27,10 @@ class EventKind(StrEnum):
     """A call of a stage went to its engine, or a stage began that makes none; ``ahead`` says what comes next."""
     TOOL_STARTED = "tool_started"
     """A tool runs (``tool``); ``returns`` says for how long such tools run."""
+    TOOL_ENDED = "tool_ended"
+    """Of the tools that a call (``call``) asked for some ended, or have a part of their result, and others still run
+    (``running``): more of the next prompt is certain. ``returns`` says when the last usually ends. It is signalled
+    only where prompts are split (``wrap(split_prompts=True)``)."""
     SWITCHED = "switched"
     """The workflow has no more calls on ``backend`` and now calls another one."""
     PRESSURE = "pressure"
@@ -70,7 +74,7 @@ class CacheEvent:
     hint: CacheHint | None = None
     graph: str = ""
     stage: str = ""
-    """Of the call that is done, or of the tool."""
+    """Of the call that is done, or that asked for tools which end; or of the tool that starts."""
     waits: bool = False
     """No call of the workflow is open now, but its run is."""
     returns: Returns | None = None
@@ -80,6 +84,10 @@ class CacheEvent:
     fresh_tokens: int = 0
     """Of these, what was not found in the cache."""
     tool: str = ""
+    call: str = ""
+    """The id of the call that asked for the tools that end."""
+    running: Sequence[tuple[str, float]] = ()
+    """Its tools that did not end yet, each by name and for how many seconds it runs."""
     needs_tokens: int = 0
     holdings: Sequence[Holding] = ()
     ahead: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -163,10 +171,33 @@ class CacheAction:
     graph: str = ""
     stage: str = ""
     """Warm what this stage's prompts begin with; empty: the workflow's own last prompt."""
+    next_of: str = ""
+    """The id of a call of this stage: warm what is certain of the stage's prompt after that call, its answer and the
+    results of tools included."""
     chance: float = 1.0
     """That the call comes which is warmed for, 0 to 1."""
     within_s: float | None = None
     """When that call is expected, in seconds from when the order is carried out; ``None``: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPrompt:
+    """What is certain of the prompt that follows on a call's answer, while tools still run."""
+
+    call: str
+    """The id of the call that asked for the tools."""
+    workflow: str
+    backend: str
+    stage: tuple[str, str]
+    """Graph and stage of the call."""
+    messages: Sequence[Any] = field(repr=False)
+    """What follows on the call's own messages: its answer, and results of tools in the order of the calls."""
+    results: int = 0
+    """How many results are among them, one that is there in part included; without any it is not warmed."""
+    running: Sequence[tuple[str, float]] = ()
+    """The tools that did not end yet, each by name and for how many seconds it runs."""
+    partly: bool = False
+    """The last message goes on."""
 
 
 class MemoryPolicy(Protocol):

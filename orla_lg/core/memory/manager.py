@@ -15,7 +15,16 @@ from functools import partial
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.call import Call
 from orla_lg.core.memory import returns
-from orla_lg.core.memory.events import FINAL, CacheAction, CacheEvent, Doing, EventKind, MemoryPolicy, Returns
+from orla_lg.core.memory.events import (
+    FINAL,
+    CacheAction,
+    CacheEvent,
+    Doing,
+    EventKind,
+    MemoryPolicy,
+    Returns,
+    SplitPrompt,
+)
 from orla_lg.core.memory.policies import ReleaseOnly, WarmNextStage, rules_for
 from orla_lg.core.scheduler import BackendScheduler
 
@@ -122,6 +131,8 @@ class MemoryManager:
             return replace(event, returns=self.away(workflow, event.graph, event.stage))
         if event.kind is EventKind.TOOL_STARTED:
             return replace(event, returns=self.returns.uses(workflow, event.tool, now))
+        if event.kind is EventKind.TOOL_ENDED:
+            return replace(event, returns=self.returns.rest(event.running))
         if event.kind is EventKind.PRESSURE:
             held = [
                 replace(each, chance=self.returns.chance(each.workflow, each.doing, each.since_s, now))
@@ -160,6 +171,11 @@ class MemoryManager:
             return 0.0  # outside any run nothing is known to follow
         usual = self.returns.usual(returns.after_stage(call.standing.graph, call.identity.stage))
         return 0.0 if usual.chance < UNLIKELY else usual.late_s
+
+    def extend(self, split: SplitPrompt) -> bool:
+        """Keep what is certain of a workflow's next prompt; returns whether it can be warmed, as far as is known."""
+        scheduler = self._schedulers.get(split.backend)
+        return scheduler is not None and scheduler.warming.extend(split)
 
     # What is done
 

@@ -200,6 +200,36 @@ class WarmNextStage:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class WarmSplit:
+    """Prefill what is certain of a workflow's next prompt while a slower tool still runs.
+
+    That is its last prompt, the answer that asked for the tools, and the results that are there. Where the other
+    tools usually end soon the prefetch is not begun: its call would come before it is done.
+    """
+
+    gather_s: float = 0.02
+    """Tools that end so shortly after each other are prefilled together."""
+    unknown_s: float = 0.5
+    """Where it is not known how long the others take, they are waited for so long first."""
+    KINDS: ClassVar[frozenset[EventKind]] = frozenset({EventKind.TOOL_ENDED})
+
+    def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
+        if event.kind is not EventKind.TOOL_ENDED or not event.running:
+            return ()
+        known = event.returns or Returns()
+        after_s = self.unknown_s if known.usual_s is None else self.gather_s
+        within_s = None if known.usual_s is None else known.usual_s - after_s
+        if within_s is not None and within_s <= 0:
+            return ()
+        return (
+            CacheAction(
+                Verb.WARM, event.workflow, event.backend, graph=event.graph, stage=event.stage, next_of=event.call,
+                after_s=after_s, chance=known.chance, within_s=within_s,
+            ),
+        )  # fmt: skip
+
+
 class Joined:
     """Several rules as one policy: all are asked; of orders for one cache at one time the strongest counts.
 
@@ -215,11 +245,12 @@ class Joined:
         self._by_kind = {kind: tuple(each for each in self.policies if rules_for(each, kind)) for kind in EventKind}
 
     def decide(self, event: CacheEvent) -> Sequence[CacheAction]:  # noqa: D102
-        chosen: dict[tuple[str, str | None, float, bool, str], CacheAction] = {}
+        chosen: dict[tuple[str, str | None, float, bool, str, str], CacheAction] = {}
         for policy in self._by_kind[event.kind]:
             for action in policy.decide(event):
                 # A pin and a warm-up go together, and so do warm-ups for several stages.
-                place = (action.workflow, action.backend, action.after_s, action.verb is Verb.WARM, action.stage)
+                warms = action.verb is Verb.WARM
+                place = (action.workflow, action.backend, action.after_s, warms, action.stage, action.next_of)
                 known = chosen.get(place)
                 if known is None or STRENGTH[action.verb] > STRENGTH[known.verb]:
                     chosen[place] = action
@@ -235,6 +266,7 @@ def default() -> MemoryPolicy:
         FlushUnderPressure(),
         WarmReturns(),
         WarmNextStage(),
+        WarmSplit(),
     )
 
 

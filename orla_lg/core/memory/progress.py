@@ -11,7 +11,7 @@ from orla_lg.core.background import Clock
 from orla_lg.core.call import Call
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
 from orla_lg.core.lookahead.lookahead import Lookahead
-from orla_lg.core.memory.events import CacheEvent, EventKind, Returns
+from orla_lg.core.memory.events import CacheEvent, EventKind, Returns, SplitPrompt
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.record import CallEvent, Happening, RecordBook
 from orla_lg.core.workflow import Outcome, RunState, WorkflowBook
@@ -156,6 +156,21 @@ class GraphProgress:
         """Note that a tool of a run ended, well or not, after *seconds*."""
         self._foresight.used_tool(run, stage, seconds)
         self._memory.returns.used(run.workflow, name, seconds)
+
+    def prompt_split(self, run: RunState, split: SplitPrompt) -> bool:
+        """Note what is certain of the prompt after a call of a run; returns whether that can be warmed."""
+        if not self._memory.extend(split):
+            return False
+        if split.results and split.running:
+            self._memory.signal(
+                [
+                    CacheEvent(
+                        EventKind.TOOL_ENDED, split.workflow, split.backend, graph=split.stage[0],
+                        stage=split.stage[1], call=split.call, running=split.running,
+                    )
+                ]
+            )  # fmt: skip
+        return True
 
     def _tell(self, kind: Happening, run: RunState, *, detail: str = "") -> None:
         self._records.tell(CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
 
@@ -45,6 +45,9 @@ PRIOR_WAITS = 1.25
 FIRST_S = 0.01
 BUCKETS = 26
 """Doubling from 10 ms: the last begins at four days."""
+
+LEAST_SEEN = 0.25
+"""How many waits must have been longer, older ones weighing less, for the rest of one to be known."""
 
 KEEP_REASONS = 10_000
 KEEP_AWAY = 100_000
@@ -92,6 +95,20 @@ class _Reason:
             self.beginning = Returns(chance, *within)
         return self.beginning
 
+    def rest_s(self, waited_s: float) -> float | None:
+        """Return the seconds after which half of those are back that wait longer than so long; ``None``: none did."""
+        bucket = _bucket(waited_s)
+        start, end = _bounds(bucket)
+        own = self.counts[bucket] * min(1.0, max(0.0, end - waited_s) / (end - start))
+        longer = [0.0] * bucket + [own, *self.counts[bucket + 1 :]]
+        come = sum(longer)
+        if come < LEAST_SEEN:
+            return None
+        (half_s,) = _shares(longer, 0.5 * come)
+        if own >= 0.5 * come:  # it lies in what is left of this bucket
+            half_s = waited_s + (end - waited_s) * 0.5 * come / own
+        return max(0.0, half_s - waited_s)
+
     def chance(self, waited_s: float) -> float:
         """Return the chance that a workflow still comes that has waited so long."""
         come = sum(self.counts[_bucket(waited_s) :])
@@ -102,6 +119,11 @@ def _bucket(seconds: float) -> int:
     return min(BUCKETS - 1, max(0, int(log2(seconds / FIRST_S)) + 1)) if seconds > FIRST_S else 0
 
 
+def _bounds(bucket: int) -> tuple[float, float]:
+    """Return the seconds at which a bucket begins and ends."""
+    return 0.0 if bucket == 0 else float(FIRST_S * 2 ** (bucket - 1)), float(FIRST_S * 2**bucket)
+
+
 def _shares(counts: list[float], *wanted: float) -> list[float]:
     """Return the seconds within which so many of those counted came, for each of *wanted*."""
     within, come = list[float](), list(itertools.accumulate(counts))
@@ -110,8 +132,8 @@ def _shares(counts: list[float], *wanted: float) -> list[float]:
         if bucket == BUCKETS:
             within.append(float(FIRST_S * 2**BUCKETS))
             continue
-        count, start = counts[bucket], 0.0 if bucket == 0 else float(FIRST_S * 2 ** (bucket - 1))
-        within.append(start + (float(FIRST_S * 2**bucket) - start) * (share - (come[bucket] - count)) / count)
+        count, (start, end) = counts[bucket], _bounds(bucket)
+        within.append(start + (end - start) * (share - (come[bucket] - count)) / count)
     return within
 
 
@@ -215,6 +237,21 @@ class ReturnBook:
         with self._lock:
             known = self._reasons.get(reason) or self._of(reason)
             return known.beginning or known.begins()
+
+    def rest(self, running: Sequence[tuple[str, float]]) -> Returns:
+        """Return when a workflow calls again that waits for several tools.
+
+        It calls once the last of them ended. Of tools that were never seen to take so long nothing is known, so that
+        the time may turn out longer.
+
+        Args:
+            running: The tools by name, and for how many seconds each runs already.
+        """
+        with self._lock:
+            reasons = [(self._of(of_tool(name)), ran_s) for name, ran_s in running]
+            known = [rest_s for reason, ran_s in reasons if (rest_s := reason.rest_s(ran_s)) is not None]
+            chance = min((reason.begins().chance for reason, _ in reasons), default=1.0)
+        return Returns(chance, max(known, default=None))
 
     def chance(self, workflow: str, doing: Doing | None, since_s: float, now: float) -> float:
         """Return the chance that a workflow calls again (``Odds``).

@@ -15,6 +15,7 @@ from orla_lg.core.limits.book import LimitStatistics
 from orla_lg.core.limits.costs import Costs
 from orla_lg.core.prefetch.book import WarmStatistics
 from orla_lg.core.prefetch.prefetcher import Prefetcher
+from orla_lg.core.prefetch.prompts import SplitStatistics
 from orla_lg.core.queues import BackendQueue, Queued, QueueStatistics
 from orla_lg.core.workflow import WorkflowStatistics
 
@@ -55,6 +56,8 @@ class Waiting:
     waits_for: WaitsFor
     expected_tokens: int
     """Prompt and answer together, as far as that can be told beforehand."""
+    final_odds: float | None = None
+    """How likely it is its run's last call, where the order of the queue goes by that (policy ``final_first``)."""
 
 
 class SeenBackend(Protocol):
@@ -119,7 +122,31 @@ def _waiting(call: Call, now: float, waits_for: WaitsFor) -> Waiting:
     return Waiting(
         call.id, who.name, who.run, who.stage, call.hints.tenant or None, call.priority,
         max(0.0, now - call.arrived_s), waits_for, round(call.expected_tokens),
+        call.final_odds,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyToolStatistics:
+    """The tools that were started before their turn, since the start of an ``Orla``."""
+
+    started: int = 0
+    used: int = 0
+    """Whose result their call got."""
+    hidden_s: float = 0.0
+    """Of the time of those, seconds that passed before the call's turn."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Whose result no call got, by reason (docs/tools.md)."""
+    failed: int = 0
+    """Whose result could not be handed over: the tool raised, or needed its place."""
+    ran_twice: int = 0
+    """Whose call then ran the tool in its place."""
+    no_room: int = 0
+    """Starts that were not made: too many ran or waited."""
+    waiting: int = 0
+    """Now: neither handed over nor dropped."""
+    in_threads: int = 0
+    """Now: bodies that run in threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,5 +167,9 @@ class Statistics:
     """Lines that the records file could not take."""
     limits: list[LimitStatistics] = field(default_factory=list)
     """How far limits are used up: of stages and tenants seen lately, and of the runs that are open."""
+    split_prompts: SplitStatistics = field(default_factory=SplitStatistics)
+    """Of this process: next prompts that were predicted while tools ran (``wrap(split_prompts=True)``)."""
     direct: int = 0
     """Of a replica of a core elsewhere: calls that went on without the core (``on_core_lost="direct"``)."""
+    early_tools: EarlyToolStatistics = field(default_factory=EarlyToolStatistics)
+    """Tools that began while a model still decoded; of this process's graphs."""

@@ -65,6 +65,8 @@ class SkipReason(StrEnum):
     """Calls wait, or too much is in flight; it is looked at again when a call ends."""
     LATE = "late"
     """The call was to be there by now."""
+    SHORT_WAIT = "short_wait"
+    """Of a split prompt: the tools that still run usually end before the prefill would."""
     NOT_WORTH = "not_worth"
 
 
@@ -120,6 +122,12 @@ class WarmStatistics:
     cost_usd: float = 0.0
     kept_prompts: int = 0
     kept_chars: int = 0
+    split_started: int = 0
+    """Of those started, how many were of split prompts: next ones, as far as they are certain while tools run."""
+    split_warmed_tokens: int = 0
+    """Of ``warmed_tokens``, likewise."""
+    split_used_tokens: int = 0
+    """Of ``used_tokens``, likewise."""
 
 
 Prefix = tuple[int, ...]
@@ -136,6 +144,8 @@ class Prefetched:
     """Of one that was given up: at most."""
     done: bool = True
     """``False``: it was given up, and how much it computed shows only in what is found."""
+    split: bool = False
+    """It was of a prompt that follows on the answer of a call whose tools ran."""
 
     def used_by(self, cached_tokens: int) -> int:
         """Return how much of it a call found."""
@@ -149,20 +159,22 @@ class PrefetchBook:
         self.started = self.done = self.given_up = self.failed = 0
         self.refused: Counter[str] = Counter()
         self.cost_usd = 0.0
+        self.split_started = 0
         self._warmed = self._used = self._wasted = 0
+        self._split_warmed = self._split_used = 0
         self._owed: dict[str, dict[Prefix, Prefetched]] = {}
         """By workflow, and what was warmed of the call that is to come."""
 
     def warmed(self, workflow: str, prefix: Prefix, owed: Prefetched) -> None:
         """Note what a warm-up computed for the workflow's next call that begins with *prefix*."""
         self.done += 1
-        self._warmed += owed.computed_tokens
+        self._add(owed.computed_tokens, split=owed.split)
         waiting = self._owed.setdefault(workflow, {})
         before = waiting.get(prefix)
         if before is not None:  # evicted since, or a part of this one: the call will show
             computed = before.computed_tokens if before.done else before.used_by(owed.had_tokens)
-            self._warmed += 0 if before.done else computed
-            owed = Prefetched(before.had_tokens, computed + owed.computed_tokens)
+            self._add(0 if before.done else computed, split=before.split)
+            owed = Prefetched(before.had_tokens, computed + owed.computed_tokens, split=owed.split)
         waiting[prefix] = owed
 
     def gave_up(self, workflow: str, prefix: Prefix, at_most: Prefetched | None) -> None:
@@ -184,12 +196,17 @@ class PrefetchBook:
             owed = waiting.pop(warmed)
             used = owed.used_by(cached_tokens)
             self._used += used
+            self._split_used += used if owed.split else 0
             if owed.done:
                 self._wasted += owed.computed_tokens - used
             else:
-                self._warmed += used
+                self._add(used, split=owed.split)
         if not waiting:
             del self._owed[workflow]
+
+    def _add(self, tokens: int, *, split: bool) -> None:
+        self._warmed += tokens
+        self._split_warmed += tokens if split else 0
 
     def forget(self, workflow: str) -> None:
         """Note that a workflow's calls will not come any more."""
@@ -209,6 +226,9 @@ class PrefetchBook:
             self.cost_usd,
             kept_prompts,
             kept_chars,
+            self.split_started,
+            self._split_warmed,
+            self._split_used,
         )
 
 

@@ -29,10 +29,10 @@ from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.backend import Directions, Effect, price
 from orla_lg.core.engine.capabilities import Warmable, Warmed
 from orla_lg.core.identity import tenant_of
-from orla_lg.core.memory.events import CacheAction, Verb
+from orla_lg.core.memory.events import CacheAction, SplitPrompt, Verb
 from orla_lg.core.prefetch.book import PrefetchBook, Prefetched, SkipReason, WarmStatistics, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt, PromptBook, prompt_of
-from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, PrefetchValue
+from orla_lg.core.prefetch.value import PrefetchedEngine, PrefetchRequest, PrefetchValue, RequestKey
 from orla_lg.core.queues import Queued
 from orla_lg.errors import OrlaClosed
 
@@ -101,7 +101,7 @@ class Prefetcher:
         self._background = background
         self._clock = clock
         self._announce = announce
-        self._requests = BoundedDict[tuple[str, tuple[str, str] | None], PrefetchRequest](KEEP_REQUESTS)
+        self._requests = BoundedDict[RequestKey, PrefetchRequest](KEEP_REQUESTS)
         self._counter = 0
         self._again_at_s = -inf
 
@@ -141,12 +141,15 @@ class Prefetcher:
     def entering(self, call: Call) -> None:
         """Drop what was requested for a call that enters; give up what it was to find, or what leaves it no room."""
         workflow, under_way = call.identity.workflow, self.running
-        late = [(workflow, None), (workflow, (call.standing.graph, call.identity.stage))]
+        stage = call.standing.graph, call.identity.stage
+        late: list[RequestKey] = [(workflow, None, False), (workflow, stage, False), (workflow, stage, True)]
         for key in late if len(self._requests) else ():
             self._requests.pop(key)
+        if self.prompts.split:
+            self.prompts.came(workflow, stage)
         if under_way is None:
             return
-        ours = (under_way.request.workflow, under_way.request.stage) in late
+        ours = under_way.request.key in late
         if ours or not self.value.has_room(entering=1):
             self.give_up(again=not ours)
 
@@ -162,8 +165,15 @@ class Prefetcher:
         """Drop all that is kept of a workflow that will not come back."""
         if self.able:
             self.dismiss(workflow)
-            self.prompts.last.take(workflow)
+            self.prompts.forget(workflow)
             self.book.forget(workflow)
+
+    def extend(self, split: SplitPrompt) -> bool:
+        """Keep what is certain of a next prompt; returns whether it may be warmed. Takes the lock itself."""
+        if not self.able:
+            return False
+        with self._scheduler.lock:
+            return self.prompts.extend(split)
 
     # Requests
 
@@ -171,22 +181,23 @@ class Prefetcher:
         """Have what a policy wants warmed, as soon as there is room; takes the lock itself."""
         stage = (action.graph, action.stage) if action.stage else None
         due_s = inf if action.within_s is None else self._clock() + action.within_s
+        request = PrefetchRequest(action.workflow, stage, action.chance, due_s, action.next_of)
         with self._scheduler.lock:
             if self._refuses is not None:
                 self.book.refused[self._refuses] += 1
                 return
-            prompt = self._prompt(action.workflow, stage)
+            prompt = self._prompt(request)
             if prompt is None:
                 if stage is None:  # of most stages nothing is certain
                     self.book.refused[SkipReason.UNKNOWN] += 1
+                return
+            if self.running is not None and self.running.prompt is prompt:
                 return
             needless = None if stage is None else self.value.needless(action.workflow, prompt)
             if needless is not None:  # as mostly, at every call
                 self.book.refused[needless] += 1
                 return
-            self._requests.set(
-                (action.workflow, stage), PrefetchRequest(action.workflow, stage, action.chance, due_s)
-            )
+            self._requests.set(request.key, request)
         self.look_soon()
 
     def look_soon(self) -> None:
@@ -203,7 +214,7 @@ class Prefetcher:
             if self.running is not None:
                 return
             for request in self._requests.values()[: -LOOK_AT - 1 : -1]:
-                prompt = self._prompt(request.workflow, request.stage)
+                prompt = self._prompt(request)
                 refused = SkipReason.UNKNOWN if prompt is None else self.value.why_not(request, prompt, load)
                 if prompt is not None and refused is None:
                     self._begin(request, prompt)
@@ -211,7 +222,7 @@ class Prefetcher:
                 assert refused is not None
                 if not self._may_change(refused):
                     self.book.refused[refused] += 1
-                    self._requests.pop((request.workflow, request.stage))
+                    self._requests.pop(request.key)
             self._look_again()
 
     def _look_again(self) -> None:
@@ -228,9 +239,12 @@ class Prefetcher:
             refused in (SkipReason.THERE, SkipReason.UNWELL) and self._scheduler.health.asking
         )
 
-    def _prompt(self, workflow: str, stage: tuple[str, str] | None) -> Prompt | None:
+    def _prompt(self, request: PrefetchRequest) -> Prompt | None:
+        workflow, stage = request.workflow, request.stage
         if stage is None:
             return self.prompts.last.get(workflow)
+        if request.next_of:
+            return self.prompts.next(workflow, stage, request.next_of)
         return self.prompts.beginning(*stage, self._scheduler.isolation.scope(tenant_of(workflow)))
 
     # Doing it
@@ -240,8 +254,9 @@ class Prefetcher:
         expected = prompt.tokens - cache.missing(request.workflow, prompt.ask, prompt.tokens)
         lease = cache.acquire_prefetch(request.workflow, prompt.ask, prompt.tokens, self._clock(), self.book.owes)
         under_way = self.running = Prefill(request, prompt, cache, lease, expected, missing)
-        self._requests.pop((request.workflow, request.stage))
+        self._requests.pop(request.key)
         self.book.started += 1
+        self.book.split_started += bool(request.next_of)
         try:
             under_way.task = self._background.submit(self._prefill(under_way, self._fields(under_way)))
         except OrlaClosed:
@@ -291,15 +306,17 @@ class Prefetcher:
                 self._count(under_way, said.usage)
             else:
                 self.book.failed += 1
-                if request.stage is not None:
+                if request.next_of and request.stage is not None:
+                    self.prompts.declined(request.stage)
+                elif request.stage is not None:
                     self.prompts.unfit(request.stage, prompt.ask.scope)
         self._announce()
         self._scheduler.warmed()
 
     def _count(self, under_way: Prefill, usage: Usage) -> None:
         had = usage.cached_tokens or 0
-        owed = Prefetched(had, max(0, usage.prompt_tokens - had))
-        self.book.warmed(under_way.request.workflow, under_way.prompt.ask.prefix, owed)
+        owed = Prefetched(had, max(0, usage.prompt_tokens - had), split=bool(under_way.request.next_of))
+        self.book.warmed(under_way.request.workflow, under_way.prompt.whole, owed)
         if usage.cached_tokens is not None and under_way.expected_tokens > SLACK_TOKENS:
             self._scheduler.orders.found(under_way.expected_tokens, had)
         self.book.cost_usd += price(usage, self._scheduler.backend.cost) or 0.0
@@ -315,9 +332,9 @@ class Prefetcher:
             return False
         self.running = None
         under_way.cache.release_prefetch(under_way.lease, 0)
-        self.book.gave_up(under_way.request.workflow, under_way.prompt.ask.prefix, _at_most(under_way))
+        self.book.gave_up(under_way.request.workflow, under_way.prompt.whole, _at_most(under_way))
         if again:
-            self._requests.set((under_way.request.workflow, under_way.request.stage), under_way.request)
+            self._requests.set(under_way.request.key, under_way.request)
         if under_way.task is not None:
             # Not from here: callbacks of the task may run at once, and the lock is held.
             self._background.call_later(0.0, partial(_cancel, under_way.task))
@@ -331,7 +348,8 @@ class Prefetcher:
 def _at_most(under_way: Prefill) -> Prefetched | None:
     """Return what a warm-up that was given up may have computed; ``None`` where it did not reach the engine."""
     missing = round(under_way.missing_tokens)
-    return Prefetched(under_way.prompt.tokens - missing, missing, done=False) if under_way.sent else None
+    had, split = under_way.prompt.tokens - missing, bool(under_way.request.next_of)
+    return Prefetched(had, missing, done=False, split=split) if under_way.sent else None
 
 
 def _cancel(task: Future[None]) -> None:

@@ -16,6 +16,7 @@ from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.call import CHARS_PER_TOKEN, Ask, Call, Usage, in_common
 from orla_lg.core.engine.backend import with_fields
 from orla_lg.core.engine.capabilities import Warmable, Warmed
+from orla_lg.core.memory.events import SplitPrompt
 
 K = TypeVar("K")
 
@@ -56,6 +57,15 @@ class Prompt:
     """Of all its text, tool schemas and images included."""
     tokens: int = 0
     """As the engine counted them, else by length."""
+    base: Prompt | None = field(default=None, repr=False)
+    """What the call itself sent, where this is what follows on its answer."""
+    partly: bool = False
+    """Its last message goes on."""
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The chained hashes of the messages that are whole: every prompt that it is the beginning of has them."""
+        return self.ask.prefix[:-1] if self.partly else self.ask.prefix
 
     @property
     def frame(self) -> dict[str, Any]:
@@ -71,8 +81,20 @@ class Prompt:
         kept = list(self.body["messages"][:messages])
         body = {**self.body, "messages": kept}
         chars = _chars(body)
-        tokens = round(self.tokens * chars / max(1, self.chars))
-        return replace(self, ask=replace(self.ask, messages=kept), body=body, chars=chars, tokens=tokens)
+        ask = replace(self.ask, messages=kept)
+        return replace(self, ask=ask, body=body, chars=chars, tokens=self.scaled(chars))
+
+    def extended(self, messages: Sequence[Any]) -> Prompt:
+        """Return the prompt after its call, as far as it is certain: its own messages, and then *messages*."""
+        root = self.base or self
+        body = {**root.body, "messages": [*root.body["messages"], *messages]}
+        chars = root.chars + _chars(messages)
+        ask = replace(root.ask, messages=body["messages"])
+        return replace(root, ask=ask, body=body, chars=chars, tokens=root.scaled(chars), base=root)
+
+    def scaled(self, chars: int) -> int:
+        """Return how many tokens a prompt of so many characters has that is written like this one."""
+        return round(self.tokens * chars / max(1, self.chars))
 
     async def warm(self, adapter: Warmable, fields: Mapping[str, Any]) -> Warmed:
         """Have the engine prefill it, in a request with the adapter's *fields*; cancelling this ends that."""
@@ -101,6 +123,18 @@ def _chars(value: Any) -> int:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return sum(_chars(each) for each in value)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class SplitStatistics:
+    """Predictions of next prompts at one moment."""
+
+    predicted: int = 0
+    """Next prompts that came after a prediction."""
+    held: int = 0
+    """Of these, how many began as predicted."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Stages that are left alone, as ``graph/stage``, and why."""
 
 
 class PromptStore(Generic[K]):
@@ -141,6 +175,9 @@ class PromptStore(Generic[K]):
 _Stage = tuple[str, str, str]
 """Graph, stage, and the scope of its prompts."""
 
+Key = str | tuple[str, tuple[str, str]]
+"""A workflow: its last prompt. With a stage (graph and name): what is certain of that stage's next one."""
+
 
 @dataclass(eq=False, slots=True)
 class _Seen:
@@ -164,10 +201,14 @@ class PromptBook:
     """
 
     def __init__(self, keep_chars: int) -> None:
-        self.last = PromptStore[str](keep_chars - int(BEGINNINGS_SHARE * keep_chars))
-        """By workflow."""
+        self.last = PromptStore[Key](keep_chars - int(BEGINNINGS_SHARE * keep_chars))
+        """By workflow; and beside them what is certain of next ones."""
+        self.split = set[tuple[str, tuple[str, str]]]()
+        """The keys of those; they may be gone, for want of room."""
         self._beginnings = PromptStore[_Stage](int(BEGINNINGS_SHARE * keep_chars))
         self._seen = BoundedDict[_Stage, _Seen](KEEP_STAGES)
+        self._declined = BoundedDict[tuple[str, str], int](KEEP_STAGES)
+        """Stages of which the engine refused a next prompt, and how often none is kept for that."""
 
     @property
     def chars(self) -> int:
@@ -189,6 +230,43 @@ class PromptBook:
         seen.prefix = seen.prefix[:common]
         if seen.agreed >= AGREED and (shorter or self._beginnings.get(stage) is None):
             self._beginnings.put(stage, prompt.beginning(common))
+
+    def extend(self, split: SplitPrompt) -> bool:
+        """Keep what is certain of a workflow's next prompt; returns whether it is, and may be warmed."""
+        if (left := self._declined.get(split.stage)) is not None:
+            if left > 1:
+                self._declined.set(split.stage, left - 1)
+            else:
+                self._declined.pop(split.stage)
+            return False
+        key = (split.workflow, split.stage)
+        for known in (self.last.get(key), self.last.get(split.workflow)):
+            if known is not None and known.call_id == split.call:
+                self.split.add(key)
+                self.last.put(key, replace(known.extended(split.messages), partly=split.partly))
+                return self.last.get(key) is not None
+        return False
+
+    def next(self, workflow: str, stage: tuple[str, str], call: str) -> Prompt | None:
+        """Return what is certain of the prompt of a stage that follows on a call."""
+        prompt = self.last.get((workflow, stage))
+        return prompt if prompt is not None and prompt.call_id == call else None
+
+    def came(self, workflow: str, stage: tuple[str, str]) -> None:
+        """Note that a call of a stage comes: what was certain of its prompt is of no use any more."""
+        if (key := (workflow, stage)) in self.split:
+            self.split.discard(key)
+            self.last.take(key)
+
+    def forget(self, workflow: str) -> None:
+        """Drop what is kept of a workflow."""
+        self.last.take(workflow)
+        for key in [key for key in self.split if key[0] == workflow]:
+            self.came(*key)
+
+    def declined(self, stage: tuple[str, str]) -> None:
+        """Note that an engine refused what is certain of a stage's next prompt (its template may want one result)."""
+        self._declined.set(stage, AGAIN_AFTER)
 
     def unfit(self, stage: tuple[str, str], scope: str = "") -> None:
         """Note that an engine refused a stage's beginning (its template may want a user's turn)."""

@@ -21,8 +21,16 @@ from orla_lg.core.prefetch.book import PrefetchBargain, PrefetchBook, SkipReason
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.queues import BackendQueue
 
+LONG_WAIT_S = 1.0
+"""What is certain of a next prompt is prefilled if its call comes no sooner than that, or than the prefill ends: what
+a prefetch that is given up has computed is mostly there for its call."""
+
 FULL = 0.9
 """So much of an engine's KV cache in the hands of running calls leaves no room."""
+
+
+RequestKey = tuple[str, tuple[str, str] | None, bool]
+"""A workflow, a stage, and whether its next prompt is meant: the one that follows on a call's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,13 @@ class PrefetchRequest:
     chance: float
     due_s: float
     """When (monotonic) the call is expected; ``inf``: not known."""
+    next_of: str = ""
+    """The id of a call of the stage: what is certain of the prompt after that one is meant."""
+
+    @property
+    def key(self) -> RequestKey:
+        """What it replaces an earlier request by."""
+        return self.workflow, self.stage, bool(self.next_of)
 
 
 class PrefetchedEngine(Protocol):
@@ -98,10 +113,13 @@ class PrefetchValue:
         )
         if evicts is None:
             return SkipReason.BUSY
+        tokens_per_s = scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
+        if request.next_of and request.due_s - self._clock() < min(LONG_WAIT_S, missing / tokens_per_s):
+            return SkipReason.SHORT_WAIT
         stakes = PrefetchBargain(
             request.chance,
             missing,
-            scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S,
+            tokens_per_s,
             max(scheduler.queue.in_flight, 0 if load is None else load.running or 0),
             evicts,
             request.due_s - self._clock(),

@@ -8,10 +8,10 @@ from typing import Any
 
 from orla_lg.core.call import OBJECT, Ask, Usage
 from orla_lg.wires import reading
-from orla_lg.wires.messages import answer, request
+from orla_lg.wires.messages import answer, heard, request
 from orla_lg.wires.messages.tools import chat_tools
 from orla_lg.wires.reading import Garbage, count
-from orla_lg.wires.wire import Body, ChunkReader, Wire
+from orla_lg.wires.wire import Body, ChunkIn, ChunkReader, Wire
 
 __all__ = ["MESSAGES", "Messages"]
 
@@ -100,6 +100,16 @@ class Messages(Wire):
     def is_over(self, tail: bytes) -> bool:
         """Whether nothing of the answer can follow."""
         return _last(tail).get("type") == "message_stop"
+
+    # What is heard of an answer
+
+    calls_mark = b"tool_use"
+
+    def chunks(self) -> ChunkIn:  # noqa: D102
+        return heard.chunk_in
+
+    def message_in(self, answer: Body) -> Body | None:  # noqa: D102
+        return heard.message_in(answer)
 
     # Between wires
 

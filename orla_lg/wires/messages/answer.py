@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orla_lg.wires import reading
-from orla_lg.wires.assembly import MANY_LOOKS, ToolCalls
 from orla_lg.wires.reading import Garbage, count, list_in, object_in
+from orla_lg.wires.tool_calls import MANY_LOOKS, ToolCalls
 from orla_lg.wires.wire import Body
 
 INVALID_JSON = "INVALID_JSON"

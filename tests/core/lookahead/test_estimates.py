@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orla_lg.core.lookahead.estimates import MAX_VISITS, OLD_WEIGHT, Estimates, Mean
+from orla_lg.core.lookahead.estimates import Estimates
+from orla_lg.core.lookahead.stage_estimates import MAX_VISITS, OLD_WEIGHT, Mean
 from orla_lg.core.lookahead.trace import RunTrace
 from orla_lg.errors import ConfigError
 
@@ -148,11 +149,11 @@ def test_a_file_that_is_not_there_is_no_mistake(tmp_path: Path) -> None:
 
 def valid() -> dict[str, Any]:
     return {
-        "format": "orla-lg estimates", "version": 1,
+        "format": "orla-lg estimates", "version": 2,
         "stages": [{
             "graph": "g", "stage": "a", "answer_tokens": [1.0, 1], "service_s": [1.0, 1], "calls": [1.0, 1],
             "other_s": [0.5, 1], "tool_s": [0.0, 0], "visits": [1.0, 1],
-            "remaining_s": {"1": [9.0, 1]}, "growth_tokens": {"2": [7.0, 1]},
+            "remaining_s": {"1": [9.0, 1]}, "growth_tokens": {"2": [7.0, 1]}, "final": {"1": [0.5, 4]},
             "turns": 3.0, "moves": {"b": 2.0}, "backends": {"main": 1.0},
         }],
     }  # fmt: skip
@@ -183,7 +184,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 PLACES = list(places(valid()))
 WRONG = [
     "not json", "{}", '"text"', DEEP, "9" * 5_000,
-    json.dumps(valid() | {"version": 2}),
+    *(json.dumps(valid() | {"version": version}) for version in (3, 0, 1.5)),
     json.dumps(valid()).replace('"1":', '"0":'), json.dumps(valid()).replace('"1":', '"first":'),
     json.dumps(valid()).replace('"1":', '"99999999999999999999":'),
     json.dumps(valid()).replace("[9.0, 1]", "[9.0, 1.5]"),

@@ -13,7 +13,8 @@ from orla_lg.core.call import Ask, Assignment
 from orla_lg.core.engine.backend import Capability, Probe, Support
 from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive
-from orla_lg.core.policies import PolicyChoice, RequestChoice, StageChoice
+from orla_lg.core.operation.policy_choice import PolicyChoice
+from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.queues import Queued, Sortable
 from orla_lg.core.workflow import Outcome
 from tests.conftest import at

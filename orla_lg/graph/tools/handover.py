@@ -1,0 +1,185 @@
+"""A tool whose turn came takes the result of its early start, if there is one: ``StructuredTool._run``, ``_arun``.
+
+LangChain runs callbacks, validation, errors and formatting around these two, at their usual time and place; only the
+innermost call of the tool's function is replaced, by the result that is there already or under way. A start is taken
+once. What it raised is never handed over: the tool then runs in its place, as it does where its start never began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from typing import Any, NamedTuple
+
+from langchain_core.tools import BaseTool
+
+from orla_lg.core.inflight import grants_held
+from orla_lg.core.record import CallEvent, Happening
+from orla_lg.graph.context import Core
+from orla_lg.graph.running_node import RunningNode, current, node_around
+from orla_lg.graph.tools.arguments import Arguments
+from orla_lg.graph.tools.fitness import ARUN, RUN
+from orla_lg.graph.tools.running import EARLY, NeedsItsPlace
+from orla_lg.graph.tools.starts import EarlyStart
+from orla_lg.graph.tracing import annotate_tool
+
+
+class Handover(NamedTuple):
+    """The early start of a call whose turn came."""
+
+    core: Core
+    start: EarlyStart
+    node: RunningNode
+    turn_s: float
+    """When its turn came, in monotonic seconds."""
+    manager: Any
+    """LangChain's, of the tool's run."""
+
+    def may_wait(self, *, in_loop: bool) -> bool:
+        """Whether this caller may wait for a body that has not ended: where it could not end meanwhile, none may."""
+        start = self.start
+        if start.outcome.done():
+            return True
+        if not start.outcome.running() or grants_held():  # a model in the body may wait for the grant held here
+            return False
+        return start.loop is None or (in_loop and start.loop is asyncio._get_running_loop())
+
+    def is_result(self) -> bool:
+        """Whether the body, which has ended, returned something; else the tool runs in its place."""
+        outcome = self.start.outcome
+        if not outcome.cancelled() and (error := outcome.exception()) is None:
+            self._done()
+            return True
+        self.given_up()
+        if not outcome.cancelled() and isinstance(error, NeedsItsPlace):
+            tools = self.node.handler.orla_binding.tools if self.node.handler is not None else None
+            if tools is not None:
+                tools.leave_out(self.start.tool)
+        return False
+
+    def given_up(self) -> None:
+        """Note that the tool runs in its place."""
+        self.start.cancel()
+        self.core.early.ran_again(self.start)
+
+    def _done(self) -> None:
+        """Note what the start hid: its time before the call's turn."""
+        start, now_s = self.start, time.monotonic()
+        hidden_s = max(0.0, min(start.ended_s, self.turn_s) - start.began_s)
+        self.core.early.handed_over(start, hidden_s)
+        annotate_tool(self.manager, now_s - start.began_s, hidden_s)
+        tell(self.core, Happening.TOOL_HANDED_OVER, start, hidden_s)
+        if (journal := self.core.serving.journal) is not None:
+            asking = start.asking
+            journal.early_tool(
+                asking.run, asking.call, start.stage, start.tool.name, began_before_s=now_s - start.began_s,
+                hidden_s=hidden_s, waited_s=max(0.0, start.ended_s - self.turn_s),
+            )  # fmt: skip
+
+
+def tell(core: Core, kind: Happening, start: EarlyStart, hidden_s: float | None = None) -> None:
+    """Tell listeners of an early start."""
+    serving = core.serving
+    if not serving.records.heard or (run := serving.book.run(start.asking.run)) is None:
+        return
+    serving.records.tell(
+        CallEvent(
+            kind, serving.clock(), run.name, run.id, start.stage, start.asking.call, detail=start.tool.name,
+            tenant=run.tenant, hidden_s=hidden_s,
+        )
+    )  # fmt: skip
+
+
+def _turn(tool: BaseTool, arguments: Arguments, config: Mapping[str, Any] | None, manager: Any) -> Handover | None:
+    """Return the start that a call may take whose turn came; ``None`` outside graphs that have safe tools."""
+    node = current() or node_around((config or {}).get("metadata") or {})
+    if node is None or EARLY.get() is not None:
+        return None
+    for each in node.outward():
+        handler = each.handler
+        if handler is None or (tools := handler.orla_binding.tools) is None:
+            continue
+        core, run = handler.orla_binding.core, each.lineage
+        if each is node or each.chain == node.chain:
+            tools.used(tool, each.path)
+        if run is not None and (start := core.early.take(run.root, tool, arguments, each.path)) is not None:
+            return Handover(core, start, each, time.monotonic(), manager)
+    return None
+
+
+def _sync(original: Any) -> Any:
+    @functools.wraps(original)  # LangChain inspects the signature
+    def run(self: BaseTool, *args: Any, config: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+        turn = _turn(self, (args, kwargs), config, run_manager)
+        if turn is not None:
+            if not turn.may_wait(in_loop=False):
+                turn.given_up()
+            elif _ended(turn.start) and turn.is_result():
+                return turn.start.outcome.result()
+        return original(self, *args, config=config, run_manager=run_manager, **kwargs)
+
+    return run
+
+
+def _ended(start: EarlyStart) -> bool:
+    """Wait in this thread until a body ended."""
+    with contextlib.suppress(CancelledError):
+        start.outcome.exception()
+    return True
+
+
+def _async(original: Any) -> Any:
+    @functools.wraps(original)
+    async def arun(self: Any, *args: Any, config: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+        # Without a coroutine of its own, LangChain runs ``_run`` in a thread, which takes the start there.
+        turn = None if self.coroutine is None else _turn(self, (args, kwargs), config, run_manager)
+        if turn is not None:
+            if not turn.may_wait(in_loop=True):
+                turn.given_up()
+            else:
+                await _aended(turn.start)
+                if turn.is_result():
+                    return turn.start.outcome.result()
+        return await original(self, *args, config=config, run_manager=run_manager, **kwargs)
+
+    return arun
+
+
+async def _aended(start: EarlyStart) -> None:
+    """Wait in this task until a body ended; a caller that is cancelled takes the body's task along."""
+    if start.outcome.done():
+        return
+    waiting = start.task if start.task is not None else asyncio.wrap_future(start.outcome)
+    try:
+        await asyncio.wait({waiting})
+    except asyncio.CancelledError:
+        waiting.cancel()
+        if start.task is not None:
+            await asyncio.wait({start.task})
+        raise
+
+
+# Installed once for all cores, while one of them is open whose graphs have safe tools.
+
+_OURS: dict[tuple[type[BaseTool], str], tuple[Any, Any]] = {
+    **{(kind, "_run"): (original, _sync(original)) for kind, original in RUN.items()},
+    **{(kind, "_arun"): (original, _async(original)) for kind, original in ARUN.items()},
+}
+
+
+def install() -> None:
+    """Let tools take what was started for them from now on. Idempotent."""
+    for (kind, name), (original, ours) in _OURS.items():
+        if getattr(kind, name) is original:
+            setattr(kind, name, ours)
+
+
+def uninstall() -> None:
+    """Restore LangChain's methods, except where another package wrapped ours."""
+    for (kind, name), (original, ours) in _OURS.items():
+        if getattr(kind, name) is ours:
+            setattr(kind, name, original)
