@@ -102,7 +102,9 @@ def main() -> int:
         lines += [setting(args), "", *report(places), *(f"* {line}" for line in verdict(places)), ""]
     for kind in [kind for kind in args.engine if kind in RATES]:
         draw_one = latencies(args.latencies)[0]
-        lines += asyncio.run(loaded(kind, args.arms, args.load_requests, args.rate, args.seed, draw_one))
+        lines += asyncio.run(
+            loaded(kind, args.arms, args.load_requests, args.rate or RATES[kind], args.seed, draw_one)
+        )
     drawing: Sequence[str] = ()
     if args.write and places:
         draw(places, DOCS / "tools.svg")

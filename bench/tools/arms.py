@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
+from pydantic import Field, create_model
 
 from bench.lib.client import connected, model_at
 from bench.tools.engine import TOOL
@@ -22,6 +24,8 @@ from tests.scripted_engine import MODEL
 BACKEND = "engine"
 BARE = "bare"
 WARMING = 2
+NUMBER = ContextVar("NUMBER", default=0)
+"""Of the request that runs."""
 EARLY = {"tools_safe": {TOOL}}
 SPLIT = {"split_prompts": True}
 ARMS: dict[str, Mapping[str, Any] | None] = {
@@ -48,13 +52,15 @@ Waits = Callable[[str], float]
 """How long the tool takes that is given this argument."""
 
 
-def graph_of(model: Any, waits: Waits, result_tokens: int, *, serial: bool, **choice: Any) -> Any:
+def graph_of(
+    model: Any, waits: Waits, result_tokens: int, *, serial: bool, longest: int | None = None, **choice: Any
+) -> Any:
     """Return an agent whose tools run in a ``ToolNode``, or one after the other in a node of its own.
 
-    *choice* is how tools are offered.
+    *longest* bounds the characters of a tool's argument; *choice* is how tools are offered.
     """
 
-    @tool(TOOL)
+    @tool(TOOL, args_schema=create_model(TOOL, q=(str, Field(max_length=longest))))
     async def look_up(q: str) -> str:
         """Look something up."""
         await asyncio.sleep(waits(q))
@@ -75,6 +81,7 @@ def graph_of(model: Any, waits: Waits, result_tokens: int, *, serial: bool, **ch
 
 async def run(graph: Any, request: Request) -> Times:
     """Run the graph once; the final answer says when its first token was there."""
+    NUMBER.set(request.number)
     begin_s = time.monotonic()
     ended = await graph.ainvoke({"messages": [HumanMessage(request.text)]})
     end_s = time.monotonic()
