@@ -39,9 +39,8 @@ from bench.tools.law import Pace, drawn, latencies
 from bench.tools.real import RATES, loaded
 from bench.tools.results import draw, report, verdict
 
-PACES = {30: Pace(30, 4000), 60: Pace(60, 8000)}
-"""By tokens a second."""
-QUICK_REQUESTS, QUICK_SCALE = 12, 5.0
+PACES = {"30/1000": Pace(30, 1000), "30/4000": Pace(30, 4000), "60/8000": Pace(60, 8000)}
+QUICK_REQUESTS, QUICK_SCALE, QUICK_PACES = 12, 5.0, ["30/4000", "60/8000"]
 
 
 def options() -> Namespace:
@@ -49,9 +48,15 @@ def options() -> Namespace:
     add = options.add_argument
     add("--quick", action="store_true", help=f"scripted, {QUICK_REQUESTS} requests, {QUICK_SCALE:g} times as fast")
     add("--engine", nargs="+", choices=("scripted", *RATES), help="only these (all)")
-    add("--requests", type=count, metavar="N", help="of each node, pace and arm (80)")
+    add("--requests", type=count, metavar="N", help="of each node, pace and arm (60)")
     add("--scale", type=above_zero, metavar="X", help="scripted engine and tools run so many times faster (3)")
-    add("--tokens-s", nargs="+", type=int, choices=PACES, default=[*PACES], metavar="N", help="decoded (30 60)")
+    add(
+        "--pace",
+        nargs="+",
+        choices=PACES,
+        metavar="N/N",
+        help=f"tokens a second, decoded and prefilled, of {[*PACES]}",
+    )
     add("--latencies", type=Path, metavar="FILE", help="tools' seconds, one a line, or a JSON object of quantiles")
     add("--arms", nargs="+", choices=ARMS, default=[*ARMS], metavar="ARM", help=f"beside bare, of {[*ARMS]}")
     add("--load-requests", type=count, default=24, metavar="N", help="of each arm and rate, real engines (24)")
@@ -60,7 +65,8 @@ def options() -> Namespace:
     usual(options, writes="docs/tools-measured.md and docs/tools.svg")
     args = options.parse_args()
     args.engine = args.engine or (["scripted"] if args.quick else ["scripted", *RATES])
-    args.requests = args.requests or (QUICK_REQUESTS if args.quick else 80)
+    args.requests = args.requests or (QUICK_REQUESTS if args.quick else 60)
+    args.pace = args.pace or (QUICK_PACES if args.quick else [*PACES])
     args.scale = args.scale or (QUICK_SCALE if args.quick else 3.0)
     args.arms = [arm for arm in ARMS if arm == "bare" or arm in args.arms]
     return args
@@ -70,9 +76,9 @@ async def scripted(args: Namespace, url: str) -> dict[str, Rounds[Run]]:
     """Return the runs of each kind of node and pace."""
     requests = drawn(args.requests + WARMING, args.seed, latencies(args.latencies)[0])
     found = {}
-    for tokens_s in args.tokens_s:
-        pace = PACES[tokens_s]
-        tick = bar(f"{tokens_s} tokens/s, both nodes", 2 * len(args.arms) * len(requests))
+    for name in args.pace:
+        pace = PACES[name]
+        tick = bar(f"{name} tokens/s, both nodes", 2 * len(args.arms) * len(requests))
         async with asyncio.TaskGroup() as group:
             nodes = {
                 node: group.create_task(measure(
@@ -81,35 +87,34 @@ async def scripted(args: Namespace, url: str) -> dict[str, Rounds[Run]]:
                 for node in ("parallel", "serial")
             }  # fmt: skip
         for node, runs in nodes.items():
-            found[f"{node} tools, {tokens_s} tokens/s"] = Rounds(runs.result(), args.arms)
+            found[f"{node} tools, {name} tokens/s"] = Rounds(runs.result(), args.arms)
     return found
 
 
 def setting(args: Namespace) -> str:
-    paces = " and ".join(f"{pace.tokens_s:g} ({pace.prefill_s:,.0f})" for pace in (PACES[n] for n in args.tokens_s))
     return (
-        f"Scripted engine: {args.requests} requests for each node and pace, decoded at {paces} tokens/s (prefilled); "
+        f"Scripted engine: {args.requests} requests for each node and pace (tokens a second, decoded / prefilled); "
         f"tools: {latencies(args.latencies)[1]}; run {args.scale:g} times faster than stated."
     )
 
 
 def main() -> int:
-    args, lines = options(), list[str]()
-    places: dict[str, Rounds[Run]] = {}
-    if "scripted" in args.engine:
-        with started("bench.tools.engine") as url:
-            places = asyncio.run(scripted(args, url))
-        lines += [setting(args), "", *report(places), *(f"* {line}" for line in verdict(places)), ""]
-    for kind in [kind for kind in args.engine if kind in RATES]:
-        draw_one = latencies(args.latencies)[0]
-        lines += asyncio.run(
-            loaded(kind, args.arms, args.load_requests, args.rate or RATES[kind], args.seed, draw_one)
-        )
-    drawing: Sequence[str] = ()
-    if args.write and places:
-        draw(places, DOCS / "tools.svg")
-        drawing = ["", "![What each arm gains, beside the law](tools.svg)"]
-    return finish(lines, "tools", DOCS / "tools-measured.md" if args.write else None, drawing)
+    args = options()
+    page, draw_one = DOCS / "tools-measured.md" if args.write else None, latencies(args.latencies)[0]
+    for kind in args.engine:  # each is printed and written before the next one begins
+        drawing: Sequence[str] = ()
+        if kind == "scripted":
+            with started("bench.tools.engine") as url:
+                places = asyncio.run(scripted(args, url))
+            lines = [setting(args), "", *report(places), *(f"* {line}" for line in verdict(places))]
+            if args.write:
+                draw(places, DOCS / "tools.svg")
+                drawing = ["", "![What each arm gains, beside the law](tools.svg)"]
+        else:
+            rate = args.rate or RATES[kind]
+            lines = asyncio.run(loaded(kind, args.arms, args.load_requests, rate, args.seed, draw_one))
+        finish(lines, f"tools: {kind}", page, drawing)
+    return 0
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ async def climb(base: Turn, at: Callable[[float], Awaitable[Turn]]) -> list[Turn
 async def loaded(kind: str, arms: Sequence[str], count: int, rate: float, seed: int, draw: Draw) -> list[str]:
     """Return an engine's table: planned answers under load; on vLLM also calls that it decodes by itself."""
     if reason := missing(kind):
-        return [f"{kind} is left out: {reason}", ""]
+        return [f"{kind} is left out: {reason}"]
     requests = drawn(count, seed, draw, MOST_ROUNDS, SIZES)
     with engine_at(options_of(kind)) as engine:
         own = engine.url.removesuffix("/v1")
@@ -155,11 +155,11 @@ async def loaded(kind: str, arms: Sequence[str], count: int, rate: float, seed: 
                 rows.append(turns[0].row(base, at_equal(turns, base.ftr_s)))
         heads = ("FTR p50, s", "less, %", "end to end p50, s", "less, %", "hidden, s a request",
                  "prefilled early, used", "load at equal FTR")  # fmt: skip
-        lines = [*table((f"{kind}, {rate:g} requests/s", *heads), rows), ""]
+        lines = [*table((f"{kind}, {rate:g} requests/s", *heads), rows)]
         if kind == "vllm":
             with started("bench.tools.proxy", own, "--required") as url:
                 pair = [await turn(kind, engine, url, arm, requests, rate / 2, draw, **REQUIRED)
                         for arm in (BARE, *(arm for arm in arms if arm == "early"))]  # fmt: skip
             rows = [each.row(pair[0], "") for each in pair]
-            lines += [*table((f"{kind}, {rate / 2:g} requests/s, decodes its calls", *heads), rows), ""]
+            lines += ["", *table((f"{kind}, {rate / 2:g} requests/s, decodes its calls", *heads), rows)]
     return lines

@@ -176,5 +176,5 @@ def test_load_at_equal_ftr_lies_between_the_steps() -> None:
 
 def test_an_engine_that_is_not_there_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real.importlib.util, "find_spec", lambda name: None)
-    line, _ = asyncio.run(real.loaded("llamacpp", ["bare"], 1, 1.0, 1, law.lognormal()))
+    (line,) = asyncio.run(real.loaded("llamacpp", ["bare"], 1, 1.0, 1, law.lognormal()))
     assert line == "llamacpp is left out: no xllamacpp: pip install 'orla-lg[demo]'"
