@@ -145,7 +145,7 @@ def _show(args: argparse.Namespace, wanted: Wanted | WantedRun, found: Sequence[
     if isinstance(wanted, Wanted):
         said, picture, indent = text(found[0]), timeline.call(timeline.Span.of(found[0]), width), 2
     else:
-        said, picture, indent = _of_run(found), timeline.chart(map(timeline.Span.of, found), width), None
+        said, picture, indent = _of_run(found), timeline.chart(map(_span, found), width), None
     if args.json:
         print("\n".join(json_line(row, indent=indent) for row in found))
     else:
@@ -203,6 +203,8 @@ class Wanted:
         for row in rows:
             if "feedback" in row:
                 self.scores.setdefault(str(row["feedback"]), []).append(row.get("score", 0.0))
+            elif "early_tool" in row:
+                found.get(str(row.get("call")), {}).setdefault("early_tools", []).append(row)
             elif "amends" in row:
                 known = found.get(str(row["amends"]), {})
                 known.update((name, row.get(name)) for name in AMENDED if known)
@@ -244,7 +246,7 @@ class WantedRun:
         if len(runs) > 1:
             self.several = runs
             return []
-        return [row for row in lines(file) if runs and "id" in row and str(row.get("run")) == runs[0]]
+        return [row for row in lines(file) if runs and _is_shown(row) and str(row.get("run")) == runs[0]]
 
     @staticmethod
     def _runs(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -275,10 +277,20 @@ class WantedRun:
         return f"{which} in {file}"
 
 
+def _is_shown(row: Mapping[str, Any]) -> bool:
+    """Whether a line is drawn: a call's record, or a tool that began early."""
+    return "id" in row or "early_tool" in row
+
+
+def _span(row: Mapping[str, Any]) -> timeline.Span:
+    return timeline.tool_span(row) if "early_tool" in row else timeline.Span.of(row)
+
+
 def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a run in two lines: whose it was, and its calls in numbers."""
+    """Return a run in two or three lines: whose it was, its calls in numbers, and the tools that began early."""
+    took_s = max(_span(row).ended_s for row in rows) - min(_span(row).began_s for row in rows)
+    tools, rows = [row for row in rows if "early_tool" in row], [row for row in rows if "id" in row]
     spans = [timeline.Span.of(row) for row in rows]
-    took_s = max(span.ended_s for span in spans) - min(span.began_s for span in spans)
     known = [(span.prompt_tokens, span.cached_tokens) for span in spans]
     prompt, cached = (sum(each[at] or 0 for each in known) for at in (0, 1))
     stages = len({span.stage for span in spans})
@@ -286,12 +298,26 @@ def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
     run, workflow = str(rows[0]["run"]), rows[0].get("workflow")
     of = "" if workflow in (None, run) else f" of workflow {shown(workflow, 200)}"
     tenant = f", tenant {shown(rows[0]['tenant'], 200)}" if rows[0].get("tenant") else ""
-    return f"run {shown(run, 200)}{of}{tenant}\n{calls}; {prompt} prompt tokens, {cached} of them cached"
+    early = f"\n{_early(tools)}" if tools else ""
+    return f"run {shown(run, 200)}{of}{tenant}\n{calls}; {prompt} prompt tokens, {cached} of them cached{early}"
+
+
+def _early(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return what tools hid that began before their turn."""
+    hidden_s = sum(timeline.tool_span(row).phases[0][1] for row in tools)
+    return f"{counted(len(tools), 'tool')} began early, which hid {hidden_s:.2f} s"
 
 
 def text(row: Mapping[str, Any]) -> str:
     """Return a record as a person reads it."""
-    blocks = [_head(row), _decision(row), _table(row.get("considered") or ()), _outcome(row), _cache(row)]
+    blocks = [
+        _head(row),
+        _decision(row),
+        _table(row.get("considered") or ()),
+        _outcome(row),
+        _cache(row),
+        _tools(row),
+    ]
     return "\n\n".join("\n".join(shown(line) for line in block) for block in blocks if block)
 
 
@@ -360,6 +386,18 @@ def _outcome(row: Mapping[str, Any]) -> list[str]:
         lines.append(f"the answer was scored {', '.join(f'{score:g}' for score in row['scores'])}")
     if row.get("error"):
         lines.append(f"error: {row['error']}")
+    return lines
+
+
+def _tools(row: Mapping[str, Any]) -> list[str]:
+    """Return which tools began early that the answer called."""
+    lines = []
+    for each in row.get("early_tools") or ():
+        (_, hidden_s), (_, waited_s) = timeline.tool_span(each).phases
+        waited = (
+            f"; its turn still waited {waited_s:.3f} s for it" if waited_s else "; it had ended when its turn came"
+        )
+        lines.append(f"tool {each['early_tool']!r} began while the answer came, which hid {hidden_s:.3f} s{waited}")
     return lines
 
 

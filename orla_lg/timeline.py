@@ -31,10 +31,11 @@ NAME_COLUMNS = 24
 TICK_COLUMNS = 7
 """Between two marks of the time axis, at least."""
 
-_ANSI = {"queued": "33", "prefill": "36", "decode": "32", "served": "35", "dim": "2", "error": "1;31", "bold": "1"}
-_RICH = {"queued": "yellow", "prefill": "cyan", "decode": "green", "served": "magenta", "dim": "bright_black",
-         "error": "bold red", "bold": "bold"}  # fmt: skip
-_ASCII = str.maketrans("·▒█▓└─┴✗×", ".:#%+-+xx")
+_ANSI = {"queued": "33", "prefill": "36", "decode": "32", "served": "35", "early tool": "34", "tool": "94", "dim": "2",
+         "error": "1;31", "bold": "1"}  # fmt: skip
+_RICH = {"queued": "yellow", "prefill": "cyan", "decode": "green", "served": "magenta", "early tool": "blue",
+         "tool": "bright_blue", "dim": "bright_black", "error": "bold red", "bold": "bold"}  # fmt: skip
+_ASCII = str.maketrans("·▒█▓○●└─┴✗×", ".:#%o@+-+xx")
 
 
 class Phase(Enum):
@@ -45,6 +46,10 @@ class Phase(Enum):
     DECODE = "decode"
     SERVED = "served"
     """At the engine, where the answer was not streamed: prefill and decode cannot be told apart."""
+    EARLY = "early tool"
+    """A tool ran before its turn, while a model still decoded or another tool ran."""
+    TOOL = "tool"
+    """Its turn had come, and it still ran."""
 
     @property
     def mark(self) -> str:
@@ -52,7 +57,14 @@ class Phase(Enum):
         return _MARKS[self]
 
 
-_MARKS = {Phase.QUEUED: "·", Phase.PREFILL: "▒", Phase.DECODE: "█", Phase.SERVED: "▓"}
+_MARKS = {
+    Phase.QUEUED: "·",
+    Phase.PREFILL: "▒",
+    Phase.DECODE: "█",
+    Phase.SERVED: "▓",
+    Phase.EARLY: "○",
+    Phase.TOOL: "●",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,16 @@ class Span:
             attempts=_count(row.get("attempts")) or 1,
             error=shown(row.get("error") or "", 200),
         )
+
+
+def tool_span(row: Mapping[str, Any]) -> Span:
+    """Return the span of a tool that began before its turn, from its line in a records file."""
+    hidden_s, waited_s = _seconds(row.get("hidden_s")), _seconds(row.get("waited_s"))
+    return Span(
+        stage=f"{shown(row.get('stage') or '', 200)}: {shown(row.get('early_tool'), 200)}",
+        began_s=_instant(row.get("at")) - _seconds(row.get("began_before_s")),
+        phases=((Phase.EARLY, hidden_s), (Phase.TOOL, waited_s)),
+    )
 
 
 def _phases(row: Mapping[str, Any]) -> tuple[tuple[Phase, float], ...]:

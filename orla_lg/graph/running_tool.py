@@ -53,7 +53,7 @@ def begin(run: UUID) -> RunningTool | None:
     held = TOOL.get()
     if held is not None and held.run == run:
         return None
-    tool = RunningTool(run, current(), held)
+    tool = RunningTool(run, current(), running())  # those that are over would pile up in a node that runs many
     TOOL.set(tool)
     return tool
 
