@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ReleaseOnly,
         WarmNextStage,
         WarmReturns,
+        WarmSplit,
     )
     from orla_lg.core.operation.statistics import Statistics
     from orla_lg.core.placement.view import BackendView
@@ -129,6 +130,7 @@ __all__ = [
     "Verb",
     "WarmNextStage",
     "WarmReturns",
+    "WarmSplit",
     "WarmUp",
     "Workflow",
     "WorkflowError",
@@ -145,7 +147,7 @@ _HOMES = {
     "core.memory.events": "CacheAction CacheEvent EventKind Holding MemoryPolicy Returns Verb",
     "core.memory.policies": (
         "DemoteInterrupted FlushAtBoundary FlushPerRequest FlushUnderPressure Joined PreserveIncrements "
-        "ReleaseAtSwitch ReleaseOnly WarmNextStage WarmReturns"
+        "ReleaseAtSwitch ReleaseOnly WarmNextStage WarmReturns WarmSplit"
     ),
     "core.operation.statistics": "Statistics",
     "core.placement.view": "BackendView",
