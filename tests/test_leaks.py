@@ -213,7 +213,6 @@ def alive(kind: type) -> list[Any]:
     return [each for each in gc.get_objects() if isinstance(each, kind)]
 
 
-@pytest.mark.timeout(120)
 def test_nothing_is_left(engine: StubEngine, slotted: StubEngine, make_orla: Any) -> None:
     threads_before = set(threading.enumerate())
     engine.rule, slotted.rule = unsteady(1), unsteady(2)
