@@ -160,9 +160,12 @@ class Machine:
         for key in reversed(chain):  # the end of a prompt is older than its beginning: it goes first
             self._cache[key] = self._cache.pop(key, set()) | ({job.session} if job.session else set())
             self._worth[key] = max(self._worth.get(key, job.worth), job.worth)
-        while len(self._cache) > self.blocks:
-            first = min(self._cache, key=lambda key: (len(self._cache[key] & self.sessions), self._worth[key]))
-            del self._cache[first], self._worth[first]
+        surplus = len(self._cache) - self.blocks
+        first = heapq.nsmallest(
+            surplus, self._cache, lambda key: (len(self._cache[key] & self.sessions), self._worth[key])
+        )
+        for key in first:
+            del self._cache[key], self._worth[key]
 
     def _chain(self, tokens: list[int], salt: str | None = None) -> list[int]:
         chain, chained = [], hash(salt) if salt else 0
