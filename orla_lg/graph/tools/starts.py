@@ -90,8 +90,8 @@ class EarlyStart:
     """
 
     __slots__ = (
-        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said", "stage",
-        "task", "tool",
+        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said",
+        "stage", "task", "tool",
     )  # fmt: skip
 
     def __init__(
