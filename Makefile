@@ -41,6 +41,9 @@ test-langgraph: $(STAMP) ## LangGraph's own tests, bare and with every graph wra
 test-agents-suite: $(STAMP) ## LangChain's own tests of agents, bare and wrapped (SUITE=--tools: with tools that start early; three minutes)
 	$(BIN)/python tests/langgraph_suite/run.py --agents $(SUITE)
 
+test-storm: $(STAMP) ## 2,000 runs that end in every way while tools run that started early; nothing may be left (two minutes)
+	ORLA_ALL_STORMS=1 $(BIN)/python -m pytest -s tests/tools/test_storm.py $(TESTS)
+
 test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask for other versions than ours, in .venv-clients
 	$(BIN)/uv venv --quiet --clear .venv-clients
 	$(BIN)/uv pip install --quiet --python .venv-clients --group clients --editable '.[dev]'

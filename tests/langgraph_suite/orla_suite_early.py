@@ -16,16 +16,20 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
 
 from orla_lg import Orla
 from orla_lg.graph.context import Core, identify, origin
 from orla_lg.graph.tools.declared import DeclaredTools
 from orla_lg.graph.tools.watch import watch_for
+from orla_lg.wires.chat import ask_of
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall
 
 MOMENT_S = 0.02
 """So long the tools of an answer may run before it ends; an engine would decode meanwhile."""
+
+GRAPH = "fakes"
+"""The name of all graphs, as far as prompts are split."""
 
 Calls = Sequence[tuple[str, Mapping[str, Any]]]
 """Tools by name, and what they are called with."""
@@ -36,10 +40,10 @@ class Hearing:
 
     Args:
         core: What serves the graph.
-        offered: Names of the tools that the request offers; ``None``: all that may start early.
+        messages: What the model is asked.
     """
 
-    def __init__(self, core: Core, offered: Sequence[str] | None = None) -> None:
+    def __init__(self, core: Core, messages: Sequence[BaseMessage] = ()) -> None:
         self._core = core
         self._run: str | None = None
         self._watch: AnswerWatch | None = None
@@ -52,9 +56,10 @@ class Hearing:
         call_id = core.serving.new_id()
         identity, _ = identify(come_from, core, call_id)
         self._run = identity.run
-        names = safe.names if offered is None else offered
-        body = {"messages": [], "tools": [{"type": "function", "function": {"name": name}} for name in names]}
-        inflight: Any = SimpleNamespace(call=SimpleNamespace(id=call_id, identity=identity))
+        offered = [{"type": "function", "function": {"name": name}} for name in safe.names]
+        body = {"model": "fake", "messages": _asked(messages), "tools": offered}
+        call = SimpleNamespace(id=call_id, identity=identity, ask=ask_of(body), standing=SimpleNamespace(graph=GRAPH))
+        inflight: Any = SimpleNamespace(call=call, backend=next(iter(core.serving.schedulers)), external=False)
         self._watch = watch_for(core, come_from, inflight, body)
         if self._watch is not None:
             self._watch.begins()
@@ -87,6 +92,13 @@ class Hearing:
         if self._run is None:
             return True
         return all(start.outcome.done() for start in self._core.early.of_run(self._run))
+
+
+def _asked(messages: Sequence[BaseMessage]) -> list[Any]:
+    try:
+        return list(convert_to_openai_messages(list(messages)))
+    except (TypeError, ValueError):  # what no engine is ever asked
+        return []
 
 
 def _as_sent(message: AIMessage) -> dict[str, Any]:
@@ -141,14 +153,14 @@ def hear_fakes(patch: pytest.MonkeyPatch, core: Core) -> None:
 
     @functools.wraps(generate)
     def generated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hearing = Hearing(core)
+        hearing = Hearing(core, args[0])
         result = generate(self, *args, **kwargs)
         _hear(hearing, _message_of(result))
         return result
 
     @functools.wraps(agenerate)
     async def agenerated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hearing = Hearing(core)
+        hearing = Hearing(core, args[0])
         result = await agenerate(self, *args, **kwargs)
         await _ahear(hearing, _message_of(result))
         return result

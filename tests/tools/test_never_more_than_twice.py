@@ -344,7 +344,7 @@ def orla() -> Iterator[Orla]:
         yield made
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(case=CASES)
 def test_results_are_equal_and_no_tool_runs_more_than_once_more_for_a_call(orla: Orla, case: Case) -> None:
     before = orla.statistics().early_tools
@@ -371,4 +371,4 @@ def test_results_are_equal_and_no_tool_runs_more_than_once_more_for_a_call(orla:
 def test_tools_were_handed_over(orla: Orla) -> None:
     """The property above is no empty one."""
     told = orla.statistics().early_tools
-    assert told.used > 50 and told.failed > 10 and told.dropped["changed"] > 10
+    assert told.used > 30 and told.failed > 5 and told.dropped["changed"] > 5

@@ -23,7 +23,8 @@ from orla_lg.graph.context import Core
 from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
 from orla_lg.graph.tools.fitness import ARUN, RUN
-from orla_lg.graph.tools.running import EARLY, NeedsItsPlace
+from orla_lg.graph.tools.partial_results import heard, is_final
+from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
 from orla_lg.graph.tracing import annotate_tool
 
@@ -50,15 +51,13 @@ class Handover(NamedTuple):
 
     def is_result(self) -> bool:
         """Whether the body, which has ended, returned something; else the tool runs in its place."""
-        outcome = self.start.outcome
-        if not outcome.cancelled() and (error := outcome.exception()) is None:
+        start, handler = self.start, self.node.handler
+        if not start.needs_its_place and not start.outcome.cancelled() and start.outcome.exception() is None:
             self._done()
             return True
         self.given_up()
-        if not outcome.cancelled() and isinstance(error, NeedsItsPlace):
-            tools = self.node.handler.orla_binding.tools if self.node.handler is not None else None
-            if tools is not None:
-                tools.leave_out(self.start.tool)
+        if start.needs_its_place and handler is not None and handler.orla_binding.tools is not None:
+            handler.orla_binding.tools.leave_out(start.tool)
         return False
 
     def given_up(self) -> None:
@@ -120,6 +119,8 @@ def _sync(original: Any) -> Any:
                 turn.given_up()
             elif _ended(turn.start) and turn.is_result():
                 return turn.start.outcome.result()
+        if self.metadata and is_final(self):
+            kwargs = heard(run_manager, kwargs)
         return original(self, *args, config=config, run_manager=run_manager, **kwargs)
 
     return run
@@ -141,9 +142,15 @@ def _async(original: Any) -> Any:
             if not turn.may_wait(in_loop=True):
                 turn.given_up()
             else:
-                await _aended(turn.start)
+                try:
+                    await _aended(turn.start)
+                except asyncio.CancelledError:
+                    turn.core.early.left_waiting()
+                    raise
                 if turn.is_result():
                     return turn.start.outcome.result()
+        if self.metadata and self.coroutine is not None and is_final(self):
+            kwargs = heard(run_manager, kwargs)
         return await original(self, *args, config=config, run_manager=run_manager, **kwargs)
 
     return arun
