@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import openai
 import pytest
+from langchain.agents import create_agent
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnablePassthrough
+from langchain_core.tools import tool
 from langchain_core.tracers.langchain import wait_for_all_tracers
+from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from langsmith import utils
+from pydantic import SecretStr
 
-from orla_lg import ChatOrla, Orla
+from orla_lg import Backend, ChatOrla, Orla
 from tests.conftest import BACKEND_KEY, CALLER_KEY, at, chat
 from tests.langsmith_collector import Collector
 from tests.stub_engine import MODEL, StubEngine
+from tests.tools.planned_engine import MODEL as PLANNED
+from tests.tools.planned_engine import Answer, PlannedEngine
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +113,40 @@ async def test_a_failed_call_shows_its_error(
     wait_for_all_tracers()
     (run,) = collector.of_type("llm")
     assert "BackendUnavailable" in run["extra"]["metadata"]["orla_error"]
+
+
+def test_a_tool_that_began_early_shows_when_and_what_that_hid(
+    collector: Collector, make_orla: Callable[..., Orla]
+) -> None:
+    """Its own run is where and when it is without us; in its metadata is when its body began."""
+    began, engine_waits = threading.Event(), iter([True])
+
+    @tool
+    def look(x: int) -> str:
+        """Look at x."""
+        began.set()
+        time.sleep(0.05)
+        return f"seen {x}"
+
+    def wait() -> None:
+        if next(engine_waits, False):
+            began.wait(5.0)
+            time.sleep(0.1)
+
+    with PlannedEngine([Answer((("look", {"x": 1}),), after={0: wait})]) as planned:
+        orla = make_orla(Backend("main", planned.url, model=PLANNED, assemble=True), mapper={"*": "main"})
+        model = ChatOpenAI(base_url=planned.url, model=PLANNED, api_key=SecretStr("none"), max_retries=0)
+        state = orla.wrap(create_agent(model, [look]), tools_safe={"look"}).invoke({"messages": ["Hello"]})
+        assert state["messages"][2].content == "seen 1" and orla.statistics().early_tools.used == 1
+    wait_for_all_tracers()
+    (run,) = collector.of_type("tool")
+    asking, answering = sorted(collector.of_type("llm"), key=lambda each: each["start_time"])
+    shown = run["extra"]["metadata"]
+    assert 0.04 <= shown["orla_hidden_s"] < 5.0
+    assert _when(asking["start_time"]) < _when(shown["orla_began_early"]) < _when(asking["end_time"])
+    assert _when(asking["end_time"]) <= _when(run["start_time"]) <= _when(run["end_time"])
+    assert _when(run["end_time"]) <= _when(answering["start_time"])
+    assert run["outputs"]["output"]["content"] == "seen 1" and run["parent_run_id"] in collector.runs
 
 
 async def test_no_key_is_traced(collector: Collector, engine: StubEngine, make_orla: Callable[..., Orla]) -> None:

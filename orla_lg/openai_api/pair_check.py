@@ -31,7 +31,7 @@ from orla_lg.wires.chat import ask_of
 
 STAGE = "orla_lg-pair-check"
 """The stage of the two calls in records."""
-PAIR_S = 120.0
+PAIR_S = 300.0
 """So long both may take together, the wait for their turn included."""
 MAX_TOKENS = 64
 

@@ -1,8 +1,9 @@
-"""Early starts where nodes are tried again, time out, run side by side, and answers break off and come from elsewhere."""
+"""Early starts where nodes are retried, time out or run side by side, and where answers break off."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -19,11 +20,17 @@ from langgraph.types import RetryPolicy, Send
 
 from orla_lg import Backend
 from tests.tools.conftest import Lab, shown
-from tests.tools.planned_engine import Answer, PlannedEngine
+from tests.tools.planned_engine import MODEL, Answer, PlannedEngine
 
 HELLO: dict[str, Any] = {"messages": [HumanMessage("Hello")]}
 AGAIN = RetryPolicy(initial_interval=0.0, jitter=False, max_attempts=3, retry_on=ValueError)
 ONE, TWO = ("look", {"x": 1}), ("look", {"x": 2})
+
+
+@pytest.fixture
+def early(served: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what wraps a graph at an engine whose answers are known to be the same when they are streamed."""
+    return functools.partial(served, backend={"assemble": True})
 
 
 def looking(lab: Lab, name: str = "look") -> Any:
@@ -66,7 +73,7 @@ def settled(lab: Lab) -> None:
 # Nodes that are tried again
 
 
-def test_a_model_node_that_fails_after_its_answer_is_tried_again(lab: Lab, served: Callable[..., Any]) -> None:
+def test_a_model_node_that_fails_after_its_answer_is_tried_again(lab: Lab, early: Callable[..., Any]) -> None:
     failures = iter([True, True])
 
     def fail() -> None:
@@ -74,14 +81,14 @@ def test_a_model_node_that_fails_after_its_answer_is_tried_again(lab: Lab, serve
             raise ValueError("not yet")
 
     lab.plan, lab.awaits = [Answer((ONE, TWO))], 2
-    graph = served(loop(lab, looking(lab), model={"retry_policy": AGAIN}, before=fail), tools_safe={"look"})
+    graph = early(loop(lab, looking(lab), model={"retry_policy": AGAIN}, before=fail), tools_safe={"look"})
     state = graph.invoke(HELLO)
     assert [message.content for message in state["messages"][2:]] == ["seen 1", "seen 2", "done"]
     assert lab.early.used == 2 and lab.runs["look"] <= lab.early.started <= 6, "once for each answer's call at most"
     settled(lab)
 
 
-def test_a_tool_that_fails_is_tried_again_in_its_place(lab: Lab, served: Callable[..., Any]) -> None:
+def test_a_tool_that_fails_is_tried_again_in_its_place(lab: Lab, early: Callable[..., Any]) -> None:
     @tool
     def look(x: int) -> str:
         """Look at x."""
@@ -91,14 +98,14 @@ def test_a_tool_that_fails_is_tried_again_in_its_place(lab: Lab, served: Callabl
         return f"seen {x}"
 
     lab.plan, lab.awaits = [Answer((ONE,))], 1
-    graph = served(loop(lab, look, acting={"retry_policy": AGAIN}), tools_safe={"look"})
+    graph = early(loop(lab, look, acting={"retry_policy": AGAIN}), tools_safe={"look"})
     assert graph.invoke(HELLO)["messages"][2].content == "seen 1"
     assert lab.runs["look"] == 3, "early, in its place, and in its node's second attempt"
     assert (lab.early.started, lab.early.used, lab.early.failed) == (1, 0, 1)
     settled(lab)
 
 
-def test_a_result_is_handed_over_once_though_its_node_is_tried_again(lab: Lab, served: Callable[..., Any]) -> None:
+def test_a_result_is_handed_over_once_though_its_node_is_tried_again(lab: Lab, early: Callable[..., Any]) -> None:
     @tool
     def flaky(x: int) -> str:
         """Fail once."""
@@ -109,7 +116,7 @@ def test_a_result_is_handed_over_once_though_its_node_is_tried_again(lab: Lab, s
 
     calls = (ONE, ("flaky", {"x": 2}))
     lab.plan, lab.awaits = [Answer(calls)], 1
-    graph = served(loop(lab, looking(lab), flaky, acting={"retry_policy": AGAIN}), tools_safe={"look"})
+    graph = early(loop(lab, looking(lab), flaky, acting={"retry_policy": AGAIN}), tools_safe={"look"})
     assert [message.content for message in graph.invoke(HELLO)["messages"][2:4]] == ["seen 1", "got 2"]
     assert (lab.early.started, lab.early.used) == (1, 1)
     assert lab.runs["look"] == 2, "as without: once for each attempt of its node"
@@ -119,7 +126,7 @@ def test_a_result_is_handed_over_once_though_its_node_is_tried_again(lab: Lab, s
 # Time-outs of nodes
 
 
-def test_a_tools_node_times_out_while_it_waits_for_an_early_start(lab: Lab, served: Callable[..., Any]) -> None:
+def test_a_tools_node_times_out_while_it_waits_for_an_early_start(lab: Lab, early: Callable[..., Any]) -> None:
     ended: list[str] = []
 
     @tool
@@ -144,13 +151,11 @@ def test_a_tools_node_times_out_while_it_waits_for_an_early_start(lab: Lab, serv
         graph = StateGraph(MessagesState).add_node("model", think)
         graph.add_node("tools", ToolNode([look]), timeout=0.2).add_edge(START, "model")
         graph.add_conditional_edges("model", tools_condition).add_edge("tools", "model")
-        wrapped = served(graph.compile(), tools_safe={"look"})
+        wrapped = early(graph.compile(), tools_safe={"look"})
         with pytest.raises(NodeTimeoutError):
             await wrapped.ainvoke(HELLO)
-        before = asyncio.all_tasks()
-        await asyncio.sleep(0.1)
-        print(before, "AFTER", asyncio.all_tasks())
-        assert len(asyncio.all_tasks()) == 1
+        await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks()) == 1, "but this one"
 
     asyncio.run(ask())
     assert ended == ["cancelled"] * lab.runs["look"] and 1 <= lab.runs["look"] <= 2
@@ -159,7 +164,7 @@ def test_a_tools_node_times_out_while_it_waits_for_an_early_start(lab: Lab, serv
 
 
 def test_a_models_node_that_times_out_is_tried_again_and_its_tool_goes_on(
-    lab: Lab, served: Callable[..., Any]
+    lab: Lab, early: Callable[..., Any]
 ) -> None:
     stalls = threading.Event()
     first = iter([True])
@@ -178,11 +183,11 @@ def test_a_models_node_that_times_out_is_tried_again_and_its_tool_goes_on(
         async def think(state: MessagesState) -> Any:
             return {"messages": [await bound.ainvoke(state["messages"])]}
 
-        again = RetryPolicy(initial_interval=0.0, jitter=False, max_attempts=2, retry_on=NodeTimeoutError)
-        graph = StateGraph(MessagesState).add_node("model", think, timeout=2.0, retry_policy=again)
+        again = RetryPolicy(initial_interval=0.0, jitter=False, max_attempts=4, retry_on=NodeTimeoutError)
+        graph = StateGraph(MessagesState).add_node("model", think, timeout=1.0, retry_policy=again)
         graph.add_node("tools", ToolNode([look])).add_edge(START, "model")
         graph.add_conditional_edges("model", tools_condition).add_edge("tools", "model")
-        return await served(graph.compile(), tools_safe={"look"}).ainvoke(HELLO)
+        return await early(graph.compile(), tools_safe={"look"}).ainvoke(HELLO)
 
     try:
         state = asyncio.run(ask())
@@ -196,26 +201,58 @@ def test_a_models_node_that_times_out_is_tried_again_and_its_tool_goes_on(
 # Answers that break off
 
 
+def at_two_engines(lab: Lab, make_orla: Callable[..., Any], broken: Answer) -> Any:
+    """Return an engine whose first answer breaks off; an ``Orla`` goes from it to the lab's."""
+    first = iter([broken])
+
+    def answer(body: Any) -> Answer:
+        return next(first, None) or lab._answer(body)
+
+    other = PlannedEngine(answer)
+    backends = Backend("other", other.url, model=MODEL, assemble=True), lab.backend(assemble=True)
+    lab.orla = make_orla(*backends, mapper={"*": ["other", "main"]})
+    return other
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("calls", "runs", "dropped"),
+    [((ONE, TWO), 2, {}), ((TWO,), 2, {"changed": 1})],
+    ids=["the same calls", "other calls"],
+)
 def test_an_answer_that_breaks_off_comes_from_elsewhere(
-    lab: Lab, served: Callable[..., Any], make_orla: Callable[..., Any], is_async: bool
+    lab: Lab, make_orla: Callable[..., Any], is_async: bool, calls: Any, runs: int, dropped: dict[str, int]
 ) -> None:
-    """A plain ``invoke`` has seen nothing of the broken answer."""
-    lab.plan, broken = [Answer((ONE, TWO))], iter([True])
-
-    def breaking(body: Any) -> Answer:
-        if body.get("stream") and next(broken, False):
-            return Answer((ONE, TWO), after={0: lambda: lab.wait_for_starts(1)}, breaks_after=0)
-        return lab._answer(body)
-
-    with PlannedEngine(breaking) as other:
-        lab.orla = make_orla(
-            Backend("other", other.url, model="planned"), lab.backend(), mapper={"*": ["other", "main"]}
-        )
-        graph = served(create_agent(lab.model(), [looking(lab)]), tools_safe={"look"})
+    """A plain ``invoke`` has seen nothing of the broken answer; what that started goes on for the one that counts."""
+    lab.plan, lab.awaits = [Answer(calls)], 2
+    broken = Answer((ONE, TWO), after={0: lambda: lab.wait_for_starts(1)}, breaks_after=0)
+    with at_two_engines(lab, make_orla, broken):
+        assert lab.orla is not None
+        graph = lab.orla.wrap(create_agent(lab.model(), [looking(lab)]), tools_safe={"look"})
         state = asyncio.run(graph.ainvoke(HELLO)) if is_async else graph.invoke(HELLO)
-    assert [message.content for message in state["messages"][2:]] == ["seen 1", "seen 2", "done"]
-    print(lab.early, lab.runs, lab.orla.records())
+        seen = [message.content for message in state["messages"][2:]]
+        assert seen == [*(f"seen {arguments['x']}" for _, arguments in calls), "done"]
+        record = lab.orla.records()[0]
+        assert (record.backend, record.attempts) == ("main", 2)
+        assert (lab.runs["look"], lab.early.used, dict(lab.early.dropped)) == (runs, len(calls), dropped)
+        settled(lab)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_stream_that_breaks_off_is_its_readers_and_leaves_no_tool(
+    lab: Lab, make_orla: Callable[..., Any], is_async: bool
+) -> None:
+    """A reader has seen the first token, so that nothing is tried again, here or elsewhere."""
+    broken = Answer((ONE, TWO), text="I look", after={0: lambda: lab.wait_for_starts(1)}, breaks_after=0)
+    with at_two_engines(lab, make_orla, broken):
+        assert lab.orla is not None
+        model = lab.model(streaming=True)
+        graph = lab.orla.wrap(create_agent(model, [looking(lab)]), tools_safe={"look"})
+        with pytest.raises(Exception, match=r"incomplete|closed|Connection|peer"):
+            asyncio.run(graph.ainvoke(HELLO)) if is_async else graph.invoke(HELLO)
+        assert len(lab.orla.records()) == 1 and lab.orla.records()[0].attempts == 1
+        assert lab.runs["look"] == lab.early.started == 1 and dict(lab.early.dropped) == {"run_ended": 1}
+        settled(lab)
 
 
 # Side by side
@@ -230,7 +267,7 @@ def branches(lab: Lab, look: Any) -> Any:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_branches_with_equal_calls_have_a_start_each(lab: Lab, served: Callable[..., Any], is_async: bool) -> None:
+def test_branches_with_equal_calls_have_a_start_each(lab: Lab, early: Callable[..., Any], is_async: bool) -> None:
     lab.plan = [Answer((ONE, ONE))]
     look = looking(lab)
 
@@ -241,20 +278,19 @@ def test_branches_with_equal_calls_have_a_start_each(lab: Lab, served: Callable[
     assert lab.runs["look"] == 4
     lab.runs.clear()
     lab.awaits = 4
-    assert sorted(map(repr, shown(ask(served(branches(lab, look), tools_safe={"look"}))))) == without
+    assert sorted(map(repr, shown(ask(early(branches(lab, look), tools_safe={"look"}))))) == without
     assert (lab.runs["look"], lab.early.started, lab.early.used) == (4, 4, 4)
     settled(lab)
 
 
-def test_branches_by_send_have_a_start_each(lab: Lab, served: Callable[..., Any]) -> None:
+def test_branches_by_send_have_a_start_each(lab: Lab, early: Callable[..., Any]) -> None:
     lab.plan = [Answer((ONE,))]
     look = looking(lab)
     work = create_agent(lab.model(), [look], name="work")
     graph = StateGraph(MessagesState).add_node("work", work)
     graph.add_conditional_edges(START, lambda state: [Send("work", HELLO) for _ in range(3)], ["work"])
     lab.awaits = 3
-    state = served(graph.compile(), tools_safe={"look"}).invoke(HELLO)
+    state = early(graph.compile(), tools_safe={"look"}).invoke(HELLO)
     assert sum(message.type == "tool" for message in state["messages"]) == 3
-    print(lab.early)
     assert (lab.runs["look"], lab.early.started, lab.early.used) == (3, 3, 3)
     settled(lab)

@@ -1,4 +1,4 @@
-"""Tools of a real MCP server over stdio: its ``readOnlyHint`` is believed where that was asked for, and only there."""
+"""Tools of a real MCP server over stdio: its ``readOnlyHint`` is believed where that is asked for, and only there."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_servers_hint_is_believed_if_that_is_asked_for(
 
             async def ask(**how: Any) -> Any:
                 graph = create_agent(lab.model(), tools)
-                graph = served(graph, **how) if how else graph
+                graph = served(graph, backend={"assemble": True}, **how) if how else graph
                 state = shown(await graph.ainvoke({"messages": [HumanMessage("Hello")]}))
                 return re.sub(
                     r"'id': '[^']*'", "", repr(state)
@@ -128,7 +128,7 @@ def test_what_a_tool_declares_itself_is_stronger_than_its_servers_hint(
         async with connected(called) as session:
             (look,) = [each for each in await tools_by_hand(session) if each.name == "look"]
             look.metadata = {**(look.metadata or {}), "orla": {"safe": False}}
-            graph = served(create_agent(lab.model(), [look]), tools_safe_mcp=True)
+            graph = served(create_agent(lab.model(), [look]), backend={"assemble": True}, tools_safe_mcp=True)
             await graph.ainvoke({"messages": [HumanMessage("Hello")]})
 
     asyncio.run(all_of_it())

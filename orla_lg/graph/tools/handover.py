@@ -23,6 +23,7 @@ from orla_lg.graph.context import Core
 from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
 from orla_lg.graph.tools.fitness import ARUN, RUN
+from orla_lg.graph.tools.partial_results import heard, is_final
 from orla_lg.graph.tools.running import EARLY, NeedsItsPlace
 from orla_lg.graph.tools.starts import EarlyStart
 from orla_lg.graph.tracing import annotate_tool
@@ -120,6 +121,8 @@ def _sync(original: Any) -> Any:
                 turn.given_up()
             elif _ended(turn.start) and turn.is_result():
                 return turn.start.outcome.result()
+        if self.metadata and is_final(self):
+            kwargs = heard(run_manager, kwargs)
         return original(self, *args, config=config, run_manager=run_manager, **kwargs)
 
     return run
@@ -141,9 +144,15 @@ def _async(original: Any) -> Any:
             if not turn.may_wait(in_loop=True):
                 turn.given_up()
             else:
-                await _aended(turn.start)
+                try:
+                    await _aended(turn.start)
+                except asyncio.CancelledError:
+                    turn.core.early.left_waiting()
+                    raise
                 if turn.is_result():
                     return turn.start.outcome.result()
+        if self.metadata and self.coroutine is not None and is_final(self):
+            kwargs = heard(run_manager, kwargs)
         return await original(self, *args, config=config, run_manager=run_manager, **kwargs)
 
     return arun

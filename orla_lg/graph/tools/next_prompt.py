@@ -33,11 +33,21 @@ KEEP_STAGES = 1_000
 AGAIN_AFTER = 64
 """A stage whose prompts differed is tried again after so many answers with tool calls."""
 
+MOST_STRANGERS = 4
+"""So many prompts that have nothing of the answer before stop a stage."""
+
 MOST_CALLS = 128
 """An answer with more tool calls is left alone."""
 
-PART_CHARS = 1_000
+PART_CHARS = 2_000
 """A result that is there in part is passed on when so much was added to it."""
+
+
+MOST_PART_CHARS = 1_000_000
+"""What a tool writes beyond is not noted."""
+
+WORD_CHARS = 64
+"""A word that is longer is cut anywhere."""
 
 
 class Differs(StrEnum):
@@ -63,6 +73,9 @@ class ToolRun:
     ended: bool = False
     result: dict[str, Any] | None = None
     """As the next prompt has it; ``None`` also where that cannot be known."""
+    written: list[str] = field(default_factory=list)
+    """Of its result, what it wrote since ``part``."""
+    written_chars: int = 0
     part: str = ""
     """What is there of its result, and stays."""
 
@@ -97,6 +110,11 @@ class AwaitedPrompt:
                 return
             yield tool.result
 
+    @property
+    def has_results(self) -> bool:
+        """Whether the first result is there."""
+        return self.tools[0].result is not None
+
     def running(self, now: float) -> list[tuple[str, float]]:
         """Return the tools that did not end, by name and for how long they run; those to come run for 0 s."""
         return [(each.name, 0.0 if each.run is None else now - each.since_s) for each in self.tools if not each.ended]
@@ -112,10 +130,15 @@ class AwaitedPrompt:
         results = list(self.results())
         if came[1 : 1 + len(results)] != results:
             return Differs.RESULT
-        for tool, message in zip(self.tools[len(results) :], came[1 + len(results) :], strict=False):
+        for tool, message in zip(self.tools, came[1:], strict=False):
             if tool.part and not str(message.get("content")).startswith(tool.part):
                 return Differs.PART
         return None
+
+    def is_in(self, ask: Ask) -> bool:
+        """Whether a prompt has results of the answer's calls, wherever."""
+        ids = {tool.id for tool in self.tools}
+        return any(isinstance(each, Mapping) and each.get("tool_call_id") in ids for each in ask.messages)
 
     def named(self, ask: Ask) -> str | None:
         """Return the name that the answer has in a prompt, if it differs from what was awaited in that only."""
@@ -135,6 +158,12 @@ class StageRecord:
     """Answers that are passed over before it is tried again."""
     name: str | None = None
     """That its graph gives to its answers (``create_agent(name=...)``)."""
+    strangers: int = 0
+    """Prompts since the last one that was awaited which were not, and did not seem to be."""
+
+    def leave_alone(self, differs: Differs) -> None:
+        """Await none of its prompts for a while."""
+        self.differs, self.left_alone, self.name, self.strangers = differs, AGAIN_AFTER, None, 0
 
 
 class NextPrompts:
@@ -195,27 +224,44 @@ class NextPrompts:
         """Hold a prompt against the one that was awaited at its place; of several, branches may have sent it."""
         with self._lock:
             here = [each for each in self._by_run.get(place[0], {}).values() if each.place == place]
-        found = {each: each.differs(ask) for each in here if next(each.results(), None) is not None or each.passed[1]}
+        found = {each: each.differs(ask) for each in here}
         held = [each for each, differs in found.items() if differs is None]
         if not held and len(here) > 1:
             return
         with self._lock:
             for awaited in held[-1:] or here:
+                differs, is_known = found[awaited], awaited.passed > (0, 0) or awaited.has_results
+                if differs is Differs.BEGINNING and not awaited.is_in(ask):
+                    if is_known:
+                        self._meet_stranger(awaited.stage)
+                    continue
                 self._drop(awaited)
-                if awaited in found:
-                    self._judge(awaited, found[awaited], ask)
+                if is_known:
+                    self._judge(awaited, differs, ask)
+
+    def _meet_stranger(self, stage: tuple[str, str]) -> None:
+        """Note a prompt that is none of those awaited, as a branch has; if all are, they come in another shape."""
+        record = self._record(stage)
+        record.strangers += 1
+        if record.strangers >= MOST_STRANGERS:
+            record.leave_alone(Differs.BEGINNING)
+
+    def _record(self, stage: tuple[str, str]) -> StageRecord:
+        record = self._stages.get(stage)
+        if record is None:
+            self._stages.set(stage, record := StageRecord())
+        return record
 
     def _judge(self, awaited: AwaitedPrompt, differs: Differs | None, ask: Ask) -> None:
-        record = self._stages.get(awaited.stage)
-        if record is None:
-            self._stages.set(awaited.stage, record := StageRecord())
+        record = self._record(awaited.stage)
         self._predicted += 1
         if differs is None:
             self._held += 1
+            record.strangers = 0
         elif differs is Differs.ANSWER and record.name is None and (name := awaited.named(ask)) is not None:
             record.name = name
         else:
-            record.differs, record.left_alone, record.name = differs, AGAIN_AFTER, None
+            record.leave_alone(differs)
 
     # Tools
 
@@ -257,12 +303,22 @@ class NextPrompts:
         tool.ended = True
         self._pass_on(serving, awaited)
 
+    def awaits(self, tool_run: Any) -> bool:
+        """Whether the result of a tool's run belongs to a prompt that is awaited."""
+        return tool_run in self._tools
+
     def tool_wrote(self, serving: Serving, tool_run: Any, text: str) -> None:
         """Note what a tool has of its result, the beginning of which is final."""
         if (known := self._tools.get(tool_run)) is None:
             return
         awaited, tool = known
-        tool.part += text
+        with awaited.lock:
+            tool.written.append(text)
+            tool.written_chars += len(text)
+            if tool.written_chars < PART_CHARS or len(tool.part) > MOST_PART_CHARS:
+                return
+            tool.part = "".join([tool.part, *tool.written])
+            tool.written, tool.written_chars = [], 0
         self._pass_on(serving, awaited)
 
     def _pass_on(self, serving: Serving, awaited: AwaitedPrompt) -> None:
@@ -292,13 +348,13 @@ class NextPrompts:
 
     @staticmethod
     def _part(awaited: AwaitedPrompt, results: int) -> str:
-        """Return what is passed on of the first result that is not there, cut where a word ends."""
+        """Return what is certain of the first result that is not there, cut where a word ends."""
         if results >= len(awaited.tools):
             return ""
         part = awaited.tools[results].part
-        cut = part[: max(part.rfind(" "), part.rfind("\n"), 0)]
-        before = awaited.passed[1] if awaited.passed[0] == results else 0
-        return cut if len(cut) >= before + PART_CHARS else part[:before]
+        last = len(part) - 1
+        at = max(part.rfind(" "), part.rfind("\n"))
+        return part[: at if at > last - WORD_CHARS else max(0, last)].rstrip()
 
     # Ends
 

@@ -51,6 +51,10 @@ class DropReason(StrEnum):
     """The same node made its next call, and the tool's turn had not come."""
     RUN_ENDED = "run_ended"
     """Finished, failed, cancelled, interrupted, or left by its reader."""
+    NOT_BEGUN = "not_begun"
+    """The tool's turn came before its body had begun."""
+    CANCELLED = "cancelled"
+    """The tool's turn came, and what waited for the result was cancelled."""
     TOO_MANY = "too_many"
     TOO_LONG = "too_long"
     CLOSED = "closed"
@@ -86,8 +90,8 @@ class EarlyStart:
     """
 
     __slots__ = (
-        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said", "stage",
-        "task", "tool",
+        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said",
+        "stage", "task", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -276,6 +280,13 @@ class EarlyStarts:
             if start.began_s:
                 self._failed += 1
                 self._twice += 1
+            else:
+                self._dropped[DropReason.NOT_BEGUN.value] += 1
+
+    def left_waiting(self) -> None:
+        """Count a start whose call was cancelled while it waited for the result."""
+        with self._lock:
+            self._dropped[DropReason.CANCELLED.value] += 1
 
     def drop(self, starts: Iterable[EarlyStart], why: DropReason) -> None:
         """Drop those of *starts* that wait, and cancel what can be cancelled."""
