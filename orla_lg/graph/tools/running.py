@@ -49,7 +49,8 @@ def refuse(what: str) -> None:
     Raises:
         NeedsItsPlace: It is asked for by an early body.
     """
-    if EARLY.get() is not None:
+    if (start := EARLY.get()) is not None:
+        start.needs_its_place = True  # what the body returns if it goes on without is not handed over
         raise NeedsItsPlace(what)
 
 
@@ -57,12 +58,24 @@ class _WithoutRuntime(dict[str, Any]):
     """A ``configurable`` without LangGraph's runtime; what asks for a key of it is refused, and gets no default."""
 
     def __missing__(self, key: str) -> NoReturn:
-        raise NeedsItsPlace(key) if str(key).startswith(RUNTIME_KEYS) else KeyError(key)
+        _refuse_runtime(key)
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        _refuse_runtime(key)
+        return super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        if str(key).startswith(RUNTIME_KEYS):
-            raise NeedsItsPlace(key)
+        _refuse_runtime(key)
         return super().get(key, default)
+
+    def copy(self) -> _WithoutRuntime:
+        return _WithoutRuntime(self)
+
+
+def _refuse_runtime(key: object) -> None:
+    if isinstance(key, str) and key.startswith(RUNTIME_KEYS):
+        refuse(key)
 
 
 class _RefusesRuns(BaseCallbackHandler):
@@ -72,7 +85,8 @@ class _RefusesRuns(BaseCallbackHandler):
     run_inline = True
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise NeedsItsPlace("stream that shows what happens inside it")
+        refuse("stream that shows what happens inside it")
+        raise NeedsItsPlace("context")  # it was lost on the way
 
     on_chain_start = on_chat_model_start = on_llm_start = on_tool_start = on_retriever_start = _refuse
 
@@ -146,7 +160,7 @@ def _callbacks(given: Any, own: Mapping[str, Any]) -> Any:
 
 def _apart(handlers: list[BaseCallbackHandler]) -> list[BaseCallbackHandler]:
     kept = [each for each in handlers if not _streams(each)]
-    return kept if len(kept) == len(handlers) else [*kept, _RefusesRuns()]
+    return kept if len(kept) == len(handlers) else [_RefusesRuns(), *kept]  # before others hear of the run
 
 
 def _streams(handler: BaseCallbackHandler) -> bool:
