@@ -23,7 +23,7 @@ from tests.tools.prefill_engine import calls
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
 PATIENCE_S = 60.0
-RESULT = 400
+RESULT = 250
 """Tokens of each result."""
 ANSWER = calls(*((name, {"query": "foxes"}) for name in ("first", "second", "slow")))
 

@@ -174,13 +174,17 @@ def test_tools_that_end_together_send_nothing(bench: Callable[..., Workbench]) -
     assert work.predictions.held == 2
 
 
-def test_the_usual_time_of_a_slow_tool_is_learned(bench: Callable[..., Workbench]) -> None:
-    work = bench(in_turn(*[asked("first", "third")] * 2), memory="default", tokens_per_s=5000.0)
-    work.holds["third"] = lambda: time.sleep(0.45)
-    work.agent(model={"streaming": True}).invoke(QUESTION)  # so that the engine's pace is known
-    by_turn = [sum(each["role"] == "assistant" for each in request.messages) for request in work.engine.prefetches]
-    assert by_turn == [2], "the first time it ended before it was waited for long"
-    assert work.engine.calls[-1].cached_tokens > work.engine.calls[-1].prompt_tokens - 1300
+@pytest.mark.parametrize(("usual_s", "refused"), [(8.0, None), (0.2, "short_wait")])
+def test_the_usual_time_of_a_slow_tool_decides(
+    bench: Callable[..., Workbench], usual_s: float, refused: str | None
+) -> None:
+    work = bench(asked("first", "third"), memory="default")
+    for _ in range(4):
+        work.orla.core.serving.memory.returns.used("another", "third", usual_s)
+    work.holds["third"] = work.prefilled if refused is None else lambda: until(lambda: work.said.refused)
+    work.agent().invoke(QUESTION)
+    assert work.said.refused.get("short_wait") == (None if refused is None else 1)
+    assert bool(work.engine.prefetches) == (refused is None)
 
 
 @pytest.mark.parametrize("form", ["stream", "async"])
