@@ -1,7 +1,7 @@
 """One connection of a replica: bytes in, bytes out, and which message is whose business.
 
-A message is decided upon in the callback that reads it, and what is to be sent goes out together at its end. What
-other callbacks send goes out at the end of the loop's turn.
+A message is decided upon in the callback that reads it, and what is to be sent goes out together at its end. What other
+callbacks send goes out at the end of the loop's turn.
 """
 
 from __future__ import annotations
