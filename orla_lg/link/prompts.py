@@ -74,7 +74,7 @@ class KeptPrompts:
         with self._lock:
             book.learn(workflow, prompt)
             book.last.put(workflow, prompt)
-        self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)), waits=True)  # for the call's end
+        self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)))
 
     def over(self, workflows: Sequence[str]) -> None:
         """Drop what is kept of workflows that will not come back."""
