@@ -205,10 +205,6 @@ class InFlightCall:
         self.attempts += 1
         if self.services.records.heard:
             self._tell(Happening.DISPATCHED)
-        self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Have what comes after this call prepared for, while it is at its engine."""
         if not self.call.ask.embeds and self.services.memory.heeds_stages():
             self.services.progress.stage_busy(self.call)
 

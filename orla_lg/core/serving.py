@@ -119,10 +119,18 @@ class Serving:
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 
     def arrive(
-        self, identity: Identity, ask: Ask, *, call_id: str, said: Hints = NO_HINTS, hints: Hints = NO_HINTS,
-        mappers: Iterable[Mapper] = (), layers: Sequence[LimitScope] = (), timeout: CallerTimeout | None = None,
+        self,
+        identity: Identity,
+        ask: Ask,
+        *,
+        call_id: str,
+        said: Hints = NO_HINTS,
+        hints: Hints = NO_HINTS,
+        mappers: Iterable[Mapper] = (),
+        layers: Sequence[LimitScope] = (),
+        timeout: CallerTimeout | None = None,
         may_pass: bool = False,
-    ) -> InFlightCall:  # fmt: skip
+    ) -> InFlightCall:
         """Return a call that arrived now (``lifecycle.arrive``)."""
         return arrive(
             self.services, identity, ask, call_id=call_id, said=said, hints=hints, mappers=mappers, layers=layers,

@@ -1,8 +1,7 @@
 """One connection to the core: a thread that reads and renews, senders that do not wait for it, and what comes after.
 
 Any thread sends: its bytes go out at once where the network takes them, else the link's thread sends the rest. So a
-call costs one hop between threads, on its way back. What another message follows soon may wait for that one, and goes
-out with it, in order: it wakes the core once. When the connection is lost another one is made, at once at first
+call costs one hop between threads, on its way back. When the connection is lost another one is made, at once at first
 and then with pauses that grow; what the listener has is said again before anything else is sent (``opening``).
 
 The thread refers to its listener weakly, and ends with it. A forked child begins a connection of its own.
@@ -53,9 +52,6 @@ UNWELCOME_PAUSE_S = 2.0
 MOST_HELD_BYTES = 64 << 20
 """Bytes that a server does not read; with more it is dead."""
 
-MOST_WAITING_BYTES = 16 << 10
-"""Bytes that wait for the next message; the next one is at the latest a ``Renew``."""
-
 KEEP_RENEWALS = 100
 
 CLOSE_S = 1.0
@@ -95,8 +91,6 @@ class Link:
         self._dialed: Dialed | None = None
         self._reader = FrameReader()
         self._outbox = bytearray()
-        self._waiting = bytearray()
-        """What goes out with the next message."""
         self._deferred: deque[bytes] = deque()
         """Sent inside the collector, which may run under any lock."""
         self._thread: threading.Thread | None = None
@@ -156,7 +150,6 @@ class Link:
         assert self._dialed is not None
         with self.lock:
             self._outbox.clear()
-            self._waiting.clear()
             self._deferred.clear()
             said = [*listener.opening(welcome), Ready()]
             self.up, self.fault = True, ""
@@ -168,12 +161,8 @@ class Link:
 
     # Sending
 
-    def send(self, message: Message, *, waits: bool = False) -> bool:
+    def send(self, message: Message) -> bool:
         """Send a message; returns whether it went on its way. Waits for nothing.
-
-        Args:
-            message: The message.
-            waits: Whether it goes out with the next one, for which ``RENEW_S`` seconds is not too late.
 
         Raises:
             LinkBroken: It cannot be a frame.
@@ -188,19 +177,13 @@ class Link:
                 if self._thread is None and self._listener is not None and not self._stopping:
                     self._start_thread()  # in a forked child
                 return False
-            if waits and len(self._waiting) < MOST_WAITING_BYTES:
-                self._waiting += data
-            else:
-                self._write(data)
+            self._write(data)
         return True
 
     def _write(self, data: bytes) -> None:
         """Send what the network takes now, and leave the rest to the thread; under the lock."""
         assert self._dialed is not None
         sent = 0
-        if self._waiting:
-            data = bytes(self._waiting) + data
-            self._waiting.clear()
         try:
             raw = self._dialed.codec.encode(data)
         except OSError as error:  # TLS is at its end
@@ -385,7 +368,6 @@ class Link:
         with self.lock:
             self.up, dialed, self._dialed = False, self._dialed, None
             self._outbox.clear()
-            self._waiting.clear()
         if dialed is not None:
             dialed.socket.close()
 
@@ -413,7 +395,7 @@ class Link:
         self.lock = threading.RLock()
         self.replica, self.up, self._thread = secrets.token_hex(8), False, None
         self.beginning = True
-        self._outbox, self._waiting, self._deferred = bytearray(), bytearray(), deque()
+        self._outbox, self._deferred = bytearray(), deque()
         self.fault, self.lost_s = "this process was forked just now", time.monotonic()
         if self._listener is not None and (listener := self._listener()) is not None:
             listener.forked()

@@ -51,9 +51,6 @@ class FrameReader:
             LinkBroken: The bytes are no frames, or a frame is no message.
         """
         held = self._held
-        if not held and len(data) >= _LENGTH.size and _LENGTH.unpack_from(data)[0] + _LENGTH.size == len(data):
-            yield _unpacked(data[_LENGTH.size :])  # the usual case: one message, whole
-            return
         held += data
         begin = 0
         try:

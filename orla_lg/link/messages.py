@@ -354,9 +354,9 @@ class _Shape:
         self.types = tuple(_types(hints[name]) for name in kind._fields)
         self.defaults = tuple(kind._field_defaults.get(name, _MISSING) for name in kind._fields)
 
-    def read(self, fields: Sequence[Any]) -> Any:
-        types, name = self.types, fields[0]
-        values = list(fields[1 : 1 + len(types)])
+    def read(self, name: str, fields: Sequence[Any]) -> Any:
+        types = self.types
+        values = list(fields[: len(types)])
         if missing := len(types) - len(values):
             values += self.defaults[-missing:]
         if not all(map(isinstance, values, types)) or (missing and any(value is _MISSING for value in values)):
@@ -397,7 +397,7 @@ def read(fields: Sequence[Any]) -> Message | None:
         LinkBroken: A field is missing, or of another type.
     """
     shape = _SHAPES.get(fields[0])
-    return None if shape is None else shape.read(fields)
+    return None if shape is None else shape.read(fields[0], fields[1:])
 
 
 _SHAPES = {kind.__name__: _Shape(kind) for kind in get_args(Message)}

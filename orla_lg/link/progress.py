@@ -67,7 +67,7 @@ class LinkedProgress(GraphProgress):
             if forecast is not None and forecast.graph not in self._graphs:
                 self._keep(flat_graph(forecast.graph, forecast.structure, forecast.homes))
             self._open[run] = OpenRun(state.standing.arrived_s, more)
-            self._report("run_started", run, {"age_s": 0.0, **more}, waits=True)  # its first node comes
+            self._report("run_started", run, {"age_s": 0.0, **more})
         return state
 
     def _keep(self, graph: Graph) -> None:
@@ -102,13 +102,10 @@ class LinkedProgress(GraphProgress):
 
     def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:  # noqa: D102
         super().node_entered(run, stage, namespace, step)
-        calls = self._foresight.estimates.calls(run.trace.graph, stage) or 0.0
         with self._link.lock:
             if (known := self._open.get(run.id)) is not None:
                 known.nodes[stage, namespace, step] += 1
-            # Of a stage that usually calls, its call comes; after another one the next may be prepared for now.
-            more = {"stage": stage, "namespace": namespace, "step": step}
-            self._report("node_entered", run.id, more, waits=calls >= 1)
+            self._report("node_entered", run.id, {"stage": stage, "namespace": namespace, "step": step})
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:  # noqa: D102
         super().node_left(run, stage, namespace)
@@ -118,8 +115,7 @@ class LinkedProgress(GraphProgress):
                     known.nodes[node] -= 1
                     if not known.nodes[node]:
                         del known.nodes[node]
-            # The next node comes, or the run's end.
-            self._report("node_left", run.id, {"stage": stage, "namespace": namespace}, waits=True)
+            self._report("node_left", run.id, {"stage": stage, "namespace": namespace})
 
     def stage_flushed(self, workflow: str, run: str | None, backends: Iterable[str]) -> None:  # noqa: D102
         names = list(backends)
@@ -150,9 +146,9 @@ class LinkedProgress(GraphProgress):
 
     # Telling
 
-    def _report(self, what: str, run: str, more: Mapping[str, Any], *, waits: bool = False) -> None:
+    def _report(self, what: str, run: str, more: Mapping[str, Any]) -> None:
         with contextlib.suppress(LinkBroken):  # a name that cannot be said: the graph must run all the same
-            self._link.send(Signal(what, run, dict(more)), waits=waits)
+            self._link.send(Signal(what, run, dict(more)))
 
     def again(self, now: float) -> Iterator[Message]:
         """Yield all that a core must know of the runs that are open; under the link's lock."""

@@ -78,7 +78,7 @@ class KeptPrompts:
         with self._lock:
             book.learn(workflow, prompt)
             book.last.put(workflow, prompt)
-        self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)), waits=True)  # for the call's end
+        self._link.send(Keeps(call.call.id, prompt.chars, _frame(prompt)))
 
     def extend(self, split: SplitPrompt) -> Sequence[FlatMessage] | None:
         """Keep what is certain of a next prompt; returns what a core may know of it, ``None`` if it is not kept."""

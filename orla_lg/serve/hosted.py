@@ -52,9 +52,6 @@ class ReplicaCall(InFlightCall):
         claimed = None if self._queued is None else self._queued.claimed
         return None if claimed is None else claimed.tokens
 
-    def _look_ahead(self) -> None:
-        asyncio.get_running_loop().call_soon(super()._look_ahead)  # its replica waits for the grant, not for this
-
     def missed(self, failure: AttemptFailed) -> None:
         """Give the grant back; one that was not used is none of the call's attempts."""
         super().missed(failure)

@@ -1,7 +1,7 @@
 """One connection of a replica: bytes in, bytes out, and which message is whose business.
 
-A message is decided upon in the callback that reads it, and what is to be sent goes out together at its end. What
-other callbacks send goes out at the end of the loop's turn.
+A message is decided upon in the callback that reads it; what is to be sent goes out together at the end of the loop's
+turn.
 """
 
 from __future__ import annotations
@@ -138,8 +138,6 @@ class LinkSession(asyncio.Protocol):
         except Exception:  # one peer's message must not end the loop of all
             log.exception("a message of %s could not be taken in; its connection ends", self._name)
             self.cut("a message could not be taken in")
-        else:
-            self._flush()
 
     def pause_writing(self) -> None:
         """End the connection: its replica does not read."""
@@ -170,10 +168,8 @@ class LinkSession(asyncio.Protocol):
         self._out.append(packed)
 
     def _flush(self) -> None:
-        if not (out := self._out):
-            return
-        self._out = []
-        if self._transport is not None and not self._transport.is_closing():
+        out, self._out = self._out, []
+        if self._transport is not None and out and not self._transport.is_closing():
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
 
     def goodbye(self, reason: str) -> None:

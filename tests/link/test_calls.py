@@ -14,12 +14,9 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import ChatOrla, Orla
-from orla_lg.link.connection import MOST_WAITING_BYTES
-from orla_lg.link.dialing import Plain
-from orla_lg.link.framing import FrameReader
 from orla_lg.link.messages import End, Enter, FirstToken, Graph, Missed, Ready, Signal
 from tests.conftest import chat
-from tests.link.scripted import ScriptedCore, eventually
+from tests.link.scripted import ScriptedCore
 from tests.stub_engine import MODEL, Reply, StubEngine
 
 Replica = Callable[..., Orla]
@@ -133,36 +130,3 @@ def test_refusals_are_the_callers_errors(core: ScriptedCore, engine: StubEngine,
     with pytest.raises(openai.APITimeoutError):
         wrapped.invoke(hi())
     thread.join()
-
-
-def test_what_another_message_follows_soon_goes_out_with_it(
-    core: ScriptedCore, engine: StubEngine, replica: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each write wakes the core; so a call of a node costs two, however much is told of its run and its node."""
-    orla = replica()
-    wrapped = orla.wrap(graph(engine))
-    wrapped.invoke(hi())  # from now on it is known that the node calls
-    core.wait(Signal, 4)
-    writes: list[list[str]] = []
-    encode = Plain.encode
-
-    def noted(self: Plain, data: bytes) -> bytes:
-        named = [fields[1] if fields[0] == "Signal" else fields[0] for fields in FrameReader().feed(data)]
-        writes.append([name for name in named if name != "Renew"])
-        return encode(self, data)
-
-    monkeypatch.setattr(Plain, "encode", noted)
-    wrapped.invoke(hi())
-    eventually(lambda: sum(map(len, writes)) == 6)
-    told = [name for names in writes for name in names]
-    assert told == ["run_started", "node_entered", "Enter", "End", "node_left", "run_ended"]
-    assert len([names for names in writes if names]) <= 4, writes  # a Renew may have come between
-
-
-def test_a_message_that_waits_for_another_one_is_not_late(core: ScriptedCore, replica: Replica) -> None:
-    link: Any = replica().core.serving.link  # type: ignore[attr-defined]
-    assert link.send(Signal("unidentified", ""), waits=True)
-    core.wait(Signal)  # with a Renew
-    for _ in range(2 * MOST_WAITING_BYTES // 20):
-        link.send(Signal("unidentified", ""), waits=True)
-    assert len(link._waiting) < MOST_WAITING_BYTES + 100

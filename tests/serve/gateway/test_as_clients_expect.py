@@ -83,8 +83,13 @@ def test_a_backend_that_never_answered_may_serve_any_model() -> None:
     assert "main" in answer.json()["error"]["message"]
 
 
-def test_a_model_that_nothing_serves_is_not_found(gateway: Gateway) -> None:
+def test_a_model_that_nothing_serves_is_not_found_unless_the_mapping_takes_any_stage(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     post(gateway, "/v1/chat/completions")
+    answer = post(gateway, "/v1/chat/completions", json=BODY | {"model": "another"})
+    assert answer.status_code == 200
+    monkeypatch.setattr(gateway.orla.core.serving.mappings, "shared", None)
     answer = post(gateway, "/v1/chat/completions", json=BODY | {"model": "another"})
     assert answer.status_code == 404
 
