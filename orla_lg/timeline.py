@@ -31,8 +31,10 @@ NAME_COLUMNS = 24
 TICK_COLUMNS = 7
 """Between two marks of the time axis, at least."""
 
-_ANSI = {"queued": "33", "prefill": "36", "decode": "32", "served": "35", "early tool": "34", "tool": "94", "dim": "2",
-         "error": "1;31", "bold": "1"}  # fmt: skip
+_ANSI = {
+    "queued": "33", "prefill": "36", "decode": "32", "served": "35", "early tool": "34", "tool": "94", "dim": "2",
+    "error": "1;31", "bold": "1",
+}  # fmt: skip
 _RICH = {"queued": "yellow", "prefill": "cyan", "decode": "green", "served": "magenta", "early tool": "blue",
          "tool": "bright_blue", "dim": "bright_black", "error": "bold red", "bold": "bold"}  # fmt: skip
 _ASCII = str.maketrans("·▒█▓○●└─┴✗×", ".:#%o@+-+xx")

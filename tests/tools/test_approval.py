@@ -16,6 +16,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command
 
 from orla_lg import Backend, Orla
+from orla_lg.graph.tools import declared
 from orla_lg.graph.tools.approval import approved_by, approved_in
 from orla_lg.graph.tools.running import EARLY
 from tests.tools.planned_engine import MODEL, Answer, PlannedEngine
@@ -105,3 +106,17 @@ def test_what_a_model_approves_is_found_wherever_its_middleware_stands(named: st
             "delete"
         }
     assert approved_by([each.bound for each in guarded([retry]).nodes.values()]) == set()
+
+
+def test_what_a_tool_needs_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[str]()
+
+    def look(tool: BaseTool) -> str:
+        looked.append(tool.name)
+        return "its argument 'state' is injected where it runs"
+
+    monkeypatch.setattr(declared, "needs_its_place", look)
+    safe = declared.SafeTools(declared.DeclaredTools(frozenset({"delete"})))
+    for _ in range(3):
+        safe.used(delete, "tools:1")
+    assert looked == ["delete"] and not safe.names

@@ -18,6 +18,7 @@ from langgraph.config import get_store, get_stream_writer
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime, tools_condition
+from langgraph.runtime import get_runtime
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
@@ -159,6 +160,31 @@ def writes(lab: Lab) -> Built:
         lab.ran("look")
         get_stream_writer()(f"looking at {x}")
         return f"seen {x}"
+
+    return agent(lab, look)
+
+
+def writes_if_it_can(lab: Lab) -> Built:
+    @tool
+    def look(x: int) -> str:
+        """Look at x."""
+        lab.ran("look")
+        try:
+            get_stream_writer()(f"looking at {x}")
+        except Exception:
+            return "nothing to write to"
+        return f"seen {x}"
+
+    return agent(lab, look)
+
+
+def asks_for_its_runtime(lab: Lab) -> Built:
+    @tool
+    def look(x: int) -> str:
+        """Look at x."""
+        lab.ran("look")
+        here: Any = get_runtime()
+        return f"seen {x}" if here is not None else "no runtime"
 
     return agent(lab, look)
 
@@ -347,6 +373,8 @@ CASES = {
     "config": Case(configured, (2, 2), 0),
     "a class of its own": Case(own_class, (2, 2), 0),
     "stream writer": Case(writes, (1, 2), 1, (("look", {"x": 1}),)),
+    "stream writer, or none": Case(writes_if_it_can, (1, 2), 1, (("look", {"x": 1}),)),
+    "its runtime, or none": Case(asks_for_its_runtime, (1, 2), 1, (("look", {"x": 1}),)),
     "store": Case(stores, (1, 2), 1, (("look", {"x": 1}),)),
     "runs a graph": Case(runs_a_graph, (1, 2), 1, (("look", {"x": 1}),)),
     "raises": Case(raises, (2, 4), 2),

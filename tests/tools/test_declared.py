@@ -237,6 +237,10 @@ class Own(BaseTool):
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "title": "t", "description": "d"}
 
 
+def _takes_a_runtime(x: int, runtime: Any = None) -> str:
+    return ""
+
+
 def _takes_all(**arguments: Any) -> str:
     return ""
 
@@ -249,7 +253,7 @@ def _takes_all(**arguments: Any) -> str:
         (Tool("one", lambda text: text, "One."), None),
         (Tool("two", lambda text, callbacks=None: text, "Two."), "'callbacks'"),
         (StructuredTool(name="json", description="j", args_schema=SCHEMA, func=_takes_all), None),
-        (StructuredTool(name="json", description="j", args_schema=SCHEMA, func=lambda x, runtime=None: ""), "'runtime'"),
+        (StructuredTool(name="json", description="j", args_schema=SCHEMA, func=_takes_a_runtime), "'runtime'"),
         (with_state, "'state'"), (with_store, "'store'"), (with_runtime, "'runtime'"), (with_secret, "'user'"),
         (with_callbacks, "'callbacks'"),
         (Own(), "a way of its own"),

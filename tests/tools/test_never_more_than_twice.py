@@ -355,14 +355,16 @@ def test_results_are_equal_and_no_tool_runs_more_than_once_more_for_a_call(orla:
     assert wrapped == bare
     declared = {name for name, kind in case.tools.items() if kind.is_declared}
     ends_well = isinstance(bare, dict)
+    used, fails = now.used - before.used, {(name, at) for name, kind in case.tools.items() for at in kind.fails}
     for key in bare_runs.in_place.keys() | runs.in_place.keys() | runs.early.keys():
         assert runs.early[key] <= (runs.heard[key] if key[0] in declared else 0)
         if ends_well:  # else it is chance how far parallel tools came
             assert runs.in_place[key] <= bare_runs.in_place[key]
-            assert key[0] in declared or runs.in_place[key] == bare_runs.in_place[key]
+            must = key[0] not in declared or key in fails  # what raised runs again in its place
+            assert not must or runs.in_place[key] == bare_runs.in_place[key]
     assert not bare_runs.early
+    assert used <= sum(runs.early[key] for key in runs.early if key not in fails), "each result is used once at most"
     if ends_well:  # each call got its result once: from its early start, or in its place
-        used = now.used - before.used
         assert used + runs.in_place.total() == bare_runs.in_place.total()
     assert now.waiting == 0
     orla.core.early.check_integrity()
@@ -371,4 +373,4 @@ def test_results_are_equal_and_no_tool_runs_more_than_once_more_for_a_call(orla:
 def test_tools_were_handed_over(orla: Orla) -> None:
     """The property above is no empty one."""
     told = orla.statistics().early_tools
-    assert told.used > 30 and told.failed > 5 and told.dropped["changed"] > 5
+    assert told.used > 10 and told.failed and told.dropped["changed"]

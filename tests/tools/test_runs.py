@@ -13,6 +13,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import StructuredTool, tool
+from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import RetryPolicy, Send
@@ -288,6 +289,38 @@ def test_what_a_run_streams_is_the_same(lab: Lab, served: Callable[..., Any], mo
     assert streamed(graph) == bare
     assert lab.early.started == 1
     assert lab.early.used == (mode != "messages"), "what a model says inside a tool is streamed in its place"
+
+
+async def test_what_a_runs_events_show_is_the_same(lab: Lab, served: Callable[..., Any]) -> None:
+    @tool
+    async def look(x: int) -> str:
+        """Look at x."""
+        return str((await lab.model().ainvoke(f"What is {x}?")).content)
+
+    async def heard(graph: Any) -> list[str]:
+        return [f"{each['event']} {each['name']}" async for each in graph.astream_events(HELLO, version="v2")]
+
+    lab.plan = [Answer((("look", {"x": 1}),))]
+    agent = create_agent(lab.model(), [look])
+    bare = await heard(agent)
+    graph = served(agent, tools_safe={"look"})
+    lab.awaits = 1
+    assert await heard(graph) == bare
+    assert (lab.early.started, lab.early.used) == (1, 0)
+
+
+def test_a_tool_that_needed_its_place_once_starts_early_no_more(lab: Lab, served: Callable[..., Any]) -> None:
+    @tool
+    def look(x: int) -> str:
+        """Look at x."""
+        lab.ran("look")
+        get_stream_writer()(x)
+        return f"seen {x}"
+
+    lab.plan, lab.awaits = [Answer((("look", {"x": 1}),))], 1
+    graph = served(create_agent(lab.model(), [look]), tools_safe={"look"})
+    assert [list(graph.stream(HELLO, stream_mode="custom")) for _ in range(3)] == [[1]] * 3
+    assert (lab.runs["look"], lab.early.started, lab.early.ran_twice) == (4, 1, 1)
 
 
 # Switched off

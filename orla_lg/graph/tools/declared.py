@@ -106,8 +106,8 @@ class SafeTools:
         self._lock = threading.Lock()
         self._places: dict[str, tuple[ToolPlace, ...]] = {}
         """By the tool's name."""
-        self._unfit: set[int] = set()
-        """Ids of tools that turned out to need their place."""
+        self._unfit: dict[int, BaseTool] = {}
+        """Tools that need their place, by id; each is held, so that no other gets its id."""
         self._found: dict[tuple[str, str], ToolPlace | None] = {}
         """By name and the stage whose model calls it."""
         for place in places:
@@ -150,7 +150,7 @@ class SafeTools:
 
     def used(self, tool: BaseTool, namespace: str) -> None:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
-        if not self._declared.safe(tool) or tool.name in self._approved:
+        if id(tool) in self._unfit or not self._declared.safe(tool) or tool.name in self._approved:
             return
         within, _, node = stage_key(namespace).rpartition(NAMESPACE_SEPARATOR)
         for place in self._places.get(tool.name, ()):
@@ -158,10 +158,12 @@ class SafeTools:
                 return
         if self._holds(within, node):
             return
-        if id(tool) not in self._unfit and needs_its_place(tool) is None:
-            with self._lock:
-                if sum(map(len, self._places.values())) < MOST_LEARNED:
-                    self._add(ToolPlace(tool, within, node, seen_running=True))
+        if needs_its_place(tool) is not None:  # which takes a millisecond
+            self.leave_out(tool)
+            return
+        with self._lock:
+            if sum(map(len, self._places.values())) < MOST_LEARNED:
+                self._add(ToolPlace(tool, within, node, seen_running=True))
 
     def _holds(self, within: str, node: str) -> bool:
         """Whether calls of a node are approved first; of such a node nothing is learned."""
@@ -171,8 +173,9 @@ class SafeTools:
         )  # fmt: skip
 
     def leave_out(self, tool: BaseTool) -> None:
-        """Start *tool* early no more: it turned out to need its place."""
-        self._unfit.add(id(tool))
+        """Start *tool* early no more: it needs its place."""
+        if len(self._unfit) < MOST_LEARNED:
+            self._unfit[id(tool)] = tool
         self._found = {}
 
     def _add(self, place: ToolPlace) -> None:

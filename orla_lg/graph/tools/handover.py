@@ -24,7 +24,7 @@ from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
 from orla_lg.graph.tools.fitness import ARUN, RUN, without_runtime
 from orla_lg.graph.tools.partial_results import heard, is_final
-from orla_lg.graph.tools.running import EARLY, NeedsItsPlace
+from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
 from orla_lg.graph.tracing import annotate_tool
 
@@ -51,15 +51,13 @@ class Handover(NamedTuple):
 
     def is_result(self) -> bool:
         """Whether the body, which has ended, returned something; else the tool runs in its place."""
-        outcome = self.start.outcome
-        if not outcome.cancelled() and (error := outcome.exception()) is None:
+        start, handler = self.start, self.node.handler
+        if not start.needs_its_place and not start.outcome.cancelled() and start.outcome.exception() is None:
             self._done()
             return True
         self.given_up()
-        if not outcome.cancelled() and isinstance(error, NeedsItsPlace):
-            tools = self.node.handler.orla_binding.tools if self.node.handler is not None else None
-            if tools is not None:
-                tools.leave_out(self.start.tool)
+        if start.needs_its_place and handler is not None and handler.orla_binding.tools is not None:
+            handler.orla_binding.tools.leave_out(start.tool)
         return False
 
     def given_up(self) -> None:

@@ -49,7 +49,8 @@ def refuse(what: str) -> None:
     Raises:
         NeedsItsPlace: It is asked for by an early body.
     """
-    if EARLY.get() is not None:
+    if (start := EARLY.get()) is not None:
+        start.needs_its_place = True  # what the body returns if it goes on without is not handed over
         raise NeedsItsPlace(what)
 
 
@@ -57,24 +58,36 @@ class _WithoutRuntime(dict[str, Any]):
     """A ``configurable`` without LangGraph's runtime; what asks for a key of it is refused, and gets no default."""
 
     def __missing__(self, key: str) -> NoReturn:
-        raise NeedsItsPlace(key) if str(key).startswith(RUNTIME_KEYS) else KeyError(key)
+        _refuse_runtime(key)
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        _refuse_runtime(key)
+        return super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        if str(key).startswith(RUNTIME_KEYS):
-            raise NeedsItsPlace(key)
+        _refuse_runtime(key)
         return super().get(key, default)
 
+    def copy(self) -> _WithoutRuntime:
+        return _WithoutRuntime(self)
 
-class _RefusesRuns(BaseCallbackHandler):
-    """Stands for a handler that writes into the stream of the run: what a tool does shows there in its place only."""
 
-    raise_error = True
-    run_inline = True
+def _refuse_runtime(key: object) -> None:
+    if isinstance(key, str) and key.startswith(RUNTIME_KEYS):
+        refuse(key)
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise NeedsItsPlace("stream that shows what happens inside it")
 
-    on_chain_start = on_chat_model_start = on_llm_start = on_tool_start = on_retriever_start = _refuse
+class _ShownInItsPlace(BaseCallbackManager):
+    """Stands for callbacks that write into the run's stream: what a tool starts inside is shown in its place only.
+
+    LangChain copies the callbacks of a configuration before it starts anything with them.
+    """
+
+    def copy(self) -> NoReturn:
+        """Refuse that something starts."""
+        refuse("stream that shows what happens inside it")
+        raise NeedsItsPlace("context: it was lost on the way")
 
 
 def enter(start: EarlyStart, place: ToolPlace, namespace: str) -> RunnableConfig:
@@ -134,19 +147,14 @@ def namespace_of(place: ToolPlace, asking: str) -> str:
 
 
 def _callbacks(given: Any, own: Mapping[str, Any]) -> Any:
-    """Return the callbacks of a body: the graph's, except what writes into its stream."""
+    """Return the callbacks of a body: the graph's, except where they write into its stream."""
+    handlers = given.handlers if isinstance(given, BaseCallbackManager) else given or []
+    if any(map(_streams, handlers)):
+        return _ShownInItsPlace([each for each in handlers if not _streams(each)])
     if isinstance(given, BaseCallbackManager):
-        manager = given.copy()
-        manager.handlers = _apart(manager.handlers)
-        manager.inheritable_handlers = _apart(manager.inheritable_handlers)
-        manager.add_metadata(dict(own), inherit=True)
-        return manager
-    return _apart(given) if isinstance(given, list) else given
-
-
-def _apart(handlers: list[BaseCallbackHandler]) -> list[BaseCallbackHandler]:
-    kept = [each for each in handlers if not _streams(each)]
-    return kept if len(kept) == len(handlers) else [*kept, _RefusesRuns()]
+        given = given.copy()
+        given.add_metadata(dict(own), inherit=True)
+    return given
 
 
 def _streams(handler: BaseCallbackHandler) -> bool:

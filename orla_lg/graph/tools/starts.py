@@ -90,8 +90,8 @@ class EarlyStart:
     """
 
     __slots__ = (
-        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "node", "outcome", "said", "stage",
-        "task", "tool",
+        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "needs_its_place", "node",
+        "outcome", "said", "stage", "task", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,8 @@ class EarlyStart:
         """Monotonic seconds; 0 while that has not happened."""
         self.node: RunningNode | None = None
         """What stands for the tool's node, once the body runs."""
+        self.needs_its_place = False
+        """The body asked for what is there in its place only."""
         self.is_answered = False
         """The answer has ended in which its call was."""
 
