@@ -33,7 +33,7 @@ from orla_lg.graph.tools.running import EARLY
 from tests.langgraph_suite.orla_suite_early import Hearing
 from tests.tools.planned_engine import MODEL, PlannedEngine
 
-PATIENCE_S = 2.0
+PATIENCE_S = 20.0
 
 # What is drawn
 
