@@ -26,7 +26,7 @@ AGAIN_S = 60.0
 MOST_SHOWN = 3
 """Differences that a message names."""
 
-_PASSING = frozenset({"id", "created", "created_at", "timings", "cached_tokens", "metrics", "request_id", "x_groq"})
+_PASSING = frozenset({"id", "created", "created_at", "timings", "metrics", "request_id", "x_groq"})
 """Keys whose values differ from request to request."""
 _TIMES = ("_time", "_ms", "_per_second", "_duration")
 
@@ -40,7 +40,7 @@ def differences(plain: Any, streamed: Any, where: str = "") -> Iterator[str]:
     """Yield how an answer that was streamed and put together differs from one that came in one piece."""
     if isinstance(plain, Mapping) and isinstance(streamed, Mapping):
         for key in dict.fromkeys([*plain, *streamed]):
-            if not (key in _PASSING or str(key).endswith(_TIMES)):
+            if not _passes(key):
                 inner = f"{where}.{key}" if where else str(key)
                 yield from differences(_bare(plain.get(key)), _bare(streamed.get(key)), inner)
     elif isinstance(plain, list) and isinstance(streamed, list) and len(plain) == len(streamed):
@@ -58,9 +58,13 @@ def differences(plain: Any, streamed: Any, where: str = "") -> Iterator[str]:
 def _bare(value: Any) -> Any:
     """Return a value, ``None`` for an object with nothing in it but what may differ."""
     if isinstance(value, Mapping):
-        kept = {key for key, held in value.items() if key not in _PASSING and _bare(held) is not None}
-        return value if kept else None
+        return value if any(not _passes(key) and _bare(held) is not None for key, held in value.items()) else None
     return value
+
+
+def _passes(key: str) -> bool:
+    """Whether what stands under *key* differs from request to request."""
+    return key in _PASSING or key.endswith(_TIMES) or ("cache" in key and key.endswith("_tokens"))
 
 
 def _parsed(arguments: str) -> Any:

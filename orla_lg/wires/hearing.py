@@ -68,6 +68,8 @@ class Hearing:
     def assembled(self, completion: Mapping[str, Any]) -> None:
         """Note that the answer is complete, and was put together as *completion*."""
         choices = completion["choices"]
+        if self.calls is not None:
+            self.calls.finish(None)
         self._ends(choices[0]["message"] if choices and self._wants_message else None)
 
     def came_whole(self, body: bytes) -> None:
@@ -133,6 +135,8 @@ class HeardStream:
         self._splitter = splitter_of(wire)
         self._whole = self._reads = whole
         self._bytes = 0
+        self._is_over = False
+        """Whether the stream said that it is done: what follows is none of the answer."""
 
     def feed(self, data: bytes) -> bool:
         """Take note of a piece; returns whether more can be heard.
@@ -149,8 +153,12 @@ class HeardStream:
 
     def _take(self, event: bytes) -> None:
         self._reads = self._reads or self._wire.calls_mark in event
-        if self._reads and (chunk := self._chunk_in(event)) is not None:
+        if not self._reads or self._is_over:
+            return
+        if (chunk := self._chunk_in(event)) is not None:
             self._assembly.add(chunk)
+        else:
+            self._is_over = self._wire.is_over(event)
 
     def end(self) -> dict[str, Any] | None:
         """Note that the stream is over, and complete; returns its message, ``None`` without one."""

@@ -179,7 +179,7 @@ class _ToolCall:
 class PartialCall:
     """One call as far as it came."""
 
-    __slots__ = ("_distinct", "_names", "id", "is_heard", "is_repeated", "pieces", "scan")
+    __slots__ = ("_distinct", "_names", "id", "is_heard", "is_repeated", "pieces", "scan", "was_looked_at")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -191,6 +191,8 @@ class PartialCall:
         """Whether it was heard whole."""
         self.is_repeated = False
         """Whether the same was heard before, so that it is none of its own."""
+        self.was_looked_at = False
+        """Whether it was looked at when the next one began."""
         self._names: list[str] = []
         self._distinct: set[str] = set()
 

@@ -12,6 +12,9 @@ from orla_lg.wires.watching import HeardToolCall
 MOST_HEARD = 128
 """Calls of an answer; in one that begins more, no further call is heard."""
 
+MOST_FINISHES = 4
+"""Reasons to end that are heeded; some engines repeat theirs in each chunk."""
+
 _COMPLETE = frozenset({"stop", "tool_calls", "function_call"})
 """Why an answer ends whose last call may have no arguments at all; others cut it short."""
 
@@ -76,6 +79,7 @@ class CallInPieces(Protocol):
     scan: BraceScan | None
     is_heard: bool
     is_repeated: bool
+    was_looked_at: bool
 
     @property
     def named(self) -> bool:
@@ -111,7 +115,7 @@ class HeardCalls:
         self._begun = 0
         self._newest: CallInPieces | None = None
         """The one that the last piece belonged to."""
-        self._looked: CallInPieces | None = None
+        self._finishes = 0
         self._said = set[tuple[int, str, str]]()
 
     def take(self, call: CallInPieces, arguments: str) -> None:
@@ -120,18 +124,24 @@ class HeardCalls:
             call.scan = BraceScan()
             self._begun += 1
             before = self._newest
-            if before is not None and before is not self._looked and not before.is_heard:
-                self._looked = before
-                self._look(before, before.arguments)
+            if before is not None and before.pieces and not (before.was_looked_at or before.is_heard):
+                before.was_looked_at = True
+                if not self._are_many:
+                    self._look(before, before.arguments)
         self._newest = call
-        if arguments and call.scan.feed(arguments) and not call.is_heard:
+        if arguments and call.scan.feed(arguments) and not (call.is_heard or self._are_many):
             whole = "".join(call.pieces)
             if object_of(whole):
                 self._hear(call, whole)
 
+    @property
+    def _are_many(self) -> bool:
+        return self._begun > MOST_HEARD or len(self.calls) > MOST_HEARD
+
     def finish(self, reason: object) -> None:
-        """Note that the answer ends, and why."""
-        if self._begun > MOST_HEARD:
+        """Note that the answer ends, and why; ``None``: it ended without a reason, or there is nothing after it."""
+        self._finishes += 1
+        if self._are_many or (reason is not None and self._finishes > MOST_FINISHES):
             return
         for calls in self.calls:
             for call in calls:
@@ -148,17 +158,18 @@ class HeardCalls:
 
     def _hear(self, call: CallInPieces, arguments: str) -> None:
         name = call.name
-        if not name or self._begun > MOST_HEARD:
+        if not name:
             return
         call.is_heard, position = True, 0
         for owner, calls in enumerate(self.calls):
+            before = 0
             for each in calls:
-                if each is not call:
-                    position += (each.named or bool(each.pieces)) and not each.is_repeated
-                elif (owner, name, arguments) in self._said:  # what is sent twice is one
-                    call.is_repeated = True
+                if each is call:
+                    if (owner, name, arguments) in self._said:  # what is sent twice is one
+                        call.is_repeated = True
+                    else:
+                        self._said.add((owner, name, arguments))
+                        self._tell(HeardToolCall(position + before, call.id, name, arguments))
                     return
-                else:
-                    self._said.add((owner, name, arguments))
-                    self._tell(HeardToolCall(position, call.id, name, arguments))
-                    return
+                before += (each.named or bool(each.pieces)) and not each.is_repeated
+            position += max(before, 1)  # one without a name is a call as well

@@ -257,6 +257,8 @@ def called(arguments: str, id: str = "x") -> dict[str, Any]:
         (answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 7}}),
          answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": None})),
         (answer({"content": None}), answer({"content": ""})),
+        (answer({}, usage={"prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 32}}),
+         answer({}, usage={"prompt_tokens_details": {"cached_tokens": 32, "created_cache_tokens": 0}})),
         (answer({"content": "x"}, timings={"prompt_ms": 3}), answer({"content": "x"}, usage=None)),
     ],
 )  # fmt: skip

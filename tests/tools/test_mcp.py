@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
-from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, ToolException
 
 from tests.tools.conftest import Lab, shown
 from tests.tools.planned_engine import Answer
@@ -28,13 +28,17 @@ SERVER = Path(__file__).with_name("mcp_server.py")
 def by_hand(session: Any, known: Any) -> BaseTool:
     """Return a server's tool as ``langchain-mcp-adapters`` makes it, whatever version of ``mcp`` is installed."""
 
-    async def call(**arguments: Any) -> str:
+    tool_interceptors = None
+
+    async def call(runtime: Annotated[object | None, InjectedToolArg()] = None, **arguments: Any) -> str:
+        assert tool_interceptors is None, "these alone would be given the runtime"
         answer = (await session.call_tool(known.name, arguments)).model_dump(by_alias=True)
         said = "".join(part["text"] for part in answer["content"])
         if answer["isError"]:
             raise ToolException(said)
         return said
 
+    call.__module__ = "langchain_mcp_adapters.tools"
     plain = known.model_dump(by_alias=True)
     return StructuredTool(
         name=known.name, description=known.description or "", args_schema=plain["inputSchema"], coroutine=call,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.wires import hearing
+from orla_lg.wires import hearing, whole_calls
 from orla_lg.wires.assembly import Assembly
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.reading import payload
@@ -266,6 +266,47 @@ def test_calls_beyond_a_number_are_not_heard_and_cost_little() -> None:
     passed(watch, streamed(*(piece(number, "f", f'{{"n": {number}}}') for number in range(2000))), "stream")
     assert [call.position for call in watch.calls] == list(range(MOST_HEARD))
     assert len(watch.end["tool_calls"]) == 2000
+
+
+def test_calls_that_are_not_heard_have_their_place() -> None:
+    custom = [{"index": 0, "id": "c", "type": "custom", "custom": {"name": "sql", "input": "x"}}]
+    watch = Watch()
+    passed(watch, streamed(custom, piece(1, "f", A)), "stream")
+    assert [call.position for call in watch.calls] == [1] and watch.end["tool_calls"][1]["id"] == "call_1"
+
+
+def looks_at(monkeypatch: pytest.MonkeyPatch, data: bytes) -> int:
+    """Return how often arguments are parsed while a stream is heard."""
+    looks = list[int]()
+
+    def object_of(arguments: str) -> Any:
+        looks.append(len(arguments))
+        return whole_calls_object(arguments)
+
+    whole_calls_object = whole_calls.object_of
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_calls, "object_of", object_of)
+        passed(Watch(), data, "stream")
+    return len(looks)
+
+
+def test_nothing_is_looked_at_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = {"index": 0, "delta": {"tool_calls": piece(0, None, "x")}, "finish_reason": "stop"}
+    finishes = b"data: " + json.dumps({"choices": [last]}).encode() + b"\n\n"
+    open_call = streamed(piece(0, "f", '{"a": "'), finish=None).removesuffix(b"data: [DONE]\n\n")
+    assert looks_at(monkeypatch, open_call + finishes * 2000 + b"data: [DONE]\n\n") < 10
+    in_turn = [each for number in range(500) for each in (piece(number, "f", "{"), piece(0, None, "x"))]
+    assert looks_at(monkeypatch, streamed(*in_turn)) < MOST_HEARD + 10
+    custom = [[{"index": n, "id": f"c{n}", "custom": {"input": "x"}}] for n in range(3000)]
+    assert looks_at(monkeypatch, streamed(*custom, piece(5000, "f", A))) == 0
+
+
+@pytest.mark.parametrize("wants_message", [True, False])
+def test_what_follows_the_end_of_a_stream_is_not_heard(wants_message: bool) -> None:
+    watch, late = Watch(message=wants_message), streamed(piece(1, "g", B))
+    passed(watch, streamed(piece(0, "f", A)) + late, "stream")
+    assert [call.name for call in watch.calls] == ["f"]
+    assert not wants_message or len(watch.end["tool_calls"]) == 1
 
 
 @pytest.mark.parametrize("mode", ["plain", "assemble"])

@@ -8,6 +8,8 @@ from typing import Any
 
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
+from orla_lg.graph.tools.arguments import Arguments
+
 RUN: dict[type[BaseTool], Any] = {kind: kind._run for kind in (StructuredTool, Tool)}
 """How LangChain's own tools run their functions; a tool with a way of its own stays as it is."""
 
@@ -60,9 +62,21 @@ def _injected(function: Callable[..., Any], given: Collection[str], *, is_single
     return [each.name for each in named if each.name not in given and not _is_idle_runtime(function, each)]
 
 
+def without_runtime(tool: BaseTool, arguments: Arguments) -> Arguments:
+    """Return the arguments of a call without the runtime that a tool node gives to MCP's tools; a start has none."""
+    args, kwargs = arguments
+    if MCP_RUNTIME not in kwargs or MCP_RUNTIME in tool.args or not _is_of_mcp(getattr(tool, "coroutine", None)):
+        return arguments
+    return args, {name: value for name, value in kwargs.items() if name != MCP_RUNTIME}
+
+
+def _is_of_mcp(function: Callable[..., Any] | None) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("langchain_mcp_adapters.")
+
+
 def _is_idle_runtime(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
     """Whether a parameter is the runtime that MCP's tools hand to their client's interceptors, and there are none."""
     if parameter.name != MCP_RUNTIME or parameter.default is not None:
         return False
     held = inspect.getclosurevars(function).nonlocals
-    return function.__module__.startswith("langchain_mcp_adapters.") and not held.get("tool_interceptors", True)
+    return _is_of_mcp(function) and not held.get("tool_interceptors", True)

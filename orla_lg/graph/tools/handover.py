@@ -22,7 +22,7 @@ from orla_lg.core.record import CallEvent, Happening
 from orla_lg.graph.context import Core
 from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
-from orla_lg.graph.tools.fitness import ARUN, RUN
+from orla_lg.graph.tools.fitness import ARUN, RUN, without_runtime
 from orla_lg.graph.tools.partial_results import heard, is_final
 from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
@@ -105,7 +105,10 @@ def _turn(tool: BaseTool, arguments: Arguments, config: Mapping[str, Any] | None
         core, run = handler.orla_binding.core, each.lineage
         if each is node or each.chain == node.chain:
             tools.used(tool, each.path)
-        if run is not None and (start := core.early.take(run.root, tool, arguments, each.path)) is not None:
+        if run is None or core.early.is_idle:
+            continue
+        given = without_runtime(tool, arguments)
+        if (start := core.early.take(run.root, tool, given, each.path)) is not None:
             return Handover(core, start, each, time.monotonic(), manager)
     return None
 

@@ -78,17 +78,16 @@ def _refuse_runtime(key: object) -> None:
         refuse(key)
 
 
-class _RefusesRuns(BaseCallbackHandler):
-    """Stands for a handler that writes into the stream of the run: what a tool does shows there in its place only."""
+class _ShownInItsPlace(BaseCallbackManager):
+    """Stands for callbacks that write into the run's stream: what a tool starts inside is shown in its place only.
 
-    raise_error = True
-    run_inline = True
+    LangChain copies the callbacks of a configuration before it starts anything with them.
+    """
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def copy(self) -> NoReturn:
+        """Refuse that something starts."""
         refuse("stream that shows what happens inside it")
-        raise NeedsItsPlace("context")  # it was lost on the way
-
-    on_chain_start = on_chat_model_start = on_llm_start = on_tool_start = on_retriever_start = _refuse
+        raise NeedsItsPlace("context: it was lost on the way")
 
 
 def enter(start: EarlyStart, place: ToolPlace, namespace: str) -> RunnableConfig:
@@ -148,19 +147,14 @@ def namespace_of(place: ToolPlace, asking: str) -> str:
 
 
 def _callbacks(given: Any, own: Mapping[str, Any]) -> Any:
-    """Return the callbacks of a body: the graph's, except what writes into its stream."""
+    """Return the callbacks of a body: the graph's, except where they write into its stream."""
+    handlers = given.handlers if isinstance(given, BaseCallbackManager) else given or []
+    if any(map(_streams, handlers)):
+        return _ShownInItsPlace([each for each in handlers if not _streams(each)])
     if isinstance(given, BaseCallbackManager):
-        manager = given.copy()
-        manager.handlers = _apart(manager.handlers)
-        manager.inheritable_handlers = _apart(manager.inheritable_handlers)
-        manager.add_metadata(dict(own), inherit=True)
-        return manager
-    return _apart(given) if isinstance(given, list) else given
-
-
-def _apart(handlers: list[BaseCallbackHandler]) -> list[BaseCallbackHandler]:
-    kept = [each for each in handlers if not _streams(each)]
-    return kept if len(kept) == len(handlers) else [_RefusesRuns(), *kept]  # before others hear of the run
+        given = given.copy()
+        given.add_metadata(dict(own), inherit=True)
+    return given
 
 
 def _streams(handler: BaseCallbackHandler) -> bool:
