@@ -86,7 +86,7 @@ AGENTS = Library(
     tests=("tests/unit_tests/agents",),
     marks="tests/unit_tests/agents/conftest.py",
     by_design_early={
-        r"test_framework\.py::test_create_agent_(async_)?invoke": "a tool that writes down when it runs does so early",
+        r"test_framework\.py::test_create_agent_(async_)?invoke": "a tool that notes when it runs does so early",
         r"test_tool_retry\.py::.*(backoff_timing|constant_backoff)": (
             "a tool that fails so many times fails once less in its place, after its early run"
         ),

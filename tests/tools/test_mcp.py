@@ -119,21 +119,9 @@ def test_a_servers_hint_is_believed_if_that_is_asked_for(
             assert counts() == {"look": 2, "fail": 2, "send": 1}, "an error is met again in its place"
             assert (lab.early.started, lab.early.used, lab.early.failed) == (5, 4, 1)
 
-    asyncio.run(all_of_it())
-
-
-def test_what_a_tool_declares_itself_is_stronger_than_its_servers_hint(
-    lab: Lab, served: Callable[..., Any], tmp_path: Path
-) -> None:
-    called = tmp_path / "called"
-    lab.plan = [Answer(CALLS[:1])]
-
-    async def all_of_it() -> None:
-        async with connected(called) as session:
-            (look,) = [each for each in await tools_by_hand(session) if each.name == "look"]
-            look.metadata = {**(look.metadata or {}), "orla": {"safe": False}}
-            graph = served(create_agent(lab.model(), [look]), backend={"assemble": True}, tools_safe_mcp=True)
-            await graph.ainvoke({"messages": [HumanMessage("Hello")]})
+            for each in tools:  # what a tool declares itself is stronger than its server's hint
+                each.metadata = {**(each.metadata or {}), "orla": {"safe": False}}
+            assert await ask(tools_safe_mcp=True) == without
+            assert (counts(), lab.early.started) == ({"look": 2, "fail": 1, "send": 1}, 5)
 
     asyncio.run(all_of_it())
-    assert (called.read_text().split(), lab.early.started) == (["look"], 0)

@@ -15,7 +15,7 @@ from langgraph.config import get_stream_writer
 from orla_lg import Backend, Orla
 from orla_lg.graph.tools.next_prompt import PART_CHARS
 from tests.tools.prefill_engine import MODEL, PrefillEngine, once
-from tests.tools.test_split_prompts import EAGER, QUESTION, Make, Workbench, asked, bench
+from tests.tools.test_split_prompts import EAGER, QUESTION, Make, Workbench, asked, bench, until
 
 __all__ = ["bench"]
 
@@ -148,11 +148,17 @@ def test_a_generator_is_what_it_was_without_us(bench: Callable[..., Workbench]) 
 
 def test_parts_follow_on_the_results_before_them(bench: Callable[..., Workbench]) -> None:
     work = bench(asked("first", "report", "second"))
-    made = by_writer(at_last(work))
+
+    def at_last_part(nth: int) -> None:
+        if nth == len(PIECES) - 1:
+            assert until(lambda: any(len(each.messages) == 4 for each in work.engine.prefetches))
+
+    made = by_writer(at_last_part)
     made.metadata = FINAL
     agent = create_agent(work.model(), [*work.tools, made])
     work.orla.wrap(agent, split_prompts=True).invoke(QUESTION)
-    prefetch, call = work.engine.prefetches[-1], work.engine.calls[-1]
+    prefetch = next(each for each in work.engine.prefetches if len(each.messages) == 4)
+    call = work.engine.calls[-1]
     assert [each.get("tool_call_id") for each in prefetch.messages[2:]] == ["call-0", "call-1"]
     assert prefetch.messages[2] == call.messages[2]
     assert work.predictions.stopped == {}

@@ -10,15 +10,18 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 
-from orla_lg import Orla
+from orla_lg import Backend, Orla
+from orla_lg.core.prefetch.book import WarmUp
 from tests.conftest import assert_nothing_left
 from tests.link.conftest import links
 from tests.link.real import RealCore
 from tests.link.scripted import eventually
 from tests.tools.conftest import Lab, shown
 from tests.tools.planned_engine import Answer
+from tests.tools.prefill_engine import PrefillEngine, once
 from tests.tools.test_cases import CASES, ask
 from tests.tools.test_hard_cases import HELLO, ONE, TWO, branches, looking, settled
+from tests.tools.test_split_prompts import EAGER, QUESTION, Workbench, asked, is_beginning, until
 
 
 @pytest.fixture
@@ -109,3 +112,27 @@ def test_a_run_that_is_cancelled_leaves_no_tool_at_either_side(
     eventually(lambda: not cores[0].serving.book.open_runs())
     settled(lab)
     assert lab.early.used == 0 and set(lab.early.dropped) == {"run_ended"}
+
+
+# Split prompts
+
+
+def test_a_prompt_is_split_in_a_replica_and_prefilled_when_the_server_says_so(
+    lab: Lab, cores: list[RealCore]
+) -> None:
+    """The results never leave the replica: it knows the prompt, and the server the other calls at the engine."""
+    with PrefillEngine(once(asked("first", "second", "third"))) as engine:
+        backend = Backend("main", engine.url, model="planned", engine="vllm")
+        cores.append(RealCore(backend, memory=EAGER, warm_up=WarmUp()))
+        lab.orla = Orla.remote(cores[0].url)
+        work = Workbench(engine, lab.orla)
+        work.holds["third"] = lambda: until(lambda: cores[0].serving.statistics().backends["main"].warm_ups.done)
+        final = work.agent().invoke(QUESTION)
+        assert final["messages"][-1].content == "done"
+        assert engine.prefetches, cores[0].serving.statistics().backends["main"].warm_ups
+        prefetch, call = engine.prefetches[-1], engine.calls[-1]
+        assert is_beginning(prefetch, call) and call.cached_tokens > 1000
+        assert (work.predictions.predicted, work.predictions.held, work.predictions.stopped) == (1, 1, {})
+        assert cores[0].serving.statistics().backends["main"].warm_ups.split_used_tokens > 1000
+        assert len(lab.orla.core.next_prompts) == 0
+        assert_nothing_left(lab.orla)

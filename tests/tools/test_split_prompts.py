@@ -132,7 +132,12 @@ def test_what_it_keeps_is_hashed_as_the_real_prompt_is(bench: Callable[..., Work
     def look() -> None:
         work.prefilled()
         book = work.orla.core.serving.schedulers["main"].warming.prompts
-        prefixes.extend(prompt.ask.prefix for prompt in book.last.newest() if prompt.base is not None)
+
+        def split() -> list[tuple[int, ...]]:
+            return [prompt.ask.prefix for prompt in book.last.newest() if prompt.base is not None]
+
+        assert until(lambda: [len(prefix) for prefix in split()] == [4])
+        prefixes.extend(split())
 
     work.holds["third"] = look
     work.agent().invoke(QUESTION)
