@@ -123,7 +123,7 @@ async def test_bare_runs_take_as_long_as_the_law_says(engine: str, serial: bool)
         engine, pace, 1.0, requests, serial=serial, arms=["bare"], lanes=1, tick=lambda: ticks.append(1)
     )  # fmt: skip
     assert (run.arm, run.seed, len(ticks)) == ("bare", 0, 1)
-    assert run.law.ftr_s <= run.found.ftr_s < run.law.ftr_s + 0.5 and run.found.end_s > run.found.ftr_s
+    assert run.law.ftr_s <= run.found.ftr_s < run.law.ftr_s + 4 and run.found.end_s > run.found.ftr_s
 
 
 def test_a_token_of_a_real_engine_is_exchanged_for_a_piece_of_the_plan() -> None:
