@@ -1,10 +1,10 @@
 """Tools that start while the model decodes, and prompts prefilled while tools run: FTR and end to end.
 
-    make bench-tools                              scripted engine (20 minutes), then llama.cpp and vLLM; run it alone
+    make bench-tools                              scripted engine (12 minutes), then llama.cpp and vLLM; run it alone
     make bench-tools BENCH='--quick'              under two minutes, on the scripted engine
     make bench-tools BENCH='--latencies FILE'     tools' seconds, one a line, or JSON: {"0.5": 0.8, "0.95": 6}
     make bench-tools BENCH='--write'              puts the figures into docs/tools-measured.md and docs/tools.svg
-    python -m bench.tools --engine scripted --scale 1
+    python -m bench.tools --engine scripted --requests 200
 
 *FTR* is the time to the first token of a request's final answer. Requests are drawn: one to four rounds of 1, 2, 3 or
 5 calls (50, 20, 20, 10 %), each tool's time from a lognormal with a median of 1 s and sigma 1. A round's tools are
@@ -13,8 +13,8 @@
 
 The scripted engine has room for all and keeps what it had, so that what can be gained is arithmetic: the *law*
 (bench/tools/law.py), computed for each request. Goals: bare is within 2 % of its own law, and an arm's gain within
-3 points of what the law gives. Engine and tools run --scale times faster than stated; figures are in stated seconds,
-and what the client itself takes counts --scale times.
+3 points of what the law gives. With --scale engine and tools run faster than stated; figures stay in stated seconds,
+so that what the client itself takes, and every wait that orla_lg counts in seconds, counts --scale times.
 
 Real engines are met through a loopback proxy of the benchmark, since the small model calls no tool by itself: the
 engine prefills and decodes for real, and each token is exchanged for the next piece of a planned answer. Requests
@@ -34,13 +34,13 @@ from bench.lib.command import DOCS, bar, ended, finish, parser, usual
 from bench.lib.engines import started
 from bench.lib.figures import Rounds
 from bench.lib.flags import above_zero, count, whole
-from bench.tools.arms import ARMS, WARMING, Run, measure
+from bench.tools.arms import ARMS, Run, measure
 from bench.tools.law import Pace, drawn, latencies
 from bench.tools.real import RATES, loaded
 from bench.tools.results import draw, report, verdict
 
 PACES = {"30/1000": Pace(30, 1000), "30/4000": Pace(30, 4000), "60/8000": Pace(60, 8000)}
-QUICK_REQUESTS, QUICK_SCALE, QUICK_PACES = 12, 5.0, ["30/4000", "60/8000"]
+QUICK_REQUESTS, QUICK_SCALE, QUICK_PACES = 18, 1.5, ["30/4000", "60/8000"]
 
 
 def options() -> Namespace:
@@ -49,7 +49,8 @@ def options() -> Namespace:
     add("--quick", action="store_true", help=f"scripted, {QUICK_REQUESTS} requests, {QUICK_SCALE:g} times as fast")
     add("--engine", nargs="+", choices=("scripted", *RATES), help="only these (all)")
     add("--requests", type=count, metavar="N", help="of each node, pace and arm (60)")
-    add("--scale", type=above_zero, metavar="X", help="scripted engine and tools run so many times faster (3)")
+    add("--scale", type=above_zero, metavar="X", help="scripted engine and tools run so many times faster (1)")
+    add("--lanes", type=count, default=6, metavar="N", help="requests of an arm at once, each on its own engine (6)")
     add(
         "--pace",
         nargs="+",
@@ -67,14 +68,14 @@ def options() -> Namespace:
     args.engine = args.engine or (["scripted"] if args.quick else ["scripted", *RATES])
     args.requests = args.requests or (QUICK_REQUESTS if args.quick else 60)
     args.pace = args.pace or (QUICK_PACES if args.quick else [*PACES])
-    args.scale = args.scale or (QUICK_SCALE if args.quick else 3.0)
+    args.scale = args.scale or (QUICK_SCALE if args.quick else 1.0)
     args.arms = [arm for arm in ARMS if arm == "bare" or arm in args.arms]
     return args
 
 
 async def scripted(args: Namespace, url: str) -> dict[str, Rounds[Run]]:
     """Return the runs of each kind of node and pace."""
-    requests = drawn(args.requests + WARMING, args.seed, latencies(args.latencies)[0])
+    requests = drawn(args.requests, args.seed, latencies(args.latencies)[0])
     found = {}
     for name in args.pace:
         pace = PACES[name]
@@ -82,7 +83,8 @@ async def scripted(args: Namespace, url: str) -> dict[str, Rounds[Run]]:
         async with asyncio.TaskGroup() as group:
             nodes = {
                 node: group.create_task(measure(
-                    url, pace, args.scale, requests, serial=node == "serial", arms=args.arms, tick=tick
+                    url, pace, args.scale, requests, serial=node == "serial", arms=args.arms,
+                    lanes=args.lanes, tick=tick,
                 ))
                 for node in ("parallel", "serial")
             }  # fmt: skip
@@ -94,7 +96,7 @@ async def scripted(args: Namespace, url: str) -> dict[str, Rounds[Run]]:
 def setting(args: Namespace) -> str:
     return (
         f"Scripted engine: {args.requests} requests for each node and pace (tokens a second, decoded / prefilled); "
-        f"tools: {latencies(args.latencies)[1]}; run {args.scale:g} times faster than stated."
+        f"tools: {latencies(args.latencies)[1]}; run {args.scale:g} times as fast as stated."
     )
 
 

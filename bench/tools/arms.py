@@ -1,10 +1,10 @@
-"""The graph and its arms, one measured run, and the lanes: each arm runs the same requests, one after the other."""
+"""The graph and its arms, one measured run, and the lanes in which each arm runs the same requests."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from tests.scripted_engine import MODEL
 
 BACKEND = "engine"
 BARE = "bare"
-WARMING = 2
 NUMBER = ContextVar("NUMBER", default=0)
 """Of the request that runs."""
 EARLY = {"tools_safe": {TOOL}}
@@ -89,36 +88,42 @@ async def run(graph: Any, request: Request) -> Times:
 
 
 async def measure(
-    url: str, pace: Pace, scale: float, requests: Sequence[Request], *, serial: bool, arms: Sequence[str],
+    url: str, pace: Pace, scale: float, requests: Sequence[Request], *, serial: bool, arms: Sequence[str], lanes: int,
     tick: Callable[[], None],
 ) -> list[Run]:  # fmt: skip
-    """Run all requests in all arms. Arms run at the same time, each one request at a time before a cache of its own.
+    """Run all requests in all arms at the same time, each arm in so many lanes.
 
-    The first ``WARMING`` requests do not count: they warm connections and code, and teach what is learned.
+    A lane runs one request at a time, on an engine of its own; the lanes of an arm share what is learned. Each runs
+    one before that does not count: it warms connections and code, and shows where tools run.
     """
     fast, runs = pace.times(scale), list[Run]()
-    tools_s = dict(item for request in requests for item in request.tools_s.items())
+    firsts = [Request(len(requests) + lane, ((1.0, 0.5),), requests[0].sizes) for lane in range(lanes)]
+    tools_s = {name: tool_s for request in (*requests, *firsts) for name, tool_s in request.tools_s.items()}
 
     def waits(q: str) -> float:
         return tools_s[q.split()[0]] / scale
 
-    async def lane(arm: str, graph: Any) -> None:
-        for request in requests:
+    async def lane(arm: str, graph: Any, first: Request, left: Iterator[Request]) -> None:
+        await run(graph, first)
+        for request in left:
             found = Times(*(scale * took_s for took_s in await run(graph, request)))
-            if request.number >= WARMING:
-                runs.append(Run(arm, request.number, found, law(request, pace, way_of(arm, serial=serial))))
+            runs.append(Run(arm, request.number, found, law(request, pace, way_of(arm, serial=serial))))
             tick()
 
+    ready = list[Coroutine[Any, Any, None]]()
     async with AsyncExitStack() as stack:
-        graphs = {}
         for arm in arms:
-            where = f"{url}/{fast.tokens_s:g}/{fast.prefill_s:g}/{arm.replace(' ', '-')}-{serial:d}/v1"
-            backend, given = Backend(BACKEND, where, MODEL, engine="vllm"), ARMS[arm]
-            model = await stack.enter_async_context(model_at(where, MODEL))
-            orla = stack.enter_context(connected([backend], {"*": BACKEND}, wrapped=given is not None))
-            graph = graph_of(model, waits, requests[0].sizes.result, serial=serial)
-            graphs[arm] = graph if orla is None else orla.wrap(graph, **given or {})
+            names, given, left = [f"engine{n}" for n in range(lanes)], ARMS[arm], iter(requests)
+            where = {name: f"{url}/{fast.tokens_s:g}/{fast.prefill_s:g}/{arm}-{serial:d}-{name}/v1" for name in names}
+            backends = [Backend(name, where[name], MODEL, engine="vllm") for name in names]
+            begun = connected(backends, {"*": names[0]}, wrapped=given is not None)
+            orla = await asyncio.to_thread(stack.enter_context, begun)  # beside lanes of another kind of node
+            for name, first in zip(names, firsts, strict=True):
+                model = await stack.enter_async_context(model_at(where[name], MODEL))
+                graph = graph_of(model, waits, first.sizes.result, serial=serial)
+                graph = graph if orla is None else orla.wrap(graph, mapper={"*": name}, **given or {})
+                ready.append(lane(arm, graph, first, left))
         async with asyncio.TaskGroup() as group:
-            for arm, graph in graphs.items():
-                group.create_task(lane(arm, graph))
+            for each in ready:
+                group.create_task(each)
     return runs

@@ -83,20 +83,24 @@ class Proxy:
         return response
 
 
-async def exchanged(planned: Planned, answer: ClientResponse, say: Any = None) -> tuple[dict[str, Any] | None, Any]:
+async def exchanged(planned: Planned, answer: ClientResponse, say: Any = None) -> tuple[dict[str, Any], Any]:
     """Read an engine's stream; *say* a piece of the planned answer for each token; return it, and the usage."""
     message, usage, left = None, None, list[dict[str, Any]]()
     async for line in answer.content:
         told = json.loads(line[6:]) if line.startswith(b"data: {") else {}
         usage = told.get("usage") or usage
-        if told.get("choices") and told["choices"][0]["delta"].get("content"):
+        delta = told["choices"][0]["delta"] if told.get("choices") else {}
+        if delta.get("content") or delta.get("tool_calls"):
             if message is None:  # the moment of the first token
                 message = planned.message()
                 left = deltas(message)
             if say is not None and left:
                 await say(left.pop(0))
-    for delta in left if say is not None else ():  # for tokens that made no text
-        await say(delta)
+    if message is None:
+        message = planned.message()
+        left = deltas(message)
+    for piece in left if say is not None else ():  # for tokens that made no text
+        await say(piece)
     return message, usage
 
 

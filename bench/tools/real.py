@@ -76,7 +76,12 @@ def options_of(kind: str) -> EngineOptions:
 def waits_of(requests: Sequence[Request], draw: Draw) -> Callable[[str], float]:
     """Return how long a tool takes: as drawn for a planned call, else drawn by its request and argument."""
     tools_s = {name: tool_s for request in requests for name, tool_s in request.tools_s.items()}
-    return lambda q: tools_s.get(q.partition(" ")[0]) or draw(Random(f"{NUMBER.get()} {q}"))
+
+    def waits(q: str) -> float:
+        planned_s = tools_s.get(q.partition(" ")[0])
+        return draw(Random(f"{NUMBER.get()} {q}")) if planned_s is None else planned_s
+
+    return waits
 
 
 def shown(orla: Orla | None) -> tuple[float, tuple[int, int]]:
