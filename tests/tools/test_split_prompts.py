@@ -238,7 +238,9 @@ class Annotates(AgentMiddleware[Any, Any, Any]):
 
 
 @pytest.mark.parametrize(
-    ("middleware", "why"), [(Trims(), "do not begin"), (Annotates(), "answer"), (Shortens(), "result")], ids=str
+    ("middleware", "why"),
+    [(Trims(), "do not begin"), (Annotates(), "answer"), (Shortens(), "result")],
+    ids=["trims", "annotates", "shortens"],
 )
 def test_a_stage_that_differs_stops(bench: Callable[..., Workbench], middleware: Any, why: str) -> None:
     rounds = 5
