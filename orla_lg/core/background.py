@@ -60,8 +60,8 @@ def is_collecting() -> bool:
 class Background:
     """A thread with an event loop, started at first use, and anew after a fork or if it ended by itself.
 
-    Nothing on the request path waits for this loop except a backend's first probe. Work runs in a context of its own:
-    it outlives the call that began it, whose context holds a graph's whole state.
+    On the request path only a backend's first probe, a slot's swap and what a mapper asks are waited for. Work runs
+    in a context of its own: it outlives the call that began it, whose context holds a graph's whole state.
     """
 
     def __init__(self) -> None:

@@ -68,7 +68,8 @@ class Record:
     """What was asked about its workflow's cache after it, each with its effect: ``pin:pinned``. The newest eight."""
     cache_borne_out: bool | None = None
     """Whether the workflow's next call there found what those effects, or doing nothing, promise; ``None``: no such
-    call yet, or nothing was promised, or less than the slack that engines are given (``orders.SLACK_TOKENS``)."""
+    call yet, or nothing was promised, or less than the slack that engines are given
+    (``core.cache.verification.SLACK_TOKENS``)."""
     cache_hint: CacheHint | None = None
     """What was said of its workflow's cache, whatever came of it (``Hints.cache``)."""
     final_odds: float | None = None

@@ -68,7 +68,7 @@ class Backend:
     """The adapter, by its entry-point name in the group ``orla_lg.backends``."""
     api_key: _Key = None
     """Sent to this backend only; ``None`` sends a placeholder. A caller's own key never goes here. It is read as
-    text, and is in nothing that prints or converts the backend (``core.secret``)."""
+    text, and is in nothing that prints or converts the backend (``core.boundary.secret``)."""
     aliases: Sequence[str] = ()
     """Other model names in code that mean this backend."""
     max_concurrency: int | None = None

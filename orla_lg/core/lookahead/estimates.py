@@ -8,8 +8,8 @@ learned of all such graphs of the node together, where something was.
 
 It is counted in the same way how often the first, second, ... call of a stage was its run's last (``final_odds``).
 
-Beside that, what a look ahead along the edges needs (``core.forecast``): how often a stage is visited, what a visit
-holds (calls, tools, other work), which stages followed it, and where its calls went lately.
+Beside that, what a look ahead along the edges needs (``core.lookahead.forecast``): how often a stage is visited, what
+a visit holds (calls, tools, other work), which stages followed it, and where its calls went lately.
 """
 
 from __future__ import annotations

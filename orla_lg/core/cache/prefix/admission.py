@@ -63,7 +63,7 @@ class Admission:
 
     Args:
         estimates: What calls and graphs usually take.
-        claims: Shared with the ledger, which counts on them too.
+        claims: The references, shared with the prefix cache, which counts on them too.
         holds: Whether calls wait for what they need; else they are only accounted for.
     """
 
