@@ -415,7 +415,7 @@ async def test_an_asynchronous_stream(engine: StubEngine, narrow: Orla, way_out:
     await narrow.wrap(graph_of(ask)).ainvoke(QUESTION)
     gc.collect()
     await engine.await_(lambda e: e.in_flight == 0)
-    assert in_flight(narrow) == 0
+    assert_given_back(narrow)
     assert [record.error for record in narrow.records()] == [None if whole else "abandoned"]
     await narrow.wrap(two_nodes(engine, asynchronous=True)).ainvoke(QUESTION)
 
