@@ -110,14 +110,15 @@ class Agreement:
 
     def holds(self, engine: Hashable) -> bool | None:
         """Whether both are equal on *engine* (``engine_of``), tool calls too; ``None`` before there is a pair."""
-        return None if self.found is None or engine != self._engine else not self.found and self.had_calls
+        return None if self.found is None or not self._is(engine) else not self.found and self.had_calls
 
     def begins(self, engine: Hashable) -> bool:
         """Whether a pair is to be asked for now; one caller at a time is told so."""
         with self._lock:
-            if engine != self._engine:
-                self._engine, self.found = engine, None
+            if not self._is(engine):
+                self.found = None
                 self._tries, self._again_s, self._under_way = 0, 0.0, False
+            self._engine = self._engine if engine is None else engine
             waits = self._under_way or self._tries >= MOST_TRIES or time.monotonic() < self._again_s
             if self.found is not None or waits:
                 return False
@@ -131,7 +132,7 @@ class Agreement:
     def conclude(self, engine: Hashable, found: Sequence[str], *, had_calls: bool = False) -> None:
         """Take note of how they differ, and say so once."""
         with self._lock:
-            if engine != self._engine or self.found is not None:
+            if not self._is(engine) or self.found is not None:
                 return
             self.found, self.had_calls, self._under_way = tuple(found[:MOST_SHOWN]), had_calls, False
         self._say(len(found))
@@ -139,7 +140,7 @@ class Agreement:
     def fails(self, engine: Hashable, error: BaseException) -> None:
         """Note that a pair got no answer."""
         with self._lock:
-            if engine == self._engine:
+            if self._is(engine):
                 self._under_way, self._again_s = False, time.monotonic() + AGAIN_S
         log.debug("backend %r: no pair of answers to compare: %s", self._backend.name, error)
 
@@ -151,6 +152,10 @@ class Agreement:
         if not self.found:
             return "its answers are the same when they are streamed"
         return f"its answers differ when they are streamed: {'; '.join(self.found)}"
+
+    def _is(self, engine: Hashable) -> bool:
+        """Whether *engine* is the one that is known, as far as that shows: before its first probe none can differ."""
+        return engine is None or self._engine is None or engine == self._engine
 
     def _say(self, differing: int) -> None:
         backend = self._backend

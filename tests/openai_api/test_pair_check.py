@@ -230,7 +230,7 @@ def test_without_a_tool_call_in_it_a_pair_shows_nothing(
     again: list[dict[str, Any]] = []
 
     def rule(asked: Asked) -> Answer:
-        if not asked.body.get("tools"):  # a probe
+        if not asked.body.get("tools") or asked.body.get("max_tokens") == 0:  # a probe
             return Answer(b"{}", status=404)
         if not is_of_pair(asked):
             return ways(asked)
@@ -345,6 +345,15 @@ def test_another_engine_is_asked_again_and_an_old_pair_says_nothing_of_it() -> N
     assert known.holds(new) is None
     known.conclude(new, ["a is odd"])
     assert known.holds(new) is False and "a is odd" in str(known)
+
+
+def test_an_engine_is_no_other_one_once_it_was_probed() -> None:
+    known, probed = Agreement(Backend("main", "http://127.0.0.1:1/v1")), engine_of(Probe(incarnation="1"))
+    assert known.begins(engine_of(None)) and not known.begins(probed)
+    known.learn(engine_of(None), answer(called("{}")), answer(called("{}")))
+    assert known.holds(probed) is True and not known.begins(probed) and known.holds(engine_of(None)) is True
+    other = engine_of(Probe(incarnation="2"))
+    assert known.holds(other) is None and known.begins(other)
 
 
 def test_a_pair_is_tried_a_few_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
