@@ -304,6 +304,7 @@ class _Report:
             "early_tools": self.backend.early_tools,
             "assemble": self.backend.assemble,
             "streams_differ": None if self.agreement is None else self.agreement.found,
+            "tool_calls_compared": self.agreement is not None and self.agreement.had_calls,
             "capabilities": {str(name): str(support) for name, support in probe.capabilities.items()},
             "advice": {str(name): text for name, text in probe.advice.items()},
         }

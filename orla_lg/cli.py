@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -92,8 +93,19 @@ def _with(modules: Collection[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors of ours are one line on stderr, Ctrl-C is exit status 130."""
-    args = parser_for(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    """Run a command; errors of ours are one line on stderr, Ctrl-C is exit status 130, a pipe without a reader 0."""
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            print(end="", flush=True)  # here, and not at the interpreter's end, where nothing catches it
+    except BrokenPipeError:  # `orla-lg check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write is written there
+        return 0
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = parser_for(argv).parse_args(argv)
     try:
         return int(args.run(args))
     except OrlaError as error:
@@ -102,6 +114,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `orla-lg check | head`
-        sys.stderr.close()
-        return 0

@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:  # the output's, which is no fault
+        raise
     except (OrlaError, OSError) as error:
         print(f"orla-lg explain: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -378,3 +380,19 @@ def test_a_forked_process_writes_its_own_records(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     written.close()
     assert {json.loads(line)["id"] for line in (tmp_path / "r").read_text().splitlines()} == {"abc-1", "child"}
+
+
+@pytest.mark.parametrize(
+    "command", [["explain", "last", "records.jsonl"], ["explain", "--run", "last", "records.jsonl", "--json"],
+                ["clients"], ["--help"]]
+)  # fmt: skip
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_without_a_reader_ends_a_command_in_silence(file: Path, command: list[str], unbuffered: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    ended = subprocess.run(
+        [sys.executable, "-m", "orla_lg", *command], stdout=writes, stderr=subprocess.PIPE, cwd=file.parent,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=60,
+    )  # fmt: skip
+    os.close(writes)
+    assert (ended.returncode, ended.stderr.decode()) == (0, "")

@@ -115,7 +115,7 @@ async def measure(
         for arm in arms:
             names, given, left = [f"engine{n}" for n in range(lanes)], ARMS[arm], iter(requests)
             where = {name: f"{url}/{fast.tokens_s:g}/{fast.prefill_s:g}/{arm}-{serial:d}-{name}/v1" for name in names}
-            backends = [Backend(name, where[name], MODEL, engine="vllm") for name in names]
+            backends = [Backend(name, where[name], MODEL, engine="vllm", assemble=True) for name in names]
             begun = connected(backends, {"*": names[0]}, wrapped=given is not None)
             orla = await asyncio.to_thread(stack.enter_context, begun)  # beside lanes of another kind of node
             for name, first in zip(names, firsts, strict=True):

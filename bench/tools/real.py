@@ -101,7 +101,8 @@ async def turn(
     dice, given, times = Random(7), ARMS[arm], list[Times]()
     tick = bar(f"{kind}, {rate:.3f}/s: {arm}", len(requests))
     async with model_at(f"{url}/v1", engine.model) as model:
-        backend = Backend(BACKEND, f"{url}/v1", engine.model, engine=kind)
+        # its model calls no tool by itself, so a pair would show nothing
+        backend = Backend(BACKEND, f"{url}/v1", engine.model, engine=kind, assemble=True)
         with connected([backend], {"*": BACKEND}, wrapped=given is not None) as orla:
             graph = graph_of(model, waits_of(requests, draw), SIZES.result, serial=False, **choice)
             graph = graph if orla is None else orla.wrap(graph, **given or {})

@@ -150,6 +150,8 @@ class Core:
     """What becomes of a request that its backend's engine can be sent neither as it is nor translated."""
     early: EarlyStarts = field(default_factory=EarlyStarts)
     """Tools that run before their turn."""
+    unwarmed: Once = field(default_factory=Once)
+    """Split prompts where no backend is ever warmed."""
     next_prompts: NextPrompts = field(default_factory=NextPrompts)
     """Prompts of which the beginning is certain while tools run."""
 

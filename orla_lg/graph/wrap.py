@@ -76,7 +76,19 @@ def wrap(
     safe = safe_tools(whole, tools) or (None if before is None else before.tools)
     if safe is not None:
         handover.install()
+        if safe.splits:
+            _warn_if_unwarmed(core)
     return _copy(whole, core, signals, GraphEvents(Binding(core, mapper, hints, forecast, layer, safe)))
+
+
+def _warn_if_unwarmed(core: Core) -> None:
+    """Warn once where prompts are split and no backend is ever warmed."""
+    why_never = core.serving.progress.why_never_warmed()
+    if why_never and all(why_never.values()) and core.unwarmed.is_first():
+        log.warning(
+            "split_prompts=True prefills nothing, since no backend is ever warmed: %s",
+            "; ".join(f"backend {name!r}: {why}" for name, why in why_never.items()),
+        )
 
 
 def _layer(limits: Limits | None, graph: AnyPregel, stages: KnownStages) -> LimitScope | None:

@@ -144,6 +144,10 @@ class LinkedProgress(GraphProgress):
         self._report("prompt_split", run.id, more)
         return True
 
+    def why_never_warmed(self) -> Mapping[str, str | None]:  # noqa: D102
+        why_not = "the core that serves it prefills nothing there"
+        return {name: None if self._prompts.keeps(name) else why_not for name in super().why_never_warmed()}
+
     # Telling
 
     def _report(self, what: str, run: str, more: Mapping[str, Any]) -> None:

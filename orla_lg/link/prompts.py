@@ -55,6 +55,10 @@ class KeptPrompts:
             self._adapters.pop(backend, None)
             self._books.pop(backend, None)
 
+    def keeps(self, backend: str) -> bool:
+        """Whether prompts are kept for a backend."""
+        return backend in self._books
+
     # Calls
 
     def sends(self, call: LinkedCall, body: Mapping[str, Any]) -> None:

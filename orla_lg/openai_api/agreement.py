@@ -1,8 +1,9 @@
 """Whether an engine says the same in one piece and as a stream: found out once, by one pair of answers.
 
 Equal are two answers with the same content, tool calls, reason to end, token counts and whatever else is not null.
-Ids, times, counts of what was cached and the spaces between what ``arguments`` are made of may differ, and a content
-of nothing may be null or an empty text.
+Ids, times, counts of what was cached and the spaces between what ``arguments`` are made of may differ, a content of
+nothing may be null or an empty text, and no tool calls null or an empty list. Equal answers without a tool call say
+nothing of tool calls, whose parser is what may be at fault, so they count as if they differed.
 """
 
 from __future__ import annotations
@@ -49,10 +50,26 @@ def differences(plain: Any, streamed: Any, where: str = "") -> Iterator[str]:
     elif where.endswith(".arguments") and isinstance(plain, str) and isinstance(streamed, str):
         if _parsed(plain) != _parsed(streamed):
             yield f"{where} is {shown(plain)} in one piece, {shown(streamed)} streamed"
-    elif where.endswith(".content") and not plain and not streamed:
-        return  # null, or an empty text
+    elif where.endswith((".content", ".tool_calls")) and not plain and not streamed:
+        return  # null, or an empty text or list
     elif plain != streamed or type(plain) is not type(streamed):
         yield f"{where} is {shown(plain)} in one piece, {shown(streamed)} streamed"
+
+
+def _choices(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    choices = answer.get("choices")
+    return (each for each in choices if isinstance(each, Mapping)) if isinstance(choices, list) else iter(())
+
+
+def has_calls(answer: Mapping[str, Any]) -> bool:
+    """Whether a tool is called in an answer that came in one piece."""
+    messages = (each.get("message") for each in _choices(answer))
+    return any(isinstance(each, Mapping) and each.get("tool_calls") for each in messages)
+
+
+def is_cut(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer that came in one piece was longer than allowed."""
+    return any(each.get("finish_reason") == "length" for each in _choices(answer))
 
 
 def _bare(value: Any) -> Any:
@@ -92,15 +109,16 @@ class Agreement:
         self._tries, self._again_s, self._under_way = 0, 0.0, False
 
     def holds(self, engine: Hashable) -> bool | None:
-        """Whether both are equal on *engine* (``engine_of``); ``None`` where that is not known."""
-        return None if self.found is None or engine != self._engine else not self.found
+        """Whether both are equal on *engine* (``engine_of``), tool calls too; ``None`` before there is a pair."""
+        return None if self.found is None or not self._is(engine) else not self.found and self.had_calls
 
     def begins(self, engine: Hashable) -> bool:
         """Whether a pair is to be asked for now; one caller at a time is told so."""
         with self._lock:
-            if engine != self._engine:
-                self._engine, self.found = engine, None
+            if not self._is(engine):
+                self.found = None
                 self._tries, self._again_s, self._under_way = 0, 0.0, False
+            self._engine = self._engine if engine is None else engine
             waits = self._under_way or self._tries >= MOST_TRIES or time.monotonic() < self._again_s
             if self.found is not None or waits:
                 return False
@@ -109,12 +127,12 @@ class Agreement:
 
     def learn(self, engine: Hashable, plain: Mapping[str, Any], streamed: Mapping[str, Any]) -> None:
         """Take note of a pair of answers."""
-        self.conclude(engine, list(differences(plain, streamed)), had_calls="tool_calls" in json.dumps(plain))
+        self.conclude(engine, list(differences(plain, streamed)), had_calls=has_calls(plain))
 
     def conclude(self, engine: Hashable, found: Sequence[str], *, had_calls: bool = False) -> None:
         """Take note of how they differ, and say so once."""
         with self._lock:
-            if engine != self._engine or self.found is not None:
+            if not self._is(engine) or self.found is not None:
                 return
             self.found, self.had_calls, self._under_way = tuple(found[:MOST_SHOWN]), had_calls, False
         self._say(len(found))
@@ -122,21 +140,26 @@ class Agreement:
     def fails(self, engine: Hashable, error: BaseException) -> None:
         """Note that a pair got no answer."""
         with self._lock:
-            if engine == self._engine:
+            if self._is(engine):
                 self._under_way, self._again_s = False, time.monotonic() + AGAIN_S
         log.debug("backend %r: no pair of answers to compare: %s", self._backend.name, error)
 
     def __str__(self) -> str:
         if self.found is None:
             return "whether its answers are the same when they are streamed is not known yet"
+        if not self.found and not self.had_calls:
+            return "whether its tool calls are the same when they are streamed is not known: its model called no tool"
         if not self.found:
-            seen = "" if self.had_calls else " (no tool call was in those that were compared)"
-            return f"its answers are the same when they are streamed{seen}"
+            return "its answers are the same when they are streamed"
         return f"its answers differ when they are streamed: {'; '.join(self.found)}"
+
+    def _is(self, engine: Hashable) -> bool:
+        """Whether *engine* is the one that is known, as far as that shows: before its first probe none can differ."""
+        return engine is None or self._engine is None or engine == self._engine
 
     def _say(self, differing: int) -> None:
         backend = self._backend
-        if differing:
+        if differing or not self.had_calls:
             more = f" and in {counted(differing - MOST_SHOWN, 'other way')}" if differing > MOST_SHOWN else ""
             log.warning(
                 "backend %r at %s: %s%s. What is asked for in one piece is not streamed there, so tools start when "

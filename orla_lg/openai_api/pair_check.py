@@ -23,7 +23,7 @@ from orla_lg.core.placement.internal_call import InternalMapping
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.errors import OrlaClosed, OrlaError
-from orla_lg.openai_api.agreement import engine_of
+from orla_lg.openai_api.agreement import differences, engine_of, has_calls, is_cut
 from orla_lg.openai_api.client import EngineClients, SdkSender, timeout_of
 from orla_lg.openai_api.dialect import may_refuse
 from orla_lg.openai_api.failures import FAILURES
@@ -33,7 +33,13 @@ STAGE = "orla_lg-pair-check"
 """The stage of the two calls in records."""
 PAIR_S = 300.0
 """So long both may take together, the wait for their turn included."""
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""An answer in one piece, and one that was streamed."""
 MAX_TOKENS = 64
+MORE_TOKENS = 512
+"""Where no tool was called in so few: a model may reason first."""
+ONE_PARSER = frozenset({"llamacpp"})
+"""Engines that find a call that is forced by the same code as one that is not, so that either shows the other."""
 
 QUESTION: Mapping[str, Any] = {
     "messages": [{"role": "user", "content": "Look up the weather in Paris, in Celsius. Use the tool."}],
@@ -112,21 +118,41 @@ def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
 async def _find_out(serving: Serving, clients: EngineClients, asked: Mapping[str, Any], engine: Hashable) -> None:
     """Ask both ways, and keep what came of it; runs on the core's own loop."""
     agreement = clients.agreement
+    pair: Pair | None = None
     try:
         async with asyncio.timeout(PAIR_S):
-            plain = await _answer(serving, clients, asked, assemble=False)
-            streamed = await _answer(serving, clients, asked, assemble=True)
-        agreement.learn(engine, plain, streamed)
+            pair = await _pair(serving, clients, asked)
+            if not has_calls(pair[0]) and not any(differences(*pair)):
+                again = _once_more(asked, pair[0], clients.backend.engine)
+                pair = pair if again is None else await _pair(serving, clients, again)
+        agreement.learn(engine, *pair)
     except RecursionError:
         agreement.conclude(engine, ["they are nested too deeply to be compared"])
     except (OrlaError, TimeoutError, *FAILURES) as error:
-        if isinstance(error, openai.APIStatusError) and may_refuse(asked, error.status_code, error.response.text):
-            agreement.conclude(engine, [f"it refuses the request that was to show it ({error.status_code})"])
-        else:
+        if not isinstance(error, openai.APIStatusError) or not may_refuse(
+            asked, error.status_code, error.response.text
+        ):
             agreement.fails(engine, error)
+        elif pair is not None:  # it took the request as it was put first
+            agreement.learn(engine, *pair)
+        else:
+            agreement.conclude(engine, [f"it refuses the request that was to show it ({error.status_code})"])
     except BaseException as error:  # cut off at the end, or a fault of ours
         agreement.fails(engine, error)
         raise
+
+
+def _once_more(asked: Mapping[str, Any], plain: Mapping[str, Any], engine: str) -> Mapping[str, Any] | None:
+    """Return how to ask again where no tool was called; ``None`` where that would show nothing new."""
+    more = {**asked, "max_tokens": MORE_TOKENS}
+    if engine in ONE_PARSER:
+        return {**more, "tool_choice": "required"}
+    return more if is_cut(plain) else None
+
+
+async def _pair(serving: Serving, clients: EngineClients, asked: Mapping[str, Any]) -> Pair:
+    plain = await _answer(serving, clients, asked, assemble=False)
+    return plain, await _answer(serving, clients, asked, assemble=True)
 
 
 async def _answer(

@@ -91,15 +91,15 @@ class RawEngine:
         self._server.server_close()
 
 
-def whole(message: Any = None, **top: Any) -> Answer:
+def whole(message: Any = None, *, finish: str = "stop", **top: Any) -> Answer:
     """Return an answer in one piece."""
-    choice = {"index": 0, "message": message or {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    choice = {"index": 0, "message": message or {"role": "assistant", "content": "hi"}, "finish_reason": finish}
     return Answer(
         json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": USAGE, **top}).encode()
     )
 
 
-def events(deltas: Sequence[Any], *, usage: Any = None, done: bool = True) -> Answer:
+def events(deltas: Sequence[Any], *, usage: Any = None, done: bool = True, finish: str = "stop") -> Answer:
     """Return a stream of these deltas, each in a chunk."""
     chunks: list[Any] = [
         {
@@ -109,7 +109,7 @@ def events(deltas: Sequence[Any], *, usage: Any = None, done: bool = True) -> An
         }
         for delta in deltas
     ]
-    chunks.append({"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks.append({"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
     if usage is not None:
         chunks.append({"id": "x", "choices": [], "usage": usage})
     return stream_of(chunks, done=done)

@@ -93,7 +93,7 @@ class Asking:
 
 @pytest.fixture
 def asking(make_orla: Callable[..., Orla], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asking]:
-    def make(engine: RawEngine, watch: dict[str, bool] | None = None, **settings: Any) -> Asking:
+    def make(engine: RawEngine, /, watch: dict[str, bool] | None = None, **settings: Any) -> Asking:
         orla = make_orla(Backend("main", engine.url, model=MODEL, **settings), mapper={"*": "main"})
         return Asking(engine, orla, monkeypatch, **(watch or {}))
 
@@ -207,6 +207,53 @@ def test_an_engine_that_refuses_the_pair_is_not_asked_again(asking: Any) -> None
         assert "400" in str(ask.agreement) and ways.calls == [False, False]
 
 
+SILENT = {"role": "assistant", "content": "I know of no weather.", "tool_calls": []}
+"""With an empty list, as vLLM sends it."""
+
+
+def silent(reason: str = "stop") -> dict[bool, Answer]:
+    streamed = events([{"role": "assistant"}, {"content": SILENT["content"]}], finish=reason, usage=USAGE)
+    return {False: whole(SILENT, finish=reason), True: streamed}
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason", "more"),
+    [("openai", "stop", None), ("openai", "length", {}), ("vllm", "length", {}),
+     ("llamacpp", "stop", {"tool_choice": "required"})],
+)  # fmt: skip
+@pytest.mark.parametrize("then", ["calls", "silent", "refuses"])
+def test_without_a_tool_call_in_it_a_pair_shows_nothing(
+    engine: str, reason: str, more: dict[str, Any] | None, then: str, asking: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked for once more where that may show one; what was not seen is not streamed, and a warning says so."""
+    ways, refused = TwoWays(), Answer(b'{"error": {"message": "no tool_choice here"}}', status=400)
+    again: list[dict[str, Any]] = []
+
+    def rule(asked: Asked) -> Answer:
+        if not asked.body.get("tools") or asked.body.get("max_tokens") == 0:  # a probe
+            return Answer(b"{}", status=404)
+        if not is_of_pair(asked):
+            return ways(asked)
+        if asked.body["max_tokens"] == pair_check.MAX_TOKENS:
+            return silent(reason)[bool(asked.body.get("stream"))]
+        again.append(asked.body)
+        return {"calls": ways, "silent": lambda asked: silent(reason)[bool(asked.body.get("stream"))],
+                "refuses": lambda _: refused}[then](asked)  # fmt: skip
+
+    with RawEngine(rule) as server:
+        ask = asking(server, engine=engine)
+        ask()
+        ask.settle()
+        ask()
+        assert bool(again) is (more is not None)
+        assert all(body.get("tool_choice") == (more or {}).get("tool_choice") for body in again)
+        is_seen = more is not None and then == "calls"
+        assert ways.calls == [False, is_seen] and ask.agreement.had_calls is is_seen
+        warned = [record.message for record in caplog.records if "its model called no tool" in record.message]
+        assert len(warned) == (not is_seen)
+        assert all("Backend(assemble=True)" in each for each in warned)
+
+
 def test_an_engine_that_takes_no_stream_goes_without(asking: Any) -> None:
     def rule(asked: Asked) -> Answer:
         if asked.body.get("stream"):
@@ -257,6 +304,7 @@ def called(arguments: str, id: str = "x") -> dict[str, Any]:
         (answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 7}}),
          answer({"content": "x"}, usage={"prompt_tokens": 1, "prompt_tokens_details": None})),
         (answer({"content": None}), answer({"content": ""})),
+        (answer({"content": "x", "tool_calls": []}), answer({"content": "x"})),
         (answer({}, usage={"prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 32}}),
          answer({}, usage={"prompt_tokens_details": {"cached_tokens": 32, "created_cache_tokens": 0}})),
         (answer({"content": "x"}, timings={"prompt_ms": 3}), answer({"content": "x"}, usage=None)),
@@ -290,13 +338,22 @@ def test_another_engine_is_asked_again_and_an_old_pair_says_nothing_of_it() -> N
     known = Agreement(Backend("main", "http://127.0.0.1:1/v1"))
     old, new = engine_of(Probe(incarnation="1")), engine_of(Probe(incarnation="2"))
     assert known.begins(old) and not known.begins(old)
-    known.learn(old, {"a": 1}, {"a": 1})
+    known.learn(old, answer(called("{}")), answer(called("{}")))
     assert known.holds(old) is True and known.holds(new) is None and not known.begins(old)
     assert known.begins(new) and known.holds(old) is None
     known.learn(old, {"a": 1}, {"a": 2})
     assert known.holds(new) is None
     known.conclude(new, ["a is odd"])
     assert known.holds(new) is False and "a is odd" in str(known)
+
+
+def test_an_engine_is_no_other_one_once_it_was_probed() -> None:
+    known, probed = Agreement(Backend("main", "http://127.0.0.1:1/v1")), engine_of(Probe(incarnation="1"))
+    assert known.begins(engine_of(None)) and not known.begins(probed)
+    known.learn(engine_of(None), answer(called("{}")), answer(called("{}")))
+    assert known.holds(probed) is True and not known.begins(probed) and known.holds(engine_of(None)) is True
+    other = engine_of(Probe(incarnation="2"))
+    assert known.holds(other) is None and known.begins(other)
 
 
 def test_a_pair_is_tried_a_few_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,14 @@ def test_what_a_graph_stops_before_waits_for_its_human(lab: Lab, how: Any, caplo
     assert known(graph.compile(), "look") == {"look"}
 
 
+def test_a_tool_that_denies_what_wrap_says_of_it_is_warned_of(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    own = named("own", metadata={"orla": {"safe": False}})
+    safe = safe_tools(create_agent(lab.model(), [own, look]), declared("own", "look"))
+    assert safe is not None and safe.names == {"look"}
+    (said,) = [record.message for record in caplog.records]
+    assert "'own'" in said and "not safe" in said
+
+
 def test_a_name_that_no_tool_has_is_said_once_with_the_nearest(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     tools = of(create_agent(lab.model(), [look, send]), "lok", "send")

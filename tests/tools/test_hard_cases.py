@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage
+from langchain.agents.middleware import wrap_tool_call
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.errors import NodeTimeoutError
 from langgraph.graph import START, MessagesState, StateGraph
@@ -293,4 +294,29 @@ def test_branches_by_send_have_a_start_each(lab: Lab, early: Callable[..., Any])
     state = early(graph.compile(), tools_safe={"look"}).invoke(HELLO)
     assert sum(message.type == "tool" for message in state["messages"]) == 3
     assert (lab.runs["look"], lab.early.started, lab.early.used) == (3, 3, 3)
+    settled(lab)
+
+
+# Code of the user around a tool
+
+
+@pytest.mark.parametrize("does", ["refuses", "changes"])
+def test_what_wraps_a_tool_call_comes_too_late_and_is_obeyed(lab: Lab, early: Callable[..., Any], does: str) -> None:
+    """The docs say so: the body has run for the call as the model wrote it, and that result is used nowhere."""
+
+    @wrap_tool_call
+    def guard(request: Any, handler: Any) -> Any:
+        call = request.tool_call
+        if does == "refuses":
+            return ToolMessage("refused", tool_call_id=call["id"])
+        return handler(request.override(tool_call={**call, "args": {"x": 2}}))
+
+    lab.plan, lab.awaits = [Answer((ONE,))], 1
+    agent = create_agent(lab.model(), [looking(lab)], middleware=[guard])
+    state = early(agent, tools_safe={"look"}).invoke(HELLO)
+    (result,) = [message for message in state["messages"] if message.type == "tool"]
+    assert (result.content == "refused") is (does == "refuses")
+    assert lab.runs["look"] == 1 + (does == "changes")
+    assert (lab.early.started, lab.early.used, lab.early.ran_twice) == (1, 0, 0)
+    assert lab.early.dropped == {"next_call": 1}
     settled(lab)

@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
 
-from orla_lg import Backend, Orla
+from orla_lg import Backend, Cost, Orla
 from orla_lg.core.memory.policies import Joined, PreserveIncrements, ReleaseAtSwitch, WarmSplit
 from tests.conftest import chat
 from tests.tools.prefill_engine import DONE, MODEL, PrefillEngine, Request, calls, in_turn, once
@@ -388,3 +388,38 @@ def test_parallel_branches_that_call_tools_are_told_apart(bench: Callable[..., W
     assert (work.predictions.predicted, work.predictions.held) == (2, 2)
     assert all(any(is_beginning(each, call) for call in work.engine.calls) for each in work.engine.prefetches)
     assert len(work.orla.core.next_prompts) == 0
+
+
+# Where no backend is ever warmed
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "why", "refused"),
+    [
+        ({}, {}, 'engine="openai"', "engine"),
+        ({"engine": "vllm", "cost": Cost(input_per_mtoken=1.0)}, {}, "WarmUp(priced=True)", "priced"),
+        ({"engine": "vllm"}, {"warm_up": False}, "warm_up=False", "engine"),
+    ],
+)
+def test_split_prompts_that_nothing_can_prefill_are_warned_of_once_and_counted(
+    backend: dict[str, Any], settings: Any, why: str, refused: str, make_orla: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with PrefillEngine(once(asked("first", "second"))) as engine:
+        orla = make_orla(Backend("main", engine.url, model=MODEL, **backend), mapper={"*": "main"}, **settings)
+        work = Workbench(engine, orla)
+        for _ in range(2):
+            work.agent().invoke(QUESTION)
+        (said,) = [record.message for record in caplog.records if "split_prompts=True" in record.message]
+        assert "'main'" in said and why in said
+        assert set(work.said.refused) == {refused} and work.said.refused[refused] >= 2 and not engine.prefetches
+        assert work.predictions.predicted == work.predictions.held == 2
+
+
+def test_split_prompts_that_one_backend_can_prefill_are_not_warned_of(
+    make_orla: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, warm = Backend("plain", "http://127.0.0.1:9/v1"), Backend("warm", "http://127.0.0.1:9/v1", engine="vllm")
+    with Orla([plain, warm], mapper={"*": "plain"}) as orla:
+        graph = StateGraph(MessagesState).add_node("ask", lambda _: {}).add_edge(START, "ask")
+        orla.wrap(graph, split_prompts=True)
+    assert not [record for record in caplog.records if "split_prompts" in record.message]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import Backend, Orla, WarmUp
 from orla_lg.core.memory.events import CacheAction, Verb
@@ -67,6 +68,17 @@ def test_the_core_has_a_replica_prefill_what_it_knows_by_hashes(
     assert not warmed.prompts.split
     kept: Any = work.orla.core.serving
     eventually(lambda: not kept.prompts._books["main"].split)
+
+
+@pytest.mark.parametrize(("engine", "warned"), [("vllm", False), ("openai", True)])
+def test_a_replica_warns_where_its_core_prefills_nothing(
+    engine: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RealCore(Backend("main", "http://127.0.0.1:9/v1", engine=engine), warm_up=WarmUp()) as core:
+        with Orla.remote(core.url) as orla:
+            graph = StateGraph(MessagesState).add_node("ask", lambda _: {}).add_edge(START, "ask")
+            orla.wrap(graph, split_prompts=True)
+    assert ("the core that serves it prefills nothing there" in caplog.text) is warned
 
 
 def test_a_prompt_that_the_replica_does_not_keep_any_more_is_not_sent(

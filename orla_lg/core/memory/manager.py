@@ -177,6 +177,10 @@ class MemoryManager:
         scheduler = self._schedulers.get(split.backend)
         return scheduler is not None and scheduler.warming.extend(split)
 
+    def why_never_warmed(self) -> dict[str, str | None]:
+        """Return of each backend why no prompt is ever prefilled there; ``None`` where one may be."""
+        return {name: scheduler.warming.why_never for name, scheduler in self._schedulers.items()}
+
     # What is done
 
     def _order(self, action: CacheAction) -> None:

@@ -6,7 +6,7 @@ open, foresight what comes next and how long it takes, the memory manager what m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Clock
@@ -177,6 +177,10 @@ class GraphProgress:
                 ]
             )  # fmt: skip
         return True
+
+    def why_never_warmed(self) -> Mapping[str, str | None]:
+        """Return of each backend why no prompt is ever prefilled there; ``None`` where one may be."""
+        return self._memory.why_never_warmed()
 
     def _tell(self, kind: Happening, run: RunState, *, detail: str = "") -> None:
         self._records.tell(CallEvent(kind, self._clock(), run.name, run.id, detail=detail, tenant=run.tenant))

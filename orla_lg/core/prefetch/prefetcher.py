@@ -170,10 +170,25 @@ class Prefetcher:
 
     def extend(self, split: SplitPrompt) -> bool:
         """Keep what is certain of a next prompt; returns whether it may be warmed. Takes the lock itself."""
-        if not self.able:
-            return False
         with self._scheduler.lock:
+            if self._refuses is not None:
+                self.book.refused[self._refuses] += 1
+                return False
             return self.prompts.extend(split)
+
+    @property
+    def why_never(self) -> str | None:
+        """Why nothing is ever warmed on this backend, and what to do; ``None`` where something may be."""
+        if self._refuses is None:
+            return None
+        if self.settings is None:
+            return "warm_up=False"
+        if self._refuses is SkipReason.PRICED:
+            return "it has a price for input; WarmUp(priced=True) warms it all the same"
+        engine = self._scheduler.backend.engine
+        if engine == "openai":
+            return 'engine="openai" may be any server, one that is paid too; name the engine that it is'
+        return f"engine={engine!r} has no prompts prefilled"
 
     # Requests
 

@@ -214,6 +214,11 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
                     title(graph),
                     reason,
                 )
+        elif place.tool.name in declared.names:
+            log.warning(
+                "tool %r of %s does not start early: its metadata says that it is not safe, which is stronger than "
+                "tools_safe", place.tool.name, title(graph),
+            )  # fmt: skip
     _warn_of_unknown(graph, declared.names, {place.tool.name for place, _ in shown_tools})
     if not (declared.names or declared.splits or any(not place.is_held for place in places)):
         return None

@@ -25,7 +25,7 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import drive
 from orla_lg.core.workflow import Outcome
-from tests.core.fakes import HandBackground, HandClock, Sender, WarmEngine
+from tests.core.fakes import Engine, HandBackground, HandClock, Sender, WarmEngine
 
 CAN = dict.fromkeys((Capability.WARM, Capability.CACHED_TOKENS), Support.NATIVE)
 SHARED = Probe(models=("m",), capabilities=CAN, incarnation="first")
@@ -292,6 +292,24 @@ def test_why_nothing_is_warmed(why: str, bench: Any) -> None:
     assert (made.said.started, made.said.refused) == (0, {why: 1})
     if why in ("engine", "unknown") and made.scheduler.warming.settings is None:
         assert made.said.kept_prompts == 0, "who wants no warm-ups has no prompts kept"
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "why"),
+    [
+        (WarmEngine(SHARED), {}, None),
+        (WarmEngine(SHARED), {"warm_up": None}, "warm_up=False"),
+        (WarmEngine(SHARED), {"cost": Cost(input_per_mtoken=1.0)}, "priced=True"),
+        (WarmEngine(SHARED), {"engine": "openai"}, 'engine="openai"'),
+        (Engine(SHARED), {}, "engine='fake'"),
+    ],
+)
+def test_a_backend_that_is_never_warmed_says_why_and_what_to_do(engine: Any, settings: Any, why: str | None) -> None:
+    warm_up = settings.pop("warm_up", WarmUp())
+    backend = Backend("b", "http://b/v1", model="m", **{"engine": "fake", **settings})
+    serving = Serving({backend: engine}, mapper=None, memory=WarmReturns(), clock=HandClock(), warm_up=warm_up)
+    (said,) = serving.progress.why_never_warmed().values()
+    assert (said is None) if why is None else (said is not None and why in said)
 
 
 def test_a_priced_backend_is_warmed_if_its_user_says_so_and_it_is_told_what_that_cost() -> None:
