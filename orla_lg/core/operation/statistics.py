@@ -147,6 +147,8 @@ class EarlyToolStatistics:
     """Now: neither handed over nor dropped."""
     in_threads: int = 0
     """Now: bodies that run in threads."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Tools that are not started early any more, by reason (docs/tools.md)."""
 
 
 @dataclass(frozen=True, slots=True)

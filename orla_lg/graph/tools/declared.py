@@ -27,6 +27,7 @@ from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
 from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.fitness import needs_its_place
+from orla_lg.graph.tools.streaks import Streak
 
 log = logging.getLogger("orla_lg")
 
@@ -103,11 +104,14 @@ class SafeTools:
         self.splits = declared.splits
         self._declared = declared
         self._approved = frozenset(approved)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        """Reentrant, because the collector may end a run, and its starts, at any point of what is done under it."""
         self._places: dict[str, tuple[ToolPlace, ...]] = {}
         """By the tool's name."""
         self._unfit: dict[int, BaseTool] = {}
-        """Tools that need their place, by id; each is held, so that no other gets its id."""
+        """Tools that are left out, by id; each is held, so that no other gets its id."""
+        self._unused: dict[int, Streak] = {}
+        """Of tools, by id, whose newest starts no call asked for."""
         self._found: dict[tuple[str, str], ToolPlace | None] = {}
         """By name and the stage whose model calls it."""
         for place in places:
@@ -152,6 +156,8 @@ class SafeTools:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
         if id(tool) in self._unfit or not self._declared.safe(tool) or tool.name in self._approved:
             return
+        if (streak := self._unused.get(id(tool))) is not None:
+            streak.ran = True
         within, _, node = stage_key(namespace).rpartition(NAMESPACE_SEPARATOR)
         for place in self._places.get(tool.name, ()):
             if place.tool is tool and place.within == within and place.node == node and place.seen_running:
@@ -172,11 +178,37 @@ class SafeTools:
             for places in self._places.values() for each in places
         )  # fmt: skip
 
-    def leave_out(self, tool: BaseTool) -> None:
-        """Start *tool* early no more: it needs its place."""
-        if len(self._unfit) < MOST_LEARNED:
+    def leave_out(self, tool: BaseTool) -> bool:
+        """Start *tool* early no more; returns whether that is new."""
+        with self._lock:
+            if id(tool) in self._unfit or len(self._unfit) >= MOST_LEARNED:
+                return False
             self._unfit[id(tool)] = tool
-        self._found = {}
+            self._found = {}
+            return True
+
+    def asked(self, tool: BaseTool) -> None:
+        """Note that a call asked for what a start of *tool* returned."""
+        self._unused.pop(id(tool), None)
+
+    def unused(self, tool: BaseTool, calls: Collection[str], stage: str) -> bool:
+        """Note that no call asked for starts of *tool*, made in the answers to *calls*, though their run went on.
+
+        Returns whether it is left out for that: *stage*, its node, calls its function, or changes its calls.
+        """
+        with self._lock:
+            if len(self._unused) >= MOST_LEARNED:
+                self._unused.clear()
+            streak = self._unused.setdefault(id(tool), Streak(tool))
+            if not (streak.goes_on(calls) and self.leave_out(tool)):
+                return False
+            del self._unused[id(tool)]
+        log.warning(
+            "tool %r of node %r started early %d times and none was used: the node calls %s; it is not started early "
+            "any more", tool.name, stage, streak.starts,
+            "it with other arguments" if streak.ran else "its function, not the tool, or does not call it",
+        )  # fmt: skip
+        return True
 
     def _add(self, place: ToolPlace) -> None:
         others = [

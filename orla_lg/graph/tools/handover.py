@@ -26,6 +26,7 @@ from orla_lg.graph.tools.fitness import ARUN, RUN, without_runtime
 from orla_lg.graph.tools.partial_results import heard, is_final
 from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
+from orla_lg.graph.tools.streaks import LeftOut
 from orla_lg.graph.tracing import annotate_tool
 
 
@@ -51,13 +52,13 @@ class Handover(NamedTuple):
 
     def is_result(self) -> bool:
         """Whether the body, which has ended, returned something; else the tool runs in its place."""
-        start, handler = self.start, self.node.handler
+        start = self.start
         if not start.needs_its_place and not start.outcome.cancelled() and start.outcome.exception() is None:
             self._done()
             return True
         self.given_up()
-        if start.needs_its_place and handler is not None and handler.orla_binding.tools is not None:
-            handler.orla_binding.tools.leave_out(start.tool)
+        if start.needs_its_place and start.tools is not None and start.tools.leave_out(start.tool):
+            self.core.early.left_out(LeftOut.NEEDS_ITS_PLACE)
         return False
 
     def given_up(self) -> None:

@@ -45,7 +45,7 @@ def _drop_outdated(core: Core, asking: AskingCall) -> None:
         and start.asking.step is not None and asking.step is not None and start.asking.step < asking.step
     ]  # fmt: skip
     if outdated:
-        core.early.drop(outdated, DropReason.NEXT_CALL)
+        core.early.drop(outdated, DropReason.NEXT_CALL, is_unused=True)
 
 
 class ToolWatch:
@@ -115,7 +115,7 @@ class ToolWatch:
             return
         validated = tool._to_args_and_kwargs(dict(said), None)
         namespace = namespace_of(place, self._asking.namespace)
-        start = EarlyStart(self._asking, tool, validated, said, inner_key(place.within, place.node))
+        start = EarlyStart(self._asking, tool, validated, said, inner_key(place.within, place.node), self._tools)
         args, kwargs = apart(validated)
         run = ARUN[kind] if is_async else RUN[kind]
 
@@ -138,7 +138,11 @@ class ToolWatch:
             if message is None:
                 return
             called = list(_calls_of(message))
-            changed = [start for start in self._started if not _is_among(start, called)]
+            changed = []
+            for start in self._started:
+                start.is_certain = _is_among(start, called)
+                if not start.is_certain:
+                    changed.append(start)
             self._core.early.drop([*changed, *self._broken], DropReason.CHANGED)
             self._broken = []
         except Exception:
