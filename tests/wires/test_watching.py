@@ -58,6 +58,8 @@ class Watch:
         self.wants_calls, self.wants_message = calls, message
         self.heard: list[Any] = []
 
+    def comes_late(self, why: Any) -> None: ...
+
     def begins(self) -> None:
         self.heard.append("begins")
 
@@ -386,6 +388,9 @@ class Failing(Watch):
         self.heard.append(what)
         if what == self.at:
             raise RuntimeError("a fault of the watch")
+
+    def comes_late(self, why: Any) -> None:
+        self._heed("comes_late")
 
     def begins(self) -> None:
         self._heed("begins")

@@ -129,6 +129,13 @@ class SafeTools:
             return ()
         return [name for name in map(_name_in, tools) if name in known and self.place(name, stage) is not None]
 
+    def may_begin(self, name: str, stage: str) -> bool:
+        """Whether a tool of the node *stage* may start early, as far as that is known."""
+        return any(
+            inner_key(place.within, place.node) == stage and not place.is_held and id(place.tool) not in self._unfit
+            for place in self._places.get(name, ())
+        )
+
     def place(self, name: str, stage: str) -> ToolPlace | None:
         """Return the tool that a call by the model of *stage* means; ``None`` where no single one is safe."""
         key = (name, stage)

@@ -24,9 +24,9 @@ from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
 from orla_lg.graph.tools.fitness import ARUN, RUN, without_runtime
 from orla_lg.graph.tools.partial_results import heard, is_final
+from orla_lg.graph.tools.reasons import LeftOut
 from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
-from orla_lg.graph.tools.streaks import LeftOut
 from orla_lg.graph.tracing import annotate_tool
 
 

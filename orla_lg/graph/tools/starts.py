@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,8 @@ from orla_lg.core.operation.statistics import EarlyToolStatistics
 from orla_lg.graph.running_node import RunningNode
 from orla_lg.graph.tools.arguments import Arguments, are_equal
 from orla_lg.graph.tools.declared import SafeTools
-from orla_lg.graph.tools.streaks import LeftOut
+from orla_lg.graph.tools.reasons import DropReason, LeftOut
+from orla_lg.wires.watching import Late
 
 THREADS = 32
 """Bodies that run in threads at once, of one ``Orla``; a start that finds no thread is not made."""
@@ -42,24 +42,6 @@ MOST = 1_000
 
 KEEP_S = 300.0
 """A start that was not handed over for so long is dropped, at the latest after twice that."""
-
-
-class DropReason(StrEnum):
-    """Why a start was not handed over."""
-
-    CHANGED = "changed"
-    """The answer ended without the call."""
-    NEXT_CALL = "next_call"
-    """The same node made its next call, and the tool's turn had not come."""
-    RUN_ENDED = "run_ended"
-    """Finished, failed, cancelled, interrupted, or left by its reader."""
-    NOT_BEGUN = "not_begun"
-    """The tool's turn came before its body had begun."""
-    CANCELLED = "cancelled"
-    """The tool's turn came, and what waited for the result was cancelled."""
-    TOO_MANY = "too_many"
-    TOO_LONG = "too_long"
-    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +175,8 @@ class EarlyStarts:
         self._is_timed = False
         self._started = self._used = self._failed = self._twice = self._no_room = 0
         self._hidden_s = 0.0
-        self._dropped, self._left_out = Counter[str](), Counter[str]()
+        self._offered = 0
+        self._dropped, self._left_out, self._late = Counter[str](), Counter[str](), Counter[str]()
 
     @property
     def is_idle(self) -> bool:
@@ -205,6 +188,16 @@ class EarlyStarts:
         return [] if self.is_idle else list(self._runs.get(run, ()))
 
     # Begin
+
+    def offered(self) -> None:
+        """Count a call that offers a safe tool."""
+        with self._lock:
+            self._offered += 1
+
+    def comes_late(self, why: Late) -> None:
+        """Count an attempt of such a call whose answer brings its tool calls at the end only."""
+        with self._lock:
+            self._late[str(why)] += 1
 
     def begin(
         self, start: EarlyStart, body: Callable[[], Any], context: Context, loop: asyncio.AbstractEventLoop | None,
@@ -376,6 +369,7 @@ class EarlyStarts:
                 started=self._started, used=self._used, hidden_s=self._hidden_s, dropped=dict(self._dropped),
                 failed=self._failed, ran_twice=self._twice, no_room=self._no_room, waiting=self._waiting,
                 in_threads=self._in_threads, left_out=dict(self._left_out),
+                offered=self._offered, late=dict(self._late),
             )  # fmt: skip
 
     def check_integrity(self) -> None:

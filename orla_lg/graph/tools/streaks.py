@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from enum import StrEnum
 
 from langchain_core.tools import BaseTool
 
 MOST_IN_VAIN = 3
 """Answers in a row whose starts of a tool came to nothing; then it starts early no more."""
-
-
-class LeftOut(StrEnum):
-    """Why a tool is not started early any more."""
-
-    NEEDS_ITS_PLACE = "needs_its_place"
-    """It asked for what is there in its place only."""
-    UNUSED = "unused"
-    """No call asked for what its starts returned, though their runs went on."""
 
 
 class Streak:

@@ -17,10 +17,11 @@ from orla_lg.graph.tools.arguments import apart, are_said_alike
 from orla_lg.graph.tools.declared import SafeTools, ToolPlace
 from orla_lg.graph.tools.fitness import ARUN, RUN
 from orla_lg.graph.tools.handover import tell
+from orla_lg.graph.tools.reasons import DropReason
 from orla_lg.graph.tools.running import EARLY, enter, namespace_of
 from orla_lg.graph.tools.split_watch import SplitWatch
-from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart, around_of
-from orla_lg.wires.watching import AnswerWatch, HeardToolCall
+from orla_lg.graph.tools.starts import AskingCall, EarlyStart, around_of
+from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 
 log = logging.getLogger("orla_lg")
 
@@ -76,6 +77,11 @@ class ToolWatch:
             if start.is_answered and start.asking.namespace == asking.namespace
         ]  # fmt: skip
         """For calls of earlier answers to this execution of the node: it may be retried."""
+        core.early.offered()
+
+    def comes_late(self, why: Late) -> None:
+        """Count an attempt whose tools cannot begin before it ends."""
+        self._core.early.comes_late(why)
 
     def begins(self) -> None:
         """Note that an attempt's answer begins."""
