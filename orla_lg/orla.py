@@ -304,7 +304,8 @@ class Orla:
 
         Raises:
             MappingError: The mapping cannot work; all faults that show now, at once.
-            ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
+            ConfigError: The limits name a stage that the graph does not have, *hints* is no function, or what is
+                declared of tools means nothing.
             OrlaClosed: This ``Orla`` is closed.
         """
         if self.core.serving.services.closed:

@@ -69,6 +69,33 @@ def test_names_are_a_collection_of_texts(lab: Lab, served: Callable[..., Any], n
         served(create_agent(lab.model(), [look]), tools_safe=names)
 
 
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"safe": "yes"}, "metadata['orla']['safe'] must be true or false, got 'yes'"),
+        ({"safe": 1}, "metadata['orla']['safe'] must be true or false, got 1"),
+        ({"final_prefix": None}, "metadata['orla']['final_prefix'] must be true or false, got None"),
+        ({"safe": True, "save": True}, "metadata['orla']: unknown key 'save'; did you mean 'safe'?"),
+        (True, "metadata['orla'] must be a dict such as {'safe': True}, got True"),
+        ("safe", "metadata['orla'] must be a dict such as {'safe': True}, got 'safe'"),
+    ],
+)
+def test_what_a_tool_says_wrongly_of_itself_is_refused(
+    lab: Lab, served: Callable[..., Any], caplog: pytest.LogCaptureFixture, own: Any, says: str
+) -> None:
+    wrong = named("search", metadata={"orla": own})
+    with pytest.raises(ConfigError) as refused:
+        served(create_agent(lab.model(), [wrong]))
+    assert str(refused.value).startswith(f"tool 'search': {says}")
+    tools = SafeTools(declared("look"))
+    for _ in range(2):  # one that only shows when it runs is left out
+        tools.used(wrong, "act:1")
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        f"tool 'search': {says}".partition(";")[0]
+    ]
+    assert not tools.names
+
+
 def of(graph: Any, *names: str, **how: Any) -> SafeTools | None:
     return safe_tools(graph, declared(*names, **how))
 

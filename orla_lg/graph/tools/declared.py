@@ -22,11 +22,12 @@ from langgraph.pregel import Pregel
 from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.stage_keys import inner_key, stage_key
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.errors import did_you_mean, shown
+from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
 from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.fitness import needs_its_place
+from orla_lg.graph.tools.metadata import SAFE, check
 from orla_lg.graph.tools.streaks import Streak
 
 log = logging.getLogger("orla_lg")
@@ -66,8 +67,8 @@ class DeclaredTools:
         """Whether *tool* is declared safe; what it declares itself is stronger than a name or a server's hint."""
         metadata = tool.metadata or {}
         own = metadata.get("orla")
-        if isinstance(own, Mapping) and isinstance(own.get("safe"), bool):
-            return bool(own["safe"])
+        if isinstance(own, Mapping) and isinstance(own.get(SAFE), bool):
+            return bool(own[SAFE])
         return tool.name in self.names or (self.believes_mcp and metadata.get("readOnlyHint") is True)
 
 
@@ -161,7 +162,7 @@ class SafeTools:
 
     def used(self, tool: BaseTool, namespace: str) -> None:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
-        if id(tool) in self._unfit or not self._declared.safe(tool) or tool.name in self._approved:
+        if id(tool) in self._unfit or not self._is_declared(tool) or tool.name in self._approved:
             return
         if (streak := self._unused.get(id(tool))) is not None:
             streak.ran = True
@@ -177,6 +178,16 @@ class SafeTools:
         with self._lock:
             if sum(map(len, self._places.values())) < MOST_LEARNED:
                 self._add(ToolPlace(tool, within, node, seen_running=True))
+
+    def _is_declared(self, tool: BaseTool) -> bool:
+        """Whether *tool*, which ``wrap`` may not have seen, is declared safe."""
+        try:
+            check(tool)
+        except ConfigError as error:  # its call is under way, so it runs as ever
+            if self.leave_out(tool):
+                log.warning("%s; the tool does not start early", error)
+            return False
+        return self._declared.safe(tool)
 
     def _holds(self, within: str, node: str) -> bool:
         """Whether calls of a node are approved first; of such a node nothing is learned."""
@@ -236,10 +247,15 @@ def _name_in(tool: Any) -> str | None:
 
 
 def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
-    """Return the tools of *graph* that are safe; ``None`` where nothing can be, and its prompts are not split."""
+    """Return the tools of *graph* that are safe; ``None`` where nothing can be, and its prompts are not split.
+
+    Raises:
+        ConfigError: A tool declares something of itself that means nothing.
+    """
     shown_tools = list(_tools_in(graph, "", (graph,)))
     places: list[ToolPlace] = []
     for place, why_not in shown_tools:
+        check(place.tool)
         if declared.safe(place.tool):
             if (reason := why_not or needs_its_place(place.tool)) is None:
                 places.append(place)
