@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
 from langgraph.types import interrupt
 
 from tests.tools.conftest import Lab
@@ -140,3 +141,36 @@ def test_runs_that_do_not_come_to_their_end_teach_nothing(
         else:
             graph.invoke(HELLO, config, **how)
     assert (lab.early.started, lab.early.dropped, lab.early.left_out) == (5, {"run_ended": 5}, {})
+
+
+@pytest.mark.parametrize("mends", [False, True])
+def test_a_tool_whose_starts_fail_answer_after_answer_is_left_out(
+    lab: Lab, served: Callable[..., Any], caplog: pytest.LogCaptureFixture, mends: bool
+) -> None:
+    @tool
+    def look(x: int) -> str:
+        """Look at x."""
+        lab.ran("look")
+        if mends and lab.hidden["nth"] == 2:
+            return "seen"
+        raise ValueError(f"no {x}")
+
+    lab.plan = [Answer(TWICE)]
+    model = lab.model().bind_tools([look])
+    graph = StateGraph(MessagesState)
+    graph.add_node("think", lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_node("tools", ToolNode([look], handle_tool_errors=True))
+    graph.add_edge(START, "think")
+    graph.add_edge("think", "tools")
+    wrapped = served(graph.compile(), tools_safe={"look"})
+    for nth in range(5):
+        lab.hidden["nth"], lab.awaits = nth, min(2 * (nth + 1), 10 if mends else 6)
+        wrapped.invoke(HELLO)
+    if mends:
+        assert (lab.early.started, lab.early.failed, lab.early.used, lab.early.left_out) == (10, 8, 2, {})
+        return
+    assert lab.early.left_out == {"failing": 1}
+    assert lab.early.started == 6 and lab.runs["look"] == 16
+    (message,) = warned(caplog)
+    assert message.startswith("tool 'look' of node 'tools' started early 5 times in a row and ran again in its place")
+    assert "at last because it raised ValueError('no " in message

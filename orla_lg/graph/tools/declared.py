@@ -28,6 +28,7 @@ from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
 from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.fitness import needs_its_place
 from orla_lg.graph.tools.metadata import SAFE, check
+from orla_lg.graph.tools.reasons import LeftOut
 from orla_lg.graph.tools.streaks import Streak
 
 log = logging.getLogger("orla_lg")
@@ -111,8 +112,8 @@ class SafeTools:
         """By the tool's name."""
         self._unfit: dict[int, BaseTool] = {}
         """Tools that are left out, by id; each is held, so that no other gets its id."""
-        self._unused: dict[int, Streak] = {}
-        """Of tools, by id, whose newest starts no call asked for."""
+        self._streaks: dict[tuple[LeftOut, int], Streak] = {}
+        """Of tools, by id, whose newest starts came to nothing."""
         self._found: dict[tuple[str, str], ToolPlace | None] = {}
         """By name and the stage whose model calls it."""
         for place in places:
@@ -164,7 +165,7 @@ class SafeTools:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
         if id(tool) in self._unfit or not self._is_declared(tool) or tool.name in self._approved:
             return
-        if (streak := self._unused.get(id(tool))) is not None:
+        if (streak := self._streaks.get((LeftOut.UNUSED, id(tool)))) is not None:
             streak.ran = True
         within, _, node = stage_key(namespace).rpartition(NAMESPACE_SEPARATOR)
         for place in self._places.get(tool.name, ()):
@@ -207,26 +208,51 @@ class SafeTools:
 
     def asked(self, tool: BaseTool) -> None:
         """Note that a call asked for what a start of *tool* returned."""
-        self._unused.pop(id(tool), None)
+        self._streaks.pop((LeftOut.UNUSED, id(tool)), None)
 
     def unused(self, tool: BaseTool, calls: Collection[str], stage: str) -> bool:
         """Note that no call asked for starts of *tool*, made in the answers to *calls*, though their run went on.
 
         Returns whether it is left out for that: *stage*, its node, calls its function, or changes its calls.
         """
-        with self._lock:
-            if len(self._unused) >= MOST_LEARNED:
-                self._unused.clear()
-            streak = self._unused.setdefault(id(tool), Streak(tool))
-            if not (streak.goes_on(calls) and self.leave_out(tool)):
-                return False
-            del self._unused[id(tool)]
+        streak = self._in_vain(LeftOut.UNUSED, tool, calls)
+        if streak is None:
+            return False
         log.warning(
             "tool %r of node %r started early %d times and none was used: the node calls %s; it is not started early "
             "any more", tool.name, stage, streak.starts,
             "it with other arguments" if streak.ran else "its function, not the tool, or does not call it",
         )  # fmt: skip
         return True
+
+    def returned(self, tool: BaseTool) -> None:
+        """Note that a call got what a start of *tool* returned."""
+        self._streaks.pop((LeftOut.FAILING, id(tool)), None)
+
+    def failed(self, tool: BaseTool, call: str, stage: str, why: str) -> bool:
+        """Note that a start of *tool*, in the answer to *call*, brought its call nothing; returns whether it is left
+        out for that."""
+        streak = self._in_vain(LeftOut.FAILING, tool, [call])
+        if streak is None:
+            return False
+        log.warning(
+            "tool %r of node %r started early %d times in a row and ran again in its place, at last because %s; it "
+            "is not started early any more", tool.name, stage, streak.starts, why,
+        )  # fmt: skip
+        return True
+
+    def _in_vain(self, why: LeftOut, tool: BaseTool, calls: Collection[str]) -> Streak | None:
+        """Count starts that came to nothing; returns all in a row, once the tool is left out for them."""
+        with self._lock:
+            if id(tool) in self._unfit:
+                return None
+            if len(self._streaks) >= MOST_LEARNED:
+                self._streaks.clear()
+            streak = self._streaks.setdefault((why, id(tool)), Streak(tool))
+            if not (streak.goes_on(calls) and self.leave_out(tool)):
+                return None
+            del self._streaks[why, id(tool)]
+            return streak
 
     def _add(self, place: ToolPlace) -> None:
         others = [

@@ -30,3 +30,5 @@ class LeftOut(StrEnum):
     """It asked for what is there in its place only."""
     UNUSED = "unused"
     """No call asked for what its starts returned, though their runs went on."""
+    FAILING = "failing"
+    """Its starts raised, or could not be waited for, and it ran again in its place."""
