@@ -63,7 +63,7 @@ def test_what_declares_a_tool_safe(metadata: Any, names: tuple[str, ...], mcp: b
     assert declared(*names, mcp=mcp).safe(named("search", metadata=metadata)) is safe
 
 
-@pytest.mark.parametrize("names", ["search", {"search": True}, [1], 7, None])
+@pytest.mark.parametrize("names", ["search", {"search": True}, [1], [""], [None], 7, look])
 def test_names_are_a_collection_of_texts(lab: Lab, served: Callable[..., Any], names: Any) -> None:
     with pytest.raises(ConfigError, match="tools_safe"):
         served(create_agent(lab.model(), [look]), tools_safe=names)
@@ -94,6 +94,13 @@ def test_what_a_tool_says_wrongly_of_itself_is_refused(
         f"tool 'search': {says}".partition(";")[0]
     ]
     assert not tools.names
+
+
+@pytest.mark.parametrize("given", [[look], (look, "send"), {"look"}, ["look"], {"look": 1}.keys(), None, []])
+def test_tools_are_taken_for_their_names(lab: Lab, served: Callable[..., Any], given: Any) -> None:
+    wanted = {"look", "send"} if isinstance(given, tuple) else {"look"} if given else set()
+    assert DeclaredTools.of(given, believes_mcp=False, splits=False).names == wanted
+    served(create_agent(lab.model(), [look, send]), tools_safe=given)
 
 
 def of(graph: Any, *names: str, **how: Any) -> SafeTools | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -52,17 +52,15 @@ class DeclaredTools:
     splits: bool = False
 
     @classmethod
-    def of(cls, names: Collection[str], *, believes_mcp: bool, splits: bool) -> Self:
+    def of(cls, tools: Collection[str | BaseTool] | None, *, believes_mcp: bool, splits: bool) -> Self:
         """Return what ``tools_safe``, ``tools_safe_mcp`` and ``split_prompts`` mean.
 
         Raises:
             ConfigError: They are not what they should be.
         """
-        listed = sorted(names, key=str) if isinstance(names, Set) else names
-        said = checked.texts("tools_safe", listed)
         checked.flag("tools_safe_mcp", believes_mcp)
         checked.flag("split_prompts", splits)
-        return cls(frozenset(said), believes_mcp, splits)
+        return cls(frozenset(_names(tools)), believes_mcp, splits)
 
     def safe(self, tool: BaseTool) -> bool:
         """Whether *tool* is declared safe; what it declares itself is stronger than a name or a server's hint."""
@@ -71,6 +69,20 @@ class DeclaredTools:
         if isinstance(own, Mapping) and isinstance(own.get(SAFE), bool):
             return bool(own[SAFE])
         return tool.name in self.names or (self.believes_mcp and metadata.get("readOnlyHint") is True)
+
+
+def _names(tools: object) -> Iterator[str]:
+    """Yield the names that ``tools_safe`` gives, of tools too."""
+    if tools is None:
+        return
+    if not isinstance(tools, Sequence | Set) or isinstance(tools, str | bytes):
+        raise ConfigError(f"tools_safe must be a list or set of tools' names, or a list of tools, got {shown(tools)}")
+    for each in tools:
+        if not isinstance(each, str | BaseTool):
+            raise ConfigError(f"tools_safe: each of them must be a tool's name, or a tool, got {shown(each)}")
+        name = each.name if isinstance(each, BaseTool) else each
+        checked.text("tools_safe: each of them", name)
+        yield name
 
 
 NOTHING_DECLARED = DeclaredTools()
