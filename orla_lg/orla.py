@@ -102,6 +102,7 @@ class Orla:
         MappingError: The mapper names a backend that does not exist.
     """
 
+    @belong_elsewhere("it is the graph's; give it to `orla.wrap(graph, …)`", *config.OF_WRAP)
     def __init__(
         self,
         backends: Backends,
