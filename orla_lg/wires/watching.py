@@ -38,7 +38,7 @@ class Late(StrEnum):
     REQUEST = "request"
     """The request asks for something that a stream may not bring, or its engine refuses to stream with counts."""
     CLIENT = "client"
-    """The client is not OpenAI's, and asks for the answer in one piece."""
+    """The client asks for the answer in one piece, and for no chat completion by OpenAI's package."""
 
 
 class AnswerWatch(Protocol):
