@@ -60,8 +60,8 @@ def test_what_comes_late_is_counted_by_reason(
         differ(lab)
     graph.invoke(HELLO)
     assert lab.early.offered == 2
-    if why == "pending":  # until the pair is there
-        assert set(lab.early.late) == {why}
+    if why == "pending":  # for the first call; the pair may be there for the second
+        assert lab.early.late[why] >= 1
     else:
         assert lab.early.late == ({} if why is None else {why: 2})
 
