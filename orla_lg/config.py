@@ -326,11 +326,17 @@ def _key(where: str, variable: str | None) -> str | None:
     return Secret(key, f"{where}: the key in {shown(variable)}").reveal()  # checked here, where its variable is known
 
 
+OF_WRAP = ("hints", "split_prompts", "tools_safe", "tools_safe_mcp")
+"""What only ``Orla.wrap`` takes, for its graph."""
+
+
 def _fault(fault: dict[str, Any]) -> str:
     """Return one fault as ``key: what was found, what is allowed``."""
     *above, last = fault["loc"] or ("",)
     key = dotted(*above, last)
     if fault["type"] == "extra_forbidden":
+        if last in OF_WRAP:
+            return f"{key}: it is no key of a configuration; it belongs to the graph: orla.wrap(graph, {last}=…)"
         return f"{key}: {removed.reason('key', last) or 'unknown key' + did_you_mean(last, _allowed(above))}"
     if fault["type"] == "missing":
         return f"{key}: missing"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.typing import ContextT, InputT, OutputT, StateT
@@ -101,6 +102,7 @@ class Orla:
         MappingError: The mapper names a backend that does not exist.
     """
 
+    @belong_elsewhere("it is the graph's; give it to `orla.wrap(graph, …)`", *config.OF_WRAP)
     def __init__(
         self,
         backends: Backends,
@@ -258,7 +260,7 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
-        tools_safe: Collection[str] = (),
+        tools_safe: Collection[str | BaseTool] | None = (),
         tools_safe_mcp: bool = False,
         split_prompts: bool = False,
     ) -> CompiledStateGraph[StateT, ContextT, InputT, OutputT]: ...
@@ -271,7 +273,7 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
-        tools_safe: Collection[str] = (),
+        tools_safe: Collection[str | BaseTool] | None = (),
         tools_safe_mcp: bool = False,
         split_prompts: bool = False,
     ) -> Graph: ...
@@ -283,7 +285,7 @@ class Orla:
         mapper: MapperLike | None = None,
         hints: HintsFunction | None = None,
         limits: Limits | None = None,
-        tools_safe: Collection[str] = (),
+        tools_safe: Collection[str | BaseTool] | None = (),
         tools_safe_mcp: bool = False,
         split_prompts: bool = False,
     ) -> Any:
@@ -296,15 +298,16 @@ class Orla:
             hints: ``hints(stage, state)``, called when a node starts, says ``Hints``, a dict of them, or ``None``;
                 for this graph only. What it says of a node holds for what runs inside, where that says nothing else.
             limits: For the calls made in this graph, beside those for all.
-            tools_safe: Names of tools that may start while the model still decodes: they are repeatable, have no
-                outside effect, may run beside other tools, and may run twice for one call. A tool says the same
-                itself by ``tool.metadata["orla"] = {"safe": True}``.
+            tools_safe: Tools, or their names, that may start while the model still decodes: they are repeatable,
+                have no outside effect, may run beside other tools, and may run twice for one call. A tool says the
+                same itself by ``tool.metadata["orla"] = {"safe": True}``.
             tools_safe_mcp: Believe MCP servers that call a tool read-only (``readOnlyHint``).
             split_prompts: Prefill what is certain of the next prompt while slower tools still run.
 
         Raises:
             MappingError: The mapping cannot work; all faults that show now, at once.
-            ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
+            ConfigError: The limits name a stage that the graph does not have, *hints* is no function, or what is
+                declared of tools means nothing.
             OrlaClosed: This ``Orla`` is closed.
         """
         if self.core.serving.services.closed:

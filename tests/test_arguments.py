@@ -114,6 +114,7 @@ def test_a_class_answers_also_where_it_is_imported_from_its_own_module_alone(cod
         (lambda: Orla([Backend("a", URL)], {}, "edf"), r"takes 2 by position \(backends, mapper\), 3 were given"),
         (lambda: Orla([Backend("a", URL)], backends=[]), "'backends' is given twice"),
         (lambda: Orla([Backend("a", URL)], maper={}), "did you mean 'mapper'"),
+        (lambda: Orla(URL, tools_safe=["search"]), "'tools_safe', which belongs elsewhere: .* `orla.wrap"),
         (lambda: Backend(URL), "Backend: 'url' must be given; it takes name, url, model"),
         (lambda: Backend("a", URL, engin="vllm"), "did you mean 'engine'"),
         (lambda: Cost(input=1), "Cost: unknown argument 'input'"),

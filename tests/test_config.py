@@ -61,6 +61,14 @@ URL = 'url = "http://127.0.0.1:1/v1"'
         (f"[backends.b]\n{URL}\nmodl = 'm'", "backends.b.modl: unknown key; did you mean 'model'"),
         (f"[backends.cost]\n{URL}\nmodl = 'm'", "did you mean 'model'"),
         (f"[backends.b]\n{URL}\ncost = {{input = 1}}", "backends.b.cost.input: unknown key.*input_per_mtoken"),
+        (
+            f"tools_safe = ['search']\n[backends.b]\n{URL}",
+            r"tools_safe: it is no key of a configuration; it belongs to the graph: orla\.wrap\(graph, tools_safe=",
+        ),
+        (
+            f"[backends.b]\n{URL}\nsplit_prompts = true",
+            r"backends\.b\.split_prompts: .*orla\.wrap\(graph, split_prompts=",
+        ),
         (f"stagepolicy = 'x'\n[backends.b]\n{URL}", "stagepolicy: unknown key; did you mean 'stage_policy'"),
         (
             f"stage_policy = 'prio'\n[backends.b]\n{URL}",

@@ -28,7 +28,7 @@ from orla_lg.openai_api.failures import failed_status
 from orla_lg.openai_api.home import Upgrade
 from orla_lg.wires import reading
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Tap, TappedStream
-from orla_lg.wires.watching import AnswerWatch
+from orla_lg.wires.watching import AnswerWatch, Late
 from orla_lg.wires.wire import Wire
 
 EngineRequest = BackendRequest[EngineClients]
@@ -251,6 +251,8 @@ class HttpSender:
 
 def _tap(inflight: InFlightCall, outgoing: EngineRequest, watch: AnswerWatch | None) -> Tap:
     early = outgoing.to.backend.early_tools
+    if watch is not None and watch.wants_calls and (outgoing.mode == "plain" or not early):
+        watch.comes_late(Late.CLIENT if early else Late.OFF)
     return Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire, watch=watch, early=early)
 
 

@@ -217,7 +217,8 @@ class GraphEvents(GraphCallbackHandler):
             run = self._core.serving.book.run(root)
             if run is not None and outcome is not Outcome.DONE:
                 run.failed("", ABANDONED)
-            self._core.early.run_ended(root)
+            is_done = outcome is Outcome.DONE and run is not None and not run.interrupted
+            self._core.early.run_ended(root, is_done=is_done)
             self._core.next_prompts.run_ended(root)
             self._core.serving.progress.run_ended(root, outcome)
 

@@ -16,6 +16,7 @@ from orla_lg.errors import MappingError
 from orla_lg.graph.context import Core
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, GraphPlace, places_of, title
+from orla_lg.graph.tools.declared import SafeTools
 from orla_lg.mappers.stages import KnownStages, doubted
 from orla_lg.mappers.table import Rule, faults_of, tables_of
 
@@ -43,13 +44,21 @@ def _planned(core: Core, stage: str, mapper: Mapper | None) -> Planned:
     return next(said, Planned(stage, (), BY_CODE))
 
 
-def tree(core: Core | None, graph: AnyPregel, mapper: Mapper | None, layer: LimitScope | None) -> StageTree:
+def tree(
+    core: Core | None,
+    graph: AnyPregel,
+    mapper: Mapper | None,
+    layer: LimitScope | None,
+    tools: SafeTools | None = None,
+) -> StageTree:
     """Return the stages of *graph* as they lie in it, each with what decides it; undecided without a core."""
 
     def made(place: GraphPlace) -> StageTree:
         inside = tuple(made(each) for each in place.inside)
         if not place.calls or core is None:
-            return StageTree(place.name, place.kind, place.key if place.calls else "", inside=inside)
+            early = place.kind == "tool" and tools is not None and tools.may_begin(place.name, place.key)
+            stage = place.key if place.calls else ""
+            return StageTree(place.name, place.kind, stage, inside=inside, may_begin_early=early)
         beside = (leaf(core, "embeddings", place.kind, each) for each in _embeddings(core, place.key, mapper))
         return replace(leaf(core, place.name, place.kind, place.key), inside=(*beside, *inside))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
@@ -36,6 +36,8 @@ class StageTree:
     under: tuple[str, ...] = ()
     """The entries of limits and request policies that hold for it."""
     inside: tuple[StageTree, ...] = ()
+    may_begin_early: bool = False
+    """It is a tool that may start while a model still decodes (``wrap(tools_safe=...)``)."""
 
     def walk(self) -> Iterator[StageTree]:
         """Yield it and all in it, each before what is inside."""
@@ -45,8 +47,9 @@ class StageTree:
 
     @property
     def title(self) -> str:
-        """The name, with what it is unless it is a plain node."""
-        return self.name if self.kind == "node" else f"{self.name} ({self.kind})"
+        """The name, with what it is unless it is a plain node, and with whether it may start early."""
+        early = ", may start early" if self.may_begin_early else ""
+        return self.name if self.kind == "node" else f"{self.name} ({self.kind}{early})"
 
     @property
     def runs_on(self) -> str:
@@ -67,7 +70,8 @@ class StageTree:
             "under": list(self.under),
         }  # fmt: skip
         inside = {"inside": [each.as_dict() for each in self.inside]} if self.inside else {}
-        return {"name": self.name, "kind": self.kind, **(said if self.stage else {}), **inside}
+        early = {"may_begin_early": True} if self.may_begin_early else {}
+        return {"name": self.name, "kind": self.kind, **(said if self.stage else {}), **early, **inside}
 
     def __str__(self) -> str:
         rows = [HEAD, *self.rows()]
@@ -81,13 +85,20 @@ MOST_TOOLS = 4
 
 
 def _shown(tree: StageTree) -> list[StageTree]:
-    """Return what is inside, with tools in which nothing runs as one, and last."""
+    """Return what is inside, with tools in which nothing runs as one, and last; those apart that may start early."""
     plain = [each for each in tree.inside if each.kind == "tool" and not each.inside]
+    early = [each for each in plain if each.may_begin_early]
     others = [each for each in tree.inside if each not in plain]
-    if len(plain) < 2:
-        return [*others, *plain]
-    more = f" and {len(plain) - MOST_TOOLS} more" if len(plain) > MOST_TOOLS else ""
-    return [*others, StageTree(", ".join(each.name for each in plain[:MOST_TOOLS]) + more, "tools")]
+    return [*others, *_as_one(early), *_as_one([each for each in plain if not each.may_begin_early])]
+
+
+def _as_one(tools: Sequence[StageTree]) -> list[StageTree]:
+    """Return tools that are alike as one place."""
+    if len(tools) < 2:
+        return list(tools)
+    more = f" and {len(tools) - MOST_TOOLS} more" if len(tools) > MOST_TOOLS else ""
+    names = ", ".join(each.name for each in tools[:MOST_TOOLS])
+    return [StageTree(names + more, "tools", may_begin_early=tools[0].may_begin_early)]
 
 
 def _branches(tree: StageTree, first: str, rest: str) -> Iterator[tuple[str, StageTree]]:

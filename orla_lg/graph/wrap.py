@@ -161,8 +161,9 @@ def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None, stages: Kno
 def tree_of(graph: AnyPregel, core: Core | None, mapper: Mapper | None = None) -> StageTree:
     """Return the stages of *graph* as a tree, decided by *mapper*, else as it was wrapped by *core*."""
     binding = None if core is None else _binding_of(graph, core)
-    layer = None if binding is None else binding.layer
-    return tree(core, graph, mapper or (None if binding is None else binding.mapper), layer)
+    if binding is None:
+        return tree(core, graph, mapper, None)
+    return tree(core, graph, mapper or binding.mapper, binding.layer, binding.tools)
 
 
 def core_of(graph: AnyPregel) -> Core | None:

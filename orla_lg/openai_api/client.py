@@ -23,7 +23,7 @@ from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
 from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
 from orla_lg.wires import chat
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
-from orla_lg.wires.watching import AnswerWatch
+from orla_lg.wires.watching import AnswerWatch, Late
 
 NO_KEY = "none"
 """Sent where a backend has no key: the SDK insists on one, engines without authentication ignore it."""
@@ -197,7 +197,7 @@ def sockets_of(client: httpx2.Client | httpx2.AsyncClient) -> Iterator[socket.so
 
 Original = Callable[[], Any]
 
-Agrees = Callable[[EngineClients, InFlightCall, Mapping[str, Any]], bool]
+Agrees = Callable[[EngineClients, InFlightCall, Mapping[str, Any]], bool | None]
 """``pair_check.PairChecks.agrees``."""
 
 
@@ -330,12 +330,15 @@ class SdkSender:
         guards, added = parted(fields, asked)
         mode, streams = _mode_of(said), said.get(STREAM_OPTIONS) or {}
         hides: Hides | None = None
+        watch = self._watch if self._watch is not None and self._watch.wants_calls else None
+        late = Late.OFF if watch is not None and not clients.backend.early_tools else None
         if not isinstance(streams, OBJECT):
             pass  # the engine says what is wrong with it
         elif mode == "plain":
-            watch = self._watch
-            wanted = self._may_assemble or (watch is not None and watch.wants_calls)
-            if wanted and dialect.assembles and chat.can_assemble(said) and self._assembles(inflight, clients, said):
+            wanted = self._may_assemble or watch is not None
+            comes_whole = self._comes_whole(inflight, clients, said) if wanted else None
+            late = late or comes_whole
+            if wanted and comes_whole is None:
                 mode, body["stream"] = "assemble", True
                 body[STREAM_OPTIONS] = {**streams, "include_usage": True}
                 added |= {"stream", STREAM_OPTIONS}
@@ -343,17 +346,24 @@ class SdkSender:
             hides = chat.is_unreadable_usage if self._shows_counts and not streams else chat.is_usage_only
             body[STREAM_OPTIONS] = {**streams, "include_usage": True}
             added.add(STREAM_OPTIONS)
+        if watch is not None and late is not None:
+            watch.comes_late(late)
         options = self._options_for(clients, body, fields)
         return Outgoing(clients, options, mode, hides, added, asked, guards)
 
-    def _assembles(self, inflight: InFlightCall, clients: EngineClients, said: Mapping[str, Any]) -> bool:
-        """Whether an answer in one piece is streamed from the engine: the caller wants it so, or its watch may."""
+    def _comes_whole(self, inflight: InFlightCall, clients: EngineClients, said: Mapping[str, Any]) -> Late | None:
+        """Return why an answer in one piece is not streamed from the engine, for its caller or its watch."""
         backend = clients.backend
-        if self._may_assemble or not backend.early_tools:
-            return self._may_assemble
+        if not (clients.dialect.assembles and chat.can_assemble(said)):
+            return Late.REQUEST
+        if self._may_assemble:
+            return None
+        if not backend.early_tools:
+            return Late.OFF
         if backend.assemble is not None:
-            return backend.assemble
-        return self._agrees is not None and self._agrees(clients, inflight, said)
+            return None if backend.assemble else Late.NOT_ASSEMBLED
+        agrees = None if self._agrees is None else self._agrees(clients, inflight, said)
+        return Late.PENDING if agrees is None else None if agrees else Late.DIFFERENT
 
     def _without_ours(self, outgoing: Outgoing) -> Outgoing:
         """Return the same request with nothing added but what keeps workflows apart."""

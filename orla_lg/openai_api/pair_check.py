@@ -73,8 +73,8 @@ class PairChecks:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    def agrees(self, clients: EngineClients, inflight: InFlightCall, body: Mapping[str, Any]) -> bool:
-        """Whether an engine's answers are equal both ways, as far as is known by now.
+    def agrees(self, clients: EngineClients, inflight: InFlightCall, body: Mapping[str, Any]) -> bool | None:
+        """Whether an engine's answers are equal both ways; ``None`` where that is not known yet.
 
         Args:
             clients: The engine's.
@@ -87,7 +87,7 @@ class PairChecks:
         if known is None:
             with contextlib.suppress(OrlaClosed):
                 begin(self._serving, clients, probe, {"model": inflight.model, **_choice(body)})
-        return bool(known)
+        return known
 
 
 def begin(

@@ -8,6 +8,7 @@ that attempt.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 
@@ -21,6 +22,23 @@ class HeardToolCall(NamedTuple):
     name: str
     arguments: str
     """A JSON object, as the engine wrote it; ``{}`` where it wrote nothing."""
+
+
+class Late(StrEnum):
+    """Why the tool calls of an answer are heard at its end only."""
+
+    PENDING = "pending"
+    """Whether the engine's answers are the same when they are streamed is not known yet."""
+    DIFFERENT = "different"
+    """They are not the same."""
+    OFF = "off"
+    """``Backend(early_tools=False)``."""
+    NOT_ASSEMBLED = "not_assembled"
+    """``Backend(assemble=False)``."""
+    REQUEST = "request"
+    """The request asks for something that a stream may not bring, or its engine refuses to stream with counts."""
+    CLIENT = "client"
+    """The client asks for the answer in one piece, and for no chat completion by OpenAI's package."""
 
 
 class AnswerWatch(Protocol):
@@ -38,6 +56,10 @@ class AnswerWatch(Protocol):
     @property
     def wants_message(self) -> bool:
         """Whether the message at the end is of use: each piece of a stream is read for it."""
+        ...
+
+    def comes_late(self, why: Late) -> None:
+        """Hear why an attempt, which begins now, brings its tool calls at the end only; for one that wants calls."""
         ...
 
     def begins(self) -> None:

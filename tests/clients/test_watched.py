@@ -11,6 +11,7 @@ import pytest
 
 from orla_lg import Backend, Orla
 from orla_lg.graph import interception
+from orla_lg.wires.watching import Late
 from tests.clients.nodes import ainside, inside
 from tests.clients.ollama_graphs import THEIRS, backend, served
 from tests.conftest import CALLER_KEY
@@ -111,6 +112,7 @@ def assert_heard(watches: list[Watch], found: list[Any], *, streams: bool) -> No
     (call,) = watch.end["tool_calls"]
     assert [json.loads(call["function"]["arguments"])] == found and call["function"]["name"] == "weather"
     assert [(each.name, json.loads(each.arguments)) for each in watch.calls] == [("weather", found[0])] * streams
+    assert watch.late == ([] if streams else [Late.CLIENT])
 
 
 @pytest.mark.parametrize("streams", [True, False])

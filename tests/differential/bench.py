@@ -20,7 +20,7 @@ from orla_lg.core.engine import registry
 from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.graph import interception
 from orla_lg.graph.tools.watch import watch_for
-from orla_lg.wires.watching import AnswerWatch, HeardToolCall
+from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse
 from tests.differential.runs import SAFE, Answered, Failed, Job, Run, arun, bare_model, birthplace, make_graph, run
@@ -58,6 +58,10 @@ class Listening:
         self._inner = inner
         self._attempts: list[tuple[list[HeardToolCall], list[Any]]] = []
         """Of each what was heard, and its ends."""
+
+    def comes_late(self, why: Late) -> None:
+        if self._inner is not None:
+            self._inner.comes_late(why)
 
     def begins(self) -> None:
         self._attempts.append(([], []))

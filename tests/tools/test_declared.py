@@ -63,10 +63,44 @@ def test_what_declares_a_tool_safe(metadata: Any, names: tuple[str, ...], mcp: b
     assert declared(*names, mcp=mcp).safe(named("search", metadata=metadata)) is safe
 
 
-@pytest.mark.parametrize("names", ["search", {"search": True}, [1], 7, None])
+@pytest.mark.parametrize("names", ["search", {"search": True}, [1], [""], [None], 7, look])
 def test_names_are_a_collection_of_texts(lab: Lab, served: Callable[..., Any], names: Any) -> None:
     with pytest.raises(ConfigError, match="tools_safe"):
         served(create_agent(lab.model(), [look]), tools_safe=names)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"safe": "yes"}, "metadata['orla']['safe'] must be true or false, got 'yes'"),
+        ({"safe": 1}, "metadata['orla']['safe'] must be true or false, got 1"),
+        ({"final_prefix": None}, "metadata['orla']['final_prefix'] must be true or false, got None"),
+        ({"safe": True, "save": True}, "metadata['orla']: unknown key 'save'; did you mean 'safe'?"),
+        (True, "metadata['orla'] must be a dict such as {'safe': True}, got True"),
+        ("safe", "metadata['orla'] must be a dict such as {'safe': True}, got 'safe'"),
+    ],
+)
+def test_what_a_tool_says_wrongly_of_itself_is_refused(
+    lab: Lab, served: Callable[..., Any], caplog: pytest.LogCaptureFixture, own: Any, says: str
+) -> None:
+    wrong = named("search", metadata={"orla": own})
+    with pytest.raises(ConfigError) as refused:
+        served(create_agent(lab.model(), [wrong]))
+    assert str(refused.value).startswith(f"tool 'search': {says}")
+    tools = SafeTools(declared("look"))
+    for _ in range(2):  # one that only shows when it runs is left out
+        tools.used(wrong, "act:1")
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        f"tool 'search': {says}".partition(";")[0]
+    ]
+    assert not tools.names
+
+
+@pytest.mark.parametrize("given", [[look], (look, "send"), {"look"}, ["look"], {"look": 1}.keys(), None, []])
+def test_tools_are_taken_for_their_names(lab: Lab, served: Callable[..., Any], given: Any) -> None:
+    wanted = {"look", "send"} if isinstance(given, tuple) else {"look"} if given else set()
+    assert DeclaredTools.of(given, believes_mcp=False, splits=False).names == wanted
+    served(create_agent(lab.model(), [look, send]), tools_safe=given)
 
 
 def of(graph: Any, *names: str, **how: Any) -> SafeTools | None:

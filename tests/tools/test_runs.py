@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -268,7 +269,9 @@ def test_a_model_in_an_early_tool_has_the_stage_of_the_tools_node_and_belongs_to
 
 
 @pytest.mark.parametrize("mode", ["messages", "custom", "updates", "values", "tasks"])
-def test_what_a_run_streams_is_the_same(lab: Lab, served: Callable[..., Any], mode: str) -> None:
+def test_what_a_run_streams_is_the_same(
+    lab: Lab, served: Callable[..., Any], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     @tool
     def look(x: int) -> str:
         """Look at x."""
@@ -289,9 +292,12 @@ def test_what_a_run_streams_is_the_same(lab: Lab, served: Callable[..., Any], mo
     assert streamed(graph) == bare
     assert lab.early.started == 1
     assert lab.early.used == (mode != "messages"), "what a model says inside a tool is streamed in its place"
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_what_a_runs_events_show_is_the_same(lab: Lab, served: Callable[..., Any]) -> None:
+async def test_what_a_runs_events_show_is_the_same(
+    lab: Lab, served: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     @tool
     async def look(x: int) -> str:
         """Look at x."""
@@ -307,6 +313,7 @@ async def test_what_a_runs_events_show_is_the_same(lab: Lab, served: Callable[..
     lab.awaits = 1
     assert await heard(graph) == bare
     assert (lab.early.started, lab.early.used) == (1, 0)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_tool_that_needed_its_place_once_starts_early_no_more(lab: Lab, served: Callable[..., Any]) -> None:

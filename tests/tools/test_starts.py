@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from orla_lg.core.background import Background
 from orla_lg.graph.tools import starts
 from orla_lg.graph.tools.arguments import apart, are_equal
-from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart, EarlyStarts
+from orla_lg.graph.tools.reasons import DropReason
+from orla_lg.graph.tools.starts import AskingCall, EarlyStart, EarlyStarts
 
 
 @tool

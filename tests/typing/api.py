@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict, assert_type
 
 from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool, StructuredTool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -107,6 +108,10 @@ assert_type(Returns().usual_s, float | None)
 builder = StateGraph(State)
 graph: CompiledStateGraph[State, None, State, State] = orla.wrap(builder.compile(), hints=hints)
 orla.wrap(graph, mapper={"classify": "light"}, limits=Limits(Limit(wall_s=30))).invoke({"text": "hello"})
+looked: BaseTool = StructuredTool.from_function(str)
+orla.wrap(graph, tools_safe=[looked, "search"])
+orla.wrap(graph, tools_safe=None)
+orla.wrap(graph, tools_safe={"search"})
 orla.limits = Limits(stages={"classify": Limit(tokens=1000)})
 assert_type(orla.limits, Limits)
 model: ChatOpenAI = ChatOrla(orla=orla, model="heavy")

@@ -18,7 +18,7 @@ from orla_lg.wires.chat import CHAT
 from orla_lg.wires.reading import payload
 from orla_lg.wires.tap import Mode, Tap, TappedResponse
 from orla_lg.wires.tool_calls import ToolCalls
-from orla_lg.wires.watching import HeardToolCall
+from orla_lg.wires.watching import HeardToolCall, Late
 from orla_lg.wires.whole_calls import MOST_HEARD, BraceScan, HeardCalls
 from orla_lg.wires.wire import Wire
 from tests.differential.render import body_of
@@ -57,6 +57,10 @@ class Watch:
     def __init__(self, *, calls: bool = True, message: bool = True) -> None:
         self.wants_calls, self.wants_message = calls, message
         self.heard: list[Any] = []
+        self.late: list[Late] = []
+
+    def comes_late(self, why: Late) -> None:
+        self.late.append(why)
 
     def begins(self) -> None:
         self.heard.append("begins")
@@ -386,6 +390,9 @@ class Failing(Watch):
         self.heard.append(what)
         if what == self.at:
             raise RuntimeError("a fault of the watch")
+
+    def comes_late(self, why: Late) -> None:
+        self._heed("comes_late")
 
     def begins(self) -> None:
         self._heed("begins")

@@ -147,6 +147,12 @@ class EarlyToolStatistics:
     """Now: neither handed over nor dropped."""
     in_threads: int = 0
     """Now: bodies that run in threads."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Tools that are not started early any more, by reason (docs/tools.md)."""
+    offered: int = 0
+    """Calls that offered a safe tool to their model."""
+    late: dict[str, int] = field(default_factory=dict)
+    """Attempts of those whose tool calls came with the answer's end only, by reason (docs/tools.md)."""
 
 
 @dataclass(frozen=True, slots=True)

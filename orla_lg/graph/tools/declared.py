@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -22,11 +22,14 @@ from langgraph.pregel import Pregel
 from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.stage_keys import inner_key, stage_key
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
-from orla_lg.errors import did_you_mean, shown
+from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
 from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.fitness import needs_its_place
+from orla_lg.graph.tools.metadata import SAFE, check
+from orla_lg.graph.tools.reasons import LeftOut
+from orla_lg.graph.tools.streaks import Streak
 
 log = logging.getLogger("orla_lg")
 
@@ -49,25 +52,37 @@ class DeclaredTools:
     splits: bool = False
 
     @classmethod
-    def of(cls, names: Collection[str], *, believes_mcp: bool, splits: bool) -> Self:
+    def of(cls, tools: Collection[str | BaseTool] | None, *, believes_mcp: bool, splits: bool) -> Self:
         """Return what ``tools_safe``, ``tools_safe_mcp`` and ``split_prompts`` mean.
 
         Raises:
             ConfigError: They are not what they should be.
         """
-        listed = sorted(names, key=str) if isinstance(names, Set) else names
-        said = checked.texts("tools_safe", listed)
         checked.flag("tools_safe_mcp", believes_mcp)
         checked.flag("split_prompts", splits)
-        return cls(frozenset(said), believes_mcp, splits)
+        return cls(frozenset(_names(tools)), believes_mcp, splits)
 
     def safe(self, tool: BaseTool) -> bool:
         """Whether *tool* is declared safe; what it declares itself is stronger than a name or a server's hint."""
         metadata = tool.metadata or {}
         own = metadata.get("orla")
-        if isinstance(own, Mapping) and isinstance(own.get("safe"), bool):
-            return bool(own["safe"])
+        if isinstance(own, Mapping) and isinstance(own.get(SAFE), bool):
+            return bool(own[SAFE])
         return tool.name in self.names or (self.believes_mcp and metadata.get("readOnlyHint") is True)
+
+
+def _names(tools: object) -> Iterator[str]:
+    """Yield the names that ``tools_safe`` gives, of tools too."""
+    if tools is None:
+        return
+    if not isinstance(tools, Sequence | Set) or isinstance(tools, str | bytes):
+        raise ConfigError(f"tools_safe must be a list or set of tools' names, or a list of tools, got {shown(tools)}")
+    for each in tools:
+        if not isinstance(each, str | BaseTool):
+            raise ConfigError(f"tools_safe: each of them must be a tool's name, or a tool, got {shown(each)}")
+        name = each.name if isinstance(each, BaseTool) else each
+        checked.text("tools_safe: each of them", name)
+        yield name
 
 
 NOTHING_DECLARED = DeclaredTools()
@@ -103,11 +118,14 @@ class SafeTools:
         self.splits = declared.splits
         self._declared = declared
         self._approved = frozenset(approved)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        """Reentrant, because the collector may end a run, and its starts, at any point of what is done under it."""
         self._places: dict[str, tuple[ToolPlace, ...]] = {}
         """By the tool's name."""
         self._unfit: dict[int, BaseTool] = {}
-        """Tools that need their place, by id; each is held, so that no other gets its id."""
+        """Tools that are left out, by id; each is held, so that no other gets its id."""
+        self._streaks: dict[tuple[LeftOut, int], Streak] = {}
+        """Of tools, by id, whose newest starts came to nothing."""
         self._found: dict[tuple[str, str], ToolPlace | None] = {}
         """By name and the stage whose model calls it."""
         for place in places:
@@ -124,6 +142,13 @@ class SafeTools:
         if not known or not isinstance(tools, list):
             return ()
         return [name for name in map(_name_in, tools) if name in known and self.place(name, stage) is not None]
+
+    def may_begin(self, name: str, stage: str) -> bool:
+        """Whether a tool of the node *stage* may start early, as far as that is known."""
+        return any(
+            inner_key(place.within, place.node) == stage and not place.is_held and id(place.tool) not in self._unfit
+            for place in self._places.get(name, ())
+        )
 
     def place(self, name: str, stage: str) -> ToolPlace | None:
         """Return the tool that a call by the model of *stage* means; ``None`` where no single one is safe."""
@@ -150,8 +175,10 @@ class SafeTools:
 
     def used(self, tool: BaseTool, namespace: str) -> None:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
-        if id(tool) in self._unfit or not self._declared.safe(tool) or tool.name in self._approved:
+        if id(tool) in self._unfit or not self._is_declared(tool) or tool.name in self._approved:
             return
+        if (streak := self._streaks.get((LeftOut.UNUSED, id(tool)))) is not None:
+            streak.ran = True
         within, _, node = stage_key(namespace).rpartition(NAMESPACE_SEPARATOR)
         for place in self._places.get(tool.name, ()):
             if place.tool is tool and place.within == within and place.node == node and place.seen_running:
@@ -165,6 +192,16 @@ class SafeTools:
             if sum(map(len, self._places.values())) < MOST_LEARNED:
                 self._add(ToolPlace(tool, within, node, seen_running=True))
 
+    def _is_declared(self, tool: BaseTool) -> bool:
+        """Whether *tool*, which ``wrap`` may not have seen, is declared safe."""
+        try:
+            check(tool)
+        except ConfigError as error:  # its call is under way, so it runs as ever
+            if self.leave_out(tool):
+                log.warning("%s; the tool does not start early", error)
+            return False
+        return self._declared.safe(tool)
+
     def _holds(self, within: str, node: str) -> bool:
         """Whether calls of a node are approved first; of such a node nothing is learned."""
         return any(
@@ -172,11 +209,62 @@ class SafeTools:
             for places in self._places.values() for each in places
         )  # fmt: skip
 
-    def leave_out(self, tool: BaseTool) -> None:
-        """Start *tool* early no more: it needs its place."""
-        if len(self._unfit) < MOST_LEARNED:
+    def leave_out(self, tool: BaseTool) -> bool:
+        """Start *tool* early no more; returns whether that is new."""
+        with self._lock:
+            if id(tool) in self._unfit or len(self._unfit) >= MOST_LEARNED:
+                return False
             self._unfit[id(tool)] = tool
-        self._found = {}
+            self._found = {}
+            return True
+
+    def asked(self, tool: BaseTool) -> None:
+        """Note that a call asked for what a start of *tool* returned."""
+        self._streaks.pop((LeftOut.UNUSED, id(tool)), None)
+
+    def unused(self, tool: BaseTool, calls: Collection[str], stage: str) -> bool:
+        """Note that no call asked for starts of *tool*, made in the answers to *calls*, though their run went on.
+
+        Returns whether it is left out for that: *stage*, its node, calls its function, or changes its calls.
+        """
+        streak = self._in_vain(LeftOut.UNUSED, tool, calls)
+        if streak is None:
+            return False
+        log.warning(
+            "tool %r of node %r started early %d times and none was used: the node calls %s; it is not started early "
+            "any more", tool.name, stage, streak.starts,
+            "it with other arguments" if streak.ran else "its function, not the tool, or does not call it",
+        )  # fmt: skip
+        return True
+
+    def returned(self, tool: BaseTool) -> None:
+        """Note that a call got what a start of *tool* returned."""
+        self._streaks.pop((LeftOut.FAILING, id(tool)), None)
+
+    def failed(self, tool: BaseTool, call: str, stage: str, why: str) -> bool:
+        """Note that a start of *tool*, in the answer to *call*, brought its call nothing; returns whether it is left
+        out for that."""
+        streak = self._in_vain(LeftOut.FAILING, tool, [call])
+        if streak is None:
+            return False
+        log.warning(
+            "tool %r of node %r started early %d times in a row and ran again in its place, at last because %s; it "
+            "is not started early any more", tool.name, stage, streak.starts, why,
+        )  # fmt: skip
+        return True
+
+    def _in_vain(self, why: LeftOut, tool: BaseTool, calls: Collection[str]) -> Streak | None:
+        """Count starts that came to nothing; returns all in a row, once the tool is left out for them."""
+        with self._lock:
+            if id(tool) in self._unfit:
+                return None
+            if len(self._streaks) >= MOST_LEARNED:
+                self._streaks.clear()
+            streak = self._streaks.setdefault((why, id(tool)), Streak(tool))
+            if not (streak.goes_on(calls) and self.leave_out(tool)):
+                return None
+            del self._streaks[why, id(tool)]
+            return streak
 
     def _add(self, place: ToolPlace) -> None:
         others = [
@@ -197,10 +285,15 @@ def _name_in(tool: Any) -> str | None:
 
 
 def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
-    """Return the tools of *graph* that are safe; ``None`` where nothing can be, and its prompts are not split."""
+    """Return the tools of *graph* that are safe; ``None`` where nothing can be, and its prompts are not split.
+
+    Raises:
+        ConfigError: A tool declares something of itself that means nothing.
+    """
     shown_tools = list(_tools_in(graph, "", (graph,)))
     places: list[ToolPlace] = []
     for place, why_not in shown_tools:
+        check(place.tool)
         if declared.safe(place.tool):
             if (reason := why_not or needs_its_place(place.tool)) is None:
                 places.append(place)

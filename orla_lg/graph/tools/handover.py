@@ -19,11 +19,13 @@ from langchain_core.tools import BaseTool
 
 from orla_lg.core.inflight import grants_held
 from orla_lg.core.record import CallEvent, Happening
+from orla_lg.errors import shown
 from orla_lg.graph.context import Core
 from orla_lg.graph.running_node import RunningNode, current, node_around
 from orla_lg.graph.tools.arguments import Arguments
 from orla_lg.graph.tools.fitness import ARUN, RUN, without_runtime
 from orla_lg.graph.tools.partial_results import heard, is_final
+from orla_lg.graph.tools.reasons import LeftOut
 from orla_lg.graph.tools.running import EARLY
 from orla_lg.graph.tools.starts import EarlyStart
 from orla_lg.graph.tracing import annotate_tool
@@ -51,25 +53,31 @@ class Handover(NamedTuple):
 
     def is_result(self) -> bool:
         """Whether the body, which has ended, returned something; else the tool runs in its place."""
-        start, handler = self.start, self.node.handler
+        start = self.start
         if not start.needs_its_place and not start.outcome.cancelled() and start.outcome.exception() is None:
             self._done()
             return True
         self.given_up()
-        if start.needs_its_place and handler is not None and handler.orla_binding.tools is not None:
-            handler.orla_binding.tools.leave_out(start.tool)
+        if start.needs_its_place and start.tools is not None and start.tools.leave_out(start.tool):
+            self.core.early.left_out(LeftOut.NEEDS_ITS_PLACE)
         return False
 
     def given_up(self) -> None:
         """Note that the tool runs in its place."""
-        self.start.cancel()
-        self.core.early.ran_again(self.start)
+        start, early = self.start, self.core.early
+        start.cancel()
+        early.ran_again(start)
+        why, tools = _fault(start), start.tools
+        if why is not None and tools is not None and tools.failed(start.tool, start.asking.call, start.stage, why):
+            early.left_out(LeftOut.FAILING)
 
     def _done(self) -> None:
         """Note what the start hid: its time before the call's turn."""
         start, now_s = self.start, time.monotonic()
         hidden_s = max(0.0, min(start.ended_s, self.turn_s) - start.began_s)
         self.core.early.handed_over(start, hidden_s)
+        if start.tools is not None:
+            start.tools.returned(start.tool)
         annotate_tool(self.manager, now_s - start.began_s, hidden_s)
         tell(self.core, Happening.TOOL_HANDED_OVER, start, hidden_s)
         if (journal := self.core.serving.journal) is not None:
@@ -78,6 +86,17 @@ class Handover(NamedTuple):
                 asking.run, asking.call, start.stage, start.tool.name, began_before_s=now_s - start.began_s,
                 hidden_s=hidden_s, waited_s=max(0.0, start.ended_s - self.turn_s),
             )  # fmt: skip
+
+
+def _fault(start: EarlyStart) -> str | None:
+    """Return why a body that began has nothing for its call, where that is said of further ones too."""
+    outcome = start.outcome
+    if not start.began_s or start.needs_its_place or outcome.cancelled():
+        return None
+    if not outcome.done():
+        return "it had not ended, and could not be waited for there"
+    error = outcome.exception()
+    return None if error is None or isinstance(error, asyncio.CancelledError) else f"it raised {shown(error)}"
 
 
 def tell(core: Core, kind: Happening, start: EarlyStart, hidden_s: float | None = None) -> None:

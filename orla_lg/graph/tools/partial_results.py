@@ -18,8 +18,7 @@ from langgraph.prebuilt import ToolRuntime
 
 from orla_lg.graph.context import Core
 from orla_lg.graph.running_node import current
-
-FINAL_PREFIX = "final_prefix"
+from orla_lg.graph.tools.metadata import FINAL_PREFIX
 
 _RUNTIME = "__pregel_runtime"
 """Where LangGraph keeps what ``get_stream_writer`` looks up."""

@@ -8,7 +8,7 @@ from typing import Any
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.serving import Serving
 from orla_lg.graph.tools.next_prompt import NextPrompts
-from orla_lg.wires.watching import AnswerWatch, HeardToolCall
+from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 
 
 class SplitWatch:
@@ -33,6 +33,11 @@ class SplitWatch:
         self._inner = inner
         self.wants_calls = inner is not None
         """Whether tool calls are of use before the answer ends."""
+
+    def comes_late(self, why: Late) -> None:
+        """Pass it on."""
+        if self._inner is not None:
+            self._inner.comes_late(why)
 
     def begins(self) -> None:
         """Note that an attempt's answer begins."""

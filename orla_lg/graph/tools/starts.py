@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,9 @@ from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.operation.statistics import EarlyToolStatistics
 from orla_lg.graph.running_node import RunningNode
 from orla_lg.graph.tools.arguments import Arguments, are_equal
+from orla_lg.graph.tools.declared import SafeTools
+from orla_lg.graph.tools.reasons import DropReason, LeftOut
+from orla_lg.wires.watching import Late
 
 THREADS = 32
 """Bodies that run in threads at once, of one ``Orla``; a start that finds no thread is not made."""
@@ -40,24 +42,6 @@ MOST = 1_000
 
 KEEP_S = 300.0
 """A start that was not handed over for so long is dropped, at the latest after twice that."""
-
-
-class DropReason(StrEnum):
-    """Why a start was not handed over."""
-
-    CHANGED = "changed"
-    """The answer ended without the call."""
-    NEXT_CALL = "next_call"
-    """The same node made its next call, and the tool's turn had not come."""
-    RUN_ENDED = "run_ended"
-    """Finished, failed, cancelled, interrupted, or left by its reader."""
-    NOT_BEGUN = "not_begun"
-    """The tool's turn came before its body had begun."""
-    CANCELLED = "cancelled"
-    """The tool's turn came, and what waited for the result was cancelled."""
-    TOO_MANY = "too_many"
-    TOO_LONG = "too_long"
-    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +71,25 @@ class EarlyStart:
         tool: The tool.
         arguments: Validated, apart from those that the body has.
         said: The arguments as the model wrote them, parsed.
+        stage: Of the tool's own node.
+        tools: What learns how it ends.
     """
 
     __slots__ = (
-        "arguments", "asking", "began_s", "ended_s", "is_answered", "loop", "made_s", "needs_its_place", "node",
-        "outcome", "said", "stage", "task", "tool",
+        "arguments", "asking", "began_s", "ended_s", "is_answered", "is_certain", "loop", "made_s", "needs_its_place",
+        "node", "outcome", "said", "stage", "task", "tool", "tools",
     )  # fmt: skip
 
     def __init__(
-        self, asking: AskingCall, tool: BaseTool, arguments: Arguments, said: Mapping[str, Any], stage: str
-    ) -> None:
+        self, asking: AskingCall, tool: BaseTool, arguments: Arguments, said: Mapping[str, Any], stage: str,
+        tools: SafeTools | None = None,
+    ) -> None:  # fmt: skip
         self.asking = asking
         self.tool = tool
         self.arguments = arguments
         self.said = said
         self.stage = stage
-        """Of the tool's own node."""
+        self.tools = tools
         self.outcome: Future[Any] = Future()
         """What the body returned or raised; cancelled where it never began, or was cancelled."""
         self.task: asyncio.Task[None] | None = None
@@ -116,6 +103,8 @@ class EarlyStart:
         """The body asked for what is there in its place only."""
         self.is_answered = False
         """The answer has ended in which its call was."""
+        self.is_certain = False
+        """The whole answer asks for its call."""
 
     def run(self, body: Callable[[], Any]) -> None:
         """Run a body in this thread."""
@@ -186,7 +175,8 @@ class EarlyStarts:
         self._is_timed = False
         self._started = self._used = self._failed = self._twice = self._no_room = 0
         self._hidden_s = 0.0
-        self._dropped = Counter[str]()
+        self._offered = 0
+        self._dropped, self._left_out, self._late = Counter[str](), Counter[str](), Counter[str]()
 
     @property
     def is_idle(self) -> bool:
@@ -198,6 +188,16 @@ class EarlyStarts:
         return [] if self.is_idle else list(self._runs.get(run, ()))
 
     # Begin
+
+    def offered(self) -> None:
+        """Count a call that offers a safe tool."""
+        with self._lock:
+            self._offered += 1
+
+    def comes_late(self, why: Late) -> None:
+        """Count an attempt of such a call whose answer brings its tool calls at the end only."""
+        with self._lock:
+            self._late[str(why)] += 1
 
     def begin(
         self, start: EarlyStart, body: Callable[[], Any], context: Context, loop: asyncio.AbstractEventLoop | None,
@@ -268,7 +268,10 @@ class EarlyStarts:
         if len(equal) > 1:
             around = around_of(namespace)
             equal.sort(key=lambda start: around_of(start.asking.namespace) != around)
-        return next((start for start in equal if self._take_out([start])), None)
+        taken = next((start for start in equal if self._take_out([start])), None)
+        if taken is not None and taken.tools is not None:
+            taken.tools.asked(tool)
+        return taken
 
     def handed_over(self, start: EarlyStart, hidden_s: float) -> None:
         """Count a start whose result its call got, and how much of its time passed before its turn."""
@@ -290,19 +293,44 @@ class EarlyStarts:
         with self._lock:
             self._dropped[DropReason.CANCELLED.value] += 1
 
-    def drop(self, starts: Iterable[EarlyStart], why: DropReason) -> None:
-        """Drop those of *starts* that wait, and cancel what can be cancelled."""
+    def drop(self, starts: Iterable[EarlyStart], why: DropReason, *, is_unused: bool = False) -> None:
+        """Drop those of *starts* that wait, and cancel what can be cancelled.
+
+        Args:
+            starts: Some.
+            why: For the count.
+            is_unused: Their turns passed and no call asked for them, which is learned of their tools.
+        """
         dropped = self._take_out(starts)
         for start in dropped:
             start.cancel()
         if dropped:
             with self._lock:
                 self._dropped[str(why)] += len(dropped)
+        if is_unused:
+            self._learn([start for start in dropped if start.is_certain])
 
-    def run_ended(self, run: str) -> None:
-        """Drop what was started for a root run, and cancel what can be cancelled."""
+    def _learn(self, unused: list[EarlyStart]) -> None:
+        """Learn of the tools of starts that no call asked for."""
+        for tools, tool in {(start.tools, id(start.tool)) for start in unused if start.tools is not None}:
+            of_tool = [start for start in unused if start.tools is tools and id(start.tool) == tool]
+            if tools.unused(of_tool[0].tool, [start.asking.call for start in of_tool], of_tool[0].stage):
+                self.left_out(LeftOut.UNUSED)
+
+    def left_out(self, why: LeftOut) -> None:
+        """Count a tool that is not started early any more."""
+        with self._lock:
+            self._left_out[str(why)] += 1
+
+    def run_ended(self, run: str, *, is_done: bool = False) -> None:
+        """Drop what was started for a root run, and cancel what can be cancelled.
+
+        Args:
+            run: Its id.
+            is_done: It came to its end: it was not cancelled or interrupted, and did not fail.
+        """
         if not self.is_idle and (starts := self._runs.get(run)) is not None:
-            self.drop(starts, DropReason.RUN_ENDED)
+            self.drop(starts, DropReason.RUN_ENDED, is_unused=is_done)
 
     def expire(self, background: Background) -> None:
         """Drop what waits for too long, and look again later."""
@@ -340,7 +368,8 @@ class EarlyStarts:
             return EarlyToolStatistics(
                 started=self._started, used=self._used, hidden_s=self._hidden_s, dropped=dict(self._dropped),
                 failed=self._failed, ran_twice=self._twice, no_room=self._no_room, waiting=self._waiting,
-                in_threads=self._in_threads,
+                in_threads=self._in_threads, left_out=dict(self._left_out),
+                offered=self._offered, late=dict(self._late),
             )  # fmt: skip
 
     def check_integrity(self) -> None:

@@ -17,10 +17,11 @@ from orla_lg.graph.tools.arguments import apart, are_said_alike
 from orla_lg.graph.tools.declared import SafeTools, ToolPlace
 from orla_lg.graph.tools.fitness import ARUN, RUN
 from orla_lg.graph.tools.handover import tell
+from orla_lg.graph.tools.reasons import DropReason
 from orla_lg.graph.tools.running import EARLY, enter, namespace_of
 from orla_lg.graph.tools.split_watch import SplitWatch
-from orla_lg.graph.tools.starts import AskingCall, DropReason, EarlyStart, around_of
-from orla_lg.wires.watching import AnswerWatch, HeardToolCall
+from orla_lg.graph.tools.starts import AskingCall, EarlyStart, around_of
+from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 
 log = logging.getLogger("orla_lg")
 
@@ -45,7 +46,7 @@ def _drop_outdated(core: Core, asking: AskingCall) -> None:
         and start.asking.step is not None and asking.step is not None and start.asking.step < asking.step
     ]  # fmt: skip
     if outdated:
-        core.early.drop(outdated, DropReason.NEXT_CALL)
+        core.early.drop(outdated, DropReason.NEXT_CALL, is_unused=True)
 
 
 class ToolWatch:
@@ -76,6 +77,11 @@ class ToolWatch:
             if start.is_answered and start.asking.namespace == asking.namespace
         ]  # fmt: skip
         """For calls of earlier answers to this execution of the node: it may be retried."""
+        core.early.offered()
+
+    def comes_late(self, why: Late) -> None:
+        """Count an attempt whose tools cannot begin before it ends."""
+        self._core.early.comes_late(why)
 
     def begins(self) -> None:
         """Note that an attempt's answer begins."""
@@ -115,7 +121,7 @@ class ToolWatch:
             return
         validated = tool._to_args_and_kwargs(dict(said), None)
         namespace = namespace_of(place, self._asking.namespace)
-        start = EarlyStart(self._asking, tool, validated, said, inner_key(place.within, place.node))
+        start = EarlyStart(self._asking, tool, validated, said, inner_key(place.within, place.node), self._tools)
         args, kwargs = apart(validated)
         run = ARUN[kind] if is_async else RUN[kind]
 
@@ -138,7 +144,11 @@ class ToolWatch:
             if message is None:
                 return
             called = list(_calls_of(message))
-            changed = [start for start in self._started if not _is_among(start, called)]
+            changed = []
+            for start in self._started:
+                start.is_certain = _is_among(start, called)
+                if not start.is_certain:
+                    changed.append(start)
             self._core.early.drop([*changed, *self._broken], DropReason.CHANGED)
             self._broken = []
         except Exception:
