@@ -187,7 +187,12 @@ def counts_by_design(case: Case, other: Answered) -> bool:
     We ask for them, for the record; which engine would have sent them unasked cannot be seen from what it sends then.
     """
     unasked = case.streams and not case.stream_usage
-    return unasked and other.usage == "null" and any(reply.usage.place == "always last" for reply in case.script)
+    return unasked and other.usage == "null" and any(map(_counts_alone, case.script))
+
+
+def _counts_alone(reply: Reply) -> bool:
+    """Whether a stream brings token counts in an event without a choice, asked for or not."""
+    return reply.usage.place == "always last" or reply.answer.choices == "empty"
 
 
 def _is_count_alone(case: Case, bare: Answered) -> bool:

@@ -111,6 +111,9 @@ FOUND = {
     "data after the end, in a task": Case((Reply(dialect=Dialect(end="data after")),), outer="ainvoke"),
     "it does not hang up": Case((Reply(framing=Framing(drop="hang within", drop_at=100)),), outer="stream"),
     "counts that nobody asked for": Case((Reply(usage=Usage(place="always last")),), outer="stream"),
+    "counts that nobody asked for, and no choice beside them": Case(
+        (Reply(answer=Answer(choices="empty"), usage=Usage(place="with the finish")),), inner="stream"
+    ),
     "counts that are texts": Case((Reply(answer=Answer(finish=""), usage=Usage(TEXTS)),)),
     "counts that are a text": Case((Reply(usage=Usage("7")),), inner="stream"),
     "counts in fractions": Case((Reply(usage=Usage(FRACTIONS)),), outer="stream", inner="stream"),
