@@ -32,6 +32,8 @@ ALL = os.environ.get("ORLA_ALL_KILLS") == "1"
 STREAMS = 16
 MAX_TOKENS = 24
 FLOW_S = 2.0
+MANY = 20
+"""Kills of which some meet a prefill and some a decode; three may all meet the same."""
 PATIENCE_S = 120.0
 
 
@@ -159,7 +161,8 @@ def killed_again_and_again(engine: OwnEngine, adapter: str, kills: int, make_orl
               f"{sum(times - 1 for times in witness.sent.values())}")  # fmt: skip
         assert sum(callers.ended.values()) == callers.made, "every call ended"
         assert witness.repeated == [], "sent again after its first token"
-        assert {"prefill", "decode"} <= set(moments), "killed at work"
+        seen = {"prefill", "decode"} & set(moments)
+        assert len(seen) >= (2 if kills >= MANY else 1), "killed at work"
         assert callers.ended["whole"] > 0
         assert_nothing_left(orla)
         deadline = time.monotonic() + 10
