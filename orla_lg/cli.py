@@ -52,7 +52,7 @@ COMMANDS = {
         "serve": "one core for many processes, with a gateway",
         "reload": "have a running server load its configuration again",
     },
-    "orla_lg.serve.key_commands": {"keys": "make, list, show and revoke the keys of `orla-lg serve`"},
+    "orla_lg.serve.access.commands": {"keys": "make, list, show and revoke the keys of `orla-lg serve`"},
     "orla_lg.mappers.commands": {"mapper": "a stage mapper learned from your own labelled prompts"},
     "orla_lg.engines.commands": {"engine": "real engines on this machine, to try orla_lg with"},
     "orla_lg_sim.commands": {"sim": "a simulated engine, to test and to study with"},

@@ -26,7 +26,7 @@ from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
 from orla_lg.mappers.learned import Model
-from orla_lg.serve.health import CoreState
+from orla_lg.serve.http.health import CoreState
 from orla_lg.serve.settings import DEFAULT_PORT
 from tests.serve.in_thread import server
 from tests.stub_engine import StubEngine

@@ -7,6 +7,7 @@
 ``{"do": "drain", "backend": "heavy", "timeout_s": 30}``              ``{"ok": true, "drained": true}``, later
 ``{"do": "policy", "stage_policy": "edf", "request_policy": "sjf"}``  ``{"ok": true}``; on one ``backend``, or all
 ``{"do": "limit", "backend": "heavy", "max_concurrency": 8}``         ``{"ok": true}``; likewise ``capacity``
+``{"do": "prioritize", "run": "thread-7", "priority": 8}``            ``{"ok": true}``; of a ``tenant`` if named
 ====================================================================  ========================================
 
 What cannot be done is answered with ``{"ok": false, "error": "…"}``, changes nothing, and the next line is read.
@@ -87,7 +88,17 @@ class SetLimit(_Request):
     capacity: NonNegativeInt = 0
 
 
-Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit
+class Prioritize(_Request):
+    """Give the calls of a run, or of a thread's open runs, another priority: those that wait, and those to come."""
+
+    do: Literal["prioritize"] = "prioritize"
+    run: str
+    """A run, or a thread."""
+    priority: float
+    tenant: str | None = None
+
+
+Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit | Prioritize
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 

@@ -20,12 +20,11 @@ from contextvars import Context
 from pathlib import Path
 
 from orla_lg.control import protocol
-from orla_lg.control.protocol import MAX_LINE_BYTES, ControlReply, Request
+from orla_lg.control.commands import carry_out
+from orla_lg.control.protocol import MAX_LINE_BYTES, ControlReply
 from orla_lg.control.state import state
 from orla_lg.core.boundary.plain import is_path, shown
-from orla_lg.core.operation.steering import KEEP
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import adrive
 from orla_lg.errors import ConfigError, OrlaClosed, OrlaError
 
 log = logging.getLogger("orla_lg")
@@ -222,26 +221,6 @@ class ControlServer:
                 while True:
                     yield ControlReply(ok=True, state=state(self._serving))
                     await asyncio.sleep(request.interval_s)
-            yield await self._done(request)
+            yield await carry_out(self._serving, request)
         except OrlaError as error:
             yield ControlReply(ok=False, error=str(error))
-
-    async def _done(self, request: Request) -> ControlReply:
-        """Do what is asked for; what cannot be done raises an ``OrlaError``."""
-        steering = self._serving.steering
-        match request:
-            case protocol.Pause(backend=backend):
-                steering.pause(backend)
-            case protocol.Resume(backend=backend):
-                steering.resume(backend)
-            case protocol.Drain(backend=backend, timeout_s=timeout_s):
-                return ControlReply(ok=True, drained=await adrive(steering.drain(backend, timeout_s)))
-            case protocol.Policy():
-                steering.set_policy(request.stage_policy, request.request_policy, request.backend)
-            case protocol.SetLimit(backend=backend):
-                given = request.model_fields_set
-                bound = request.max_concurrency if "max_concurrency" in given else KEEP
-                steering.set_limit(backend, bound, request.capacity if "capacity" in given else KEEP)
-            case _:
-                return ControlReply(ok=True, state=state(self._serving))
-        return ControlReply(ok=True)

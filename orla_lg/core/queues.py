@@ -275,7 +275,7 @@ class BackendQueue:
     """So many at once, as far as its load told (``window``); more would only wait in its own queue."""
     paused: bool = False
     may_grant: Callable[[], bool] | None = None
-    """Whether this core may grant anything now; ``None``: always, since no other core could (``serve.lease``)."""
+    """Whether this core may grant anything now; ``None``: always, no other core could (``serve.store.lease``)."""
     in_flight: int = 0
     granted: int = 0
     extra: int = 0

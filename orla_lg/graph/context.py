@@ -30,8 +30,8 @@ from orla_lg.core.workflow import RunState
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
 from orla_lg.graph.tools.declared import SafeTools
-from orla_lg.graph.tools.next_prompt import NextPrompts
-from orla_lg.graph.tools.starts import EarlyStarts
+from orla_lg.graph.tools.early.starts import EarlyStarts
+from orla_lg.graph.tools.split.next_prompt import NextPrompts
 from orla_lg.openai_api.client import EngineClients
 
 HintsFunction = Callable[[str, Any], Hints | Mapping[str, Any] | None]

@@ -25,7 +25,7 @@ from langgraph.pregel import Pregel
 
 from orla_lg.graph.running_tool import TOOL, starts
 from orla_lg.graph.structure import AnyPregel
-from orla_lg.graph.tools.running import refuse
+from orla_lg.graph.tools.early.running import refuse
 
 _HANDLERS = "_orla_handlers"
 

@@ -28,8 +28,8 @@ from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution, passing
 from orla_lg.graph.context import MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
-from orla_lg.graph.tools import handover
-from orla_lg.graph.tools.watch import watch_for
+from orla_lg.graph.tools.early import handover
+from orla_lg.graph.tools.early.watch import watch_for
 from orla_lg.graph.tracing import annotate, is_traced
 from orla_lg.openai_api.client import AsyncEngineClient, EngineClient, SdkSender, timeout_of
 from orla_lg.openai_api.pair_check import PairChecks

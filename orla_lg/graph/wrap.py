@@ -26,8 +26,8 @@ from orla_lg.graph.plan import plan, tree, validate
 from orla_lg.graph.saver import OrlaSaver
 from orla_lg.graph.stage_tree import StageTree
 from orla_lg.graph.structure import AnyPregel, stages_of, title
-from orla_lg.graph.tools import handover
 from orla_lg.graph.tools.declared import NOTHING_DECLARED, DeclaredTools, safe_tools
+from orla_lg.graph.tools.early import handover
 from orla_lg.mappers.stages import KnownStages, check_stages, doubted
 
 log = logging.getLogger("orla_lg")

@@ -6,7 +6,7 @@ import httpx
 
 from orla_lg.core.engine.backend import Backend
 from orla_lg.errors import ConfigError
-from orla_lg.serve.doors import SERVER_HEADER
+from orla_lg.serve.http.doors import SERVER_HEADER
 
 PATIENCE_S = 2.0
 

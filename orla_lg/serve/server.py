@@ -24,28 +24,28 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.orla import Orla
-from orla_lg.serve import health
-from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import HeldSlot
-from orla_lg.serve.doors import SERVER_HEADER, Headers, protocol_for
-from orla_lg.serve.flat import LinkCaller
+from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.budgets import HeldSlot
+from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import CoreState, ReadinessGate
-from orla_lg.serve.http_guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
-from orla_lg.serve.keys import Keyring, KeyScope
-from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.listening import Listening
+from orla_lg.serve.http import health
+from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.http.guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
+from orla_lg.serve.http.health import CoreState, ReadinessGate
+from orla_lg.serve.http.listening import Listening
+from orla_lg.serve.link.flat import LinkCaller
+from orla_lg.serve.link.host import LinkHost
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
-from orla_lg.serve.sessions import LinkHost
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.sqlite import SqliteStore, default_file
 from orla_lg.serve.steering import control_routes
-from orla_lg.serve.store import MemoryStore, Store, StoreUnavailable
+from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.sqlite import SqliteStore, default_file
+from orla_lg.serve.store.store import MemoryStore, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 

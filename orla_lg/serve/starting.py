@@ -48,8 +48,8 @@ def serve(args: argparse.Namespace) -> int:
 
 def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool) -> int:
     # What the extra brings is imported here: the command line starts without it.
-    from orla_lg.serve.keys import PREFIX
-    from orla_lg.serve.listening import Listening
+    from orla_lg.serve.access.keys import PREFIX
+    from orla_lg.serve.http.listening import Listening
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import opened_store, run
 

@@ -1,4 +1,4 @@
-"""The routes that change the running server. Only what ``http_guard`` lets through comes here, with its scope."""
+"""The routes that show and change the running server; ``http.guard`` lets only what has the scope come here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orla_lg.control import protocol
+from orla_lg.control.commands import carry_out
+from orla_lg.control.protocol import ControlReply
+from orla_lg.control.state import state
 from orla_lg.errors import OrlaError
 from orla_lg.link.messages import PATH, UPGRADE
+from orla_lg.orla import Orla
 
 RELOAD = "/v1/orla/reload"
+STATE, CONTROL = "/v1/orla/state", "/v1/orla/control"
 
 
 class Controlled(Protocol):
-    """What is changed."""
+    """What is looked at, and changed."""
+
+    orla: Orla
 
     async def reload(self, *, dry_run: bool) -> str:
         """Load the configuration again, and return what changed, or would."""
@@ -36,11 +44,30 @@ def control_routes(server: Controlled) -> list[Route]:
         except OrlaError as error:
             return _failed(409, str(error))
 
+    async def look(_request: Request) -> Response:
+        return _reply(ControlReply(ok=True, state=state(server.orla.core.serving)))
+
+    async def control(request: Request) -> Response:
+        """Carry out a request of the control protocol; one that asks for a state again and again gets it once."""
+        try:
+            return _reply(await carry_out(server.orla.core.serving, protocol.parse(await request.body())))
+        except OrlaError as error:
+            return _reply(ControlReply(ok=False, error=str(error)), 409)
+
     async def link(_request: Request) -> Response:
         said = f"a link begins with an HTTP/1.1 upgrade to {UPGRADE}; Orla.remote(...) opens one"
         return JSONResponse({"error": {"message": said}}, 426, headers={"upgrade": UPGRADE, "connection": "upgrade"})
 
-    return [Route(RELOAD, reload, methods=["POST"]), Route(PATH, link, methods=["GET", "POST"])]
+    return [
+        Route(STATE, look),
+        Route(CONTROL, control, methods=["POST"]),
+        Route(RELOAD, reload, methods=["POST"]),
+        Route(PATH, link, methods=["GET", "POST"]),
+    ]
+
+
+def _reply(reply: ControlReply, status: int = 200) -> Response:
+    return Response(protocol.encode(reply), status, media_type="application/json")
 
 
 def _asked(body: bytes) -> bool:

@@ -19,7 +19,7 @@ from orla_lg import Backend, ChatOrla, Orla
 from orla_lg.core.engine import registry
 from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.graph import interception
-from orla_lg.graph.tools.watch import watch_for
+from orla_lg.graph.tools.early.watch import watch_for
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 from tests.conftest import BACKEND_KEY, CALLER_KEY, assert_nothing_left
 from tests.differential.judging import worse

@@ -21,7 +21,7 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_me
 from orla_lg import Orla
 from orla_lg.graph.context import Core, identify, origin
 from orla_lg.graph.tools.declared import DeclaredTools
-from orla_lg.graph.tools.watch import watch_for
+from orla_lg.graph.tools.early.watch import watch_for
 from orla_lg.wires.chat import ask_of
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall
 

@@ -32,7 +32,7 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
 from orla_lg import Backend, Orla
-from orla_lg.graph.tools.reasons import DropReason
+from orla_lg.graph.tools.early.reasons import DropReason
 
 MODEL = "stub"
 

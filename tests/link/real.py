@@ -12,9 +12,9 @@ from orla_lg.core.engine.backend import Backend
 from orla_lg.core.engine.registry import adapter_of
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
-from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.sessions import LinkHost
-from orla_lg.serve.store import MemoryStore
+from orla_lg.serve.link.host import LinkHost
+from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.store import MemoryStore
 from tests.serve.scripted import OPEN, Key
 
 

@@ -13,11 +13,11 @@ from typing import Any, Self
 import httpx
 import uvicorn
 
-from orla_lg.serve.access import Access
-from orla_lg.serve.http_guard import AccessLayer, HttpGuard
-from orla_lg.serve.http_protocol import GuardedHttpProtocol
-from orla_lg.serve.keys import AccessKey, Keyring, create
-from orla_lg.serve.store import MemoryStore, Store
+from orla_lg.serve.access.access import Access
+from orla_lg.serve.access.keys import AccessKey, Keyring, create
+from orla_lg.serve.http.guard import AccessLayer, HttpGuard
+from orla_lg.serve.http.protocol import GuardedHttpProtocol
+from orla_lg.serve.store.store import MemoryStore, Store
 
 
 def make(store: Store, name: str = "key", **given: Any) -> tuple[AccessKey, str]:

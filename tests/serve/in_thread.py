@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import Orla
-from orla_lg.serve.listening import Listening
+from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings, settings
-from orla_lg.serve.store import MemoryStore, Store
+from orla_lg.serve.store.store import MemoryStore, Store
 
 PATIENCE_S = 30.0
 

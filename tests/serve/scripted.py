@@ -31,11 +31,11 @@ from orla_lg.link.messages import (
     flat,
     read,
 )
-from orla_lg.serve.keys import KeyScope
-from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.session import LinkSession
-from orla_lg.serve.sessions import LinkHost
-from orla_lg.serve.store import Instant, MemoryStore
+from orla_lg.serve.access.keys import KeyScope
+from orla_lg.serve.link.host import LinkHost
+from orla_lg.serve.link.session import LinkSession
+from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.store import Instant, MemoryStore
 from orla_lg.testing.virtual import StillAdapter, VirtualBackground, VirtualClock, VirtualLoop
 
 T = TypeVar("T")

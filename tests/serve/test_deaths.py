@@ -18,9 +18,9 @@ from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.errors import QueueFull
 from orla_lg.link.messages import Bye, Grant, Hello, Ready, Signal
 from orla_lg.link.whereabouts import here, is_gone
-from orla_lg.serve.budgets import CallSlots, HeldSlot
-from orla_lg.serve.lease import CoreLease
-from orla_lg.serve.store import StoreUnavailable
+from orla_lg.serve.access.budgets import CallSlots, HeldSlot
+from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.store import StoreUnavailable
 from orla_lg.testing.virtual import StillAdapter
 from tests.serve.scripted import Core, Replica, World, adopted, end, enter, first, missed
 

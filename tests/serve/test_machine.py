@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from orla_lg.serve import orphans
+from orla_lg.serve.link import orphans
 from tests.serve.machine import BOUND, LETS_GO_S, Machine
 
 REPLICAS = 3

@@ -12,13 +12,13 @@ import pytest
 
 from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.limits.limits import Limit
-from orla_lg.serve import http_protocol
-from orla_lg.serve.access import Denied
-from orla_lg.serve.http_guard import LOOPBACK_NAMES, MIB, HttpGuard, is_loopback, scope_of
-from orla_lg.serve.http_protocol import MOST_HEAD_BYTES, MOST_HEADERS
-from orla_lg.serve.keys import KeyScope, revoke
-from orla_lg.serve.sqlite import SqliteStore
-from orla_lg.serve.store import MemoryStore, Store
+from orla_lg.serve.access.access import Denied
+from orla_lg.serve.access.keys import KeyScope, revoke
+from orla_lg.serve.http import protocol as http_protocol
+from orla_lg.serve.http.guard import LOOPBACK_NAMES, MIB, HttpGuard, is_loopback, scope_of
+from orla_lg.serve.http.protocol import MOST_HEAD_BYTES, MOST_HEADERS
+from orla_lg.serve.store.sqlite import SqliteStore
+from orla_lg.serve.store.store import MemoryStore, Store
 from tests.serve.fixtures import Served, make, until
 
 GUARD = HttpGuard(max_body_bytes=1000, body_timeout_s=0.4)

@@ -19,12 +19,12 @@ import pytest
 from orla_lg import BackendUnavailable, ConfigError, Orla, cli
 from orla_lg.config_tables import GatewayTable, ServeTable
 from orla_lg.link.messages import PATH
+from orla_lg.serve.access.keys import AccessKey, KeyScope, create
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.health import CoreState
-from orla_lg.serve.keys import AccessKey, KeyScope, create
+from orla_lg.serve.http.health import CoreState
 from orla_lg.serve.server import gateway_settings
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
-from orla_lg.serve.store import MemoryStore
+from orla_lg.serve.store.store import MemoryStore
 from tests.serve.in_thread import PATIENCE_S, server
 from tests.serve.replica import graph_of
 from tests.stub_engine import Gate, Reply, StubEngine
@@ -75,6 +75,29 @@ def test_a_link_needs_a_key_of_its_scope(file: Path) -> None:
         control = {"authorization": f"Bearer {key(store, KeyScope.CONTROL)}"}
         reload = httpx.post(f"{running.url}/v1/orla/reload", json={"dry_run": True}, headers=control)
         assert reload.json() == {"ok": True, "dry_run": True, "changes": "  nothing"}
+
+
+def test_it_shows_its_state_and_is_steered(file: Path) -> None:
+    store = MemoryStore()
+    view, control = key(store, KeyScope.VIEW), key(store, KeyScope.CONTROL)
+    with server(file, store=store) as running, httpx.Client(base_url=f"{running.url}/v1/orla") as http:
+        until(lambda: running.server.state is CoreState.READY)
+        seeing, steering = {"authorization": f"Bearer {view}"}, {"authorization": f"Bearer {control}"}
+        assert http.get("/state").status_code == 401
+        pause = {"do": "pause", "backend": "light"}
+        assert http.post("/control", json=pause, headers=seeing).status_code == 403
+        assert http.post("/control", json={"do": "pause", "backend": "light"}, headers=steering).json() == {
+            "ok": True
+        }
+        shown = http.get("/state", headers=seeing).json()["state"]["backends"]["light"]
+        assert shown["paused"] and shown["waiting"] == 0
+        for asked, fault in (
+            ({"do": "pause", "backend": "lihgt"}, "did you mean 'light'"),
+            ({"do": "prioritize", "run": "none", "priority": 3}, "no run 'none'"),
+            ({"do": "nothing"}, "no such request"),
+        ):
+            answer = http.post("/control", json=asked, headers=steering)
+            assert answer.status_code == 409 and fault in answer.json()["error"]
 
 
 def test_what_asks_for_a_link_the_wrong_way_is_answered(file: Path) -> None:

@@ -28,7 +28,7 @@ from orla_lg.link.messages import (
     View,
     Welcome,
 )
-from orla_lg.serve import session as session_module
+from orla_lg.serve.link import session as session_module
 from orla_lg.testing.virtual import StillAdapter
 from tests.serve.scripted import Core, Key, Replica, World, adopted, end, enter, first, missed
 
@@ -281,8 +281,8 @@ def test_a_silent_replica_is_cut_off_but_not_by_a_core_that_stood_still(world: W
 
 
 def test_bounds_on_what_one_replica_may_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orla_lg.serve.arrivals.MOST_CALLS", 2)
-    monkeypatch.setattr("orla_lg.serve.signals.MOST_RUNS", 2)
+    monkeypatch.setattr("orla_lg.serve.link.arrivals.MOST_CALLS", 2)
+    monkeypatch.setattr("orla_lg.serve.link.signals.MOST_RUNS", 2)
     core, replica = linked(world, bound=1)
     replica.tell(*(enter(f"c{n}") for n in range(4)))
     assert set(replica.refusals()) == {"c2", "c3"} and "QueueFull" in replica.refusals()["c2"]

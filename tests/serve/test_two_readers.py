@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from orla_lg.serve.http_guard import HttpGuard
+from orla_lg.serve.http.guard import HttpGuard
 from tests.serve.fixtures import Served
 
 EXAMPLES = 40

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 
 from orla_lg.cli import main
-from orla_lg.serve.recovery import Recovery
-from orla_lg.serve.roster import Listed
+from orla_lg.serve.link.recovery import Recovery
+from orla_lg.serve.link.roster import Listed
 
 begin = Recovery.begin
 

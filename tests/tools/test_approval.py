@@ -17,8 +17,8 @@ from langgraph.types import Command
 
 from orla_lg import Backend, Orla
 from orla_lg.graph.tools import declared
-from orla_lg.graph.tools.approval import approved_by, approved_in
-from orla_lg.graph.tools.running import EARLY
+from orla_lg.graph.tools.early.approval import approved_by, approved_in
+from orla_lg.graph.tools.early.running import EARLY
 from tests.tools.planned_engine import MODEL, Answer, PlannedEngine
 
 PLAN = [Answer(calls=[("delete", {"key": 1})]), Answer(calls=[("delete", {"key": 2})]), Answer(text="done")]

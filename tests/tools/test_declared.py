@@ -17,7 +17,7 @@ from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRunti
 
 from orla_lg import ConfigError
 from orla_lg.graph.tools.declared import DeclaredTools, SafeTools, safe_tools
-from orla_lg.graph.tools.fitness import needs_its_place
+from orla_lg.graph.tools.early.fitness import needs_its_place
 from tests.tools.conftest import Lab
 
 

@@ -29,7 +29,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy
 
 from orla_lg import Backend, Orla
-from orla_lg.graph.tools.running import EARLY
+from orla_lg.graph.tools.early.running import EARLY
 from tests.langgraph_suite.orla_suite_early import Hearing
 from tests.tools.planned_engine import MODEL, PlannedEngine
 

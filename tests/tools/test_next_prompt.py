@@ -18,8 +18,8 @@ from langgraph.types import Command
 from orla_lg.core.call import Ask
 from orla_lg.core.identity import Identity
 from orla_lg.core.memory.events import SplitPrompt
-from orla_lg.graph.tools import next_prompt
-from orla_lg.graph.tools.next_prompt import AGAIN_AFTER, NextPrompts
+from orla_lg.graph.tools.split import next_prompt
+from orla_lg.graph.tools.split.next_prompt import AGAIN_AFTER, NextPrompts
 from tests.core.fakes import a_call
 
 HELLO = {"role": "user", "content": "hello"}
@@ -239,7 +239,7 @@ def test_what_is_awaited_is_bounded_and_goes_with_its_run(monkeypatch: pytest.Mo
 
 
 def test_without_langchains_functions_nothing_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orla_lg.graph.tools import as_written
+    from orla_lg.graph.tools.split import as_written
 
     monkeypatch.setattr(as_written, "_converters", lambda: None)
     assert as_written.answer_message(answer("t0")) is None
@@ -250,7 +250,7 @@ def test_without_langchains_functions_nothing_is_predicted(monkeypatch: pytest.M
 
 
 def test_messages_are_as_langchain_writes_them() -> None:
-    from orla_lg.graph.tools.as_written import answer_message, result_message
+    from orla_lg.graph.tools.split.as_written import answer_message, result_message
 
     raw = answer("t0", reasoning_content="hm", refusal=None)
     raw["tool_calls"][0]["function"]["arguments"] = '{"x":"ü",\n "y":[1,2]}'

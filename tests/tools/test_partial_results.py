@@ -13,7 +13,7 @@ from langchain_core.tools import BaseTool, tool
 from langgraph.config import get_stream_writer
 
 from orla_lg import Backend, Orla
-from orla_lg.graph.tools.next_prompt import PART_CHARS
+from orla_lg.graph.tools.split.next_prompt import PART_CHARS
 from tests.tools.prefill_engine import MODEL, PrefillEngine, once
 from tests.tools.test_split_prompts import EAGER, QUESTION, Make, Workbench, asked, bench, until
 

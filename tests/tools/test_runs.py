@@ -20,8 +20,8 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import RetryPolicy, Send
 
 from orla_lg import CallEvent, Happening, Orla
-from orla_lg.graph.tools import handover
-from orla_lg.graph.tools.fitness import ARUN, RUN
+from orla_lg.graph.tools.early import handover
+from orla_lg.graph.tools.early.fitness import ARUN, RUN
 from tests.conftest import at
 from tests.stub_engine import StubEngine
 from tests.tools.conftest import Lab, shown

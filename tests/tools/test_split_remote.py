@@ -11,7 +11,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from orla_lg import Backend, Orla, WarmUp
 from orla_lg.core.memory.events import CacheAction, Verb
 from orla_lg.link.messages import FlatMessage
-from orla_lg.serve.warming import KeptPrompt
+from orla_lg.serve.link.warming import KeptPrompt
 from tests.link.real import RealCore
 from tests.link.scripted import eventually
 from tests.serve.scripted import Key
@@ -101,7 +101,7 @@ def test_a_prompt_that_the_replica_does_not_keep_any_more_is_not_sent(
 
 
 def test_a_kept_prompt_is_extended_by_hashes_and_lengths() -> None:
-    from orla_lg.serve.flat import UNSENT, FlatAsk
+    from orla_lg.serve.link.flat import UNSENT, FlatAsk
 
     ask = FlatAsk("m", UNSENT, hashes=[1, 2], chars=[10, 20], text_chars=30)
     base = KeptPrompt("c1", "g", "s", ask, {"frame": 1}, 40, 10)

@@ -15,10 +15,10 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from orla_lg.core.background import Background
-from orla_lg.graph.tools import starts
-from orla_lg.graph.tools.arguments import apart, are_equal
-from orla_lg.graph.tools.reasons import DropReason
-from orla_lg.graph.tools.starts import AskingCall, EarlyStart, EarlyStarts
+from orla_lg.graph.tools.early import starts
+from orla_lg.graph.tools.early.arguments import apart, are_equal
+from orla_lg.graph.tools.early.reasons import DropReason
+from orla_lg.graph.tools.early.starts import AskingCall, EarlyStart, EarlyStarts
 
 
 @tool

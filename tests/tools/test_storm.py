@@ -35,8 +35,8 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import interrupt
 
 from orla_lg import Backend, Orla, OrlaError
-from orla_lg.graph.tools.starts import EarlyStart, EarlyStarts
-from orla_lg.graph.tools.watch import ToolWatch
+from orla_lg.graph.tools.early.starts import EarlyStart, EarlyStarts
+from orla_lg.graph.tools.early.watch import ToolWatch
 from tests.conftest import assert_nothing_left
 from tests.test_leaks import alive
 from tests.tools.planned_engine import MODEL, Answer, PlannedEngine

@@ -25,11 +25,11 @@ from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
-from orla_lg.graph.tools.approval import approved_by, approved_in, before, halts
-from orla_lg.graph.tools.fitness import needs_its_place
+from orla_lg.graph.tools.early.approval import approved_by, approved_in, before, halts
+from orla_lg.graph.tools.early.fitness import needs_its_place
+from orla_lg.graph.tools.early.reasons import LeftOut
+from orla_lg.graph.tools.early.streaks import Streak
 from orla_lg.graph.tools.metadata import SAFE, check
-from orla_lg.graph.tools.reasons import LeftOut
-from orla_lg.graph.tools.streaks import Streak
 
 log = logging.getLogger("orla_lg")
 

@@ -25,7 +25,7 @@ from orla_lg.errors import (
     PolicyError,
     QueueFull,
 )
-from orla_lg.serve.access import Denied
+from orla_lg.serve.access.access import Denied
 from orla_lg.serve.gateway.identity import BadHint
 from orla_lg.wires.chat import CHAT
 from orla_lg.wires.messages import MESSAGES
@@ -229,7 +229,7 @@ def _unavailable(message: str, inflight: InFlightCall | None) -> Failed:
 
 
 def denial(scope: Mapping[str, Any], denied: Denied) -> tuple[list[Header], bytes]:
-    """Return headers and body of a refusal of the access layer (``serve.http_guard``), as its caller reads errors."""
+    """Return headers and body of a refusal of the access layer (``serve.http.guard``), as its caller reads errors."""
     said = Failed(denied.status, denied.message, _KINDS.get(denied.status), denied.retry_after_s)
     headers, content = refusal(said, wire_at(scope["path"]) or CHAT)
     if named := request_id(dict(scope["headers"]), ""):

@@ -18,8 +18,9 @@ from orla_lg.core.placement.embeddings import beside, naming
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import Steps, adrive
-from orla_lg.serve.access import Access, Caller
-from orla_lg.serve.budgets import HeldSlot
+from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.budgets import HeldSlot
+from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import Header, RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
@@ -29,8 +30,7 @@ from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.silence import SilenceWatch
 from orla_lg.serve.gateway.upstream import BackendLinks
-from orla_lg.serve.http_guard import CALLER, is_loopback
-from orla_lg.serve.keys import KeyScope
+from orla_lg.serve.http.guard import CALLER, is_loopback
 from orla_lg.wires.wire import Wire
 
 PathNames = tuple[str | None, str | None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from orla_lg.core.mapping import AUTO
 from orla_lg.core.scheduler import BackendScheduler
-from orla_lg.serve.access import Caller, Denied
+from orla_lg.serve.access.access import Caller, Denied
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from starlette.routing import Route
 
 from orla_lg.core.serving import Serving
-from orla_lg.serve.access import Access
+from orla_lg.serve.access.access import Access
 from orla_lg.serve.gateway.answering import Answering, Receive, Scope, Send
 from orla_lg.serve.gateway.answers import JSON, Failed
 from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, PathNames

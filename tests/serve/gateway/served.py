@@ -11,15 +11,15 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import Orla
-from orla_lg.serve.access import Access
+from orla_lg.serve.access.access import Access
+from orla_lg.serve.access.keys import AccessKey, Keyring, create
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.http_guard import AccessLayer, HttpGuard
-from orla_lg.serve.keys import AccessKey, Keyring, create
-from orla_lg.serve.store import MemoryStore
+from orla_lg.serve.http.guard import AccessLayer, HttpGuard
+from orla_lg.serve.store.store import MemoryStore
 
 PATIENCE_S = 10.0
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from orla_lg import Orla
-from orla_lg.serve.access import Access
+from orla_lg.serve.access.access import Access
+from orla_lg.serve.access.keys import Keyring
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.routes import Shortcut
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.http_guard import AccessLayer, HttpGuard
-from orla_lg.serve.keys import Keyring
-from orla_lg.serve.store import MemoryStore
+from orla_lg.serve.http.guard import AccessLayer, HttpGuard
+from orla_lg.serve.store.store import MemoryStore
 from tests.conftest import at
 from tests.effort import lines_run
 from tests.stub_engine import StubEngine

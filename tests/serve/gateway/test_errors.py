@@ -16,7 +16,7 @@ from orla_lg import Backend, Limit, Limits, Orla
 from orla_lg.core.engine.retry import RetryPolicy
 from orla_lg.serve.gateway.answers import UpstreamError
 from orla_lg.serve.gateway.settings import GatewaySettings
-from orla_lg.serve.http_guard import HttpGuard
+from orla_lg.serve.http.guard import HttpGuard
 from tests.conftest import at
 from tests.serve.gateway.served import GatewayServer
 from tests.stub_engine import Gate, Reply, StubEngine

@@ -1,0 +1,1 @@
+"""Who may do what: keys, what their callers may do, and what they may spend."""

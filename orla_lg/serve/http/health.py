@@ -1,0 +1,93 @@
+"""Whether the server lives, and whether it takes calls: for what starts it, and what shares calls among several."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from orla_lg.serve.access.access import Denied
+from orla_lg.serve.gateway.answers import denial
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ALIVE, READY, ORLA = "/healthz", "/readyz", "/api/v1/health"
+"""The third is where Orla's clients look."""
+
+PATHS = frozenset({ALIVE, READY, ORLA})
+"""They need no key."""
+
+
+class CoreState(StrEnum):
+    """What a server is at."""
+
+    STANDBY = "standby"
+    """Another core has the lease of the store; this one waits for its end."""
+    READY = "ready"
+    DRAINING = "draining"
+    """It takes no new calls, and waits for those in flight."""
+
+
+REFUSED = {
+    CoreState.STANDBY: Denied(
+        503, "this core is a standby: another one has the lease of the store", "server_error", 1.0
+    ),
+    CoreState.DRAINING: Denied(503, "the server is ending; the next one takes calls", "server_error", 1.0),
+}
+
+
+class Stateful(Protocol):
+    """What has a state."""
+
+    @property
+    def state(self) -> CoreState:
+        """What it is at."""
+        ...
+
+
+def routes(server: Stateful) -> list[Route]:
+    """Return the health routes, which need no key and so tell nothing of the engines."""
+
+    async def alive(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_request: Request) -> Response:
+        is_ready = server.state is CoreState.READY
+        said = {"status": "ok" if is_ready else "not_ready", "state": server.state}
+        return JSONResponse(said, 200 if is_ready else 503)
+
+    return [Route(ALIVE, alive), Route(ORLA, alive), Route(READY, ready)]
+
+
+class ReadinessGate:
+    """Refuses calls, in the caller's wire, while the server does not take any.
+
+    Args:
+        app: Answers the others.
+        server: Has the state.
+    """
+
+    def __init__(self, app: Any, server: Stateful) -> None:
+        self._app = app
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in PATHS:
+            await self._app(scope, receive, send)
+            return
+        await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"))
+
+
+async def refuse(scope: Scope, send: Send, denied: Denied, *more: tuple[bytes, bytes]) -> None:
+    """Answer with a refusal."""
+    headers, content = denial(scope, denied)
+    headers += [(b"content-length", b"%d" % len(content)), *more]
+    await send({"type": "http.response.start", "status": denied.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,94 @@
+"""The lease of the one core that decides: taken in the store, renewed, and lost.
+
+Each core that takes the lease after another one has a greater epoch. It grants only while less than half the lease
+has passed since its last renewal was asked for, by the monotonic clock and looked at with each grant: a process that
+was frozen grants nothing when it goes on, even before it finds out that another core has taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from math import inf
+
+from orla_lg.serve.store.store import Store, StoreUnavailable
+
+log = logging.getLogger("orla_lg")
+
+NAME = "core"
+"""Of the lease, in the store."""
+
+
+class CoreLease:
+    """The right to decide, as one core has it or not. Of one thread, except ``holds``.
+
+    Args:
+        store: Where it is kept.
+        ttl_s: Seconds after which another core may take it that was not renewed.
+        clock: Monotonic seconds.
+        holder: Of this process; random by default.
+    """
+
+    def __init__(
+        self, store: Store, ttl_s: float = 1.5, *, clock: Callable[[], float] = time.monotonic, holder: str = ""
+    ) -> None:
+        self.ttl_s = ttl_s
+        self.epoch = 0
+        """0 until it was taken."""
+        self.deposed = False
+        """Another core has it, or had it: this one decides nothing more."""
+        self._store = store
+        self._clock = clock
+        self._holder = holder or secrets.token_hex(8)
+        self._until_s = -inf
+        """Grants may be given until then, monotonic."""
+        self._complained = False
+
+    def holds(self) -> bool:
+        """Whether grants may be given now; any thread may ask."""
+        return self._clock() < self._until_s
+
+    def take(self) -> bool:
+        """Try to take it; returns whether this core has it now.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        asked_s = self._clock()
+        lease = self._store.lease(NAME, self._holder, self.ttl_s)
+        if lease is None:
+            return False
+        self.epoch, self._until_s = lease.epoch, asked_s + self.ttl_s / 2
+        return True
+
+    def renew(self) -> bool:
+        """Renew it; returns whether it had run out before, so that grants were held back and may be given now.
+
+        A store that does not answer is logged once; grants end by themselves then.
+        """
+        asked_s = self._clock()
+        try:
+            lease = self._store.lease(NAME, self._holder, self.ttl_s)
+        except StoreUnavailable as error:
+            if not self._complained:
+                self._complained = True
+                log.warning("the core's lease cannot be renewed, and without it nothing is granted: %s", error)
+            return False
+        self._complained = False
+        if lease is None or lease.epoch != self.epoch:
+            self.deposed, self._until_s = True, -inf
+            return False
+        was_over = asked_s >= self._until_s
+        self._until_s = asked_s + self.ttl_s / 2
+        return was_over
+
+    def give_up(self) -> None:
+        """Let the next core take it at once. Idempotent."""
+        if self.epoch and not self.deposed:
+            self.deposed, self._until_s = True, -inf
+            try:
+                self._store.lease(NAME, self._holder, 0.0)
+            except StoreUnavailable as error:  # it runs out by itself
+                log.warning("the core's lease cannot be given back: %s", error)
