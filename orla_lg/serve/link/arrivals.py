@@ -9,7 +9,7 @@ from functools import partial
 
 from orla_lg.core.call import Assignment, Hints
 from orla_lg.core.identity import Identity
-from orla_lg.core.lifecycle import arrive
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
@@ -109,7 +109,7 @@ class LinkedCalls:
             inflight.call.standing = place.standing
             call.attempt = max(call.attempt, place.attempt)
         call.withdrawn = slot.release
-        call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
+        call.begin(serve(inflight, call, lambda record: slot.release()))  # its replica traces it
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:
