@@ -144,6 +144,8 @@ class Serving:
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Return the steps of one call's life (``lifecycle.serve``)."""
+        if (tracer := self.services.tracer) is not None:
+            tracer.arrived(inflight.call)
         return serve(inflight, sender, on_end)
 
     def lost(self) -> None:

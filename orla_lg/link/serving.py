@@ -191,6 +191,8 @@ class LinkedServing(Serving):
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:  # noqa: D102
         assert isinstance(inflight, LinkedCall)
+        if (tracer := self.services.tracer) is not None:
+            tracer.arrived(inflight.call)
         return serve(self, inflight, sender, on_end)
 
     def internal(self, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str) -> LinkedCall:

@@ -37,6 +37,8 @@ from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.http.guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.http.health import CoreState, ReadinessGate
 from orla_lg.serve.http.listening import Listening
+from orla_lg.serve.http.metrics import MutationCount, ServerMetrics, metrics_routes
+from orla_lg.serve.http.traces import CallTraces
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
 from orla_lg.serve.recognition import refuse_our_own
@@ -94,8 +96,13 @@ class OrlaServer:
         self._replaced = False
         self._cut = 0
         """Calls that draining did not wait for."""
-        routes = [*health.routes(self), *control_routes(self), *routes_of(self.gateway)]
-        app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
+        self.metrics = ServerMetrics(self)
+        routes = [
+            *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *routes_of(self.gateway),
+        ]  # fmt: skip
+        routed = MutationCount(Starlette(routes=routes, exception_handlers=ON_ERROR), self.metrics.counts)
+        self._traces = CallTraces.opened(orla)
+        app = self._traces.around(Shortcut(routed, self.gateway))
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
         self.app = ReadinessGate(self.layer, self)
         self._http: _HttpServer | None = None
@@ -155,6 +162,8 @@ class OrlaServer:
         await self.gateway.aclose()
         await self.host.close("the server ends")
         self._keyring.close()
+        self.metrics.close()
+        await asyncio.to_thread(self._traces.close)  # what is left of them is sent
         opened.close()
         cut = f", {counted(self._cut, 'call')} cut off" if self._cut else ""
         log.warning("ended: %s served%s", counted(self.orla.statistics().calls, "call"), cut)

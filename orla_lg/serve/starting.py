@@ -26,7 +26,8 @@ from orla_lg.orla import Orla
 from orla_lg.serve.settings import ServeSettings, settings
 
 EXTRA = (
-    "aiohttp", "httptools", "orjson", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",))
+    "aiohttp", "httptools", "orjson", "prometheus_client", "starlette", "uvicorn",
+    *(() if sys.platform == "win32" else ("uvloop",))
 )  # fmt: skip
 INSTALL = "pip install 'orla-lg[serve]'"
 

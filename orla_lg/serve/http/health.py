@@ -23,6 +23,11 @@ ALIVE, READY, ORLA = "/healthz", "/readyz", "/api/v1/health"
 PATHS = frozenset({ALIVE, READY, ORLA})
 """They need no key."""
 
+METRICS = "/metrics"
+"""Answered by a server that takes no calls too: that it does not is one of them."""
+
+_ALWAYS = PATHS | {METRICS}
+
 
 class CoreState(StrEnum):
     """What a server is at."""
@@ -79,7 +84,7 @@ class ReadinessGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in PATHS:
+        if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in _ALWAYS:
             await self._app(scope, receive, send)
             return
         await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"))
