@@ -236,7 +236,7 @@ class Signal(NamedTuple):
     more: Flat = {}  # noqa: RUF012
     """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph``; of
     ``prompt_split`` ``call``, ``backend``, ``graph``, ``stage``, ``messages`` (as ``FlatMessage``), ``results``,
-    ``running`` (names and seconds) and ``partly``."""
+    ``running`` (names and seconds), ``partly`` and ``at_once``."""
 
 
 class Graph(NamedTuple):
