@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_the_core_has_a_replica_prefill_what_it_knows_by_hashes(
     assert not warmed.prompts.split
     kept: Any = work.orla.core.serving
     eventually(lambda: not kept.prompts._books["main"].split)
+
+
+def test_the_core_knows_how_many_tools_run_beside_each_other(
+    remote: Callable[..., tuple[RealCore, Workbench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, work = remote()
+    progress, seen = core.serving.progress, list[int]()
+    split = progress.prompt_split
+    monkeypatch.setattr(progress, "prompt_split", lambda run, of: seen.append(of.at_once) or split(run, of))  # type: ignore[func-returns-value]
+    started = threading.Barrier(3)
+    for name in ("first", "second", "third"):
+        work.holds[name] = lambda: started.wait(30)
+    work.agent().invoke(QUESTION)
+    eventually(lambda: len(seen) >= 2)
+    assert max(seen) == 3
 
 
 @pytest.mark.parametrize(("engine", "warned"), [("vllm", False), ("openai", True)])

@@ -230,10 +230,11 @@ class RunSignals:
         running = [_tool(*_pair(each, "tool")) for each in _listed(more, "running")]
         stage = _text(more, "graph") or "", _stage(more)
         results = int(bounded(_number(more, "results"), MOST_LISTED))
+        at_once = int(bounded(_number(more, "at_once"), MOST_LISTED))
         for workflow in run.workflows:
             split = SplitPrompt(
                 _text(more, "call") or "", workflow, _text(more, "backend") or "", stage, messages, results, running,
-                more.get("partly") is True,
+                more.get("partly") is True, at_once,
             )  # fmt: skip
             if self._serving.progress.prompt_split(run, split):
                 return

@@ -106,6 +106,17 @@ class EarlyStart:
         self.is_certain = False
         """The whole answer asks for its call."""
 
+    @property
+    def ran_s(self) -> float:
+        """For how many seconds the body runs or ran; 0 before it began."""
+        return (self.ended_s or time.monotonic()) - self.began_s if self.began_s else 0.0
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the body was kept from beginning, was cancelled or raised, so that the tool runs in its place."""
+        outcome = self.outcome
+        return outcome.cancelled() or (outcome.done() and outcome.exception() is not None)
+
     def run(self, body: Callable[[], Any]) -> None:
         """Run a body in this thread."""
         if not self.outcome.set_running_or_notify_cancel():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -34,7 +34,9 @@ def watch_for(core: Core, come_from: Origin, inflight: InFlightCall, body: Mappi
     asking = AskingCall(inflight.call.id, identity.run, identity.stage, identity.namespace, identity.step)
     _drop_outdated(core, asking)
     watch = ToolWatch(core, tools, asking) if tools.offered(body, identity.stage) else None
-    return SplitWatch(core.next_prompts, core.serving, inflight, watch) if tools.splits else watch
+    if not tools.splits:
+        return watch
+    return SplitWatch(core.next_prompts, core.serving, inflight, watch, tuple if watch is None else watch.starts)
 
 
 def _drop_outdated(core: Core, asking: AskingCall) -> None:
@@ -78,6 +80,10 @@ class ToolWatch:
         ]  # fmt: skip
         """For calls of earlier answers to this execution of the node: it may be retried."""
         core.early.offered()
+
+    def starts(self) -> Sequence[EarlyStart]:
+        """Return what was started for this attempt's answer, dropped since or not."""
+        return self._started
 
     def comes_late(self, why: Late) -> None:
         """Count an attempt whose tools cannot begin before it ends."""
