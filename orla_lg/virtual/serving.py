@@ -26,8 +26,8 @@ from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.errors import OrlaClosed
-from orla_lg.testing.virtual.clock import Timer, VirtualClock
-from orla_lg.testing.virtual.loop import VirtualLoop
+from orla_lg.virtual.clock import Timer, VirtualClock
+from orla_lg.virtual.loop import VirtualLoop
 
 T = TypeVar("T")
 R = TypeVar("R")
