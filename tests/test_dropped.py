@@ -94,7 +94,7 @@ def test_many_dropped_leave_no_thread_no_descriptor_and_no_file(engine: StubEngi
     for number in range(20):
         everything(engine, tmp_path, str(number)).wrap(graph(engine)).invoke(ASKED)
     collected()
-    assert {path.name for path in tmp_path.iterdir()} == {"records", "estimates"}
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "records.key", "estimates"}
     assert len((tmp_path / "records").read_text().splitlines()) >= 20, "and what waited was written"
     assert json.loads((tmp_path / "estimates").read_text())["stages"]
 
@@ -261,7 +261,7 @@ def test_a_process_that_ends_without_close_writes_what_waits(engine: StubEngine,
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len((tmp_path / "r").read_text().splitlines()) >= 1
-    assert [path.name for path in tmp_path.iterdir()] == ["r"], "the socket is gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "r.key"}, "the socket is gone"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -20,12 +20,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "importing", "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters",
-    "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables", "config",
+    "importing", "errors", "arguments", "core", "virtual", "control", "mappers", "wires", "openai_api", "testing",
+    "adapters", "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables", "config",
     "opening", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (
-    *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain", "plan", "top", "demo", "serve", "cli",
+    *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain", "plan", "top", "replay", "demo",
+    "serve", "cli",
 )  # fmt: skip
 OURS = ("orla_lg", "orla_lg_")
 BELOW_THE_CORE = ("orla_lg.core", "orla_lg.errors", "orla_lg.arguments")

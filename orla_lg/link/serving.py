@@ -109,6 +109,8 @@ class LinkedServing(Serving):
             adapters, mapper=None, memory=NoOrders(), admission=False, keep_records=keep_records, journal=journal,
             clock=time.monotonic,
         )  # fmt: skip
+        if journal is not None:
+            journal.setting = None  # the core's, which is not known here
         self.link, self._version, self.known = link, version, Known()
         self.clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
