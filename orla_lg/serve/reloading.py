@@ -393,10 +393,10 @@ class Reloader:
         if leaving.is_busy:
             return
         scheduler.turn_away()
-        serving.schedulers.forget(scheduler.backend.name)
-        clients = (
-            leaving.clients if leaving.is_replaced else self._orla.core.clients.pop(scheduler.backend.name, None)
-        )
+        name = scheduler.backend.name
+        if not any(each is not leaving and each.scheduler.backend.name == name for each in self._leaving):
+            serving.schedulers.forget(name)
+        clients = leaving.clients if leaving.is_replaced else self._orla.core.clients.pop(name, None)
         if clients is not None:
             clients.close()
         serving.resources.dismiss(scheduler.adapter)

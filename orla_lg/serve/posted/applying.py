@@ -15,7 +15,7 @@ from typing import TypeVar
 from orla_lg.errors import ConfigError, OrlaError, shown
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import Posted, PostedBook, PostedItems
-from orla_lg.serve.posted.items import PostedKind, PostedBackend, PostedItem, PostedSetting
+from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedSetting
 from orla_lg.serve.posted.joining import NamedByFile, check_free, named_by
 from orla_lg.serve.reloading import Changes, Reloader
 from orla_lg.serve.store.store import Store, StoreUnavailable
@@ -28,9 +28,8 @@ Applied = Callable[[PostedItems], None]
 """Called on the server's loop with all items after each change."""
 
 NOUNS: Mapping[PostedKind, str] = {
-    PostedKind.BACKEND: "backend", PostedKind.STAGE: "stage", PostedKind.MAPPING: "mapping", PostedKind.POLICY: "policy",
-    PostedKind.SKILL: "skill", PostedKind.WORKFLOW: "workflow", PostedKind.SETTING: "setting",
-}  # fmt: skip
+    kind: "policy" if kind is PostedKind.POLICY else kind.value.removesuffix("s") for kind in PostedKind
+}
 
 RETRY_S = 1.0
 """A store that does not answer is read again so soon."""

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 from orla_lg.errors import ConfigError, OrlaError, shown
-from orla_lg.serve.posted.items import MODELS, PostedKind, PostedItem, PostedPolicy, read_item
+from orla_lg.serve.posted.items import MODELS, PostedItem, PostedKind, PostedPolicy, read_item
 from orla_lg.serve.store.store import Store, Versioned
 
 log = logging.getLogger("orla_lg")

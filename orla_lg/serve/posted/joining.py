@@ -15,7 +15,7 @@ from orla_lg.core.engine.registry import check_engine
 from orla_lg.errors import ConfigError, shown
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import PostedItems
-from orla_lg.serve.posted.items import PostedKind, PostedBackend, PostedItem, PostedMapping, PostedPolicy, PostedStage
+from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedMapping, PostedPolicy, PostedStage
 
 ENGINES = ("openai", "sglang", "vllm", "llamacpp", "ollama")
 """Before the colon of a ``model_id``, they are no part of the model's name."""

@@ -12,9 +12,9 @@ from orla_lg.serve.posted import book as book_module
 from orla_lg.serve.posted.book import PostedBook, PostedFull
 from orla_lg.serve.posted.items import (
     MODELS,
-    PostedKind,
     PostedBackend,
     PostedItem,
+    PostedKind,
     PostedMapping,
     PostedPolicy,
     PostedSetting,
