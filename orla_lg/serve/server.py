@@ -27,6 +27,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
+from orla_lg.serve.api.dispatch import api_routes
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
@@ -41,6 +42,11 @@ from orla_lg.serve.http.metrics import MutationCount, ServerMetrics, metrics_rou
 from orla_lg.serve.http.traces import CallTraces
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
+from orla_lg.serve.observed.captures import CaptureBook
+from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.posted.allowed import Allowed
+from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.effects import StageEffects
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -79,7 +85,8 @@ class OrlaServer:
         self.lease = CoreLease(store, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
-        self.reloader = Reloader(orla, settings.core, refuse_our_own)
+        allowed = Allowed.of(table)
+        self.reloader = Reloader(orla, settings.core, refuse_our_own, allowed)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
         self.host = LinkHost(
@@ -88,9 +95,16 @@ class OrlaServer:
             is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
+        self.completions = self.gateway.completions = CompletionBook()
+        serving.records.followers.append(self.completions.note)
+        self.captures = self.gateway.captures = (
+            CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
+        )
+        self.gateway.effects = StageEffects(self.reloader)
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
@@ -98,7 +112,8 @@ class OrlaServer:
         """Calls that draining did not wait for."""
         self.metrics = ServerMetrics(self)
         routes = [
-            *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *routes_of(self.gateway),
+            *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *api_routes(self),
+            *routes_of(self.gateway),
         ]  # fmt: skip
         routed = MutationCount(Starlette(routes=routes, exception_handlers=ON_ERROR), self.metrics.counts)
         self._traces = CallTraces.opened(orla)
@@ -148,13 +163,15 @@ class OrlaServer:
         http = self._http = _HttpServer(self._uvicorn())
         loop = asyncio.get_running_loop()
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
-            async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
                 ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
+                if self.captures is not None:
+                    helping.append(tasks.create_task(self.captures.swept()))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):
@@ -173,7 +190,9 @@ class OrlaServer:
         """Wait for the lease, and decide from then on."""
         while True:
             try:
+                await self.posted.refresh()
                 await self.host.start()
+                await self.posted.refresh()  # what the core before wrote last
             except StoreUnavailable as error:
                 log.error("this core takes no calls: %s", error)
                 await asyncio.sleep(STORE_PAUSE_S)
@@ -262,10 +281,14 @@ class OrlaServer:
                 self.reloader.try_out(found)
             else:
                 self.reloader.apply(found)
-                self._note_key_envs()
-                if found.added or found.removed:
-                    self.host.refresh()
+                self.posted.reapplied()
+                if found.added or found.removed or found.replaced:
+                    self._backends_changed()
         return found.text()
+
+    def _backends_changed(self) -> None:
+        self._note_key_envs()
+        self.host.refresh()
 
     def _note_key_envs(self) -> None:
         """Note in which variable replicas find each backend's key, which never goes to them."""
