@@ -157,7 +157,11 @@ class RunSignals:
         """Note what a run entered that has ended, since it may have while its replica was not connected."""
         named(run, "a run's id", MOST_ID_CHARS)
         thread, graph = _text(more, "thread"), _text(more, "graph") or ""
-        if thread is None or self._serving.book.run(run) is not None:
+        known = self._serving.book.run(run)
+        if known is not None and run in replica.runs:  # its end was lost on the way
+            self._enter_again(known, more)
+            self._run_ended(replica, run, more)
+        if thread is None or known is not None:
             return
         try:
             tenant = tenant_within(replica.caller, _text(more, "tenant"))
