@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from itertools import pairwise
@@ -298,6 +299,27 @@ def test_a_judge_does_not_see_what_its_backend_may_not(
     assert not engine.chats
     orla.wrap(chain(engine, "answer")).invoke(HI)
     assert engine.chats  # without a label the judge is asked
+
+
+class Looks:
+    """A mapper that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def map(self, call: Any, backends: Any) -> None:
+        self.seen.append(call.access)
+
+
+def test_mappers_know_what_may_leave(two: Any, engine: StubEngine) -> None:
+    looks = Looks()
+    no_pii_outside = AccessPolicy("in here", ["backend:external"], ["data:pii"], "deny")
+    orla = two(policies=[no_pii_outside])
+    graph = orla.wrap(chain(engine, "before", ".intake", "answer", intake=PII), mapper=looks)
+    with contextlib.suppress(Exception):
+        graph.invoke(HI)
+    assert [each.may_leave for each in looks.seen] == [True, False]
+    assert looks.seen[1].carried == {"pii"}
 
 
 # Configuration
