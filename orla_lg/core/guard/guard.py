@@ -132,6 +132,15 @@ class Guard:
 
     # What is decided
 
+    def look_at(self, call: Call) -> None:
+        """Note, before a call is mapped, which labels it carries, and whether mappers may show it to others."""
+        access = call.access or NO_ACCESS
+        labels = self.labels_of(call) if self.flow.follows or access.labels else NONE
+        subject = self.subject if access.subject is None else access.subject
+        may_leave = not labels or self.verdict(subject, backend=EXTERNAL, labels=labels).allowed
+        may_leave &= not self.elsewhere
+        call.access = replace(access, carried=labels, may_leave=may_leave)
+
     def narrowed(self, call: Call, assignment: Assignment | None) -> Assignment | None:
         """Return *assignment* with the backends alone that the call may go to; ``None`` where nothing places it.
 
@@ -143,10 +152,12 @@ class Guard:
                 "the server's access policies must allow this call, and it cannot be asked: the core is lost, or the "
                 "request is none that the core places"
             )
-        access = call.access or NO_ACCESS
-        labels = self.labels_of(call) if self.flow.follows or access.labels else NONE
+        if call.access is None or call.access.carried is None:
+            self.look_at(call)
         if not self.policies:
             return assignment
+        access = call.access or NO_ACCESS
+        labels = access.carried or NONE
         subject = self.subject if access.subject is None else access.subject
         tools = tool_names(call.ask.schemas) if access.tools is None else access.tools
         named = (EXTERNAL,) if assignment is None else (assignment.backend, *assignment.alternatives)
