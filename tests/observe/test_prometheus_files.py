@@ -31,6 +31,7 @@ __all__ = ["file"]
 
 FILES = Path(__file__).parents[2] / "examples" / "prometheus"
 RULES, SCRAPES, DASHBOARD = FILES / "orla-rules.yml", FILES / "prometheus.yml", FILES / "orla-dashboard.json"
+PAGE = FILES.parents[1] / "docs" / "metrics.md"
 PATIENCE_S = 20.0
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 
@@ -51,7 +52,7 @@ def exposed() -> set[str]:
 
 
 def expressions() -> Iterator[str]:
-    """Yield the queries of the dashboard, as Grafana sends them."""
+    """Yield the queries of the dashboard, as Grafana sends them, and those of the page."""
     board = json.loads(DASHBOARD.read_text())
     for panel in board["panels"]:
         for target in panel["targets"]:
@@ -59,6 +60,8 @@ def expressions() -> Iterator[str]:
             for name, value in (("$backend", ".*"), ("$stage", ".*"), ("$__rate_interval", "1m")):
                 query = query.replace(name, value)
             yield query
+    (asked,) = re.findall(r"```promql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    yield from (re.sub(r"^#.*\n", "", query, flags=re.M) for query in asked.split("\n\n"))
 
 
 def test_what_the_files_name_is_exposed() -> None:
@@ -66,6 +69,11 @@ def test_what_the_files_name_is_exposed() -> None:
     assert len(names) > 25 and names - exposed() == set()
     board = json.loads(DASHBOARD.read_text())
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_the_page_names_what_is_exposed_and_nothing_else() -> None:
+    rows = set(re.findall(r"^\| `(orla_\w+)` \|", PAGE.read_text(encoding="utf-8"), re.M))
+    assert rows == {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed() if name.startswith("orla_")}
 
 
 def test_names_follow_the_customs() -> None:
