@@ -118,6 +118,9 @@ bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, besid
 bench-tools: $(STAMP) ## early tools and split prompts: FTR and end to end beside the law, and under load (BENCH='--quick' for two minutes)
 	$(BIN)/python -m bench.tools $(BENCH)
 
+bench-observe: $(STAMP) ## CPU that metrics and a span add to a call, and what sending spans takes (a minute; run it alone)
+	$(BIN)/python -m bench.observe $(BENCH)
+
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
 	$(BIN)/python -m bench.house $(HOUSE)
 

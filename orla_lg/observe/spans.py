@@ -28,6 +28,8 @@ SCOPE = "orla_lg"
 SENT, FIRST_TOKEN = "orla.sent", "orla.first_token"
 """Events: an attempt goes to its engine, and the first token comes."""
 
+OPERATION, MODEL = "gen_ai.operation.name", "gen_ai.request.model"
+
 MOST_CHARS = 200
 """Of a name that others gave."""
 
@@ -37,6 +39,7 @@ Attributes = dict[str, AttributeValue]
 @dataclass(eq=False, slots=True)
 class _CallSpan:
     span: Span
+    call: Call
     operation: str
     model: str
     sent: list[tuple[int, str]] = field(default_factory=list)
@@ -76,25 +79,16 @@ class CallSpans:
     # What calls tell of themselves (``CallTracer``)
 
     def arrived(self, call: Call) -> None:
-        """Begin a call's span, in its caller's context."""
+        """Begin a call's span, in its caller's context; what samples spans sees its operation, model and stage."""
         if call.id in self._open:
             return
-        model = shown(call.ask.model, MOST_CHARS)
-        operation = "embeddings" if call.ask.embeds else "chat"
-        begun: Attributes = {
-            "gen_ai.operation.name": operation,
-            "gen_ai.request.model": model,
-        }
-        if call.identity.stage:
-            begun["orla.stage"] = shown(call.identity.stage, MOST_CHARS)
-        if call.ask.stream:
-            begun["gen_ai.request.stream"] = True
-        if call.ask.max_tokens is not None:
-            begun["gen_ai.request.max_tokens"] = call.ask.max_tokens
-        if call.identity.thread:
-            begun["gen_ai.conversation.id"] = shown(call.identity.name, MOST_CHARS)
+        who, operation = call.identity, "embeddings" if call.ask.embeds else "chat"
+        model = _name(call.ask.model)
+        begun: Attributes = {OPERATION: operation, MODEL: model}
+        if who.stage:
+            begun["orla.stage"] = _name(who.stage)
         span = self._tracer.start_span(f"{operation} {model}", kind=SpanKind.CLIENT, attributes=begun)
-        self._open[call.id] = _CallSpan(span, operation, model)
+        self._open[call.id] = _CallSpan(span, call, operation, model)
 
     def sending(self, call: Call, backend: str | None) -> Mapping[str, str]:
         """Note when an attempt is sent; returns its ``traceparent``, so that the engine's span is a child of this."""
@@ -110,48 +104,73 @@ class CallSpans:
             return
         span = opened.span
         if span.is_recording():
-            if record.model is not None and (model := shown(record.model, MOST_CHARS)) != opened.model:
+            said = self._said_of(opened, record)
+            if (model := said.get(MODEL)) is not None:
                 span.update_name(f"{opened.operation} {model}")
             _add_events(opened, record)
-            span.set_attributes(self._attributes(record))
+            span.set_attributes(said)
             if record.error is not None:
                 span.set_status(Status(StatusCode.ERROR))
         span.end()
 
-    def _attributes(self, record: Record) -> Attributes:
+    def _said_of(self, opened: _CallSpan, record: Record) -> Attributes:
         """Return what a record says, without what it does not know."""
-        scheduler = self._serving.schedulers.get(record.backend or "")
-        where = {} if scheduler is None else _where(scheduler.backend.url, scheduler.backend.engine)
-        said: dict[str, AttributeValue | None] = {
-            "gen_ai.request.model": None if record.model is None else shown(record.model, MOST_CHARS),
-            "gen_ai.usage.input_tokens": record.prompt_tokens,
-            "gen_ai.usage.output_tokens": record.completion_tokens,
-            "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
-            "gen_ai.response.time_to_first_chunk": record.ttft_s,
-            "error.type": None if record.error is None else kind_of(record.error),
+        call, workflow = opened.call, _name(record.workflow)
+        said: Attributes = {
             "orla.call": record.id,
-            "orla.workflow": shown(record.workflow, MOST_CHARS),
-            "orla.run": record.run,
-            "orla.tenant": None if record.tenant is None else shown(record.tenant, MOST_CHARS),
-            "orla.backend": record.backend,
-            "orla.mapper": record.mapper,
-            "orla.variant": record.variant,
-            "orla.priority": record.priority or None,
+            "gen_ai.conversation.id" if call.identity.thread else "orla.workflow": workflow,
             "orla.attempts": record.attempts,
             "orla.queue_wait_s": record.queue_wait_s,
-            "orla.cache.action": record.cache_action if record.attempts else None,
-            "orla.cache.expected_tokens": record.expected_cached_tokens,
-            "orla.cost_usd": record.cost_usd,
-            "orla.external": record.external or None,
         }
-        return {**where, **{name: value for name, value in said.items() if value is not None}}
+        if (scheduler := self._serving.schedulers.get(record.backend or "")) is not None:
+            said |= _where(scheduler.backend.url, scheduler.backend.engine)
+        if record.model is not None and (model := _name(record.model)) != opened.model:
+            said[MODEL] = model
+        if call.ask.stream:
+            said["gen_ai.request.stream"] = True
+        if record.attempts:
+            said["orla.cache.action"] = record.cache_action
+        if record.priority:
+            said["orla.priority"] = record.priority
+        if record.external:
+            said["orla.external"] = True
+        if record.error is not None:
+            said["error.type"] = kind_of(record.error)
+        for name, value in (
+            ("gen_ai.request.max_tokens", call.ask.max_tokens),
+            ("gen_ai.usage.input_tokens", record.prompt_tokens),
+            ("gen_ai.usage.output_tokens", record.completion_tokens),
+            ("gen_ai.usage.cache_read.input_tokens", record.cached_tokens),
+            ("gen_ai.response.time_to_first_chunk", record.ttft_s),
+            ("orla.run", record.run and _name(record.run)),
+            ("orla.tenant", record.tenant and _name(record.tenant)),
+            ("orla.backend", record.backend),
+            ("orla.mapper", record.mapper),
+            ("orla.variant", record.variant),
+            ("orla.cache.expected_tokens", record.expected_cached_tokens),
+            ("orla.cost_usd", record.cost_usd),
+        ):
+            if value is not None:
+                said[name] = value
+        return said
 
 
 def _add_events(opened: _CallSpan, record: Record) -> None:
-    for number, (at_ns, backend) in enumerate(opened.sent, start=1):
-        opened.span.add_event(SENT, {"orla.attempt": number, "orla.backend": backend}, at_ns)
-    if opened.sent and record.ttft_s is not None:
-        opened.span.add_event(FIRST_TOKEN, timestamp=opened.sent[-1][0] + int(record.ttft_s * 1e9))
+    """Add when each attempt was sent, and when its first token came."""
+    sent = opened.sent
+    if len(sent) == 1:
+        opened.span.add_event(SENT, timestamp=sent[0][0])
+    else:
+        for number, (at_ns, backend) in enumerate(sent, start=1):
+            opened.span.add_event(SENT, {"orla.attempt": number, "orla.backend": backend}, at_ns)
+    if sent and record.ttft_s is not None:
+        opened.span.add_event(FIRST_TOKEN, timestamp=sent[-1][0] + int(record.ttft_s * 1e9))
+
+
+@lru_cache(maxsize=1024)
+def _name(name: str) -> str:
+    """Return a name that others gave as any exporter takes it."""
+    return shown(name, MOST_CHARS)
 
 
 @lru_cache(maxsize=1024)
