@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from orla_lg.serve.store.store import MemoryStore, Store
 from tests.serve.fixtures import Served, make, until
 from tests.timed import within
 
-GUARD = HttpGuard(max_body_bytes=1000, body_timeout_s=0.4)
+GUARD = HttpGuard(max_body_bytes=1000, body_timeout_s=30.0)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +245,12 @@ def test_without_a_key_no_body_is_read(locked: Served) -> None:
     assert locked.raw(head) == ([401], True)  # and no 100
 
 
-def test_a_body_that_comes_slowly_is_given_up(opened: Served) -> None:
+def test_a_body_that_comes_slowly_is_given_up() -> None:
+    with Served(guard=replace(GUARD, body_timeout_s=0.4)) as opened:
+        _comes_slowly(opened)
+
+
+def _comes_slowly(opened: Served) -> None:
     for parts in ((POST + b"Content-Length: 100\r\n\r\n", *[b"a"] * 20), (CHUNKED, *[b"1\r\na\r\n"] * 20)):
         before = len(opened.app.seen)
         assert opened.raw(*parts, pause_s=0.05) == ([408], True), "before its end, which never comes"

@@ -130,7 +130,10 @@ def test_nor_if_the_code_names_the_backend_or_a_model_that_only_one_is_known_to_
     assert where == "healthy" and took_s < SOON_S
 
 
-def test_of_two_that_serve_a_model_the_first_is_taken_though_it_answers_a_little_later(serve: MakeServing) -> None:
+def test_of_two_that_serve_a_model_the_first_is_taken_though_it_answers_a_little_later(
+    serve: MakeServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "OTHERS_PATIENCE_S", LONG_S)
     serving = serve(first=Late(0.05, "mine"), second=Late(0.0, "mine"))
     assert timed(drive, serving, "mine")[1] == "first"
 
