@@ -24,7 +24,20 @@ LIBRARY = (
     "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables", "config",
     "opening", "orla", "workflow",
 )  # fmt: skip
-LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "serve", "cli")
+LAYERS = (
+    *LIBRARY,
+    "__init__",
+    "engines",
+    "check",
+    "timeline",
+    "explain_tools",
+    "explain",
+    "plan",
+    "top",
+    "demo",
+    "serve",
+    "cli",
+)
 OURS = ("orla_lg", "orla_lg_")
 BELOW_THE_CORE = ("orla_lg.core", "orla_lg.errors", "orla_lg.arguments")
 """What the core may import beside the standard library: itself, and what stands on that library alone."""
