@@ -36,7 +36,7 @@ from orla_lg.orla import Orla
 LIVE = {"max_concurrency", "capacity", "cost", "quality"}
 """Keys of a backend that change while it has calls; another URL or model is another backend."""
 
-TABLES = ("mapping", "variants", "limits")
+TABLES = ("mapping", "variants", "limits", "tags", "policies", "stages")
 POLICIES = ("policy", "stage_policy", "request_policy")
 GONE_POLL_S = 0.2
 
@@ -105,7 +105,8 @@ def changes(before: config.Settings, after: config.Settings) -> Changes:
 
 
 def _said(settings: config.Settings, key: str) -> Any:
-    return settings.written.get(key, config.DEFAULTS[key])
+    said = settings.written.get(key, config.DEFAULTS[key])
+    return {policy["name"]: policy for policy in said} if key == "policies" else said
 
 
 def _differing(key: str, before: Any, after: Any) -> Iterator[str]:
@@ -218,11 +219,22 @@ class Reloader:
         serving.mappings.variants = {**variants}
         if "limits" in found.keys:
             serving.limits.shared = after.limits
+        self._guard(found)
         self.leaving |= set(found.removed)
         for name in found.removed:
             serving.schedulers.retire(name)
         self._orla.core.stage_names.look(serving)
         self.settings = after
+
+    def _guard(self, found: Changes) -> None:
+        """Let access policies, tags and the labels of stages be what the file says of them."""
+        guard = self._orla.core.serving.guard
+        if "tags" in found.keys:
+            guard.set_tags(found.after.tags)
+        if "stages" in found.keys:
+            guard.set_stage_labels(found.after.stages, "file")
+        if found.before.policies != found.after.policies:
+            guard.set_policies(found.after.policies, "file")
 
     def _change(self, backend: Backend) -> None:
         scheduler = self._orla.core.serving.schedulers[backend.name]
