@@ -36,8 +36,10 @@ HTTP_SENDS: dict[Any, Any] = {
 
 
 # The same examples at every run, so that a change is judged by what it changes; make test-random draws others.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
-hypothesis.settings.register_profile("random", print_blob=True)
+# How long an example takes judges nothing: another process may have the machine meanwhile.
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **UNTIMED)
+hypothesis.settings.register_profile("random", print_blob=True, **UNTIMED)
 hypothesis.settings.load_profile(PROFILE := os.environ.get("ORLA_HYPOTHESIS", "repeatable"))
 if PROFILE == "repeatable":  # Hypothesis also draws numbers that it finds in our sources: others after each change
     setattr(providers, "is_local_module_file", lambda path: False)  # noqa: B010 - no name that its types know

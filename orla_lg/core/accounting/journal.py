@@ -49,7 +49,7 @@ class Journal:
     Each line is a JSON object with ``at``, the wall time in UTC. A record's has its fields; a score's has
     ``feedback`` (the record's id) and ``score``; what became known later of a call's cache has ``amends`` (the
     record's id), ``cache_orders`` and ``cache_borne_out``; a tool that began before its turn has
-    ``early_tool``, its name.
+    ``early_tool``, its name, and ``dropped`` where no call got its result; one that did not begin has ``late_tool``.
 
     Raises:
         ConfigError: No file can have this path.
@@ -122,6 +122,29 @@ class Journal:
         """
         line = {"early_tool": name, "run": run, "call": call, "stage": stage, "began_before_s": began_before_s,
                 "hidden_s": hidden_s, "waited_s": waited_s}  # fmt: skip
+        self._put(lambda: line)
+
+    def dropped_tool(
+        self, run: str, call: str, stage: str, name: str, why: str, *, began_before_s: float, ran_s: float
+    ) -> None:
+        """Append that a tool began before its turn and no call got its result, soon; as ``early_tool``.
+
+        Args:
+            run: The root run.
+            call: The record's id of the call in whose answer it was asked for.
+            stage: Of the tool's own node.
+            name: The tool's.
+            why: No call got it.
+            began_before_s: So long before the line's ``at`` it began; 0 where it did not.
+            ran_s: So long it ran by then.
+        """
+        line = {"early_tool": name, "run": run, "call": call, "stage": stage, "dropped": why,
+                "began_before_s": began_before_s, "ran_s": ran_s}  # fmt: skip
+        self._put(lambda: line)
+
+    def late_tool(self, run: str, call: str, stage: str, name: str, why: str) -> None:
+        """Append that a tool did not begin before its turn, and why, soon; *stage* is that of the call."""
+        line = {"late_tool": name, "run": run, "call": call, "stage": stage, "why": why}
         self._put(lambda: line)
 
     def _put(self, line: Callable[[], Mapping[str, Any]]) -> None:

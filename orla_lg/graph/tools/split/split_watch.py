@@ -35,7 +35,7 @@ class SplitWatch:
         self._inflight = inflight
         self._inner = inner
         self._starts = starts
-        self.wants_calls = inner is not None
+        self.wants_calls = inner is not None and inner.wants_calls
         """Whether tool calls are of use before the answer ends."""
 
     def comes_late(self, why: Late) -> None:
