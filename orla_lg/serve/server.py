@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
+from orla_lg.serve.posted.guarding import guard_by
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -103,6 +105,7 @@ class OrlaServer:
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
+        self.posted.followers.append(partial(guard_by, serving.guard))
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
