@@ -13,10 +13,12 @@ from orla_lg.serve.api.v2.mappings import MappingVariants
 from orla_lg.serve.api.v2.observations import Observations
 from orla_lg.serve.api.v2.settings import OperatorSettings
 from orla_lg.serve.api.v2.stages import Stages
+from orla_lg.serve.api.v2.tools import Tools
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.observed.captures import CaptureBook
 from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.settings import ServeSettings
 
 
@@ -30,6 +32,7 @@ class ApiServer(Protocol):
     posted: PostedThings
     completions: CompletionBook
     captures: CaptureBook | None
+    outside: OutsideClient
 
 
 def api_routes(server: ApiServer) -> list[Route]:
@@ -37,6 +40,7 @@ def api_routes(server: ApiServer) -> list[Route]:
     serving, posted = server.orla.core.serving, server.posted
     return [
         *Observations(serving, server.completions, server.captures).routes(),
+        *Tools(posted, serving, server.access, server.gateway.settings, server.completions, server.outside).routes(),
         *OperatorSettings(posted).routes(),
         *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),

@@ -14,7 +14,8 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.serving import Serving
 from orla_lg.errors import shown
 from orla_lg.serve.api.v2.errors import Handler, answering_errors, missing, wrong
-from orla_lg.serve.api.v2.reading import body_of, given, rfc3339
+from orla_lg.serve.api.v2.reading import body_of, given
+from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedBackend, read_item
