@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -100,6 +100,10 @@ class GatewayRequest(NamedTuple):
     path: PathNames
     caller: Caller
     body: dict[str, Any]
+    origin: Mapping[str, Any] | None = None
+    """What says where it comes from, as a chat completion's body would; ``None``: the body."""
+    mappers: Sequence[Mapper] = ()
+    """Asked where it goes before the mapping that holds for all."""
 
 
 class Gateway:
@@ -172,8 +176,9 @@ class Gateway:
         identity, session = self._identified(source, hints.tenant or None, call_id)
         try:
             inflight = serving.arrive(
-                identity, ask, call_id=call_id, said=hints, layers=self.access.layers(request.caller)
-            )
+                identity, ask, call_id=call_id, said=hints, mappers=request.mappers,
+                layers=self.access.layers(request.caller),
+            )  # fmt: skip
         except BaseException:
             if session is not None:
                 self.sessions.leave(session)
@@ -211,7 +216,8 @@ class Gateway:
 
     def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
         """Return what a request says of itself, as far as its key allows it to."""
-        source, caller = source_of(request.headers, request.body, request.path, self.settings), request.caller
+        caller, said = request.caller, request.body if request.origin is None else request.origin
+        source = source_of(request.headers, said, request.path, self.settings)
         caller.check_stage(source.stage)
         caller.tags_with(source.tags)
         hints = source.hints
@@ -290,13 +296,15 @@ class CallEndpoint:
         assert task is not None
         watch: DisconnectWatch | None = None
         slot: HeldSlot | None = None
-        answering = Answering(send, call_id, self._wire)
+        wire = self.wire_of(scope, call_id)
+        answering = Answering(send, call_id, wire)
         try:
             try:
-                request = await gateway.read(scope, receive, self._wire, path)
+                request = self.looked_at(await gateway.read(scope, receive, wire, path))
                 slot = gateway.access.enter(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
+                self.arrived(request, inflight, session)
                 reply = await gateway.answered(request, inflight)
             except ClientGone:
                 return
@@ -315,3 +323,20 @@ class CallEndpoint:
                 gateway.sessions.leave(session)
             if slot is not None:
                 slot.release()
+
+    # What another API of Orla's does otherwise
+
+    def wire_of(self, scope: Scope, call_id: str) -> Wire:
+        """Return the wire of one request."""
+        return self._wire
+
+    def looked_at(self, request: GatewayRequest) -> GatewayRequest:
+        """Return a request with what else is known of it.
+
+        Raises:
+            OrlaError: It is refused.
+        """
+        return request
+
+    def arrived(self, request: GatewayRequest, inflight: InFlightCall, session: CallerSession | None) -> None:
+        """Take note of the call that a request became."""

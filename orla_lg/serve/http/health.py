@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 ALIVE, READY, ORLA = "/healthz", "/readyz", "/api/v1/health"
-"""The third is where Orla's clients look."""
+"""The third is where Orla's clients look before their first call, so it says what the second does."""
 
 PATHS = frozenset({ALIVE, READY, ORLA})
 """They need no key."""
@@ -62,7 +62,7 @@ def routes(server: Stateful) -> list[Route]:
         said = {"status": "ok" if is_ready else "not_ready", "state": server.state}
         return JSONResponse(said, 200 if is_ready else 503)
 
-    return [Route(ALIVE, alive), Route(ORLA, alive), Route(READY, ready)]
+    return [Route(ALIVE, alive), Route(READY, ready), Route(ORLA, ready)]
 
 
 class ReadinessGate:

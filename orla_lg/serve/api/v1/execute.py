@@ -1,0 +1,47 @@
+"""``POST /api/v1/execute``: a call of the gateway's in another form. It goes the way of all of them."""
+
+from __future__ import annotations
+
+from orla_lg.core.inflight import InFlightCall
+from orla_lg.serve.api.v1 import request as execute
+from orla_lg.serve.api.v1.placement import NamedBackend
+from orla_lg.serve.api.v1.wire import ExecuteWire
+from orla_lg.serve.gateway import answers
+from orla_lg.serve.gateway.answering import Scope
+from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, GatewayRequest
+from orla_lg.serve.gateway.sessions import CallerSession
+from orla_lg.wires.wire import Wire
+
+
+class ExecuteEndpoint(CallEndpoint):
+    """The route of executes.
+
+    Args:
+        gateway: Of all calls.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway, ExecuteWire())
+
+    def wire_of(self, scope: Scope, call_id: str) -> Wire:
+        """Return the wire of one execute, which knows how its caller may name it."""
+        return ExecuteWire(answers.request_id(dict(scope["headers"]), call_id).decode("latin-1"))
+
+    def looked_at(self, request: GatewayRequest) -> GatewayRequest:
+        """Return an execute with its origin, and with the mapper that knows its backend.
+
+        Raises:
+            RequestRefused: It is none.
+        """
+        body = request.body
+        execute.checked(body)
+        is_strict, may_use = body.get("accuracy_policy") == "strict", request.caller.may_use
+        mapper = NamedBackend(body["backend"], body.get("accuracy"), is_strict, may_use)
+        return request._replace(origin=execute.origin(body), mappers=(mapper,))
+
+    def arrived(self, request: GatewayRequest, inflight: InFlightCall, session: CallerSession | None) -> None:
+        """Have the answer know its call, and the session what becomes of its cache."""
+        assert isinstance(request.wire, ExecuteWire)
+        request.wire.inflight = inflight
+        if session is not None and (flushes := execute.flushes(request.body)) is not None:
+            session.flushes = flushes
