@@ -14,7 +14,8 @@ from orla_lg.wires.wire import Body
 
 CACHE_POLICIES = ("preserve", "flush", "auto")
 ACCURACY_POLICIES = ("prefer", "strict")
-MAX_LABELS = 64
+MAX_NAMES = 64
+"""Of labels, or of tools that are asked about."""
 
 _TEXTS = (
     "backend", "stage_id", "prompt", "workflow_id", "cache_policy", "reasoning_effort", "accuracy_policy", "skill_id",
@@ -54,7 +55,7 @@ def checked(body: Body) -> None:
     if form is not None and not isinstance(form.get("schema"), Mapping):
         raise _refused("response_format.schema", "a JSON schema", form.get("schema"))
     _check_words(body)
-    _check_labels(body)
+    checked_labels(body)
 
 
 def _check_words(body: Body) -> None:
@@ -73,16 +74,35 @@ def _check_words(body: Body) -> None:
         raise _refused("cache_hints.flush_on_complete", "true or false", flushes)
 
 
-def _check_labels(body: Body) -> None:
-    labels = body.get("data_labels") or ()
-    if len(labels) > MAX_LABELS:
-        raise RequestRefused(400, f"data_labels has at most {MAX_LABELS} labels, got {len(labels)}")
-    for place, label in enumerate(labels):
-        if not (isinstance(label, str) and label):
-            raise _refused(f"data_labels[{place}]", "a name", label)
-    for key, value in (body.get("tags") or {}).items():
+def checked_labels(body: Body) -> None:
+    """Refuse tags and data labels that are none.
+
+    Raises:
+        RequestRefused: Naming the field.
+    """
+    checked_names("data_labels", body.get("data_labels") or ())
+    tags = body.get("tags") or {}
+    if not isinstance(tags, Mapping):
+        raise _refused("tags", "an object", tags)
+    for key, value in tags.items():
         if not isinstance(value, str):
             raise _refused(f"tags.{key:.60}", "a text", value)
+
+
+def checked_names(field: str, said: Any) -> list[str]:
+    """Return a list of names.
+
+    Raises:
+        RequestRefused: It is none, or too long.
+    """
+    if not isinstance(said, list | tuple):
+        raise _refused(field, "a list", said)
+    if len(said) > MAX_NAMES:
+        raise RequestRefused(400, f"{field} has at most {MAX_NAMES} names, got {len(said)}")
+    for place, each in enumerate(said):
+        if not (isinstance(each, str) and each):
+            raise _refused(f"{field}[{place}]", "a name", each)
+    return list(said)
 
 
 def _refused(name: str, expected: str, value: object) -> RequestRefused:

@@ -89,7 +89,7 @@ def test_its_origin_is_read_as_any_call_of_the_gateway_s() -> None:
         ({"scheduling_hints": {"priority": "high"}}, "scheduling_hints.priority must be a number"),
         ({"cache_hints": {"flush_on_complete": 1}}, "flush_on_complete must be true or false"),
         ({"data_labels": [1]}, "data_labels[0] must be a name"),
-        ({"data_labels": ["x"] * 65}, "at most 64 labels"),
+        ({"data_labels": ["x"] * 65}, "at most 64 names"),
         ({"tags": {"team": 1}}, "tags.team must be a text"),
     ],
 )
