@@ -99,6 +99,15 @@ class ServeTable(ConfigTable):
     body_timeout_s: float = Field(60.0, gt=0, le=MOST_S, allow_inf_nan=False)
     """A request whose body has not come within that is refused; a large one has longer."""
     gateway: GatewayTable = Field(default_factory=lambda: GatewayTable.model_validate({}))
+    posted_hosts: tuple[str, ...] | None = None
+    """Patterns of ``host`` or ``host:port`` that what is posted by Orla's APIs may name; left out: all but the
+    addresses of cloud machines' metadata."""
+    posted_key_envs: dict[str, tuple[str, ...]] = {}
+    """Variables whose keys posted backends may send, each with the patterns of the hosts that may get it."""
+    keep_prompts: bool = False
+    """Whether stages may keep requests and answers (``capture_io``)."""
+    kept_prompt_bytes: int = Field(64 << 20, ge=1024, le=MOST_BODY_BYTES)
+    kept_prompt_age_s: float = Field(3600.0, gt=0, le=MOST_S, allow_inf_nan=False)
 
 
 def _policy_names(said: Any) -> Any:

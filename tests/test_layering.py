@@ -179,6 +179,7 @@ ROOMS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("boundary",), "checks and cleans what comes from outside: settings, keys, files; knows no call"),
     (("engine",), "one engine as it is seen from here: its backend, abilities, health, speed, load"),
     (("lookahead",), "structure, trace and estimates of graphs; admission reads the estimates"),
+    (("guard",), "access policies and data labels; labels flow along the structure of graphs"),
     (("memory",), "what may happen to a workflow's cache, what may be asked for, and the policies between"),
     (("limits",), "bounds on runs, stages and tenants, and their usage"),
     (("cache",), "the wall, and what both kinds of cache share: orders, verification, isolation"),

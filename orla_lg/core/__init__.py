@@ -8,7 +8,8 @@ them), ``steps`` and ``background`` (how it waits, and what works meanwhile), ``
 and joined).
 
 The packages are rooms; each answers one kind of question, and its ``__init__`` says which: ``boundary``,
-``engine``, ``memory``, ``lookahead``, ``limits``, ``cache`` (the wall, with ``prefix`` and ``slots`` behind it),
-``prefetch``, and, on the spine instead of behind it, ``placement``, ``accounting``, ``operation``. A room imports
-what is below it and the values of the spine. ``backend`` and ``control`` are documented paths into ``engine``.
+``engine``, ``lookahead``, ``guard``, ``memory``, ``limits``, ``cache`` (the wall, with ``prefix`` and ``slots``
+behind it), ``prefetch``, and, on the spine instead of behind it, ``placement``, ``accounting``, ``operation``. A room
+imports what is below it and the values of the spine. ``backend`` and ``control`` are documented paths into
+``engine``.
 """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.engine.retry import RetryPolicy
+from orla_lg.core.guard.guard import Guard
 from orla_lg.core.limits.book import LimitBook
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mappings
@@ -41,6 +42,8 @@ class Services:
     unread_hints: UnreadHints
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     pauses: Pauses = field(default_factory=Pauses)
+    guard: Guard | None = None
+    """``None`` where there is neither a policy nor a label."""
     closed: bool = False
     unplaced: set[str] = field(default_factory=set)
     """Models of calls that went past the core, as far as a warning said so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from orla_lg.core.accounting.journal import Journal
@@ -15,6 +16,7 @@ from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.parts import Shared
 from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints, call_ids
 from orla_lg.core.engine.backend import Backend, BackendAdapter
+from orla_lg.core.guard.guard import Guard
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import CLOSED, Sender, arrive, serve
@@ -108,6 +110,7 @@ class Serving:
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
+        self.guard = Guard(partial(setattr, self.services, "guard"))
 
     def scheduler_of(
         self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies | None = None

@@ -19,7 +19,7 @@ wrote is not sent. It answers 200 with::
 
     {"backend": "light", "reason": "small talk", "alternatives": ["heavy"]}
 
-of which only ``backend`` must be there. ``{"backend": null}``, or 204 without a body, declines.
+of which only ``backend`` must be there. ``{"backend": null}``, an empty name, or 204 without a body, declines.
 """
 
 from __future__ import annotations
@@ -138,9 +138,13 @@ class HttpMapper:
     def __repr__(self) -> str:
         return f"HttpMapper({self._where!r}, timeout_s={self.timeout_s})"
 
+    def question(self, call: Call, backends: Sequence[BackendView]) -> dict[str, Any]:
+        """Return what the service gets about a call."""
+        return question(call, backends)
+
     async def _asked(self, call: Call, backends: Sequence[BackendView]) -> Any:
         # Escaped, for ids may hold what UTF-8 cannot (lone surrogates).
-        asked = json.dumps(question(call, backends)).encode()
+        asked = json.dumps(self.question(call, backends)).encode()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._headers}
         async with (
             httpx.AsyncClient(headers=headers, timeout=self.timeout_s, verify=self._tls) as http,
@@ -233,7 +237,7 @@ def _read(answer: Any, call: Call, backends: Sequence[BackendView]) -> Assignmen
     if not isinstance(answer, Mapping) or "backend" not in answer:
         raise Misanswered("error", "the answer is no object with 'backend'")
     name = answer["backend"]
-    if name is None:
+    if name is None or name == "":
         return None
     view = find(backends, name) if isinstance(name, str) else None
     if view is None:

@@ -1,14 +1,16 @@
 """Loading the configuration again while calls run: first what would change, then all of it, or nothing.
 
-What two files say is compared as it is written there, with defaults for what is left out. A change is
-done, or it needs a restart, and one of these refuses the whole: a server that does half of a file is configured
-by none.
+A configuration is what the file says and what is posted (``serve.posted``), joined; the file wins. What two of them
+say is compared as it is written in a file, with defaults for what is left out. A change is done, or it needs a
+restart, and one of these refuses the whole: a server that does half of a file is configured by none. A backend that
+is posted can become another one without a restart: it is replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,10 +30,16 @@ from orla_lg.core.policies import (
     StageChoice,
     policies,
 )
+from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import ConfigError, shown
 from orla_lg.openai_api.client import EngineClients
 from orla_lg.opening import mapper_of
 from orla_lg.orla import Orla
+from orla_lg.serve.posted.allowed import Allowed
+from orla_lg.serve.posted.book import PostedItems
+from orla_lg.serve.posted.joining import Joined, joined
+from orla_lg.serve.posted.outside import StageHook, hook_of
+from orla_lg.serve.posted.stages import PostedMapper, StageBook, variants_of
 
 LIVE = {"max_concurrency", "capacity", "cost", "quality"}
 """Keys of a backend that change while it has calls; another URL or model is another backend."""
@@ -39,6 +47,8 @@ LIVE = {"max_concurrency", "capacity", "cost", "quality"}
 TABLES = ("mapping", "variants", "limits")
 POLICIES = ("policy", "stage_policy", "request_policy")
 GONE_POLL_S = 0.2
+MOST_ASKED = 16
+"""So many new backends are asked at once what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,10 @@ class Changes:
 
     before: config.Settings
     after: config.Settings
+    file: config.Settings | None = None
+    """What the file says of what comes after; ``None``: all of it."""
+    posted: Joined | None = None
+    """What else comes after."""
     done: tuple[str, ...] = ()
     """A line for each change."""
     refused: tuple[str, ...] = ()
@@ -54,6 +68,8 @@ class Changes:
     added: tuple[Backend, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[Backend, ...] = ()
+    replaced: tuple[Backend, ...] = ()
+    """Posted ones that become others under their names."""
     keys: frozenset[str] = field(default_factory=frozenset)
     """At the top of the file, other than ``backends``."""
 
@@ -73,8 +89,8 @@ class Changes:
             raise ConfigError(f"{self.after.source}: {fate}; these need a restart:{why}")
 
 
-def changes(before: config.Settings, after: config.Settings) -> Changes:
-    """Return what differs between two configurations."""
+def changes(before: config.Settings, after: config.Settings, posted: frozenset[str] = frozenset()) -> Changes:
+    """Return what differs between two configurations; *posted* backends of both may be replaced."""
     done: list[str] = []
     refused: list[str] = []
     found = {each.name: each for each in before.backends}, {each.name: each for each in after.backends}
@@ -88,20 +104,23 @@ def changes(before: config.Settings, after: config.Settings) -> Changes:
         for each in added
         if each.url.rstrip("/") in urls
     ]
-    changed = []
+    changed, replaced = list[Backend](), list[Backend]()
     for name in (each for each in found[0] if each in found[1]):
         tables = before.written["backends"][name], after.written["backends"][name]
         differing = {key for key in tables[1] if tables[0][key] != tables[1][key]}
         for key in sorted(differing):
             said = f"{dotted('backends', name, key)}: {_shown(tables[0][key])} becomes {_shown(tables[1][key])}"
-            (done if key in LIVE else refused).append(said)
-        if differing and differing <= LIVE:
-            changed.append(found[1][name])
+            (done if key in LIVE or name in posted else refused).append(said)
+        if differing:
+            (changed if differing <= LIVE else replaced).append(found[1][name])
     keys = frozenset(key for key in after.written if key != "backends" and _said(before, key) != _said(after, key))
     for key in (each for each in after.written if each in keys):
         is_live = key in (*TABLES, *POLICIES, "load_aware")
         (done if is_live else refused).extend(_differing(key, _said(before, key), _said(after, key)))
-    return Changes(before, after, tuple(done), tuple(refused), added, removed, tuple(changed), keys)
+    return Changes(
+        before, after, done=tuple(done), refused=tuple(refused), added=added, removed=removed,
+        changed=tuple(changed), replaced=tuple(replaced), keys=keys,
+    )  # fmt: skip
 
 
 def _said(settings: config.Settings, key: str) -> Any:
@@ -138,6 +157,28 @@ class _Coming:
     clients: EngineClients
 
 
+@dataclass(eq=False, slots=True)
+class _Leaving:
+    """A backend on its way out."""
+
+    scheduler: BackendScheduler
+    clients: EngineClients | None
+    """Its own, where another one has its name; else they are found by that."""
+    is_replaced: bool
+    """Another one has its name."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has calls yet."""
+        return bool(self.scheduler.queue.in_flight or self.scheduler.queue.waiting)
+
+    def keeps_out(self, backend: Backend) -> bool:
+        """Whether a backend must wait for its end: both would fill one engine."""
+        mine = self.scheduler.backend
+        is_same = (mine.name, mine.url.rstrip("/")) == (backend.name, backend.url.rstrip("/"))
+        return is_same and self.is_busy
+
+
 class Reloader:
     """Applies another configuration to a running core. Of the server's loop.
 
@@ -145,32 +186,90 @@ class Reloader:
         orla: The core.
         settings: What it was built from.
         check_backend: Refuses a backend that is none; raises ``ConfigError``.
+        allowed: What may be posted.
     """
 
-    def __init__(self, orla: Orla, settings: config.Settings, check_backend: Callable[[Backend], None]) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        orla: Orla,
+        settings: config.Settings,
+        check_backend: Callable[[Backend], None],
+        allowed: Allowed | None = None,
+    ) -> None:
+        self.settings = self.file = settings
+        """With what is posted, and what the file says of it."""
+        self.posted = Joined(settings, PostedItems(), frozenset(), {})
+        """What is applied."""
+        self.stages = StageBook(self.posted.items)
+        self.hook: StageHook | None = None
+        """The outside mapper in use."""
         self._orla = orla
         self._check_backend = check_backend
-        self.leaving = set[str]()
-        """Backends that were removed and still have calls."""
+        self._allowed = allowed or Allowed()
+        self._shared = orla.core.serving.mappings.shared
+        self._variants = dict(orla.core.serving.mappings.variants)
+        """The file's."""
+        self._leaving = list[_Leaving]()
 
-    def look(self) -> Changes:
+    @property
+    def leaving(self) -> set[str]:
+        """Names of backends that were removed and still have calls."""
+        return {each.scheduler.backend.name for each in self._leaving}
+
+    def look(self, items: PostedItems | None = None) -> Changes:
         """Return what loading the file again would do, without doing it.
+
+        Args:
+            items: What is posted; ``None``: what is applied.
 
         Raises:
             ConfigError: There is no file, it is wrong, or a backend in it is none.
         """
         if not self.settings.source:
             raise ConfigError("there is no configuration to load again; the server was started without one")
-        found = changes(self.settings, config.load(self.settings.source))
-        for backend in found.added:
-            if backend.name in self.leaving:
-                raise ConfigError(
-                    f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls "
-                    "yet; they end first"
-                )
-            self._check_backend(backend)
-        return found
+        return self._changes(config.load(self.settings.source), self.posted.items if items is None else items)
+
+    def look_posted(self, items: PostedItems) -> Changes:
+        """Return what applying *items* would do, beside the file as it was last loaded.
+
+        Raises:
+            ConfigError: A backend among them is none, or cannot come yet.
+        """
+        return self._changes(self.file, items)
+
+    def _changes(self, file: config.Settings, items: PostedItems) -> Changes:
+        both = joined(file, items, self._allowed)
+        if refused := self._refused(self._compared(file, both)):
+            of_posted = {name: fault for name, fault in refused.items() if name in both.posted}
+            for name, fault in refused.items():
+                if name not in of_posted:
+                    raise ConfigError(fault)
+            both = joined(file, items, self._allowed, of_posted)
+        return self._compared(file, both)
+
+    def _compared(self, file: config.Settings, both: Joined) -> Changes:
+        found = changes(self.settings, both.settings, both.posted | self.posted.posted)
+        return replace(found, file=file, posted=both)
+
+    def _refused(self, found: Changes) -> dict[str, str]:
+        """Return why backends cannot come, by name."""
+        coming, refused = (*found.added, *found.replaced), dict[str, str]()
+
+        def look_at(backend: Backend) -> None:
+            try:
+                if any(each.keeps_out(backend) for each in self._leaving):
+                    raise ConfigError(
+                        f"{found.after.source}: backends.{backend.name}: one of that name was removed, and has calls "
+                        "yet; they end first"
+                    )
+                self._check_backend(backend)
+            except ConfigError as error:
+                refused[backend.name] = str(error)
+
+        if coming:
+            with ThreadPoolExecutor(min(len(coming), MOST_ASKED)) as asking:
+                list(asking.map(look_at, coming))
+        return refused
 
     def try_out(self, found: Changes) -> None:
         """Refuse what ``apply`` would refuse, without doing any of it.
@@ -180,32 +279,53 @@ class Reloader:
                 found out.
         """
         found.check(dry_run=True)
-        _, _, (stages, requests) = _planned(found.after)
+        self._mappers(found)
+        stages, requests = ordering(found.after)
         for backend in found.after.backends:
             policies(backend.name, stages, requests)
 
-    def apply(self, found: Changes) -> None:
+    def _mappers(self, found: Changes) -> tuple[Mapper | None, dict[str, Mapper]]:
+        """Return the mapper and the variants that the file says; those in use where it says the same."""
+        if found.file is self.file:
+            return self._shared, self._variants
+        shared, variants, _ = _planned(found.after)
+        return shared, variants
+
+    def apply(self, found: Changes, items: PostedItems | None = None) -> None:
         """Do all of it.
+
+        Args:
+            found: From ``look``.
+            items: What is posted, as it is stored now; ``None``: as it was looked at.
 
         Raises:
             ConfigError, MappingError: Something cannot be done; nothing was changed.
         """
         found.check()
         after, serving = found.after, self._orla.core.serving
-        shared, variants, (stages, requests) = _planned(after)
-        coming = [_coming(backend) for backend in found.added]
-        for each in coming:
-            ordered_by = policies(each.backend.name, stages, requests)
-            serving.schedulers[each.backend.name] = serving.scheduler_of(each.backend, each.adapter, ordered_by)
+        (shared, variants), (stages, requests) = self._mappers(found), ordering(after)
+        coming = [_coming(backend) for backend in (*found.added, *found.replaced)]
+        schedulers = {
+            each.backend.name: serving.scheduler_of(
+                each.backend, each.adapter, policies(each.backend.name, stages, requests)
+            )
+            for each in coming
+        }
+        for backend in found.added:
+            serving.schedulers[backend.name] = schedulers[backend.name]
         try:
             if not found.keys.isdisjoint(POLICIES):
                 serving.steering.set_policy(stages, requests, None)
         except ConfigError:
-            for each in coming:
-                serving.schedulers.retire(each.backend.name)
-                serving.schedulers.forget(each.backend.name)
+            for backend in found.added:
+                serving.schedulers.retire(backend.name)
+                serving.schedulers.forget(backend.name)
             raise
         # From here on nothing fails.
+        for backend in found.replaced:
+            self._retire(backend.name, is_replaced=True)
+            serving.schedulers[backend.name] = schedulers[backend.name]
+        self._take_names(found.added)
         for each in coming:
             self._orla.core.clients[each.backend.name] = each.clients
             serving.resources.enlist(each.backend, each.adapter)
@@ -214,15 +334,38 @@ class Reloader:
             self._change(backend)
         for mapper in (shared, *variants.values()):
             serving.learners.enlist(mapper)
-        serving.mappings.shared = shared
-        serving.mappings.variants = {**variants}
+        self._shared, self._variants = shared, variants
+        self.settings, self.file = after, found.file or after
+        posted = found.posted or Joined(after, PostedItems(), frozenset(), {})
+        self._place(posted if items is None else replace(posted, items=items))
         if "limits" in found.keys:
             serving.limits.shared = after.limits
-        self.leaving |= set(found.removed)
         for name in found.removed:
-            serving.schedulers.retire(name)
+            self._retire(name, is_replaced=False)
         self._orla.core.stage_names.look(serving)
-        self.settings = after
+
+    def _place(self, posted: Joined) -> None:
+        """Have calls go where the file and what is posted say."""
+        mappings = self._orla.core.serving.mappings
+        self.posted, self.stages = posted, StageBook(posted.items)
+        self.hook = hook_of(posted.items, self._allowed, self.hook)
+        table = self.file.mapping if isinstance(self.file.mapping, Mapping) else None
+        is_posted = bool(self.stages) or self.hook is not None
+        mappings.shared = PostedMapper(self._shared, table, self.stages, self.hook) if is_posted else self._shared
+        mappings.variants = variants_of(posted.items, self._variants, self.stages)
+
+    def _retire(self, name: str, *, is_replaced: bool) -> None:
+        core = self._orla.core
+        clients = core.clients.pop(name, None) if is_replaced else None
+        self._leaving.append(_Leaving(core.serving.schedulers.retire(name), clients, is_replaced))
+
+    def _take_names(self, added: Iterable[Backend]) -> None:
+        """Have those that leave keep their clients by themselves, where others come by their names."""
+        names = {backend.name for backend in added}
+        for each in self._leaving:
+            if each.scheduler.backend.name in names and not each.is_replaced:
+                each.clients = self._orla.core.clients.pop(each.scheduler.backend.name, None)
+                each.is_replaced = True
 
     def _change(self, backend: Backend) -> None:
         scheduler = self._orla.core.serving.schedulers[backend.name]
@@ -240,23 +383,25 @@ class Reloader:
         Args:
             once: Return when none is left; else it goes on for those to come.
         """
-        while self.leaving or not once:
-            for name in list(self.leaving):
-                await self._see_off(name)
+        while self._leaving or not once:
+            for each in list(self._leaving):
+                await self._see_off(each)
             await asyncio.sleep(GONE_POLL_S)
 
-    async def _see_off(self, name: str) -> None:
-        core = self._orla.core
-        serving, scheduler = core.serving, core.serving.schedulers[name]
-        if scheduler.queue.in_flight or scheduler.queue.waiting:
+    async def _see_off(self, leaving: _Leaving) -> None:
+        serving, scheduler = self._orla.core.serving, leaving.scheduler
+        if leaving.is_busy:
             return
         scheduler.turn_away()
-        serving.schedulers.forget(name)
-        if (clients := core.clients.pop(name, None)) is not None:
+        serving.schedulers.forget(scheduler.backend.name)
+        clients = (
+            leaving.clients if leaving.is_replaced else self._orla.core.clients.pop(scheduler.backend.name, None)
+        )
+        if clients is not None:
             clients.close()
         serving.resources.dismiss(scheduler.adapter)
         await asyncio.wrap_future(serving.background.submit(scheduler.adapter.aclose()))
-        self.leaving.discard(name)
+        self._leaving.remove(leaving)
 
 
 def _planned(

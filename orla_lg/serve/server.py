@@ -39,6 +39,8 @@ from orla_lg.serve.http.health import CoreState, ReadinessGate
 from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
+from orla_lg.serve.posted.allowed import Allowed
+from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -77,7 +79,8 @@ class OrlaServer:
         self.lease = CoreLease(store, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
-        self.reloader = Reloader(orla, settings.core, refuse_our_own)
+        allowed = Allowed.of(table)
+        self.reloader = Reloader(orla, settings.core, refuse_our_own, allowed)
         self._key_envs = dict[str, str]()
         self._note_key_envs()
         self.host = LinkHost(
@@ -89,6 +92,7 @@ class OrlaServer:
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
@@ -141,7 +145,7 @@ class OrlaServer:
         http = self._http = _HttpServer(self._uvicorn())
         loop = asyncio.get_running_loop()
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
-            async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
                 helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
@@ -164,7 +168,9 @@ class OrlaServer:
         """Wait for the lease, and decide from then on."""
         while True:
             try:
+                await self.posted.refresh()
                 await self.host.start()
+                await self.posted.refresh()  # what the core before wrote last
             except StoreUnavailable as error:
                 log.error("this core takes no calls: %s", error)
                 await asyncio.sleep(STORE_PAUSE_S)
@@ -253,10 +259,14 @@ class OrlaServer:
                 self.reloader.try_out(found)
             else:
                 self.reloader.apply(found)
-                self._note_key_envs()
-                if found.added or found.removed:
-                    self.host.refresh()
+                self.posted.reapplied()
+                if found.added or found.removed or found.replaced:
+                    self._backends_changed()
         return found.text()
+
+    def _backends_changed(self) -> None:
+        self._note_key_envs()
+        self.host.refresh()
 
     def _note_key_envs(self) -> None:
         """Note in which variable replicas find each backend's key, which never goes to them."""

@@ -1,0 +1,1 @@
+"""Access policies and data labels: which calls may go where."""
