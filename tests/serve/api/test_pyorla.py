@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pyorla
 import pytest
+from langchain_core.exceptions import OutputParserException
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
@@ -24,7 +25,10 @@ from orla_lg.serve.store.store import MemoryStore
 from tests.serve.fixtures import make
 from tests.serve.in_thread import Running, server
 from tests.serve.processes import ROOT
-from tests.stub_engine import MODEL, Fault, Reply, Seen, StubEngine
+from tests.stub_engine import MODEL, Fault, Reply, StubEngine
+
+
+PATIENCE_S = 10.0
 
 
 class Daemon:
@@ -33,6 +37,7 @@ class Daemon:
     def __init__(self, running: Running, engine: StubEngine) -> None:
         self.running, self.engine = running, engine
         self.client = OrlaClient(running.url)
+        until_healthy(self.client)
         self.client.register_backend(self.light)
 
     @property
@@ -48,6 +53,19 @@ class Daemon:
 
     def records(self) -> list[Any]:
         return self.running.orla.records()
+
+
+def until_healthy(client: OrlaClient) -> None:
+    """Wait as ``orla_runtime`` does."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            client.health()
+        except OrlaError:
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+        else:
+            return
 
 
 @pytest.fixture
@@ -269,7 +287,7 @@ def test_accuracy(daemon: Daemon) -> None:
     daemon.engine.listen_everywhere = True  # type: ignore[attr-defined]  # 127.0.0.2 is this machine too
     assert where() == "light" == where(accuracy=0.2) == where(accuracy=0.95)
     assert where(accuracy=0.8) == "strong" == where(accuracy=0.8, accuracy_policy="strict")
-    with pytest.raises(OrlaError, match="no backend has quality 0.95"):
+    with pytest.raises(OrlaError, match=r"no backend has quality 0\.95"):
         where(accuracy=0.95, accuracy_policy="strict")
 
 
@@ -312,10 +330,6 @@ def test_a_stream(daemon: Daemon) -> None:
     assert record.error is None
 
 
-def reasoned(seen: Seen) -> Reply:
-    return Reply()
-
-
 # Errors
 
 
@@ -346,7 +360,7 @@ def test_what_an_engine_fails_with_is_too(daemon: Daemon, fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", [Fault.DEAD_MID_STREAM, Fault.ERROR_EVENT, Fault.NO_DONE])
 def test_a_stream_that_fails_half_way_is_no_success(daemon: Daemon, fault: Fault) -> None:
-    daemon.engine.rule = lambda seen: Reply(fault=fault)
+    daemon.engine.rule = lambda seen: Reply(fault=fault, token_s=0.02)  # else it comes at once, and is tried again
     got = list[pyorla.StreamEvent]()
     with pytest.raises(httpx.RemoteProtocolError):
         got.extend(daemon.client.execute_stream(ExecuteRequest("light", prompt="hello you")))
@@ -374,8 +388,7 @@ def test_keys_go_in_the_url(engine: StubEngine) -> None:
         nobody, app, operator = (
             OrlaClient(f"http://{who}{rest}") for who in ("", f"app:{use}@", f"operator:{control}@")
         )
-        for client in (nobody, app, operator):
-            client.health()
+        until_healthy(nobody)
         with pytest.raises(OrlaError) as refused:
             nobody.execute(ExecuteRequest("light", prompt="x"))
         assert refused.value.status_code == 401 and "a key is needed" in str(refused.value)
@@ -450,7 +463,7 @@ def test_a_workflow_with_dependencies(daemon: Daemon) -> None:
     joined = results[stages["join"].id].response
     assert joined is not None and joined.content.startswith("1 user said: 1 user said: 1 user said: begin + ")
     records = daemon.records()
-    assert [record.stage for record in records][0] == stages["plan"].id and len(records) == 5
+    assert records[0].stage == stages["plan"].id and len(records) == 5
     assert len({record.workflow for record in records}) == 1 == len({record.run for record in records})
     assert len(daemon.running.server.gateway.sessions) == 0  # it said that it is complete
 
@@ -546,7 +559,12 @@ def test_defect_structured_output_fails_in_the_client(daemon: Daemon) -> None:
 
     model = pyorla.ChatOrla(base_url=daemon.running.url, backend="light")
     with pytest.raises(KeyError, match="name"):
-        model.with_structured_output(Answer)
+        model.with_structured_output(Answer.model_json_schema())
+    asking = model.with_structured_output(Answer)
+    with pytest.raises(OutputParserException, match="Unknown tool type"):
+        asking.invoke("give 7")
+    (seen,) = daemon.engine.chats  # neither the name of what is asked for nor its fields were sent
+    assert seen.body["tools"][0]["function"] == {"name": f"{Answer}", "parameters": {}}
 
 
 def test_defect_the_choice_of_a_tool_is_dropped(daemon: Daemon) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from orla_lg.errors import shown
 from orla_lg.serve.gateway.answers import RequestRefused
+from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedBackend, read_item
 
 ONE_CALL = 1
@@ -47,3 +49,12 @@ def flattened(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(prices, Mapping) or not set(prices) <= set(_PRICES):
         raise RequestRefused(400, f"cost_model must have {' and '.join(_PRICES)}, got {shown(prices)}")
     return {**said, **{name: float(value) if type(value) is int else value for name, value in prices.items()}}
+
+
+async def register(posted: PostedThings, body: Mapping[str, Any]) -> Posted[PostedBackend]:
+    """Register a backend; one of its name is replaced.
+
+    Raises:
+        OrlaError: It cannot be.
+    """
+    return await posted.put(backend_in(body))

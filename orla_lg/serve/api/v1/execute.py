@@ -20,6 +20,8 @@ class ExecuteEndpoint(CallEndpoint):
         gateway: Of all calls.
     """
 
+    PATH = "/api/v1/execute"
+
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway, ExecuteWire())
 

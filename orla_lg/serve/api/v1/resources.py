@@ -15,6 +15,7 @@ from orla_lg.core.guard.policies import AccessPolicy, Verdict
 from orla_lg.core.guard.subject import AccessSubject
 from orla_lg.core.identity import workflow_key
 from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.api.v1.backends import flattened, register
 from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v1.request import checked_labels, checked_names
 from orla_lg.serve.api.v1.skills import bounds_of
@@ -24,7 +25,8 @@ from orla_lg.serve.gateway.identity import safe_name
 from orla_lg.serve.gateway.sessions import SessionBook
 from orla_lg.serve.http.guard import CALLER
 from orla_lg.serve.posted.applying import NotPosted, PostedThings
-from orla_lg.serve.posted.items import PostedPolicy, PostedSkill, PostedWorkflow, read_item
+from orla_lg.serve.posted.book import PostedItems
+from orla_lg.serve.posted.items import PostedBackend, PostedPolicy, PostedSkill, PostedWorkflow, read_item
 
 MOST_WORKFLOWS = 2000
 """Registered and not complete. Of more, those whose registration is the oldest are forgotten."""
@@ -51,6 +53,8 @@ class Resources:
     def routes(self) -> list[Route]:
         """Return them."""
         taken = {
+            ("POST", "/api/v1/backends"): self.register_backend,
+            ("PATCH", "/api/v1/backends/{name:path}"): self.update_backend,
             ("POST", "/api/v1/policies"): self.add_policy,
             ("GET", "/api/v1/policies"): self.list_policies,
             ("DELETE", "/api/v1/policies/{name:path}"): self.remove_policy,
@@ -62,6 +66,29 @@ class Resources:
             ("POST", "/api/v1/workflow/complete"): self.complete_workflow,
         }
         return [Route(path, answering_errors(each), methods=[method]) for (method, path), each in taken.items()]
+
+    def follow(self, items: PostedItems) -> None:
+        """Have policies hold as they are posted now."""
+        self.guard.set_policies(
+            [AccessPolicy(each.name, each.subjects, each.resources, each.action) for each in items.policies()],
+            "posted",
+        )
+
+    # Backends, until one dispatcher has them
+
+    async def register_backend(self, request: Request) -> Response:
+        """Register a backend."""
+        await register(self.posted, await _body(request))
+        return _done()
+
+    async def update_backend(self, request: Request) -> Response:
+        """Change a backend."""
+        name = request.path_params["name"]
+        stored = self.posted.items.get(PostedBackend, name)
+        if stored is None:
+            raise NotPosted(f"there is no backend {name!r}")
+        await self.posted.put(stored.item.changed(**flattened(await _body(request))))
+        return _done()
 
     # Policies
 

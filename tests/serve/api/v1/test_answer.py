@@ -47,7 +47,7 @@ def test_a_stream_has_one_space_after_each_colon_and_ends_with_all_of_it() -> No
     )
     said += events.end()
     *split, rest = said.split(b"\n\n")
-    assert rest == b"" and all(b"event: " == each[:7] and each.count(b"\ndata: {") == 1 for each in split)
+    assert rest == b"" and all(each[:7] == b"event: " and each.count(b"\ndata: {") == 1 for each in split)
     kinds = [each.partition(b"\n")[0][7:].decode() for each in split]
     assert kinds == ["thinking", "content", "content", "tool_call", "done"]
     data = [payload(each) for each in split]
