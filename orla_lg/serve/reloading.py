@@ -37,7 +37,7 @@ from orla_lg.opening import mapper_of
 from orla_lg.orla import Orla
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import PostedItems
-from orla_lg.serve.posted.joining import Joined, joined
+from orla_lg.serve.posted.joining import JoinedSettings, joined
 from orla_lg.serve.posted.outside import StageHook, hook_of
 from orla_lg.serve.posted.stages import PostedMapper, StageBook, variants_of
 
@@ -59,7 +59,7 @@ class Changes:
     after: config.Settings
     file: config.Settings | None = None
     """What the file says of what comes after; ``None``: all of it."""
-    posted: Joined | None = None
+    posted: JoinedSettings | None = None
     """What else comes after."""
     done: tuple[str, ...] = ()
     """A line for each change."""
@@ -198,7 +198,7 @@ class Reloader:
     ) -> None:
         self.settings = self.file = settings
         """With what is posted, and what the file says of it."""
-        self.posted = Joined(settings, PostedItems(), frozenset(), {})
+        self.posted = JoinedSettings(settings, PostedItems(), frozenset(), {})
         """What is applied."""
         self.stages = StageBook(self.posted.items)
         self.hook: StageHook | None = None
@@ -247,7 +247,7 @@ class Reloader:
             both = joined(file, items, self._allowed, of_posted)
         return self._compared(file, both)
 
-    def _compared(self, file: config.Settings, both: Joined) -> Changes:
+    def _compared(self, file: config.Settings, both: JoinedSettings) -> Changes:
         found = changes(self.settings, both.settings, both.posted | self.posted.posted)
         return replace(found, file=file, posted=both)
 
@@ -336,7 +336,7 @@ class Reloader:
             serving.learners.enlist(mapper)
         self._shared, self._variants = shared, variants
         self.settings, self.file = after, found.file or after
-        posted = found.posted or Joined(after, PostedItems(), frozenset(), {})
+        posted = found.posted or JoinedSettings(after, PostedItems(), frozenset(), {})
         self._place(posted if items is None else replace(posted, items=items))
         if "limits" in found.keys:
             serving.limits.shared = after.limits
@@ -344,7 +344,7 @@ class Reloader:
             self._retire(name, is_replaced=False)
         self._orla.core.stage_names.look(serving)
 
-    def _place(self, posted: Joined) -> None:
+    def _place(self, posted: JoinedSettings) -> None:
         """Have calls go where the file and what is posted say."""
         mappings = self._orla.core.serving.mappings
         self.posted, self.stages = posted, StageBook(posted.items)
@@ -393,10 +393,10 @@ class Reloader:
         if leaving.is_busy:
             return
         scheduler.turn_away()
-        serving.schedulers.forget(scheduler.backend.name)
-        clients = (
-            leaving.clients if leaving.is_replaced else self._orla.core.clients.pop(scheduler.backend.name, None)
-        )
+        name = scheduler.backend.name
+        if not any(each is not leaving and each.scheduler.backend.name == name for each in self._leaving):
+            serving.schedulers.forget(name)
+        clients = leaving.clients if leaving.is_replaced else self._orla.core.clients.pop(name, None)
         if clients is not None:
             clients.close()
         serving.resources.dismiss(scheduler.adapter)

@@ -62,7 +62,7 @@ class Allowed:
         addresses = _looked_up(host) if resolves else _literal(host)
         if host in METADATA or any(map(_is_metadata, addresses)):
             raise ConfigError(
-                f"{where}: host {shown(host)} is where clouds hand out credentials; only [serve] posted_hosts allows it"
+                f"{where}: host {shown(host)} is where clouds hand out credentials; [serve] posted_hosts can allow it"
             )
 
     def check_key(self, variable: str, url: str) -> None:

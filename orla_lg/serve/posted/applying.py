@@ -15,7 +15,7 @@ from typing import TypeVar
 from orla_lg.errors import ConfigError, OrlaError, shown
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import Posted, PostedBook, PostedItems
-from orla_lg.serve.posted.items import Kind, PostedBackend, PostedItem, PostedSetting
+from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedSetting
 from orla_lg.serve.posted.joining import NamedByFile, check_free, named_by
 from orla_lg.serve.reloading import Changes, Reloader
 from orla_lg.serve.store.store import Store, StoreUnavailable
@@ -27,10 +27,9 @@ T = TypeVar("T", bound=PostedItem)
 Applied = Callable[[PostedItems], None]
 """Called on the server's loop with all items after each change."""
 
-NOUNS: Mapping[Kind, str] = {
-    Kind.BACKEND: "backend", Kind.STAGE: "stage", Kind.MAPPING: "mapping", Kind.POLICY: "policy",
-    Kind.SKILL: "skill", Kind.WORKFLOW: "workflow", Kind.SETTING: "setting",
-}  # fmt: skip
+NOUNS: Mapping[PostedKind, str] = {
+    kind: "policy" if kind is PostedKind.POLICY else kind.value.removesuffix("s") for kind in PostedKind
+}
 
 RETRY_S = 1.0
 """A store that does not answer is read again so soon."""

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 from orla_lg.errors import ConfigError, OrlaError, shown
-from orla_lg.serve.posted.items import MODELS, Kind, PostedItem, PostedPolicy, read_item
+from orla_lg.serve.posted.items import MODELS, PostedItem, PostedKind, PostedPolicy, read_item
 from orla_lg.serve.store.store import Store, Versioned
 
 log = logging.getLogger("orla_lg")
@@ -35,7 +35,7 @@ MOST_BYTES = 1 << 20
 MOST_TOTAL_BYTES = 64 << 20
 """Of all of them together."""
 
-KINDS = frozenset(kind.value for kind in Kind)
+KINDS = frozenset(kind.value for kind in PostedKind)
 
 T = TypeVar("T", bound=PostedItem)
 
@@ -63,8 +63,8 @@ _EMPTY: Mapping[Any, Any] = MappingProxyType({})
 class PostedItems:
     """All items as they were at one moment; never changed."""
 
-    by_kind: Mapping[Kind, Mapping[str, Posted[Any]]] = field(default_factory=lambda: _EMPTY)
-    unreadable: Mapping[Kind, frozenset[str]] = field(default_factory=lambda: _EMPTY)
+    by_kind: Mapping[PostedKind, Mapping[str, Posted[Any]]] = field(default_factory=lambda: _EMPTY)
+    unreadable: Mapping[PostedKind, frozenset[str]] = field(default_factory=lambda: _EMPTY)
     """Names of those that cannot be read."""
 
     def of(self, model: type[T]) -> Mapping[str, Posted[T]]:
@@ -75,7 +75,7 @@ class PostedItems:
         """Return one of them."""
         return self.of(model).get(name)
 
-    def broken(self, kind: Kind) -> frozenset[str]:
+    def broken(self, kind: PostedKind) -> frozenset[str]:
         """Return the names of a kind's items that cannot be read."""
         return self.unreadable.get(kind, frozenset())
 
@@ -83,7 +83,7 @@ class PostedItems:
         """Return the policies; for one that cannot be read, one that denies everything, under its name."""
         closed = [
             PostedPolicy(name=name, subjects=ANYTHING, resources=DENIED, action="deny")
-            for name in sorted(self.broken(Kind.POLICY))
+            for name in sorted(self.broken(PostedKind.POLICY))
         ]
         return (*closed, *(each.item for each in self.of(PostedPolicy).values()))
 
@@ -92,11 +92,11 @@ class PostedItems:
         return self.unreadable_names == other.unreadable_names and all(
             {name: each.item for name, each in self.by_kind.get(kind, _EMPTY).items()}
             == {name: each.item for name, each in other.by_kind.get(kind, _EMPTY).items()}
-            for kind in Kind
+            for kind in PostedKind
         )
 
     @property
-    def unreadable_names(self) -> set[tuple[Kind, str]]:
+    def unreadable_names(self) -> set[tuple[PostedKind, str]]:
         """Kinds and names of those that cannot be read."""
         return {(kind, name) for kind, names in self.unreadable.items() for name in names}
 
@@ -108,7 +108,7 @@ class PostedItems:
         broken = {**self.unreadable, item.kind_: self.broken(item.kind_) - {item.key}}
         return PostedItems({**self.by_kind, item.kind_: of_kind}, broken)
 
-    def without(self, kind: Kind, name: str) -> PostedItems:
+    def without(self, kind: PostedKind, name: str) -> PostedItems:
         """Return them without one."""
         of_kind = {each: stored for each, stored in self.by_kind.get(kind, _EMPTY).items() if each != name}
         broken = {**self.unreadable, kind: self.broken(kind) - {name}}
@@ -162,16 +162,16 @@ class PostedBook:
         return True
 
     def _arrange(self) -> None:
-        by_kind: dict[Kind, dict[str, Posted[Any]]] = {kind: {} for kind in Kind}
-        broken: dict[Kind, set[str]] = {kind: set() for kind in Kind}
+        by_kind: dict[PostedKind, dict[str, Posted[Any]]] = {kind: {} for kind in PostedKind}
+        broken: dict[PostedKind, set[str]] = {kind: set() for kind in PostedKind}
         for key, (_, _, stored) in sorted(self._read.items()):
             said, _, name = key.removeprefix(PREFIX).partition("/")
             if said not in KINDS:
                 continue
             if stored is None:
-                broken[Kind(said)].add(name)
+                broken[PostedKind(said)].add(name)
             else:
-                by_kind[Kind(said)][name] = stored
+                by_kind[PostedKind(said)][name] = stored
         self.items = PostedItems(by_kind, {kind: frozenset(names) for kind, names in broken.items()})
 
     def put(self, item: T, *, expected: int | None = None) -> Posted[T]:
@@ -204,7 +204,7 @@ class PostedBook:
             self._arrange()
             return stored
 
-    def remove(self, kind: Kind, name: str, *, expected: int | None = None) -> None:
+    def remove(self, kind: PostedKind, name: str, *, expected: int | None = None) -> None:
         """Remove an item; one that is not there is no fault.
 
         Raises:
@@ -222,7 +222,7 @@ class PostedBook:
             raise PostedFull(f"{item.kind_} {shown(item.key)} takes {size} bytes; one has at most {MOST_BYTES}")
         others = [read for each, read in self._read.items() if each != key]
         of_kind = sum(each.startswith(key_of(item.kind_, "")) and each != key for each in self._read)
-        most = MOST_BACKENDS if item.kind_ is Kind.BACKEND else MOST_ITEMS
+        most = MOST_BACKENDS if item.kind_ is PostedKind.BACKEND else MOST_ITEMS
         if of_kind >= most:
             raise PostedFull(f"there are {of_kind} {item.kind_} already, as many as there may be; delete some")
         if (total := size + sum(each[1] for each in others)) > MOST_TOTAL_BYTES:
@@ -233,7 +233,7 @@ class PostedBook:
         return self._store.watch(PREFIX, changed)
 
 
-def key_of(kind: Kind, name: str) -> str:
+def key_of(kind: PostedKind, name: str) -> str:
     """Return where the store has an item."""
     return f"{PREFIX}{kind}/{name}"
 
@@ -244,7 +244,7 @@ def _read(key: str, value: Versioned) -> Posted[Any] | None:
         log.error("what was posted as %s is of no kind that this version knows, and is left out", shown(key))
         return None
     try:
-        return _unpacked(MODELS[Kind(said)], name, value)
+        return _unpacked(MODELS[PostedKind(said)], name, value)
     except ConfigError as error:
         log.error("what was posted as %s cannot be read, and is left out: %s", shown(key), error)
         return None

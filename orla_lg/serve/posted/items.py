@@ -26,7 +26,7 @@ MOST_HOOK_MS = 10_000
 HOOK_MS, REFRESH_MS = 50, 60_000
 
 
-class Kind(StrEnum):
+class PostedKind(StrEnum):
     """What is posted."""
 
     BACKEND = "backends"
@@ -54,7 +54,7 @@ class PostedItem(BaseModel):
     """One of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    kind_: ClassVar[Kind]
+    kind_: ClassVar[PostedKind]
     named_by: ClassVar[str] = "name"
     """The field that is its name."""
 
@@ -75,7 +75,7 @@ class PostedItem(BaseModel):
 class PostedBackend(PostedItem):
     """A backend, as Orla's APIs write it: an engine, or a tool behind HTTP."""
 
-    kind_: ClassVar[Kind] = Kind.BACKEND
+    kind_: ClassVar[PostedKind] = PostedKind.BACKEND
     name: Name
     endpoint: Annotated[str, Field(min_length=1, max_length=2000)]
     kind: Literal["llm", "tool"] = "llm"
@@ -115,7 +115,7 @@ class PostedBackend(PostedItem):
 class PostedStage(PostedItem):
     """What holds for a stage: where its calls go, and what is put into them."""
 
-    kind_: ClassVar[Kind] = Kind.STAGE
+    kind_: ClassVar[PostedKind] = PostedKind.STAGE
     named_by: ClassVar[str] = "id"
     id: Name
     backend: Text = ""
@@ -136,7 +136,7 @@ class PostedStage(PostedItem):
 class PostedMapping(PostedItem):
     """A variant of the mapping: stages that go elsewhere for calls that name it."""
 
-    kind_: ClassVar[Kind] = Kind.MAPPING
+    kind_: ClassVar[PostedKind] = PostedKind.MAPPING
     name: Name
     overrides: Annotated[dict[Name, Name], Field(min_length=1, max_length=MOST_NAMED)]
 
@@ -144,7 +144,7 @@ class PostedMapping(PostedItem):
 class PostedPolicy(PostedItem):
     """An access policy; its globs are the guard's to read."""
 
-    kind_: ClassVar[Kind] = Kind.POLICY
+    kind_: ClassVar[PostedKind] = PostedKind.POLICY
     name: Name
     subjects: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_NAMED)]
     resources: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_NAMED)]
@@ -154,7 +154,7 @@ class PostedPolicy(PostedItem):
 class PostedSkill(PostedItem):
     """What a skill of v1 needs."""
 
-    kind_: ClassVar[Kind] = Kind.SKILL
+    kind_: ClassVar[PostedKind] = PostedKind.SKILL
     name: Name
     requires_backends: Names = ()
     requires_tools: Names = ()
@@ -180,7 +180,7 @@ class PostedDeclassification(BaseModel):
 class PostedWorkflow(PostedItem):
     """The graph of a workflow of v1's clients."""
 
-    kind_: ClassVar[Kind] = Kind.WORKFLOW
+    kind_: ClassVar[PostedKind] = PostedKind.WORKFLOW
     named_by: ClassVar[str] = "workflow_id"
     workflow_id: Name
     edges: Annotated[tuple[PostedEdge, ...], Field(max_length=MOST_NAMED)] = ()
@@ -190,7 +190,7 @@ class PostedWorkflow(PostedItem):
 class PostedSetting(PostedItem):
     """One of the few settings, by its name: ``stage-mapper``, ``scheduler-policy`` (outside services), ``costs``."""
 
-    kind_: ClassVar[Kind] = Kind.SETTING
+    kind_: ClassVar[PostedKind] = PostedKind.SETTING
     name: Literal["stage-mapper", "scheduler-policy", "costs"]
     url: Annotated[str, Field(max_length=2000)] = ""
     """Empty: nothing is asked."""
@@ -200,7 +200,7 @@ class PostedSetting(PostedItem):
 
 T = TypeVar("T", bound=PostedItem)
 
-MODELS: Mapping[Kind, type[PostedItem]] = {
+MODELS: Mapping[PostedKind, type[PostedItem]] = {
     each.kind_: each
     for each in (
         PostedBackend, PostedStage, PostedMapping, PostedPolicy, PostedSkill, PostedWorkflow, PostedSetting

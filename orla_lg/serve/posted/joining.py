@@ -15,7 +15,7 @@ from orla_lg.core.engine.registry import check_engine
 from orla_lg.errors import ConfigError, shown
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import PostedItems
-from orla_lg.serve.posted.items import Kind, PostedBackend, PostedItem, PostedMapping, PostedPolicy, PostedStage
+from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedMapping, PostedPolicy, PostedStage
 
 ENGINES = ("openai", "sglang", "vllm", "llamacpp", "ollama")
 """Before the colon of a ``model_id``, they are no part of the model's name."""
@@ -29,7 +29,7 @@ class NamedByFile(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class JoinedSettings:
     """A configuration of both."""
 
     settings: config.Settings
@@ -41,7 +41,9 @@ class Joined:
     """Why posted backends are left out, by name."""
 
 
-def joined(file: config.Settings, items: PostedItems, allowed: Allowed, refused: Mapping[str, str] = _NONE) -> Joined:
+def joined(
+    file: config.Settings, items: PostedItems, allowed: Allowed, refused: Mapping[str, str] = _NONE
+) -> JoinedSettings:
     """Return the file's settings and all that is posted as one.
 
     Args:
@@ -65,7 +67,7 @@ def joined(file: config.Settings, items: PostedItems, allowed: Allowed, refused:
         tables[name] = table
     written = {**file.written, "backends": tables}
     settings = replace(file, backends=tuple(backends), written=written)
-    return Joined(settings, items, frozenset(tables) - named, faults)
+    return JoinedSettings(settings, items, frozenset(tables) - named, faults)
 
 
 def where(file: config.Settings) -> str:
@@ -85,7 +87,7 @@ def check_free(file: config.Settings, item: PostedItem) -> None:
         raise NamedByFile(found)
 
 
-def named_by(file: config.Settings, kind: Kind, name: str) -> str | None:
+def named_by(file: config.Settings, kind: PostedKind, name: str) -> str | None:
     """Return what to say of an item that the configuration file names; ``None`` where it does not."""
     table: Any = {
         PostedBackend.kind_: {backend.name for backend in file.backends},
@@ -95,7 +97,9 @@ def named_by(file: config.Settings, kind: Kind, name: str) -> str | None:
     }.get(kind, ())
     if name not in table:
         return None
-    place = {Kind.BACKEND: "backends", Kind.STAGE: "mapping", Kind.MAPPING: "variants"}.get(kind, str(kind))
+    place = {PostedKind.BACKEND: "backends", PostedKind.STAGE: "mapping", PostedKind.MAPPING: "variants"}.get(
+        kind, str(kind)
+    )
     return f"{where(file)}: {place} names {shown(name)}, which is changed there and not by API"
 
 

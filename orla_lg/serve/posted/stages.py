@@ -20,7 +20,7 @@ from orla_lg.core.steps import Steps
 from orla_lg.errors import MappingError, shown
 from orla_lg.mappers.table import Entry
 from orla_lg.serve.posted.book import Posted, PostedItems
-from orla_lg.serve.posted.items import Kind, PostedMapping, PostedStage
+from orla_lg.serve.posted.items import PostedKind, PostedMapping, PostedStage
 
 DEFAULT_STAGE = "default"
 """What the calls of the gateway that name no stage are posted to."""
@@ -35,7 +35,7 @@ class StageBook:
         self._rules = StageRules[PostedStage | str](
             {
                 **{name: each.item for name, each in items.of(PostedStage).items()},
-                **{name: name for name in items.broken(Kind.STAGE)},
+                **{name: name for name in items.broken(PostedKind.STAGE)},
             }
         )
         self.labelled = {each.item.id: each.item.data_labels for each in items.of(PostedStage).values()}

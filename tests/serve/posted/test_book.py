@@ -12,9 +12,9 @@ from orla_lg.serve.posted import book as book_module
 from orla_lg.serve.posted.book import PostedBook, PostedFull
 from orla_lg.serve.posted.items import (
     MODELS,
-    Kind,
     PostedBackend,
     PostedItem,
+    PostedKind,
     PostedMapping,
     PostedPolicy,
     PostedSetting,
@@ -55,7 +55,7 @@ def test_what_is_written_is_read(item: PostedItem) -> None:
 
 
 def test_every_kind_has_an_example() -> None:
-    assert {item.kind_ for item in ITEMS} == set(Kind) == set(MODELS)
+    assert {item.kind_ for item in ITEMS} == set(PostedKind) == set(MODELS)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_a_writer_never_overwrites_what_it_did_not_see() -> None:
     with pytest.raises(Conflict):
         one.put(ITEMS[0], expected=first.version)
     with pytest.raises(Conflict):
-        one.remove(Kind.BACKEND, "light", expected=first.version)
-    one.remove(Kind.BACKEND, "light")
+        one.remove(PostedKind.BACKEND, "light", expected=first.version)
+    one.remove(PostedKind.BACKEND, "light")
     assert not one.items.of(PostedBackend) and other.refresh() and not other.items.of(PostedBackend)
 
 
@@ -148,8 +148,8 @@ def test_number_and_size_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 BROKEN = [b"{", b"[]", b"{}", b'"text"', b"\xff", b"9" * 5000]
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_what_cannot_be_read_is_left_out_and_named(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", PostedKind)
+def test_what_cannot_be_read_is_left_out_and_named(kind: PostedKind, caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     good = next(item for item in ITEMS if item.kind_ is kind)
     PostedBook(store).put(good)
@@ -177,7 +177,7 @@ def test_a_policy_that_cannot_be_read_denies_everything_until_it_is_gone() -> No
     (closed,) = made.items.policies()
     assert (closed.name, closed.action) == ("p", "deny") and {"backend:*", "backend:*/*"} <= set(closed.resources)
     made.put(ITEMS[5])
-    assert [each.action for each in made.items.policies()] == ["deny"] and not made.items.broken(Kind.POLICY)
+    assert [each.action for each in made.items.policies()] == ["deny"] and not made.items.broken(PostedKind.POLICY)
 
 
 def test_two_say_the_same_whenever_they_were_written() -> None:
@@ -188,7 +188,7 @@ def test_two_say_the_same_whenever_they_were_written() -> None:
     made.put(ITEMS[0])
     assert made.items.says_what(before) and made.items != before
     assert before.with_item(ITEMS[0]).says_what(before)
-    assert not before.without(Kind.BACKEND, "light").says_what(before)
+    assert not before.without(PostedKind.BACKEND, "light").says_what(before)
     store.put("posted/stages/bad", b"{}")
     made.refresh()
     assert not made.items.says_what(before)
