@@ -35,7 +35,7 @@ FORGOTTEN_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Resources:
+class V1Resources:
     """The routes of v1 beside those of backends and executes.
 
     Args:

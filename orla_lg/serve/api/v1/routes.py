@@ -10,7 +10,7 @@ from orla_lg.core.guard.guard import Guard
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access
 from orla_lg.serve.api.v1.execute import ExecuteEndpoint
-from orla_lg.serve.api.v1.resources import Resources
+from orla_lg.serve.api.v1.resources import V1Resources
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.posted.applying import PostedThings
 
@@ -27,7 +27,7 @@ class ApiServer(Protocol):
 def routes(server: ApiServer) -> list[Route]:
     """Return them; what is posted holds from now on."""
     guard: Guard = server.orla.core.serving.guard
-    resources = Resources(server.posted, guard, server.access, server.gateway.sessions)
+    resources = V1Resources(server.posted, guard, server.access, server.gateway.sessions)
     server.posted.followers.append(resources.follow)
     execute = Route(ExecuteEndpoint.PATH, ExecuteEndpoint(server.gateway), methods=["POST"])
     return [execute, *resources.routes()]
