@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -104,6 +104,8 @@ class GatewayRequest(NamedTuple):
     """What says where it comes from, as a chat completion's body would; ``None``: the body."""
     mappers: Sequence[Mapper] = ()
     """Asked where it goes before the mapping that holds for all."""
+    narrows: Callable[[Assignment], Assignment] | None = None
+    """Takes out of an assignment what the request may not use, beside what its key does not allow."""
 
 
 class Gateway:
@@ -239,7 +241,7 @@ class Gateway:
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
         question = EssentialQuestion(request.wire, request.body)
-        inflight.fit = _fit(inflight, question, request.caller)
+        inflight.fit = _fit(inflight, question, request)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
             self.links, question, request.raw_headers, query, self.settings.max_attempts, self.silence
@@ -248,17 +250,20 @@ class Gateway:
         return reply
 
 
-def _fit(inflight: InFlightCall, question: Question, caller: Caller) -> Fit | None:
+def _fit(inflight: InFlightCall, question: Question, request: GatewayRequest) -> Fit | None:
     """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
     fit = fitting(inflight, question, _STRICT)
-    if caller.backends is None:
+    by_key = None if request.caller.backends is None else request.caller.narrow
+    narrowing = [each for each in (by_key, request.narrows) if each is not None]
+    if not narrowing:
         return fit
 
-    def both(assignment: Assignment) -> Assignment | None:
-        allowed = caller.narrow(assignment)
-        return allowed if fit is None else fit(allowed)
+    def all_of_them(assignment: Assignment) -> Assignment | None:
+        for narrow in narrowing:
+            assignment = narrow(assignment)
+        return assignment if fit is None else fit(assignment)
 
-    return both
+    return all_of_them
 
 
 async def _content(receive: Receive) -> bytes:

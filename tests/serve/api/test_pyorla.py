@@ -27,7 +27,6 @@ from tests.serve.in_thread import Running, server
 from tests.serve.processes import ROOT
 from tests.stub_engine import MODEL, Fault, Reply, StubEngine
 
-
 PATIENCE_S = 10.0
 
 
@@ -573,3 +572,26 @@ def test_defect_the_choice_of_a_tool_is_dropped(daemon: Daemon) -> None:
     bound.invoke("what follows 41?")
     (seen,) = daemon.engine.chats
     assert seen.body["tools"] and "tool_choice" not in seen.body
+
+
+# On an engine
+
+
+@pytest.mark.engine
+def test_on_a_real_engine(llama_engine: Any) -> None:
+    with server() as running:
+        client = OrlaClient(running.url)
+        until_healthy(client)
+        client.register_backend(LLMBackend("tiny", llama_engine.url, "llamacpp", f"openai:{llama_engine.name}"))
+        asked = ExecuteRequest("tiny", prompt="Say hello.", max_tokens=8, temperature=0.0, workflow_id="w")
+        whole = client.execute(asked)
+        events = list(client.execute_stream(asked))
+        streamed = events[-1].response
+        assert whole.content and streamed is not None and streamed.content
+        assert streamed.content == "".join(each.content for each in events)
+        assert streamed.metrics is not None and streamed.metrics.completion_tokens > 0
+        assert streamed.metrics.ttft_ms is not None and streamed.metrics.tpot_ms is not None
+        first, second = running.orla.records()
+        assert (second.cached_tokens or 0) > 0 and first.workflow == second.workflow == "w"
+        client.workflow_complete("w", ["tiny"])
+        client.close()

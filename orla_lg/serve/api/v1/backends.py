@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from orla_lg.errors import shown
+from orla_lg.serve.api.v1.errors import Handler, answering_errors
 from orla_lg.serve.gateway.answers import RequestRefused
+from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.posted.applying import PostedThings
-from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedBackend, read_item
 
 ONE_CALL = 1
@@ -51,10 +55,11 @@ def flattened(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, **{name: float(value) if type(value) is int else value for name, value in prices.items()}}
 
 
-async def register(posted: PostedThings, body: Mapping[str, Any]) -> Posted[PostedBackend]:
-    """Register a backend; one of its name is replaced.
+def registering(posted: PostedThings) -> Handler:
+    """Return what answers a registration: one of the same name is replaced."""
 
-    Raises:
-        OrlaError: It cannot be.
-    """
-    return await posted.put(backend_in(body))
+    async def register(request: Request) -> Response:
+        stored = await posted.put(backend_in(parsed(await request.body())))
+        return JSONResponse({**stored.item.model_dump(mode="json"), "success": True})
+
+    return answering_errors(register)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.serve.api.v1 import request as execute
 from orla_lg.serve.api.v1.placement import NamedBackend
+from orla_lg.serve.api.v1.skills import NOT_REGISTERED, SkillBounds, bounds_of, denied
 from orla_lg.serve.api.v1.wire import ExecuteWire
 from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answering import Scope
 from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, GatewayRequest
 from orla_lg.serve.gateway.sessions import CallerSession
+from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.wires.wire import Wire
 
 
@@ -18,12 +23,14 @@ class ExecuteEndpoint(CallEndpoint):
 
     Args:
         gateway: Of all calls.
+        posted: Knows the manifests of skills.
     """
 
     PATH = "/api/v1/execute"
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, posted: PostedThings) -> None:
         super().__init__(gateway, ExecuteWire())
+        self._posted = posted
 
     def wire_of(self, scope: Scope, call_id: str) -> Wire:
         """Return the wire of one execute, which knows how its caller may name it."""
@@ -34,12 +41,35 @@ class ExecuteEndpoint(CallEndpoint):
 
         Raises:
             RequestRefused: It is none.
+            Denied: Its skill may not use what it asks for.
         """
         body = request.body
         execute.checked(body)
         is_strict, may_use = body.get("accuracy_policy") == "strict", request.caller.may_use
         mapper = NamedBackend(body["backend"], body.get("accuracy"), is_strict, may_use)
-        return request._replace(origin=execute.origin(body), mappers=(mapper,))
+        bounds = self._bounds(body)
+        return request._replace(
+            origin=execute.origin(body), mappers=(mapper,), narrows=None if bounds is None else bounds.narrow
+        )
+
+    def _bounds(self, body: Mapping[str, Any]) -> SkillBounds | None:
+        """Return what the skill of an execute may use; ``None`` for one of no skill.
+
+        Raises:
+            Denied: It is not registered, or asks for tools or labels that its manifest does not name.
+        """
+        if not (skill := body.get("skill_id")):
+            return None
+        bounds = bounds_of(skill, self._posted.items)
+        labels = body.get("data_labels") or ()
+        fault = (
+            NOT_REGISTERED.format(skill)
+            if bounds is None
+            else bounds.fault(tools=execute.names(body.get("tools")), labels=labels)
+        )
+        if fault is not None:
+            raise denied(fault)
+        return bounds
 
     def arrived(self, request: GatewayRequest, inflight: InFlightCall, session: CallerSession | None) -> None:
         """Have the answer know its call, and the session what becomes of its cache."""

@@ -171,8 +171,11 @@ def origin(body: Body) -> dict[str, Any]:
         "stage": body.get("stage_id"),
         "cache": body.get("cache_policy"),
         "priority": hints.get("priority") if priority is None else priority,
+        "tags": body.get("tags"),
+        "labels": body.get("data_labels"),
+        "skill": body.get("skill_id"),
     }
-    return {"metadata": {"orla": {name: value for name, value in said.items() if value not in (None, "")}}}
+    return {"metadata": {"orla": {name: value for name, value in said.items() if value not in (None, "", [], {})}}}
 
 
 def flushes(body: Body) -> bool | None:

@@ -15,10 +15,10 @@ from orla_lg.core.guard.policies import AccessPolicy, Verdict
 from orla_lg.core.guard.subject import AccessSubject
 from orla_lg.core.identity import workflow_key
 from orla_lg.serve.access.access import Access, Caller
-from orla_lg.serve.api.v1.backends import flattened, register
+from orla_lg.serve.api.v1.backends import flattened, registering
 from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v1.request import checked_labels, checked_names
-from orla_lg.serve.api.v1.skills import bounds_of
+from orla_lg.serve.api.v1.skills import NOT_REGISTERED, bounds_of
 from orla_lg.serve.gateway.answers import RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import safe_name
@@ -53,7 +53,7 @@ class V1Resources:
     def routes(self) -> list[Route]:
         """Return them."""
         taken = {
-            ("POST", "/api/v1/backends"): self.register_backend,
+            ("POST", "/api/v1/backends"): registering(self.posted),
             ("PATCH", "/api/v1/backends/{name:path}"): self.update_backend,
             ("POST", "/api/v1/policies"): self.add_policy,
             ("GET", "/api/v1/policies"): self.list_policies,
@@ -75,11 +75,6 @@ class V1Resources:
         )
 
     # Backends, until one dispatcher has them
-
-    async def register_backend(self, request: Request) -> Response:
-        """Register a backend."""
-        await register(self.posted, await _body(request))
-        return _done()
 
     async def update_backend(self, request: Request) -> Response:
         """Change a backend."""
@@ -120,7 +115,7 @@ class V1Resources:
         tools = checked_names("tools", body.get("tools") or ())
         if skill:
             if (bounds := bounds_of(skill, self.posted.items)) is None:
-                return Verdict(False, "", f"skill {skill!r} is not registered")
+                return Verdict(False, "", NOT_REGISTERED.format(skill))
             if fault := bounds.fault(backend=backend, tools=tools, labels=labels):
                 return Verdict(False, "", fault)
         subject = AccessSubject.of(caller.tags, tags, trusted=self.access.is_open)
@@ -199,14 +194,7 @@ def _key(body: Mapping[str, Any], caller: Caller) -> str:
     name = safe_name(body.get("workflow_id"))
     if name is None:
         raise RequestRefused(400, "workflow_id is missing; it is the name of a workflow")
-    return registered(workflow_key(name, caller.tenant_of(None)))
-
-
-def registered(workflow: str) -> str:
-    """Return the name under which the graph of a workflow is kept, by the workflow's key."""
-    found = safe_name(workflow)
-    assert found is not None
-    return found
+    return workflow_key(name, caller.tenant_of(None))
 
 
 def _shown(policy: AccessPolicy) -> dict[str, Any]:

@@ -29,5 +29,5 @@ def routes(server: ApiServer) -> list[Route]:
     guard: Guard = server.orla.core.serving.guard
     resources = V1Resources(server.posted, guard, server.access, server.gateway.sessions)
     server.posted.followers.append(resources.follow)
-    execute = Route(ExecuteEndpoint.PATH, ExecuteEndpoint(server.gateway), methods=["POST"])
+    execute = Route(ExecuteEndpoint.PATH, ExecuteEndpoint(server.gateway, server.posted), methods=["POST"])
     return [execute, *resources.routes()]
