@@ -97,9 +97,7 @@ def named_by(file: config.Settings, kind: PostedKind, name: str) -> str | None:
     }.get(kind, ())
     if name not in table:
         return None
-    place = {PostedKind.BACKEND: "backends", PostedKind.STAGE: "mapping", PostedKind.MAPPING: "variants"}.get(
-        kind, str(kind)
-    )
+    place = {PostedKind.STAGE: "mapping", PostedKind.MAPPING: "variants"}.get(kind, kind.value)
     return f"{where(file)}: {place} names {shown(name)}, which is changed there and not by API"
 
 

@@ -26,8 +26,8 @@ from orla_lg.serve.posted.items import (
 from orla_lg.serve.store.store import ABSENT, Conflict, MemoryStore
 
 ITEMS: list[PostedItem] = [
-    read_item(PostedBackend, {"name": "light", "endpoint": "http://127.0.0.1:1/v1", "max_concurrency": 2, "quality": 1}),
-    read_item(PostedBackend, {"name": "t", "endpoint": "http://h", "kind": "tool", "tool_kind": "k", "rates": {"s": 2}}),
+    read_item(PostedBackend, {"name": "light", "endpoint": "http://h/v1", "max_concurrency": 2, "quality": 1}),
+    read_item(PostedBackend, {"name": "t", "endpoint": "h", "kind": "tool", "tool_kind": "k", "rates": {"s": 2}}),
     read_item(PostedStage, {"id": "a/b", "backend": "light", "labels": ["pii"], "prompt": "Be brief.\n"}),
     read_item(PostedStage, {"id": "c", "labels": {"owner": {"team": [1, None]}}}),
     read_item(PostedMapping, {"name": "cheap", "overrides": {"a": "light"}}),

@@ -8,22 +8,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from orla_lg.errors import shown
 from orla_lg.serve.api.v1.errors import Handler, answering_errors
-from orla_lg.serve.gateway.answers import RequestRefused
+from orla_lg.serve.api.v2.backends import flattened
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.items import PostedBackend, read_item
 
 ONE_CALL = 1
 """What a backend runs at once if nothing is said of it: ``pyorla`` sends more only."""
-
-_PRICES = ("input_cost_per_mtoken", "output_cost_per_mtoken")
-
-
-def is_v1(body: Mapping[str, Any]) -> bool:
-    """Whether a posted backend is one of v1: only there it has a type."""
-    return "type" in body
 
 
 def backend_in(body: Mapping[str, Any]) -> PostedBackend:
@@ -32,27 +24,12 @@ def backend_in(body: Mapping[str, Any]) -> PostedBackend:
     Raises:
         RequestRefused, ConfigError: It says none.
     """
-    said = flattened(body)
+    said = {name: value for name, value in flattened(body).items() if value is not None}
     bound = said.get("max_concurrency")
     said["max_concurrency"] = ONE_CALL if bound in (None, 0) else bound
     if not said.get("queue_capacity"):
         said.pop("queue_capacity", None)
     return read_item(PostedBackend, said)
-
-
-def flattened(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said of a backend with its prices as fields of its own, as v2 has them.
-
-    Raises:
-        RequestRefused: The prices are none.
-    """
-    said = {name: value for name, value in body.items() if name != "cost_model" and value is not None}
-    prices = body.get("cost_model")
-    if prices is None:
-        return said
-    if not isinstance(prices, Mapping) or not set(prices) <= set(_PRICES):
-        raise RequestRefused(400, f"cost_model must have {' and '.join(_PRICES)}, got {shown(prices)}")
-    return {**said, **{name: float(value) if type(value) is int else value for name, value in prices.items()}}
 
 
 def registering(posted: PostedThings) -> Handler:

@@ -15,7 +15,6 @@ from orla_lg.core.guard.policies import AccessPolicy, Verdict
 from orla_lg.core.guard.subject import AccessSubject
 from orla_lg.core.identity import workflow_key
 from orla_lg.serve.access.access import Access, Caller
-from orla_lg.serve.api.v1.backends import flattened, registering
 from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v1.request import checked_labels, checked_names
 from orla_lg.serve.api.v1.skills import NOT_REGISTERED, bounds_of
@@ -24,9 +23,9 @@ from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import safe_name
 from orla_lg.serve.gateway.sessions import SessionBook
 from orla_lg.serve.http.guard import CALLER
-from orla_lg.serve.posted.applying import NotPosted, PostedThings
+from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.book import PostedItems
-from orla_lg.serve.posted.items import PostedBackend, PostedPolicy, PostedSkill, PostedWorkflow, read_item
+from orla_lg.serve.posted.items import PostedPolicy, PostedSkill, PostedWorkflow, read_item
 
 MOST_WORKFLOWS = 2000
 """Registered and not complete. Of more, those whose registration is the oldest are forgotten."""
@@ -53,8 +52,6 @@ class V1Resources:
     def routes(self) -> list[Route]:
         """Return them."""
         taken = {
-            ("POST", "/api/v1/backends"): registering(self.posted),
-            ("PATCH", "/api/v1/backends/{name:path}"): self.update_backend,
             ("POST", "/api/v1/policies"): self.add_policy,
             ("GET", "/api/v1/policies"): self.list_policies,
             ("DELETE", "/api/v1/policies/{name:path}"): self.remove_policy,
@@ -73,17 +70,6 @@ class V1Resources:
             [AccessPolicy(each.name, each.subjects, each.resources, each.action) for each in items.policies()],
             "posted",
         )
-
-    # Backends, until one dispatcher has them
-
-    async def update_backend(self, request: Request) -> Response:
-        """Change a backend."""
-        name = request.path_params["name"]
-        stored = self.posted.items.get(PostedBackend, name)
-        if stored is None:
-            raise NotPosted(f"there is no backend {name!r}")
-        await self.posted.put(stored.item.changed(**flattened(await _body(request))))
-        return _done()
 
     # Policies
 

@@ -1,0 +1,41 @@
+"""The routes of both of Orla's APIs; a backend that is posted is v1's where it has a type."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from starlette.routing import Route
+
+from orla_lg.orla import Orla
+from orla_lg.serve.access.access import Access
+from orla_lg.serve.api.v1.backends import registering
+from orla_lg.serve.api.v1.routes import v1_routes
+from orla_lg.serve.api.v2.backends import Backends
+from orla_lg.serve.api.v2.mappings import MappingVariants
+from orla_lg.serve.api.v2.settings import OperatorSettings
+from orla_lg.serve.api.v2.stages import Stages
+from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.settings import ServeSettings
+
+
+class ApiServer(Protocol):
+    """What the routes need of a server."""
+
+    settings: ServeSettings
+    orla: Orla
+    access: Access
+    gateway: Gateway
+    posted: PostedThings
+
+
+def api_routes(server: ApiServer) -> list[Route]:
+    """Return them."""
+    serving, posted = server.orla.core.serving, server.posted
+    return [
+        *OperatorSettings(posted).routes(),
+        *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
+        *MappingVariants(posted).routes(),
+        *Backends(posted, serving, registering(posted)).routes(),
+        *v1_routes(posted, serving.guard, server.access, server.gateway),
+    ]

@@ -1,0 +1,1 @@
+"""The control routes of the second Orla daemon."""
