@@ -44,6 +44,7 @@ REASONS = {
     "InFlightCall": "a stream may be closed by one thread and collected by another; it ends once",
     "Journal": "opens and ends the file; lines are put without it",
     "Learners": "mappers are added while calls end",
+    "LabelFlow": "nodes of one workflow start in several threads while its calls ask which labels they carry",
     "LimitBook": "limits span backends; what is set aside and what is settled must agree",
     "Lookahead": "one forecast for each graph, whichever run begins first",
     "MemoryManager": "orders that are due later, from the background and from callers",

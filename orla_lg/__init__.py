@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
     from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
+    from orla_lg.core.guard.policies import AccessPolicy
     from orla_lg.core.limits.costs import Costs, Spent
     from orla_lg.core.limits.limits import Limit, Limits
     from orla_lg.core.lookahead.estimates import Learned
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orla_lg.core.queues import Queued, RequestPolicy, StagePolicy
     from orla_lg.core.record import CallEvent, Happening, Record
     from orla_lg.errors import (
+        AccessDenied,
         BackendUnavailable,
         BudgetExceeded,
         CallRefused,
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDenied",
+    "AccessPolicy",
     "Ahead",
     "Ask",
     "Assignment",
@@ -139,6 +143,7 @@ __all__ = [
 _HOMES = {
     "core.call": "Ask Assignment Call Chunk Considered Hints Usage",
     "core.engine.backend": "Backend Capability Cost Effect Probe Support",
+    "core.guard.policies": "AccessPolicy",
     "core.limits.costs": "Costs Spent",
     "core.limits.limits": "Limit Limits",
     "core.lookahead.estimates": "Learned",
@@ -155,8 +160,8 @@ _HOMES = {
     "core.queues": "Queued RequestPolicy StagePolicy",
     "core.record": "CallEvent Happening Record",
     "errors": (
-        "BackendUnavailable BudgetExceeded CallRefused ConfigError DeadlineExceeded EngineError MappingError "
-        "OrlaClosed OrlaError PolicyError QueueFull RecordUnknown StageError WorkflowError"
+        "AccessDenied BackendUnavailable BudgetExceeded CallRefused ConfigError DeadlineExceeded EngineError "
+        "MappingError OrlaClosed OrlaError PolicyError QueueFull RecordUnknown StageError WorkflowError"
     ),
     "graph.chat_model": "ChatOrla",
     "graph.saver": "OrlaSaver",

@@ -30,14 +30,28 @@ from orla_lg.config_faults import (
     found,
     limits_in,
     listed,
+    policies_in,
+    stages_in,
 )
 from orla_lg.config_file import CONFIG_NAME, find_file
 from orla_lg.config_objects import Objects
-from orla_lg.config_tables import BackendTable, ConfigFile, ConfigTable, CostTable, GatewayTable, ServeTable
+from orla_lg.config_tables import (
+    BackendTable,
+    ConfigFile,
+    ConfigTable,
+    CostTable,
+    GatewayTable,
+    LabelTable,
+    PolicyTable,
+    ServeTable,
+)
 from orla_lg.core.boundary import checked, removed
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.boundary.secret import Secret
 from orla_lg.core.engine.backend import Backend, Cost
+from orla_lg.core.guard.flow import StageLabels
+from orla_lg.core.guard.policies import AccessPolicy
+from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.memory.events import MemoryPolicy
@@ -86,6 +100,11 @@ class Settings:
     """Prompts are prefilled before their calls come."""
     untranslatable: Untranslated = "external"
     """What becomes of a request that cannot be translated for its backend."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What access policies know calls by."""
+    policies: tuple[AccessPolicy, ...] = ()
+    stages: Mapping[str, StageLabels] = field(default_factory=dict)
+    """What is said of stages' data, by name."""
     serve: ServeTable | None = None
     """How ``orla-lg serve`` is reached; its files as seen from the configuration."""
     written: Mapping[str, Any] = field(default_factory=dict)
@@ -228,6 +247,9 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         records_file=files[0],
         estimates_file=files[1],
         control=files[2],
+        tags=found(faults, partial(checked_tags, "tags", table.tags)) or {},
+        policies=policies_in(faults, [each.model_dump() for each in table.policies]),
+        stages=stages_in(faults, {name: each.model_dump() for name, each in table.stages.items()}),
         serve=_serve(faults, source, table.serve),
         written=table.model_dump(),
         **_objects(faults, source, table),
@@ -347,12 +369,12 @@ def _fault(fault: dict[str, Any]) -> str:
 def _allowed(above: list[Any]) -> list[str]:
     """Return the keys allowed in the table at *above*."""
     table: type[ConfigTable] = ConfigFile
-    if above:
-        table = (
-            (ServeTable, GatewayTable)[len(above) > 1]
-            if above[0] == "serve"
-            else (BackendTable, CostTable)[len(above) > 2]
-        )
+    if above and above[0] == "serve":
+        table = (ServeTable, GatewayTable)[len(above) > 1]
+    elif above and above[0] == "backends":
+        table = (BackendTable, CostTable)[len(above) > 2]
+    elif above:
+        table = PolicyTable if above[0] == "policies" else LabelTable
     return list(table.model_fields)
 
 

@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.engine.registry import check_engine
+from orla_lg.core.guard.flow import StageLabels
+from orla_lg.core.guard.guard import checked_policies
+from orla_lg.core.guard.labels import stage_labels
+from orla_lg.core.guard.policies import AccessPolicy
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.policies import ANY_BACKEND
@@ -69,6 +73,29 @@ def limits_in(faults: list[str], table: Mapping[str, Any]) -> Limits:
         collected(wrong, (partial(Limits.of, part) for part in parts))
     faults += wrong
     return NO_LIMITS if wrong or not table else found(faults, partial(Limits.of, table)) or NO_LIMITS
+
+
+def policies_in(faults: list[str], tables: Sequence[Mapping[str, Any]]) -> tuple[AccessPolicy, ...]:
+    """Return the access policies in tables; note what is wrong with some."""
+    given = collected(faults, (partial(_access_policy, number, table) for number, table in enumerate(tables)))
+    return found(faults, partial(checked_policies, given)) or ()
+
+
+def _access_policy(number: int, table: Mapping[str, Any]) -> AccessPolicy:
+    try:
+        return AccessPolicy(**table)
+    except ConfigError as error:
+        raise ConfigError(f"{dotted('policies', number)}: {error}") from None
+
+
+def stages_in(faults: list[str], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, StageLabels]:
+    """Return the labels of stages in tables; note what is wrong with some."""
+    reads = (partial(_stage_labels, name, table) for name, table in tables.items())
+    return dict(collected(faults, reads))
+
+
+def _stage_labels(name: str, table: Mapping[str, Any]) -> tuple[str, StageLabels]:
+    return name, stage_labels(dotted("stages", name), table)
 
 
 # Between its parts

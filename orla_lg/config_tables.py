@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -76,6 +76,22 @@ class GatewayTable(ConfigTable):
     """So long an engine may say nothing."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Of each call, before its first token."""
+
+
+class PolicyTable(ConfigTable):
+    """``[[policies]]``: an access policy."""
+
+    name: str = Field(min_length=1)
+    subjects: tuple[str, ...]
+    resources: tuple[str, ...]
+    action: Literal["allow", "deny"] = "allow"
+
+
+class LabelTable(ConfigTable):
+    """``[stages.NAME]``: the labels of a stage's data."""
+
+    labels: tuple[str, ...] = ()
+    declassifies: tuple[str, ...] = ()
 
 
 class ServeTable(ConfigTable):
@@ -172,4 +188,8 @@ class ConfigFile(ConfigTable):
     control: str | None = Field(None, min_length=1)
     warm_up: bool = True
     untranslatable: Untranslated = "external"
+    tags: dict[str, str] = {}
+    """What access policies know calls by."""
+    policies: tuple[PolicyTable, ...] = ()
+    stages: dict[str, LabelTable] = {}
     serve: ServeTable | None = None

@@ -12,7 +12,8 @@ OrlaError
 ├── CallRefused            a call was not sent to an engine
 │   ├── QueueFull          the backend's queue is at capacity
 │   ├── DeadlineExceeded   the call's deadline passed while it waited
-│   └── BudgetExceeded     a limit on calls, tokens, cost or time is spent
+│   ├── BudgetExceeded     a limit on calls, tokens, cost or time is spent
+│   └── AccessDenied       an access policy denies it where it goes, or what it carries
 ├── BackendUnavailable     no attempt reached an engine that answered
 ├── EngineRefused          an engine refused what we asked of our own accord (a warm-up, a raw stream)
 └── RecordUnknown          a score was given for a record that is not there
@@ -29,6 +30,7 @@ import reprlib
 from collections.abc import Iterable
 
 __all__ = [
+    "AccessDenied",
     "ArgumentError",
     "BackendUnavailable",
     "BudgetExceeded",
@@ -125,6 +127,21 @@ class BudgetExceeded(CallRefused, RuntimeError):
     ) -> None:
         super().__init__(message)
         self.scope, self.name, self.figure, self.retry_after_s = scope, name, figure, retry_after_s
+
+
+class AccessDenied(CallRefused, PermissionError):
+    """An access policy denies a call the backend, a tool, a label or the skill; the message says which.
+
+    A ``PermissionError`` too, so that LangGraph's default retry policy does not try again what cannot go well.
+
+    Args:
+        message: Who may not use what, and which policy says so.
+        rule: The policy's name; empty where none could be asked.
+    """
+
+    def __init__(self, message: str, *, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class BackendUnavailable(OrlaError, ConnectionError):

@@ -106,7 +106,7 @@ def arguments_of(settings: config.Settings) -> dict[str, Any]:
 
 _ARGUMENTS = (
     "policy", "stage_policy", "request_policy", "memory", "admission", "keep_records", "records_file", "limits",
-    "estimates_file", "control", "warm_up", "untranslatable",
+    "estimates_file", "control", "warm_up", "untranslatable", "tags",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
@@ -23,6 +23,10 @@ from orla_lg.config_faults import listed
 from orla_lg.control.server import open_server
 from orla_lg.core.boundary.checked import choice
 from orla_lg.core.engine.given import Backends, NoBackends
+from orla_lg.core.guard.guard import checked_policies
+from orla_lg.core.guard.policies import AccessPolicy
+from orla_lg.core.guard.subject import NOTHING as NO_TAGS
+from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
 from orla_lg.core.mapping import Planned
@@ -95,6 +99,9 @@ class Orla:
         untranslatable: What becomes of a request that asks for what neither its backend's engine takes nor a
             translation can say (docs/clients.md): ``"external"`` lets it go where the code sends it, with a warning,
             ``"error"`` ends it with a ``MappingError``, so that limits hold for all that is answered.
+        policies: Access policies (docs/access.md): which backends, tools and labelled data calls may use. Not to be
+            mixed up with *policy*, which orders calls.
+        tags: What access policies know the calls of this ``Orla`` by: ``{"team": "red"}``.
 
     Raises:
         ConfigError: A name is unknown, two backends share one, the estimates file cannot be read, or there can be no
@@ -120,7 +127,10 @@ class Orla:
         control: str | Path | Literal[False] | None = None,
         warm_up: bool | WarmUp = True,
         untranslatable: Untranslated = "external",
+        policies: Iterable[AccessPolicy] = (),
+        tags: Mapping[str, str] = NO_TAGS,
     ) -> None:
+        given, tags = checked_policies(policies), checked_tags("tags", tags)
         choice("untranslatable", untranslatable, UNTRANSLATED)
         path = config.control(control)
         self._begin(
@@ -128,11 +138,16 @@ class Orla:
                 backends, mapper, policy=policy, stage_policy=stage_policy, request_policy=request_policy,
                 memory=memory, admission=admission, keep_records=keep_records, records_file=records_file,
                 limits=limits, estimates_file=estimates_file, warm_up=warm_up,
-            ), path, untranslatable,
+            ), path, untranslatable, tags, given,
         )  # fmt: skip
 
-    def _begin(self, opened: Opened, control: Path | None, untranslatable: Untranslated) -> None:
+    def _begin(
+        self, opened: Opened, control: Path | None, untranslatable: Untranslated, tags: Mapping[str, str],
+        policies: Iterable[AccessPolicy] = (),
+    ) -> None:  # fmt: skip
         serving, clients = opened
+        serving.guard.set_tags(tags)
+        serving.guard.set_policies(policies, "code")
         self.source = ""
         """The file that this was configured from, or ``the environment``; empty where code did it."""
         self.core = Core(serving, clients, disabled=config.disabled(), untranslatable=untranslatable)
@@ -149,7 +164,7 @@ class Orla:
         "it holds for all replicas, and is in the configuration of `orla-lg serve`; an object of your own is named "
         'there as "module:name"',
         "backends", "mapper", "policy", "stage_policy", "request_policy", "memory", "admission", "limits",
-        "estimates_file", "warm_up",
+        "estimates_file", "warm_up", "policies",
     )  # fmt: skip
     def remote(
         cls,
@@ -162,6 +177,7 @@ class Orla:
         records_file: str | Path | None = None,
         control: str | Path | Literal[False] | None = None,
         untranslatable: Untranslated = "external",
+        tags: Mapping[str, str] = NO_TAGS,
     ) -> Self:
         """Return an ``Orla`` whose core is another process, ``orla-lg serve``, which serves many of these.
 
@@ -182,6 +198,8 @@ class Orla:
             records_file: As for ``Orla``.
             control: As for ``Orla``.
             untranslatable: As for ``Orla``.
+            tags: That this process claims, beside those of its key: they can narrow what its calls may do, and never
+                widen it. A server without keys believes them.
 
         Raises:
             ConfigError: An argument is wrong, what answers is no orla_lg server, it does not take this process, or an
@@ -189,6 +207,7 @@ class Orla:
             BackendUnavailable: No server answers.
         """
         choice("untranslatable", untranslatable, UNTRANSLATED)
+        tags = checked_tags("tags", tags)
         path, orla = config.control(control), cls.__new__(cls)
         opened = replica(
             url, key, on_core_lost=on_core_lost, core_patience_s=core_patience_s, keep_records=keep_records,
@@ -196,7 +215,7 @@ class Orla:
         )  # fmt: skip
         with contextlib.ExitStack() as undo:
             undo.callback(opened.serving.close)
-            orla._begin(opened, path, untranslatable)
+            orla._begin(opened, path, untranslatable, tags)
             undo.pop_all()
         orla.source = config.SERVER if url is None else ""
         return orla
@@ -240,6 +259,9 @@ class Orla:
         try:
             mapper = None if settings.mapping == {} else mapper_of(settings, settings.mapping)
             orla = cls(settings.backends or NoBackends.YET, mapper, **arguments_of(settings))
+            guard = orla.core.serving.guard
+            guard.set_policies(settings.policies, "file")
+            guard.set_stage_labels(settings.stages, "file")
             with contextlib.ExitStack() as undo:
                 undo.callback(orla.close)  # its control socket may be open
                 for name, table in settings.variants.items():
@@ -369,6 +391,18 @@ class Orla:
     def limits(self, limits: Limits) -> None:
         self.core.serving.limits.shared = limits
         self.core.stage_names.look(self.core.serving)
+
+    @property
+    def policies(self) -> tuple[AccessPolicy, ...]:
+        """The access policies that hold now, those of a configuration first.
+
+        Others may be set at any time in the place of those that code gave: they hold for the calls to come.
+        """
+        return self.core.serving.guard.policies
+
+    @policies.setter
+    def policies(self, policies: Iterable[AccessPolicy]) -> None:
+        self.core.serving.guard.set_policies(policies, "code")
 
     # What is known
 

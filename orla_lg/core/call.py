@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -13,6 +11,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from orla_lg.arguments import answering
+from orla_lg.core.guard.access import CallAccess
 from orla_lg.core.identity import Identity
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import ConfigError, did_you_mean
@@ -239,12 +238,6 @@ class CallerTimeout:
     """Makes the client's own error; given is what the call waited for."""
 
 
-def call_ids() -> Callable[[], str]:
-    """Return a source of ids for calls; 48 random bits in front keep those of other processes and machines apart."""
-    replica, numbers = secrets.token_hex(6), itertools.count(1)
-    return lambda: f"{replica}-{next(numbers)}"
-
-
 @dataclass(eq=False, slots=True)
 class Call:
     """One model call on its way; the decisions about it are kept beside it, not in it."""
@@ -270,6 +263,8 @@ class Call:
     """The call may go where its code says, past us (an intercepted model); else that is an error."""
     timeout: CallerTimeout | None = None
     """Of the client that the code called; ``None`` waits as long as it takes."""
+    access: CallAccess | None = None
+    """What access policies need to know beside; ``None``: it is a call of this ``Orla`` like any other."""
 
     @property
     def expected_tokens(self) -> float:

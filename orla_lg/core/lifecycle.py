@@ -5,7 +5,7 @@ time (waiting for a turn, a pause, the request itself) as a ``Step``; ``drive`` 
 (``steps``) in a thread or in a task. So sync and async callers differ in how they wait and in nothing else.
 
 1. **identify**: the edge finds out where the call comes from (``graph.context``, ``identity``).
-2. **map**: stage to backend, model, parameters; validated (``mapping``).
+2. **map**: stage to backend, model, parameters; validated (``mapping``), and allowed (``guard``).
 3. **admit**: every limit sets aside what the call is expected to use, and the backend's circuit lets it try.
 4. **queue**: it waits for its grant (``scheduler``, ``queues``, ``policies``).
 5. **prepare**: its slot is made its own, on engines with slots.
@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from orla_lg.core.boundary.plain import counted
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints
 from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
@@ -35,6 +35,7 @@ from orla_lg.core.limits.patience import left_of, patience_of, too_late
 from orla_lg.core.limits.usage import expected
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.mapping import Consultation, Mapper, assign
+from orla_lg.core.placement.attempts import give_up
 from orla_lg.core.placement.candidates import BackendCandidates, unplaced
 from orla_lg.core.placement.embeddings import beside, naming
 from orla_lg.core.placement.internal_call import InternalCall, InternalMapping
@@ -146,7 +147,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
         on_end: Called with the record when the call ends.
 
     Raises:
-        MappingError, BudgetExceeded, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
+        MappingError, AccessDenied, BudgetExceeded, QueueFull, DeadlineExceeded, OrlaClosed: Nothing was sent.
         BackendUnavailable: No attempt reached an engine.
     """
     inflight.on_end, inflight.max_attempts = on_end, sender.max_attempts
@@ -159,6 +160,8 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             inflight.why_external = unplaced(services, call)
         elif inflight.fit is not None:
             assignment = inflight.fit(assignment)
+        if services.guard is not None:
+            assignment = services.guard.narrowed(call, assignment)
         if assignment is None:
             inflight.external = True
             return (yield Send(sender, inflight))
@@ -210,6 +213,8 @@ def pass_by(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], N
     """Let a call that the core does not place go where its code says, and record it as external."""
     inflight.on_end, inflight.external = on_end, True
     try:
+        if inflight.services.guard is not None:
+            inflight.services.guard.narrowed(inflight.call, None)
         return (yield Send(sender, inflight))
     except BaseException as error:
         inflight.finish(error)
@@ -239,6 +244,7 @@ def _internal_call(
         services, identity, Ask(backend, body["messages"]), call_id=services.new_id(), said=said,
         layers=inflight.layers, timeout=call.timeout,
     )  # fmt: skip
+    internal.call.access = on_behalf(call.access, call.identity.stage)
     internal.mappers = (InternalMapping(backend, stage),)  # a mapping of its stage must not send it round in a circle
     sender = InternalCall(body, services.background, min(timeout_s, max(left_s, LEAST_S)))
     return (yield from serve(internal, sender))
@@ -284,16 +290,3 @@ def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
         yield Wait(inflight.seat.swap.ended, min(SWAP_PATIENCE_S, patience_of(inflight)), turn)
     if patience_of(inflight) <= 0:
         raise too_late(inflight, scheduler)
-
-
-def give_up(inflight: InFlightCall, failure: AttemptFailed) -> NoReturn:
-    """End a call's attempts with what the last one met."""
-    if not failure.unreachable:
-        raise failure.cause from failure.cause.__cause__  # what the engine said, as without us
-    schedulers, tried = inflight.services.schedulers, inflight.tried
-    where = ", ".join(f"{name!r} ({schedulers[name].backend.url})" for name in dict.fromkeys(tried))
-    attempts = counted(len(tried), "attempt")
-    raise BackendUnavailable(
-        f"no engine answered at backend {where} in {attempts}: {str(failure.cause).rstrip('.')}; "
-        f"is it running? `orla-lg check` probes it"
-    ) from failure.cause

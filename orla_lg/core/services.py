@@ -43,7 +43,7 @@ class Services:
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     pauses: Pauses = field(default_factory=Pauses)
     guard: Guard | None = None
-    """``None`` where there is neither a policy nor a label."""
+    """``None`` without policies and labels."""
     closed: bool = False
     unplaced: set[str] = field(default_factory=set)
     """Models of calls that went past the core, as far as a warning said so."""

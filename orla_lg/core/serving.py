@@ -12,9 +12,10 @@ from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.learners import Learners
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background, Clock
+from orla_lg.core.boundary.call_ids import call_ids
 from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.parts import Shared
-from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints, call_ids
+from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.guard.guard import Guard
 from orla_lg.core.identity import Identity
@@ -76,6 +77,7 @@ class Serving:
         self.clock = clock
         self.mappings = Mappings(mapper)
         self.book = WorkflowBook(max_idle=max_idle_threads)
+        self.guard = Guard(self.book.run)
         self.costs = CostBook()
         self.journal = journal
         self.records = RecordBook(keep_records, (self.costs.add, *(() if journal is None else (journal.record,))))
@@ -100,7 +102,7 @@ class Serving:
         unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
         self.steering = Steering(self.schedulers, self.book, unread_hints)
         self.progress = GraphProgress(
-            self.book, self.foresight, self.memory, self.records, self.updates, clock,
+            self.book, self.foresight, self.memory, self.records, self.updates, clock, self.guard,
             looks_ahead=warm_up is not None,
         )  # fmt: skip
         self.new_id = call_ids()
@@ -110,7 +112,7 @@ class Serving:
             self.progress, self.schedulers, self.mappings, self.resources.masking,
             unread_hints,
         )  # fmt: skip
-        self.guard = Guard(partial(setattr, self.services, "guard"))
+        self.guard.installed_by(partial(setattr, self.services, "guard"))
 
     def scheduler_of(
         self, backend: Backend, adapter: BackendAdapter, ordered_by: Policies | None = None

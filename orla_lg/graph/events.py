@@ -22,6 +22,8 @@ from langgraph.errors import GraphBubbleUp
 from orla_lg.core.boundary.stage_keys import stage_key
 from orla_lg.core.boundary.stage_rules import whole_names
 from orla_lg.core.call import Hints
+from orla_lg.core.guard.flow import NONE
+from orla_lg.core.guard.labels import LABELS, labels_said
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.inflight import ABANDONED
 from orla_lg.core.record import CallEvent, Happening
@@ -157,7 +159,9 @@ class GraphEvents(GraphCallbackHandler):
         if reports:
             if run is not None:
                 step = None if _is_task(metadata) else metadata.get("langgraph_step")
-                self._core.serving.progress.node_entered(run, stage, namespace, step)
+                said = metadata.get(CONFIG_KEY)
+                labels = labels_said(said) if isinstance(said, Mapping) and LABELS in said else NONE
+                self._core.serving.progress.node_entered(run, stage, namespace, step, labels)
             if self._core.serving.records.heard:
                 self._tell(Happening.NODE_ENTERED, root, stage)
 

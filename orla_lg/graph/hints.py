@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.guard.labels import LABEL_KEYS
 from orla_lg.core.limits.limits import CONFIGURABLE, Limits, LimitScope
 from orla_lg.core.workflow import RunState
 from orla_lg.errors import ConfigError
@@ -28,14 +29,14 @@ def hints_for(origin: Origin | None, core: Core, run: RunState | None) -> Hints:
         hints = hints.over(Hints.of(said, beside=(LIMITS_KEY,)))
     said, node = origin.metadata.get(CONFIG_KEY), origin.node
     if node is None:
-        return hints.over(Hints.of(said)) if said else hints
+        return hints.over(Hints.of(said, beside=LABEL_KEYS)) if said else hints
     if not said and node.told is NO_HINTS and node.outer is None:
         return hints
     if (gathered := node.gathered) is None or gathered[0]() is not core:
         gathered = node.gathered = (weakref.ref(core), *_gathered(node, core))
     hints = hints.over(gathered[1])
     if said and said != node.metadata.get(CONFIG_KEY):  # else it is the node's, and gathered
-        hints = hints.over(Hints.of(said))
+        hints = hints.over(Hints.of(said, beside=LABEL_KEYS))
     return hints.over(gathered[2])
 
 
@@ -51,7 +52,7 @@ def _gathered(node: RunningNode, core: Core) -> tuple[Hints, Hints]:
             around = around.over(told)
         said = view.metadata.get(CONFIG_KEY)
         if said and not _is_inherited(said, view, views):
-            around = around.over(Hints.of(said))
+            around = around.over(Hints.of(said, beside=LABEL_KEYS))
     return own, around
 
 

@@ -21,12 +21,14 @@ import openai
 from orla_lg.clients import http, stainless
 from orla_lg.clients.way_in import WayIn
 from orla_lg.core.call import NO_HINTS, OBJECT, Ask, CallerTimeout, Hints
+from orla_lg.core.guard.access import CallAccess
+from orla_lg.core.guard.labels import LABELS, labels_said
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import Sender, pass_by
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps, adrive, drive
 from orla_lg.graph import execution, passing
-from orla_lg.graph.context import MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
+from orla_lg.graph.context import CONFIG_KEY, MODEL_RUN, Core, Origin, followed, identify, namespace_of, origin
 from orla_lg.graph.hints import hints_for, layers_for
 from orla_lg.graph.tools.early import handover
 from orla_lg.graph.tools.early.watch import watch_for
@@ -120,6 +122,11 @@ def arrival(
         may_pass=may_pass,
     )
     inflight.holder = core
+    around = None if come_from is None else come_from.metadata.get(CONFIG_KEY)
+    if isinstance(around, Mapping) and LABELS in around:
+        labels = labels_said(around)
+        serving.guard.claims(labels)
+        inflight.call.access = CallAccess(labels=labels)
     return inflight
 
 

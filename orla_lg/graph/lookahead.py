@@ -18,8 +18,11 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
 
+from orla_lg.core.guard.flow import NO_LABELS, StageLabels
+from orla_lg.core.guard.labels import stage_labels
 from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure
+from orla_lg.graph.context import CONFIG_KEY
 from orla_lg.graph.structure import UNNAMED, AnyPregel, stages_of, title
 
 log = logging.getLogger("orla_lg")
@@ -29,12 +32,34 @@ def look_ahead(graph: AnyPregel) -> GraphStructure:
     """Return what is written of a graph and the graphs inside it; little if it cannot be read, never an error."""
     edges: dict[str, Edge] = {}
     joins: dict[str, frozenset[str]] = {}
+    said = labels_in(graph)
+    labels = {stage: each.labels for stage, each in said.items() if each.labels}
+    declassifies = {stage: each.declassifies for stage, each in said.items() if each.declassifies}
     try:
         _read(graph, "", edges, joins)
     except Exception:  # LangGraph's inside, which may change: a graph must run even if we cannot read it
         log.exception("the structure of %s cannot be read; what follows what is learned from its runs", title(graph))
-        return GraphStructure({stage: Edge() for stage in stages_of(graph)})
-    return GraphStructure(edges, joins)
+        return GraphStructure({stage: Edge() for stage in stages_of(graph)}, {}, labels, declassifies)
+    return GraphStructure(edges, joins, labels, declassifies)
+
+
+def labels_in(graph: AnyPregel, prefix: str = "") -> dict[str, StageLabels]:
+    """Return what the metadata of a graph's nodes says of their data, by stage; of nodes that say something.
+
+    Raises:
+        ConfigError: A node's labels are no list of names.
+    """
+    found: dict[str, StageLabels] = {}
+    for name, node in graph.nodes.items():
+        stage = prefix + name
+        metadata: Mapping[str, Any] = getattr(node, "metadata", None) or {}
+        said = stage_labels(f"stage {stage!r}: metadata['orla']", metadata.get(CONFIG_KEY))
+        if said != NO_LABELS:
+            found[stage] = said
+        for inner in getattr(node, "subgraphs", None) or ():
+            if isinstance(inner, Pregel):
+                found |= labels_in(inner, f"{stage}{NAMESPACE_SEPARATOR}")
+    return found
 
 
 def name_of(graph: AnyPregel, structure: GraphStructure) -> str:

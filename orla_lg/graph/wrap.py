@@ -52,7 +52,8 @@ def wrap(
 
     Raises:
         MappingError: The mapping cannot work, as far as that shows now.
-        ConfigError: The limits name a stage that the graph does not have, or *hints* is no function.
+        ConfigError: The limits name a stage that the graph does not have, *hints* is no function, or what a node's
+            metadata says of labels means nothing.
         OrlaError: *graph* is no LangGraph graph.
     """
     if hints is not None and not callable(hints):
@@ -154,6 +155,7 @@ def _rebound(binding: Any, wrapped: Callable[[Any], Any]) -> Any:
 def forecast_of(graph: AnyPregel, core: Core, mapper: Mapper | None, stages: KnownStages | None = None) -> Forecast:
     """Return what lies ahead in a graph that is mapped by *mapper*, or the shared one."""
     structure, known = look_ahead(graph), stages or stages_of(graph)
+    core.serving.guard.heed(structure)
     homes = {planned.stage: planned.backends[0] for planned in plan(core, known, mapper) if planned.backends}
     return core.serving.foresight.forecast(name_of(graph, structure), structure, homes)
 

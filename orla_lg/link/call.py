@@ -15,6 +15,8 @@ from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.retry import AttemptFailed
+from orla_lg.core.guard.access import NO_ACCESS, tool_names
+from orla_lg.core.guard.guard import Guard
 from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Mapper
@@ -35,6 +37,11 @@ class CoreSide(Protocol):
     @property
     def link(self) -> Link:
         """The connection to the core."""
+        ...
+
+    @property
+    def guard(self) -> Guard:
+        """Has the tags of its calls."""
         ...
 
     @property
@@ -116,7 +123,7 @@ class LinkedCall(InFlightCall):
         """Return what the core must know of it."""
         call, ask, had = self.call, self.call.ask, self.grant
         granted = had.attempt if had is not None and had.epoch == self.serving.link.epoch else 0
-        pieces = ask.pieces
+        pieces, access, guard = ask.pieces, call.access or NO_ACCESS, self.serving.guard
         return Enter(
             call=call.id,
             age_s=self.services.clock() - call.arrived_s,
@@ -149,6 +156,10 @@ class LinkedCall(InFlightCall):
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
             attempts=granted,
+            tags=dict(guard.tags),
+            tool_names=tool_names(ask.schemas) if access.tools is None else list(access.tools),
+            labels=sorted(access.labels | guard.flow.everywhere),
+            for_stage=access.stage,
         )
 
     def adopting(self) -> Adopt:

@@ -83,6 +83,8 @@ class Welcome(NamedTuple):
     """Connected now, this one included."""
     tenants: Sequence[str] | None = None
     """Those that the key carries; ``None``: any."""
+    guarded: bool = False
+    """Access policies hold, so that nothing may be sent that the core was not asked about."""
 
 
 class Enter(NamedTuple):
@@ -133,6 +135,14 @@ class Enter(NamedTuple):
     """Limits of its graph and its run: ``key``, ``where``, ``of_run`` and the table ``limits``."""
     attempts: int = 0
     """Grants that it had in this epoch: the next one counts on from there."""
+    tags: Flat = {}  # noqa: RUF012
+    """That its ``Orla`` claims, beside the key's."""
+    tool_names: Sequence[str] = ()
+    """Of the tools that it offers."""
+    labels: Sequence[str] = ()
+    """Of its data, as the replica knows them."""
+    for_stage: str | None = None
+    """The stage whose prompt it carries, where that is another one than its own."""
 
 
 class Adopt(NamedTuple):
@@ -234,9 +244,11 @@ class Signal(NamedTuple):
     """The name of the method."""
     run: str
     more: Flat = {}  # noqa: RUF012
-    """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph``; of
-    ``prompt_split`` ``call``, ``backend``, ``graph``, ``stage``, ``messages`` (as ``FlatMessage``), ``results``,
-    ``running`` (names and seconds) and ``partly``."""
+    """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph`` and, said
+    again, ``entered`` (of each stage with labels that it entered before, these); of ``node_entered`` also
+    ``labels``; of ``prompt_split`` ``call``, ``backend``, ``graph``, ``stage``, ``messages`` (as ``FlatMessage``),
+    ``results``, ``running`` (names and seconds) and ``partly``; of ``entered``, of a run that has ended, ``thread``,
+    ``tenant``, ``graph``, ``entered`` and ``outcome``."""
 
 
 class Graph(NamedTuple):
@@ -248,6 +260,9 @@ class Graph(NamedTuple):
     joins: Mapping[str, Sequence[str]]
     homes: Mapping[str, str]
     """Where stages go, as far as that shows beforehand."""
+    labels: Mapping[str, Sequence[str]] = {}
+    """By stage, the labels of its data; and those that it takes off."""
+    declassifies: Mapping[str, Sequence[str]] = {}
 
 
 class View(NamedTuple):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from orla_lg.core.background import is_collecting
+from orla_lg.core.guard.flow import NONE
+from orla_lg.core.guard.policies import ANY_LABEL
+from orla_lg.core.identity import tenant_of
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
 from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.memory.progress import GraphProgress
@@ -24,6 +27,12 @@ from orla_lg.link.views import flat_graph
 NO_MORE: Flat = {}
 KEEP_GRAPHS = 1000
 
+TOLD_S = 30.0
+"""What was sent so long ago on a connection that stands has come."""
+
+KEEP_ENDED = 10_000
+"""Runs that entered stages with labels, and ended while there was no core."""
+
 
 @dataclass(eq=False, slots=True)
 class OpenRun:
@@ -33,6 +42,17 @@ class OpenRun:
     more: Flat
     nodes: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)
     """Nodes under way: stage, namespace and step."""
+    entered: dict[str, list[str]] = field(default_factory=dict)
+    """Stages that it entered so far, with the labels of their data as far as they are known here."""
+    graph: Graph | None = None
+
+
+class EndedRun(NamedTuple):
+    """A run that ended lately: the core may not have heard what it entered."""
+
+    ended_s: float
+    graph: Graph | None
+    signals: Sequence[Signal]
 
 
 class LinkedProgress(GraphProgress):
@@ -42,12 +62,14 @@ class LinkedProgress(GraphProgress):
         """Tell a core by *link* of what happens; *prompts* go with the workflows that no run is open on any more."""
         self._link, self._requests, self._prompts = link, requests, prompts
         self._open: dict[str, OpenRun] = {}
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, tuple[Forecast, Graph]] = {}
+        self._ended: deque[EndedRun] = deque()
         return self
 
     def forked(self) -> None:
         """Forget the parent's runs, in a child."""
         self._open.clear()
+        self._ended.clear()
 
     # Runs
 
@@ -64,28 +86,50 @@ class LinkedProgress(GraphProgress):
         state = super().run_started(run, thread=thread, tenant=tenant, parent=parent, graph=graph, forecast=forecast)
         more = {"thread": thread, "tenant": tenant, "parent": parent, "graph": state.trace.graph}
         with self._link.lock:
-            if forecast is not None and forecast.graph not in self._graphs:
-                self._keep(flat_graph(forecast.graph, forecast.structure, forecast.homes))
-            self._open[run] = OpenRun(state.standing.arrived_s, more)
+            written = None if forecast is None else self._told(forecast)
+            self._open[run] = OpenRun(state.standing.arrived_s, more, graph=written)
             self._report("run_started", run, {"age_s": 0.0, **more})
         return state
 
-    def _keep(self, graph: Graph) -> None:
-        while len(self._graphs) >= KEEP_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        self._graphs[graph.name] = graph
-        with contextlib.suppress(LinkBroken):  # a graph too large to be told: its runs are learned from all the same
-            self._link.send(graph)
+    def _told(self, forecast: Forecast) -> Graph:
+        """Return a run's graph, once the core was told of it; another one of its name may have been since."""
+        known = self._graphs.get(forecast.graph)
+        if known is not None and known[0] is forecast:
+            return known[1]
+        graph = flat_graph(forecast.graph, forecast.structure, forecast.homes)
+        if known is None or known[1] != graph:
+            while len(self._graphs) >= KEEP_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            with contextlib.suppress(LinkBroken):  # too large to be told: its runs are learned from all the same
+                self._link.send(graph)
+        self._graphs[forecast.graph] = forecast, graph
+        return graph
 
     def run_ended(self, run: str, outcome: Outcome) -> None:  # noqa: D102
         state = self._book.run(run)
         super().run_ended(run, outcome)
         with self._link.lock:
-            if self._open.pop(run, None) is not None:
+            if (known := self._open.pop(run, None)) is not None:
                 ended = outcome if state is None else state.ends(outcome)
                 self._report("run_ended", run, {"outcome": str(ended)})
+                if state is not None and (self.guard.elsewhere or any(known.entered.values())):
+                    self._remember(state, known, ended)
         if state is not None:
             self._prompts.over([key for key in state.workflows if not self._book.is_running(key)])
+
+    def _remember(self, run: RunState, known: OpenRun, outcome: Outcome) -> None:
+        """Keep what a run on a thread entered, until the core has surely heard of it."""
+        if run.name == run.id:
+            return
+        now, ended = self._clock(), self._ended
+        while ended and self._link.up and ended[0].ended_s < now - TOLD_S:
+            ended.popleft()
+        if len(ended) >= KEEP_ENDED:
+            ended.popleft()
+            self.guard.flow.everywhere = frozenset({ANY_LABEL})
+        more = {"thread": run.name, "graph": run.trace.graph, "entered": known.entered, "outcome": str(outcome)}
+        signals = [Signal("entered", run.id, {**more, "tenant": tenant_of(each) or None}) for each in run.workflows]
+        ended.append(EndedRun(now, known.graph, signals))
 
     def ahead(self, run: str) -> Ahead | None:  # noqa: D102
         try:
@@ -100,12 +144,19 @@ class LinkedProgress(GraphProgress):
 
     # Nodes and tools
 
-    def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:  # noqa: D102
-        super().node_entered(run, stage, namespace, step)
+    def node_entered(  # noqa: D102
+        self, run: RunState, stage: str, namespace: str = "", step: int | None = None,
+        labels: frozenset[str] = NONE,
+    ) -> None:  # fmt: skip
+        super().node_entered(run, stage, namespace, step, labels)
+        more: Flat = {"stage": stage, "namespace": namespace, "step": step}
+        if self.guard.flow.follows and (own := labels | self.guard.flow.said(run.trace.structure, stage).labels):
+            more["labels"] = sorted(own)
         with self._link.lock:
             if (known := self._open.get(run.id)) is not None:
                 known.nodes[stage, namespace, step] += 1
-            self._report("node_entered", run.id, {"stage": stage, "namespace": namespace, "step": step})
+                known.entered[stage] = more.get("labels") or known.entered.get(stage, [])
+            self._report("node_entered", run.id, more)
 
     def node_left(self, run: RunState, stage: str, namespace: str = "") -> None:  # noqa: D102
         super().node_left(run, stage, namespace)
@@ -157,9 +208,21 @@ class LinkedProgress(GraphProgress):
     def again(self, now: float) -> Iterator[Message]:
         """Yield all that a core must know of the runs that are open; under the link's lock."""
         assert not is_collecting()
-        yield from self._graphs.values()
+        latest = {name: graph for name, (_, graph) in self._graphs.items()}
+        yield from latest.values()
+        for ended in self._ended:
+            yield from self._graph_again(ended.graph, latest)
+            yield from ended.signals
         for run, known in self._open.items():
-            yield Signal("run_started", run, {"age_s": now - known.began_s, **known.more})
+            yield from self._graph_again(known.graph, latest)
+            yield Signal("run_started", run, {"age_s": now - known.began_s, "entered": known.entered, **known.more})
             for (stage, namespace, step), times in known.nodes.items():
                 more = {"stage": stage, "namespace": namespace, "step": step}
                 yield from [Signal("node_entered", run, more)] * times
+        self._graphs = {name: known for name, known in self._graphs.items() if known[1] == latest[name]}
+
+    def _graph_again(self, graph: Graph | None, latest: dict[str, Graph]) -> Iterator[Message]:
+        """Yield the graph of a run where another one of its name was told since."""
+        if graph is not None and latest.get(graph.name) != graph:
+            latest[graph.name] = graph
+            yield graph

@@ -16,7 +16,9 @@ from typing import Any
 
 from orla_lg.core import lifecycle
 from orla_lg.core.accounting.journal import Journal
-from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints, call_ids
+from orla_lg.core.boundary.call_ids import call_ids
+from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints
+from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import LEAST_S, Sender
@@ -131,13 +133,21 @@ class LinkedServing(Serving):
         services = self.services
         self.limits = services.limits = LinkedLimits(NO_LIMITS, self.clock, self.requests)
         self.progress = services.progress = LinkedProgress(
-            self.book, self.foresight, self.memory, self.records, self.updates, self.clock, looks_ahead=False
+            self.book,
+            self.foresight,
+            self.memory,
+            self.records,
+            self.updates,
+            self.clock,
+            self.guard,
+            looks_ahead=False,
         ).joined(self.link, self.requests, self.prompts)
         self.steering = LinkedSteering(self.requests, self.book)
         self.resources.add(self.link.stop)
 
     def _learned(self, welcome: Welcome) -> None:
         self._served.learned(welcome, self.mappings, self.limits, self.prompts)
+        self.guard.set_elsewhere(welcome.guarded)
 
     def views(self, call: Call | None = None) -> list[BackendView]:
         """Return the backends as the core saw them last, on behalf of a call."""
@@ -193,6 +203,7 @@ class LinkedServing(Serving):
             layers=outer.layers, timeout=call.timeout,
         )  # fmt: skip
         assert isinstance(inflight, LinkedCall)
+        inflight.call.access = on_behalf(call.access, call.identity.stage)
         return inflight
 
     def enter(self, call: LinkedCall) -> None:

@@ -19,6 +19,7 @@ from orla_lg.core.engine.backend import Backend, Capability, Cost, Probe, Suppor
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.speed import Speed
+from orla_lg.core.guard.labels import label_names
 from orla_lg.core.limits.limits import Limit, Limits, LimitScope
 from orla_lg.core.lookahead.structure import Edge, GraphStructure
 from orla_lg.core.mapping import Mapper, Mappings, Planned, parts_of
@@ -352,7 +353,17 @@ def read_layer(flat: Mapping[str, Any]) -> LimitScope:
 def flat_graph(name: str, structure: GraphStructure, homes: Mapping[str, str]) -> Graph:
     """Return a graph's structure as a message."""
     edges = {stage: [sorted(edge.always), sorted(edge.perhaps), edge.open] for stage, edge in structure.edges.items()}
-    return Graph(name, edges, {stage: sorted(before) for stage, before in structure.joins.items()}, dict(homes))
+    return Graph(
+        name, edges, _sorted(structure.joins), dict(homes), _sorted(structure.labels), _sorted(structure.declassifies)
+    )
+
+
+def _sorted(sets: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    return {stage: sorted(names) for stage, names in sets.items()}
+
+
+def _sets(lists: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    return {stage: frozenset(names) for stage, names in lists.items()}
 
 
 def read_graph(graph: Graph) -> tuple[str, GraphStructure, Mapping[str, str]]:
@@ -366,10 +377,14 @@ def read_graph(graph: Graph) -> tuple[str, GraphStructure, Mapping[str, str]]:
             stage: Edge(frozenset(always), frozenset(perhaps), bool(is_open))
             for stage, (always, perhaps, is_open) in graph.edges.items()
         }
-        joins = {stage: frozenset(before) for stage, before in graph.joins.items()}
+        labels = [
+            {stage: label_names(f"labels of stage {shown(stage)}", names) for stage, names in table.items()}
+            for table in (graph.labels, graph.declassifies)
+        ]
+        structure = GraphStructure(edges, _sets(graph.joins), *labels)
     except (TypeError, ValueError) as error:
         raise LinkBroken(f"graph {shown(graph.name)} has no structure: {error}") from error
-    return graph.name, GraphStructure(edges, joins), graph.homes
+    return graph.name, structure, graph.homes
 
 
 # Statistics

@@ -44,7 +44,7 @@ from orla_lg.serve.posted.stages import PostedMapper, StageBook, variants_of
 LIVE = {"max_concurrency", "capacity", "cost", "quality"}
 """Keys of a backend that change while it has calls; another URL or model is another backend."""
 
-TABLES = ("mapping", "variants", "limits")
+TABLES = ("mapping", "variants", "limits", "tags", "policies", "stages")
 POLICIES = ("policy", "stage_policy", "request_policy")
 GONE_POLL_S = 0.2
 MOST_ASKED = 16
@@ -124,7 +124,8 @@ def changes(before: config.Settings, after: config.Settings, posted: frozenset[s
 
 
 def _said(settings: config.Settings, key: str) -> Any:
-    return settings.written.get(key, config.DEFAULTS[key])
+    said = settings.written.get(key, config.DEFAULTS[key])
+    return {policy["name"]: policy for policy in said} if key == "policies" else said
 
 
 def _differing(key: str, before: Any, after: Any) -> Iterator[str]:
@@ -340,6 +341,7 @@ class Reloader:
         self._place(posted if items is None else replace(posted, items=items))
         if "limits" in found.keys:
             serving.limits.shared = after.limits
+        self._guard(found)
         for name in found.removed:
             self._retire(name, is_replaced=False)
         self._orla.core.stage_names.look(serving)
@@ -366,6 +368,16 @@ class Reloader:
             if each.scheduler.backend.name in names and not each.is_replaced:
                 each.clients = self._orla.core.clients.pop(each.scheduler.backend.name, None)
                 each.is_replaced = True
+
+    def _guard(self, found: Changes) -> None:
+        """Let access policies, tags and the labels of stages be what the file says of them."""
+        guard = self._orla.core.serving.guard
+        if "tags" in found.keys:
+            guard.set_tags(found.after.tags)
+        if "stages" in found.keys:
+            guard.set_stage_labels(found.after.stages, "file")
+        if found.before.policies != found.after.policies:
+            guard.set_policies(found.after.policies, "file")
 
     def _change(self, backend: Backend) -> None:
         scheduler = self._orla.core.serving.schedulers[backend.name]

@@ -26,6 +26,9 @@ KINDS = ("backend", "tool", "data", "skill")
 NO_TAGS = frozenset({"*"})
 """The subject of a call that has no tag at all."""
 
+ANY_LABEL = "*"
+"""Stands for every label there may be: of a workflow of which it is no longer known which it has."""
+
 KEEP_VERDICTS = 4096
 """Tags are what callers say, so there is no end to the subjects that may be asked about."""
 
@@ -161,7 +164,7 @@ class PolicyEvaluator:
 
 
 def _decided(rules: Sequence[_Rule], resource: str, kind: str, subjects: frozenset[str]) -> Verdict:
-    said = [rule for rule in rules if any(glob.matches(resource) for glob in rule.resources)]
+    said = [rule for rule in rules if _speaks_of(rule, resource)]
     subject = ", ".join(sorted(subjects)) if subjects != NO_TAGS else "a call without tags"
     for rule in said:
         if rule.denies:
@@ -172,3 +175,10 @@ def _decided(rules: Sequence[_Rule], resource: str, kind: str, subjects: frozens
         envelope = f"policy {shown(rule.name)} says which {kind}s {subject} may use"
         return Verdict(False, rule.name, f"{envelope}, and no policy allows {resource}")
     return ALLOWED
+
+
+def _speaks_of(rule: _Rule, resource: str) -> bool:
+    """Whether a policy names a resource. Of any label speaks what denies one of them, and what allows all."""
+    if resource == f"data:{ANY_LABEL}":
+        return rule.denies or any(glob.pattern == resource for glob in rule.resources)
+    return any(glob.matches(resource) for glob in rule.resources)

@@ -34,6 +34,10 @@ class GraphStructure:
     """By stage, and by the beginnings ``__start__`` of the graph and of the graphs inside it."""
     joins: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By stage, those it waits for."""
+    labels: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By stage, the labels of the data that it brings in (``core.guard``); only stages that have some."""
+    declassifies: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By stage, the labels that what it hands on has no more; only stages that do."""
 
     @property
     def stages(self) -> list[str]:

@@ -172,6 +172,11 @@ class MemoryManager:
         usual = self.returns.usual(returns.after_stage(call.standing.graph, call.identity.stage))
         return 0.0 if usual.chance < UNLIKELY else usual.late_s
 
+    def forget_prompts(self) -> None:
+        """Drop every prompt that is kept to be sent again: what may be sent where has changed."""
+        for scheduler in self._schedulers.values():
+            scheduler.warming.forget_all()
+
     def extend(self, split: SplitPrompt) -> bool:
         """Keep what is certain of a workflow's next prompt; returns whether it can be warmed, as far as is known."""
         scheduler = self._schedulers.get(split.backend)

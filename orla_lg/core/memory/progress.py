@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Clock
 from orla_lg.core.call import Call
+from orla_lg.core.guard.flow import NONE
+from orla_lg.core.guard.guard import Guard
+from orla_lg.core.identity import workflow_key
 from orla_lg.core.lookahead.forecast import Ahead, Forecast
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.memory.events import CacheEvent, EventKind, Returns, SplitPrompt
@@ -29,6 +32,7 @@ class GraphProgress:
         records: Its listeners hear of runs.
         updates: Writes at a run's end what its records still lack.
         clock: Monotonic seconds.
+        guard: Follows the labels of what runs enter.
         looks_ahead: Whether it is of use to know that a stage's calls come soon.
     """
 
@@ -40,6 +44,7 @@ class GraphProgress:
         records: RecordBook,
         updates: RecordUpdates,
         clock: Clock,
+        guard: Guard,
         *,
         looks_ahead: bool,
     ) -> None:
@@ -49,6 +54,8 @@ class GraphProgress:
         self._records = records
         self._updates = updates
         self._clock = clock
+        self.guard = guard
+        guard.changed.append(memory.forget_prompts)
         self._looks_ahead = looks_ahead
 
     # Runs
@@ -79,6 +86,8 @@ class GraphProgress:
         if state is None:
             return
         ended = state.ends(outcome)
+        if self.guard.flow.follows:
+            self.guard.flow.run_ended(state, done=ended is Outcome.DONE)
         self._memory.signal(self._book.run_ended(run, ended))
         for workflow in state.workflows:
             self._updates.run_ended(workflow)
@@ -94,11 +103,16 @@ class GraphProgress:
 
     def thread_deleted(self, thread_id: str, tenant: str | None = None) -> None:
         """Free what a tenant's deleted thread kept."""
+        if self.guard.flow.follows:
+            self.guard.flow.over(workflow_key(thread_id, tenant))
         self._memory.signal(self._book.thread_deleted(thread_id, tenant))
 
     # Nodes
 
-    def node_entered(self, run: RunState, stage: str, namespace: str = "", step: int | None = None) -> None:
+    def node_entered(
+        self, run: RunState, stage: str, namespace: str = "", step: int | None = None,
+        labels: frozenset[str] = NONE,
+    ) -> None:  # fmt: skip
         """Note that a node of a run starts.
 
         Args:
@@ -106,9 +120,14 @@ class GraphProgress:
             stage: Its stage.
             namespace: Of this execution, with ids; without one, the stage runs once at a time.
             step: LangGraph's; ``None`` where steps are not told.
+            labels: Of its data, beside those that are declared of the stage.
         """
         run.now_in[stage] += 1
         self._foresight.entered(run, stage, namespace or stage, step)
+        if labels:
+            self.guard.claims(labels)
+        if self.guard.flow.follows:
+            self.guard.flow.entered(run, stage, labels)
         looks_ahead = self._looks_ahead and self._memory.heeds_stages()
         if looks_ahead and self._foresight.estimates.calls(run.trace.graph, stage) == 0:
             self._tell_ahead(run, stage)
@@ -165,7 +184,7 @@ class GraphProgress:
 
     def prompt_split(self, run: RunState, split: SplitPrompt) -> bool:
         """Note what is certain of the prompt after a call of a run; returns whether that can be warmed."""
-        if not self._memory.extend(split):
+        if not (self.guard.may_extend(run, split.stage[1]) and self._memory.extend(split)):
             return False
         if split.results and split.running:
             self._memory.signal(

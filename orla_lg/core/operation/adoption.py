@@ -7,7 +7,8 @@ from collections.abc import Callable
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import Send, Sender, give_up, reserve, serve
+from orla_lg.core.lifecycle import Send, Sender, reserve, serve
+from orla_lg.core.placement.attempts import give_up
 from orla_lg.core.record import Record
 from orla_lg.core.steps import Steps
 

@@ -168,6 +168,15 @@ class Prefetcher:
             self.prompts.forget(workflow)
             self.book.forget(workflow)
 
+    def forget_all(self) -> None:
+        """Drop every prompt that is kept, and what is requested or under way. Takes the lock itself."""
+        with self._scheduler.lock:
+            if self.running is not None:
+                self.give_up(again=False)
+            for key in list(self._requests):
+                self._requests.pop(key)
+            self.prompts = PromptBook(0 if self.settings is None else self.settings.keep_chars)
+
     def extend(self, split: SplitPrompt) -> bool:
         """Keep what is certain of a next prompt; returns whether it may be warmed. Takes the lock itself."""
         with self._scheduler.lock:

@@ -37,5 +37,5 @@ def api_routes(server: ApiServer) -> list[Route]:
         *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),
         *Backends(posted, serving, registering(posted)).routes(),
-        *v1_routes(posted, serving.guard, server.access, server.gateway),
+        *v1_routes(posted, serving.guard, server.gateway),
     ]

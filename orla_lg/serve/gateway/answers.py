@@ -15,6 +15,7 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import named_in_code
 from orla_lg.core.placement.view import view_of
 from orla_lg.errors import (
+    AccessDenied,
     BackendUnavailable,
     BudgetExceeded,
     ConfigError,
@@ -167,6 +168,8 @@ def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None
             return Failed(429, message, "rate_limit_exceeded", BUSY_RETRY_S)
         case BudgetExceeded():
             return Failed(429, message, "insufficient_quota", error.retry_after_s)
+        case AccessDenied():
+            return Failed(403, message, "permission_denied")
         case DeadlineExceeded():
             return Failed(408, message, "deadline_exceeded")
         case OrlaClosed():

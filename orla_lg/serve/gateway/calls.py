@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from orla_lg.clients.fitting import Fit, fitting
 from orla_lg.clients.question import EssentialQuestion, Question
 from orla_lg.core.call import Assignment, Call, Hints
+from orla_lg.core.guard.access import CallAccess
 from orla_lg.core.identity import ANY_STAGE, Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import Consultation, Mapper, named_in_code
@@ -186,8 +187,17 @@ class Gateway:
                 self.sessions.leave(session)
             raise
         inflight.holds = _NOBODYS
+        if serving.services.guard is not None or source.labels:
+            inflight.call.access = self._access(source, request.caller)
         self._place(inflight)
         return inflight, session
+
+    def _access(self, source: CallSource, caller: Caller) -> CallAccess:
+        """Return what access policies need to know of a request: what it claims can only narrow."""
+        guard = self.serving.guard
+        guard.claims(source.labels)
+        subject = guard.subject_of(caller.tags, source.tags, trusted=caller.key_id is None)
+        return CallAccess(subject, labels=source.labels)
 
     def _place(self, inflight: InFlightCall) -> None:
         """Have a call placed by its model's name where no mapping names its stage, and by ``"*"`` if it has none."""
@@ -213,6 +223,12 @@ class Gateway:
         ask = request.wire.ask_of(request.body)
         identity = Identity(f"call-{call_id}", stage=source.stage)
         inflight = self.serving.arrive(identity, ask, call_id=call_id, said=hints)
+        if (guard := self.serving.services.guard) is not None:
+            access = inflight.call.access = self._access(source, request.caller)
+            if source.workflow is not None and guard.flow.follows:
+                workflow = workflow_key(source.workflow, hints.tenant)
+                labels = guard.flow.carried(workflow, None, source.stage, access.labels, lasts=False)
+                inflight.call.access = replace(access, labels=labels)
         self._place(inflight)
         return inflight
 

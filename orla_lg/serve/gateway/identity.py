@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from orla_lg.core.call import NO_HINTS, Hints
+from orla_lg.core.guard.flow import NONE
+from orla_lg.core.guard.labels import label_names
 from orla_lg.errors import ConfigError, OrlaError, shown
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.wires.reading import is_number
@@ -54,6 +56,8 @@ class CallSource:
     tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS)
     final: bool = False
     """The session ends with this call."""
+    labels: frozenset[str] = frozenset()
+    """Of the call's data, as its caller claims."""
 
 
 def safe_name(value: object) -> str | None:
@@ -110,9 +114,10 @@ def source_of(
         hints = _hints(said, beside)
     if hints.priority is None and (b"x-smg-priority" in headers or "nvext" in body):
         hints = hints.over(_foreign_hints(headers, body))
-    tags = _tags(said) if said else _NO_TAGS
+    tags = _tags(said, beside) if said or beside else _NO_TAGS
+    labels = _labels(said, beside) if "labels" in said or "labels" in beside else NONE
     final = any(_is_said(headers[name]) for name in encoded(settings.final_headers) if name in headers)
-    return CallSource(workflow, stage or "", hints, tags, final)
+    return CallSource(workflow, stage or "", hints, tags, final, labels)
 
 
 @lru_cache(maxsize=64)
@@ -186,14 +191,40 @@ def _baggage(value: bytes) -> dict[str, str]:
     return found
 
 
-def _tags(said: Mapping[str, str]) -> Mapping[str, str]:
+def _tags(said: Mapping[str, str], beside: Mapping[str, Any]) -> Mapping[str, str]:
     tags: dict[str, str] = {}
-    for name, value in said.items():
-        if name.startswith(_TAG) and len(tags) < MAX_TAGS:
-            key, text = safe_name(name[len(_TAG) :]), safe_name(value)
-            if key is not None and text is not None:
-                tags[key] = text
+    nested = beside.get("tags")
+    dotted = {name[5:]: value for name, value in beside.items() if name.startswith("tags.")}
+    listed = [*(nested.items() if isinstance(nested, Mapping) else ()), *dotted.items()]
+    listed += [(name[len(_TAG) :], value) for name, value in said.items() if name.startswith(_TAG)]
+    for name, value in listed[-MAX_TAGS:]:
+        key, text = tag_text(name), tag_text(value)
+        if key is not None and text is not None:
+            tags[key] = text
     return tags or _NO_TAGS
+
+
+def tag_text(value: object) -> str | None:
+    """Return a tag's name or value as policies see it: as it is, unless it cannot be printed or is too long."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable():
+        return value
+    return safe_name(value)
+
+
+def _labels(said: Mapping[str, str], beside: Mapping[str, Any]) -> frozenset[str]:
+    """Return the labels that a caller claims: all that headers and metadata name, since they only add."""
+    found: list[Any] = []
+    for value in (said.get("labels"), beside.get("labels")):
+        if isinstance(value, str):
+            found += [each.strip() for each in value.split(",") if each.strip()]
+        elif isinstance(value, list):
+            found += value
+        elif value is not None:
+            raise BadHint(f"labels must be a list of names, or a text of names with commas, got {shown(value)}")
+    try:
+        return label_names("labels", found)
+    except ConfigError as error:
+        raise BadHint(f"{error}") from error
 
 
 # Hints

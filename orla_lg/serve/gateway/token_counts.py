@@ -67,6 +67,8 @@ async def _counted(inflight: InFlightCall, question: Question) -> int:
     candidates = BackendCandidates(services.schedulers, inflight.call, services.clock)
     consultation = Consultation(services.background, _asks_no_model)
     assignment = await adrive(assign(inflight.call, inflight.mappers, candidates, consultation))
+    if services.guard is not None:
+        assignment = services.guard.narrowed(inflight.call, assignment)
     scheduler = services.schedulers[assignment.backend]
     if (
         question.is_translatable

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from orla_lg.core.call import Assignment, Hints
+from orla_lg.core.guard.access import CallAccess
+from orla_lg.core.guard.labels import claimed_labels
+from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive
 from orla_lg.core.limits.limits import LimitScope
@@ -49,6 +52,9 @@ MOST_CALLS = 10_000
 
 MOST_LAYERS = 16
 """Of one call."""
+
+MOST_TOOLS = 10_000
+"""That one call offers."""
 
 KEEP_LAYERS = 256
 """Of one core, read from what replicas say."""
@@ -189,9 +195,25 @@ class LinkedCalls:
         assert isinstance(inflight, ReplicaCall)
         inflight.aged(max(0.0, inflight.call.arrived_s - arrived_s))
         inflight.holds = message.holds
+        inflight.call.access = self._access(caller, message)
         if checks and (message.able is not None or caller.backends is not None):
             inflight.fit = Fitting(message.able, caller.backends)
         return inflight
+
+    def _access(self, caller: LinkCaller, message: Enter) -> CallAccess:
+        """Return what access policies need to know of a call; what its replica claims can only narrow."""
+        guard = self.serving.guard
+        if message.for_stage is not None:
+            named(message.for_stage, "a stage's name")
+        if len(message.tool_names) > MOST_TOOLS:
+            raise LinkBroken(f"a call with {len(message.tool_names)} tools, at most {MOST_TOOLS} are right")
+        try:
+            claimed, labels = checked_tags("tags", message.tags), claimed_labels("labels", message.labels)
+        except ConfigError as error:
+            raise LinkBroken(str(error)) from error
+        guard.claims(labels)
+        subject = guard.subject_of(caller.tags, claimed, trusted=caller.key_id is None)
+        return CallAccess(subject, [str(name) for name in message.tool_names], labels, None, message.for_stage)
 
     def _layers_of(self, caller: LinkCaller, layers: Sequence[Flat]) -> Sequence[LimitScope]:
         """Return the limits of a call's graph, of its run and of its key."""

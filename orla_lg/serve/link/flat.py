@@ -6,7 +6,7 @@ and what has the wrong shape ends its connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -16,7 +16,7 @@ from orla_lg.core.call import Ask, Assignment, Call, CallerTimeout, Hints, scope
 from orla_lg.core.identity import TENANT_MARK, Identity, workflow_key, workflow_name
 from orla_lg.core.mapping import Planned
 from orla_lg.core.placement.view import BackendView
-from orla_lg.errors import BudgetExceeded, EngineRefused, MappingError, shown
+from orla_lg.errors import AccessDenied, BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Enter, Flat, FlatMessage, Refused
 from orla_lg.link.views import read_hints
@@ -44,6 +44,11 @@ class LinkCaller(Protocol):
     @property
     def tenants(self) -> tuple[str, ...] | None:
         """The tenants that it may name; none: its calls are no tenant's; ``None``: any."""
+        ...
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """What access policies know it by."""
         ...
 
     @property
@@ -333,6 +338,8 @@ def refused_of(call: str, error: BaseException) -> Refused:
     more: Flat = {}
     if isinstance(error, BudgetExceeded):
         more = {name: getattr(error, name) for name in ("scope", "name", "figure", "retry_after_s")}
+    if isinstance(error, AccessDenied):
+        more = {"rule": error.rule}
     if isinstance(error, EngineRefused):
         more = {"status": error.status}
     return Refused(call, type(error).__name__, str(error), more)

@@ -33,6 +33,7 @@ from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
+from orla_lg.serve.store.labels import LabelKeeper
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.spent import SpentKeeper
 from orla_lg.serve.store.store import Store, StoreUnavailable
@@ -95,6 +96,8 @@ class LinkHost:
         self.requests = Requests(serving)
         self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
         self._spent = SpentKeeper(serving, store, lease.holds)
+        self._labels = LabelKeeper(store, lease.holds)
+        serving.guard.changed.append(self._policies_changed)
         self._orphans: orphans.Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
@@ -122,6 +125,7 @@ class LinkHost:
         self._renew_at_s = now + self.lease.ttl_s / 3
         self._orphans = orphans.Orphans(self.serving, self.replicas, self.replica_lease_s)
         self._spent.load()
+        self._labels.join(self.serving.guard.flow)
         patience_s = self.replica_lease_s + orphans.SILENT_LETS_GO_S
         self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, patience_s)
         self.recovery.look(now)
@@ -156,6 +160,11 @@ class LinkHost:
         for session in self.sessions:
             if session.replica is not None:
                 session.send(self.welcome(session.caller))
+
+    def _policies_changed(self) -> None:
+        """Say to replicas whether access policies hold; in whichever thread they were changed."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.refresh)
 
     def bye(self, reason: str) -> None:
         """Say goodbye to all replicas, and go on: what they have at the engines counts until this core has ended."""
@@ -249,7 +258,7 @@ class LinkHost:
         return Welcome(
             PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
-            self.lease.ttl_s, max(1, self.connected), caller.tenants,
+            self.lease.ttl_s, max(1, self.connected), caller.tenants, bool(serving.guard.policies),
         )  # fmt: skip
 
     @property

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
+from orla_lg.core.guard.flow import NONE
+from orla_lg.core.guard.labels import label_names
+from orla_lg.core.identity import workflow_key
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.lookahead import KEEP_GRAPHS
 from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome, RunState
-from orla_lg.errors import MappingError, shown
+from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, FlatMessage, Graph, Signal
 from orla_lg.link.views import read_graph
@@ -78,6 +81,7 @@ class RunSignals:
         if len(message.edges) > MOST_STAGES:
             raise LinkBroken(f"a graph of {len(message.edges)} stages, at most {MOST_STAGES} are right")
         name, structure, homes = read_graph(message)
+        self._serving.guard.heed(structure)
         if not all(isinstance(home, str) for home in homes.values()):
             raise LinkBroken(f"the homes of graph {shown(name)} are no names")
         self._graphs.set((replica.caller.key_id, name), self._serving.foresight.forecast(name, structure, homes))
@@ -92,6 +96,8 @@ class RunSignals:
             self._run_started(replica, message.run, message.more)
         elif message.what == "run_ended":
             self._run_ended(replica, message.run, message.more)
+        elif message.what == "entered":
+            self._entered_before(replica, message.run, message.more)
         elif message.what == "thread_deleted":
             self._thread_deleted(replica, message.more)
         elif message.what == "unidentified":
@@ -116,6 +122,7 @@ class RunSignals:
         if known is not None:
             if run in replica.runs:  # said again on another connection: so are the nodes that it is in
                 known.now_in.clear()
+                self._enter_again(known, more)
             return
         if len(replica.runs) >= MOST_RUNS:
             log.warning("replica %s has %d runs open, and no further ones are followed", replica.id, MOST_RUNS)
@@ -131,7 +138,38 @@ class RunSignals:
         )
         state.standing.arrived_s -= bounded(_number(more, "age_s"), MOST_AGE_S)
         replica.runs.add(run)
+        self._enter_again(state, more)
         self._resumed(state)
+
+    def _enter_again(self, run: RunState, more: Flat) -> None:
+        """Note the labels of the stages that a run entered before, on another connection or at another core."""
+        entered = more.get("entered") or {}
+        if not isinstance(entered, dict) or len(entered) > MOST_STAGES:
+            raise LinkBroken("the stages that a run entered are no table, or too many")
+        guard = self._serving.guard
+        for stage in entered:
+            labels = _labels(entered, stage)
+            guard.claims(labels)
+            if guard.flow.follows:
+                guard.flow.entered(run, stage, labels)
+
+    def _entered_before(self, replica: Replica, run: str, more: Flat) -> None:
+        """Note what a run entered that has ended, since it may have while its replica was not connected."""
+        named(run, "a run's id", MOST_ID_CHARS)
+        thread, graph = _text(more, "thread"), _text(more, "graph") or ""
+        if thread is None or self._serving.book.run(run) is not None:
+            return
+        try:
+            tenant = tenant_within(replica.caller, _text(more, "tenant"))
+        except MappingError as error:
+            log.warning("what thread %s entered is not noted: %s", shown(thread), error)
+            return
+        state = RunState(run, workflow_key(thread, tenant))
+        state.trace.graph = graph
+        if (forecast := self._graphs.get((replica.caller.key_id, graph))) is not None:
+            state.trace.structure = forecast.structure
+        self._enter_again(state, more)
+        self._serving.guard.flow.run_ended(state, done=_text(more, "outcome") == Outcome.DONE)
 
     def _run_ended(self, replica: Replica, run: str, more: Flat) -> None:
         if run not in replica.runs:
@@ -162,8 +200,9 @@ class RunSignals:
     def _node_entered(self, run: RunState, stage_of: Flat) -> None:
         step = stage_of.get("step")
         self._serving.progress.node_entered(
-            run, _stage(stage_of), _text(stage_of, "namespace") or "", step if isinstance(step, int) else None
-        )
+            run, _stage(stage_of), _text(stage_of, "namespace") or "", step if isinstance(step, int) else None,
+            _labels(stage_of, "labels"),
+        )  # fmt: skip
 
     def _node_left(self, run: RunState, more: Flat) -> None:
         stage = _stage(more)
@@ -198,6 +237,15 @@ class RunSignals:
             )  # fmt: skip
             if self._serving.progress.prompt_split(run, split):
                 return
+
+
+def _labels(more: Mapping[str, Any], name: str) -> frozenset[str]:
+    if not (said := more.get(name)):
+        return NONE
+    try:
+        return label_names("a signal's labels", said)
+    except ConfigError as error:
+        raise LinkBroken(str(error)) from error
 
 
 def _listed(more: Mapping[str, Any], name: str) -> list[Any]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from pyorla import AccessPolicy, ExecuteRequest, LLMBackend, Message, OrlaClient, OrlaError, SkillManifest
 
 from orla_lg.serve.store.store import MemoryStore
+from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.serve.fixtures import make
 from tests.serve.in_thread import Running, server
 from tests.serve.processes import ROOT
@@ -578,11 +579,11 @@ def test_defect_the_choice_of_a_tool_is_dropped(daemon: Daemon) -> None:
 
 
 @pytest.mark.engine
-def test_on_a_real_engine(llama_engine: Any) -> None:
-    with server() as running:
+def test_on_a_real_engine() -> None:
+    with EmbeddedEngine(EngineSettings(slots=2, context_tokens=1024, name="tiny")) as llama, server() as running:
         client = OrlaClient(running.url)
         until_healthy(client)
-        client.register_backend(LLMBackend("tiny", llama_engine.url, "llamacpp", f"openai:{llama_engine.name}"))
+        client.register_backend(LLMBackend("tiny", llama.url, "llamacpp", f"openai:{llama.name}"))
         asked = ExecuteRequest("tiny", prompt="Say hello.", max_tokens=8, temperature=0.0, workflow_id="w")
         whole = client.execute(asked)
         events = list(client.execute_stream(asked))

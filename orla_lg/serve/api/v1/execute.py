@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from orla_lg.core.inflight import InFlightCall
@@ -75,5 +76,7 @@ class ExecuteEndpoint(CallEndpoint):
         """Have the answer know its call, and the session what becomes of its cache."""
         assert isinstance(request.wire, ExecuteWire)
         request.wire.inflight = inflight
+        if (skill := request.body.get("skill_id")) and (access := inflight.call.access) is not None:
+            inflight.call.access = replace(access, skill=skill)
         if session is not None and (flushes := execute.flushes(request.body)) is not None:
             session.flushes = flushes

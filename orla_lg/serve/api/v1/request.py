@@ -173,7 +173,6 @@ def origin(body: Body) -> dict[str, Any]:
         "priority": hints.get("priority") if priority is None else priority,
         "tags": body.get("tags"),
         "labels": body.get("data_labels"),
-        "skill": body.get("skill_id"),
     }
     return {"metadata": {"orla": {name: value for name, value in said.items() if value not in (None, "", [], {})}}}
 

@@ -11,16 +11,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orla_lg.core.guard.guard import Guard
+from orla_lg.core.guard.labels import label_names
 from orla_lg.core.guard.policies import AccessPolicy, Verdict
-from orla_lg.core.guard.subject import AccessSubject
 from orla_lg.core.identity import workflow_key
-from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.access import Caller, Denied
 from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v1.request import checked_labels, checked_names
 from orla_lg.serve.api.v1.skills import NOT_REGISTERED, bounds_of
+from orla_lg.serve.api.v1.workflows import RegisteredGraphs
 from orla_lg.serve.gateway.answers import RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
-from orla_lg.serve.gateway.identity import safe_name
+from orla_lg.serve.gateway.identity import safe_name, tag_text
 from orla_lg.serve.gateway.sessions import SessionBook
 from orla_lg.serve.http.guard import CALLER
 from orla_lg.serve.posted.applying import PostedThings
@@ -40,13 +41,13 @@ class V1Resources:
     Args:
         posted: What is posted.
         guard: What policies say.
-        access: Whether there are keys.
+        graphs: Hands on those of registered workflows.
         sessions: The workflows of the gateway's callers.
     """
 
     posted: PostedThings
     guard: Guard
-    access: Access
+    graphs: RegisteredGraphs
     sessions: SessionBook
 
     def routes(self) -> list[Route]:
@@ -65,7 +66,8 @@ class V1Resources:
         return [Route(path, answering_errors(each), methods=[method]) for (method, path), each in taken.items()]
 
     def follow(self, items: PostedItems) -> None:
-        """Have policies hold as they are posted now."""
+        """Have policies and graphs hold as they are posted now."""
+        self.graphs.follow(items)
         self.guard.set_policies(
             [AccessPolicy(each.name, each.subjects, each.resources, each.action) for each in items.policies()],
             "posted",
@@ -96,15 +98,22 @@ class V1Resources:
 
     def _checked(self, caller: Caller, body: Mapping[str, Any]) -> Verdict:
         checked_labels(body)
-        tags, labels = body.get("tags") or {}, body.get("data_labels") or ()
+        tags = {tag_text(name) or "": tag_text(value) or "" for name, value in (body.get("tags") or {}).items()}
+        labels = label_names("data_labels", body.get("data_labels") or ())
         backend, skill = _text(body, "backend"), _text(body, "skill_id")
         tools = checked_names("tools", body.get("tools") or ())
+        try:
+            caller.tags_with(tags)
+            if backend is not None:
+                caller.check_backend(backend)
+        except Denied as denied:
+            return Verdict(False, "", denied.message)
         if skill:
             if (bounds := bounds_of(skill, self.posted.items)) is None:
                 return Verdict(False, "", NOT_REGISTERED.format(skill))
             if fault := bounds.fault(backend=backend, tools=tools, labels=labels):
                 return Verdict(False, "", fault)
-        subject = AccessSubject.of(caller.tags, tags, trusted=self.access.is_open)
+        subject = self.guard.subject_of(caller.tags, tags, trusted=caller.key_id is None)
         return self.guard.verdict(subject, backend=backend, tools=tools, labels=labels, skill=skill)
 
     # Skills

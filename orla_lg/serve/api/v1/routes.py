@@ -5,23 +5,22 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from orla_lg.core.guard.guard import Guard
-from orla_lg.serve.access.access import Access
 from orla_lg.serve.api.v1.execute import ExecuteEndpoint
 from orla_lg.serve.api.v1.resources import V1Resources
+from orla_lg.serve.api.v1.workflows import RegisteredGraphs
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.posted.applying import PostedThings
 
 
-def v1_routes(posted: PostedThings, guard: Guard, access: Access, gateway: Gateway) -> list[Route]:
+def v1_routes(posted: PostedThings, guard: Guard, gateway: Gateway) -> list[Route]:
     """Return them; what is posted holds from now on.
 
     Args:
         posted: What is posted.
         guard: Heeds the policies among it.
-        access: Knows the keys.
         gateway: Of all calls.
     """
-    resources = V1Resources(posted, guard, access, gateway.sessions)
+    resources = V1Resources(posted, guard, RegisteredGraphs(guard.set_graph), gateway.sessions)
     posted.followers.append(resources.follow)
     return [
         Route(ExecuteEndpoint.PATH, ExecuteEndpoint(gateway, posted), methods=["POST"]),
