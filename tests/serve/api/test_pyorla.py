@@ -21,6 +21,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel
 from pyorla import AccessPolicy, ExecuteRequest, LLMBackend, Message, OrlaClient, OrlaError, SkillManifest
 
+from orla_lg.serve.posted.items import PostedBackend, PostedPolicy, PostedSkill, PostedWorkflow
 from orla_lg.serve.store.store import MemoryStore
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
 from tests.serve.fixtures import make
@@ -36,6 +37,7 @@ class Daemon:
 
     def __init__(self, running: Running, engine: StubEngine) -> None:
         self.running, self.engine = running, engine
+        self._before = len(running.orla.records())
         self.client = OrlaClient(running.url)
         until_healthy(self.client)
         self.client.register_backend(self.light)
@@ -52,7 +54,18 @@ class Daemon:
         return stage
 
     def records(self) -> list[Any]:
-        return self.running.orla.records()
+        return self.running.orla.records()[self._before :]
+
+    def empty(self) -> None:
+        """Leave nothing to the next test."""
+        for workflow in {record.workflow for record in self.records()}:
+            self.client.workflow_complete(workflow, ["light"])
+        self.client.close()
+        posted = self.running.server.posted
+        for model in (PostedPolicy, PostedSkill, PostedWorkflow, PostedBackend):
+            for name in list(posted.items.of(model)):
+                self.running.call(posted.remove, model, name)
+        self.running.call(self.running.orla.core.serving.check_integrity)
 
 
 def until_healthy(client: OrlaClient) -> None:
@@ -68,13 +81,17 @@ def until_healthy(client: OrlaClient) -> None:
             return
 
 
-@pytest.fixture
-def daemon(engine: StubEngine) -> Iterator[Daemon]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
     with server() as running:
-        made = Daemon(running, engine)
-        yield made
-        made.client.close()
-        running.call(running.orla.core.serving.check_integrity)
+        yield running
+
+
+@pytest.fixture
+def daemon(running: Running, engine: StubEngine) -> Iterator[Daemon]:
+    made = Daemon(running, engine)
+    yield made
+    made.empty()
 
 
 def test_its_version_is_the_one_that_was_read() -> None:
@@ -246,7 +263,7 @@ def test_the_fields_of_an_execute(daemon: Daemon) -> None:
         stage_scheduling_policy="priority", request_scheduling_policy="fcfs",
         scheduling_hints=pyorla.SchedulingHints(2, 7), cache_policy="preserve",
         cache_hints=pyorla.CacheHints(256, flush_on_complete=False), accuracy=0.2, accuracy_policy="prefer",
-        tags={"team": "red"}, data_labels=["pii"], _workflow_id="w",
+        tags={"team": "red"}, data_labels=["pii"], _workflow_id="fields",
     )  # fmt: skip
     assert json.loads(stage.execute("give 7").content) == {"n": 7}
     (seen,), (record,) = daemon.engine.chats, daemon.records()
