@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,12 @@ from orla_lg.serve.http.health import CoreState, ReadinessGate
 from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
+from orla_lg.serve.observed.captures import CaptureBook
+from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.effects import StageEffects
+from orla_lg.serve.posted.guarding import guard_by
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -90,10 +95,17 @@ class OrlaServer:
             is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
+        self.completions = self.gateway.completions = CompletionBook()
+        serving.records.followers.append(self.completions.note)
+        self.captures = self.gateway.captures = (
+            CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
+        )
+        self.gateway.effects = StageEffects(self.reloader)
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
+        self.posted.followers.append(partial(guard_by, serving.guard))
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
@@ -153,6 +165,8 @@ class OrlaServer:
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
                 ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
+                if self.captures is not None:
+                    helping.append(tasks.create_task(self.captures.swept()))
                 ending = tasks.create_task(self._drain(http))
                 await serving
                 for task in (ending, *helping):

@@ -12,9 +12,12 @@ from orla_lg.serve.api.v1.backends import registering
 from orla_lg.serve.api.v1.routes import v1_routes
 from orla_lg.serve.api.v2.backends import Backends
 from orla_lg.serve.api.v2.mappings import MappingVariants
+from orla_lg.serve.api.v2.observations import Observations
 from orla_lg.serve.api.v2.settings import OperatorSettings
 from orla_lg.serve.api.v2.stages import Stages
 from orla_lg.serve.gateway.calls import Gateway
+from orla_lg.serve.observed.captures import CaptureBook
+from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.settings import ServeSettings
 
@@ -27,12 +30,15 @@ class ApiServer(Protocol):
     access: Access
     gateway: Gateway
     posted: PostedThings
+    completions: CompletionBook
+    captures: CaptureBook | None
 
 
 def api_routes(server: ApiServer) -> list[Route]:
     """Return them."""
     serving, posted = server.orla.core.serving, server.posted
     return [
+        *Observations(serving, server.completions, server.captures).routes(),
         *OperatorSettings(posted).routes(),
         *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),

@@ -12,6 +12,7 @@ from orla_lg.serve.gateway import answers
 from orla_lg.serve.gateway.answers import Header, UpstreamError
 from orla_lg.serve.gateway.sender import EngineReply
 from orla_lg.serve.gateway.silence import SilenceWatch
+from orla_lg.serve.observed.captures import Capturing
 from orla_lg.wires.wire import Wire
 
 Scope = MutableMapping[str, Any]
@@ -70,6 +71,8 @@ class Answering:
         self._send = send
         self._call_id = call_id
         self._wire = wire
+        self.capturing: Capturing | None = None
+        """Keeps what the caller gets; ``None``: nothing does."""
 
     async def reply(
         self, reply: EngineReply, inflight: InFlightCall, headers: dict[bytes, bytes], silence: SilenceWatch
@@ -89,6 +92,8 @@ class Answering:
             return
         reply.tap.hand_over()
         send = self._send
+        if self.capturing is not None:
+            self.capturing.is_stream, send = True, self._kept
         try:
             await send({"type": "http.response.start", "status": 200, "headers": out})
             await send({"type": "http.response.body", "body": reply.content, "more_body": True})
@@ -130,5 +135,13 @@ class Answering:
     async def whole(self, status: int, headers: list[Header], content: bytes) -> None:
         """Answer in one piece."""
         headers.append((b"content-length", b"%d" % len(content)))
+        if self.capturing is not None:
+            self.capturing.feed(content)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": content})
+
+    async def _kept(self, message: Message) -> None:
+        """Send a part of an answer, which is kept."""
+        if self.capturing is not None:
+            self.capturing.feed(message.get("body", b""))
+        await self._send(message)

@@ -32,6 +32,10 @@ from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.gateway.silence import SilenceWatch
 from orla_lg.serve.gateway.upstream import BackendLinks
 from orla_lg.serve.http.guard import CALLER, is_loopback
+from orla_lg.serve.observed.captures import CaptureBook, Capturing
+from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.posted.effects import StageEffects
+from orla_lg.serve.posted.stages import DEFAULT_STAGE
 from orla_lg.wires.wire import Wire
 
 PathNames = tuple[str | None, str | None]
@@ -128,6 +132,12 @@ class Gateway:
         self.links = BackendLinks()
         self.silence = SilenceWatch(settings.answer_timeout_s)
         self.access = access
+        self.effects: StageEffects | None = None
+        """What posted stages put into requests; ``None``: nothing."""
+        self.completions: CompletionBook | None = None
+        """Where the tags of calls are noted."""
+        self.captures: CaptureBook | None = None
+        """Where requests and answers of stages that ask for it are kept; ``None``: nowhere."""
         self._scope = scope
 
     async def aclose(self) -> None:
@@ -175,6 +185,10 @@ class Gateway:
         """
         serving = self.serving
         source, hints = self._source(request)
+        if self.effects is not None:
+            self.effects.apply(source.stage, request.wire, request.body)
+        if source.tags and self.completions is not None:
+            self.completions.tag(call_id, source.tags)
         ask = request.wire.ask_of(request.body)
         identity, session = self._identified(source, hints.tenant or None, call_id)
         try:
@@ -254,6 +268,13 @@ class Gateway:
         run = None if session is None else session.run
         return Identity(workflow_key(source.workflow, tenant), run, source.stage, thread=True), session
 
+    def capturing(self, request: GatewayRequest, inflight: InFlightCall) -> Capturing | None:
+        """Return what keeps a call's request and answer, where its stage asks for that."""
+        if self.captures is None or self.effects is None:
+            return None
+        posted = self.effects.find(inflight.call.identity.stage)
+        return None if posted is None or not posted.capture_io else Capturing(self.captures, request.body)
+
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
         question = EssentialQuestion(request.wire, request.body)
@@ -280,6 +301,14 @@ def _fit(inflight: InFlightCall, question: Question, request: GatewayRequest) ->
         return assignment if fit is None else fit(assignment)
 
     return all_of_them
+
+
+def kept(capturing: Capturing, inflight: InFlightCall) -> None:
+    """Keep a call's request and answer."""
+    identity = inflight.call.identity
+    capturing.end(
+        inflight.call.id, identity.stage or DEFAULT_STAGE, identity.name, identity.tenant or None, inflight.backend
+    )
 
 
 async def _content(receive: Receive) -> bytes:
@@ -326,6 +355,8 @@ class CallEndpoint:
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 self.arrived(request, inflight, session)
+                if gateway.captures is not None:
+                    answering.capturing = gateway.capturing(request, inflight)
                 reply = await gateway.answered(request, inflight)
             except ClientGone:
                 return
@@ -340,6 +371,8 @@ class CallEndpoint:
         finally:
             if watch is not None:
                 watch.end()
+            if answering.capturing is not None and inflight is not None:
+                kept(answering.capturing, inflight)
             if session is not None:
                 gateway.sessions.leave(session)
             if slot is not None:

@@ -199,6 +199,7 @@ class PostedSetting(PostedItem):
 
 
 T = TypeVar("T", bound=PostedItem)
+M = TypeVar("M", bound=BaseModel)
 
 MODELS: Mapping[PostedKind, type[PostedItem]] = {
     each.kind_: each
@@ -214,19 +215,19 @@ def read_item(model: type[T], given: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: It has fields that are not known, or values that cannot be.
     """
+    return read_fields(model, given)
+
+
+def read_fields(model: type[M], given: Mapping[str, Any]) -> M:
+    """Return what an object of JSON says, read as strictly as JSON's own types allow.
+
+    Raises:
+        ConfigError: It has fields that are not known, or values that cannot be.
+    """
     try:
         text = json.dumps(given, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"it holds what JSON cannot: {error}") from None
-    return read_json(model, text)
-
-
-def read_json(model: type[T], text: str | bytes) -> T:
-    """Return what a JSON object says.
-
-    Raises:
-        ConfigError: It is none, has fields that are not known, or values that cannot be.
-    """
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
@@ -234,7 +235,7 @@ def read_json(model: type[T], text: str | bytes) -> T:
         raise ConfigError("; ".join(dict.fromkeys(faults))[:1000]) from None
 
 
-def _fault(model: type[PostedItem], fault: dict[str, Any]) -> str:
+def _fault(model: type[BaseModel], fault: dict[str, Any]) -> str:
     where = ".".join(str(each) for each in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown field {shown(where)}{did_you_mean(where, model.model_fields)}"

@@ -170,8 +170,9 @@ def test_mappings_are_created_replaced_and_removed(api: Api) -> None:
     assert api.ask("GET", "/api/v1/mappings/cheap")["overrides"] == {"solve": "c"}
     assert [each["name"] for each in api.ask("GET", "/api/v1/mappings")["mappings"]] == ["cheap"]
     for body in (
-        {"name": "x"}, {"name": "x", "overrides": {}}, {"overrides": {"a": "b"}}, {"name": "x", "overrides": {"": "b"}},
-        {"name": "x", "overrides": {"a": ""}}, {"name": "x", "overrides": {"a": "b"}, "surprise": 1},
+        {"name": "x"}, {"name": "x", "overrides": {}}, {"overrides": {"a": "b"}},
+        {"name": "x", "overrides": {"": "b"}}, {"name": "x", "overrides": {"a": ""}},
+        {"name": "x", "overrides": {"a": "b"}, "surprise": 1},
     ):  # fmt: skip
         assert api.refused("POST", "/api/v1/mappings", body, 400) == "invalid_request_error"
     assert api.ask("DELETE", "/api/v1/mappings/cheap", status=204) is None

@@ -18,14 +18,12 @@ from orla_lg.serve.access.access import Caller, Denied
 from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v1.request import checked_labels, checked_names
 from orla_lg.serve.api.v1.skills import NOT_REGISTERED, bounds_of
-from orla_lg.serve.api.v1.workflows import RegisteredGraphs
 from orla_lg.serve.gateway.answers import RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import safe_name, tag_text
 from orla_lg.serve.gateway.sessions import SessionBook
 from orla_lg.serve.http.guard import CALLER
 from orla_lg.serve.posted.applying import PostedThings
-from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.items import PostedPolicy, PostedSkill, PostedWorkflow, read_item
 
 MOST_WORKFLOWS = 2000
@@ -41,13 +39,11 @@ class V1Resources:
     Args:
         posted: What is posted.
         guard: What policies say.
-        graphs: Hands on those of registered workflows.
         sessions: The workflows of the gateway's callers.
     """
 
     posted: PostedThings
     guard: Guard
-    graphs: RegisteredGraphs
     sessions: SessionBook
 
     def routes(self) -> list[Route]:
@@ -65,21 +61,11 @@ class V1Resources:
         }
         return [Route(path, answering_errors(each), methods=[method]) for (method, path), each in taken.items()]
 
-    def follow(self, items: PostedItems) -> None:
-        """Have policies and graphs hold as they are posted now."""
-        self.graphs.follow(items)
-        self.guard.set_policies(
-            [AccessPolicy(each.name, each.subjects, each.resources, each.action) for each in items.policies()],
-            "posted",
-        )
-
     # Policies
 
     async def add_policy(self, request: Request) -> Response:
         """Install a policy; one of its name is replaced."""
-        item = read_item(PostedPolicy, await _body(request))
-        AccessPolicy(item.name, item.subjects, item.resources, item.action)  # refuses what is malformed
-        await self.posted.put(item)
+        await self.posted.put(read_item(PostedPolicy, await _body(request)))
         return _done()
 
     async def list_policies(self, _request: Request) -> Response:

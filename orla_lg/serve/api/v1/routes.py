@@ -13,15 +13,15 @@ from orla_lg.serve.posted.applying import PostedThings
 
 
 def v1_routes(posted: PostedThings, guard: Guard, gateway: Gateway) -> list[Route]:
-    """Return them; what is posted holds from now on.
+    """Return them; labels flow along the graphs that are registered from now on.
 
     Args:
         posted: What is posted.
-        guard: Heeds the policies among it.
+        guard: Follows labels, and knows the policies.
         gateway: Of all calls.
     """
-    resources = V1Resources(posted, guard, RegisteredGraphs(guard.set_graph), gateway.sessions)
-    posted.followers.append(resources.follow)
+    resources = V1Resources(posted, guard, gateway.sessions)
+    posted.followers.append(RegisteredGraphs(guard.set_graph).follow)
     return [
         Route(ExecuteEndpoint.PATH, ExecuteEndpoint(gateway, posted), methods=["POST"]),
         *resources.routes(),

@@ -140,7 +140,8 @@ class Backends:
             "max_concurrency": backend.max_concurrency, "queue_capacity": backend.capacity,
             "quality": backend.quality, "rate_per_second": None, "input_cost_per_mtoken": cost.input_per_mtoken,
             "output_cost_per_mtoken": cost.output_per_mtoken,
-            "cache_read_cost_per_mtoken": cost.cached_input_per_mtoken, "cost_source": None, "tool_kind": None, "rates": {}, **self._now(backend.name), "source": "file",
+            "cache_read_cost_per_mtoken": cost.cached_input_per_mtoken, "cost_source": None,
+            "tool_kind": None, "rates": {}, **self._now(backend.name), "source": "file",
         }  # fmt: skip
 
     def _now(self, name: str) -> dict[str, Any]:
