@@ -276,6 +276,18 @@ def test_the_fields_of_an_execute(daemon: Daemon) -> None:
     assert (record.stage, record.priority, record.cache_hint) == (stage.id, 7, "preserve")
 
 
+def test_what_is_posted_for_a_stage_holds_for_executes(daemon: Daemon) -> None:
+    said = {"prompt": "Be brief.", "reasoning_effort": "high", "backend": "light"}
+    httpx.put(f"{daemon.running.url}/api/v1/stages/s", json=said).raise_for_status()
+    daemon.client.execute(ExecuteRequest("light", prompt="hello", stage_id="s", reasoning_effort="low"))
+    messages = [Message("system", "Be long."), Message("user", "hello")]
+    daemon.client.execute(ExecuteRequest("light", messages=messages, stage_id="s"))
+    for seen in daemon.engine.chats:
+        assert [each["content"] for each in seen.body["messages"]] == ["Be brief.", "hello"]
+        assert seen.body["reasoning_effort"] == "high"
+    httpx.delete(f"{daemon.running.url}/api/v1/stages/s").raise_for_status()
+
+
 def test_flushing_at_the_end_as_hinted(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     freed = list[str]()
     progress = daemon.running.orla.core.serving.progress

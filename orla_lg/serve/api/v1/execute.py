@@ -16,6 +16,7 @@ from orla_lg.serve.gateway.answering import Scope
 from orla_lg.serve.gateway.calls import CallEndpoint, Gateway, GatewayRequest
 from orla_lg.serve.gateway.sessions import CallerSession
 from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.effects import StageEffects
 from orla_lg.wires.wire import Wire
 
 
@@ -32,6 +33,7 @@ class ExecuteEndpoint(CallEndpoint):
     def __init__(self, gateway: Gateway, posted: PostedThings) -> None:
         super().__init__(gateway, ExecuteWire())
         self._posted = posted
+        self._stages = StageEffects(posted.reloader)
 
     def wire_of(self, scope: Scope, call_id: str) -> Wire:
         """Return the wire of one execute, which knows how its caller may name it."""
@@ -46,8 +48,10 @@ class ExecuteEndpoint(CallEndpoint):
         """
         body = request.body
         execute.checked(body)
-        is_strict, may_use = body.get("accuracy_policy") == "strict", request.caller.may_use
-        mapper = NamedBackend(body["backend"], body.get("accuracy"), is_strict, may_use)
+        mapper = NamedBackend(
+            body["backend"], body.get("accuracy"), body.get("accuracy_policy") == "strict", request.caller.may_use,
+            self._stages.find,
+        )  # fmt: skip
         bounds = self._bounds(body)
         return request._replace(
             origin=execute.origin(body), mappers=(mapper,), narrows=None if bounds is None else bounds.narrow

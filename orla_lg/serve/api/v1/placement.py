@@ -9,6 +9,12 @@ from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call
 from orla_lg.core.mapping import AUTO, BY_NAME
 from orla_lg.core.placement.view import BackendView, find
 from orla_lg.errors import MappingError
+from orla_lg.serve.posted.items import PostedStage
+from orla_lg.serve.posted.stages import given
+
+
+def _nothing(stage: str) -> PostedStage | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +26,14 @@ class NamedBackend:
         accuracy: The quality that it needs, 0 to 1; ``None``: any.
         is_strict: A backend without that quality does not take it.
         may_use: Whether the caller's key allows a backend.
+        posted: Returns what is posted for a stage.
     """
 
     name: str
     accuracy: float | None = None
     is_strict: bool = False
     may_use: Callable[[str], bool] = bool
+    posted: Callable[[str], PostedStage | None] = _nothing
 
     def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
         """Return where the call runs; ``None`` where the name is no backend's.
@@ -33,6 +41,10 @@ class NamedBackend:
         Raises:
             MappingError: No backend has the quality that it insists on.
         """
+        chosen = self._chosen(call, backends)
+        return None if chosen is None else given(chosen, self.posted(call.identity.stage), call, backends)
+
+    def _chosen(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
         named = find(backends, self.name)
         if self.accuracy is None or (named is None and self.name != AUTO):
             return None if named is None else Assignment(named.name, mapper=BY_NAME, reason="the execute names it")
