@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orla_lg.errors import shown
@@ -37,25 +37,45 @@ def checked(body: Body) -> None:
         RequestRefused: Naming the field.
     """
     for names, kind, title in ((_TEXTS, str, "a text"), (_OBJECTS, Mapping, "an object"), (_LISTS, list, "a list")):
-        for name in names:
-            if body.get(name) is not None and not isinstance(body[name], kind):
-                raise _refused(name, title, body[name])
+        _check(body, "", names, kind, title)
     if not body.get("backend"):
         raise RequestRefused(400, "backend is missing; it is the name of a backend, or auto")
     if not body.get("prompt") and not body.get("messages"):
         raise RequestRefused(400, "there is neither a prompt nor messages")
-    for name in ("messages", "tools"):
-        for place, each in enumerate(body.get(name) or ()):
-            if not isinstance(each, Mapping):
-                raise _refused(f"{name}[{place}]", "an object", each)
-    for place, tool in enumerate(body.get("tools") or ()):
+    for where, message in _objects("messages", body.get("messages")):
+        if not isinstance(message.get("role"), str):
+            raise _refused(f"{where}.role", "a text", message.get("role"))
+        _check(message, f"{where}.", ("content",), str | list, "a text or a list of parts")
+        _check(message, f"{where}.", ("tool_call_id",), str, "a text")
+        _check(message, f"{where}.", ("tool_calls",), list, "a list")
+        for call, each in _objects(f"{where}.tool_calls", message.get("tool_calls")):
+            if not (isinstance(name := _called(each).get("name"), str) and name):
+                raise _refused(f"{call}: its name", "a text", name)
+            _check(each, f"{call}.", ("id",), str, "a text")
+    for where, tool in _objects("tools", body.get("tools")):
         if not (isinstance(tool.get("name"), str) and tool["name"]):
-            raise _refused(f"tools[{place}].name", "a name", tool.get("name"))
-    form = body.get("response_format")
-    if form is not None and not isinstance(form.get("schema"), Mapping):
-        raise _refused("response_format.schema", "a JSON schema", form.get("schema"))
+            raise _refused(f"{where}.name", "a name", tool.get("name"))
+        _check(tool, f"{where}.", ("description",), str, "a text")
+        _check(tool, f"{where}.", ("inputSchema",), Mapping, "a JSON schema")
+    if (form := body.get("response_format")) is not None:
+        _check(form, "response_format.", ("name",), str, "a text")
+        if not isinstance(form.get("schema"), Mapping):
+            raise _refused("response_format.schema", "a JSON schema", form.get("schema"))
     _check_words(body)
     checked_labels(body)
+
+
+def _check(holder: Body, where: str, names: Iterable[str], kind: Any, title: str) -> None:
+    for name in names:
+        if holder.get(name) is not None and not isinstance(holder[name], kind):
+            raise _refused(f"{where}{name}", title, holder[name])
+
+
+def _objects(where: str, said: Sequence[Any] | None) -> Iterator[tuple[str, Body]]:
+    for place, each in enumerate(said or ()):
+        if not isinstance(each, Mapping):
+            raise _refused(f"{where}[{place}]", "an object", each)
+        yield f"{where}[{place}]", each
 
 
 def _check_words(body: Body) -> None:
@@ -133,20 +153,23 @@ def _messages(body: Body) -> Iterator[dict[str, Any]]:
         if called := message.get("tool_call_id"):
             said["tool_call_id"] = called
         if calls := message.get("tool_calls"):
-            said["tool_calls"] = [_call(call) for call in calls if isinstance(call, Mapping)]
+            said["tool_calls"] = [_call(call) for call in calls]
         yield said
     if prompt := body.get("prompt"):
         yield {"role": "user", "content": prompt}
 
 
+def _called(call: Body) -> Body:
+    """Return what a tool call of v1 calls, which it says as MCP does."""
+    held = (call.get(key) for key in ("McpCallToolParams", "params"))
+    return next((each for each in held if isinstance(each, Mapping)), call)
+
+
 def _call(call: Body) -> dict[str, Any]:
-    """Return a tool call of v1, in which the model context protocol names what is called, as chat completions do."""
-    params = next(
-        (held for key in ("McpCallToolParams", "params") if isinstance(held := call.get(key), Mapping)), call
-    )
+    params = _called(call)
     arguments = params.get("arguments")
     written = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
-    function = {"name": params.get("name") or "", "arguments": written}
+    function = {"name": params["name"], "arguments": written}
     return {"id": call.get("id") or "", "type": "function", "function": function}
 
 

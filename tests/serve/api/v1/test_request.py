@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orla_lg.serve.api.v1.request import as_chat, checked, flushes, origin
+from orla_lg.serve.api.v1.request import as_chat, checked, flushes, names, origin
+from orla_lg.serve.api.v1.wire import ExecuteWire
 from orla_lg.serve.gateway.answers import RequestRefused
-from orla_lg.serve.gateway.identity import source_of
+from orla_lg.serve.gateway.identity import BadHint, source_of
 from orla_lg.serve.gateway.settings import GatewaySettings
 
 PLAIN = {"backend": "light", "prompt": "hello"}
@@ -97,3 +101,44 @@ def test_what_is_wrong_is_refused_by_its_name(more: dict[str, Any], said: str) -
     with pytest.raises(RequestRefused) as refused:
         checked({**PLAIN, **more})
     assert said in str(refused.value) and refused.value.status == 400
+
+
+NAMES = st.sampled_from([
+    "backend", "stage_id", "prompt", "messages", "tools", "max_tokens", "response_format", "chat_template_kwargs",
+    "scheduling_hints", "workflow_id", "cache_policy", "cache_hints", "reasoning_effort", "accuracy",
+    "accuracy_policy", "tags", "data_labels", "skill_id", "stream", "role", "content", "tool_call_id", "tool_calls",
+    "name", "arguments", "inputSchema", "schema", "priority", "id", "McpCallToolParams", "params",
+])  # fmt: skip
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+OBJECTS = st.dictionaries(NAMES, JSON, max_size=4)
+BODIES = st.fixed_dictionaries({}, optional={
+    "messages": st.lists(OBJECTS, max_size=3), "tools": st.lists(OBJECTS | st.just({"name": "add"}), max_size=2),
+    "response_format": OBJECTS, "scheduling_hints": OBJECTS, "tags": st.dictionaries(st.text(), st.text()),
+    "data_labels": st.lists(st.text(max_size=3)), "stream": JSON, "workflow_id": st.text(), "max_tokens": JSON,
+})  # fmt: skip
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=6) | BODIES)
+def test_any_object_is_refused_by_name_or_said_as_a_chat_completion(body: dict[str, Any]) -> None:
+    body.setdefault("backend", "light")
+    body.setdefault("prompt", "hello")
+    try:
+        checked(body)
+        source_of({}, origin(body), (None, None), GatewaySettings())
+    except (RequestRefused, BadHint) as refused:
+        assert str(refused)
+        return
+    said = json.loads(json.dumps(as_chat(body)))
+    assert said["messages"] and all(isinstance(each["role"], str) for each in said["messages"])
+    assert ExecuteWire().ask_of(body).model == body["backend"] and ExecuteWire().streams(body) in (True, False)
+    assert names(body.get("tools")) is not None and flushes(body) in (True, False, None)
