@@ -28,8 +28,8 @@ from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
+from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
-from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
@@ -120,7 +120,7 @@ class OrlaServer:
         routes = [*health.routes(self), *control_routes(self), *api_routes(self), *routes_of(self.gateway)]
         app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
         self.layer = AccessLayer(app, self.access, guard(settings), denial)
-        self.app = ReadinessGate(self.layer, self)
+        self.app = ReadinessGate(self.layer, self, denial)
         self._http: _HttpServer | None = None
 
     @property

@@ -8,6 +8,8 @@ from starlette.routing import Route
 
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access
+from orla_lg.serve.api.v1.backends import registering
+from orla_lg.serve.api.v1.routes import v1_routes
 from orla_lg.serve.api.v2.backends import Backends
 from orla_lg.serve.api.v2.mappings import MappingVariants
 from orla_lg.serve.api.v2.observations import Observations
@@ -44,5 +46,6 @@ def api_routes(server: ApiServer) -> list[Route]:
         *OperatorSettings(posted).routes(),
         *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),
-        *Backends(posted, serving).routes(),
+        *Backends(posted, serving, registering(posted)).routes(),
+        *v1_routes(posted, serving.guard, server.gateway),
     ]
