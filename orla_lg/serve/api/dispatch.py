@@ -44,7 +44,7 @@ def api_routes(server: ApiServer) -> list[Route]:
         *Observations(serving, server.completions, server.captures).routes(),
         *Tools(posted, serving, server.access, server.gateway.settings, server.completions, server.outside).routes(),
         *OperatorSettings(posted).routes(),
-        *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
+        *Stages(posted, server.completions, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),
         *Backends(posted, serving, registering(posted)).routes(),
         *v1_routes(posted, serving.guard, server.gateway),

@@ -76,6 +76,8 @@ class OutsideOrder:
         self.outcomes = Counter[tuple[str, str]]()
         """By backend and outcome: ``ok``, ``fallback_timeout``, ``fallback_error``, ``fallback_invalid``, and
         ``skipped`` behind failures."""
+        self.counted: Callable[[str], None] | None = None
+        """Called with each outcome, where it is counted elsewhere too."""
         self._serving, self._client, self._tags_of = serving, client, tags_of
         self._setting: PostedSetting | None = None
         self._breaker = Breaker(BREAKER)
@@ -146,7 +148,7 @@ class OutsideOrder:
             return
         name = scheduler.backend.name
         if not self._breaker.admit(self._serving.clock()):
-            self.outcomes[name, "skipped"] += 1
+            self._count(name, "skipped")
             return
         asked = self._question(scheduler, pending)
         try:
@@ -156,15 +158,20 @@ class OutsideOrder:
             self._failed(name, fault)
             order = []
         else:
-            self.outcomes[name, "ok"] += 1
+            self._count(name, "ok")
             self._breaker.succeeded()
         if setting is self._setting:
             self._apply(scheduler, pending, order)
 
+    def _count(self, backend: str, outcome: str) -> None:
+        self.outcomes[backend, outcome] += 1
+        if self.counted is not None:
+            self.counted(outcome)
+
     def _failed(self, backend: str, fault: OutsideFault) -> None:
         outcome = f"fallback_{fault.kind}"
         first = not any(count for (_, known), count in self.outcomes.items() if known == outcome)
-        self.outcomes[backend, outcome] += 1
+        self._count(backend, outcome)
         if fault.kind == "invalid":
             self._breaker.succeeded()
         else:
