@@ -40,12 +40,13 @@ class ApiServer(Protocol):
 def api_routes(server: ApiServer) -> list[Route]:
     """Return them."""
     serving, posted = server.orla.core.serving, server.posted
+    tools = Tools(posted, serving, server.access, server.gateway.settings, server.completions, server.outside)
     return [
         *Observations(serving, server.completions, server.captures).routes(),
-        *Tools(posted, serving, server.access, server.gateway.settings, server.completions, server.outside).routes(),
+        *tools.routes(),
         *OperatorSettings(posted).routes(),
         *Stages(posted, server.completions, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),
-        *Backends(posted, serving, registering(posted)).routes(),
+        *Backends(posted, serving, tools.state, registering(posted)).routes(),
         *v1_routes(posted, serving.guard, server.gateway),
     ]

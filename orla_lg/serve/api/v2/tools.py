@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from orla_lg import config
 from orla_lg.core.boundary.checked import is_number
-from orla_lg.core.engine.breaker import Breaker
+from orla_lg.core.engine.breaker import Breaker, BreakerPolicy, Circuit
 from orla_lg.core.serving import Serving
 from orla_lg.errors import AccessDenied, BackendUnavailable, QueueFull
 from orla_lg.serve.access.access import Access, Caller
@@ -47,8 +47,8 @@ MOST_BYTES = 64 << 20
 MOST_WAITING = 1000
 """Calls of one tool that wait, unless its ``queue_capacity`` says otherwise."""
 
-OPEN_RETRY_S = 60
-"""What a caller is asked to wait while a tool is left alone."""
+BREAKER = BreakerPolicy(failures=5, pause_s=5.0, max_pause_s=60.0)
+"""When a tool is left alone, and for how long."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class ToolQueue:
 
     places: int
     capacity: int
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: Breaker = field(default_factory=lambda: Breaker(BREAKER))
     waiting: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +107,11 @@ class Tools:
         self._posted, self._serving, self._access = posted, serving, access
         self._settings, self._book, self._client = settings, book, client
         self._queues = dict[str, ToolQueue]()
+
+    def state(self, backend: str) -> Circuit:
+        """Return whether a tool is called at present."""
+        queue = self._queues.get(backend)
+        return Circuit.CLOSED if queue is None else queue.breaker.state(self._serving.clock())
 
     def routes(self) -> list[Route]:
         """Return it."""
@@ -189,7 +194,7 @@ class Tools:
         queue, clock = self._queue(backend), self._serving.clock
         if not queue.breaker.admit(clock()):
             refused = error(503, f"tool {backend.name!r} failed too often and is left alone: {queue.breaker.reason}")
-            refused.headers["retry-after"] = str(OPEN_RETRY_S)
+            refused.headers["retry-after"] = str(max(1, ceil(queue.breaker.retry_at_s - clock())))
             return refused
         entered_s = clock()
         async with queue.turn(backend.name):
