@@ -73,5 +73,6 @@ class StreamTranslation:
             return self._reader.feed(chunk)
         except (reading.Garbage, RecursionError) as error:
             self._broken = True
-            self._inflight.broke(error)
-            return self._reader.feed({"error": {"message": f"{error}", "type": "server_error"}})
+            said = self._reader.feed({"error": {"message": f"{error}", "type": "server_error"}})
+            self._inflight.broke(error)  # unless the reader breaks the stream off: then that ends the call
+            return said

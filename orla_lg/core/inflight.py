@@ -71,8 +71,6 @@ class InFlightCall:
     __slots__ = (
         "__weakref__",
         "_booked",
-        "_departed_s",
-        "_entered_s",
         "_first_s",
         "_holding",
         "_keep_s",
@@ -87,6 +85,8 @@ class InFlightCall:
         "began_s",
         "call",
         "cut",
+        "departed_s",
+        "entered_s",
         "external",
         "fit",
         "holder",
@@ -152,8 +152,8 @@ class InFlightCall:
         self._record: Record | None = None
         self._booked = False
         self._holding: _Holding | None = None
-        self._entered_s = call.arrived_s
-        self._departed_s: float | None = None
+        self.entered_s = call.arrived_s
+        self.departed_s: float | None = None
         self._first_s: float | None = None
         self._wait_s = 0.0
         self._keep_s: float | None = None
@@ -179,7 +179,7 @@ class InFlightCall:
         if self._queued is not None and self.scheduler is not None:
             self.place = self.scheduler.backend.name, self._queued.order
         known = self.place[1] if self.place is not None and self.place[0] == backend.name else None
-        self.assignment, self.scheduler, self._entered_s = assignment, scheduler, services.clock()
+        self.assignment, self.scheduler, self.entered_s = assignment, scheduler, services.clock()
         self.backend, self.model = backend.name, model
         self._booked = True
         services.memory.called(workflow)
@@ -199,8 +199,8 @@ class InFlightCall:
         assert self._queued is not None and self.scheduler is not None and self.assignment is not None
         in_code, own = self.call.ask.model, self.assignment.model or self.scheduler.backend.model
         self.model = model_asked(own, self.scheduler.health.probe, in_code) or in_code  # known by now, if it was not
-        self._departed_s = self.services.clock()
-        self._wait_s += self._departed_s - self._entered_s
+        self.departed_s = self.services.clock()
+        self._wait_s += self.departed_s - self.entered_s
         self.seat = self._queued.lease
         self.attempts += 1
         if self.services.records.heard:
@@ -345,15 +345,15 @@ class InFlightCall:
         """Return what the call used; what was set aside stands where an engine answered without a count."""
         assert self.reservation is not None
         if self.scheduler is not None and self.usage is not None:
-            service_s = now - (self._departed_s or self.call.arrived_s)
+            service_s = now - (self.departed_s or self.call.arrived_s)
             return used(self.usage, self.scheduler.backend.cost, service_s)
         return self.reservation.amount if self._first_s is not None or not failed else NOTHING
 
     def _teach(self, scheduler: BackendScheduler, record: Record, now: float) -> None:
         """Let the backend's pace and the estimates see how the call went."""
-        if self._departed_s is None:
+        if self.departed_s is None:
             return
-        service_s, prompt = now - self._departed_s, record.prompt_tokens
+        service_s, prompt = now - self.departed_s, record.prompt_tokens
         run = None if record.run is None else self.services.book.run(record.run)
         if run is not None and not self.call.ask.embeds:
             self.services.foresight.served(run, self.call, record, service_s)
@@ -398,7 +398,7 @@ class InFlightCall:
     def _recorded(self, error: BaseException | str | None, now: float) -> Record:
         call, usage, chosen, scheduler = self.call, self.usage, self.assignment, self.scheduler
         who = call.identity
-        waited = self._wait_s if self._departed_s is not None else now - call.arrived_s
+        waited = self._wait_s if self.departed_s is not None else now - call.arrived_s
         claimed = None if self._queued is None else self._queued.claimed
         expected_tokens = None if claimed is None else claimed.tokens
         reason = self.why_external if chosen is None else chosen.reason
@@ -415,7 +415,7 @@ class InFlightCall:
             priority=call.hints.priority or 0.0,
             tenant=call.hints.tenant or None,
             queue_wait_s=0.0 if scheduler is None else waited,
-            ttft_s=None if self._first_s is None else self._first_s - (self._departed_s or call.arrived_s),
+            ttft_s=None if self._first_s is None else self._first_s - (self.departed_s or call.arrived_s),
             duration_s=now - call.arrived_s,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,

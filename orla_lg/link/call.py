@@ -204,8 +204,8 @@ class LinkedCall(InFlightCall):
         grant, services = self.grant, self.services
         assert grant is not None
         self.gone = True
-        self._departed_s = services.clock()
-        self._wait_s += self._departed_s - self._entered_s
+        self.departed_s = services.clock()
+        self._wait_s += self.departed_s - self.entered_s
         if grant.backend is None:
             return
         self.tried.append(grant.backend)
@@ -248,7 +248,7 @@ class LinkedCall(InFlightCall):
             super().missed(failure)
             return
         assert self.grant is not None
-        self.began_s = self._entered_s = self.services.clock()
+        self.began_s = self.entered_s = self.services.clock()
         self._first_s = self.usage = None
         self.failure = failure
         cause = self._masked(f"{failure.cause}")

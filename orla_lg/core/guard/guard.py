@@ -40,6 +40,8 @@ class Guard:
         """These, as policies see them."""
         self.elsewhere = False
         """Policies are another process's, which is asked for each call; what is not asked there is denied here."""
+        self.closed = ""
+        """A policy that holds and cannot be read, by name: until that is mended nothing is allowed."""
         self._install: Callable[[Guard | None], None] = lambda guard: None
         self._run_of = run_of
         self._sources: dict[Source, tuple[AccessPolicy, ...]] = {}
@@ -54,7 +56,7 @@ class Guard:
         self._look()
 
     def _look(self) -> None:
-        self._install(self if self.policies or self.flow.follows or self.elsewhere else None)
+        self._install(self if self.policies or self.flow.follows or self.elsewhere or self.closed else None)
 
     # What holds
 
@@ -87,6 +89,11 @@ class Guard:
         if self.policies != before:
             for changed in self.changed:
                 changed()
+
+    def set_closed(self, policy: str) -> None:
+        """Allow nothing while a policy, by its name, cannot be read; an empty name: all can."""
+        self.closed = policy
+        self._look()
 
     def set_elsewhere(self, elsewhere: bool) -> None:
         """Note whether another process has policies, which is asked for each call."""
@@ -152,6 +159,8 @@ class Guard:
                 "the server's access policies must allow this call, and it cannot be asked: the core is lost, or the "
                 "request is none that the core places"
             )
+        if self.closed:
+            raise AccessDenied(_unread(self.closed), rule=self.closed)
         if call.access is None or call.access.carried is None:
             self.look_at(call)
         if not self.policies:
@@ -208,6 +217,8 @@ class Guard:
         What is denied is named in this order: skill, backend, tools, labels. A label must be allowed for the
         subject's tags and, where a backend is given, for the subject ``backend:NAME``.
         """
+        if self.closed:
+            return Verdict(False, self.closed, _unread(self.closed))
         evaluator, labels = self._evaluator, tuple(labels)
         asked = [] if skill is None else [("skill", skill)]
         asked += [] if backend is None else [("backend", backend)]
@@ -224,6 +235,10 @@ class Guard:
             if not said.allowed:
                 return said
         return last
+
+
+def _unread(policy: str) -> str:
+    return f"policy {policy!r} cannot be read, and so nothing is allowed until it is replaced or removed"
 
 
 def names(policies: Iterable[AccessPolicy]) -> set[str]:

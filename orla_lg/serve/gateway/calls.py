@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -105,6 +105,12 @@ class GatewayRequest(NamedTuple):
     path: PathNames
     caller: Caller
     body: dict[str, Any]
+    origin: Mapping[str, Any] | None = None
+    """What says where it comes from, as a chat completion's body would; ``None``: the body."""
+    mappers: Sequence[Mapper] = ()
+    """Asked where it goes before the mapping that holds for all."""
+    narrows: Callable[[Assignment], Assignment] | None = None
+    """Takes out of an assignment what the request may not use, beside what its key does not allow."""
 
 
 class Gateway:
@@ -187,8 +193,9 @@ class Gateway:
         identity, session = self._identified(source, hints.tenant or None, call_id)
         try:
             inflight = serving.arrive(
-                identity, ask, call_id=call_id, said=hints, layers=self.access.layers(request.caller)
-            )
+                identity, ask, call_id=call_id, said=hints, mappers=request.mappers,
+                layers=self.access.layers(request.caller),
+            )  # fmt: skip
         except BaseException:
             if session is not None:
                 self.sessions.leave(session)
@@ -241,7 +248,8 @@ class Gateway:
 
     def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
         """Return what a request says of itself, as far as its key allows it to."""
-        source, caller = source_of(request.headers, request.body, request.path, self.settings), request.caller
+        caller, said = request.caller, request.body if request.origin is None else request.origin
+        source = source_of(request.headers, said, request.path, self.settings)
         caller.check_stage(source.stage)
         caller.tags_with(source.tags)
         hints = source.hints
@@ -270,7 +278,7 @@ class Gateway:
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
         question = EssentialQuestion(request.wire, request.body)
-        inflight.fit = _fit(inflight, question, request.caller)
+        inflight.fit = _fit(inflight, question, request)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
             self.links, question, request.raw_headers, query, self.settings.max_attempts, self.silence
@@ -279,17 +287,20 @@ class Gateway:
         return reply
 
 
-def _fit(inflight: InFlightCall, question: Question, caller: Caller) -> Fit | None:
+def _fit(inflight: InFlightCall, question: Question, request: GatewayRequest) -> Fit | None:
     """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
     fit = fitting(inflight, question, _STRICT)
-    if caller.backends is None:
+    by_key = None if request.caller.backends is None else request.caller.narrow
+    narrowing = [each for each in (by_key, request.narrows) if each is not None]
+    if not narrowing:
         return fit
 
-    def both(assignment: Assignment) -> Assignment | None:
-        allowed = caller.narrow(assignment)
-        return allowed if fit is None else fit(allowed)
+    def all_of_them(assignment: Assignment) -> Assignment | None:
+        for narrow in narrowing:
+            assignment = narrow(assignment)
+        return assignment if fit is None else fit(assignment)
 
-    return both
+    return all_of_them
 
 
 def kept(capturing: Capturing, inflight: InFlightCall) -> None:
@@ -335,13 +346,15 @@ class CallEndpoint:
         assert task is not None
         watch: DisconnectWatch | None = None
         slot: HeldSlot | None = None
-        answering = Answering(send, call_id, self._wire)
+        wire = self.wire_of(scope, call_id)
+        answering = Answering(send, call_id, wire)
         try:
             try:
-                request = await gateway.read(scope, receive, self._wire, path)
+                request = self.looked_at(await gateway.read(scope, receive, wire, path))
                 slot = gateway.access.enter(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
+                self.arrived(request, inflight, session)
                 if gateway.captures is not None:
                     answering.capturing = gateway.capturing(request, inflight)
                 reply = await gateway.answered(request, inflight)
@@ -364,3 +377,20 @@ class CallEndpoint:
                 gateway.sessions.leave(session)
             if slot is not None:
                 slot.release()
+
+    # What another API of Orla's does otherwise
+
+    def wire_of(self, scope: Scope, call_id: str) -> Wire:
+        """Return the wire of one request."""
+        return self._wire
+
+    def looked_at(self, request: GatewayRequest) -> GatewayRequest:
+        """Return a request with what else is known of it.
+
+        Raises:
+            OrlaError: It is refused.
+        """
+        return request
+
+    def arrived(self, request: GatewayRequest, inflight: InFlightCall, session: CallerSession | None) -> None:
+        """Take note of the call that a request became."""

@@ -30,6 +30,8 @@ class CallerSession:
     """Calls of it that have not ended."""
     final: bool = False
     """It is over with the last of its calls, and nothing is kept for it."""
+    flushes: bool = True
+    """Whether nothing is kept for it when its caller says that it is complete."""
 
 
 class SessionBook:
@@ -77,10 +79,25 @@ class SessionBook:
         if self._open.get(key) is not session:
             return
         if session.final and not session.calls:
-            self._end(key)
-            self._serving.progress.thread_deleted(session.name, session.tenant)
+            self._complete(key)
         else:
             self._open.move_to_end(key)
+
+    def complete(self, name: str, tenant: str | None) -> None:
+        """End a session whose caller says that it is complete, with the last of its calls."""
+        session = self._open.get((tenant, name))
+        if session is None:
+            self._serving.progress.thread_deleted(name, tenant)
+        elif session.calls:
+            session.final = True
+        else:
+            self._complete((tenant, name))
+
+    def _complete(self, key: tuple[str | None, str]) -> None:
+        session = self._open[key]
+        self._end(key)
+        if session.flushes:
+            self._serving.progress.thread_deleted(session.name, session.tenant)
 
     def close(self) -> None:
         """End all sessions."""

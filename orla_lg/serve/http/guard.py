@@ -34,6 +34,11 @@ CALLER = "orla.caller"
 HEALTH = frozenset({"/healthz", "/readyz", "/api/v1/health"})
 """They need no key, and no name: what looks whether a server lives asks an address."""
 
+CALLS = frozenset({
+    "/api/v1/execute", "/api/v1/access/check", "/api/v1/workflows", "/api/v1/workflow/complete",
+})  # fmt: skip
+"""What applications ask of Orla's APIs for their own calls."""
+
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -55,6 +60,8 @@ def scope_of(method: str, path: str) -> KeyScope | None:
         return None
     if path == LINK_PATH:
         return KeyScope.LINK
+    if path in CALLS:
+        return KeyScope.USE
     if path.startswith(("/api/", "/v1/orla/")):
         return KeyScope.VIEW if method in READS else KeyScope.CONTROL
     return KeyScope.VIEW if path == "/metrics" else KeyScope.USE

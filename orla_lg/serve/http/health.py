@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ from orla_lg.serve.gateway.answers import denial
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Answer = Callable[[Scope, Denied], tuple[Sequence[tuple[bytes, bytes]], bytes]]
 
 ALIVE, READY, ORLA = "/healthz", "/readyz", "/api/v1/health"
-"""The third is where Orla's clients look."""
+"""The third is where Orla's clients look before their first call, so it says what the second does."""
 
 PATHS = frozenset({ALIVE, READY, ORLA})
 """They need no key."""
@@ -67,7 +68,7 @@ def routes(server: Stateful) -> list[Route]:
         said = {"status": "ok" if is_ready else "not_ready", "state": server.state}
         return JSONResponse(said, 200 if is_ready else 503)
 
-    return [Route(ALIVE, alive), Route(ORLA, alive), Route(READY, ready)]
+    return [Route(ALIVE, alive), Route(READY, ready), Route(ORLA, ready)]
 
 
 class ReadinessGate:
@@ -76,23 +77,27 @@ class ReadinessGate:
     Args:
         app: Answers the others.
         server: Has the state.
+        answer: Says a refusal as its caller reads errors.
     """
 
-    def __init__(self, app: Any, server: Stateful) -> None:
+    def __init__(self, app: Any, server: Stateful, answer: Answer = denial) -> None:
         self._app = app
         self._server = server
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in _ALWAYS:
             await self._app(scope, receive, send)
             return
-        await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"))
+        await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"), answer=self._answer)
 
 
-async def refuse(scope: Scope, send: Send, denied: Denied, *more: tuple[bytes, bytes]) -> None:
+async def refuse(
+    scope: Scope, send: Send, denied: Denied, *more: tuple[bytes, bytes], answer: Answer = denial
+) -> None:
     """Answer with a refusal."""
-    headers, content = denial(scope, denied)
-    headers += [(b"content-length", b"%d" % len(content)), *more]
+    headers, content = answer(scope, denied)
+    headers = [*headers, (b"content-length", b"%d" % len(content)), *more]
     await send({"type": "http.response.start", "status": denied.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

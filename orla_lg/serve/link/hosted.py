@@ -37,7 +37,7 @@ class ReplicaCall(InFlightCall):
     def aged(self, seconds: float) -> None:
         """Let the call have arrived so long ago, at its replica."""
         self.call.arrived_s -= seconds
-        self.began_s = self._entered_s = self.call.arrived_s
+        self.began_s = self.entered_s = self.call.arrived_s
 
     @property
     def waits_at(self) -> tuple[str, int] | None:

@@ -105,7 +105,7 @@ class CompletionBook:
 
     def now(self) -> float:
         """Return this moment."""
-        return self._clock()
+        return round(self._clock(), 6)
 
     def said(self, feedback: Feedback) -> None:
         """Note what was said of a call."""
@@ -113,7 +113,8 @@ class CompletionBook:
 
     def completions(self, *, stage: str | None = None, since_s: float = 0.0) -> Iterator[Completion]:
         """Yield the completions that ended after *since_s*, the newest first."""
-        for ended_s, found in reversed(self._kept.copy()):
+        for precise_s, found in reversed(self._kept.copy()):
+            ended_s = round(precise_s, 6)  # as it is written, so that a caller can go on from there
             if ended_s <= since_s:
                 continue
             if isinstance(found, Completion):
@@ -122,6 +123,14 @@ class CompletionBook:
                 made = self._of(found, ended_s)
             if made is not None and stage in (None, made.stage):
                 yield made
+
+    def stages(self) -> set[str]:
+        """Return the stages of the calls that are kept."""
+        return {
+            found.stage or DEFAULT_STAGE
+            for _, found in self._kept.copy()
+            if isinstance(found, Completion) or not found.external
+        }
 
     def feedback(self, stage: str, since_s: float = 0.0) -> Iterator[Feedback]:
         """Yield what was said of a stage's calls after *since_s*, the newest first."""

@@ -15,7 +15,8 @@ from typing import TypeVar
 from orla_lg.errors import ConfigError, OrlaError, shown
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import Posted, PostedBook, PostedItems
-from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedSetting
+from orla_lg.serve.posted.guarding import policy_of
+from orla_lg.serve.posted.items import PostedBackend, PostedItem, PostedKind, PostedPolicy, PostedSetting
 from orla_lg.serve.posted.joining import NamedByFile, check_free, named_by
 from orla_lg.serve.reloading import Changes, Reloader
 from orla_lg.serve.store.store import Store, StoreUnavailable
@@ -89,6 +90,8 @@ class PostedThings:
             StoreUnavailable: The store does not answer.
         """
         check_free(self.reloader.file, item)
+        if isinstance(item, PostedPolicy):
+            policy_of(item)
         await self._check_urls(item)
         async with self._lock:
             await asyncio.to_thread(self.book.refresh)
@@ -124,6 +127,8 @@ class PostedThings:
             await self._stored(found, trial)
 
     async def _check_urls(self, item: PostedItem) -> None:
+        if isinstance(item, PostedBackend) and item.api_key_env_var:
+            self.allowed.check_key(item.api_key_env_var, item.endpoint)
         fields = {PostedBackend: ("endpoint", "cost_source"), PostedSetting: ("url",)}.get(type(item), ())
         for field in fields:
             if url := getattr(item, field):

@@ -2,7 +2,7 @@
 
 Each item is one value, ``posted/<kind>/<name>``. What cannot be read (a newer version's field, a broken value) is
 logged once and left out; what it may have restricted stays restricted: ``PostedItems.unreadable`` names it, and a
-policy among them denies everything until it is replaced or removed.
+policy among them has the guard allow nothing until it is replaced or removed.
 """
 
 from __future__ import annotations
@@ -80,12 +80,8 @@ class PostedItems:
         return self.unreadable.get(kind, frozenset())
 
     def policies(self) -> tuple[PostedPolicy, ...]:
-        """Return the policies; for one that cannot be read, one that denies everything, under its name."""
-        closed = [
-            PostedPolicy(name=name, subjects=ANYTHING, resources=DENIED, action="deny")
-            for name in sorted(self.broken(PostedKind.POLICY))
-        ]
-        return (*closed, *(each.item for each in self.of(PostedPolicy).values()))
+        """Return the policies that can be read; while one cannot, nothing is allowed (``guarding``)."""
+        return tuple(each.item for each in self.of(PostedPolicy).values())
 
     def says_what(self, other: PostedItems) -> bool:
         """Whether both say the same, whenever and in whichever version."""
@@ -113,14 +109,6 @@ class PostedItems:
         of_kind = {each: stored for each, stored in self.by_kind.get(kind, _EMPTY).items() if each != name}
         broken = {**self.unreadable, kind: self.broken(kind) - {name}}
         return PostedItems({**self.by_kind, kind: of_kind}, broken)
-
-
-MOST_SLASHES = 8
-"""Of a name that a policy which cannot be read still denies: ``*`` does not cross one."""
-
-ANYTHING = tuple("/".join("*" * (slashes + 1)) for slashes in range(MOST_SLASHES + 1))
-DENIED = tuple(f"{kind}:{glob}" for kind in ("backend", "tool", "data", "skill") for glob in ANYTHING)
-"""What is denied while a policy cannot be read."""
 
 
 class PostedBook:

@@ -93,7 +93,7 @@ def named_by(file: config.Settings, kind: PostedKind, name: str) -> str | None:
         PostedBackend.kind_: {backend.name for backend in file.backends},
         PostedStage.kind_: file.mapping if isinstance(file.mapping, Mapping) else {},
         PostedMapping.kind_: file.variants,
-        PostedPolicy.kind_: {policy.name for policy in getattr(file, "policies", ())},
+        PostedPolicy.kind_: {policy.name for policy in file.policies},
     }.get(kind, ())
     if name not in table:
         return None

@@ -69,9 +69,9 @@ def whole(completion: Body, asked: Body) -> dict[str, Any]:
         calls.add({**call, "index": index} if isinstance(call, Mapping) else call)
     tool_use = [_tool_use(call) for call in calls.whole()]
     content: list[dict[str, Any]] = []
-    if (thought := _thought(message)) and _shows_thoughts(asked):
+    if (thought := thought_in(message)) and _shows_thoughts(asked):
         content.append({"type": "thinking", "thinking": thought, "signature": ""})
-    if text := _said(message):
+    if text := said_in(message):
         content.append({"type": "text", "text": text})
     reasons = end.reasons(called=bool(tool_use))
     usage = _usage(completion.get("usage"))
@@ -128,8 +128,8 @@ class MessageEvents:
         delta = object_in(choice, "delta") or object_in(choice, "message")
         self._end.note(choice, delta)
         events = self._start(chunk)
-        thought = _thought(delta) if self._shows_thoughts else ""
-        for kind, piece in (("thinking", thought), ("text", _said(delta))):
+        thought = thought_in(delta) if self._shows_thoughts else ""
+        for kind, piece in (("thinking", thought), ("text", said_in(delta))):
             if piece and self._live:
                 self._hold(len(piece))
                 self._late.append((kind, piece))
@@ -226,7 +226,7 @@ class MessageEvents:
         if self._looks == 0 or not (self._sent and self._sent[-1].rstrip().endswith("}")):
             return False
         self._looks -= 1
-        return INVALID_JSON not in _input("".join(self._sent))
+        return INVALID_JSON not in input_of("".join(self._sent))
 
     def _rest_of_live(self, calls: Sequence[Mapping[str, Any]]) -> bytes:
         """Return what came of the newest call that streams after the others had to wait."""
@@ -294,12 +294,13 @@ def _shows_thoughts(asked: Body) -> bool:
     return kind not in (None, "disabled") and config.get("display") != "omitted"
 
 
-def _thought(message: Mapping[str, Any]) -> str:
+def thought_in(message: Mapping[str, Any]) -> str:
     """Return what the model thought: engines name it in two ways, and some in both."""
     return _text(message, "reasoning_content") or _text(message, "reasoning")
 
 
-def _said(message: Mapping[str, Any]) -> str:
+def said_in(message: Mapping[str, Any]) -> str:
+    """Return what the model said, a refusal included."""
     return _text(message, "content") + _text(message, "refusal")
 
 
@@ -320,11 +321,12 @@ def _tool_use(call: Mapping[str, Any]) -> dict[str, Any]:
         "type": "tool_use",
         "id": given if isinstance(given, str) and given else f"toolu_{secrets.token_hex(12)}",
         "name": name if isinstance(name, str) else "",
-        "input": _input(function.get("arguments")),
+        "input": input_of(function.get("arguments")),
     }
 
 
-def _input(arguments: Any) -> dict[str, Any]:
+def input_of(arguments: Any) -> dict[str, Any]:
+    """Return a tool's arguments as an object; what is no JSON object stands under ``INVALID_JSON``."""
     if not isinstance(arguments, str) or not arguments.strip():
         return {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from orla_lg import ConfigError
 from orla_lg.serve.posted.applying import NotPosted
 from orla_lg.serve.posted.book import PostedBook
-from orla_lg.serve.posted.items import PostedBackend, PostedMapping, PostedStage, read_item
+from orla_lg.serve.posted.items import PostedBackend, PostedMapping, PostedPolicy, PostedStage, read_item
 from orla_lg.serve.posted.joining import NamedByFile
 from orla_lg.serve.store.store import MemoryStore, Store
 from tests.serve.fixtures import until
@@ -191,3 +192,60 @@ def test_a_posted_backend_is_changed_while_it_serves(engine: StubEngine, other_e
         until(lambda: not running.server.reloader.leaving)
         assert running.orla.core.serving.schedulers["light"].backend.url == other_engine.url
         running.orla.core.serving.check_integrity()
+
+
+def test_calls_that_wait_on_a_paused_backend_go_on_when_it_is_replaced(
+    engine: StubEngine, other_engine: StubEngine
+) -> None:
+    with server() as running:
+        ready(running)
+        put(running, backend("light", engine))
+        steering, before = running.orla.core.serving.steering, running.orla.core.serving.schedulers["light"]
+        steering.pause("light")
+        with ThreadPoolExecutor(1) as calling:
+            call = calling.submit(ran_on, running, "", "light")
+            until(lambda: before.queue.waiting == 1)
+            put(running, backend("light", other_engine))
+            assert call.result(5) == "light"
+        until(lambda: not running.server.reloader.leaving)
+        running.orla.core.serving.check_integrity()
+
+
+def test_posted_policies_and_labels_hold_at_once_and_after_a_restart(store: Store, engine: StubEngine) -> None:
+    deny = {"name": "p", "subjects": ["backend:light"], "resources": ["data:pii"], "action": "deny"}
+    with server(store=store) as running:
+        ready(running)
+        put(running, backend("light", engine))
+        put(running, PostedStage(id="solve", labels=("pii",)))
+        assert ran_on(running, "solve", "light") == "light"
+        put(running, read_item(PostedPolicy, deny))
+        assert chat(running, "solve", "light").status_code == 403 and ran_on(running, "x", "light") == "light"
+        with pytest.raises(ConfigError, match="resource"):
+            put(running, read_item(PostedPolicy, {**deny, "resources": ["nothing:pii"]}))
+    with server(store=store) as again:
+        ready(again)
+        assert chat(again, "solve", "light").status_code == 403
+        remove(again, PostedPolicy, "p")
+        assert ran_on(again, "solve", "light") == "light"
+
+
+def test_a_policy_that_cannot_be_read_closes_the_server_until_it_is_removed(store: Store, engine: StubEngine) -> None:
+    store.put("posted/policies/p", b'{"from": "a newer version"}')
+    with server(store=store) as running:
+        ready(running)
+        put(running, backend("org/light/x", engine))
+        for headers in ({}, {"X-Orla-Tag-Team": "a/b"}):
+            answer = chat(running, "solve", "org/light/x", **headers)
+            assert (answer.status_code, "'p'" in answer.text) == (403, True), answer.text
+        remove(running, PostedPolicy, "p")
+        assert ran_on(running, "solve", "org/light/x") == "org/light/x"
+
+
+def test_a_stage_that_cannot_be_read_takes_no_calls(store: Store, engine: StubEngine) -> None:
+    store.put("posted/stages/solve", b'{"from": "a newer version"}')
+    with server(store=store) as running:
+        ready(running)
+        put(running, backend("light", engine))
+        assert "cannot be read" in chat(running, "solve", "light").text and ran_on(running, "x", "light") == "light"
+        put(running, PostedStage(id="solve"))
+        assert ran_on(running, "solve", "light") == "light"

@@ -169,17 +169,6 @@ def test_what_cannot_be_read_is_left_out_and_named(kind: PostedKind, caplog: pyt
     assert caplog.text.count("cannot be read, and is left out") == logged  # once
 
 
-def test_a_policy_that_cannot_be_read_denies_everything_until_it_is_gone() -> None:
-    store = MemoryStore()
-    store.put("posted/policies/p", b"{}")
-    made = PostedBook(store)
-    made.refresh()
-    (closed,) = made.items.policies()
-    assert (closed.name, closed.action) == ("p", "deny") and {"backend:*", "backend:*/*"} <= set(closed.resources)
-    made.put(ITEMS[5])
-    assert [each.action for each in made.items.policies()] == ["deny"] and not made.items.broken(PostedKind.POLICY)
-
-
 def test_two_say_the_same_whenever_they_were_written() -> None:
     store = MemoryStore()
     made = PostedBook(store)

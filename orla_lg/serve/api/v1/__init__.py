@@ -1,0 +1,1 @@
+"""The API of the first Orla daemon, as ``pyorla`` speaks it."""
