@@ -359,7 +359,11 @@ class Reloader:
     def _retire(self, name: str, *, is_replaced: bool) -> None:
         core = self._orla.core
         clients = core.clients.pop(name, None) if is_replaced else None
-        self._leaving.append(_Leaving(core.serving.schedulers.retire(name), clients, is_replaced))
+        scheduler = core.serving.schedulers.retire(name)
+        if scheduler.queue.paused:  # by its name it can be resumed no more
+            with scheduler.changing():
+                scheduler.queue.paused = False
+        self._leaving.append(_Leaving(scheduler, clients, is_replaced))
 
     def _take_names(self, added: Iterable[Backend]) -> None:
         """Have those that leave keep their clients by themselves, where others come by their names."""

@@ -46,7 +46,10 @@ from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
+from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.posted.guarding import guard_by
+from orla_lg.serve.posted.ordering import OutsideOrder
+from orla_lg.serve.posted.prices import PriceReader
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -101,11 +104,14 @@ class OrlaServer:
             CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
         )
         self.gateway.effects = StageEffects(self.reloader)
+        self.outside = OutsideClient()
+        self.order = OutsideOrder(serving, self.outside, self.completions.tags_of)
+        self.prices = PriceReader(serving, self.outside, allowed)
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
-        self.posted.followers.append(partial(guard_by, serving.guard))
+        self.posted.followers += [partial(guard_by, serving.guard), self.order.follow, self.prices.follow]
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
@@ -160,7 +166,8 @@ class OrlaServer:
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
-                helping = [tasks.create_task(self.reloader.see_off()), tasks.create_task(self._take_over())]
+                lasting = [self.reloader.see_off(), self._take_over(), self.order.run(), self.prices.run()]
+                helping = [tasks.create_task(each) for each in lasting]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
@@ -172,6 +179,7 @@ class OrlaServer:
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
+        await self.outside.close()
         await self.host.close("the server ends")
         self._keyring.close()
         opened.close()

@@ -15,10 +15,12 @@ from orla_lg.serve.api.v2.mappings import MappingVariants
 from orla_lg.serve.api.v2.observations import Observations
 from orla_lg.serve.api.v2.settings import OperatorSettings
 from orla_lg.serve.api.v2.stages import Stages
+from orla_lg.serve.api.v2.tools import Tools
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.observed.captures import CaptureBook
 from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.posted.applying import PostedThings
+from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.settings import ServeSettings
 
 
@@ -32,16 +34,19 @@ class ApiServer(Protocol):
     posted: PostedThings
     completions: CompletionBook
     captures: CaptureBook | None
+    outside: OutsideClient
 
 
 def api_routes(server: ApiServer) -> list[Route]:
     """Return them."""
     serving, posted = server.orla.core.serving, server.posted
+    tools = Tools(posted, serving, server.access, server.gateway.settings, server.completions, server.outside)
     return [
         *Observations(serving, server.completions, server.captures).routes(),
+        *tools.routes(),
         *OperatorSettings(posted).routes(),
-        *Stages(posted, keeps_prompts=server.settings.table.keep_prompts).routes(),
+        *Stages(posted, server.completions, keeps_prompts=server.settings.table.keep_prompts).routes(),
         *MappingVariants(posted).routes(),
-        *Backends(posted, serving, registering(posted)).routes(),
+        *Backends(posted, serving, tools.state, registering(posted)).routes(),
         *v1_routes(posted, serving.guard, server.gateway),
     ]

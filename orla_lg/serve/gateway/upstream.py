@@ -33,6 +33,9 @@ LARGE_BYTES = 1 << 20
 _MOVED = frozenset({307, 308})
 _READ_BYTES = 1 << 18
 
+OF_LINKS = ("name", "url", "model", "engine", "api_key", "forward_headers", "forward_query")
+"""What of a backend's configuration its connections are made by."""
+
 Carried = tuple[tuple[bytes, bytes], ...]
 
 
@@ -56,6 +59,10 @@ class BackendLink:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._addresses: dict[str, URL] = {}
         self._headers: dict[str, tuple[Carried, CIMultiDict[str]]] = {}
+
+    def reaches(self, backend: Backend) -> bool:
+        """Whether another configuration of the backend is reached in the same way."""
+        return all(getattr(self.backend, name) == getattr(backend, name) for name in OF_LINKS)
 
     def dialect_of(self, wire: str) -> Dialect:
         """Return what the engine turned out not to take on one wire, by the wire's name."""
@@ -146,6 +153,8 @@ class BackendLinks:
         """Return what is sent to a backend by."""
         backend = scheduler.backend
         link = self._links.get(backend.name)
+        if link is not None and link.backend is not backend and link.reaches(backend):
+            link.backend = backend  # only what the core decides by has changed
         if link is None or link.backend is not backend:
             if link is not None:
                 self._left.append(link)

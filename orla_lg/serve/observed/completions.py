@@ -124,6 +124,14 @@ class CompletionBook:
             if made is not None and stage in (None, made.stage):
                 yield made
 
+    def stages(self) -> set[str]:
+        """Return the stages of the calls that are kept."""
+        return {
+            found.stage or DEFAULT_STAGE
+            for _, found in self._kept.copy()
+            if isinstance(found, Completion) or not found.external
+        }
+
     def feedback(self, stage: str, since_s: float = 0.0) -> Iterator[Feedback]:
         """Yield what was said of a stage's calls after *since_s*, the newest first."""
         for found in reversed(self._feedback.copy()):

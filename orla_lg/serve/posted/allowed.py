@@ -97,7 +97,8 @@ def _parts(where: str, url: str) -> tuple[str, int]:
 def _among(patterns: Iterable[str], host: str, port: int) -> bool:
     named = f"[{host}]" if ":" in host else host
     said = (host, named, f"{named}:{port}")
-    return any(fnmatchcase(each, pattern.lower()) for pattern in patterns for each in said)
+    # A bracket is an IPv6 address's, and no class of characters.
+    return any(fnmatchcase(each, pattern.lower().replace("[", "[[]")) for pattern in patterns for each in said)
 
 
 def _literal(host: str) -> list[str]:

@@ -127,6 +127,8 @@ class PostedThings:
             await self._stored(found, trial)
 
     async def _check_urls(self, item: PostedItem) -> None:
+        if isinstance(item, PostedBackend) and item.api_key_env_var:
+            self.allowed.check_key(item.api_key_env_var, item.endpoint)
         fields = {PostedBackend: ("endpoint", "cost_source"), PostedSetting: ("url",)}.get(type(item), ())
         for field in fields:
             if url := getattr(item, field):

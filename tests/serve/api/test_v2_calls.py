@@ -72,6 +72,18 @@ def test_a_call_without_a_stage_is_of_stage_default(api: Api, other_engine: Stub
     assert chat(api, headers={"X-Orla-Stage": "other"}).headers["x-orla-backend"] == "light"
 
 
+def test_the_stages_of_calls_are_there_without_being_posted(api: Api) -> None:
+    chat(api, headers={"X-Orla-Stage": "seen"})
+    completions(api, "seen", 1)
+    found = api.ask("GET", "/api/v1/stages")["stages"]
+    assert [(each["id"], each["backend"], each["source"]) for each in found] == [
+        ("*", "light", "file"), ("seen", "", "call"),
+    ]  # fmt: skip
+    assert api.ask("GET", "/api/v1/stages/seen")["prompt"] == ""
+    assert api.ask("PATCH", "/api/v1/stages/seen", {"prompt": "Be brief."})["source"] == "api"
+    assert api.refused("PATCH", "/api/v1/stages/unseen", {"prompt": "x"}, 404) == "not_found"
+
+
 def test_the_answer_s_model_is_the_engine_s_and_the_backend_stands_in_a_header(api: Api) -> None:
     answer = chat(api, headers={"X-Orla-Stage": "a"})
     assert answer.json()["model"] != "light" and answer.headers["x-orla-backend"] == "light"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,23 @@ def test_a_posted_backend_is_changed_while_it_serves(engine: StubEngine, other_e
         assert ran_on(running, model="light") == "light" and len(other_engine.requests) > before
         until(lambda: not running.server.reloader.leaving)
         assert running.orla.core.serving.schedulers["light"].backend.url == other_engine.url
+        running.orla.core.serving.check_integrity()
+
+
+def test_calls_that_wait_on_a_paused_backend_go_on_when_it_is_replaced(
+    engine: StubEngine, other_engine: StubEngine
+) -> None:
+    with server() as running:
+        ready(running)
+        put(running, backend("light", engine))
+        steering, before = running.orla.core.serving.steering, running.orla.core.serving.schedulers["light"]
+        steering.pause("light")
+        with ThreadPoolExecutor(1) as calling:
+            call = calling.submit(ran_on, running, "", "light")
+            until(lambda: before.queue.waiting == 1)
+            put(running, backend("light", other_engine))
+            assert call.result(5) == "light"
+        until(lambda: not running.server.reloader.leaving)
         running.orla.core.serving.check_integrity()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +14,8 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.serving import Serving
 from orla_lg.errors import shown
 from orla_lg.serve.api.v2.errors import Handler, answering_errors, missing, wrong
-from orla_lg.serve.api.v2.reading import body_of, given, rfc3339
+from orla_lg.serve.api.v2.reading import body_of, given
+from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedBackend, read_item
@@ -43,11 +44,18 @@ class Backends:
     Args:
         posted: What is posted.
         serving: The core.
+        tool_state: Returns the circuit of a tool.
         register: v1's ``POST``, of a body with a ``type``.
     """
 
-    def __init__(self, posted: PostedThings, serving: Serving, register: Handler | None = None) -> None:
-        self._posted, self._serving, self._register = posted, serving, register
+    def __init__(
+        self,
+        posted: PostedThings,
+        serving: Serving,
+        tool_state: Callable[[str], Circuit],
+        register: Handler | None = None,
+    ) -> None:
+        self._posted, self._serving, self._tool_state, self._register = posted, serving, tool_state, register
 
     def routes(self) -> list[Route]:
         """Return them."""
@@ -147,7 +155,10 @@ class Backends:
     def _now(self, name: str) -> dict[str, Any]:
         if name not in self._serving.schedulers:
             fault = self._posted.reloader.posted.faults.get(name)
-            return {"circuit_breaker": "closed", **({} if fault is None else {"left_out": fault})}
+            return {
+                "circuit_breaker": STATES[self._tool_state(name)],
+                **({} if fault is None else {"left_out": fault}),
+            }
         scheduler = self._serving.schedulers[name]
         return {"circuit_breaker": STATES[scheduler.health.breaker.state(self._serving.clock())]}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -66,8 +66,3 @@ def limit(request: Request) -> int:
     if not (said.isascii() and said.isdecimal() and int(said[:9]) >= 1):
         raise wrong(f"limit must be a whole number, 1 or more; got {shown(said)}")
     return min(int(said[:9]), MOST_LIMIT)
-
-
-def rfc3339(moment_s: float) -> str:
-    """Return a moment as v2 writes it."""
-    return datetime.fromtimestamp(moment_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

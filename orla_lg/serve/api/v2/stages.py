@@ -10,10 +10,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orla_lg.serve.api.v2.errors import answering_errors, missing, wrong
-from orla_lg.serve.api.v2.reading import body_of, given, rfc3339
+from orla_lg.serve.api.v2.reading import body_of, given
+from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.book import Posted
 from orla_lg.serve.posted.items import PostedStage, read_item
+from orla_lg.serve.store.store import ABSENT
 
 PATH = "/api/v1/stages"
 
@@ -25,11 +28,12 @@ class Stages:
 
     Args:
         posted: What is posted.
+        book: Knows the stages of past calls, which are there without having been posted.
         keeps_prompts: Whether the server was allowed to keep requests and answers.
     """
 
-    def __init__(self, posted: PostedThings, *, keeps_prompts: bool) -> None:
-        self._posted, self._keeps_prompts = posted, keeps_prompts
+    def __init__(self, posted: PostedThings, book: CompletionBook, *, keeps_prompts: bool) -> None:
+        self._posted, self._book, self._keeps_prompts = posted, book, keeps_prompts
 
     def routes(self) -> list[Route]:
         """Return them; what is below a stage comes before."""
@@ -43,20 +47,20 @@ class Stages:
         ]
 
     async def list(self, _request: Request) -> Response:
-        """List all stages that are posted, and those that the configuration file maps, by name."""
-        found = {name: shown(each) for name, each in self._posted.items.of(PostedStage).items()}
+        """List all stages that are posted, that the configuration file maps, or that calls were of, by name."""
+        found = {name: bare(name, "call") for name in self._book.stages()}
+        found |= {name: shown(each) for name, each in self._posted.items.of(PostedStage).items()}
         for name, to in self._of_file().items():
-            found.setdefault(name, of_file(name, to))
-            found[name] |= {"backend": to, "source": "file"}
+            found[name] = {**found.get(name, bare(name, "file")), "backend": to, "source": "file"}
         return JSONResponse({"stages": [found[name] for name in sorted(found)]})
 
     async def get(self, request: Request) -> Response:
         """Return one stage."""
         name = request.path_params["name"]
         stored, to = self._posted.items.get(PostedStage, name), self._of_file().get(name)
-        if stored is None and to is None:
+        if stored is None and to is None and name not in self._book.stages():
             raise missing("stage", name)
-        said = of_file(name, to or "") if stored is None else shown(stored)
+        said = bare(name, "call") if stored is None else shown(stored)
         return JSONResponse(said if to is None else {**said, "backend": to, "source": "file"})
 
     async def put(self, request: Request) -> Response:
@@ -68,10 +72,12 @@ class Stages:
         """Change the fields that the body has; an empty text clears one."""
         said = given(await body_of(request), FIELDS)
         name = self._named(request, said)
-        if (before := self._posted.items.get(PostedStage, name)) is None:
+        before = self._posted.items.get(PostedStage, name)
+        if before is None and name not in self._book.stages() | self._of_file().keys():
             raise missing("stage", name)
-        changed = before.item.changed(**said)
-        return await self._put(self._checked(changed.model_dump(mode="json")), expected=before.version)
+        changed = (PostedStage(id=name) if before is None else before.item).changed(**said)
+        version = ABSENT if before is None else before.version
+        return await self._put(self._checked(changed.model_dump(mode="json")), expected=version)
 
     async def delete(self, request: Request) -> Response:
         """Remove a stage."""
@@ -107,9 +113,9 @@ def _first(to: Any) -> str:
     return to if isinstance(to, str) else ""
 
 
-def of_file(name: str, to: str) -> dict[str, Any]:
-    """Return a stage that the configuration file maps, in the same fields."""
-    return {**PostedStage(id=name, backend=to).model_dump(mode="json"), "source": "file"}
+def bare(name: str, source: str) -> dict[str, Any]:
+    """Return a stage of which nothing is posted, in the same fields."""
+    return {**PostedStage(id=name).model_dump(mode="json"), "source": source}
 
 
 def shown(stored: Posted[PostedStage]) -> dict[str, Any]:
