@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ examples:
   orla-lg replay trace.jsonl.gz --format mooncake --parameters engine.toml --policy all
 
 Each value of each option is a setting of its own, unless --together is given. (+12%) is against the unchanged
-setting, both simulated. A figure of the unchanged setting that is further from what happened than --tolerance is marked with a
-cross: nothing is concluded of it; where makespan or mean run are off, nothing at all.
+setting, both simulated. A figure of the unchanged setting that is further from what happened than --tolerance is
+marked with a cross: nothing is concluded of it; where makespan or mean run are off, nothing at all.
 
 exit status: 0 done, 1 a fault, 2 the command is wrong, 3 the simulation does not match what happened, 130 stopped
 """
@@ -99,6 +100,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Replay, print, and return the exit status."""
+    logging.getLogger("orla_lg").setLevel(logging.ERROR)  # warnings of a core in virtual time concern no real one
     progress = Progress(show=not args.quiet and sys.stderr.isatty())
     whats = what_ifs(args)
     try:

@@ -145,7 +145,8 @@ class Simulation:
         self._at: dict[tuple[str, str], str] = {}
         """By backend and workflow, the engine of those like it."""
         self._open: Counter[str] = Counter()
-        engines, adapters, stages, requests = dict[Backend, SimEngine](), dict[str, SimulatedAdapter](), {}, {}
+        engines, adapters = dict[Backend, SimEngine](), dict[str, SimulatedAdapter]()
+        stages, requests = dict[str, str](), dict[str, str]()
         for name, backend in arrangement.backends.items():
             for number in range(backend.engines):
                 made, engine = _backend(name, number, backend), SimEngine(backend.parameters)

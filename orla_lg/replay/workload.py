@@ -82,8 +82,8 @@ def _join(calls: Sequence[PlannedCall]) -> None:
         while open_ and open_[0][0] <= call.seen.arrived_s:
             ended.append(heappop(open_)[2])
         if ended:
-            newest_s = max(each.seen.arrived_s for each in ended)
-            ended = [each for each in ended if each.seen.ended_s > newest_s]
+            newest = max(ended, key=lambda each: each.number)
+            ended = [each for each in ended if each is newest or each.seen.ended_s > newest.seen.arrived_s]
             call.after = tuple(ended)
             call.wait_s = max(0.0, call.seen.arrived_s - max(each.seen.ended_s for each in ended))
             for each in ended:
