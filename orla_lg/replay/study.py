@@ -243,8 +243,6 @@ class Study:
         if seen.lost_beginnings:
             notes.append(f"{counted(seen.lost_beginnings, 'prompt')} begin with pieces that stand in no line of the "
                          "file: what they share with others before it is not known")  # fmt: skip
-        if any(each.slots for each in self._setting.backends.values()):
-            notes.append("an engine with slots is simulated as one pool of blocks")
 
     def _arranged(self, parameters: Mapping[str, EngineParameters]) -> Arrangement:
         setting = self._setting

@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orla_lg.core.engine.backend import Effect, Probe
+from orla_lg.core.engine.capabilities import WholeCache, WorkflowCache
 from orla_lg.core.policies import NAMES
+from orla_lg.replay.adapters import SlotAdapter
 from orla_lg.replay.figures import figures_of
 from orla_lg.replay.seen import BackendSetting, Piece, SeenCall
 from orla_lg.replay.simulation import NO_ROOM, Arrangement, Played, SimulatedBackend, Simulation, with_scaled
+from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
+from orla_lg_sim.request import SimRequest
 from tests.replay.test_workload import call, workload
 
 ENGINE = EngineParameters(
@@ -102,3 +107,28 @@ def test_a_stage_runs_where_a_mapping_says_and_a_workflow_stays_with_its_engine(
     assert heard == list(range(1, 9))
     assert {backend for backend, _ in simulation._at} == {"c"} and len(simulation._at) == 4
     assert set(simulation._at.values()) == {"c", "c 2"}
+
+
+async def test_a_slot_finds_the_last_prompt_that_ran_in_it_and_nothing_of_another() -> None:
+    slots = SlotAdapter(Probe(), SimEngine(ENGINE))
+    one = slots.sent(SimRequest("a", 64, 1, [1, 2, 3]), 0)
+    same, elsewhere = slots.sent(SimRequest("b", 64, 1, [1, 2, 4]), 0), slots.sent(SimRequest("c", 64, 1, [1, 2]), 1)
+    assert same.hashes[:2] == one.hashes[:2] and same.hashes[2] != one.hashes[2]
+    assert not {*elsewhere.hashes} & {*one.hashes}
+    assert (await slots.save(0, "kept")).effect is Effect.SAVED
+    assert await slots.flush(WorkflowCache("w", 0)) is Effect.FREED
+    assert slots.sent(SimRequest("d", 64, 1, [1, 2]), 0).hashes[0] != one.hashes[0]
+    assert await slots.restore(1, "kept") is Effect.RESTORED and await slots.restore(1, "no") is Effect.FAILED
+    assert slots.sent(SimRequest("e", 64, 1, [1, 2, 4]), 1).hashes == same.hashes
+    assert not slots.sent(SimRequest("f", 64, 1, [1]), None).hashes
+    assert await slots.pin(WorkflowCache("w", 0)) is Effect.PINNED
+    assert await slots.release(WholeCache()) is await slots.flush(WholeCache()) is Effect.UNSUPPORTED
+
+
+def test_an_engine_with_slots_serves_as_many_at_once_as_it_has() -> None:
+    setting = BackendSetting("b", slots=2, kv_tokens=512, can=frozenset({"flush_workflow", "save_restore", "pin"}))
+    calls = workload(*(call(str(n), 0.0, 1.0, workflow=f"w{n}", run=f"r{n}", prompt_tokens=100) for n in range(6)))
+    made = Simulation(calls, Arrangement("x", {"b": SimulatedBackend(setting, ENGINE)})).run()
+    assert not any(each.error for each in made)
+    began = sorted(each.dispatched_s for each in made)
+    assert began[0] == began[1] < began[2]
