@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.replay.calibration import Calibrated
-from orla_lg.replay.figures import CACHED, COST, FIGURES, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure
+from orla_lg.replay.figures import CACHED, COST, FIGURES, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure, Match
 from orla_lg.replay.verdict import Verdict
 
 HAPPENED, UNCHANGED = "happened", "unchanged"
@@ -109,7 +110,7 @@ def _unchanged(report: Report, figure: Figure) -> str:
     off = None if report.verdict is None else next((m for m in report.verdict.matches if m.figure is figure), None)
     if off is None or off.off is None:
         return said
-    return f"{said} ({off.off:+.0%}{'' if off.holds else ' ✗'})"
+    return f"{said} ({_part(off)}{'' if off.holds else ' ✗'})"
 
 
 def _other(report: Report, figure: Figure, found: Mapping[str, float | None]) -> str:
@@ -152,7 +153,7 @@ def _conclusion(report: Report) -> list[str]:
     if not off:
         return [f"the unchanged setting matches what happened within {verdict.matches[0].tolerance:.0%}"] if (
             verdict.matches) else ["nothing is known of what happened"]  # fmt: skip
-    named = ", ".join(f"{match.figure.title} {match.off:+.0%}" for match in off if match.off is not None)
+    named = ", ".join(f"{match.figure.title} {_part(match)}" for match in off if match.off is not None)
     if verdict.concludes:
         lines = [f"nothing is concluded of what does not match ({named}); the other figures match"]
     elif report.anyway:
@@ -163,6 +164,11 @@ def _conclusion(report: Report) -> list[str]:
             "not compared; --anyway compares them all the same"
         ]
     return [*lines, *(f"  likely: {reason}" for reason in verdict.reasons)]
+
+
+def _part(match: Match) -> str:
+    assert match.off is not None
+    return f"{match.off:+.0%}" if isfinite(match.off) else "from none"
 
 
 def draw(report: Report, path: Path) -> None:
