@@ -26,7 +26,7 @@ from bench.lib.calls import Turn
 from bench.lib.command import DOCS, ended, finish, parser, tell, usual
 from bench.lib.engines import LLAMACPP, VLLM_CPU, engine_at
 from bench.lib.figures import table
-from bench.lib.flags import count
+from bench.lib.flags import count, whole
 from bench.lib.kept import beside_others
 from bench.pressure.workflows import Load, LocalWords, Shape, load_of, made_up
 from bench.replay.turns import POLICIES, arm, live_turn, of_different_lengths, simulated_turn
@@ -197,7 +197,7 @@ def options() -> argparse.Namespace:
     add("--cap", type=count, default=4, metavar="N", help="calls at the engine at once (4)")
     add("--blocks", type=count, default=BLOCKS, metavar="N", help="of 32 tokens, in the engine's pool (240)")
     add("--kv-tokens", type=count, metavar="N", help="what the engine's cache holds, where its records do not say")
-    add("--seed", type=int, default=0, help="of the load (0)")
+    add("--seed", type=whole, default=0, help="of the load (0)")
     usual(options, writes="docs/replay.md and docs/replay.svg")
     return options.parse_args()
 

@@ -101,7 +101,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Replay, print, and return the exit status."""
     logging.getLogger("orla_lg").setLevel(logging.ERROR)  # warnings of a core in virtual time concern no real one
-    progress = Progress(show=not args.quiet and sys.stderr.isatty())
+    progress = ReplayProgress(show=not args.quiet and sys.stderr.isatty())
     whats = what_ifs(args)
     try:
         study = _study(args, progress)
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.shows_others else REFUSED
 
 
-def _study(args: argparse.Namespace, progress: Progress) -> Study:
+def _study(args: argparse.Namespace, progress: ReplayProgress) -> Study:
     """Read the file, find the engines' numbers, and simulate the unchanged setting."""
 
     def lines(number: int) -> None:
@@ -142,7 +142,7 @@ def _study(args: argparse.Namespace, progress: Progress) -> Study:
     return study
 
 
-def _compare(study: Study, whats: Sequence[WhatIf], progress: Progress) -> bool:
+def _compare(study: Study, whats: Sequence[WhatIf], progress: ReplayProgress) -> bool:
     """Simulate the other settings; returns whether that was stopped. What was finished is in the report."""
     if not study.report.shows_others:
         return False
@@ -154,7 +154,7 @@ def _compare(study: Study, whats: Sequence[WhatIf], progress: Progress) -> bool:
     return False
 
 
-class Progress:
+class ReplayProgress:
     """A bar on standard error, where that is a terminal."""
 
     def __init__(self, *, show: bool) -> None:

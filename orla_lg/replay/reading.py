@@ -25,8 +25,8 @@ from orla_lg.replay.seen import (
     BackendSetting,
     Piece,
     RecordedSetting,
-    Seen,
     SeenCall,
+    SeenTraffic,
 )
 
 MOST_LINE_BYTES = 16_000_000
@@ -40,7 +40,7 @@ class Broken(ValueError):
     """A line says what cannot be; the message says what, and what would be right."""
 
 
-def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> Seen:
+def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> SeenTraffic:
     """Read a records file, plain or as ``.gz``.
 
     Args:
@@ -51,7 +51,7 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     Raises:
         ConfigError: It cannot be read, or there is no call's record in it.
     """
-    seen = Seen(str(path))
+    seen = SeenTraffic(str(path))
     lines = _Lines(seen)
     for number, line in _lines(path, seen):
         if not number % 1000:
@@ -78,7 +78,7 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     return seen
 
 
-def _lines(path: Path, seen: Seen) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, seen: SeenTraffic) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers; one that is too long is a fault, whose bytes are let go."""
     number, too_long = 0, False
     try:
@@ -105,7 +105,7 @@ def _lines(path: Path, seen: Seen) -> Iterator[tuple[int, bytes]]:
 class _Lines:
     """Makes calls of lines; their clocks are brought together at the end."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: SeenTraffic) -> None:
         self.seen = seen
         self.calls: list[tuple[str, float, SeenCall]] = []
         """Each with its process, empty for an older record, and when its line was written, on the wall clock."""

@@ -19,7 +19,7 @@ WITHHELD, UNKNOWN = "·", "–"
 
 
 @dataclass(slots=True)
-class Report:
+class ReplayReport:
     """What a replay found."""
 
     source: str
@@ -85,7 +85,7 @@ def shown(figure: Figure, value: float | None) -> str:
     return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
 
 
-def table(report: Report) -> list[str]:
+def table(report: ReplayReport) -> list[str]:
     """Return the table: what happened, the unchanged setting beside it, and others beside the unchanged."""
     figures = [figure for figure in FIGURES if report.unchanged[figure.name] is not None]
     rows = [["", *(figure.title for figure in figures)]]
@@ -105,7 +105,7 @@ def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join([first, *others]).rstrip()
 
 
-def _unchanged(report: Report, figure: Figure) -> str:
+def _unchanged(report: ReplayReport, figure: Figure) -> str:
     said = shown(figure, report.unchanged[figure.name])
     off = None if report.verdict is None else next((m for m in report.verdict.matches if m.figure is figure), None)
     if off is None or off.off is None:
@@ -113,7 +113,7 @@ def _unchanged(report: Report, figure: Figure) -> str:
     return f"{said} ({_part(off)}{'' if off.holds else ' ✗'})"
 
 
-def _other(report: Report, figure: Figure, found: Mapping[str, float | None]) -> str:
+def _other(report: ReplayReport, figure: Figure, found: Mapping[str, float | None]) -> str:
     """Return a figure of another setting and how it compares to the unchanged one, both simulated."""
     if report.withheld(figure):
         return WITHHELD
@@ -125,7 +125,7 @@ def _other(report: Report, figure: Figure, found: Mapping[str, float | None]) ->
     return f"{shown(figure, value)} ({value / base - 1:+.0%})" if base else shown(figure, value)
 
 
-def text(report: Report) -> list[str]:
+def text(report: ReplayReport) -> list[str]:
     """Return the whole report for a reader."""
     lines = [f"{report.source}: {report.calls:,} calls in {report.runs:,} runs"]
     for name, each in report.engines.items():
@@ -143,7 +143,7 @@ def text(report: Report) -> list[str]:
     return lines
 
 
-def _conclusion(report: Report) -> list[str]:
+def _conclusion(report: ReplayReport) -> list[str]:
     verdict = report.verdict
     if verdict is None:
         return [
@@ -171,7 +171,7 @@ def _part(match: Match) -> str:
     return f"{match.off:+.0%}" if isfinite(match.off) else "from none"
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: ReplayReport, path: Path) -> None:
     """Draw the settings beside one another; ``.svg``, ``.png`` or ``.pdf``, as the file's name says.
 
     Raises:

@@ -128,7 +128,7 @@ class RecordedSetting:
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenTraffic:
     """What a file holds."""
 
     source: str

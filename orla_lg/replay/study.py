@@ -17,7 +17,7 @@ from orla_lg.errors import ConfigError, did_you_mean
 from orla_lg.replay import public
 from orla_lg.replay.calibration import Calibrated, fitted, pool, refined
 from orla_lg.replay.figures import TOLERANCE, as_seen, figures_of, matches
-from orla_lg.replay.report import Report
+from orla_lg.replay.report import ReplayReport
 from orla_lg.replay.seen import BackendSetting, RecordedSetting
 from orla_lg.replay.simulation import Arrangement, Played, SimulatedBackend, Simulation, with_scaled
 from orla_lg.replay.verdict import verdict_of
@@ -108,7 +108,7 @@ class Study:
         anyway: bool = False,
     ) -> None:
         self.workload = workload
-        self.report = Report(
+        self.report = ReplayReport(
             workload.seen.source, len(workload.calls), len(workload.by_run), {}, {}, {}, None, anyway=anyway
         )
         self._kv_tokens, self._parameters = dict(kv_tokens or {}), dict(parameters or {})

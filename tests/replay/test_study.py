@@ -13,7 +13,7 @@ from bench.replay.turns import POLICIES
 from orla_lg.errors import ConfigError
 from orla_lg.replay.figures import CACHED, MAKESPAN, MEAN_RUN, MEAN_TTFT, P95_RUN, TOLERANCE
 from orla_lg.replay.reading import read
-from orla_lg.replay.report import Report
+from orla_lg.replay.report import ReplayReport
 from orla_lg.replay.study import Study, WhatIf
 from orla_lg.replay.workload import workload_of
 from tests.replay.conftest import BLOCK_TOKENS, BLOCKS, CAP, SESSIONS
@@ -23,7 +23,7 @@ def quiet(what: str) -> Callable[[int, int], None]:
     return lambda done, total: None
 
 
-def replayed(path: Path, *whats: WhatIf, **given: Any) -> Report:
+def replayed(path: Path, *whats: WhatIf, **given: Any) -> ReplayReport:
     study = Study(workload_of(read(path)), **given)
     study.check(whats)
     study.begin(quiet)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orla_lg.replay.prompts import block_hashes, chain_to, measure
-from orla_lg.replay.seen import Piece, Seen, SeenCall
+from orla_lg.replay.seen import Piece, SeenCall, SeenTraffic
 from orla_lg.replay.workload import Workload, workload_of
 
 
@@ -20,7 +20,7 @@ def call(name: str, at_s: float, took_s: float = 1.0, **fields: Any) -> SeenCall
 
 
 def workload(*calls: SeenCall) -> Workload:
-    return workload_of(Seen("file", sorted(calls, key=lambda each: each.arrived_s)))
+    return workload_of(SeenTraffic("file", sorted(calls, key=lambda each: each.arrived_s)))
 
 
 def after(made: Workload) -> dict[str, tuple[list[str], float]]:
