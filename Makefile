@@ -127,6 +127,9 @@ house: $(STAMP) ## how the code stands: what one call passes, circles, large cla
 soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
 	$(BIN)/python -m bench.soak $(SOAK)
 
+bench-replay: $(STAMP) ## agents recorded under three policies on a real vLLM, and what a replay says of them (five minutes; run it alone)
+	$(BIN)/python -m bench.replay $(BENCH)
+
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python -m bench.top
 

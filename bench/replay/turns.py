@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.lib.calls import JobSeen, Turn
 from bench.lib.core import Ask, Backend
-from bench.lib.engines import Llama, VLLM, Message
+from bench.lib.engines import VLLM, Llama, Message
 from bench.lib.virtual import PLAIN, Runs, probe_of, request_of
 from bench.lib.workflows import Arm, Session, agent, turn_of
 from bench.pressure.workflows import CALLS, Load, LocalWords
@@ -26,7 +26,7 @@ POLICIES = ("fcfs", "workflow_fcfs", "las")
 
 def arm(policy: str, records: Path) -> Arm:
     """Return the way in which a policy serves the agents."""
-    return Arm(policy, {"policy": policy, "admission": False, "records_file": records})
+    return Arm(policy, {"policy": policy, "admission": False, "warm_up": False, "records_file": records})
 
 
 def of_different_lengths(load: Load) -> Load:
@@ -56,7 +56,7 @@ def simulated_turn(parameters: EngineParameters, words: LocalWords, arm: Arm, lo
     """Run one policy on a simulated engine, in virtual time."""
     assert arm.orla is not None
     made, engine = Turn(arm.name, load.seed, load.shared_tokens, [], []), SimEngine(parameters)
-    options = {name: value for name, value in arm.orla.items() if name != "policy"}
+    options = {name: value for name, value in arm.orla.items() if name not in ("policy", "warm_up")}
     policies = dict.fromkeys(("stage_policy", "request_policy"), arm.orla["policy"])
     runs = Runs(
         Backend("engine", "http://engine/v1", max_concurrency=cap), engine,

@@ -95,8 +95,9 @@ def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
     usual = EngineParameters(
         block_tokens=block_tokens_in(streamed), kv_blocks=1, context_tokens=1, max_running=USUAL_RUNNING,
         max_batch_tokens=USUAL_BATCH_TOKENS, priority=False, prefill_attention_s=0.0,
-        **{**dict.fromkeys(("step_s", "decode_sequence_s", "decode_context_s", "request_s", "prefill_token_s"), 0.0),
-           **costs},
+        step_s=costs.get("step_s", 0.0), decode_sequence_s=costs.get("decode_sequence_s", 0.0),
+        decode_context_s=costs.get("decode_context_s", 0.0), request_s=costs.get("request_s", 0.0),
+        prefill_token_s=costs["prefill_token_s"],
     )  # fmt: skip
     return Calibrated(usual, len(streamed))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ examples:
   orla-lg replay trace.jsonl.gz --format mooncake --parameters engine.toml --policy all
 
 Each value of each option is a setting of its own, unless --together is given. (+12%) is against the unchanged
-setting, both simulated. A figure of the unchanged setting that is further from what happened than --tolerance is marked with a
-cross: nothing is concluded of it; where makespan or mean run are off, nothing at all.
+setting, both simulated. A figure of the unchanged setting that is further from what happened than --tolerance is
+marked with a cross: nothing is concluded of it; where makespan or mean run are off, nothing at all.
 
 exit status: 0 done, 1 a fault, 2 the command is wrong, 3 the simulation does not match what happened, 130 stopped
 """
@@ -99,7 +100,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Replay, print, and return the exit status."""
-    progress = Progress(show=not args.quiet and sys.stderr.isatty())
+    logging.getLogger("orla_lg").setLevel(logging.ERROR)  # warnings of a core in virtual time concern no real one
+    progress = ReplayProgress(show=not args.quiet and sys.stderr.isatty())
     whats = what_ifs(args)
     try:
         study = _study(args, progress)
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.shows_others else REFUSED
 
 
-def _study(args: argparse.Namespace, progress: Progress) -> Study:
+def _study(args: argparse.Namespace, progress: ReplayProgress) -> Study:
     """Read the file, find the engines' numbers, and simulate the unchanged setting."""
 
     def lines(number: int) -> None:
@@ -140,7 +142,7 @@ def _study(args: argparse.Namespace, progress: Progress) -> Study:
     return study
 
 
-def _compare(study: Study, whats: Sequence[WhatIf], progress: Progress) -> bool:
+def _compare(study: Study, whats: Sequence[WhatIf], progress: ReplayProgress) -> bool:
     """Simulate the other settings; returns whether that was stopped. What was finished is in the report."""
     if not study.report.shows_others:
         return False
@@ -152,7 +154,7 @@ def _compare(study: Study, whats: Sequence[WhatIf], progress: Progress) -> bool:
     return False
 
 
-class Progress:
+class ReplayProgress:
     """A bar on standard error, where that is a terminal."""
 
     def __init__(self, *, show: bool) -> None:

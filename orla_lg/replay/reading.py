@@ -25,8 +25,8 @@ from orla_lg.replay.seen import (
     BackendSetting,
     Piece,
     RecordedSetting,
-    Seen,
     SeenCall,
+    SeenTraffic,
 )
 
 MOST_LINE_BYTES = 16_000_000
@@ -40,7 +40,7 @@ class Broken(ValueError):
     """A line says what cannot be; the message says what, and what would be right."""
 
 
-def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> Seen:
+def read(path: Path, limit: int | None = None, progress: Callable[[int], None] = lambda _: None) -> SeenTraffic:
     """Read a records file, plain or as ``.gz``.
 
     Args:
@@ -51,15 +51,17 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     Raises:
         ConfigError: It cannot be read, or there is no call's record in it.
     """
-    seen = Seen(str(path))
+    seen = SeenTraffic(str(path))
     lines = _Lines(seen)
     for number, line in _lines(path, seen):
         if not number % 1000:
             progress(number)
         try:
             lines.take(line)
-        except (Broken, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except Broken as error:
             seen.fault(number, str(error))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            seen.fault(number, f"is no JSON: {error}")
         except RecursionError:
             seen.fault(number, "is nested too deeply for a record")
         except ValueError as error:  # a number of thousands of digits, which Python does not read
@@ -69,18 +71,21 @@ def read(path: Path, limit: int | None = None, progress: Callable[[int], None] =
     lines.finish()
     if not seen.calls:
         why = "; ".join(seen.faults) or "there is no line with an `id` in it"
-        raise ConfigError(f"{path} holds no call's record: {why}. Is it what `records_file` names?")
+        raise ConfigError(
+            f"{path} holds no call's record: {why}. Is it what `records_file` names? "
+            "Public traces are read with --format mooncake or azure"
+        )
     return seen
 
 
-def _lines(path: Path, seen: Seen) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, seen: SeenTraffic) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers; one that is too long is a fault, whose bytes are let go."""
+    number, too_long = 0, False
     try:
         with path.open("rb") as plain:
             packed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
             opened = cast("BinaryIO", gzip.GzipFile(fileobj=plain)) if packed else plain
-            number, too_long = 0, False
             while part := opened.readline(MOST_LINE_BYTES):
                 begins, whole = not too_long, part.endswith(b"\n")
                 number += begins
@@ -91,8 +96,8 @@ def _lines(path: Path, seen: Seen) -> Iterator[tuple[int, bytes]]:
                     seen.fault(number, f"is longer than {MOST_LINE_BYTES:,} bytes; no record is")
                 too_long = not whole
     except (OSError, EOFError) as error:
-        if seen.calls:  # a packed file that breaks off
-            seen.fault(number, f"the file breaks off there ({error})")
+        if number:  # a packed file
+            seen.fault(number, f"is the last one: the file breaks off there ({error})")
             return
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -100,7 +105,7 @@ def _lines(path: Path, seen: Seen) -> Iterator[tuple[int, bytes]]:
 class _Lines:
     """Makes calls of lines; their clocks are brought together at the end."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: SeenTraffic) -> None:
         self.seen = seen
         self.calls: list[tuple[str, float, SeenCall]] = []
         """Each with its process, empty for an older record, and when its line was written, on the wall clock."""
@@ -167,10 +172,10 @@ class _Lines:
         for each in tail:
             if not (isinstance(each, list) and len(each) in (2, 3) and isinstance(each[0], str)):
                 raise Broken("shape.tail: each piece is [hash, length] or [hash, length, 1]")
-            name, chars = each[0][:64], _count({"a piece's length": each[1]}, "a piece's length", MOST_CHARS)
+            name, length = each[0][:64], _count({"a piece's length": each[1]}, "a piece's length", MOST_CHARS)
             known = self._pieces.get((key, name))
             if known is None:
-                known = Piece.after(last, _named(key, name), chars or 0, is_answer=len(each) == 3)
+                known = Piece.after(last, _named(key, name), length or 0, is_answer=len(each) == 3)
                 self._pieces[key, name] = known
             last = known
         return last

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.replay.calibration import Calibrated
-from orla_lg.replay.figures import CACHED, COST, FIGURES, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure
+from orla_lg.replay.figures import CACHED, COST, FIGURES, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure, Match
 from orla_lg.replay.verdict import Verdict
 
 HAPPENED, UNCHANGED = "happened", "unchanged"
@@ -18,7 +19,7 @@ WITHHELD, UNKNOWN = "·", "–"
 
 
 @dataclass(slots=True)
-class Report:
+class ReplayReport:
     """What a replay found."""
 
     source: str
@@ -84,7 +85,7 @@ def shown(figure: Figure, value: float | None) -> str:
     return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
 
 
-def table(report: Report) -> list[str]:
+def table(report: ReplayReport) -> list[str]:
     """Return the table: what happened, the unchanged setting beside it, and others beside the unchanged."""
     figures = [figure for figure in FIGURES if report.unchanged[figure.name] is not None]
     rows = [["", *(figure.title for figure in figures)]]
@@ -104,15 +105,15 @@ def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join([first, *others]).rstrip()
 
 
-def _unchanged(report: Report, figure: Figure) -> str:
+def _unchanged(report: ReplayReport, figure: Figure) -> str:
     said = shown(figure, report.unchanged[figure.name])
     off = None if report.verdict is None else next((m for m in report.verdict.matches if m.figure is figure), None)
     if off is None or off.off is None:
         return said
-    return f"{said} ({off.off:+.0%}{'' if off.holds else ' ✗'})"
+    return f"{said} ({_part(off)}{'' if off.holds else ' ✗'})"
 
 
-def _other(report: Report, figure: Figure, found: Mapping[str, float | None]) -> str:
+def _other(report: ReplayReport, figure: Figure, found: Mapping[str, float | None]) -> str:
     """Return a figure of another setting and how it compares to the unchanged one, both simulated."""
     if report.withheld(figure):
         return WITHHELD
@@ -124,7 +125,7 @@ def _other(report: Report, figure: Figure, found: Mapping[str, float | None]) ->
     return f"{shown(figure, value)} ({value / base - 1:+.0%})" if base else shown(figure, value)
 
 
-def text(report: Report) -> list[str]:
+def text(report: ReplayReport) -> list[str]:
     """Return the whole report for a reader."""
     lines = [f"{report.source}: {report.calls:,} calls in {report.runs:,} runs"]
     for name, each in report.engines.items():
@@ -142,7 +143,7 @@ def text(report: Report) -> list[str]:
     return lines
 
 
-def _conclusion(report: Report) -> list[str]:
+def _conclusion(report: ReplayReport) -> list[str]:
     verdict = report.verdict
     if verdict is None:
         return [
@@ -152,7 +153,7 @@ def _conclusion(report: Report) -> list[str]:
     if not off:
         return [f"the unchanged setting matches what happened within {verdict.matches[0].tolerance:.0%}"] if (
             verdict.matches) else ["nothing is known of what happened"]  # fmt: skip
-    named = ", ".join(f"{match.figure.title} {match.off:+.0%}" for match in off if match.off is not None)
+    named = ", ".join(f"{match.figure.title} {_part(match)}" for match in off if match.off is not None)
     if verdict.concludes:
         lines = [f"nothing is concluded of what does not match ({named}); the other figures match"]
     elif report.anyway:
@@ -165,7 +166,12 @@ def _conclusion(report: Report) -> list[str]:
     return [*lines, *(f"  likely: {reason}" for reason in verdict.reasons)]
 
 
-def draw(report: Report, path: Path) -> None:
+def _part(match: Match) -> str:
+    assert match.off is not None
+    return f"{match.off:+.0%}" if isfinite(match.off) else "from none"
+
+
+def draw(report: ReplayReport, path: Path) -> None:
     """Draw the settings beside one another; ``.svg``, ``.png`` or ``.pdf``, as the file's name says.
 
     Raises:

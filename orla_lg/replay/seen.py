@@ -128,7 +128,7 @@ class RecordedSetting:
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenTraffic:
     """What a file holds."""
 
     source: str
@@ -139,7 +139,7 @@ class Seen:
     settings: int = 0
     """How many different ones it names; replayed is the last."""
     faults: list[str] = field(default_factory=list)
-    """Of lines that could not be read: file, line, what was wrong; the first few."""
+    """Of lines that could not be read: which, and what was wrong; the first few."""
     broken: int = 0
     """How many there are."""
     without_shape: int = 0
@@ -153,4 +153,4 @@ class Seen:
         """Note a line that could not be read."""
         self.broken += 1
         if len(self.faults) < most:
-            self.faults.append(f"{self.source}, line {line}: {what}")
+            self.faults.append(f"line {line} {what}")

@@ -7,25 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import inf
 
 from orla_lg.core.call import Hints
-from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
-from orla_lg.core.engine.capabilities import Scope, WorkflowCache
+from orla_lg.core.engine.backend import Backend, Cost
 from orla_lg.core.identity import Identity, workflow_name
+from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import arrive
 from orla_lg.core.workflow import Outcome
 from orla_lg.errors import OrlaError
+from orla_lg.replay.adapters import SimulatedAdapter, adapter_of
 from orla_lg.replay.prompts import PieceAsk, block_hashes, chain_to
 from orla_lg.replay.seen import BackendSetting, Piece
 from orla_lg.replay.workload import PlannedCall, Workload
-from orla_lg.virtual import StillAdapter, VirtualServing
+from orla_lg.virtual import VirtualServing
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
 from orla_lg_sim.request import SimRequest
-
-TOLD = (Capability.PIN, Capability.RELEASE, Capability.FLUSH_WORKFLOW)
-"""What a simulated engine does for those that could do it."""
 
 NO_ROOM = "takes more tokens than the engine has room for"
 MOST_WAITING = 10_000_000
@@ -84,46 +81,6 @@ class Played:
         return self.arrived_s + self.queue_wait_s
 
 
-class SimulatedAdapter(StillAdapter):
-    """What an adapter is before an engine whose cache can be told what to keep."""
-
-    def __init__(self, probe: Probe, engine: SimEngine) -> None:
-        super().__init__(probe)
-        self._blocks = engine.ownership
-        self.clock: Callable[[], float] = lambda: 0.0
-
-    async def pin(self, scope: Scope, *, ttl_s: float | None = None) -> Effect:
-        """Keep a workflow until nothing else is left to evict."""
-        if not isinstance(scope, WorkflowCache):
-            return Effect.UNSUPPORTED
-        until_s = inf if ttl_s is None else self.clock() + ttl_s
-        return Effect.PINNED if self._blocks.pin_workflow(scope.workflow, until_s) else Effect.FAILED
-
-    async def release(self, scope: Scope) -> Effect:
-        """Evict a workflow next."""
-        if not isinstance(scope, WorkflowCache):
-            return Effect.UNSUPPORTED
-        self._blocks.release_workflow(scope.workflow)
-        return Effect.DEMOTED
-
-    async def flush(self, scope: Scope) -> Effect:
-        """Forget a workflow now."""
-        if not isinstance(scope, WorkflowCache):
-            return Effect.UNSUPPORTED
-        self._blocks.flush_workflow(scope.workflow)
-        return Effect.FREED
-
-
-def _probe(backend: SimulatedBackend) -> Probe:
-    setting, parameters = backend.setting, backend.parameters
-    native = {Capability.CACHED_TOKENS, *(each for each in TOLD if each in setting.can)}
-    if parameters.priority:
-        native.add(Capability.PRIORITY)
-    can = {each: Support.NATIVE if each in native else Support.UNSUPPORTED for each in Capability}
-    known = None if setting.kv_tokens is None else parameters.kv_tokens  # what the core was not told it is not now
-    return Probe(capabilities=can, context_tokens=parameters.context_tokens, kv_tokens=known)
-
-
 class Simulation:
     """Plays a workload once.
 
@@ -145,19 +102,21 @@ class Simulation:
         self._at: dict[tuple[str, str], str] = {}
         """By backend and workflow, the engine of those like it."""
         self._open: Counter[str] = Counter()
-        engines, adapters, stages, requests = dict[Backend, SimEngine](), dict[str, SimulatedAdapter](), {}, {}
+        engines, self._adapters = dict[Backend, SimEngine](), dict[str, SimulatedAdapter]()
+        stages, requests = dict[str, str](), dict[str, str]()
         for name, backend in arrangement.backends.items():
             for number in range(backend.engines):
                 made, engine = _backend(name, number, backend), SimEngine(backend.parameters)
-                engines[made], adapters[made.name] = engine, SimulatedAdapter(_probe(backend), engine)
+                engines[made] = engine
+                self._adapters[made.name] = adapter_of(backend.setting, engine)
                 stages[made.name] = arrangement.policy or backend.setting.stage_policy
                 requests |= backend.setting.request_policy
         ordered_by: Mapping[str, str] = {"*": arrangement.policy} if arrangement.policy else {"*": "fcfs", **requests}
         self._virtual = VirtualServing[SimRequest](
-            engines, lambda inflight: self._requests.pop(inflight.call.id), adapters=adapters, stage_policy=stages,
+            engines, self._sent, adapters=self._adapters, stage_policy=stages,
             request_policy=ordered_by, memory=arrangement.memory, admission=arrangement.admission, keep_records=1,
         )  # fmt: skip
-        for adapter in adapters.values():
+        for adapter in self._adapters.values():
             adapter.clock = self._virtual.clock
 
     def run(self) -> list[Played]:
@@ -249,6 +208,12 @@ class Simulation:
         hashes = block_hashes(chain_to(seen.prompt), prompt, parameters.block_tokens, call.answer)
         return SimRequest(id_, prompt, answer, hashes, -round(seen.priority), seen.workflow)
 
+    def _sent(self, inflight: InFlightCall) -> SimRequest:
+        """Return what goes to the engine, once the core has chosen engine and slot."""
+        request = self._requests.pop(inflight.call.id)
+        assert inflight.backend is not None
+        return self._adapters[inflight.backend].sent(request, None if inflight.seat is None else inflight.seat.slot)
+
     def _chain(self, call: PlannedCall) -> tuple[Piece, ...]:
         known = chain_to(call.seen.prompt)
         return known or (Piece.after(None, call.number + 1, 4 * (call.seen.prompt_tokens or 1)),)
@@ -283,9 +248,8 @@ def _name(backend: str, number: int) -> str:
 def _backend(name: str, number: int, backend: SimulatedBackend) -> Backend:
     setting = backend.setting
     prices = setting.prices or (0.0, 0.0, None)
-    most = setting.max_concurrency or setting.slots
     return Backend(
-        _name(name, number), f"http://simulated-{number}/v1", max_concurrency=most,
+        _name(name, number), f"http://simulated-{number}/v1", max_concurrency=setting.max_concurrency,
         capacity=min(max(setting.capacity, 1), MOST_WAITING), cost=Cost(*prices),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from orla_lg.errors import ConfigError, did_you_mean
 from orla_lg.replay import public
 from orla_lg.replay.calibration import Calibrated, fitted, pool, refined
 from orla_lg.replay.figures import TOLERANCE, as_seen, figures_of, matches
-from orla_lg.replay.report import Report
+from orla_lg.replay.report import ReplayReport
 from orla_lg.replay.seen import BackendSetting, RecordedSetting
 from orla_lg.replay.simulation import Arrangement, Played, SimulatedBackend, Simulation, with_scaled
 from orla_lg.replay.verdict import verdict_of
@@ -63,7 +63,7 @@ def what_ifs(args: argparse.Namespace) -> list[WhatIf]:
         pairs = dict(_pair(each) for each in args.mapping)
         made.append({"name": f"mapping {' '.join(args.mapping)}", "mapping": pairs})
     for name in ("cap", "engines", "pool", "speed"):
-        made += [{"name": f"{name} {value:g}", name: value} for value in getattr(args, name) or ()]
+        made += [{"name": f"{name} {value:,}", name: value} for value in getattr(args, name) or ()]
     for each in args.memory or ():
         memory_policy(each)
         made.append({"name": f"memory {each}", "memory": each})
@@ -108,7 +108,7 @@ class Study:
         anyway: bool = False,
     ) -> None:
         self.workload = workload
-        self.report = Report(
+        self.report = ReplayReport(
             workload.seen.source, len(workload.calls), len(workload.by_run), {}, {}, {}, None, anyway=anyway
         )
         self._kv_tokens, self._parameters = dict(kv_tokens or {}), dict(parameters or {})
@@ -175,8 +175,8 @@ class Study:
                     raise ConfigError(f"--mapping: the file has no backend {backend!r}{did_you_mean(backend, known)}")
             if not self.workload.knows_prompts and (what.pool or what.engines or what.memory or what.admission):
                 raise ConfigError(
-                    f"{what.name}: {self.workload.seen.source} does not say which prompts begin alike (it was "
-                    "written by an older version), so nothing can be concluded about caches; policies, caps and speeds can"
+                    f"{what.name}: {self.workload.seen.source} does not say which prompts begin alike (an older "
+                    "version wrote it), so it says nothing about caches; about policies, caps and speeds it does"
                 )
 
     # The unchanged setting
@@ -191,17 +191,14 @@ class Study:
         engines: dict[str, Calibrated] = {}
         spare = next(iter(self._given.values()), None)
         for name, setting in self._setting.backends.items():
-            mine = [call for call in counted_calls if call.backend == name]
+            mine, tokens = [call for call in counted_calls if call.backend == name], setting.kv_tokens
             if name in self._given:
                 found = Calibrated(self._given[name], 0)
-                tokens = setting.kv_tokens if setting.kv_tokens is not None else found.parameters.kv_tokens
+                tokens = tokens or found.parameters.kv_tokens
             elif mine:
-                found, tokens = fitted(name, mine), setting.kv_tokens
+                found = fitted(name, mine)
             elif spare is not None or engines:  # no call ran there: like another one, until --parameters says more
-                found, tokens = (
-                    next(iter(engines.values()), Calibrated(spare or EngineParameters(), 0)),
-                    setting.kv_tokens,
-                )
+                found = next(iter(engines.values()), Calibrated(spare or EngineParameters(), 0))
                 self.report.notes.append(f"no call ran on {name!r}: its engine is taken to be as fast as the others'")
             else:
                 continue
@@ -234,7 +231,9 @@ class Study:
         seen, notes = self.workload.seen, self.report.notes
         if seen.broken:
             more = f" (and {seen.broken - len(seen.faults)} more)" if seen.broken > len(seen.faults) else ""
-            notes.append(f"{counted(seen.broken, 'line')} could not be read: {'; '.join(seen.faults)}{more}")
+            notes.append(
+                f"{counted(seen.broken, 'line')} of {seen.source} could not be read: {'; '.join(seen.faults)}{more}"
+            )
         if uncounted:
             notes.append(f"{counted(uncounted, 'call')} failed, went elsewhere or have no token counts: each takes "
                          "as long as it took")  # fmt: skip
@@ -244,8 +243,6 @@ class Study:
         if seen.lost_beginnings:
             notes.append(f"{counted(seen.lost_beginnings, 'prompt')} begin with pieces that stand in no line of the "
                          "file: what they share with others before it is not known")  # fmt: skip
-        if any(each.slots for each in self._setting.backends.values()):
-            notes.append("an engine with slots is simulated as one pool of blocks")
 
     def _arranged(self, parameters: Mapping[str, EngineParameters]) -> Arrangement:
         setting = self._setting
@@ -273,7 +270,7 @@ class Study:
         self.report.ended_early[what.name] = early
         if early > self.report.ended_early["unchanged"]:
             self.report.notes.append(f"{what.name}: {counted(early, 'call')} ended without an answer")
-        if what.policy in _READS and not any(_READS[what.policy](call) for call in calls):
+        if what.policy is not None and what.policy in _READS and not any(_READS[what.policy](call) for call in calls):
             self.report.notes.append(f"{what.name}: no call of the file has what it orders by")
 
 

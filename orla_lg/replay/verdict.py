@@ -74,7 +74,10 @@ def _of_cache(workload: Workload, arrangement: Arrangement, match: Match) -> Ite
                 "taken as endless, and more is found in it than there was: give --kv-tokens N"
             )
         elif any(each.setting.slots for each in backends):
-            yield "an engine with slots keeps one prompt in each; it is simulated as one pool, in which more is found"
+            yield (
+                "a slot that is given away when its run ends is erased first or not, as it comes; in virtual time "
+                "what the next call can use of it stays"
+            )
         else:
             yield (
                 "the engine kept less than its size allows: something else uses its cache, or answers that come back "

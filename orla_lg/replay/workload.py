@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from orla_lg.replay.prompts import measure
-from orla_lg.replay.seen import Piece, Seen, SeenCall
+from orla_lg.replay.seen import Piece, SeenCall, SeenTraffic
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +35,7 @@ class PlannedCall:
 class Workload:
     """All calls of a file, in order of their arrival."""
 
-    seen: Seen
+    seen: SeenTraffic
     calls: list[PlannedCall]
     by_run: dict[str, list[PlannedCall]]
 
@@ -52,7 +52,7 @@ class Workload:
         return bool(counted) and (known >= 0.9 * len(counted) or not self.seen.happened)
 
 
-def workload_of(seen: Seen) -> Workload:
+def workload_of(seen: SeenTraffic) -> Workload:
     """Return the workload in a file."""
     begin_s = min((call.arrived_s for call in seen.calls), default=0.0)
     calls = [PlannedCall(number, call) for number, call in enumerate(seen.calls)]
@@ -82,8 +82,8 @@ def _join(calls: Sequence[PlannedCall]) -> None:
         while open_ and open_[0][0] <= call.seen.arrived_s:
             ended.append(heappop(open_)[2])
         if ended:
-            newest_s = max(each.seen.arrived_s for each in ended)
-            ended = [each for each in ended if each.seen.ended_s > newest_s]
+            newest = max(ended, key=lambda each: each.number)
+            ended = [each for each in ended if each is newest or each.seen.ended_s > newest.seen.arrived_s]
             call.after = tuple(ended)
             call.wait_s = max(0.0, call.seen.arrived_s - max(each.seen.ended_s for each in ended))
             for each in ended:
