@@ -138,7 +138,7 @@ class AccessLayer:
         sign_ins: SignIns | None = None,
     ) -> None:
         self._app, self._access, self._guard = app, access, guard
-        self._sign_ins = sign_ins or SignIns()
+        self._sign_ins = SignIns() if sign_ins is None else sign_ins
         self._answer = answer or as_json
         self._bodies = SilenceWatch(guard.body_timeout_s)
 
