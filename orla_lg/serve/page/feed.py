@@ -66,6 +66,7 @@ class EventFeed:
         self._timer: asyncio.TimerHandle | None = None
         self._next_state_s = self._left_s = 0.0
         self._graphs: list[Forecast] = []
+        self._was: list[Any] = []
         self._doubts: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -151,7 +152,7 @@ class EventFeed:
             self._end()
             return
         try:
-            is_due = now_s >= self._next_state_s
+            is_due = now_s >= self._next_state_s or self._standing() != self._was
             self._send_changes(workflows=is_due)
             if self._viewers and is_due:
                 self._look_at_viewers(now_s)
@@ -161,6 +162,14 @@ class EventFeed:
         except Exception:
             log.exception("the live page could not be fed")
         self._timer = loop.call_later(TICK_S, self._tick)
+
+    def _standing(self) -> list[Any]:
+        """Return what a click or a fault changes, and is to be seen at once."""
+        found: list[Any] = [self._condition()]
+        for scheduler in self._serving.schedulers.values():
+            queue = scheduler.queue
+            found += (queue.paused, queue.max_concurrency, scheduler.health.breaker.trips)
+        return found
 
     def _send(self, data: bytes) -> None:
         for viewer in self._viewers:
@@ -208,6 +217,7 @@ class EventFeed:
             self._send(self._state_message())
 
     def _state_message(self) -> bytes:
+        self._was = self._standing()
         now = state(self._serving)
         self._compare(now)
         return message("state", core_view(now, self._condition()))

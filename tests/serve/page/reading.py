@@ -29,7 +29,9 @@ url = "{other}"
 
 
 @contextlib.contextmanager
-def served(folder: Path, engine: StubEngine, store: Store | None = None, address: str = "127.0.0.1:0") -> Iterator[Running]:
+def served(
+    folder: Path, engine: StubEngine, store: Store | None = None, address: str = "127.0.0.1:0"
+) -> Iterator[Running]:
     """Serve an engine twice, as two backends, until the block ends."""
     file = folder / "orla.toml"
     file.write_text(CONFIG.format(main=engine.url, other=engine.url), encoding="utf-8")

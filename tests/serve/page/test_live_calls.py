@@ -165,7 +165,9 @@ def test_calls_that_no_longer_wait_are_let_go() -> None:
     assert the(live)["s"][0] == 1 == live.waiting()["main"]
 
 
-@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "\u202egnp.exe", "a\x1b[2Jb", "\ud800", "x" * 10**6])
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>", "\u202egnp.exe", "a\x1b[2Jb", "\ud800", "x" * 10**6]
+)
 def test_names_of_users_are_bounded_text(name: str) -> None:
     live = LiveCalls(run_of())
     live.heard(event(H.QUEUED, 1.0, "a", workflow=name, stage=name, tenant=name))

@@ -75,7 +75,9 @@ def test_the_page_and_its_files_need_no_key_and_say_nothing(house: House) -> Non
 
 def test_html_css_and_scripts_hold_nothing_inline() -> None:
     page = files()["index.html"][1].decode()
-    assert "<style" not in page and " style=" not in page and "javascript:" not in page and " on" + "click" not in page
+    assert (
+        "<style" not in page and " style=" not in page and "javascript:" not in page and " on" + "click" not in page
+    )
     for name, (_, content) in files().items():
         text = content.decode()
         assert "innerHTML" not in text and "eval(" not in text
@@ -109,7 +111,9 @@ def test_a_key_that_may_not_view_signs_nothing_in(house: House, scopes: tuple[Ke
     assert "set-cookie" not in answer.headers
 
 
-@pytest.mark.parametrize("sent", [{"key": "orla-" + "a" * 52}, {"key": ""}, {"key": 7}, [], {}, "x", {"key": "\ud800"}])
+@pytest.mark.parametrize(
+    "sent", [{"key": "orla-" + "a" * 52}, {"key": ""}, {"key": 7}, [], {}, "x", {"key": "\ud800"}]
+)
 def test_what_is_no_key_signs_nothing_in(house: House, sent: object) -> None:
     answer = httpx.post(
         f"{house.url}/page/sign-in", content=json.dumps(sent), headers={"content-type": "application/json"}
