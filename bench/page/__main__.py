@@ -1,9 +1,9 @@
 """The live page under load: 2,000 calls that wait, of 200 workflows, on a page in Chromium.
 
 Measured are the time from an event to its picture, the times between frames, the server's CPU for each page that is
-open, and what a page receives. ``--write`` puts the figures into docs/page.md and draws docs/page.png anew: the page
-while a support desk, an agent and callers of the gateway are served. Chromium is the one that ORLA_TEST_CHROMIUM names,
-else the one on PATH.
+open, and what a page receives. ``--write`` puts the figures into docs/page.md and draws docs/page.png: the page while
+a support desk, an agent and callers of the gateway are served. The browser is the one that ORLA_TEST_CHROMIUM names,
+else Chromium on PATH.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.lib.command import DOCS, ended, finish, parser, tell, usual
 from bench.lib.figures import percentile, table
-from bench.page.load import Loaded, Readers, first_bytes, loaded
+from bench.page.load import PROBES, Loaded, Readers, first_bytes, loaded
 from bench.page.scenario import callers, desk, research, working
 
 PAGE, PICTURE = DOCS / "page.md", DOCS / "page.png"
 WINDOW_S = 8.0
-EVENTS = 20
-PAGES = 8
+PAGES = 24
 """Open at once, for the server's CPU."""
 
 FRAMES = """async (ms) => {
@@ -76,9 +75,9 @@ def open_page(browser: Browser, url: str, **given: Any) -> Page:
 def event_to_paint(page: Page, load: Loaded) -> list[float]:
     """Return milliseconds from sending a call to the frame with its stage."""
     found = []
-    for number in range(EVENTS):
+    for number in range(PROBES):
         stage = f"new-{number}"
-        body = {"model": "free", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        body = {"model": "auto", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
         drawn = f'[data-stage="{stage}"].is-prefill, [data-stage="{stage}"] .done:not(:empty)'
         page.evaluate(f"(drawn) => {{ window.painted = ({PAINTED})(drawn); }}", drawn)
         sent_ms = time.time() * 1000
@@ -137,7 +136,10 @@ def picture(path: Path) -> None:
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
             page = open_page(browser, work.served.url, color_scheme="light")
-            time.sleep(25.0)
+            time.sleep(20.0)
+            page.locator("#workflow-list button", has_text="ticket").first.click()
+            time.sleep(6.0)
+            page.mouse.move(0, 0)
             page.screenshot(path=path)
             browser.close()
 

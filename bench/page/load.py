@@ -22,6 +22,8 @@ from tests.stub_engine import StubEngine
 
 STAGES = 12
 PLACES = 16
+PROBES = 20
+"""Stages ``new-0`` and so on, whose calls go to an engine that is free."""
 ANSWER_S = 0.4
 """So the engine ends 40 calls a second."""
 
@@ -32,6 +34,7 @@ max_concurrency = {places}
 [backends.free]
 url = "{free}"
 [mapping]
+{probes}
 "*" = "main"
 [serve]
 listen_address = "127.0.0.1:0"
@@ -67,7 +70,8 @@ def loaded(waiting: int, workflows: int) -> Iterator[Loaded]:
         for engine in (slow, free):
             engine.keep_log = False
         slow.rule = lambda seen: Reply(before_s=ANSWER_S)
-        config = CONFIG.format(url=slow.url, free=free.url, places=PLACES)
+        probes = "\n".join(f'"new-{number}" = "free"' for number in range(PROBES))
+        config = CONFIG.format(url=slow.url, free=free.url, places=PLACES, probes=probes)
         (folder / "orla.toml").write_text(config, encoding="utf-8")
         with serving(folder, ()) as served:
             until_ready(served)

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ TICK_S = 0.1
 STATE_S = 1.0
 KEEP_S = 10.0
 """After the last viewer left: a page that is loaded again finds what was there."""
+MOST_SEEDED = 2_000
+"""Of the kept records, looked through for workflows when the first page is opened: the newest."""
 MOST_GRAPHS = 40
 """Drawn: those that were wrapped last."""
 DOUBTS = 3
@@ -122,7 +125,7 @@ class EventFeed:
             serving = self._serving
             self._live = LiveCalls(serving.book.run)
             self._unsubscribe = serving.records.subscribe(self._live.heard)
-            self._live.seed(serving.book.runs(), self._in_queues(), serving.records.records())
+            self._live.seed(serving.book.runs(), self._in_queues(), serving.records.records()[-MOST_SEEDED:])
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -155,10 +158,11 @@ class EventFeed:
             is_due = now_s >= self._next_state_s or self._standing() != self._was
             self._send_changes(workflows=is_due)
             if self._viewers and is_due:
+                begun_s = time.thread_time()
                 self._look_at_viewers(now_s)
                 self._send_state()
-                # What a state costs is bounded: a twentieth of the time at most.
-                self._next_state_s = now_s + max(STATE_S - TICK_S / 2, 20 * (loop.time() - now_s))
+                # What a state costs is bounded: a twentieth of a core at most.
+                self._next_state_s = now_s + max(STATE_S - TICK_S / 2, 20 * (time.thread_time() - begun_s))
         except Exception:
             log.exception("the live page could not be fed")
         self._timer = loop.call_later(TICK_S, self._tick)

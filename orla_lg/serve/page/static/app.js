@@ -156,7 +156,6 @@ function tell(state, why = {}) {
   const isRefused = state === "refused" && why.status !== 421;
   if (state === "open") {
     model.lost = null;
-    model.history = [];
     show("main");
   } else if (isRefused) {
     const wasIn = model.hello !== null;

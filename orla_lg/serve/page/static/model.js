@@ -31,6 +31,7 @@ export class Model {
         return ["top", "graphs", "backends"];
       case "state":
         this.state = data;
+        if (this.history.length && this.history.at(-1).at >= data.at) this.history = []; // another server
         this.history.push(totalsOf(data));
         if (this.history.length > HISTORY) this.history.shift();
         return ["top", "backends", "waiting", "welcome"];
