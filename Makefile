@@ -115,6 +115,9 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
 
+bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
+	$(BIN)/python -m bench.page $(BENCH)
+
 bench-tools: $(STAMP) ## early tools and split prompts: FTR and end to end beside the law, and under load (BENCH='--quick' for two minutes)
 	$(BIN)/python -m bench.tools $(BENCH)
 

@@ -25,8 +25,8 @@ LIBRARY = (
     "config", "opening", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (
-    *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain_tools", "explain", "plan", "top", "replay",
-    "demo", "serve", "cli",
+    *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain_tools", "explain", "plan", "top",
+    "replay", "demo", "serve", "cli",
 )  # fmt: skip
 OURS = ("orla_lg", "orla_lg_")
 BELOW_THE_CORE = ("orla_lg.core", "orla_lg.errors", "orla_lg.arguments")
