@@ -8,7 +8,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import httpx
@@ -225,3 +225,12 @@ def real_sglang() -> Backend:
         pytest.skip("ORLA_SGLANG_URL names no running engine")
     key, admin_key = os.environ.get("ORLA_SGLANG_KEY"), os.environ.get("ORLA_SGLANG_ADMIN_KEY")
     return Backend("real", url.rstrip("/"), engine="sglang", api_key=key, admin_key=admin_key)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a test fail that skips for want of a program, where all of them must be there (``ORLA_TEST_STRICT``)."""
+    report = yield
+    if report.skipped and os.environ.get("ORLA_TEST_STRICT") and "ORLA_TEST_" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
