@@ -258,7 +258,7 @@ class LinkHost:
         return Welcome(
             PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
-            self.lease.ttl_s, max(1, self.connected), caller.tenants, bool(serving.guard.policies),
+            self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts,
         )  # fmt: skip
 
     @property
