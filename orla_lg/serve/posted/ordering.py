@@ -96,7 +96,7 @@ class OutsideOrder:
             return
         self._setting, self._breaker = setting, Breaker(BREAKER)
         if setting is None:
-            self._stop()
+            self.stop()
         elif self._end_listening is None:
             self._loop = asyncio.get_running_loop()
             self._end_listening = self._serving.records.subscribe(self._heard)
@@ -104,7 +104,9 @@ class OutsideOrder:
             for name in self._serving.schedulers:
                 self._mark(name)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask no more; the queues are ordered as before. Idempotent."""
+        self._setting = None
         if self._end_listening is not None:
             self._end_listening()
             self._end_listening = None
