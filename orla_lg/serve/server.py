@@ -105,6 +105,7 @@ class OrlaServer:
             CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
         )
         self.gateway.effects = StageEffects(self.reloader)
+        self.reloader.tags_of = self.completions.tags_of
         self.outside = OutsideClient()
         self.order = OutsideOrder(serving, self.outside, self.completions.tags_of)
         self.prices = PriceReader(serving, self.outside, allowed)

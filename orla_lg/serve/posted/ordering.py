@@ -28,7 +28,7 @@ from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.fetching import OutsideClient, OutsideFault
 from orla_lg.serve.posted.items import PostedSetting
-from orla_lg.serve.posted.outside import SCHEDULER_POLICY
+from orla_lg.serve.posted.outside import SCHEDULER_POLICY, TagsOf
 
 log = logging.getLogger("orla_lg")
 
@@ -38,8 +38,6 @@ MOST_PENDING = 500
 BREAKER = BreakerPolicy(failures=3, pause_s=1.0, max_pause_s=30.0)
 
 CHANGES = frozenset({Happening.QUEUED, Happening.DISPATCHED, Happening.FINISHED})
-
-Tags = Callable[[str], Mapping[str, str]]
 
 
 class NamedFirst:
@@ -72,7 +70,7 @@ class OutsideOrder:
         tags_of: Returns the tags that a call came with.
     """
 
-    def __init__(self, serving: Serving, client: OutsideClient, tags_of: Tags = lambda call_id: {}) -> None:
+    def __init__(self, serving: Serving, client: OutsideClient, tags_of: TagsOf = lambda call_id: {}) -> None:
         self.outcomes = Counter[tuple[str, str]]()
         """By backend and outcome: ``ok``, ``fallback_timeout``, ``fallback_error``, ``fallback_invalid``, and
         ``skipped`` behind failures."""
