@@ -115,14 +115,23 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
 
+bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
+	$(BIN)/python -m bench.page $(BENCH)
+
 bench-tools: $(STAMP) ## early tools and split prompts: FTR and end to end beside the law, and under load (BENCH='--quick' for two minutes)
 	$(BIN)/python -m bench.tools $(BENCH)
+
+bench-observe: $(STAMP) ## CPU that metrics and a span add to a call, and what sending spans takes (a minute; run it alone)
+	$(BIN)/python -m bench.observe $(BENCH)
 
 house: $(STAMP) ## how the code stands: what one call passes, circles, large classes, prose, lines, locks
 	$(BIN)/python -m bench.house $(HOUSE)
 
 soak: $(STAMP) ## ten minutes of 80 calls a second under faults and cancellations; nothing may be lost (SOAK='--help'; run it alone)
 	$(BIN)/python -m bench.soak $(SOAK)
+
+bench-replay: $(STAMP) ## agents recorded under three policies on a real vLLM, and what a replay says of them (five minutes; run it alone)
+	$(BIN)/python -m bench.replay $(BENCH)
 
 picture-top: $(STAMP) ## docs/top.svg: orla-lg top beside a run on simulated engines
 	$(BIN)/python -m bench.top

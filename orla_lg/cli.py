@@ -29,6 +29,7 @@ start here:
   orla-lg serve        one core for many processes, and a gateway for what is not LangGraph; --demo shows it
   orla-lg keys         the keys of such a server: make, list, show, revoke
   orla-lg conform      whether an engine's adapter does what it promises
+  orla-lg replay FILE  recorded traffic in virtual time: what another policy, cap or engine would have done
   orla-lg sim up       a simulated engine: a GPU's behaviour without one
 """
 
@@ -56,6 +57,7 @@ COMMANDS = {
     "orla_lg.mappers.commands": {"mapper": "a stage mapper learned from your own labelled prompts"},
     "orla_lg.engines.commands": {"engine": "real engines on this machine, to try orla_lg with"},
     "orla_lg_sim.commands": {"sim": "a simulated engine, to test and to study with"},
+    "orla_lg.replay.command": {"replay": "recorded traffic in virtual time, as it was and under other settings"},
     "orla_lg.testing.commands": {"conform": "check that an adapter and its engine do what they say"},
 }
 """By module, the commands that it registers, and what each does. Only the module that is asked for is imported."""

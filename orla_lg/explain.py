@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orla_lg import config, timeline
+from orla_lg import config, explain_tools, timeline
 from orla_lg.core.boundary.plain import counted, json_line, shown
 from orla_lg.errors import ConfigError, OrlaError
 
@@ -147,7 +147,7 @@ def _show(args: argparse.Namespace, wanted: Wanted | WantedRun, found: Sequence[
     if isinstance(wanted, Wanted):
         said, picture, indent = text(found[0]), timeline.call(timeline.Span.of(found[0]), width), 2
     else:
-        said, picture, indent = _of_run(found), timeline.chart(map(_span, found), width), None
+        said, picture, indent = _of_run(found), timeline.chart(_spans(found), width), None
     if args.json:
         print("\n".join(json_line(row, indent=indent) for row in found))
     else:
@@ -197,6 +197,8 @@ class Wanted:
     record: str
     stage: str | None
     scores: dict[str, list[float]] = field(default_factory=dict)
+    tools: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By call, what lines say of the tools that its answer called; some stand before its record."""
 
     def among(self, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the records that are meant, each with its ``scores`` and what became known of its cache later; more
@@ -205,8 +207,8 @@ class Wanted:
         for row in rows:
             if "feedback" in row:
                 self.scores.setdefault(str(row["feedback"]), []).append(row.get("score", 0.0))
-            elif "early_tool" in row:
-                found.get(str(row.get("call")), {}).setdefault("early_tools", []).append(row)
+            elif explain_tools.is_of_tool(row):
+                self.tools.setdefault(str(row.get("call")), []).append(row)
             elif "amends" in row:
                 known = found.get(str(row["amends"]), {})
                 known.update((name, row.get(name)) for name in AMENDED if known)
@@ -216,7 +218,10 @@ class Wanted:
                 found[str(row["id"])] = row
         if self.record in found:
             found = {self.record: found[self.record]}
-        return [{**row, "scores": self.scores.get(name, [])} for name, row in found.items()]
+        return [
+            {**row, "scores": self.scores.get(name, []), **explain_tools.by_kind(self.tools.get(name, ()))}
+            for name, row in found.items()
+        ]
 
     def _meant(self, row: Mapping[str, Any]) -> bool:
         stage = str(row.get("stage") or "")
@@ -248,7 +253,7 @@ class WantedRun:
         if len(runs) > 1:
             self.several = runs
             return []
-        return [row for row in lines(file) if runs and _is_shown(row) and str(row.get("run")) == runs[0]]
+        return [row for row in lines(file) if runs and _is_of_run(row) and str(row.get("run")) == runs[0]]
 
     @staticmethod
     def _runs(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -279,19 +284,24 @@ class WantedRun:
         return f"{which} in {file}"
 
 
-def _is_shown(row: Mapping[str, Any]) -> bool:
-    """Whether a line is drawn: a call's record, or a tool that began early."""
-    return "id" in row or "early_tool" in row
+def _is_of_run(row: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a run: a call's record, or a tool."""
+    return "id" in row or explain_tools.is_of_tool(row)
 
 
-def _span(row: Mapping[str, Any]) -> timeline.Span:
-    return timeline.tool_span(row) if "early_tool" in row else timeline.Span.of(row)
+def _spans(rows: Iterable[Mapping[str, Any]]) -> list[timeline.Span]:
+    """Return what is drawn of a run: its calls, and tools that began early."""
+    return [
+        timeline.tool_span(row) if explain_tools.BEGAN in row else timeline.Span.of(row)
+        for row in rows if explain_tools.DID_NOT_BEGIN not in row
+    ]  # fmt: skip
 
 
 def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a run in two or three lines: whose it was, its calls in numbers, and the tools that began early."""
-    took_s = max(_span(row).ended_s for row in rows) - min(_span(row).began_s for row in rows)
-    tools, rows = [row for row in rows if "early_tool" in row], [row for row in rows if "id" in row]
+    drawn = _spans(rows)
+    took_s = max(span.ended_s for span in drawn) - min(span.began_s for span in drawn)
+    tools, rows = [row for row in rows if explain_tools.is_of_tool(row)], [row for row in rows if "id" in row]
     spans = [timeline.Span.of(row) for row in rows]
     known = [(span.prompt_tokens, span.cached_tokens) for span in spans]
     prompt, cached = (sum(each[at] or 0 for each in known) for at in (0, 1))
@@ -300,14 +310,8 @@ def _of_run(rows: Sequence[Mapping[str, Any]]) -> str:
     run, workflow = str(rows[0]["run"]), rows[0].get("workflow")
     of = "" if workflow in (None, run) else f" of workflow {shown(workflow, 200)}"
     tenant = f", tenant {shown(rows[0]['tenant'], 200)}" if rows[0].get("tenant") else ""
-    early = f"\n{_early(tools)}" if tools else ""
+    early = "".join(f"\n{shown(line)}" for line in explain_tools.of_run(tools))
     return f"run {shown(run, 200)}{of}{tenant}\n{calls}; {prompt} prompt tokens, {cached} of them cached{early}"
-
-
-def _early(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Return what tools hid that began before their turn."""
-    hidden_s = sum(timeline.tool_span(row).phases[0][1] for row in tools)
-    return f"{counted(len(tools), 'tool')} began early, which hid {hidden_s:.2f} s"
 
 
 def text(row: Mapping[str, Any]) -> str:
@@ -318,7 +322,7 @@ def text(row: Mapping[str, Any]) -> str:
         _table(row.get("considered") or ()),
         _outcome(row),
         _cache(row),
-        _tools(row),
+        explain_tools.of_answer(row),
     ]
     return "\n\n".join("\n".join(shown(line) for line in block) for block in blocks if block)
 
@@ -388,18 +392,6 @@ def _outcome(row: Mapping[str, Any]) -> list[str]:
         lines.append(f"the answer was scored {', '.join(f'{score:g}' for score in row['scores'])}")
     if row.get("error"):
         lines.append(f"error: {row['error']}")
-    return lines
-
-
-def _tools(row: Mapping[str, Any]) -> list[str]:
-    """Return which tools began early that the answer called."""
-    lines = []
-    for each in row.get("early_tools") or ():
-        (_, hidden_s), (_, waited_s) = timeline.tool_span(each).phases
-        waited = (
-            f"; its turn still waited {waited_s:.3f} s for it" if waited_s else "; it had ended when its turn came"
-        )
-        lines.append(f"tool {each['early_tool']!r} began while the answer came, which hid {hidden_s:.3f} s{waited}")
     return lines
 
 

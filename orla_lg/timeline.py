@@ -33,10 +33,11 @@ TICK_COLUMNS = 7
 
 _ANSI = {
     "queued": "33", "prefill": "36", "decode": "32", "served": "35", "early tool": "34", "tool": "94", "dim": "2",
-    "error": "1;31", "bold": "1",
+    "dropped tool": "2;34", "error": "1;31", "bold": "1",
 }  # fmt: skip
 _RICH = {"queued": "yellow", "prefill": "cyan", "decode": "green", "served": "magenta", "early tool": "blue",
-         "tool": "bright_blue", "dim": "bright_black", "error": "bold red", "bold": "bold"}  # fmt: skip
+         "tool": "bright_blue", "dropped tool": "dim blue", "dim": "bright_black", "error": "bold red",
+         "bold": "bold"}  # fmt: skip
 _ASCII = str.maketrans("·▒█▓○●└─┴✗×", ".:#%o@+-+xx")
 
 
@@ -52,6 +53,8 @@ class Phase(Enum):
     """A tool ran before its turn, while a model still decoded or another tool ran."""
     TOOL = "tool"
     """Its turn had come, and it still ran."""
+    DROPPED = "dropped tool"
+    """A tool ran before its turn, and no call got its result."""
 
     @property
     def mark(self) -> str:
@@ -66,6 +69,7 @@ _MARKS = {
     Phase.SERVED: "▓",
     Phase.EARLY: "○",
     Phase.TOOL: "●",
+    Phase.DROPPED: "×",
 }
 
 
@@ -114,10 +118,13 @@ class Span:
 def tool_span(row: Mapping[str, Any]) -> Span:
     """Return the span of a tool that began before its turn, from its line in a records file."""
     hidden_s, waited_s = _seconds(row.get("hidden_s")), _seconds(row.get("waited_s"))
+    dropped = "dropped" in row
     return Span(
         stage=f"{shown(row.get('stage') or '', 200)}: {shown(row.get('early_tool'), 200)}",
         began_s=_instant(row.get("at")) - _seconds(row.get("began_before_s")),
-        phases=((Phase.EARLY, hidden_s), (Phase.TOOL, waited_s)),
+        phases=((Phase.DROPPED, _seconds(row.get("ran_s"))),)
+        if dropped
+        else ((Phase.EARLY, hidden_s), (Phase.TOOL, waited_s)),
     )
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import httpx
@@ -36,8 +36,10 @@ HTTP_SENDS: dict[Any, Any] = {
 
 
 # The same examples at every run, so that a change is judged by what it changes; make test-random draws others.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
-hypothesis.settings.register_profile("random", print_blob=True)
+# How long an example takes judges nothing: another process may have the machine meanwhile.
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **UNTIMED)
+hypothesis.settings.register_profile("random", print_blob=True, **UNTIMED)
 hypothesis.settings.load_profile(PROFILE := os.environ.get("ORLA_HYPOTHESIS", "repeatable"))
 if PROFILE == "repeatable":  # Hypothesis also draws numbers that it finds in our sources: others after each change
     setattr(providers, "is_local_module_file", lambda path: False)  # noqa: B010 - no name that its types know
@@ -223,3 +225,12 @@ def real_sglang() -> Backend:
         pytest.skip("ORLA_SGLANG_URL names no running engine")
     key, admin_key = os.environ.get("ORLA_SGLANG_KEY"), os.environ.get("ORLA_SGLANG_ADMIN_KEY")
     return Backend("real", url.rstrip("/"), engine="sglang", api_key=key, admin_key=admin_key)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a test fail that skips for want of a program, where all of them must be there (``ORLA_TEST_STRICT``)."""
+    report = yield
+    if report.skipped and os.environ.get("ORLA_TEST_STRICT") and "ORLA_TEST_" in str(report.longrepr):
+        report.outcome = "failed"
+    return report

@@ -97,7 +97,7 @@ def test_calls_leave_a_full_backend_and_come_back(
     assert (len(engine.chats), len(other_engine.chats)) == (5, 2), "home again"
     moved = [record for record in orla.records() if record.backend == "spare"]
     assert len(moved) == 2 and all(record.mapper == "load+explicit" for record in moved)
-    assert all(record.queue_wait_s < 1.0 for record in moved)
+    assert all(record.queue_wait_s < 8.0 for record in moved), "of the 10 s that they had"
 
 
 @pytest.mark.parametrize("form", ["sdk", "langchain"])

@@ -17,6 +17,7 @@ from typing import Any
 
 import openai
 import pytest
+from httpcore2._sync.connection_pool import PoolByteStream
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -93,7 +94,7 @@ def test_many_dropped_leave_no_thread_no_descriptor_and_no_file(engine: StubEngi
     for number in range(20):
         everything(engine, tmp_path, str(number)).wrap(graph(engine)).invoke(ASKED)
     collected()
-    assert {path.name for path in tmp_path.iterdir()} == {"records", "estimates"}
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "records.key", "estimates"}
     assert len((tmp_path / "records").read_text().splitlines()) >= 20, "and what waited was written"
     assert json.loads((tmp_path / "estimates").read_text())["stages"]
 
@@ -193,6 +194,35 @@ def test_a_stream_that_is_still_read_comes_to_its_end(engine: StubEngine) -> Non
     held.clear()
 
 
+def test_no_connection_is_closed_inside_the_collector(engine: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close, gate = list[bool](), PoolByteStream.close, Gate()
+    monkeypatch.setattr(
+        PoolByteStream, "close", lambda self: (closed.append(backgrounds.is_collecting()), close(self))
+    )
+    engine.rule = lambda seen: Reply(text="one two three", mid_gate=gate)
+    with Orla([at(engine)]) as orla:
+        stream = ChatOrla(model="main", orla=orla).stream("hi")
+        next(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        before = len(closed)
+        gc.collect()
+        deadline = time.monotonic() + PATIENCE_S
+        while len(closed) == before or orla.statistics().backends["main"].queue.in_flight:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gate.open()
+        assert not any(closed[before:]), "a lock of the connection may be held by the thread that collects"
+
+
+def test_what_the_collector_hands_over_takes_no_lock_of_a_thread_that_begins_another() -> None:
+    background, ran = backgrounds.Background(), threading.Event()
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]  # as in ``threading.enumerate``
+        background.hand_over(ran.set)
+        assert ran.wait(PATIENCE_S)
+
+
 def test_what_is_due_later_keeps_nothing_alive() -> None:
     background = backgrounds.Background()
     called = threading.Event()
@@ -231,7 +261,7 @@ def test_a_process_that_ends_without_close_writes_what_waits(engine: StubEngine,
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len((tmp_path / "r").read_text().splitlines()) >= 1
-    assert [path.name for path in tmp_path.iterdir()] == ["r"], "the socket is gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "r.key"}, "the socket is gone"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -279,6 +279,7 @@ def test_what_the_file_holds_is_what_the_process_saw(
     for row in late:
         known[row.pop("amends")].update(row)
     for row, ended in zip(known.values(), orla.records(), strict=True):
+        assert row.pop("shape")["key"]
         assert row == json.loads(json.dumps(ended.asdict())) and row["cache_orders"] == ["flush:unsupported"]
     assert len(late) == 3 and orla.statistics().unwritten == 0
 

@@ -20,11 +20,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
 LIBRARY = (
-    "importing", "errors", "arguments", "core", "control", "mappers", "wires", "openai_api", "testing", "adapters",
-    "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables", "config",
-    "opening", "orla", "workflow",
+    "importing", "errors", "arguments", "core", "virtual", "control", "mappers", "wires", "openai_api", "testing",
+    "adapters", "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables",
+    "config", "opening", "orla", "workflow",
 )  # fmt: skip
-LAYERS = (*LIBRARY, "__init__", "engines", "check", "timeline", "explain", "plan", "top", "demo", "serve", "cli")
+LAYERS = (
+    *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain_tools", "explain", "plan", "top",
+    "replay", "demo", "serve", "cli",
+)  # fmt: skip
 OURS = ("orla_lg", "orla_lg_")
 BELOW_THE_CORE = ("orla_lg.core", "orla_lg.errors", "orla_lg.arguments")
 """What the core may import beside the standard library: itself, and what stands on that library alone."""
@@ -128,6 +131,7 @@ def test_what_runs_in_an_engines_environment_needs_nothing_of_ours() -> None:
 TYPES_ONLY = {
     "orla_lg": "a package whose names are imported when they are asked for",
     "orla_lg.mappers": "the same",
+    "orla_lg.observe": "its two halves need packages of different extras",
     "orla_lg.demo.command": "the command line starts without what the demo needs",
     "orla_lg_sim.commands": "the command line starts without the simulator",
     "orla_lg_sim": "a package whose names are imported when they are asked for",

@@ -226,12 +226,14 @@ def test_nothing_is_computed_ahead_until_something_asks(
 
 def test_an_agents_tools_are_timed(engine: StubEngine, orla: Orla) -> None:
     made = create_agent(chat(engine), [look_up], name="agent")
+    began_s = time.monotonic()
     orla.wrap(made).invoke(QUESTION)
+    took_s = time.monotonic() - began_s
     learned = {stage: each.learned for stage, each in by_stage(orla, made).items()}
     assert (learned["model"].calls, learned["model"].visits, learned["tools"].calls) == (1, 2, 0)
-    assert learned["tools"].tool_s is not None and TOOL_S <= learned["tools"].tool_s < 2 * TOOL_S
+    assert learned["tools"].tool_s is not None and TOOL_S <= learned["tools"].tool_s < took_s
     assert learned["tools"].other_s is not None and learned["tools"].other_s >= TOOL_S
-    assert learned["model"].other_s is not None and learned["model"].other_s < TOOL_S
+    assert learned["model"].other_s is not None and learned["model"].other_s <= took_s - TOOL_S
     assert learned["model"].moves == {"tools": 1} and learned["tools"].moves == {"model": 1}
     assert learned["model"].backends == {"main": 1.0} and learned["tools"].backends == {}
 

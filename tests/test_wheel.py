@@ -36,6 +36,8 @@ def test_the_wheel_holds_all_packages_and_the_demos_data(wheel: Path) -> None:
     for module in ("orla_lg/orla.py", "orla_lg/py.typed", "orla_lg_llamacpp/adapter.py", "orla_lg/demo/graph.py"):
         assert module in names
     assert any(name.startswith("orla_lg/demo/data/") for name in names)
+    page = ROOT / "orla_lg" / "serve" / "page" / "static"
+    assert {f"orla_lg/serve/page/static/{file.name}" for file in page.iterdir()} <= names
     assert not any(name.startswith(("tests/", "bench/", "adapters/", "examples/")) for name in names)
 
 

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from bench.lib import core
-from orla_lg.testing.virtual.serving import StillAdapter
+from orla_lg.testing.virtual import StillAdapter
 
 STAGES, CALLS_OF_RUN, IN_FLIGHT, TENANTS = 48, 8, 64, 20
 MESSAGES = [{"role": "user", "content": "What is the capital of France? " * 8}]

@@ -25,7 +25,7 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.client import NO_KEY, EngineClients
 from orla_lg.openai_api.failures import failed_status
-from orla_lg.openai_api.home import Upgrade
+from orla_lg.openai_api.home import TRACE, Upgrade
 from orla_lg.wires import reading
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Tap, TappedStream
 from orla_lg.wires.watching import AnswerWatch, Late
@@ -112,14 +112,14 @@ class HttpSender:
             self._give_up(inflight, outgoing, error)
 
     def _send_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
-        tap = _tap(inflight, outgoing, self._watch)
+        tap, traced = _tap(inflight, outgoing, self._watch), _traced(inflight)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
-                response = outgoing.to.sync().http.send(_request(outgoing, self._asked), stream=True)
+                response = outgoing.to.sync().http.send(_request(outgoing, self._asked, traced), stream=True)
             except Upgrade:
                 outgoing.to.upgrade()
-                response = outgoing.to.sync().http.send(_request(outgoing, self._asked), stream=True)
+                response = outgoing.to.sync().http.send(_request(outgoing, self._asked, traced), stream=True)
         finally:
             TAP.reset(token)
         try:
@@ -159,14 +159,14 @@ class HttpSender:
             self._give_up(inflight, outgoing, error)
 
     async def _asend_once(self, inflight: InFlightCall, outgoing: EngineRequest) -> Any:
-        tap = _tap(inflight, outgoing, self._watch)
+        tap, traced = _tap(inflight, outgoing, self._watch), _traced(inflight)
         token, began_s = TAP.set(tap), time.perf_counter()
         try:
             try:
-                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked), stream=True)
+                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked, traced), stream=True)
             except Upgrade:
                 outgoing.to.upgrade()
-                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked), stream=True)
+                response = await outgoing.to.on_loop().http.send(_request(outgoing, self._asked, traced), stream=True)
         finally:
             TAP.reset(token)
         try:
@@ -256,6 +256,12 @@ def _tap(inflight: InFlightCall, outgoing: EngineRequest, watch: AnswerWatch | N
     return Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire, watch=watch, early=early)
 
 
+def _traced(inflight: InFlightCall) -> Mapping[str, str]:
+    """Return the headers that tell the engine of the call's trace."""
+    tracer = inflight.services.tracer
+    return {} if tracer is None else tracer.sending(inflight.call, inflight.backend)
+
+
 def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:
     """Return an engine's response to a caller that knows the library, as the answer to the caller's own request."""
     response.request, response.default_encoding, response.history = asked.request, asked.encoding, []
@@ -275,7 +281,7 @@ def _answered(response: httpx2.Response, began_s: float, content_type: bytes | N
     return Answered(response.status_code, headers, timedelta(seconds=time.perf_counter() - began_s), said)
 
 
-def _request(outgoing: EngineRequest, asked: Asked) -> httpx2.Request:
+def _request(outgoing: EngineRequest, asked: Asked, traced: Mapping[str, str]) -> httpx2.Request:
     """Return the request to the engine."""
     clients, content = outgoing.to, outgoing.content()
     url = url_of(clients.backend.url, outgoing.wire)
@@ -283,6 +289,10 @@ def _request(outgoing: EngineRequest, asked: Asked) -> httpx2.Request:
         url = url.copy_merge_params(query)
     headers = httpx2.Headers(_headers(outgoing, url, asked.headers(clients.headers)))
     headers["Content-Length"] = str(len(content))
+    if traced:
+        for name in TRACE & headers.keys():
+            del headers[name]
+        headers.update(traced)
     return httpx2.Request(
         "POST", url, headers=headers, stream=httpx2.ByteStream(content), extensions={"timeout": dict(asked.timeouts)}
     )

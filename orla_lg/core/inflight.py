@@ -328,7 +328,7 @@ class InFlightCall:
         if error is None and self.scheduler is not None:
             self.scheduler.health.answered()
             self._teach(self.scheduler, record, now)
-        services.records.add(record)  # 7 account
+        services.records.add(record, self.call)  # 7 account
         services.memory.signal(events)  # 8 signal
         if services.records.heard:
             self._tell(Happening.FINISHED, self.record)

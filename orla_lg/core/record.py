@@ -15,7 +15,7 @@ from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.cache.verification import KEEP_ORDERS
-from orla_lg.core.call import CacheHint, Considered
+from orla_lg.core.call import CacheHint, Call, Considered
 from orla_lg.core.identity import workflow_key
 from orla_lg.errors import RecordUnknown
 
@@ -166,7 +166,9 @@ class RecordBook:
     def __init__(self, keep: int, followers: Sequence[Callable[[Record], None]] = ()) -> None:
         self._lock = threading.Lock()
         self.followers = list(followers)
-        """Called with each record: what sums up, writes down, learns."""
+        """Called with each record: what sums up, learns."""
+        self.written: Callable[[Record, Call | None], None] | None = None
+        """Writes each record down, with what is to be known of its call; ``None``: there is no file."""
         self._records = BoundedDict[str, Record](keep)
         self._late = BoundedDict[str, CacheFollowUp](keep)
         """What records do not say yet: making one anew costs more than a call should, so it waits for a reader."""
@@ -177,12 +179,14 @@ class RecordBook:
         self.external = 0
         """Of these, calls that the core did not place."""
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, call: Call | None = None) -> None:
         """Keep a record, and have it summed up, written down and learned from; the oldest goes when it is full."""
         with self._lock:
             self._records.set(record.id, record)
             self.total += 1
             self.external += record.external
+        if self.written is not None:
+            self.written(record, call)
         for follower in self.followers:
             follower(record)
 

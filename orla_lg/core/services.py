@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from orla_lg.core.accounting.tracing import CallTracer
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.boundary.masking import Masking
 from orla_lg.core.engine.retry import RetryPolicy
@@ -45,5 +46,7 @@ class Services:
     guard: Guard | None = None
     """``None`` without policies and labels."""
     closed: bool = False
+    tracer: CallTracer | None = None
+    """Follows each call in its caller's trace."""
     unplaced: set[str] = field(default_factory=set)
     """Models of calls that went past the core, as far as a warning said so."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.learners import Learners
+from orla_lg.core.accounting.setting import setting_of
 from orla_lg.core.accounting.updates import RecordUpdates
 from orla_lg.core.background import Background, Clock
 from orla_lg.core.boundary.call_ids import call_ids
@@ -80,7 +82,7 @@ class Serving:
         self.guard = Guard(self.book.run)
         self.costs = CostBook()
         self.journal = journal
-        self.records = RecordBook(keep_records, (self.costs.add, *(() if journal is None else (journal.record,))))
+        self.records = RecordBook(keep_records, (self.costs.add,))
         self.learners = Learners(self.records.followers.append)
         self.learners.enlist(mapper)
         self.updates = RecordUpdates(self.records, journal, self.book.is_running)
@@ -93,6 +95,9 @@ class Serving:
         returns = ReturnBook()
         self.memory = MemoryManager(memory, self.schedulers, self.background, clock, returns)
         self._shared = Shared(self.estimates, self.updates, self.memory.signal, admission, warm_up, returns, Salts())
+        if journal is not None:
+            self.records.written = journal.record
+            journal.setting = partial(setting_of, weakref.ref(self.schedulers), admission=admission, memory=memory)
         stages, requests = refined(policy, stage_policy, request_policy)
         self._stages = DEFAULT_STAGE if stages is None else stages
         self._requests = DEFAULT_REQUEST if requests is None else requests
@@ -124,18 +129,10 @@ class Serving:
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 
     def arrive(
-        self,
-        identity: Identity,
-        ask: Ask,
-        *,
-        call_id: str,
-        said: Hints = NO_HINTS,
-        hints: Hints = NO_HINTS,
-        mappers: Iterable[Mapper] = (),
-        layers: Sequence[LimitScope] = (),
-        timeout: CallerTimeout | None = None,
+        self, identity: Identity, ask: Ask, *, call_id: str, said: Hints = NO_HINTS, hints: Hints = NO_HINTS,
+        mappers: Iterable[Mapper] = (), layers: Sequence[LimitScope] = (), timeout: CallerTimeout | None = None,
         may_pass: bool = False,
-    ) -> InFlightCall:
+    ) -> InFlightCall:  # fmt: skip
         """Return a call that arrived now (``lifecycle.arrive``)."""
         return arrive(
             self.services, identity, ask, call_id=call_id, said=said, hints=hints, mappers=mappers, layers=layers,
@@ -144,6 +141,8 @@ class Serving:
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Return the steps of one call's life (``lifecycle.serve``)."""
+        if (tracer := self.services.tracer) is not None:
+            tracer.arrived(inflight.call)
         return serve(inflight, sender, on_end)
 
     def lost(self) -> None:

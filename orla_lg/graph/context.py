@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from orla_lg.core.workflow import RunState
 from orla_lg.graph.running_node import RunningNode, current, namespace_in, node_around
 from orla_lg.graph.stage_names import StageNames
 from orla_lg.graph.tools.declared import SafeTools
+from orla_lg.graph.tools.early.noted import note_in_vain
 from orla_lg.graph.tools.early.starts import EarlyStarts
 from orla_lg.graph.tools.split.next_prompt import NextPrompts
 from orla_lg.openai_api.client import EngineClients
@@ -154,6 +156,9 @@ class Core:
     """Split prompts where no backend is ever warmed."""
     next_prompts: NextPrompts = field(default_factory=NextPrompts)
     """Prompts of which the beginning is certain while tools run."""
+
+    def __post_init__(self) -> None:
+        self.early.hears = partial(note_in_vain, self.serving)
 
 
 @dataclass(frozen=True, eq=False)

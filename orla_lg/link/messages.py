@@ -247,8 +247,8 @@ class Signal(NamedTuple):
     """Its other arguments; of ``run_started`` also ``age_s``, ``thread``, ``tenant``, ``parent``, ``graph`` and, said
     again, ``entered`` (of each stage with labels that it entered before, these); of ``node_entered`` also
     ``labels``; of ``prompt_split`` ``call``, ``backend``, ``graph``, ``stage``, ``messages`` (as ``FlatMessage``),
-    ``results``, ``running`` (names and seconds) and ``partly``; of ``entered``, of a run that has ended, ``thread``,
-    ``tenant``, ``graph``, ``entered`` and ``outcome``."""
+    ``results``, ``running`` (names and seconds), ``partly`` and ``at_once``; of ``entered``, of a run that has ended,
+    ``thread``, ``tenant``, ``graph``, ``entered`` and ``outcome``."""
 
 
 class Graph(NamedTuple):

@@ -190,7 +190,7 @@ class LinkedProgress(GraphProgress):
         more = {
             "call": split.call, "backend": split.backend, "graph": graph, "stage": stage,
             "messages": [list(message) for message in kept], "results": split.results,
-            "running": [list(tool) for tool in split.running], "partly": split.partly,
+            "running": [list(tool) for tool in split.running], "partly": split.partly, "at_once": split.at_once,
         }  # fmt: skip
         self._report("prompt_split", run.id, more)
         return True

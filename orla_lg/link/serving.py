@@ -109,6 +109,8 @@ class LinkedServing(Serving):
             adapters, mapper=None, memory=NoOrders(), admission=False, keep_records=keep_records, journal=journal,
             clock=time.monotonic,
         )  # fmt: skip
+        if journal is not None:
+            journal.setting = None  # the core's, which is not known here
         self.link, self._version, self.known = link, version, Known()
         self.clients = {
             backend.name: EngineClients(backend, keep_alive=adapter.keep_alive)
@@ -191,6 +193,8 @@ class LinkedServing(Serving):
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:  # noqa: D102
         assert isinstance(inflight, LinkedCall)
+        if (tracer := self.services.tracer) is not None:
+            tracer.arrived(inflight.call)
         return serve(self, inflight, sender, on_end)
 
     def internal(self, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str) -> LinkedCall:

@@ -20,7 +20,7 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.openai_api.agreement import Agreement
 from orla_lg.openai_api.dialect import STREAM_OPTIONS, Dialect, may_refuse, parted
 from orla_lg.openai_api.failures import FAILURES, NO_REQUEST, give_up
-from orla_lg.openai_api.home import Home, Upgrade, certificates, headers_of, query_of
+from orla_lg.openai_api.home import Home, Upgrade, beside_trace, certificates, headers_of, query_of
 from orla_lg.wires import chat
 from orla_lg.wires.tap import TAP, AsyncTappedStream, Hides, Mode, Tap, TappedStream, atap_response, tap_response
 from orla_lg.wires.watching import AnswerWatch, Late
@@ -349,6 +349,8 @@ class SdkSender:
         if watch is not None and late is not None:
             watch.comes_late(late)
         options = self._options_for(clients, body, fields)
+        if (tracer := inflight.services.tracer) is not None:
+            options.headers = beside_trace(options.headers, tracer.sending(inflight.call, inflight.backend))
         return Outgoing(clients, options, mode, hides, added, asked, guards)
 
     def _comes_whole(self, inflight: InFlightCall, clients: EngineClients, said: Mapping[str, Any]) -> Late | None:
@@ -369,6 +371,7 @@ class SdkSender:
         """Return the same request with nothing added but what keeps workflows apart."""
         clients, asked, guards = outgoing.clients, outgoing.asked, outgoing.guards
         options = self._options_for(clients, with_fields(asked, guards), guards)
+        options.headers = outgoing.options.headers
         return Outgoing(clients, options, _mode_of(self._said(asked)))
 
     def _said(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:

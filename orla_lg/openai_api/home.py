@@ -40,6 +40,9 @@ PREFIXES = ("x-b3-", "x-stainless-", "____stainless_")
 QUERY = frozenset({"api-version"})
 """Query parameters of a caller that are carried."""
 
+TRACE = frozenset({"traceparent", "tracestate"})
+"""Where a request belongs in a trace, as W3C has it."""
+
 _THE_CLIENTS_OWN = frozenset({"accept", "content-type", "user-agent"})
 """Headers that every HTTP client has by itself: no caller gave them."""
 
@@ -158,6 +161,11 @@ def carries(name: bytes, named: frozenset[str]) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _passes(name: str, named: frozenset[str]) -> bool:
     return name in HEADERS or name in named or name.startswith(PREFIXES)
+
+
+def beside_trace(headers: Mapping[str, Any], traced: Mapping[str, str]) -> dict[str, Any]:
+    """Return headers to carry with those that tell of a call's trace in the place of the caller's own."""
+    return {**{name: value for name, value in headers.items() if name.lower() not in TRACE}, **traced}
 
 
 def query_of(caller: Any, given: Any, named: Collection[str]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
+from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
 from orla_lg.serve.gateway.calls import Gateway
@@ -39,10 +40,14 @@ from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
 from orla_lg.serve.http.guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.http.health import CoreState, ReadinessGate
 from orla_lg.serve.http.listening import Listening
+from orla_lg.serve.http.metrics import MutationCount, ServerMetrics, metrics_routes
+from orla_lg.serve.http.traces import CallTraces
 from orla_lg.serve.link.flat import LinkCaller
 from orla_lg.serve.link.host import LinkHost
 from orla_lg.serve.observed.captures import CaptureBook
 from orla_lg.serve.observed.completions import CompletionBook
+from orla_lg.serve.page.feed import EventFeed
+from orla_lg.serve.page.routes import LivePage
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -89,6 +94,7 @@ class OrlaServer:
         self.lease = CoreLease(store, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
+        self._sign_ins = SignIns()
         allowed = Allowed.of(table)
         self.reloader = Reloader(orla, settings.core, refuse_our_own, allowed)
         self._key_envs = dict[str, str]()
@@ -123,9 +129,19 @@ class OrlaServer:
         self._replaced = False
         self._cut = 0
         """Calls that draining did not wait for."""
-        routes = [*health.routes(self), *control_routes(self), *api_routes(self), *routes_of(self.gateway)]
-        app = Shortcut(Starlette(routes=routes, exception_handlers=ON_ERROR), self.gateway)
-        self.layer = AccessLayer(app, self.access, guard(settings), denial)
+        self.metrics = ServerMetrics(self)
+        self.page = LivePage(
+            EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
+            is_secure=settings.has_tls or table.behind_proxy, cut=self._cut_request,
+        )  # fmt: skip
+        routes = [
+            *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *self.page.routes(),
+            *api_routes(self), *routes_of(self.gateway),
+        ]  # fmt: skip
+        routed = MutationCount(Starlette(routes=routes, exception_handlers=ON_ERROR), self.metrics.counts)
+        self._traces = CallTraces.opened(orla)
+        app = self._traces.around(Shortcut(routed, self.gateway))
+        self.layer = AccessLayer(app, self.access, guard(settings), denial, self._sign_ins)
         self.app = ReadinessGate(self.layer, self, denial)
         self._http: _HttpServer | None = None
 
@@ -184,11 +200,14 @@ class OrlaServer:
                 await serving
                 for task in (ending, *helping):
                     task.cancel()
+        self.page.feed.close()
         await self.gateway.aclose()
         self.order.stop()
         await self.outside.close()
         await self.host.close("the server ends")
         self._keyring.close()
+        self.metrics.close()
+        await asyncio.to_thread(self._traces.close)  # what is left of them is sent
         opened.close()
         cut = f", {counted(self._cut, 'call')} cut off" if self._cut else ""
         log.warning("ended: %s served%s", counted(self.orla.statistics().calls, "call"), cut)
@@ -234,8 +253,10 @@ class OrlaServer:
         until_s = time.monotonic() + drain_s
         while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
             await asyncio.sleep(DRAIN_POLL_S)
-        if self.under_way:
-            log.warning("%s still under way after %g s, and cut off", counted(self.under_way, "call"), drain_s)
+        left = self.under_way
+        self.page.feed.close()
+        if left:
+            log.warning("%s still under way after %g s, and cut off", counted(left, "call"), drain_s)
             await self._cut_off(http)
         http.should_exit = True
 
@@ -251,8 +272,14 @@ class OrlaServer:
 
     @property
     def under_way(self) -> int:
-        """How many HTTP requests have no whole answer yet."""
-        return 0 if self._http is None else len(self._http.server_state.tasks)
+        """How many HTTP requests have no whole answer yet; those of open pages, which never have, do not count."""
+        return 0 if self._http is None else max(0, len(self._http.server_state.tasks) - len(self.page.feed))
+
+    def _cut_request(self, scope: Any) -> None:
+        """End the connection of a request at once, whatever it has not read."""
+        for connection in list(self._http.server_state.connections) if self._http is not None else ():
+            if getattr(connection, "scope", None) is scope:
+                connection.transport.abort()
 
     def _uvicorn(self) -> uvicorn.Config:
         table = self.settings.table

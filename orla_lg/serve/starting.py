@@ -26,7 +26,8 @@ from orla_lg.orla import Orla
 from orla_lg.serve.settings import ServeSettings, settings
 
 EXTRA = (
-    "aiohttp", "httptools", "orjson", "starlette", "uvicorn", *(() if sys.platform == "win32" else ("uvloop",))
+    "aiohttp", "httptools", "orjson", "prometheus_client", "starlette", "uvicorn",
+    *(() if sys.platform == "win32" else ("uvloop",))
 )  # fmt: skip
 INSTALL = "pip install 'orla-lg[serve]'"
 
@@ -118,6 +119,8 @@ def _started(
         target = f"--unix-socket {chosen.listen.path} http://localhost" if chosen.listen.path else url
         yield "try it:"
         yield f"  curl {target}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    if chosen.listen.path is None:
+        yield f"see it live at {url}/" + (", signed in with a key of scope view" if keys else "")
     yield f"graphs reach it by Orla.remote({url!r}), OpenAI's clients by base_url={url + '/v1'!r}"
     again = "; SIGHUP or `orla-lg reload` loads the configuration again" if chosen.source else ""
     yield f"Ctrl-C or SIGTERM drains and ends it{again}"

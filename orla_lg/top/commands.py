@@ -7,11 +7,13 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, Self
 
 from orla_lg import config
 from orla_lg.control import protocol
 from orla_lg.control.client import OPENING, Client
+from orla_lg.control.protocol import ControlReply, Request
 from orla_lg.control.state import BackendState, ProcessState
 from orla_lg.core.boundary.plain import counted, shown
 from orla_lg.errors import ConfigError
@@ -21,6 +23,8 @@ TOP_EXAMPLES = f"""\
 examples:
   orla-lg top                           the process of the nearest orla.toml, or of ORLA_CONTROL
   orla-lg top --control orla.sock       another one
+  orla-lg top --server https://HOST:8081 --key KEY
+                                        a server (orla-lg serve), on any machine; ORLA_SERVER names one too
   orla-lg top --once                    print what is there now, and leave
   orla-lg top --once --json | jq '.backends.heavy.waits[0]'
 
@@ -123,8 +127,16 @@ def _parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--control", metavar="PATH",
+        help="the process's socket (default: ORLA_CONTROL, else ORLA_SERVER, else what orla.toml names)",
+    )  # fmt: skip
+    which.add_argument("--server", metavar="URL", help="a server, in the place of a socket (default: ORLA_SERVER)")
     parser.add_argument(
-        "--control", metavar="PATH", help="the process's socket (default: ORLA_CONTROL, else what orla.toml names)"
+        "--key",
+        help="a key of the server, where it has keys: scope view to look, control to steer (default: "
+        "ORLA_SERVER_KEY, for the server in ORLA_SERVER and those on this machine)",
     )
     return parser
 
@@ -152,9 +164,34 @@ def _interval(text: str) -> float:
     return max(protocol.MIN_INTERVAL_S, _seconds(text))
 
 
-def _client(args: argparse.Namespace) -> Client:
+class ProcessClient(Protocol):
+    """What a process is looked at and steered by: its socket, or a server's URL."""
+
+    def ask(self, request: Request, *, extra_s: float | None = 0.0) -> ControlReply:
+        """Ask, and return the answer."""
+        ...
+
+    def state(self) -> ProcessState:
+        """Return the state now."""
+        ...
+
+    def watch(self, interval_s: float) -> Iterator[ProcessState]:
+        """Yield the state every *interval_s* seconds, until the process ends."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def _client(args: argparse.Namespace) -> ProcessClient:
     """Return a connection to the process that is meant."""
+    if args.server:
+        return _of_server(args.server, args.server, args.key)
     path = config.control(args.control)
+    if path is not None and args.key:
+        raise ConfigError("--key is a server's, and a socket takes none; --server names the server")
+    if path is None and (server := config.server()) is not None:
+        return _of_server(server.url, None, args.key)
     if path is None:
         try:
             settings = config.find()
@@ -164,6 +201,12 @@ def _client(args: argparse.Namespace) -> Client:
         if path is None:
             raise ConfigError(f"{settings.source} names no control socket\n\n{OPENING}")
     return Client(path)
+
+
+def _of_server(url: str, named: str | None, key: str | None) -> ProcessClient:
+    from orla_lg.top.asking import ServerClient, ServerKey  # an HTTP client, which a socket needs none of
+
+    return ServerClient(url, ServerKey.of(named, key))
 
 
 # Looking

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import httpx2
 
-from orla_lg.core.background import is_collecting
+from orla_lg.core.background import Background, is_collecting
 from orla_lg.core.inflight import ABANDONED, InFlightCall
 from orla_lg.errors import BackendUnavailable
 from orla_lg.wires import chat, reading
@@ -261,6 +261,11 @@ class Tap:
         if cut:
             raise BackendUnavailable(cut) from error
 
+    @property
+    def background(self) -> Background:
+        """The thread of its core."""
+        return self._inflight.services.background
+
     def closed(self) -> None:
         """Note that the stream was closed, read to its end or not."""
         if not self.complete:
@@ -269,7 +274,7 @@ class Tap:
         if (hearing := self._hearing) is not None:
             end = hearing.stream_ends if self.complete and self.mode == "stream" else hearing.breaks_off
             if is_collecting():  # whatever lock this thread holds
-                self._inflight.services.background.hand_over(end)
+                self.background.hand_over(end)
             else:
                 end()
         if self._handed_over:
@@ -331,9 +336,16 @@ class TappedStream(httpx2.SyncByteStream):
         return getattr(self._inner, "elapsed", None)
 
     def close(self) -> None:
-        """Close the engine's side."""
+        """Close the engine's side; in another thread, where the collector ends the stream in this one.
+
+        A connection's locks are not reentrant, and the collector may have begun under one of them.
+        """
+        close: Callable[[], None] = self._inner.close  # type: ignore[union-attr]
         try:
-            self._inner.close()  # type: ignore[union-attr]
+            if is_collecting():
+                self._tap.background.hand_over(close)
+            else:
+                close()
         finally:
             self._tap.closed()
             self._response = self._tap.stream = None  # else all of it stays until the collector runs

@@ -38,7 +38,7 @@ from tests.stub_engine import MODEL
 
 M = TypeVar("M", bound=tuple[Any, ...])
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 SPEAKS = Probe(models=(MODEL,), capabilities={Capability.STREAM_USAGE: Support.NATIVE})
 

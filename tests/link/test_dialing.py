@@ -92,7 +92,7 @@ def test_what_is_no_server_is_told_at_once(core: ScriptedCore, answer: bytes, te
     with pytest.raises(ConfigError, match=text) as caught:
         Orla.remote(core.url, key="a-wrong-key-of-mine")
     assert type(caught.value) is ConfigError and "Unwelcome" not in "".join(traceback.format_exception(caught.value))
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 8.0, "of the 10 s for which a welcome is waited for"
 
 
 def test_keys_are_sent_and_never_shown(core: ScriptedCore, replica: Replica) -> None:

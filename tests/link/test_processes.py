@@ -64,8 +64,8 @@ def test_a_forked_child_is_another_replica(
 
     assert forked(work) == 0
     wrapped.invoke(hi())
-    hellos = core.all(Hello)
-    assert len(hellos) == 2 and hellos[0].replica != hellos[1].replica and hellos[0].pid != hellos[1].pid
+    replicas = {each.replica: each.pid for each in core.all(Hello)}  # each may have come again, on a busy machine
+    assert len(replicas) == len(set(replicas.values())) == 2
     assert len({each.call.rpartition("-")[0] for each in core.all(Enter)}) == 2, "ids of calls do not meet"
     core.wait(End, 4)
     assert len(core.all(Bye)) == 1

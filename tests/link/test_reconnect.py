@@ -45,7 +45,7 @@ class Run(threading.Thread):
             self.error = error
 
     def result(self) -> Any:
-        self.join(10.0)
+        self.join(60.0)
         assert not self.is_alive(), "it does not end"
         if self.error is not None:
             raise self.error
@@ -360,7 +360,7 @@ def test_a_replica_cut_off_for_its_lease_ends_its_requests(
         thread.start()
         eventually(lambda: engine.chats)
         core.gone()
-        thread.join(5.0)
+        thread.join(30.0)
         assert error and "this replica's lease" in str(error[0])
     else:
         run = Run(wrapped, stream=way == "stream")
@@ -391,7 +391,7 @@ def test_what_is_due_does_not_wait_for_a_server_that_is_cut_off(
             at_engine.result()
         with pytest.raises(BackendUnavailable, match="no core for"):
             waiting.result()
-        assert time.monotonic() - began_s < 3.0
+        assert time.monotonic() - began_s < 8.0, "of the 10 s for which a server's welcome is waited for"
         gate.open()
     orla.close()
     core.deaf = False

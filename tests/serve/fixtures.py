@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -29,7 +30,14 @@ def bearer(secret: str) -> list[tuple[bytes, bytes]]:
     return [(b"authorization", f"Bearer {secret}".encode())]
 
 
-def until(holds: Callable[[], bool], within_s: float = 2.0) -> None:
+PATIENCE_S = 30.0
+"""A guard only."""
+
+ROUNDS = 25
+"""Of the server's loop, in which it does what bytes that it got lead to; there is none that waits for a thread."""
+
+
+def until(holds: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
     deadline_s = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline_s
@@ -70,12 +78,26 @@ class Served:
         self._listening = socket.socket()
         self._listening.bind(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
-        config = uvicorn.Config(
+        self._config = config = uvicorn.Config(
             AccessLayer(self.app, self.access, guard or HttpGuard()), http=GuardedHttpProtocol, ws="none",
             lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listening],), daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=self._config.get_loop_factory()) as runner:
+            self._loop = runner.get_loop()
+            runner.run(self._server.serve([self._listening]))
+
+    def rounds(self) -> None:
+        """Wait until the server's loop went round often enough to have dealt with all that it got."""
+        assert self._loop is not None
+        for _ in range(ROUNDS):
+            gone = threading.Event()
+            self._loop.call_soon_threadsafe(gone.set)
+            assert gone.wait(PATIENCE_S)
 
     @property
     def url(self) -> str:
@@ -83,7 +105,7 @@ class Served:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        until(lambda: self._server.started, 10)
+        until(lambda: self._server.started)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,29 +124,41 @@ class Served:
     def settle(self) -> None:
         """Wait until the server has done with all connections."""
         state = self._server.server_state
-        until(lambda: not state.connections and not state.tasks, 5)
+        until(lambda: not state.connections and not state.tasks)
 
     def connect(self) -> socket.socket:
         opened = socket.create_connection(("127.0.0.1", self.port))
-        opened.settimeout(5)
+        opened.settimeout(PATIENCE_S)
         return opened
 
     def raw(
-        self, *parts: bytes, pause_s: float = 0.03, wait_s: float = 0.15, ends: bool = False
+        self, *parts: bytes, pause_s: float = 0.0, waits: bool = False, ends: bool = False
     ) -> tuple[list[int], bool]:
-        """Send bytes as they are; returns the statuses that came, and whether the server hung up."""
+        """Send bytes as they are; returns the statuses that came, and whether the server hung up.
+
+        Args:
+            parts: The server reads each by itself.
+            pause_s: Between them, at least.
+            waits: Until the server hangs up, whatever it waits for itself.
+            ends: Say that nothing more comes, so that the server closes.
+        """
         with self.connect() as opened:
             for number, part in enumerate(parts):
                 if number:
+                    self.rounds()
                     time.sleep(pause_s)
+                    if _is_refused(opened):  # what is sent to a closed connection may cost the answer
+                        break
                 try:
                     opened.sendall(part)
                 except OSError:
                     break
-            if ends:  # nothing more comes, so the server closes
+            if ends:
                 with contextlib.suppress(OSError):
                     opened.shutdown(socket.SHUT_WR)
-            opened.settimeout(5.0 if ends else wait_s)
+            if not (ends or waits):
+                self.rounds()
+                opened.settimeout(0.02)
             got, closed = b"", False
             try:
                 while data := opened.recv(65536):
@@ -135,3 +169,17 @@ class Served:
             except OSError:
                 closed = True
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", got)], closed
+
+
+def _is_refused(opened: socket.socket) -> bool:
+    """Whether the last that came says that nothing more is taken."""
+    opened.setblocking(False)
+    try:
+        came = opened.recv(65536, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        opened.settimeout(PATIENCE_S)
+    return not came or b"HTTP/1.1 4" in came

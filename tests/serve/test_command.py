@@ -243,11 +243,11 @@ def test_the_key_in_the_environment_goes_to_its_own_server_only(
     sent: list[dict[str, str]] = []
     words = () if url is None else ("--server", url)
 
-    def post(self: httpx.Client, url: str, *, json: object, headers: dict[str, str]) -> httpx.Response:
-        sent.append(headers)
+    def request(self: httpx.Client, *args: object, headers: dict[str, str], **more: object) -> httpx.Response:
+        sent.append({name: value for name, value in headers.items() if name == "authorization"})
         return httpx.Response(401, json={"error": {"message": "a key is needed"}})
 
-    monkeypatch.setattr(httpx.Client, "post", post)
+    monkeypatch.setattr(httpx.Client, "request", request)
     monkeypatch.setenv("ORLA_SERVER_KEY", "orla-secret")
     if server is None:
         monkeypatch.delenv("ORLA_SERVER", raising=False)

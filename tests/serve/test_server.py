@@ -43,9 +43,7 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def file(tmp_path: Path, engine: StubEngine) -> Path:
     made = tmp_path / "orla.toml"
-    made.write_text(
-        f'[backends.light]\nurl = "{engine.url}"\n[mapping]\n"*" = "light"\n[serve]\ncore_lease_s = 0.6\n'
-    )
+    made.write_text(f'[backends.light]\nurl = "{engine.url}"\n[mapping]\n"*" = "light"\n[serve]\ncore_lease_s = 4\n')
     return made
 
 
@@ -172,6 +170,7 @@ def test_draining_ends_in_time(file: Path, engine: StubEngine) -> None:
 def test_one_that_was_replaced_ends(file: Path) -> None:
     """As after it was frozen: another core has taken the lease meanwhile."""
     store = MemoryStore()
+    file.write_text(file.read_text().replace("core_lease_s = 4", "core_lease_s = 0.6"))
     with server(file, store=store) as running:
         until(lambda: running.server.state is CoreState.READY)
         frozen = threading.Thread(target=running.call, args=(time.sleep, 1.0))

@@ -13,6 +13,9 @@ from langchain_openai import ChatOpenAI
 from orla_lg import Backend, Orla
 from tests.tools.planned_engine import MODEL, Answer, PlannedEngine
 
+PATIENCE_S = 30.0
+"""A guard only: what is waited for comes at once where the machine is idle."""
+
 
 class Lab:
     """One test: its engine, its ``Orla``, and how often each tool ran.
@@ -37,12 +40,17 @@ class Lab:
         return Answer(answer.calls, answer.text, {len(answer.calls) - 1: self.wait_for_starts}, answer.breaks_after)
 
     def wait_for_starts(self, count: int | None = None) -> None:
-        """Wait until so many tools began early; at once where none may."""
+        """Wait until so many tools began early, and their bodies too; at once where none may."""
         if self.orla is None:
             return
-        until_s, wanted = time.monotonic() + 2.0, self.awaits if count is None else count
-        while self.early.started < wanted and time.monotonic() < until_s:
+        until_s, wanted = time.monotonic() + PATIENCE_S, self.awaits if count is None else count
+        while not (self.early.started >= wanted and self._all_run()) and time.monotonic() < until_s:
             time.sleep(0.001)
+
+    def _all_run(self) -> bool:
+        """Whether no body of a start still waits for its thread: its call's turn might come first."""
+        assert self.orla is not None
+        return all(start.began_s or start.outcome.done() for start in self.orla.core.early._all())
 
     def ran(self, name: str) -> None:
         self.runs[name] += 1

@@ -18,6 +18,7 @@ from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRunti
 from orla_lg import ConfigError
 from orla_lg.graph.tools.declared import DeclaredTools, SafeTools, safe_tools
 from orla_lg.graph.tools.early.fitness import needs_its_place
+from orla_lg.graph.tools.early.reasons import LeftOut
 from tests.tools.conftest import Lab
 
 
@@ -229,7 +230,7 @@ def test_a_tool_is_learned_where_it_runs_and_left_out_when_it_needs_its_place() 
     tools.used(look, "work:1|act:2")
     place = tools.place("look", "work|think")
     assert place is not None and (place.within, place.node) == ("work", "act")
-    tools.leave_out(look)
+    tools.leave_out(look, LeftOut.NEEDS_ITS_PLACE)
     assert tools.place("look", "work|think") is None
     tools.used(look, "work:1|act:2")
     assert tools.place("look", "work|think") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import StructuredTool
 from langchain_openai.chat_models.base import _convert_dict_to_message, _convert_message_to_dict
 from langgraph.types import Command
 
 from orla_lg.core.call import Ask
 from orla_lg.core.identity import Identity
 from orla_lg.core.memory.events import SplitPrompt
+from orla_lg.graph.tools.early.starts import AskingCall, EarlyStart
 from orla_lg.graph.tools.split import next_prompt
 from orla_lg.graph.tools.split.next_prompt import AGAIN_AFTER, NextPrompts
 from tests.core.fakes import a_call
@@ -46,7 +49,7 @@ class Fakes:
 
     def answered(
         self, messages: Sequence[Any], message: Any, *, run: str = "run", within: str = "", stage: str = "model",
-        backend: str | None = "main",
+        backend: str | None = "main", starts: Sequence[EarlyStart] = (),
     ) -> str:  # fmt: skip
         self.calls += 1
         call = a_call("w")
@@ -56,7 +59,7 @@ class Fakes:
         )
         call.ask = Ask("m", list(messages))
         inflight: Any = SimpleNamespace(call=call, backend=backend, external=backend is None)
-        self.next_prompts.answered(self.serving, inflight, message)
+        self.next_prompts.answered(self.serving, inflight, message, starts)
         return call.id
 
     def starts(self, call_id: str | None, name: str = "look", inputs: Any = None, run: str = "run") -> Any:
@@ -261,3 +264,73 @@ def test_messages_are_as_langchain_writes_them() -> None:
     assert answer_message(raw, "fox") == _convert_message_to_dict(message.model_copy(update={"name": "fox"}))
     assert answer_message({"role": "assistant", "tool_calls": 7}) is None
     assert result_message(result("other"), "t0") is None
+
+
+# How many tools run beside each other
+
+
+def last(fakes: Fakes) -> tuple[list[tuple[str, float]], int]:
+    return list(fakes.kept[-1].running), fakes.kept[-1].at_once
+
+
+def test_a_node_that_calls_its_tools_one_by_one_is_known_by_that() -> None:
+    fakes = Fakes()
+    fakes.answered([HELLO], answer("t0", "t1", "t2"))
+    first = fakes.starts("t0")
+    fakes.now = 2.0
+    fakes.ends(first, result("t0"))
+    assert last(fakes) == ([("look", 0.0), ("look", 0.0)], 1), "both are to come, and none began"
+    second = fakes.starts("t1")
+    fakes.now = 3.0
+    fakes.ends(second, result("t1"))
+    assert last(fakes) == ([("look", 0.0)], 1)
+
+
+def test_a_node_that_runs_them_beside_each_other_is_known_by_that_in_later_answers_too() -> None:
+    fakes = Fakes()
+    fakes.answered([HELLO], answer("t0", "t1", "t2"))
+    runs = [fakes.starts(f"t{nth}") for nth in range(3)]
+    fakes.now = 2.0
+    fakes.ends(runs[0], result("t0"))
+    assert last(fakes) == ([("look", 2.0), ("look", 2.0)], 3)
+    fakes.next_prompts.run_ended("run")
+    fakes.answered([HELLO], answer("t0", "t1"))
+    fakes.ends(fakes.starts("t0"), result("t0"))
+    assert last(fakes) == ([("look", 0.0)], 3), "though the first ended before the second began"
+    fakes.next_prompts.run_ended("run")
+    fakes.answered([HELLO], answer("t0", "t1"), stage="another")
+    fakes.ends(fakes.starts("t0"), result("t0"))
+    assert last(fakes)[1] == 1, "of another node nothing is known"
+
+
+def early_start(x: str, *, began_s: float = 0.0, ended_s: float = 0.0, error: Exception | None = None) -> EarlyStart:
+    made = EarlyStart(AskingCall("c", "run", "model", "", 1), StructuredTool.from_function(
+        lambda x: x, name="look", description="look"), ((), {}), {"x": x}, "tools")  # fmt: skip
+    made.began_s, made.ended_s = began_s, ended_s
+    if ended_s and error is None:
+        made.outcome.set_result("found")
+    elif ended_s:
+        made.outcome.set_exception(error)
+    return made
+
+
+def test_a_tool_that_began_before_its_turn_runs_since_then() -> None:
+    fakes, now = Fakes(), time.monotonic()
+    starts = [
+        early_start("t1", began_s=now - 5.0), early_start("t2", began_s=now - 5.0, ended_s=now - 1.0),
+        early_start("t3", began_s=now - 5.0, ended_s=now - 1.0, error=ValueError("no")), early_start("t4"),
+        early_start("t9"),
+    ]  # fmt: skip
+    fakes.answered([HELLO], answer("t0", "t1", "t2", "t3", "t4"), starts=starts)
+    fakes.ends(fakes.starts("t0"), result("t0"))
+    (running, *to_come), at_once = last(fakes)
+    assert running == ("look", pytest.approx(5.0, abs=2.0)), "the second, whose turn is to come"
+    assert to_come == [("look", 0.0)] * 2, "the third has its result, the fourth runs again, the fifth did not begin"
+    assert at_once == 1
+
+
+def test_where_all_results_are_there_nothing_is_waited_for() -> None:
+    fakes, now = Fakes(), time.monotonic()
+    fakes.answered([HELLO], answer("t0", "t1"), starts=[early_start("t1", began_s=now - 5.0, ended_s=now - 1.0)])
+    fakes.ends(fakes.starts("t0"), result("t0"))
+    assert [each.results for each in fakes.kept] == [0], "the answer alone, as it came"

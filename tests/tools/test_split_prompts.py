@@ -20,7 +20,7 @@ from orla_lg.core.memory.policies import Joined, PreserveIncrements, ReleaseAtSw
 from tests.conftest import chat
 from tests.tools.prefill_engine import DONE, MODEL, PrefillEngine, Request, calls, in_turn, once
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 LONG = "The quick brown fox jumps over the lazy dog. " * 100
 """1,100 tokens; prefilled at 1,000 a second, as is assumed of an engine whose pace is not known."""
 
@@ -212,7 +212,7 @@ def test_the_real_call_gives_a_prefetch_up(bench: Callable[..., Workbench]) -> N
     work.holds["third"] = work.first_prefetch  # and ends at once
     work.agent().invoke(QUESTION)
     assert work.said.given_up == 1 and work.said.done == 0
-    assert work.orla.records()[-1].queue_wait_s < 0.1
+    assert work.orla.records()[-1].queue_wait_s < 1.0
     assert not work.orla.core.serving.schedulers["main"].warming.prompts.split
 
 

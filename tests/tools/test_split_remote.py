@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.link.real import RealCore
 from tests.link.scripted import eventually
 from tests.serve.scripted import Key
 from tests.tools.prefill_engine import MODEL, PrefillEngine, once
-from tests.tools.test_split_prompts import EAGER, QUESTION, Workbench, asked, is_beginning
+from tests.tools.test_split_prompts import EAGER, PATIENCE_S, QUESTION, Workbench, asked, is_beginning
 
 ISOLATED = {"isolate_tenants": True}
 
@@ -68,6 +69,20 @@ def test_the_core_has_a_replica_prefill_what_it_knows_by_hashes(
     assert not warmed.prompts.split
     kept: Any = work.orla.core.serving
     eventually(lambda: not kept.prompts._books["main"].split)
+
+
+def test_the_core_knows_how_many_tools_run_beside_each_other(
+    remote: Callable[..., tuple[RealCore, Workbench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, work = remote()
+    progress, seen = core.serving.progress, list[int]()
+    split = progress.prompt_split
+    monkeypatch.setattr(progress, "prompt_split", lambda run, of: seen.append(of.at_once) or split(run, of))  # type: ignore[func-returns-value]
+    started = threading.Barrier(3)
+    work.holds["first"] = work.holds["second"] = lambda: started.wait(PATIENCE_S)
+    work.holds["third"] = lambda: started.wait(PATIENCE_S) or work.prefilled()
+    work.agent().invoke(QUESTION)
+    assert max(seen) == 3
 
 
 @pytest.mark.parametrize(("engine", "warned"), [("vllm", False), ("openai", True)])

@@ -19,6 +19,7 @@ from orla_lg.graph.tools.early import starts
 from orla_lg.graph.tools.early.arguments import apart, are_equal
 from orla_lg.graph.tools.early.reasons import DropReason
 from orla_lg.graph.tools.early.starts import AskingCall, EarlyStart, EarlyStarts
+from tests.tools.conftest import PATIENCE_S
 
 
 @tool
@@ -53,7 +54,7 @@ def early() -> Any:
     made.check_integrity()
     made.close()
     assert made.statistics().waiting == 0
-    until_s = time.monotonic() + 3
+    until_s = time.monotonic() + PATIENCE_S
     while made.statistics().in_threads and time.monotonic() < until_s:
         time.sleep(0.002)
     assert made.statistics().in_threads == 0
@@ -88,7 +89,9 @@ def test_of_equal_calls_its_own_graphs_goes_first(early: EarlyStarts) -> None:
 def test_a_start_that_finds_no_thread_is_not_made(early: EarlyStarts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starts, "THREADS", 3)
     goes_on = threading.Event()
-    assert begun(early, *(start(x=x) for x in range(4)), body=lambda: goes_on.wait(3)) == [True] * 3 + [False]
+    assert begun(early, *(start(x=x) for x in range(4)), body=lambda: goes_on.wait(PATIENCE_S)) == [True] * 3 + [
+        False
+    ]
     early.run_ended("run")
     now = early.statistics()
     assert (now.waiting, now.in_threads, now.no_room, now.dropped) == (0, 3, 1, {"run_ended": 3})

@@ -13,7 +13,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from orla_lg import plan
 from orla_lg.openai_api.agreement import engine_of
-from tests.tools.conftest import Lab
+from tests.tools.conftest import PATIENCE_S, Lab
 from tests.tools.planned_engine import Answer
 
 HELLO = {"messages": [HumanMessage("Hello")]}
@@ -31,6 +31,7 @@ def other(name: str = "other") -> StructuredTool:
 
 def differ(lab: Lab) -> None:
     assert lab.orla is not None
+    assert lab.orla.connect(PATIENCE_S) == {"main": None}, "else it becomes another engine once it is known"
     core = lab.orla.core
     engine = engine_of(core.serving.schedulers["main"].health.probe)
     core.clients["main"].agreement.begins(engine)

@@ -7,12 +7,16 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orla_lg.core.accounting.shapes import Shapes
 from orla_lg.core.boundary.plain import is_path, json_line
+from orla_lg.core.call import Call
 from orla_lg.core.record import CacheFollowUp, Record
 from orla_lg.errors import ConfigError
 
@@ -25,6 +29,12 @@ CLOSE_PATIENCE_S = 5.0
 
 BATCH_BYTES = 256 * 1024
 """Lines are given to the disk together, about so much at a time."""
+
+MOST_PROMPTS = 500
+"""Lines that may wait with their call's prompt at hand; behind a slow disk, lines are written without its shape."""
+
+SETTING_EVERY_S = 1.0
+"""The setting is looked at no more often, and written, with a call's shape, where it changed."""
 
 MODE = 0o600
 """Of a file that is made: ids, stages and errors concern its user alone. One that is there keeps its mode."""
@@ -39,7 +49,7 @@ class Journal:
     Each line is a JSON object with ``at``, the wall time in UTC. A record's has its fields; a score's has
     ``feedback`` (the record's id) and ``score``; what became known later of a call's cache has ``amends`` (the
     record's id), ``cache_orders`` and ``cache_borne_out``; a tool that began before its turn has
-    ``early_tool``, its name.
+    ``early_tool``, its name, and ``dropped`` where no call got its result; one that did not begin has ``late_tool``.
 
     Raises:
         ConfigError: No file can have this path.
@@ -63,6 +73,11 @@ class Journal:
         """Lines that the thread took and did not write yet."""
         self._complained = False
         self._closed = False
+        self._shapes = Shapes(self.path)
+        self.setting: Callable[[], Mapping[str, Any]] | None = None
+        """Returns the setting as it is now; called by the writing thread."""
+        self._setting_is: Mapping[str, Any] = {}
+        self._setting_at_s = -SETTING_EVERY_S
 
     @property
     def dropped(self) -> int:
@@ -75,9 +90,12 @@ class Journal:
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def record(self, record: Record) -> None:
-        """Append a record, soon; never waits."""
-        self._put(record.asdict)
+    def record(self, record: Record, call: Call | None = None) -> None:
+        """Append a record, soon, with what a replay needs of its *call*; never waits."""
+        if call is None or self._lines.qsize() >= MOST_PROMPTS:
+            self._put(record.asdict)
+        else:
+            self._put(partial(self._with_shape, record, call))
 
     def amended(self, record_id: str, late: CacheFollowUp) -> None:
         """Append what became known of a call's cache after its record was made, soon."""
@@ -106,6 +124,29 @@ class Journal:
                 "hidden_s": hidden_s, "waited_s": waited_s}  # fmt: skip
         self._put(lambda: line)
 
+    def dropped_tool(
+        self, run: str, call: str, stage: str, name: str, why: str, *, began_before_s: float, ran_s: float
+    ) -> None:
+        """Append that a tool began before its turn and no call got its result, soon; as ``early_tool``.
+
+        Args:
+            run: The root run.
+            call: The record's id of the call in whose answer it was asked for.
+            stage: Of the tool's own node.
+            name: The tool's.
+            why: No call got it.
+            began_before_s: So long before the line's ``at`` it began; 0 where it did not.
+            ran_s: So long it ran by then.
+        """
+        line = {"early_tool": name, "run": run, "call": call, "stage": stage, "dropped": why,
+                "began_before_s": began_before_s, "ran_s": ran_s}  # fmt: skip
+        self._put(lambda: line)
+
+    def late_tool(self, run: str, call: str, stage: str, name: str, why: str) -> None:
+        """Append that a tool did not begin before its turn, and why, soon; *stage* is that of the call."""
+        line = {"late_tool": name, "run": run, "call": call, "stage": stage, "why": why}
+        self._put(lambda: line)
+
     def _put(self, line: Callable[[], Mapping[str, Any]]) -> None:
         if not self._closed and (self._pid != os.getpid() or not self._is_writing()):
             self._start()
@@ -121,7 +162,8 @@ class Journal:
             if self._is_writing() and not forked:
                 return
             if self._thread is not None and forked:  # what waited is the parent's to write
-                self._lines, self._in_hand = queue.SimpleQueue(), 0
+                self._lines, self._in_hand, self._setting_is = queue.SimpleQueue(), 0, {}
+                self._shapes.forked()
             elif self._thread is not None:
                 log.error("the thread that writes records to %s had ended; another one goes on", self.path)
                 self._lost, self._in_hand = self._lost + self._in_hand, 0
@@ -145,6 +187,25 @@ class Journal:
             self._in_hand = 0
         if file is not None:
             file.close()
+
+    def _with_shape(self, record: Record, call: Call) -> dict[str, Any]:
+        """Return the fields of a line for a record; its call's shape has the setting where that changed."""
+        try:
+            shape = {**self._shapes.of(call), **self._new_setting()}
+        except Exception as error:  # noqa: BLE001 - a prompt is the caller's objects; the record is written all the same
+            log.debug("a call's shape could not be written: %s", error)
+            return record.asdict()
+        return {**record.asdict(), "shape": shape}
+
+    def _new_setting(self) -> dict[str, Any]:
+        """Return the setting, if it is another one than was written."""
+        if self.setting is None or time.monotonic() < self._setting_at_s + SETTING_EVERY_S:
+            return {}
+        self._setting_at_s, setting = time.monotonic(), self.setting()
+        if not setting or setting == self._setting_is:
+            return {}
+        self._setting_is = setting
+        return {"setting": setting}
 
     def _append(self, file: Appended, batch: Iterable[Line]) -> None:
         """Write lines together, in the order in which they came."""
@@ -171,6 +232,8 @@ class Journal:
         self._in_hand -= len(texts)
 
     def _refused(self, lines: int, error: Exception) -> None:
+        self._shapes.forget()
+        self._setting_is, self._setting_at_s = {}, -SETTING_EVERY_S
         with self._lock:
             self._lost += lines
         if not self._complained:

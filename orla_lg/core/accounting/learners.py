@@ -27,6 +27,8 @@ class Learners:
         self._lock = threading.Lock()
         self._follow = follow
         self._known: tuple[Callable[[], Any], ...] = ()
+        self.scores = 0
+        """How many scores were given."""
 
     def enlist(self, mapper: Mapper | None) -> None:
         """Tell the parts of *mapper* from now on. Idempotent."""
@@ -48,6 +50,8 @@ class Learners:
 
     def feedback(self, record: Record, score: float) -> None:
         """Tell how good a call's answer was."""
+        with self._lock:
+            self.scores += 1
         self._tell("feedback", record, score)
 
     def _tell(self, method: str, *said: Any) -> None:

@@ -43,6 +43,11 @@ class Lookahead:
             self._forecasts.set(graph, known)
             return known
 
+    def graphs(self) -> list[Forecast]:
+        """Return what is known of each graph, the newest last."""
+        with self._lock:
+            return self._forecasts.values()
+
     # What happens
 
     def began(self, run: RunState, graph: str, forecast: Forecast | None) -> None:

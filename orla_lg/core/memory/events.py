@@ -87,7 +87,11 @@ class CacheEvent:
     call: str = ""
     """The id of the call that asked for the tools that end."""
     running: Sequence[tuple[str, float]] = ()
-    """Its tools that did not end yet, each by name and for how many seconds it runs."""
+    """Its tools that did not end yet, in the order of their calls: by name, and for how many seconds each runs (0: it
+    is to begin)."""
+    at_once: int = 0
+    """How many of them run beside each other, as far as was seen: 1 where a node runs its tools one after the other;
+    0: all of them."""
     needs_tokens: int = 0
     holdings: Sequence[Holding] = ()
     ahead: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -195,9 +199,11 @@ class SplitPrompt:
     results: int = 0
     """How many results are among them, one that is there in part included; without any it is not warmed."""
     running: Sequence[tuple[str, float]] = ()
-    """The tools that did not end yet, each by name and for how many seconds it runs."""
+    """As in ``CacheEvent``."""
     partly: bool = False
     """The last message goes on."""
+    at_once: int = 0
+    """As in ``CacheEvent``."""
 
 
 class MemoryPolicy(Protocol):

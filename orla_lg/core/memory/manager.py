@@ -132,7 +132,7 @@ class MemoryManager:
         if event.kind is EventKind.TOOL_STARTED:
             return replace(event, returns=self.returns.uses(workflow, event.tool, now))
         if event.kind is EventKind.TOOL_ENDED:
-            return replace(event, returns=self.returns.rest(event.running))
+            return replace(event, returns=self.returns.rest(event.running, event.at_once))
         if event.kind is EventKind.PRESSURE:
             held = [
                 replace(each, chance=self.returns.chance(each.workflow, each.doing, each.since_s, now))

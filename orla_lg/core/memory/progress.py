@@ -191,7 +191,7 @@ class GraphProgress:
                 [
                     CacheEvent(
                         EventKind.TOOL_ENDED, split.workflow, split.backend, graph=split.stage[0],
-                        stage=split.stage[1], call=split.call, running=split.running,
+                        stage=split.stage[1], call=split.call, running=split.running, at_once=split.at_once,
                     )
                 ]
             )  # fmt: skip

@@ -18,6 +18,7 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import log2
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
@@ -238,20 +239,27 @@ class ReturnBook:
             known = self._reasons.get(reason) or self._of(reason)
             return known.beginning or known.begins()
 
-    def rest(self, running: Sequence[tuple[str, float]]) -> Returns:
+    def rest(self, running: Sequence[tuple[str, float]], at_once: int = 0) -> Returns:
         """Return when a workflow calls again that waits for several tools.
 
-        It calls once the last of them ended. Of tools that were never seen to take so long nothing is known, so that
-        the time may turn out longer.
+        It calls once the last of them ended. What is still to begin takes the place of the one that ends first. Of
+        tools that were never seen to take so long nothing is known, so that the time may turn out longer.
 
         Args:
-            running: The tools by name, and for how many seconds each runs already.
+            running: The tools in the order of their calls, by name and for how many seconds each runs already.
+            at_once: How many run beside each other; 0: all.
         """
         with self._lock:
             reasons = [(self._of(of_tool(name)), ran_s) for name, ran_s in running]
-            known = [rest_s for reason, ran_s in reasons if (rest_s := reason.rest_s(ran_s)) is not None]
+            rests = [(reason.rest_s(ran_s), ran_s > 0) for reason, ran_s in reasons]
             chance = min((reason.begins().chance for reason, _ in reasons), default=1.0)
-        return Returns(chance, max(known, default=None))
+        if all(rest_s is None for rest_s, _ in rests):
+            return Returns(chance)
+        places = [0.0] * min(at_once or len(rests), len(rests))
+        for rest_s, runs in rests:
+            free_s, rest_s = heappop(places), rest_s or 0.0
+            heappush(places, max(free_s, rest_s) if runs else free_s + rest_s)
+        return Returns(chance, max(places))
 
     def chance(self, workflow: str, doing: Doing | None, since_s: float, now: float) -> float:
         """Return the chance that a workflow calls again (``Odds``).

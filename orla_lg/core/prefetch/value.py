@@ -113,7 +113,7 @@ class PrefetchValue:
         )
         if evicts is None:
             return SkipReason.BUSY
-        tokens_per_s = scheduler.pace.speed.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
+        tokens_per_s = scheduler.pace.prefill_tokens_per_s or PREFILL_TOKENS_PER_S
         if request.next_of and request.due_s - self._clock() < min(LONG_WAIT_S, missing / tokens_per_s):
             return SkipReason.SHORT_WAIT
         stakes = PrefetchBargain(

@@ -27,7 +27,7 @@ from orla_lg.graph.reached import reached_by
 from orla_lg.graph.structure import AnyPregel, name_in_tool, title, unbound
 from orla_lg.graph.tools.early.approval import approved_by, approved_in, before, halts
 from orla_lg.graph.tools.early.fitness import needs_its_place
-from orla_lg.graph.tools.early.reasons import LeftOut
+from orla_lg.graph.tools.early.reasons import LeftOut, NotBegun
 from orla_lg.graph.tools.early.streaks import Streak
 from orla_lg.graph.tools.metadata import SAFE, check
 
@@ -110,20 +110,22 @@ class SafeTools:
         declared: What is declared.
         places: Where the graph runs its safe tools, as far as that shows.
         approved: Names of tools whose calls are approved somewhere in the graph before they run.
+        bound: Names of tools that are declared safe and can run in their places only.
     """
 
     def __init__(
-        self, declared: DeclaredTools, places: Collection[ToolPlace] = (), approved: Collection[str] = ()
-    ) -> None:
+        self, declared: DeclaredTools, places: Collection[ToolPlace] = (), approved: Collection[str] = (),
+        bound: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.splits = declared.splits
         self._declared = declared
-        self._approved = frozenset(approved)
+        self._approved, self._bound = frozenset(approved), frozenset(bound)
         self._lock = threading.RLock()
         """Reentrant, because the collector may end a run, and its starts, at any point of what is done under it."""
         self._places: dict[str, tuple[ToolPlace, ...]] = {}
         """By the tool's name."""
-        self._unfit: dict[int, BaseTool] = {}
-        """Tools that are left out, by id; each is held, so that no other gets its id."""
+        self._unfit: dict[int, tuple[BaseTool, LeftOut]] = {}
+        """Tools that are left out, by id, and why; each is held, so that no other gets its id."""
         self._streaks: dict[tuple[LeftOut, int], Streak] = {}
         """Of tools, by id, whose newest starts came to nothing."""
         self._found: dict[tuple[str, str], ToolPlace | None] = {}
@@ -160,18 +162,40 @@ class SafeTools:
             return found
 
     def _place(self, name: str, stage: str) -> ToolPlace | None:
-        named, around = self._places.get(name, ()), stage
-        while True:  # the tools of the model's own graph, else of the graphs around it
-            here = [place for place in named if place.within == around]
-            if here or not around:
-                break
-            around = around.rpartition(NAMESPACE_SEPARATOR)[0]
-        here = here or list(named)
+        here = self._meant(name, stage)
         if len({id(place.tool) for place in here}) != 1 or id(here[0].tool) in self._unfit:
             return None
         if any(place.is_held for place in here):
             return None
         return max(here, key=lambda place: place.seen_running)
+
+    def _meant(self, name: str, stage: str) -> list[ToolPlace]:
+        """Return the tools that a call by the model of *stage* may mean."""
+        named, around = self._places.get(name, ()), stage
+        while True:  # the tools of the model's own graph, else of the graphs around it
+            here = [place for place in named if place.within == around]
+            if here or not around:
+                return here or list(named)
+            around = around.rpartition(NAMESPACE_SEPARATOR)[0]
+
+    def why_not(self, name: str, stage: str) -> NotBegun | None:
+        """Return why a tool that the model of *stage* calls does not start early; ``None`` where it may."""
+        if self.place(name, stage) is not None:
+            return None
+        here = self._meant(name, stage)
+        if name in self._approved or any(place.is_held for place in here):
+            return NotBegun.APPROVED
+        if (left_out := self._left_out(name)) is not None:
+            return NotBegun(left_out)
+        if here:
+            return NotBegun.SEVERAL
+        if name in self._bound:
+            return NotBegun.NEEDS_ITS_PLACE
+        return NotBegun.UNSEEN if name in self._declared.names else NotBegun.NOT_DECLARED
+
+    def _left_out(self, name: str) -> LeftOut | None:
+        with self._lock:
+            return next((why for tool, why in self._unfit.values() if tool.name == name), None)
 
     def used(self, tool: BaseTool, namespace: str) -> None:
         """Learn that the node of a checkpoint namespace runs *tool*, which may not show before the graph runs."""
@@ -186,7 +210,7 @@ class SafeTools:
         if self._holds(within, node):
             return
         if needs_its_place(tool) is not None:  # which takes a millisecond
-            self.leave_out(tool)
+            self.leave_out(tool, LeftOut.NEEDS_ITS_PLACE)
             return
         with self._lock:
             if sum(map(len, self._places.values())) < MOST_LEARNED:
@@ -197,7 +221,7 @@ class SafeTools:
         try:
             check(tool)
         except ConfigError as error:  # its call is under way, so it runs as ever
-            if self.leave_out(tool):
+            if self.leave_out(tool, LeftOut.NEEDS_ITS_PLACE):
                 log.warning("%s; the tool does not start early", error)
             return False
         return self._declared.safe(tool)
@@ -209,12 +233,12 @@ class SafeTools:
             for places in self._places.values() for each in places
         )  # fmt: skip
 
-    def leave_out(self, tool: BaseTool) -> bool:
+    def leave_out(self, tool: BaseTool, why: LeftOut) -> bool:
         """Start *tool* early no more; returns whether that is new."""
         with self._lock:
             if id(tool) in self._unfit or len(self._unfit) >= MOST_LEARNED:
                 return False
-            self._unfit[id(tool)] = tool
+            self._unfit[id(tool)] = tool, why
             self._found = {}
             return True
 
@@ -261,7 +285,7 @@ class SafeTools:
             if len(self._streaks) >= MOST_LEARNED:
                 self._streaks.clear()
             streak = self._streaks.setdefault((why, id(tool)), Streak(tool))
-            if not (streak.goes_on(calls) and self.leave_out(tool)):
+            if not (streak.goes_on(calls) and self.leave_out(tool, why)):
                 return None
             del self._streaks[why, id(tool)]
             return streak
@@ -291,7 +315,7 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
         ConfigError: A tool declares something of itself that means nothing.
     """
     shown_tools = list(_tools_in(graph, "", (graph,)))
-    places: list[ToolPlace] = []
+    places, in_place = list[ToolPlace](), set[str]()
     for place, why_not in shown_tools:
         check(place.tool)
         if declared.safe(place.tool):
@@ -300,6 +324,8 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
                 continue
             if why_not is not None:
                 places.append(replace(place, is_held=True))
+            else:
+                in_place.add(place.tool.name)
             if place.tool.name in declared.names:
                 log.warning(
                     "tool %r of %s is declared safe and does not start early: %s",
@@ -315,7 +341,7 @@ def safe_tools(graph: AnyPregel, declared: DeclaredTools) -> SafeTools | None:
     _warn_of_unknown(graph, declared.names, {place.tool.name for place, _ in shown_tools})
     if not (declared.names or declared.splits or any(not place.is_held for place in places)):
         return None
-    return SafeTools(declared, places, approved_in(graph))
+    return SafeTools(declared, places, approved_in(graph), in_place)
 
 
 def _warn_of_unknown(graph: AnyPregel, names: Collection[str], known: Collection[str]) -> None:

@@ -172,13 +172,14 @@ class Access:
         """Whether there are no keys, so that this machine needs none."""
         return not self._keyring.any
 
-    def admit(self, headers: Headers, *, scope: KeyScope, loopback: bool) -> Caller:
+    def admit(self, headers: Headers, *, scope: KeyScope, loopback: bool, signed_in: str | None = None) -> Caller:
         """Return what the sender of a request may do.
 
         Args:
             headers: Of the request.
             scope: What it wants to do.
             loopback: Whether it comes from this machine, not through a proxy.
+            signed_in: The id of the key by which a browser signed in; counts where no key is sent.
 
         Raises:
             Denied: It sends no key that allows it.
@@ -188,6 +189,8 @@ class Access:
                 return OPEN
             raise Denied(401, "there is no key yet, so only this machine is served: `orla-lg keys create`", NO_KEY)
         presented = list(dict.fromkeys(credentials(headers)))
+        if not presented and signed_in is not None:
+            return self._allowed(self._keyring.by_id(signed_in), scope)
         if not presented:
             raise Denied(
                 401,
@@ -198,6 +201,12 @@ class Access:
         if len(found) != 1:
             raise Denied(401, "several keys are sent; send one" if found else "there is no such key", INVALID_KEY)
         (key,) = found.values()
+        return self._allowed(key, scope)
+
+    def _allowed(self, key: AccessKey | None, scope: KeyScope) -> Caller:
+        """Return what a key allows, if the scope is part of it."""
+        if key is None:
+            raise Denied(401, "the key that this browser signed in with is gone", INVALID_KEY)
         if (fault := key.fault(self._keyring.clock())) is not None:
             raise Denied(401, f"key {key.name!r} ({key.id}) {fault}", INVALID_KEY)
         if scope not in key.scopes:

@@ -47,7 +47,7 @@ class KeyScope(StrEnum):
     LINK = "link"
     """Links of wrapped graphs: trusted applications of the operator."""
     VIEW = "view"
-    """What shows all tenants."""
+    """What shows all tenants: the live page, the state, metrics, statistics."""
     CONTROL = "control"
     """What changes the server."""
 

@@ -198,17 +198,10 @@ def _tags(said: Mapping[str, str], beside: Mapping[str, Any]) -> Mapping[str, st
     listed = [*(nested.items() if isinstance(nested, Mapping) else ()), *dotted.items()]
     listed += [(name[len(_TAG) :], value) for name, value in said.items() if name.startswith(_TAG)]
     for name, value in listed[-MAX_TAGS:]:
-        key, text = tag_text(name), tag_text(value)
+        key, text = safe_name(name), safe_name(value)
         if key is not None and text is not None:
             tags[key] = text
     return tags or _NO_TAGS
-
-
-def tag_text(value: object) -> str | None:
-    """Return a tag's name or value as policies see it: as it is, unless it cannot be printed or is too long."""
-    if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable():
-        return value
-    return safe_name(value)
 
 
 def _labels(said: Mapping[str, str], beside: Mapping[str, Any]) -> frozenset[str]:

@@ -166,7 +166,9 @@ class GatewaySender:
 
     async def _answer_to(self, inflight: InFlightCall, outgoing: Outgoing, bound: SilenceBound) -> EngineReply:
         tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
-        response = await outgoing.to.send(outgoing, self._carried(outgoing), self._carried_query(outgoing))
+        tracer = inflight.services.tracer
+        traced = None if tracer is None else tracer.sending(inflight.call, inflight.backend)
+        response = await outgoing.to.send(outgoing, self._carried(outgoing), self._carried_query(outgoing), traced)
         bound.heard = True
         try:
             if not 200 <= response.status < 300:

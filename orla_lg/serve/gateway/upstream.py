@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -18,7 +19,7 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.client import KEEP_ALIVE_S, NO_KEY
 from orla_lg.openai_api.dialect import Dialect
-from orla_lg.openai_api.home import Home, Upgrade, certificates
+from orla_lg.openai_api.home import TRACE, Home, Upgrade, certificates
 from orla_lg.serve.gateway.bodies import written
 from orla_lg.wires.wire import Wire
 
@@ -70,7 +71,11 @@ class BackendLink:
         return known or self._dialects.setdefault(wire, Dialect(self.backend))
 
     async def send(
-        self, outgoing: BackendRequest[BackendLink], carried: Carried, query: dict[str, Any]
+        self,
+        outgoing: BackendRequest[BackendLink],
+        carried: Carried,
+        query: dict[str, Any],
+        traced: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
         """Send a request, and return the response as soon as its head is there.
 
@@ -83,6 +88,11 @@ class BackendLink:
         if url is None:
             url = self._addresses[wire.name] = URL(address_of(self.backend.url, wire))
         headers = self._headers_with(wire, carried)
+        if traced:  # in the place of the caller's own
+            headers = headers.copy()
+            for name in TRACE:
+                headers.popall(name, None)
+            headers.update(traced)
         return await self._post(url.update_query(query) if query else url, content, headers)
 
     async def _post(self, url: URL, content: bytes, headers: CIMultiDict[str]) -> aiohttp.ClientResponse:

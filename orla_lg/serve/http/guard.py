@@ -19,6 +19,7 @@ from orla_lg.errors import shown
 from orla_lg.link.messages import PATH as LINK_PATH
 from orla_lg.serve.access.access import Access, Caller, Denied
 from orla_lg.serve.access.keys import KeyScope
+from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.gateway.silence import SilenceWatch
 
 RequestScope = MutableMapping[str, Any]
@@ -39,6 +40,18 @@ CALLS = frozenset({
 })  # fmt: skip
 """What applications ask of Orla's APIs for their own calls."""
 
+PAGE, PAGE_FILES = "/", "/page/"
+"""The live page, for what asks for HTML, and what it is made of: they show nothing of the server, and need no key."""
+
+SEEN_BY_SIGN_IN = "/v1/orla/"
+"""Below it a browser's sign-in counts as its key."""
+
+SESSION = "orla.session"
+"""Where the digest of the browser's sign-in is, in the scope of a request that came by one."""
+
+LEAST_BODY_BYTES = 4 * 1024
+"""A body without a key is no longer."""
+
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -56,7 +69,7 @@ MIB = 1 << 20
 
 def scope_of(method: str, path: str) -> KeyScope | None:
     """Return what a request needs a key for; ``None``: nothing."""
-    if path in HEALTH:
+    if path in HEALTH or path.startswith(PAGE_FILES):
         return None
     if path == LINK_PATH:
         return KeyScope.LINK
@@ -120,10 +133,19 @@ class AccessLayer:
         access: Whether they may.
         guard: What they must be like.
         answer: Says a refusal as its caller reads errors.
+        sign_ins: Of browsers.
     """
 
-    def __init__(self, app: App, access: Access, guard: HttpGuard, answer: Answer | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        access: Access,
+        guard: HttpGuard,
+        answer: Answer | None = None,
+        sign_ins: SignIns | None = None,
+    ) -> None:
         self._app, self._access, self._guard = app, access, guard
+        self._sign_ins = SignIns() if sign_ins is None else sign_ins
         self._answer = answer or as_json
         self._bodies = SilenceWatch(guard.body_timeout_s)
 
@@ -159,9 +181,10 @@ class AccessLayer:
 
     def _admit(self, scope: RequestScope) -> Caller | None:
         guard, method, path = self._guard, scope["method"], scope["path"]
-        needed = guard.scope_of(method, path)
-        if needed is None:
+        if path in HEALTH:
             return None
+        is_page = path == PAGE and asks_for_html(method, scope["headers"])
+        needed = None if is_page else guard.scope_of(method, path)
         host = origin = site = kind = b""
         forwarded = guard.behind_proxy
         for name, value in scope["headers"]:
@@ -183,11 +206,35 @@ class AccessLayer:
             )  # fmt: skip
         if method not in READS:
             self._check_writing(method, needed, kind, origin, site, address)
+        if needed is None:
+            return None
+        signed_in = self._signed_in(scope, host, origin, site) if path.startswith(SEEN_BY_SIGN_IN) else None
         loopback = not forwarded and is_loopback(scope.get("client"))
-        return self._access.admit(scope["headers"], scope=needed, loopback=loopback)
+        return self._access.admit(scope["headers"], scope=needed, loopback=loopback, signed_in=signed_in)
+
+    def _signed_in(self, scope: RequestScope, host: bytes, origin: bytes, site: bytes) -> str | None:
+        """Return the id of the key that a request's browser signed in with; ``None``: it did not.
+
+        The cookie comes by itself with whatever a browser sends here, so where it came from counts too: another port
+        of this host is the same site for ``SameSite``, and here it is another one.
+        """
+        found = self._sign_ins.find(value for name, value in scope["headers"] if name == b"cookie")
+        if found is None or scope["path"] == LINK_PATH:
+            return None
+        is_own = site.lower() in (b"", b"same-origin", b"none")
+        if scope["method"] not in READS:
+            named = _host_of(origin).lower()
+            address = (scope.get("server") or (None,))[0]
+            is_own &= named == host.decode("latin-1").lower() or (
+                self._guard.behind_proxy and self._guard.is_name(named, address)
+            )
+        if not is_own:
+            raise Denied(403, "a browser's sign-in counts for this server's own page alone", "permission_denied")
+        scope[SESSION] = found.digest
+        return found.key_id
 
     def _check_writing(
-        self, method: str, needed: KeyScope, kind: bytes, origin: bytes, site: bytes, address: str | None
+        self, method: str, needed: KeyScope | None, kind: bytes, origin: bytes, site: bytes, address: str | None
     ) -> None:
         """Refuse what a page of another site can have a browser send."""
         if method not in WITHOUT_BODY and kind.partition(b";")[0].strip().lower() != b"application/json":
@@ -195,7 +242,7 @@ class AccessLayer:
                 415, f"the body must be `content-type: application/json`, not {shown(kind.decode('latin-1'))}",
                 "unsupported_media_type",
             )  # fmt: skip
-        if needed is not KeyScope.CONTROL:
+        if needed is not KeyScope.CONTROL and needed is not None:
             return
         own = not origin or self._guard.is_name(_host_of(origin), address)
         if not own or site.lower() in (b"cross-site", b"same-site"):
@@ -204,11 +251,14 @@ class AccessLayer:
     async def _with_body(self, scope: RequestScope, receive: Receive) -> Receive | None:
         """Return what gives the app the whole body at once; ``None`` where its sender is gone before the end."""
         length = _length(scope["headers"])
-        if length == 0 or scope[CALLER] is None:
+        if length == 0 or scope["path"] in HEALTH:
             return receive
-        if length is not None and length > self._guard.max_body_bytes:
-            raise self._too_large()
-        whole = await self._read(receive)
+        most = self._guard.max_body_bytes
+        if scope[CALLER] is None:
+            most = min(most, LEAST_BODY_BYTES)
+        if length is not None and length > most:
+            raise _too_large(most)
+        whole = await self._read(receive, most)
         if whole is None:
             return None
         given = False
@@ -222,7 +272,7 @@ class AccessLayer:
 
         return once
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read(self, receive: Receive, most: int) -> bytes | None:
         guard, parts, size = self._guard, list[bytes](), 0
         try:
             with self._bodies.bound() as bound:
@@ -232,8 +282,8 @@ class AccessLayer:
                         return None
                     part = message.get("body", b"")
                     size += len(part)
-                    if size > guard.max_body_bytes:
-                        raise self._too_large()
+                    if size > most:
+                        raise _too_large(most)
                     parts.append(part)
                     if not message.get("more_body", False):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -242,9 +292,6 @@ class AccessLayer:
             raise Denied(
                 408, f"the body did not come in time: {size} bytes in {guard.body_timeout_s:g} s", "request_timeout"
             ) from None
-
-    def _too_large(self) -> Denied:
-        return Denied(413, f"a body has at most {self._guard.max_body_bytes} bytes", "request_too_large")
 
     async def _refuse(self, scope: RequestScope, denied: Denied, send: Send) -> None:
         """Answer with a refusal, and end a connection on which the rest of a body would come."""
@@ -256,6 +303,15 @@ class AccessLayer:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": denied.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _too_large(most: int) -> Denied:
+    return Denied(413, f"a body has at most {most} bytes", "request_too_large")
+
+
+def asks_for_html(method: str, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a request is a browser's for a page: clients of models ask for JSON, or say nothing."""
+    return method == "GET" and any(name == b"accept" and b"text/html" in value for name, value in headers)
 
 
 def _length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:

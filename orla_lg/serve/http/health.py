@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from orla_lg.serve.access.access import Denied
 from orla_lg.serve.gateway.answers import denial
+from orla_lg.serve.http.guard import asks_for_html
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,6 +24,12 @@ ALIVE, READY, ORLA = "/healthz", "/readyz", "/api/v1/health"
 
 PATHS = frozenset({ALIVE, READY, ORLA})
 """They need no key."""
+
+METRICS = "/metrics"
+"""Answered by a server that takes no calls too: that it does not is one of them."""
+
+SHOWS = ("/page/", "/v1/orla/events")
+"""What shows a server may be looked at while it takes no calls."""
 
 
 class CoreState(StrEnum):
@@ -82,10 +89,18 @@ class ReadinessGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._server.state is CoreState.READY or scope["type"] != "http" or scope["path"] in PATHS:
+        if self._server.state is CoreState.READY or scope["type"] != "http" or shows(scope):
             await self._app(scope, receive, send)
             return
         await refuse(scope, send, REFUSED[self._server.state], (b"connection", b"close"), answer=self._answer)
+
+
+def shows(scope: Scope) -> bool:
+    """Whether a request is answered while no calls are taken."""
+    path = scope["path"]
+    if path in PATHS or path == METRICS or path.startswith(SHOWS):
+        return True
+    return path == "/" and asks_for_html(scope["method"], scope["headers"])
 
 
 async def refuse(

@@ -12,7 +12,7 @@ from orla_lg.core.guard.access import CallAccess
 from orla_lg.core.guard.labels import claimed_labels
 from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.identity import Identity
-from orla_lg.core.lifecycle import arrive
+from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
@@ -115,7 +115,7 @@ class LinkedCalls:
             inflight.call.standing = place.standing
             call.attempt = max(call.attempt, place.attempt)
         call.withdrawn = slot.release
-        call.begin(self.serving.serve(inflight, call, lambda record: slot.release()))
+        call.begin(serve(inflight, call, lambda record: slot.release()))  # its replica traces it
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:

@@ -17,6 +17,7 @@ from orla_lg.core.identity import workflow_key
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.lookahead import KEEP_GRAPHS
 from orla_lg.core.memory.events import SplitPrompt
+from orla_lg.core.record import CallEvent, Happening
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import ConfigError, MappingError, shown
@@ -205,11 +206,13 @@ class RunSignals:
             run, _stage(stage_of), _text(stage_of, "namespace") or "", step if isinstance(step, int) else None,
             _labels(stage_of, "labels"),
         )  # fmt: skip
+        self._tell(Happening.NODE_ENTERED, run, _stage(stage_of))
 
     def _node_left(self, run: RunState, more: Flat) -> None:
         stage = _stage(more)
         if run.now_in[stage] > 0:
             self._serving.progress.node_left(run, stage, _text(more, "namespace") or "")
+            self._tell(Happening.NODE_LEFT, run, stage)
 
     def _stage_flushed(self, run: RunState, more: Flat) -> None:
         backends = more.get("backends")
@@ -219,11 +222,22 @@ class RunSignals:
         self._serving.progress.stage_flushed(run.workflow, run.id, known)
 
     def _tool_started(self, run: RunState, more: Flat) -> None:
-        self._serving.progress.tool_started(run, _stage(more), _text(more, "name") or "")
+        stage, name = _stage(more), _text(more, "name") or ""
+        self._serving.progress.tool_started(run, stage, name)
+        self._tell(Happening.TOOL_STARTED, run, stage, name)
 
     def _tool_ended(self, run: RunState, more: Flat) -> None:
         seconds = bounded(_number(more, "seconds"), MOST_TOOL_S)
-        self._serving.progress.tool_ended(run, _stage(more), _text(more, "name") or "", seconds)
+        stage, name = _stage(more), _text(more, "name") or ""
+        self._serving.progress.tool_ended(run, stage, name, seconds)
+        self._tell(Happening.TOOL_ENDED, run, stage, name)
+
+    def _tell(self, kind: Happening, run: RunState, stage: str, detail: str = "") -> None:
+        """Have listeners hear of a node or a tool, as they do of those in this process."""
+        serving = self._serving
+        if serving.records.heard:
+            at_s = serving.clock()
+            serving.records.tell(CallEvent(kind, at_s, run.name, run.id, stage, detail=detail, tenant=run.tenant))
 
     def _prompt_split(self, run: RunState, more: Flat) -> None:
         messages = [FlatMessage(*_pair(each, "message")) for each in _listed(more, "messages")]
@@ -232,10 +246,11 @@ class RunSignals:
         running = [_tool(*_pair(each, "tool")) for each in _listed(more, "running")]
         stage = _text(more, "graph") or "", _stage(more)
         results = int(bounded(_number(more, "results"), MOST_LISTED))
+        at_once = int(bounded(_number(more, "at_once"), MOST_LISTED))
         for workflow in run.workflows:
             split = SplitPrompt(
                 _text(more, "call") or "", workflow, _text(more, "backend") or "", stage, messages, results, running,
-                more.get("partly") is True,
+                more.get("partly") is True, at_once,
             )  # fmt: skip
             if self._serving.progress.prompt_split(run, split):
                 return

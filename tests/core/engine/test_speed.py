@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orla_lg.core.call import Usage
 from orla_lg.core.engine.speed import SpeedMeter
@@ -45,3 +50,65 @@ def test_an_answer_in_one_piece_shows_what_a_token_took_in_all() -> None:
     assert (pace.speed.prefill_tokens_per_s, pace.speed.decode_tokens_per_s) == (None, 40.0)
     pace.note(service_s=0.5, prefill_s=None, fresh_tokens=None, completion_tokens=None)
     assert pace.speed.decode_tokens_per_s == 40.0
+
+
+# The pace of prefill from answers in one piece
+
+PREFILL, DECODE = 4000.0, 30.0
+
+
+def noted(*calls: tuple[int, int], noise: float = 0.0, prefill: float = PREFILL) -> SpeedMeter:
+    """Return what was learned of calls with so many fresh and completion tokens, on an engine that is that fast."""
+    pace, dice = SpeedMeter(), Random(1)
+    for fresh, completion in calls:
+        seconds = (fresh / prefill + completion / DECODE) * (1 + dice.uniform(-noise, noise))
+        pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+    return pace
+
+
+MIXED = [(800, 60), (1500, 120), (3000, 60), (1500, 60), (4500, 180), (7500, 60)]
+
+
+def test_answers_in_one_piece_show_the_pace_of_prefill_where_their_tokens_differ() -> None:
+    pace = noted(*MIXED)
+    assert pace.prefill_tokens_per_s == pytest.approx(PREFILL)
+    assert pace.speed.prefill_tokens_per_s is None, "what decides where calls go is measured or unknown"
+
+
+@pytest.mark.parametrize(
+    ("calls", "noise"),
+    [
+        (MIXED[:3], 0.0),
+        ([(1500, 60)] * 30, 0.0),
+        ([(1500, 60), (3000, 120), (750, 30)] * 10, 0.0),
+        (MIXED * 6, 0.9),
+        ([], 0.0),
+    ],
+    ids=["too few", "all alike", "one ratio", "under a varying load", "none"],
+)
+def test_where_they_do_not_tell_it_stays_unknown(calls: list[tuple[int, int]], noise: float) -> None:
+    assert noted(*calls, noise=noise).prefill_tokens_per_s is None
+
+
+def test_a_measured_pace_goes_before_a_learned_one() -> None:
+    pace = noted(*MIXED)
+    pace.note(service_s=3.0, prefill_s=1.0, fresh_tokens=500, completion_tokens=21)
+    assert pace.prefill_tokens_per_s == 500.0
+
+
+def test_an_engine_that_became_slower_is_learned_again() -> None:
+    pace = noted(*MIXED * 5)
+    for fresh, completion in MIXED * 25:
+        seconds = fresh / 500 + completion / DECODE
+        pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+    assert pace.prefill_tokens_per_s == pytest.approx(500.0, rel=0.02)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    calls=st.lists(st.tuples(st.integers(0, 50_000), st.integers(1, 4_000)), max_size=40),
+    prefill=st.floats(50, 50_000), noise=st.floats(0, 0.05),
+)  # fmt: skip
+def test_what_is_learned_is_near_or_unknown(calls: list[tuple[int, int]], prefill: float, noise: float) -> None:
+    found = noted(*calls, noise=noise, prefill=prefill).prefill_tokens_per_s
+    assert found is None or prefill / 2 < found < prefill * 2

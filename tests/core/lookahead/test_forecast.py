@@ -75,10 +75,10 @@ def test_asking_is_a_look_into_a_table_and_figures_follow() -> None:
     forecast = Forecast("g", CHOICE, {}, estimates)
     a_run(estimates, CHOICE, "a", "b")
     assert forecast.next_stages(["a"]) == {"b": 0.75, "c": 0.25}
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(10_000):
         forecast.next_stages(["a"])
-    assert (time.perf_counter() - begun) / 10_000 < 50e-6
+    assert (time.thread_time() - begun) / 10_000 < 50e-6
     for _ in range(500):
         a_run(estimates, CHOICE, "a", "b")
     assert forecast.next_stages(["a"])["b"] > 0.9

@@ -28,8 +28,8 @@ from orla_lg.mappers.table import ExplicitMapper, First, StageTable
 from tests.core.fakes import Engine, Sender, is_quiet, new_call, step
 
 PATIENCE_S, OTHERS_S = 0.4, 0.1
-QUICK_S = 0.3
-"""Less than one patience, and enough for a machine that is busy."""
+LONG_S, SOON_S = 60.0, 30.0
+"""Where nothing is to be waited for, the patience is long, so that a machine that is busy does not matter."""
 
 Run = Callable[[Any], Any]
 BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(steps))], ids=["sync", "async"])
@@ -39,6 +39,11 @@ BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(s
 def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "PROBE_PATIENCE_S", PATIENCE_S)
     monkeypatch.setattr(candidates, "OTHERS_PATIENCE_S", OTHERS_S)
+
+
+@pytest.fixture
+def long_patience(monkeypatch: pytest.MonkeyPatch, _short_patience: None) -> None:
+    monkeypatch.setattr(candidates, "PROBE_PATIENCE_S", LONG_S)
 
 
 class Late(Engine):
@@ -105,25 +110,30 @@ WITH_ONE_NAMED: dict[str, Mapper] = {
 }
 
 
+@pytest.mark.usefixtures("long_patience")
 @BOTH
 @pytest.mark.parametrize("mapper", WITH_ONE_NAMED.values(), ids=WITH_ONE_NAMED)
 def test_a_call_waits_for_no_backend_that_its_mapping_does_not_choose(
     run: Run, mapper: Mapper, serve: MakeServing
 ) -> None:
     took_s, where = timed(run, serve(mapper, **three_that_hang(healthy=Late(0.01, "m"))))
-    assert where == "healthy" and took_s < QUICK_S
+    assert where == "healthy" and took_s < SOON_S
 
 
+@pytest.mark.usefixtures("long_patience")
 @BOTH
 @pytest.mark.parametrize("model", ["healthy", "mine"])
 def test_nor_if_the_code_names_the_backend_or_a_model_that_only_one_is_known_to_serve(
     run: Run, model: str, serve: MakeServing
 ) -> None:
     took_s, where = timed(run, serve(**three_that_hang(healthy=Late(0.01, "mine"))), model)
-    assert where == "healthy" and took_s < QUICK_S
+    assert where == "healthy" and took_s < SOON_S
 
 
-def test_of_two_that_serve_a_model_the_first_is_taken_though_it_answers_a_little_later(serve: MakeServing) -> None:
+def test_of_two_that_serve_a_model_the_first_is_taken_though_it_answers_a_little_later(
+    serve: MakeServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "OTHERS_PATIENCE_S", LONG_S)
     serving = serve(first=Late(0.05, "mine"), second=Late(0.0, "mine"))
     assert timed(drive, serving, "mine")[1] == "first"
 
@@ -136,29 +146,34 @@ def test_one_that_may_choose_any_waits_for_all_at_once_and_once(
     run: Run, mapper: Mapper | None, serve: MakeServing
 ) -> None:
     serving, ends = serve(mapper, **three_that_hang(healthy=Late(0.01, "m"))), list[float]()
-    for _ in range(2):
+    for _ in range(5):
         started = time.perf_counter()
         with contextlib.suppress(MappingError):
             run(lifecycle.serve(new_call(serving, "auto" if mapper else "nobody serves this"), Sender()))
         ends.append(time.perf_counter() - started)
-    assert PATIENCE_S * 0.9 < ends[0] < 2 * PATIENCE_S
-    assert ends[1] < QUICK_S, "what hangs is waited for once, not by every call"
+    assert PATIENCE_S * 0.9 < ends[0] < 3 * PATIENCE_S + SOON_S
+    assert min(ends[1:]) < 0.75 * PATIENCE_S, "what hangs is waited for once, not by every call"
 
 
-def test_a_call_that_is_mapped_to_what_hangs_waits_for_it_within_its_deadline(serve: MakeServing) -> None:
+def test_a_call_that_is_mapped_to_what_hangs_waits_for_it_within_its_deadline(
+    serve: MakeServing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serving = serve(ExplicitMapper({"*": "one"}), **three_that_hang())
+    monkeypatch.setattr(candidates, "PROBE_PATIENCE_S", LONG_S)
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded):
         drive(lifecycle.serve(new_call(serving, said=Hints(deadline_s=0.05)), Sender()))
-    assert time.perf_counter() - started < QUICK_S
+    assert time.perf_counter() - started < SOON_S
+    monkeypatch.setattr(candidates, "PROBE_PATIENCE_S", PATIENCE_S)
     took_s, where = timed(drive, serving)
-    assert where == "one" and took_s < 2 * PATIENCE_S
+    assert where == "one" and took_s < SOON_S
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_the_judges_own_call_waits_for_its_backend_only(serve: MakeServing) -> None:
     mapper = OneBitStageMapper("healthy", "healthy")
     took_s, where = timed(drive, serve(mapper, **three_that_hang(healthy=Judge(0.01, "m"))))
-    assert where == "healthy" and took_s < QUICK_S
+    assert where == "healthy" and took_s < SOON_S
 
 
 def test_before_a_call_is_refused_for_what_an_engine_said_it_is_asked_again(serve: MakeServing) -> None:

@@ -196,6 +196,17 @@ def event(usual_s: float | None, *, chance: float = 0.9, running: Any = (("slow"
     )
 
 
+def test_how_many_run_at_once_comes_to_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, seen = SplitBench(SHARED), list[CacheEvent]()
+    for _ in range(4):
+        bench.serving.progress.tool_ended(bench.state, "node", "slow", 1.0)
+    monkeypatch.setattr(bench.serving.memory, "policy", Policy(seen))
+    for at_once in (0, 1):
+        bench.split(result("a"), running=(("slow", 0.0), ("slow", 0.0)), at_once=at_once)
+    beside, in_turn = [each.returns.usual_s for each in seen if each.returns is not None and each.returns.usual_s]
+    assert in_turn == pytest.approx(2 * beside)
+
+
 def test_the_rule_waits_for_what_ends_together_and_longer_where_nothing_is_known() -> None:
     (action,) = WarmSplit().decide(event(4.0))
     assert (action.verb, action.graph, action.stage, action.next_of) == (Verb.WARM, "g", "s", "c")
@@ -209,6 +220,18 @@ def test_the_rule_waits_for_what_ends_together_and_longer_where_nothing_is_known
 def test_it_is_in_the_default_and_heeds_one_event_only() -> None:
     assert [type(rule) for rule in rules_for(default(), EventKind.TOOL_ENDED)] == [WarmSplit]
     assert {EventKind.TOOL_ENDED} == WarmSplit.KINDS
+
+
+class Policy:
+    """Notes what it is asked about tools that ended."""
+
+    def __init__(self, seen: list[CacheEvent]) -> None:
+        self._seen = seen
+
+    def decide(self, event: CacheEvent) -> tuple[CacheAction, ...]:
+        if event.kind is EventKind.TOOL_ENDED:
+            self._seen.append(event)
+        return ()
 
 
 # How long tools still run
@@ -239,6 +262,21 @@ def test_the_last_of_several_counts() -> None:
     both = book.rest([("slow", 0.0), ("slower", 0.0), ("unknown", 0.0)]).usual_s
     assert both == book.rest([("slower", 0.0)]).usual_s and both is not None and 5.0 < both < 10.0
     assert book.rest([]) == Returns()
+
+
+def test_tools_that_run_one_after_the_other_take_the_sum_of_what_is_to_come() -> None:
+    book = book_of(*[1.0] * 4)
+    slow = book.rest([("slow", 0.0)]).usual_s
+    late = book.rest([("slow", 0.5)]).usual_s
+    assert slow is not None and late is not None and late < slow
+    to_come = [("slow", 0.0)] * 3
+    assert book.rest(to_come, 1).usual_s == pytest.approx(3 * slow)
+    assert book.rest(to_come, 2).usual_s == pytest.approx(2 * slow), "two, and then the third"
+    assert book.rest(to_come, 3) == book.rest(to_come, 9) == book.rest(to_come) == book.rest(to_come[:1])
+    assert book.rest([("slow", 0.5), *to_come[:1]], 1).usual_s == pytest.approx(late + slow), "one runs already"
+    began = book.rest([("slow", 0.0), ("slow", 0.5)], 1).usual_s
+    assert began == pytest.approx(max(slow, late)), "one that began before its turn runs beside those before it"
+    assert book.rest([("slow", 0.0), ("unknown", 0.0)], 1).usual_s == slow, "and longer, but nothing says how much"
 
 
 def test_the_rest_is_no_more_than_the_longest_seen() -> None:

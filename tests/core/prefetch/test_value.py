@@ -12,6 +12,7 @@ from orla_lg.core.cache.verification import ExpectedTokens, OrderBook
 from orla_lg.core.call import Ask
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
+from orla_lg.core.engine.speed import NO_SPEED, Speed, SpeedMeter
 from orla_lg.core.prefetch.book import PrefetchBook, SkipReason, WarmUp
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.prefetch.value import PrefetchRequest, PrefetchValue
@@ -34,11 +35,12 @@ class Engine:
         self.health = SimpleNamespace(
             can=lambda capability: True, state=lambda: Circuit.CLOSED, probe=SimpleNamespace(incarnation="1")
         )
-        self.pace = SimpleNamespace(speed=SimpleNamespace(prefill_tokens_per_s=1000.0))
+        self.pace = SpeedMeter()
+        self.pace.speed = Speed(prefill_tokens_per_s=1000.0)
 
-    def why_not(self, load: EngineStats | None = None) -> SkipReason | None:
+    def why_not(self, load: EngineStats | None = None, request: PrefetchRequest = REQUEST) -> SkipReason | None:
         fake: Any = self
-        return PrefetchValue(fake, lambda: 0.0, WarmUp(), PrefetchBook()).why_not(REQUEST, PROMPT, load)
+        return PrefetchValue(fake, lambda: 0.0, WarmUp(), PrefetchBook()).why_not(request, PROMPT, load)
 
 
 def test_what_calls_did_not_find_is_taken_to_be_gone() -> None:
@@ -61,3 +63,13 @@ def test_calls_of_others_are_held_up_too() -> None:
     assert Engine(missing=1000.0).why_not(EngineStats(running=0)) is None
     assert Engine(missing=1000.0).why_not(EngineStats(running=4)) is SkipReason.NOT_WORTH
     assert Engine(missing=1000.0, in_flight=2).why_not(EngineStats(running=2)) is None, "these are our own"
+
+
+def test_a_fast_engine_prefills_split_prompts_in_short_waits_though_it_reports_no_timings() -> None:
+    engine, wait = Engine(missing=1000.0), PrefetchRequest("w", ("g", "s"), 1.0, 0.5, next_of="c")
+    engine.pace.speed = NO_SPEED
+    assert engine.why_not(request=wait) is SkipReason.SHORT_WAIT, "1,000 tokens a second are assumed"
+    for fresh, completion in [(800, 60), (1500, 120), (3000, 60), (1500, 60), (4500, 180), (7500, 60)]:
+        seconds = fresh / 4000 + completion / 30
+        engine.pace.note(service_s=seconds, prefill_s=None, fresh_tokens=fresh, completion_tokens=completion)
+    assert engine.why_not(request=wait) is None

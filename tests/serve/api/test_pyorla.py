@@ -553,6 +553,10 @@ def test_tags_and_tools_of_an_execute_are_checked(daemon: Daemon) -> None:
     client.add_policy(AccessPolicy("no add", ["team:blue"], ["tool:add"], "deny"))
     with pytest.raises(OrlaError, match="reds"):
         client.execute(ExecuteRequest("light", prompt="x", tags={"team": "red"}))
+    client.add_policy(AccessPolicy("jane", ["user:Jane Doe"], ["backend:light"], "deny"))
+    with pytest.raises(OrlaError, match="jane"):
+        client.execute(ExecuteRequest("light", prompt="x", tags={"user": "Jane Doe"}))
+    assert not client.check_access({"user": "Jane Doe"}, backend="light")[0]
     stage = daemon.stage(tags={"team": "blue"})
     assert stage.execute("x").content
     stage.add_tool(ADD)

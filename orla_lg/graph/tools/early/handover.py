@@ -58,7 +58,11 @@ class Handover(NamedTuple):
             self._done()
             return True
         self.given_up()
-        if start.needs_its_place and start.tools is not None and start.tools.leave_out(start.tool):
+        if (
+            start.needs_its_place
+            and start.tools is not None
+            and start.tools.leave_out(start.tool, LeftOut.NEEDS_ITS_PLACE)
+        ):
             self.core.early.left_out(LeftOut.NEEDS_ITS_PLACE)
         return False
 
@@ -167,7 +171,7 @@ def _async(original: Any) -> Any:
                 try:
                     await _aended(turn.start)
                 except asyncio.CancelledError:
-                    turn.core.early.left_waiting()
+                    turn.core.early.left_waiting(turn.start)
                     raise
                 if turn.is_result():
                     return turn.start.outcome.result()

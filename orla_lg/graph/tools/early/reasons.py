@@ -23,6 +23,31 @@ class DropReason(StrEnum):
     CLOSED = "closed"
 
 
+class NotBegun(StrEnum):
+    """Why a tool that an answer asks for did not begin before its turn; ``Late`` has why of its whole answer."""
+
+    NOT_DECLARED = "not_declared"
+    UNSEEN = "unseen"
+    """It is declared safe, and no node was seen yet to run a tool of that name."""
+    APPROVED = "approved"
+    """Its calls are approved first."""
+    NEEDS_ITS_PLACE = "needs_its_place"
+    """It is called with what is injected there, or asked for what is there only."""
+    UNUSED = "unused"
+    FAILING = "failing"
+    """As ``LeftOut``."""
+    SEVERAL = "several"
+    """Several tools have its name, and which one is meant does not show."""
+    ARGUMENTS = "arguments"
+    """They are not valid."""
+    NO_LOOP = "no_loop"
+    """It is a coroutine only, and the model was not called in a loop."""
+    NO_ROOM = "no_room"
+    """So many run, or wait, that it found no thread."""
+    UNHEARD = "unheard"
+    """Its call was not heard before the answer ended."""
+
+
 class LeftOut(StrEnum):
     """Why a tool is not started early any more."""
 

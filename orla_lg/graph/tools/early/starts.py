@@ -106,6 +106,17 @@ class EarlyStart:
         self.is_certain = False
         """The whole answer asks for its call."""
 
+    @property
+    def ran_s(self) -> float:
+        """For how many seconds the body runs or ran; 0 before it began."""
+        return (self.ended_s or time.monotonic()) - self.began_s if self.began_s else 0.0
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the body was kept from beginning, was cancelled or raised, so that the tool runs in its place."""
+        outcome = self.outcome
+        return outcome.cancelled() or (outcome.done() and outcome.exception() is not None)
+
     def run(self, body: Callable[[], Any]) -> None:
         """Run a body in this thread."""
         if not self.outcome.set_running_or_notify_cancel():
@@ -161,6 +172,8 @@ class EarlyStarts:
     """All early starts of one ``Orla``. Any thread may call, the collector too."""
 
     def __init__(self) -> None:
+        self.hears: Callable[[EarlyStart, str], None] | None = None
+        """Called for each start whose result no call got, and why; by the collector too."""
         self._begin()
         self._closed = False
 
@@ -177,6 +190,11 @@ class EarlyStarts:
         self._hidden_s = 0.0
         self._offered = 0
         self._dropped, self._left_out, self._late = Counter[str](), Counter[str](), Counter[str]()
+
+    def _in_vain(self, starts: Iterable[EarlyStart], why: str) -> None:
+        if self.hears is not None:
+            for start in starts:
+                self.hears(start, why)
 
     @property
     def is_idle(self) -> bool:
@@ -287,11 +305,13 @@ class EarlyStarts:
                 self._twice += 1
             else:
                 self._dropped[DropReason.NOT_BEGUN.value] += 1
+        self._in_vain([start], "failed" if start.began_s else DropReason.NOT_BEGUN)
 
-    def left_waiting(self) -> None:
+    def left_waiting(self, start: EarlyStart) -> None:
         """Count a start whose call was cancelled while it waited for the result."""
         with self._lock:
             self._dropped[DropReason.CANCELLED.value] += 1
+        self._in_vain([start], DropReason.CANCELLED)
 
     def drop(self, starts: Iterable[EarlyStart], why: DropReason, *, is_unused: bool = False) -> None:
         """Drop those of *starts* that wait, and cancel what can be cancelled.
@@ -307,6 +327,7 @@ class EarlyStarts:
         if dropped:
             with self._lock:
                 self._dropped[str(why)] += len(dropped)
+            self._in_vain(dropped, why)
         if is_unused:
             self._learn([start for start in dropped if start.is_certain])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -17,7 +17,8 @@ from orla_lg.graph.tools.declared import SafeTools, ToolPlace
 from orla_lg.graph.tools.early.arguments import apart, are_said_alike
 from orla_lg.graph.tools.early.fitness import ARUN, RUN
 from orla_lg.graph.tools.early.handover import tell
-from orla_lg.graph.tools.early.reasons import DropReason
+from orla_lg.graph.tools.early.noted import note_not_begun
+from orla_lg.graph.tools.early.reasons import DropReason, NotBegun
 from orla_lg.graph.tools.early.running import EARLY, enter, namespace_of
 from orla_lg.graph.tools.early.starts import AskingCall, EarlyStart, around_of
 from orla_lg.graph.tools.split.split_watch import SplitWatch
@@ -33,8 +34,12 @@ def watch_for(core: Core, come_from: Origin, inflight: InFlightCall, body: Mappi
         return None
     asking = AskingCall(inflight.call.id, identity.run, identity.stage, identity.namespace, identity.step)
     _drop_outdated(core, asking)
-    watch = ToolWatch(core, tools, asking) if tools.offered(body, identity.stage) else None
-    return SplitWatch(core.next_prompts, core.serving, inflight, watch) if tools.splits else watch
+    heeds = bool(tools.offered(body, identity.stage))
+    notes = core.serving.journal is not None and bool(body.get("tools"))
+    watch = ToolWatch(core, tools, asking, heeds=heeds) if heeds or notes else None
+    if not tools.splits:
+        return watch
+    return SplitWatch(core.next_prompts, core.serving, inflight, watch, tuple if watch is None else watch.starts)
 
 
 def _drop_outdated(core: Core, asking: AskingCall) -> None:
@@ -56,13 +61,17 @@ class ToolWatch:
         core: What serves the call.
         tools: What is safe in its graph.
         asking: The call.
+        heeds: Whether it offers a safe tool; if not, only why no tool began is noted.
     """
 
-    wants_calls = True
     wants_message = True
     """The calls of the whole answer alone are certain."""
 
-    def __init__(self, core: Core, tools: SafeTools, asking: AskingCall) -> None:
+    def __init__(self, core: Core, tools: SafeTools, asking: AskingCall, *, heeds: bool = True) -> None:
+        self.wants_calls = heeds
+        self._late: Late | None = None
+        self._missed: dict[str, NotBegun] = {}
+        """By tool, why a call of it that was heard did not begin."""
         self._core = core
         self._tools = tools
         self._asking = asking
@@ -77,10 +86,16 @@ class ToolWatch:
             if start.is_answered and start.asking.namespace == asking.namespace
         ]  # fmt: skip
         """For calls of earlier answers to this execution of the node: it may be retried."""
-        core.early.offered()
+        if heeds:
+            core.early.offered()
+
+    def starts(self) -> Sequence[EarlyStart]:
+        """Return what was started for this attempt's answer, dropped since or not."""
+        return self._started
 
     def comes_late(self, why: Late) -> None:
         """Count an attempt whose tools cannot begin before it ends."""
+        self._late = why
         self._core.early.comes_late(why)
 
     def begins(self) -> None:
@@ -93,7 +108,10 @@ class ToolWatch:
         try:
             place = self._tools.place(call.name, self._asking.stage)
             said = None if place is None else json.loads(call.arguments or "{}")
-            if place is None or not isinstance(said, dict):
+            if place is None:
+                return
+            self._missed[call.name] = NotBegun.ARGUMENTS
+            if not isinstance(said, dict):
                 return
             if not self._goes_on(place, said):
                 self._start(place, said, call)
@@ -115,9 +133,9 @@ class ToolWatch:
         tool, loop = place.tool, self._loop
         kind = next(kind for kind in RUN if isinstance(tool, kind))
         is_async = loop is not None and getattr(tool, "coroutine", None) is not None
-        if not is_async and getattr(tool, "func", None) is None:
-            return  # a coroutine, and the request is made in a thread
-        if is_async and asyncio._get_running_loop() is not loop:
+        no_loop = is_async and asyncio._get_running_loop() is not loop
+        if no_loop or (not is_async and getattr(tool, "func", None) is None):
+            self._missed[call.name] = NotBegun.NO_LOOP  # a coroutine, and the request is made in a thread
             return
         validated = tool._to_args_and_kwargs(dict(said), None)
         namespace = namespace_of(place, self._asking.namespace)
@@ -132,6 +150,7 @@ class ToolWatch:
         begun = self._core.early.begin(
             start, body, self._context.copy(), loop if is_async else None, self._core.serving.background
         )
+        self._missed[call.name] = NotBegun.NO_ROOM
         if begun:
             self._started.append(start)
             tell(self._core, Happening.TOOL_BEGAN_EARLY, start)
@@ -151,8 +170,17 @@ class ToolWatch:
                     changed.append(start)
             self._core.early.drop([*changed, *self._broken], DropReason.CHANGED)
             self._broken = []
+            if self._core.serving.journal is not None:
+                for name, _ in called:  # those that no start is for
+                    self._note(str(name))
+            self._late, self._missed = None, {}
         except Exception:
             log.debug("an answer's tool calls cannot be read", exc_info=True)
+
+    def _note(self, name: str) -> None:
+        """Note why a tool that the answer asks for did not begin."""
+        why = self._tools.why_not(name, self._asking.stage) or self._missed.get(name) or self._late
+        note_not_begun(self._core.serving, self._asking, name, why or NotBegun.UNHEARD)
 
 
 def _calls_of(message: Mapping[str, Any]) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from orla_lg.core.call import Ask
+from orla_lg.graph.tools.early.arguments import are_said_alike
+from orla_lg.graph.tools.early.starts import EarlyStart
 
 
 class Differs(StrEnum):
@@ -40,6 +42,17 @@ class ToolRun:
     written_chars: int = 0
     part: str = ""
     """What is there of its result, and stays."""
+    early: EarlyStart | None = None
+    """Its start before its turn, where there is one."""
+
+    def ran_s(self, now: float) -> float | None:
+        """Return for how many seconds it runs, 0 if it is to begin; ``None``: its result is there."""
+        if self.ended:
+            return None
+        in_place_s = 0.0 if self.run is None else now - self.since_s
+        if self.early is None or self.early.came_to_nothing:
+            return in_place_s
+        return None if self.early.ended_s else max(in_place_s, self.early.ran_s)
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +73,9 @@ class AwaitedPrompt:
     tools: list[ToolRun] = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Held while what is certain is passed on, so that less never follows on more."""
+    at_once: int = 1
+    """How many of the tools were seen to run beside each other in their places; before that, how many of the stage's
+    answers before."""
     kept: bool | None = None
     """Whether the core keeps it; ``None``: it does not know of it yet."""
     passed: tuple[int, int] = (0, 0)
@@ -79,7 +95,20 @@ class AwaitedPrompt:
 
     def running(self, now: float) -> list[tuple[str, float]]:
         """Return the tools that did not end, by name and for how long they run; those to come run for 0 s."""
-        return [(each.name, 0.0 if each.run is None else now - each.since_s) for each in self.tools if not each.ended]
+        return [(each.name, ran_s) for each in self.tools if (ran_s := each.ran_s(now)) is not None]
+
+    def started(self) -> None:
+        """Note that one of the tools started."""
+        self.at_once = max(self.at_once, sum(each.run is not None and not each.ended for each in self.tools))
+
+    def began_early(self, starts: Iterable[EarlyStart]) -> None:
+        """Note which of the tools began before their turn."""
+        for start in starts:
+            for tool in self.tools:
+                alike = tool.name == start.tool.name and are_said_alike(start.said, tool.arguments)
+                if alike and tool.early is None:
+                    tool.early = start
+                    break
 
     def differs(self, ask: Ask) -> Differs | None:
         """Return in what a prompt is not the one that was awaited."""

@@ -10,7 +10,7 @@ stage whose prompts differ (its graph trims, summarises or rewrites messages) is
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.memory.events import SplitPrompt
 from orla_lg.core.prefetch.prompts import SplitStatistics
 from orla_lg.core.serving import Serving
+from orla_lg.graph.tools.early.starts import EarlyStart
 from orla_lg.graph.tools.split.as_written import answer_message, result_message
 from orla_lg.graph.tools.split.awaited_prompt import AwaitedPrompt, Differs, ToolRun, tools_of
 
@@ -61,6 +62,8 @@ class StageRecord:
     """That its graph gives to its answers (``create_agent(name=...)``)."""
     strangers: int = 0
     """Prompts since the last one that was awaited which were not, and did not seem to be."""
+    at_once: int = 1
+    """How many tools of one answer were seen to run beside each other."""
 
     def leave_alone(self, differs: Differs) -> None:
         """Await none of its prompts for a while."""
@@ -83,13 +86,17 @@ class NextPrompts:
 
     # Calls
 
-    def answered(self, serving: Serving, inflight: InFlightCall, message: Mapping[str, Any] | None) -> None:
+    def answered(
+        self, serving: Serving, inflight: InFlightCall, message: Mapping[str, Any] | None,
+        starts: Iterable[EarlyStart] = (),
+    ) -> None:  # fmt: skip
         """Note how a call was answered: compare its prompt with what was awaited, and await the next one.
 
         Args:
             serving: Serves it.
             inflight: The call, of a graph whose prompts are split.
             message: As in ``AnswerWatch.ends``.
+            starts: Of its tools, those that began before their turn.
         """
         call = inflight.call
         run, stage = call.identity.run, (call.standing.graph, call.identity.stage)
@@ -112,8 +119,10 @@ class NextPrompts:
             return
         sent = call.ask.within("").prefix
         awaited = AwaitedPrompt(
-            call.id, run, place, stage, call.identity.workflow, inflight.backend, sent, answer, tools
-        )
+            call.id, run, place, stage, call.identity.workflow, inflight.backend, sent, answer, tools,
+            at_once=1 if record is None else record.at_once,
+        )  # fmt: skip
+        awaited.began_early(starts)
         with self._lock:
             self._awaited[call.id] = self._by_run.setdefault(run, {})[call.id] = awaited
             while len(self._awaited) > KEEP_AWAITED:
@@ -186,6 +195,7 @@ class NextPrompts:
                     if alike and (tool.run is None or (tool.ended and tool.result is None)):
                         tool.run, tool.since_s, tool.ended = tool_run, serving.clock(), False
                         self._tools[tool_run] = awaited, tool
+                        self._note_at_once(awaited)
                         break
                 else:
                     continue
@@ -194,6 +204,13 @@ class NextPrompts:
                 return
         if awaited.kept is None:
             self._pass_on(serving, awaited)
+
+    def _note_at_once(self, awaited: AwaitedPrompt) -> None:
+        """Learn whether a stage's node runs its tools beside each other or one by one."""
+        awaited.started()
+        record = self._stages.get(awaited.stage)
+        if awaited.at_once > (1 if record is None else record.at_once):
+            self._record(awaited.stage).at_once = awaited.at_once
 
     def tool_ended(self, serving: Serving, tool_run: Any, output: Any = None) -> None:
         """Note that a tool ended, with its *output*, or without any."""
@@ -243,7 +260,7 @@ class NextPrompts:
                 run,
                 SplitPrompt(
                     awaited.call, awaited.workflow, awaited.backend, awaited.stage, messages, len(messages) - 1,
-                    running, partly=bool(part),
+                    running, partly=bool(part), at_once=awaited.at_once,
                 ),
             )  # fmt: skip
 

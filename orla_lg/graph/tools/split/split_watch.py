@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.serving import Serving
+from orla_lg.graph.tools.early.starts import EarlyStart
 from orla_lg.graph.tools.split.next_prompt import NextPrompts
 from orla_lg.wires.watching import AnswerWatch, HeardToolCall, Late
 
@@ -19,19 +20,22 @@ class SplitWatch:
         serving: Serves the call.
         inflight: The call.
         inner: Hears the answer too.
+        starts: Returns what *inner* started.
     """
 
     wants_message = True
     """The answer's message is needed, whatever it brings."""
 
     def __init__(
-        self, next_prompts: NextPrompts, serving: Serving, inflight: InFlightCall, inner: AnswerWatch | None = None
-    ) -> None:
+        self, next_prompts: NextPrompts, serving: Serving, inflight: InFlightCall, inner: AnswerWatch | None = None,
+        starts: Callable[[], Sequence[EarlyStart]] = tuple,
+    ) -> None:  # fmt: skip
         self._next_prompts = next_prompts
         self._serving = serving
         self._inflight = inflight
         self._inner = inner
-        self.wants_calls = inner is not None
+        self._starts = starts
+        self.wants_calls = inner is not None and inner.wants_calls
         """Whether tool calls are of use before the answer ends."""
 
     def comes_late(self, why: Late) -> None:
@@ -53,4 +57,4 @@ class SplitWatch:
         """Have the prompt awaited that follows on this answer."""
         if self._inner is not None:
             self._inner.ends(message)
-        self._next_prompts.answered(self._serving, self._inflight, message)
+        self._next_prompts.answered(self._serving, self._inflight, message, self._starts())

@@ -33,6 +33,7 @@ class ExecuteEndpoint(CallEndpoint):
     def __init__(self, gateway: Gateway, posted: PostedThings) -> None:
         super().__init__(gateway, ExecuteWire())
         self._posted = posted
+        self._guard = gateway.serving.guard
         self._stages = StageEffects(posted.reloader)
 
     def wire_of(self, scope: Scope, call_id: str) -> Wire:
@@ -77,10 +78,13 @@ class ExecuteEndpoint(CallEndpoint):
         return bounds
 
     def arrived(self, request: GatewayRequest, inflight: InFlightCall, session: CallerSession | None) -> None:
-        """Have the answer know its call, and the session what becomes of its cache."""
+        """Have the answer know its call, policies its tags and skill, and the session what becomes of its cache."""
         assert isinstance(request.wire, ExecuteWire)
         request.wire.inflight = inflight
-        if (skill := request.body.get("skill_id")) and (access := inflight.call.access) is not None:
-            inflight.call.access = replace(access, skill=skill)
+        if (access := inflight.call.access) is not None:
+            caller, tags = request.caller, request.body.get("tags") or {}
+            # The gateway's own tags have letters that any log can carry; to v1's policies they are what is written.
+            subject = self._guard.subject_of(caller.tags, tags, trusted=caller.key_id is None)
+            inflight.call.access = replace(access, subject=subject, skill=request.body.get("skill_id") or None)
         if session is not None and (flushes := execute.flushes(request.body)) is not None:
             session.flushes = flushes

@@ -9,6 +9,7 @@ from typing import Any
 
 from orla_lg.errors import shown
 from orla_lg.serve.gateway.answers import RequestRefused
+from orla_lg.serve.gateway.identity import MAX_NAME_CHARS, MAX_TAGS
 from orla_lg.wires.reading import is_number
 from orla_lg.wires.wire import Body
 
@@ -104,9 +105,12 @@ def checked_labels(body: Body) -> None:
     tags = body.get("tags") or {}
     if not isinstance(tags, Mapping):
         raise _refused("tags", "an object", tags)
+    if len(tags) > MAX_TAGS:
+        raise RequestRefused(400, f"there are at most {MAX_TAGS} tags, got {len(tags)}")
     for key, value in tags.items():
-        if not isinstance(value, str):
-            raise _refused(f"tags.{key:.60}", "a text", value)
+        if not (isinstance(value, str) and len(key) + len(value) <= MAX_NAME_CHARS):
+            most = f"a text, of at most {MAX_NAME_CHARS} characters with its name"
+            raise _refused(f"tags.{key:.60}", most, value)
 
 
 def checked_names(field: str, said: Any) -> list[str]:

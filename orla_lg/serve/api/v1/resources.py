@@ -20,7 +20,7 @@ from orla_lg.serve.api.v1.request import checked_labels, checked_names
 from orla_lg.serve.api.v1.skills import NOT_REGISTERED, bounds_of
 from orla_lg.serve.gateway.answers import RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
-from orla_lg.serve.gateway.identity import safe_name, tag_text
+from orla_lg.serve.gateway.identity import safe_name
 from orla_lg.serve.gateway.sessions import SessionBook
 from orla_lg.serve.http.guard import CALLER
 from orla_lg.serve.posted.applying import PostedThings
@@ -84,7 +84,7 @@ class V1Resources:
 
     def _checked(self, caller: Caller, body: Mapping[str, Any]) -> Verdict:
         checked_labels(body)
-        tags = {tag_text(name) or "": tag_text(value) or "" for name, value in (body.get("tags") or {}).items()}
+        tags: Mapping[str, str] = body.get("tags") or {}
         labels = label_names("data_labels", body.get("data_labels") or ())
         backend, skill = _text(body, "backend"), _text(body, "skill_id")
         tools = checked_names("tools", body.get("tools") or ())

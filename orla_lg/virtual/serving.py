@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.background import Background
 from orla_lg.core.call import CHARS_PER_TOKEN, NO_HINTS, Ask, Chunk, Hints, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Capability, Directions, Probe, Support
@@ -26,8 +28,8 @@ from orla_lg.core.record import Record
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
 from orla_lg.errors import OrlaClosed
-from orla_lg.testing.virtual.clock import Timer, VirtualClock
-from orla_lg.testing.virtual.loop import VirtualLoop
+from orla_lg.virtual.clock import Timer, VirtualClock
+from orla_lg.virtual.loop import VirtualLoop
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -206,6 +208,7 @@ class VirtualServing(Generic[R]):
         admission: As for ``Orla``.
         keep_records: As for ``Orla``.
         warm_up: What warm-ups may take; ``None``: there are none.
+        records_file: As for ``Orla``; a line's ``at`` is the wall clock's, its shape's ``arrived_s`` virtual.
     """
 
     max_attempts = 3
@@ -223,6 +226,7 @@ class VirtualServing(Generic[R]):
         admission: bool = True,
         keep_records: int = 1_000_000,
         warm_up: WarmUp | None = None,
+        records_file: Path | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self._runner = asyncio.Runner(loop_factory=lambda: VirtualLoop(self.clock))
@@ -239,6 +243,7 @@ class VirtualServing(Generic[R]):
             memory=memory_policy(memory),
             admission=admission,
             keep_records=keep_records,
+            journal=None if records_file is None else Journal(records_file),
             warm_up=warm_up,
             clock=self.clock,
             background=VirtualBackground(loop),

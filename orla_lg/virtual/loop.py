@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from math import inf
 from typing import Any, ParamSpec, TypeVar
 
-from orla_lg.testing.virtual.clock import VirtualClock
+from orla_lg.virtual.clock import VirtualClock
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -1,0 +1,220 @@
+"""An engine in numbers, found in the records of calls that it served beside one another.
+
+First a least-squares fit: how long a call's tokens took, by what the engine did meanwhile for all calls. Then the
+unchanged setting is simulated, and prefill and decode are scaled until their sums are those that were recorded: what
+calls waited for inside the engine, which no record tells apart, is in those sums.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import exp, gcd, log
+from statistics import fmean, median
+
+from orla_lg.errors import ConfigError
+from orla_lg.replay.seen import SeenCall
+from orla_lg.replay.simulation import Played, with_scaled
+from orla_lg_sim.fit import Sample, fit
+from orla_lg_sim.parameters import EngineParameters
+
+LEAST_CALLS = 8
+"""Streamed calls that a calibration needs."""
+
+MOST_CALLS = 1_500
+"""Calls that the fit looks at, evenly taken; more say little more."""
+
+MOST_BLOCKS = 1_000_000
+LEAST_BLOCK_TOKENS, USUAL_BLOCK_TOKENS, MOST_BLOCK_TOKENS = 8, 16, 512
+USUAL_RUNNING, USUAL_BATCH_TOKENS = 256, 8_192
+"""vLLM's defaults, where nothing is said."""
+
+ROUNDS = 8
+CLOSE = 0.01
+STEP = 0.8
+"""Of what is missing in a round's logarithm, so much is made good: the load answers to the speed."""
+
+FARTHEST = 3.0
+"""Samples of the fit that are off by more than so many times the median are left out: calls that waited inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """An engine's numbers and how they came about."""
+
+    parameters: EngineParameters
+    calls: int
+    """So many streamed calls it was fitted to; 0: it was given."""
+
+
+def block_tokens_in(calls: Sequence[SeenCall]) -> int:
+    """Return the size of a cache's blocks: what all counts of cached tokens are multiples of."""
+    found = reduce(gcd, {call.cached_tokens for call in calls if call.cached_tokens}, 0)
+    return found if LEAST_BLOCK_TOKENS <= found <= MOST_BLOCK_TOKENS else USUAL_BLOCK_TOKENS
+
+
+def pool(calls: Sequence[SeenCall], kv_tokens: int | None, base: EngineParameters) -> EngineParameters:
+    """Return an engine with a pool of so many tokens; ``None``: with one in which all the calls' tokens have room.
+
+    No pool is larger than what all calls together could fill: what stands in a file must not size memory.
+    """
+    block = base.block_tokens
+    needed = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) + block for call in calls) // block + 2
+    wanted = needed if kv_tokens is None else kv_tokens // block
+    longest = max(((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls), default=1)
+    return replace(
+        base, kv_blocks=max(1, min(wanted, needed, MOST_BLOCKS)), context_tokens=max(base.context_tokens, longest)
+    )
+
+
+def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
+    """Return the numbers that explain best how long these calls of a backend took.
+
+    Raises:
+        ConfigError: Too few of them streamed.
+    """
+    streamed = [call for call in calls if call.first_s is not None and call.is_counted]
+    if len(streamed) < LEAST_CALLS:
+        raise ConfigError(
+            f"backend {name!r}: {len(streamed)} of its calls streamed and were counted, at least {LEAST_CALLS} are "
+            "needed to find out how fast its engine is; give --parameters FILE, as `orla-lg sim calibrate` writes it "
+            "of the live engine"
+        )
+    samples = _samples(streamed)
+    costs = fit(samples)
+    off = median(abs(sample.error(costs)) for sample in samples)
+    near = [sample for sample in samples if abs(sample.error(costs)) <= FARTHEST * max(off, 0.01)]
+    if len(near) >= LEAST_CALLS:
+        costs = fit(near)
+    if not any(costs.get(each) for each in ("step_s", "decode_sequence_s")):
+        costs["step_s"] = _pace_s(streamed)
+    if not costs.get("prefill_token_s"):
+        costs["prefill_token_s"] = 1e-6
+    usual = EngineParameters(
+        block_tokens=block_tokens_in(streamed), kv_blocks=1, context_tokens=1, max_running=USUAL_RUNNING,
+        max_batch_tokens=USUAL_BATCH_TOKENS, priority=False, prefill_attention_s=0.0,
+        step_s=costs.get("step_s", 0.0), decode_sequence_s=costs.get("decode_sequence_s", 0.0),
+        decode_context_s=costs.get("decode_context_s", 0.0), request_s=costs.get("request_s", 0.0),
+        prefill_token_s=costs["prefill_token_s"],
+    )  # fmt: skip
+    return Calibrated(usual, len(streamed))
+
+
+def _pace_s(calls: Sequence[SeenCall]) -> float:
+    paces = [
+        (call.ended_s - call.first_s) / (call.completion_tokens - 1)
+        for call in calls
+        if call.first_s is not None and call.completion_tokens and call.completion_tokens > 1
+    ]
+    return median(paces) if paces else 0.01
+
+
+class _Overlaps:
+    """What an engine did for all calls between two moments, on the mean."""
+
+    def __init__(self, calls: Sequence[SeenCall]) -> None:
+        self._calls = sorted(calls, key=lambda call: call.dispatched_s)
+        self._begins = [call.dispatched_s for call in self._calls]
+        self._longest_s = max(call.ended_s - call.dispatched_s for call in calls)
+
+    def between(self, begin_s: float, end_s: float) -> tuple[float, float, float]:
+        """Return the prefilled tokens, the mean number of decoding calls, and the mean of their contexts' sum."""
+        prefilled = decoding = context = 0.0
+        width_s = max(end_s - begin_s, 1e-9)
+        at = bisect_left(self._begins, begin_s - self._longest_s)
+        while at < len(self._calls) and self._begins[at] < end_s:
+            call = self._calls[at]
+            at += 1
+            first_s = call.first_s or call.ended_s
+            fresh = (call.prompt_tokens or 0) - (call.cached_tokens or 0)
+            took_s = first_s - call.dispatched_s
+            if took_s > 0:
+                prefilled += fresh * max(0.0, min(first_s, end_s) - max(call.dispatched_s, begin_s)) / took_s
+            part = max(0.0, min(call.ended_s, end_s) - max(first_s, begin_s)) / width_s
+            decoding += part
+            context += part * ((call.prompt_tokens or 0) + (call.completion_tokens or 0) / 2)
+        return prefilled, decoding, context
+
+
+def _samples(calls: Sequence[SeenCall]) -> list[Sample]:
+    overlaps = _Overlaps(calls)
+    every = max(1, len(calls) // MOST_CALLS)
+    made = []
+    for call in calls[::every]:
+        first_s, answer = call.first_s, call.completion_tokens or 1
+        assert first_s is not None
+        if (took_s := first_s - call.dispatched_s) > 1e-4:
+            prefilled, decoding, _ = overlaps.between(call.dispatched_s, first_s)
+            terms = {"request_s": 1.0, "step_s": 1.0, "prefill_token_s": max(1.0, prefilled),
+                     "decode_sequence_s": decoding}  # fmt: skip
+            made.append(Sample("first token", took_s, terms))
+        if answer > 1 and (took_s := call.ended_s - first_s) > 1e-4:
+            prefilled, decoding, context = overlaps.between(first_s, call.ended_s)
+            steps = answer - 1.0
+            terms = {"step_s": steps, "decode_sequence_s": steps * max(1.0, decoding),
+                     "decode_context_s": steps * context, "prefill_token_s": prefilled}  # fmt: skip
+            made.append(Sample("decode", took_s, terms))
+    return made
+
+
+def refined(
+    calibrated: Mapping[str, Calibrated], play: Callable[[Mapping[str, EngineParameters]], Sequence[Played]]
+) -> dict[str, Calibrated]:
+    """Return the numbers with which the unchanged setting takes as long as was recorded, in prefill and in decode.
+
+    Args:
+        calibrated: By backend, a fit; one that was given stays as it is.
+        play: Simulates the unchanged setting with these numbers.
+    """
+    now = {name: each.parameters for name, each in calibrated.items()}
+    best, least = now, float("inf")
+    for _ in range(ROUNDS):
+        ratios = {
+            name: (_ratio(mine, _ttft), _ratio(mine, _decode)) if calibrated[name].calls else (1.0, 1.0)
+            for name, mine in _by_backend(play(now), now).items()
+        }
+        missing = max((abs(log(ratio)) for pair in ratios.values() for ratio in pair), default=0.0)
+        if missing < least:
+            best, least = now, missing
+        if missing <= CLOSE:
+            break
+        now = {
+            name: with_scaled(
+                each, **{what: exp(STEP * log(ratio)) for what, ratio in zip(
+                    ("prefill", "decode"), ratios.get(name, (1.0, 1.0)), strict=True)}
+            )
+            for name, each in now.items()
+        }  # fmt: skip
+    return {name: replace(each, parameters=best[name]) for name, each in calibrated.items()}
+
+
+def _by_backend(played: Sequence[Played], names: Mapping[str, object]) -> dict[str, list[Played]]:
+    found: dict[str, list[Played]] = {name: [] for name in names}
+    for each in played:
+        seen = each.call.seen
+        if seen.first_s is not None and each.first_s is not None and seen.backend in found:
+            found[seen.backend].append(each)
+    return found
+
+
+def _ttft(first_s: float, begin_s: float, end_s: float) -> float:
+    return first_s - begin_s
+
+
+def _decode(first_s: float, begin_s: float, end_s: float) -> float:
+    return end_s - first_s
+
+
+def _ratio(played: Sequence[Played], part: Callable[[float, float, float], float]) -> float:
+    """Return by how much a part of these calls took longer on the engine than simulated, the queue left out."""
+    if not played:
+        return 1.0
+    real, ours = [], []
+    for each in played:
+        seen = each.call.seen
+        assert seen.first_s is not None and each.first_s is not None
+        real.append(part(seen.first_s, seen.dispatched_s, seen.ended_s))
+        ours.append(part(each.first_s, each.dispatched_s, each.ended_s))
+    return min(10.0, max(0.1, fmean(real) / fmean(ours))) if fmean(ours) > 0 and fmean(real) > 0 else 1.0

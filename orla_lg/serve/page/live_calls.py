@@ -1,0 +1,503 @@
+"""The open calls, tools and nodes of a core, by stage and by workflow, as its ``CallEvent`` values tell them.
+
+The book is filled while a page is open. What began before that is read from the queues and the open runs; a call that
+was at its engine then shows when it ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orla_lg.core.boundary.bounded_dict import BoundedDict
+from orla_lg.core.boundary.plain import shown
+from orla_lg.core.call import Call
+from orla_lg.core.identity import tenant_of, workflow_key, workflow_name
+from orla_lg.core.record import CallEvent, Happening, Record
+from orla_lg.core.workflow import RunState
+
+MOST_CALLS = 20_000
+"""So many open calls are followed one by one."""
+MOST_WORKFLOWS = 500
+"""The longest unseen without anything open goes first."""
+MOST_STAGES = 1_000
+MOST_RUNS = 5_000
+MOST_ENDS = 10_000
+"""Of so many calls the time of their end is kept; records do not have it."""
+MOST_TOOLS = 2_000
+MOST_SPANS = 300
+"""Of one workflow, shown at once: the newest."""
+MOST_CHARS = 120
+"""Of a name, and of an error's text."""
+
+OTHERS = "…"
+"""The stage that stands for those beyond ``MOST_STAGES``."""
+
+Row = list[Any]
+
+
+@dataclass(eq=False, slots=True)
+class StageSeen:
+    """One stage of one graph, and what is open in it now."""
+
+    number: int
+    graph: str
+    stage: str
+    waiting: int = 0
+    prefill: int = 0
+    decode: int = 0
+    tools: int = 0
+    inside: int = 0
+    """Executions of its node under way."""
+    done: int = 0
+    failed: int = 0
+
+    def row(self) -> Row:
+        """Return its number and its counts."""
+        return [
+            self.number, self.waiting, self.prefill, self.decode, self.tools, self.inside, self.done, self.failed,
+        ]  # fmt: skip
+
+
+@dataclass(eq=False, slots=True)
+class WorkflowSeen:
+    """One workflow, and what of it is open now."""
+
+    number: int
+    """Names it in requests: a name may be of any length."""
+    key: str
+    graph: str = ""
+    runs: dict[str, None] = field(default_factory=dict)
+    """Open now."""
+    waiting: int = 0
+    prefill: int = 0
+    decode: int = 0
+    tools: int = 0
+    calls: int = 0
+    """Ended, of those that are kept or were seen."""
+    failed: int = 0
+    last_s: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything of it is under way."""
+        return bool(self.runs or self.waiting or self.prefill or self.decode)
+
+    def row(self) -> Row:
+        """Return it as the page reads it."""
+        return [
+            self.number, shown(workflow_name(self.key), MOST_CHARS), shown(tenant_of(self.key), MOST_CHARS),
+            self.graph, list(self.runs)[:8], self.waiting, self.prefill, self.decode, self.tools, self.calls,
+            self.failed, round(self.last_s, 3),
+        ]  # fmt: skip
+
+
+@dataclass(eq=False, slots=True)
+class SpanSeen:
+    """One open call, or one tool; times are monotonic seconds."""
+
+    id: str
+    stage: StageSeen
+    workflow: WorkflowSeen
+    began_s: float
+    backend: str = ""
+    tool: str = ""
+    sent_s: float | None = None
+    first_s: float | None = None
+    ended_s: float | None = None
+    phase: str = ""
+    """``waiting``, ``prefill``, ``decode`` or ``tools``: the field that counts it; empty: none."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as the page reads it."""
+        return {
+            "id": self.id, "stage": self.stage.stage, "backend": self.backend, "tool": self.tool,
+            "began": _rounded(self.began_s), "sent": _rounded(self.sent_s), "first": _rounded(self.first_s),
+            "ended": _rounded(self.ended_s),
+        }  # fmt: skip
+
+
+@dataclass(eq=False, slots=True)
+class RunSeen:
+    """One open run."""
+
+    workflow: WorkflowSeen
+    graph: str
+    inside: Counter[str] = field(default_factory=Counter)
+    tools: list[SpanSeen] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenChanges:
+    """What is other than at the last look."""
+
+    new: list[StageSeen]
+    """Stages that were not seen before."""
+    stages: list[StageSeen]
+    workflows: list[WorkflowSeen]
+    gone: list[int]
+    """Numbers of workflows that are no longer followed."""
+    spans: Mapping[int, list[dict[str, Any]]]
+    """Of the workflows that are watched."""
+
+
+class LiveCalls:
+    """What is open now. Any thread may tell and ask.
+
+    Args:
+        run_of: Returns an open run by its id.
+    """
+
+    def __init__(self, run_of: Callable[[str], RunState | None]) -> None:
+        self._run_of = run_of
+        self._lock = threading.Lock()
+        self._stages: dict[tuple[str, str], StageSeen] = {}
+        self._workflows: OrderedDict[str, WorkflowSeen] = OrderedDict()
+        self._by_number: dict[int, WorkflowSeen] = {}
+        self._number = 0
+        self._runs: dict[str, RunSeen] = {}
+        self._calls: dict[str, SpanSeen] = {}
+        self._ends = BoundedDict[str, float](MOST_ENDS)
+        self._tools: deque[SpanSeen] = deque(maxlen=MOST_TOOLS)
+        self._tool_number = 0
+        self._new_stages: list[StageSeen] = []
+        self._changed_stages: dict[StageSeen, None] = {}
+        self._changed_workflows: dict[WorkflowSeen, None] = {}
+        self._gone: list[int] = []
+        self._changed_spans: dict[int, dict[str, dict[str, Any]]] = {}
+        """By workflow that is watched."""
+
+    # What is told
+
+    def heard(self, event: CallEvent) -> None:
+        """Take in an event: the listener of ``RecordBook.subscribe``."""
+        handle = _HANDLERS.get(event.kind)
+        if handle is not None:
+            with self._lock:
+                handle(self, event)
+
+    def _run_started(self, event: CallEvent) -> None:
+        if event.run is not None:
+            self._run(event.run, event)
+
+    def _run_ended(self, event: CallEvent) -> None:
+        known = None if event.run is None else self._runs.pop(event.run, None)
+        if known is None or event.run is None:
+            return
+        for stage, times in known.inside.items():
+            self._count(self._stage(known.graph, stage), "inside", -times)
+        for tool in known.tools:
+            self._end_tool(tool, event.at_s)
+        known.workflow.runs.pop(event.run, None)
+        self._touch(known.workflow, event.at_s)
+
+    def _node_entered(self, event: CallEvent) -> None:
+        self._node(event, 1)
+
+    def _node_left(self, event: CallEvent) -> None:
+        self._node(event, -1)
+
+    def _node(self, event: CallEvent, by: int) -> None:
+        run = self._run(event.run, event)
+        if run is not None and run.inside[event.stage] + by >= 0:
+            run.inside[event.stage] += by
+            self._count(self._stage(run.graph, event.stage), "inside", by)
+
+    def _tool_started(self, event: CallEvent) -> None:
+        run = self._run(event.run, event)
+        if run is None:
+            return
+        self._tool_number += 1
+        stage = self._stage(run.graph, event.stage)
+        tool = SpanSeen(f"tool-{self._tool_number}", stage, run.workflow, event.at_s, sent_s=event.at_s)
+        tool.tool = shown(event.detail or "tool", MOST_CHARS)
+        run.tools.append(tool)
+        self._tools.append(tool)
+        self._put(tool, "tools")
+
+    def _tool_ended(self, event: CallEvent) -> None:
+        run = self._runs.get(event.run or "")
+        if run is None:
+            return
+        name = shown(event.detail, MOST_CHARS)
+        mine = [tool for tool in run.tools if tool.stage.stage == shown(event.stage, MOST_CHARS)]
+        found = next((tool for tool in mine if tool.tool == name), mine[0] if mine else None)
+        if found is not None:
+            run.tools.remove(found)
+            self._end_tool(found, event.at_s)
+
+    def _end_tool(self, tool: SpanSeen, at_s: float) -> None:
+        tool.ended_s = at_s
+        self._put(tool, "")
+
+    def _queued(self, event: CallEvent) -> None:
+        call = self._call(event)
+        if call is not None:
+            call.sent_s = call.first_s = None
+            self._put(call, "waiting")
+
+    def _dispatched(self, event: CallEvent) -> None:
+        call = self._call(event)
+        if call is not None:
+            call.sent_s, call.first_s = event.at_s, None
+            self._put(call, "prefill")
+
+    def _first_token(self, event: CallEvent) -> None:
+        call = self._call(event)
+        if call is not None:
+            call.first_s = event.at_s
+            self._put(call, "decode")
+
+    def _finished(self, event: CallEvent) -> None:
+        record = event.record
+        if record is None:
+            return
+        call = self._calls.pop(record.id, None)
+        self._ends.set(record.id, event.at_s)
+        if call is None:
+            graph = self._graph_of(event)
+            workflow, stage = self._workflow(record.key, graph, event.at_s), self._stage(graph, event.stage)
+        else:
+            workflow, stage = call.workflow, call.stage
+            self._put(call, "", tells=False)
+        workflow.calls += 1
+        workflow.failed += record.error is not None
+        self._touch(workflow, event.at_s)
+        self._count(stage, "done", 1)
+        self._count(stage, "failed", int(record.error is not None))
+        if (spans := self._changed_spans.get(workflow.number)) is not None:
+            spans[record.id] = span_of(record, event.at_s)
+
+    # What began before
+
+    def seed(self, runs: Iterable[RunState], waiting: Iterable[tuple[str, Call]], records: Iterable[Record]) -> None:
+        """Take in what was there before the first event: open runs, calls in backends' queues, kept records."""
+        with self._lock:
+            for record in records:
+                workflow = self._workflow(record.key, "", 0.0)
+                workflow.calls += 1
+                workflow.failed += record.error is not None
+            for run in runs:
+                seen = self._known_run(run)
+                if seen is not None and not seen.inside:
+                    for stage in run.stages():
+                        seen.inside[stage] += run.now_in[stage]
+                        self._count(self._stage(seen.graph, stage), "inside", run.now_in[stage])
+            for backend, call in waiting:
+                is_known = call.id in self._calls or self._ends.get(call.id) is not None
+                if is_known or len(self._calls) >= MOST_CALLS:
+                    continue
+                who = call.identity
+                graph = self._runs[who.run].graph if who.run in self._runs else call.standing.graph
+                workflow = self._workflow(who.workflow, graph, call.arrived_s)
+                span = SpanSeen(call.id, self._stage(graph, who.stage), workflow, call.arrived_s, backend)
+                self._calls[call.id] = span
+                self._put(span, "waiting")
+
+    def waiting(self) -> Counter[str]:
+        """Return how many calls are believed to wait at each backend."""
+        with self._lock:
+            return Counter(call.backend for call in self._calls.values() if call.phase == "waiting")
+
+    def keep_waiting(self, backend: str, ids: set[str]) -> None:
+        """Let go of calls that no longer wait at a backend: one that is taken back ends without an event."""
+        with self._lock:
+            for call in [each for each in self._calls.values() if each.phase == "waiting"]:
+                if call.backend == backend and call.id not in ids:
+                    del self._calls[call.id]
+                    self._put(call, "")
+
+    # What is asked
+
+    def take(self, *, workflows: bool = True) -> SeenChanges:
+        """Return what changed since the last look; without *workflows* their changes are kept for a later one."""
+        with self._lock:
+            rows, gone = (list(self._changed_workflows), self._gone) if workflows else ([], [])
+            found = SeenChanges(
+                self._new_stages, list(self._changed_stages), rows, gone,
+                {number: list(spans.values()) for number, spans in self._changed_spans.items() if spans},
+            )  # fmt: skip
+            self._new_stages, self._changed_stages = [], {}
+            if workflows:
+                self._changed_workflows, self._gone = {}, []
+            for spans in self._changed_spans.values():
+                spans.clear()
+            return found
+
+    def all_now(self) -> tuple[list[StageSeen], list[WorkflowSeen]]:
+        """Return all stages and workflows."""
+        with self._lock:
+            return list(self._stages.values()), list(self._workflows.values())
+
+    def watch(self, numbers: Iterable[int]) -> None:
+        """Note changes of spans of these workflows from now on, and of no others."""
+        with self._lock:
+            self._changed_spans = {number: self._changed_spans.get(number, {}) for number in numbers}
+
+    def spans(self, number: int, records: Iterable[Record]) -> list[dict[str, Any]] | None:
+        """Return the newest spans of a workflow; ``None`` where it is not known.
+
+        Args:
+            number: Of the workflow.
+            records: Those that are kept, the oldest first.
+        """
+        with self._lock:
+            workflow = self._by_number.get(number)
+            if workflow is None:
+                return None
+            ends = dict(self._ends.items())
+            open_now = [call.as_dict() for call in self._calls.values() if call.workflow is workflow]
+            tools = [tool.as_dict() for tool in self._tools if tool.workflow is workflow]
+        kept = [span_of(record, ends.get(record.id)) for record in records if record.key == workflow.key]
+        return [*kept[-MOST_SPANS:], *tools[-MOST_SPANS:], *open_now[-MOST_SPANS:]]
+
+    def number_of(self, name: str, tenant: str | None) -> int | None:
+        """Return the number of a workflow that is followed."""
+        with self._lock:
+            known = self._workflows.get(workflow_key(name, tenant))
+            return None if known is None else known.number
+
+    # Under the lock
+
+    def _call(self, event: CallEvent) -> SpanSeen | None:
+        if event.call is None or self._ends.get(event.call) is not None:
+            return None
+        call = self._calls.get(event.call)
+        if call is None:
+            if len(self._calls) >= MOST_CALLS:
+                return None
+            graph = self._graph_of(event)
+            workflow = self._workflow(workflow_key(event.workflow, event.tenant), graph, event.at_s)
+            if event.run is not None and event.run in self._runs:
+                self._belongs(event.run, self._runs[event.run], workflow)
+            stage = self._stage(graph, event.stage)
+            call = self._calls[event.call] = SpanSeen(event.call, stage, workflow, event.at_s)
+        call.backend = event.backend or ""
+        return call
+
+    def _belongs(self, run_id: str, run: RunSeen, workflow: WorkflowSeen) -> None:
+        """Let a run be of its call's workflow: whose tenant it is may show with its first call only."""
+        before = run.workflow
+        if before is not workflow:
+            before.runs.pop(run_id, None)
+            run.workflow, workflow.runs[run_id] = workflow, None
+            if before.is_open or before.calls:
+                self._touch(before, before.last_s)
+            else:
+                self._forget(before)
+
+    def _graph_of(self, event: CallEvent) -> str:
+        run = self._run(event.run, event)
+        return "" if run is None else run.graph
+
+    def _run(self, run_id: str | None, event: CallEvent) -> RunSeen | None:
+        known = None if run_id is None else self._runs.get(run_id)
+        if known is not None or run_id is None:
+            return known
+        state = self._run_of(run_id)
+        return None if state is None else self._known_run(state, event.at_s)
+
+    def _known_run(self, state: RunState, at_s: float = 0.0) -> RunSeen | None:
+        known = self._runs.get(state.id)
+        if known is None and len(self._runs) < MOST_RUNS:
+            graph = shown(state.trace.graph, MOST_CHARS)
+            workflow = self._workflow(state.workflow, graph, at_s)
+            workflow.runs[state.id] = None
+            known = self._runs[state.id] = RunSeen(workflow, graph)
+        return known
+
+    def _workflow(self, key: str, graph: str, at_s: float) -> WorkflowSeen:
+        known = self._workflows.get(key)
+        if known is None:
+            self._number += 1
+            known = self._workflows[key] = self._by_number[self._number] = WorkflowSeen(self._number, key)
+            self._make_room()
+        known.graph = graph or known.graph
+        self._touch(known, at_s)
+        return known
+
+    def _make_room(self) -> None:
+        if len(self._workflows) <= MOST_WORKFLOWS:
+            return
+        oldest = next((each for each in self._workflows.values() if not each.is_open), None)
+        if oldest is None:
+            oldest = next(iter(self._workflows.values()))
+        self._forget(oldest)
+
+    def _forget(self, workflow: WorkflowSeen) -> None:
+        if self._by_number.pop(workflow.number, None) is not None:
+            del self._workflows[workflow.key]
+            self._changed_workflows.pop(workflow, None)
+            self._gone.append(workflow.number)
+
+    def _touch(self, workflow: WorkflowSeen, at_s: float) -> None:
+        if self._by_number.get(workflow.number) is workflow:
+            workflow.last_s = max(workflow.last_s, at_s)
+            self._workflows.move_to_end(workflow.key)
+            self._changed_workflows[workflow] = None
+
+    def _stage(self, graph: str, stage: str) -> StageSeen:
+        graph, stage = shown(graph, MOST_CHARS), shown(stage, MOST_CHARS)
+        known = self._stages.get((graph, stage))
+        if known is None:
+            if len(self._stages) >= MOST_STAGES:
+                graph, stage = "", OTHERS
+            known = self._stages.get((graph, stage))
+            if known is None:
+                known = self._stages[graph, stage] = StageSeen(len(self._stages), graph, stage)
+                self._new_stages.append(known)
+        return known
+
+    def _count(self, stage: StageSeen, what: str, by: int) -> None:
+        if by:
+            setattr(stage, what, getattr(stage, what) + by)
+            self._changed_stages[stage] = None
+
+    def _put(self, span: SpanSeen, phase: str, *, tells: bool = True) -> None:
+        """Have a span counted where it is now."""
+        workflow, before = span.workflow, span.phase
+        if before != phase:
+            span.phase = phase
+            for name, by in ((before, -1), (phase, 1)):
+                if name:
+                    self._count(span.stage, name, by)
+                    setattr(workflow, name, getattr(workflow, name) + by)
+            self._touch(workflow, span.ended_s or span.first_s or span.sent_s or span.began_s)
+        if tells and (spans := self._changed_spans.get(workflow.number)) is not None:
+            spans[span.id] = span.as_dict()
+
+
+_HANDLERS: Mapping[Happening, Callable[[LiveCalls, CallEvent], None]] = {
+    Happening.RUN_STARTED: LiveCalls._run_started,
+    Happening.RUN_ENDED: LiveCalls._run_ended,
+    Happening.NODE_ENTERED: LiveCalls._node_entered,
+    Happening.NODE_LEFT: LiveCalls._node_left,
+    Happening.TOOL_STARTED: LiveCalls._tool_started,
+    Happening.TOOL_ENDED: LiveCalls._tool_ended,
+    Happening.QUEUED: LiveCalls._queued,
+    Happening.DISPATCHED: LiveCalls._dispatched,
+    Happening.FIRST_TOKEN: LiveCalls._first_token,
+    Happening.FINISHED: LiveCalls._finished,
+}
+
+
+def span_of(record: Record, ended_s: float | None) -> dict[str, Any]:
+    """Return an ended call as the page reads it; without *ended_s* its times count from its arrival."""
+    began_s = 0.0 if ended_s is None else ended_s - record.duration_s
+    sent_s = None if record.backend is None else began_s + min(record.queue_wait_s, record.duration_s)
+    first_s = None if sent_s is None or record.ttft_s is None else sent_s + record.ttft_s
+    return {
+        "id": record.id, "stage": shown(record.stage, MOST_CHARS), "backend": record.backend or "", "tool": "",
+        "began": _rounded(began_s), "sent": _rounded(sent_s), "first": _rounded(first_s),
+        "ended": _rounded(began_s + record.duration_s), "timed": ended_s is not None,
+        "prompt": record.prompt_tokens, "cached": record.cached_tokens, "completion": record.completion_tokens,
+        "attempts": record.attempts, "cache": record.cache_action, "priority": record.priority,
+        "error": None if record.error is None else shown(record.error, MOST_CHARS),
+    }  # fmt: skip
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

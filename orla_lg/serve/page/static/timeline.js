@@ -1,0 +1,196 @@
+// One workflow's calls and tools on an axis of time: waiting, prefill, decode, and what ran between them.
+
+import { attribute, byId, count, h, hide, keyed, seconds, svg, text } from "./dom.js";
+
+const ROW = 20;
+const BAR = 12;
+const AXIS = 24;
+const MOST_ROWS = 60;
+const MOST_KEPT = 40;
+const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200];
+
+/** Return what a span's time went to, in order: [phase, from, to]. */
+export function partsOf(span, now) {
+  const end = span.ended ?? now;
+  if (span.tool) return [["tools", span.began, end]];
+  if (span.sent === null) return [["waiting", span.began, end]];
+  const parts = [["waiting", span.began, span.sent]];
+  if (span.first === null) parts.push([span.ended === null ? "prefill" : "served", span.sent, end]);
+  else parts.push(["prefill", span.sent, span.first], ["decode", span.first, end]);
+  return parts.filter(([, from, to]) => to > from);
+}
+
+/** Put the spans of each stage in rows; such as overlap stand below each other. */
+export function rowsOf(spans) {
+  const stages = new Map();
+  for (const span of spans) {
+    const key = span.tool ? `${span.stage}\n${span.tool}` : span.stage;
+    if (!stages.has(key)) stages.set(key, { stage: span.stage, tool: span.tool, lanes: [] });
+    const { lanes } = stages.get(key);
+    let lane = lanes.find((each) => each.end <= span.began);
+    if (lane === undefined) lanes.push((lane = { end: 0, spans: [] }));
+    lane.end = span.ended ?? Infinity;
+    lane.spans.push(span);
+  }
+  const rows = [];
+  for (const [key, { stage, tool, lanes }] of stages) lanes.forEach((lane, at) => rows.push({ key: `${key}\n${at}`, label: at ? "" : tool || stage || "no stage", isTool: tool !== "", spans: lane.spans }));
+  return rows;
+}
+
+export class Timeline {
+  constructor(model) {
+    this.model = model;
+    this.body = byId("timeline-body");
+    this.pointed = null;
+    this.label = h("p", { class: "muted empty" });
+    this.picture = svg("svg", { class: "timeline", tabindex: "0", role: "img" });
+    this.detail = h("p", { class: "detail muted small" });
+    this.kept = h("div", { class: "kept" });
+    this.table = h("details", { class: "as-table" }, h("summary", {}, "As a table"), h("div", { class: "scroller" }, h("table", {}, h("thead", {}, h("tr", {}, ...["Stage", "Backend", "Waited", "Prefill", "Decode or tool", "Prompt", "Cached", "Answer", "How it ended"].map((each) => h("th", { scope: "col" }, each)))), h("tbody", {}))));
+    this.body.append(this.label, h("div", { class: "drawn" }, this.picture), this.detail, this.kept, this.table);
+    this.picture.append(
+      svg("defs", {}, svg("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 6, height: 6, class: "hatch-ground" }), svg("rect", { width: 2.4, height: 6, class: "hatch-line" }))),
+      svg("g", { class: "axis" }), svg("g", { class: "rows" }), svg("line", { class: "now" }));
+    this.picture.addEventListener("pointerover", (event) => this.point(event.target.closest?.(".span")?.dataset.id ?? null));
+    this.picture.addEventListener("pointerleave", () => this.point(null));
+    this.picture.addEventListener("keydown", (event) => this.step(event));
+    this.table.addEventListener("toggle", () => this.draw());
+  }
+
+  /** Show the spans of a workflow; null: none is chosen. */
+  show(workflow, overS) {
+    this.workflow = workflow;
+    this.overS = overS;
+    this.draw();
+  }
+
+  get isMoving() {
+    return this.model.lost === null && [...this.model.spans.values()].some((span) => span.ended === null);
+  }
+
+  draw() {
+    const { workflow, model } = this;
+    const now = model.now();
+    const all = workflow ? [...model.spans.values()] : [];
+    const live = all.filter((span) => span.timed !== false).sort((one, other) => one.began - other.began);
+    const kept = all.filter((span) => span.timed === false);
+    text(this.label, !workflow ? "Choose a workflow to see its calls." : all.length ? "" : "No call of it is kept, and none has come since.");
+    hide(this.label, all.length > 0);
+    hide(this.picture.parentElement, live.length === 0);
+    hide(this.detail, live.length === 0);
+    hide(this.table, all.length === 0);
+    if (live.length) this.drawLive(live, now);
+    this.drawKept(kept);
+    if (this.table.open) this.drawTable(all, now);
+  }
+
+  drawLive(live, now) {
+    const isOpen = live.some((span) => span.ended === null);
+    const until = isOpen ? now : Math.max(...live.map((span) => span.ended));
+    const first = live[0].began;
+    const since = this.overS ? Math.max(first, until - this.overS) : first;
+    const whole = Math.max(until - since, 0.5);
+    const spans = live.filter((span) => (span.ended ?? now) >= since);
+    const rows = rowsOf(spans).slice(0, MOST_ROWS);
+    const width = Math.max(280, this.body.clientWidth);
+    const gutter = Math.min(132, Math.round(width * 0.27));
+    const room = width - gutter - 14;
+    const place = (at) => gutter + (room * (Math.max(at, since) - since)) / whole;
+    const height = AXIS + rows.length * ROW + 6;
+    attribute(this.picture, "width", width);
+    attribute(this.picture, "height", height);
+    attribute(this.picture, "viewBox", `0 0 ${width} ${height}`);
+    attribute(this.picture, "aria-label", `${spans.length} calls and tools of ${this.workflow.name} in ${seconds(whole)}; the arrow keys go through them`);
+    this.drawAxis(place, since, whole, room, height);
+    this.shown = rows.flatMap((row) => row.spans);
+    keyed(this.picture.querySelector(".rows"), rows, (row) => row.key, () => svg("g", { class: "lane" }, svg("text", { class: "lane-name", x: 0, y: 14 }), svg("line", { class: "lane-line" }), svg("g", {})), (child, row) => {
+      attribute(child, "transform", `translate(0 ${AXIS + rows.indexOf(row) * ROW})`);
+      const most = Math.floor(gutter / 7.2);
+      text(child.children[0], row.label.length > most ? `${row.label.slice(0, most - 1)}…` : row.label);
+      attribute(child.children[0], "class", row.isTool ? "lane-name tool-name" : "lane-name");
+      for (const [name, value] of Object.entries({ x1: gutter, x2: width, y1: 10, y2: 10 })) attribute(child.children[1], name, value);
+      keyed(child.children[2], row.spans, (span) => span.id, (span) => svg("g", { class: "span", "data-id": span.id }), (bar, span) => this.drawSpan(bar, span, place, now));
+    });
+    const line = this.picture.querySelector(".now");
+    for (const [name, value] of Object.entries({ x1: place(until), x2: place(until), y1: AXIS - 6, y2: height })) attribute(line, name, value.toFixed?.(1) ?? value);
+    attribute(line, "visibility", isOpen ? "visible" : "hidden");
+    this.drawDetail(now);
+  }
+
+  drawSpan(bar, span, place, now) {
+    const parts = partsOf(span, now);
+    attribute(bar, "class", `span${span.error ? " failed" : ""}${span.id === this.pointed ? " pointed" : ""}${span.ended === null ? " open" : ""}`);
+    keyed(bar, parts, ([phase]) => phase, ([phase]) => svg("rect", { class: `fill ${phase}`, y: 10 - BAR / 2, height: BAR, rx: 2 }), (rect, [, from, to]) => {
+      const x = place(from);
+      attribute(rect, "x", x.toFixed(1));
+      attribute(rect, "width", Math.max(1.5, place(to) - x).toFixed(1));
+    });
+  }
+
+  drawAxis(place, since, whole, room, height) {
+    const step = STEPS.find((each) => (whole / each) * 56 <= room) ?? 14_400;
+    const marks = [];
+    for (let at = 0; at <= whole; at += step) marks.push(at);
+    keyed(this.picture.querySelector(".axis"), marks, (at) => at, () => svg("g", {}, svg("line", {}), svg("text", { y: 11 })), (child, at) => {
+      const x = place(since + at).toFixed(1);
+      for (const [name, value] of Object.entries({ x1: x, x2: x, y1: 16, y2: height })) attribute(child.firstChild, name, value);
+      attribute(child.lastChild, "x", x);
+      text(child.lastChild, step < 1 ? `${at.toFixed(1)} s` : at < 120 ? `${at} s` : `${Math.round(at / 60)} min`);
+    });
+  }
+
+  drawDetail(now) {
+    const span = this.pointed === null ? undefined : this.model.spans.get(this.pointed);
+    text(this.detail, span ? sentence(span, now) : "Point at a bar, or use the arrow keys, to see one call.");
+  }
+
+  /** Draw calls of which it is not known when they were: a record has how long each phase took. */
+  drawKept(kept) {
+    const shown = kept.slice(-MOST_KEPT);
+    hide(this.kept, shown.length === 0);
+    if (!shown.length) return;
+    if (!this.kept.firstChild) this.kept.append(h("h3", {}), h("ol", {}));
+    text(this.kept.firstChild, `Before this page was open: the newest ${count(shown.length)} calls, by how long they took`);
+    const longest = Math.max(0.001, ...shown.map((span) => span.ended - span.began));
+    keyed(this.kept.lastChild, shown, (span) => span.id, () => h("li", {}, h("span", { class: "lane-name" }), h("span", { class: "bar" }), h("span", { class: "figure" })), (item, span) => {
+      text(item.children[0], span.stage || "no stage");
+      keyed(item.children[1], partsOf(span, 0), ([phase]) => phase, ([phase]) => h("i", { class: `fill ${phase}` }), (part, [, from, to]) => { part.style.width = `${(100 * (to - from)) / longest}%`; });
+      text(item.children[2], seconds(span.ended - span.began));
+      attribute(item, "title", sentence(span, 0));
+      attribute(item, "class", span.error ? "failed" : "");
+    });
+  }
+
+  drawTable(all, now) {
+    const rows = all.slice(-100);
+    keyed(this.table.querySelector("tbody"), rows, (span) => span.id, () => h("tr", {}, ...Array.from({ length: 9 }, () => h("td", {}))), (row, span) => {
+      const took = new Map(partsOf(span, now).map(([phase, from, to]) => [phase, seconds(to - from)]));
+      const cells = [span.tool ? `${span.stage}: ${span.tool}` : span.stage || "–", span.backend || "–", took.get("waiting"), took.get("prefill"), took.get("decode") ?? took.get("served") ?? took.get("tools"), span.prompt, span.cached, span.completion, span.error ?? (span.ended === null ? "under way" : "well")];
+      cells.forEach((cell, at) => text(row.children[at], cell ?? "–"));
+    });
+  }
+
+  point(id) {
+    if (this.pointed === id) return;
+    this.pointed = id;
+    this.draw();
+  }
+
+  step(event) {
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (by === undefined || !this.shown?.length) return;
+    event.preventDefault();
+    const at = this.shown.findIndex((span) => span.id === this.pointed);
+    this.point(this.shown[Math.max(0, Math.min(this.shown.length - 1, at + by))].id);
+  }
+}
+
+function sentence(span, now) {
+  const words = { waiting: "waited", prefill: "prefill", decode: "decode", served: "at the engine", tools: "ran" };
+  const parts = partsOf(span, now).map(([phase, from, to]) => `${words[phase]} ${seconds(to - from)}`);
+  const tokens = span.prompt == null ? [] : [`${count(span.prompt)} prompt tokens${span.cached == null ? "" : `, ${count(span.cached)} cached`}`, `${count(span.completion ?? 0)} answered`];
+  const tries = span.attempts > 1 ? [`${span.attempts} attempts`] : [];
+  const end = span.error ? [`failed: ${span.error}`] : span.ended === null ? ["under way"] : [];
+  const what = span.tool ? `tool ${span.tool} in ${span.stage || "no stage"}` : `${span.stage || "no stage"}${span.backend ? ` on ${span.backend}` : ""}`;
+  return [what, ...parts, ...tokens, ...tries, ...end].join(" · ");
+}
