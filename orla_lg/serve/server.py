@@ -54,6 +54,7 @@ from orla_lg.serve.posted.effects import StageEffects
 from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.posted.guarding import guard_by
 from orla_lg.serve.posted.ordering import OutsideOrder
+from orla_lg.serve.posted.outside import HookTies
 from orla_lg.serve.posted.prices import PriceReader
 from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
@@ -111,9 +112,11 @@ class OrlaServer:
             CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
         )
         self.gateway.effects = StageEffects(self.reloader)
-        self.reloader.tags_of = self.completions.tags_of
         self.outside = OutsideClient()
-        self.order = OutsideOrder(serving, self.outside, self.completions.tags_of)
+        tags_of = self.completions.tags_of
+        self.reloader.ties = HookTies(tags_of, lambda outcome: self.metrics.counts.hook("mapper", outcome))
+        ordering = HookTies(tags_of, lambda outcome: self.metrics.counts.hook("scheduler", outcome))
+        self.order = OutsideOrder(serving, self.outside, ordering)
         self.prices = PriceReader(serving, self.outside, allowed)
         self.rates = BackendRates(serving)
         self.host.paced = self.rates.may_grant

@@ -54,6 +54,8 @@ def test_the_outside_mapper_chooses_and_whatever_fails_there_is_mapped_without_i
             assert ran_on(api.running, "a") == "light"
         hook = api.running.server.reloader.hook
         assert hook is not None and hook.statistics()["asked"] == 6
+        counted = api.running.server.metrics.counts.hooks()
+        assert counted == {("mapper", "applied"): 1, ("mapper", "declined"): 1, ("mapper", "failed"): 4}
         api.ask("PUT", "/api/v1/stage-mapper", {"url": ""})
         asked_before = len(service.asked)
         assert ran_on(api.running, "a") == "light" and len(service.asked) == asked_before
@@ -165,6 +167,7 @@ def test_whatever_fails_there_is_counted_and_the_order_is_as_without_it(
         assert crowd.go() == ["first", "b", "c", "d"]
         assert time.monotonic() - began_s < 3  # no grant waits for an answer
         assert not outcomes(api).get("ok")
+        assert api.running.server.metrics.counts.hooks().keys() == {("scheduler", "failed")}
 
 
 def test_switched_off_the_queues_are_ordered_as_before(api: Api, engine: StubEngine) -> None:
