@@ -51,12 +51,14 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     # What the extra brings is imported here: the command line starts without it.
     from orla_lg.serve.access.keys import PREFIX
     from orla_lg.serve.http.listening import Listening
+    from orla_lg.serve.posted.book import key_of
+    from orla_lg.serve.posted.items import PostedKind
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import opened_store, run
 
     store = opened_store(chosen, in_memory=is_demo)
     ending.callback(getattr(store, "close", int))
-    keys = len(store.scan(PREFIX))
+    keys, posted = len(store.scan(PREFIX)), len(store.scan(key_of(PostedKind.BACKEND, "")))
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
@@ -68,7 +70,7 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     logging.basicConfig(level=logging.WARNING, format="orla-lg serve: %(message)s")
 
     def started(url: str) -> None:
-        print("\n".join(_started(chosen, orla, silent, keys, url, is_demo=is_demo)), flush=True)
+        print("\n".join(_started(chosen, orla, silent, keys, posted, url, is_demo=is_demo)), flush=True)
 
     gc.collect()
     gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
@@ -100,6 +102,7 @@ def _started(
     orla: Orla,
     silent: Mapping[str, BackendUnavailable | None],
     keys: int,
+    posted: int,
     url: str,
     *,
     is_demo: bool,
@@ -108,7 +111,9 @@ def _started(
     schedulers = orla.core.serving.schedulers
     for name, scheduler in schedulers.items():
         yield f"  {_engine(scheduler, silent[name])}"
-    if not schedulers:
+    if posted:
+        yield f"  {'and ' if schedulers else ''}{counted(posted, 'backend')} posted by API"
+    elif not schedulers:
         yield "  no engine is behind it: `orla-lg serve --demo` starts one, `--config orla.toml` names yours"
     yield f"policy: {_policies(schedulers)}"
     yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(keys)

@@ -211,9 +211,11 @@ def test_an_empty_server_is_none(
 def test_the_demo_says_what_holds_for_it(here: Path) -> None:
     chosen = settings(None, reads_file=False)
     with Orla(NoBackends.YET) as orla:
-        demo = "\n".join(starting._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=True))
-        other = "\n".join(starting._started(chosen, orla, {}, 0, "http://127.0.0.1:8081", is_demo=False))
+        demo = "\n".join(starting._started(chosen, orla, {}, 0, 0, "http://127.0.0.1:8081", is_demo=True))
+        other = "\n".join(starting._started(chosen, orla, {}, 0, 0, "http://127.0.0.1:8081", is_demo=False))
+        posted = "\n".join(starting._started(chosen, orla, {}, 0, 2, "http://127.0.0.1:8081", is_demo=False))
     assert "the demo takes none" in demo and "keys create" not in demo and "keys create" in other
+    assert "no engine is behind it" in other and "no engine" not in posted and "  2 backends posted by API" in posted
     for said in (demo, other):
         assert "Orla.remote('http://127.0.0.1:8081')" in said
 

@@ -92,8 +92,16 @@ class Guard:
 
     def set_closed(self, policy: str) -> None:
         """Allow nothing while a policy, by its name, cannot be read; an empty name: all can."""
-        self.closed = policy
+        before, self.closed = self.closed, policy
         self._look()
+        if policy != before:
+            for changed in self.changed:
+                changed()
+
+    @property
+    def restricts(self) -> bool:
+        """Whether calls must be asked for."""
+        return bool(self.policies or self.closed)
 
     def set_elsewhere(self, elsewhere: bool) -> None:
         """Note whether another process has policies, which is asked for each call."""

@@ -28,7 +28,7 @@ from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.fetching import OutsideClient, OutsideFault
 from orla_lg.serve.posted.items import PostedSetting
-from orla_lg.serve.posted.outside import SCHEDULER_POLICY
+from orla_lg.serve.posted.outside import SCHEDULER_POLICY, HookTies
 
 log = logging.getLogger("orla_lg")
 
@@ -38,8 +38,6 @@ MOST_PENDING = 500
 BREAKER = BreakerPolicy(failures=3, pause_s=1.0, max_pause_s=30.0)
 
 CHANGES = frozenset({Happening.QUEUED, Happening.DISPATCHED, Happening.FINISHED})
-
-Tags = Callable[[str], Mapping[str, str]]
 
 
 class NamedFirst:
@@ -69,16 +67,14 @@ class OutsideOrder:
     Args:
         serving: The core.
         client: Asks.
-        tags_of: Returns the tags that a call came with.
+        ties: What it is told of calls, and counted by.
     """
 
-    def __init__(self, serving: Serving, client: OutsideClient, tags_of: Tags = lambda call_id: {}) -> None:
+    def __init__(self, serving: Serving, client: OutsideClient, ties: HookTies) -> None:
         self.outcomes = Counter[tuple[str, str]]()
         """By backend and outcome: ``ok``, ``fallback_timeout``, ``fallback_error``, ``fallback_invalid``, and
         ``skipped`` behind failures."""
-        self.counted: Callable[[str], None] | None = None
-        """Called with each outcome, where it is counted elsewhere too."""
-        self._serving, self._client, self._tags_of = serving, client, tags_of
+        self._serving, self._client, self._ties = serving, client, ties
         self._setting: PostedSetting | None = None
         self._breaker = Breaker(BREAKER)
         self._places: dict[str, dict[int, int]] = {}
@@ -96,7 +92,7 @@ class OutsideOrder:
             return
         self._setting, self._breaker = setting, Breaker(BREAKER)
         if setting is None:
-            self._stop()
+            self.stop()
         elif self._end_listening is None:
             self._loop = asyncio.get_running_loop()
             self._end_listening = self._serving.records.subscribe(self._heard)
@@ -104,7 +100,9 @@ class OutsideOrder:
             for name in self._serving.schedulers:
                 self._mark(name)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask no more; the queues are ordered as before. Idempotent."""
+        self._setting = None
         if self._end_listening is not None:
             self._end_listening()
             self._end_listening = None
@@ -165,8 +163,7 @@ class OutsideOrder:
 
     def _count(self, backend: str, outcome: str) -> None:
         self.outcomes[backend, outcome] += 1
-        if self.counted is not None:
-            self.counted(outcome)
+        self._ties.counted("applied" if outcome == "ok" else "failed")
 
     def _failed(self, backend: str, fault: OutsideFault) -> None:
         outcome = f"fallback_{fault.kind}"
@@ -199,7 +196,7 @@ class OutsideOrder:
     def _tags(self, call: Call) -> dict[str, str]:
         hints = {"tenant": call.hints.tenant, "priority": call.hints.priority}
         said = {name: str(value) for name, value in hints.items() if value is not None}
-        return {**said, **self._tags_of(call.id)}
+        return {**said, **self._ties.tags_of(call.id)}
 
     def _apply(self, scheduler: BackendScheduler, pending: Sequence[Queued], order: Sequence[int]) -> None:
         """Let the named calls go first from now on."""
