@@ -287,8 +287,8 @@ ORLA = "`Orla`, and the top of `orla.toml`"
 KEYS = {
     ORLA: set(inspect.signature(Orla).parameters)
     | {name for name in inspect.signature(Orla.wrap).parameters if name != "self"}
-    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "serve"}
-    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]", "[serve]"},
+    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "serve", "stages"}
+    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]", "[serve]", "[stages.NAME]", "[[policies]]"},
     "`[serve]`": set(config.ServeTable.model_fields),
     "`[serve.gateway]`": set(config.GatewayTable.model_fields),
     "`Backend`": {*inspect.signature(Backend).parameters, *config.BackendTable.model_fields},

@@ -155,6 +155,8 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
     try:
         if services.closed:
             raise OrlaClosed(CLOSED)
+        if services.guard is not None:
+            services.guard.look_at(call)
         assignment = yield from _map(inflight)  # 2 map
         if assignment is None:
             inflight.why_external = unplaced(services, call)

@@ -74,6 +74,8 @@ def serve(
     try:
         if inflight.services.closed:
             raise OrlaClosed(CLOSED)
+        if inflight.services.guard is not None:
+            inflight.services.guard.look_at(inflight.call)
         if inflight.mine:
             inflight.own = yield from _own(replica, inflight)
         inflight.held = tuple(grants_held() if inflight.holds is None else inflight.holds)

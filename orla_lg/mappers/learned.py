@@ -330,6 +330,8 @@ class LearnedMapper(_TwoWays):
 class EmbeddingMapper(_TwoWays):
     """``LearnedMapper`` that also knows the text's embedding; declines where the engine gives none in time.
 
+    It declines, too, where access policies keep a call's labels from the backend ``external``.
+
     Args:
         model_file: What ``orla-lg mapper fit --features embedding`` wrote; it names the engine.
         simple: The backend for simple prompts.
@@ -366,7 +368,7 @@ class EmbeddingMapper(_TwoWays):
 
     async def amap(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:  # noqa: D102
         prompt = prompt_of(call) if call.identity.stage else None
-        if prompt is None:
+        if prompt is None or (call.access is not None and not call.access.may_leave):
             return None
         try:
             async with asyncio.timeout(self.timeout_s):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from orla_lg.core.engine.backend import Backend, BackendAdapter
@@ -47,6 +47,7 @@ class Key:
     """What a key allows."""
 
     key_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
     tenants: tuple[str, ...] | None = None
     backends: tuple[str, ...] | None = None
     stages: tuple[str, ...] | None = None

@@ -22,6 +22,10 @@ class CallAccess:
     skill: str | None = None
     stage: str | None = None
     """Whose prompt it carries, where that is another stage's than its own (a judge's call)."""
+    carried: frozenset[str] | None = None
+    """Its labels, once the guard looked at it: its stage's, those that reach it, and those that are claimed."""
+    may_leave: bool = True
+    """Mappers may show it to what is no backend of ours: it has no labels, or they are allowed at ``external``."""
 
 
 NO_ACCESS = CallAccess()

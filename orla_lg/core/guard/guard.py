@@ -92,8 +92,16 @@ class Guard:
 
     def set_closed(self, policy: str) -> None:
         """Allow nothing while a policy, by its name, cannot be read; an empty name: all can."""
-        self.closed = policy
+        before, self.closed = self.closed, policy
         self._look()
+        if policy != before:
+            for changed in self.changed:
+                changed()
+
+    @property
+    def restricts(self) -> bool:
+        """Whether calls must be asked for."""
+        return bool(self.policies or self.closed)
 
     def set_elsewhere(self, elsewhere: bool) -> None:
         """Note whether another process has policies, which is asked for each call."""
@@ -139,6 +147,15 @@ class Guard:
 
     # What is decided
 
+    def look_at(self, call: Call) -> None:
+        """Note, before a call is mapped, which labels it carries, and whether mappers may show it to others."""
+        access = call.access or NO_ACCESS
+        labels = self.labels_of(call) if self.flow.follows or access.labels else NONE
+        subject = self.subject if access.subject is None else access.subject
+        may_leave = not labels or self.verdict(subject, backend=EXTERNAL, labels=labels).allowed
+        may_leave &= not self.elsewhere
+        call.access = replace(access, carried=labels, may_leave=may_leave)
+
     def narrowed(self, call: Call, assignment: Assignment | None) -> Assignment | None:
         """Return *assignment* with the backends alone that the call may go to; ``None`` where nothing places it.
 
@@ -152,10 +169,12 @@ class Guard:
             )
         if self.closed:
             raise AccessDenied(_unread(self.closed), rule=self.closed)
-        access = call.access or NO_ACCESS
-        labels = self.labels_of(call) if self.flow.follows or access.labels else NONE
+        if call.access is None or call.access.carried is None:
+            self.look_at(call)
         if not self.policies:
             return assignment
+        access = call.access or NO_ACCESS
+        labels = access.carried or NONE
         subject = self.subject if access.subject is None else access.subject
         tools = tool_names(call.ask.schemas) if access.tools is None else access.tools
         named = (EXTERNAL,) if assignment is None else (assignment.backend, *assignment.alternatives)

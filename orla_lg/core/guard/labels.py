@@ -23,8 +23,9 @@ from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.checked import texts
 from orla_lg.core.guard.flow import NO_LABELS, NONE, LabelledGraph, Moves, StageLabels
 from orla_lg.core.guard.policies import ANY_LABEL
+from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.structure import END, NO_STRUCTURE, START, GraphStructure
-from orla_lg.core.workflow import RunState
+from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import ConfigError, shown
 
 log = logging.getLogger("orla_lg")
@@ -191,8 +192,8 @@ class _RunLabels:
     """What one open run entered."""
 
     entered: dict[_Place, frozenset[str]] = field(default_factory=dict)
-    declassified: frozenset[str] = NONE
-    """Taken off by stages that it entered."""
+    declassified: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By stage that it entered, what that took off; without what was brought in again later."""
     workflows: set[str] = field(default_factory=set)
     """Those that it was in."""
     told: set[str] = field(default_factory=set)
@@ -268,7 +269,10 @@ class LabelFlow:
             takes_off = graph.said(stage).declassifies
             if labels or takes_off:
                 known = self._runs.setdefault(run.id, _RunLabels())
-                known.declassified |= takes_off
+                for earlier, off in known.declassified.items() if labels else ():
+                    known.declassified[earlier] = off - labels
+                if takes_off:
+                    known.declassified[stage] = takes_off
                 self._add(run, (name, graph.place(stage)), labels)
 
     def _add(self, run: RunState, place: _Place, labels: frozenset[str]) -> None:
@@ -300,24 +304,22 @@ class LabelFlow:
                 state.open[run.id] = brought
                 self._keep(workflow)
 
-    def run_ended(self, run: RunState, *, done: bool) -> None:
-        """Note that a run ended; *done*: it came to its end."""
+    def run_ended(self, run: RunState, outcome: Outcome) -> None:
+        """Note that a run ended."""
         with self._lock:
             known = self._runs.pop(run.id, None)
             for workflow in run.workflows:
                 self._parents.pop(workflow, None)
-            if known is None:
-                return
-            for workflow in {*known.workflows, *run.workflows}:
-                state = self._workflows.get(workflow)
-                if state is None:
+            for workflow in {*run.workflows, *(() if known is None else known.workflows)}:
+                if (state := self._workflows.get(workflow)) is None:
                     continue
-                brought = state.open.pop(run.id, NONE)
                 if run.name == run.id:  # no thread, so it will not come back
                     self._forget(workflow)
                     continue
-                state.loose = state.loose - known.declassified if done else state.loose | brought
-                self._keep(workflow)
+                before = state.dumped()
+                _close(state, run, known or _RunLabels(), outcome)
+                if state.dumped() != before:
+                    self._keep(workflow)
 
     def over(self, workflow: str) -> None:
         """Forget a workflow that will not come back."""
@@ -469,6 +471,19 @@ class LabelFlow:
                 for id, brought in state.open.items():
                     assert id in self._runs and workflow in self._runs[id].workflows, "labels of a run that ended"
                     assert brought <= state.all, "labels of a run that its workflow does not know"
+
+
+def _close(state: WorkflowLabels, run: RunState, known: _RunLabels, outcome: Outcome) -> None:
+    """Note what an ended run leaves in its workflow's state."""
+    brought = state.open.pop(run.id, NONE)
+    if outcome is Outcome.DONE:
+        state.loose = state.loose.difference(*known.declassified.values())
+        return
+    under_way = set(run.trace.path().latest)  # one of these failed or was interrupted, and may run again
+    ended = [
+        off for stage, off in known.declassified.items() if stage.partition(NAMESPACE_SEPARATOR)[0] not in under_way
+    ]
+    state.loose |= brought.difference(*ended)
 
 
 NO_MOVES: Moves = frozenset()

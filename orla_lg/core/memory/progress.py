@@ -87,7 +87,7 @@ class GraphProgress:
             return
         ended = state.ends(outcome)
         if self.guard.flow.follows:
-            self.guard.flow.run_ended(state, done=ended is Outcome.DONE)
+            self.guard.flow.run_ended(state, ended)
         self._memory.signal(self._book.run_ended(run, ended))
         for workflow in state.workflows:
             self._updates.run_ended(workflow)

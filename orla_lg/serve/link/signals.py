@@ -157,7 +157,11 @@ class RunSignals:
         """Note what a run entered that has ended, since it may have while its replica was not connected."""
         named(run, "a run's id", MOST_ID_CHARS)
         thread, graph = _text(more, "thread"), _text(more, "graph") or ""
-        if thread is None or self._serving.book.run(run) is not None:
+        known = self._serving.book.run(run)
+        if known is not None and run in replica.runs:  # its end was lost on the way
+            self._enter_again(known, more)
+            self._run_ended(replica, run, more)
+        if thread is None or known is not None:
             return
         try:
             tenant = tenant_within(replica.caller, _text(more, "tenant"))
@@ -169,7 +173,7 @@ class RunSignals:
         if (forecast := self._graphs.get((replica.caller.key_id, graph))) is not None:
             state.trace.structure = forecast.structure
         self._enter_again(state, more)
-        self._serving.guard.flow.run_ended(state, done=_text(more, "outcome") == Outcome.DONE)
+        self._serving.guard.flow.run_ended(state, _outcome(more))
 
     def _run_ended(self, replica: Replica, run: str, more: Flat) -> None:
         if run not in replica.runs:
@@ -177,9 +181,7 @@ class RunSignals:
         replica.runs.discard(run)
         if more.get("interrupted") is True and (state := self._serving.book.run(run)) is not None:
             state.interrupted = True
-        outcome = _text(more, "outcome")
-        ended = next((each for each in Outcome if each == outcome), Outcome.ABANDONED)
-        self._serving.progress.run_ended(run, ended)
+        self._serving.progress.run_ended(run, _outcome(more))
 
     def _thread_deleted(self, replica: Replica, more: Flat) -> None:
         thread = _text(more, "thread_id")
@@ -237,6 +239,11 @@ class RunSignals:
             )  # fmt: skip
             if self._serving.progress.prompt_split(run, split):
                 return
+
+
+def _outcome(more: Mapping[str, Any]) -> Outcome:
+    said = _text(more, "outcome")
+    return next((each for each in Outcome if each == said), Outcome.ABANDONED)
 
 
 def _labels(more: Mapping[str, Any], name: str) -> frozenset[str]:
