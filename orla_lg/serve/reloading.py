@@ -38,7 +38,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.joining import JoinedSettings, joined
-from orla_lg.serve.posted.outside import StageHook, hook_of
+from orla_lg.serve.posted.outside import StageHook, TagsOf, hook_of
 from orla_lg.serve.posted.stages import PostedMapper, StageBook, variants_of
 
 LIVE = {"max_concurrency", "capacity", "cost", "quality"}
@@ -204,6 +204,8 @@ class Reloader:
         self.stages = StageBook(self.posted.items)
         self.hook: StageHook | None = None
         """The outside mapper in use."""
+        self.tags_of: TagsOf = lambda call_id: {}
+        """What it is told of calls' tags."""
         self._orla = orla
         self._check_backend = check_backend
         self._allowed = allowed or Allowed()
@@ -350,7 +352,7 @@ class Reloader:
         """Have calls go where the file and what is posted say."""
         mappings = self._orla.core.serving.mappings
         self.posted, self.stages = posted, StageBook(posted.items)
-        self.hook = hook_of(posted.items, self._allowed, self.hook)
+        self.hook = hook_of(posted.items, self._allowed, self.hook, self.tags_of)
         table = self.file.mapping if isinstance(self.file.mapping, Mapping) else None
         is_posted = bool(self.stages) or self.hook is not None
         mappings.shared = PostedMapper(self._shared, table, self.stages, self.hook) if is_posted else self._shared

@@ -50,6 +50,7 @@ from orla_lg.serve.posted.fetching import OutsideClient
 from orla_lg.serve.posted.guarding import guard_by
 from orla_lg.serve.posted.ordering import OutsideOrder
 from orla_lg.serve.posted.prices import PriceReader
+from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
@@ -104,14 +105,19 @@ class OrlaServer:
             CaptureBook(table.kept_prompt_bytes, table.kept_prompt_age_s) if table.keep_prompts else None
         )
         self.gateway.effects = StageEffects(self.reloader)
+        self.reloader.tags_of = self.completions.tags_of
         self.outside = OutsideClient()
         self.order = OutsideOrder(serving, self.outside, self.completions.tags_of)
         self.prices = PriceReader(serving, self.outside, allowed)
+        self.rates = BackendRates(serving)
+        self.host.paced = self.rates.may_grant
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
-        self.posted.followers += [partial(guard_by, serving.guard), self.order.follow, self.prices.follow]
+        self.posted.followers += [
+            partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
+        ]  # fmt: skip
         self._tasks: asyncio.TaskGroup
         self._signals = 0
         self._replaced = False
@@ -179,6 +185,7 @@ class OrlaServer:
                 for task in (ending, *helping):
                     task.cancel()
         await self.gateway.aclose()
+        self.order.stop()
         await self.outside.close()
         await self.host.close("the server ends")
         self._keyring.close()

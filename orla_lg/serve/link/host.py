@@ -101,6 +101,8 @@ class LinkHost:
         self._orphans: orphans.Orphans | None = None
         self._key_envs = key_envs or {}
         self._is_valid = is_valid
+        self.paced: Callable[[str], bool] | None = None
+        """Whether a backend's rate lets another call go; ``None``: there are no rates."""
         self.version = version
         self._on_deposed = on_deposed
         self._heeds_roster = heeds_roster
@@ -148,6 +150,8 @@ class LinkHost:
             scheduler.queue.may_grant = partial(self._may_grant, name)
 
     def _may_grant(self, backend: str) -> bool:
+        if self.paced is not None and not self.paced(backend):
+            return False
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
 
     def _go_on(self) -> None:
@@ -258,7 +262,7 @@ class LinkHost:
         return Welcome(
             PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
-            self.lease.ttl_s, max(1, self.connected), caller.tenants, bool(serving.guard.policies),
+            self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts,
         )  # fmt: skip
 
     @property

@@ -159,7 +159,8 @@ class PostedThings:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(changed.set)
 
         end, task = self.book.watch(wake), tasks.create_task(self._follow(changed))
         try:

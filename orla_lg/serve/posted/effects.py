@@ -34,15 +34,18 @@ class StageEffects:
 
     def find(self, stage: str) -> PostedStage | None:
         """Return what is posted for a stage; what cannot be read, the mapping refuses."""
-        if not self._source.stages:
+        stages = self._source.stages
+        if stages.is_empty:
             return None
         try:
-            return self._source.stages.find(stage)
+            return stages.find(stage)
         except MappingError:
             return None
 
     def apply(self, stage: str, wire: Wire, body: dict[str, Any]) -> None:
         """Put into a request what is posted for its stage."""
+        if self._source.stages.is_empty:
+            return
         posted = self.find(stage)
         if posted is None or wire.embeds:
             return

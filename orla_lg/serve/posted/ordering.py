@@ -28,7 +28,7 @@ from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.book import PostedItems
 from orla_lg.serve.posted.fetching import OutsideClient, OutsideFault
 from orla_lg.serve.posted.items import PostedSetting
-from orla_lg.serve.posted.outside import SCHEDULER_POLICY
+from orla_lg.serve.posted.outside import SCHEDULER_POLICY, TagsOf
 
 log = logging.getLogger("orla_lg")
 
@@ -38,8 +38,6 @@ MOST_PENDING = 500
 BREAKER = BreakerPolicy(failures=3, pause_s=1.0, max_pause_s=30.0)
 
 CHANGES = frozenset({Happening.QUEUED, Happening.DISPATCHED, Happening.FINISHED})
-
-Tags = Callable[[str], Mapping[str, str]]
 
 
 class NamedFirst:
@@ -72,7 +70,7 @@ class OutsideOrder:
         tags_of: Returns the tags that a call came with.
     """
 
-    def __init__(self, serving: Serving, client: OutsideClient, tags_of: Tags = lambda call_id: {}) -> None:
+    def __init__(self, serving: Serving, client: OutsideClient, tags_of: TagsOf = lambda call_id: {}) -> None:
         self.outcomes = Counter[tuple[str, str]]()
         """By backend and outcome: ``ok``, ``fallback_timeout``, ``fallback_error``, ``fallback_invalid``, and
         ``skipped`` behind failures."""
@@ -96,7 +94,7 @@ class OutsideOrder:
             return
         self._setting, self._breaker = setting, Breaker(BREAKER)
         if setting is None:
-            self._stop()
+            self.stop()
         elif self._end_listening is None:
             self._loop = asyncio.get_running_loop()
             self._end_listening = self._serving.records.subscribe(self._heard)
@@ -104,7 +102,9 @@ class OutsideOrder:
             for name in self._serving.schedulers:
                 self._mark(name)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask no more; the queues are ordered as before. Idempotent."""
+        self._setting = None
         if self._end_listening is not None:
             self._end_listening()
             self._end_listening = None

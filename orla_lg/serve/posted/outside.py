@@ -7,7 +7,7 @@ answers ``{"backend": "NAME"}``, and an empty name declines. Whatever goes wrong
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orla_lg.core.call import Call
@@ -30,26 +30,33 @@ PRICES = {
 STAGE_MAPPER, SCHEDULER_POLICY, COSTS = "stage-mapper", "scheduler-policy", "costs"
 
 
+TagsOf = Callable[[str], Mapping[str, str]]
+"""Returns the tags that a call came with, by its id."""
+
+
 class StageHook(HttpMapper):
     """The outside mapper of one setting.
 
     Args:
         setting: Where it is, and how long a call waits for it.
+        tags_of: Returns the tags that a call came with.
     """
 
-    def __init__(self, setting: PostedSetting) -> None:
+    def __init__(self, setting: PostedSetting, tags_of: TagsOf) -> None:
         super().__init__(setting.url, setting.timeout_ms / 1000)
         self.setting = setting
+        self._tags_of = tags_of
 
     def question(self, call: Call, backends: Sequence[BackendView]) -> dict[str, Any]:
         """Return what the service gets about a call."""
         asked = super().question(call, backends)
+        asked["tags"] |= self._tags_of(call.id)
         for each in asked["candidates"]:
             each |= {theirs: each[ours] for ours, theirs in PRICES.items()}
         return asked
 
 
-def hook_of(items: PostedItems, allowed: Allowed, before: StageHook | None) -> StageHook | None:
+def hook_of(items: PostedItems, allowed: Allowed, before: StageHook | None, tags_of: TagsOf) -> StageHook | None:
     """Return the outside mapper that is posted; the one before where it is the same, with its counts."""
     stored = items.get(PostedSetting, STAGE_MAPPER)
     if stored is None or not stored.item.url:
@@ -58,7 +65,7 @@ def hook_of(items: PostedItems, allowed: Allowed, before: StageHook | None) -> S
         return before
     try:
         allowed.check_url("url", stored.item.url)
-        return StageHook(stored.item)
+        return StageHook(stored.item, tags_of)
     except ConfigError as error:
         log.error("the posted stage mapper is left out: %s", error)
         return None

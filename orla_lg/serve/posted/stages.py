@@ -38,10 +38,12 @@ class StageBook:
                 **{name: name for name in items.broken(PostedKind.STAGE)},
             }
         )
+        self.is_empty = not self._rules
+        """Looked at by each call."""
         self.labelled = {each.item.id: each.item.data_labels for each in items.of(PostedStage).values()}
 
     def __bool__(self) -> bool:
-        return bool(self._rules)
+        return not self.is_empty
 
     def find(self, stage: str, *, is_gateways: bool = True) -> PostedStage | None:
         """Return what is posted for a stage.

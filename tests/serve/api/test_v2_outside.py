@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from tests.serve.fixtures import until
 from tests.serve.in_thread import server
 from tests.serve.outside import OutsideService
 from tests.serve.posted.test_applying import backend as item
-from tests.serve.posted.test_applying import chat, put, ran_on
+from tests.serve.posted.test_applying import chat, put, ran_on, written
 from tests.stub_engine import Gate, Reply, StubEngine
 
 from .test_v2_calls import completions
@@ -40,9 +41,10 @@ def test_the_outside_mapper_chooses_and_whatever_fails_there_is_mapped_without_i
     api.ask("POST", "/api/v1/mappings", {"name": "pinned", "overrides": {"a": "light"}}, 201)
     with OutsideService(lambda asked: {"backend": "heavy"}) as service:
         api.ask("PUT", "/api/v1/stage-mapper", {"url": service.url, "timeout_ms": 2000})
-        assert ran_on(api.running, "a") == "heavy"
+        assert ran_on(api.running, "a", **{"X-Orla-Tag-Team": "core"}) == "heavy"
         (asked,) = service.asked
-        assert asked["stage"] == "a" and {"tags", "current", "candidates"} <= asked.keys()
+        assert (asked["stage"], asked["tags"]) == ("a", {"team": "core"})
+        assert {"current", "candidates"} <= asked.keys()
         light = next(each for each in asked["candidates"] if each["name"] == "light")
         assert light["input_cost_per_mtoken"] == 1.5
         assert {"quality", "queue_depth", "in_flight", "capacity", "circuit"} <= light.keys()
@@ -55,6 +57,18 @@ def test_the_outside_mapper_chooses_and_whatever_fails_there_is_mapped_without_i
         api.ask("PUT", "/api/v1/stage-mapper", {"url": ""})
         asked_before = len(service.asked)
         assert ran_on(api.running, "a") == "light" and len(service.asked) == asked_before
+
+
+def test_a_stage_that_the_file_maps_by_name_goes_there_whatever_is_said_outside(
+    tmp_path: Path, engine: StubEngine, other_engine: StubEngine
+) -> None:
+    file = written(tmp_path / "orla.toml", engine, mapping='"*" = "light"\nsolve = "light"')
+    with server(file) as running, OutsideService(lambda asked: {"backend": "heavy"}) as service:
+        api = Api(running)
+        put(running, item("heavy", other_engine))
+        api.ask("PUT", "/api/v1/stage-mapper", {"url": service.url, "timeout_ms": 2000})
+        assert (ran_on(running, "solve"), ran_on(running, "other")) == ("light", "heavy")
+        assert [each["stage"] for each in service.asked] == ["other"]
 
 
 # The outside order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orla_lg.serve.posted.applying import NotPosted
 from orla_lg.serve.posted.book import PostedBook
 from orla_lg.serve.posted.items import PostedBackend, PostedMapping, PostedPolicy, PostedStage, read_item
 from orla_lg.serve.posted.joining import NamedByFile
+from orla_lg.serve.store.sqlite import SqliteStore
 from orla_lg.serve.store.store import MemoryStore, Store
 from tests.serve.fixtures import until
 from tests.serve.in_thread import Running, server
@@ -249,3 +251,18 @@ def test_a_stage_that_cannot_be_read_takes_no_calls(store: Store, engine: StubEn
         assert "cannot be read" in chat(running, "solve", "light").text and ran_on(running, "x", "light") == "light"
         put(running, PostedStage(id="solve"))
         assert ran_on(running, "solve", "light") == "light"
+
+
+def test_two_cores_on_one_file_have_the_same(tmp_path: Path, engine: StubEngine) -> None:
+    with closing(SqliteStore(tmp_path / "serve.db")) as one, closing(SqliteStore(tmp_path / "serve.db")) as other:
+        with server(store=one) as first, server(store=other) as second:
+            ready(first)
+            put(first, backend("light", engine))
+            put(first, PostedStage(id="solve", backend="light"))
+            until(lambda: second.server.posted.items.says_what(first.server.posted.items), 5)
+            assert "light" in second.orla.statistics().backends
+            remove(first, PostedBackend, "light")
+            until(lambda: "light" not in second.orla.statistics().backends, 5)
+    with closing(SqliteStore(tmp_path / "serve.db")) as again, server(store=again) as third:
+        ready(third)
+        assert set(third.server.posted.items.of(PostedStage)) == {"solve"}

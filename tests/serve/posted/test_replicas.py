@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from orla_lg import Orla
+from orla_lg.errors import AccessDenied
 from orla_lg.serve.posted.items import PostedStage
+from orla_lg.serve.store.store import MemoryStore
 from tests.serve.fixtures import until
 from tests.serve.in_thread import server
 from tests.serve.posted.test_applying import backend, put, ready
@@ -47,3 +50,22 @@ def test_a_linked_graph_s_stages_go_where_they_are_posted_to(engine: StubEngine,
             until(lambda: ran_at(engine), 5)
             put(running, PostedStage(id="solve"))
             assert ran_at(engine) and orla.records()[-1].backend == "light"
+
+
+def test_a_policy_that_cannot_be_read_closes_linked_graphs_too(engine: StubEngine) -> None:
+    store = MemoryStore()
+    with server(store=store) as running:
+        ready(running)
+        put(running, backend("light", engine))
+        with Orla.remote(running.url) as orla:
+            wrapped, asked = graph(orla), {"messages": [("user", "hello")]}
+            wrapped.invoke(asked)
+            store.put("posted/policies/p", b'{"from": "a newer version"}')
+            until(lambda: running.orla.core.serving.guard.closed == "p", 5)
+            before = len(engine.chats)
+            with pytest.raises(AccessDenied, match="cannot be read"):
+                wrapped.invoke(asked)
+            assert len(engine.chats) == before
+            store.put("posted/policies/p", None)
+            until(lambda: not running.orla.core.serving.guard.closed, 5)
+            wrapped.invoke(asked)

@@ -150,6 +150,7 @@ def shown(completion: Completion) -> dict[str, Any]:
         "tags": dict(completion.tags), "mapping": completion.mapping, "created_at": rfc3339(completion.ended_s),
         "cached_tokens": completion.cached_tokens, "queue_wait_ms": completion.queue_wait_s * 1000,
         "ttft_ms": None if completion.ttft_s is None else completion.ttft_s * 1000, "error": completion.error,
+        "tenant": completion.tenant,
     }  # fmt: skip
 
 
@@ -166,6 +167,6 @@ def captured(kept: Captured) -> dict[str, Any]:
     """Return a kept request and its answer."""
     return {
         "completion_id": kept.completion, "stage_id": kept.stage, "workflow_run": kept.workflow,
-        "backend": kept.backend, "request": kept.asked(), "response": kept.answered(), "truncated": kept.is_cut,
-        "created_at": rfc3339(kept.at_s),
+        "tenant": kept.tenant, "backend": kept.backend, "request": kept.asked(), "response": kept.answered(),
+        "truncated": kept.is_cut, "created_at": rfc3339(kept.at_s),
     }  # fmt: skip

@@ -57,11 +57,14 @@ class ToolQueue:
 
     places: int
     capacity: int
+    rate: float | None = None
+    """Calls a second; ``None``: any number."""
     breaker: Breaker = field(default_factory=lambda: Breaker(BREAKER))
     waiting: int = 0
 
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.places)
+        self._next_s = 0.0
 
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
@@ -78,9 +81,18 @@ class ToolQueue:
         finally:
             self.waiting -= 1
         try:
+            await self._paced()
             yield
         finally:
             self._room.release()
+
+    async def _paced(self) -> None:
+        """Wait until the rate allows another call."""
+        if self.rate:
+            now = asyncio.get_running_loop().time()
+            begins_s = max(now, self._next_s)
+            self._next_s = begins_s + 1 / self.rate
+            await asyncio.sleep(begins_s - now)
 
 
 class Tools:
@@ -183,9 +195,9 @@ class Tools:
     def _queue(self, backend: PostedBackend) -> ToolQueue:
         places = backend.max_concurrency or 1
         capacity = MOST_WAITING if backend.queue_capacity is None else backend.queue_capacity
-        queue = self._queues.get(backend.name)
-        if queue is None or (queue.places, queue.capacity) != (places, capacity):
-            queue = self._queues[backend.name] = ToolQueue(places, capacity)
+        queue, given = self._queues.get(backend.name), (places, capacity, backend.rate_per_second or None)
+        if queue is None or (queue.places, queue.capacity, queue.rate) != given:
+            queue = self._queues[backend.name] = ToolQueue(*given)
         return queue
 
     async def _called(
