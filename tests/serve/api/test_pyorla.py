@@ -21,6 +21,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel
 from pyorla import AccessPolicy, ExecuteRequest, LLMBackend, Message, OrlaClient, OrlaError, SkillManifest
 
+from orla_lg.serve.api.v1 import resources
 from orla_lg.serve.posted.items import PostedBackend, PostedPolicy, PostedSkill, PostedWorkflow
 from orla_lg.serve.store.store import MemoryStore
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
@@ -214,6 +215,14 @@ def test_workflows(daemon: Daemon) -> None:
     client.workflow_complete("w-1", ["light"])
     assert len(sessions) == 0
     client.workflow_complete("never registered", ["light"])
+
+
+def test_of_too_many_workflows_the_oldest_are_forgotten(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "MOST_WORKFLOWS", 4)
+    monkeypatch.setattr(resources, "FORGOTTEN_AT_ONCE", 2)
+    for number in (3, 1, 2, 0, 3, 4):  # the first one again, so that another one is the oldest
+        daemon.client.register_workflow(f"w-{number}", [("a", "b")])
+    assert list(daemon.running.server.posted.items.of(PostedWorkflow)) == ["w-0", "w-3", "w-4"]
 
 
 async def test_the_same_without_waiting(daemon: Daemon) -> None:
