@@ -67,6 +67,12 @@ VALID: dict[str, Any] = {
         "*": ["heavy", "light"],
     },
     "variants": {"cheap": {"*": "light"}},
+    "tags": {"team": "red", "app": "desk"},
+    "policies": [
+        {"name": "a", "subjects": ["team:*", "[r-z]?d"], "resources": ["tool:\\*"], "action": "deny"},
+        {"name": "b", "subjects": ["*"], "resources": ["data:pii", "skill:x"]},
+    ],
+    "stages": {"intake": {"labels": ["pii"], "declassifies": ["secret"]}},
     "limits": {
         "run": {"calls": 50, "wall_s": 120.0},
         "stages": {"classify": {"tokens": 1000}},
@@ -91,7 +97,7 @@ TEXTS = [
     "", " ", "\0", "a\0b", "\n", "a\r\nb", "\x7f", "\u2028", "é", "\U0001f980", "x" * 300, "x" * 100_000,
     "~nosuchuser/x", "/", ".", "..", "/dev/null/x", "/proc/self/mem", "~", "*", "auto", "light", "nan", "1", "true",
     "0x10", "-5", "{}", "[]", "%s%n", "${FUZZ_KEY}", "context>1..2", "context>.", "context>" + "9" * 400,
-    "quality>=0.5k", "context>", "toolz",
+    "quality>=0.5k", "context>", "toolz", "backend:[", "data:x\\", "[^", "tool:" + "a*" * 200, "deny", "team:red",
     "workflow_fcfs", "fair", "openai", "sim", "none", "FUZZ_KEY", "FUZZ_BAD_KEY", "A=B",
 ]  # fmt: skip
 URLS = [

@@ -12,7 +12,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from orla_lg import ConfigError, Orla, config
+from orla_lg import AccessDenied, AccessPolicy, ConfigError, Orla, config
 from orla_lg.core.policies import name_of
 from orla_lg.serve.reloading import Changes, Reloader
 from tests.stub_engine import Gate, Reply, StubEngine
@@ -155,6 +155,27 @@ def test_a_wrong_file_changes_nothing(running: Reloaded, text: str) -> None:
     with pytest.raises(ConfigError, match=r"orla\.toml"):
         running.again()
     assert running.reloader.settings is before and running.call() == "light"
+
+
+def test_access_policies_tags_and_labels_come_and_go(running: Reloaded) -> None:
+    policy = '{{name = "stop", subjects = ["{}"], resources = ["backend:light"], action = "deny"}}'
+    running.write("policies = [" + policy.format("team:red") + "]")
+    assert "policies.stop" in running.again().text()
+    assert running.call() == "light"
+    running.write(
+        'tags = {team = "red"}\nstages = {x = {labels = ["pii"]}}\npolicies = [' + policy.format("team:red") + "]"
+    )
+    assert {"tags.team", "stages.x"} <= {line.strip().partition(":")[0] for line in running.again().done}
+    with pytest.raises(AccessDenied, match="stop"):
+        running.call()
+    guard = running.orla.core.serving.guard
+    assert guard.source_of("stop") == "file" and guard.flow.follows
+    running.orla.policies = [AccessPolicy("stop", ["*"], ["backend:light"], "deny")]  # the file's holds
+    running.write()
+    running.again()
+    assert guard.source_of("stop") == "code" and not guard.tags
+    running.orla.policies = []
+    assert running.call() == "light"
 
 
 OWN = """

@@ -24,6 +24,9 @@ class StageLabels(NamedTuple):
 
 NO_LABELS = StageLabels()
 
+KEEP_WAYS = 10_000
+"""Of one graph, what lies behind a stage for a label; labels may be what callers claim."""
+
 Moves = frozenset[tuple[str, str]]
 
 
@@ -88,6 +91,8 @@ class LabelledGraph:
             return target in self._found(source, label, wraps, moves)
         behind = self._behind.get((source, label, wraps))
         if behind is None:
+            if len(self._behind) >= KEEP_WAYS:
+                self._behind = {}
             behind = self._behind[source, label, wraps] = self._found(source, label, wraps, moves)
         return target in behind
 

@@ -39,6 +39,9 @@ DROP_AT_ONCE = 1024
 MOST_ENTRIES = 256
 """Of one workflow: stages with labels that it entered. Beyond that it carries any label."""
 
+MOST_KEPT = 256
+"""Labels of one of these: its own, and those that callers claim in it."""
+
 MOST_LABELS = 64
 MOST_LABEL_CHARS = 100
 
@@ -50,6 +53,16 @@ _Place = tuple[str, str]
 """A graph's name, and a stage in it; an empty stage leads everywhere."""
 
 _EVERYWHERE = ("", "")
+
+ANY = frozenset({ANY_LABEL})
+
+
+def joined(known: frozenset[str], labels: frozenset[str]) -> frozenset[str]:
+    """Return all of these labels; of more than are kept for one stage, any."""
+    if labels <= known or ANY_LABEL in known:
+        return known
+    both = known | labels
+    return both if len(both) <= MOST_KEPT and ANY_LABEL not in both else ANY
 
 
 def label_names(where: str, value: object) -> frozenset[str]:
@@ -99,7 +112,7 @@ def labels_said(said: Mapping[str, Any]) -> frozenset[str]:
         return label_names("labels", said[LABELS])
     except ConfigError as error:
         log.warning("the labels of a node cannot be read, and it carries any: %s", error)
-        return frozenset({ANY_LABEL})
+        return ANY
 
 
 LABELS, DECLASSIFIES = LABEL_KEYS = ("labels", "declassifies")
@@ -154,14 +167,12 @@ class WorkflowLabels:
 
     def add(self, place: _Place, labels: frozenset[str]) -> bool:
         """Note that a stage with labels was entered; returns whether that is new."""
-        known = self.entered.get(place, NONE)
-        if labels <= known:
-            return False
         if place not in self.entered and len(self.entered) >= MOST_ENTRIES:
-            place, labels = _EVERYWHERE, frozenset({ANY_LABEL})
-            if self.entered.get(place) == labels:
-                return False
-        self.entered[place] = self.entered.get(place, NONE) | labels
+            place, labels = _EVERYWHERE, ANY
+        known = self.entered.get(place, NONE)
+        if (both := joined(known, labels)) == known:
+            return False
+        self.entered[place] = both
         return True
 
     @property
@@ -279,8 +290,9 @@ class LabelFlow:
         if not labels:
             return
         known = self._runs.setdefault(run.id, _RunLabels())
-        if not labels <= known.entered.get(place, NONE):
-            known.entered[place] = known.entered.get(place, NONE) | labels
+        before = known.entered.get(place, NONE)
+        if (after := joined(before, labels)) != before:
+            known.entered[place] = after
             known.told.clear()
         self._share(run, known, run.workflows)
 
@@ -427,7 +439,7 @@ class LabelFlow:
                 self._drop()
             state = self._workflows[workflow] = WorkflowLabels()
             if workflow in self._forgotten:
-                state.add(_EVERYWHERE, frozenset({ANY_LABEL}))
+                state.add(_EVERYWHERE, ANY)
         self._workflows.move_to_end(workflow)
         return state
 
@@ -488,4 +500,4 @@ def _close(state: WorkflowLabels, run: RunState, known: _RunLabels, outcome: Out
 
 NO_MOVES: Moves = frozenset()
 
-_FORGOTTEN = WorkflowLabels({_EVERYWHERE: frozenset({ANY_LABEL})})
+_FORGOTTEN = WorkflowLabels({_EVERYWHERE: ANY})

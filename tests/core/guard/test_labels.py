@@ -363,6 +363,17 @@ def test_a_workflow_with_too_many_stages_carries_any_label(monkeypatch: pytest.M
     assert ANY_LABEL in thread.carried(run, "a")
 
 
+def test_a_stage_with_too_many_labels_carries_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, flow = Kept(), LabelFlow()
+    flow.store = kept
+    for number in range(module.MOST_KEPT + 2):
+        flow.carried("w", None, "stage", frozenset({f"l{number}"}))
+    assert flow.carried("w", None, "other") == {ANY_LABEL}
+    before = dict(kept.values)
+    flow.carried("w", None, "stage", frozenset({"one more"}))
+    assert kept.values == before and len(before["w"]) < 200
+
+
 @given(st.lists(st.text(max_size=5), max_size=50))
 def test_a_forgotten_name_is_always_found(names: list[str]) -> None:
     forgotten = ForgottenNames()

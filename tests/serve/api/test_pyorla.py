@@ -21,6 +21,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel
 from pyorla import AccessPolicy, ExecuteRequest, LLMBackend, Message, OrlaClient, OrlaError, SkillManifest
 
+from orla_lg.serve.api.v1 import resources
 from orla_lg.serve.posted.items import PostedBackend, PostedPolicy, PostedSkill, PostedWorkflow
 from orla_lg.serve.store.store import MemoryStore
 from orla_lg_llamacpp.embedded import EmbeddedEngine, EngineSettings
@@ -45,6 +46,11 @@ class Daemon:
     @property
     def light(self) -> LLMBackend:
         return LLMBackend("light", self.engine.url, "openai", f"openai:{MODEL}")
+
+    def at(self, name: str, host: str, **more: Any) -> LLMBackend:
+        """Return the same engine under another of this machine's names."""
+        url = self.engine.url.replace("127.0.0.1", host)
+        return LLMBackend(name, url, "openai", f"openai:{MODEL}", **more)
 
     def stage(self, name: str = "triage", **settings: Any) -> pyorla.Stage:
         stage = pyorla.Stage(name, self.light)
@@ -211,6 +217,14 @@ def test_workflows(daemon: Daemon) -> None:
     client.workflow_complete("never registered", ["light"])
 
 
+def test_of_too_many_workflows_the_oldest_are_forgotten(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "MOST_WORKFLOWS", 4)
+    monkeypatch.setattr(resources, "FORGOTTEN_AT_ONCE", 2)
+    for number in (3, 1, 2, 0, 3, 4):  # the first one again, so that another one is the oldest
+        daemon.client.register_workflow(f"w-{number}", [("a", "b")])
+    assert list(daemon.running.server.posted.items.of(PostedWorkflow)) == ["w-0", "w-3", "w-4"]
+
+
 async def test_the_same_without_waiting(daemon: Daemon) -> None:
     client = daemon.client
     await client.ahealth()
@@ -302,10 +316,8 @@ def test_flushing_at_the_end_as_hinted(daemon: Daemon, monkeypatch: pytest.Monke
 def test_accuracy(daemon: Daemon) -> None:
     client = daemon.client
     for name, quality, price in (("strong", 0.9, 5.0), ("middle", 0.6, 1.0)):
-        url = daemon.engine.url.replace("127.0.0.1", "localhost" if name == "strong" else "127.0.0.2")
-        client.register_backend(
-            LLMBackend(name, url, "openai", MODEL, quality=quality, cost_model=pyorla.CostModel(price, price))
-        )
+        host = "localhost" if name == "strong" else "127.0.0.2"
+        client.register_backend(daemon.at(name, host, quality=quality, cost_model=pyorla.CostModel(price, price)))
     client.update_backend("light", quality=0.3)
 
     def where(**asked: Any) -> str:
@@ -313,7 +325,6 @@ def test_accuracy(daemon: Daemon) -> None:
         found: str = daemon.records()[-1].backend
         return found
 
-    daemon.engine.listen_everywhere = True  # type: ignore[attr-defined]  # 127.0.0.2 is this machine too
     assert where() == "light" == where(accuracy=0.2) == where(accuracy=0.95)
     assert where(accuracy=0.8) == "strong" == where(accuracy=0.8, accuracy_policy="strict")
     with pytest.raises(OrlaError, match=r"no backend has quality 0\.95"):
@@ -520,8 +531,7 @@ def test_a_workflow_of_a_graph(daemon: Daemon) -> None:
 
 def test_labels_follow_the_graph(daemon: Daemon) -> None:
     client = daemon.client
-    url = daemon.engine.url.replace("127.0.0.1", "localhost")
-    client.register_backend(LLMBackend("trusted", url, "openai", f"openai:{MODEL}"))
+    client.register_backend(daemon.at("trusted", "localhost"))
     client.add_policy(AccessPolicy("no pii", ["backend:light"], ["data:pii"], "deny"))
     edges = [("read", "think"), ("think", "redact"), ("redact", "write")]
     client.register_workflow("w", edges, {"redact": ["pii"]})
@@ -545,6 +555,30 @@ def test_labels_follow_the_graph(daemon: Daemon) -> None:
     with pytest.raises(OrlaError):
         ask("think")
     assert len(daemon.engine.chats) == before
+
+
+def test_policies_graphs_and_labels_outlive_the_server(engine: StubEngine) -> None:
+    store = MemoryStore()
+    think = ExecuteRequest("light", stage_id="think", workflow_id="w", prompt="x")
+    with server(store=store) as running:
+        first = Daemon(running, engine)
+        first.client.register_backend(first.at("trusted", "localhost"))
+        first.client.add_policy(AccessPolicy("no pii", ["backend:light"], ["data:pii"], "deny"))
+        first.client.register_workflow(
+            "w", [("read", "think"), ("read", "redact"), ("redact", "write")], {"redact": ["pii"]}
+        )
+        read = ExecuteRequest("trusted", stage_id="read", workflow_id="w", prompt="x", data_labels=["pii"])
+        assert first.client.execute(read).content
+        first.client.close()
+    with server(store=store) as running:
+        client = OrlaClient(running.url)
+        until_healthy(client)
+        with pytest.raises(OrlaError, match="no pii"):
+            client.execute(think)
+        assert client.execute(ExecuteRequest("light", stage_id="write", workflow_id="w", prompt="x")).content
+        client.workflow_complete("w", ["light"])
+        assert client.execute(think).content  # a new workflow of the same name
+        client.close()
 
 
 def test_tags_and_tools_of_an_execute_are_checked(daemon: Daemon) -> None:

@@ -45,17 +45,22 @@ class ExecuteEndpoint(CallEndpoint):
 
         Raises:
             RequestRefused: It is none.
-            Denied: Its skill may not use what it asks for.
+            Denied: Its skill may not use what it asks for, or a tag contradicts its key's.
         """
-        body = request.body
+        body, caller = request.body, request.caller
         execute.checked(body)
+        tags: Mapping[str, str] = body.get("tags") or {}
+        caller.tags_with(tags)
+        claimed = {name: value for name, value in tags.items() if name not in caller.tags}
         mapper = NamedBackend(
-            body["backend"], body.get("accuracy"), body.get("accuracy_policy") == "strict", request.caller.may_use,
+            body["backend"], body.get("accuracy"), body.get("accuracy_policy") == "strict", caller.may_use,
             self._stages.find,
         )  # fmt: skip
         bounds = self._bounds(body)
         return request._replace(
-            origin=execute.origin(body), mappers=(mapper,), narrows=None if bounds is None else bounds.narrow
+            origin=execute.origin({**body, "tags": claimed}),
+            mappers=(mapper,),
+            narrows=None if bounds is None else bounds.narrow,
         )
 
     def _bounds(self, body: Mapping[str, Any]) -> SkillBounds | None:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orla_lg.core.guard.guard import Guard
-from orla_lg.core.guard.labels import label_names
+from orla_lg.core.guard.labels import KEEP_GRAPHS, label_names
 from orla_lg.core.guard.policies import AccessPolicy, Verdict
 from orla_lg.core.identity import workflow_key
 from orla_lg.serve.access.access import Caller, Denied
@@ -26,10 +26,10 @@ from orla_lg.serve.http.guard import CALLER
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.items import PostedPolicy, PostedSkill, PostedWorkflow, read_item
 
-MOST_WORKFLOWS = 2000
+MOST_WORKFLOWS = KEEP_GRAPHS
 """Registered and not complete. Of more, those whose registration is the oldest are forgotten."""
 
-FORGOTTEN_AT_ONCE = 100
+FORGOTTEN_AT_ONCE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +125,15 @@ class V1Resources:
         """Note the graph of a workflow; what was registered of it before is replaced."""
         body, caller = await _body(request), _caller(request)
         item = read_item(PostedWorkflow, {**body, "workflow_id": _key(body, caller)})
-        for name in list(self._oldest()):
+        for name in list(self._oldest(beside=item.key)):
             await self.posted.remove(PostedWorkflow, name)
         await self.posted.put(item)
         return _done()
 
-    def _oldest(self) -> Iterator[str]:
-        """Yield the workflows to forget, where there are too many."""
+    def _oldest(self, *, beside: str) -> Iterator[str]:
+        """Yield the workflows to forget, where there would be too many with another one."""
         known = self.posted.items.of(PostedWorkflow)
-        if len(known) >= MOST_WORKFLOWS:
+        if beside not in known and len(known) >= MOST_WORKFLOWS:
             yield from sorted(known, key=lambda name: known[name].updated_s)[:FORGOTTEN_AT_ONCE]
 
     async def complete_workflow(self, request: Request) -> Response:
