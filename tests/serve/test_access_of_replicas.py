@@ -157,6 +157,14 @@ def test_without_a_core_nothing_is_sent_that_policies_were_not_asked_about(file:
     assert len(engine.chats) == 1
 
 
+def test_labels_that_cannot_be_read_count_as_any(file: Path, engine: StubEngine) -> None:
+    with server(file) as running, replicas(running, 1) as (one,):
+        graph = one.wrap(app(engine, ".plain"))
+        graph.invoke(HI, {**HERE, "metadata": {"orla": {"labels": "pii"}}})
+        with pytest.raises(AccessDenied, match="'answer'"):
+            one.wrap(app(engine, "answer")).invoke(HI, HERE)
+
+
 def test_the_labels_of_a_graph_travel_with_it() -> None:
     builder = StateGraph(MessagesState).add_node("intake", lambda state: state, metadata={"orla": PII})
     builder.add_node("redact", lambda state: state, metadata={"orla": CLEAN})

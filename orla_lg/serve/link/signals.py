@@ -12,7 +12,7 @@ from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.guard.flow import NONE
-from orla_lg.core.guard.labels import label_names
+from orla_lg.core.guard.labels import claimed_labels
 from orla_lg.core.identity import workflow_key
 from orla_lg.core.lookahead.forecast import Forecast
 from orla_lg.core.lookahead.lookahead import KEEP_GRAPHS
@@ -265,7 +265,7 @@ def _labels(more: Mapping[str, Any], name: str) -> frozenset[str]:
     if not (said := more.get(name)):
         return NONE
     try:
-        return label_names("a signal's labels", said)
+        return claimed_labels("a signal's labels", said)
     except ConfigError as error:
         raise LinkBroken(str(error)) from error
 
