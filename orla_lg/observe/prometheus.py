@@ -132,9 +132,7 @@ def _of_calls(sums: CallSums, serving: Serving, counts: ControlCounts) -> Iterat
     yield build
     yield from _by_stage(sums)
     yield from _by_backend(sums)
-    decisions = counter(
-        "orla_stage_mapper_decisions", "What placed calls.", ["outcome"]
-    )
+    decisions = counter("orla_stage_mapper_decisions", "What placed calls.", ["outcome"])
     for outcome, count in sums.decisions().items():
         decisions.add_metric([outcome], count)
     yield decisions

@@ -30,6 +30,9 @@ SENT, FIRST_TOKEN = "orla.sent", "orla.first_token"
 
 OPERATION, MODEL = "gen_ai.operation.name", "gen_ai.request.model"
 
+AT_ONCE_S = 1e-3
+"""A shorter wait is no event: each takes the call some microseconds."""
+
 MOST_CHARS = 200
 """Of a name that others gave."""
 
@@ -115,20 +118,19 @@ class CallSpans:
 
     def _said_of(self, opened: _CallSpan, record: Record) -> Attributes:
         """Return what a record says, without what it does not know."""
-        call, workflow = opened.call, _name(record.workflow)
-        said: Attributes = {
-            "orla.call": record.id,
-            "gen_ai.conversation.id" if call.identity.thread else "orla.workflow": workflow,
-            "orla.attempts": record.attempts,
-            "orla.queue_wait_s": record.queue_wait_s,
-        }
+        call = opened.call
+        said: Attributes = {"orla.call": record.id, "orla.queue_wait_s": record.queue_wait_s}
+        if call.identity.thread:
+            said["gen_ai.conversation.id"] = _name(record.workflow)
         if (scheduler := self._serving.schedulers.get(record.backend or "")) is not None:
             said |= _where(scheduler.backend.url, scheduler.backend.engine)
         if record.model is not None and (model := _name(record.model)) != opened.model:
             said[MODEL] = model
         if call.ask.stream:
             said["gen_ai.request.stream"] = True
-        if record.attempts:
+        if record.attempts > 1:
+            said["orla.attempts"] = record.attempts
+        if record.cache_action != "engine":  # which it manages by itself
             said["orla.cache.action"] = record.cache_action
         if record.priority:
             said["orla.priority"] = record.priority
@@ -156,11 +158,9 @@ class CallSpans:
 
 
 def _add_events(opened: _CallSpan, record: Record) -> None:
-    """Add when each attempt was sent, and when its first token came."""
+    """Add when each attempt was sent, unless the only one was at once, and when its first token came."""
     sent = opened.sent
-    if len(sent) == 1:
-        opened.span.add_event(SENT, timestamp=sent[0][0])
-    else:
+    if len(sent) > 1 or record.queue_wait_s > AT_ONCE_S:
         for number, (at_ns, backend) in enumerate(sent, start=1):
             opened.span.add_event(SENT, {"orla.attempt": number, "orla.backend": backend}, at_ns)
     if sent and record.ttft_s is not None:
@@ -189,7 +189,6 @@ def headers_of(span: Span) -> Mapping[str, str]:
     context = span.get_span_context()
     if not context.is_valid:
         return {}
-    found = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
-    if context.trace_state:
-        found["tracestate"] = context.trace_state.to_header()
-    return found
+    traced = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state
+    return {"traceparent": traced, "tracestate": state.to_header()} if state else {"traceparent": traced}
