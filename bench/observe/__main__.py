@@ -63,7 +63,7 @@ class NoEngine:
     def send(self, inflight: InFlightCall) -> None:
         tracer = inflight.services.tracer
         if tracer is not None:
-            tracer.sending(inflight.call, inflight.backend)
+            tracer.sending(inflight.call, inflight.backend, inflight.attempts)
         inflight.first_token()
         inflight.saw(USAGE)
         inflight.finish()

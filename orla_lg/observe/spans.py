@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -39,14 +40,20 @@ MOST_CHARS = 200
 Attributes = dict[str, AttributeValue]
 
 
+class _Sent(NamedTuple):
+    at_ns: int
+    """Since the epoch."""
+    attempt: int
+    backend: str
+
+
 @dataclass(eq=False, slots=True)
 class _CallSpan:
     span: Span
     call: Call
     operation: str
     model: str
-    sent: list[tuple[int, str]] = field(default_factory=list)
-    """Of each attempt, when it was sent, in nanoseconds since the epoch, and where to."""
+    sent: list[_Sent] = field(default_factory=list)
 
 
 class CallSpans:
@@ -93,12 +100,16 @@ class CallSpans:
         span = self._tracer.start_span(f"{operation} {model}", kind=SpanKind.CLIENT, attributes=begun)
         self._open[call.id] = _CallSpan(span, call, operation, model)
 
-    def sending(self, call: Call, backend: str | None) -> Mapping[str, str]:
-        """Note when an attempt is sent; returns its ``traceparent``, so that the engine's span is a child of this."""
+    def sending(self, call: Call, backend: str | None, attempt: int) -> Mapping[str, str]:
+        """Note when an attempt is sent; returns its ``traceparent``, so that the engine's span is a child of this.
+
+        An attempt is sent once more without what we added, where its engine refused that; the first time counts.
+        """
         opened = self._open.get(call.id)
         if opened is None:
             return {}
-        opened.sent.append((time.time_ns(), backend or ""))
+        if not opened.sent or opened.sent[-1].attempt != attempt:
+            opened.sent.append(_Sent(time.time_ns(), attempt, backend or ""))
         return headers_of(opened.span)
 
     def _ended(self, record: Record) -> None:
@@ -161,10 +172,10 @@ def _add_events(opened: _CallSpan, record: Record) -> None:
     """Add when each attempt was sent, unless the only one was at once, and when its first token came."""
     sent = opened.sent
     if len(sent) > 1 or record.queue_wait_s > AT_ONCE_S:
-        for number, (at_ns, backend) in enumerate(sent, start=1):
-            opened.span.add_event(SENT, {"orla.attempt": number, "orla.backend": backend}, at_ns)
+        for each in sent:
+            opened.span.add_event(SENT, {"orla.attempt": each.attempt, "orla.backend": each.backend}, each.at_ns)
     if sent and record.ttft_s is not None:
-        opened.span.add_event(FIRST_TOKEN, timestamp=sent[-1][0] + int(record.ttft_s * 1e9))
+        opened.span.add_event(FIRST_TOKEN, timestamp=sent[-1].at_ns + int(record.ttft_s * 1e9))
 
 
 @lru_cache(maxsize=1024)
