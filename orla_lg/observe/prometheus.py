@@ -21,7 +21,7 @@ from orla_lg.errors import ConfigError
 from orla_lg.link.serving import LinkedServing
 from orla_lg.mappers.http import HttpMapper
 from orla_lg.observe.counts import ControlCounts
-from orla_lg.observe.figures import OF_ALL, OF_BACKENDS, OF_PROCESS, Figure, Value
+from orla_lg.observe.figures import OF_ALL, OF_BACKENDS, OF_PROCESS, ScrapedFigure, Value
 from orla_lg.observe.sums import CallSums
 from orla_lg.orla import Orla
 
@@ -109,11 +109,11 @@ class CoreMetrics(Collector):
         yield waiting
 
 
-def _family(figure: Figure[Any], labels: Iterable[str] = ()) -> CounterMetricFamily | GaugeMetricFamily:
+def _family(figure: ScrapedFigure[Any], labels: Iterable[str] = ()) -> CounterMetricFamily | GaugeMetricFamily:
     return (counter if figure.kind == "counter" else gauge)(figure.name, figure.help, (*labels, *figure.by))
 
 
-def _of(figure: Figure[Any], value: Value) -> Metric:
+def _of(figure: ScrapedFigure[Any], value: Value) -> Metric:
     family = _family(figure)
     _add(family, [], value)
     return family
