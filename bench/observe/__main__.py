@@ -5,9 +5,10 @@
     python -m bench.observe --help
 
 Calls pass the core and nothing else: no engine and no HTTP, so that microseconds show. Each arm has a core of its
-own; the arms take turns, each round begins with another one, and figures are of rounds: what an arm adds to the bare
+own; within a round the arms take turns after every few calls, and figures are of rounds: what an arm adds to the bare
 one in the same round. CPU time is the process's, all threads. In the last arm spans go by OTLP to a collector in
-another process, and a block ends when all of its spans are sent.
+another process: it has its rounds to itself, and each ends when all of its spans are sent. What a bare span of
+OpenTelemetry's takes, with fifteen attributes, says how fast the machine is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ GOAL_US = 60.0
 """Of metrics and a span together, without what sends spans."""
 OFF, METRICS, SPANS, BOTH, SENT = "off", "metrics", "spans", "both", "both, spans sent"
 ARMS = (OFF, METRICS, SPANS, BOTH, SENT)
+TURN = 20
+"""Calls, until another arm's turn."""
 USAGE = Usage(prompt_tokens=1_000, cached_tokens=800, completion_tokens=100)
 ASK = Ask("auto", [{"role": "user", "content": "hello"}], stream=True)
 STAGES = [f"stage-{number}" for number in range(10)]
@@ -60,7 +63,7 @@ class NoEngine:
     def send(self, inflight: InFlightCall) -> None:
         tracer = inflight.services.tracer
         if tracer is not None:
-            tracer.sending(inflight.call, inflight.backend)
+            tracer.sending(inflight.call, inflight.backend, inflight.attempts)
         inflight.first_token()
         inflight.saw(USAGE)
         inflight.finish()
@@ -95,18 +98,48 @@ class Arm:
         inflight = serving.arrive(identity, ASK, call_id=call_id, said=NO_HINTS)
         drive(serving.serve(inflight, NoEngine()))
 
-    def block(self, calls: int, seed: int) -> Block:
-        gc.collect()
+    def some(self, calls: int, *, last: bool = False) -> float:
+        """Make calls, and return the CPU time that they took, in seconds; with *last* until their spans are sent."""
         before_s = time.process_time()
         for number in range(calls):
             self.call(number)
-        self._flush()
-        return Block(self.name, seed, (time.process_time() - before_s) * 1e6 / calls)
+        if last:
+            self._flush()
+        return time.process_time() - before_s
 
     def scrape_ms(self) -> float:
         before_s = time.process_time()
         generate_latest(self.registry)
         return (time.process_time() - before_s) * 1e3
+
+
+class BareSpan:
+    """What OpenTelemetry takes by itself."""
+
+    name = "a bare span"
+
+    def __init__(self) -> None:
+        self._tracer = TracerProvider(shutdown_on_exit=False).get_tracer("bench")
+        self._attributes: dict[str, Any] = {f"gen_ai.attribute{n}": n if n % 2 else "value" for n in range(15)}
+
+    def some(self, calls: int) -> float:
+        before_s = time.process_time()
+        for _ in range(calls):
+            self._tracer.start_span("span", attributes=self._attributes).end()
+        return time.process_time() - before_s
+
+
+def one_round(seed: int, arms: Sequence[Arm], bare: BareSpan, calls: int) -> Iterator[Block]:
+    gc.collect()
+    *together, alone = arms
+    took_s = dict.fromkeys((*(arm.name for arm in together), bare.name), 0.0)
+    for turn in range(max(1, calls // TURN)):
+        for arm in rotated((*together, bare), turn + seed):
+            took_s[arm.name] += arm.some(TURN)
+    made = max(1, calls // TURN) * TURN
+    yield from (Block(name, seed, seconds * 1e6 / made) for name, seconds in took_s.items())
+    gc.collect()
+    yield Block(alone.name, seed, alone.some(made, last=True) * 1e6 / made)
 
 
 def cpu_us(block: Block) -> float:
@@ -121,7 +154,7 @@ def added(found: Rounds[Block], arm: str, to: str = OFF) -> list[float]:
 def report(found: Rounds[Block]) -> list[str]:
     rows = []
     for arm in found.arms:
-        more = "" if arm == OFF else spread(added(found, arm)).shown(".1f", bold=True)
+        more = "" if arm in (OFF, BareSpan.name) else spread(added(found, arm)).shown(".1f", bold=True)
         rows.append([arm, spread(found.column(arm, cpu_us)).shown(".1f"), more])
     lines = table(["seen by", "CPU per call, µs: median (least … most of rounds)", "added, µs"], rows)
     sends = spread(added(found, SENT, BOTH)).shown(".1f")
@@ -137,13 +170,12 @@ def main() -> int:
         url = undo.enter_context(FaultEngine()).url
         at = undo.enter_context(started("bench.observe.collector"))
         arms = [Arm(name, url, at, undo) for name in ARMS]
-        for arm in arms:  # warm
-            arm.block(args.calls, -1)
-        blocks = []
+        bare, blocks = BareSpan(), list[Block]()
+        list(one_round(-1, arms, bare, 10 * TURN))  # warm
         for number in range(args.rounds):
-            blocks += [arm.block(args.calls, number) for arm in rotated(arms, number)]
+            blocks += one_round(number, arms, bare, args.calls)
             tell(f"round {number + 1}/{args.rounds}", last=number == args.rounds - 1)
-        found = Rounds(blocks, ARMS)
+        found = Rounds(blocks, (*ARMS, bare.name))
         scrape = spread([arms[3].scrape_ms() for _ in range(20)]).shown(".1f")
     print("\n".join([*report(found), f"a scrape of {len(STAGES)} stages takes {scrape} ms"]))
     both = median(added(found, BOTH))

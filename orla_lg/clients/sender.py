@@ -259,7 +259,7 @@ def _tap(inflight: InFlightCall, outgoing: EngineRequest, watch: AnswerWatch | N
 def _traced(inflight: InFlightCall) -> Mapping[str, str]:
     """Return the headers that tell the engine of the call's trace."""
     tracer = inflight.services.tracer
-    return {} if tracer is None else tracer.sending(inflight.call, inflight.backend)
+    return {} if tracer is None else tracer.sending(inflight.call, inflight.backend, inflight.attempts)
 
 
 def _as_the_callers(response: httpx2.Response, asked: Asked) -> httpx2.Response:

@@ -18,7 +18,7 @@ Of = TypeVar("Of")
 
 
 @dataclass(frozen=True, slots=True)
-class Figure(Generic[Of]):
+class ScrapedFigure(Generic[Of]):
     """A metric."""
 
     kind: Literal["gauge", "counter"]
@@ -30,12 +30,12 @@ class Figure(Generic[Of]):
     """Its own labels; several are joined by colons in the keys of its values."""
 
 
-def _gauge(name: str, text: str, of: Callable[[Of], Value], *by: str) -> Figure[Of]:
-    return Figure("gauge", name, text, of, by)
+def _gauge(name: str, text: str, of: Callable[[Of], Value], *by: str) -> ScrapedFigure[Of]:
+    return ScrapedFigure("gauge", name, text, of, by)
 
 
-def _counter(name: str, text: str, of: Callable[[Of], Value], *by: str) -> Figure[Of]:
-    return Figure("counter", name, text, of, by)
+def _counter(name: str, text: str, of: Callable[[Of], Value], *by: str) -> ScrapedFigure[Of]:
+    return ScrapedFigure("counter", name, text, of, by)
 
 
 def _yes(said: bool | None) -> float | None:
@@ -53,7 +53,7 @@ def _warm_ups(now: BackendStatistics) -> Mapping[str, float]:
     }  # fmt: skip
 
 
-OF_BACKENDS: tuple[Figure[BackendStatistics], ...] = (
+OF_BACKENDS: tuple[ScrapedFigure[BackendStatistics], ...] = (
     _gauge("orla_scheduler_queue_depth", "Calls that wait at a backend.", lambda now: now.queue.waiting),
     _gauge("orla_scheduler_in_flight", "Calls in flight at a backend.", lambda now: now.queue.in_flight),
     _gauge(
@@ -119,7 +119,7 @@ OF_BACKENDS: tuple[Figure[BackendStatistics], ...] = (
     ),
 )  # fmt: skip
 
-OF_ALL: tuple[Figure[Statistics], ...] = (
+OF_ALL: tuple[ScrapedFigure[Statistics], ...] = (
     _gauge("orla_backends", "Backends of this core.", lambda now: len(now.backends)),
     _counter("orla_external_calls", "Calls that were not this core's to place.", lambda now: now.external),
     _counter("orla_unidentified_calls", "Calls whose graph's context was lost.", lambda now: now.unidentified),
@@ -127,7 +127,7 @@ OF_ALL: tuple[Figure[Statistics], ...] = (
     _counter("orla_records_unwritten", "Lines that the records file could not take.", lambda now: now.unwritten),
 )  # fmt: skip
 
-OF_PROCESS: tuple[Figure[Statistics], ...] = (
+OF_PROCESS: tuple[ScrapedFigure[Statistics], ...] = (
     _gauge("orla_runs_open", "Runs that are open.", lambda now: now.workflows.runs),
     _gauge("orla_workflows_running", "Workflows with an open run.", lambda now: now.workflows.running),
     _gauge("orla_threads_idle", "Threads without an open run that are remembered.", lambda now: now.workflows.idle),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from orla_lg import __version__
+from orla_lg.core.mapping import parts_of
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError
 from orla_lg.link.serving import LinkedServing
+from orla_lg.mappers.http import HttpMapper
 from orla_lg.observe.counts import ControlCounts
-from orla_lg.observe.figures import OF_ALL, OF_BACKENDS, OF_PROCESS, Figure, Value
+from orla_lg.observe.figures import OF_ALL, OF_BACKENDS, OF_PROCESS, ScrapedFigure, Value
 from orla_lg.observe.sums import CallSums
 from orla_lg.orla import Orla
 
@@ -106,11 +109,11 @@ class CoreMetrics(Collector):
         yield waiting
 
 
-def _family(figure: Figure[Any], labels: Iterable[str] = ()) -> CounterMetricFamily | GaugeMetricFamily:
+def _family(figure: ScrapedFigure[Any], labels: Iterable[str] = ()) -> CounterMetricFamily | GaugeMetricFamily:
     return (counter if figure.kind == "counter" else gauge)(figure.name, figure.help, (*labels, *figure.by))
 
 
-def _of(figure: Figure[Any], value: Value) -> Metric:
+def _of(figure: ScrapedFigure[Any], value: Value) -> Metric:
     family = _family(figure)
     _add(family, [], value)
     return family
@@ -139,7 +142,7 @@ def _of_calls(sums: CallSums, serving: Serving, counts: ControlCounts) -> Iterat
     hooks = counter(
         "orla_hooks", "What was asked of hooks in other programs, and what came of it.", ["hook", "outcome"]
     )
-    for (hook, outcome), count in counts.hooks().items():
+    for (hook, outcome), count in _hooks(serving, counts).items():
         hooks.add_metric([hook, outcome], count)
     yield hooks
     mutations = counter("orla_control_plane_mutations", "Changes by API.", ["resource", "method", "outcome"])
@@ -149,6 +152,16 @@ def _of_calls(sums: CallSums, serving: Serving, counts: ControlCounts) -> Iterat
     feedback = counter("orla_feedback", "Scores that were given for answers.")
     feedback.add_metric([], serving.learners.scores)
     yield feedback
+
+
+def _hooks(serving: Serving, counts: ControlCounts) -> Mapping[tuple[str, str], int]:
+    """Return what programs elsewhere said, those among them that the shared mapping asks."""
+    found, mappings = Counter(counts.hooks()), serving.mappings
+    asked = {id(part): part for each in (mappings.shared, *mappings.variants.values()) for part in parts_of(each)}
+    for part in asked.values():
+        if isinstance(part, HttpMapper):
+            found.update({("mapper", outcome): count for outcome, count in part.statistics().items()})
+    return found
 
 
 def _by_stage(sums: CallSums) -> Iterator[Metric]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -30,10 +31,20 @@ SENT, FIRST_TOKEN = "orla.sent", "orla.first_token"
 
 OPERATION, MODEL = "gen_ai.operation.name", "gen_ai.request.model"
 
+AT_ONCE_S = 1e-3
+"""A shorter wait is no event: each takes the call some microseconds."""
+
 MOST_CHARS = 200
 """Of a name that others gave."""
 
 Attributes = dict[str, AttributeValue]
+
+
+class _Sent(NamedTuple):
+    at_ns: int
+    """Since the epoch."""
+    attempt: int
+    backend: str
 
 
 @dataclass(eq=False, slots=True)
@@ -42,8 +53,7 @@ class _CallSpan:
     call: Call
     operation: str
     model: str
-    sent: list[tuple[int, str]] = field(default_factory=list)
-    """Of each attempt, when it was sent, in nanoseconds since the epoch, and where to."""
+    sent: list[_Sent] = field(default_factory=list)
 
 
 class CallSpans:
@@ -90,12 +100,16 @@ class CallSpans:
         span = self._tracer.start_span(f"{operation} {model}", kind=SpanKind.CLIENT, attributes=begun)
         self._open[call.id] = _CallSpan(span, call, operation, model)
 
-    def sending(self, call: Call, backend: str | None) -> Mapping[str, str]:
-        """Note when an attempt is sent; returns its ``traceparent``, so that the engine's span is a child of this."""
+    def sending(self, call: Call, backend: str | None, attempt: int) -> Mapping[str, str]:
+        """Note when an attempt is sent; returns its ``traceparent``, so that the engine's span is a child of this.
+
+        An attempt is sent once more without what we added, where its engine refused that; the first time counts.
+        """
         opened = self._open.get(call.id)
         if opened is None:
             return {}
-        opened.sent.append((time.time_ns(), backend or ""))
+        if not opened.sent or opened.sent[-1].attempt != attempt:
+            opened.sent.append(_Sent(time.time_ns(), attempt, backend or ""))
         return headers_of(opened.span)
 
     def _ended(self, record: Record) -> None:
@@ -115,20 +129,19 @@ class CallSpans:
 
     def _said_of(self, opened: _CallSpan, record: Record) -> Attributes:
         """Return what a record says, without what it does not know."""
-        call, workflow = opened.call, _name(record.workflow)
-        said: Attributes = {
-            "orla.call": record.id,
-            "gen_ai.conversation.id" if call.identity.thread else "orla.workflow": workflow,
-            "orla.attempts": record.attempts,
-            "orla.queue_wait_s": record.queue_wait_s,
-        }
+        call = opened.call
+        said: Attributes = {"orla.call": record.id, "orla.queue_wait_s": record.queue_wait_s}
+        if call.identity.thread:
+            said["gen_ai.conversation.id"] = _name(record.workflow)
         if (scheduler := self._serving.schedulers.get(record.backend or "")) is not None:
             said |= _where(scheduler.backend.url, scheduler.backend.engine)
         if record.model is not None and (model := _name(record.model)) != opened.model:
             said[MODEL] = model
         if call.ask.stream:
             said["gen_ai.request.stream"] = True
-        if record.attempts:
+        if record.attempts > 1:
+            said["orla.attempts"] = record.attempts
+        if record.cache_action != "engine":  # which it manages by itself
             said["orla.cache.action"] = record.cache_action
         if record.priority:
             said["orla.priority"] = record.priority
@@ -156,15 +169,13 @@ class CallSpans:
 
 
 def _add_events(opened: _CallSpan, record: Record) -> None:
-    """Add when each attempt was sent, and when its first token came."""
+    """Add when each attempt was sent, unless the only one was at once, and when its first token came."""
     sent = opened.sent
-    if len(sent) == 1:
-        opened.span.add_event(SENT, timestamp=sent[0][0])
-    else:
-        for number, (at_ns, backend) in enumerate(sent, start=1):
-            opened.span.add_event(SENT, {"orla.attempt": number, "orla.backend": backend}, at_ns)
+    if len(sent) > 1 or record.queue_wait_s > AT_ONCE_S:
+        for each in sent:
+            opened.span.add_event(SENT, {"orla.attempt": each.attempt, "orla.backend": each.backend}, each.at_ns)
     if sent and record.ttft_s is not None:
-        opened.span.add_event(FIRST_TOKEN, timestamp=sent[-1][0] + int(record.ttft_s * 1e9))
+        opened.span.add_event(FIRST_TOKEN, timestamp=sent[-1].at_ns + int(record.ttft_s * 1e9))
 
 
 @lru_cache(maxsize=1024)
@@ -189,7 +200,6 @@ def headers_of(span: Span) -> Mapping[str, str]:
     context = span.get_span_context()
     if not context.is_valid:
         return {}
-    found = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
-    if context.trace_state:
-        found["tracestate"] = context.trace_state.to_header()
-    return found
+    traced = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    state = context.trace_state
+    return {"traceparent": traced, "tracestate": state.to_header()} if state else {"traceparent": traced}

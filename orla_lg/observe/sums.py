@@ -134,6 +134,8 @@ class CallSums:
         self._kinds = BoundedNames(MOST_KINDS, OTHER, OTHER)
         self._stages = dict[tuple[str, str], StageSums]()
         self._backends = dict[str, BackendSums]()
+        self._known = dict[tuple[str, str | None], tuple[StageSums, BackendSums]]()
+        """The same by the names in records, which are as many as the labels' values."""
         self._decisions = Counter[str]()
         self.closed = False
 
@@ -142,15 +144,24 @@ class CallSums:
         if self.closed:
             return
         with self._lock:
-            backend = self.backend_names.of(record.backend or "")
+            found = self._known.get((record.stage, record.backend))
+            stage, backend = found or self._named(record)
             self._decisions[decision_of(record)] += 1
-            self._add_to_stage(self.stage_names.of(record.stage), backend, record)
+            self._add_to_stage(stage, record)
             self._add_to_backend(backend, record)
 
-    def _add_to_stage(self, stage: str, backend: str, record: Record) -> None:
-        sums = self._stages.get((stage, backend))
-        if sums is None:
-            sums = self._stages[stage, backend] = StageSums()
+    def _named(self, record: Record) -> tuple[StageSums, BackendSums]:
+        """Return where a record is added, and know it again unless its stage is one of the many others."""
+        stage, backend = self.stage_names.of(record.stage), self.backend_names.of(record.backend or "")
+        found = (
+            self._stages.setdefault((stage, backend), StageSums()),
+            self._backends.setdefault(backend, BackendSums()),
+        )
+        if stage != OTHER and backend != UNREGISTERED:
+            self._known[record.stage, record.backend] = found
+        return found
+
+    def _add_to_stage(self, sums: StageSums, record: Record) -> None:
         status = status_of(record)
         sums.statuses[status] = sums.statuses.get(status, 0) + 1
         sums.wait.add(record.queue_wait_s)
@@ -164,10 +175,7 @@ class CallSums:
         if record.cost_usd:
             sums.usd += record.cost_usd
 
-    def _add_to_backend(self, backend: str, record: Record) -> None:
-        sums = self._backends.get(backend)
-        if sums is None:
-            sums = self._backends[backend] = BackendSums()
+    def _add_to_backend(self, sums: BackendSums, record: Record) -> None:
         if record.error is not None:
             sums.errors[self._kinds.of(kind_of(record.error))] += 1
         if not record.attempts:

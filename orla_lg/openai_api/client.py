@@ -350,7 +350,8 @@ class SdkSender:
             watch.comes_late(late)
         options = self._options_for(clients, body, fields)
         if (tracer := inflight.services.tracer) is not None:
-            options.headers = beside_trace(options.headers, tracer.sending(inflight.call, inflight.backend))
+            traced = tracer.sending(inflight.call, inflight.backend, inflight.attempts)
+            options.headers = beside_trace(options.headers, traced)
         return Outgoing(clients, options, mode, hides, added, asked, guards)
 
     def _comes_whole(self, inflight: InFlightCall, clients: EngineClients, said: Mapping[str, Any]) -> Late | None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orla_lg import BudgetExceeded, ChatOrla, ConfigError, Limit, Limits, Orla
+from orla_lg.mappers import ExplicitMapper, First, HttpMapper
 from orla_lg.observe import metrics
 from tests.conftest import at, chat
 from tests.stub_engine import StubEngine
@@ -115,6 +116,20 @@ def test_errors_are_counted_by_kind(make_orla: MakeOrla, engine: StubEngine) -> 
     assert kinds == {"BudgetExceeded"}
     statuses = [dict(labels)["status"] for name, labels in scraped(registry) if name == "orla_requests_total"]
     assert sorted(statuses) == ["ok", "refused"]
+
+
+def test_what_a_mapper_elsewhere_said_is_counted(make_orla: MakeOrla, engine: StubEngine) -> None:
+    gone = HttpMapper("http://127.0.0.1:1/map", 5.0)
+    orla, registry = (
+        make_orla(at(engine, "light"), mapper=First(gone, ExplicitMapper({"*": "light"}))),
+        CollectorRegistry(),
+    )
+    seen = metrics(orla, registry)
+    seen.counts.hook("scheduler", "applied")
+    wrapped(orla, engine).invoke(HI, {"configurable": {"thread_id": "1"}})
+    assert value(registry, "orla_hooks_total", hook="mapper", outcome="asked") == 1
+    assert value(registry, "orla_hooks_total", hook="mapper", outcome="error") == 1
+    assert value(registry, "orla_hooks_total", hook="scheduler", outcome="applied") == 1
 
 
 def test_a_registry_has_one_orla(make_orla: MakeOrla, engine: StubEngine) -> None:

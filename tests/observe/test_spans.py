@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -22,9 +24,10 @@ from opentelemetry.trace.span import TraceState
 
 from orla_lg import BudgetExceeded, ChatOrla, ConfigError, Limit, Limits, Orla
 from orla_lg.observe import traces
+from orla_lg.observe.spans import AT_ONCE_S
 from orla_lg.testing.faults import Fault
 from tests.conftest import CALLER_KEY, at, chat
-from tests.stub_engine import Reply, StubEngine
+from tests.stub_engine import Reply, Seen, StubEngine
 from tests.test_embeddings import vectors
 
 MakeOrla = Callable[..., Orla]
@@ -101,13 +104,13 @@ def test_one_trace_from_the_node_to_the_engine(
         "gen_ai.conversation.id": "t7", "gen_ai.usage.input_tokens": record.prompt_tokens,
         "gen_ai.usage.output_tokens": record.completion_tokens, "server.address": "127.0.0.1",
         "orla.stage": "draft", "orla.backend": "light", "orla.run": record.run, "orla.call": record.id,
-        "orla.queue_wait_s": record.queue_wait_s, "orla.attempts": 1, "orla.cost_usd": record.cost_usd,
-        "orla.cache.action": "engine",
+        "orla.queue_wait_s": record.queue_wait_s, "orla.cost_usd": record.cost_usd,
     }  # fmt: skip
     assert {name: found.get(name) for name in expected} == expected
     assert call.name == "chat stub-model" and call.status.status_code is StatusCode.UNSET
     events = [event.name for event in call.events]
-    assert events == ["orla.sent"] + ["orla.first_token"] * (record.ttft_s is not None)
+    waited = record.queue_wait_s > AT_ONCE_S
+    assert events == ["orla.sent"] * waited + ["orla.first_token"] * (record.ttft_s is not None)
     assert calls.open == 0 and node.start_time and call.start_time and node.start_time <= call.start_time
     assert SECRET not in call.to_json()
 
@@ -135,6 +138,41 @@ def test_each_attempt_is_an_event(
     attempts = orla.records()[-1].attempts
     assert [each["orla.attempt"] for each in sent] == list(range(1, attempts + 1)) and attempts > 1
     assert {header_of(call)} == {*seen(engine), *seen(other_engine)}
+
+
+def test_a_wait_ends_with_an_event(make_orla: MakeOrla, engine: StubEngine, traced: Traced) -> None:
+    orla = make_orla(at(engine, "light"))
+    calls = traces(orla, traced.provider)
+    orla.pause("light")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: list(ChatOrla(orla=orla, model="light").stream("hello")))
+        until_s = time.monotonic() + 10.0
+        while not orla.statistics().backends["light"].queue.waiting:
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+        assert calls.open == 1
+        orla.resume("light")
+        waiting.result()
+    (call,) = traced.spans()
+    sent, first = call.events
+    assert (sent.name, first.name) == ("orla.sent", "orla.first_token") and call.start_time and call.end_time
+    assert call.start_time < sent.timestamp < first.timestamp <= call.end_time
+    waited_s, record = (sent.timestamp - call.start_time) / 1e9, orla.records()[-1]
+    assert abs(waited_s - record.queue_wait_s) < 0.5
+
+
+def test_an_attempt_that_is_sent_once_more_is_one(make_orla: MakeOrla, engine: StubEngine, traced: Traced) -> None:
+    def rule(request: Seen) -> Reply | None:  # an engine that takes no stream_options
+        refuses = "stream_options" in request.body
+        return Reply(status=400, text="stream_options: extra inputs are not permitted") if refuses else None
+
+    engine.rule = rule
+    orla = make_orla(at(engine, "light"))
+    traces(orla, traced.provider)
+    ChatOrla(orla=orla, model="light").invoke("hello")
+    (call,) = traced.spans()
+    assert seen(engine) == [header_of(call)] * len(seen(engine)) and len(seen(engine)) > 1
+    assert [event.name for event in call.events].count("orla.sent") <= 1
 
 
 def test_a_refused_call_has_a_span_and_no_engine(make_orla: MakeOrla, engine: StubEngine, traced: Traced) -> None:

@@ -15,6 +15,6 @@ class CallTracer(Protocol):
         """Note that a call arrived, in its caller's thread or task."""
         ...
 
-    def sending(self, call: Call, backend: str | None) -> Mapping[str, str]:
-        """Note that an attempt is sent now, and return the headers that tell its engine of the trace."""
+    def sending(self, call: Call, backend: str | None, attempt: int) -> Mapping[str, str]:
+        """Note that an attempt is sent, perhaps once more; returns the headers that tell its engine of the trace."""
         ...

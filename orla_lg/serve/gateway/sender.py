@@ -167,7 +167,7 @@ class GatewaySender:
     async def _answer_to(self, inflight: InFlightCall, outgoing: Outgoing, bound: SilenceBound) -> EngineReply:
         tap = Tap(inflight, outgoing.mode, hides=outgoing.hides, wire=outgoing.wire)
         tracer = inflight.services.tracer
-        traced = None if tracer is None else tracer.sending(inflight.call, inflight.backend)
+        traced = None if tracer is None else tracer.sending(inflight.call, inflight.backend, inflight.attempts)
         response = await outgoing.to.send(outgoing, self._carried(outgoing), self._carried_query(outgoing), traced)
         bound.heard = True
         try:
