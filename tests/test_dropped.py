@@ -28,7 +28,7 @@ from orla_lg.core.record import CallEvent
 from tests.conftest import SDK_AREQUEST, SDK_REQUEST, at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors cannot be counted here")

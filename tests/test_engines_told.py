@@ -18,7 +18,7 @@ from tests.wire.ollama_server import OllamaServer
 from tests.wire.sglang_server import MODEL, SGLangServer
 
 QUESTION = {"messages": [("user", "hello")]}
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 MakeOrla = Callable[..., Orla]
 

@@ -17,7 +17,7 @@ from orla_lg import CallEvent, ChatOrla, Happening, Hints, Orla
 from tests.conftest import at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 BUSY = "busy"
 
 

@@ -23,7 +23,7 @@ from tests.stub_engine import Gate, Reply, Seen, StubEngine
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 QUESTION = {"messages": [("user", "hello")]}
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Watch:

@@ -19,7 +19,7 @@ from tests.stub_engine import Gate, Reply, StubEngine
 from tests.test_lifecycle import QUESTION, Watch, two_nodes
 
 MakeOrla = Callable[..., Orla]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def waiting(orla: Orla, name: str = "main") -> int:

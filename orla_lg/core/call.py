@@ -255,6 +255,8 @@ class Call:
     """Of its run."""
     answer_tokens: float = ANSWER_TOKENS
     """Expected of the stage."""
+    mapped_max_tokens: int | None = None
+    """Its mapping's bound on the answer; it counts where the caller gave none."""
     nth: int = 0
     """Which call of its stage in its run it is, from 1; 0 where that is not known."""
     final_odds: float | None = None
@@ -273,8 +275,8 @@ class Call:
 
     @property
     def expected_answer_tokens(self) -> float:
-        """What the stage usually answers, within the caller's bound."""
-        bound = self.ask.max_tokens
+        """What the stage usually answers, within the caller's bound, else its mapping's."""
+        bound = self.mapped_max_tokens if self.ask.max_tokens is None else self.ask.max_tokens
         return self.answer_tokens if bound is None else min(self.answer_tokens, bound)
 
     @property

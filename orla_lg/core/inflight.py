@@ -101,6 +101,7 @@ class InFlightCall:
         "scheduler",
         "seat",
         "services",
+        "swap_s",
         "tried",
         "usage",
         "why_external",
@@ -155,7 +156,7 @@ class InFlightCall:
         self.entered_s = call.arrived_s
         self.departed_s: float | None = None
         self._first_s: float | None = None
-        self._wait_s = 0.0
+        self._wait_s = self.swap_s = 0.0
         self._keep_s: float | None = None
         """For how long its cache is expected to be of use, as its engine knows."""
 
@@ -171,6 +172,8 @@ class InFlightCall:
         """
         call, services, backend = self.call, self.services, scheduler.backend
         call = alone(call) if call.ask.embeds else call
+        if assignment.parameters:
+            call.mapped_max_tokens = call.ask.given(assignment.parameters).max_tokens
         probe, workflow = scheduler.health.probe, call.identity.workflow
         model = model_asked(assignment.model or backend.model, probe, call.ask.model)
         if probe is not None and model is None:
@@ -252,7 +255,7 @@ class InFlightCall:
         if not self._booked:  # refused before it had one
             return
         assert self.scheduler is not None
-        self._first_s = self.usage = None  # of an answer that no caller got
+        self._first_s, self.usage, self.swap_s = None, None, 0.0  # of an answer that no caller got
         health = self.scheduler.health
         if failure.overloaded or failure.elsewhere:
             health.answered()
@@ -353,13 +356,14 @@ class InFlightCall:
         """Let the backend's pace and the estimates see how the call went."""
         if self.departed_s is None:
             return
-        service_s, prompt = now - self.departed_s, record.prompt_tokens
+        service_s, prompt, swap_s = now - self.departed_s, record.prompt_tokens, self.swap_s
+        ttft_s = None if record.ttft_s is None else record.ttft_s - swap_s  # a swap is no prefill
         run = None if record.run is None else self.services.book.run(record.run)
         if run is not None and not self.call.ask.embeds:
             self.services.foresight.served(run, self.call, record, service_s)
         scheduler.pace.note(
-            service_s=service_s,
-            prefill_s=record.ttft_s if self.usage is None else self.usage.prefill_s or record.ttft_s,
+            service_s=service_s - swap_s,
+            prefill_s=ttft_s if self.usage is None else self.usage.prefill_s or ttft_s,
             fresh_tokens=None if prompt is None else prompt - (record.cached_tokens or 0),
             completion_tokens=record.completion_tokens,
         )

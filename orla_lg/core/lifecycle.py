@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Required, TypedDict
 
 from orla_lg.core.call import NO_HINTS, Ask, Assignment, Call, CallerTimeout, Hints
 from orla_lg.core.engine.retry import AttemptFailed
@@ -90,6 +90,25 @@ class Send(NamedTuple):
         return await self.sender.asend(self.inflight)
 
 
+class CallArrival(TypedDict, total=False):
+    """What a call arrives with beside where it comes from and what it asks for."""
+
+    call_id: Required[str]
+    """From ``services.new_id``."""
+    said: Hints
+    """Given with the call itself; these win."""
+    hints: Hints
+    """From the run, the node and its configuration."""
+    mappers: Iterable[Mapper]
+    """Asked before the shared mapper."""
+    layers: Sequence[LimitScope]
+    """Limits that hold for it beside those for all."""
+    timeout: CallerTimeout | None
+    """Of the client that the code called; ``None`` waits as long as it takes."""
+    may_pass: bool
+    """Whether it goes where its code says if nothing places it."""
+
+
 def arrive(
     services: Services,
     identity: Identity,
@@ -104,20 +123,7 @@ def arrive(
     may_pass: bool = False,
     kind: type[InFlightCall] = InFlightCall,
 ) -> InFlightCall:
-    """Return a call that arrived now.
-
-    Args:
-        services: Of its core.
-        identity: Where it comes from.
-        ask: What it asks for.
-        call_id: From ``services.new_id``.
-        said: Hints given with the call itself; these win.
-        hints: Hints from the run, the node and its configuration.
-        mappers: Asked before the shared mapper.
-        layers: Limits that hold for it beside those for all.
-        timeout: Of the client that the code called; ``None`` waits as long as it takes.
-        may_pass: Whether a call that nothing places goes where its code says.
-        kind: What it is made as.
+    """Return a call that arrived now, with what ``CallArrival`` has, made as *kind*.
 
     Raises:
         MappingError: Its hints name a variant that does not exist.
@@ -288,7 +294,9 @@ def _prepare(inflight: InFlightCall, scheduler: BackendScheduler) -> Steps:
     """Wait until the call's slot is its own: what lay there saved, what the workflow left restored."""
     assert inflight.seat is not None and inflight.seat.swap is not None
     # After a time-out it goes on: an engine that answers no order will not answer the call either.
+    began_s = inflight.services.clock()
     with contextlib.suppress(TimeoutError), inflight.services.pauses.one() as turn:
         yield Wait(inflight.seat.swap.ended, min(SWAP_PATIENCE_S, patience_of(inflight)), turn)
+    inflight.swap_s = inflight.services.clock() - began_s
     if patience_of(inflight) <= 0:
         raise too_late(inflight, scheduler)

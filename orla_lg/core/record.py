@@ -42,7 +42,7 @@ class Record:
     tenant: str | None
     queue_wait_s: float
     ttft_s: float | None
-    """From dispatch to the first chunk; ``None`` where nothing was streamed."""
+    """From the grant to the first chunk, with the swap of its slot; ``None`` where nothing was streamed."""
     duration_s: float
     """From the call's arrival to its last token."""
     prompt_tokens: int | None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.learners import Learners
@@ -17,15 +18,15 @@ from orla_lg.core.background import Background, Clock
 from orla_lg.core.boundary.call_ids import call_ids
 from orla_lg.core.cache.isolation import Salts
 from orla_lg.core.cache.parts import Shared
-from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints
+from orla_lg.core.call import Ask, Call
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.guard.guard import Guard
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import CLOSED, Sender, arrive, serve
+from orla_lg.core.lifecycle import CLOSED, CallArrival, Sender, arrive, serve
 from orla_lg.core.limits.book import LimitBook
 from orla_lg.core.limits.costs import CostBook
-from orla_lg.core.limits.limits import NO_LIMITS, Limits, LimitScope
+from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mapper, Mappings
 from orla_lg.core.memory.events import MemoryPolicy
@@ -128,16 +129,9 @@ class Serving:
 
     # The ways of a call, as edges ask for them; a core behind a link (``link.serving``) goes others
 
-    def arrive(
-        self, identity: Identity, ask: Ask, *, call_id: str, said: Hints = NO_HINTS, hints: Hints = NO_HINTS,
-        mappers: Iterable[Mapper] = (), layers: Sequence[LimitScope] = (), timeout: CallerTimeout | None = None,
-        may_pass: bool = False,
-    ) -> InFlightCall:  # fmt: skip
+    def arrive(self, identity: Identity, ask: Ask, **given: Unpack[CallArrival]) -> InFlightCall:
         """Return a call that arrived now (``lifecycle.arrive``)."""
-        return arrive(
-            self.services, identity, ask, call_id=call_id, said=said, hints=hints, mappers=mappers, layers=layers,
-            timeout=timeout, may_pass=may_pass,
-        )  # fmt: skip
+        return arrive(self.services, identity, ask, **given)
 
     def serve(self, inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], None] | None = None) -> Steps:
         """Return the steps of one call's life (``lifecycle.serve``)."""

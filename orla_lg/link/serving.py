@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from orla_lg.core import lifecycle
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.boundary.call_ids import call_ids
-from orla_lg.core.call import NO_HINTS, Ask, Call, CallerTimeout, Hints
+from orla_lg.core.call import Ask, Call
 from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import LEAST_S, Sender
-from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
+from orla_lg.core.lifecycle import LEAST_S, CallArrival, Sender
+from orla_lg.core.limits.limits import NO_LIMITS
 from orla_lg.core.mapping import Mapper
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.placement.embeddings import naming
@@ -168,24 +168,9 @@ class LinkedServing(Serving):
 
     # The ways of a call
 
-    def arrive(  # noqa: D102
-        self,
-        identity: Identity,
-        ask: Ask,
-        *,
-        call_id: str,
-        said: Hints = NO_HINTS,
-        hints: Hints = NO_HINTS,
-        mappers: Iterable[Mapper] = (),
-        layers: Sequence[LimitScope] = (),
-        timeout: CallerTimeout | None = None,
-        may_pass: bool = False,
-    ) -> InFlightCall:
-        mine = tuple(mappers)
-        inflight = lifecycle.arrive(
-            self.services, identity, ask, call_id=call_id, said=said, hints=hints, mappers=mine, layers=layers,
-            timeout=timeout, may_pass=may_pass, kind=LinkedCall,
-        )  # fmt: skip
+    def arrive(self, identity: Identity, ask: Ask, **given: Unpack[CallArrival]) -> InFlightCall:  # noqa: D102
+        mine = given["mappers"] = tuple(given.get("mappers", ()))
+        inflight = lifecycle.arrive(self.services, identity, ask, kind=LinkedCall, **given)
         assert isinstance(inflight, LinkedCall)
         inflight.serving, inflight.raw = self, identity
         inflight.mine = naming(mine, inflight.call.identity.stage) if ask.embeds else mine

@@ -28,7 +28,7 @@ from tests.conftest import BACKEND_KEY, at, chat
 from tests.stub_engine import Gate, Reply, StubEngine
 
 MakeOrla = Callable[..., Orla]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

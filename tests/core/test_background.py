@@ -42,7 +42,7 @@ def test_what_the_collector_runs_knows_it_and_takes_no_lock() -> None:
     with lock:
         gc.collect()
         assert seen == [(True, threading.get_ident())] and not is_collecting()
-    assert ran.wait(10) and not seen[1][0] and seen[1][1] != threading.get_ident()
+    assert ran.wait(60) and not seen[1][0] and seen[1][1] != threading.get_ident()
     background.close()
     background.hand_over(ran.clear)
     deadline = time.monotonic() + 10
@@ -57,10 +57,10 @@ def test_it_starts_at_first_use_and_ends_with_its_owner() -> None:
     background.close()
     assert threading.active_count() == before
     background = Background()
-    assert background.submit(who()).result(5) == "orla"
+    assert background.submit(who()).result(60) == "orla"
     called = threading.Event()
     background.call_later(-1.0, called.set)
-    assert called.wait(5)
+    assert called.wait(60)
     background.close()
     background.close()
     assert threading.active_count() == before
@@ -82,7 +82,7 @@ def test_it_keeps_nothing_of_the_context_that_first_used_it() -> None:
         variable.set(state)
         background.submit(forever.wait())
         background.call_later(3600.0, forever.set)
-        background.submit(who()).result(5)
+        background.submit(who()).result(60)
         return weakref.ref(state)
 
     held = Context().run(call)
@@ -104,28 +104,28 @@ def test_what_runs_at_the_end_may_clean_up() -> None:
             cleaned.append(True)
 
     future = background.submit(works())
-    assert began.wait(5)
+    assert began.wait(60)
     background.close()
     assert cleaned and future.cancelled()
 
 
 def test_a_thread_that_ended_by_itself_is_replaced_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
     background = Background()
-    background.submit(who()).result(5)
+    background.submit(who()).result(60)
     loop, thread = background._loop, background._thread
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    assert background.submit(who()).result(5) == "orla" and background._thread is not thread
+    thread.join(60)
+    assert background.submit(who()).result(60) == "orla" and background._thread is not thread
     assert caplog.text.count("the background thread had ended") == 1
     background.close()
 
 
 def test_a_loop_that_closed_meanwhile_is_a_closed_orla(monkeypatch: pytest.MonkeyPatch) -> None:
     background = Background()
-    background.submit(who()).result(5)
+    background.submit(who()).result(60)
     loop, thread = background._loop, background._thread
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(60)
     monkeypatch.setattr(background, "_running_loop", lambda: loop)  # as it was a moment ago
     with pytest.raises(OrlaClosed):
         background.submit(who())
@@ -139,22 +139,22 @@ def test_closed_by_its_own_thread() -> None:
     async def ends() -> None:
         background.close()
 
-    thread = background.submit(who()).result(5) and background._thread
-    assert background.submit(ends()).result(5) is None
-    thread.join(5)
+    thread = background.submit(who()).result(60) and background._thread
+    assert background.submit(ends()).result(60) is None
+    thread.join(60)
     assert not thread.is_alive()
 
 
 def test_a_forked_child_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     background = Background()
-    background.submit(who()).result(5)
+    background.submit(who()).result(60)
     parents = background._loop, background._thread
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert background.submit(who()).result(5) == "orla"
+    assert background.submit(who()).result(60) == "orla"
     assert background._loop is not parents[0]
     background.close()
     parents[0].call_soon_threadsafe(parents[0].stop)
-    parents[1].join(5)
+    parents[1].join(60)
 
 
 def test_errands_are_waited_for_and_those_that_they_begin() -> None:
@@ -180,7 +180,7 @@ def test_an_errand_that_does_not_end_is_not_waited_for_for_ever_nor_on_its_own_t
     background.finish_errands(0.02)
     asked = threading.Event()
     background.call_later(0.0, lambda: (background.finish_errands(60.0), asked.set()))
-    assert asked.wait(5) and not endless.done()
+    assert asked.wait(60) and not endless.done()
     background._pid -= 1  # as after a fork: they are the parent's
     background.finish_errands(60.0)
     background._pid += 1

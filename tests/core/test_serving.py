@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import pass_by, serve
+from orla_lg.core.limits.usage import expected
 from orla_lg.core.memory.events import CacheEvent, EventKind
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import policies
@@ -49,6 +51,24 @@ BOTH = pytest.mark.parametrize("run", [drive, lambda steps: asyncio.run(adrive(s
 
 
 # One call
+
+
+@pytest.mark.parametrize(
+    ("mapped", "asked", "answer"),
+    [({}, None, 80.0), ({"max_tokens": 10}, None, 10.0), ({"max_tokens": 10}, 20, 20.0)],
+)
+def test_a_mappings_bound_on_the_answer_counts_for_limits_and_in_the_queue_alike(
+    mapped: dict[str, Any], asked: int | None, answer: float
+) -> None:
+    serving = a_serving()
+    call, scheduler = new_call(serving), serving.schedulers["b"]
+    call.call.ask, call.call.answer_tokens = replace(call.call.ask, max_tokens=asked), 80.0
+    assignment = Assignment("b", parameters=mapped)
+    aside = expected(call.call, assignment, scheduler.backend.cost, None)
+    call.enter(scheduler, assignment)
+    assert call.call.expected_answer_tokens == answer
+    assert call.call.expected_tokens == pytest.approx(aside.tokens, abs=1), "the prompt's part is rounded there"
+    call.finish(RuntimeError("left"))
 
 
 @BOTH

@@ -48,7 +48,7 @@ class RealCore:
 
     def __init__(
         self, *backends: Backend, key: Key = OPEN, store: MemoryStore | None = None, port: int = 0,
-        key_envs: Mapping[str, str] | None = None, **settings: Any,
+        key_envs: Mapping[str, str] | None = None, lease_s: float = 10.0, **settings: Any,
     ) -> None:  # fmt: skip
         self.key, self.port, self.killed = key, port, False
         self.store = store or MemoryStore()
@@ -56,7 +56,7 @@ class RealCore:
         adapters = {backend: adapter_of(backend) for backend in backends}
         kept = memory_policy(settings.pop("memory", "default"))
         self.serving = Serving(adapters, **{"mapper": None, "memory": kept, **settings})
-        self.host = LinkHost(self.serving, self.store, CoreLease(self.store, 1.5), key_envs=key_envs, **hosting)
+        self.host = LinkHost(self.serving, self.store, CoreLease(self.store, lease_s), key_envs=key_envs, **hosting)
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="real-core", daemon=True)
@@ -65,7 +65,7 @@ class RealCore:
 
     def _run(self, work: Any) -> Any:
         done: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return done.result(10.0)
+        return done.result(60.0)
 
     async def _begin(self) -> None:
         await self.host.start()
@@ -109,6 +109,6 @@ class RealCore:
 
         self._run(drop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
+        self._thread.join(60.0)
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()

@@ -261,13 +261,13 @@ def test_a_deadline_is_the_cores(made: Made, engine: StubEngine) -> None:
         run = Run(wrapped)
         eventually(lambda: engine.chats)
         with pytest.raises(DeadlineExceeded, match="1 call in the queue there"):
-            wrapped.invoke(hi(), {"configurable": {"orla": Hints(deadline_s=0.1)}})
+            wrapped.invoke(hi(), {"configurable": {"orla": Hints(deadline_s=1.0)}})
         gate.open()
         run.result()
 
 
 def test_the_next_core_adopts_and_goes_on(made: Made, engine: StubEngine) -> None:
-    core, orla = made(backend={"max_concurrency": 1})
+    core, orla = made(backend={"max_concurrency": 1}, lease_s=1.5)
     wrapped = orla.wrap(graph(engine))
     with held(engine) as gate:
         at_engine, waiting = Run(wrapped), None

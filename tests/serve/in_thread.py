@@ -15,7 +15,7 @@ from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings, settings
 from orla_lg.serve.store.store import MemoryStore, Store
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Running:

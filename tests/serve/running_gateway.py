@@ -14,7 +14,7 @@ from orla_lg.serve.gateway.settings import GatewaySettings
 from tests.conftest import BACKEND_KEY, assert_nothing_left
 from tests.serve.gateway.served import GatewayServer
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pytest
 from orla_lg.testing import faults
 from orla_lg.testing.faults import MODEL, Fault, FaultEngine, Gate, Reply
 from orla_lg.testing.faults.reply import STATUS
+from tests.timed import within
 
 HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "one two three four five six seven"}]}
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -112,8 +113,8 @@ ENDS = {
 def test_each_fault_ends_as_it_says_and_the_next_request_is_well(
     fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **how: client(**{**how, "timeout": 0.5}))
+    client, patience_s = httpx.Client, 0.5 if fault is Fault.HANG else 30.0
+    monkeypatch.setattr(httpx, "Client", lambda **how: client(**{**how, "timeout": patience_s}))
     with FaultEngine(script=[fault, None, fault], slow_s=0.02) as engine:
         assert (outcome(engine, **STREAM), outcome(engine), outcome(engine)) == (
             ENDS[fault][0],
@@ -132,10 +133,17 @@ def test_slow_is_slow_where_it_says() -> None:
                 times = [time.perf_counter() - began for _ in response.iter_lines()]
         return times[0], times[-1] - times[0]
 
-    with FaultEngine(script=[Fault.SLOW_FIRST_TOKEN, Fault.SLOW_TOKENS], slow_s=0.1) as engine:
-        first, rest = first_and_last(engine)
-        assert first > 0.1 > rest
-        first, rest = first_and_last(engine)
+    with FaultEngine(slow_s=0.1) as engine:
+
+        def rest_s() -> float:
+            engine.script.append(Fault.SLOW_FIRST_TOKEN)
+            first, rest = first_and_last(engine)
+            assert first > 0.1
+            return rest
+
+        within(0.1, rest_s)
+        engine.script.append(Fault.SLOW_TOKENS)
+        _, rest = first_and_last(engine)
         assert rest > 0.8, "ten pieces, each a tenth of a second late"
 
 

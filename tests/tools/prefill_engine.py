@@ -80,6 +80,9 @@ class PrefillEngine:
     ) -> None:
         self.requests: list[Request] = []
         self._plan, self._tokens_per_s, self._refuses = plan, tokens_per_s, refuses
+        self.prefetches_go_on = threading.Event()
+        """While it is not set, prefetches take as long as it takes until it is."""
+        self.prefetches_go_on.set()
         self._lock = threading.Lock()
         self._held: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -103,6 +106,7 @@ class PrefillEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.prefetches_go_on.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -115,6 +119,8 @@ class PrefillEngine:
             cached = min(tokens, common // CHARS_PER_TOKEN // BLOCK * BLOCK)
             made = Request(body, tokens, cached)
             self.requests.append(made)
+        if made.prefetch:
+            self.prefetches_go_on.wait(60.0)
         time.sleep((tokens - cached) / self._tokens_per_s)
         with self._lock:
             self._held.append(text)

@@ -377,4 +377,4 @@ def test_results_are_equal_and_no_tool_runs_more_than_once_more_for_a_call(orla:
 def test_tools_were_handed_over(orla: Orla) -> None:
     """The property above is no empty one."""
     told = orla.statistics().early_tools
-    assert told.used > 10 and told.failed and told.dropped["changed"]
+    assert told.used and told.failed and told.dropped["changed"]

@@ -83,7 +83,19 @@ def with_report(work: Workbench, made: BaseTool, **metadata: Any) -> Any:
 
 
 def at_last(work: Workbench) -> Hold:
-    return lambda nth: work.prefilled() if nth == len(PIECES) - 1 else None
+    """Hold a tool at its last piece until what is certain by then is prefilled."""
+    least_chars = sum(map(len, PIECES)) - PART_CHARS - 200
+
+    def is_there() -> bool:
+        said, newest = work.said, work.engine.prefetches[-1:]
+        is_long = bool(newest) and len(newest[0].messages[-1]["content"]) > least_chars
+        return is_long and said.done > 0 and said.started == said.done + said.given_up + said.failed
+
+    def hold(nth: int) -> None:
+        if nth == len(PIECES) - 1:
+            assert until(is_there), work.said
+
+    return hold
 
 
 @pytest.mark.parametrize("make", [by_writer, by_runtime, by_deltas, async_by_writer], ids=lambda each: each.__name__)

@@ -208,7 +208,8 @@ def test_streamed_and_async_runs_too(bench: Callable[..., Workbench], form: str)
 
 
 def test_the_real_call_gives_a_prefetch_up(bench: Callable[..., Workbench]) -> None:
-    work = bench(tokens_per_s=1500.0)
+    work = bench()
+    work.engine.prefetches_go_on.clear()
     work.holds["third"] = work.first_prefetch  # and ends at once
     work.agent().invoke(QUESTION)
     assert work.said.given_up == 1 and work.said.done == 0
@@ -260,9 +261,13 @@ def test_a_named_agent_is_learned(bench: Callable[..., Workbench]) -> None:
     work = bench(in_turn(*[asked("first", "third")] * 3))
     book, names = work.orla.core.serving.schedulers["main"].warming.prompts, []
 
+    def answers() -> list[Any]:
+        kept = [each.body["messages"][-2:] for each in book.last.newest() if each.base is not None]
+        return [answer for answer, last in kept if (answer["role"], last["role"]) == ("assistant", "tool")]
+
     def look() -> None:
-        time.sleep(0.02)
-        names.extend(each.body["messages"][-2].get("name") for each in book.last.newest() if each.base is not None)
+        assert until(answers), "the first result is not there"
+        names.extend(answer.get("name") for answer in answers())
 
     work.holds["third"] = look
     work.agent(name="fox").invoke(QUESTION)
@@ -343,7 +348,7 @@ def test_an_engine_that_refuses_such_a_prompt_is_left_alone(bench: Callable[...,
     work = bench(
         in_turn(*[asked("first", "third")] * 4), refuses=lambda body: body.get("max_tokens") == 1 and "tools" in body
     )
-    work.holds["third"] = lambda: time.sleep(0.05)
+    work.holds["third"] = lambda: (until(lambda: work.said.failed), time.sleep(0.05))
     work.agent().invoke(QUESTION)
     assert len(work.engine.calls) == 5
     assert len(work.engine.prefetches) == 2, "once, and once without the fields that may be what it refuses"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import overload
@@ -12,7 +14,9 @@ WEIGHT = 0.1
 FADES = 0.95
 """What a call weighs beside the one after it, where two figures are learned from one: the last forty or so count."""
 
-LEAST_CALLS, LEAST_APART, MOST_ERROR = 4.0, 0.02, 0.25
+KEEP_WHOLE = 60
+
+LEAST_CALLS, LEAST_APART, MOST_ERROR = 5, 0.02, 0.25
 """So many calls at least, so different from each other, tell both figures, and so well: the error of the mean of one
 is at most that part of it."""
 
@@ -38,13 +42,17 @@ USUAL = Speed(5.0, PREFILL_TOKENS_PER_S, DECODE_TOKENS_PER_S, completion_tokens=
 """Until a call was measured; the same for all backends, so that it favours none."""
 
 
+WholeAnswer = tuple[float, int, int]
+"""A call's seconds, and its fresh and its completion tokens."""
+
+
 class SpeedMeter:
     """Learns a ``Speed``."""
 
     def __init__(self) -> None:
         self.speed = NO_SPEED
-        self.whole = WholeAnswers()
-        """The calls that did not show their time to the first token."""
+        self._whole = deque[WholeAnswer](maxlen=KEEP_WHOLE)
+        """The calls that did not show their time to the first token, the newest last."""
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -52,7 +60,7 @@ class SpeedMeter:
 
         A learned one is for what a wrong figure costs little: whether a prefetch is sent, not where a call goes.
         """
-        return self.speed.prefill_tokens_per_s or self.whole.prefill_tokens_per_s()
+        return self.speed.prefill_tokens_per_s or prefill_of_whole(tuple(self._whole))
 
     def note(
         self, *, service_s: float, prefill_s: float | None, fresh_tokens: int | None, completion_tokens: int | None
@@ -66,7 +74,7 @@ class SpeedMeter:
         elif prefill_s is None and completion_tokens and service_s > 0:  # its prefill counts as decoding
             decode = completion_tokens / service_s
             if fresh_tokens is not None:
-                self.whole.note(service_s, fresh_tokens, completion_tokens)
+                self._whole.append((service_s, fresh_tokens, completion_tokens))
         self.speed = Speed(
             averaged(now.service_s, service_s),
             averaged(now.prefill_tokens_per_s, prefill),
@@ -75,43 +83,34 @@ class SpeedMeter:
         )
 
 
-class WholeAnswers:
-    """What calls whose answers came in one piece show of prefill: how their time depends on their tokens.
+def prefill_of_whole(calls: Sequence[WholeAnswer]) -> float | None:
+    """Return the pace of prefill that calls show whose answers came in one piece, the newest last.
 
     ``seconds = fresh tokens / prefill + completion tokens / decoding``, each side over the seconds so that each call
     counts alike, solved by least squares; newer calls weigh more. Calls with much the same share of both tell nothing
     of either, and calls beside a varying load do not fit: then the figure is uncertain, and there is none.
     """
-
-    __slots__ = ("_both", "_calls", "_completion", "_completion_2", "_fresh", "_fresh_2")
-
-    def __init__(self) -> None:
-        self._calls = self._fresh = self._completion = 0.0
-        self._fresh_2 = self._both = self._completion_2 = 0.0
-        """Sums, faded: of calls, of their tokens a second, and of products of these."""
-
-    def note(self, service_s: float, fresh_tokens: int, completion_tokens: int) -> None:
-        """Take in one call."""
+    weight, weights = 1.0, 0.0
+    fresh_1 = completion_1 = fresh_2 = both = completion_2 = 0.0
+    for service_s, fresh_tokens, completion_tokens in reversed(calls):
         fresh, completion = fresh_tokens / service_s, completion_tokens / service_s
-        self._calls = FADES * self._calls + 1.0
-        self._fresh = FADES * self._fresh + fresh
-        self._completion = FADES * self._completion + completion
-        self._fresh_2 = FADES * self._fresh_2 + fresh * fresh
-        self._both = FADES * self._both + fresh * completion
-        self._completion_2 = FADES * self._completion_2 + completion * completion
-
-    def prefill_tokens_per_s(self) -> float | None:
-        """Return the pace of prefill; ``None`` where it is uncertain."""
-        apart = self._fresh_2 * self._completion_2 - self._both**2
-        if self._calls < LEAST_CALLS or apart <= LEAST_APART * self._fresh_2 * self._completion_2:
-            return None
-        token_s = (self._fresh * self._completion_2 - self._completion * self._both) / apart
-        decoded_s = (self._completion * self._fresh_2 - self._fresh * self._both) / apart
-        if token_s <= 0 or decoded_s <= 0:
-            return None
-        missed = max(0.0, self._calls - token_s * self._fresh - decoded_s * self._completion)
-        error_s = sqrt(missed / (self._calls - 2) * self._completion_2 / apart)
-        return 1 / token_s if error_s < MOST_ERROR * token_s else None
+        weights, fresh_1, completion_1 = (
+            weights + weight,
+            fresh_1 + weight * fresh,
+            completion_1 + weight * completion,
+        )
+        fresh_2, completion_2 = fresh_2 + weight * fresh**2, completion_2 + weight * completion**2
+        both, weight = both + weight * fresh * completion, weight * FADES
+    apart = fresh_2 * completion_2 - both**2
+    if len(calls) < LEAST_CALLS or apart <= LEAST_APART * fresh_2 * completion_2:
+        return None
+    token_s = (fresh_1 * completion_2 - completion_1 * both) / apart
+    decoded_s = (completion_1 * fresh_2 - fresh_1 * both) / apart
+    if token_s <= 0 or decoded_s <= 0:
+        return None
+    missed = max(0.0, weights - token_s * fresh_1 - decoded_s * completion_1)
+    error_s = sqrt(missed / (weights - 2) * completion_2 / apart)
+    return 1 / token_s if error_s < MOST_ERROR * token_s else None
 
 
 @overload

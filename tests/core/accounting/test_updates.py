@@ -27,7 +27,7 @@ from tests.core.fakes import Engine, Sender, a_serving, identity, new_call, step
 from tests.core.test_record import a_record
 
 PINNED, FREED = Order(Verb.PIN, Effect.PINNED), Order(Verb.FLUSH, Effect.FREED)
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Lines:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orla_lg.core.call import Usage
+from orla_lg.core.call import Assignment, Usage
+from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.engine.speed import SpeedMeter
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.lifecycle import serve
+from orla_lg.core.lifecycle import _prepare, serve
 from tests.core.fakes import Sender, a_serving, new_call, step
 
 
@@ -50,6 +53,42 @@ def test_an_answer_in_one_piece_shows_what_a_token_took_in_all() -> None:
     assert (pace.speed.prefill_tokens_per_s, pace.speed.decode_tokens_per_s) == (None, 40.0)
     pace.note(service_s=0.5, prefill_s=None, fresh_tokens=None, completion_tokens=None)
     assert pace.speed.decode_tokens_per_s == 40.0
+
+
+class AfterSwap(Told):
+    """Streams an answer: a swap of four seconds, a second of prefill, a second of decoding."""
+
+    def send(self, inflight: InFlightCall) -> Any:
+        clock: Any = inflight.services.clock
+        clock.now += 4.0
+        inflight.swap_s = 4.0
+        clock.now += 1.0
+        inflight.first_token()
+        return super().send(inflight)
+
+
+@pytest.mark.parametrize("said_s", [None, 1.0])
+def test_the_swap_of_a_slot_is_no_prefill(said_s: float | None) -> None:
+    serving = a_serving()
+    assert step(serve(new_call(serving), AfterSwap(Usage(1000, 0, 31, prefill_s=said_s)))) == ("answer",)
+    speed = serving.schedulers["b"].pace.speed
+    assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s, speed.service_s) == (1000.0, 30.0, 2.0)
+    (record,) = serving.records.records()
+    assert record.ttft_s == 5.0, "counted from the grant, as its reader waited"
+
+
+def test_how_long_a_swap_took_is_noted() -> None:
+    serving = a_serving()
+    inflight, fake = new_call(serving), SimpleNamespace(swap=SimpleNamespace(ended=Future[None]()))
+    inflight.enter(serving.schedulers["b"], Assignment("b"))
+    inflight.depart()
+    inflight.seat = fake  # type: ignore[assignment]
+    steps = _prepare(inflight, serving.schedulers["b"])
+    next(steps)
+    serving.services.clock.now += 4.0  # type: ignore[attr-defined]
+    assert next(steps, None) is None and inflight.swap_s == 4.0
+    inflight.missed(AttemptFailed(RuntimeError("busy")))
+    assert inflight.swap_s == 0.0, "the next attempt has one of its own, or none"
 
 
 # The pace of prefill from answers in one piece

@@ -21,7 +21,7 @@ from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http.guard import AccessLayer, HttpGuard
 from orla_lg.serve.store.store import MemoryStore
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class GatewayServer:

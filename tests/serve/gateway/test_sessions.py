@@ -17,13 +17,13 @@ from tests.serve.gateway.served import GatewayServer
 from tests.stub_engine import Gate, Reply, StubEngine
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 def ask(gateway: GatewayServer, path: str = "/v1/chat/completions", **headers: str) -> None:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = {"model": "main", "messages": HELLO}
-    httpx.post(gateway.url + path, json=body, headers=named, timeout=5.0).raise_for_status()
+    httpx.post(gateway.url + path, json=body, headers=named, timeout=60.0).raise_for_status()
 
 
 def until(condition: Callable[[], Any]) -> None:

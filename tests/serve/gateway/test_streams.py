@@ -22,7 +22,7 @@ from tests.serve.gateway.served import GatewayServer
 from tests.stub_engine import MODEL, OK, Gate, Reply, StubEngine
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 def spoken(body: dict[str, Any]) -> dict[str, Any] | list[bytes]:
