@@ -169,7 +169,7 @@ def refined(
         play: Simulates the unchanged setting with these numbers.
     """
     now = {name: each.parameters for name, each in calibrated.items()}
-    scales = {(name, part): _Scale() for name, each in calibrated.items() if each.calls for part in _PARTS}
+    scales = {(name, part): _Scaling() for name, each in calibrated.items() if each.calls for part in _PARTS}
     best, least = now, float("inf")
     for _ in range(ROUNDS):
         by_backend = _by_backend(play(now), now)
@@ -188,7 +188,7 @@ def refined(
 
 
 @dataclass(slots=True)
-class _Scale:
+class _Scaling:
     """By how much a cost is scaled next; where that went too far, half as much from then on."""
 
     step: float = STEP
