@@ -31,7 +31,7 @@ from bench.lib.command import DOCS, ended, parser, put, tell, usual
 from bench.lib.engines import VLLM, engine_at
 from bench.lib.flags import count, share
 from bench.lib.kept import Kept
-from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm, Figures, draw
+from bench.pressure.arms import ARMS, BARE, ENDLESS, Arm, Figures, draw, recorded
 from bench.pressure.live import live_turn
 from bench.pressure.simulated import SimulatedTurns
 from bench.pressure.workflows import Load, LocalWords, Material, Shape, from_trace, load_of, made_up, tool_times
@@ -61,7 +61,7 @@ def simulated(args: argparse.Namespace, arms: Sequence[Arm]) -> Figures:
         sessions = load_of(material, shape, words, seed)
         for arm in arms:
             tell(f"seed {seed}: {arm.name}")
-            made.append(turns.turn(arm, sessions))
+            made.append(turns.turn(recorded(arm, args.records, seed), sessions))
     tell("simulated", last=True)
     return Figures(made, BLOCK_TOKENS, args.blocks * BLOCK_TOKENS)
 
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, engine: VLLM, arms: Sequence[Arm]) -> Kept
         return load_of(material, shape, engine, seed)
 
     def turn(arm: Arm, given: Load, seed: int) -> Coroutine[Any, Any, Turn]:
-        return live_turn(engine, arm, given)
+        return live_turn(engine, recorded(arm, args.records, seed), given)
 
     asyncio.run(kept.measure(engine.url, arms, args.seeds, sessions, turn, quiet=args.quiet))
     return kept
@@ -121,6 +121,7 @@ def options() -> argparse.Namespace:
     add("--keep-whole", type=share, default=0.0, metavar="SHARE",
         help="with --simulate: the plugin suspends whole workflows, so much of the pool spare (0: no)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="FOLDER", help="the model's, for --simulate (made up: about 4 characters)")
+    add("--records", type=Path, metavar="FOLDER", help="write records there, for `orla-lg replay`")
     usual(options, keep="pressure.json", writes="docs/pressure.md and docs/pressure.svg")
     args = options.parse_args()
     known = [arm.name for arm in (*ARMS, ENDLESS)]

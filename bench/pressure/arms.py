@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import Semaphore
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -30,6 +30,15 @@ class Arm(workflows.Arm):
     def door(self) -> AbstractAsyncContextManager[object]:
         """Return what a session passes before its first call; one for all sessions of a turn."""
         return nullcontext() if self.cap is None else Semaphore(self.cap)
+
+
+def recorded(arm: Arm, folder: Path | None, seed: int) -> Arm:
+    """Return an arm that writes the records of a seed's turn into a folder; a bare one has none."""
+    if folder is None or arm.orla is None:
+        return arm
+    path = folder / f"{arm.name}-{seed}.jsonl"
+    path.unlink(missing_ok=True)
+    return replace(arm, orla={**arm.orla, "records_file": path})
 
 
 BARE, AGAIN, WRAPPED = "bare", "bare_again", "wrapped"

@@ -33,6 +33,7 @@ from bench.replay.turns import POLICIES, arm, live_turn, of_different_lengths, s
 from orla_lg.engines import EngineOptions
 from orla_lg.replay.figures import MAKESPAN, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure
 from orla_lg.replay.reading import read
+from orla_lg.replay.report import signed
 from orla_lg.replay.study import Study, WhatIf
 from orla_lg.replay.workload import workload_of
 from orla_lg_sim.parameters import EngineParameters, load
@@ -46,7 +47,7 @@ Found = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class FromRecords:
     """What a policy's records say: of itself, as it happened and unchanged, and of the others."""
 
     policy: str
@@ -108,7 +109,7 @@ def of_runs_alone(path: Path) -> None:
     path.write_text("".join(warmed), encoding="utf-8")
 
 
-def told(args: argparse.Namespace, policy: str) -> Told:
+def replay(args: argparse.Namespace, policy: str) -> FromRecords:
     """Replay a policy's records under all three."""
     study = Study(
         workload_of(read(records_of(args, policy))), kv_tokens={"*": args.kv_tokens} if args.kv_tokens else None
@@ -117,23 +118,28 @@ def told(args: argparse.Namespace, policy: str) -> Told:
     for other in POLICIES:
         if other != policy:
             study.play(WhatIf(other, policy=other), lambda done, total: None)
-    return Told(policy, study.report.happened, {policy: study.report.unchanged, **study.report.others})
+    return FromRecords(policy, study.report.happened, {policy: study.report.unchanged, **study.report.others})
 
 
-def off(figure: Figure, simulated: Found, happened: Found) -> float:
+def part(figure: Figure, simulated: Found, happened: Found) -> float:
+    """Return how far a simulated figure is off, as a part of what happened."""
     mine, theirs = simulated[figure.name], happened[figure.name]
     return mine / theirs - 1 if mine is not None and theirs else 0.0
 
 
-def lines(args: argparse.Namespace, all_: Mapping[str, Told]) -> list[str]:
+def off(figure: Figure, simulated: Found, happened: Found) -> str:
+    return signed(part(figure, simulated, happened))
+
+
+def lines(args: argparse.Namespace, all_: Mapping[str, FromRecords]) -> list[str]:
     """Return the two tables: the unchanged setting, and each policy as the records of each say."""
     first = [
-        [policy, *(f"{each.happened[f.name] or 0:.2f} s, replayed {off(f, each.replayed[policy], each.happened):+.0%}"
+        [policy, *(f"{each.happened[f.name] or 0:.2f} s, replayed {off(f, each.replayed[policy], each.happened)}"
                    for f in SHOWN)]
         for policy, each in all_.items()
     ]  # fmt: skip
     worst = max(
-        abs(off(f, each.replayed[p], each.happened))
+        abs(part(f, each.replayed[p], each.happened))
         for p, each in all_.items()
         for f in (MAKESPAN, MEAN_RUN, P95_RUN)
     )
@@ -146,7 +152,7 @@ def lines(args: argparse.Namespace, all_: Mapping[str, Told]) -> list[str]:
         found = ranking(each.replayed)
         right += found == order
         means = [
-            f"{each.replayed[p][MEAN_RUN.name] or 0:.2f} s ({off(MEAN_RUN, each.replayed[p], all_[p].happened):+.0%})"
+            f"{each.replayed[p][MEAN_RUN.name] or 0:.2f} s ({off(MEAN_RUN, each.replayed[p], all_[p].happened)})"
             for p in all_
         ]
         second.append([f"from the records of {policy}", *means, " < ".join(found)])
@@ -165,7 +171,7 @@ def ranking(found: Mapping[str, Found]) -> list[str]:
     return sorted(found, key=lambda policy: found[policy][MEAN_RUN.name] or 0.0)
 
 
-def draw(all_: Mapping[str, Told], path: Path) -> None:
+def draw(all_: Mapping[str, FromRecords], path: Path) -> None:
     """Draw each policy as it happened, beside what the records of each say of it."""
     figure, panes = plot.pyplot("replay").subplots(1, len(SHOWN), figsize=(3.2 * len(SHOWN), 2.8))
     colours = ("#3b7dd8", "#7fb069", "#e6aa68")
@@ -211,9 +217,11 @@ def main() -> int:
                  LLAMACPP: EngineOptions("llamacpp", slots=SLOTS, context_tokens=CONTEXT)}  # fmt: skip
         with engine_at(kinds[args.engine], args.url) as engine:
             asyncio.run(measure(args, engine))
-    all_ = {policy: told(args, policy) for policy in POLICIES}
+    all_ = {policy: replay(args, policy) for policy in POLICIES}
     where = "the simulated engine, in virtual time" if args.simulate else f"a real {args.engine}"
     setting = f"{args.sessions} agents on {where}, {args.cap} calls at once."
+    if args.simulate:
+        setting += " So this shows what records carry, and not how near a simulated engine is to a real one."
     if args.write:
         draw(all_, DOCS / "replay.svg")
     return finish([setting, "", *lines(args, all_)], "replay", DOCS / "replay.md" if args.write else None)

@@ -169,25 +169,36 @@ def refined(
         play: Simulates the unchanged setting with these numbers.
     """
     now = {name: each.parameters for name, each in calibrated.items()}
+    scales = {(name, part): _Scaling() for name, each in calibrated.items() if each.calls for part in _PARTS}
     best, least = now, float("inf")
     for _ in range(ROUNDS):
-        ratios = {
-            name: (_ratio(mine, _ttft), _ratio(mine, _decode)) if calibrated[name].calls else (1.0, 1.0)
-            for name, mine in _by_backend(play(now), now).items()
-        }
-        missing = max((abs(log(ratio)) for pair in ratios.values() for ratio in pair), default=0.0)
-        if missing < least:
-            best, least = now, missing
-        if missing <= CLOSE:
+        by_backend = _by_backend(play(now), now)
+        missing = {(name, part): log(_ratio(by_backend[name], _PARTS[part])) for name, part in scales}
+        worst = max(map(abs, missing.values()), default=0.0)
+        if worst < least:
+            best, least = now, worst
+        if worst <= CLOSE:
             break
+        by = {which: scale.next(missing[which]) for which, scale in scales.items()}
         now = {
-            name: with_scaled(
-                each, **{what: exp(STEP * log(ratio)) for what, ratio in zip(
-                    ("prefill", "decode"), ratios.get(name, (1.0, 1.0)), strict=True)}
-            )
+            name: with_scaled(each, prefill=by.get((name, "prefill"), 1.0), decode=by.get((name, "decode"), 1.0))
             for name, each in now.items()
-        }  # fmt: skip
+        }
     return {name: replace(each, parameters=best[name]) for name, each in calibrated.items()}
+
+
+@dataclass(slots=True)
+class _Scaling:
+    """By how much a cost is scaled next; where that went too far, half as much from then on."""
+
+    step: float = STEP
+    before: float = 0.0
+
+    def next(self, missing: float) -> float:
+        if missing * self.before < 0:
+            self.step /= 2
+        self.before = missing
+        return exp(self.step * missing)
 
 
 def _by_backend(played: Sequence[Played], names: Mapping[str, object]) -> dict[str, list[Played]]:
@@ -205,6 +216,10 @@ def _ttft(first_s: float, begin_s: float, end_s: float) -> float:
 
 def _decode(first_s: float, begin_s: float, end_s: float) -> float:
     return end_s - first_s
+
+
+_PARTS: Mapping[str, Callable[[float, float, float], float]] = {"prefill": _ttft, "decode": _decode}
+"""What is scaled, and which part of a call's time on the engine it is scaled by."""
 
 
 def _ratio(played: Sequence[Played], part: Callable[[float, float, float], float]) -> float:

@@ -74,6 +74,11 @@ class ReplayReport:
         return made
 
 
+def signed(part: float) -> str:
+    """Return a difference as a part of what it is a difference from."""
+    return f"{part:+.0%}".replace("-0%", "+0%") if abs(part) < 0.01 else f"{part:+.0%}"
+
+
 def shown(figure: Figure, value: float | None) -> str:
     """Return a figure's value for a reader."""
     if value is None:
@@ -121,8 +126,8 @@ def _other(report: ReplayReport, figure: Figure, found: Mapping[str, float | Non
     if value is None or base is None:
         return UNKNOWN
     if figure is CACHED:
-        return f"{shown(figure, value)} ({(value - base) * 100:+.0f})"
-    return f"{shown(figure, value)} ({value / base - 1:+.0%})" if base else shown(figure, value)
+        return f"{shown(figure, value)} ({round((value - base) * 100):+})"
+    return f"{shown(figure, value)} ({signed(value / base - 1)})" if base else shown(figure, value)
 
 
 def text(report: ReplayReport) -> list[str]:
@@ -168,7 +173,7 @@ def _conclusion(report: ReplayReport) -> list[str]:
 
 def _part(match: Match) -> str:
     assert match.off is not None
-    return f"{match.off:+.0%}" if isfinite(match.off) else "from none"
+    return signed(match.off) if isfinite(match.off) else "from none"
 
 
 def draw(report: ReplayReport, path: Path) -> None:

@@ -12,7 +12,7 @@ from orla_lg import config
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.operation.policy_choice import refined as both_levels
-from orla_lg.core.policies import NAMES, name_of, policies, policy
+from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, NAMES, name_of, policies, policy
 from orla_lg.errors import ConfigError, did_you_mean
 from orla_lg.replay import public
 from orla_lg.replay.calibration import Calibrated, fitted, pool, refined
@@ -140,6 +140,7 @@ class Study:
                 )
         known = {name: setting.backends.get(name) or BackendSetting(name) for name in (*used, *setting.backends)}
         for name, each in known.items():
+            each = known[name] = self._with_known_policies(each)
             if (given := self._kv_tokens.get(name, self._kv_tokens.get("*"))) is not None:
                 known[name] = replace(each, kv_tokens=given)
             elif each.kv_tokens is None and each.slots and each.context_tokens:
@@ -148,6 +149,19 @@ class Study:
             if named != "*" and named not in known:
                 raise ConfigError(f"no backend of {seen.source} is called {named!r}{did_you_mean(named, known)}")
         return replace(setting, backends=known, memory=MEMORIES.get(setting.memory, "default"))
+
+    def _with_known_policies(self, backend: BackendSetting) -> BackendSetting:
+        """Return a backend's setting without policies that its user wrote: a file has their names alone."""
+        foreign = sorted({backend.stage_policy, *backend.request_policy.values()} - {*NAMES})
+        if not foreign:
+            return backend
+        self.report.notes.append(
+            f"backend {backend.name!r} was served by {', '.join(map(repr, foreign))}, no policy of orla_lg's: "
+            f"{DEFAULT_STAGE} stands in its place, so the unchanged setting need not match"
+        )
+        stage = backend.stage_policy if backend.stage_policy in NAMES else DEFAULT_STAGE
+        requests = {name: each if each in NAMES else DEFAULT_REQUEST for name, each in backend.request_policy.items()}
+        return replace(backend, stage_policy=stage, request_policy=requests)
 
     def _parameters_given(self) -> dict[str, EngineParameters]:
         given = {name: load(path) for name, path in self._parameters.items()}

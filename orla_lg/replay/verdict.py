@@ -89,6 +89,8 @@ def _of_cache(workload: Workload, arrangement: Arrangement, match: Match) -> Ite
         yield f"the file's first call found {first.cached_tokens:,} tokens cached: the file begins after its traffic"
     elif workload.seen.lost_beginnings:
         yield "prompts begin with pieces that stand in no line: the file is the rest of a longer one"
+    elif any("pin" in each.setting.can and not each.setting.slots for each in backends):
+        yield "the engine is told by workflow what to keep, and keeps more so than is simulated"
     else:
         yield "prompts were in the cache that no recorded call put there: warm-ups, or calls that are not in the file"
 

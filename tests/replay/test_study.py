@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
+from bench.lib.calls import makespan_s
+from bench.pressure.arms import ARMS, BARE, WRAPPED
+from bench.pressure.arms import recorded as recorded_arm
+from bench.pressure.simulated import SimulatedTurns
+from bench.pressure.workflows import LocalWords, Shape, load_of, made_up
 from bench.replay.turns import POLICIES
 from orla_lg.errors import ConfigError
 from orla_lg.replay.figures import CACHED, MAKESPAN, MEAN_RUN, MEAN_TTFT, P95_RUN, TOLERANCE
@@ -16,6 +22,8 @@ from orla_lg.replay.reading import read
 from orla_lg.replay.report import ReplayReport
 from orla_lg.replay.study import Study, WhatIf
 from orla_lg.replay.workload import workload_of
+from orla_lg_sim.parameters import EngineParameters
+from orla_lg_sim.text import WordTokenizer
 from tests.replay.conftest import BLOCK_TOKENS, BLOCKS, CAP, SESSIONS
 
 
@@ -76,6 +84,21 @@ def test_each_policys_records_match_and_tell_of_the_others(recorded: dict[str, P
     assert sorted(POLICIES, key=lambda each: found[each][by] or 0) == sorted(
         POLICIES, key=lambda each: happened[each][by] or 0
     )
+
+
+def test_a_turn_of_bench_pressure_tells_what_it_would_have_been_without_admission(tmp_path: Path) -> None:
+    words, sessions = LocalWords(WordTokenizer()), 8
+    load = load_of(made_up(sessions, 2100), Shape(sessions), words, 0)
+    turns = SimulatedTurns(EngineParameters(kv_blocks=160, block_tokens=BLOCK_TOKENS), words)
+    arms = {arm.name: arm for arm in ARMS}
+    turns.turn(recorded_arm(arms[WRAPPED], tmp_path, 0), load)
+    bare = turns.turn(arms[BARE], load)
+    report = replayed(tmp_path / f"{WRAPPED}-0.jsonl", WhatIf("off", admission=False))
+    assert report.verdict is not None and report.verdict.concludes and not report.verdict.withheld
+    found, jobs = report.others["off"], [job.ended_s - job.arrived_s for job in bare.jobs]
+    assert found[MAKESPAN.name] == pytest.approx(makespan_s(bare.jobs), rel=TOLERANCE)
+    assert found[MEAN_RUN.name] == pytest.approx(fmean(jobs), rel=TOLERANCE)
+    assert (found[MEAN_RUN.name] or 0) > 1.1 * (report.unchanged[MEAN_RUN.name] or 0)
 
 
 def test_other_engines_change_what_they_should(recorded: dict[str, Path]) -> None:
@@ -139,6 +162,16 @@ def test_an_older_file_tells_of_policies_and_not_of_caches(recorded: dict[str, P
     for what in (WhatIf("pool", pool=10), WhatIf("engines", engines=2), WhatIf("admission", admission=True)):
         with pytest.raises(ConfigError, match="it says nothing about caches"):
             replayed(path, what, config=config)
+
+
+def test_a_policy_of_the_users_own_is_named_and_not_replayed(recorded: dict[str, Path], tmp_path: Path) -> None:
+    def other(row: dict[str, Any]) -> None:
+        for each in row["shape"].get("setting", {}).get("backends", {}).values():
+            each |= {"stage_policy": "ImpatientFirst", "request_policy": {"*": "las", "agent": "\x1b[31m"}}
+
+    report = replayed(changed(recorded["fcfs"], tmp_path, other))
+    assert any("'ImpatientFirst'" in note and "no policy of orla_lg's" in note for note in report.notes)
+    assert not any("\x1b" in note for note in report.notes)
 
 
 def test_calls_that_failed_are_counted_and_doubted(recorded: dict[str, Path], tmp_path: Path) -> None:

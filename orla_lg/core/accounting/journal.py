@@ -185,6 +185,7 @@ class Journal:
             except Exception as error:  # noqa: BLE001 - a thread that ends loses all that comes; this is counted
                 self._refused(self._in_hand, error)
             self._in_hand = 0
+            batch.clear()  # no prompt is kept until the next line comes
         if file is not None:
             file.close()
 
@@ -270,7 +271,9 @@ def _batches(lines: queue.SimpleQueue[Line | None]) -> Iterator[list[Line]]:
             while True:
                 batch.append(lines.get_nowait())
         ended = None in batch
-        yield [line for line in batch if line is not None]
+        made = [line for line in batch if line is not None]
+        batch.clear()
+        yield made
 
 
 class Appended:

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_behind_a_slow_disk_prompts_are_let_go(tmp_path: Path, monkeypatch: pyte
     file.record(record("a"), call(SYSTEM))
     file.close()
     assert "shape" not in rows(tmp_path / "r")[0]
+
+
+def test_no_prompt_is_kept_once_its_line_is_written(tmp_path: Path) -> None:
+    file, made = Journal(tmp_path / "r"), call(SYSTEM)
+    kept = weakref.ref(made.ask)
+    file.record(record("a"), made)
+    del made
+    while not (tmp_path / "r").exists() or not rows(tmp_path / "r"):
+        file.join(0.01)
+    file.join(0.05)
+    assert kept() is None
+    file.close()
 
 
 def test_what_is_known_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
