@@ -76,7 +76,7 @@ function drawTop() {
 function drawFaults() {
   const faults = [];
   const { state, lost } = model;
-  if (lost !== null) faults.push(["lost", "bad", "Connection lost", `${lost}. Trying again; what you see is from before.`]);
+  if (lost !== null) faults.push(["lost", "bad", "Connection lost", `${lost[0].toUpperCase()}${lost.slice(1)}. Trying again; what you see is from before.`]);
   if (lost === null && state?.condition === "draining") faults.push(["draining", "warn", "The server is ending", "Calls under way go on to their end; new ones are refused until the next server takes over."]);
   if (lost === null && state?.condition === "standby") faults.push(["standby", "warn", "This server is a standby", "Another one decides; this one takes over when that ends."]);
   for (const backend of lost === null ? (state?.backends ?? []) : []) {

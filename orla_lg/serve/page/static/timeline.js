@@ -45,9 +45,10 @@ export class Timeline {
     this.label = h("p", { class: "muted empty" });
     this.picture = svg("svg", { class: "timeline", tabindex: "0", role: "img" });
     this.detail = h("p", { class: "detail muted small" });
+    this.note = h("p", { class: "muted small note", hidden: true }, h("i", { class: "fill served" }), "at the engine, not streamed: prefill and decode in one");
     this.kept = h("div", { class: "kept" });
     this.table = h("details", { class: "as-table" }, h("summary", {}, "As a table"), h("div", { class: "scroller" }, h("table", {}, h("thead", {}, h("tr", {}, ...["Stage", "Backend", "Waited", "Prefill", "Decode or tool", "Prompt", "Cached", "Answer", "How it ended"].map((each) => h("th", { scope: "col" }, each)))), h("tbody", {}))));
-    this.body.append(this.label, h("div", { class: "drawn" }, this.picture), this.detail, this.kept, this.table);
+    this.body.append(this.label, h("div", { class: "drawn" }, this.picture), this.detail, this.note, this.kept, this.table);
     this.picture.append(
       svg("defs", {}, svg("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 6, height: 6, class: "hatch-ground" }), svg("rect", { width: 2.4, height: 6, class: "hatch-line" }))),
       svg("g", { class: "axis" }), svg("g", { class: "rows" }), svg("line", { class: "now" }));
@@ -79,6 +80,7 @@ export class Timeline {
     hide(this.picture.parentElement, live.length === 0);
     hide(this.detail, live.length === 0);
     hide(this.table, all.length === 0);
+    hide(this.note, !all.some((span) => !span.tool && span.sent !== null && span.first === null && span.ended !== null));
     if (live.length) this.drawLive(live, now);
     this.drawKept(kept);
     if (this.table.open) this.drawTable(all, now);
