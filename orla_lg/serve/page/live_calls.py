@@ -85,17 +85,18 @@ class LiveCalls:
         known.workflow.runs.pop(event.run, None)
         self._touch(known.workflow, event.at_s)
 
-    def _node_entered(self, event: CallEvent) -> None:
-        self._node(event, 1)
-
-    def _node_left(self, event: CallEvent) -> None:
-        self._node(event, -1)
-
-    def _node(self, event: CallEvent, by: int) -> None:
+    def _node(self, event: CallEvent) -> None:
         run = self._run(event.run, event)
-        if run is not None and run.inside[event.stage] + by >= 0:
-            run.inside[event.stage] += by
-            self._count(self._stage(run.graph, event.stage), "inside", by)
+        state = None if event.run is None else self._run_of(event.run)
+        if run is not None and state is not None:
+            self._stands(run, state)
+
+    def _stands(self, run: RunSeen, state: RunState) -> None:
+        """Count the nodes that a run is in, as it knows them: on another connection they are all told again."""
+        for stage in {*run.inside, *state.now_in}:
+            now = max(0, state.now_in.get(stage, 0))
+            self._count(self._stage(run.graph, stage), "inside", now - run.inside[stage])
+            run.inside[stage] = now
 
     def _tool_started(self, event: CallEvent) -> None:
         run = self._run(event.run, event)
@@ -172,11 +173,8 @@ class LiveCalls:
                 workflow.calls += 1
                 workflow.failed += record.error is not None
             for run in runs:
-                seen = self._known_run(run)
-                if seen is not None and not seen.inside:
-                    for stage in run.stages():
-                        seen.inside[stage] += run.now_in[stage]
-                        self._count(self._stage(seen.graph, stage), "inside", run.now_in[stage])
+                if (seen := self._known_run(run)) is not None:
+                    self._stands(seen, run)
             for backend, call in waiting:
                 is_known = call.id in self._calls or self._ends.get(call.id) is not None
                 if is_known or len(self._calls) >= MOST_CALLS:
@@ -364,8 +362,8 @@ class LiveCalls:
 _HANDLERS: Mapping[Happening, Callable[[LiveCalls, CallEvent], None]] = {
     Happening.RUN_STARTED: LiveCalls._run_started,
     Happening.RUN_ENDED: LiveCalls._run_ended,
-    Happening.NODE_ENTERED: LiveCalls._node_entered,
-    Happening.NODE_LEFT: LiveCalls._node_left,
+    Happening.NODE_ENTERED: LiveCalls._node,
+    Happening.NODE_LEFT: LiveCalls._node,
     Happening.TOOL_STARTED: LiveCalls._tool_started,
     Happening.TOOL_ENDED: LiveCalls._tool_ended,
     Happening.QUEUED: LiveCalls._queued,
