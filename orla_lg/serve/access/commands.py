@@ -42,7 +42,7 @@ Orla.remote takes it as key=KEY, or from ORLA_SERVER_KEY.
 
 scopes: use      calls of models, by any API that the server speaks
         link     links of wrapped graphs (Orla.remote): trusted applications of yours
-        view     nothing yet: kept for what shows all tenants
+        view     what shows all tenants: the live page, the server's state
         control  what changes the server: orla-lg reload; over a link pause, drain, policies and limits
 
 exit status: 0; 1 where something is wrong, which is then said

@@ -89,7 +89,7 @@ class EventFeed:
         self._viewers[viewer] = None
         if viewer.workflow is not None:
             self._watch()
-        viewer.put(self._hello(viewer) + self._all_graphs() + self._state_message())
+        viewer.put(self._hello(viewer) + _graphs_message(self._newest_graphs()) + self._state_message())
         stages, workflows = self._live.all_now()
         viewer.put(
             message("stages", {
@@ -215,13 +215,13 @@ class EventFeed:
 
     def _send_state(self) -> None:
         if self._viewers:
-            graphs = self._serving.foresight.graphs()[-MOST_GRAPHS:]
+            graphs, self._was = self._newest_graphs(), self._standing()
             if len(graphs) != len(self._graphs) or any(map(_differ, graphs, self._graphs)):
-                self._send(self._all_graphs())
+                self._graphs = graphs
+                self._send(_graphs_message(graphs))
             self._send(self._state_message())
 
     def _state_message(self) -> bytes:
-        self._was = self._standing()
         now = state(self._serving)
         self._compare(now)
         return message("state", core_view(now, self._condition()))
@@ -236,9 +236,8 @@ class EventFeed:
                 self._doubts[name] = 0
                 self._live.keep_waiting(name, {call.id for at, call in self._in_queues() if at == name})
 
-    def _all_graphs(self) -> bytes:
-        self._graphs = self._serving.foresight.graphs()[-MOST_GRAPHS:]
-        return message("graphs", [drawn(each.graph, each.structure, each.homes) for each in self._graphs])
+    def _newest_graphs(self) -> list[Forecast]:
+        return self._serving.foresight.graphs()[-MOST_GRAPHS:]
 
     def _hello(self, viewer: PageViewer) -> bytes:
         caller = viewer.caller
@@ -248,6 +247,10 @@ class EventFeed:
             "signed_in": viewer.session is not None, "control": may_control,
             "at": round(self._serving.clock(), 4), "watching": viewer.workflow,
         })  # fmt: skip
+
+
+def _graphs_message(graphs: list[Forecast]) -> bytes:
+    return message("graphs", [drawn(each.graph, each.structure, each.homes) for each in graphs])
 
 
 def _differ(one: Forecast, other: Forecast) -> bool:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.plain import shown
 from orla_lg.core.call import Call
-from orla_lg.core.identity import tenant_of, workflow_key, workflow_name
+from orla_lg.core.identity import workflow_key
 from orla_lg.core.record import CallEvent, Happening, Record
 from orla_lg.core.workflow import RunState
+from orla_lg.serve.page.seen import MOST_CHARS, RunSeen, SeenChanges, SpanSeen, StageSeen, WorkflowSeen, span_of
 
 MOST_CALLS = 20_000
 """So many open calls are followed one by one."""
@@ -30,118 +30,9 @@ MOST_ENDS = 10_000
 MOST_TOOLS = 2_000
 MOST_SPANS = 300
 """Of one workflow, shown at once: the newest."""
-MOST_CHARS = 120
-"""Of a name, and of an error's text."""
 
 OTHERS = "…"
 """The stage that stands for those beyond ``MOST_STAGES``."""
-
-Row = list[Any]
-
-
-@dataclass(eq=False, slots=True)
-class StageSeen:
-    """One stage of one graph, and what is open in it now."""
-
-    number: int
-    graph: str
-    stage: str
-    waiting: int = 0
-    prefill: int = 0
-    decode: int = 0
-    tools: int = 0
-    inside: int = 0
-    """Executions of its node under way."""
-    done: int = 0
-    failed: int = 0
-
-    def row(self) -> Row:
-        """Return its number and its counts."""
-        return [
-            self.number, self.waiting, self.prefill, self.decode, self.tools, self.inside, self.done, self.failed,
-        ]  # fmt: skip
-
-
-@dataclass(eq=False, slots=True)
-class WorkflowSeen:
-    """One workflow, and what of it is open now."""
-
-    number: int
-    """Names it in requests: a name may be of any length."""
-    key: str
-    graph: str = ""
-    runs: dict[str, None] = field(default_factory=dict)
-    """Open now."""
-    waiting: int = 0
-    prefill: int = 0
-    decode: int = 0
-    tools: int = 0
-    calls: int = 0
-    """Ended, of those that are kept or were seen."""
-    failed: int = 0
-    last_s: float = 0.0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything of it is under way."""
-        return bool(self.runs or self.waiting or self.prefill or self.decode)
-
-    def row(self) -> Row:
-        """Return it as the page reads it."""
-        return [
-            self.number, shown(workflow_name(self.key), MOST_CHARS), shown(tenant_of(self.key), MOST_CHARS),
-            self.graph, list(self.runs)[:8], self.waiting, self.prefill, self.decode, self.tools, self.calls,
-            self.failed, round(self.last_s, 3),
-        ]  # fmt: skip
-
-
-@dataclass(eq=False, slots=True)
-class SpanSeen:
-    """One open call, or one tool; times are monotonic seconds."""
-
-    id: str
-    stage: StageSeen
-    workflow: WorkflowSeen
-    began_s: float
-    backend: str = ""
-    tool: str = ""
-    sent_s: float | None = None
-    first_s: float | None = None
-    ended_s: float | None = None
-    phase: str = ""
-    """``waiting``, ``prefill``, ``decode`` or ``tools``: the field that counts it; empty: none."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as the page reads it."""
-        return {
-            "id": self.id, "stage": self.stage.stage, "backend": self.backend, "tool": self.tool,
-            "began": _rounded(self.began_s), "sent": _rounded(self.sent_s), "first": _rounded(self.first_s),
-            "ended": _rounded(self.ended_s),
-        }  # fmt: skip
-
-
-@dataclass(eq=False, slots=True)
-class RunSeen:
-    """One open run."""
-
-    workflow: WorkflowSeen
-    graph: str
-    inside: Counter[str] = field(default_factory=Counter)
-    tools: list[SpanSeen] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class SeenChanges:
-    """What is other than at the last look."""
-
-    new: list[StageSeen]
-    """Stages that were not seen before."""
-    stages: list[StageSeen]
-    workflows: list[WorkflowSeen]
-    gone: list[int]
-    """Numbers of workflows that are no longer followed."""
-    spans: Mapping[int, list[dict[str, Any]]]
-    """Of the workflows that are watched."""
 
 
 class LiveCalls:
@@ -194,17 +85,18 @@ class LiveCalls:
         known.workflow.runs.pop(event.run, None)
         self._touch(known.workflow, event.at_s)
 
-    def _node_entered(self, event: CallEvent) -> None:
-        self._node(event, 1)
-
-    def _node_left(self, event: CallEvent) -> None:
-        self._node(event, -1)
-
-    def _node(self, event: CallEvent, by: int) -> None:
+    def _node(self, event: CallEvent) -> None:
         run = self._run(event.run, event)
-        if run is not None and run.inside[event.stage] + by >= 0:
-            run.inside[event.stage] += by
-            self._count(self._stage(run.graph, event.stage), "inside", by)
+        state = None if event.run is None else self._run_of(event.run)
+        if run is not None and state is not None:
+            self._stands(run, state)
+
+    def _stands(self, run: RunSeen, state: RunState) -> None:
+        """Count the nodes that a run is in, as it knows them: on another connection they are all told again."""
+        for stage in {*run.inside, *state.now_in}:
+            now = max(0, state.now_in.get(stage, 0))
+            self._count(self._stage(run.graph, stage), "inside", now - run.inside[stage])
+            run.inside[stage] = now
 
     def _tool_started(self, event: CallEvent) -> None:
         run = self._run(event.run, event)
@@ -281,11 +173,8 @@ class LiveCalls:
                 workflow.calls += 1
                 workflow.failed += record.error is not None
             for run in runs:
-                seen = self._known_run(run)
-                if seen is not None and not seen.inside:
-                    for stage in run.stages():
-                        seen.inside[stage] += run.now_in[stage]
-                        self._count(self._stage(seen.graph, stage), "inside", run.now_in[stage])
+                if (seen := self._known_run(run)) is not None:
+                    self._stands(seen, run)
             for backend, call in waiting:
                 is_known = call.id in self._calls or self._ends.get(call.id) is not None
                 if is_known or len(self._calls) >= MOST_CALLS:
@@ -473,8 +362,8 @@ class LiveCalls:
 _HANDLERS: Mapping[Happening, Callable[[LiveCalls, CallEvent], None]] = {
     Happening.RUN_STARTED: LiveCalls._run_started,
     Happening.RUN_ENDED: LiveCalls._run_ended,
-    Happening.NODE_ENTERED: LiveCalls._node_entered,
-    Happening.NODE_LEFT: LiveCalls._node_left,
+    Happening.NODE_ENTERED: LiveCalls._node,
+    Happening.NODE_LEFT: LiveCalls._node,
     Happening.TOOL_STARTED: LiveCalls._tool_started,
     Happening.TOOL_ENDED: LiveCalls._tool_ended,
     Happening.QUEUED: LiveCalls._queued,
@@ -482,22 +371,3 @@ _HANDLERS: Mapping[Happening, Callable[[LiveCalls, CallEvent], None]] = {
     Happening.FIRST_TOKEN: LiveCalls._first_token,
     Happening.FINISHED: LiveCalls._finished,
 }
-
-
-def span_of(record: Record, ended_s: float | None) -> dict[str, Any]:
-    """Return an ended call as the page reads it; without *ended_s* its times count from its arrival."""
-    began_s = 0.0 if ended_s is None else ended_s - record.duration_s
-    sent_s = None if record.backend is None else began_s + min(record.queue_wait_s, record.duration_s)
-    first_s = None if sent_s is None or record.ttft_s is None else sent_s + record.ttft_s
-    return {
-        "id": record.id, "stage": shown(record.stage, MOST_CHARS), "backend": record.backend or "", "tool": "",
-        "began": _rounded(began_s), "sent": _rounded(sent_s), "first": _rounded(first_s),
-        "ended": _rounded(began_s + record.duration_s), "timed": ended_s is not None,
-        "prompt": record.prompt_tokens, "cached": record.cached_tokens, "completion": record.completion_tokens,
-        "attempts": record.attempts, "cache": record.cache_action, "priority": record.priority,
-        "error": None if record.error is None else shown(record.error, MOST_CHARS),
-    }  # fmt: skip
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 4)

@@ -143,6 +143,11 @@ class LivePage:
     # The stream
 
     async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *GUARDED]
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": start})
+            await send({"type": "http.response.body", "body": b""})
+            return
         caller = scope[CALLER]
         assert isinstance(caller, Caller), "the stream needs a scope"
         viewer = PageViewer(caller, scope.get(SESSION), _workflow_of(scope), lambda: self._cut(scope))
@@ -152,7 +157,6 @@ class LivePage:
             more = [(b"retry-after", b"5")]
             await _say(scope, send, denied.status, b"text/plain; charset=utf-8", denied.message.encode(), more)
             return
-        start = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *GUARDED]
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(_read(receive, viewer))

@@ -25,16 +25,18 @@ max_concurrency = 2
 url = "{other}"
 [mapping]
 "*" = "main"
+[serve]
+{serve}
 """
 
 
 @contextlib.contextmanager
 def served(
-    folder: Path, engine: StubEngine, store: Store | None = None, address: str = "127.0.0.1:0"
+    folder: Path, engine: StubEngine, store: Store | None = None, address: str = "127.0.0.1:0", serve: str = ""
 ) -> Iterator[Running]:
     """Serve an engine twice, as two backends, until the block ends."""
     file = folder / "orla.toml"
-    file.write_text(CONFIG.format(main=engine.url, other=engine.url), encoding="utf-8")
+    file.write_text(CONFIG.format(main=engine.url, other=engine.url, serve=serve), encoding="utf-8")
     with server(file, store=store, address=address) as running:
         while not httpx.get(f"{running.url}/readyz").is_success:
             time.sleep(0.01)

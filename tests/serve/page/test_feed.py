@@ -7,10 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
 
+from orla_lg import Orla
 from orla_lg.serve.access.keys import KeyScope, revoke
 from orla_lg.serve.page import feed as feed_module
 from orla_lg.serve.page import viewer as viewer_module
@@ -61,6 +65,38 @@ def test_a_call_is_seen_from_its_queue_to_its_end(running: Running, engine: Stub
         ask(running.url)
         seen = reader.until("spans", lambda data: data["spans"][-1]["ended"] is not None)
         assert seen["workflow"] == row[0]
+
+
+def test_a_linked_graph_its_nodes_and_its_tools_are_seen(running: Running) -> None:
+    going, over = threading.Event(), threading.Event()
+
+    @tool
+    def look_up() -> str:
+        """Look something up."""
+        going.set()
+        assert over.wait(10.0)
+        return "found"
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("plan", lambda state: {"messages": [("assistant", look_up.invoke({}))]})
+    builder.add_node("write", lambda state: {"messages": [("assistant", "well")]})
+    builder.add_edge(START, "plan").add_edge("plan", "write")
+    with Orla.remote(running.url) as orla:
+        graph = orla.wrap(builder.compile(name="desk"))
+        config: Any = {"configurable": {"thread_id": "linked"}}
+        caller = threading.Thread(target=graph.invoke, args=({"messages": [("user", "hello")]}, config))
+        with reading(running.url) as early:
+            caller.start()
+            early.until("stages", lambda data: any(row[4] and row[5] for row in data["rows"]))
+            assert going.is_set()
+        with reading(running.url) as reader:
+            (drawn,) = reader.until("graphs")
+            assert [each["name"] for each in drawn["stages"]] == ["plan", "write"]
+            assert [START, "plan", True] in drawn["arrows"] and ["plan", "write", True] in drawn["arrows"]
+            assert ["desk", "plan"] in [each[1:] for each in reader.until("stages")["names"]]
+            over.set()
+            reader.until("stages", lambda data: any(not (row[4] or row[5]) for row in data["rows"]))
+            caller.join()
 
 
 def test_nobody_looks_nothing_is_heard(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None, reason='ORLA_TEST_CHROMIUM names no browser: eval "$(.ci/chromium.sh start)"'
 )
 
+PATIENCE_MS = 20_000
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 BOTH = (KeyScope.VIEW, KeyScope.CONTROL)
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
@@ -41,6 +42,7 @@ STAGES = ("classify", "policy_check", "route_ticket", "reply")
 def browser() -> Iterator[Any]:
     assert BROWSER is not None and shutil.which(BROWSER), f"ORLA_TEST_CHROMIUM names no program: {BROWSER!r}"
     as_root = ["--no-sandbox"] if os.getuid() == 0 else []
+    playwright.expect.set_options(timeout=PATIENCE_MS)
     with playwright.sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=BROWSER, args=as_root)
         yield running
@@ -93,7 +95,7 @@ class Tab:
 def tab(browser: Any, url: str, **given: Any) -> Iterator[Tab]:
     """Open the page in a context of its own; at the end nothing was wrong, and nothing was asked of another host."""
     context = browser.new_context(viewport=given.pop("viewport", WIDE), **given)
-    context.set_default_timeout(8_000)
+    context.set_default_timeout(PATIENCE_MS)
     try:
         opened = Tab(context.new_page(), url)
         yield opened
@@ -187,7 +189,6 @@ def test_a_run_of_the_support_desk_is_seen_from_start_to_end(browser: Any, tmp_p
             seen.sees(f'#timeline .lane-name:text-is("{name}")')
         assert seen.page.locator("#timeline .span").count() >= 6
         seen.sees("#workflow-list", re.compile(r"ticket-7[\s\S]*[5-9] calls"))
-        seen.page.screenshot(path=tmp_path / "desk.png")
 
 
 def test_a_pause_by_click_holds_calls_and_a_second_tab_agrees(browser: Any, running: Running, engine: Engine) -> None:

@@ -101,9 +101,9 @@ def test_runs_nodes_and_tools_end_with_their_run() -> None:
     run.trace.graph = "desk"
     live = LiveCalls(run_of(run))
     live.heard(event(H.RUN_STARTED, 0.0, run="r", stage=""))
-    live.heard(event(H.NODE_ENTERED, 0.1, run="r"))
-    live.heard(event(H.NODE_ENTERED, 0.1, run="r"))
-    live.heard(event(H.NODE_LEFT, 0.2, run="r"))
+    for entered, kind in ((1, H.NODE_ENTERED), (2, H.NODE_ENTERED), (1, H.NODE_LEFT)):
+        run.now_in["s"] = entered
+        live.heard(event(kind, 0.1, run="r"))
     live.heard(event(H.TOOL_STARTED, 0.3, run="r", detail="search"))
     live.heard(event(H.TOOL_STARTED, 0.3, run="r", detail="fetch"))
     live.heard(event(H.TOOL_ENDED, 0.4, run="r", detail="fetch"))
@@ -115,6 +115,17 @@ def test_runs_nodes_and_tools_end_with_their_run() -> None:
     tools = live.spans(workflow.number, [])
     assert tools is not None
     assert [(each["tool"], each["ended"]) for each in tools] == [("search", 1.0), ("fetch", 0.4)]
+
+
+def test_nodes_that_are_told_again_count_once() -> None:
+    run = RunState("r", "w")
+    run.now_in.update(s=1, t=1)
+    live = LiveCalls(run_of(run))
+    live.seed([run], [], [])
+    run.now_in.clear()  # its process has another connection
+    run.now_in["s"] = 1
+    live.heard(event(H.NODE_ENTERED, 1.0, run="r"))
+    assert {stage: row[4] for stage, row in the(live).items()} == {"s": 1, "t": 0}
 
 
 def test_a_run_is_of_the_tenant_that_its_first_call_names() -> None:

@@ -196,6 +196,23 @@ def test_without_keys_this_machine_needs_none(tmp_path: Path) -> None:
         assert httpx.get(f"{running.url}/v1/orla/state", headers=through).status_code == 401
 
 
+def test_behind_a_proxy_the_cookie_is_for_tls_and_the_origin_is_a_name(tmp_path: Path) -> None:
+    store = MemoryStore()
+    secret = make(store, scopes=BOTH)[1]
+    said = 'behind_proxy = true\nnames = ["orla.example"]'
+    with StubEngine() as engine, served(tmp_path, engine, store, serve=said) as running:
+        own = {"origin": "https://orla.example"}
+        answer = httpx.post(f"{running.url}/page/sign-in", json={"key": secret}, headers=own)
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("__Host-orla-session-") and "Secure" in cookie
+        sent = {"cookie": cookie.partition(";")[0], "x-forwarded-for": "10.0.0.1"}
+        for host in ("orla.example", running.url.removeprefix("http://")):
+            asked = {**sent, **own, "host": host}
+            assert httpx.post(f"{running.url}/v1/orla/control", json=PAUSE, headers=asked).status_code == 200
+            asked["origin"] = "https://evil.example"
+            assert httpx.post(f"{running.url}/v1/orla/control", json=PAUSE, headers=asked).status_code == 403
+
+
 class Clock:
     now = 0.0
 

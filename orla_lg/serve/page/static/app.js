@@ -1,7 +1,8 @@
 // The page: events change the model, and what they change is drawn with the next frame.
 
-import { attribute, byId, count, h, hide, keyed, several, text } from "./dom.js";
-import { conditionOf, drawBackends } from "./backends.js";
+import { attribute, byId, count, h, hide, keyed, text } from "./dom.js";
+import { drawBackends } from "./backends.js";
+import { drawFaults } from "./faults.js";
 import { drawGraphs } from "./graphs.js";
 import { Model, rates } from "./model.js";
 import { prepareSignIn, showSignIn, signOut } from "./sign_in.js";
@@ -13,6 +14,7 @@ import { drawWaiting, drawWorkflows, isOpen } from "./workflows.js";
 
 const MOVING_MS = 100; // between two pictures of a timeline that goes on
 const CALM_MS = 1_000; // where motion is not wanted
+const OVER_S = 8; // after the end of a workflow the timeline goes on to another one, if none was chosen by hand
 const HIDDEN_MS = 20_000; // a page that nobody sees lets go of its stream after so long
 
 const model = new Model();
@@ -39,7 +41,7 @@ function draw() {
   const parts = new Set(dirty);
   dirty.clear();
   if (parts.has("top")) drawTop();
-  if (parts.has("top") || parts.has("backends")) drawFaults();
+  if (parts.has("top") || parts.has("backends")) drawFaults(model);
   if (parts.has("graphs")) drawGraphs(model);
   if (parts.has("backends")) drawBackends(model);
   if (parts.has("workflows")) drawWorkflows(model, numberOfChosen(), choose);
@@ -48,11 +50,17 @@ function draw() {
   if (parts.has("welcome")) drawWelcome();
 }
 
+function standingOf(state, lost) {
+  if (lost !== null) return ["connection lost", "bad"];
+  if (state === null) return ["connecting …", "dim"];
+  return state.condition === "ready" ? ["live", "good"] : [state.condition, "warn"];
+}
+
 function drawTop() {
   const { state, hello, lost } = model;
-  const standing = lost !== null ? ["connection lost", "bad"] : state === null ? ["connecting …", "dim"] : { ready: ["live", "good"], draining: ["the server is ending", "warn"], standby: ["standby", "warn"] }[state.condition] ?? [state.condition, "warn"];
-  text(byId("condition"), standing[0]);
-  attribute(byId("condition"), "class", `pill ${standing[1]}`);
+  const [said, level] = standingOf(state, lost);
+  text(byId("condition"), said);
+  attribute(byId("condition"), "class", `pill ${level}`);
   attribute(document.body, "class", lost === null ? "" : "is-lost");
   const caller = byId("caller");
   text(caller, hello?.keyed ? `${hello.name}${hello.control ? "" : " (view only)"}` : "");
@@ -69,29 +77,15 @@ function drawTop() {
     ["tokens/s", now.length ? count(Math.round(now.reduce((whole, each) => whole + each.tokens, 0))) : "–"],
     ["calls served", count(state.calls)],
   ];
-  keyed(byId("totals"), figures, ([name]) => name, ([name]) => h("div", {}, h("dt", {}, name), h("dd", {})), (each, [, value]) => text(each.lastChild, value));
+  const make = ([name]) => h("div", {}, h("dt", {}, name), h("dd", {}));
+  keyed(
+    byId("totals"),
+    figures,
+    ([name]) => name,
+    make,
+    (each, [, value]) => text(each.lastChild, value),
+  );
   document.title = waiting ? `${count(waiting)} waiting · orla_lg` : "orla_lg";
-}
-
-function drawFaults() {
-  const faults = [];
-  const { state, lost } = model;
-  if (lost !== null) faults.push(["lost", "bad", "Connection lost", `${lost}. Trying again; what you see is from before.`]);
-  if (lost === null && state?.condition === "draining") faults.push(["draining", "warn", "The server is ending", "Calls under way go on to their end; new ones are refused until the next server takes over."]);
-  if (lost === null && state?.condition === "standby") faults.push(["standby", "warn", "This server is a standby", "Another one decides; this one takes over when that ends."]);
-  for (const backend of lost === null ? (state?.backends ?? []) : []) {
-    const [word, level] = conditionOf(backend);
-    const waiting = several(backend.waiting, "call");
-    if (word === "gone") faults.push([`gone ${backend.name}`, "bad", `${backend.name} is gone`, `Its engine does not answer. ${backend.waiting ? `${waiting} wait for it.` : ""}`]);
-    else if (word.startsWith("circuit")) faults.push([`circuit ${backend.name}`, "bad", `${backend.name}: ${word}`, "Its engine failed again and again; one call at a time tries whether it is back."]);
-    else if (level === "warn" && backend.waiting) faults.push([`paused ${backend.name}`, "warn", `${backend.name} is paused`, `${waiting} ${backend.waiting === 1 ? "waits" : "wait"} until it is resumed.`]);
-  }
-  keyed(byId("faults"), faults, ([key]) => key, () => h("li", {}, h("b", {}), h("span", {})), (item, [, level, title, said]) => {
-    attribute(item, "class", level);
-    text(item.firstChild, `${level === "bad" ? "✕" : "!"} ${title}`);
-    text(item.lastChild, said);
-  });
-  hide(byId("faults"), faults.length === 0);
 }
 
 function drawWelcome() {
@@ -100,10 +94,26 @@ function drawWelcome() {
   hide(byId("welcome"), !isNew);
   if (!isNew) return;
   const backend = state.backends[0]?.name ?? "auto";
-  const keyed = model.hello?.keyed === true;
-  const body = JSON.stringify({ model: backend, messages: [{ role: "user", content: "Say hello." }], max_tokens: 20 });
-  text(byId("curl"), [`curl ${location.origin}/v1/chat/completions`, ...(keyed ? ["-H \"Authorization: Bearer $ORLA_SERVER_KEY\""] : []), "-H 'Content-Type: application/json'", `-d '${body}'`].join(" \\\n  "));
-  text(byId("wrapped"), `from orla_lg import Orla\n\norla = Orla.remote("${location.origin}")\ngraph = orla.wrap(builder)\ngraph.invoke(…)`);
+  const body = JSON.stringify({
+    model: backend,
+    messages: [{ role: "user", content: "Say hello." }],
+    max_tokens: 20,
+  });
+  const key = model.hello?.keyed ? ['-H "Authorization: Bearer $ORLA_SERVER_KEY"'] : [];
+  const words = [
+    `curl ${location.origin}/v1/chat/completions`,
+    ...key,
+    "-H 'Content-Type: application/json'",
+    `-d '${body}'`,
+  ];
+  text(byId("curl"), words.join(" \\\n  "));
+  const lines = [
+    "from orla_lg import Orla",
+    "",
+    `orla = Orla.remote("${location.origin}")`,
+    "graph = orla.wrap(builder)",
+  ];
+  text(byId("wrapped"), [...lines, "graph.invoke(…)"].join("\n"));
 }
 
 function drawTimeline() {
@@ -129,7 +139,8 @@ function choose(workflow, byHand = true) {
   model.spans.clear();
   stream.open(workflow.number);
   redraw("workflows", "timeline");
-  if (byHand && matchMedia("(max-width: 860px)").matches) byId("timeline").scrollIntoView({ behavior: "smooth", block: "start" });
+  if (byHand && matchMedia("(max-width: 860px)").matches)
+    byId("timeline").scrollIntoView({ behavior: "smooth", block: "start" });
 }
 
 /** Show a workflow without being asked, as long as none was chosen by hand and none that is shown goes on. */
@@ -139,10 +150,11 @@ function follow() {
     if (number !== stream.workflow) choose(model.workflows.get(number), false); // a server that began anew counts anew
     return;
   }
-  const busiest = [...model.workflows.values()].filter((each) => !wasChosen && isOpen(each)).sort((one, other) => one.calls - other.calls || other.last - one.last)[0];
-  const newest = number === null && !wasChosen ? [...model.workflows.values()].at(-1) : undefined;
-  const next = busiest ?? newest;
-  if (next && (number === null || (busiest && model.now() - model.workflows.get(number).last > 8))) choose(next, false);
+  if (wasChosen) return;
+  const all = [...model.workflows.values()];
+  const youngest = all.filter(isOpen).sort((one, other) => one.calls - other.calls || other.last - one.last)[0];
+  const isOver = number !== null && model.now() - model.workflows.get(number).last > OVER_S;
+  if (number === null ? all.length : isOver && youngest) choose(youngest ?? all.at(-1), false);
 }
 
 // What comes
@@ -202,7 +214,12 @@ byId("priority").addEventListener("submit", (event) => {
 });
 for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard?.writeText(byId(button.dataset.copies).textContent).then(() => toast("Copied."), () => toast("This browser does not let the page copy.", true));
+    try {
+      await navigator.clipboard.writeText(byId(button.dataset.copies).textContent);
+      toast("Copied.");
+    } catch {
+      toast("This browser does not let the page copy.", true);
+    }
   });
 }
 
@@ -210,7 +227,11 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let drawnMs = 0;
 setInterval(() => {
   const now = performance.now();
-  if (document.visibilityState === "visible" && timeline.isMoving && now - drawnMs >= (calm.matches ? CALM_MS : MOVING_MS) - 5) {
+  if (
+    document.visibilityState === "visible" &&
+    timeline.isMoving &&
+    now - drawnMs >= (calm.matches ? CALM_MS : MOVING_MS) - 5
+  ) {
     drawnMs = now;
     redraw("timeline");
   }

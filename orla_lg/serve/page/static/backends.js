@@ -18,10 +18,24 @@ export function conditionOf(backend) {
 export function drawBackends(model) {
   const backends = model.state?.backends ?? [];
   const list = byId("backend-list");
-  keyed(list, backends, (each) => each.name, makeBackend, (card, each) => update(card, each, model));
+  keyed(
+    list,
+    backends,
+    (each) => each.name,
+    makeBackend,
+    (card, each) => update(card, each, model),
+  );
   let empty = byId("no-backends");
   if (empty === null) {
-    empty = h("p", { id: "no-backends", class: "muted empty" }, "No engine is behind this server. ", h("code", {}, "orla-lg serve --demo"), " starts one, ", h("code", {}, "--config orla.toml"), " names yours.");
+    empty = h(
+      "p",
+      { id: "no-backends", class: "muted empty" },
+      "No engine is behind this server. ",
+      h("code", {}, "orla-lg serve --demo"),
+      " starts one, ",
+      h("code", {}, "--config orla.toml"),
+      " names yours.",
+    );
     list.after(empty);
   }
   hide(empty, backends.length > 0 || model.state === null);
@@ -33,18 +47,44 @@ function makeBackend({ name }) {
   const drain = h("button", { type: "button", class: "quiet drain" }, "Drain …");
   pause.addEventListener("click", () => setPaused(name, pause.dataset.paused !== "true"));
   drain.addEventListener("click", () => askAndDrain(name));
-  return h("article", { class: "backend", "data-backend": name, "aria-label": `Backend ${name}` },
+  return h(
+    "article",
+    { class: "backend", "data-backend": name, "aria-label": `Backend ${name}` },
     h("header", {}, h("h3", {}, name), part("engine muted small", "span"), sparkline(), part("pill", "span")),
-    h("div", { class: "meter" }, h("span", { class: "label" }, "At the engine"), part("places"), part("figure flying", "span")),
-    h("div", { class: "meter" }, h("span", { class: "label" }, "Waiting"), part("bar queue"), part("figure queued", "span")),
+    h(
+      "div",
+      { class: "meter" },
+      h("span", { class: "label" }, "At the engine"),
+      part("places"),
+      part("figure flying", "span"),
+    ),
+    h(
+      "div",
+      { class: "meter" },
+      h("span", { class: "label" }, "Waiting"),
+      part("bar queue"),
+      part("figure queued", "span"),
+    ),
     part("queues chips", "ul"),
-    h("div", { class: "meter" }, h("span", { class: "label" }, "KV cache"), part("bar cache"), part("figure cached", "span")),
+    h(
+      "div",
+      { class: "meter" },
+      h("span", { class: "label" }, "KV cache"),
+      part("bar cache"),
+      part("figure cached", "span"),
+    ),
     part("holders chips", "ul"),
-    h("footer", {}, part("rates muted small", "span"), h("span", { class: "row steering" }, pause, drain)));
+    h("footer", {}, part("rates muted small", "span"), h("span", { class: "row steering" }, pause, drain)),
+  );
 }
 
 function sparkline() {
-  return svg("svg", { class: "spark", width: 96, height: 22, viewBox: "0 0 96 22", "aria-hidden": "true" }, svg("path", { class: "spark-area" }), svg("path", { class: "spark-line" }));
+  return svg(
+    "svg",
+    { class: "spark", width: 96, height: 22, viewBox: "0 0 96 22", "aria-hidden": "true" },
+    svg("path", { class: "spark-area" }),
+    svg("path", { class: "spark-line" }),
+  );
 }
 
 function update(card, backend, model) {
@@ -54,14 +94,18 @@ function update(card, backend, model) {
   text(find(".pill"), `${mark} ${word}`);
   attribute(find(".pill"), "class", `pill ${level}`);
   drawPlaces(find(".places"), backend);
-  text(find(".flying"), `${count(backend.in_flight)} of ${backend.most === null ? "any number" : count(backend.most)}`);
+  text(
+    find(".flying"),
+    `${count(backend.in_flight)} of ${backend.most === null ? "any number" : count(backend.most)}`,
+  );
   drawQueue(find(".queue"), find(".queues"), backend);
   text(find(".queued"), count(backend.waiting));
   drawCache(find(".cache"), find(".holders"), find(".cached"), backend.kv);
   const now = rates(model.history, backend.name);
   const [, prompt, cached] = backend.spent;
-  const parts = [now ? `${now.calls.toFixed(1)} calls/s` : null, now ? `${count(Math.round(now.tokens))} tokens/s` : null, prompt ? `${Math.round((100 * cached) / prompt)} % cached` : null, backend.policy];
-  text(find(".rates"), parts.filter(Boolean).join(" · "));
+  const parts = now ? [`${now.calls.toFixed(1)} calls/s`, `${count(Math.round(now.tokens))} tokens/s`] : [];
+  if (prompt) parts.push(`${Math.round((100 * cached) / prompt)} % cached`);
+  text(find(".rates"), [...parts, backend.policy].join(" · "));
   drawSpark(find(".spark"), model.history, backend.name);
   const pause = find(".pause");
   pause.dataset.paused = backend.paused;
@@ -76,27 +120,58 @@ function drawPlaces(places, { in_flight: flying, most }) {
   const all = Math.max(most ?? flying, flying);
   if (all > PIPS) {
     attribute(places, "class", "places bar");
-    keyed(places, [flying / all], () => "bar", () => h("i", { class: "fill decode" }), (bar, share) => { bar.style.width = `${100 * share}%`; });
+    const make = () => h("i", { class: "fill decode" });
+    keyed(
+      places,
+      [flying / all],
+      () => "bar",
+      make,
+      (bar, share) => {
+        bar.style.width = `${100 * share}%`;
+      },
+    );
     return;
   }
   attribute(places, "class", "places");
-  keyed(places, Array.from({ length: all }, (_, at) => at), (at) => at, () => h("i", {}), (pip, at) => attribute(pip, "class", at < flying ? (at >= (most ?? all) ? "pip over" : "pip on") : "pip"));
+  const pips = Array.from({ length: all }, (_, at) =>
+    at >= flying ? "pip" : at >= (most ?? all) ? "pip over" : "pip on",
+  );
+  keyed(
+    places,
+    [...pips.entries()],
+    ([at]) => at,
+    () => h("i", {}),
+    (pip, [, kind]) => attribute(pip, "class", kind),
+  );
 }
 
-function drawQueue(bar, chips, { waiting, capacity, queues, others, waits }) {
+const makeChip = () => h("li", {}, h("span", {}), h("b", {}));
+
+function drawQueue(bar, chips, { waiting, capacity, queues, others }) {
   const parts = others ? [...queues, ["others", others]] : queues;
   // A queue of two is to be seen beside one of two thousand: the bar's length goes by the logarithm.
-  const length = waiting ? 12 + 88 * Math.min(1, Math.log10(1 + waiting) / Math.log10(1 + Math.max(1000, Math.min(capacity, 10_000)))) : 0;
-  keyed(bar, parts, ([stage]) => stage, () => h("i", { class: "fill waiting" }), (child, [stage, number]) => {
-    child.style.width = `${(length * number) / waiting}%`;
-    attribute(child, "title", `${stage || "no stage"}: ${number}`);
-  });
-  const reasons = new Map();
-  for (const wait of waits) reasons.set(wait[6], (reasons.get(wait[6]) ?? 0) + 1);
-  keyed(chips, parts.slice(0, 6), ([stage]) => stage, () => h("li", {}, h("span", {}), h("b", {})), (child, [stage, number]) => {
-    text(child.firstChild, stage || "no stage");
-    text(child.lastChild, count(number));
-  });
+  const most = Math.max(1_000, Math.min(capacity, 10_000));
+  const length = waiting ? 12 + 88 * Math.min(1, Math.log10(1 + waiting) / Math.log10(1 + most)) : 0;
+  keyed(
+    bar,
+    parts,
+    ([stage]) => stage,
+    () => h("i", { class: "fill waiting" }),
+    (child, [stage, number]) => {
+      child.style.width = `${(length * number) / waiting}%`;
+      attribute(child, "title", `${stage || "no stage"}: ${number}`);
+    },
+  );
+  keyed(
+    chips,
+    parts.slice(0, 6),
+    ([stage]) => stage,
+    makeChip,
+    (child, [stage, number]) => {
+      text(child.firstChild, stage || "no stage");
+      text(child.lastChild, count(number));
+    },
+  );
   hide(chips, parts.length === 0);
 }
 
@@ -105,17 +180,37 @@ function drawCache(bar, chips, held, kv) {
   const resident = Math.max(kv.resident, known); // an account of what is needed now leaves out what merely lies there
   const whole = Math.max(kv.capacity ?? 0, resident + kv.promised, 1);
   const keyOf = ([name, tenant]) => `${tenant}\n${name}`;
-  const parts = kv.workflows.filter((each) => each[2] > 0).map((each) => ({ key: keyOf(each), each }));
-  const rest = resident - known;
-  const shown = [...parts, ...(rest > 0 ? [{ key: "rest", rest }] : []), ...(kv.promised ? [{ key: "promised", promised: kv.promised }] : [])];
-  keyed(bar, shown, ({ key }) => key, () => h("i", {}), (child, { each, rest: others, promised }) => {
-    const tokens = each ? each[2] : (others ?? promised);
-    child.style.width = `${(100 * tokens) / whole}%`;
-    attribute(child, "class", each ? each[3] : promised ? "promised" : "others");
-    attribute(child, "title", each ? `${each[0]}: ${count(tokens)} tokens, ${DOINGS[each[3]] ?? each[3]}` : promised ? `promised to calls under way: ${count(tokens)} tokens` : `${kv.holders - parts.length} other workflows: ${count(tokens)} tokens`);
-  });
-  text(held, kv.capacity ? `${Math.round((100 * (resident + kv.promised)) / kv.capacity)} % of ${count(kv.capacity)}` : several(resident, "token"));
-  keyed(chips, kv.workflows.slice(0, 4), keyOf, () => h("li", {}, h("span", {}), h("b", {})), (child, [name, tenant, tokens, doing]) => {
+  const parts = kv.workflows
+    .filter((each) => each[2] > 0)
+    .map((each) => ({
+      key: keyOf(each),
+      tokens: each[2],
+      kind: each[3],
+      said: `${each[0]}: ${count(each[2])} tokens, ${DOINGS[each[3]] ?? each[3]}`,
+    }));
+  const others = resident - known;
+  if (others > 0) {
+    const said = `${kv.holders - parts.length} other workflows: ${count(others)} tokens`;
+    parts.push({ key: "others", tokens: others, kind: "others", said });
+  }
+  if (kv.promised) {
+    const said = `promised to calls under way: ${count(kv.promised)} tokens`;
+    parts.push({ key: "promised", tokens: kv.promised, kind: "promised", said });
+  }
+  keyed(
+    bar,
+    parts,
+    ({ key }) => key,
+    () => h("i", {}),
+    (child, { tokens, kind, said }) => {
+      child.style.width = `${(100 * tokens) / whole}%`;
+      attribute(child, "class", kind);
+      attribute(child, "title", said);
+    },
+  );
+  const share = Math.round((100 * (resident + kv.promised)) / kv.capacity);
+  text(held, kv.capacity ? `${share} % of ${count(kv.capacity)}` : several(resident, "token"));
+  keyed(chips, kv.workflows.slice(0, 4), keyOf, makeChip, (child, [name, tenant, tokens, doing]) => {
     attribute(child, "class", `holder ${doing}`);
     attribute(child, "title", `${tenant ? `${tenant}: ` : ""}${name}, ${DOINGS[doing] ?? doing}`);
     text(child.firstChild, name);
@@ -132,8 +227,8 @@ function drawSpark(spark, history, name) {
     points.push(Math.max(0, grown / Math.max(0.1, after.at - before.at)));
   }
   const most = Math.max(1, ...points);
-  const step = 96 / 59;
-  const line = points.map((value, at) => `${(96 - (points.length - 1 - at) * step).toFixed(1)} ${(20 - (18 * value) / most).toFixed(1)}`);
-  attribute(spark.lastChild, "d", line.length > 1 ? `M${line.join("L")}` : "");
-  attribute(spark.firstChild, "d", line.length > 1 ? `M${(96 - (points.length - 1) * step).toFixed(1)} 21L${line.join("L")}L96 21z` : "");
+  const at = (index) => (96 - ((points.length - 1 - index) * 96) / 59).toFixed(1);
+  const line = points.map((value, index) => `${at(index)} ${(20 - (18 * value) / most).toFixed(1)}`).join("L");
+  attribute(spark.lastChild, "d", points.length > 1 ? `M${line}` : "");
+  attribute(spark.firstChild, "d", points.length > 1 ? `M${at(0)} 21L${line}L96 21z` : "");
 }

@@ -30,6 +30,13 @@ export function attribute(element, name, value) {
   }
 }
 
+/** Set several attributes; numbers with one decimal. */
+export function attributes(element, values) {
+  for (const [name, value] of Object.entries(values)) {
+    attribute(element, name, typeof value === "number" ? Number(value.toFixed(1)) : value);
+  }
+}
+
 /** Set an element's text, if it is not so already. */
 export function text(element, value) {
   const wanted = String(value);
@@ -66,11 +73,28 @@ export function keyed(parent, items, keyOf, make, update) {
   }
 }
 
+/** Return a table with a head and an empty body. */
+export function table(...headings) {
+  const head = h("tr", {}, ...headings.map((each) => h("th", { scope: "col" }, each)));
+  return h("table", {}, h("thead", {}, head), h("tbody", {}));
+}
+
+/** Bring a table's rows up to date. */
+export function fill(table, items, keyOf, cellsOf) {
+  const columns = table.tHead.rows[0].cells.length;
+  const make = () => h("tr", {}, ...Array.from({ length: columns }, () => h("td", {})));
+  keyed(table.tBodies[0], items, keyOf, make, (row, item) => {
+    cellsOf(item).forEach((cell, at) => text(row.children[at], cell ?? "–"));
+  });
+}
+
 // Numbers, as people read them
 
 export function count(number) {
   if (number < 10_000) return number.toLocaleString("en");
-  return number < 10_000_000 ? `${(number / 1e3).toFixed(number < 100_000 ? 1 : 0)}k` : `${(number / 1e6).toFixed(1)}M`;
+  return number < 10_000_000
+    ? `${(number / 1e3).toFixed(number < 100_000 ? 1 : 0)}k`
+    : `${(number / 1e6).toFixed(1)}M`;
 }
 
 export function seconds(value) {

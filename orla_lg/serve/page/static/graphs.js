@@ -26,16 +26,28 @@ export function drawGraphs(model) {
   }
   const known = model.graphs.map((graph) => ({ graph, stages: byGraph.get(graph.name) ?? [] }));
   const names = new Set(model.graphs.map((graph) => graph.name));
-  const others = [...byGraph].filter(([name]) => !names.has(name)).map(([name, stages]) => ({ graph: seenOnly(name, stages), stages }));
+  const others = [...byGraph]
+    .filter(([name]) => !names.has(name))
+    .map(([name, stages]) => ({ graph: seenOnly(name, stages), stages }));
   const shown = [...known, ...others].filter(({ graph }) => graph.stages.length);
   shown.sort((one, other) => busy(other.stages) - busy(one.stages) || 0);
   const order = (list.order ??= new Map()); // once shown, a graph keeps its place: what jumps cannot be read
   for (const { graph } of shown) if (!order.has(graph.name)) order.set(graph.name, order.size);
   shown.sort((one, other) => order.get(one.graph.name) - order.get(other.graph.name));
-  keyed(list, shown, ({ graph }) => `${graph.name}\n${room}\n${shapeOf(graph)}`, ({ graph }) => drawing(graph, room), light);
+  keyed(
+    list,
+    shown,
+    ({ graph }) => `${graph.name}\n${room}\n${shapeOf(graph)}`,
+    ({ graph }) => drawing(graph, room),
+    light,
+  );
   let empty = byId("no-graphs");
   if (empty === null) {
-    empty = h("p", { id: "no-graphs", class: "muted empty" }, "A graph shows here once an application has wrapped one: graph = Orla.remote(…).wrap(builder). Stages of the gateway's callers show when they call.");
+    empty = h(
+      "p",
+      { id: "no-graphs", class: "muted empty" },
+      "A graph shows here once an application has wrapped one: graph = Orla.remote(…).wrap(builder). Stages of the gateway's callers show when they call.",
+    );
     list.after(empty);
   }
   hide(empty, shown.length > 0);
@@ -55,7 +67,13 @@ function shapeOf(graph) {
 /** Return a graph of which no structure is known: its stages side by side. */
 function seenOnly(name, stages) {
   const names = stages.map((stage) => stage.stage).sort();
-  return { name, stages: names.map((each) => ({ name: each, home: "", open: false })), arrows: [], more: 0, loose: true };
+  return {
+    name,
+    stages: names.map((each) => ({ name: each, home: "", open: false })),
+    arrows: [],
+    more: 0,
+    loose: true,
+  };
 }
 
 function titleOf(graph) {
@@ -66,16 +84,26 @@ function titleOf(graph) {
 function drawing(graph, room) {
   const picture = graph.loose ? loose(graph, room) : connected(graph, room);
   const note = graph.more ? h("p", { class: "muted small" }, `and ${graph.more} more stages`) : null;
-  return h("figure", { class: graph.loose ? "graph loose-graph" : "graph" },
+  return h(
+    "figure",
+    { class: graph.loose ? "graph loose-graph" : "graph" },
     h("figcaption", {}, h("strong", {}, titleOf(graph)), h("span", { class: "muted small counts" })),
-    h("div", { class: "scroller", tabindex: "0", role: "group", "aria-label": `Stages of ${titleOf(graph)}` }, picture), note);
+    h(
+      "div",
+      { class: "scroller", tabindex: "0", role: "group", "aria-label": `Stages of ${titleOf(graph)}` },
+      picture,
+    ),
+    note,
+  );
 }
 
 function loose(graph, room) {
   const width = Math.min(WIDEST, Math.max(NARROWEST, (room - 16) / 2));
   const picture = h("div", { class: "loose" });
   for (const stage of graph.stages) {
-    picture.append(svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` }, stageNode(stage, 0, 0, width)));
+    picture.append(
+      svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` }, stageNode(stage, 0, 0, width)),
+    );
   }
   return picture;
 }
@@ -97,7 +125,10 @@ function fitted(plan, loops, room) {
 }
 
 function connected(graph, room) {
-  const plan = layered(graph.stages.map((stage) => stage.name), graph.arrows);
+  const plan = layered(
+    graph.stages.map((stage) => stage.name),
+    graph.arrows,
+  );
   const loops = plan.arrows.filter((arrow) => arrow.back).length;
   const beside = loops ? 10 + 12 * loops : 0; // room for arrows that go back
   const { wide, width } = fitted(plan, beside, room);
@@ -107,24 +138,43 @@ function connected(graph, room) {
   const breadth = 2 * half + 2 * MARGIN + beside;
   const centre = (name) => {
     const place = plan.places.get(name);
-    const main = name === START ? MARGIN + DOT
-      : name === END ? length - MARGIN - DOT
-      : MARGIN + 2 * DOT + ENDS + (place.depth - 1) * (thick + GAP_ALONG) + thick / 2;
+    const main =
+      name === START
+        ? MARGIN + DOT
+        : name === END
+          ? length - MARGIN - DOT
+          : MARGIN + 2 * DOT + ENDS + (place.depth - 1) * (thick + GAP_ALONG) + thick / 2;
     const cross = MARGIN + half + place.at * (broad + GAP_ACROSS);
     return wide ? [main, cross] : [cross, main];
   };
   const reach = (name) => (name === START || name === END ? DOT : thick / 2);
   const [w, tall] = wide ? [length, breadth] : [breadth, length];
-  const picture = svg("svg", { width: w, height: tall, viewBox: `0 0 ${w} ${tall}`, role: "list", "aria-label": `Stages of ${titleOf(graph)}` });
+  const picture = svg("svg", {
+    width: w,
+    height: tall,
+    viewBox: `0 0 ${w} ${tall}`,
+    role: "list",
+    "aria-label": `Stages of ${titleOf(graph)}`,
+  });
   picture.append(heads());
   let lane = 0;
   for (const arrow of plan.arrows) {
-    const way = arrow.back ? around(centre, arrow, wide, broad / 2, MARGIN + 2 * half + 4 + 12 * ++lane) : straight(centre, reach, arrow, wide);
-    picture.append(svg("path", { d: way, class: arrow.sure ? "arrow" : "arrow perhaps", "marker-end": "url(#head)" }));
+    const way = arrow.back
+      ? around(centre, arrow, wide, broad / 2, MARGIN + 2 * half + 4 + 12 * ++lane)
+      : straight(centre, reach, arrow, wide);
+    picture.append(
+      svg("path", { d: way, class: arrow.sure ? "arrow" : "arrow perhaps", "marker-end": "url(#head)" }),
+    );
   }
   for (const end of [START, END]) {
     const [cx, cy] = centre(end);
-    picture.append(svg("circle", { cx, cy, r: DOT, class: `end ${end === START ? "start" : ""}` }, svg("title", {}, end === START ? "start" : "end")));
+    picture.append(
+      svg(
+        "circle",
+        { cx, cy, r: DOT, class: `end ${end === START ? "start" : ""}` },
+        svg("title", {}, end === START ? "start" : "end"),
+      ),
+    );
   }
   for (const stage of graph.stages) {
     const [x, y] = centre(stage.name);
@@ -134,7 +184,15 @@ function connected(graph, room) {
 }
 
 function heads() {
-  return svg("defs", {}, svg("marker", { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, svg("path", { d: "M0 0.8 7 4 0 7.2z", class: "head" })));
+  return svg(
+    "defs",
+    {},
+    svg(
+      "marker",
+      { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" },
+      svg("path", { d: "M0 0.8 7 4 0 7.2z", class: "head" }),
+    ),
+  );
 }
 
 function straight(centre, reach, { from, to }, wide) {
@@ -158,7 +216,13 @@ function around(centre, { from, to }, wide, reach, beyond) {
 }
 
 function stageNode(stage, x, y, width) {
-  const node = svg("g", { class: "stage", transform: `translate(${x} ${y})`, role: "listitem", "data-stage": stage.name, "data-width": width });
+  const node = svg("g", {
+    class: "stage",
+    transform: `translate(${x} ${y})`,
+    role: "listitem",
+    "data-stage": stage.name,
+    "data-width": width,
+  });
   const short = stage.name.split("|").at(-1) || "(no stage)";
   const where = stage.home ? `→ ${stage.home}` : stage.open ? "→ as its code says" : "";
   const chars = (width - 24) / 7.4;
@@ -197,7 +261,15 @@ function light(figure, { graph, stages }) {
 const NOTHING = { waiting: 0, prefill: 0, decode: 0, tools: 0, inside: 0, done: 0, failed: 0, beat: 0 };
 
 function lightStage(node, stage = NOTHING) {
-  const now = JSON.stringify([stage.waiting, stage.prefill, stage.decode, stage.tools, stage.inside, stage.done, stage.failed]);
+  const now = JSON.stringify([
+    stage.waiting,
+    stage.prefill,
+    stage.decode,
+    stage.tools,
+    stage.inside,
+    stage.done,
+    stage.failed,
+  ]);
   if (node.now === now) return;
   node.now = now;
   const main = PHASES.toReversed().find((phase) => stage[phase] > 0) ?? (stage.inside > 0 ? "inside" : "idle");
@@ -206,9 +278,11 @@ function lightStage(node, stage = NOTHING) {
   node.beat = stage.beat;
   drawMarks(node.querySelector(".marks"), stage);
   drawShare(node.querySelector(".share"), stage, node.dataset.width - 24);
-  text(node.querySelector(".done"), `${stage.done ? `✓ ${count(stage.done)}` : ""}${stage.failed ? ` ✕ ${count(stage.failed)}` : ""}`);
-  const said = PHASES.filter((phase) => stage[phase]).map((phase) => `${stage[phase]} ${WORDS[phase]}`);
-  attribute(node, "aria-label", `${node.dataset.stage || "no stage"}: ${said.join(", ") || "nothing open"}, ${stage.done} done, ${stage.failed} failed`);
+  const ended = [stage.done && `✓ ${count(stage.done)}`, stage.failed && `✕ ${count(stage.failed)}`];
+  text(node.querySelector(".done"), ended.filter(Boolean).join(" "));
+  const open = PHASES.filter((phase) => stage[phase]).map((phase) => `${stage[phase]} ${WORDS[phase]}`);
+  const said = [open.join(", ") || "nothing open", `${stage.done} done`, `${stage.failed} failed`].join(", ");
+  attribute(node, "aria-label", `${node.dataset.stage || "no stage"}: ${said}`);
 }
 
 function flash(halo) {
@@ -220,12 +294,19 @@ function flash(halo) {
 function drawMarks(group, stage) {
   const open = PHASES.filter((phase) => stage[phase] > 0);
   let x = 0;
-  keyed(group, open, (phase) => phase, (phase) => svg("g", {}, markOf(phase), svg("text", { x: 15, y: 9, class: "number" })), (child, phase) => {
-    attribute(child, "transform", `translate(${x} 0)`);
-    const said = count(stage[phase]);
-    text(child.lastChild, said);
-    x += 22 + 7.4 * said.length;
-  });
+  const make = (phase) => svg("g", {}, markOf(phase), svg("text", { x: 15, y: 9, class: "number" }));
+  keyed(
+    group,
+    open,
+    (phase) => phase,
+    make,
+    (child, phase) => {
+      attribute(child, "transform", `translate(${x} 0)`);
+      const said = count(stage[phase]);
+      text(child.lastChild, said);
+      x += 22 + 7.4 * said.length;
+    },
+  );
 }
 
 /** Return a phase's mark: each has a shape of its own, so that colour is not needed to tell them apart. */
@@ -242,10 +323,17 @@ export function markOf(phase) {
 function drawShare(group, stage, room) {
   const whole = PHASES.reduce((sum, phase) => sum + stage[phase], 0);
   let x = 0;
-  keyed(group, whole ? PHASES : [], (phase) => phase, (phase) => svg("rect", { class: `fill ${phase}`, y: 0, height: 4, rx: 1 }), (child, phase) => {
-    const width = (room * stage[phase]) / whole;
-    attribute(child, "x", x.toFixed(1));
-    attribute(child, "width", Math.max(0, width - 1).toFixed(1));
-    x += width;
-  });
+  const make = (phase) => svg("rect", { class: `fill ${phase}`, y: 0, height: 4, rx: 1 });
+  keyed(
+    group,
+    whole ? PHASES : [],
+    (phase) => phase,
+    make,
+    (child, phase) => {
+      const width = (room * stage[phase]) / whole;
+      attribute(child, "x", x.toFixed(1));
+      attribute(child, "width", Math.max(0, width - 1).toFixed(1));
+      x += width;
+    },
+  );
 }

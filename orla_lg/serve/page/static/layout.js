@@ -18,12 +18,16 @@ export function layered(stages, arrows) {
   const rows = rowsOf(names, layer);
   straighten(rows, onward, isBack);
   const places = new Map();
-  rows.forEach((row, depth) => row.forEach((name, index) => places.set(name, { depth, at: index - (row.length - 1) / 2 })));
+  rows.forEach((row, depth) =>
+    row.forEach((name, index) => places.set(name, { depth, at: index - (row.length - 1) / 2 })),
+  );
   return {
     places,
     depth: rows.length,
     breadth: Math.max(...rows.map((row) => row.length)),
-    arrows: arrows.filter(([from, to]) => places.has(from) && places.has(to)).map(([from, to, sure]) => ({ from, to, sure, back: isBack(from, to) })),
+    arrows: arrows
+      .filter(([from, to]) => places.has(from) && places.has(to))
+      .map(([from, to, sure]) => ({ from, to, sure, back: isBack(from, to) })),
   };
 }
 
@@ -82,7 +86,9 @@ function straighten(rows, onward, isBack) {
     const forth = sweep % 2 === 0;
     const index = new Map(rows.flatMap((row) => row.map((name, at) => [name, at - (row.length - 1) / 2])));
     for (const row of forth ? rows : [...rows].reverse()) {
-      const mean = new Map(row.map((name) => [name, meanOf((forth ? before : after).get(name), index) ?? index.get(name)]));
+      const mean = new Map(
+        row.map((name) => [name, meanOf((forth ? before : after).get(name), index) ?? index.get(name)]),
+      );
       row.sort((one, other) => mean.get(one) - mean.get(other));
       row.forEach((name, at) => index.set(name, at - (row.length - 1) / 2));
     }

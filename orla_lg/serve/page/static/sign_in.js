@@ -4,7 +4,12 @@ import { byId, hide, text } from "./dom.js";
 import { messageOf } from "./stream.js";
 
 async function post(path, body) {
-  return fetch(path, { method: "POST", credentials: "same-origin", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  return fetch(path, {
+    method: "POST",
+    credentials: "same-origin",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  });
 }
 
 /** Prepare the form; `begun()` is called once a browser is signed in. */

@@ -30,14 +30,21 @@ async function steer(request, well) {
 }
 
 export function setPaused(backend, paused) {
-  return steer({ do: paused ? "pause" : "resume", backend }, paused ? `${backend} is paused: its calls wait.` : `${backend} takes calls again.`);
+  return steer(
+    { do: paused ? "pause" : "resume", backend },
+    paused ? `${backend} is paused: its calls wait.` : `${backend} takes calls again.`,
+  );
 }
 
 export async function askAndDrain(backend) {
   const said = `Calls that are at ${backend} now go on to their end, and all others wait. It stays paused afterwards, until you resume it.`;
   if (!(await confirmed(`Drain ${backend}?`, said, "Drain"))) return;
   toast(`${backend} is draining.`);
-  await steer({ do: "drain", backend, timeout_s: DRAIN_S }, (reply) => (reply.drained ? `${backend} is drained.` : `${backend} is not drained: it was resumed, or calls are still there after ${DRAIN_S} s.`));
+  await steer({ do: "drain", backend, timeout_s: DRAIN_S }, (reply) =>
+    reply.drained
+      ? `${backend} is drained.`
+      : `${backend} is not drained: it was resumed, or calls are still there after ${DRAIN_S} s.`,
+  );
 }
 
 export async function prioritize(workflow, priority) {

@@ -55,7 +55,11 @@ export class Stream {
     try {
       const query = this.workflow === null ? "" : `?workflow=${this.workflow}`;
       this.listen(mine);
-      const response = await fetch(`/v1/orla/events${query}`, { signal: mine.signal, credentials: "same-origin", cache: "no-store" });
+      const response = await fetch(`/v1/orla/events${query}`, {
+        signal: mine.signal,
+        credentials: "same-origin",
+        cache: "no-store",
+      });
       if ([401, 403, 421].includes(response.status)) {
         clearTimeout(this.silence);
         this.tell("refused", { status: response.status, message: await messageOf(response) });
