@@ -151,6 +151,7 @@ def test_a_wait_ends_with_an_event(make_orla: MakeOrla, engine: StubEngine, trac
             assert time.monotonic() < until_s
             time.sleep(0.005)
         assert calls.open == 1
+        time.sleep(10 * AT_ONCE_S)
         orla.resume("light")
         waiting.result()
     (call,) = traced.spans()
