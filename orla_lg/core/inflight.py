@@ -148,10 +148,9 @@ class InFlightCall:
         """Of these, how many left a queue."""
         self.usage: Usage | None = None
         self._lock = threading.Lock()
-        self._open = True
+        self._open, self._booked = True, False
         self._queued: Queued | None = None
         self._record: Record | None = None
-        self._booked = False
         self._holding: _Holding | None = None
         self.entered_s = call.arrived_s
         self.departed_s: float | None = None

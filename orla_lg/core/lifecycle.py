@@ -93,20 +93,13 @@ class Send(NamedTuple):
 class CallArrival(TypedDict, total=False):
     """What a call arrives with beside where it comes from and what it asks for."""
 
-    call_id: Required[str]
-    """From ``services.new_id``."""
-    said: Hints
-    """Given with the call itself; these win."""
-    hints: Hints
-    """From the run, the node and its configuration."""
-    mappers: Iterable[Mapper]
-    """Asked before the shared mapper."""
-    layers: Sequence[LimitScope]
-    """Limits that hold for it beside those for all."""
-    timeout: CallerTimeout | None
-    """Of the client that the code called; ``None`` waits as long as it takes."""
-    may_pass: bool
-    """Whether it goes where its code says if nothing places it."""
+    call_id: Required[str]  # from ``services.new_id``
+    said: Hints  # given with the call itself; these win
+    hints: Hints  # from the run, the node and its configuration
+    mappers: Iterable[Mapper]  # asked before the shared mapper
+    layers: Sequence[LimitScope]  # limits that hold for it beside those for all
+    timeout: CallerTimeout | None  # of the client that the code called; ``None`` waits as long as it takes
+    may_pass: bool  # whether it goes where its code says if nothing places it
 
 
 def arrive(
