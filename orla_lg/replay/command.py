@@ -57,7 +57,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command to the top parser."""
     parser = subparsers.add_parser(
         "replay",
-        help="replay recorded traffic in virtual time, as it was served and under other settings",
+        help="recorded traffic in virtual time, as it was and under other settings",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

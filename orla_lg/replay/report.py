@@ -12,7 +12,7 @@ from typing import Any
 from orla_lg.errors import ConfigError
 from orla_lg.replay.calibration import Calibrated
 from orla_lg.replay.figures import CACHED, COST, FIGURES, MEAN_RUN, MEAN_TTFT, P95_RUN, Figure, Match
-from orla_lg.replay.verdict import Verdict
+from orla_lg.replay.verdict import Conclusions
 
 HAPPENED, UNCHANGED = "happened", "unchanged"
 WITHHELD, UNKNOWN = "·", "–"
@@ -28,7 +28,7 @@ class ReplayReport:
     happened: Mapping[str, float | None]
     unchanged: Mapping[str, float | None]
     engines: Mapping[str, Calibrated]
-    verdict: Verdict | None
+    verdict: Conclusions | None
     """``None``: the file does not say what happened."""
     others: dict[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Of each other setting, its figures."""

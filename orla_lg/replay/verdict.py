@@ -19,7 +19,7 @@ MOST_DRIFT = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Conclusions:
     """What may be concluded."""
 
     matches: Sequence[Match]
@@ -39,10 +39,10 @@ class Verdict:
 
 def verdict_of(
     workload: Workload, arrangement: Arrangement, found: Sequence[Match], played: Sequence[Played]
-) -> Verdict:
+) -> Conclusions:
     """Judge the unchanged setting as simulated against what happened."""
     off = [match for match in found if not match.holds]
-    return Verdict(found, list(_reasons(workload, arrangement, off, played)) if off else [])
+    return Conclusions(found, list(_reasons(workload, arrangement, off, played)) if off else [])
 
 
 def _reasons(
