@@ -89,8 +89,8 @@ def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
     taken = streamed if did_stream else counted
     if len(taken) < LEAST_CALLS:
         raise ConfigError(
-            f"backend {name!r}: {len(taken)} of its calls were counted, at least {LEAST_CALLS} are needed to find out "
-            "how fast its engine is; give --parameters FILE, by `orla-lg sim calibrate` of the live engine"
+            f"backend {name!r}: {len(taken)} of its calls were counted, at least {LEAST_CALLS} are needed to find "
+            "out how fast its engine is; give --parameters FILE, by `orla-lg sim calibrate` of the live engine"
         )
     samples = _samples(taken)
     costs = fit(samples)
