@@ -17,6 +17,7 @@ from typing import Any
 
 import openai
 import pytest
+from httpcore2._sync.connection_pool import PoolByteStream
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -191,6 +192,35 @@ def test_a_stream_that_is_still_read_comes_to_its_end(engine: StubEngine) -> Non
     gc.collect()
     assert core() is None, "the call is over, though its stream is still there"
     held.clear()
+
+
+def test_no_connection_is_closed_inside_the_collector(engine: StubEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close, gate = list[bool](), PoolByteStream.close, Gate()
+    monkeypatch.setattr(
+        PoolByteStream, "close", lambda self: (closed.append(backgrounds.is_collecting()), close(self))
+    )
+    engine.rule = lambda seen: Reply(text="one two three", mid_gate=gate)
+    with Orla([at(engine)]) as orla:
+        stream = ChatOrla(model="main", orla=orla).stream("hi")
+        next(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        before = len(closed)
+        gc.collect()
+        deadline = time.monotonic() + PATIENCE_S
+        while len(closed) == before or orla.statistics().backends["main"].queue.in_flight:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gate.open()
+        assert not any(closed[before:]), "a lock of the connection may be held by the thread that collects"
+
+
+def test_what_the_collector_hands_over_takes_no_lock_of_a_thread_that_begins_another() -> None:
+    background, ran = backgrounds.Background(), threading.Event()
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]  # as in ``threading.enumerate``
+        background.hand_over(ran.set)
+        assert ran.wait(PATIENCE_S)
 
 
 def test_what_is_due_later_keeps_nothing_alive() -> None:

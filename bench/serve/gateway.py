@@ -18,6 +18,7 @@ from bench.serve.servers import KEY, Server, litellm, orla, plain
 
 ENGINE = "tests.scripted_engine"
 DIRECT, ORLA, LITELLM = "direct", "orla-lg serve", "LiteLLM"
+TURN_S = 180.0
 CHUNKS, CHUNK_S = 200, 0.002
 AT_ONCE, STREAMS_AT_ONCE = 32, 8
 GOAL_ADDED_MS, GOAL_CPU_MS = 0.9, 0.65
@@ -109,7 +110,8 @@ async def measure(rounds: int, count: int, with_litellm: bool) -> Rounds[Turn]:
                 tell(f"gateway: round {seed + 1}/{rounds}: {arm}")
                 if with_litellm and (slow := servers[LITELLM].process):
                     slow.send_signal(signal.SIGCONT if arm == LITELLM else signal.SIGSTOP)
-                turns.append(await turn(servers[arm], seed, count // 10 if arm == LITELLM else count))
+                async with asyncio.timeout(TURN_S):  # an answer that never ends fails the bench, and does not hold it
+                    turns.append(await turn(servers[arm], seed, count // 10 if arm == LITELLM else count))
         tell(f"gateway: {rounds} rounds", last=True)
     return Rounds(added(turns), arms)
 

@@ -6,6 +6,7 @@ for: else a thread that waits for a timer would keep alive a core, and a graph, 
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import contextlib
@@ -126,7 +127,7 @@ class Background:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(function, context=Context())
                 return
-        threading.Thread(target=function, name="orla-dropped", daemon=True).start()
+        _thread.start_new_thread(function, ())  # ``threading`` would take a lock that this thread may hold
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

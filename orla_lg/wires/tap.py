@@ -261,6 +261,16 @@ class Tap:
         if cut:
             raise BackendUnavailable(cut) from error
 
+    def close(self, inner: Callable[[], None]) -> None:
+        """Close the engine's connection; in another thread, where the collector ends a stream in this one.
+
+        A connection's locks are not reentrant, and the collector may have begun under one of them.
+        """
+        if is_collecting():
+            self._inflight.services.background.hand_over(inner)
+        else:
+            inner()
+
     def closed(self) -> None:
         """Note that the stream was closed, read to its end or not."""
         if not self.complete:
@@ -333,7 +343,7 @@ class TappedStream(httpx2.SyncByteStream):
     def close(self) -> None:
         """Close the engine's side."""
         try:
-            self._inner.close()  # type: ignore[union-attr]
+            self._tap.close(self._inner.close)  # type: ignore[union-attr]
         finally:
             self._tap.closed()
             self._response = self._tap.stream = None  # else all of it stays until the collector runs

@@ -108,6 +108,13 @@ dialects = st.builds(
     roles=mostly("first", "each", "never"),
     broken_at=mostly(None, 0, 1, 2, weight=8),
 )  # fmt: skip
+
+
+def _decidable(framing: Framing) -> Framing:
+    """Leave no single first byte of raw deflate: httpx tells it from zlib's by the first read, so chance would."""
+    return replace(framing, cuts=(7,)) if framing.encoding == "raw deflate" and framing.cuts[:1] == (1,) else framing
+
+
 framings = st.builds(
     Framing,
     how=mostly("chunked", "length", "close", "short length", "long length", "no last chunk", "bad chunk", "http/1.0"),
@@ -120,7 +127,7 @@ framings = st.builds(
     drop=mostly("", "close before", "reset before", "close after head", "reset after head", "close within",
                 "reset within", weight=4),
     drop_at=st.sampled_from((50, 0, 1, 90, 99)),
-)  # fmt: skip
+).map(_decidable)  # fmt: skip
 HEADERS: Sequence[tuple[tuple[str, str], ...]] = (
     (), (("x-request-id", "req_1"),), (("retry-after", "0.01"),), (("retry-after", "100000"),),
     (("retry-after", "-5"),), (("retry-after", "soon"),), (("retry-after", "nan"),),
