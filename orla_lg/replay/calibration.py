@@ -21,7 +21,11 @@ from orla_lg_sim.fit import Sample, fit
 from orla_lg_sim.parameters import EngineParameters
 
 LEAST_CALLS = 8
-"""Streamed calls that a calibration needs."""
+"""Counted calls that a calibration needs."""
+
+DECODE_TO_PREFILL = 30.0
+"""So much longer a token of an answer usually takes than one of a prompt: a first guess of when the first token of a
+call came that did not stream."""
 
 MOST_CALLS = 1_500
 """Calls that the fit looks at, evenly taken; more say little more."""
@@ -46,7 +50,9 @@ class Calibrated:
 
     parameters: EngineParameters
     calls: int
-    """So many streamed calls it was fitted to; 0: it was given."""
+    """So many calls it was fitted to; 0: it was given."""
+    streamed: bool = True
+    """Whether they streamed, so that prefill and decode were told apart."""
 
 
 def block_tokens_in(calls: Sequence[SeenCall]) -> int:
@@ -72,41 +78,57 @@ def pool(calls: Sequence[SeenCall], kv_tokens: int | None, base: EngineParameter
 def fitted(name: str, calls: Sequence[SeenCall]) -> Calibrated:
     """Return the numbers that explain best how long these calls of a backend took.
 
+    Where too few streamed, all are taken: how long each took as a whole, by lengths of prompts and answers.
+
     Raises:
-        ConfigError: Too few of them streamed.
+        ConfigError: Too few of them were counted.
     """
-    streamed = [call for call in calls if call.first_s is not None and call.is_counted]
-    if len(streamed) < LEAST_CALLS:
+    counted = [call for call in calls if call.is_counted]
+    streamed = [call for call in counted if call.first_s is not None]
+    did_stream = len(streamed) >= LEAST_CALLS
+    taken = streamed if did_stream else counted
+    if len(taken) < LEAST_CALLS:
         raise ConfigError(
-            f"backend {name!r}: {len(streamed)} of its calls streamed and were counted, at least {LEAST_CALLS} are "
-            "needed to find out how fast its engine is; give --parameters FILE, as `orla-lg sim calibrate` writes it "
-            "of the live engine"
+            f"backend {name!r}: {len(taken)} of its calls were counted, at least {LEAST_CALLS} are needed to find "
+            "out how fast its engine is; give --parameters FILE, by `orla-lg sim calibrate` of the live engine"
         )
-    samples = _samples(streamed)
+    samples = _samples(taken)
     costs = fit(samples)
     off = median(abs(sample.error(costs)) for sample in samples)
     near = [sample for sample in samples if abs(sample.error(costs)) <= FARTHEST * max(off, 0.01)]
     if len(near) >= LEAST_CALLS:
         costs = fit(near)
     if not any(costs.get(each) for each in ("step_s", "decode_sequence_s")):
-        costs["step_s"] = _pace_s(streamed)
+        costs["step_s"] = _pace_s(taken)
     if not costs.get("prefill_token_s"):
         costs["prefill_token_s"] = 1e-6
     usual = EngineParameters(
-        block_tokens=block_tokens_in(streamed), kv_blocks=1, context_tokens=1, max_running=USUAL_RUNNING,
+        block_tokens=block_tokens_in(taken), kv_blocks=1, context_tokens=1, max_running=USUAL_RUNNING,
         max_batch_tokens=USUAL_BATCH_TOKENS, priority=False, prefill_attention_s=0.0,
         step_s=costs.get("step_s", 0.0), decode_sequence_s=costs.get("decode_sequence_s", 0.0),
         decode_context_s=costs.get("decode_context_s", 0.0), request_s=costs.get("request_s", 0.0),
         prefill_token_s=costs["prefill_token_s"],
     )  # fmt: skip
-    return Calibrated(usual, len(streamed))
+    return Calibrated(usual, len(taken), did_stream)
+
+
+def _first_s(call: SeenCall) -> float:
+    """Return when a call's first token came, or about when it may have come."""
+    if call.first_s is not None:
+        return call.first_s
+    fresh, decoded = _fresh(call), DECODE_TO_PREFILL * (call.completion_tokens or 1)
+    return call.dispatched_s + (call.ended_s - call.dispatched_s) * fresh / (fresh + decoded)
+
+
+def _fresh(call: SeenCall) -> int:
+    return (call.prompt_tokens or 0) - (call.cached_tokens or 0)
 
 
 def _pace_s(calls: Sequence[SeenCall]) -> float:
     paces = [
-        (call.ended_s - call.first_s) / (call.completion_tokens - 1)
+        (call.ended_s - _first_s(call)) / (call.completion_tokens - 1)
         for call in calls
-        if call.first_s is not None and call.completion_tokens and call.completion_tokens > 1
+        if call.completion_tokens and call.completion_tokens > 1
     ]
     return median(paces) if paces else 0.01
 
@@ -127,11 +149,10 @@ class _Overlaps:
         while at < len(self._calls) and self._begins[at] < end_s:
             call = self._calls[at]
             at += 1
-            first_s = call.first_s or call.ended_s
-            fresh = (call.prompt_tokens or 0) - (call.cached_tokens or 0)
+            first_s = _first_s(call)
             took_s = first_s - call.dispatched_s
             if took_s > 0:
-                prefilled += fresh * max(0.0, min(first_s, end_s) - max(call.dispatched_s, begin_s)) / took_s
+                prefilled += _fresh(call) * max(0.0, min(first_s, end_s) - max(call.dispatched_s, begin_s)) / took_s
             part = max(0.0, min(call.ended_s, end_s) - max(first_s, begin_s)) / width_s
             decoding += part
             context += part * ((call.prompt_tokens or 0) + (call.completion_tokens or 0) / 2)
@@ -144,7 +165,9 @@ def _samples(calls: Sequence[SeenCall]) -> list[Sample]:
     made = []
     for call in calls[::every]:
         first_s, answer = call.first_s, call.completion_tokens or 1
-        assert first_s is not None
+        if first_s is None:
+            made.append(_whole_sample(call, overlaps))
+            continue
         if (took_s := first_s - call.dispatched_s) > 1e-4:
             prefilled, decoding, _ = overlaps.between(call.dispatched_s, first_s)
             terms = {"request_s": 1.0, "step_s": 1.0, "prefill_token_s": max(1.0, prefilled),
@@ -157,6 +180,15 @@ def _samples(calls: Sequence[SeenCall]) -> list[Sample]:
                      "decode_context_s": steps * context, "prefill_token_s": prefilled}  # fmt: skip
             made.append(Sample("decode", took_s, terms))
     return made
+
+
+def _whole_sample(call: SeenCall, overlaps: _Overlaps) -> Sample:
+    """Return how long a call took that did not stream, and what the engine did meanwhile."""
+    prefilled, decoding, context = overlaps.between(call.dispatched_s, call.ended_s)
+    steps = float(call.completion_tokens or 1)
+    terms = {"request_s": 1.0, "step_s": steps, "decode_sequence_s": steps * max(1.0, decoding),
+             "decode_context_s": steps * context, "prefill_token_s": max(1.0, prefilled)}  # fmt: skip
+    return Sample("whole", max(call.ended_s - call.dispatched_s, 1e-4), terms)
 
 
 def refined(
@@ -172,8 +204,11 @@ def refined(
     scales = {(name, part): _Scaling() for name, each in calibrated.items() if each.calls for part in _PARTS}
     best, least = now, float("inf")
     for _ in range(ROUNDS):
-        by_backend = _by_backend(play(now), now)
-        missing = {(name, part): log(_ratio(by_backend[name], _PARTS[part])) for name, part in scales}
+        by_backend = _by_backend(play(now), calibrated)
+        missing = {
+            (name, part): log(_ratio(by_backend[name], _PARTS[part] if calibrated[name].streamed else _whole))
+            for name, part in scales
+        }
         worst = max(map(abs, missing.values()), default=0.0)
         if worst < least:
             best, least = now, worst
@@ -201,12 +236,15 @@ class _Scaling:
         return exp(self.step * missing)
 
 
-def _by_backend(played: Sequence[Played], names: Mapping[str, object]) -> dict[str, list[Played]]:
-    found: dict[str, list[Played]] = {name: [] for name in names}
+def _by_backend(
+    played: Sequence[Played], calibrated: Mapping[str, Calibrated]
+) -> dict[str, list[tuple[SeenCall, Played]]]:
+    found: dict[str, list[tuple[SeenCall, Played]]] = {name: [] for name in calibrated}
     for each in played:
-        seen = each.call.seen
-        if seen.first_s is not None and each.first_s is not None and seen.backend in found:
-            found[seen.backend].append(each)
+        seen, backend = each.call.seen, each.call.seen.backend or ""
+        is_told_apart = seen.first_s is not None
+        if each.first_s is not None and backend in found and (is_told_apart or not calibrated[backend].streamed):
+            found[backend].append((seen, each))
     return found
 
 
@@ -218,18 +256,21 @@ def _decode(first_s: float, begin_s: float, end_s: float) -> float:
     return end_s - first_s
 
 
+def _whole(first_s: float, begin_s: float, end_s: float) -> float:
+    return end_s - begin_s
+
+
 _PARTS: Mapping[str, Callable[[float, float, float], float]] = {"prefill": _ttft, "decode": _decode}
 """What is scaled, and which part of a call's time on the engine it is scaled by."""
 
 
-def _ratio(played: Sequence[Played], part: Callable[[float, float, float], float]) -> float:
+def _ratio(played: Sequence[tuple[SeenCall, Played]], part: Callable[[float, float, float], float]) -> float:
     """Return by how much a part of these calls took longer on the engine than simulated, the queue left out."""
     if not played:
         return 1.0
     real, ours = [], []
-    for each in played:
-        seen = each.call.seen
-        assert seen.first_s is not None and each.first_s is not None
-        real.append(part(seen.first_s, seen.dispatched_s, seen.ended_s))
+    for seen, each in played:
+        assert each.first_s is not None
+        real.append(part(_first_s(seen), seen.dispatched_s, seen.ended_s))
         ours.append(part(each.first_s, each.dispatched_s, each.ended_s))
     return min(10.0, max(0.1, fmean(real) / fmean(ours))) if fmean(ours) > 0 and fmean(real) > 0 else 1.0

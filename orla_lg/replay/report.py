@@ -43,8 +43,10 @@ class ReplayReport:
         return self.verdict is None or self.verdict.concludes or self.anyway
 
     def withheld(self, figure: Figure) -> bool:
-        """Whether nothing is concluded of a figure."""
-        return self.verdict is not None and not self.anyway and figure.name in self.verdict.withheld
+        """Whether nothing is concluded of a figure: it is off, or it is not known what it was."""
+        if self.verdict is None or self.anyway:
+            return False
+        return figure.name in self.verdict.withheld or self.happened[figure.name] is None
 
     def asdict(self) -> dict[str, Any]:
         """Return all as plain data."""

@@ -251,6 +251,9 @@ class Study:
         if uncounted:
             notes.append(f"{counted(uncounted, 'call')} failed, went elsewhere or have no token counts: each takes "
                          "as long as it took")  # fmt: skip
+        if unstreamed := sorted(name for name, each in self.report.engines.items() if not each.streamed):
+            notes.append(f"calls of {', '.join(map(repr, unstreamed))} did not stream: when first tokens came is not "
+                         "known, and prefill and decode were told apart by lengths alone")  # fmt: skip
         if not self.workload.knows_prompts:
             notes.append("the file does not say which prompts begin alike: what each call found cached is taken as "
                          "given, and nothing is concluded about caches")  # fmt: skip

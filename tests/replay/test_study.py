@@ -164,6 +164,21 @@ def test_an_older_file_tells_of_policies_and_not_of_caches(recorded: dict[str, P
             replayed(path, what, config=config)
 
 
+def test_calls_that_did_not_stream_tell_enough_of_their_engine(recorded: dict[str, Path], tmp_path: Path) -> None:
+    def unstreamed(row: dict[str, Any]) -> None:
+        row["ttft_s"] = None
+
+    report = replayed(changed(recorded["fcfs"], tmp_path, unstreamed), WhatIf("las", policy="las"))
+    assert report.verdict is not None and report.verdict.concludes
+    happened = replayed(recorded["las"]).happened
+    assert report.others["las"][MEAN_RUN.name] == pytest.approx(happened[MEAN_RUN.name], rel=TOLERANCE)
+    assert (
+        report.happened[MEAN_TTFT.name] is None
+        and report.withheld(MEAN_TTFT)
+        and any("did not stream" in note for note in report.notes)
+    )
+
+
 def test_a_policy_of_the_users_own_is_named_and_not_replayed(recorded: dict[str, Path], tmp_path: Path) -> None:
     def other(row: dict[str, Any]) -> None:
         for each in row["shape"].get("setting", {}).get("backends", {}).values():
@@ -193,11 +208,13 @@ def test_what_cannot_be_replayed_says_why(recorded: dict[str, Path], tmp_path: P
     with pytest.raises(ConfigError, match="can be simulated: each failed"):
         replayed(changed(recorded["fcfs"], tmp_path, lose))
 
-    def unstreamed(row: dict[str, Any]) -> None:
-        row["ttft_s"] = None
+    few = iter(range(10_000))
+
+    def most_failed(row: dict[str, Any]) -> None:
+        row["error"] = "ValueError: no" if next(few) > 5 else None
 
     with pytest.raises(ConfigError, match=r"at least 8 are needed.*--parameters FILE"):
-        replayed(changed(recorded["fcfs"], tmp_path, unstreamed))
+        replayed(changed(recorded["fcfs"], tmp_path, most_failed))
     with pytest.raises(ConfigError, match=r"no backend of .* is called 'engin'; did you mean 'engine'"):
         replayed(recorded["fcfs"], kv_tokens={"engin": 3})
     with pytest.raises(ConfigError, match="the file has no backend 'light'"):
