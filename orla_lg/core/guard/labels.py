@@ -10,20 +10,26 @@ name: such a workflow carries ``ANY_LABEL`` from then on.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Protocol
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.boundary.checked import texts
+from orla_lg.core.guard.entered import (
+    ANY,
+    EVERYWHERE,
+    ForgottenNames,
+    Place,
+    RunLabels,
+    WorkflowLabels,
+    close,
+    joined,
+)
 from orla_lg.core.guard.flow import NO_LABELS, NONE, LabelledGraph, Moves, StageLabels
 from orla_lg.core.guard.policies import ANY_LABEL
-from orla_lg.core.identity import NAMESPACE_SEPARATOR
 from orla_lg.core.lookahead.structure import END, NO_STRUCTURE, START, GraphStructure
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import ConfigError, shown
@@ -36,33 +42,10 @@ KEEP_WORKFLOWS = 100_000
 DROP_AT_ONCE = 1024
 """One so-manieth of them goes when there is no more room."""
 
-MOST_ENTRIES = 256
-"""Of one workflow: stages with labels that it entered. Beyond that it carries any label."""
-
-MOST_KEPT = 256
-"""Labels of one of these: its own, and those that callers claim in it."""
-
 MOST_LABELS = 64
 MOST_LABEL_CHARS = 100
 
 KEEP_GRAPHS = 1000
-
-FORGOTTEN_BITS = 1 << 20
-
-_Place = tuple[str, str]
-"""A graph's name, and a stage in it; an empty stage leads everywhere."""
-
-_EVERYWHERE = ("", "")
-
-ANY = frozenset({ANY_LABEL})
-
-
-def joined(known: frozenset[str], labels: frozenset[str]) -> frozenset[str]:
-    """Return all of these labels; of more than are kept for one stage, any."""
-    if labels <= known or ANY_LABEL in known:
-        return known
-    both = known | labels
-    return both if len(both) <= MOST_KEPT and ANY_LABEL not in both else ANY
 
 
 def label_names(where: str, value: object) -> frozenset[str]:
@@ -130,87 +113,6 @@ class LabelStore(Protocol):
         ...
 
 
-class ForgottenNames:
-    """Names, remembered in bounded memory: every one that was added is found, and some others too."""
-
-    def __init__(self, bits: bytes | None = None) -> None:
-        self.bits = (
-            bytearray(FORGOTTEN_BITS // 8) if bits is None or len(bits) * 8 != FORGOTTEN_BITS else bytearray(bits)
-        )
-        self.any = any(self.bits)
-
-    def add(self, name: str) -> None:
-        """Remember a name."""
-        self.any = True
-        for place in _places(name):
-            self.bits[place >> 3] |= 1 << (place & 7)
-
-    def __contains__(self, name: str) -> bool:
-        return self.any and all(self.bits[place >> 3] & 1 << (place & 7) for place in _places(name))
-
-
-def _places(name: str) -> list[int]:
-    hashed = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return [int.from_bytes(hashed[at : at + 4]) % FORGOTTEN_BITS for at in range(0, 16, 4)]
-
-
-@dataclass(eq=False, slots=True)
-class WorkflowLabels:
-    """What one workflow entered."""
-
-    entered: dict[_Place, frozenset[str]] = field(default_factory=dict)
-    loose: frozenset[str] = NONE
-    """Labels of runs that did not come to their end: the workflow's state may hold them wherever the next one
-    begins."""
-    open: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Labels that runs brought in which are open now."""
-
-    def add(self, place: _Place, labels: frozenset[str]) -> bool:
-        """Note that a stage with labels was entered; returns whether that is new."""
-        if place not in self.entered and len(self.entered) >= MOST_ENTRIES:
-            place, labels = _EVERYWHERE, ANY
-        known = self.entered.get(place, NONE)
-        if (both := joined(known, labels)) == known:
-            return False
-        self.entered[place] = both
-        return True
-
-    @property
-    def all(self) -> frozenset[str]:
-        """All labels that it ever entered a stage of."""
-        return self.loose.union(*self.entered.values())
-
-    def dumped(self) -> bytes:
-        """Return it as bytes; runs that are open count as if they did not come to their end."""
-        loose = self.loose.union(*self.open.values())
-        entered = [[graph, stage, sorted(labels)] for (graph, stage), labels in self.entered.items()]
-        return json.dumps({"entered": entered, "loose": sorted(loose)}).encode()
-
-    @classmethod
-    def read(cls, value: bytes) -> WorkflowLabels:
-        """Return what ``dumped`` made.
-
-        Raises:
-            ValueError, TypeError, KeyError: It is none.
-        """
-        said: Any = json.loads(value)
-        entered = {(str(graph), str(stage)): frozenset(map(str, labels)) for graph, stage, labels in said["entered"]}
-        return cls(entered, frozenset(map(str, said["loose"])))
-
-
-@dataclass(eq=False, slots=True)
-class _RunLabels:
-    """What one open run entered."""
-
-    entered: dict[_Place, frozenset[str]] = field(default_factory=dict)
-    declassified: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By stage that it entered, what that took off; without what was brought in again later."""
-    workflows: set[str] = field(default_factory=set)
-    """Those that it was in."""
-    told: set[str] = field(default_factory=set)
-    """Of these, those that know all of it."""
-
-
 class LabelFlow:
     """Follows the labels of all workflows of a core. Any thread may tell and ask."""
 
@@ -227,7 +129,7 @@ class LabelFlow:
         self._given = BoundedDict[str, tuple[str, GraphStructure]](KEEP_GRAPHS)
         """By workflow, the graph that it was said to be, where its runs have none."""
         self._workflows: OrderedDict[str, WorkflowLabels] = OrderedDict()
-        self._runs: dict[str, _RunLabels] = {}
+        self._runs: dict[str, RunLabels] = {}
         self._parents: dict[str, str] = {}
         """By workflow, the one whose node started it."""
         self._forgotten = ForgottenNames()
@@ -279,28 +181,28 @@ class LabelFlow:
             labels |= graph.own(stage)
             takes_off = graph.said(stage).declassifies
             if labels or takes_off:
-                known = self._runs.setdefault(run.id, _RunLabels())
+                known = self._runs.setdefault(run.id, RunLabels())
                 for earlier, off in known.declassified.items() if labels else ():
                     known.declassified[earlier] = off - labels
                 if takes_off:
                     known.declassified[stage] = takes_off
                 self._add(run, (name, graph.place(stage)), labels)
 
-    def _add(self, run: RunState, place: _Place, labels: frozenset[str]) -> None:
+    def _add(self, run: RunState, place: Place, labels: frozenset[str]) -> None:
         if not labels:
             return
-        known = self._runs.setdefault(run.id, _RunLabels())
+        known = self._runs.setdefault(run.id, RunLabels())
         before = known.entered.get(place, NONE)
         if (after := joined(before, labels)) != before:
             known.entered[place] = after
             known.told.clear()
         self._share(run, known, run.workflows)
 
-    def _share(self, run: RunState, known: _RunLabels, workflows: Iterable[str]) -> None:
+    def _share(self, run: RunState, known: RunLabels, workflows: Iterable[str]) -> None:
         """Let the workflows of a run know what it entered; and the one whose node it runs in, wherever in there."""
         if run.parent is not None and known.entered:
             brought = NONE.union(*known.entered.values())
-            if self._state(run.parent).add(_EVERYWHERE, brought):
+            if self._state(run.parent).add(EVERYWHERE, brought):
                 self._keep(run.parent)
         for workflow in workflows:
             if run.parent is not None:
@@ -329,7 +231,7 @@ class LabelFlow:
                     self._forget(workflow)
                     continue
                 before = state.dumped()
-                _close(state, run, known or _RunLabels(), outcome)
+                close(state, run, known or RunLabels(), outcome)
                 if state.dumped() != before:
                     self._keep(workflow)
 
@@ -387,7 +289,7 @@ class LabelFlow:
         self,
         state: WorkflowLabels,
         graph: LabelledGraph,
-        at: _Place,
+        at: Place,
         run: RunState | None,
         moves: Moves,
         *,
@@ -439,7 +341,7 @@ class LabelFlow:
                 self._drop()
             state = self._workflows[workflow] = WorkflowLabels()
             if workflow in self._forgotten:
-                state.add(_EVERYWHERE, ANY)
+                state.add(EVERYWHERE, ANY)
         self._workflows.move_to_end(workflow)
         return state
 
@@ -485,19 +387,6 @@ class LabelFlow:
                     assert brought <= state.all, "labels of a run that its workflow does not know"
 
 
-def _close(state: WorkflowLabels, run: RunState, known: _RunLabels, outcome: Outcome) -> None:
-    """Note what an ended run leaves in its workflow's state."""
-    brought = state.open.pop(run.id, NONE)
-    if outcome is Outcome.DONE:
-        state.loose = state.loose.difference(*known.declassified.values())
-        return
-    under_way = set(run.trace.path().latest)  # one of these failed or was interrupted, and may run again
-    ended = [
-        off for stage, off in known.declassified.items() if stage.partition(NAMESPACE_SEPARATOR)[0] not in under_way
-    ]
-    state.loose |= brought.difference(*ended)
-
-
 NO_MOVES: Moves = frozenset()
 
-_FORGOTTEN = WorkflowLabels({_EVERYWHERE: ANY})
+_FORGOTTEN = WorkflowLabels({EVERYWHERE: ANY})

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orla_lg.core.guard import entered
 from orla_lg.core.guard import labels as module
+from orla_lg.core.guard.entered import ForgottenNames
 from orla_lg.core.guard.flow import StageLabels
-from orla_lg.core.guard.labels import ANY_LABEL, ForgottenNames, LabelFlow, label_names
+from orla_lg.core.guard.labels import LabelFlow, label_names
+from orla_lg.core.guard.policies import ANY_LABEL
 from orla_lg.core.lookahead.structure import END, START, Edge, GraphStructure
 from orla_lg.core.workflow import Outcome, RunState
 from orla_lg.errors import ConfigError
@@ -357,7 +360,7 @@ def test_what_is_forgotten_for_want_of_room_carries_any_label(monkeypatch: pytes
 
 
 def test_a_workflow_with_too_many_stages_carries_any_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(entered, "MOST_ENTRIES", 3)
     thread = Thread(graph({"<": "abcde", **dict.fromkeys("abcde", ">")}, labels="abcde"))
     thread.enter(run := thread.run(), *"abcde")
     assert ANY_LABEL in thread.carried(run, "a")
@@ -366,7 +369,7 @@ def test_a_workflow_with_too_many_stages_carries_any_label(monkeypatch: pytest.M
 def test_a_stage_with_too_many_labels_carries_any(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, flow = Kept(), LabelFlow()
     flow.store = kept
-    for number in range(module.MOST_KEPT + 2):
+    for number in range(entered.MOST_KEPT + 2):
         flow.carried("w", None, "stage", frozenset({f"l{number}"}))
     assert flow.carried("w", None, "other") == {ANY_LABEL}
     before = dict(kept.values)
@@ -381,6 +384,7 @@ def test_a_forgotten_name_is_always_found(names: list[str]) -> None:
     for name in names:
         forgotten.add(name)
     assert all(name in ForgottenNames(bytes(forgotten.bits)) for name in names)
+    assert "anything" in ForgottenNames(b"of another size")
 
 
 @pytest.mark.parametrize(
