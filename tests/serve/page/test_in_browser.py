@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import shutil
 import threading
@@ -304,8 +305,10 @@ def test_a_lost_server_is_said_and_found_again(browser: Any, engine: Engine, tmp
 
 
 def test_an_engine_that_is_gone_is_said(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with StubEngine() as stub, served(tmp_path, stub) as running, tab(browser, running.url) as seen:
+    with StubEngine() as stub, served(tmp_path, stub) as running, tab(browser, running.url, viewport=PHONE) as seen:
         seen.sees("#condition", "live")
+        seen.sees("#welcome")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         monkeypatch.setattr(Health, "reachable", property(lambda _health: False))
         seen.sees("#faults", "main is gone")
 
@@ -328,3 +331,32 @@ def test_no_script_of_a_name_and_none_from_elsewhere_would_run(browser: Any, run
     }""")
     assert {"trusted-types", "img-src", "connect-src", "style-src-attr"} <= set(violations)
     context.close()
+
+
+LAYOUT = """async (graphs) => {
+  const { layered } = await import("/page/layout.js");
+  return graphs.map(([stages, arrows]) => {
+    const plan = layered(stages, arrows);
+    return [[...plan.places].map(([name, { depth, at }]) => [name, depth, at]), plan.arrows];
+  });
+}"""
+
+
+def test_stages_stand_in_layers_whatever_the_graph(browser: Any, running: Running) -> None:
+    rng = random.Random(3)
+    graphs = []
+    for _ in range(40):
+        stages = [f"s{number}" for number in range(rng.randint(1, 12))]
+        ends = [(rng.choice(["__start__", *stages]), rng.choice([*stages, "__end__"])) for _ in range(16)]
+        graphs.append([stages, [[*pair, True] for pair in dict.fromkeys(ends)]])
+    page = browser.new_page()
+    page.goto(running.url + "/")
+    for (stages, arrows), (places, drawn) in zip(graphs, page.evaluate(LAYOUT, graphs), strict=True):
+        depth = {name: deep for name, deep, _ in places}
+        assert {"__start__", "__end__", *stages} <= set(depth) and len(drawn) == len(arrows)
+        assert len({(deep, at) for _, deep, at in places}) == len(places), "two stages in one place"
+        assert depth["__start__"] == 0 and all(0 < depth[stage] < depth["__end__"] for stage in stages)
+        for arrow in drawn:
+            way = [depth[each] for each in (arrow["from"], *arrow["through"], arrow["to"])]
+            assert arrow["back"] or way == list(range(way[0], way[-1] + 1)), "no arrow runs behind a stage"
+    page.close()

@@ -5,9 +5,9 @@ import { END, START, layered } from "./layout.js";
 import { PHASES } from "./model.js";
 
 const WIDEST = 176; // of a stage
-const NARROWEST = 138;
+const NARROWEST = 112;
 const HEIGHT = 80;
-const GAP_ALONG = 34;
+const GAP_ALONG = 26;
 const GAP_ACROSS = 16;
 const MARGIN = 6;
 const DOT = 6;
@@ -195,15 +195,25 @@ function heads() {
   );
 }
 
-function straight(centre, reach, { from, to }, wide) {
-  const [[x1, y1], [x2, y2]] = [centre(from), centre(to)];
-  const [a, b] = [reach(from), reach(to) + 2];
-  if (wide) {
-    const bend = (x2 - b - x1 - a) / 2;
-    return `M${x1 + a} ${y1}C${x1 + a + bend} ${y1} ${x2 - b - bend} ${y2} ${x2 - b} ${y2}`;
+function straight(centre, reach, { from, to, through }, wide) {
+  const point = (name, by) => {
+    const [x, y] = centre(name);
+    return wide ? [x + by, y] : [x, y + by];
+  };
+  let [x, y] = point(from, reach(from));
+  let way = `M${x} ${y}`;
+  for (const name of [...through, to]) {
+    const [nextX, nextY] = point(name, name === to ? -reach(name) - 2 : -reach(name));
+    const bend = (wide ? nextX - x : nextY - y) / 2;
+    way += wide
+      ? `C${x + bend} ${y} ${nextX - bend} ${nextY} ${nextX} ${nextY}`
+      : `C${x} ${y + bend} ${nextX} ${nextY - bend} ${nextX} ${nextY}`;
+    if (name !== to) {
+      [x, y] = point(name, reach(name));
+      way += `L${x} ${y}`;
+    }
   }
-  const bend = (y2 - b - y1 - a) / 2;
-  return `M${x1} ${y1 + a}C${x1} ${y1 + a + bend} ${x2} ${y2 - b - bend} ${x2} ${y2 - b}`;
+  return way;
 }
 
 /** Return the way of an arrow that goes back: around the stages, beyond the last of them. */

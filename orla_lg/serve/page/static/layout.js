@@ -3,32 +3,39 @@
 export const START = "__start__";
 export const END = "__end__";
 
+const MOST_BENDS = 300; // of a graph with more, long arrows run straight
+
 /**
- * Return places and arrows of a graph.
+ * Return places and arrows of a graph. An arrow past a layer goes through a free place there (`through`).
  * @param {string[]} stages in the order in which the graph was written
- * @param {[string, string, boolean][]} arrows from, to, and whether it is always taken
+ * @param {[string, string, boolean][]} written from, to, and whether it is always taken
  */
-export function layered(stages, arrows) {
+export function layered(stages, written) {
   const names = [START, ...stages, END];
+  const known = new Set(names);
+  const arrows = written.filter(([from, to]) => known.has(from) && known.has(to));
   const onward = new Map(names.map((name) => [name, []]));
-  for (const [from, to] of arrows) if (from !== to && onward.has(from) && onward.has(to)) onward.get(from).push(to);
+  for (const [from, to] of arrows) if (from !== to) onward.get(from).push(to);
   const back = backwards(names, onward);
   const isBack = (from, to) => from === to || back.has(`${from}\u0000${to}`);
   const layer = layers(names, onward, isBack);
   const rows = rowsOf(names, layer);
-  straighten(rows, onward, isBack);
+  const drawn = arrows.map(([from, to, sure]) => ({ from, to, sure, back: isBack(from, to), through: [] }));
+  let bends = 0;
+  for (const arrow of drawn) {
+    for (let depth = layer.get(arrow.from) + 1; depth < layer.get(arrow.to) && bends < MOST_BENDS; depth += 1) {
+      const place = `${arrow.from}\u0000${arrow.to}\u0000${depth}`;
+      arrow.through.push(place);
+      rows[depth].push(place);
+      bends += 1;
+    }
+  }
+  straighten(rows, drawn);
   const places = new Map();
   rows.forEach((row, depth) =>
     row.forEach((name, index) => places.set(name, { depth, at: index - (row.length - 1) / 2 })),
   );
-  return {
-    places,
-    depth: rows.length,
-    breadth: Math.max(...rows.map((row) => row.length)),
-    arrows: arrows
-      .filter(([from, to]) => places.has(from) && places.has(to))
-      .map(([from, to, sure]) => ({ from, to, sure, back: isBack(from, to) })),
-  };
+  return { places, depth: rows.length, breadth: Math.max(...rows.map((row) => row.length)), arrows: drawn };
 }
 
 /** Return the arrows that close a circle, found depth first. */
@@ -48,7 +55,8 @@ function backwards(names, onward) {
 }
 
 function layers(names, onward, isBack) {
-  const layer = new Map(names.map((name) => [name, 0]));
+  // A stage that no arrow leads to, since code alone names it, stands behind the start like the first.
+  const layer = new Map(names.map((name) => [name, name === START ? 0 : 1]));
   for (let round = 0; round < names.length; round += 1) {
     let moved = false;
     for (const name of names) {
@@ -61,7 +69,8 @@ function layers(names, onward, isBack) {
     }
     if (!moved) break;
   }
-  layer.set(END, Math.max(...layer.values(), 1));
+  layer.delete(END);
+  layer.set(END, Math.max(...layer.values()) + 1);
   return layer;
 }
 
@@ -71,15 +80,15 @@ function rowsOf(names, layer) {
   return rows.filter(Boolean);
 }
 
-/** Put each stage near the mean of those before it; a few sweeps forth and back do. */
-function straighten(rows, onward, isBack) {
+/** Put each place near the mean of those before it; a few sweeps forth and back do. */
+function straighten(rows, arrows) {
   const before = new Map();
   const after = new Map();
-  for (const [from, targets] of onward) {
-    for (const to of targets) {
-      if (isBack(from, to)) continue;
-      (before.get(to) ?? before.set(to, []).get(to)).push(from);
-      (after.get(from) ?? after.set(from, []).get(from)).push(to);
+  for (const { from, to, back, through } of arrows) {
+    const stops = back ? [] : [from, ...through, to];
+    for (let at = 1; at < stops.length; at += 1) {
+      (before.get(stops[at]) ?? before.set(stops[at], []).get(stops[at])).push(stops[at - 1]);
+      (after.get(stops[at - 1]) ?? after.set(stops[at - 1], []).get(stops[at - 1])).push(stops[at]);
     }
   }
   for (let sweep = 0; sweep < 4; sweep += 1) {
