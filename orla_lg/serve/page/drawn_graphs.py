@@ -47,8 +47,10 @@ def _onward(structure: GraphStructure, stage: str, holders: set[str]) -> Iterato
         if edge is None:
             continue
         guessed = frozenset[str]() if edge.open else edge.perhaps
-        for target in sorted(edge.always | guessed):
-            is_sure = sure and target in edge.always
+        leads_nowhere = not (edge.always or edge.perhaps or edge.open)
+        always = frozenset({end_of(around(here))}) if leads_nowhere else edge.always  # its graph ends there
+        for target in sorted(always | guessed):
+            is_sure = sure and target in always
             border = _border(target, holders)
             if border is None:
                 yield target, is_sure

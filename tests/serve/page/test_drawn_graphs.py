@@ -33,6 +33,16 @@ def test_a_graph_inside_a_stage_takes_its_place() -> None:
     }  # fmt: skip
 
 
+def test_a_stage_that_leads_nowhere_ends_its_graph() -> None:
+    structure = GraphStructure({
+        START: edge("team"), "team": edge("write"), "write": edge(), f"team|{START}": edge("team|one"),
+        "team|one": edge(),
+    })  # fmt: skip
+    assert drawn("g", structure, {})["arrows"] == [
+        [START, "team|one", True], ["write", END, True], ["team|one", "write", True]
+    ]  # fmt: skip
+
+
 def test_a_stage_that_may_go_anywhere_draws_no_guesses() -> None:
     structure = GraphStructure({START: edge("a"), "a": edge(perhaps=("a", "b", END), open=True), "b": edge(END)})
     found = drawn("g", structure, {})

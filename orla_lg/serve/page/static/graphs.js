@@ -13,6 +13,8 @@ const MARGIN = 6;
 const DOT = 6;
 const ENDS = 26; // from the dots of start and end to the stages
 
+const OFTEN_MS = 900;
+
 const WORDS = { waiting: "waiting", prefill: "in prefill", decode: "in decode", tools: "in a tool" };
 
 /** Bring the graphs up to date. */
@@ -295,9 +297,11 @@ function lightStage(node, stage = NOTHING) {
   attribute(node, "aria-label", `${node.dataset.stage || "no stage"}: ${said}`);
 }
 
+/** Have a stage flash because a call ended; where calls end all the time, it says nothing and costs each frame. */
 function flash(halo) {
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  halo.getAnimations().forEach((each) => each.cancel());
+  const sinceMs = performance.now() - (halo.endedMs ?? 0);
+  halo.endedMs = performance.now();
+  if (sinceMs < OFTEN_MS || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   halo.animate([{ opacity: 0.9 }, { opacity: 0 }], { duration: 700, easing: "ease-out" });
 }
 
