@@ -109,10 +109,12 @@ def test_an_empty_slot_is_not_taken_for_a_copy(saving: Saving, make_orla: Callab
 def test_who_returns_to_an_engine_started_anew_is_told_the_truth(
     saving: Saving, make_orla: Callable[..., Orla], asked_again: bool
 ) -> None:
-    orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"})
+    # Without warm-ups: once its restart is known, one may bring the prompt back before the call comes.
+    orla = make_orla(at(saving, engine="llamacpp"), mapper={"*": "main"}, warm_up=False)
     health = orla.core.serving.schedulers["main"].health
     turn = a_chat(orla, saving)
     assert [turn("ann"), turn("ann")] == ["claimed", "reused"]
+    until(lambda: not health.asking, "who returned had it asked")
     saving.restart()
     health._probed_s += -9.0 if asked_again else 9.0  # when it was last asked: long ago, or just now
     assert turn("ann") == "recomputed", "nothing was saved of it"

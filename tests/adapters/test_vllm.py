@@ -167,8 +167,8 @@ async def test_an_engine_too_busy_to_be_tried_is_tried_again(
     server: VLLMServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = of(server)
-    with server.paused():
-        monkeypatch.setattr(VLLMAdapter.post, "__kwdefaults__", {"timeout_s": 0.1})
+    with server.paused(), monkeypatch.context() as patched:
+        patched.setattr(VLLMAdapter.post, "__kwdefaults__", {"timeout_s": 0.1})
         assert (await adapter.probe()).capabilities[Capability.CACHED_TOKENS] is Support.FLAG
     assert (await adapter.probe()).capabilities[Capability.CACHED_TOKENS] is Support.NATIVE
 
