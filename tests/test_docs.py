@@ -224,7 +224,7 @@ def test_readme_has_the_figures_of_the_pages_it_links() -> None:
             assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", page), f"{target} has no {figure}: {row}"
 
 
-@pytest.mark.parametrize("drawing", re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("drawing", re.findall(r"!\[[^\]]*\]\(([^)]*\.svg)\)", README.read_text(encoding="utf-8")))
 def test_readmes_picture_suits_a_light_and_a_dark_ground(drawing: str) -> None:
     drawn = (ROOT / drawing).read_text(encoding="utf-8")
     style = re.search(r"<style>(.*?)@media \(prefers-color-scheme: dark\) {(.*?)</style>", drawn, re.S)
