@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.lib.command import DOCS, ended, finish, parser, tell, usual
 from bench.lib.figures import percentile, table
+from bench.lib.flags import count
 from bench.page.load import PROBES, Loaded, Readers, first_bytes, loaded
 from bench.page.scenario import callers, desk, research, working
 
@@ -160,8 +161,8 @@ def main() -> int:
     """Measure."""
     options = parser("page", __doc__)
     usual(options, writes="the figures into docs/page.md, and docs/page.png")
-    options.add_argument("--waiting", type=int, default=2_000, metavar="N", help="so many calls wait (2,000)")
-    options.add_argument("--workflows", type=int, default=200, metavar="N", help="of so many workflows (200)")
+    options.add_argument("--waiting", type=count, default=2_000, metavar="N", help="so many calls wait (2,000)")
+    options.add_argument("--workflows", type=count, default=200, metavar="N", help="of so many workflows (200)")
     options.add_argument("--picture", action="store_true", help="draw docs/page.png alone")
     chosen = options.parse_args()
     if chosen.picture or chosen.write:

@@ -100,7 +100,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Replay, print, and return the exit status."""
-    logging.getLogger("orla_lg").setLevel(logging.ERROR)  # warnings of a core in virtual time concern no real one
+    log = logging.getLogger("orla_lg")
+    level = log.level
+    log.setLevel(logging.ERROR)  # warnings of a core in virtual time concern no real one
+    try:
+        return _run(args)
+    finally:
+        log.setLevel(level)
+
+
+def _run(args: argparse.Namespace) -> int:
     progress = ReplayProgress(show=not args.quiet and sys.stderr.isatty())
     whats = what_ifs(args)
     try:
