@@ -16,6 +16,8 @@ from orla_lg.config_faults import listed, one_server_twice
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe, model_asked
+from orla_lg.core.guard.globs import read_glob
+from orla_lg.core.guard.guard import EXTERNAL
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.policies import DEFAULT_STAGE
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
@@ -50,6 +52,8 @@ NOT_APART = {
 
 READING = ("priority", "edf")
 """Policies that read a hint about order."""
+
+_OF_BACKENDS = "backend:"
 
 PLAIN = "openai"
 """The adapter of any engine, which uses nothing but the OpenAI API."""
@@ -110,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             if args.early_tools:
                 _compare(orla, reports)
             twice = one_server_twice([report.backend for report in reports])
-            notes = [*twice, *_of_policies(settings), *_of_stages(orla, graphs)]
+            notes = [*twice, *_of_policies(settings), *_of_access(settings), *_of_stages(orla, graphs)]
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
@@ -220,6 +224,19 @@ def _of_policies(settings: config.Settings) -> list[str]:
         f'policies: {level} = "{policy}" leaves {others[level]} to the default, {DEFAULT_STAGE}, which reads no '
         f'hints; policy = "{policy}" orders both',
     ]
+
+
+def _of_access(settings: config.Settings) -> list[str]:
+    """Return what is to be said of policies that name a backend which is none."""
+    names = [EXTERNAL, *(backend.name for backend in settings.backends)]
+    found = [
+        f"policies: {policy.name!r} says {pattern!r}, which is no backend of this configuration ({', '.join(names)})"
+        for policy in settings.policies
+        for pattern in (*policy.subjects, *policy.resources)
+        if pattern.startswith(_OF_BACKENDS)
+        and not any(read_glob(pattern).matches(_OF_BACKENDS + name) for name in names)
+    ]
+    return ["", *found] if found else []
 
 
 def _of_stages(orla: Orla, graphs: Mapping[str, object]) -> list[str]:

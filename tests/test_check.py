@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,26 @@ def test_it_compares_answers_in_one_piece_and_streamed_if_asked(
     reports = {report["backend"]: report for report in json.loads(capsys.readouterr().out)}
     assert (reports["off"]["early_tools"], reports["never"]["assemble"]) == (False, False)
     assert reports["same"]["streams_differ"] is None
+
+
+def test_policies_and_labels_that_mean_nothing_are_pointed_out(
+    home: Path, engine: StubEngine, app: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"""
+        [backends.heavy]
+        url = "{engine.url}"
+        [[policies]]
+        name = "no pii"
+        subjects = ["backend:hevy", "backend:h*", "team:a"]
+        resources = ["data:pii"]
+        action = "deny"
+        [stages.clasify]
+        labels = ["pii"]
+    """
+    (home / "orla.toml").write_text(textwrap.dedent(text))
+    assert cli.main(["check"]) == 0
+    said = capsys.readouterr().out
+    wrong = "'no pii' says 'backend:hevy', which is no backend of this configuration (external, heavy)"
+    assert f"policies: {wrong}" in said and "backend:h*" not in said and "stages: clasify are named" in said
+    assert cli.main(["check", "--graph", f"{app}:graph"]) == 2
+    assert "did you mean 'classify'" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Stages named where no graph is known yet, held against the graphs as they come.
 
-The shared mapping and its variants, ``request_policy`` and ``limits.stages`` serve all graphs, also those still to be
-wrapped. So a name that no graph has so far is no fault; but one that is nearly a stage's name is logged, once.
+The shared mapping and its variants, ``request_policy``, ``limits.stages`` and ``stages`` serve all graphs, also those
+still to be wrapped. So a name that no graph has so far is no fault; but one that is nearly a stage's is logged, once.
 """
 
 from __future__ import annotations
@@ -85,3 +85,4 @@ def _tables(serving: Serving) -> Iterator[tuple[str, Mapping[str, object]]]:
     policies = (scheduler.queue.policies.requests for scheduler in serving.schedulers.values())
     yield "request_policy", {stage: each for requests in policies for stage, each in requests.items()}
     yield "limits.stages", serving.limits.shared.stages
+    yield "stages", serving.guard.stages_of("file")

@@ -106,10 +106,10 @@ def changes(before: config.Settings, after: config.Settings, posted: frozenset[s
     ]
     changed, replaced = list[Backend](), list[Backend]()
     for name in (each for each in found[0] if each in found[1]):
-        tables = before.written["backends"][name], after.written["backends"][name]
-        differing = {key for key in tables[1] if tables[0][key] != tables[1][key]}
+        tables = _table(before, name), _table(after, name)
+        differing = {key for key in tables[1] if tables[0].get(key) != tables[1][key]}
         for key in sorted(differing):
-            said = f"{dotted('backends', name, key)}: {_shown(tables[0][key])} becomes {_shown(tables[1][key])}"
+            said = f"{dotted('backends', name, key)}: {_shown(tables[0].get(key))} becomes {_shown(tables[1][key])}"
             (done if key in LIVE or name in posted else refused).append(said)
         if differing:
             (changed if differing <= LIVE else replaced).append(found[1][name])
@@ -121,6 +121,12 @@ def changes(before: config.Settings, after: config.Settings, posted: frozenset[s
         before, after, done=tuple(done), refused=tuple(refused), added=added, removed=removed,
         changed=tuple(changed), replaced=tuple(replaced), keys=keys,
     )  # fmt: skip
+
+
+def _table(settings: config.Settings, backend: str) -> Mapping[str, Any]:
+    """Return what is written of a backend; nothing where no file says it (the demo, the environment)."""
+    table: Mapping[str, Any] = settings.written.get("backends", {}).get(backend, {})
+    return table
 
 
 def _said(settings: config.Settings, key: str) -> Any:
@@ -143,6 +149,8 @@ def _differing(key: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and value.keys() >= {"action", "subjects", "resources"}:  # an access policy
+        return f"{value['action']} {', '.join(value['resources'])} to {', '.join(value['subjects'])}"
     return "none" if value is None or value == {} else shown(value)
 
 

@@ -140,7 +140,11 @@ def _engine(scheduler: BackendScheduler, fault: BackendUnavailable | None) -> st
     wires = ", ".join(["chat", *sorted(probe.wires - PLAIN_WIRES)])
     bound = scheduler.queue.max_concurrency
     parts = [models, f"speaks {wires}", counted(probe.slots, "slot") if probe.slots else ""]
-    parts.append(f"at most {counted(bound, 'call')} at once" if bound is not None else "no bound on calls at once")
+    asked = backend.max_concurrency
+    cut = f" (the configuration says {asked:,})" if bound is not None and asked is not None and bound < asked else ""
+    parts.append(
+        f"at most {counted(bound, 'call')} at once{cut}" if bound is not None else "no bound on calls at once"
+    )
     return "  ".join([said, *filter(None, parts)])
 
 

@@ -165,6 +165,8 @@ class ServerClient:
         text = str(fault.get("message") if isinstance(fault, dict) else fault or said)[:MOST_CHARS]
         if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             raise NotServing(text)
+        if answer.status_code == httpx.codes.UNAUTHORIZED and not self._key.secret:
+            text = f"the server at {self._url} wants a key: --key KEY, or {config.SERVER_KEY}"
         raise ConfigError(text + (WITHHELD if answer.status_code == 401 and self._key.withheld else ""))
 
     def close(self) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orla_lg import Orla
+from orla_lg.config import Settings
 from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings, settings
@@ -72,10 +74,15 @@ class Running:
 
 @contextlib.contextmanager
 def server(
-    file: Path | None = None, *, store: Store | None = None, address: str = "127.0.0.1:0"
+    file: Path | None = None,
+    *,
+    store: Store | None = None,
+    address: str = "127.0.0.1:0",
+    core: Settings | None = None,
 ) -> Iterator[Running]:
-    """Run a server until the block ends."""
+    """Run a server until the block ends; *core* is a configuration that no file says."""
     chosen = settings(None if file is None else str(file), address, reads_file=file is not None)
+    chosen = chosen if core is None else replace(chosen, core=core)
     running = Running(chosen, store or MemoryStore())
     with running.orla:
         running.start()

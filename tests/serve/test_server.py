@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orla_lg import BackendUnavailable, ConfigError, Orla, cli
+from orla_lg import Backend, BackendUnavailable, ConfigError, Orla, cli, config
 from orla_lg.config_tables import GatewayTable, ServeTable
 from orla_lg.link.messages import PATH
 from orla_lg.serve.access.keys import AccessKey, KeyScope, create
@@ -96,6 +96,18 @@ def test_it_shows_its_state_and_is_steered(file: Path) -> None:
         ):
             answer = http.post("/control", json=asked, headers=steering)
             assert answer.status_code == 409 and fault in answer.json()["error"]
+
+
+def test_a_configuration_of_no_file_is_served(engine: StubEngine) -> None:
+    core = config.Settings((Backend("light", engine.url),), {"*": "light"})  # as --demo and ORLA_URL have it
+    with server(core=core) as running:
+        until(lambda: running.server.state is CoreState.READY)
+        assert httpx.post(f"{running.url}/v1/chat/completions", json=CALL).is_success
+        posted = {"name": "light", "endpoint": "http://127.0.0.1:9/v1", "model_id": "m", "max_concurrency": 1}
+        assert (found := httpx.post(f"{running.url}/api/v1/backends", json=posted)).status_code == 409, found.text
+        other = {**posted, "name": "other"}
+        assert httpx.post(f"{running.url}/api/v1/backends", json=other).status_code == 201
+        assert list(running.orla.statistics().backends) == ["light", "other"]
 
 
 def test_what_asks_for_a_link_the_wrong_way_is_answered(file: Path) -> None:

@@ -128,6 +128,10 @@ class Guard:
         self.flow.set_table(table)
         self._look()
 
+    def stages_of(self, source: Source) -> Mapping[str, StageLabels]:
+        """Return what a source declares of stages, by name."""
+        return self._stages.get(source, {})
+
     def heed(self, structure: GraphStructure) -> None:
         """Follow labels from now on if a graph declares some."""
         if not self.flow.follows:

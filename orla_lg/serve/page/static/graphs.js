@@ -267,7 +267,8 @@ function light(figure, { graph, stages }) {
     ended += stage?.done ?? 0;
     lightStage(node, stage);
   }
-  text(figure.querySelector(".counts"), open || ended ? `${count(open)} open · ${count(ended)} done` : "not run yet");
+  const said = open || ended ? `${count(open)} calls open · ${count(ended)} done` : "no call since this page was opened";
+  text(figure.querySelector(".counts"), said);
 }
 
 const NOTHING = { waiting: 0, prefill: 0, decode: 0, tools: 0, inside: 0, done: 0, failed: 0, beat: 0 };

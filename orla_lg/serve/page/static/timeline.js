@@ -239,7 +239,7 @@ export class Timeline {
     if (!this.kept.firstChild) this.kept.append(h("h3", {}), h("ol", {}));
     text(
       this.kept.firstChild,
-      `Before this page was open: the newest ${count(shown.length)} calls, by how long they took`,
+      `Before this page was open: the newest ${shown.length === 1 ? "call" : `${count(shown.length)} calls`}, by how long they took`,
     );
     const longest = Math.max(0.001, ...shown.map((span) => span.ended - span.began));
     const make = () => h("li", {}, ...["lane-name", "bar", "figure"].map((each) => h("span", { class: each })));
