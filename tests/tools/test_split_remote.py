@@ -80,7 +80,7 @@ def test_the_core_knows_how_many_tools_run_beside_each_other(
     monkeypatch.setattr(progress, "prompt_split", lambda run, of: seen.append(of.at_once) or split(run, of))  # type: ignore[func-returns-value]
     started = threading.Barrier(3)
     work.holds["first"] = work.holds["second"] = lambda: started.wait(PATIENCE_S)
-    work.holds["third"] = lambda: started.wait(PATIENCE_S) or work.prefilled()
+    work.holds["third"] = lambda: (started.wait(PATIENCE_S), work.prefilled())
     work.agent().invoke(QUESTION)
     assert max(seen) == 3
 

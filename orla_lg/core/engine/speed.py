@@ -77,8 +77,8 @@ class SpeedMeter:
                 self._whole.append((service_s, fresh_tokens, completion_tokens))
         self.speed = Speed(
             averaged(now.service_s, service_s),
-            averaged(now.prefill_tokens_per_s, prefill),
-            averaged(now.decode_tokens_per_s, decode),
+            now.prefill_tokens_per_s if prefill is None else averaged(now.prefill_tokens_per_s, prefill),
+            now.decode_tokens_per_s if decode is None else averaged(now.decode_tokens_per_s, decode),
             averaged(now.completion_tokens, completion_tokens),
         )
 
