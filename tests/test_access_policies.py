@@ -162,6 +162,7 @@ def test_a_label_of_an_upstream_stage_that_calls_no_model_stops_a_call_downstrea
     with pytest.raises(AccessDenied, match="'answer'") as found:
         graph.invoke(HI)
     assert found.value.rule == "no pii on weak" and len(engine.chats) == 1
+    assert "carries 'pii', entered with stage 'intake'" in str(found.value)
 
 
 def test_behind_a_declassifying_stage_it_passes_and_at_that_stage_not_yet(

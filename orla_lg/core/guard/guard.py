@@ -24,6 +24,9 @@ SOURCES: tuple[Source, ...] = ("file", "code", "posted")
 EXTERNAL = "external"
 """What policies call the backend of a call that goes where its code says."""
 
+MOST_ORIGINS = 3
+"""Stages that a message names from which a call has its labels."""
+
 
 class Guard:
     """Holds the policies of a core, from all sources, and decides by them. Any thread may ask and set.
@@ -193,11 +196,19 @@ class Guard:
             return assignment
         if not allowed or assignment is None:
             where = f"stage {call.identity.stage!r}" if call.identity.stage else "a call of no stage"
-            raise AccessDenied(f"{where} on backend {named[0]!r}: {denied.reason}", rule=denied.rule)
+            why = f"{denied.reason}{self._origin(call, labels)}"
+            raise AccessDenied(f"{where} on backend {named[0]!r}: {why}", rule=denied.rule)
         reason = assignment.reason
         if allowed[0] != assignment.backend:
             reason = f"{reason}; not {assignment.backend!r}: {denied.reason}"
         return replace(assignment, backend=allowed[0], alternatives=tuple(allowed[1:]), reason=reason)
+
+    def _origin(self, call: Call, labels: frozenset[str]) -> str:
+        """Return what is known of where a denied call's labels come from, for the end of a message."""
+        stages = self.flow.brought_by(call.identity.workflow, labels) if labels else []
+        others = [stage for stage in stages if stage != call.identity.stage][:MOST_ORIGINS]
+        names = ", ".join(map(repr, others))
+        return f"; it carries {', '.join(map(repr, sorted(labels)))}, entered with stage {names}" if others else ""
 
     def labels_of(self, call: Call) -> frozenset[str]:
         """Return the labels that a call carries, and note those that it brings into its workflow."""

@@ -278,6 +278,13 @@ class LabelFlow:
                 found |= self._around(each, run)
             return found
 
+    def brought_by(self, workflow: str, labels: frozenset[str]) -> list[str]:
+        """Return the stages with which a workflow got any of these labels, in their order, as far as known."""
+        with self._lock:
+            state = self._workflows.get(workflow)
+            entered = {} if state is None else state.entered
+            return list(dict.fromkeys(stage for (_, stage), found in entered.items() if stage and found & labels))
+
     def _known(self, workflow: str) -> WorkflowLabels | None:
         state = self._workflows.get(workflow)
         if state is None:
