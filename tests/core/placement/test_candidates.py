@@ -130,6 +130,7 @@ def test_nor_if_the_code_names_the_backend_or_a_model_that_only_one_is_known_to_
     assert where == "healthy" and took_s < SOON_S
 
 
+@pytest.mark.usefixtures("long_patience")
 def test_of_two_that_serve_a_model_the_first_is_taken_though_it_answers_a_little_later(
     serve: MakeServing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
