@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypedDict
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import wrapt
@@ -411,14 +411,30 @@ def decorated() -> Saver:
     return saver  # type: ignore[no-any-return]
 
 
-KINDS: list[Callable[[], Any]] = [
+def has_signature(function: Any) -> bool:
+    """Whether ``inspect`` can read one; Python 3.11.2 cannot of an ``AsyncMock``, so bare LangGraph fails there."""
+    try:
+        inspect.signature(function)
+    except TypeError:
+        return False
+    return True
+
+
+def mocked() -> Any:
+    return Mock(spec=InMemorySaver, wraps=InMemorySaver())
+
+
+KINDS: list[Any] = [
     Delegating,
     with_methods_of_its_own,
     decorated,
     lambda: wrapt.ObjectProxy(InMemorySaver()),
     lambda: wrapt.ObjectProxy(Delegating()),
     lambda: Proxy(InMemorySaver()),
-    lambda: Mock(spec=InMemorySaver, wraps=InMemorySaver()),
+    pytest.param(
+        mocked,
+        marks=pytest.mark.skipif(not has_signature(AsyncMock()), reason="this Python reads no AsyncMock's signature"),
+    ),
 ]
 NAMES = ["delegating", "methods set", "decorated", "wrapt", "wrapt of delegating", "proxy", "mock"]
 of_each_kind = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -457,7 +473,7 @@ async def test_a_saver_whose_instance_answers_works_as_bare(told: Told, kind: Ca
 def test_its_class_shows_what_the_instance_answers(told: Told, kind: Callable[[], Any]) -> None:
     shown, memory = type(OrlaSaver(told, kind())), InMemorySaver()
     for name, base in inspect.getmembers(BaseCheckpointSaver, inspect.isfunction):
-        if name.startswith("_") or name == "with_allowlist" or (kind is KINDS[-1] and hasattr(Mock(), name)):
+        if name.startswith("_") or name == "with_allowlist" or (kind is mocked and hasattr(Mock(), name)):
             continue  # a mock answers everything
         assert (getattr(shown, name) is base) == (getattr(type(memory), name) is base), name
 

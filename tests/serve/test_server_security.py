@@ -97,7 +97,9 @@ def test_a_header_that_claims_another_tenant_is_refused_and_the_keys_own_is_reco
     body = {**CALL, "metadata": {"orla.tenant": "zenith"}}
     sent = {"authorization": f"Bearer {acme}"}
     assert httpx.post(f"{house.served.url}/v1/chat/completions", json=body, headers=sent).status_code == 403
-    records = [json.loads(line) for line in (house.folder / "records.jsonl").read_text().splitlines()]
+    written = house.folder / "records.jsonl"
+    until(lambda: written.exists() and written.read_text().count('"backend": "') >= 3)  # by a thread of its own
+    records = [json.loads(line) for line in written.read_text().splitlines()]
     assert {record["tenant"] for record in records if record.get("backend")} == {"acme"}
 
 

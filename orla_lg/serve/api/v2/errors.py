@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -15,8 +14,6 @@ from orla_lg.serve.posted.applying import NotPosted
 from orla_lg.serve.posted.book import PostedFull
 from orla_lg.serve.posted.joining import NamedByFile
 from orla_lg.serve.store.store import Conflict, StoreUnavailable
-
-log = logging.getLogger("orla_lg")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
