@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -24,6 +24,7 @@ from orla_lg import __version__
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
+from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
@@ -48,6 +49,7 @@ from orla_lg.serve.observed.captures import CaptureBook
 from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
+from orla_lg.serve.pools.directory import CorePlace, Directory
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -62,8 +64,8 @@ from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
-from orla_lg.serve.store.sqlite import SqliteStore, default_file
-from orla_lg.serve.store.store import MemoryStore, Store, StoreUnavailable
+from orla_lg.serve.store.scoped import ScopedStore
+from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -92,7 +94,9 @@ class OrlaServer:
     def __init__(self, settings: ServeSettings, orla: Orla, store: Store) -> None:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
-        self.lease = CoreLease(store, table.core_lease_s)
+        own = ScopedStore(store, table.pool)
+        self.directory = Directory(store)
+        self.lease = CoreLease(own, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
         self._sign_ins = SignIns()
@@ -101,7 +105,7 @@ class OrlaServer:
         self._key_envs = dict[str, str]()
         self._note_key_envs()
         self.host = LinkHost(
-            serving, store, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
+            serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
             layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
             is_valid=self._still_may_link,
         )  # fmt: skip
@@ -147,6 +151,8 @@ class OrlaServer:
         self.layer = AccessLayer(app, self.access, guard(settings), denial, self._sign_ins)
         self.app = ReadinessGate(self.layer, self, denial)
         self._http: _HttpServer | None = None
+        self._port = 0
+        """That was found free."""
 
     @property
     def state(self) -> CoreState:
@@ -187,7 +193,7 @@ class OrlaServer:
             ready: Called with the URL when requests are answered.
         """
         http = self._http = _HttpServer(self._uvicorn())
-        loop = asyncio.get_running_loop()
+        loop, self._port = asyncio.get_running_loop(), opened.port or 0
         with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
@@ -223,11 +229,20 @@ class OrlaServer:
                 await self.posted.refresh()
                 await self.host.start()
                 await self.posted.refresh()  # what the core before wrote last
+                self.directory.announce(self.place(self.lease.epoch))
             except StoreUnavailable as error:
                 log.error("this core takes no calls: %s", error)
                 await asyncio.sleep(STORE_PAUSE_S)
             else:
                 return
+
+    def place(self, epoch: int) -> CorePlace:
+        """Return where this process is reached, as the directory has it; an *epoch* of 0 is a standby's."""
+        table = self.settings.table
+        urls = table.advertise or (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
+        return CorePlace(
+            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid()
+        )
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -374,18 +389,6 @@ def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], N
     finally:
         for number in done:
             loop.remove_signal_handler(number)
-
-
-def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
-    """Return the store that a server is started with.
-
-    Raises:
-        ConfigError: It cannot be used.
-    """
-    if in_memory:
-        return MemoryStore()
-    file = settings.table.store
-    return SqliteStore(default_file() if file is None else Path(file), where=settings.where("store"))
 
 
 def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:

@@ -54,7 +54,8 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     from orla_lg.serve.posted.book import key_of
     from orla_lg.serve.posted.items import PostedKind
     from orla_lg.serve.recognition import refuse_our_own
-    from orla_lg.serve.server import opened_store, run
+    from orla_lg.serve.server import run
+    from orla_lg.serve.store.opening import opened_store
 
     store = opened_store(chosen, in_memory=is_demo)
     ending.callback(getattr(store, "close", int))
