@@ -50,6 +50,7 @@ class BackendTable(ConfigTable):
     cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
     quality: float | None = Field(None, ge=0, le=1)
     max_saved: int = Field(32, ge=0, le=MOST_SAVED)
+    slot_folder: str = ""
     forward_headers: tuple[str, ...] = ()
     forward_query: tuple[str, ...] = ()
     isolate_tenants: bool = False

@@ -15,7 +15,8 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import Send, arrive, serve
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.lookahead.structure import START, Edge, GraphStructure
-from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
+from orla_lg.core.mapping import Consultation, Mapper, assign
+from orla_lg.core.placement.candidates import SettledCandidates
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.memory.progress import GraphProgress

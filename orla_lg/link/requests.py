@@ -157,6 +157,15 @@ class LinkedSteering(Steering):
             told = bool(self._requests.ask("prioritize", {"run": run, "priority": priority, "tenant": tenant}))
         return told or bool(found)
 
+    def move(self, workflow: str, backend: str | None, tenant: str | None = None) -> bool:
+        """Have a workflow's next calls go to a backend, with its cache; False if there is no such workflow.
+
+        Raises:
+            ConfigError: There is no such backend.
+            BackendUnavailable: There is no core.
+        """
+        return bool(self._requests.ask("move", {"workflow": workflow, "backend": backend, "tenant": tenant}))
+
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
     ) -> None:

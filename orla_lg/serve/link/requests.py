@@ -20,7 +20,7 @@ from orla_lg.errors import ConfigError, OrlaError, RecordUnknown, did_you_mean, 
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.views import flat_limits, flat_statistics
-from orla_lg.serve.access.keys import KeyScope
+from orla_lg.serve.access.keys import KeyScope, allows
 from orla_lg.serve.link.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, numbers, tenant_within, workflow_of
 
 MOST_OPEN = 100
@@ -42,6 +42,7 @@ class Requests:
         self._at_once: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "statistics": self._statistics,
             "prioritize": self._prioritize,
+            "move": self._move,
             "pause": self._pause,
             "resume": self._resume,
             "set_policy": self._set_policy,
@@ -118,6 +119,15 @@ class Requests:
         if tenant is not None or caller.tenants is not None:
             tenant = tenant_within(caller, tenant)
         return self._serving.steering.prioritize(_text(more, "run"), priority, tenant)
+
+    def _move(self, caller: LinkCaller, more: Flat) -> bool:
+        tenant = _text(more, "tenant") if more.get("tenant") else None
+        if tenant is not None or caller.tenants is not None:
+            tenant = tenant_within(caller, tenant)
+        backend = None if more.get("backend") is None else _text(more, "backend")
+        if backend is not None and not allows(caller.backends, backend):
+            raise ConfigError(f"this key may not use backend {shown(backend)}")
+        return self._serving.steering.move(_text(more, "workflow"), backend, tenant)
 
     def _pause(self, caller: LinkCaller, more: Flat) -> None:
         self._serving.steering.pause(_text(more, "backend"))
