@@ -7,6 +7,7 @@ write; a replica that goes there meets an older epoch, and refuses its grants.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from orla_lg.link.places import CORES, MOST_PLACES, STANDBYS, CorePlace, read_place, text_of
@@ -76,6 +77,36 @@ class Directory:
             StoreUnavailable: The store does not answer.
         """
         return self._places(f"{STANDBYS}{pool}/")
+
+    def waiting(self, pool: str) -> dict[str, tuple[CorePlace, int]]:
+        """Return the standbys of a pool by holder, each with the version of its entry.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        prefix = f"{STANDBYS}{pool}/"
+        return {
+            key.removeprefix(prefix): (place, entry.version)
+            for key, entry in list(self._store.scan(prefix).items())[:MOST_PLACES]
+            if (place := read_place(key, entry.value)) is not None
+        }
+
+    def strike(self, pool: str, holder: str, version: int) -> None:
+        """Strike a standby out that has not written its entry since it was read.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        with contextlib.suppress(Conflict):
+            self._store.put(f"{STANDBYS}{pool}/{holder}", None, expected=version)
+
+    def places(self) -> list[CorePlace]:
+        """Return the cores and standbys of all pools.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        return self._places(CORES) + self._places(STANDBYS)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call *changed* after a core or a standby came or went, from any thread; returns what ends that."""
