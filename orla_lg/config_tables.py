@@ -105,6 +105,8 @@ class ServeTable(ConfigTable):
     store: str | None = Field(None, min_length=1)
     """The file of what outlives a process, or ``redis://HOST:PORT/DB``; other cores of the same pool that name it
     wait for this one's end."""
+    core: str | None = Field(None, min_length=1)
+    """Of ``orla-lg serve --gateway``: where its core is, as ``Orla.remote`` takes it."""
     pool: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_.-]*$")
     """The pool of backends that this core decides for; empty where one core has them all."""
     standby: bool = False

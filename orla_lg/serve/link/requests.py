@@ -21,7 +21,17 @@ from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.views import flat_limits, flat_statistics
 from orla_lg.serve.access.keys import KeyScope, allows
-from orla_lg.serve.link.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, numbers, tenant_within, workflow_of
+from orla_lg.serve.link.flat import (
+    MOST_CHARS,
+    UNSENT,
+    FlatAsk,
+    LinkCaller,
+    SpokenKeys,
+    numbers,
+    speaks_for_others,
+    tenant_within,
+    workflow_of,
+)
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
@@ -35,10 +45,11 @@ class Requests:
 
     Args:
         serving: The core.
+        keys: In whose names gateways make calls; ``None``: they ask for none.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, keys: SpokenKeys | None = None) -> None:
+        self._serving, self._keys = serving, keys
         self._at_once: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "statistics": self._statistics,
             "prioritize": self._prioritize,
@@ -51,6 +62,7 @@ class Requests:
             "ahead": self._ahead,
             "feedback": self._feedback,
             "resident": self._resident,
+            "key": self._key,
         }
         self._in_time: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "drain": self._drain,
@@ -107,6 +119,11 @@ class Requests:
         said = Hints(tenant=tenant)
         call = Call("", Identity(workflow), ask, said, said, self._serving.clock())
         return resident_tokens(self._scheduler(_text(more, "backend")), call)
+
+    def _key(self, caller: LinkCaller, more: Flat) -> Flat:
+        """Return what a gateway must know of a key that it was sent, by its hash."""
+        speaks_for_others(caller)
+        return {"any": False, "key": None} if self._keys is None else self._keys.told(_text(more, "sha256"))
 
     # Changing
 
