@@ -10,15 +10,13 @@ from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
 from orla_lg.clients.question import EssentialQuestion, Question
-from orla_lg.core.call import Assignment, Call, Hints
+from orla_lg.core.call import Assignment, Hints
 from orla_lg.core.guard.access import CallAccess
-from orla_lg.core.identity import ANY_STAGE, Identity, workflow_key
+from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.mapping import Consultation, Mapper, named_in_code
-from orla_lg.core.placement.embeddings import beside, naming
-from orla_lg.core.placement.view import BackendView
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import Steps, adrive
+from orla_lg.core.steps import adrive
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import KeyScope
@@ -26,6 +24,7 @@ from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive,
 from orla_lg.serve.gateway.answers import Header, RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import CallSource, source_of
+from orla_lg.serve.gateway.placing import place_by_name
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
 from orla_lg.serve.gateway.settings import GatewaySettings

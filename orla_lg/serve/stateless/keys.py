@@ -15,7 +15,7 @@ from typing import Any
 from orla_lg.core.boundary.bounded_dict import BoundedDict
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.steps import adrive
-from orla_lg.errors import BackendUnavailable, ConfigError
+from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError
 from orla_lg.link.requests import CoreRequests
 from orla_lg.serve.access.access import Access, Caller, Denied
 from orla_lg.serve.access.budgets import HeldSlot
@@ -96,6 +96,8 @@ class CoreKeys:
                     if time.monotonic() >= until_s:
                         raise Denied(503, f"{NO_CORE}: {error}", "server_error", 1.0) from error
                     await asyncio.sleep(AGAIN_S)
+                except OrlaError as error:  # the link's own key is no gateway's
+                    raise Denied(403, str(error), "permission_denied") from error
                 else:
                     return
         finally:

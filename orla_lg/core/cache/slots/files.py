@@ -229,6 +229,9 @@ class SavedPool:
             ended: Called when it was, or is of no use any more.
         """
         self._drop(lambda each: each.owner == entry.owner and each.name in self._lenders)
+        if entry.name in self._borrowed:  # the same file is being read; that is as good
+            ended()
+            return
         self.changes += 1
         self._borrowed[entry.name], self._lenders[entry.name] = entry, ended
 
