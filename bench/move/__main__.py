@@ -1,12 +1,12 @@
 """What a moved workflow's next call waits for, on two real llama.cpp servers that save slots into one folder.
 
-    make bench-move                               eight rounds, some three minutes; run it alone
-    python -m bench.move --rounds 2 --tokens 300  a first look
+make bench-move                               eight rounds, some three minutes; run it alone
+python -m bench.move --rounds 2 --tokens 300  a first look
 
-    stays     not moved: its slot has all
-    restored  moved, and both backends name the same slot_folder
-    warmed    moved without that: its last prompt is prefilled ahead, --wait seconds before the call comes
-    cold      moved without either
+stays     not moved: its slot has all
+restored  moved, and both backends name the same slot_folder
+warmed    moved without that: its last prompt is prefilled ahead, --wait seconds before the call comes
+cold      moved without either
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -84,7 +83,8 @@ def turn(arm: str, urls: Sequence[str], seed: int, tokens: int, wait_s: float) -
     text = "".join(prose(dice, tokens))
     folder = "shared" if arm == RESTORED else ""
     backends = [
-        Backend(name, url, engine="llamacpp", slot_folder=folder) for name, url in zip(("old", "new"), urls, strict=True)
+        Backend(name, url, engine="llamacpp", slot_folder=folder)
+        for name, url in zip(("old", "new"), urls, strict=True)
     ]
     model = ChatOpenAI(base_url=urls[0], model="smollm2", api_key="none", max_tokens=8, stream_usage=True)
 

@@ -1,4 +1,4 @@
-"""``orla-lg top``, ``pause``, ``drain``, ``resume``, ``move`` and ``set``: look into a running process, and steer it."""
+"""``orla-lg top``, ``pause``, ``drain``, ``resume``, ``move``, ``set``: look into a process, and steer it."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ def call(stage: str = "sub|node", model: str = "auto", *mappers: Any, **ask: Any
 
 
 def assign(made: Mapped, views: list[BackendView]) -> Assignment | None:
-    return drive(
-        mapping.assign(*made, SettledCandidates(views), Consultation(Background(), lambda *asked: iter(())))
-    )
+    return drive(mapping.assign(*made, SettledCandidates(views), Consultation(Background(), lambda *asked: iter(()))))
 
 
 VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]

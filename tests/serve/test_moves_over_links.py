@@ -38,7 +38,10 @@ def world() -> Iterator[World]:
 
 def started(world: World, **key: Any) -> tuple[Core, Replica]:
     core = Core(
-        world, backends={Backend(n, f"http://{n}/v1", engine="warm", model="m", max_concurrency=1): Warming() for n in "ab"},
+        world,
+        backends={
+            Backend(name, f"http://{name}", engine="warm", model="m", max_concurrency=1): Warming() for name in "ab"
+        },
         mapper=stage_mapper({"*": "a"}), warm_up=WarmUp(least_tokens=1, room=1.0),
     )  # fmt: skip
     core.start()
@@ -75,7 +78,10 @@ def test_a_call_that_waits_is_granted_where_its_workflow_was_moved(world: World)
     assert replica.grants() == ["c1"]
     replica.tell(Request(1, "move", {"workflow": "t", "backend": "b", "tenant": None}))
     world.settle(0.1)
-    assert [(grant.call, grant.backend, grant.attempt) for grant in replica.got(Grant)] == [("c1", "a", 1), ("c2", "b", 1)]
+    assert [(grant.call, grant.backend, grant.attempt) for grant in replica.got(Grant)] == [
+        ("c1", "a", 1),
+        ("c2", "b", 1),
+    ]
     replica.tell(end("c1"), end("c2"))
     replica.tell(Signal("run_ended", "run", {"outcome": "done"}))
     core.serving.check_integrity()
@@ -94,9 +100,7 @@ def test_a_key_moves_within_its_tenants_and_backends(world: World) -> None:
 
 def test_orla_remote_moves_a_thread_of_any_replica(engine: StubEngine, tmp_path: Any) -> None:
     file = tmp_path / "orla.toml"
-    file.write_text(
-        f'[backends.a]\nurl = "{engine.url}"\n[backends.b]\nurl = "{engine.url}"\n[mapping]\n"*" = "a"\n'
-    )
+    file.write_text(f'[backends.a]\nurl = "{engine.url}"\n[backends.b]\nurl = "{engine.url}"\n[mapping]\n"*" = "a"\n')
     with server(file) as running, Orla.remote(running.url) as orla, Orla.remote(running.url) as other:
         graph, config = graph_of(orla, "a"), {"configurable": {"thread_id": "t"}}
         asyncio.run(graph.ainvoke({"messages": [("user", "hi")]}, config))

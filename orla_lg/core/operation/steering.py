@@ -85,7 +85,8 @@ class Steering:
     def drain(self, backend: str, timeout_s: float | None) -> Steps:
         """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
 
-        Its workflows are moved to others that serve its model, those of calls that wait included. It stays paused when the time is up. The wait ends early, with ``False``, when the backend is resumed.
+        Its workflows are moved to others that serve its model, those of calls that wait included. It stays paused
+        when the time is up. The wait ends early, with ``False``, when the backend is resumed.
 
         Raises:
             ConfigError: There is no such backend, or *timeout_s* is negative.

@@ -42,7 +42,7 @@ class Move:
 
     to: str
     source: str | None = None
-    """Only the calls that would go to this backend, which was drained; ``None``: to any that serves the same model."""
+    """Only calls that would go to this backend, which was drained; ``None``: to any that serves the same model."""
 
 
 class Moves:
@@ -74,7 +74,7 @@ class Moves:
         self._drained: dict[str, None] = {}
         """Backends that were drained and not resumed."""
         self._carried_later: dict[str, str] = {}
-        """By workflow, the backend on which calls of it are still open: its cache goes along with the last of them."""
+        """By workflow, the backend on which calls of it are still open; its cache goes along with the last one."""
 
     def __len__(self) -> int:
         return len(self._to)
@@ -134,9 +134,9 @@ class Moves:
         for name, scheduler in self._schedulers.items():
             with scheduler.lock:
                 tokens, waiting = scheduler.cache.tokens_of(workflow), scheduler.queue.waiting_of([workflow])
-            if scheduler is not to and alike(scheduler, to):
-                if tokens or waiting or (state is not None and name in state.backends):
-                    held.append((tokens, scheduler, waiting))
+            has_any = bool(tokens or waiting) or (state is not None and name in state.backends)
+            if has_any and scheduler is not to and alike(scheduler, to):
+                held.append((tokens, scheduler, waiting))
         self._carried_later.pop(workflow, None)
         held.sort(key=lambda each: -each[0])
         for _, scheduler, waiting in held[:1]:
@@ -173,7 +173,7 @@ class Moves:
                 displace(source, calls)
 
     def resumed(self, backend: str) -> None:
-        """Note that a backend takes calls again. What was moved from it stays where its cache is, until it is idle."""
+        """Note that a backend takes calls again. What was moved stays where its cache is, until it is idle."""
         if backend in self._drained:
             del self._drained[backend]
             self._heed()
@@ -195,7 +195,9 @@ class Moves:
             queue = scheduler.queue
             if scheduler is source or queue.paused or scheduler.health.breaker.opened_s is not None:
                 continue
-            if not shares_alias(source, scheduler) and not (models and all(serves(scheduler, each) for each in models)):
+            if not shares_alias(source, scheduler) and not (
+                models and all(serves(scheduler, each) for each in models)
+            ):
                 continue
             with scheduler.lock:
                 holds = scheduler.cache.tokens_of(workflow) > 0
@@ -243,15 +245,14 @@ class Moves:
         move = self._to.get(workflow)
         if move is None:
             return
-        if event.final:
-            self._forget(workflow)
-        elif event.kind is EventKind.IDLE and move.source is not None and move.source not in self._drained:
+        drain_is_over = move.source is not None and move.source not in self._drained
+        if event.final or (event.kind is EventKind.IDLE and drain_is_over):
             self._forget(workflow)
         elif event.kind is EventKind.CALL_DONE and event.backend is not None:
             source, to = self._schedulers.get(event.backend), self._schedulers.get(move.to)
             if self._carried_later.get(workflow) != event.backend or self._book.calls_open(workflow, event.backend):
                 return
-            del self._carried_later[workflow]
+            self._carried_later.pop(workflow, None)
             if source is not None and to is not None:
                 self._carry(workflow, source, to, (), ahead=True)
 
@@ -298,7 +299,7 @@ class Moves:
             lent(None)
 
     def _release(self, workflow: str, source: BackendScheduler) -> None:
-        """Have the cache of a workflow let go that it left; where it has calls yet, its next one elsewhere does that."""
+        """Have the cache let go that a workflow left; where it has calls yet, its next one elsewhere does that."""
         name = source.backend.name
         if self._book.known(workflow) is not None and not self._book.calls_open(workflow, name):
             self._memory.signal([CacheEvent(EventKind.SWITCHED, workflow, name)])

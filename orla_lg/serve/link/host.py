@@ -27,7 +27,7 @@ from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
 from orla_lg.serve.link.arrivals import LinkedCalls
-from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, SpokenKeys, named
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster

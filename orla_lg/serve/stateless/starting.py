@@ -27,7 +27,7 @@ def core_of(named: str | None, chosen: ServeSettings) -> str:
     core = named or chosen.table.core or (None if found is None else found.url)
     if core is None:
         raise ConfigError(
-            f"--gateway: which core? give --core http://HOST:PORT, [serve] core in the configuration, or {config.SERVER}"
+            f"--gateway: which core? give --core http://HOST:PORT, [serve] core in the file, or {config.SERVER}"
         )
     return core
 

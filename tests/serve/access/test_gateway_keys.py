@@ -56,7 +56,9 @@ class Spoken:
 def test_a_call_in_the_name_of_a_key_is_within_what_that_allows(world: World) -> None:
     spoken = Spoken(world)
     key, _ = make(world.store, "app", tenants=("red",), backends=("b",), stages=("ask",))
-    assert spoken.enter("c1", key, stage="ask").startswith("MappingError") and spoken.enter("c2", key, stage="x") != ""
+    assert (
+        spoken.enter("c1", key, stage="ask").startswith("MappingError") and spoken.enter("c2", key, stage="x") != ""
+    )
     assert spoken.enter("c3", key, stage="ask", own={"backend": "b"}) == "granted"
     spoken.replica.tell(first("c3"), end("c3"))
     assert spoken.core.serving.records.find("c3").tenant == "red"

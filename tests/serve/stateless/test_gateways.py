@@ -70,13 +70,19 @@ def test_a_call_is_the_cores_and_says_where_it_went(file: Path, engine: StubEngi
             stream = client.chat.completions.create(**CALL, stream=True)  # type: ignore[call-overload]
             assert "".join(each.choices[0].delta.content or "" for each in stream if each.choices)
             assert {each.id for each in client.models.list()} >= {"light", "other", "auto"}
-            vectors = client.embeddings.create(model="light", input="hello") if "/v1/embeddings" in engine.speaks else None
+            vectors = (
+                client.embeddings.create(model="light", input="hello") if "/v1/embeddings" in engine.speaks else None
+            )
             assert vectors is None or vectors.data
         with anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as client_a:
             said = client_a.messages.create(model="light", max_tokens=5, messages=[{"role": "user", "content": "hi"}])
-            assert said.content and client_a.messages.count_tokens(
-                model="light", messages=[{"role": "user", "content": "hello you"}]
-            ).input_tokens > 0
+            assert (
+                said.content
+                and client_a.messages.count_tokens(
+                    model="light", messages=[{"role": "user", "content": "hello you"}]
+                ).input_tokens
+                > 0
+            )
         until(lambda: len(core.orla.records()) == 3)
         record = core.orla.records()[0]
         assert (record.backend, record.error) == ("light", None) and record.prompt_tokens
@@ -114,7 +120,7 @@ def test_the_bound_holds_over_both(file: Path, engine: StubEngine) -> None:
         asked = [pool.submit(httpx.post, gateway.url + CHAT, json=CALL, timeout=PATIENCE_S)
                  for gateway in both for _ in range(4)]  # fmt: skip
         queue = core.orla.core.serving.schedulers["light"].queue
-        until(lambda: queue.waiting == 6)
+        until(lambda: queue.waiting == 6 and engine.in_flight == 2)
         assert (queue.in_flight, engine.peak) == (2, 2)
         gate.open()
         assert all(each.result().is_success for each in asked)
@@ -144,16 +150,19 @@ def _gives_up(url: str) -> None:
         httpx.post(url + CHAT, json=CALL, timeout=0.5)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/v1/orla/state"), ("POST", "/v1/orla/control"), ("GET", "/metrics"), ("POST", "/api/v1/execute"),
-     ("GET", "/page/page.js"), ("GET", "/v1/orla/link")],
-)  # fmt: skip
-def test_what_only_a_core_answers_names_it(file: Path, method: str, path: str) -> None:
+CORES = [
+    ("GET", "/v1/orla/state"), ("POST", "/v1/orla/control"), ("GET", "/metrics"), ("POST", "/api/v1/execute"),
+    ("GET", "/page/page.js"), ("GET", "/v1/orla/link"),
+]  # fmt: skip
+
+
+def test_what_only_a_core_answers_names_it(file: Path) -> None:
     with gateways(file, 1) as (core, (gateway,)):
-        answer = httpx.request(method, gateway.url + path, json={} if method == "POST" else None)
-        assert answer.status_code == 421 and core.url in answer.text
+        for method, path in CORES:
+            answer = httpx.request(method, gateway.url + path, json={} if method == "POST" else None)
+            assert answer.status_code == 421 and core.url in answer.text, path
         assert httpx.get(gateway.url + "/").json()["models"] == "/v1/models"
+        assert httpx.get(gateway.url + "/healthz").is_success
 
 
 # Keys
@@ -199,21 +208,21 @@ def test_calls_of_a_key_at_once_are_counted_over_all_gateways(
 
 
 def test_a_key_narrows_what_its_calls_may_do(file: Path, store: MemoryStore) -> None:
-    link = make(store, "gateways", KeyScope.GATEWAY)
-    red = make(store, "red", KeyScope.USE, tenants=("red",), backends=("light",), stages=("plan", ""))
-    with gateways(file, store=store, key=link) as (core, (one, _)):
-        assert post(one, red).is_success
+    link, stage = make(store, "gateways", KeyScope.GATEWAY), {"x-orla-stage": "ask"}
+    red = make(store, "red", KeyScope.USE, tenants=("red",), backends=("light",), stages=("plan", "ask"))
+    with gateways(file, 1, store=store, key=link) as (core, (one,)):
+        assert post(one, red, **stage).is_success
         until(lambda: core.orla.records())
         assert core.orla.records()[-1].tenant == "red"
-        assert post(one, red, **{"x-orla-tenant": "blue"}).status_code == 403
+        assert post(one, red, **stage, **{"x-orla-tenant": "blue"}).status_code == 403
         assert post(one, red, **{"x-orla-stage": "judge"}).status_code == 403
         refused = post(one, red, **{"x-orla-stage": "plan"})
         assert refused.status_code in (400, 403) and "may not use backend" in refused.text
         listed = httpx.get(one.url + "/v1/models", headers={"x-api-key": red}).json()["data"]
         assert {each["id"] for each in listed if each["id"] in ("light", "other")} == {"light"}
-        said = {"x-orla-workflow-run": "s"}
-        assert post(one, red, **said).is_success and core.orla.statistics().workflows.runs == 1
-        until(lambda: len(core.orla.records()) == 2)
+        assert post(one, red, **stage, **{"x-orla-workflow-run": "s"}).is_success
+        until(lambda: len(core.orla.records()) == 3)
+        assert core.orla.statistics().workflows.runs == 1
         assert (core.orla.records()[-1].workflow, core.orla.records()[-1].tenant) == ("s", "red")
 
 

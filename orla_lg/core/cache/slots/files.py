@@ -91,7 +91,7 @@ class SavedPool:
         self.weights = ""
         """That what is saved fits to."""
         self._borrowed: dict[str, Saved] = {}
-        """By name, what another engine of the same folder wrote of a workflow that was moved here; never written to."""
+        """By name, what another engine of the folder wrote of a workflow that was moved here; never written to."""
         self._lenders: dict[str, Callable[[], None]] = {}
         """By the same names: called when they are not needed any more."""
         self.changes = 0
@@ -222,7 +222,7 @@ class SavedPool:
     # Borrowing
 
     def borrow(self, entry: Saved, ended: Callable[[], None]) -> None:
-        """Let an entry be restored, once, whose file is another engine's, in the place of any that was borrowed before.
+        """Let an entry be restored once whose file is another engine's, in the place of one that was borrowed before.
 
         Args:
             entry: Ready to be read.

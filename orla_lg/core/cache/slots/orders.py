@@ -130,7 +130,7 @@ class SlotOrders:
     # For other engines of the same folder
 
     def lend(self, table: SlotTable, entry: Saved, swap: Swap | None, lent: Callable[[Loan | None], None]) -> None:
-        """Have *lent* called, without the lock, with a file once it is written; *swap* writes it, if it is not yet."""
+        """Have *lent* called, without the lock, with a file once it is written; *swap* may have to write it."""
         go = partial(self._background.call_later, 0.0, partial(self._lent, table, entry, lent))
         if swap is None:
             go()

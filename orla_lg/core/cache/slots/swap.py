@@ -189,7 +189,7 @@ class Swaps:
         )
 
     def begin_lending(self, slot: Slot, now: float) -> Saved | None:
-        """Reserve a name for what another engine is to restore of the slot, if that is sooner than a prefill there."""
+        """Reserve a name for what another engine is to restore, if that is sooner than a prefill there."""
         if self.pool is None or not self.able or slot.owner is None or not slot.tokens or slot.mixed:
             return None
         lost_s = self.prices.recompute_s(slot.tokens)
