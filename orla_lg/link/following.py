@@ -83,6 +83,11 @@ class Following:
             last = () if self._last is None else (self._last,)
             return _distinct((*last, *self._learned, *self.named))
 
+    @property
+    def has_others(self) -> bool:
+        """Whether the core may be elsewhere than where it was met last."""
+        return bool(self.sources) or len(self.addresses()) > 1
+
     def met(self, giver: ServerAddress, pool: str, cores: Mapping[str, Any]) -> None:
         """Follow what a core says of itself and of its standbys; what was learned before is over."""
         found = self.believed(cores.get(pool, ()), giver)

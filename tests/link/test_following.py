@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from orla_lg import BackendUnavailable, Orla
+from orla_lg.link import connection
 from orla_lg.link.dialing import addresses
 from orla_lg.link.following import Following
 from orla_lg.link.messages import Enter, Hello, Ready
@@ -246,3 +247,24 @@ def test_a_search_leaves_no_thread_behind(core: ScriptedCore, replica: Replica) 
     eventually(searching)
     orla.close()
     eventually(lambda: not searching())
+
+
+def test_a_core_that_confirms_nothing_is_left_for_another_one(
+    core: ScriptedCore, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that lost its store: it goes on saying things, and holds no lease."""
+    monkeypatch.setattr(connection, "UNCONFIRMED_S", 0.3)
+    monkeypatch.setattr(connection, "RENEW_S", 0.05)
+    with ScriptedCore(*core.backends, epoch=2, key_env=core.key_env) as second:
+        orla = replica()
+        core.line.silent = True
+        until_s = time.monotonic() + 0.6
+        while time.monotonic() < until_s:
+            core.line.send(core.welcome())  # the only one that there is, as far as it says
+            time.sleep(0.02)
+        assert len(core.connections) == 1 and not second.connections
+        core.cores = {"": [core.url, second.url]}
+        core.line.send(core.welcome())
+        core.answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+        second.wait(Ready)
+        orla.close()
