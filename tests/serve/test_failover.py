@@ -6,9 +6,13 @@ without the end of a call, of callers that never stop asking.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +26,8 @@ import pytest
 from orla_lg import Orla
 from orla_lg.serve.store.sqlite import SqliteStore
 from orla_lg_llamacpp.embedded import free_port
-from tests.serve.processes import PATIENCE_S, Served, serving
+from tests.serve.processes import PATIENCE_S, Served, environment, serving
+from tests.serve.replica import graph_of
 from tests.stub_engine import Gate, Reply, StubEngine
 
 BOUND, CALLERS = 2, 4
@@ -129,8 +134,6 @@ class Flow:
     """Callers that never stop asking while the block runs, and when their calls ended."""
 
     def __init__(self, orla: Orla) -> None:
-        from tests.serve.replica import graph_of
-
         self._graph = graph_of(orla, "main")
         self._over = threading.Event()
         self.ended: list[float] = []
@@ -138,8 +141,6 @@ class Flow:
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CALLERS)]
 
     def _ask(self, number: int) -> None:
-        import asyncio
-
         async def asking() -> None:
             while not self._over.is_set():
                 try:
@@ -230,8 +231,6 @@ def test_of_two_standbys_one_follows_and_then_the_other(fleet: Fleet) -> None:
 
 
 def test_what_waits_keeps_its_order(fleet: Fleet) -> None:
-    from tests.serve.replica import graph_of
-
     fleet.standbys(1)
     engine, gate = fleet.engine, Gate()
     with fleet.replica() as orla, ThreadPoolExecutor(8) as pool:
@@ -239,9 +238,7 @@ def test_what_waits_keeps_its_order(fleet: Fleet) -> None:
         engine.rule = lambda seen: Reply(gate=gate)
 
         def call(number: int) -> Any:
-            import asyncio
-
-            return asyncio.run(graph.ainvoke({"messages": [("user", f"number {number}")]}))
+                return asyncio.run(graph.ainvoke({"messages": [("user", f"number {number}")]}))
 
         for number in range(BOUND + 5):
             asked.append(pool.submit(call, number))
@@ -261,3 +258,51 @@ def known(orla: Orla) -> int:
     """Return how many calls the core has, waiting or granted."""
     queue = orla.statistics().backends["main"].queue
     return queue.waiting + queue.in_flight
+
+
+@contextlib.contextmanager
+def frozen_with_calls_at_the_engine(fleet: Fleet) -> Iterator[subprocess.Popen[str]]:
+    """Give a replica in a process of its own that holds all places at the engine, and stands still."""
+    words = [sys.executable, "-m", "tests.serve.replica", fleet.core().url]
+    environ = environment(fleet.folder)
+    with subprocess.Popen(words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            assert "ready" in process.stdout.readline()
+            process.stdin.write(json.dumps({"model": "main", "calls": BOUND, "say": "held"}) + "\n")
+            process.stdin.flush()
+            until(lambda: fleet.engine.in_flight == BOUND, "its calls are at the engine")
+            process.send_signal(signal.SIGSTOP)
+            yield process
+            process.send_signal(signal.SIGCONT)
+            assert json.loads(process.stdout.readline()) == {"said": ["well"] * BOUND}
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("module", ["orla_lg", HASTY], ids=["as it is", "control: nothing is waited for"])
+def test_what_a_frozen_replica_holds_is_not_given_away(fleet: Fleet, module: str) -> None:
+    fleet.standbys(1, module)
+    engine, gate = fleet.engine, Gate()
+    with fleet.replica() as orla, ThreadPoolExecutor(BOUND) as pool:
+        engine.rule = lambda seen: Reply(gate=gate)
+        graph = graph_of(orla, "main")
+        with frozen_with_calls_at_the_engine(fleet) as frozen:
+            waiting = [
+                pool.submit(asyncio.run, graph.ainvoke({"messages": [("user", f"{number}")]}))
+                for number in range(BOUND)
+            ]
+            until(lambda: known(orla) == 2 * BOUND, "they wait")
+            core = fleet.core()
+            kill(core)
+            core.process.wait()
+            fleet.core()
+            if module == HASTY:
+                until(lambda: engine.peak > BOUND, "the control must fail, else the other run proves nothing")
+            else:
+                time.sleep(1.0)
+                assert engine.peak == BOUND
+            frozen.send_signal(signal.SIGCONT)
+            gate.open()
+        assert all(each.result(PATIENCE_S)["messages"] for each in waiting)
+        assert module == HASTY or engine.peak == BOUND
