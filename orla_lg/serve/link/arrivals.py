@@ -18,7 +18,7 @@ from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, read
+from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, SlotContents, read
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
@@ -157,11 +157,35 @@ class LinkedCalls:
         call = self._hosted(replica, line, enter, inflight)
         if message.slot is not None:
             self.slots_held.setdefault(message.backend, set()).add(enter.call)
+            self._recall(message.backend, message.slot, inflight, 0, self.serving.clock())
         slot = self.taken(replica.caller, False)
         call.withdrawn = slot.release
         call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
+        if message.slot is not None and inflight.seat is not None and inflight.seat.slot == message.slot:
+            self._free_slot(call)  # it is known where it is, and so which slots are free
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))
+
+    def recall(self, replica: Replica, message: SlotContents) -> None:
+        """Note what a call that this core never saw left in a slot."""
+        enter = read(("Enter", *message.enter))
+        assert isinstance(enter, Enter)
+        used_s = self.serving.clock() - bounded(message.age_s, MOST_AGE_S)
+        try:
+            inflight = self._made(replica, enter._replace(own=None, layers=()), used_s)
+        except OrlaError as error:
+            if isinstance(error, LinkBroken):
+                raise
+            log.warning("what is in slot %d of backend %s is not known: %s", message.slot, message.backend, error)
+            return
+        self._recall(message.backend, message.slot, inflight, whole(message.tokens, MOST_CHARS) or 0, used_s)
+
+    def _recall(self, backend: str, slot: int, inflight: ReplicaCall, tokens: int, used_s: float) -> None:
+        scheduler = self.serving.schedulers.get(backend)
+        if scheduler is not None:
+            call = inflight.call
+            with scheduler.lock:
+                scheduler.cache.recall(slot, call.identity.workflow, call.ask.prefix, tokens, used_s)
 
     def _hosted(self, replica: Replica, line: ReplicaLine, message: Enter, inflight: ReplicaCall) -> HostedCall:
         attempts = max(1, min(message.max_attempts, MOST_ATTEMPTS))
