@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,14 @@ class Flow:
 
     def gap_s(self, since_s: float, what: str) -> float:
         """Wait until calls flow again after a fault, and return the longest time in which none ended."""
-        until(lambda: sum(each > since_s + 0.01 for each in list(self.ended)) > 20 and time.monotonic() > since_s + 0.4,
-              f"calls flow again after {what}; {self.faults}")  # fmt: skip
+
+        def flows() -> bool:
+            after = sum(each > since_s + 0.01 for each in list(self.ended))
+            return after > 20 and time.monotonic() > since_s + 0.4
+
+        until(flows, f"calls flow again after {what}; {self.faults}")
         marks = [since_s, *sorted(each for each in list(self.ended) if each > since_s)]
-        gap_s = max(after - before for before, after in zip(marks, marks[1:], strict=False))
+        gap_s = max(after - before for before, after in pairwise(marks))
         assert not self.faults, self.faults
         print(f"\n{what}: calls flow again after {gap_s:.2f} s")
         return gap_s
