@@ -56,6 +56,9 @@ KEEP_RENEWALS = 100
 
 CLOSE_S = 1.0
 
+UNCONFIRMED_S = 2 * SILENT_S
+"""A core that has not confirmed this replica's lease for so long may have lost its own: another one may decide."""
+
 log = logging.getLogger("orla_lg")
 
 
@@ -329,6 +332,8 @@ class Link:
             now = time.monotonic()
             if now - self._heard_s > SILENT_S:
                 return f"the core has been silent for {now - self._heard_s:.1f} s"
+            if now - self.confirmed_s > UNCONFIRMED_S and self.places.has_others:
+                return f"the core has confirmed nothing for {now - self.confirmed_s:.1f} s, as without its lease"
             if now >= self._renew_s:
                 self._renew(now)
                 self._look()

@@ -75,13 +75,18 @@ class Following:
     @property
     def text(self) -> str:
         """What the user named."""
-        return ", ".join(each.text for each in (*self.sources, *self.named))
+        return ", ".join([*(each.text for each in self.sources), *(each.text for each in self.named)])
 
     def addresses(self) -> list[ServerAddress]:
         """Return where a core may be, the likeliest first."""
         with self._lock:
             last = () if self._last is None else (self._last,)
             return _distinct((*last, *self._learned, *self.named))
+
+    @property
+    def has_others(self) -> bool:
+        """Whether the core may be elsewhere than where it was met last."""
+        return bool(self.sources) or len(self.addresses()) > 1
 
     def met(self, giver: ServerAddress, pool: str, cores: Mapping[str, Any]) -> None:
         """Follow what a core says of itself and of its standbys; what was learned before is over."""

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import __version__
+from orla_lg.control.protocol import CoreRole
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
@@ -154,6 +155,11 @@ class OrlaServer:
         """How many HTTP requests have no whole answer yet."""
         return self.ending.under_way
 
+    @property
+    def role(self) -> CoreRole:
+        """Which of its pool's servers it is."""
+        return CoreRole(pool=self.host.pool, epoch=self.lease.epoch, cores=list(self.succession.own))
+
     # Links
 
     def open_link(
@@ -222,8 +228,9 @@ class OrlaServer:
         table = self.settings.table
         urls = table.advertise or (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
         return CorePlace(
-            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid()
-        )
+            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid(),
+            holder=self.lease.holder,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""

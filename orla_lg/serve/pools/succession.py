@@ -2,7 +2,8 @@
 
 A standby has all that takes time behind it: what it imports, its backends asked what they are, its port. It asks for
 the lease every ``LEASE_POLL_S`` (``LinkHost.start``), so that what a failover takes is what is left of the lease, and
-the replicas' way here.
+the replicas' way here. On the core's own machine it sees that the core's process has ended, and gives the lease back
+in its place: what has ended can grant nothing.
 
 In the directory a standby's entry grows older unless it is written again. The core strikes out what has not been for
 ``SILENT_S`` by its own clock; no two machines' clocks are compared.
@@ -59,6 +60,8 @@ class Succession:
         """By pool, the URLs of its core and then of its standbys, as they were seen last."""
         self._host, self._directory, self._place, self._refresh = host, directory, place, refresh
         self._is_meant = is_meant
+        self._core: CorePlace | None = None
+        """The one that decides for this pool, as far as the directory has it."""
         self._waits = asyncio.Event()
         """It stands by: another process has the lease."""
         self._changed = asyncio.Event()
@@ -85,36 +88,42 @@ class Succession:
 
     async def _take_over(self) -> None:
         """Wait for the lease, and decide from then on."""
-        while not await self._has_started():
-            await asyncio.sleep(STORE_PAUSE_S)
-        self._complained = ""
+        await self._again_until_done(self._start, "this core takes no calls")
         if self._waits.is_set():
             log.warning("this core has taken over, with epoch %d", self._host.lease.epoch)
         self.announce()
-        while not await self._is_refreshed():  # what the core before wrote last
-            await asyncio.sleep(STORE_PAUSE_S)
+        await self._again_until_done(
+            self._refresh, "what is posted cannot be read"
+        )  # what the core before wrote last
 
-    async def _has_started(self) -> bool:
-        try:
-            await self._refresh()
-            await self._host.start(self._another_decides)
-        except StoreUnavailable as error:
-            self._complain("this core takes no calls", error)
-            return False
-        return True
+    async def _start(self) -> None:
+        await self._refresh()
+        await self._host.start(self._look)
 
-    async def _is_refreshed(self) -> bool:
-        try:
-            await self._refresh()
-        except StoreUnavailable as error:
-            self._complain("what is posted cannot be read", error)
-            return False
-        return True
+    async def _again_until_done(self, step: Callable[[], Awaitable[None]], fault: str) -> None:
+        """Do a step, and do it again as long as the store does not answer."""
+        while True:
+            try:
+                await step()
+            except StoreUnavailable as error:
+                self._complain(fault, error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                self._complained = ""
+                return
+
+    def _look(self) -> None:
+        """Look after the core that has the lease; called whenever it was asked for in vain."""
+        if not self._waits.is_set():
+            self._another_decides()
+        core = self._core
+        if core is not None and core.holder and is_gone(core.host, core.pid):
+            self._core = None
+            log.warning("the process of the core (%d) has ended", core.pid)
+            self._host.lease.release(core.holder)
 
     def _another_decides(self) -> None:
         """Say that this process waits for the lease of another one."""
-        if self._waits.is_set():
-            return
         self._waits.set()
         with contextlib.suppress(StoreUnavailable):
             self._read()
@@ -143,8 +152,9 @@ class Succession:
         """Strike out what does not stand by any more."""
         seen: dict[str, tuple[int, float]] = {}
         while True:
-            with contextlib.suppress(StoreUnavailable):
-                seen = self._strike(seen, time.monotonic())
+            if self._host.decides:
+                with contextlib.suppress(StoreUnavailable):
+                    seen = self._strike(seen, time.monotonic())
             await asyncio.sleep(BEAT_S)
 
     def _strike(self, seen: Mapping[str, tuple[int, float]], now: float) -> dict[str, tuple[int, float]]:
@@ -167,7 +177,7 @@ class Succession:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._changed.set)
 
-        while (end := self._watched(wake)) is None:
+        while (end := self._watched(wake)) is None:  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(STORE_PAUSE_S)
         try:
             while True:
@@ -185,7 +195,9 @@ class Succession:
             return None
 
     def _read(self) -> None:
-        cores = urls_by_pool(self._directory.places())
+        places = self._directory.places()
+        self._core = next((each for each in places if each.epoch and each.pool == self._host.pool), None)
+        cores = urls_by_pool(places)
         if cores != self.cores:
             self.cores = self._host.cores = cores
             if self._host.decides:
