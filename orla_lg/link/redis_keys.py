@@ -33,6 +33,11 @@ ANSWER_S = 1.0
 PREFIX_CHARS = 100
 
 
+def is_shared(where: str | None) -> bool:
+    """Whether a store is one that several machines reach: a URL, and no file."""
+    return where is not None and where.startswith(SCHEMES)
+
+
 class RedisAddress(NamedTuple):
     """Where a store is."""
 

@@ -12,6 +12,7 @@ from orla_lg.config_file import find_file
 from orla_lg.config_tables import ServeTable
 from orla_lg.core.boundary import checked
 from orla_lg.errors import ConfigError, shown
+from orla_lg.link.redis_keys import is_shared
 
 DEFAULT_PORT = 8081
 """That of Orla's daemon."""
@@ -152,7 +153,7 @@ def settings(
         file: The configuration; ``None``: ``ORLA_CONFIG``, the nearest ``orla.toml``, or none at all.
         listen_address: ``HOST:PORT`` or ``unix:PATH``.
         port: Of the loopback address.
-        store: The file of what outlives the process.
+        store: The file of what outlives the process, or the URL of a store that several machines reach.
         standby: It waits for the end of the core that decides.
         reads_file: Whether there is a configuration.
 
@@ -163,7 +164,7 @@ def settings(
     core = config.load(found) if found else config.Settings((), {})
     table = core.serve or ServeTable.model_validate({})
     if store is not None:
-        table = table.model_copy(update={"store": str(checked.path("--store", store))})
+        table = table.model_copy(update={"store": store if is_shared(store) else str(checked.path("--store", store))})
     if standby:
         table = table.model_copy(update={"standby": True})
     if listen_address is not None:

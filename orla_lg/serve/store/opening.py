@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orla_lg.errors import ConfigError
+from orla_lg.link.redis_keys import RedisAddress, is_shared
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.store.sqlite import SqliteStore, default_file
 from orla_lg.serve.store.store import MemoryStore, Store
-
-REDIS_SCHEMES = ("redis://", "rediss://", "redis+unix://")
-
-
-def is_shared(where: str | None) -> bool:
-    """Whether a store is one that several machines reach: a URL, and no file."""
-    return where is not None and where.startswith(REDIS_SCHEMES)
 
 
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
@@ -40,5 +33,7 @@ def store_at(said: str | None, where: str, *, durable: bool = False) -> Store:
         ConfigError: It cannot be used.
     """
     if said is not None and is_shared(said):
-        raise ConfigError(f"{where}: {said} cannot be used yet")
+        from orla_lg.serve.store.redis import RedisStore
+
+        return RedisStore(RedisAddress.parse(said, where), where=where)
     return SqliteStore(default_file() if said is None else Path(said), where=where, durable=durable)
