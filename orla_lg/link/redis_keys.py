@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from orla_lg.errors import ConfigError, shown
@@ -33,7 +33,7 @@ ANSWER_S = 1.0
 PREFIX_CHARS = 100
 
 
-def is_shared(where: str | None) -> bool:
+def is_shared(where: str | None) -> TypeGuard[str]:
     """Whether a store is one that several machines reach: a URL, and no file."""
     return where is not None and where.startswith(SCHEMES)
 

@@ -128,6 +128,8 @@ class RedisStore:
         from redis.retry import Retry
 
         self.address, self._where, self._rest_s, self._poll_s = address, where, rest_s, poll_s
+        self.place = address.text
+        """As messages name it."""
         timing = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s, "retry": Retry(NoBackoff(), 0)}
         self._client = address.connect(**{**timing, **settings})
         self._values, self._names, self._version = map(address.key, ("values", "names", "version"))

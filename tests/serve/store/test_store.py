@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orla_lg.serve.store.sqlite import SqliteStore
+from orla_lg.link.redis_keys import RedisAddress
 from orla_lg.serve.store.lease import NAME, CoreLease, FencedStore
+from orla_lg.serve.store.redis import RedisStore
 from orla_lg.serve.store.scoped import ScopedStore
+from orla_lg.serve.store.sqlite import SqliteStore
 from orla_lg.serve.store.store import (
     ABSENT,
     WATCH_S,
@@ -22,12 +24,14 @@ from orla_lg.serve.store.store import (
     Fence,
     HeldLease,
     Instant,
+    Lease,
     MemoryStore,
     Replaced,
     Store,
     StoreUnavailable,
     instant,
 )  # fmt: skip
+from tests.redis_server import RedisServer
 
 Make = Callable[..., Store]
 
@@ -51,10 +55,37 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+class ByHand(RedisStore):
+    """A store on a real server, whose clock is moved by moving its leases."""
+
+    def __init__(self, address: RedisAddress, clock: Clock) -> None:
+        super().__init__(address, poll_s=0.05)
+        self._hand, self._at_s = clock, clock.since_boot_s
+
+    def lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+        passed_ms = round(1000 * (self._hand.since_boot_s - self._at_s))
+        self._at_s = self._hand.since_boot_s
+        for key in self._client.scan_iter(match=self.address.key("lease:*")) if passed_ms else ():
+            self._client.hincrby(key, "until", -passed_ms)
+        return super().lease(name, holder, ttl_s)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
     if request.param == "memory":
         yield MemoryStore(now=clock)
+        return
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        shared = ByHand(RedisAddress.parse(f"{server.url}?prefix={tmp_path.name}", "store"), clock)
+        yield shared
+        shared.close()
         return
     made = SqliteStore(tmp_path / "state" / "serve.db", now=clock, poll_s=0.02)
     yield made
