@@ -51,6 +51,7 @@ class RedisAddress(NamedTuple):
     """Whether it is on this machine."""
     is_believed: bool
     """Whether what answers is known to be it: by a verified certificate, or as it is on this machine."""
+    has_password: bool
 
     @classmethod
     def parse(cls, url: str, where: str) -> RedisAddress:
@@ -81,7 +82,8 @@ class RedisAddress(NamedTuple):
         more = f"?{urlencode(query)}" if query else ""
         return cls(
             f"{'unix' if is_unix else parts.scheme}://{parts.netloc}{parts.path}{more}",
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local, is_local or verifies,
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local,
+            is_local or (parts.scheme == "rediss" and verifies), parts.password is not None,
         )  # fmt: skip
 
     def key(self, name: str) -> str:
