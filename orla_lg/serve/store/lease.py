@@ -85,7 +85,7 @@ class CoreLease:
         except StoreUnavailable as error:
             if not self.store_away:
                 self.store_away = True
-                follows = "calls go on without it (on_store_lost)" if self.goes_on else "without it nothing is granted"
+                follows = "calls go on all the same" if self.goes_on else "without it nothing is granted"
                 log.warning("the core's lease cannot be renewed, and %s: %s", follows, error)
             if not self.goes_on:
                 return False
@@ -132,8 +132,6 @@ class FencedStore(ScopedStore):
         super().__init__(store, "")
         self._held = lease
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         return super().put(key, value, expected=expected, fence=fence or Fence(NAME, self._held.epoch))
