@@ -39,7 +39,7 @@ class Pages(Protocol):
         ...
 
 
-class Ending:
+class ServerEnd:
     """How far a server is with its end. Of its loop.
 
     Args:

@@ -47,8 +47,9 @@ def serve(args: argparse.Namespace) -> int:
     if args.core and not args.gateway:
         raise ConfigError("--core says where a gateway's core is; give --gateway too")
     chosen = settings(
-        args.config, args.listen_address, args.port, args.store, standby=args.standby, reads_file=not args.demo
-    )
+        args.config, args.listen_address, args.port, args.store, standby=args.standby,
+        advertise=args.advertise or (), reads_file=not args.demo,
+    )  # fmt: skip
     with contextlib.ExitStack() as ending:
         ending.enter_context(_ended_in_order())
         if args.gateway:

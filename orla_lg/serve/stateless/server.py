@@ -26,7 +26,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Denied, credentials
 from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.api.denials import denial
-from orla_lg.serve.ending import CUT_OFF_S, Ending
+from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
@@ -77,7 +77,7 @@ class GatewayServer:
         self.keys = CoreKeys(serving.requests, core_patience_s)
         self.access = ForwardedAccess(self.keys)
         self.gateway = LinkedGateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
-        self.ending = Ending(NoPages(), lambda reason: None, self._hand_over)
+        self.ending = ServerEnd(NoPages(), lambda reason: None, self._hand_over)
         routes = [Route(ALIVE, self._alive), Route(READY, self._ready), Route(ORLA, self._ready)]
         app = Starlette(routes=[*routes, *routes_of(self.gateway)], exception_handlers=ON_ERROR)
         layer = AccessLayer(Shortcut(app, self.gateway), self.access, guard(settings), denial)

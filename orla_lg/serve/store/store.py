@@ -297,6 +297,6 @@ def check_fence(fence: Fence, found: int) -> None:
     """
     if found != fence.epoch:
         raise Replaced(
-            f"the lease {fence.lease!r} is of epoch {found} by now, and its writer took it with {fence.epoch}: another"
-            " process has replaced it"
+            f"the lease {fence.lease!r} is of epoch {found} by now, and its writer took it with {fence.epoch}: "
+            "another process has replaced it"
         )
