@@ -56,14 +56,14 @@ def serve_gateway(chosen: ServeSettings, named: str | None, ending: contextlib.E
     chosen.check(has_keys=has_keys)
 
     def started(url: str) -> None:
-        print("\n".join(_started(chosen, orla, core, url, has_keys=has_keys)), flush=True)
+        print("\n".join(_started(orla, serving.link.places.text, url, has_keys=has_keys)), flush=True)
 
     gc.collect()
     gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
-    return run(chosen, orla, core, opened, started)
+    return run(chosen, orla, opened, started)
 
 
-def _started(chosen: ServeSettings, orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
+def _started(orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
     yield f"orla-lg serve listens at {url}, a gateway before the core at {core}"
     for name, scheduler in orla.core.serving.schedulers.items():
         yield f"  {name}  {scheduler.backend.url}  {scheduler.backend.engine}"
