@@ -102,7 +102,14 @@ class ServeTable(ConfigTable):
     names: tuple[str, ...] = ()
     """Names that clients reach it by, beside the address that it listens on."""
     store: str | None = Field(None, min_length=1)
-    """The file of what outlives a process; other cores that name it wait for this one's end."""
+    """The file of what outlives a process, or ``redis://HOST:PORT/DB``; other cores of the same pool that name it
+    wait for this one's end."""
+    pool: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_.-]*$")
+    """The pool of backends that this core decides for; empty where one core has them all."""
+    standby: bool = False
+    """Whether this process is meant to wait for the end of the core that decides, again and again."""
+    advertise: tuple[str, ...] = ()
+    """URLs that other processes reach this one by, as ``Orla.remote`` takes them; left out: what it listens on."""
     tls_cert: str | None = Field(None, min_length=1)
     tls_key: str | None = Field(None, min_length=1)
     behind_proxy: bool = False

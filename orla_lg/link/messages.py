@@ -28,6 +28,9 @@ PATH = "/v1/orla/link"
 
 UPGRADE = "orla-link"
 
+CORES_HEADER = "x-orla-cores"
+"""Of a refusal by a standby: URLs of the core, which commas separate."""
+
 RENEW_S = 0.5
 """How often a replica renews its lease, in seconds; a connection on which nothing came for ``SILENT_S`` is dead."""
 
@@ -85,6 +88,10 @@ class Welcome(NamedTuple):
     """Those that the key carries; ``None``: any."""
     guarded: bool = False
     """Access policies hold, so that nothing may be sent that the core was not asked about."""
+    cores: Mapping[str, Sequence[str]] = {}
+    """By pool, the URLs of its core and then of its standbys, as far as the core's directory has them."""
+    pool: str = ""
+    """That this core decides for."""
 
 
 class Enter(NamedTuple):
@@ -156,6 +163,22 @@ class Adopt(NamedTuple):
     first: bool
     """Whether its first token came."""
     slot: int | None = None
+
+
+class SlotContents(NamedTuple):
+    """Replica to core, between ``Hello`` and ``Ready``: what its last call in an engine's slot left there.
+
+    Said to a core that did not see that call: it gives the slot to the same workflow again.
+    """
+
+    enter: Sequence[Any]
+    """The fields of the call's ``Enter``."""
+    backend: str
+    slot: int
+    tokens: int
+    """Of its prompt and its answer."""
+    age_s: float
+    """Since its end."""
 
 
 class Ready(NamedTuple):
@@ -354,7 +377,7 @@ class Bye(NamedTuple):
 
 
 Message = (
-    Hello | Welcome | Enter | Adopt | Ready | Grant | Refused | FirstToken | Missed | End | Signal | Graph | View
+    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | FirstToken | Missed | End | Signal | Graph | View
     | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
 )  # fmt: skip
 """Any of them."""

@@ -175,9 +175,9 @@ def by_design(case: Case, other: Failed) -> bool:
 
 
 def tried_again(case: Case) -> bool:
-    """Whether a stream broke before its first event: we try again where bare does not, and meet the next reply."""
+    """Whether a stream that is assembled broke, or ended as a cut one does: we try again and meet the next reply."""
     first = case.script[0]
-    broke = bool(first.framing.drop) or first.dialect.error_at == 0
+    broke = bool(first.framing.drop) or first.dialect.error_at == 0 or _may_be_cut(first)
     return case.retries > 0 and len(case.script) > 1 and broke
 
 

@@ -37,6 +37,9 @@ FOUND = {
     "calls numbered in millions": Case((Reply(answer=TWO, numbering=Numbering(index="huge")),)),
     "calls without numbers": Case((Reply(answer=TWO, numbering=Numbering(index="omitted", ids="each")),)),
     "counts beyond all numbers": Case((Reply(usage=Usage(INFINITE, place="always last")),), outer="stream"),
+    "its stream has no end, and the next reply answers": Case(
+        (Reply(dialect=Dialect(end="no finish, no done")), Reply(answer=Answer(content=""))), retries=1
+    ),
     "no last chunk": Case((Reply(framing=Framing(how="no last chunk")),), outer="astream"),
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
     "no delta at all, streamed": Case((Reply(answer=Answer(choices="null message")),), outer="stream"),
