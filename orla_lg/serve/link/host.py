@@ -215,9 +215,9 @@ class LinkHost:
         now = self.serving.clock()
         stood_still, self._ticked_s = now - self._ticked_s > STOOD_STILL_S, now
         if now >= self._renew_at_s:
-            self._renew_at_s = now + self.lease.ttl_s / 3
             if self.lease.renew():
                 self._go_on()
+            self._renew_at_s = now if self.lease.is_away else now + self.lease.ttl_s / 3
             if self.lease.deposed:
                 log.error("another core has taken over; this one decides nothing any more")
                 self._end("another core has taken over")
@@ -231,6 +231,7 @@ class LinkHost:
         self.recovery.look(now)
         for replica in self._orphans.look(now):
             self._strike(replica)
+        self._labels.look()
         self._push_views()
         if now >= self._valid_at_s:
             self._valid_at_s = now + VALID_AGAIN_S
@@ -307,6 +308,7 @@ class LinkHost:
         """Take in a replica; returns it, or why it is refused."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
+        self.lease.met(hello.epoch)
         if not self.decides or not self.lease.holds():
             return "this core does not decide; connect again"
         named(hello.replica, "a replica's id", MOST_ID_CHARS)

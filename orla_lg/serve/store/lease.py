@@ -3,6 +3,11 @@
 Each core that takes the lease after another one has a greater epoch. It grants only while less than half the lease
 has passed since its last renewal was asked for, by the monotonic clock and looked at with each grant: a process that
 was frozen grants nothing when it goes on, even before it finds out that another core has taken over.
+
+A store that is away renews nothing, so grants end after half a lease. A core that is set to go on (``goes_on``) grants
+on as long as it asks in vain: from within its lease, without a gap of half a lease in its asking, and until a replica
+or the store shows it a greater epoch. No other core takes a lease from a store that is away for all; from one that is
+away for this core alone another one does.
 """
 
 from __future__ import annotations
@@ -30,10 +35,17 @@ class CoreLease:
         ttl_s: Seconds after which another core may take it that was not renewed.
         clock: Monotonic seconds.
         holder: Of this process; random by default.
+        goes_on: Whether this core grants on while the store is away.
     """
 
     def __init__(
-        self, store: Store, ttl_s: float = 1.5, *, clock: Callable[[], float] = time.monotonic, holder: str = ""
+        self,
+        store: Store,
+        ttl_s: float = 1.5,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        holder: str = "",
+        goes_on: bool = False,
     ) -> None:
         self.ttl_s = ttl_s
         self.epoch = 0
@@ -43,9 +55,18 @@ class CoreLease:
         self._store = store
         self._clock = clock
         self.holder = holder or secrets.token_hex(8)
+        self.outages = 0
+        """How often the store did not renew it."""
+        self._goes_on = goes_on
         self._until_s = -inf
         """Grants may be given until then, monotonic."""
-        self._complained = False
+        self._away_s: float | None = None
+        """Since when the store does not renew it, monotonic."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store did not answer when it was asked last."""
+        return self._away_s is not None
 
     def holds(self) -> bool:
         """Whether grants may be given now; any thread may ask."""
@@ -70,20 +91,35 @@ class CoreLease:
         A store that does not answer is logged once; grants end by themselves then.
         """
         asked_s = self._clock()
+        was_over = asked_s >= self._until_s
         try:
             lease = self._store.lease(NAME, self.holder, self.ttl_s)
         except StoreUnavailable as error:
-            if not self._complained:
-                self._complained = True
-                log.warning("the core's lease cannot be renewed, and without it nothing is granted: %s", error)
+            self._is_not_renewed(asked_s, was_over, error)
             return False
-        self._complained = False
+        if self._away_s is not None:
+            log.warning("the store answers again, after %.1f s", self._clock() - self._away_s)
+            self._away_s = None
         if lease is None or lease.epoch != self.epoch:
             self.deposed, self._until_s = True, -inf
             return False
-        was_over = asked_s >= self._until_s
         self._until_s = asked_s + self.ttl_s / 2
         return was_over
+
+    def _is_not_renewed(self, asked_s: float, was_over: bool, error: StoreUnavailable) -> None:
+        if self._away_s is None:
+            self._away_s = asked_s
+            self.outages += 1
+            then = "without it nothing is granted" if not self._goes_on or was_over else "this core goes on without it"
+            log.warning("the core's lease cannot be renewed, and %s: %s", then, error)
+        if self._goes_on and not was_over:
+            self._until_s = max(self._until_s, asked_s + self.ttl_s / 2)
+
+    def met(self, epoch: int) -> None:
+        """Note the epoch of a core that a replica knows: behind a greater one nothing is granted without the store."""
+        if epoch > self.epoch and self._away_s is not None and self._goes_on:
+            self._goes_on, self._until_s = False, -inf
+            log.error("a replica knows a core of epoch %d, so this one of %d goes on no longer", epoch, self.epoch)
 
     def release(self, holder: str) -> None:
         """Give the lease back for a holder whose process is known to have ended.
