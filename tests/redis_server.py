@@ -1,4 +1,4 @@
-"""A real Redis for tests: a server of its own in a folder of its own, that can be killed, frozen and started again."""
+"""A real Redis for tests: a server in a folder of its own, that can be killed, frozen and started again."""
 
 from __future__ import annotations
 

@@ -63,7 +63,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--listen-address", metavar="HOST:PORT", help=f"or {UNIX}PATH (default {LOOPBACK}:{DEFAULT_PORT})"
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
-    serve.add_argument("--store", metavar="FILE", help="what outlives the process, or redis://HOST:PORT/DB (default: in your state folder)")
+    serve.add_argument(
+        "--store",
+        metavar="FILE",
+        help="what outlives the process, or redis://HOST:PORT/DB (default: in your state folder)",
+    )
     serve.add_argument(
         "--standby",
         action="store_true",

@@ -88,7 +88,7 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
-        self.lease = CoreLease(own, table.core_lease_s)
+        self.lease = CoreLease(own, table.core_lease_s, goes_on=table.on_store_lost == "go_on")
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
         self._sign_ins = SignIns()

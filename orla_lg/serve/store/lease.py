@@ -35,7 +35,8 @@ class CoreLease:
         ttl_s: Seconds after which another core may take it that was not renewed.
         clock: Monotonic seconds.
         holder: Of this process; random by default.
-        goes_on: Whether this core grants on while the store is away.
+        goes_on: Whether it decides on while the store does not answer, for as long as that is. Another core that
+            reaches the store takes the lease meanwhile: then each of the two has the whole of each bound.
     """
 
     def __init__(
@@ -55,18 +56,14 @@ class CoreLease:
         self._store = store
         self._clock = clock
         self.holder = holder or secrets.token_hex(8)
-        self.outages = 0
-        """How often the store did not renew it."""
-        self._goes_on = goes_on
         self._until_s = -inf
         """Grants may be given until then, monotonic."""
-        self._away_s: float | None = None
-        """Since when the store does not renew it, monotonic."""
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the store did not answer when it was asked last."""
-        return self._away_s is not None
+        self.store_away = False
+        """The store did not answer when it was asked last."""
+        self.outages = 0
+        """How often it began not to."""
+        self.goes_on = goes_on
+        self._away_since_s = -inf
 
     def holds(self) -> bool:
         """Whether grants may be given now; any thread may ask."""
@@ -97,9 +94,9 @@ class CoreLease:
         except StoreUnavailable as error:
             self._is_not_renewed(asked_s, was_over, error)
             return False
-        if self._away_s is not None:
-            log.warning("the store answers again, after %.1f s", self._clock() - self._away_s)
-            self._away_s = None
+        if self.store_away:
+            self.store_away = False
+            log.warning("the store answers again, after %.1f s", self._clock() - self._away_since_s)
         if lease is None or lease.epoch != self.epoch:
             self.deposed, self._until_s = True, -inf
             return False
@@ -107,19 +104,20 @@ class CoreLease:
         return was_over
 
     def _is_not_renewed(self, asked_s: float, was_over: bool, error: StoreUnavailable) -> None:
-        if self._away_s is None:
-            self._away_s = asked_s
+        goes_on = self.goes_on and not was_over  # one that stood still may have been replaced
+        if not self.store_away:
+            self.store_away, self._away_since_s = True, asked_s
             self.outages += 1
-            then = "without it nothing is granted" if not self._goes_on or was_over else "this core goes on without it"
-            log.warning("the core's lease cannot be renewed, and %s: %s", then, error)
-        if self._goes_on and not was_over:
+            follows = "calls go on without it (on_store_lost)" if goes_on else "without it nothing is granted"
+            log.warning("the core's lease cannot be renewed, and %s: %s", follows, error)
+        if goes_on:
             self._until_s = max(self._until_s, asked_s + self.ttl_s / 2)
 
     def met(self, epoch: int) -> None:
         """Note the epoch of a core that a replica knows: behind a greater one nothing is granted without the store."""
-        if epoch > self.epoch and self._away_s is not None and self._goes_on:
-            self._goes_on, self._until_s = False, -inf
-            log.error("a replica knows a core of epoch %d, so this one of %d goes on no longer", epoch, self.epoch)
+        if self.goes_on and self.store_away and self.epoch < epoch and self.holds():
+            self._until_s = -inf
+            log.error("a replica knows a core of epoch %d; this one of %d goes on no longer", epoch, self.epoch)
 
     def release(self, holder: str) -> None:
         """Give the lease back for a holder whose process is known to have ended.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import RedisAddress, is_shared
@@ -22,9 +23,7 @@ def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
     if in_memory:
         return MemoryStore()
     table, where = settings.table, settings.where("store")
-    return store_at(
-        table.store, where, password_env=table.store_password_env, plain_text=table.store_plain_text
-    )
+    return store_at(table.store, where, password_env=table.store_password_env, plain_text=table.store_plain_text)
 
 
 def store_at(
@@ -52,7 +51,7 @@ def store_at(
     """
     if is_shared(said):
         address = RedisAddress.parse(said, where)
-        given = {} if password_env is None else {"password": _password(password_env, where)}
+        given: dict[str, Any] = {} if password_env is None else {"password": _password(password_env, where)}
         if (given or address.has_password) and not (address.is_believed or plain_text):
             raise ConfigError(
                 f"{where}: the password of {address.text} would go there in plain text, or to a server that no "

@@ -150,9 +150,7 @@ class RedisStore:
             found = self._client.hget(self._values, _bytes(key))
         return None if found is None else _versioned(found)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         keys = [self._values, self._names, self._version, self._lease_key("" if fence is None else fence.lease)]
         given = [
@@ -171,9 +169,7 @@ class RedisStore:
     def scan(self, prefix: str) -> dict[str, Versioned]:
         """Return all values whose keys begin with *prefix*, sorted by key."""
         with self._asking("read"):
-            found = self._scan(
-                keys=[self._values, self._names], args=[*lexical_range(prefix), MOST_SCANNED + 1]
-            )
+            found = self._scan(keys=[self._values, self._names], args=[*lexical_range(prefix), MOST_SCANNED + 1])
         if len(found) > 2 * MOST_SCANNED:
             raise StoreUnavailable(
                 f"{self._where}: {self.address.text} has more than {MOST_SCANNED:,} values under {prefix!r}; is it "
@@ -243,7 +239,8 @@ class RedisStore:
             with self._asking("use"):
                 self._client.ping()
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, redis.AuthenticationError | redis.NoPermissionError) or "NOAUTH" in str(error):
+            cause = error.__cause__
+            if isinstance(cause, redis.AuthenticationError) or f"{cause}".startswith(("NOAUTH", "NOPERM")):
                 raise ConfigError(
                     f"{error}; user and password stand in its URL, or in the variable that [serve] "
                     "store_password_env names"
@@ -309,4 +306,3 @@ def _text(key: bytes) -> str:
 def _versioned(found: bytes) -> Versioned:
     version, value = read_entry(found)
     return Versioned(value, version)
-

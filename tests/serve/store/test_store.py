@@ -183,7 +183,8 @@ def test_threads_that_count_together_lose_no_count(store: Store) -> None:
 
 def test_one_holder_at_a_time_and_a_new_epoch_for_the_next(store: Store, clock: Clock) -> None:
     first = store.lease("core", "a", 1.5)
-    assert first is not None and first.until_s == clock.wall_s + 1.5
+    began_s = time.time() if isinstance(store, RedisStore) else clock.wall_s  # a server has a clock of its own
+    assert first is not None and first.until_s == pytest.approx(began_s + 1.5, abs=1.0)
     assert store.lease("core", "b", 1.5) is None
     assert store.lease("other", "b", 1.5) is not None
     clock.pass_s(1.0)
@@ -223,6 +224,8 @@ def test_a_change_of_the_wall_clock_neither_ends_a_lease_nor_makes_it_last(
 
 
 def test_after_the_machine_was_started_again_the_wall_clock_decides(store: Store, clock: Clock) -> None:
+    if isinstance(store, RedisStore):
+        pytest.skip("by the server's own clock, whichever machine asks")
     assert store.lease("core", "a", 60) is not None
     clock.boot, clock.since_boot_s = "boot-2", 5.0
     clock.wall_s += 30
