@@ -73,6 +73,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="wait for the end of the core that has the store's lease, take over, and wait again if replaced",
     )
+    serve.add_argument(
+        "--advertise",
+        metavar="URL",
+        action="append",
+        help="by which other processes reach this one, where that is not what it listens on; may be given again",
+    )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
     serve.set_defaults(run=run_serve)
     reload = subparsers.add_parser(

@@ -63,7 +63,7 @@ from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
-from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.settings import ServeSettings, addresses_of
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
@@ -298,7 +298,7 @@ class OrlaServer:
 def guard(settings: ServeSettings) -> HttpGuard:
     """Return what requests must be like."""
     table = settings.table
-    named = {name.lower() for name in table.names}
+    named = {name.lower() for name in (*table.names, *(each.host for each in addresses_of(table)))}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
     return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 
