@@ -79,7 +79,7 @@ class Link:
         self.fault = ""
         """Why there is no connection; empty while there is one."""
         self.beginning = False
-        """This process was forked, and has not tried to connect yet."""
+        """It has not tried to connect yet, since it was made or this process was forked."""
         self.lost_s = 0.0
         """When the last connection ended."""
         self.confirmed_s = float("-inf")
@@ -132,6 +132,13 @@ class Link:
         """Go on with the connection that ``open`` made, in a thread, for as long as *listener* is there."""
         self._listener = weakref.ref(listener)
         self._begin(listener, welcome)
+        self._start_thread()
+
+    def begin(self, listener: Listener) -> None:
+        """Connect in a thread, for as long as *listener* is there; nothing is waited for."""
+        self._listener = weakref.ref(listener)
+        self.beginning, self.confirmed_s = True, time.monotonic()
+        self.fault = "its core has not been met yet"
         self._start_thread()
 
     def _start_thread(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from orla_lg.link.dialing import DIAL_S, READ_BYTES, Dialed, ServerAddress, Unwelcome, dial
+from orla_lg.link.dialing import DIAL_S, READ_BYTES, Dialed, NotReady, ServerAddress, Unwelcome, dial
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.messages import PROTOCOL, Bye, Hello, Welcome, flat, read
 from orla_lg.link.waking import Waker
@@ -42,8 +42,7 @@ def greet(addresses: Sequence[ServerAddress], key: str | None, hello: Hello) -> 
             return _greeted(dial(address, key, hello.version), hello)
         except (OSError, LinkBroken) as error:
             failed = error
-    assert failed is not None
-    raise failed
+    raise NotReady("no core is known yet") if failed is None else failed
 
 
 def greet_aside(

@@ -19,6 +19,7 @@ examples:
   orla-lg serve --listen-address unix:/run/user/1000/orla.sock
   orla-lg serve --listen-address 0.0.0.0:8081    for other machines: needs a key (orla-lg keys create), and
                                           [serve] tls_cert and tls_key, or behind_proxy = true
+  orla-lg serve --pool fast               the core of one pool of backends; each pool of [pools] has its own
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
 at once. SIGHUP, or `orla-lg reload`: the configuration is loaded again.
@@ -60,6 +61,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
     serve.add_argument("--store", metavar="FILE", help="what outlives the process (default: in your state folder)")
+    serve.add_argument(
+        "--pool", metavar="NAME", help="the pool of [pools] whose core this is (default: what [serve] pool says)"
+    )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
     serve.set_defaults(run=run_serve)
     reload = subparsers.add_parser(

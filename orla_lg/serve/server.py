@@ -26,7 +26,7 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
-from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.access import Access, Caller, Denied
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
@@ -50,6 +50,8 @@ from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
 from orla_lg.serve.pools.directory import CorePlace, Directory
+from orla_lg.serve.pools.secret import OTHER_CORE, CoreSecret
+from orla_lg.serve.pools.viewing import OtherPools
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -96,6 +98,13 @@ class OrlaServer:
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
         self.directory = Directory(store)
+        self._core_secret = CoreSecret(store)
+        self.others = (
+            None
+            if (elsewhere := serving.schedulers.elsewhere) is None
+            else OtherPools(table.pool, elsewhere, self._core_secret, __version__)
+        )
+        """What is seen of the other pools; ``None``: there are none."""
         self.lease = CoreLease(own, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
@@ -123,11 +132,11 @@ class OrlaServer:
         self.order = OutsideOrder(serving, self.outside, ordering)
         self.prices = PriceReader(serving, self.outside, allowed)
         self.rates = BackendRates(serving)
-        self.host.paced = self.rates.may_grant
+        self.host.paced, self.host.pool = self.rates.may_grant, table.pool
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
+        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed, own)
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip
@@ -169,7 +178,16 @@ class OrlaServer:
         """Return what a link's connection is given to (``doors.Links``)."""
         if self.state is not CoreState.READY:
             raise health.REFUSED[self.state]
+        if self._is_core(headers):
+            return self.host.session(OTHER_CORE)
         return self.host.session(self.layer.admit_link(headers, client, server))
+
+    def _is_core(self, headers: Headers) -> bool:
+        """Whether it is another pool's core, which knows the secret of the store that both have."""
+        try:
+            return self._core_secret.is_sent(headers)
+        except StoreUnavailable as error:
+            raise Denied(503, f"the server's store does not answer: {error}", "server_error") from error
 
     def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
         assert isinstance(caller, Caller)
@@ -181,7 +199,7 @@ class OrlaServer:
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
-        return self.access.still(caller, KeyScope.LINK)
+        return caller.looks_on or self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
@@ -198,6 +216,8 @@ class OrlaServer:
             async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
                 lasting = [self.reloader.see_off(), self._take_over(), self.order.run(), self.prices.run()]
+                if self.others is not None:
+                    lasting.append(self.others.run(self.directory, self._cores_changed))
                 helping = [tasks.create_task(each) for each in lasting]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
@@ -243,6 +263,13 @@ class OrlaServer:
         return CorePlace(
             table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid()
         )
+
+    def _cores_changed(self, places: Mapping[str, CorePlace]) -> None:
+        """Say to replicas where the cores are."""
+        cores = {pool: list(place.urls) for pool, place in sorted(places.items())}
+        if cores != self.host.cores:
+            self.host.cores = cores
+            self.host.refresh()
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
