@@ -179,9 +179,10 @@ def replica(
         serving = LinkedServing(
             link, welcome, adapter_of=adapter_at, key_in=config.key_in, version=version, keep_records=keep_records,
             journal=journal, on_core_lost=on_core_lost, core_patience_s=float(core_patience_s),
+            link_to=lambda pool: Link((), secret),
         )  # fmt: skip
         serving.resources.masking.learn(secret)
-        link.start(serving, welcome)
+        link.start(serving.cores.home, welcome)
         undo.pop_all()
     return Opened(serving, serving.clients)
 

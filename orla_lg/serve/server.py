@@ -136,7 +136,9 @@ class OrlaServer:
         self.draining = False
         self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed, own)
+        self.posted = PostedThings(
+            store, self.reloader, allowed, self._reloading, self._backends_changed, own if table.pool else None
+        )
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip

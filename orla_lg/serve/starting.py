@@ -60,10 +60,12 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import run
     from orla_lg.serve.store.opening import opened_store
+    from orla_lg.serve.store.scoped import ScopedStore
 
     store = opened_store(chosen, in_memory=is_demo)
     ending.callback(getattr(store, "close", int))
-    keys, posted = len(store.scan(PREFIX)), len(store.scan(key_of(PostedKind.BACKEND, "")))
+    own = ScopedStore(store, chosen.table.pool)
+    keys, posted = len(store.scan(PREFIX)), len(own.scan(key_of(PostedKind.BACKEND, "")))
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
