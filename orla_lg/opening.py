@@ -28,8 +28,9 @@ from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.connection import Link
-from orla_lg.link.dialing import Unwelcome, addresses, are_of
+from orla_lg.link.dialing import Unwelcome
 from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
+from orla_lg.link.redis_directory import are_named, directory_at, named
 from orla_lg.link.serving import LinkedServing, hello
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
@@ -164,11 +165,11 @@ def replica(
             f"{config.SERVER_KEY}, if the server has keys)"
         )
     journal, version = _journal(keep_records, records_file), _version()
-    wanted = addresses(url)
-    if key is None and (found is None or are_of(wanted, found.url)):
+    wanted, stores = named(url)
+    if key is None and (found is None or are_named(url, found.url)):
         key = config.server_key()
     secret = None if key is None else Secret(key, "key: the server's key").reveal()
-    link = Link(wanted, secret)
+    link = Link(wanted, secret, [directory_at(store) for store in stores])
     patience_s = min(FAIL_PATIENCE_S if on_core_lost == "fail" else WELCOME_PATIENCE_S, core_patience_s)
     with contextlib.ExitStack() as undo:
         undo.callback(link.stop)
@@ -179,7 +180,7 @@ def replica(
         serving = LinkedServing(
             link, welcome, adapter_of=adapter_at, key_in=config.key_in, version=version, keep_records=keep_records,
             journal=journal, on_core_lost=on_core_lost, core_patience_s=float(core_patience_s),
-            link_to=lambda pool: Link((), secret),
+            link_to=lambda pool: Link((), secret, pool=pool),
         )  # fmt: skip
         serving.resources.masking.learn(secret)
         link.start(serving.cores.home, welcome)

@@ -24,7 +24,6 @@ from orla_lg.errors import BackendUnavailable, OrlaClosed, shown
 from orla_lg.link.call import LinkedCall
 from orla_lg.link.connection import Link
 from orla_lg.link.cores import Cores
-from orla_lg.link.dialing import addresses
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Moved, Refused, Welcome
 from orla_lg.link.progress import LinkedProgress
@@ -93,10 +92,8 @@ class Entrances:
     ) -> None:
         """Follow which pools a core knows of, and where their cores are."""
         for pool in self._named(welcome):
-            if pool == welcome.pool or (other := self._side(pool)) is None or other is side:
+            if pool == welcome.pool or (other := self._side(pool, side.link, welcome)) is None or other is side:
                 continue
-            if (urls := welcome.cores.get(pool)) and not other.link.up:
-                other.link.addresses = addresses(",".join(urls))
             other.served.expected(backends.get(pool, ()))
         if welcome.pools:
             self._replica.schedulers.arrange([str(flat.get("name")) for flat in welcome.pools])
@@ -107,15 +104,26 @@ class Entrances:
         configured = {str(flat.get("pool", "")) for flat in welcome.pools}
         return configured or set(welcome.cores)
 
-    def _side(self, pool: str) -> CoreSide | None:
-        """Return the side of a pool's core, made where there is none; ``None``: there are too many."""
+    def _side(self, pool: str, giver: Link, welcome: Welcome | None) -> CoreSide | None:
+        """Return the side of a pool's core, made where there is none; ``None``: there are too many.
+
+        Args:
+            pool: The pool.
+            giver: The link of the core that names it.
+            welcome: What that said, and so where the pool's core is.
+        """
         cores = self._cores
-        if (known := cores.by_pool.get(pool)) is not None:
+        known = cores.by_pool.get(pool)
+        urls = () if welcome is None else welcome.cores.get(pool, ())
+        if known is not None:
+            if urls and not known.link.up:
+                giver.tells(known.link, urls)
             return known
         if self._link_to is None or len(cores.by_pool) >= MOST_POOLS:
             return None
-        link = self._link_to(pool)
-        link.lock = cores.home.link.lock
+        home, link = cores.home.link, self._link_to(pool)
+        link.lock, link.places = home.lock, home.places.of_pool(pool)
+        giver.tells(link, urls)
         side = self._replica.side_of(pool, link)
         cores.add(side)
         link.begin(side)
@@ -177,7 +185,7 @@ class Entrances:
             call = side.calls.give_up(message.call)
             if call is None:  # it ended meanwhile
                 return
-            to = self._side(message.pool)
+            to = self._side(message.pool, side.link, side.served.welcome)
             if to is None or call.moves >= MOST_MOVES:
                 call.refusal = _too_often(call, own, message.pool)
             else:

@@ -28,6 +28,9 @@ PATH = "/v1/orla/link"
 
 UPGRADE = "orla-link"
 
+CORES_HEADER = "x-orla-cores"
+"""Of a refusal by a standby: URLs of the core, which commas separate."""
+
 RENEW_S = 0.5
 """How often a replica renews its lease, in seconds; a connection on which nothing came for ``SILENT_S`` is dead."""
 
@@ -62,6 +65,8 @@ class Hello(NamedTuple):
     pid: int = 0
     moves: bool = False
     """Whether it understands ``Moved``."""
+    pool: str = ""
+    """Whose core it looks for; empty: any."""
 
 
 class Welcome(NamedTuple):

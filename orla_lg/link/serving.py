@@ -367,4 +367,5 @@ class LinkedServing(Serving):
 
 def hello(link: Link, version: str) -> Hello:
     """Return what a connection begins with."""
-    return Hello(PROTOCOL, link.replica, version, link.epoch, (), here(), os.getpid(), moves=True)
+    pool = link.places.pool or ""
+    return Hello(PROTOCOL, link.replica, version, link.epoch, (), here(), os.getpid(), moves=True, pool=pool)

@@ -143,6 +143,7 @@ def settings(
     store: str | None = None,
     pool: str | None = None,
     *,
+    standby: bool = False,
     reads_file: bool = True,
 ) -> ServeSettings:
     """Return what to start with: the command line, then ``[serve]``, then defaults.
@@ -155,6 +156,7 @@ def settings(
         port: Of the loopback address.
         store: The file of what outlives the process.
         pool: That the core decides for.
+        standby: It waits for the end of the core that decides.
         reads_file: Whether there is a configuration.
 
     Raises:
@@ -169,6 +171,8 @@ def settings(
         table = table.model_copy(update={"pool": pool})
     if store is not None:
         table = table.model_copy(update={"store": str(checked.path("--store", store))})
+    if standby:
+        table = table.model_copy(update={"standby": True})
     if listen_address is not None:
         listen = ListenAddress.parse("--listen-address", listen_address)
     elif port is not None:

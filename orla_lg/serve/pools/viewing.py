@@ -7,7 +7,6 @@ to carry out.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -20,18 +19,13 @@ from orla_lg.core.placement.elsewhere import ElsewhereBackends
 from orla_lg.errors import ConfigError
 from orla_lg.link.connection import Link
 from orla_lg.link.dialing import ServerAddress, addresses
-from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import PROTOCOL, Flat, Hello, Message, View, Welcome
+from orla_lg.link.places import CorePlace
 from orla_lg.link.views import PushedView, read_view
 from orla_lg.link.whereabouts import here
-from orla_lg.serve.pools.directory import CorePlace, Directory
 from orla_lg.serve.pools.secret import CoreSecret
-from orla_lg.serve.store.store import StoreUnavailable
 
 log = logging.getLogger("orla_lg")
-
-LOOK_S = 1.0
-"""How often the directory is read although nothing of it seems to have changed."""
 
 
 class PoolViewer:
@@ -59,11 +53,11 @@ class PoolViewer:
         self._views: dict[str, PushedView] = {}
 
     def hello(self) -> Hello:  # noqa: D102
-        return Hello(PROTOCOL, self.link.replica, self._version, self.link.epoch, (), here(), os.getpid())
+        return Hello(
+            PROTOCOL, self.link.replica, self._version, self.link.epoch, (), here(), os.getpid(), pool=self.pool
+        )
 
     def opening(self, welcome: Welcome) -> Sequence[Message]:  # noqa: D102
-        if welcome.pool != self.pool:
-            raise LinkBroken(f"the core decides for pool {welcome.pool!r}, not for {self.pool!r}")
         self._flats, self._views = {}, {}
         self._take(welcome.views)
         return ()
@@ -130,51 +124,26 @@ class OtherPools:
         viewers = dict(self._viewers)
         return {pool: pool in viewers and viewers[pool].link.up for pool in self.backends.pools}
 
-    async def run(self, directory: Directory, changed: Callable[[Mapping[str, CorePlace]], None]) -> None:
-        """Follow the directory; *changed* is called with it on this loop when another core is in it."""
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(woken.set)
-
-        end = directory.watch(wake)
-        try:
-            while True:
-                try:
-                    places = await asyncio.to_thread(directory.cores)
-                    await asyncio.to_thread(self.follow, places)
-                except StoreUnavailable as error:
-                    log.warning("the directory of cores cannot be read: %s", error)
-                else:
-                    changed(places)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await woken.wait()
-                woken.clear()
-        finally:
-            end()
-            await asyncio.to_thread(self.close)
-
-    def follow(self, places: Mapping[str, CorePlace]) -> None:
-        """Connect to the cores that the directory names, and let go of pools that are none any more.
+    def follow(self, places: Sequence[CorePlace]) -> None:
+        """Connect to the cores that stand in the directory, and let go of pools that are none any more.
 
         Raises:
             StoreUnavailable: The store does not answer.
         """
-        self.places = places
+        self.places = {place.pool: place for place in places if place.epoch}
         for pool in [pool for pool in self._viewers if pool not in self.backends.pools]:
-            self._viewers.pop(pool).link.stop()
+            self._viewers.pop(pool).link.stop(0.0)
         for pool in self.backends.pools:
-            place = places.get(pool)
+            place = self.places.get(pool)
             if place is None or pool == self._pool or not (found := self._reachable(place)):
                 continue
-            if (viewer := self._viewers.get(pool)) is None:
-                link = Link(found, self._secret.get())
+            known = self._viewers.get(pool)
+            if known is None or known.link.places.named != found:
+                if known is not None:
+                    known.link.stop(0.0)
+                link = Link(found, self._secret.get(), pool=pool)
                 viewer = self._viewers[pool] = PoolViewer(pool, link, self._saw, self.backends, self._version)
                 link.begin(viewer)
-            elif viewer.link.addresses != found:
-                viewer.link.addresses = found
 
     def _reachable(self, place: CorePlace) -> tuple[ServerAddress, ...]:
         """Return those of a core's addresses that the secret may go to."""
