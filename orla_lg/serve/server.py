@@ -302,7 +302,7 @@ class OrlaServer:
             else:
                 self.reloader.apply(found)
                 self.posted.reapplied()
-                if found.added or found.removed or found.replaced:
+                if found.added or found.removed or found.replaced or "pools" in found.keys:
                     self._backends_changed()
         return found.text()
 
