@@ -363,4 +363,6 @@ def refused_of(call: str, error: BaseException) -> Refused:
         more = {"rule": error.rule}
     if isinstance(error, EngineRefused):
         more = {"status": error.status}
+    if isinstance(error, BackendElsewhere):
+        return Refused(call, MappingError.__name__, str(error))
     return Refused(call, type(error).__name__, str(error), more)

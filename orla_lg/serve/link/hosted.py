@@ -42,7 +42,7 @@ class ReplicaCall(InFlightCall):
 
     def finish(self, error: BaseException | str | None = None) -> None:
         """End the call; one that enters at another pool's core was never here."""
-        if isinstance(error, BackendElsewhere) and self.moves is not None:
+        if isinstance(error, BackendElsewhere) and self.moves is not None and self.moves.left is not None:
             self.withdraw()
         else:
             super().finish(error)

@@ -19,7 +19,7 @@ from orla_lg.core.identity import Identity
 from orla_lg.link.call import CallPhase, LinkedCall
 from orla_lg.link.entrances import MOST_MOVES
 from orla_lg.link.following import Following
-from orla_lg.link.messages import End, Enter, Grant, Message, Moved, Signal, Welcome
+from orla_lg.link.messages import Adopt, End, Enter, Grant, Message, Moved, Signal, Welcome
 from orla_lg.link.serving import LinkedServing
 from orla_lg.link.views import flat_backend
 from orla_lg.openai_api.adapter import OpenAIAdapter
@@ -71,6 +71,8 @@ class ModelCore:
     def hear(self, message: Message) -> None:
         if isinstance(message, Enter):
             self.enter(message)
+        elif isinstance(message, Adopt):
+            self.granted[message.enter[0]] = message.backend
         elif isinstance(message, End):
             self.waiting.pop(message.call, None)
             self.granted.pop(message.call, None)
@@ -139,7 +141,11 @@ class World:
         with link.lock:
             said = link.listener.opening(self.welcome(pool))
             link.up = True
-            self.cores[pool].runs.clear()
+            core = self.cores[pool]
+            core.runs.clear()
+            spoken = {each.call for each in said if isinstance(each, Enter)}
+            spoken |= {each.enter[0] for each in said if isinstance(each, Adopt)}
+            core.granted = {call: backend for call, backend in core.granted.items() if call in spoken}
             link.sent.extend(said)
 
     def disconnect(self, pool: str) -> None:
