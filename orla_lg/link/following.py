@@ -62,7 +62,8 @@ class Following:
         pool: str | None = None,
     ) -> None:
         self.named, self.sources, self.pool = tuple(named), tuple(sources), pool
-        self._has_key, self._trusted = has_key, self.named
+        self._has_key = has_key
+        self._trusted: Sequence[ServerAddress] = self.named
         self._is_in_plain_text = any(each.is_in_plain_text for each in self.named) or not all(
             each.is_believed for each in self.sources
         )

@@ -76,7 +76,7 @@ class Race:
         """Why no core was found so far; what will not take the link goes before what is not there."""
         with self._lock:
             faults = list(self._faults.values())
-        if not self._dialed:
+        if not self._places:
             return NotReady("no core that decides for the pool is known")
         unwelcome = [each for each in faults if isinstance(each, ConfigError)]
         return next(iter(unwelcome or faults[::-1]), None)

@@ -69,7 +69,7 @@ from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store
+from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
