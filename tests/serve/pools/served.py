@@ -21,17 +21,17 @@ from tests.stub_engine import StubEngine
 CONFIG = """
 [backends.small-a]
 url = "{0}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [backends.small-b]
 url = "{1}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [backends.big]
 url = "{2}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [pools]
@@ -97,7 +97,7 @@ class Pools:
     def seen(self, *pools: str) -> None:
         """Wait until each core sees the others' backends."""
         for pool in pools or self.running:
-            until(lambda pool=pool: all(not view.paused for view in self.core(pool).views()))  # type: ignore[misc]
+            until(lambda pool=pool: all(not view.paused and view.probe for view in self.core(pool).views()))  # type: ignore[misc]
 
     def check(self) -> None:
         for running in self.running.values():

@@ -135,7 +135,7 @@ def test_a_link_of_one_pool_is_refused_by_the_core_of_another(pools: Pools) -> N
 
 def test_posted_backends_are_of_the_pool_where_they_are_posted(pools: Pools) -> None:
     pools.start()
-    said = {"name": "more", "endpoint": pools.engines["big"].url, "type": "openai", "model_id": "openai:stub"}
+    said = {"name": "more", "endpoint": pools.engines["big"].url, "type": "openai", "model_id": "openai:stub-model"}
     answer = httpx.post(f"{pools.running['large'].url}/api/v1/backends", json=said)
     assert answer.status_code < 300, answer.text
     until(lambda: "more" in pools.core("large").schedulers)
@@ -150,7 +150,7 @@ def test_a_reload_takes_a_backend_into_a_pool_and_refuses_to_move_one(pools: Poo
     pools.seen()
     before = pools.file.read_text()
     more = before.replace(
-        "[pools]", f'[backends.new]\nurl = "{pools.engines["big"].url}/"\nmodel = "stub"\n\n[pools]'
+        "[pools]", f'[backends.new]\nurl = "{pools.engines["big"].url}/"\nmodel = "stub-model"\n\n[pools]'
     ).replace('large = ["big"]', 'large = ["big", "new"]')
     pools.file.write_text(more)
     for running in pools.running.values():
