@@ -38,7 +38,9 @@ def faults_of_pools(pools: Pools, backends: Iterable[str]) -> list[str]:
             if name not in known:
                 faults.append(f"{where}: backend {shown(name)} does not exist{did_you_mean(name, known)}")
             elif name in seen:
-                also = f"twice in {where}" if seen[name] == pool else f"in {dotted('pools', seen[name])} and in {where}"
+                also = (
+                    f"twice in {where}" if seen[name] == pool else f"in {dotted('pools', seen[name])} and in {where}"
+                )
                 faults.append(f"pools: backend {shown(name)} is {also}; one core decides about it")
             seen.setdefault(name, pool)
     left = [name for name in known if name not in seen]

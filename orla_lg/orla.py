@@ -50,7 +50,16 @@ from orla_lg.graph.structure import stages_of
 from orla_lg.graph.tools.declared import DeclaredTools
 from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.table import stage_mapper
-from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, elsewhere_in, mapper_of, own_core, replica
+from orla_lg.opening import (
+    MapperLike,
+    Opened,
+    arguments_of,
+    check_backends,
+    elsewhere_in,
+    mapper_of,
+    own_core,
+    replica,
+)
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""

@@ -184,7 +184,6 @@ class OrlaServer:
             raise health.LinkElsewhere(self.state, self.succession.own)
         return self.host.session(caller)
 
-
     def _is_core(self, headers: Headers) -> bool:
         """Whether it is another pool's core, which knows the secret of the store that both have."""
         try:

@@ -45,7 +45,12 @@ def serve(args: argparse.Namespace) -> int:
     if args.demo and args.standby:
         raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
     chosen = settings(
-        args.config, args.listen_address, args.port, args.store, args.pool, standby=args.standby,
+        args.config,
+        args.listen_address,
+        args.port,
+        args.store,
+        args.pool,
+        standby=args.standby,
         reads_file=not args.demo,
     )
     with contextlib.ExitStack() as ending:

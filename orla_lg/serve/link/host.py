@@ -323,7 +323,7 @@ class LinkHost:
     # Replicas come and go
 
     def joined(self, session: LinkSession, hello: Hello) -> Replica | str | None:
-        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core, which looks on."""
+        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core that looks on."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
         if not self.decides or not self.lease.holds():

@@ -92,7 +92,9 @@ class Pools:
     def met(self, orla: Orla, *pools: str) -> None:
         """Wait until a replica is connected to the cores of pools."""
         cores: Any = orla.core.serving.cores  # type: ignore[attr-defined]
-        until(lambda: all(pool in cores.by_pool and cores.by_pool[pool].link.up for pool in pools or ("fast", "large")))
+        until(
+            lambda: all(pool in cores.by_pool and cores.by_pool[pool].link.up for pool in pools or ("fast", "large"))
+        )
 
     def seen(self, *pools: str) -> None:
         """Wait until each core sees the others' backends."""

@@ -289,7 +289,7 @@ def test_a_call_that_is_cancelled_while_it_waits_in_another_pool_leaves_it(pools
         pools.engines["big"].wait(lambda engine: engine.in_flight == 2)
 
         async def cancelled() -> None:
-            task = asyncio.create_task(think.ainvoke(hi()))
+            task = asyncio.create_task(think.ainvoke(hi()))  # noqa: TID251
             while pools.core("large").schedulers["big"].queue.waiting != 1:
                 await asyncio.sleep(0.005)
             task.cancel()
