@@ -205,4 +205,6 @@ class ConfigFile(ConfigTable):
     """What access policies know calls by."""
     policies: tuple[PolicyTable, ...] = ()
     stages: dict[str, LabelTable] = {}
+    pools: dict[str, tuple[str, ...]] = {}
+    """By name, the backends that share a core; each is in exactly one."""
     serve: ServeTable | None = None

@@ -38,14 +38,22 @@ def serve(args: argparse.Namespace) -> int:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"orla-lg serve needs {', '.join(missing)}, which a plain install leaves out: {INSTALL}")
+    if args.demo and args.pool:
+        raise ConfigError("--demo has one engine, and one core for it; --pool is for a configuration with [pools]")
     if args.demo and args.config:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     if args.demo and args.standby:
         raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
     chosen = settings(
-        args.config, args.listen_address, args.port, args.store, standby=args.standby,
-        advertise=args.advertise or (), reads_file=not args.demo,
-    )  # fmt: skip
+        args.config,
+        args.listen_address,
+        args.port,
+        args.store,
+        args.pool,
+        standby=args.standby,
+        advertise=args.advertise or (),
+        reads_file=not args.demo,
+    )
     with contextlib.ExitStack() as ending:
         ending.enter_context(_ended_in_order())
         if args.demo:
@@ -73,10 +81,12 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     from orla_lg.serve.recognition import refuse_our_own
     from orla_lg.serve.server import run
     from orla_lg.serve.store.opening import opened_store
+    from orla_lg.serve.store.scoped import ScopedStore
 
     store = opened_store(chosen, in_memory=is_demo)
     ending.callback(getattr(store, "close", int))
-    keys, posted = len(store.scan(PREFIX)), len(store.scan(key_of(PostedKind.BACKEND, "")))
+    own = ScopedStore(store, chosen.table.pool)
+    keys, posted = len(store.scan(PREFIX)), len(own.scan(key_of(PostedKind.BACKEND, "")))
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
@@ -129,6 +139,10 @@ def _started(
     schedulers = orla.core.serving.schedulers
     for name, scheduler in schedulers.items():
         yield f"  {_engine(scheduler, silent[name])}"
+    if chosen.core.elsewhere:
+        others = {pool: names for pool, names in chosen.core.pools.items() if pool != chosen.core.pool}
+        said = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in others.items())
+        yield f"  it is the core of pool {chosen.core.pool}; other cores have {said}"
     if posted:
         yield f"  {'and ' if schedulers else ''}{counted(posted, 'backend')} posted by API"
     elif not schedulers:

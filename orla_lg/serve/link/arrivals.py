@@ -15,11 +15,24 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.operation.adoption import adopt
+from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import of_tenant
 from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, SlotContents, read
+from orla_lg.link.messages import (
+    Adopt,
+    End,
+    Enter,
+    FirstToken,
+    Flat,
+    Keeps,
+    Missed,
+    Moved,
+    Refused,
+    SlotContents,
+    read,
+)
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
@@ -35,6 +48,7 @@ from orla_lg.serve.link.flat import (
     bounded,
     hints_of,
     identity_of,
+    moved_of,
     named,
     refused_of,
     tenant_within,
@@ -222,8 +236,12 @@ class LinkedCalls:
         inflight.aged(max(0.0, inflight.call.arrived_s - arrived_s))
         inflight.holds = message.holds
         inflight.call.access = self._access(caller, message)
-        if checks and (message.able is not None or caller.backends is not None):
-            inflight.fit = Fitting(message.able, caller.backends)
+        moves = replica.moves and serving.schedulers.elsewhere is not None
+        if checks and (moves or message.able is not None or caller.backends is not None):
+            inflight.fit = fitting = Fitting(message.able, caller.backends)
+            inflight.moves = fitting if moves else None
+        if message.moved:
+            inflight.mappers = own
         return inflight
 
     def _access(self, caller: LinkCaller, message: Enter) -> CallAccess:
@@ -296,10 +314,17 @@ class LinkedCalls:
             self._free_slot(call)
 
     def _refused(self, replica: Replica, call: HostedCall, error: Exception) -> None:
-        """Tell a replica that a call of its goes nowhere."""
-        replica.calls.pop(call.inflight.call.id, None)
+        """Tell a replica that a call of its goes nowhere, or where else it goes."""
+        id, moves = call.inflight.call.id, call.inflight.moves
+        replica.calls.pop(id, None)
+        if isinstance(error, BackendElsewhere) and moves is not None and moves.left is not None:
+            answer: Moved | Refused = moved_of(id, error, moves.left)
+            if call.withdrawn is not None:
+                call.withdrawn()
+        else:
+            answer = refused_of(id, error)
         if call.line is not None:
-            call.line.send(refused_of(call.inflight.call.id, error))
+            call.line.send(answer)
         self._free_slot(call)
 
     def _free_slot(self, call: HostedCall) -> None:
