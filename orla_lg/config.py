@@ -43,6 +43,8 @@ from orla_lg.config_tables import (
     GatewayTable,
     LabelTable,
     PolicyTable,
+    RayPoolTable,
+    RayTable,
     ServeTable,
 )
 from orla_lg.core.boundary import checked, removed
@@ -107,6 +109,8 @@ class Settings:
     """What is said of stages' data, by name."""
     serve: ServeTable | None = None
     """How ``orla-lg serve`` is reached; its files as seen from the configuration."""
+    ray: RayTable | None = None
+    """What ``orla-lg serve --on ray`` runs."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The same as it stands in the file, with what is left out: two of them show what was changed."""
     source: str = ""
@@ -231,7 +235,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
     table = _table(parsed, faults)
     if (
         not parsed.get("backends")
-        and "serve" not in parsed
+        and not {"serve", "ray"} & parsed.keys()
         and not any(each.startswith("backends") for each in faults)
     ):
         faults.append("backends: missing; at least one [backends.NAME]")
@@ -251,6 +255,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         policies=policies_in(faults, [each.model_dump() for each in table.policies]),
         stages=stages_in(faults, {name: each.model_dump() for name, each in table.stages.items()}),
         serve=_serve(faults, source, table.serve),
+        ray=table.ray,
         written=table.model_dump(),
         **_objects(faults, source, table),
         **table.model_dump(include=_AS_THEY_ARE),
@@ -371,6 +376,8 @@ def _allowed(above: list[Any]) -> list[str]:
     table: type[ConfigTable] = ConfigFile
     if above and above[0] == "serve":
         table = (ServeTable, GatewayTable)[len(above) > 1]
+    elif above and above[0] == "ray":
+        table = (RayTable, RayPoolTable)[len(above) > 2]
     elif above and above[0] == "backends":
         table = (BackendTable, CostTable)[len(above) > 2]
     elif above:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from orla_lg.clients.fitting import Untranslated
 from orla_lg.config_objects import is_object
@@ -18,6 +18,9 @@ MOST_S = 86_400.0
 """Of a time in ``[serve]``, in seconds: a day."""
 
 MOST_BODY_BYTES = 1 << 30
+
+MOST_STANDBYS = 16
+PoolName = Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class ConfigTable(BaseModel):
@@ -131,6 +134,40 @@ class ServeTable(ConfigTable):
     kept_prompt_age_s: float = Field(3600.0, gt=0, le=MOST_S, allow_inf_nan=False)
 
 
+class RayPoolTable(ConfigTable):
+    """``[ray.pools.NAME]``: one pool on a Ray cluster; what is left out is that of ``[ray]``."""
+
+    config: str | None = Field(None, min_length=1)
+    """The pool's own configuration, beside this one; left out: this one, which then is of one pool only."""
+    labels: dict[str, str] | None = None
+    resources: dict[str, float] | None = None
+    standbys: int | None = Field(None, ge=0, le=MOST_STANDBYS)
+
+
+class RayTable(ConfigTable):
+    """``[ray]``: what ``orla-lg serve --on ray`` runs, and on which nodes; other processes do not read it."""
+
+    namespace: str = Field("orla", max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Ray's, of the actors."""
+    standbys: int = Field(1, ge=0, le=MOST_STANDBYS)
+    """Beside each pool's core."""
+    labels: dict[str, str] = {}
+    """That a node must have, as Ray selects: ``value``, ``!value``, ``in(a, b)`` or ``!in(a, b)``."""
+    resources: dict[str, float] = {}
+    """Ray's own resources that each actor takes, for nodes without labels."""
+    num_cpus: float = Field(0.0, ge=0, le=1_000, allow_inf_nan=False)
+    """That each actor takes of its node, by Ray's account."""
+    pools: dict[PoolName, RayPoolTable] = {}
+
+    @field_validator("pools")
+    @classmethod
+    def _have_each_its_own(cls, pools: dict[str, RayPoolTable]) -> dict[str, RayPoolTable]:
+        without = next((name for name, pool in pools.items() if pool.config is None), None)
+        if without is not None and len(pools) > 1:
+            raise ValueError(f"each of several pools has a configuration of its own, and {without!r} names none: config")
+        return pools
+
+
 def _policy_names(said: Any) -> Any:
     """Check the name of a policy, or a table of them; what is neither, pydantic refuses."""
     names = said if isinstance(said, Mapping) else {"": said}
@@ -198,3 +235,4 @@ class ConfigFile(ConfigTable):
     policies: tuple[PolicyTable, ...] = ()
     stages: dict[str, LabelTable] = {}
     serve: ServeTable | None = None
+    ray: RayTable | None = None
