@@ -397,12 +397,11 @@ def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, re
     async def serving() -> int:
         return await OrlaServer(settings, orla, store).run(opened, ready)
 
-    with asyncio.Runner(loop_factory=new_loop()) as runner:
+    with asyncio.Runner(loop_factory=_new_loop()) as runner:
         return runner.run(serving())
 
 
-def new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the loop that a server runs on."""
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     if sys.platform == "win32":
         return asyncio.new_event_loop
     import uvloop

@@ -19,7 +19,7 @@ from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
-from orla_lg.serve.ending import ended_in_order
+from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.settings import ServeSettings, settings
 
 EXTRA = (

@@ -16,7 +16,7 @@ from orla_lg.config_tables import RayTable
 from orla_lg.core.boundary.plain import counted
 from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import ConfigError
-from orla_lg.serve.ending import ended_in_order
+from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.ray.cluster import Cluster, cluster_at
 from orla_lg.serve.ray.following import LISTENS, POLL_S, Following
 from orla_lg.serve.ray.planning import Placing, PlannedActor, planned

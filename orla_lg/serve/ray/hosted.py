@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from orla_lg.errors import OrlaError
 from orla_lg.serve.begun import begin
-from orla_lg.serve.server import OrlaServer, new_loop
+from orla_lg.serve.running import new_loop
+from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings
 
 log = logging.getLogger("orla_lg")
