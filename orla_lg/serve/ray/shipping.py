@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from orla_lg.config_file import CONFIG_NAME
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
@@ -47,16 +48,15 @@ class ShippedSettings:
         """
         with contextlib.ExitStack() as ending:
             file = self._file(ending) if self.path else None
-            chosen = settings(None if file is None else str(file), store=self.store, reads_file=file is not None)
+            chosen = settings(
+                None if file is None else str(file), store=self.store, standby=True, reads_file=file is not None
+            )
             listen = ListenAddress(node_address if self.host is None else self.host, self.port)
-            table = chosen.table
-            if listen.is_any and not table.advertise:
-                scheme = "https" if chosen.has_tls else "http"
-                host = f"[{node_address}]" if ":" in node_address else node_address
-                table = table.model_copy(update={"advertise": (f"{scheme}://{host}:{self.port}",)})
-            if self.pool is not None:
-                table = table.model_copy(update={"pool": self.pool})
-            yield replace(chosen, listen=listen, table=table)
+            update: dict[str, Any] = {} if self.pool is None else {"pool": self.pool}
+            if listen.is_any:
+                update |= {"advertise": chosen.table.advertise or (_url(chosen, node_address, self.port),)}
+                update |= {"names": (*chosen.table.names, node_address)}
+            yield replace(chosen, listen=listen, table=chosen.table.model_copy(update=update))
 
     def _file(self, ending: contextlib.ExitStack) -> Path:
         there = Path(self.path)
@@ -68,3 +68,7 @@ class ShippedSettings:
         copy.write_text(self.text, encoding="utf-8")
         copy.chmod(0o600)
         return copy
+
+
+def _url(chosen: ServeSettings, node_address: str, port: int) -> str:
+    return ListenAddress(node_address, port).url(tls=chosen.has_tls)
