@@ -121,16 +121,18 @@ def _check(own: ServeSettings, placing: Placing) -> None:
         raise ConfigError(
             f"{own.where('listen_address')}: {own.listen} is of one machine and of one server; on Ray it is HOST:PORT"
         )
+    if own.listen.is_any and not own.listen.port:
+        raise ConfigError(f"{own.where('listen_address')}: {own.listen}: at every address it needs a port of its own")
     if own.listen.is_local and placing.machines > 1 and _is_said(own, placing):
         raise ConfigError(
             f"{own.where('listen_address')}: {own.listen} is reached from its own machine only, and the cluster has "
             f"{placing.machines}; left out, each server listens at its node's address"
         )
-    if len(placing.nodes) > 1 and not is_shared(own.table.store):
+    if placing.machines > 1 and not is_shared(own.table.store):
         what = "that of this user's state folder is" if own.table.store is None else f"{own.table.store} is"
         raise ConfigError(
-            f"{own.where('store')}: the cluster has {len(placing.nodes)} nodes, and each must reach the store; {what} a "
-            'file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
+            f"{own.where('store')}: the cluster has nodes on {placing.machines} machines, and each must reach the store; "
+            f'{what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
         )
 
 
