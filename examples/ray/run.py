@@ -84,7 +84,7 @@ class Engine:
 
 
 def graph_of(orla: Orla) -> Any:
-    model = ChatOpenAI(model="auto", api_key="none", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    model = ChatOpenAI(model="auto", api_key="none", base_url="http://127.0.0.1:9/v1", max_retries=0, max_tokens=20)
 
     async def draft(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
