@@ -166,7 +166,9 @@ class RayTable(ConfigTable):
     def _have_each_its_own(cls, pools: dict[str, RayPoolTable]) -> dict[str, RayPoolTable]:
         without = next((name for name, pool in pools.items() if pool.config is None), None)
         if without is not None and len(pools) > 1:
-            raise ValueError(f"each of several pools has a configuration of its own, and {without!r} names none: config")
+            raise ValueError(
+                f"each of several pools has a configuration of its own, and {without!r} names none: config"
+            )
         return pools
 
 

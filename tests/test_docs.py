@@ -288,7 +288,16 @@ KEYS = {
     ORLA: set(inspect.signature(Orla).parameters)
     | {name for name in inspect.signature(Orla.wrap).parameters if name != "self"}
     | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "ray", "serve", "stages"}
-    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]", "[ray]", "[serve]", "[stages.NAME]", "[[policies]]"},
+    | {
+        "[backends.NAME]",
+        "[mapping]",
+        "[variants.NAME]",
+        "[limits]",
+        "[ray]",
+        "[serve]",
+        "[stages.NAME]",
+        "[[policies]]",
+    },
     "`[serve]`": set(config.ServeTable.model_fields),
     "`[serve.gateway]`": set(config.GatewayTable.model_fields),
     "`[ray]`": set(config.RayTable.model_fields),

@@ -201,7 +201,9 @@ def main() -> int:
     for name, times, until_s in (("before the kill", began, killed_s), ("after it", after, over_s)):
         pause_s = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
         print(f"{name:<22}{until_s - times[0]:>9.1f}{len(times) - 1:>12}{pause_s:>13.1f} s")
-    print(f"\nthe core was pid {pid_in(core)}, its standby {pid_in(standby)} went on; Ray began {pid_in(again)} again")
+    print(
+        f"\nthe core was pid {pid_in(core)}, its standby {pid_in(standby)} went on; Ray began {pid_in(again)} again"
+    )
     print(f"calls at the engine: {engine.calls} of {2 * RUNS}, at most {engine.most} at once of {BOUND}")
     print(f"failed: {len(failed)}{''.join(f'; {each}' for each in failed[:1])}")
     left = [pid for pid in started if lives(pid)]

@@ -44,7 +44,9 @@ def serve(args: argparse.Namespace) -> int:
 
         return serve_on_ray(args)
     if args.stop:
-        raise ConfigError("--stop ends what runs on Ray: --on ray=HOST:PORT --stop; a server of its own ends by Ctrl-C")
+        raise ConfigError(
+            "--stop ends what runs on Ray: --on ray=HOST:PORT --stop; a server of its own ends by Ctrl-C"
+        )
     chosen = settings(
         args.config, args.listen_address, args.port, args.store, standby=args.standby, reads_file=not args.demo
     )

@@ -32,7 +32,9 @@ MORE_S = 5.0
 def serve_on_ray(args: argparse.Namespace) -> int:
     """Have cores run on a Ray cluster, and return the exit status."""
     if not args.on and args.stop:
-        raise ConfigError("--stop ends what runs on a cluster that goes on without this command: --on ray=HOST:PORT --stop")
+        raise ConfigError(
+            "--stop ends what runs on a cluster that goes on without this command: --on ray=HOST:PORT --stop"
+        )
     if args.on and args.demo:
         raise ConfigError("--demo starts an engine for this command alone, and actors outlive it: --on ray --demo")
     with contextlib.ExitStack() as ending:

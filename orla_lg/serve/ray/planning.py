@@ -80,7 +80,10 @@ def planned(chosen: ServeSettings, placing: Placing) -> list[PlannedActor]:
             file = Path(chosen.source).parent / said.config
             own = settings(str(file), placing.listen_address, placing.port, store)
             if own.table.store is None and chosen.table.store is not None:  # one store for all pools
-                own, store = replace(own, table=own.table.model_copy(update={"store": chosen.table.store})), chosen.table.store
+                own, store = (
+                    replace(own, table=own.table.model_copy(update={"store": chosen.table.store})),
+                    chosen.table.store,
+                )
         _check(own, placing)
         _check_reach(own, _host(own, placing))
         labels = table.labels if said.labels is None else said.labels

@@ -87,7 +87,10 @@ def head(*, is_open: bool) -> Iterator[str]:
 
 
 def test_a_cluster_without_authentication_is_refused() -> None:
-    with head(is_open=True) as address, pytest.raises(ConfigError, match="answers without a token.*RAY_AUTH_MODE=tok"):
+    with (
+        head(is_open=True) as address,
+        pytest.raises(ConfigError, match="answers without a token.*RAY_AUTH_MODE=tok"),
+    ):
         check_closed(address)
 
 

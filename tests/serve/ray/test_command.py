@@ -35,7 +35,9 @@ def test_without_ray_it_says_what_installs_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more)
+    )
     assert "pip install 'orla-lg[ray]'" in said(capsys, "--on", "ray")
 
 
@@ -100,6 +102,8 @@ def test_actors_are_asked_one_question_at_a_time_and_changes_are_said() -> None:
     assert list(watched.look(0)) == []
     ray.answers[id(handle), 3] = FakeRay.exceptions.ActorUnavailableError("restarting")
     assert list(watched.look(0)) == ["orla-core-0"] and watched.seen["orla-core-0"].state == AWAY
-    ray.answers[id(handle), 4] = FakeRay.exceptions.RayError("Traceback …\nModuleNotFoundError: No module named 'x'\n")
+    ray.answers[id(handle), 4] = FakeRay.exceptions.RayError(
+        "Traceback …\nModuleNotFoundError: No module named 'x'\n"
+    )
     assert list(watched.look(0)) == ["orla-core-0"]
     assert "No module named 'x'" in watched.seen["orla-core-0"].text("orla-core-0")

@@ -91,7 +91,9 @@ def test_an_actor_killed_is_begun_again_and_calls_go_on(ground: Ground, command:
     check_calls(ground)
 
 
-def test_a_core_on_a_dead_node_grants_nothing_beside_the_next(ground: Ground, command: Command, replicas: Any) -> None:
+def test_a_core_on_a_dead_node_grants_nothing_beside_the_next(
+    ground: Ground, command: Command, replicas: Any
+) -> None:
     core = command.core()
     node = ground.node_of(core)
     for each in replicas:

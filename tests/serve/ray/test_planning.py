@@ -117,5 +117,3 @@ def test_a_standby_is_kept_off_a_node_if_there_is_another() -> None:
     selector, instead = elsewhere({"zone": "a"}, ["01"])
     assert selector == {"zone": "a", NODE_ID: "!in(01)"} and instead == [{"label_selector": {"zone": "a"}}]
     assert elsewhere({}, ["01"])[1] == [{"label_selector": ANY}] and matches({NODE_ID: "01"}, ANY)
-
-
