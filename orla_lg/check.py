@@ -13,6 +13,7 @@ from dataclasses import replace
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
 from orla_lg.config_faults import listed, one_server_twice
+from orla_lg.config_pools import free_choices
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe, model_asked
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
                 _compare(orla, reports)
             twice = one_server_twice([report.backend for report in reports])
             notes = [*twice, *_of_policies(settings), *_of_access(settings), *_of_stages(orla, graphs)]
+            notes += _of_pools(orla, settings)
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
@@ -237,6 +239,16 @@ def _of_access(settings: config.Settings) -> list[str]:
         and not any(read_glob(pattern).matches(_OF_BACKENDS + name) for name in names)
     ]
     return ["", *found] if found else []
+
+
+def _of_pools(orla: Orla, settings: config.Settings) -> list[str]:
+    """Return which pools there are, and which mappings choose freely among several of them."""
+    if not settings.pools:
+        return []
+    mappings = orla.core.serving.mappings
+    named = {"the mapping": mappings.shared, **{f"variant {name!r}": each for name, each in mappings.variants.items()}}
+    listed = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in settings.pools.items())
+    return ["", f"pools: {listed}; each has a core of its own", *free_choices(settings.pools, named)]
 
 
 def _of_stages(orla: Orla, graphs: Mapping[str, object]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from orla_lg.clients.fitting import Untranslated
 from orla_lg.config_objects import is_object
@@ -20,7 +20,6 @@ MOST_S = 86_400.0
 MOST_BODY_BYTES = 1 << 30
 
 MOST_STANDBYS = 16
-PoolName = Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class ConfigTable(BaseModel):
@@ -139,8 +138,6 @@ class ServeTable(ConfigTable):
 class RayPoolTable(ConfigTable):
     """``[ray.pools.NAME]``: one pool on a Ray cluster; what is left out is that of ``[ray]``."""
 
-    config: str | None = Field(None, min_length=1)
-    """The pool's own configuration, beside this one; left out: this one, which then is of one pool only."""
     labels: dict[str, str] | None = None
     resources: dict[str, float] | None = None
     standbys: int | None = Field(None, ge=0, le=MOST_STANDBYS)
@@ -159,17 +156,8 @@ class RayTable(ConfigTable):
     """Ray's own resources that each actor takes, for nodes without labels."""
     num_cpus: float = Field(0.0, ge=0, le=1_000, allow_inf_nan=False)
     """That each actor takes of its node, by Ray's account."""
-    pools: dict[PoolName, RayPoolTable] = {}
-
-    @field_validator("pools")
-    @classmethod
-    def _have_each_its_own(cls, pools: dict[str, RayPoolTable]) -> dict[str, RayPoolTable]:
-        without = next((name for name, pool in pools.items() if pool.config is None), None)
-        if without is not None and len(pools) > 1:
-            raise ValueError(
-                f"each of several pools has a configuration of its own, and {without!r} names none: config"
-            )
-        return pools
+    pools: dict[str, RayPoolTable] = {}
+    """By name, where a pool of ``[pools]`` differs."""
 
 
 def _policy_names(said: Any) -> Any:
@@ -238,5 +226,7 @@ class ConfigFile(ConfigTable):
     """What access policies know calls by."""
     policies: tuple[PolicyTable, ...] = ()
     stages: dict[str, LabelTable] = {}
+    pools: dict[str, tuple[str, ...]] = {}
+    """By name, the backends that share a core; each is in exactly one."""
     serve: ServeTable | None = None
     ray: RayTable | None = None

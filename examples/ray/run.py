@@ -2,8 +2,8 @@
 
     python examples/ray/run.py
 
-It needs `pip install 'orla-lg[ray]'`, takes about half a minute, and leaves nothing running. On Linux, as root, it runs
-in a network of its own; elsewhere Ray listens on this machine's interfaces meanwhile, behind a token.
+It needs `pip install 'orla-lg[ray]'`, takes about half a minute, and leaves nothing running. On Linux, as root, it
+runs in a network of its own; elsewhere Ray listens on this machine's interfaces meanwhile, behind a token.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from orla_lg import Orla
+from orla_lg import Orla, OrlaError
 
 BOUND, RUNS, AT_ONCE, CALL_S, PATIENCE_S = 4, 120, 12, 0.1, 60.0
 INSIDE = "EXAMPLE_INSIDE"
@@ -104,7 +105,7 @@ async def run_all(graph: Any, ended: list[float], failed: list[str]) -> None:
         async with places:
             try:
                 await graph.ainvoke({"messages": [("user", f"Question {number}")]})
-            except Exception as error:
+            except OrlaError as error:
                 failed.append(f"{type(error).__name__}: {error}")
             ended.append(time.monotonic())
 
@@ -199,7 +200,7 @@ def main() -> int:
     after = [killed_s, *sorted(each for each in ended if each >= killed_s)]
     print(f"\n{'':<22}{'seconds':>9}{'runs ended':>12}{'longest pause':>15}")
     for name, times, until_s in (("before the kill", began, killed_s), ("after it", after, over_s)):
-        pause_s = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        pause_s = max((b - a for a, b in pairwise(times)), default=0.0)
         print(f"{name:<22}{until_s - times[0]:>9.1f}{len(times) - 1:>12}{pause_s:>13.1f} s")
     print(
         f"\nthe core was pid {pid_in(core)}, its standby {pid_in(standby)} went on; Ray began {pid_in(again)} again"

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from orla_lg.core.lifecycle import CLOSED
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import OrlaClosed, shown
-from orla_lg.link.call import CallPhase, LinkedCall
+from orla_lg.link.call import CallCore, CallPhase, LinkedCall
 from orla_lg.link.connection import Link
+from orla_lg.link.contexts import LeftContexts
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import End, Grant, Message, Missed, Refused
 
@@ -33,6 +34,7 @@ class ReplicaCalls:
         self._link, self._schedulers = link, schedulers
         self._calls: dict[str, LinkedCall] = {}
         self._closing = False
+        self._contexts = LeftContexts()
         self._unconfirmed: deque[tuple[int, End]] = deque(maxlen=MOST_UNSAID)
         """Ends that were sent, each with the number of the ``Renew`` after it."""
         self._unsent: deque[tuple[LinkedCall, End]] = deque(maxlen=MOST_UNSAID)
@@ -40,6 +42,11 @@ class ReplicaCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def check_integrity(self, core: CallCore) -> None:
+        """Assert that each is in the pool of *core*, and neither new nor over; under the link's lock."""
+        for call in self._calls.values():
+            assert call.core is core and call.phase not in (CallPhase.NEW, CallPhase.OVER), call.call.id
 
     # What happens to them here
 
@@ -75,6 +82,7 @@ class ReplicaCalls:
             if self._calls.pop(call.call.id, None) is None:
                 return
             phase, call.phase = call.phase, CallPhase.OVER
+            self._contexts.ended(call, end)
             if self._link.send(end):
                 self._unconfirmed.append((self._link.number, end))
             elif phase is CallPhase.GRANTED:
@@ -114,6 +122,7 @@ class ReplicaCalls:
         self._calls = {}
         self._unconfirmed.clear()
         self._unsent.clear()
+        self._contexts.forked()
 
     def close(self) -> None:
         """End those that wait; there are no more."""
@@ -122,6 +131,13 @@ class ReplicaCalls:
             call.turn.fail(OrlaClosed(CLOSED))
 
     # What the core says of them
+
+    def give_up(self, call: str) -> LinkedCall | None:
+        """Take out a call that waits, since another core decides about it; under the link's lock."""
+        known = self._calls.get(call)
+        if known is None or known.phase not in (CallPhase.WAITING, CallPhase.MISSED):
+            return None
+        return self._calls.pop(call)
 
     def take(self, grant: Grant) -> None:
         """Let a call go, if the grant is one that it waits for."""
@@ -170,6 +186,7 @@ class ReplicaCalls:
         self._unsent.clear()
         self._unconfirmed = deque(((self._link.number, end) for end in ends), maxlen=MOST_UNSAID)
         yield from ends
+        yield from self._contexts.again(epoch)
         for call in self._calls.values():
             if call.phase is CallPhase.GRANTED and call.grant is not None and call.grant.backend is not None:
                 yield call.adopting()

@@ -56,6 +56,9 @@ KEEP_RENEWALS = 100
 
 CLOSE_S = 1.0
 
+UNCONFIRMED_S = 2 * SILENT_S
+"""A core that has not confirmed this replica's lease for so long may have lost its own, and another one may decide."""
+
 log = logging.getLogger("orla_lg")
 
 
@@ -87,7 +90,7 @@ class Link:
         self.fault = ""
         """Why there is no connection; empty while there is one."""
         self.beginning = False
-        """This process was forked, and has not tried to connect yet."""
+        """It has not tried to connect yet, since it was made or this process was forked."""
         self.lost_s = 0.0
         """When the last connection ended."""
         self.confirmed_s = float("-inf")
@@ -146,6 +149,19 @@ class Link:
         self._listener = weakref.ref(listener)
         self._begin(listener, welcome)
         self._start_thread()
+
+    def begin(self, listener: Listener) -> None:
+        """Connect in a thread, for as long as *listener* is there; nothing is waited for."""
+        self._listener = weakref.ref(listener)
+        self.beginning, self.confirmed_s = True, time.monotonic()
+        self.fault = "its core has not been met yet"
+        self._start_thread()
+
+    def tells(self, other: Link, urls: Sequence[str]) -> None:
+        """Let another link look where this link's core says that its core is, as far as that is believed."""
+        dialed = self._dialed
+        if dialed is not None:
+            other.places.hinted(dialed.address, list(urls))
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._run, name="orla-link", daemon=True)
@@ -256,6 +272,7 @@ class Link:
             while (greeted := race.take()) is None:
                 self._failed(race)
                 self._waker.sleep(TICK_S)
+                race.look()
                 self._look()
                 if not self._is_wanted():
                     return False
@@ -329,6 +346,8 @@ class Link:
             now = time.monotonic()
             if now - self._heard_s > SILENT_S:
                 return f"the core has been silent for {now - self._heard_s:.1f} s"
+            if now - self.confirmed_s > UNCONFIRMED_S and self.places.has_others:
+                return f"the core has confirmed nothing for {now - self.confirmed_s:.1f} s, as without its lease"
             if now >= self._renew_s:
                 self._renew(now)
                 self._look()

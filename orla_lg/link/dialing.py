@@ -64,12 +64,7 @@ class ServerAddress(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine."""
-        if self.scheme == "unix" or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.scheme == "unix" or is_this_machine(self.host)
 
     @property
     def is_in_plain_text(self) -> bool:
@@ -83,6 +78,16 @@ class ServerAddress(NamedTuple):
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host's name or address is loopback's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def addresses(url: object) -> tuple[ServerAddress, ...]:

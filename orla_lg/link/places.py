@@ -42,6 +42,8 @@ class CorePlace(NamedTuple):
     pid: int = 0
     beat: int = 0
     """Of a standby, counted up for as long as it lives; an entry that stays as it is belongs to none that does."""
+    holder: str = ""
+    """As which it holds, or would take, the lease."""
 
 
 def text_of(place: CorePlace) -> bytes:
@@ -58,10 +60,9 @@ def read_place(key: str, value: bytes) -> CorePlace | None:
     if not isinstance(said, Mapping) or not isinstance(said.get("pool"), str):
         log.warning("the store's entry %r is no core's and is passed by", key)
         return None
-    host = said.get("host")
     return CorePlace(
         said["pool"], _texts(said.get("urls")), _whole(said.get("epoch")), _texts(said.get("backends")),
-        host if isinstance(host, str) else "", _whole(said.get("pid")), _whole(said.get("beat")),
+        _text(said.get("host")), _whole(said.get("pid")), _whole(said.get("beat")), _text(said.get("holder")),
     )  # fmt: skip
 
 
@@ -69,6 +70,10 @@ def _texts(said: Any) -> tuple[str, ...]:
     if not isinstance(said, Sequence) or isinstance(said, str):
         return ()
     return tuple(each for each in said if isinstance(each, str))
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else ""
 
 
 def _whole(said: Any) -> int:

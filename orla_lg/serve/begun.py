@@ -16,6 +16,7 @@ from orla_lg.serve.posted.items import PostedKind
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.store.opening import opened_store
+from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.store import Store
 
 LOG_FORMAT = "orla-lg serve: %(message)s"
@@ -43,7 +44,8 @@ def begin(chosen: ServeSettings, ending: contextlib.ExitStack, *, in_memory: boo
     """
     store = opened_store(chosen, in_memory=in_memory)
     ending.callback(getattr(store, "close", int))
-    keys, posted = len(store.scan(PREFIX)), len(store.scan(key_of(PostedKind.BACKEND, "")))
+    own = ScopedStore(store, chosen.table.pool)
+    keys, posted = len(store.scan(PREFIX)), len(own.scan(key_of(PostedKind.BACKEND, "")))
     chosen.check(has_keys=bool(keys))
     opened = Listening(chosen.listen)
     ending.callback(opened.close)

@@ -21,6 +21,7 @@ examples:
   orla-lg serve --on ray=10.0.0.5:6379    the same on a running cluster; they go on after Ctrl-C, --stop ends them
   orla-lg serve --listen-address 0.0.0.0:8081    for other machines: needs a key (orla-lg keys create), and
                                           [serve] tls_cert and tls_key, or behind_proxy = true
+  orla-lg serve --pool fast               the core of one pool of backends; each pool of [pools] has its own
   orla-lg serve --port 8082 --standby     take over when the core on the same store ends, by itself or by a fault
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
@@ -66,6 +67,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
     serve.add_argument("--store", metavar="FILE", help="what outlives the process (default: in your state folder)")
+    serve.add_argument(
+        "--pool", metavar="NAME", help="the pool of [pools] whose core this is (default: what [serve] pool says)"
+    )
     serve.add_argument(
         "--standby",
         action="store_true",

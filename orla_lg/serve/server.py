@@ -18,13 +18,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import __version__
+from orla_lg.control.protocol import CoreRole
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.places import CorePlace
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
-from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.access import Access, Caller, Denied
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
@@ -49,7 +50,9 @@ from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
 from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.pools.secret import OTHER_CORE, CoreSecret
 from orla_lg.serve.pools.succession import Succession
+from orla_lg.serve.pools.viewing import OtherPools
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -66,7 +69,7 @@ from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store
+from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -87,6 +90,13 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
+        self._core_secret = CoreSecret(store)
+        self.others = (
+            None
+            if (elsewhere := serving.schedulers.elsewhere) is None
+            else OtherPools(table.pool, elsewhere, self._core_secret, __version__)
+        )
+        """What is seen of the other pools; ``None``: there are none."""
         self.lease = CoreLease(own, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
@@ -116,7 +126,9 @@ class OrlaServer:
         self.rates = BackendRates(serving)
         self.host.paced = self.rates.may_grant
         self._reloading = asyncio.Lock()
-        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
+        self.posted = PostedThings(
+            store, self.reloader, allowed, self._reloading, self._backends_changed, own if table.pool else None
+        )
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip
@@ -130,6 +142,8 @@ class OrlaServer:
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )
+        if self.others is not None:
+            self.succession.followers.append(self.others.follow)
         routes = [
             *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *self.page.routes(),
             *api_routes(self), *routes_of(self.gateway),
@@ -154,16 +168,29 @@ class OrlaServer:
         """How many HTTP requests have no whole answer yet."""
         return self.ending.under_way
 
+    @property
+    def role(self) -> CoreRole:
+        """Which of its pool's servers it is."""
+        return CoreRole(pool=self.host.pool, epoch=self.lease.epoch, cores=list(self.succession.own))
+
     # Links
 
     def open_link(
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        caller = self.layer.admit_link(headers, client, server)
+        caller = OTHER_CORE if self._is_core(headers) else self.layer.admit_link(headers, client, server)
         if self.state is not CoreState.READY:
             raise health.LinkElsewhere(self.state, self.succession.own)
         return self.host.session(caller)
+
+
+    def _is_core(self, headers: Headers) -> bool:
+        """Whether it is another pool's core, which knows the secret of the store that both have."""
+        try:
+            return self._core_secret.is_sent(headers)
+        except StoreUnavailable as error:
+            raise Denied(503, f"the server's store does not answer: {error}", "server_error") from error
 
     def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
         assert isinstance(caller, Caller)
@@ -175,7 +202,7 @@ class OrlaServer:
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
-        return self.access.still(caller, KeyScope.LINK)
+        return caller.looks_on or self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
@@ -204,6 +231,8 @@ class OrlaServer:
                 await serving
                 for task in helping:
                     task.cancel()
+        if self.others is not None:
+            self.others.close()
         self.page.feed.close()
         await self.gateway.aclose()
         self.order.stop()
@@ -222,8 +251,9 @@ class OrlaServer:
         table = self.settings.table
         urls = table.advertise or (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
         return CorePlace(
-            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid()
-        )
+            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid(),
+            holder=self.lease.holder,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -272,7 +302,7 @@ class OrlaServer:
             else:
                 self.reloader.apply(found)
                 self.posted.reapplied()
-                if found.added or found.removed or found.replaced:
+                if found.added or found.removed or found.replaced or "pools" in found.keys:
                     self._backends_changed()
         return found.text()
 

@@ -35,6 +35,8 @@ def serve(args: argparse.Namespace) -> int:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"orla-lg serve needs {', '.join(missing)}, which a plain install leaves out: {INSTALL}")
+    if args.demo and args.pool:
+        raise ConfigError("--demo has one engine, and one core for it; --pool is for a configuration with [pools]")
     if args.demo and args.config:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     if args.demo and args.standby:
@@ -48,7 +50,13 @@ def serve(args: argparse.Namespace) -> int:
             "--stop ends what runs on Ray: --on ray=HOST:PORT --stop; a server of its own ends by Ctrl-C"
         )
     chosen = settings(
-        args.config, args.listen_address, args.port, args.store, standby=args.standby, reads_file=not args.demo
+        args.config,
+        args.listen_address,
+        args.port,
+        args.store,
+        args.pool,
+        standby=args.standby,
+        reads_file=not args.demo,
     )
     with contextlib.ExitStack() as ending:
         ending.enter_context(ended_in_order())
@@ -102,6 +110,10 @@ def _started(
     schedulers = orla.core.serving.schedulers
     for name, scheduler in schedulers.items():
         yield f"  {_engine(scheduler, silent[name])}"
+    if chosen.core.elsewhere:
+        others = {pool: names for pool, names in chosen.core.pools.items() if pool != chosen.core.pool}
+        said = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in others.items())
+        yield f"  it is the core of pool {chosen.core.pool}; other cores have {said}"
     if posted:
         yield f"  {'and ' if schedulers else ''}{counted(posted, 'backend')} posted by API"
     elif not schedulers:

@@ -22,7 +22,7 @@ from orla_lg.link.messages import (
     View,
     Welcome,
 )
-from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
+from orla_lg.link.views import changed_views, flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
@@ -174,7 +174,7 @@ class LinkHost:
         """Say again what is served, after a change of the configuration."""
         self._gate()
         for session in self.sessions:
-            if session.replica is not None:
+            if session.replica is not None or session.views:
                 session.send(self.welcome(session.caller))
 
     def _policies_changed(self) -> None:
@@ -270,12 +270,27 @@ class LinkHost:
             for name, scheduler in serving.schedulers.items()
             if _may_use(caller, name)
         ]
-        self._views = self._seen()
         return Welcome(
-            PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
+            PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._seen()),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
             self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts, self.cores, self.pool,
+            self._pools(caller),
         )  # fmt: skip
+
+    def _pools(self, caller: LinkCaller) -> list[Flat]:
+        """Return the backends of all pools in their order, those of others as they are configured."""
+        serving, envs = self.serving, self._key_envs
+        if not (elsewhere := serving.schedulers.elsewhere):
+            return []
+        found = list[Flat]()
+        for view in serving.views():
+            if not _may_use(caller, view.name):
+                continue
+            if (backend := elsewhere.backend(view.name)) is None:
+                found.append({"name": view.name, "pool": self.pool})
+            else:
+                found.append({**flat_backend(backend, api_key_env=envs.get(view.name)), "pool": view.pool})
+        return found
 
     @property
     def connected(self) -> int:
@@ -296,23 +311,31 @@ class LinkHost:
         seen = self._seen()
         if seen == self._views:
             return
-        self._views, replicas = seen, self.connected
+        new, replicas = changed_views(self._views, seen), self.connected
+        self._views = seen
         for session in self.sessions:
             if session.replica is not None:
                 session.send(View(_of(session.caller, seen), replicas))
+            elif session.views:
+                session.send(View(new, replicas))
 
     # Replicas come and go
 
-    def joined(self, session: LinkSession, hello: Hello) -> Replica | str:
-        """Take in a replica; returns it, or why it is refused."""
+    def joined(self, session: LinkSession, hello: Hello) -> Replica | str | None:
+        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core, which looks on."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
         if not self.decides or not self.lease.holds():
             return "this core does not decide; connect again"
+        if hello.pool and hello.pool != self.pool:
+            return f"this core decides for pool {self.pool!r}, not for {shown(hello.pool)}"
+        if session.caller.looks_on:
+            return None
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]
+        elsewhere = self.serving.schedulers.elsewhere or ()
         for name in hello.names:
-            if name not in served:
+            if name not in served and name not in elsewhere:
                 return f"a mapping of the application names backend {shown(name)}{did_you_mean(name, served)}"
         known = self.replicas.get(hello.replica)
         if known is not None and known.caller.key_id != session.caller.key_id:
@@ -324,7 +347,7 @@ class LinkHost:
         except StoreUnavailable as error:
             return f"the server's store does not answer: {error}"
         if known is None:
-            known = Replica(hello.replica, session.caller, hello.host, hello.pid)
+            known = Replica(hello.replica, session.caller, hello.host, hello.pid, moves=hello.moves)
             self.replicas[known.id] = known
         elif known.session is not None:
             known.session.cut("its replica has another connection")

@@ -2,7 +2,8 @@
 
 A standby has all that takes time behind it: what it imports, its backends asked what they are, its port. It asks for
 the lease every ``LEASE_POLL_S`` (``LinkHost.start``), so that what a failover takes is what is left of the lease, and
-the replicas' way here.
+the replicas' way here. On the core's own machine it sees that the core's process has ended, and gives the lease back in
+its place: what has ended can grant nothing.
 
 In the directory a standby's entry grows older unless it is written again. The core strikes out what has not been for
 ``SILENT_S`` by its own clock; no two machines' clocks are compared.
@@ -57,8 +58,12 @@ class Succession:
     ) -> None:
         self.cores: Mapping[str, Sequence[str]] = {}
         """By pool, the URLs of its core and then of its standbys, as they were seen last."""
+        self.followers: list[Callable[[Sequence[CorePlace]], None]] = []
+        """Called with what stands in the directory, whenever that was read."""
         self._host, self._directory, self._place, self._refresh = host, directory, place, refresh
         self._is_meant = is_meant
+        self._core: CorePlace | None = None
+        """The one that decides for this pool, as far as the directory has it."""
         self._waits = asyncio.Event()
         """It stands by: another process has the lease."""
         self._changed = asyncio.Event()
@@ -97,7 +102,7 @@ class Succession:
     async def _has_started(self) -> bool:
         try:
             await self._refresh()
-            await self._host.start(self._another_decides)
+            await self._host.start(self._look)
         except StoreUnavailable as error:
             self._complain("this core takes no calls", error)
             return False
@@ -111,10 +116,18 @@ class Succession:
             return False
         return True
 
+    def _look(self) -> None:
+        """Look after the core that has the lease; called whenever it was asked for in vain."""
+        if not self._waits.is_set():
+            self._another_decides()
+        core = self._core
+        if core is not None and core.holder and is_gone(core.host, core.pid):
+            self._core = None
+            log.warning("the process of the core (%d) has ended", core.pid)
+            self._host.lease.release(core.holder)
+
     def _another_decides(self) -> None:
         """Say that this process waits for the lease of another one."""
-        if self._waits.is_set():
-            return
         self._waits.set()
         with contextlib.suppress(StoreUnavailable):
             self._read()
@@ -143,8 +156,9 @@ class Succession:
         """Strike out what does not stand by any more."""
         seen: dict[str, tuple[int, float]] = {}
         while True:
-            with contextlib.suppress(StoreUnavailable):
-                seen = self._strike(seen, time.monotonic())
+            if self._host.decides:
+                with contextlib.suppress(StoreUnavailable):
+                    seen = self._strike(seen, time.monotonic())
             await asyncio.sleep(BEAT_S)
 
     def _strike(self, seen: Mapping[str, tuple[int, float]], now: float) -> dict[str, tuple[int, float]]:
@@ -185,7 +199,11 @@ class Succession:
             return None
 
     def _read(self) -> None:
-        cores = urls_by_pool(self._directory.places())
+        places = self._directory.places()
+        self._core = next((each for each in places if each.epoch and each.pool == self._host.pool), None)
+        for follower in self.followers:
+            follower(places)
+        cores = urls_by_pool(places)
         if cores != self.cores:
             self.cores = self._host.cores = cores
             if self._host.decides:

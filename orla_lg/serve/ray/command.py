@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orla_lg.config_file import CONFIG_NAME
-from orla_lg.config_tables import RayTable
+from orla_lg.config_file import CONFIG_NAME, find_file
+from orla_lg.config_tables import RayTable, ServeTable
 from orla_lg.core.boundary.plain import counted
 from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import ConfigError
 from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.ray.cluster import Cluster, cluster_at
 from orla_lg.serve.ray.following import LISTENS, POLL_S, Following
-from orla_lg.serve.ray.planning import Placing, PlannedActor, planned
-from orla_lg.serve.settings import ServeSettings, settings
+from orla_lg.serve.ray.planning import Asked, PlannedActor, planned
 
+NO_SERVE = ServeTable.model_validate({})
 BEGIN_S = 60.0
 """An actor that does not listen after so long is said to be late, and followed like the others."""
 
@@ -39,16 +39,17 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         raise ConfigError("--demo starts an engine for this command alone, and actors outlive it: --on ray --demo")
     with contextlib.ExitStack() as ending:
         ending.enter_context(ended_in_order())
-        file = str(_demo(ending)) if args.demo else args.config
-        chosen = settings(file, args.listen_address, args.port, args.store)
-        table = chosen.core.ray or RayTable.model_validate({})
+        file = _demo(ending) if args.demo else args.config or find_file()
+        asked = Asked(None if file is None else str(file), args.listen_address, args.port, args.store, args.pool)
+        core = asked.core()
+        table, drain_s = core.ray or RayTable.model_validate({}), (core.serve or NO_SERVE).drain_s
         cluster = ending.enter_context(cluster_at(args.on))
         ending.enter_context(ended_in_order())  # Ray took the signal for itself
         if args.stop:
-            return _stop(cluster, chosen, table.namespace)
-        placing = Placing(cluster.nodes(), args.listen_address, args.port, args.store)
-        actors = planned(chosen, placing)
-        print("\n".join(_head(cluster, chosen, table, len(placing.nodes))), flush=True)
+            return _stop(cluster, table.namespace, drain_s)
+        nodes = cluster.nodes()
+        actors = planned(asked, nodes)
+        print("\n".join(_head(cluster, core.source, table, len(nodes))), flush=True)
         following = Following(cluster.ray, {})
         try:
             _begin(cluster, table.namespace, actors, following)
@@ -64,7 +65,7 @@ def serve_on_ray(args: argparse.Namespace) -> int:
                 return 0
         finally:
             if cluster.is_ours:
-                end(cluster.ray, following.handles, chosen.table.drain_s)
+                end(cluster.ray, following.handles, drain_s)
         print("ended, and the Ray cluster with it", flush=True)
         return 0
 
@@ -100,9 +101,9 @@ def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], fol
         print(f"  {seen.text(each.name)}", flush=True)
 
 
-def _head(cluster: Cluster, chosen: ServeSettings, table: RayTable, nodes: int) -> Iterable[str]:
+def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterable[str]:
     where = "a Ray cluster that was started for it" if cluster.is_ours else "Ray"
-    by = f", configured by {chosen.source}" if chosen.source else ""
+    by = f", configured by {source}" if source else ""
     yield f"orla-lg serve on {where} at {cluster.address}: {counted(nodes, 'node')}, namespace {table.namespace!r}{by}"
     yield (
         "Ray listens on all interfaces of each node; what keeps others out is its token"
@@ -128,9 +129,9 @@ def _stops(cluster: Cluster) -> str:
     return f"orla-lg serve --on ray={cluster.address} --stop"
 
 
-def _stop(cluster: Cluster, chosen: ServeSettings, namespace: str) -> int:
+def _stop(cluster: Cluster, namespace: str, drain_s: float) -> int:
     handles = cluster.found(namespace)
-    end(cluster.ray, handles, chosen.table.drain_s)
+    end(cluster.ray, handles, drain_s)
     named = ", ".join(sorted(handles)) or "nothing runs"
     print(f"{'ended' if handles else 'Ray'} in the namespace {namespace!r}: {named}", flush=True)
     return 0

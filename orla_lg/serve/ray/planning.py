@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from orla_lg import config
 from orla_lg.config_tables import RayPoolTable, RayTable
-from orla_lg.errors import ConfigError
+from orla_lg.core.boundary.checked import dotted
+from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.serve.access.keys import PREFIX as KEYS
 from orla_lg.serve.ray.shipping import ShippedSettings
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
@@ -51,70 +53,73 @@ class PlannedActor:
     num_cpus: float
 
 
-class Placing(NamedTuple):
-    """What the command line and the cluster say of where servers listen."""
+class Asked(NamedTuple):
+    """What the command line says."""
 
-    nodes: Sequence[RayNode]
+    file: str | None = None
+    """The configuration; ``None``: there is none."""
     listen_address: str | None = None
     port: int | None = None
     store: str | None = None
+    pool: str | None = None
+    """The only one that is meant; ``None``: all that the configuration has."""
 
-    @property
-    def machines(self) -> int:
-        """How many addresses the nodes have."""
-        return len({node.address for node in self.nodes})
+    def core(self) -> config.Settings:
+        """Return the configuration, as it is for no pool in particular."""
+        return config.Settings((), {}) if self.file is None else config.load(self.file)
+
+    def of(self, pool: str) -> ServeSettings:
+        """Return the settings of one pool's servers; empty: of the only one, which has no name."""
+        return settings(
+            self.file, self.listen_address, self.port, self.store, pool or None, reads_file=self.file is not None
+        )
 
 
-def planned(chosen: ServeSettings, placing: Placing) -> list[PlannedActor]:
+def planned(asked: Asked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
     """Return the actors that a configuration asks for, pool by pool, each pool's first core first.
 
     Raises:
         ConfigError: They cannot run on such a cluster.
     """
-    table = chosen.core.ray or RayTable.model_validate({})
-    pools = table.pools or {chosen.table.pool: RayPoolTable.model_validate({})}
+    core = asked.core()
+    table = core.ray or RayTable.model_validate({})
+    pools = [asked.pool] if asked.pool is not None else list(core.pools) or [core.serve.pool if core.serve else ""]
+    if unknown := [name for name in table.pools if name not in (*core.pools, *pools)]:
+        where = f"{core.source}: {dotted('ray', 'pools', unknown[0])}"
+        raise ConfigError(f"{where}: there is no pool {shown(unknown[0])}{did_you_mean(unknown[0], pools)}")
     taken, actors = Counter[int](), list[PlannedActor]()
-    for pool, said in pools.items():
-        own, store = chosen, placing.store
-        if said.config is not None:
-            file = Path(chosen.source).parent / said.config
-            own = settings(str(file), placing.listen_address, placing.port, store)
-            if own.table.store is None and chosen.table.store is not None:  # one store for all pools
-                own, store = (
-                    replace(own, table=own.table.model_copy(update={"store": chosen.table.store})),
-                    chosen.table.store,
-                )
-        _check(own, placing)
-        _check_reach(own, _host(own, placing))
+    for pool in pools:
+        own, said = asked.of(pool), table.pools.get(pool) or RayPoolTable.model_validate({})
+        _check(own, asked, nodes)
+        host = own.listen.host if _is_said(own, asked) or machines(nodes) <= 1 else None
+        _check_reach(own, host)
         labels = table.labels if said.labels is None else said.labels
         resources = table.resources if said.resources is None else said.resources
-        _check_place(own, pool, labels, resources, placing.nodes)
+        _check_place(own, pool, labels, resources, nodes)
         for number in range(1 + (table.standbys if said.standbys is None else said.standbys)):
             port = own.listen.port and own.listen.port + taken[own.listen.port]
             taken[own.listen.port] += 1
-            shipped = ShippedSettings(
-                own.source, _text(own.source), _host(own, placing), port, store, pool if table.pools else None
-            )
+            shipped = ShippedSettings(own.source, _text(own.source), host, port, asked.store, pool or None)
             name = "-".join(filter(None, (f"{PREFIX}core", pool, str(number))))
             actors.append(PlannedActor(name, pool, number, shipped, labels, resources, table.num_cpus))
     return actors
+
+
+def machines(nodes: Sequence[RayNode]) -> int:
+    """Return how many machines nodes are on: those with one address are on one."""
+    return len({node.address for node in nodes})
 
 
 def _text(source: str) -> str:
     return Path(source).read_text(encoding="utf-8") if source else ""
 
 
-def _is_said(own: ServeSettings, placing: Placing) -> bool:
+def _is_said(own: ServeSettings, asked: Asked) -> bool:
     """Whether something says at which host servers listen."""
-    return (placing.listen_address or own.table.listen_address) is not None
+    return (asked.listen_address or own.table.listen_address) is not None
 
 
-def _host(own: ServeSettings, placing: Placing) -> str | None:
-    """Return the host that a pool's servers listen at; ``None``: each at its node's address."""
-    return own.listen.host if _is_said(own, placing) or placing.machines <= 1 else None
-
-
-def _check(own: ServeSettings, placing: Placing) -> None:
+def _check(own: ServeSettings, asked: Asked, nodes: Sequence[RayNode]) -> None:
     """Refuse addresses and stores that not all nodes reach.
 
     Raises:
@@ -126,15 +131,15 @@ def _check(own: ServeSettings, placing: Placing) -> None:
         )
     if own.listen.is_any and not own.listen.port:
         raise ConfigError(f"{own.where('listen_address')}: {own.listen}: at every address it needs a port of its own")
-    if own.listen.is_local and placing.machines > 1 and _is_said(own, placing):
+    if own.listen.is_local and machines(nodes) > 1 and _is_said(own, asked):
         raise ConfigError(
             f"{own.where('listen_address')}: {own.listen} is reached from its own machine only, and the cluster has "
-            f"{placing.machines}; left out, each server listens at its node's address"
+            f"{machines(nodes)}; left out, each server listens at its node's address"
         )
-    if placing.machines > 1 and not is_shared(own.table.store):
+    if machines(nodes) > 1 and not is_shared(own.table.store):
         what = "that of this user's state folder is" if own.table.store is None else f"{own.table.store} is"
         raise ConfigError(
-            f"{own.where('store')}: the cluster has nodes on {placing.machines} machines, and each must reach the store; "
+            f"{own.where('store')}: the cluster has nodes on {machines(nodes)} machines, and each must reach the store; "
             f'{what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
         )
 

@@ -32,7 +32,7 @@ class ShippedSettings:
     store: str | None = field(default=None, repr=False)
     """Over that of the file."""
     pool: str | None = None
-    """Over that of the file."""
+    """Of the file, that the server is of."""
 
     @property
     def fingerprint(self) -> str:
@@ -49,10 +49,14 @@ class ShippedSettings:
         with contextlib.ExitStack() as ending:
             file = self._file(ending) if self.path else None
             chosen = settings(
-                None if file is None else str(file), store=self.store, standby=True, reads_file=file is not None
+                None if file is None else str(file),
+                store=self.store,
+                pool=self.pool,
+                standby=True,
+                reads_file=file is not None,
             )
             listen = ListenAddress(node_address if self.host is None else self.host, self.port)
-            update: dict[str, Any] = {} if self.pool is None else {"pool": self.pool}
+            update = dict[str, Any]()
             if listen.is_any:
                 update |= {"advertise": chosen.table.advertise or (_url(chosen, node_address, self.port),)}
                 update |= {"names": (*chosen.table.names, node_address)}

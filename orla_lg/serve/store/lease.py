@@ -85,6 +85,14 @@ class CoreLease:
         self._until_s = asked_s + self.ttl_s / 2
         return was_over
 
+    def release(self, holder: str) -> None:
+        """Give the lease back for a holder whose process is known to have ended.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        self._store.lease(NAME, holder, 0.0)
+
     def give_up(self) -> None:
         """Let the next core take it at once. Idempotent."""
         if self.epoch and not self.deposed:
@@ -107,6 +115,8 @@ class FencedStore(ScopedStore):
         super().__init__(store, "")
         self._held = lease
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         return super().put(key, value, expected=expected, fence=fence or Fence(NAME, self._held.epoch))

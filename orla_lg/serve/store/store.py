@@ -77,7 +77,9 @@ class Store(Protocol):
         """Return a value; ``None`` where there is none."""
         ...
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write a value, or delete it (``None``), and return its version.
 
         Args:
@@ -235,7 +237,9 @@ class MemoryStore:
         """Return a value; ``None`` where there is none."""
         return self._values.get(key)
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         with self._lock:
             if fence is not None:

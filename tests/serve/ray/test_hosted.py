@@ -59,8 +59,9 @@ def test_it_says_how_it_is_from_its_begin_to_its_end(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_waited_for(tmp_path: Path) -> None:
     taken = Listening(ListenAddress(port=0))
+    port = taken.port
     try:
-        with hosting(lambda: at(tmp_path, taken.port)) as server:
+        with hosting(lambda: at(tmp_path, port)) as server:
             until(lambda: server.status().state == "failed")
             assert "is taken" in server.status().fault
             taken.close()

@@ -1,4 +1,4 @@
-"""Cores on a Ray cluster of several raylets: placed, killed with their process, their node and the head. ``make test-ray``.
+"""Cores on a Ray cluster of several raylets: placed, and killed with their process, their node and the head.
 
 One cluster serves all tests, in the order of the file: a head takes seconds to start.
 """

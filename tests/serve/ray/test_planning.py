@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from orla_lg.errors import ConfigError
-from orla_lg.serve.ray.planning import ANY, NODE_ID, Placing, PlannedActor, RayNode, elsewhere, matches, planned
-from orla_lg.serve.settings import settings
+from orla_lg.serve.ray.planning import ANY, NODE_ID, Asked, PlannedActor, RayNode, elsewhere, matches, planned
 
 BACKEND = '[backends.main]\nurl = "http://127.0.0.1:9/v1"\n'
 
@@ -21,8 +20,7 @@ def node(number: int = 1, address: str = "127.0.0.1", **labels: str) -> RayNode:
 def plan(folder: Path, text: str, *nodes: RayNode, **said: Any) -> list[PlannedActor]:
     file = folder / "orla.toml"
     file.write_text(text)
-    placing = Placing(nodes or (node(),), **said)
-    return planned(settings(str(file), placing.listen_address, placing.port, placing.store), placing)
+    return planned(Asked(str(file), **said), nodes or (node(),))
 
 
 def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> None:
@@ -33,34 +31,42 @@ def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> No
 
 def test_without_a_configuration_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (core, _) = planned(settings(reads_file=False), Placing([node()], port=0))
+    (core, _) = planned(Asked(port=0), [node()])
     assert (core.shipped.path, core.shipped.port) == ("", 0)
 
 
-def test_each_pool_has_its_own_file_place_and_ports(tmp_path: Path) -> None:
-    for name in ("chat", "code"):
-        (tmp_path / f"{name}.toml").write_text(BACKEND)
-    text = """
+POOLS = """
+[backends.small]
+url = "http://127.0.0.1:8/v1"
+[backends.coder]
+url = "http://127.0.0.1:9/v1"
+[pools]
+chat = ["small"]
+code = ["coder"]
 [serve]
 store = "s.db"
 [ray]
 labels = { zone = "a" }
 standbys = 0
 [ray.pools.chat]
-config = "chat.toml"
 standbys = 1
 [ray.pools.code]
-config = "code.toml"
 labels = { zone = "in(b, c)" }
 resources = { chat = 1 }
 """
-    found = plan(tmp_path, text, node(1, zone="a"), node(2, zone="c"))
+
+
+def test_each_pool_has_its_place_and_its_ports(tmp_path: Path) -> None:
+    found = plan(tmp_path, POOLS, node(1, zone="a"), node(2, zone="c"))
     assert [(each.name, each.shipped.port, each.shipped.pool) for each in found] == [
         ("orla-core-chat-0", 8081, "chat"), ("orla-core-chat-1", 8082, "chat"), ("orla-core-code-0", 8083, "code"),
     ]  # fmt: skip
     assert [dict(each.labels) for each in found[1:]] == [{"zone": "a"}, {"zone": "in(b, c)"}]
     assert found[2].resources == {"chat": 1} and found[0].resources == {}
-    assert {each.shipped.store for each in found} == {str(tmp_path / "s.db")}
+    (only,) = plan(tmp_path, POOLS, node(2, zone="c"), pool="code")
+    assert (only.name, only.shipped.port) == ("orla-core-code-0", 8081)
+    with only.shipped.opened("127.0.0.1") as chosen:
+        assert chosen.table.pool == "code" and [each.name for each in chosen.core.backends] == ["coder"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ resources = { chat = 1 }
         ('[serve]\nlisten_address = "0.0.0.0:0"', (node(),), "a port of its own"),
         ('[serve]\nstore = "s.db"\n[ray]\nlabels = { zone = "a" }', (node(zone="b"),), "nodes have zone=b"),
         ('[serve]\nstore = "s.db"\n[ray]\nlabels = { zone = "a" }', (node(),), "--labels=zone=a"),
-        ('[serve]\nstore = "s.db"\n[ray]\nresources = { chat = 2 }', (node(),), "no node of the cluster has the resou"),
+        ('[serve]\nstore = "s.db"\n[ray]\nresources = { chat = 2 }', (node(),), "has the resources chat=2"),
     ],
 )  # fmt: skip
 def test_what_a_cluster_cannot_run_is_refused_at_once(
@@ -97,10 +103,9 @@ def test_on_several_machines_a_server_listens_at_its_nodes_address_with_keys_and
     assert [each.shipped.host for each in plan(tmp_path, stored, *nodes)] == [None, None]
 
 
-@pytest.mark.parametrize("text", ["[ray.pools.a]\n[ray.pools.b]\nconfig = 'b.toml'", "[ray.pools.'a b']"])
-def test_a_pool_says_what_it_is(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pools"):
-        plan(tmp_path, BACKEND + text)
+def test_a_table_is_of_a_pool_that_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ray\.pools\.chta: there is no pool 'chta'; did you mean 'chat'"):
+        plan(tmp_path, POOLS.replace("ray.pools.chat", "ray.pools.chta"), node(zone="a"))
 
 
 @pytest.mark.parametrize(
