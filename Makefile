@@ -55,6 +55,11 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; KILLS=one: three minutes)
 	ORLA_ALL_KILLS=$(if $(filter one,$(KILLS)),0,1) $(BIN)/python -m pytest -s -m kills tests/serve_kills $(TESTS)
 
+test-ray: $(STAMP) ## cores on a Ray cluster of several raylets, killed with process, node and head; and examples/ray (installs 500 MB; two minutes)
+	$(BIN)/uv pip install --quiet --python $(VENV) --editable '.[dev,ray]' 'ray[serve]>=2.60,<3'
+	$(BIN)/python -m tests.serve.ray.run $(TESTS)
+	$(BIN)/python examples/ray/run.py
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
