@@ -114,6 +114,9 @@ bench-ledger: $(STAMP) ## memory and microseconds of the account of a cache, for
 bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, against its RAM cache (ten minutes; run it alone)
 	$(BIN)/python -m bench.slots $(BENCH)
 
+bench-move: $(STAMP) ## a workflow that is moved between two real llama.cpp servers: restored, warmed or cold (three minutes; run it alone)
+	$(BIN)/python -m bench.move $(BENCH)
+
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
 	$(BIN)/python -m bench.warm $(BENCH)
 

@@ -108,7 +108,7 @@ class OrlaServer:
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
             layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
-            on_deposed=self._deposed, is_valid=self._still_may_link,
+            on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()

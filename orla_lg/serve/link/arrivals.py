@@ -18,7 +18,7 @@ from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import of_tenant
-from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
+from orla_lg.errors import AccessDenied, ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import (
     Adopt,
@@ -36,6 +36,7 @@ from orla_lg.link.messages import (
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
+from orla_lg.serve.gateway.placing import place_by_name
 from orla_lg.serve.link.flat import (
     MOST_AGE_S,
     MOST_ATTEMPTS,
@@ -44,6 +45,7 @@ from orla_lg.serve.link.flat import (
     Fitting,
     LinkCaller,
     OwnMapping,
+    SpokenKeys,
     ask_of,
     bounded,
     hints_of,
@@ -51,6 +53,7 @@ from orla_lg.serve.link.flat import (
     moved_of,
     named,
     refused_of,
+    speaks_for_others,
     tenant_within,
     timeout_of,
     whole,
@@ -86,6 +89,8 @@ class LinkedCalls:
     """The limits of a key."""
     taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot()
     """Counts a call in among those of its key; raises, if it may refuse, where there are as many as may be."""
+    keys: SpokenKeys | None = None
+    """Those in whose names gateways make calls."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
@@ -116,8 +121,9 @@ class LinkedCalls:
 
     def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
         try:
-            inflight = self._made(replica, message, arrived_s)
-            slot = self._taken(replica.caller)
+            caller = self._caller_of(replica, message)
+            inflight = self._made(replica, message, arrived_s, caller)
+            slot = self._taken(caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
@@ -131,6 +137,20 @@ class LinkedCalls:
             call.attempt = max(call.attempt, place.attempt)
         call.withdrawn = slot.release
         call.begin(serve(inflight, call, lambda record: slot.release()))  # its replica traces it
+
+    def _caller_of(self, replica: Replica, message: Enter) -> LinkCaller:
+        """Return in whose name a call is made: its link's, or that of the key which a gateway's caller sent.
+
+        Raises:
+            AccessDenied: The link makes no calls in others' names, or the key does not hold.
+        """
+        if message.key is None:
+            return replica.caller
+        speaks_for_others(replica.caller)
+        named(message.key, "a key's id", MOST_ID_CHARS)
+        if self.keys is None:
+            raise AccessDenied("this core has no keys")
+        return self.keys.caller_of(message.key)
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:
@@ -159,22 +179,24 @@ class LinkedCalls:
     def _adopt(self, replica: Replica, line: ReplicaLine, message: Adopt, enter: Enter) -> None:
         attempt = max(1, min(message.attempt, MOST_ATTEMPTS))
         assignment = Assignment(message.backend, message.model, "adopted", "granted by the core before")
+        caller = replica.caller
         try:
-            inflight = self._made(replica, enter, self.serving.clock() - bounded(enter.age_s, MOST_AGE_S))
+            caller = self._caller_of(replica, enter)
+            inflight = self._made(replica, enter, self.serving.clock() - bounded(enter.age_s, MOST_AGE_S), caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
             # It is at the engine whatever is wrong with it now: what cannot be read of it is left out.
             log.warning("a call is adopted without what is wrong in it: %s", error)
             plain = enter._replace(said={}, hints={}, own=None, layers=(), run=None)
-            inflight = self._made(replica, plain, self.serving.clock(), checks=False)
+            inflight = self._made(replica, plain, self.serving.clock(), caller, checks=False)
         inflight.tried = [message.backend] * (attempt - 1)
         call = self._hosted(replica, line, enter, inflight)
         if message.slot is not None:
             self.slots_held.setdefault(message.backend, set()).add(enter.call)
             workflow, ask = inflight.call.identity.workflow, inflight.call.ask
             self._recall(message.backend, message.slot, workflow, ask, 0, self.serving.clock())
-        slot = self.taken(replica.caller, False)
+        slot = self.taken(caller, False)
         call.withdrawn = slot.release
         call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
         if message.slot is not None and inflight.seat is not None and inflight.seat.slot == message.slot:
@@ -209,14 +231,16 @@ class LinkedCalls:
         replica.calls[message.call] = call
         return call
 
-    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> ReplicaCall:
-        """Return the call of a message.
+    def _made(
+        self, replica: Replica, message: Enter, arrived_s: float, caller: LinkCaller, *, checks: bool = True
+    ) -> ReplicaCall:
+        """Return the call of a message, made in the name of a caller.
 
         Raises:
             OrlaError: It is refused.
             LinkBroken: It is none.
         """
-        serving, caller = self.serving, replica.caller
+        serving = self.serving
         identity, (said, hints) = identity_of(message), hints_of(message)
         if (
             identity.run is not None
@@ -242,6 +266,8 @@ class LinkedCalls:
             inflight.moves = fitting if moves else None
         if message.moved:
             inflight.mappers = own
+        elif message.by_name:
+            place_by_name(serving, inflight)
         return inflight
 
     def _access(self, caller: LinkCaller, message: Enter) -> CallAccess:

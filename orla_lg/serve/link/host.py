@@ -27,7 +27,7 @@ from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
 from orla_lg.serve.link.arrivals import LinkedCalls
-from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, SpokenKeys, named
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
@@ -66,6 +66,7 @@ class LinkHost:
         taken: Counts a call in among those of its key until it is released; raises, if it may refuse, where as many
             are in.
         is_valid: Whether a key still holds; asked every second for each connection.
+        keys: Those in whose names gateways make calls.
         version: Of the package, for people.
         pool: That the core decides for.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -84,6 +85,7 @@ class LinkHost:
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
         taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
+        keys: SpokenKeys | None = None,
         version: str = "",
         pool: str = "",
         on_deposed: Callable[[], None] = lambda: None,
@@ -101,8 +103,8 @@ class LinkHost:
         self.sessions = set[LinkSession]()
         self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
-        self.requests = Requests(serving)
-        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
+        self.requests = Requests(serving, keys)
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys)
         self._spent = SpentKeeper(serving, store, lease.holds)
         self._labels = LabelKeeper(store, lease.holds)
         serving.guard.changed.append(self._policies_changed)

@@ -20,8 +20,18 @@ from orla_lg.errors import ConfigError, OrlaError, RecordUnknown, did_you_mean, 
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.views import flat_limits, flat_statistics
-from orla_lg.serve.access.keys import KeyScope
-from orla_lg.serve.link.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, numbers, tenant_within, workflow_of
+from orla_lg.serve.access.keys import KeyScope, allows
+from orla_lg.serve.link.flat import (
+    MOST_CHARS,
+    UNSENT,
+    FlatAsk,
+    LinkCaller,
+    SpokenKeys,
+    numbers,
+    speaks_for_others,
+    tenant_within,
+    workflow_of,
+)
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
@@ -35,13 +45,15 @@ class Requests:
 
     Args:
         serving: The core.
+        keys: In whose names gateways make calls; ``None``: they ask for none.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, keys: SpokenKeys | None = None) -> None:
+        self._serving, self._keys = serving, keys
         self._at_once: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "statistics": self._statistics,
             "prioritize": self._prioritize,
+            "move": self._move,
             "pause": self._pause,
             "resume": self._resume,
             "set_policy": self._set_policy,
@@ -50,6 +62,7 @@ class Requests:
             "ahead": self._ahead,
             "feedback": self._feedback,
             "resident": self._resident,
+            "key": self._key,
         }
         self._in_time: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "drain": self._drain,
@@ -107,6 +120,11 @@ class Requests:
         call = Call("", Identity(workflow), ask, said, said, self._serving.clock())
         return resident_tokens(self._scheduler(_text(more, "backend")), call)
 
+    def _key(self, caller: LinkCaller, more: Flat) -> Flat:
+        """Return what a gateway must know of a key that it was sent, by its hash."""
+        speaks_for_others(caller)
+        return {"any": False, "key": None} if self._keys is None else self._keys.told(_text(more, "sha256"))
+
     # Changing
 
     def _prioritize(self, caller: LinkCaller, more: Flat) -> bool:
@@ -118,6 +136,15 @@ class Requests:
         if tenant is not None or caller.tenants is not None:
             tenant = tenant_within(caller, tenant)
         return self._serving.steering.prioritize(_text(more, "run"), priority, tenant)
+
+    def _move(self, caller: LinkCaller, more: Flat) -> bool:
+        tenant = _text(more, "tenant") if more.get("tenant") else None
+        if tenant is not None or caller.tenants is not None:
+            tenant = tenant_within(caller, tenant)
+        backend = None if more.get("backend") is None else _text(more, "backend")
+        if backend is not None and not allows(caller.backends, backend):
+            raise ConfigError(f"this key may not use backend {shown(backend)}")
+        return self._serving.steering.move(_text(more, "workflow"), backend, tenant)
 
     def _pause(self, caller: LinkCaller, more: Flat) -> None:
         self._serving.steering.pause(_text(more, "backend"))
