@@ -106,9 +106,11 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
-            is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__,
+            on_deposed=self._deposed, is_valid=self._still_may_link,
         )  # fmt: skip
+        if table.pool:
+            self.access.slots = self.host.share_limits(store, table.pool).book
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)

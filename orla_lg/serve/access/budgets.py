@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
 from orla_lg.core.limits.usage import NOTHING, Scope
@@ -51,6 +52,18 @@ class HeldSlot:
         self.release()
 
 
+class AtOnce(Protocol):
+    """How many calls of each key are in: in this server, or in those of all pools (``pools.slices``)."""
+
+    def take(self, key_id: str, most: int, refuses: bool = True) -> HeldSlot | None:
+        """Count a call in; ``None`` where *most* are in, and one more is to be refused."""
+        ...
+
+    def pending(self, key_id: str, most: int) -> Future[None] | None:
+        """Return what a call should wait for before it is counted in; ``None``: nothing."""
+        ...
+
+
 class CallSlots:
     """How many calls of each key are in the server."""
 
@@ -58,14 +71,18 @@ class CallSlots:
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
 
-    def take(self, key_id: str, most: float) -> HeldSlot | None:
-        """Count a call in; ``None`` where *most* are in."""
+    def take(self, key_id: str, most: float, refuses: bool = True) -> HeldSlot | None:
+        """Count a call in; ``None`` where *most* are in, and one more is to be refused."""
         with self._lock:
             taken = self._taken.get(key_id, 0)
-            if taken >= most:
+            if refuses and taken >= most:
                 return None
             self._taken[key_id] = taken + 1
         return HeldSlot(lambda: self._left(key_id))
+
+    def pending(self, key_id: str, most: int) -> Future[None] | None:
+        """Return ``None``: nothing is to be waited for."""
+        return None
 
     def _left(self, key_id: str) -> None:
         with self._lock:
