@@ -48,6 +48,9 @@ LOOK_S = 1.0
 SAY_AGAIN_S = 1.0
 """How often a pool says again that it wants more."""
 
+RUN_CALLS, RUN_CORES = 8, 2
+"""Of a run: it has few calls, mostly in one pool, so its first slice is to last."""
+
 MOST_CALLS = 1 << 20
 
 
@@ -93,6 +96,7 @@ class HeldSlice:
     name: str
     account: UsageAccount
     is_at_once: bool = False
+    is_of_run: bool = False
     limit: Figures = (inf, inf, inf, inf)
     per_s: float | None = None
     hand: Figures = NONE
@@ -128,6 +132,10 @@ class HeldSlice:
     """By the wall clock; 0: it wants nothing."""
     refilled: Future[None] = field(default_factory=Future)
     _limit: Limit | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_of_run:
+            self.calls = RUN_CALLS
 
     def under(self, bound: Bound) -> None:
         """Take note of the limit."""
@@ -226,7 +234,7 @@ class HeldSlice:
         if own is not None and own.epoch > footing.epoch:  # another core decides for the pool
             return None
         self.account.look(self.per_s, now)
-        self._inherit(own, now)
+        self._inherit(own, footing)
         base = self.base
         others = [share for pool, share in shares.items() if pool != footing.pool]
         taken = self.bounded(total(each.hand for each in others))
@@ -244,7 +252,8 @@ class HeldSlice:
             self.cap = most(NONE, minus(minus(self.limit, taken), theirs))
         free, worth = NONE, self.bounded(self.worth)
         if in_use or wanted:
-            free = free_of(minus(room, theirs), worth, max(self.calls, self.waiting), footing.cores)
+            cores = RUN_CORES if self.is_of_run else footing.cores
+            free = free_of(minus(room, theirs), worth, max(self.calls, self.waiting), cores)
             if not yields:
                 free = most(free, self.bounded(least(minus(self.hand, base), room)))
             if self.is_short(now) and not fits(worth, free) and not footing.is_fresh:
@@ -257,13 +266,14 @@ class HeldSlice:
             raise LookAgain
         self.looked_s = footing.now
         if not self.is_short(footing.now):
-            self.calls = max(1, min(self.calls, 2 * self.count))
+            self.calls = max(RUN_CALLS if self.is_of_run else 1, min(self.calls, 2 * self.count))
             self.worth = NONE
         self.count = 0
 
-    def _inherit(self, own: Share | None, now: float) -> None:
+    def _inherit(self, own: Share | None, footing: Footing) -> None:
         """Count as spent what the pool's share says and the account does not know of."""
-        if not self.is_known:
+        now = footing.now
+        if not self.is_known and (footing.is_fresh or own is not None):
             self.is_known = True
             if own is not None and not self.is_at_once:
                 self.lost = most(NONE, minus(self.bounded(own.hand), self.base))

@@ -124,10 +124,12 @@ class SliceBook:
             account.spent, account.per_s, account.slices = old.spent, old.per_s, old.slices
             account.promised, account.open = old.promised, old.open
             return known
-        held = self._active[name] = HeldSlice(self, name, account)
+        held = self._active[name] = HeldSlice(self, name, account, is_of_run=bool(run))
         held.under(bound)
         if run:
             self._runs.setdefault(run, []).append(held)
+            held.looked_s = self._clock()
+            self._entries[name] = Entry(ABSENT, {})  # most likely; a write by it fails where that is wrong
         return held
 
     def want(self, held: HeldSlice, now: float) -> None:
@@ -304,6 +306,7 @@ class SliceBook:
             with self._lock:
                 grew = not fits(share.hand, held.hand)
                 held.hand, held.generation, held.wants_since_s = share.hand, self.generation, share.wants_since_s
+                held.is_known = True
                 self._rest(held, Entry(version, shares), grew=grew)
             return
 
@@ -332,15 +335,14 @@ class SliceBook:
             for held in self._runs[run]:
                 with self._lock:
                     self._active.pop(held.name, None)
-                self._entries.pop(held.name, None)
-                self._end(held.name)
+                self._end(held.name, self._entries.pop(held.name, None))
             with self._lock:
                 del self._runs[run]
 
-    def _end(self, name: str, *, strikes: bool = False) -> None:
-        """Note that a run is over here; the last pool to do so deletes the entry. Or *strike* the share out."""
+    def _end(self, name: str, entry: Entry | None = None, *, strikes: bool = False) -> None:
+        """Note that a run is over here; the last pool to do so deletes the entry. Or strike the share out."""
         for _ in range(TRIES):
-            entry = self._read(name)
+            entry = entry or self._read(name)
             own = None if entry.shares is None else entry.shares.get(self.pool)
             if entry.shares is None or own is None or own.epoch > self._epoch():
                 return
@@ -352,6 +354,7 @@ class SliceBook:
             try:
                 self._write(name, None if all(each.is_over for each in after.values()) else after, entry)
             except Conflict:
+                entry = None
                 continue
             return
 
