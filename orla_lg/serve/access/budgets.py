@@ -16,6 +16,8 @@ from typing import Any, Protocol, Self
 from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
 from orla_lg.core.limits.usage import NOTHING, Scope
 from orla_lg.serve.access.keys import AccessKey
+from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.spent import spent_under
 from orla_lg.serve.store.store import Store
 
@@ -95,12 +97,16 @@ class CallSlots:
 
 
 def spent_of(store: Store, key: AccessKey, now_s: float) -> list[dict[str, Any]]:
-    """Return what was spent of each of a key's limits, as the store knows it, a second late."""
+    """Return what was spent of each of a key's limits in all pools, as the store knows it, a second late."""
+    pools = [ScopedStore(store, pool) for pool in {"": None, **Directory(store).cores()}]
     found = []
     for layer in layers_of(key):
         assert layer.whole is not None
-        account = spent_under(store, (layer.key, Scope.KEY, layer.name), now_s)
-        if account is not None:
-            account.look(layer.whole.per_s, now_s)
-        found.append(asdict(NOTHING if account is None else account.spent))
+        spent = NOTHING
+        for pool in pools:
+            account = spent_under(pool, (layer.key, Scope.KEY, layer.name), now_s)
+            if account is not None:
+                account.look(layer.whole.per_s, now_s)
+                spent = spent.plus(account.spent)
+        found.append(asdict(spent))
     return found
