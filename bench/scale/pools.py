@@ -241,7 +241,7 @@ class PoolCore:
             taken=access.enter, pending=access.pending,  # type: ignore[arg-type]
         )  # fmt: skip
         Directory(world.store).announce(CorePlace(self.name, (f"http://{self.name}",), 1, tuple(names)))
-        self.slices = self.host.share_limits(world.store, self.name)
+        self.slots = self.host.share_limits(world.store, self.name)
 
 
 class SimulatedReplica:

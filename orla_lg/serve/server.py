@@ -110,7 +110,7 @@ class OrlaServer:
             on_deposed=self._deposed, is_valid=self._still_may_link,
         )  # fmt: skip
         if table.pool:
-            self.access.slots = self.host.share_limits(store, table.pool).book
+            self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)

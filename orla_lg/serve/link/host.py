@@ -34,6 +34,7 @@ from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
+from orla_lg.serve.pools.at_once import PooledSlots
 from orla_lg.serve.pools.keeping import SliceKeeper
 from orla_lg.serve.store.labels import LabelKeeper
 from orla_lg.serve.store.lease import CoreLease
@@ -164,13 +165,13 @@ class LinkHost:
             return False
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
 
-    def share_limits(self, store: Store, pool: str) -> SliceKeeper:
-        """Have limits hold over all pools of a store; before ``start``."""
+    def share_limits(self, store: Store, pool: str) -> PooledSlots:
+        """Have limits hold over all pools of a store, from before ``start``; returns what counts keys' calls at once."""
         self.slices = SliceKeeper(
             self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
             ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,
         )  # fmt: skip
-        return self.slices
+        return PooledSlots(self.slices.book)
 
     def _go_on(self) -> None:
         for scheduler in self.serving.schedulers.values():

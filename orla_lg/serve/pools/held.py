@@ -14,6 +14,7 @@ from orla_lg.core.limits.usage import Amount, Bound, SliceSpent, UsageAccount
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.pools.shares import (
     NONE,
+    UNBOUND,
     Figures,
     Share,
     Shares,
@@ -97,7 +98,7 @@ class HeldSlice:
     account: UsageAccount
     is_at_once: bool = False
     is_of_run: bool = False
-    limit: Figures = (inf, inf, inf, inf)
+    limit: Figures = UNBOUND
     per_s: float | None = None
     hand: Figures = NONE
     lost: Figures = NONE
@@ -176,6 +177,8 @@ class HeldSlice:
             BudgetExceeded: It will not.
         """
         self.under(bound)
+        if self.limit == UNBOUND:
+            return
         need, self.used_s = figures(asked), now
         after = plus(plus(figures(self.account.total), self.lost), need)
         self.worth = most(self.worth, need)

@@ -22,6 +22,9 @@ log = logging.getLogger("orla_lg")
 SLICES = "slices/"
 """Of the entries in the store; the account's name follows."""
 
+AT_ONCE = "at-once/"
+"""Of the accounts of a key's calls at once; the key's id follows."""
+
 WANTS_S = 3.0
 """A pool that wants more says so again; what was not repeated for so long is over."""
 
@@ -32,6 +35,7 @@ Figures = tuple[float, float, float, float]
 """Calls, tokens, dollars, seconds, as in ``Amount``."""
 
 NONE: Figures = (0, 0, 0.0, 0.0)
+UNBOUND: Figures = (math.inf, math.inf, math.inf, math.inf)
 
 
 class Sharing(Enum):
@@ -78,7 +82,7 @@ def figures(amount: Amount) -> Figures:
     return amount.calls, amount.tokens, amount.cost_usd, amount.wall_s
 
 
-def bounds(limit: Limit, scope: Scope | None = None) -> tuple[float, float, float, float]:
+def bounds(limit: Limit, scope: Scope | None = None) -> Figures:
     """Return what is shared of each figure; infinity where there is no bound, or where the clock keeps it."""
     wall_s = None if scope is Scope.RUN else limit.wall_s
     found = (limit.calls, limit.tokens, limit.cost_usd, wall_s)

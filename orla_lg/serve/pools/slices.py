@@ -15,18 +15,26 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from math import inf
 from threading import Lock
 
-from orla_lg.core.limits.limits import Limit
-from orla_lg.core.limits.usage import NOTHING, Amount, Bound, Key, Scope, SliceSpent, UsageAccount
-from orla_lg.errors import BudgetExceeded
-from orla_lg.serve.access.budgets import HeldSlot
+from orla_lg.core.limits.usage import Bound, Key, UsageAccount
 from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.gone import LEASE, LEASE_S, WITHIN, GonePools
 from orla_lg.serve.pools.held import LOOK_S, SHORT_S, Footing, HeldSlice, LookAgain, window_s
-from orla_lg.serve.pools.shares import SLICES, Share, Shares, Sharing, fits, least, packed, total, unpacked
+from orla_lg.serve.pools.shares import (
+    AT_ONCE,
+    SLICES,
+    UNBOUND,
+    Shares,
+    Sharing,
+    bounds,
+    fits,
+    least,
+    packed,
+    total,
+    unpacked,
+)
 from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.spent import account_name
 from orla_lg.serve.store.store import ABSENT, Conflict, Store, StoreUnavailable
@@ -42,10 +50,6 @@ RUN_S = 60.0
 FORGET_S = 30 * 86_400.0
 """The entry of a run that no core has touched for so long is deleted."""
 
-AT_ONCE = "at-once/"
-"""Of the accounts of calls at once; the key's id follows."""
-
-ONE = Amount(calls=1)
 TRIES = 8
 
 
@@ -88,7 +92,7 @@ class SliceBook:
         wall: Callable[[], float] = time.time,
         ends_s: float = 15.0,
     ) -> None:
-        self.pool, self.wake = pool, wake
+        self.pool, self.wake, self.lock, self.clock = pool, wake, lock, clock
         self.generation = 0
         """Grows when the lease was lost: what is in hand must be confirmed then."""
         self.valid_until_s = -inf
@@ -97,13 +101,12 @@ class SliceBook:
         self.gone = GonePools(store, pool)
         self._overdrawn = set[str]()
         """Accounts that may exceed their limit because this core stood still, and other pools took its share."""
-        self._store, self._lock, self._epoch, self._ends_s = store, lock, epoch, ends_s
-        self._may_take, self._is_open, self._clock, self._wall = may_take, is_open, clock, wall
+        self._store, self._epoch, self._ends_s = store, epoch, ends_s
+        self._may_take, self._is_open, self._wall = may_take, is_open, wall
         self._active: dict[str, HeldSlice] = {}
         """Those that have something to be looked after, now or at a time."""
         self._entries: dict[str, Entry] = {}
         self._runs: dict[str, list[HeldSlice]] = {}
-        self._at_once: dict[str, HeldSlice] = {}
         self._inherited: dict[str, float] | None = None
         """Shares of the core before that this one has not touched, and when they are to be given back."""
         self._cores = 2
@@ -116,7 +119,7 @@ class SliceBook:
     def slice_of(self, run: str, key: Key, bound: Bound, account: UsageAccount) -> HeldSlice | None:
         """Return the slice of a new account; under the lock. ``None`` where other cores have no such account."""
         name = account_name(run, key)
-        if name is None:
+        if name is None or bounds(bound.limit, bound.scope) == UNBOUND:
             return None
         known = self._active.get(name)
         if known is not None:  # its account was forgotten just now
@@ -128,7 +131,7 @@ class SliceBook:
         held.under(bound)
         if run:
             self._runs.setdefault(run, []).append(held)
-            held.looked_s = self._clock()
+            held.looked_s = self.clock()
             self._entries[name] = Entry(ABSENT, {})  # most likely; a write by it fails where that is wrong
         return held
 
@@ -141,53 +144,15 @@ class SliceBook:
 
     def may_grant(self) -> bool:
         """Whether calls may go that were let in: not while other pools may have what was promised to them."""
-        if self._clock() < self.valid_until_s:
+        if self.clock() < self.valid_until_s:
             return not self._overdrawn
-        with self._lock:
+        with self.lock:
             return not any(held.sharing is not Sharing.FOR_GOOD and held.account.open for held in self._active.values())
 
-    # Calls at once (``budgets.CallSlots``)
-
-    def take(self, key_id: str, most: int, refuses: bool = True) -> HeldSlot | None:
-        """Count a call of a key in; ``None`` where as many are in as may be."""
-        with self._lock:
-            held = self._slots_of(key_id)
-            bound = Bound(Scope.KEY, key_id, Limit(calls=most))
-            if refuses and not self._fits_at_once(held, bound):
-                return None
-            held.under(bound)
-            held.account.promise(ONE)
-            self._active[held.name] = held
-        return HeldSlot(lambda: self._left(held))
-
-    def pending(self, key_id: str, most: int) -> Future[None] | None:
-        """Return what a call should wait for before it is counted in; ``None``: nothing."""
-        with self._lock:
-            held = self._slots_of(key_id)
-            bound = Bound(Scope.KEY, key_id, Limit(calls=most))
-            if held.account.open >= most or self._fits_at_once(held, bound):
-                return None
-            return None if self._clock() < held.dry_until_s else held.refilled
-
-    def _slots_of(self, key_id: str) -> HeldSlice:
-        held = self._at_once.get(key_id)
-        if held is None:
-            held = self._at_once[key_id] = HeldSlice(self, AT_ONCE + key_id, UsageAccount(), is_at_once=True)
-        return held
-
-    def _fits_at_once(self, held: HeldSlice, bound: Bound) -> bool:
-        try:
-            held.check(bound, ONE, self._clock())
-        except (SliceSpent, BudgetExceeded):
-            return False
-        return True
-
-    def _left(self, held: HeldSlice) -> None:
-        with self._lock:
-            now = self._clock()
-            held.account.settle(ONE, NOTHING, now)
-            if held.waiting and held.has(held.bounded((held.account.open + 1, 0, 0, 0)), now):
-                held.notify()
+    def look_after(self, held: HeldSlice) -> None:
+        """Have a slice looked after at the next look; under the lock."""
+        self._active[held.name] = held
+        held.next_s = -inf
 
     # In the background
 
@@ -199,8 +164,8 @@ class SliceBook:
             self._renew()
             self._count()
             self._inherit()
-            now = self._clock()
-            with self._lock:
+            now = self.clock()
+            with self.lock:
                 due = [held for held in self._active.values() if now >= held.next_s]
             for held in due:
                 self._balance(held)
@@ -218,7 +183,7 @@ class SliceBook:
 
     def close(self) -> None:
         """Give back what is free, so that the next core finds its pool's share spent to the last."""
-        with self._lock:
+        with self.lock:
             kept = list(self._active.values())
             for held in kept:
                 held.used_s = held.wanted_s = -inf
@@ -230,7 +195,7 @@ class SliceBook:
         self.valid_until_s = -inf
 
     def _renew(self) -> None:
-        now = self._clock()
+        now = self.clock()
         if now < self._renew_at_s:
             return
         self.operations += 1
@@ -243,7 +208,7 @@ class SliceBook:
 
     def _begin_anew(self) -> None:
         """Have everything confirmed: another pool found this one without a core."""
-        with self._lock:
+        with self.lock:
             self.generation += 1
             self.valid_until_s = self._renew_at_s = -inf
             self._entries.clear()
@@ -253,7 +218,7 @@ class SliceBook:
                     self._overdrawn.add(held.name)
 
     def _count(self) -> None:
-        if (now := self._clock()) >= self._count_at_s:
+        if (now := self.clock()) >= self._count_at_s:
             self.operations += 1
             self._cores = max(2, len(Directory(self._store).cores()))
             self._count_at_s = now + COUNT_S
@@ -271,13 +236,13 @@ class SliceBook:
 
     def _footing(self, *, is_fresh: bool) -> Footing:
         return Footing(
-            self.pool, self._epoch(), self.generation, self._cores, self._clock(), self._wall(), is_fresh
+            self.pool, self._epoch(), self.generation, self._cores, self.clock(), self._wall(), is_fresh
         )  # fmt: skip
 
     def _balance(self, held: HeldSlice) -> None:
         """Take what is needed, or give back what is not."""
-        with self._lock:
-            held.pace(self._clock())
+        with self.lock:
+            held.pace(self.clock())
         entry = self._entries.pop(held.name, None)
         for _ in range(TRIES):
             is_fresh = entry is None
@@ -287,7 +252,7 @@ class SliceBook:
             if is_fresh and self._reclaims(held, entry, entry.shares):
                 entry = None
                 continue
-            with self._lock:
+            with self.lock:
                 try:
                     share = held.next_share(entry.shares, self._footing(is_fresh=is_fresh))
                 except LookAgain:
@@ -303,7 +268,7 @@ class SliceBook:
             except Conflict:
                 entry = None
                 continue
-            with self._lock:
+            with self.lock:
                 grew = not fits(share.hand, held.hand)
                 held.hand, held.generation, held.wants_since_s = share.hand, self.generation, share.wants_since_s
                 held.is_known = True
@@ -312,7 +277,7 @@ class SliceBook:
 
     def _rest(self, held: HeldSlice, entry: Entry, *, grew: bool) -> None:
         """Note what a look has come to; under the lock."""
-        shares, now = entry.shares or {}, self._clock()
+        shares, now = entry.shares or {}, self.clock()
         if held.name in self._overdrawn and (
             not held.account.open or fits(held.bounded(total(each.hand for each in shares.values())), held.limit)
         ):
@@ -329,14 +294,14 @@ class SliceBook:
         if now < self._runs_at_s:
             return
         self._runs_at_s = now + LOOK_S
-        with self._lock:
+        with self.lock:
             over = [run for run in self._runs if not self._is_open(run)]
         for run in over:
             for held in self._runs[run]:
-                with self._lock:
+                with self.lock:
                     self._active.pop(held.name, None)
                 self._end(held.name, self._entries.pop(held.name, None))
-            with self._lock:
+            with self.lock:
                 del self._runs[run]
 
     def _end(self, name: str, entry: Entry | None = None, *, strikes: bool = False) -> None:
@@ -360,7 +325,7 @@ class SliceBook:
 
     def _inherit(self) -> None:
         """Give back, when its time has come, what the core before had of accounts that this one has not touched."""
-        now = self._clock()
+        now = self.clock()
         if self._inherited is None:
             self._inherited = {}
             self.operations += 1
@@ -369,7 +334,7 @@ class SliceBook:
         due = [name for name, due_s in self._inherited.items() if now >= due_s]
         for name in due:
             run, own = _run(name), (self._read(name).shares or {}).get(self.pool)
-            with self._lock:
+            with self.lock:
                 untouched = own is not None and own.epoch < self._epoch() and name not in self._active
             if untouched and not (run and self._is_open(run)):
                 self._end(name, strikes=not run)
@@ -387,7 +352,7 @@ class SliceBook:
 
     def _reclaims(self, held: HeldSlice, entry: Entry, shares: Shares) -> bool:
         """Strike out the shares of dead pools, of what comes back by itself; returns whether the entry may differ."""
-        now = self._clock()
+        now = self.clock()
         if held.sharing is Sharing.FOR_GOOD or now - held.wanted_s >= SHORT_S:
             return False
         # The entry was read before: a core that comes back in between writes it, and then this write fails.

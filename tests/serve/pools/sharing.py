@@ -15,6 +15,7 @@ from orla_lg.core.limits.usage import Amount as Used
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.access.budgets import HeldSlot
+from orla_lg.serve.pools.at_once import PooledSlots
 from orla_lg.serve.pools.directory import CorePlace, Directory
 from orla_lg.serve.pools.held import EVERY_S
 from orla_lg.serve.pools.slices import SliceBook
@@ -109,6 +110,7 @@ class PoolCore:
     is_deposed: bool = False
     slices: SliceBook = field(init=False)
     book: LimitBook = field(init=False)
+    slots: PooledSlots = field(init=False)
 
     def __post_init__(self) -> None:
         world = self.world
@@ -118,6 +120,7 @@ class PoolCore:
             ends_s=ENDS_S,
         )  # fmt: skip
         self.book.sliced = self.slices.slice_of
+        self.slots = PooledSlots(self.slices)
 
     @property
     def layers(self) -> list[LimitScope]:
@@ -141,7 +144,7 @@ class PoolCore:
     def _slot(self, *, refuses: bool) -> Callable[[Used], None] | None:
         most = self.world.limit.calls
         assert most is not None
-        slot: HeldSlot | None = self.slices.take(KEY, most, refuses)
+        slot: HeldSlot | None = self.slots.take(KEY, most, refuses)
         return None if slot is None else lambda spent: slot.release()
 
     def _settle(self, held: BudgetReservation, spent: Used) -> None:
