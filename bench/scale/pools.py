@@ -47,7 +47,7 @@ from orla_lg.serve.pools.slices import SliceBook
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import POOLS, ScopedStore
 from orla_lg.serve.store.spent import SpentKeeper
-from orla_lg.serve.store.store import Instant, Lease, MemoryStore, Versioned
+from orla_lg.serve.store.store import Fence, Instant, Lease, MemoryStore, Versioned
 from orla_lg.testing.virtual import StillAdapter, VirtualBackground, VirtualClock, VirtualLoop
 from orla_lg_sim.engine import SimEngine
 from orla_lg_sim.parameters import EngineParameters
@@ -142,9 +142,11 @@ class CountingStore(MemoryStore):
         self._count("get", key)
         return super().get(key)
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         self._count("put", key)
-        return super().put(key, value, expected=expected)
+        return super().put(key, value, expected=expected, fence=fence)
 
     def scan(self, prefix: str) -> dict[str, Versioned]:
         self._count("scan", prefix)

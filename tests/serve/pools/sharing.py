@@ -19,7 +19,7 @@ from orla_lg.serve.pools.at_once import PooledSlots
 from orla_lg.serve.pools.directory import CorePlace, Directory
 from orla_lg.serve.pools.held import EVERY_S
 from orla_lg.serve.pools.slices import SliceBook
-from orla_lg.serve.store.store import Conflict, Instant, MemoryStore, StoreUnavailable, Versioned
+from orla_lg.serve.store.store import Conflict, Fence, Instant, MemoryStore, StoreUnavailable, Versioned
 
 KEY = "k1"
 ENDS_S = 5.0
@@ -67,8 +67,10 @@ class FaultyStore(MemoryStore):
         found: Versioned | None = self._meets("get", lambda: MemoryStore.get(self, key))
         return found
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
-        version: int = self._meets("put", lambda: MemoryStore.put(self, key, value, expected=expected))
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
+        version: int = self._meets("put", lambda: MemoryStore.put(self, key, value, expected=expected, fence=fence))
         return version
 
     def lease(self, name: str, holder: str, ttl_s: float) -> Any:
