@@ -169,7 +169,18 @@ def profiled(server: Server, where: str) -> Iterator[None]:
     """Have py-spy look at the server meanwhile."""
     program, _, file = where.partition(",")
     assert server.process is not None
-    words = [program, "record", "--pid", str(server.process.pid), "--output", file, "--format", "raw", "--rate", "500"]
+    words = [
+        program,
+        "record",
+        "--pid",
+        str(server.process.pid),
+        "--output",
+        file,
+        "--format",
+        "raw",
+        "--rate",
+        "500",
+    ]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     try:
         yield

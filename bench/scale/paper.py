@@ -209,7 +209,9 @@ def options() -> argparse.Namespace:
     add = found.add_argument
     add("--quick", action="store_true", help="four pools at most, and two seconds each")
     add("--socket-us", type=flags.count, default=int(SOCKET_US), help=f"of sockets, a call ({SOCKET_US:.0f})")
-    add("--redis-ops", type=flags.count, default=int(REDIS_OPS_S), help=f"of one store, a second ({REDIS_OPS_S:,.0f})")
+    add(
+        "--redis-ops", type=flags.count, default=int(REDIS_OPS_S), help=f"of one store, a second ({REDIS_OPS_S:,.0f})"
+    )
     usual(found, writes="docs/scale-out.md and its figure")
     add("--one", nargs=3, help=argparse.SUPPRESS)
     return found.parse_args()

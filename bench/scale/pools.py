@@ -142,9 +142,7 @@ class CountingStore(MemoryStore):
         self._count("get", key)
         return super().get(key)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         self._count("put", key)
         return super().put(key, value, expected=expected, fence=fence)
 
@@ -223,11 +221,10 @@ class PoolCore:
     def __init__(self, world: World, number: int) -> None:
         shape, self.name = world.shape, f"pool-{number}"
         names = [f"{self.name}-{each}" for each in range(shape.backends)]
-        stages = {
-            f"stage-{at}": [*names[at % len(names) :], *names[: at % len(names)]] for at in range(STAGES)
-        }
+        stages = {f"stage-{at}": [*names[at % len(names) :], *names[: at % len(names)]] for at in range(STAGES)}
         backends = {
-            core.Backend(name, f"http://{name}/v1", max_concurrency=ENGINE.max_running): EngineAdapter() for name in names
+            core.Backend(name, f"http://{name}/v1", max_concurrency=ENGINE.max_running): EngineAdapter()
+            for name in names
         }
         full = core.Backend(f"{self.name}-full", "http://full/v1", max_concurrency=1)
         self.engines = {name: SimulatedBackend(world.clock) for name in names}

@@ -134,7 +134,13 @@ class LinkedCalls:
         call.begin(serve(inflight, call, lambda record: slot.release()))  # its replica traces it
 
     def _wait(
-        self, pending: Future[None], replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float, until_s: float
+        self,
+        pending: Future[None],
+        replica: Replica,
+        line: ReplicaLine,
+        message: Enter,
+        arrived_s: float,
+        until_s: float,
     ) -> None:
         """Let a call enter once what it waits for has come, or the time is over."""
         loop, key = asyncio.get_running_loop(), (replica.id, message.call)

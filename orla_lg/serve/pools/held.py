@@ -341,5 +341,3 @@ class HeldSlice:
 def window_s(per_s: float) -> float:
     """Return after how many seconds what was used is out of a window."""
     return per_s * (1 + 1 / STEPS) + 1e-6
-
-

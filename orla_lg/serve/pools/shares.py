@@ -175,7 +175,9 @@ def unpacked(name: str, value: bytes) -> dict[str, Share] | None:
         entry = json.loads(value)
         return {str(pool): _share(fields) for pool, fields in entry.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        log.warning("the shares of %s in the store cannot be read (%s); nothing more is taken of it", name[:200], error)
+        log.warning(
+            "the shares of %s in the store cannot be read (%s); nothing more is taken of it", name[:200], error
+        )
         return None
 
 

@@ -147,7 +147,9 @@ class SliceBook:
         if self.clock() < self.valid_until_s:
             return not self._overdrawn
         with self.lock:
-            return not any(held.sharing is not Sharing.FOR_GOOD and held.account.open for held in self._active.values())
+            return not any(
+                held.sharing is not Sharing.FOR_GOOD and held.account.open for held in self._active.values()
+            )
 
     def look_after(self, held: HeldSlice) -> None:
         """Have a slice looked after at the next look; under the lock."""
@@ -247,14 +249,15 @@ class SliceBook:
         for _ in range(TRIES):
             is_fresh = entry is None
             entry = entry or self._read(held.name)
-            if entry.shares is None:
+            found = entry.shares
+            if found is None:
                 return
-            if is_fresh and self._reclaims(held, entry, entry.shares):
+            if is_fresh and self._reclaims(held, entry, found):
                 entry = None
                 continue
             with self.lock:
                 try:
-                    share = held.next_share(entry.shares, self._footing(is_fresh=is_fresh))
+                    share = held.next_share(found, self._footing(is_fresh=is_fresh))
                 except LookAgain:
                     entry = None
                     continue
@@ -262,7 +265,7 @@ class SliceBook:
                     self._rest(held, entry, grew=False)
                     return
                 held.hand = least(held.hand, share.hand)
-            shares = {**entry.shares, self.pool: share}
+                shares = {**found, self.pool: share}
             try:
                 version = self._write(held.name, shares, entry)
             except Conflict:

@@ -44,7 +44,9 @@ class InHand:
 
 
 def test_each_new_account_asks_once_for_its_slice_whatever_it_is_of() -> None:
-    book = LimitBook(Limits(run=Limit(calls=9), stages={"draft": Limit(calls=9)}, tenants={"*": Limit(calls=9)}), float)
+    book = LimitBook(
+        Limits(run=Limit(calls=9), stages={"draft": Limit(calls=9)}, tenants={"*": Limit(calls=9)}), float
+    )
     found = list[tuple[str, str, str]]()
 
     def sliced(run: str, key: Key, bound: Bound, account: UsageAccount) -> InHand:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from orla_lg.core.limits.limits import Limit
 from orla_lg.core.limits.usage import Amount, Scope
 from orla_lg.serve.pools.shares import NONE, SLICES, Share, Sharing, bounds, free_of, packed, unpacked
-from tests.serve.pools.sharing import EqualPart, PoolCore, WholeLimit, World
+from tests.serve.pools.sharing import EqualPart, Forgetful, PoolCore, WholeLimit, World
 
-STEPS = settings(max_examples=60, stateful_step_count=40, deadline=None)
-FAULTS = st.lists(st.sampled_from(["lost", "late", "away", "", ""]), max_size=6)
+STEPS = settings(max_examples=25, stateful_step_count=40, deadline=None)
+CONTROL = settings(max_examples=300, stateful_step_count=40, deadline=None, phases=[Phase.generate])
+FAULTS = st.lists(st.sampled_from(["lost", "late", "away", "", ""]), max_size=3)
 CORES = st.integers(0, 3)
 
 
@@ -40,6 +41,16 @@ class Pools(RuleBasedStateMachine):
         for _ in range(times):
             if core in self.world.live and core is not None:
                 self.world.call(core, Amount(calls=1, tokens=tokens))
+
+    @rule(numbers=st.sets(CORES, min_size=1), steps=st.integers(2, 10), tokens=st.integers(1, 60))
+    def calls_come_and_end_for_a_while(self, numbers: set[int], steps: int, tokens: int) -> None:
+        for _ in range(steps):
+            for number in sorted(numbers):
+                self.calls_come(number, tokens, 2)
+            self.world.check()
+            for call in self.world.running[::2]:
+                self.world.end(call)
+            self.world.pass_time(0.25)
 
     @rule(number=CORES)
     def an_old_core_lets_one_in(self, number: int) -> None:
@@ -118,7 +129,13 @@ def test_no_sum_exceeds_its_limit(machine: type[Pools]) -> None:
 def test_with_the_whole_limit_at_each_core_it_does(machine: type[Pools]) -> None:
     control = type("Control", (machine,), {"made": WholeLimit})
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(control, settings=STEPS)
+        run_state_machine_as_test(control, settings=CONTROL)
+
+
+def test_where_the_next_core_does_not_heed_its_pools_share_it_does() -> None:
+    control = type("Control", (Pools,), {"made": Forgetful})
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(control, settings=CONTROL)
 
 
 # All of it can be used
