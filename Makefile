@@ -96,6 +96,9 @@ bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways th
 bench-scale: $(STAMP) ## 130,000 calls waiting in the core, on one core without an engine (some minutes; run it alone)
 	$(BIN)/python -m bench.scale $(BENCH)
 
+bench-scale-paper: $(STAMP) ## up to 64 pools in virtual time, and what 10,000 workflows a second need (ten minutes; run it alone)
+	$(BIN)/python -m bench.scale.paper $(BENCH)
+
 bench-policies: $(STAMP) ## completion under each policy, simulated in virtual time (BENCH='--quick' for a minute)
 	$(BIN)/python -m bench.policies $(BENCH)
 

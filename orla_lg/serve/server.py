@@ -107,9 +107,11 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
+            layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
             on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
+        if table.pool:
+            self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)

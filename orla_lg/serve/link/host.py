@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from orla_lg.core.limits.limits import LimitScope
@@ -33,6 +34,8 @@ from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
+from orla_lg.serve.pools.at_once import PooledSlots
+from orla_lg.serve.pools.keeping import SliceKeeper
 from orla_lg.serve.store.labels import LabelKeeper
 from orla_lg.serve.store.lease import CoreLease, FencedStore
 from orla_lg.serve.store.spent import SpentKeeper
@@ -65,6 +68,7 @@ class LinkHost:
         layers: The limits of a key, as layers of each of its calls.
         taken: Counts a call in among those of its key until it is released; raises, if it may refuse, where as many
             are in.
+        pending: What a key's call should wait for before it is counted in; ``None``: nothing.
         is_valid: Whether a key still holds; asked every second for each connection.
         keys: Those in whose names gateways make calls.
         version: Of the package, for people.
@@ -84,6 +88,7 @@ class LinkHost:
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
         taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
+        pending: Callable[[str | None], Future[None] | None] = lambda key_id: None,
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
         keys: SpokenKeys | None = None,
         version: str = "",
@@ -104,7 +109,7 @@ class LinkHost:
         self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving, keys)
-        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys)
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys, pending)
         self._spent = SpentKeeper(serving, store, lease.holds)
         self._labels = LabelKeeper(store, lease.holds)
         serving.guard.changed.append(self._policies_changed)
@@ -113,6 +118,8 @@ class LinkHost:
         self._is_valid = is_valid
         self.paced: Callable[[str], bool] | None = None
         """Whether a backend's rate lets another call go; ``None``: there are no rates."""
+        self.slices: SliceKeeper | None = None
+        """Of limits that other pools' cores keep too; ``None``: there are none."""
         self.version, self.pool = version, pool
         self.cores: Mapping[str, Sequence[str]] = {}
         """By pool, the URLs of its core and then of its standbys, as replicas are given them."""
@@ -151,6 +158,8 @@ class LinkHost:
             scheduler.health.connect()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
+        if self.slices is not None:
+            self.slices.start()
 
     @property
     def decides(self) -> bool:
@@ -169,7 +178,17 @@ class LinkHost:
     def _may_grant(self, backend: str) -> bool:
         if self.paced is not None and not self.paced(backend):
             return False
+        if self.slices is not None and not self.slices.book.may_grant():
+            return False
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
+
+    def share_limits(self, store: Store, pool: str) -> PooledSlots:
+        """Have limits hold over all pools of a store, from before ``start``; returns what counts keys' calls at once."""
+        self.slices = SliceKeeper(
+            self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
+            ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,
+        )  # fmt: skip
+        return PooledSlots(self.slices.book)
 
     def _go_on(self) -> None:
         for scheduler in self.serving.schedulers.values():
@@ -195,6 +214,8 @@ class LinkHost:
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
+        if self.slices is not None:
+            self.slices.close()
         self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)
