@@ -334,7 +334,7 @@ class Request(NamedTuple):
     number: int
     what: str
     """``statistics``, ``prioritize``, ``pause``, ``resume``, ``drain``, ``set_policy``, ``set_limit``, ``ahead``,
-    ``feedback``, ``resident``, ``limits``."""
+    ``feedback``, ``resident``, ``limits``, ``thread``."""
     more: Flat
 
 

@@ -24,6 +24,7 @@ from orla_lg import __version__
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
+from orla_lg.link.thread_leases import LeasesInStore
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
@@ -109,6 +110,7 @@ class OrlaServer:
             layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
             is_valid=self._still_may_link,
         )  # fmt: skip
+        self.host.requests.threads = LeasesInStore(store)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)
