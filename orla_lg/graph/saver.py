@@ -94,7 +94,8 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
         if tenant is not None and not isinstance(tenant, str):
             raise ConfigError(f"OrlaSaver(orla, inner, tenant): tenant must be a name, got {tenant!r}")
         signals = _signals_of(orla)
-        return _layer(signals, inner, tenant, leases_of(signals, inner, tenant, thread_lease_s, busy, store))
+        bare = inner.inner if isinstance(inner, OrlaSaver) and inner._signals is signals else inner
+        return _layer(signals, inner, tenant, leases_of(signals, bare, tenant, thread_lease_s, busy, store))
 
     def __init__(
         self, orla: object, inner: Saver, tenant: str | None = None, *, thread_lease_s: float | None = None,

@@ -1,8 +1,9 @@
 """Which run owns a thread: the owner's name, and its lease in a store.
 
-The lease of a thread is one of the store's, ``thread/TENANT/ID``, taken by a run when it reads the thread's checkpoint
-and given back at its end. Its epoch grows with each owner: a run whose epoch is not the lease's any more has lost the
-thread, also where the run that had it in between is over. Beside the lease stands who has it, for people.
+The lease of a thread is one of the store's, ``thread/TENANT/ID``, taken by a run when it reads the thread's
+checkpoint and given back at its end. Its epoch grows with each owner: a run whose epoch is not
+the lease's any more has lost the thread, also where the run that had it in between is over. Beside the lease stands
+which run has it, for people.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Leases in the saver's own database, and savers whose writes compare the owner in their own transaction.
 
-LangGraph's savers for SQLite and PostgreSQL write through a cursor that they ask themselves for. A *fenced* saver is a
-shallow copy of one, on the same connection and lock, whose cursor first looks who owns the thread, in the transaction
-of the write: a lease is taken either before, and the write is refused, or after, and its taker reads what was written.
+LangGraph's savers for SQLite and PostgreSQL write through a cursor that they ask themselves for. A *fenced* saver is
+a shallow copy of one, on the same connection and lock, whose cursor first looks which run owns the thread, in the
+transaction of the write: a lease is taken either before, and the write is refused, or after, and its taker reads what
+was written.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ class AsyncPostgresPlace(AwaitedDatabasePlace):
 
 
 class _FencedConnection:
-    """A connection of aiosqlite whose cursors first look who owns the thread; its saver holds its lock meanwhile."""
+    """A connection of aiosqlite whose cursors first look which run owns the thread; the saver holds its lock."""
 
     def __init__(self, connection: Any, check: Callable[[], Statements]) -> None:
         self._connection, self._check = connection, check
@@ -306,7 +307,7 @@ def _carried(statements: Statements, cursor: Any) -> Any:
         statement = next(statements)
         while True:
             cursor.execute(*statement)
-            statement = statements.send([] if cursor.description is None else list(map(_row, cursor.fetchall())))
+            statement = statements.send(list(map(_row, cursor.fetchall())) if _answers(statement[0]) else [])
     except StopIteration as end:
         return end.value
 
@@ -316,10 +317,15 @@ async def _acarried(statements: Statements, cursor: Any) -> Any:
         statement = next(statements)
         while True:
             await cursor.execute(*statement)
-            rows = [] if cursor.description is None else await cursor.fetchall()
+            rows = await cursor.fetchall() if _answers(statement[0]) else []
             statement = statements.send(list(map(_row, rows)))
     except StopIteration as end:
         return end.value
+
+
+def _answers(sql: str) -> bool:
+    """Whether a statement gives rows; in a pipeline a cursor does not know that before they are fetched."""
+    return sql.startswith("SELECT") or " RETURNING " in sql
 
 
 def _row(row: Any) -> Any:

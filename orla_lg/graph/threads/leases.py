@@ -2,8 +2,8 @@
 
 A lease is renewed in the background, by one thread for all. A write of a run whose lease another run has is refused
 (``ThreadLost``). Where the saver's writes compare the owner in their own transaction, no late write can slip in; else
-it is looked up before the write, if the lease was not renewed within half its time, and what remains is a process that
-is frozen between that and the write, for longer than its lease.
+it is looked up before the write, if the lease was not renewed within half its time, and what remains is a process
+that is frozen between that and the write, for longer than its lease.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from orla_lg.graph.threads import owners
 from orla_lg.graph.threads.owners import RunOwner, Use
 from orla_lg.graph.threads.places import LeasePlace, Refused
 from orla_lg.graph.threads.tables import since_boot
-from orla_lg.graph.threads.waiting import LONGEST_PAUSE_S, Patience, Want, WhenBusy, busy_error, deadline_in, lost_error
+from orla_lg.graph.threads.waiting import (
+    LONGEST_PAUSE_S,
+    Patience,
+    Want,
+    WhenBusy,
+    busy_error,
+    deadline_in,
+    lost_error,
+)
 from orla_lg.link.thread_leases import Answer, Busy, Taken, ThreadOwner
 from orla_lg.link.whereabouts import here
 
@@ -96,10 +104,10 @@ class ThreadLeases:
             ThreadBusy: Another run has it.
             ThreadLost: This run had it before.
         """
+        self._settle()
         want = self._wanted(config)
         if want is None:
             return
-        self._settle()
         patience = Patience(want, self.ttl_s, self.busy)
         while True:
             asked_s = since_boot()
@@ -116,10 +124,10 @@ class ThreadLeases:
 
     async def aread(self, config: Mapping[str, Any]) -> None:
         """As ``read``."""
+        await self._asettle()
         want = self._wanted(config)
         if want is None:
             return
-        await self._asettle()
         patience = Patience(want, self.ttl_s, self.busy)
         while True:
             asked_s = since_boot()
@@ -184,8 +192,6 @@ class ThreadLeases:
         """Take a use away; returns what is to be given back with it."""
         use.closed()
         held: Held = use.held
-        if use.is_root:
-            held.owner.over = True
         with self._lock:
             if use not in held.uses:
                 return None
@@ -352,7 +358,7 @@ class ThreadLeases:
             raise lost_error(held.thread, held.lost, self.ttl_s)
 
     def look(self) -> float | None:
-        """Renew what is due, and give back what was left behind; returns seconds until the next, ``None`` for none."""
+        """Renew what is due, and give back what was left; returns seconds until the next, ``None`` for none."""
         self._settle()
         now = since_boot()
         with self._lock:
@@ -366,7 +372,7 @@ class ThreadLeases:
         try:
             answer = self._renew(held)
             self._complained = False
-        except Exception as error:  # a database's own; a lease that cannot be renewed runs out, and a write asks again
+        except Exception as error:  # noqa: BLE001 - a database's own; the lease runs out, and a write asks again
             held.renew_at_s = since_boot() + min(1.0, self.ttl_s / 6)
             if not self._complained:
                 self._complained = True
@@ -399,7 +405,7 @@ def _renews(leases_of: Callable[[], ThreadLeases | None], changed: threading.Con
 def _logged(held: Held, what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a closed connection's own, or no core: the lease runs out by itself
+    except Exception as error:  # noqa: BLE001 - a closed connection's own, or no core: the lease runs out
         log.warning("the lease on thread %s was not %s and runs out by itself: %s", shown(held.thread), what, error)
 
 

@@ -67,7 +67,7 @@ def _in_store(store: Any) -> StorePlace:
     if all(callable(getattr(store, name, None)) for name in ("get", "put", "lease")):
         return StorePlace(store)
     raise ConfigError(
-        f"OrlaSaver(..., store): give a path, a redis:// URL, or an object with get, put and lease, got {shown(store)}"
+        f"OrlaSaver(..., store): give a path, a redis:// URL or an object with get, put and lease, got {shown(store)}"
     )
 
 

@@ -1,9 +1,9 @@
 """Which run reads a checkpoint: a run's read is told from a viewer's, and its end is heard where LangGraph ends it.
 
-The configuration of a run carries LangGraph's runtime, and the same ``RunControl`` in all its parts: nested graphs and
-branches are one owner. A viewer's (``get_state``) has none. The loop that reads is the nearest caller; on its exit
-stack what it holds is given back after its last write, however it ends. A loop that fails before it has begun never
-unwinds that stack: its callbacks, or its own end as an object, say so then.
+The configuration of a run carries LangGraph's runtime, and the same ``RunControl`` in all its parts: nested graphs
+and branches are one owner. A viewer's (``get_state``) has none. The loop that reads is the nearest caller; on its
+exit stack what it holds is given back after its last write, however it ends. A loop that fails before it has begun
+never unwinds that stack: its callbacks, or its own end as an object, say so then.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Use:
 
     def closed(self) -> None:
         """Note that it is over, and that nothing more needs to hear of it."""
+        if self.is_root:
+            self.held.owner.over = True
         self._finalizer.detach()
         if UNFINISHED.get(self._run) is self:
             del UNFINISHED[self._run]

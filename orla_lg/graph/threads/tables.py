@@ -1,8 +1,8 @@
 """The table of leases in a saver's own database, as statements of SQL: what is asked, whatever carries it there.
 
 Each function yields statements with their parameters, is sent the rows of each, and returns what it found. So one
-text serves a connection that waits and one that is awaited. A row goes when its lease is given back: there are as many
-as threads that run, or whose process was killed.
+text serves a connection that waits and one that is awaited. A row goes when its lease is given back: there are as
+many as threads that run, or whose process was killed.
 """
 
 from __future__ import annotations
@@ -87,10 +87,13 @@ class SqliteTable:
         if found != holder if holder else busy is not None:
             raise Refused(busy or FREE)
 
-    def _found(self, thread: str) -> Generator[tuple[str, Sequence[Any]], Sequence[Row], tuple[Busy | None, str, int]]:
+    def _found(
+        self, thread: str
+    ) -> Generator[tuple[str, Sequence[Any]], Sequence[Row], tuple[Busy | None, str, int]]:
         """Return who has the thread, ``None`` if its lease is over; the holder that stands there; and the epoch."""
         rows = yield (
-            "SELECT holder, epoch, host, pid, run, until_s, boot FROM orla_thread_leases WHERE thread_id = ?", (thread,)
+            "SELECT holder, epoch, host, pid, run, until_s, boot FROM orla_thread_leases WHERE thread_id = ?",
+            (thread,),
         )  # fmt: skip
         if not rows:
             return None, "", 0
@@ -115,8 +118,8 @@ class PostgresTable:
             "INSERT INTO orla_thread_leases AS l VALUES (%s, %s, 1, %s, %s, %s, clock_timestamp() + %s::float8 * "
             "interval '1 second') ON CONFLICT (thread_id) DO UPDATE SET holder = excluded.holder, epoch = l.epoch + "
             "(l.holder <> excluded.holder)::int, host = excluded.host, pid = excluded.pid, run = excluded.run, "
-            "until = excluded.until WHERE l.holder = excluded.holder OR l.holder = %s OR l.until <= clock_timestamp() "
-            "RETURNING epoch",
+            "until = excluded.until WHERE l.holder = excluded.holder OR l.holder = %s OR "
+            "l.until <= clock_timestamp() RETURNING epoch",
             (thread, owner.holder, owner.host, owner.pid, owner.run, float(ttl_s), gone),
         )
         if rows:

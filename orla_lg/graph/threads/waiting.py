@@ -91,7 +91,7 @@ def deadline_in(said: Mapping[str, Any]) -> float | None:
     """Return the deadline that a run's hints name, in its ``configurable``."""
     hints = said.get(CONFIG_KEY)
     found = hints.get("deadline_s") if isinstance(hints, Mapping) else getattr(hints, "deadline_s", None)
-    return float(found) if is_number(found) and found > 0 else None
+    return float(found) if isinstance(found, int | float) and is_number(found) and found > 0 else None
 
 
 def busy_error(thread: str, busy: Busy, when_busy: WhenBusy) -> ThreadBusy:

@@ -23,7 +23,16 @@ from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.thread_leases import LeasesInStore, flat_answer, lease_name, read_owner
 from orla_lg.link.views import flat_limits, flat_statistics
 from orla_lg.serve.access.keys import KeyScope
-from orla_lg.serve.link.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, named, numbers, tenant_within, workflow_of
+from orla_lg.serve.link.flat import (
+    MOST_CHARS,
+    UNSENT,
+    FlatAsk,
+    LinkCaller,
+    named,
+    numbers,
+    tenant_within,
+    workflow_of,
+)
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
