@@ -49,24 +49,6 @@ Answer = Taken | Busy
 NOT_KNOWN = ThreadOwner("")
 
 
-class Versioned(Protocol):
-    """A value of a store."""
-
-    @property
-    def value(self) -> bytes:
-        """The value itself."""
-        ...
-
-
-class Epoch(Protocol):
-    """A lease of a store."""
-
-    @property
-    def epoch(self) -> int:
-        """Grows at each change of holder."""
-        ...
-
-
 class LeaseStore(Protocol):
     """A store, as far as leases of threads need it (``serve.store.store.Store``)."""
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from orla_lg.graph.threads.tables import PostgresTable, SqliteTable, Statements, Table
+from orla_lg.graph.threads.tables import LeaseTable, PostgresTable, SqliteTable, Statements
 from orla_lg.link.thread_leases import Answer, ThreadOwner
 
 LOCKED_S = 5
@@ -44,7 +44,7 @@ class DatabasePlace:
 
     compares = True
 
-    def __init__(self, saver: Any, table: Table) -> None:
+    def __init__(self, saver: Any, table: LeaseTable) -> None:
         self._saver, self._table = saver, table
         self._made = False
 
@@ -148,7 +148,7 @@ class AwaitedDatabasePlace:
 
     compares = True
 
-    def __init__(self, saver: Any, table: Table) -> None:
+    def __init__(self, saver: Any, table: LeaseTable) -> None:
         self._saver, self._table = saver, table
         self._loop: asyncio.AbstractEventLoop = saver.loop
         self._made = False

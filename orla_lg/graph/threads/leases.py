@@ -24,7 +24,7 @@ from orla_lg.errors import BackendUnavailable, shown
 from orla_lg.graph.context import CONFIG_KEY, tenant_in
 from orla_lg.graph.threads import owners
 from orla_lg.graph.threads.owners import RunOwner, Use
-from orla_lg.graph.threads.places import LeasePlace, Refused
+from orla_lg.graph.threads.places import LeasePlace, WriteRefused
 from orla_lg.graph.threads.tables import since_boot
 from orla_lg.graph.threads.waiting import (
     LONGEST_PAUSE_S,
@@ -44,7 +44,7 @@ IDLE_S = 30.0
 """The thread that renews ends after so long without a lease."""
 
 
-class Held:
+class HeldThread:
     """A thread that a run holds. Changed under the lock of its ``ThreadLeases``."""
 
     def __init__(self, tenant: str | None, thread: str, owner: RunOwner, epoch: int, until_s: float) -> None:
@@ -85,7 +85,7 @@ class ThreadLeases:
 
     def _begin(self) -> None:
         self._lock = threading.Condition()
-        self._held: dict[str, list[Held]] = {}
+        self._held: dict[str, list[HeldThread]] = {}
         self._dropped = deque[Use]()
         """Appended to by finalizers, which take no lock."""
         self._renewing: threading.Thread | None = None
@@ -161,7 +161,7 @@ class ThreadLeases:
 
     def _took(self, want: Want, taken: Taken, asked_s: float) -> None:
         assert want.owner is not None
-        held = Held(want.tenant, want.thread, want.owner, taken.epoch, asked_s + self.ttl_s / 2)
+        held = HeldThread(want.tenant, want.thread, want.owner, taken.epoch, asked_s + self.ttl_s / 2)
         held.renew_at_s = asked_s + self.ttl_s / 3
         with self._lock:
             self._held.setdefault(want.thread, []).append(held)
@@ -175,7 +175,7 @@ class ThreadLeases:
         if want.is_root:
             owners.CURRENT.set(want.owner)
 
-    def _used(self, held: Held, loop: Any, control: object, *, is_root: bool = False) -> None:
+    def _used(self, held: HeldThread, loop: Any, control: object, *, is_root: bool = False) -> None:
         use = Use(held, loop, self._drop)
         use.is_root = is_root
         held.uses.add(use)
@@ -188,10 +188,10 @@ class ThreadLeases:
 
     # The end of a run
 
-    def _over(self, use: Use) -> Held | None:
+    def _over(self, use: Use) -> HeldThread | None:
         """Take a use away; returns what is to be given back with it."""
         use.closed()
-        held: Held = use.held
+        held: HeldThread = use.held
         with self._lock:
             if use not in held.uses:
                 return None
@@ -265,7 +265,7 @@ class ThreadLeases:
         async with self._alone(config):
             return await getattr(inner, name)(*args, **kwargs)
 
-    def _holder(self, config: Mapping[str, Any]) -> Held | None:
+    def _holder(self, config: Mapping[str, Any]) -> HeldThread | None:
         """Return the thread as the writing run holds it; ``None``: no run writes."""
         control, owner = owners.control_of(config), owners.current()
         with self._lock:
@@ -278,10 +278,10 @@ class ThreadLeases:
         return None
 
     @contextlib.contextmanager
-    def _compared(self, held: Held | None, thread: str) -> Iterator[None]:
+    def _compared(self, held: HeldThread | None, thread: str) -> Iterator[None]:
         try:
             yield
-        except Refused as refused:
+        except WriteRefused as refused:
             if held is None:
                 raise busy_error(thread, refused.busy, self.busy) from None
             held.lost = refused.busy
@@ -317,7 +317,7 @@ class ThreadLeases:
 
     # Renewal
 
-    def _asked(self, held: Held) -> Answer:
+    def _asked(self, held: HeldThread) -> Answer:
         """Look up whether a thread is still its run's, for as long as its place may be away."""
         until_s = since_boot() + self.ttl_s
         while True:
@@ -327,7 +327,7 @@ class ThreadLeases:
                 return self._renew(held)
             time.sleep(LONGEST_PAUSE_S)
 
-    async def _aasked(self, held: Held) -> Answer:
+    async def _aasked(self, held: HeldThread) -> Answer:
         until_s = since_boot() + self.ttl_s
         while True:
             with contextlib.suppress(BackendUnavailable):
@@ -336,24 +336,24 @@ class ThreadLeases:
                 return await self._arenew(held)
             await asyncio.sleep(LONGEST_PAUSE_S)
 
-    def _renew(self, held: Held) -> Answer:
+    def _renew(self, held: HeldThread) -> Answer:
         asked_s = since_boot()
         answer = self.place.renew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
         return self._noted(held, answer, asked_s)
 
-    async def _arenew(self, held: Held) -> Answer:
+    async def _arenew(self, held: HeldThread) -> Answer:
         asked_s = since_boot()
         answer = await self.place.arenew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
         return self._noted(held, answer, asked_s)
 
-    def _noted(self, held: Held, answer: Answer, asked_s: float) -> Answer:
+    def _noted(self, held: HeldThread, answer: Answer, asked_s: float) -> Answer:
         if isinstance(answer, Busy):
             held.lost = answer
         else:
             held.until_s, held.renew_at_s = asked_s + self.ttl_s / 2, asked_s + self.ttl_s / 3
         return answer
 
-    def _renewed(self, held: Held, answer: Answer) -> None:
+    def _renewed(self, held: HeldThread, answer: Answer) -> None:
         if isinstance(answer, Busy):
             raise lost_error(held.thread, held.lost, self.ttl_s)
 
@@ -368,7 +368,7 @@ class ThreadLeases:
                 self._renew_aside(each)
         return None if not held else max(0.0, min(each.renew_at_s for each in held) - since_boot())
 
-    def _renew_aside(self, held: Held) -> None:
+    def _renew_aside(self, held: HeldThread) -> None:
         try:
             answer = self._renew(held)
             self._complained = False
@@ -402,7 +402,7 @@ def _renews(leases_of: Callable[[], ThreadLeases | None], changed: threading.Con
 
 
 @contextlib.contextmanager
-def _logged(held: Held, what: str) -> Iterator[None]:
+def _logged(held: HeldThread, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a closed connection's own, or no core: the lease runs out

@@ -25,7 +25,7 @@ from orla_lg.link.thread_leases import (
 )
 
 
-class Refused(Exception):
+class WriteRefused(Exception):
     """A write found another owner in its own transaction."""
 
     def __init__(self, busy: Busy) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
-from orla_lg.graph.threads.places import Refused
+from orla_lg.graph.threads.places import WriteRefused
 from orla_lg.link.thread_leases import Busy, Taken, ThreadOwner
 from orla_lg.link.whereabouts import here
 
@@ -22,7 +22,7 @@ Statements = Generator[tuple[str, Sequence[Any]], Sequence[Row], Any]
 FREE = Busy(ThreadOwner(""), 0.0)
 
 
-class Table(Protocol):
+class LeaseTable(Protocol):
     """The statements of one database."""
 
     def make(self) -> Statements:
@@ -42,7 +42,7 @@ class Table(Protocol):
         ...
 
     def check(self, thread: str, holder: str) -> Statements:
-        """Raise ``Refused`` unless *holder* has the thread, or, where that is empty, nothing has it.
+        """Raise ``WriteRefused`` unless *holder* has the thread, or, where that is empty, nothing has it.
 
         What is written after it in the same transaction is written before another run can take the thread.
         """
@@ -85,7 +85,7 @@ class SqliteTable:
     def check(self, thread: str, holder: str) -> Statements:  # noqa: D102
         busy, found, _ = yield from self._found(thread)
         if found != holder if holder else busy is not None:
-            raise Refused(busy or FREE)
+            raise WriteRefused(busy or FREE)
 
     def _found(
         self, thread: str
@@ -141,9 +141,9 @@ class PostgresTable:
         busy = yield from self._found(thread, " FOR SHARE")
         if busy is None or not holder:
             if holder or (busy is not None and busy.left_s > 0):
-                raise Refused(busy or FREE)
+                raise WriteRefused(busy or FREE)
         elif busy.owner.holder != holder:
-            raise Refused(busy)
+            raise WriteRefused(busy)
 
     def _found(self, thread: str, lock: str) -> Generator[tuple[str, Sequence[Any]], Sequence[Row], Busy | None]:
         rows = yield (
