@@ -382,7 +382,7 @@ class Request(NamedTuple):
     number: int
     what: str
     """``statistics``, ``prioritize``, ``pause``, ``resume``, ``drain``, ``set_policy``, ``set_limit``, ``ahead``,
-    ``feedback``, ``resident``, ``limits``, ``move``, ``key``."""
+    ``feedback``, ``resident``, ``limits``, ``move``, ``key``, ``thread``."""
     more: Flat
 
 

@@ -23,6 +23,7 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.places import CorePlace
+from orla_lg.link.thread_leases import LeasesInStore
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller, Denied
@@ -110,6 +111,7 @@ class OrlaServer:
             layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
             on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
+        self.host.requests.threads = LeasesInStore(store)
         if table.pool:
             self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
