@@ -55,6 +55,9 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; KILLS=one: three minutes)
 	ORLA_ALL_KILLS=$(if $(filter one,$(KILLS)),0,1) $(BIN)/python -m pytest -s -m kills tests/serve_kills $(TESTS)
 
+test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 200 times under load (half an hour; FAULTS=one: two minutes)
+	$(BIN)/python -m tests.scale_faults $(if $(filter one,$(FAULTS)),--one,$(FAULTS))
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
