@@ -118,6 +118,9 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
 
+bench-scale-out: $(STAMP) ## 1, 2 and 4 cores with 4 to 16 replicas: wait, calls a second, a core's CPU per call (BENCH='--quick'; run it alone)
+	$(BIN)/python -m bench.scale_out $(BENCH)
+
 bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
 	$(BIN)/python -m bench.page $(BENCH)
 

@@ -22,7 +22,7 @@ from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
 from orla_lg.link import connection, losses, serving
 from orla_lg.link.connection import Link
-from orla_lg.link.dialing import Dialed, addresses
+from orla_lg.link.dialing import Dialed, Plain, addresses
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import Greeted, _welcome
 from orla_lg.link.messages import SILENT_S, Enter, Grant, flat, read
@@ -171,19 +171,6 @@ class End(NamedTuple):
 
     def shutdown(self, how: int) -> None:
         self.wire.shut()
-
-
-class Plain:
-    """No TLS."""
-
-    def encode(self, data: bytes) -> bytes:
-        return data
-
-    def decode(self, data: bytes) -> bytes:
-        return data
-
-    def pending(self) -> bytes:
-        return b""
 
 
 class CoreProcess:
