@@ -14,7 +14,6 @@ from bench.lib.command import tell
 from bench.lib.engines import child
 from bench.lib.figures import at_rank, rotated, spread, table
 from bench.scale_out.sites import Core, site
-from bench.serve.link import LINK, LOCAL
 
 BEFORE_S = 0.02
 """What an engine takes for an answer."""
@@ -58,43 +57,39 @@ def measure(arms: Sequence[Arm], rounds: int, calls: int, *, pooled: bool) -> li
     found = list[Block]()
     with ExitStack() as stack:
         cores = stack.enter_context(site(max(arm.cores for arm in arms), BEFORE_S, pooled=pooled))
-        callers = {
-            (many, number): _replica(stack, cores[number % many])
-            for many in sorted({max(1, arm.cores) for arm in arms})
-            for number in range(max(arm.replicas for arm in arms if max(1, arm.cores) == many))
-        }
+        words = ("-m", "bench.scale_out.replica", cores[0].engine, *(core.url for core in cores))
+        replicas = list[subprocess.Popen[str]]()
+        for number in range(max(arm.replicas for arm in arms)):
+            tell(f"wait: replica {number + 1} starts")
+            replicas.append(child(*words)[0])
+            stack.callback(replicas[-1].terminate)
         for seed in range(-1, rounds):  # the first round warms
             for arm in rotated(arms, max(0, seed)):
                 tell(f"wait: round {seed + 1}/{rounds}: {arm.name}")
-                by = [callers[max(1, arm.cores), number] for number in range(arm.replicas)]
-                made = _block(by, cores[: arm.cores], arm, seed, calls if seed >= 0 else 5)
+                made = _block(replicas[: arm.replicas], cores, arm, seed, calls if seed >= 0 else 5)
                 found += [made] if seed >= 0 else []
     tell(f"wait: {rounds} rounds", last=True)
     return found
 
 
-def _replica(stack: ExitStack, core: Core) -> subprocess.Popen[str]:
-    process, _ = child("-m", "bench.serve.replica", core.engine, core.url)
-    stack.callback(process.terminate)
-    return process
-
-
 def _block(by: Sequence[subprocess.Popen[str]], cores: Sequence[Core], arm: Arm, seed: int, calls: int) -> Block:
     """Have replicas make calls at a rate, all at the same time, and then as many as go."""
-    way = LINK if arm.cores else LOCAL
-    before_s = sum(core.cpu_s() for core in cores)
-    paced = _asked(by, [way, calls, RATE / len(by)])
-    flat_out = _asked(by, [way, calls, None])
-    cpu_s = sum(core.cpu_s() for core in cores) - before_s
+    under = cores[: arm.cores]
+    before_s = sum(core.cpu_s() for core in under)
+    paced = _asked(by, arm, calls, RATE / len(by))
+    flat_out = _asked(by, arm, calls, None)
+    cpu_s = sum(core.cpu_s() for core in under) - before_s
     rates = [len(taken_ms) / (sum(taken_ms) / 1e3) for _, taken_ms in flat_out]
-    made = 2 * calls * len(by)
     waits_ms = [ms for waits, _ in paced for ms in waits]
-    return Block(arm, seed, waits_ms, sum(rates), cpu_s / made * 1e6 if cores else None)
+    return Block(arm, seed, waits_ms, sum(rates), cpu_s / (2 * calls * len(by)) * 1e6 if under else None)
 
 
-def _asked(by: Sequence[subprocess.Popen[str]], line: Sequence[object]) -> list[tuple[list[float], list[float]]]:
-    for each in by:
-        print(json.dumps(line), file=each.stdin, flush=True)
+def _asked(
+    by: Sequence[subprocess.Popen[str]], arm: Arm, calls: int, rate: float | None
+) -> list[tuple[list[float], list[float]]]:
+    for number, each in enumerate(by):
+        core = number % arm.cores if arm.cores else -1
+        print(json.dumps([core, calls, rate]), file=each.stdin, flush=True)
     answers = []
     for each in by:
         assert each.stdout is not None
