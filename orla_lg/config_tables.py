@@ -106,6 +106,8 @@ class ServeTable(ConfigTable):
     wait for this one's end."""
     pool: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_.-]*$")
     """The pool of backends that this core decides for; empty where one core has them all."""
+    standby: bool = False
+    """Whether this process is meant to wait for the end of the core that decides, again and again."""
     advertise: tuple[str, ...] = ()
     """URLs that other processes reach this one by, as ``Orla.remote`` takes them; left out: what it listens on."""
     tls_cert: str | None = Field(None, min_length=1)

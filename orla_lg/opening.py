@@ -28,8 +28,9 @@ from orla_lg.core.prefetch.book import WarmUp, settings_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError, MappingError, shown
 from orla_lg.link.connection import Link
-from orla_lg.link.dialing import Unwelcome, addresses, are_of
+from orla_lg.link.dialing import Unwelcome
 from orla_lg.link.losses import ON_CORE_LOST, OnCoreLost
+from orla_lg.link.redis_directory import are_named, directory_at, named
 from orla_lg.link.serving import LinkedServing, hello
 from orla_lg.mappers.load import LoadAware
 from orla_lg.mappers.table import Entry, faults_of, stage_mapper
@@ -144,11 +145,11 @@ def replica(
             f"{config.SERVER_KEY}, if the server has keys)"
         )
     journal, version = _journal(keep_records, records_file), _version()
-    wanted = addresses(url)
-    if key is None and (found is None or are_of(wanted, found.url)):
+    wanted, stores = named(url)
+    if key is None and (found is None or are_named(url, found.url)):
         key = config.server_key()
     secret = None if key is None else Secret(key, "key: the server's key").reveal()
-    link = Link(wanted, secret)
+    link = Link(wanted, secret, [directory_at(store) for store in stores])
     patience_s = min(FAIL_PATIENCE_S if on_core_lost == "fail" else WELCOME_PATIENCE_S, core_patience_s)
     with contextlib.ExitStack() as undo:
         undo.callback(link.stop)

@@ -186,8 +186,9 @@ class Orla:
         environment variable that the server's configuration names.
 
         Args:
-            url: ``http://HOST:PORT``, ``https://…`` or ``unix:/PATH``; several, separated by commas, are tried in
-                order. Without it ``ORLA_SERVER`` says.
+            url: ``http://HOST:PORT``, ``https://…`` or ``unix:/PATH``, or the store in which cores are found,
+                ``redis://HOST:PORT/DB`` or ``rediss://…``; several are separated by commas. Without it
+                ``ORLA_SERVER`` says. A core that follows the one that is met is found by itself.
             key: Of scope ``link``; without it ``ORLA_SERVER_KEY`` says, unless ``ORLA_SERVER`` names another server
                 than *url*. Loopback without keys needs none.
             on_core_lost: What becomes of calls without a core: ``"wait"``, ``"fail"`` at once, or ``"direct"``: they

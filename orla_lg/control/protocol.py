@@ -103,6 +103,16 @@ Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit | Prioritize
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 
 
+class CoreRole(BaseModel):
+    """Which of the servers of a pool answers."""
+
+    pool: str
+    epoch: int
+    """Of its lease, which grows with each core that follows another one; 0: it has not decided yet."""
+    cores: list[str]
+    """URLs of the pool's core, and then of its standbys."""
+
+
 class ControlReply(BaseModel):
     """What comes back."""
 
@@ -110,6 +120,8 @@ class ControlReply(BaseModel):
     error: str | None = None
     drained: bool | None = None
     state: ProcessState | None = None
+    core: CoreRole | None = None
+    """Of a server."""
 
 
 def parse(line: bytes) -> Request:

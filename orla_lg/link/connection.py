@@ -1,8 +1,9 @@
 """One connection to the core: a thread that reads and renews, senders that do not wait for it, and what comes after.
 
 Any thread sends: its bytes go out at once where the network takes them, else the link's thread sends the rest. So a
-call costs one hop between threads, on its way back. When the connection is lost another one is made, at once at first
-and then with pauses that grow; what the listener has is said again before anything else is sent (``opening``).
+call costs one hop between threads, on its way back. When the connection is lost another one is made (``racing``), to
+the next core where there is one (``following``); what the listener has is said again before anything else is sent
+(``opening``).
 
 The thread refers to its listener weakly, and ends with it. A forked child begins a connection of its own.
 """
@@ -24,9 +25,10 @@ from collections.abc import Sequence
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
-from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress, Unwelcome
+from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress
+from orla_lg.link.following import DirectorySource, Following
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
-from orla_lg.link.greeting import TICK_S, Greeted, greet, greet_aside
+from orla_lg.link.greeting import Greeted
 from orla_lg.link.listener import Listener
 from orla_lg.link.messages import (
     RENEW_S,
@@ -41,13 +43,11 @@ from orla_lg.link.messages import (
     flat,
     read,
 )  # fmt: skip
+from orla_lg.link.racing import FIRST_PAUSE_S, LONGEST_PAUSE_S, Race
 from orla_lg.link.waking import Waker
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
-"""Between attempts to connect; each pause is twice the last one, and up to half more or less."""
-
-UNWELCOME_PAUSE_S = 2.0
-"""After a server that will not take the link as it is: its keys may be changed."""
+TICK_S = 0.05
+"""How often what is due is looked at while there is no connection."""
 
 MOST_HELD_BYTES = 64 << 20
 """Bytes that a server does not read; with more it is dead."""
@@ -56,6 +56,9 @@ KEEP_RENEWALS = 100
 
 CLOSE_S = 1.0
 
+UNCONFIRMED_S = 2 * SILENT_S
+"""A core that has not confirmed this replica's lease for so long may have lost its own, and another one may decide."""
+
 log = logging.getLogger("orla_lg")
 
 
@@ -63,12 +66,20 @@ class Link:
     """A connection to a core, for as long as it is wanted.
 
     Args:
-        addresses: Tried in order.
+        addresses: That the user named.
         key: Of scope ``link``.
+        sources: Stores that the user named, whose directory says where cores are.
+        pool: Whose core is wanted; ``None``: that of the first core that is met.
     """
 
-    def __init__(self, addresses: Sequence[ServerAddress], key: str | None) -> None:
-        self.addresses, self._key = tuple(addresses), key
+    def __init__(
+        self,
+        addresses: Sequence[ServerAddress],
+        key: str | None,
+        sources: Sequence[DirectorySource] = (),
+        pool: str | None = None,
+    ) -> None:
+        self.places, self._key = Following(addresses, sources, has_key=key is not None, pool=pool), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
         self.replica = secrets.token_hex(8)
@@ -114,19 +125,24 @@ class Link:
             ConfigError: A server answers and will not take the link, or it is none.
             BackendUnavailable: None answers in time.
         """
-        until_s, pause_s = time.monotonic() + patience_s, FIRST_PAUSE_S
-        while True:
-            try:
-                return self._took(greet(self.addresses, self._key, hello))
-            except (OSError, LinkBroken) as error:
-                self.fault = _told(error)
-                if time.monotonic() + pause_s >= until_s:
-                    where = ", ".join(address.text for address in self.addresses)
+        until_s, wakes = time.monotonic() + patience_s, threading.Event()
+        race = Race(self.places, self._key, hello, wakes.set)
+        try:
+            while (greeted := race.take()) is None:
+                fault, left_s = race.fault, until_s - time.monotonic()
+                self.fault = "it does not answer" if fault is None else _told(fault)
+                if isinstance(fault, ConfigError) and (race.all_failed or left_s <= 0):
+                    raise fault
+                if left_s <= 0:
                     raise BackendUnavailable(
-                        f"no orla_lg server answers at {where}: {self.fault}; is `orla-lg serve` running there?"
-                    ) from error
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                        f"no orla_lg server answers at {self.places.text}: {self.fault}; is `orla-lg serve` running "
+                        "there?"
+                    ) from fault
+                wakes.wait(left_s)
+                wakes.clear()
+            return self._took(greeted)
+        finally:
+            race.stop()
 
     def start(self, listener: Listener, welcome: Welcome) -> None:
         """Go on with the connection that ``open`` made, in a thread, for as long as *listener* is there."""
@@ -143,6 +159,7 @@ class Link:
         self._dialed, welcome, self._reader, self._early, sent_s = greeted
         self.epoch, self._renewals = welcome.epoch, {}
         self._heard_s, self.confirmed_s = time.monotonic(), sent_s
+        self.places.met(self._dialed.address, welcome.pool, welcome.cores)
         return welcome
 
     def _begin(self, listener: Listener, welcome: Welcome) -> None:
@@ -230,42 +247,63 @@ class Link:
 
     def _again(self, pause_s: float) -> bool:
         """Wait, and connect again; returns whether that went well."""
-        if isinstance(self._refusal, Unwelcome):
-            pause_s = UNWELCOME_PAUSE_S
         until_s = time.monotonic() + pause_s * random.uniform(0.5, 1.5)
-        while (left_s := until_s - time.monotonic()) > 0 and not self._stopping:
+        while (left_s := until_s - time.monotonic()) > 0 and self._is_wanted():
             self._waker.sleep(min(left_s, TICK_S))
             self._look()
-        listener = None if self._listener is None else self._listener()
-        if listener is None or self._stopping:
-            self._stopping = True
+        if not self._is_wanted() or (listener := self._listened) is None:
             return False
-        self._look()  # what a lease held that is over ends before the next one begins
-        hello, listener = listener.hello(), None  # it may be dropped while a server is waited for
-        refused: Exception | None = None
+        hello, listener = listener.hello(), None  # it may be dropped while a core is looked for
+        race = Race(self.places, self._key, hello, self._waker.wake)
         try:
-            welcome = self._took(greet_aside(self.addresses, self._key, hello, self._waker, self._goes_on))
-            if (listener := self._listener() if self._listener is not None else None) is not None:
+            while (greeted := race.take()) is None:
+                self._failed(race)
+                self._waker.sleep(TICK_S)
+                self._look()
+                if not self._is_wanted():
+                    return False
+            self._look()  # what a lease held that is over ends before the next one begins
+            return self._joins(greeted)
+        finally:
+            race.stop()
+
+    def _joins(self, greeted: Greeted) -> bool:
+        """Go on with a connection that was made; returns whether that goes well."""
+        try:
+            welcome = self._took(greeted)
+            if (listener := self._listened) is not None:
                 self._begin(listener, welcome)
         except (OSError, LinkBroken, ConfigError) as error:
-            refused, self.fault = error, _told(error)
-            if type(error) is not type(self._refusal) and isinstance(error, ConfigError):
-                log.warning("the link to the core cannot be made: %s", error)
+            self.fault = _told(error)
             self._hang_up()
-        self._refusal, began, self.beginning = refused, self.beginning, False
-        listener = self._listener() if refused is not None and began and self._listener is not None else None
-        if listener is not None:
-            listener.disconnected(self.fault)
+            return False
+        self._refusal, self.beginning = None, False
         self._look()
-        return refused is None
+        return True
 
-    def _goes_on(self) -> bool:
-        """Do what is due while a server is waited for; returns whether one is still wanted."""
-        self._look()
+    def _failed(self, race: Race) -> None:
+        """Note what came of a race so far."""
+        if (fault := race.fault) is None or not race.all_failed:
+            return
+        self.fault = _told(fault)
+        if type(fault) is not type(self._refusal) and isinstance(fault, ConfigError):
+            log.warning("the link to the core cannot be made: %s", fault)
+        self._refusal = fault
+        began, self.beginning = self.beginning, False
+        if began and (listener := self._listened) is not None:
+            listener.disconnected(self.fault)
+
+    @property
+    def _listened(self) -> Listener | None:
+        return None if self._listener is None else self._listener()
+
+    def _is_wanted(self) -> bool:
+        """Whether there is still something that the link is for."""
+        self._stopping = self._stopping or self._listened is None
         return not self._stopping
 
     def _look(self) -> None:
-        if self._listener is not None and (listener := self._listener()) is not None:
+        if (listener := self._listened) is not None:
             listener.looked()
 
     def _talk(self) -> str:
@@ -294,6 +332,8 @@ class Link:
             now = time.monotonic()
             if now - self._heard_s > SILENT_S:
                 return f"the core has been silent for {now - self._heard_s:.1f} s"
+            if now - self.confirmed_s > UNCONFIRMED_S and self.places.has_others:
+                return f"the core has confirmed nothing for {now - self.confirmed_s:.1f} s, as without its lease"
             if now >= self._renew_s:
                 self._renew(now)
                 self._look()
@@ -319,8 +359,7 @@ class Link:
             if answer := self._dialed.codec.pending():
                 self._outbox += answer
         self._heard_s = time.monotonic()
-        listener = None if self._listener is None else self._listener()
-        if listener is None:
+        if (listener := self._listened) is None:
             self._stopping = True
             return
         for fields in self._reader.feed(data):
@@ -332,6 +371,8 @@ class Link:
             sent_s = self._renewals.pop(message.number, None)
             if sent_s is not None:
                 self.confirmed_s = max(self.confirmed_s, sent_s)
+        if isinstance(message, Welcome) and self._dialed is not None:
+            self.places.met(self._dialed.address, message.pool, message.cores)
         if isinstance(message, Bye):
             raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
         if message is not None:
@@ -356,7 +397,7 @@ class Link:
         if self._stopping:
             return
         log.info("the link to the core was lost: %s", why)
-        if self._listener is not None and (listener := self._listener()) is not None:
+        if (listener := self._listened) is not None:
             listener.disconnected(why)
 
     def drop(self, why: str) -> None:
@@ -397,7 +438,8 @@ class Link:
         self.beginning = True
         self._outbox, self._deferred = bytearray(), deque()
         self.fault, self.lost_s = "this process was forked just now", time.monotonic()
-        if self._listener is not None and (listener := self._listener()) is not None:
+        self.places.forked()
+        if (listener := self._listened) is not None:
             listener.forked()
 
 

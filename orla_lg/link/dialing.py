@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from orla_lg.errors import ConfigError, shown
-from orla_lg.link.messages import PATH, UPGRADE
+from orla_lg.link.messages import CORES_HEADER, PATH, UPGRADE
 from orla_lg.openai_api.home import certificates
 
 RIGHT = "http://HOST:PORT, https://HOST:PORT or unix:/PATH; several are separated by commas"
@@ -38,7 +38,16 @@ class Unwelcome(ConfigError):
 
 
 class NotReady(ConnectionError):
-    """A server answered that it cannot take a link now."""
+    """A server answered that it cannot take a link now.
+
+    Args:
+        text: Why.
+        cores: URLs at which it says that the core is.
+    """
+
+    def __init__(self, text: str, cores: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.cores = tuple(cores)
 
 
 class ServerAddress(NamedTuple):
@@ -55,12 +64,12 @@ class ServerAddress(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine."""
-        if self.scheme == "unix" or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.scheme == "unix" or is_this_machine(self.host)
+
+    @property
+    def is_in_plain_text(self) -> bool:
+        """Whether others can read on the way what goes there."""
+        return self.scheme == "http" and not self.is_local
 
     @property
     def authority(self) -> str:
@@ -69,6 +78,16 @@ class ServerAddress(NamedTuple):
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host's name or address is loopback's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def addresses(url: object) -> tuple[ServerAddress, ...]:
@@ -261,7 +280,7 @@ def _upgraded(address: ServerAddress, connected: socket.socket, codec: Codec, *,
     status, headers = _head(address, head)
     if status == HTTPStatus.SWITCHING_PROTOCOLS and headers.get("upgrade", "").lower() == UPGRADE:
         return began
-    raise _refused(address, status, _body(connected, codec, headers, began), has_key=has_key)
+    raise _refused(address, status, headers, _body(connected, codec, headers, began), has_key=has_key)
 
 
 def _head(address: ServerAddress, head: bytes) -> tuple[int, Mapping[str, str]]:
@@ -296,7 +315,9 @@ def _message(body: bytes) -> str:
     return message if isinstance(message, str) else text
 
 
-def _refused(address: ServerAddress, status: int, text: str, *, has_key: bool) -> ConfigError | OSError:
+def _refused(
+    address: ServerAddress, status: int, headers: Mapping[str, str], text: str, *, has_key: bool
+) -> ConfigError | OSError:
     said = f": {text}" if text else ""
     if status == HTTPStatus.UNAUTHORIZED:
         fault = "does not take the key" if has_key else "wants a key, and none was given"
@@ -309,7 +330,8 @@ def _refused(address: ServerAddress, status: int, text: str, *, has_key: bool) -
     if status == HTTPStatus.MISDIRECTED_REQUEST:
         return Unwelcome(f"the server at {address.text} is not reached by that name (421){said}")
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return NotReady(f"the server at {address.text} takes no link now ({status}){said}")
+        cores = [url.strip() for url in headers.get(CORES_HEADER, "").split(",") if url.strip()]
+        return NotReady(f"the server at {address.text} takes no link now ({status}){said}", cores)
     return Unwelcome(
         f"what answers at {address.text} is no orla_lg server that takes links ({status} for {address.path}){said}; "
         "`orla-lg serve` is one"

@@ -28,6 +28,9 @@ PATH = "/v1/orla/link"
 
 UPGRADE = "orla-link"
 
+CORES_HEADER = "x-orla-cores"
+"""Of a refusal by a standby: URLs of the core, which commas separate."""
+
 RENEW_S = 0.5
 """How often a replica renews its lease, in seconds; a connection on which nothing came for ``SILENT_S`` is dead."""
 
@@ -85,6 +88,10 @@ class Welcome(NamedTuple):
     """Those that the key carries; ``None``: any."""
     guarded: bool = False
     """Access policies hold, so that nothing may be sent that the core was not asked about."""
+    cores: Mapping[str, Sequence[str]] = {}
+    """By pool, the URLs of its core and then of its standbys, as far as the core's directory has them."""
+    pool: str = ""
+    """That this core decides for."""
 
 
 class Enter(NamedTuple):

@@ -19,9 +19,13 @@ examples:
   orla-lg serve --listen-address unix:/run/user/1000/orla.sock
   orla-lg serve --listen-address 0.0.0.0:8081    for other machines: needs a key (orla-lg keys create), and
                                           [serve] tls_cert and tls_key, or behind_proxy = true
+  orla-lg serve --port 8082 --standby     take over when the core on the same store ends, by itself or by a fault
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
 at once. SIGHUP, or `orla-lg reload`: the configuration is loaded again.
+
+Of several on one store one decides. The others answer /readyz and calls with 503, and one of them takes over once the
+lease of the first ([serve] core_lease_s) is given back or over. Links follow by themselves.
 
 exit status: 0 drained and ended; 1 something is wrong with its configuration or its port, or it was cut short
 """
@@ -60,6 +64,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
     serve.add_argument("--store", metavar="FILE", help="what outlives the process (default: in your state folder)")
+    serve.add_argument(
+        "--standby",
+        action="store_true",
+        help="wait for the end of the core that has the store's lease, take over, and wait again if replaced",
+    )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
     serve.set_defaults(run=run_serve)
     reload = subparsers.add_parser(

@@ -7,13 +7,10 @@ taken is what ``/readyz`` says. Of several cores on one store the one that has t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,9 +18,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import __version__
+from orla_lg.control.protocol import CoreRole
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
+from orla_lg.link.places import CorePlace
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller
@@ -32,6 +31,7 @@ from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
+from orla_lg.serve.ending import CUT_OFF_S, Ending
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
@@ -49,7 +49,8 @@ from orla_lg.serve.observed.captures import CaptureBook
 from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
-from orla_lg.serve.pools.directory import CorePlace, Directory
+from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.pools.succession import Succession
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -61,25 +62,17 @@ from orla_lg.serve.posted.prices import PriceReader
 from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
+from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store, StoreUnavailable
+from orla_lg.serve.store.store import Store
 
 log = logging.getLogger("orla_lg")
 
 IDLE_CONNECTION_S = 75
 """A connection without a request for so long is closed."""
-
-CUT_OFF_S = 1
-"""What is still under way after draining has so long to end once its connection is cut off."""
-
-DRAIN_POLL_S, CUT_OFF_POLL_S = 0.05, 0.005
-STORE_PAUSE_S = 1.0
-"""Until a store that does not answer is asked again."""
-
-EXIT_CUT = 1
 
 
 class OrlaServer:
@@ -95,7 +88,6 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
-        self.directory = Directory(store)
         self.lease = CoreLease(own, table.core_lease_s)
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
@@ -106,8 +98,8 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, on_deposed=self._deposed,
-            is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
+            on_deposed=self._deposed, is_valid=self._still_may_link,
         )  # fmt: skip
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
@@ -124,23 +116,21 @@ class OrlaServer:
         self.prices = PriceReader(serving, self.outside, allowed)
         self.rates = BackendRates(serving)
         self.host.paced = self.rates.may_grant
-        self.draining = False
-        self._ends = asyncio.Event()
         self._reloading = asyncio.Lock()
         self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip
         self._tasks: asyncio.TaskGroup
-        self._signals = 0
-        self._replaced = False
-        self._cut = 0
-        """Calls that draining did not wait for."""
         self.metrics = ServerMetrics(self)
         self.page = LivePage(
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
-            is_secure=settings.has_tls or table.behind_proxy, cut=self._cut_request,
+            is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
+        self.ending = Ending(self.page.feed, self.host.bye, self.host.close)
+        self.succession = Succession(
+            self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
+        )
         routes = [
             *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *self.page.routes(),
             *api_routes(self), *routes_of(self.gateway),
@@ -150,16 +140,25 @@ class OrlaServer:
         app = self._traces.around(Shortcut(routed, self.gateway))
         self.layer = AccessLayer(app, self.access, guard(settings), denial, self._sign_ins)
         self.app = ReadinessGate(self.layer, self, denial)
-        self._http: _HttpServer | None = None
         self._port = 0
         """That was found free."""
 
     @property
     def state(self) -> CoreState:
         """What it is at."""
-        if self.draining:
+        if self.ending.has_begun:
             return CoreState.DRAINING
         return CoreState.READY if self.host.decides else CoreState.STANDBY
+
+    @property
+    def under_way(self) -> int:
+        """How many HTTP requests have no whole answer yet."""
+        return self.ending.under_way
+
+    @property
+    def role(self) -> CoreRole:
+        """Which of its pool's servers it is."""
+        return CoreRole(pool=self.host.pool, epoch=self.lease.epoch, cores=list(self.succession.own))
 
     # Links
 
@@ -167,9 +166,10 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
+        caller = self.layer.admit_link(headers, client, server)
         if self.state is not CoreState.READY:
-            raise health.REFUSED[self.state]
-        return self.host.session(self.layer.admit_link(headers, client, server))
+            raise health.LinkElsewhere(self.state, self.succession.own)
+        return self.host.session(caller)
 
     def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
         assert isinstance(caller, Caller)
@@ -192,12 +192,13 @@ class OrlaServer:
             opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
-        http = self._http = _HttpServer(self._uvicorn())
-        loop, self._port = asyncio.get_running_loop(), opened.port or 0
-        with _signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, _SIGHUP: self.reload_soon}):
+        http = HttpServer(self._uvicorn())
+        table, loop, self._port = self.settings.table, asyncio.get_running_loop(), opened.port or 0
+        with signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
-                lasting = [self.reloader.see_off(), self._take_over(), self.order.run(), self.prices.run()]
+                self.ending.of(http, tasks)
+                lasting = [self.reloader.see_off(), self.succession.run(), self.order.run(), self.prices.run()]
                 helping = [tasks.create_task(each) for each in lasting]
                 serving = tasks.create_task(http.serve(sockets=[opened.socket]))
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
@@ -205,9 +206,9 @@ class OrlaServer:
                 ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
                 if self.captures is not None:
                     helping.append(tasks.create_task(self.captures.swept()))
-                ending = tasks.create_task(self._drain(http))
+                helping.append(tasks.create_task(self.ending.run(table.drain_s)))
                 await serving
-                for task in (ending, *helping):
+                for task in helping:
                     task.cancel()
         self.page.feed.close()
         await self.gateway.aclose()
@@ -218,86 +219,29 @@ class OrlaServer:
         self.metrics.close()
         await asyncio.to_thread(self._traces.close)  # what is left of them is sent
         opened.close()
-        cut = f", {counted(self._cut, 'call')} cut off" if self._cut else ""
+        cut = f", {counted(self.ending.cut, 'call')} cut off" if self.ending.cut else ""
         log.warning("ended: %s served%s", counted(self.orla.statistics().calls, "call"), cut)
-        return EXIT_CUT if self._signals > 1 or self._replaced else 0
-
-    async def _take_over(self) -> None:
-        """Wait for the lease, and decide from then on."""
-        while True:
-            try:
-                await self.posted.refresh()
-                await self.host.start()
-                await self.posted.refresh()  # what the core before wrote last
-                self.directory.announce(self.place(self.lease.epoch))
-            except StoreUnavailable as error:
-                log.error("this core takes no calls: %s", error)
-                await asyncio.sleep(STORE_PAUSE_S)
-            else:
-                return
+        return self.ending.status(is_standby=table.standby)
 
     def place(self, epoch: int) -> CorePlace:
         """Return where this process is reached, as the directory has it; an *epoch* of 0 is a standby's."""
         table = self.settings.table
         urls = table.advertise or (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
         return CorePlace(
-            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid()
-        )
+            table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid(),
+            holder=self.lease.holder,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
-        self._signals += 1
-        if self._signals == 1:
-            self.draining = True
-            self._ends.set()
-        elif self._http is not None and self._signals == 2:
-            self._tasks.create_task(self._cut_off(self._http))
+        self.ending.ask()
 
     def _deposed(self) -> None:
-        """End: another core decides now, and what waits here would wait for ever."""
-        log.error("this process stood still or lost its store for too long; start it again, as a standby")
-        self._replaced = self.draining = True
+        then = "it begins again as a standby" if self.settings.table.standby else "start it again, as a standby"
+        log.error("this process stood still or lost its store for too long; %s", then)
         for scheduler in self.orla.core.serving.schedulers.values():
             scheduler.turn_away()
-        self._ends.set()
-
-    async def _drain(self, http: _HttpServer) -> None:
-        await self._ends.wait()
-        under_way, drain_s = self.under_way, self.settings.table.drain_s
-        if under_way:
-            calls = counted(under_way, "call")
-            log.warning("ending: %s under way, with %g s to end; a second signal ends at once", calls, drain_s)
-        self.host.bye("the server ends")
-        until_s = time.monotonic() + drain_s
-        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
-            await asyncio.sleep(DRAIN_POLL_S)
-        left = self.under_way
-        self.page.feed.close()
-        if left:
-            log.warning("%s still under way after %g s, and cut off", counted(left, "call"), drain_s)
-            await self._cut_off(http)
-        http.should_exit = True
-
-    async def _cut_off(self, http: _HttpServer) -> None:
-        """End what is under way as if its clients had gone: engines hear of that, and uvicorn has nothing to log."""
-        self._cut = self.under_way
-        for connection in list(http.server_state.connections):
-            connection.transport.abort()
-        until_s = time.monotonic() + CUT_OFF_S
-        while self.under_way and time.monotonic() < until_s:  # noqa: ASYNC110 - uvicorn's tasks
-            await asyncio.sleep(CUT_OFF_POLL_S)
-        http.force_exit = http.should_exit = True
-
-    @property
-    def under_way(self) -> int:
-        """How many HTTP requests have no whole answer yet; those of open pages, which never have, do not count."""
-        return 0 if self._http is None else max(0, len(self._http.server_state.tasks) - len(self.page.feed))
-
-    def _cut_request(self, scope: Any) -> None:
-        """End the connection of a request at once, whatever it has not read."""
-        for connection in list(self._http.server_state.connections) if self._http is not None else ():
-            if getattr(connection, "scope", None) is scope:
-                connection.transport.abort()
+        self.ending.replaced()
 
     def _uvicorn(self) -> uvicorn.Config:
         table = self.settings.table
@@ -342,21 +286,13 @@ class OrlaServer:
     def _backends_changed(self) -> None:
         self._note_key_envs()
         self.host.refresh()
+        self.succession.announce()
 
     def _note_key_envs(self) -> None:
         """Note in which variable replicas find each backend's key, which never goes to them."""
         tables = self.reloader.settings.written.get("backends", {})
         self._key_envs.clear()
         self._key_envs.update({name: each["api_key_env"] for name, each in tables.items() if each["api_key_env"]})
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn's server, whose signals are ours to take."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take none."""
-        yield
 
 
 def guard(settings: ServeSettings) -> HttpGuard:
@@ -373,37 +309,11 @@ def gateway_settings(settings: ServeSettings) -> GatewaySettings:
     return GatewaySettings(**{name: value for name, value in said.items() if value is not None})
 
 
-_SIGHUP: int = getattr(signal, "SIGHUP", 0)
-
-
-@contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, taken: Mapping[int, Callable[[], None]]) -> Iterator[None]:
-    """Have signals call methods of ours, where this thread and this platform let them."""
-    done: list[int] = []
-    for number, method in taken.items():
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no main thread, no such signals
-            loop.add_signal_handler(number, method)
-            done.append(number)
-    try:
-        yield
-    finally:
-        for number in done:
-            loop.remove_signal_handler(number)
-
-
 def run(settings: ServeSettings, orla: Orla, store: Store, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:
         return await OrlaServer(settings, orla, store).run(opened, ready)
 
-    with asyncio.Runner(loop_factory=_new_loop()) as runner:
+    with asyncio.Runner(loop_factory=new_loop()) as runner:
         return runner.run(serving())
-
-
-def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    if sys.platform == "win32":
-        return asyncio.new_event_loop
-    import uvloop
-
-    return uvloop.new_event_loop

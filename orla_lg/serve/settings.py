@@ -141,6 +141,7 @@ def settings(
     port: int | None = None,
     store: str | None = None,
     *,
+    standby: bool = False,
     reads_file: bool = True,
 ) -> ServeSettings:
     """Return what to start with: the command line, then ``[serve]``, then defaults.
@@ -152,6 +153,7 @@ def settings(
         listen_address: ``HOST:PORT`` or ``unix:PATH``.
         port: Of the loopback address.
         store: The file of what outlives the process.
+        standby: It waits for the end of the core that decides.
         reads_file: Whether there is a configuration.
 
     Raises:
@@ -162,6 +164,8 @@ def settings(
     table = core.serve or ServeTable.model_validate({})
     if store is not None:
         table = table.model_copy(update={"store": str(checked.path("--store", store))})
+    if standby:
+        table = table.model_copy(update={"standby": True})
     if listen_address is not None:
         listen = ListenAddress.parse("--listen-address", listen_address)
     elif port is not None:

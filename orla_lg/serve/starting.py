@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -39,12 +40,27 @@ def serve(args: argparse.Namespace) -> int:
         raise ConfigError(f"orla-lg serve needs {', '.join(missing)}, which a plain install leaves out: {INSTALL}")
     if args.demo and args.config:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
-    chosen = settings(args.config, args.listen_address, args.port, args.store, reads_file=not args.demo)
+    if args.demo and args.standby:
+        raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
+    chosen = settings(
+        args.config, args.listen_address, args.port, args.store, standby=args.standby, reads_file=not args.demo
+    )
     with contextlib.ExitStack() as ending:
         ending.enter_context(_ended_in_order())
         if args.demo:
             chosen = replace(chosen, core=ending.enter_context(demo_engine()))
-        return _serve(chosen, ending, is_demo=args.demo)
+        status = _serve(chosen, ending, is_demo=args.demo)
+    return _again(status)
+
+
+def _again(status: int) -> int:
+    """Begin again as a standby where that is meant, in the same process and with nothing of what was in it."""
+    from orla_lg.serve.ending import EXIT_REPLACED
+
+    if status == EXIT_REPLACED and sys.platform != "win32":
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return status
 
 
 def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool) -> int:
@@ -116,6 +132,8 @@ def _started(
         yield f"  {'and ' if schedulers else ''}{counted(posted, 'backend')} posted by API"
     elif not schedulers:
         yield "  no engine is behind it: `orla-lg serve --demo` starts one, `--config orla.toml` names yours"
+    if chosen.table.standby:
+        yield "standby: it takes over when the core that has the store's lease ends"
     yield f"policy: {_policies(schedulers)}"
     yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(keys)
     yield ""

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from orla_lg.control import protocol
 from orla_lg.control.commands import carry_out
-from orla_lg.control.protocol import ControlReply
+from orla_lg.control.protocol import ControlReply, CoreRole
 from orla_lg.control.state import state
 from orla_lg.errors import OrlaError
 from orla_lg.link.messages import PATH, UPGRADE
@@ -25,6 +25,11 @@ class Controlled(Protocol):
     """What is looked at, and changed."""
 
     orla: Orla
+
+    @property
+    def role(self) -> CoreRole:
+        """Which of its pool's servers it is."""
+        ...
 
     async def reload(self, *, dry_run: bool) -> str:
         """Load the configuration again, and return what changed, or would."""
@@ -45,7 +50,7 @@ def control_routes(server: Controlled) -> list[Route]:
             return _failed(409, str(error))
 
     async def look(_request: Request) -> Response:
-        return _reply(ControlReply(ok=True, state=state(server.orla.core.serving)))
+        return _reply(ControlReply(ok=True, state=state(server.orla.core.serving), core=server.role))
 
     async def control(request: Request) -> Response:
         """Carry out a request of the control protocol; one that asks for a state again and again gets it once."""

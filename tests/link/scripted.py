@@ -124,6 +124,8 @@ class ScriptedCore:
         self.mapping: dict[str, Any] = {}
         self.limits: dict[str, Any] = {}
         self.tenants: Sequence[str] | None = None
+        self.cores: dict[str, Sequence[str]] = {}
+        self.pool = ""
         self.requests: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.heard: list[Message] = []
         self.heads: list[str] = []
@@ -192,7 +194,7 @@ class ScriptedCore:
         backends = [flat_backend(each, api_key_env=self.key_env, warms=self.warms) for each in self.backends]
         return Welcome(
             self.protocol, self.epoch, "9.9", backends, self.views(), self.mapping, self.limits, self.replica_lease_s,
-            1.5, self.replicas, self.tenants,
+            1.5, self.replicas, self.tenants, False, self.cores, self.pool,
         )  # fmt: skip
 
     def views(self) -> list[dict[str, Any]]:

@@ -81,12 +81,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, words: Sequence[str] = ("--port", "0"), **env: str) -> Iterator[Served]:
-    """Run ``orla-lg serve`` in *folder*, until the block ends; it is ready for calls when the block begins."""
+def serving(
+    folder: Path, words: Sequence[str] = ("--port", "0"), module: str = "orla_lg", **env: str
+) -> Iterator[Served]:
+    """Run ``orla-lg serve`` in *folder*, until the block ends; it answers requests when the block begins."""
     errors = folder / f"serve-{time.monotonic_ns()}.err"
     with errors.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orla_lg", "serve", *words], cwd=folder, env={**environment(folder), **env},
+            [sys.executable, "-m", module, "serve", *words], cwd=folder, env={**environment(folder), **env},
             stdout=subprocess.PIPE, stderr=file, text=True, bufsize=1,
         )  # fmt: skip
     try:

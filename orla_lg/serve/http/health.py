@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orla_lg.link.messages import CORES_HEADER
 from orla_lg.serve.access.access import Denied
 from orla_lg.serve.gateway.answers import denial
 from orla_lg.serve.http.guard import asks_for_html
@@ -48,6 +49,26 @@ REFUSED = {
     ),
     CoreState.DRAINING: Denied(503, "the server is ending; the next one takes calls", "server_error", 1.0),
 }
+
+
+class LinkElsewhere(Denied):
+    """A link is refused by a server that is not the core, and says where that is.
+
+    Args:
+        state: What it is at.
+        urls: Of its pool's core, and of standbys.
+    """
+
+    def __init__(self, state: CoreState, urls: Sequence[str]) -> None:
+        refused = REFUSED[state]
+        super().__init__(refused.status, refused.message, refused.code, refused.retry_after_s)
+        self._urls = [url for url in urls if url.isascii() and url.isprintable() and not set(url) & {",", " "}]
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that go with it."""
+        found = super().headers
+        return [*found, (CORES_HEADER.encode(), ", ".join(self._urls).encode())] if self._urls else found
 
 
 class Stateful(Protocol):

@@ -34,7 +34,7 @@ from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
 from orla_lg.serve.store.labels import LabelKeeper
-from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.lease import CoreLease, FencedStore
 from orla_lg.serve.store.spent import SpentKeeper
 from orla_lg.serve.store.store import Store, StoreUnavailable
 
@@ -45,6 +45,9 @@ TICK_S = 0.1
 
 STOOD_STILL_S = 1.0
 """A tick that is so late shows that this process stood still: what replicas sent meanwhile is still to be read."""
+
+LEASE_POLL_S = 0.05
+"""How often a standby asks for the lease: what is left of it is most of the time in which nothing is granted."""
 
 VALID_AGAIN_S = 0.5
 """How often it is asked whether a connection's key still holds."""
@@ -64,6 +67,7 @@ class LinkHost:
             are in.
         is_valid: Whether a key still holds; asked every second for each connection.
         version: Of the package, for people.
+        pool: That the core decides for.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
         heeds_roster: ``False`` grants without a wait for the replicas of the core before; for tests that show what
             that wait is for.
@@ -81,11 +85,13 @@ class LinkHost:
         taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
         version: str = "",
+        pool: str = "",
         on_deposed: Callable[[], None] = lambda: None,
         heeds_roster: bool = True,
     ) -> None:
         self.serving = serving
         self.lease = lease
+        store = FencedStore(store, lease)
         self.roster = Roster(store)
         self.replica_lease_s = replica_lease_s
         self.replicas: dict[str, Replica] = {}
@@ -103,7 +109,9 @@ class LinkHost:
         self._is_valid = is_valid
         self.paced: Callable[[str], bool] | None = None
         """Whether a backend's rate lets another call go; ``None``: there are no rates."""
-        self.version = version
+        self.version, self.pool = version, pool
+        self.cores: Mapping[str, Sequence[str]] = {}
+        """By pool, the URLs of its core and then of its standbys, as replicas are given them."""
         self._on_deposed = on_deposed
         self._heeds_roster = heeds_roster
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,16 +121,19 @@ class LinkHost:
 
     # Its life
 
-    async def start(self) -> None:
+    async def start(self, waits: Callable[[], None] = lambda: None) -> None:
         """Take the lease, waiting for it if another core has it, and begin; grants follow once replicas have spoken.
+
+        Args:
+            waits: Called when another core has it.
 
         Raises:
             StoreUnavailable: The store does not answer.
         """
         self._gate()
-        while not self.lease.take():  # noqa: ASYNC110 - another process has it, and says nothing
-            await asyncio.sleep(self.lease.ttl_s / 3)
-        self._loop = asyncio.get_running_loop()
+        while not self.lease.take():
+            waits()
+            await asyncio.sleep(LEASE_POLL_S)
         now = self._ticked_s = self.serving.clock()
         self._renew_at_s = now + self.lease.ttl_s / 3
         self._orphans = orphans.Orphans(self.serving, self.replicas, self.replica_lease_s)
@@ -133,6 +144,7 @@ class LinkHost:
         self.recovery.look(now)
         for scheduler in self.serving.schedulers.values():
             scheduler.health.connect()
+        self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
     @property
@@ -262,7 +274,7 @@ class LinkHost:
         return Welcome(
             PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
-            self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts,
+            self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts, self.cores, self.pool,
         )  # fmt: skip
 
     @property
@@ -295,7 +307,7 @@ class LinkHost:
         """Take in a replica; returns it, or why it is refused."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
-        if not self.decides:
+        if not self.decides or not self.lease.holds():
             return "this core does not decide; connect again"
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]

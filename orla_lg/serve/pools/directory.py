@@ -7,37 +7,13 @@ write; a replica that goes there meets an older epoch, and refuses its grants.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable
 
-from orla_lg.serve.store.store import Conflict, Store, Versioned
+from orla_lg.link.places import CORES, MOST_PLACES, STANDBYS, CorePlace, read_place, text_of
+from orla_lg.serve.store.store import Conflict, Store
 
-log = logging.getLogger("orla_lg")
-
-CORES = "core/"
-"""``core/POOL``: the core that decides for a pool."""
-
-STANDBYS = "standby/"
-"""``standby/POOL/HOLDER``: a process that takes over at the core's end."""
-
-MOST_PLACES = 1_000
-
-
-class CorePlace(NamedTuple):
-    """Where a core, or a standby, is reached."""
-
-    pool: str
-    urls: tuple[str, ...]
-    """As ``Orla.remote`` takes them, the best first."""
-    epoch: int = 0
-    """Of a core; 0: a standby."""
-    backends: tuple[str, ...] = ()
-    """Names of those in the pool, which no other pool has."""
-    host: str = ""
-    """As ``whereabouts.here`` has it."""
-    pid: int = 0
+__all__ = ["CorePlace", "Directory"]
 
 
 class Directory:
@@ -61,11 +37,11 @@ class Directory:
         key = CORES + place.pool
         while True:
             found = self._store.get(key)
-            known = None if found is None else _read(key, found)
+            known = None if found is None else read_place(key, found.value)
             if known is not None and known.epoch > place.epoch:
                 return False
             try:
-                self._store.put(key, _text(place), expected=0 if found is None else found.version)
+                self._store.put(key, text_of(place), expected=0 if found is None else found.version)
             except Conflict:
                 continue
             return True
@@ -76,7 +52,7 @@ class Directory:
         Raises:
             StoreUnavailable: The store does not answer.
         """
-        self._store.put(f"{STANDBYS}{place.pool}/{holder}", _text(place))
+        self._store.put(f"{STANDBYS}{place.pool}/{holder}", text_of(place))
 
     def leave(self, pool: str, holder: str) -> None:
         """Strike a standby out that ends, or that decides now.
@@ -102,6 +78,36 @@ class Directory:
         """
         return self._places(f"{STANDBYS}{pool}/")
 
+    def waiting(self, pool: str) -> dict[str, tuple[CorePlace, int]]:
+        """Return the standbys of a pool by holder, each with the version of its entry.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        prefix = f"{STANDBYS}{pool}/"
+        return {
+            key.removeprefix(prefix): (place, entry.version)
+            for key, entry in list(self._store.scan(prefix).items())[:MOST_PLACES]
+            if (place := read_place(key, entry.value)) is not None
+        }
+
+    def strike(self, pool: str, holder: str, version: int) -> None:
+        """Strike a standby out that has not written its entry since it was read.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        with contextlib.suppress(Conflict):
+            self._store.put(f"{STANDBYS}{pool}/{holder}", None, expected=version)
+
+    def places(self) -> list[CorePlace]:
+        """Return the cores and standbys of all pools.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        return self._places(CORES) + self._places(STANDBYS)
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call *changed* after a core or a standby came or went, from any thread; returns what ends that."""
         ends = [self._store.watch(prefix, changed) for prefix in (CORES, STANDBYS)]
@@ -114,28 +120,4 @@ class Directory:
 
     def _places(self, prefix: str) -> list[CorePlace]:
         found = list(self._store.scan(prefix).items())[:MOST_PLACES]
-        return [place for key, entry in found if (place := _read(key, entry)) is not None]
-
-
-def _text(place: CorePlace) -> bytes:
-    return json.dumps(place._asdict()).encode()
-
-
-def _read(key: str, found: Versioned) -> CorePlace | None:
-    """Return an entry; ``None`` for one that cannot be read, which no process goes to."""
-    try:
-        said = json.loads(found.value)
-    except ValueError:
-        said = None
-    if not isinstance(said, Mapping) or not isinstance(said.get("pool"), str):
-        log.warning("the store's entry %r is no core's and is passed by", key)
-        return None
-    epoch, host, pid = said.get("epoch"), said.get("host"), said.get("pid")
-    return CorePlace(
-        said["pool"], _texts(said.get("urls")), epoch if isinstance(epoch, int) else 0, _texts(said.get("backends")),
-        host if isinstance(host, str) else "", pid if isinstance(pid, int) else 0,
-    )  # fmt: skip
-
-
-def _texts(said: Any) -> tuple[str, ...]:
-    return tuple(each for each in said if isinstance(each, str)) if isinstance(said, Sequence) else ()
+        return [place for key, entry in found if (place := read_place(key, entry.value)) is not None]

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from orla_lg.serve.store.store import Store, StoreUnavailable
+from orla_lg.serve.store.scoped import ScopedStore
+from orla_lg.serve.store.store import Fence, Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -41,7 +42,7 @@ class CoreLease:
         """Another core has it, or had it: this one decides nothing more."""
         self._store = store
         self._clock = clock
-        self._holder = holder or secrets.token_hex(8)
+        self.holder = holder or secrets.token_hex(8)
         self._until_s = -inf
         """Grants may be given until then, monotonic."""
         self._complained = False
@@ -57,7 +58,7 @@ class CoreLease:
             StoreUnavailable: The store does not answer.
         """
         asked_s = self._clock()
-        lease = self._store.lease(NAME, self._holder, self.ttl_s)
+        lease = self._store.lease(NAME, self.holder, self.ttl_s)
         if lease is None:
             return False
         self.epoch, self._until_s = lease.epoch, asked_s + self.ttl_s / 2
@@ -70,7 +71,7 @@ class CoreLease:
         """
         asked_s = self._clock()
         try:
-            lease = self._store.lease(NAME, self._holder, self.ttl_s)
+            lease = self._store.lease(NAME, self.holder, self.ttl_s)
         except StoreUnavailable as error:
             if not self._complained:
                 self._complained = True
@@ -84,11 +85,38 @@ class CoreLease:
         self._until_s = asked_s + self.ttl_s / 2
         return was_over
 
+    def release(self, holder: str) -> None:
+        """Give the lease back for a holder whose process is known to have ended.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        self._store.lease(NAME, holder, 0.0)
+
     def give_up(self) -> None:
         """Let the next core take it at once. Idempotent."""
         if self.epoch and not self.deposed:
             self.deposed, self._until_s = True, -inf
             try:
-                self._store.lease(NAME, self._holder, 0.0)
+                self._store.lease(NAME, self.holder, 0.0)
             except StoreUnavailable as error:  # it runs out by itself
                 log.warning("the core's lease cannot be given back: %s", error)
+
+
+class FencedStore(ScopedStore):
+    """A store as the core that holds a lease writes to it: not once another one has taken the lease.
+
+    Args:
+        store: In which the lease is, too.
+        lease: Of the writer.
+    """
+
+    def __init__(self, store: Store, lease: CoreLease) -> None:
+        super().__init__(store, "")
+        self._held = lease
+
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
+        """Write or delete a value, and return its version (``Store.put``)."""
+        return super().put(key, value, expected=expected, fence=fence or Fence(NAME, self._held.epoch))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orla_lg.serve.store.store import Lease, Store, Versioned
+from orla_lg.serve.store.store import Fence, Lease, Store, Versioned
 
 POOLS = "pool/"
 
@@ -30,9 +30,13 @@ class ScopedStore:
         """Return a value; ``None`` where there is none."""
         return self._store.get(self._prefix + key)
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
-        return self._store.put(self._prefix + key, value, expected=expected)
+        if fence is not None:
+            fence = Fence(self._prefix + fence.lease, fence.epoch)
+        return self._store.put(self._prefix + key, value, expected=expected, fence=fence)
 
     def scan(self, prefix: str) -> dict[str, Versioned]:
         """Return all values whose keys begin with *prefix*, sorted by key."""

@@ -21,12 +21,14 @@ from orla_lg.errors import ConfigError
 from orla_lg.serve.store.state_file import prepare, state_folder
 from orla_lg.serve.store.store import (
     ABSENT,
+    Fence,
     HeldLease,
     Instant,
     Lease,
     StoreUnavailable,
     Versioned,
     Watchers,
+    check_fence,
     check_version,
     instant,
     leased,
@@ -133,10 +135,15 @@ class SqliteStore:
             row = connection.execute("SELECT value, version FROM entries WHERE key = ?", (_bytes(key),)).fetchone()
         return None if row is None else Versioned(*row)
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         name = _bytes(key)
         with self._using() as connection, _transaction(connection):
+            if fence is not None:
+                held = _held(connection, fence.lease)
+                check_fence(fence, 0 if held is None else held.epoch)
             row = connection.execute("SELECT version FROM entries WHERE key = ?", (name,)).fetchone()
             found = ABSENT if row is None else row[0]
             check_version(key, found, expected)

@@ -37,6 +37,10 @@ class Conflict(OrlaError):
     """A value has another version than its writer expected: another process wrote it in between."""
 
 
+class Replaced(StoreUnavailable):
+    """The writer's lease is another holder's by now: it decides nothing more, and nothing was written."""
+
+
 class Versioned(NamedTuple):
     """A value, and the version that a careful writer expects."""
 
@@ -53,6 +57,19 @@ class Lease(NamedTuple):
     """Seconds of ``time.time``; for people. A holder counts by its own monotonic clock from before it asked."""
 
 
+class Fence(NamedTuple):
+    """What keeps a holder of a lease from writing once another one has taken it.
+
+    A check before the write is not enough: a process may stand still between the two, for any time. So the store
+    compares in the same step in which it writes.
+    """
+
+    lease: str
+    """Its name."""
+    epoch: int
+    """That the writer took it with."""
+
+
 class Store(Protocol):
     """Five methods; any thread may call them."""
 
@@ -60,16 +77,20 @@ class Store(Protocol):
         """Return a value; ``None`` where there is none."""
         ...
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write a value, or delete it (``None``), and return its version.
 
         Args:
             key: Any text.
             value: The value; ``None`` deletes, and deleting what is not there is no fault.
             expected: The version that is overwritten, ``ABSENT`` for none; ``None``: whichever there is.
+            fence: The lease that the writer writes by.
 
         Raises:
             Conflict: There is another version; nothing was written.
+            Replaced: The lease has another epoch; nothing was written.
         """
         ...
 
@@ -216,9 +237,14 @@ class MemoryStore:
         """Return a value; ``None`` where there is none."""
         return self._values.get(key)
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> int:
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         with self._lock:
+            if fence is not None:
+                held = self._leases.get(fence.lease)
+                check_fence(fence, 0 if held is None else held.epoch)
             known = self._values.get(key)
             check_version(key, ABSENT if known is None else known.version, expected)
             if value is None and known is None:
@@ -261,3 +287,20 @@ def check_version(key: str, found: int, expected: int | None) -> None:
         there = "does not exist" if found == ABSENT else f"has version {found}"
         wanted = "none" if expected == ABSENT else f"version {expected}"
         raise Conflict(f"{key!r} {there}, its writer expected {wanted}; read it again")
+
+
+def check_fence(fence: Fence, found: int) -> None:
+    """Refuse a write by a lease that another holder has taken since.
+
+    Args:
+        fence: The writer's.
+        found: The epoch of the lease as it is; 0: there is none.
+
+    Raises:
+        Replaced: It is another one.
+    """
+    if found != fence.epoch:
+        raise Replaced(
+            f"the lease {fence.lease!r} is of epoch {found} by now, and its writer took it with {fence.epoch}: another "
+            "process has replaced it"
+        )

@@ -13,7 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orla_lg.serve.store.sqlite import SqliteStore
-from orla_lg.serve.store.store import ABSENT, WATCH_S, Conflict, HeldLease, Instant, MemoryStore, Store, instant
+from orla_lg.serve.store.lease import NAME, CoreLease, FencedStore
+from orla_lg.serve.store.scoped import ScopedStore
+from orla_lg.serve.store.store import (
+    ABSENT,
+    WATCH_S,
+    Conflict,
+    Fence,
+    HeldLease,
+    Instant,
+    MemoryStore,
+    Replaced,
+    Store,
+    StoreUnavailable,
+    instant,
+)  # fmt: skip
 
 Make = Callable[..., Store]
 
@@ -258,3 +272,55 @@ def test_a_watcher_may_read_and_write(store: Store) -> None:
 def test_a_store_is_what_the_protocol_names(store: Store) -> None:
     methods: list[Any] = [store.get, store.put, store.scan, store.lease, store.watch]
     assert len(methods) == 5
+
+
+# Writes by a lease
+
+
+def test_what_another_holder_has_taken_is_not_written_over(store: Store, clock: Clock) -> None:
+    """However late a write comes: its writer may have stood still right before it."""
+    with pytest.raises(Replaced):
+        store.put("a", b"before any lease", fence=Fence("core", 1))
+    store.put("a", b"without a fence")
+    store.lease("core", "one", 1.0)
+    first = store.put("a", b"one", fence=Fence("core", 1))
+    clock.pass_s(2.0)
+    store.put("a", b"still one: none took it", fence=Fence("core", 1))
+    store.lease("core", "two", 1.0)
+    for value in (b"one again", None):
+        with pytest.raises(Replaced, match="epoch 2 by now.*took it with 1"):
+            store.put("a", value, fence=Fence("core", 1))
+    with pytest.raises(Replaced):
+        store.put("a", b"x", expected=first, fence=Fence("core", 1))
+    assert store.put("a", b"two", fence=Fence("core", 2)) and issubclass(Replaced, StoreUnavailable)
+    found = store.get("a")
+    assert found is not None and found.value == b"two"
+
+
+def test_a_core_writes_by_its_own_lease_in_its_own_pool(store: Store, clock: Clock) -> None:
+    pools = [ScopedStore(store, name) for name in ("", "a")]
+    leases = [CoreLease(pool, holder="one", clock=lambda: clock.since_boot_s) for pool in pools]
+    fenced = [FencedStore(pool, lease) for pool, lease in zip(pools, leases, strict=True)]
+    for lease in leases:
+        assert lease.take()
+    for each in fenced:
+        each.put("spent/x", b"mine")
+    clock.pass_s(2.0)
+    assert CoreLease(pools[1], holder="two").take()
+    fenced[0].put("spent/x", b"still mine")
+    with pytest.raises(Replaced, match="pool/a/core"):
+        fenced[1].put("spent/x", b"late")
+    with pytest.raises(Replaced):
+        fenced[1].put("spent/x", None)
+    assert fenced[1].scan("spent/") == {"spent/x": store.get("pool/a/spent/x")} and NAME == "core"
+
+
+def test_a_lease_is_given_back_for_a_holder_that_has_ended_and_for_no_other(store: Store) -> None:
+    one, two, three = (CoreLease(store, 60.0, holder=name) for name in ("one", "two", "three"))
+    assert one.take() and not two.take()
+    two.release("three")
+    assert not two.take()
+    two.release("one")
+    assert two.take() and two.epoch == 2
+    three.release("one")
+    assert not three.take() and two.renew() is False and not two.deposed
