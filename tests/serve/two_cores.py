@@ -28,7 +28,10 @@ from orla_lg.link.greeting import Greeted, _welcome
 from orla_lg.link.messages import SILENT_S, Enter, Grant, flat, read
 from orla_lg.link.serving import LinkedServing
 from orla_lg.serve.link.host import LinkHost
-from orla_lg.serve.pools.directory import CorePlace, Directory
+from orla_lg.link.places import CorePlace
+from orla_lg.serve.pools import succession
+from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.pools.succession import Succession
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.store import Instant, MemoryStore, StoreUnavailable
@@ -43,7 +46,7 @@ LETS_GO_S = 1.0
 """``orphans.SILENT_LETS_GO_S``, shorter than usual too."""
 ENGINE_NOTICES_S = 0.8 * LETS_GO_S
 """A hung-up request is gone from the engine after so long."""
-QUANTUM_S, RESTART_S, STORE_PAUSE_S, REDIAL_S = 0.1, 0.3, 1.0, 0.2
+QUANTUM_S, RESTART_S, REDIAL_S = 0.1, 0.3, 0.2
 POOL = "east"
 ADDRESS = addresses("http://127.0.0.1:1")[0]
 
@@ -88,8 +91,8 @@ class FlakyStore:
     def get(self, key: str) -> Any:
         return self._ask("get", lambda: self._inner.get(key))
 
-    def put(self, key: str, value: bytes | None, *, expected: int | None = None) -> Any:
-        return self._ask("put", lambda: self._inner.put(key, value, expected=expected))
+    def put(self, key: str, value: bytes | None, **more: Any) -> Any:
+        return self._ask("put", lambda: self._inner.put(key, value, **more))
 
     def scan(self, prefix: str) -> Any:
         return self._ask("scan", lambda: self._inner.scan(prefix))
@@ -193,22 +196,20 @@ class CoreProcess:
         own = ScopedStore(self.store, POOL)
         self.lease = machine.lease(own, CORE_LEASE_S, clock=clock, holder=f"core-{machine.next_number()}")
         self.host = LinkHost(
-            self.serving, own, self.lease, replica_lease_s=LEASE_S, heeds_roster=machine.heeds_roster,
+            self.serving, own, self.lease, pool=POOL, replica_lease_s=LEASE_S, heeds_roster=machine.heeds_roster,
             on_deposed=self._deposed,
         )  # fmt: skip
         self._entering, self._reader = self.host.arrivals.enter, FrameReader()
         setattr(self.host.arrivals, "enter", self._enter)  # noqa: B010 - a method is no attribute to mypy
-        self._task = self.loop.create_task(self._take_over())
+        self._task = self.loop.create_task(
+            Succession(self.host, Directory(self.store), self._place, self._refresh, is_meant=True).run()
+        )
 
-    async def _take_over(self) -> None:
-        while True:
-            try:
-                await self.host.start()
-                Directory(self.store).announce(CorePlace(POOL, ("http://x",), self.lease.epoch))
-            except StoreUnavailable:
-                await asyncio.sleep(STORE_PAUSE_S)
-            else:
-                return
+    def _place(self, epoch: int) -> CorePlace:
+        return CorePlace(POOL, (f"http://127.0.0.1:{self.seat + 1}",), epoch, holder=self.lease.holder)
+
+    async def _refresh(self) -> None:
+        pass
 
     @property
     def runs(self) -> bool:
@@ -365,7 +366,7 @@ class ReplicaProcess:
         reader = FrameReader()
         came = list(reader.feed(wire.recv(0)))
         try:
-            welcome = _welcome(ADDRESS, came[0], hello) if came else None
+            welcome = _welcome(ADDRESS, came[0], hello, link.places.pool) if came else None
         except (OSError, LinkBroken):
             welcome = None
         if welcome is None:
@@ -426,7 +427,7 @@ class TwoCores:
         self.heeds_roster, self.heeds_epochs, self.lease = heeds_roster, heeds_epochs, lease
         self.clock = VirtualClock(1000.0)
         self._patch = pytest.MonkeyPatch()
-        for module in (connection, losses, serving):
+        for module in (connection, losses, serving, succession):
             self._patch.setattr(module, "time", SimpleNamespace(monotonic=self.clock))
         self.store = MemoryStore(now=lambda: Instant(self.clock(), "boot", self.clock()))
         self.at_engine, self.most = set[str](), 0
