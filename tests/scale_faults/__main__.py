@@ -59,6 +59,7 @@ def chosen(kinds: Mapping[str, Kind], args: argparse.Namespace, few: Sequence[st
 def made(site: Site, name: str, kind: Kind, times: int, seed: str) -> Row:
     """Make a kind of fault some times, and return what happened."""
     dice, tick = Random(f"{name}{seed}"), bar(name, times)
+    site.cores_are(apart=kind.apart)
     site.calls_take(kind.long_s)
     watch = Watch(site, name, kind.may_end_with)
     for _ in range(times):
@@ -67,10 +68,10 @@ def made(site: Site, name: str, kind: Kind, times: int, seed: str) -> Row:
     return watch.row()
 
 
-def run(args: argparse.Namespace, folder: Path) -> int:
+def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
     rows, controls, wrong = list[Row](), list[Row](), list[str]()
     began_s = time.monotonic()
-    with Site(folder, replicas=3 if args.one else args.replicas, on_redis=args.store == "redis") as site:
+    with Site(folder, replicas=3 if args.one else args.replicas, on_redis=args.store == "redis", apart=apart) as site:
         for name, kind in chosen(KINDS, args):
             row = made(site, name, kind, 1 if args.one else max(1, round(kind.times * args.times)), args.seed)
             rows.append(row)
@@ -96,12 +97,13 @@ def main(words: Sequence[str]) -> int:
     args = parsed(words)
     if why := sandbox.enter("tests.scale_faults", words):
         tell(f"without a network and pids of its own: {why}", last=True)
+    apart = not why
     try:
         if args.keep is not None:
             args.keep.mkdir(parents=True, exist_ok=True)
-            return run(args, args.keep)
+            return run(args, args.keep, apart=apart)
         with tempfile.TemporaryDirectory() as folder:
-            return run(args, Path(folder))
+            return run(args, Path(folder), apart=apart)
     except KeyboardInterrupt:
         print("\nstopped; nothing of it is left", file=sys.stderr)
         return 130

@@ -39,6 +39,8 @@ class Kind:
     """What calls take at the engine that they fill."""
     may_end_with: frozenset[str] = frozenset()
     needs_redis: bool = False
+    apart: bool = True
+    """Whether core and standby are on machines of their own: else the one sees that the other's process has ended."""
 
 
 # Cores
@@ -233,7 +235,8 @@ def redis_and_core_killed(site: Site, dice: Random, *, durable: bool = True) -> 
 
 
 KINDS: dict[str, Kind] = {
-    "core killed": Kind(core_killed, 50),
+    "core killed": Kind(core_killed, 40),
+    "core killed, standby on its machine": Kind(core_killed, 10, apart=False),
     "core killed, a replica late, calls of 8 s": Kind(core_killed_and_a_replica_late, 25, LONG_S),
     "core frozen, standby follows, thawed": Kind(core_frozen_and_followed, 20),
     "core frozen for less than its lease": Kind(core_frozen_for_a_moment, 10),

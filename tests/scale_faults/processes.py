@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -14,6 +16,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from tests.scale_faults.account import Call
 from tests.serve_kills.processes import PATIENCE_S, ROOT, Process, until
@@ -51,18 +55,31 @@ class Redis(Process):
         return self
 
 
+APART = ("unshare", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child")
+"""Before a process that sees no other's pid, as on a machine of its own."""
+
+
 class Core(Process):
     """``orla-lg serve``, in its seat: it decides, or stands by."""
 
-    def __init__(self, seat: int, port: int, words: Sequence[str], log: Path, **env: str) -> None:
-        super().__init__(words, log, **env)
-        self.seat, self.port = seat, port
-        threading.Thread(target=self._drop_output, daemon=True).start()
+    def __init__(self, seat: int, port: int, words: Sequence[str], log: Path, *, apart: bool) -> None:
+        self.seat, self.port, self.apart, self.log = seat, port, apart, log
+        with log.open("ab") as told:
+            self.process = subprocess.Popen(
+                [*(APART if apart else ()), sys.executable, *words], cwd=ROOT, env=own_environment(),
+                stdin=subprocess.DEVNULL, stdout=told, stderr=told, text=True, start_new_session=True,
+            )  # fmt: skip
 
-    def _drop_output(self) -> None:
-        with contextlib.suppress(ValueError):  # closed meanwhile
-            for _ in self.process.stdout or ():
-                pass
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        inner = psutil.Process(self.process.pid).children() if self.apart else [self.process]
+        for each in inner:
+            os.kill(each.pid, number)
 
     @property
     def state(self) -> str:

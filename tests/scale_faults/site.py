@@ -48,8 +48,10 @@ replica_lease_s = {replica_lease_s}
 class Site:
     """All of it; what it started ends with it."""
 
-    def __init__(self, folder: Path, *, replicas: int, on_redis: bool) -> None:
+    def __init__(self, folder: Path, *, replicas: int, on_redis: bool, apart: bool) -> None:
         self.folder, self._many, self.on_redis = folder, replicas, on_redis
+        self.may_be_apart = self.apart = apart
+        """Whether each core is as on a machine of its own."""
         self.config = folder / "orla.toml"
         self.ports = [free_port() for _ in SEATS]
         self.cores: list[Core] = []
@@ -106,14 +108,22 @@ class Site:
     def _core(self, seat: int, spoilt: str) -> Core:
         module = ["-m", "tests.scale_faults.spoilt", spoilt] if spoilt else ["-m", "orla_lg"]
         words = [*module, "serve", "--config", str(self.config), "--port", str(self.ports[seat]), "--store",
-                 self.store(seat), *(["--standby"] if _knows_standby() else [])]  # fmt: skip
-        return Core(seat, self.ports[seat], words, self.folder / f"core-{seat}.log")
+                 self.store(seat), "--standby"]  # fmt: skip
+        return Core(seat, self.ports[seat], words, self.folder / f"core-{seat}.log", apart=self.apart)
 
     def start_core(self, seat: int, spoilt: str = "") -> Core:
         """Start a core in its seat, where none is any more."""
         self.cores[seat].kill()
         self.cores[seat] = self._core(seat, spoilt)
         return self.cores[seat]
+
+    def cores_are(self, *, apart: bool) -> None:
+        """Let cores be on machines of their own, or on one."""
+        if apart != self.apart and (self.may_be_apart or not apart):
+            self.apart = apart
+            for seat in SEATS:
+                self.start_core(seat)
+                self.await_warm()
 
     def start_replica(self, *options: str, name: str = "", server: str = "") -> Replica:
         name = name or f"r{len(self.all)}"
@@ -232,13 +242,6 @@ class Watch:
         row.twice = sum(len(account["twice"]) - self._twice[name] for name, account in accounts.items())
         row.most = {name: account["most"] for name, account in accounts.items()}
         return row
-
-
-def _knows_standby() -> bool:
-    """Whether ``orla-lg serve`` has the option; else two servers on one store are core and standby by themselves."""
-    from orla_lg.cli import main
-
-    return hasattr(main, "never")  # replaced once the option is there
 
 
 def has_redis() -> bool:
