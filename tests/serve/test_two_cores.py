@@ -219,7 +219,7 @@ SPOILT: Mapping[str, tuple[Script, dict[str, object]]] = {
     "nothing waits for the roster": (a_late_replica, {"heeds_roster": False}),
     "a fixed grace": (a_late_replica, {}),
     "a lease that never runs out": (a_core_without_its_store, {"lease": Heedless}),
-    "any epoch is believed": (a_core_that_another_one_followed, {"lease": Heedless, "heeds_epochs": False}),
+    "any epoch is believed": (a_core_that_another_one_followed, dict(lease=Heedless, heeds_fences=False, heeds_epochs=False)),
 }
 
 
@@ -240,8 +240,8 @@ def test_the_bound_holds(script: Script, made: list[TwoCores]) -> None:
     cores.finish(FLOWS_S)
 
 
-def test_epochs_alone_hold_it_where_a_lease_does_not(made: list[TwoCores]) -> None:
-    made.append(cores := TwoCores(lease=Heedless))
+def test_epochs_alone_hold_it_where_neither_lease_nor_fence_does(made: list[TwoCores]) -> None:
+    made.append(cores := TwoCores(lease=Heedless, heeds_fences=False))
     a_core_that_another_one_followed(cores)
     assert cores.most == BOUND
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from orla_lg.core.call import Ask, Usage
@@ -39,6 +40,8 @@ class ModelCall:
         )  # fmt: skip
         assert isinstance(inflight, LinkedCall)
         self.inflight = inflight
+        self._context = Context()
+        """Of its caller: what one call holds is no other's."""
         self._turn: Waiter | None = None
         self._steps: Steps | None = serving.serve(inflight, self, self._over)
 
@@ -63,7 +66,7 @@ class ModelCall:
     def _go(self, resume: Callable[[Steps], Any]) -> None:
         assert self._steps is not None
         try:
-            step = resume(self._steps)
+            step = self._context.run(resume, self._steps)
         except StopIteration:  # the response is being read
             self._steps = None
             return

@@ -34,7 +34,7 @@ from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.succession import Succession
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Instant, MemoryStore, StoreUnavailable
+from orla_lg.serve.store.store import Fence, Instant, MemoryStore, StoreUnavailable
 from orla_lg.testing.virtual import StillAdapter, VirtualBackground, VirtualClock, VirtualLoop
 from tests.serve.scripted import OPEN
 from tests.serve.two_callers import ModelCall
@@ -65,8 +65,8 @@ class Fault(NamedTuple):
 class FlakyStore:
     """The store as one core reaches it (``store.Store``)."""
 
-    def __init__(self, inner: MemoryStore, stand_still: Callable[[float], None]) -> None:
-        self._inner, self._stand_still = inner, stand_still
+    def __init__(self, inner: MemoryStore, stand_still: Callable[[float], None], *, heeds_fences: bool) -> None:
+        self._inner, self._stand_still, self._heeds_fences = inner, stand_still, heeds_fences
         self.away_until_s = 0.0
         self.deaf = set[str]()
         """Methods that never answer."""
@@ -91,8 +91,11 @@ class FlakyStore:
     def get(self, key: str) -> Any:
         return self._ask("get", lambda: self._inner.get(key))
 
-    def put(self, key: str, value: bytes | None, **more: Any) -> Any:
-        return self._ask("put", lambda: self._inner.put(key, value, **more))
+    def put(
+        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
+    ) -> Any:
+        fence = fence if self._heeds_fences else None
+        return self._ask("put", lambda: self._inner.put(key, value, expected=expected, fence=fence))
 
     def scan(self, prefix: str) -> Any:
         return self._ask("scan", lambda: self._inner.scan(prefix))
@@ -187,7 +190,7 @@ class CoreProcess:
         self.demoted = set[str]()
         """Calls that came later than they arrived, and have no place to go on from."""
         self.wires = list[Wire]()
-        self.store = FlakyStore(machine.store, self._stand_still)
+        self.store = FlakyStore(machine.store, self._stand_still, heeds_fences=machine.heeds_fences)
         self.serving = Serving(
             {Backend("a", "http://a/v1", max_concurrency=BOUND): StillAdapter()}, mapper=None, stage_policy="fcfs",
             request_policy="fcfs", memory=memory_policy("default"), clock=clock,
@@ -287,9 +290,10 @@ class CoreProcess:
         self.dead, loop = True, cast("Any", self.loop)
         loop._ready.clear()
         loop._scheduled.clear()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.run_until_complete(self._settled())
+        while left := asyncio.all_tasks(self.loop):
+            for task in left:
+                task.cancel()
+            self.loop.run_until_complete(self._settled())
         self.serving.close()
         self.loop.run_until_complete(self._settled())
         self.loop.close()
@@ -373,17 +377,18 @@ class ReplicaProcess:
             wire.shut()
             return
         socket = cast("Any", End(wire))
-        link._took(Greeted(Dialed(socket, Plain(), ADDRESS, b""), welcome, reader, came[1:], sent_s))
+        greeted = Greeted(Dialed(socket, Plain(), ADDRESS, b""), welcome, reader, came[1:], sent_s)
         self.highest = max(self.highest, welcome.epoch)
-        if not self.machine.heeds_epochs:
-            link.epoch = self.highest = 0
         if listener is None:
+            link.epoch = welcome.epoch
             listener = self.serving = LinkedServing(
                 link, welcome, adapter_of=lambda backend: StillAdapter(), key_in=lambda name: None, version="test"
             )
             listener.clients["a"] = cast("Any", SimpleNamespace(abort=self._abort))
             link._listener = weakref.ref(listener)
-        link._begin(listener, welcome)
+        link._joins(greeted)
+        if not self.machine.heeds_epochs:
+            link.epoch = self.highest = 0
         core.turn()
 
     def _abort(self) -> None:
@@ -422,9 +427,10 @@ class TwoCores:
         replicas: int = 3,
         heeds_roster: bool = True,
         heeds_epochs: bool = True,
+        heeds_fences: bool = True,
         lease: type[CoreLease] = CoreLease,
     ) -> None:
-        self.heeds_roster, self.heeds_epochs, self.lease = heeds_roster, heeds_epochs, lease
+        self.heeds_roster, self.heeds_epochs, self.heeds_fences, self.lease = heeds_roster, heeds_epochs, heeds_fences, lease
         self.clock = VirtualClock(1000.0)
         self._patch = pytest.MonkeyPatch()
         for module in (connection, losses, serving, succession):
