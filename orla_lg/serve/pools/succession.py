@@ -154,8 +154,9 @@ class Succession:
         """Strike out what does not stand by any more."""
         seen: dict[str, tuple[int, float]] = {}
         while True:
-            with contextlib.suppress(StoreUnavailable):
-                seen = self._strike(seen, time.monotonic())
+            if self._host.decides:
+                with contextlib.suppress(StoreUnavailable):
+                    seen = self._strike(seen, time.monotonic())
             await asyncio.sleep(BEAT_S)
 
     def _strike(self, seen: Mapping[str, tuple[int, float]], now: float) -> dict[str, tuple[int, float]]:
