@@ -60,6 +60,9 @@ test-ray: $(STAMP) ## cores on a Ray cluster of several raylets, killed with pro
 	$(BIN)/python -m tests.serve.ray.run $(TESTS)
 	$(BIN)/python examples/ray/run.py
 
+test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 200 times under load (half an hour; FAULTS=one: two minutes)
+	$(BIN)/python -m tests.scale_faults $(if $(filter one,$(FAULTS)),--one,$(FAULTS))
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
@@ -125,6 +128,9 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
+
+bench-scale-out: $(STAMP) ## 1, 2 and 4 cores with 4 to 16 replicas: wait, calls a second, a core's CPU per call (BENCH='--quick'; run it alone)
+	$(BIN)/python -m bench.scale_out $(BENCH)
 
 bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
 	$(BIN)/python -m bench.page $(BENCH)
