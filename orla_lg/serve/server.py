@@ -32,7 +32,7 @@ from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
-from orla_lg.serve.ending import CUT_OFF_S, Ending
+from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
@@ -142,7 +142,7 @@ class OrlaServer:
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
             is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
-        self.ending = Ending(self.page.feed, self.host.bye, self.host.close)
+        self.ending = ServerEnd(self.page.feed, self.host.bye, self._hand_over)
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )
@@ -237,10 +237,9 @@ class OrlaServer:
         if self.others is not None:
             self.others.close()
         self.page.feed.close()
-        await self.gateway.aclose()
+        await self._hand_over()
         self.order.stop()
         await self.outside.close()
-        await self.host.close("the server ends")
         self._keyring.close()
         self.metrics.close()
         await asyncio.to_thread(self._traces.close)  # what is left of them is sent
@@ -261,6 +260,11 @@ class OrlaServer:
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
         self.ending.ask()
+
+    async def _hand_over(self) -> None:
+        """Write what is left to be written, and let the next core take over. Idempotent."""
+        await self.gateway.aclose()  # its sessions end, and what they carry is kept
+        await self.host.close("the server ends")
 
     def _deposed(self) -> None:
         then = "it begins again as a standby" if self.settings.table.standby else "start it again, as a standby"

@@ -3,11 +3,11 @@
 Each write, each lease and each scan is one script, which the server runs by itself and whole: a value's version is
 compared in the step that writes it, and a lease's time is the server's own clock, so that no two machines' clocks are
 compared. A write that returned is in the server's memory, and in its log as ``appendfsync`` says: without a log
-(``appendonly no``) a server that is started again has forgotten all of it, epochs too, and is refused for that.
+(``appendonly no``) a server that is started again has forgotten all of it, epochs too, and is warned of.
 
-An answer may be lost although the write took place. A lease that is asked for again by the same holder is renewed, and
-a value that is expected to have its old version is a ``Conflict``: its writer reads again, and finds its own. Nothing
-is sent a second time from here.
+An answer may be lost although the write took place. A lease that is asked for again by the same holder is renewed,
+and a value that is expected to have its old version is a ``Conflict``: its writer reads again, and finds its own.
+Nothing is sent a second time from here.
 
 Where what stands is written in ``link.redis_keys``.
 """
@@ -252,8 +252,8 @@ class RedisStore:
             return
         if kept == "no":
             log.warning(
-                "%s: %s keeps no log (appendonly no): when it is started again it has forgotten keys, limits and which "
-                "core was the last; `CONFIG SET appendonly yes`, and the same in its file, mends that",
+                "%s: %s keeps no log (appendonly no): started again it has forgotten keys, limits and which core was "
+                "the last; `CONFIG SET appendonly yes`, and the same in its file, mends that",
                 self._where, self.address.text,
             )  # fmt: skip
 

@@ -154,7 +154,7 @@ def test_a_password_is_needed_and_shown_nowhere(tmp_path: Path, monkeypatch: pyt
         right = store_at(server.url.replace("//", "//:s3cret-w0rd@"), "store")
         assert "w0rd" not in right.place and right.put("a", b"")
         right.close()
-        with pytest.raises(ConfigError, match="ORLA_TEST_WORD .*is not set"):
+        with pytest.raises(ConfigError, match=r"ORLA_TEST_WORD .*is not set"):
             store_at(server.url, "store", password_env="ORLA_TEST_WORD")
         monkeypatch.setenv("ORLA_TEST_WORD", "s3cret-w0rd")
         again = store_at(server.url, "store", password_env="ORLA_TEST_WORD")
