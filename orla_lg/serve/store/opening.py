@@ -9,7 +9,8 @@ from typing import Any
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import RedisAddress, is_shared
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.store.redis import ANSWER_S, RedisStore
+from orla_lg.serve.store.redis import RedisStore
+from orla_lg.serve.store.redis_line import ANSWER_S
 from orla_lg.serve.store.sqlite import BUSY_S, SqliteStore, default_file
 from orla_lg.serve.store.store import MemoryStore, Store
 

@@ -7,18 +7,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import RedisAddress
 from orla_lg.serve.store.opening import store_at
-from orla_lg.serve.store.redis import REST_S, RedisStore
+from orla_lg.serve.store.redis import RedisStore
+from orla_lg.serve.store.redis_line import ANSWER_S
 from orla_lg.serve.store.store import ABSENT, WATCH_S, Conflict, StoreUnavailable
 from tests.redis_server import RedisServer
+
+T = TypeVar("T")
 
 LONGEST_STALL_S = 0.3
 """That a frozen server may hold up the core's loop."""
@@ -34,16 +38,27 @@ def store_on(server: RedisServer, **given: float) -> RedisStore:
     return RedisStore(RedisAddress.parse(server.url, "store"), **given)
 
 
+def when_it_answers(ask: Callable[[], T], within_s: float = 10.0) -> T:
+    """Return what a store answers once it is asked by a connection again."""
+    until_s = time.monotonic() + within_s
+    while True:
+        try:
+            return ask()
+        except StoreUnavailable:
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+
+
 def test_what_was_written_and_each_epoch_outlive_a_killed_server(server: RedisServer) -> None:
-    store = store_on(server, rest_s=0.0)
+    store = store_on(server)
     version = store.put("keys/a", b"one")
     first = store.lease("core", "a", 0.01)
     time.sleep(1.1)  # its log is written each second
     server.kill()
-    with pytest.raises(StoreUnavailable, match=r"store: cannot read redis://127\.0\.0\.1"):
+    with pytest.raises(StoreUnavailable, match=r"store: redis://127\.0\.0\.1"):
         store.get("keys/a")
     server.start()
-    assert store.get("keys/a") == (b"one", version) and store.scan("keys/") == {"keys/a": (b"one", version)}
+    assert when_it_answers(lambda: store.get("keys/a")) == (b"one", version) and store.scan("keys/") == {"keys/a": (b"one", version)}
     second = store.lease("core", "b", 10)
     assert first is not None and second is not None and second.epoch == first.epoch + 1
     assert store.put("keys/b", b"") == version + 1
@@ -67,15 +82,14 @@ def test_a_frozen_server_holds_up_no_loop(server: RedisServer) -> None:
         f"\nlongest stall {1000 * max(stalls):.0f} ms, {len(stalls):,} asked, {sum(s > 0.1 for s in stalls)} waited"
     )
     assert max(stalls) < LONGEST_STALL_S
-    assert sum(stalls) < 1.0, "it is left alone for as long as it was waited for"
-    time.sleep(REST_S)
-    found = store.get("a")
+    assert sum(stalls) < 2 * ANSWER_S, "an outage costs one time-out altogether"
+    found = when_it_answers(lambda: store.get("a"))
     assert found is not None and found.value == b"before"
     store.close()
 
 
 def test_a_write_whose_answer_is_lost_is_not_made_twice(server: RedisServer) -> None:
-    store, other = store_on(server, rest_s=0.0), store_on(server)
+    store, other = store_on(server), store_on(server)
     first = store.put("count", b"1")
     server.freeze()
     with pytest.raises(StoreUnavailable):
@@ -86,14 +100,14 @@ def test_a_write_whose_answer_is_lost_is_not_made_twice(server: RedisServer) -> 
         time.sleep(0.01)
     assert found == (b"2", first + 1)
     with pytest.raises(Conflict):
-        store.put("count", b"2", expected=first)
+        when_it_answers(lambda: store.put("count", b"2", expected=first))
     assert store.get("count") == (b"2", first + 1)
     store.close()
     other.close()
 
 
 def test_a_change_while_its_watcher_was_cut_off_is_announced(server: RedisServer) -> None:
-    store, other = store_on(server, poll_s=0.1, rest_s=0.0), store_on(server, rest_s=0.0)
+    store, other = store_on(server, poll_s=0.1), store_on(server)
     heard = threading.Event()
     store.watch("keys/", heard.set)
     other.put("keys/a", b"one")
@@ -106,7 +120,7 @@ def test_a_change_while_its_watcher_was_cut_off_is_announced(server: RedisServer
     server.kill()
     server.start()
     heard.clear()
-    other.put("keys/a", b"three")
+    when_it_answers(lambda: other.put("keys/a", b"three"))
     assert heard.wait(2 * WATCH_S)
     store.close()
     other.close()
@@ -154,7 +168,7 @@ def test_a_password_is_needed_and_shown_nowhere(tmp_path: Path, monkeypatch: pyt
         right = store_at(server.url.replace("//", "//:s3cret-w0rd@"), "store")
         assert "w0rd" not in right.place and right.put("a", b"")
         right.close()
-        with pytest.raises(ConfigError, match="ORLA_TEST_WORD .*is not set"):
+        with pytest.raises(ConfigError, match=r"ORLA_TEST_WORD .*is not set"):
             store_at(server.url, "store", password_env="ORLA_TEST_WORD")
         monkeypatch.setenv("ORLA_TEST_WORD", "s3cret-w0rd")
         again = store_at(server.url, "store", password_env="ORLA_TEST_WORD")
@@ -172,10 +186,8 @@ def test_a_password_goes_to_no_other_machine_in_plain_text() -> None:
 
 def test_a_replica_is_no_store(tmp_path: Path, server: RedisServer) -> None:
     with RedisServer(tmp_path / "copy", "--replicaof", "127.0.0.1", f"{server.port}") as copy:
-        store = store_on(copy)
         with pytest.raises(StoreUnavailable, match="it is a replica"):
-            store.put("a", b"")
-        store.close()
+            store_on(copy)
 
 
 def test_it_speaks_tls_and_believes_no_other_certificate(tmp_path: Path) -> None:
