@@ -1,4 +1,4 @@
-"""The manifests of the example: they keep to Kubernetes' schemas and to each other, and their configuration is one."""
+"""The manifests of the example: they keep to Kubernetes' schemas and to each other; their configuration is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose store is away: it pauses or goes on as it was told, its loop stands still for nothing, none is lost."""
+"""A server whose store is away: it pauses, or goes on, and its loop stands still for neither."""
 
 from __future__ import annotations
 

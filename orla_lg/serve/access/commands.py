@@ -126,8 +126,8 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or redis://HOST:PORT/DB; default: that of [serve] store, or "
-                        "~/.local/state/orla-lg/serve.db")  # fmt: skip
+    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or a URL; default: that of [serve] "
+                        "store, or ~/.local/state/orla-lg/serve.db")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="orla.toml, for its [serve] store; default: the nearest")
     parser.set_defaults(run=run)
 

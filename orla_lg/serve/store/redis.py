@@ -138,7 +138,7 @@ class RedisStore:
         """Return a value; ``None`` where there is none."""
         self._check_memory()
         with self._asking("read"):
-            found = self._line.ask("HGET", self._values, _bytes(key), again=True)
+            found = self._line.ask("HGET", self._values, _bytes(key))
         return None if found is None else _versioned(found)
 
     def put(
@@ -150,7 +150,7 @@ class RedisStore:
             _bytes(key), value or b"", int(value is not None), -1 if expected is None else expected,
             -1 if fence is None else fence.epoch, self._channel,
         ]  # fmt: skip
-        said, _, number = self._run("write", "put", keys, given, again=expected is None)
+        said, _, number = self._run("write", "put", keys, given)
         if said == b"fence":
             assert fence is not None
             check_fence(fence, number)
@@ -174,7 +174,7 @@ class RedisStore:
         mine = self._held.get(name)
         has = mine.epoch if mine is not None and mine.holder == holder and asked_s < mine.until_s else 0
         given = [_bytes(holder), round(ttl_s * 1000), has, self._epochs_behind]
-        said, _, *rest = self._run("take a lease in", "lease", [self._lease_key(name)], given, again=True)
+        said, _, *rest = self._run("take a lease in", "lease", [self._lease_key(name)], given)
         if said == b"held":
             self._held.pop(name, None)
             return None
@@ -201,25 +201,26 @@ class RedisStore:
 
     # How the server is asked
 
-    def _run(self, what: str, script: str, keys: list[Any], given: list[Any], *, again: bool) -> Any:
+    def _run(self, what: str, script: str, keys: list[Any], given: list[Any]) -> Any:
         """Return the answer of a script that writes; one that was too late by a clock that is not known yet, again."""
         for _ in range(2):
             asked_s = time.monotonic()
             with self._asking(what):
-                found = self._evaluated(script, keys, [self._line.deadline_ms(), *given], again=again)
+                until_ms = self._line.deadline_ms()
+                found = self._evaluated(script, keys, [until_ms, *given], until_ms)
             self._line.learn(float(found[1]), asked_s)
             if found[0] != b"late":
                 return found
         raise StoreUnavailable(f"{self._where}: cannot {what} {self.place}: its clock jumps")
 
-    def _evaluated(self, script: str, keys: list[Any], given: list[Any], *, again: bool) -> Any:
+    def _evaluated(self, script: str, keys: list[Any], given: list[Any], until_ms: int | None = None) -> Any:
         from redis.exceptions import NoScriptError
 
         text, known_as = SCRIPTS[script]
         try:
-            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given, again=again)
+            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given, deadline_ms=until_ms)
         except NoScriptError:  # it was started, or told to forget scripts, since
-            return self._line.ask("EVAL", text, len(keys), *keys, *given, again=again)
+            return self._line.ask("EVAL", text, len(keys), *keys, *given, deadline_ms=until_ms)
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -236,7 +237,7 @@ class RedisStore:
         """Return the version of the store, and the first values between two bounds."""
         keys = [self._values, self._names, self._version, self._born]
         with self._asking("read"):
-            born, version, *found = self._evaluated("scan", keys, [begins, ends, most], again=True)
+            born, version, *found = self._evaluated("scan", keys, [begins, ends, most])
         self._check_born(born)
         return version, [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[1] is not None]
 
@@ -269,7 +270,7 @@ class RedisStore:
         while True:
             try:
                 with self._asking("use"):
-                    self._line.ask("PING", again=True)
+                    self._line.ask("PING")
                 break
             except StoreUnavailable as error:
                 fault = self._line.fault
@@ -290,7 +291,7 @@ class RedisStore:
         import redis
 
         try:
-            found = self._line.ask("CONFIG", "GET", setting, again=True)
+            found = self._line.ask("CONFIG", "GET", setting)
         except (redis.RedisError, StoreUnavailable):  # a managed server does not say
             return
         pairs = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
@@ -328,7 +329,7 @@ class RedisStore:
     def _look(self) -> tuple[int, bytes | None]:
         """Return the store's version, and its own name."""
         with self._asking("read"):
-            version, born = self._line.ask("MGET", self._version, self._born, again=True)
+            version, born = self._line.ask("MGET", self._version, self._born)
         return int(version or 0), born
 
     def _watch(self) -> None:

@@ -7,8 +7,8 @@ each further question fails at once until that thread has a connection again, so
 
 A write whose time-out was over may still lie in a socket, and be carried out long after another one that followed it.
 So each write carries a deadline, by the server's clock, behind which its script refuses it (``late``); and a new
-connection is used only once the deadlines of all writes before it are over. A write that failed here has taken place
-by then, or never does.
+connection is used only once the deadlines of writes without an answer are over. A write that failed here has taken
+place by then, or never does.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class RedisLine:
         self._ended = threading.Event()
         self._ahead_ms = 0.0
         """By how much the server's clock is before this process's monotonic one, at most."""
-        self._dead_ms = 0.0
-        """When the last write is too late, by the server's clock."""
+        self._dead_ms = 0
+        """When the last write that was given up is too late, by the server's clock."""
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._keep, name="orla-store-line", daemon=True)
         self._thread.start()
@@ -95,12 +95,12 @@ class RedisLine:
 
     # Questions
 
-    def ask(self, *command: Any, again: bool) -> Any:
-        """Return what the server answers.
+    def ask(self, *command: Any, deadline_ms: int | None = None) -> Any:
+        """Return what the server answers. What only reads is asked again where the connection ended before that.
 
         Args:
             command: As redis-py packs it.
-            again: Whether it may be asked once more where the connection ended before the answer.
+            deadline_ms: Of what writes: when the server does not do it any more.
 
         Raises:
             StoreUnavailable: It did not answer in time, or there is no connection.
@@ -122,14 +122,17 @@ class RedisLine:
                     connection.send_command(*command)
                     return connection.read_response(timeout=max(0.001, until_s - time.monotonic()))
                 except (redis.TimeoutError, redis.AuthenticationError, redis.BusyLoadingError) as error:
+                    self._give_up(deadline_ms)
                     self._lose(connection, error)
                     raise StoreUnavailable(f"{self._place}: {said_of(error, self._answer_s)}") from error
                 except (exceptions.ReadOnlyError, exceptions.ClusterError, exceptions.MovedError) as error:
                     self._lose(connection, error)  # its name may lead to the right one by now
                     raise
                 except (redis.ConnectionError, OSError) as error:
+                    if is_sent:
+                        self._give_up(deadline_ms)
                     self._lose(connection, None)
-                    if tries == MOST_TRIES or (is_sent and not again):
+                    if tries == MOST_TRIES or (is_sent and deadline_ms is not None):
                         raise StoreUnavailable(f"{self._place}: {said_of(error, self._answer_s)}") from error
             raise AssertionError("it was answered, or raised")
         finally:
@@ -137,10 +140,11 @@ class RedisLine:
 
     def deadline_ms(self) -> int:
         """Return when a write that is asked for now is too late, by the server's clock."""
-        now_ms = time.monotonic() * 1000 + self._ahead_ms
-        deadline = now_ms + self._answer_s * 1000 + SLACK_MS
-        self._dead_ms = max(self._dead_ms, deadline)
-        return int(deadline)
+        return int(time.monotonic() * 1000 + self._ahead_ms + self._answer_s * 1000 + SLACK_MS)
+
+    def _give_up(self, deadline_ms: int | None) -> None:
+        """Note that what was sent may be done until then."""
+        self._dead_ms = max(self._dead_ms, deadline_ms or 0)
 
     def learn(self, clock_ms: float, asked_s: float) -> None:
         """Note the server's clock as an answer had it that was asked for at *asked_s*."""
