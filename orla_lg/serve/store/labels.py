@@ -1,7 +1,7 @@
 """Which stages with labels workflows entered, kept in the store: the next core goes on with it.
 
-It is written at once, where something is new: what came behind would be lost with a crash, and a label with it. What a
-store that is away does not take is written once it answers again.
+It is written at once, where something is new: what came behind would be lost with a crash, and a label with it. What
+a store that is away does not take is written once it answers again.
 """
 
 from __future__ import annotations

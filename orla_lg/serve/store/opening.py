@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import RedisAddress, is_shared
@@ -13,6 +12,10 @@ from orla_lg.serve.store.redis import RedisStore
 from orla_lg.serve.store.redis_line import ANSWER_S
 from orla_lg.serve.store.sqlite import BUSY_S, SqliteStore, default_file
 from orla_lg.serve.store.store import MemoryStore, Store
+
+
+PASSWORD = "ORLA_STORE_PASSWORD"
+"""The variable that has a store's password where ``[serve] store_password_env`` names no other one."""
 
 
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
@@ -44,7 +47,7 @@ def store_at(
         durable: Each write to a file is on the disk when it returns; a server has its own rule for that.
         patience_s: How long a step may take; ``None``: as long as a server's loop can wait.
         password_env: The variable that has the password of a server.
-        plain_text: Whether a password may go to another machine in plain text.
+        plain_text: Whether another machine may be asked in plain text.
 
     Raises:
         ConfigError: It cannot be used.
@@ -52,20 +55,21 @@ def store_at(
     """
     if is_shared(said):
         address = RedisAddress.parse(said, where)
-        given: dict[str, Any] = {} if password_env is None else {"password": _password(password_env, where)}
-        if (given or address.has_password) and not (address.is_believed or plain_text):
+        if not (address.is_believed or plain_text):
             raise ConfigError(
-                f"{where}: the password of {address.text} would go there in plain text, or to a server that no "
-                "certificate shows to be the right one: rediss:// speaks TLS; within a private network [serve] "
-                "store_plain_text = true"
+                f"{where}: what {address.text} is asked and answers, a password with it, would go there in plain text, "
+                "or to a server that no certificate shows to be the right one: rediss:// speaks TLS; within a private "
+                "network [serve] store_plain_text = true"
             )
+        given = {} if (password := _password(password_env, where)) is None else {"password": password}
         return RedisStore(address, where=where, answer_s=patience_s or ANSWER_S, **given)
     file = default_file() if said is None else Path(said)
     return SqliteStore(file, where=where, durable=durable, busy_s=patience_s or BUSY_S)
 
 
-def _password(variable: str, where: str) -> str:
-    found = os.environ.get(variable)
-    if not found:
+def _password(variable: str | None, where: str) -> str | None:
+    """Return the password in a variable; ``None``: none is named, and the usual one is not set."""
+    found = os.environ.get(variable or PASSWORD)
+    if variable is not None and not found:
         raise ConfigError(f"{where}: the variable {variable} (serve.store_password_env) is not set, or empty")
-    return found
+    return found or None

@@ -9,10 +9,9 @@ and a value that is expected to have its old version is a ``Conflict``: its writ
 write that was given up takes place before the next question of this process is asked, or never (``redis_line``).
 
 A server without a log (``appendonly no``) that is started again has forgotten all of it. That is warned of when it is
-opened, and noticed when it happens: a name of its own stands in each store (``born``). A process that has read another
-name before believes nothing that it reads there: a server's keys that are gone would open it to all. It holds its
-lease on, with the same epoch; what is known of no lease begins at the server's clock, which no epoch of before has
-reached.
+opened, and noticed when it happens: each store has a name of its own (``born``). A process that has read another name
+before believes nothing that it reads there: a server's keys that are gone would open it to all. It holds its lease on,
+with the same epoch; a lease that nothing is known of begins at the server's clock, which no epoch before has reached.
 
 Where what stands is written in ``link.redis_keys``.
 """
@@ -62,7 +61,6 @@ MOST_SCANS = 5
 class Held(NamedTuple):
     """A lease as this process has it."""
 
-    holder: str
     epoch: int
     until_s: float
     """Monotonic: until then no other process can have taken it."""
@@ -77,7 +75,7 @@ class RedisStore:
         answer_s: How long the server may take for one step.
         again_s: How long after a fault a connection is tried again.
         poll_s: How often its version is asked for where something is watched.
-        epochs_behind: Behind which epoch that of a new lease begins; -1: the server's clock, in seconds.
+        epochs_behind: Behind which epoch that of a new lease begins; -1: the server's clock, in milliseconds.
         settings: Of the client, as redis-py takes them.
 
     Raises:
@@ -114,7 +112,8 @@ class RedisStore:
         self._known: bytes | None = None
         """The store's own name, as it was read first."""
         self._forgot = False
-        self._held: dict[str, Held] = {}
+        self._held: dict[tuple[str, str], Held] = {}
+        """By name and holder."""
         self._watchers = Watchers()
         self._watching: threading.Thread | None = None
         self._seen = 0
@@ -171,15 +170,15 @@ class RedisStore:
     def lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
         """Take or renew a lease (``Store.lease``), by the server's clock."""
         asked_s = time.monotonic()
-        mine = self._held.get(name)
-        has = mine.epoch if mine is not None and mine.holder == holder and asked_s < mine.until_s else 0
+        mine = self._held.get((name, holder))
+        has = mine.epoch if mine is not None and asked_s < mine.until_s else 0
         given = [_bytes(holder), round(ttl_s * 1000), has, self._epochs_behind]
         said, _, *rest = self._run("take a lease in", "lease", [self._lease_key(name)], given)
         if said == b"held":
-            self._held.pop(name, None)
+            self._held.pop((name, holder), None)
             return None
         epoch, until_ms = rest
-        self._held[name] = Held(holder, int(epoch), asked_s + ttl_s)
+        self._held[name, holder] = Held(int(epoch), asked_s + ttl_s)
         return Lease(int(epoch), float(until_ms) / 1000)
 
     def watch(self, prefix: str, changed: Callable[[], None]) -> Callable[[], None]:
@@ -202,7 +201,7 @@ class RedisStore:
     # How the server is asked
 
     def _run(self, what: str, script: str, keys: list[Any], given: list[Any]) -> Any:
-        """Return the answer of a script that writes; one that was too late by a clock that is not known yet, again."""
+        """Return the answer of a script that writes; one that came too late by a clock that was set is run again."""
         for _ in range(2):
             asked_s = time.monotonic()
             with self._asking(what):
@@ -320,8 +319,8 @@ class RedisStore:
 
     def _forgotten(self) -> str:
         return (
-            f"{self._where}: {self.place} has forgotten what stood in it, keys and limits with it, and nothing that it "
-            "says is believed by this process: bring its file back, or make keys again, and start each server again"
+            f"{self._where}: {self.place} has forgotten what stood in it, keys and limits with it, and this process "
+            "believes nothing that it says: bring its file back, or make keys again, and start each server again"
         )
 
     # Watching

@@ -1,7 +1,7 @@
 """The one connection of a store to its Redis: asked by any thread, within a bound, and made by a thread of its own.
 
-A server's loop asks its store as it goes, so an answer may take ``answer_s`` and no more. Whatever takes longer (names
-looked up, TLS, a password, a Redis that loads its log) is done by the line's thread. After one time-out nothing waits:
+A server's loop asks its store as it goes, so an answer may take ``answer_s`` and no more. Whatever takes longer (a
+name looked up, TLS, a password, a Redis that loads its log) is done by the line's thread. After one time-out nothing waits:
 each further question fails at once until that thread has a connection again, so that an outage costs the loop one
 ``answer_s`` altogether.
 
@@ -66,7 +66,6 @@ class RedisLine:
         self._connection: Any = None
         self._fault: Exception | None = None
         """Why there is none, once that is known: nothing is waited for then."""
-        self._closed = False
         self._ended = threading.Event()
         self._ahead_ms = 0.0
         """By how much the server's clock is before this process's monotonic one, at most."""
@@ -84,10 +83,9 @@ class RedisLine:
     def close(self) -> None:
         """Let the connection go. Idempotent."""
         with self._state:
-            self._closed = True
+            self._ended.set()
             connection, self._connection = self._connection, None
             self._state.notify_all()
-        self._ended.set()
         if self._pid == os.getpid() and connection is not None:
             connection.disconnect()
         if self._thread is not threading.current_thread():
@@ -156,7 +154,7 @@ class RedisLine:
             raise StoreUnavailable(f"{self._place} is open in the process that forked")
         with self._state:
             while self._connection is None:
-                if self._closed:
+                if self._ended.is_set():
                     raise StoreUnavailable(f"{self._place} is closed")
                 if self._fault is None and not self._state.wait(until_s - time.monotonic()):
                     self._fault = self._fault or TimeoutError("it takes long to connect")
@@ -182,9 +180,9 @@ class RedisLine:
 
         while True:
             with self._state:
-                while self._connection is not None and not self._closed:
+                while self._connection is not None and not self._ended.is_set():
                     self._state.wait()
-                if self._closed:
+                if self._ended.is_set():
                     return
             connection = self._make()
             try:
@@ -201,7 +199,7 @@ class RedisLine:
                 self._ended.wait(self._again_s)
                 continue
             with self._state:
-                if self._closed:
+                if self._ended.is_set():
                     connection.disconnect()
                     return
                 self._connection, self._fault = connection, None

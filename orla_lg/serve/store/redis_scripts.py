@@ -46,22 +46,22 @@ end
 return found
 """
 
-# KEYS: the lease. ARGV: the deadline, holder, milliseconds, the epoch that the holder has still or 0, the epoch behind
-# which one begins that nothing is known of, or -1 for the clock's second.
+# KEYS: the lease. ARGV: the deadline, holder, milliseconds, the epoch that the holder has still or 0, the epoch
+# behind which one begins that nothing is known of, or -1 for the clock.
 LEASE = CLOCK + """
 if now > tonumber(ARGV[1]) then return {'late', now} end
 local known = redis.call('HMGET', KEYS[1], 'holder', 'epoch', 'until')
 local epoch = tonumber(known[2] or 0)
 if not known[1] then
   epoch = tonumber(ARGV[4])
-  if epoch == 0 then epoch = tonumber(ARGV[5] == '-1' and clock[1] or ARGV[5]) + 1 end
+  if epoch == 0 then epoch = (ARGV[5] == '-1' and now or tonumber(ARGV[5])) + 1 end
 elseif known[1] ~= ARGV[2] then
   if tonumber(known[3]) > now then return {'held', now} end
   epoch = epoch + 1
 end
 local ends = string.format('%.0f', now + tonumber(ARGV[3]))
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'epoch', string.format('%.0f', epoch), 'until', ends)
-return {'done', now, epoch, ends}
+return {'done', now, string.format('%.0f', epoch), ends}
 """
 
 
