@@ -58,6 +58,7 @@ PAGE = 2_000
 MOST_SCANS = 5
 """A scan that others write into all the while is one script in the end, however much it brings."""
 
+
 class Held(NamedTuple):
     """A lease as this process has it."""
 
@@ -140,9 +141,7 @@ class RedisStore:
             found = self._line.ask("HGET", self._values, _bytes(key))
         return None if found is None else _versioned(found)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         keys = [self._values, self._names, self._version, self._lease_key("" if fence is None else fence.lease)]
         given = [

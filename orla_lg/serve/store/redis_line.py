@@ -38,6 +38,7 @@ SLACK_MS = 50
 
 MOST_TRIES = 3
 
+
 class RedisLine:
     """A connection that is there, or that is not waited for.
 

@@ -15,7 +15,9 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 # KEYS: values, names, version, the lease of the fence. ARGV: the deadline, key, value, whether there is one, the
 # version that is expected or -1, the epoch of the fence or -1, the channel.
-PUT = CLOCK + """
+PUT = (
+    CLOCK
+    + """
 if now > tonumber(ARGV[1]) then return {'late', now} end
 local epoch = tonumber(redis.call('HGET', KEYS[4], 'epoch') or 0)
 if ARGV[6] ~= '-1' and epoch ~= tonumber(ARGV[6]) then return {'fence', now, epoch} end
@@ -34,6 +36,7 @@ end
 redis.call('PUBLISH', ARGV[7], string.format('%.0f ', version) .. ARGV[2])
 return {'done', now, version}
 """
+)
 
 # KEYS: values, names, version, born. ARGV: the bounds, and how many at most.
 SCAN = """
@@ -48,7 +51,9 @@ return found
 
 # KEYS: the lease. ARGV: the deadline, holder, milliseconds, the epoch that the holder has still or 0, the epoch
 # behind which one begins that nothing is known of, or -1 for the clock.
-LEASE = CLOCK + """
+LEASE = (
+    CLOCK
+    + """
 if now > tonumber(ARGV[1]) then return {'late', now} end
 local known = redis.call('HMGET', KEYS[1], 'holder', 'epoch', 'until')
 local epoch = tonumber(known[2] or 0)
@@ -63,6 +68,7 @@ local ends = string.format('%.0f', now + tonumber(ARGV[3]))
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'epoch', string.format('%.0f', epoch), 'until', ends)
 return {'done', now, string.format('%.0f', epoch), ends}
 """
+)
 
 
 class Script(NamedTuple):

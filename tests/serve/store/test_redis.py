@@ -550,9 +550,7 @@ class AgainstMemory(RuleBasedStateMachine):
     @rule(prefix=NAMES)
     def scan(self, prefix: str) -> None:
         self.both(
-            lambda store, own: [
-                (key.removeprefix(own), each.value) for key, each in store.scan(own + prefix).items()
-            ]
+            lambda store, own: [(key.removeprefix(own), each.value) for key, each in store.scan(own + prefix).items()]
         )
 
     @rule()
