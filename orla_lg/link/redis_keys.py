@@ -70,7 +70,7 @@ class RedisAddress(NamedTuple):
         is_unix = parts.scheme == "redis+unix"
         if not url.startswith(SCHEMES) or not (parts.path if is_unix else host) or any(map(str.isspace, url)):
             raise ConfigError(f"{where}: the URL of the store must be redis://HOST:PORT/DB, rediss:// for TLS")
-        query = dict(parse_qsl(parts.query))
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
         prefix = query.pop("prefix", PREFIX)
         is_short = prefix.isascii() and prefix.isprintable() and 0 < len(prefix) <= PREFIX_CHARS
         if not is_short or set(prefix) & set("{} "):

@@ -31,7 +31,7 @@ from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
-from orla_lg.serve.ending import CUT_OFF_S, Ending
+from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
@@ -127,7 +127,7 @@ class OrlaServer:
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
             is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
-        self.ending = Ending(self.page.feed, self.host.bye, self.host.close)
+        self.ending = ServerEnd(self.page.feed, self.host.bye, self.host.close)
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )

@@ -136,13 +136,14 @@ class LinkHost:
         while not self.lease.take():
             waits()
             await asyncio.sleep(LEASE_POLL_S)
+        self._spent.load()
+        self._labels.join(self.serving.guard.flow)
+        listed = self.roster.read() if self._heeds_roster else {}
+        # All that may fail is done: from here on it decides.
         now = self._ticked_s = self.serving.clock()
         self._renew_at_s = now + self.lease.ttl_s / 3
         self._orphans = orphans.Orphans(self.serving, self.replicas, self.replica_lease_s)
-        self._spent.load()
-        self._labels.join(self.serving.guard.flow)
-        patience_s = self.replica_lease_s + orphans.SILENT_LETS_GO_S
-        self.recovery.begin(self.roster.read() if self._heeds_roster else {}, now, patience_s)
+        self.recovery.begin(listed, now, self.replica_lease_s + orphans.SILENT_LETS_GO_S)
         self.recovery.look(now)
         for scheduler in self.serving.schedulers.values():
             scheduler.health.connect()

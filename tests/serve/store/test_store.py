@@ -322,7 +322,7 @@ def test_what_another_holder_has_taken_is_not_written_over(store: Store, clock: 
     store.put("a", b"still one: none took it", fence=Fence("core", 1))
     store.lease("core", "two", 1.0)
     for value in (b"one again", None):
-        with pytest.raises(Replaced, match="epoch 2 by now.*took it with 1"):
+        with pytest.raises(Replaced, match=r"epoch 2 by now.*took it with 1"):
             store.put("a", value, fence=Fence("core", 1))
     with pytest.raises(Replaced):
         store.put("a", b"x", expected=first, fence=Fence("core", 1))
