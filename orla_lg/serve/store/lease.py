@@ -114,7 +114,7 @@ class CoreLease:
             self._until_s = max(self._until_s, asked_s + self.ttl_s / 2)
 
     def met(self, epoch: int) -> None:
-        """Note the epoch of a core that a replica knows; behind a greater one nothing is granted without the store."""
+        """Note the epoch of a core that a replica knows: behind a greater one this core does not go on."""
         if self.goes_on and self.store_away and self.epoch < epoch and self.holds():
             self._until_s = -inf
             log.error("a replica knows a core of epoch %d; this one of %d goes on no longer", epoch, self.epoch)

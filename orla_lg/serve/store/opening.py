@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import RedisAddress, is_shared
@@ -12,7 +13,6 @@ from orla_lg.serve.store.redis import RedisStore
 from orla_lg.serve.store.redis_line import ANSWER_S
 from orla_lg.serve.store.sqlite import BUSY_S, SqliteStore, default_file
 from orla_lg.serve.store.store import MemoryStore, Store
-
 
 PASSWORD = "ORLA_STORE_PASSWORD"
 """The variable that has a store's password where ``[serve] store_password_env`` names no other one."""
@@ -57,11 +57,11 @@ def store_at(
         address = RedisAddress.parse(said, where)
         if not (address.is_believed or plain_text):
             raise ConfigError(
-                f"{where}: what {address.text} is asked and answers, a password with it, would go there in plain text, "
-                "or to a server that no certificate shows to be the right one: rediss:// speaks TLS; within a private "
-                "network [serve] store_plain_text = true"
+                f"{where}: what {address.text} is asked, a password with it, would go there in plain text, or to a "
+                "server that no certificate shows to be the right one: rediss:// speaks TLS; within a private network "
+                "[serve] store_plain_text = true"
             )
-        given = {} if (password := _password(password_env, where)) is None else {"password": password}
+        given: dict[str, Any] = {} if (password := _password(password_env, where)) is None else {"password": password}
         return RedisStore(address, where=where, answer_s=patience_s or ANSWER_S, **given)
     file = default_file() if said is None else Path(said)
     return SqliteStore(file, where=where, durable=durable, busy_s=patience_s or BUSY_S)

@@ -8,10 +8,11 @@ An answer may be lost although the write took place. A lease that is asked for a
 and a value that is expected to have its old version is a ``Conflict``: its writer reads again, and finds its own. A
 write that was given up takes place before the next question of this process is asked, or never (``redis_line``).
 
-A server without a log (``appendonly no``) that is started again has forgotten all of it. That is warned of when it is
-opened, and noticed when it happens: each store has a name of its own (``born``). A process that has read another name
-before believes nothing that it reads there: a server's keys that are gone would open it to all. It holds its lease on,
-with the same epoch; a lease that nothing is known of begins at the server's clock, which no epoch before has reached.
+A server without a log (``appendonly no``) that is started again has forgotten all of it. That is warned of when it
+is opened, and noticed when it happens: each store has a name of its own (``born``). A process that has read another
+name before believes nothing that it reads there: a server's keys that are gone would open it to all. It holds its
+lease on, with the same epoch; a lease that nothing is known of begins at the server's clock, which no epoch before
+has reached.
 
 Where what stands is written in ``link.redis_keys``.
 """

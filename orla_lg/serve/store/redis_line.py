@@ -1,9 +1,9 @@
 """The one connection of a store to its Redis: asked by any thread, within a bound, and made by a thread of its own.
 
 A server's loop asks its store as it goes, so an answer may take ``answer_s`` and no more. Whatever takes longer (a
-name looked up, TLS, a password, a Redis that loads its log) is done by the line's thread. After one time-out nothing waits:
-each further question fails at once until that thread has a connection again, so that an outage costs the loop one
-``answer_s`` altogether.
+name looked up, TLS, a password, a Redis that loads its log) is done by the line's thread. After one time-out nothing
+waits: each further question fails at once until that thread has a connection again, so that an outage costs the loop
+one ``answer_s`` altogether.
 
 A write whose time-out was over may still lie in a socket, and be carried out long after another one that followed it.
 So each write carries a deadline, by the server's clock, behind which its script refuses it (``late``); and a new
