@@ -60,7 +60,7 @@ MOST_SCANS = 5
 """A scan that others write into all the while is one script in the end, however much it brings."""
 
 
-class Held(NamedTuple):
+class KnownLease(NamedTuple):
     """A lease as this process has it."""
 
     epoch: int
@@ -114,7 +114,7 @@ class RedisStore:
         self._known: bytes | None = None
         """The store's own name, as it was read first."""
         self._forgot = False
-        self._held: dict[tuple[str, str], Held] = {}
+        self._held: dict[tuple[str, str], KnownLease] = {}
         """By name and holder."""
         self._watchers = Watchers()
         self._watching: threading.Thread | None = None
@@ -178,7 +178,7 @@ class RedisStore:
             self._held.pop((name, holder), None)
             return None
         epoch, until_ms = rest
-        self._held[name, holder] = Held(int(epoch), asked_s + ttl_s)
+        self._held[name, holder] = KnownLease(int(epoch), asked_s + ttl_s)
         return Lease(int(epoch), float(until_ms) / 1000)
 
     def watch(self, prefix: str, changed: Callable[[], None]) -> Callable[[], None]:
