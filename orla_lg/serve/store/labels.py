@@ -1,7 +1,7 @@
 """Which stages with labels workflows entered, kept in the store: the next core goes on with it.
 
-It is written at once, where something is new: what came behind would be lost with a crash, and a label with it. What a
-store that is away does not take is written once it answers again.
+It is written at once, where something is new: what came behind would be lost with a crash, and a label with it. What
+a store that is away does not take is written once it answers again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from orla_lg.core.guard.labels import LabelFlow
-from orla_lg.serve.store.store import Replaced, Store, StoreUnavailable
+from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -76,13 +76,10 @@ class LabelKeeper:
                 self._flush()
 
     def _flush(self) -> None:
-        """Write what is due, as far as the store takes it; a core that was replaced keeps nothing."""
+        """Write what is due, as far as the store takes it."""
         for key in list(self._due)[:MOST_AT_ONCE]:
             try:
                 self._store.put(key, self._due[key])
-            except Replaced:
-                self._due.clear()
-                return
             except StoreUnavailable as error:
                 if not self._complained:
                     self._complained = True

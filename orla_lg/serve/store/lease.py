@@ -4,10 +4,10 @@ Each core that takes the lease after another one has a greater epoch. It grants 
 has passed since its last renewal was asked for, by the monotonic clock and looked at with each grant: a process that
 was frozen grants nothing when it goes on, even before it finds out that another core has taken over.
 
-A store that is away renews nothing, so grants end after half a lease. A core that is set to go on (``goes_on``) grants
-on as long as it asks in vain: from within its lease, without a gap of half a lease in its asking, and until a replica
-or the store shows it a greater epoch. No other core takes a lease from a store that is away for all; from one that is
-away for this core alone another one does.
+A store that is away renews nothing, so grants end after half a lease. A core that is set to go on (``goes_on``)
+grants as long as it asks in vain: from within its lease, without a gap of half a lease in its asking, and until a
+replica or the store shows it a greater epoch. No other core takes a lease from a store that is away for all; from one
+that is away for this core alone another one does.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class CoreLease:
             self._until_s = max(self._until_s, asked_s + self.ttl_s / 2)
 
     def met(self, epoch: int) -> None:
-        """Note the epoch of a core that a replica knows: behind a greater one nothing is granted without the store."""
+        """Note the epoch of a core that a replica knows: behind a greater one this core does not go on."""
         if self.goes_on and self.store_away and self.epoch < epoch and self.holds():
             self._until_s = -inf
             log.error("a replica knows a core of epoch %d; this one of %d goes on no longer", epoch, self.epoch)
