@@ -51,6 +51,7 @@ def serve(args: argparse.Namespace) -> int:
         args.store,
         args.pool,
         standby=args.standby,
+        advertise=args.advertise or (),
         reads_file=not args.demo,
     )
     with contextlib.ExitStack() as ending:
