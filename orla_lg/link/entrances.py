@@ -150,6 +150,8 @@ class Entrances:
         """
         side = self._entrance(call)
         with self._cores.home.link.lock:
+            if self._cores.by_pool.get(side.pool) is not side:  # the pool was given up just now
+                side = self._cores.home
             call.core = side
             self._replica.progress.joins(call.raw.run, side)
             reached = side.calls.enter(call)
