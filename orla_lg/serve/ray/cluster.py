@@ -6,13 +6,13 @@ import contextlib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.serve.ray.authentication import check_closed, switch_on
-from orla_lg.serve.ray.planning import PREFIX, PlannedActor, RayNode, elsewhere
+from orla_lg.serve.ray.planning import PREFIX, PlannedActor, RayNode
 
 EXTRA = ("ray", "grpc")
 INSTALL = "pip install 'orla-lg[ray]'"
@@ -44,20 +44,12 @@ class Cluster:
             if each["Alive"]
         ]
 
-    def actor(self, planned: PlannedActor, namespace: str, avoided: Sequence[str] = ()) -> Any:
-        """Return the handle of an actor, which is made where there is none.
-
-        Args:
-            planned: Which.
-            namespace: Ray's.
-            avoided: Nodes that it is not to be on, if others are as good.
-        """
+    def actor(self, planned: PlannedActor, namespace: str) -> Any:
+        """Return the handle of an actor, which is made where there is none."""
         from orla_lg.serve.ray.actors import OrlaCore
 
-        selector, instead = elsewhere(planned.labels, avoided)
-        options: dict[str, Any] = {"label_selector": selector} if selector else {}
-        if instead:
-            options["fallback_strategy"] = instead
+        first, *instead = map(dict, planned.labels)
+        options = {"label_selector": first, "fallback_strategy": [{"label_selector": each} for each in instead]}
         made = self.ray.remote(OrlaCore).options(
             name=planned.name, namespace=namespace, lifetime="detached", get_if_exists=True,
             max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE,

@@ -18,12 +18,16 @@ from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import ConfigError
 from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.ray.cluster import Cluster, cluster_at
-from orla_lg.serve.ray.following import LISTENS, POLL_S, Following
+from orla_lg.serve.ray.following import POLL_S, READY, STANDBY, ActorSeen, Following
 from orla_lg.serve.ray.planning import Asked, PlannedActor, planned
 
 NO_SERVE = ServeTable.model_validate({})
 BEGIN_S = 60.0
 """An actor that does not listen after so long is said to be late, and followed like the others."""
+
+LOOK_S = 0.1
+DECIDE_S = 3.0
+"""A pool's first server that listens has so long to take the lease; there may be a core already that has it."""
 
 MORE_S = 5.0
 """Beyond the time to drain, until an actor is killed that should have ended."""
@@ -83,22 +87,30 @@ def _demo(ending: contextlib.ExitStack) -> Path:
 
 
 def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], following: Following) -> None:
-    """Make the actors or find them, a pool's first core before its standbys, which are kept off its node."""
-    of_core = dict[str, str]()
+    """Make the actors or find them, a pool's first core before its standbys."""
     for each in actors:
-        following.follow(each.name, cluster.actor(each, namespace, [of_core.get(each.pool, "")]))
-        until_s = time.monotonic() + BEGIN_S
-        while following.seen[each.name].state not in LISTENS and time.monotonic() < until_s:
-            if any(name == each.name and following.seen[name].fault for name in following.look()):
-                break
-        seen = following.seen[each.name]
+        following.follow(each.name, cluster.actor(each, namespace))
+        seen = _begun(each, following)
         if seen.fingerprint not in ("", each.shipped.fingerprint):
             raise ConfigError(
                 f"{each.name} runs already, in the namespace {namespace!r}, with another configuration; "
                 f"`{_stops(cluster)}` ends all of them, and then this command starts them with this one"
             )
-        of_core.setdefault(each.pool, seen.node_id)
         print(f"  {seen.text(each.name)}", flush=True)
+
+
+def _begun(actor: PlannedActor, following: Following) -> ActorSeen:
+    """Wait until an actor listens, and a pool's first one until it decides, unless another one does."""
+    until_s = time.monotonic() + BEGIN_S
+    while (now_s := time.monotonic()) < until_s:
+        list(following.look(LOOK_S))
+        seen = following.seen[actor.name]
+        if seen.fault or seen.state == READY or (seen.state == STANDBY and actor.number):
+            break
+        if seen.state == STANDBY:
+            until_s = min(until_s, now_s + DECIDE_S)
+        time.sleep(LOOK_S)
+    return following.seen[actor.name]
 
 
 def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterable[str]:

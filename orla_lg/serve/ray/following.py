@@ -12,7 +12,8 @@ MOST_FAULT = 300
 AWAY = "away"
 """The state of an actor that does not answer: its process ended, or its node."""
 
-LISTENS = frozenset({"ready", "standby"})
+READY, STANDBY = "ready", "standby"
+"""States of a server that listens (``http.health.CoreState``)."""
 
 
 class ActorSeen(NamedTuple):

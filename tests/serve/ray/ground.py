@@ -177,7 +177,6 @@ class Ground:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
         for _ in range(2):
             cluster.add_node(num_cpus=1, labels=CHAT, wait=False)
-        cluster.add_node(num_cpus=1, labels=CHAT)
         cluster.wait_for_nodes()
         return cluster
 
@@ -213,9 +212,14 @@ class Ground:
         return next(node for node in self.cluster.list_all_nodes() if node.node_id.startswith(said.node))
 
     @staticmethod
-    def kill(node: Any, process: str) -> None:
-        """Kill one of a node's processes: ``raylet``, or the head's ``gcs_server``."""
-        node.all_processes[process][0].process.kill()
+    def kill(node: Any, name: str) -> Any:
+        """Kill one of a node's processes, ``raylet`` or the head's ``gcs_server``, and return it; it is not reaped.
+
+        What a raylet started ends with it once it is reaped, and not before: a process asks for its parent's end.
+        """
+        process = node.all_processes[name][0].process
+        process.kill()
+        return process
 
 
 def await_flow(replicas: Sequence[Replica], calls: int = 8) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orla_lg.errors import ConfigError
-from orla_lg.serve.ray.planning import ANY, NODE_ID, Asked, PlannedActor, RayNode, elsewhere, matches, planned
+from orla_lg.serve.ray.planning import ANY, NODE_ID, Asked, PlannedActor, RayNode, matches, planned, spread
 
 BACKEND = '[backends.main]\nurl = "http://127.0.0.1:9/v1"\n'
 
@@ -61,7 +61,8 @@ def test_each_pool_has_its_place_and_its_ports(tmp_path: Path) -> None:
     assert [(each.name, each.shipped.port, each.shipped.pool) for each in found] == [
         ("orla-core-chat-0", 8081, "chat"), ("orla-core-chat-1", 8082, "chat"), ("orla-core-code-0", 8083, "code"),
     ]  # fmt: skip
-    assert [dict(each.labels) for each in found[1:]] == [{"zone": "a"}, {"zone": "in(b, c)"}]
+    assert [each.labels[-1] for each in found[1:]] == [{"zone": "a"}, {"zone": "in(b, c)"}]
+    assert [each.labels[0][NODE_ID] for each in found] == ["01", "01", "02"]
     assert found[2].resources == {"chat": 1} and found[0].resources == {}
     (only,) = plan(tmp_path, POOLS, node(2, zone="c"), pool="code")
     assert (only.name, only.shipped.port) == ("orla-core-code-0", 8081)
@@ -117,8 +118,9 @@ def test_labels_select_as_ray_selects(said: str, fits: bool) -> None:
     assert matches({}, {"zone": said}) is said.startswith("!")
 
 
-def test_a_standby_is_kept_off_a_node_if_there_is_another() -> None:
-    assert elsewhere({"zone": "a"}, [""]) == ({"zone": "a"}, [])
-    selector, instead = elsewhere({"zone": "a"}, ["01"])
-    assert selector == {"zone": "a", NODE_ID: "!in(01)"} and instead == [{"label_selector": {"zone": "a"}}]
-    assert elsewhere({}, ["01"])[1] == [{"label_selector": ANY}] and matches({NODE_ID: "01"}, ANY)
+def test_each_actor_has_a_node_of_its_own_as_long_as_there_are_enough() -> None:
+    core, standby = spread({"zone": "a"}, [node(1), node(2), node(3)], 2)
+    assert list(core) == [{"zone": "a", NODE_ID: "01"}, {"zone": "a", NODE_ID: "!in(02)"}, {"zone": "a"}]
+    assert standby[0] == {"zone": "a", NODE_ID: "02"}
+    alone = spread({}, [node(1)], 2)
+    assert alone == [({NODE_ID: "01"}, ANY)] * 2 and matches({NODE_ID: "01"}, ANY)
