@@ -33,8 +33,8 @@ def switch_on(*, may_make: bool) -> Path | None:
     mode = os.environ.get(MODE, "")
     if mode.lower() not in ("", ON):
         raise ConfigError(
-            f"{MODE} is {mode!r}: without authentication whatever reaches a port of Ray's runs code on all nodes; set "
-            f"{MODE}={ON}"
+            f"{MODE} is {mode!r}: without authentication whatever reaches a port of Ray's runs code on all nodes; "
+            f"set {MODE}={ON}"
         )
     os.environ[MODE] = ON
     if os.environ.get(TOKEN):
@@ -76,8 +76,8 @@ def check_closed(address: str) -> None:
         except grpc.RpcError:
             return
     raise ConfigError(
-        f"the Ray cluster at {address} answers without a token: whatever reaches it runs code on all its nodes. Start "
-        f"each of its nodes with {MODE}={ON} and {TOKEN_PATH} set"
+        f"the Ray cluster at {address} answers without a token: whatever reaches it runs code on all its nodes. "
+        f"Start each of its nodes with {MODE}={ON} and {TOKEN_PATH} set"
     )
 
 

@@ -113,6 +113,7 @@ def _unreached(address: str, error: Exception) -> str:
     if not address:
         return f"Ray does not start here: {said}"
     return (
-        f"the Ray cluster at {address} cannot be joined: {said}. The command must run on one of its nodes (`ray start "
-        f"--address={address}` makes this machine one), with the same versions of Python and Ray, and with its token"
+        f"the Ray cluster at {address} cannot be joined: {said}. The command must run on one of its nodes "
+        f"(`ray start --address={address}` makes this machine one), with the same versions of Python and Ray, and "
+        "with its token"
     )

@@ -116,7 +116,8 @@ def _begun(actor: PlannedActor, following: Following) -> ActorSeen:
 def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterable[str]:
     where = "a Ray cluster that was started for it" if cluster.is_ours else "Ray"
     by = f", configured by {source}" if source else ""
-    yield f"orla-lg serve on {where} at {cluster.address}: {counted(nodes, 'node')}, namespace {table.namespace!r}{by}"
+    at = f"{cluster.address}: {counted(nodes, 'node')}, namespace {table.namespace!r}"
+    yield f"orla-lg serve on {where} at {at}{by}"
     yield (
         "Ray listens on all interfaces of each node; what keeps others out is its token"
         + (f", that of {cluster.token_file}" if cluster.token_file else "")

@@ -141,8 +141,8 @@ def _check(own: ServeSettings, asked: Asked, nodes: Sequence[RayNode]) -> None:
     if machines(nodes) > 1 and not is_shared(own.table.store):
         what = "that of this user's state folder is" if own.table.store is None else f"{own.table.store} is"
         raise ConfigError(
-            f"{own.where('store')}: the cluster has nodes on {machines(nodes)} machines, and each must reach the store; "
-            f'{what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
+            f"{own.where('store')}: the cluster has nodes on {machines(nodes)} machines, and each must reach the "
+            f'store; {what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
         )
 
 

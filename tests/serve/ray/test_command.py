@@ -1,4 +1,4 @@
-"""``orla-lg serve --on ray`` where there is no Ray, or no way to use it; what it does on a cluster is in test_on_ray."""
+"""``orla-lg serve --on ray`` where there is no Ray, or no way to use it; what it does on a cluster: test_on_ray."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_does_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
 class FakeRay:
     """Answers questions as Ray does, once a test has put an answer there."""
 
-    class exceptions:  # noqa: N801 - Ray's name
+    class exceptions:
         class RayError(Exception):
             pass
 
