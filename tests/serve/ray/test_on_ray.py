@@ -25,7 +25,7 @@ from orla_lg.serve.ray import command
 from orla_lg.serve.ray.cluster import Cluster
 from orla_lg.serve.ray.following import Following
 from orla_lg.serve.ray.planning import Asked, planned
-from tests.serve.ray.ground import BOUND, Command, Ground, await_flow, check_calls
+from tests.serve.ray.ground import BOUND, PATIENCE_S, Command, Ground, await_flow, check_calls
 from tests.serve_kills.processes import asked, until
 
 pytestmark = pytest.mark.ray
@@ -169,10 +169,11 @@ def answers(orla: Orla, calls: int) -> list[Any]:
 def test_calls_go_on_without_the_head(ground: Ground, running: Command, replicas: Any) -> None:
     ray = ray_of(ground)
     handles = {name: ray.get_actor(name, "orla") for name in running.now()}
+    ray.get([each.status.remote() for each in handles.values()], timeout=PATIENCE_S)  # from now on they are connected
     core = running.core()
     ground.kill(ground.cluster.head_node, "gcs_server")
     await_flow(replicas)
-    said = ray.get([each.status.remote() for each in handles.values()], timeout=20)
+    said = ray.get([each.status.remote() for each in handles.values()], timeout=PATIENCE_S)
     assert sorted(each["state"] for each in said) == ["ready", "standby"]
     os.kill(core.pid, signal.SIGKILL)  # nothing begins it again now
     began_s = time.monotonic()
