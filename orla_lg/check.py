@@ -246,7 +246,10 @@ def _of_pools(orla: Orla, settings: config.Settings) -> list[str]:
     if not settings.pools:
         return []
     mappings = orla.core.serving.mappings
-    named = {"the mapping": mappings.shared, **{f"variant {name!r}": each for name, each in mappings.variants.items()}}
+    named = {
+        "the mapping": mappings.shared,
+        **{f"variant {name!r}": each for name, each in mappings.variants.items()},
+    }
     listed = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in settings.pools.items())
     return ["", f"pools: {listed}; each has a core of its own", *free_choices(settings.pools, named)]
 

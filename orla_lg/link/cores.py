@@ -76,6 +76,4 @@ class Cores:
         """Return the entries of a table by backend that concern one core's backends, or any backend."""
         if not self.several:
             return table
-        return {
-            name: each for name, each in table.items() if name == ANY_BACKEND or self.of(name).requests is asked
-        }
+        return {name: each for name, each in table.items() if name == ANY_BACKEND or self.of(name).requests is asked}

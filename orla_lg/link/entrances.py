@@ -87,9 +87,7 @@ class Entrances:
 
     # Which pools there are; under the links' lock
 
-    def follow(
-        self, side: CoreSide, welcome: Welcome, backends: Mapping[str, Sequence[ServedBackend]]
-    ) -> None:
+    def follow(self, side: CoreSide, welcome: Welcome, backends: Mapping[str, Sequence[ServedBackend]]) -> None:
         """Follow which pools a core knows of, and where their cores are."""
         for pool in self._named(welcome):
             if pool == welcome.pool or (other := self._side(pool, side.link, welcome)) is None or other is side:
@@ -175,7 +173,7 @@ class Entrances:
         return cores.of(next(iter(schedulers), "") if ask.model == AUTO else ask.model)
 
     def moved(self, side: CoreSide, message: Moved) -> None:
-        """Let a call enter at the core that decides about it, as the core that it entered at says; in a link's thread.
+        """Let a call enter at the core that decides about it, as the core says that it entered at; in a link's thread.
 
         Raises:
             LinkBroken: The message says no assignment.
@@ -233,7 +231,7 @@ def _where(call: LinkedCall) -> Where:
 
 def _too_often(call: LinkedCall, own: Assignment, pool: str) -> Refused:
     text = (
-        f"stage {call.call.identity.stage!r}: backend {own.backend!r} is of pool {pool!r}, a core says, and others say "
-        f"otherwise: the call moved {call.moves} times; do all cores have one configuration?"
+        f"stage {call.call.identity.stage!r}: backend {own.backend!r} is of pool {pool!r}, a core says, and another one "
+        f"says otherwise: the call moved {call.moves} times; do all cores have one configuration?"
     )
     return Refused(call.call.id, "MappingError", text)

@@ -55,6 +55,8 @@ class CoreLosses:
         self.direct_calls = 0
         """How many went on without the core."""
         self._divided = False
+        self.also_ends: Callable[[str], None] | None = None
+        """Ends the requests to a backend that go by other clients than these, as a gateway's do; in any thread."""
 
     def lost(self) -> None:
         """Decide about the calls that wait, at a loss."""
@@ -137,3 +139,5 @@ class CoreLosses:
         for name in {call.backend for call in granted}:
             if name is not None and (clients := self._clients.get(name)) is not None:
                 clients.abort()
+            if name is not None and self.also_ends is not None:
+                self.also_ends(name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from orla_lg.core.engine.backend import Backend, BackendAdapter
-from orla_lg.core.engine.registry import check_engine
+from orla_lg.core.engine.registry import ENTRY_POINTS, check_engine
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.link.adapter import LinkedAdapter
@@ -23,14 +25,31 @@ Adapters = Callable[[Backend], BackendAdapter]
 Keys = Callable[[str], str | None]
 
 
+@cache
+def _is_registered(engine: str) -> bool:
+    """Whether a package registered an adapter of that name: all packages' files are read for it, so once."""
+    return any(entry.name == engine for entry in entry_points(group=ENTRY_POINTS))
+
+
+def _read(flat: Mapping[str, Any], key_in: Keys) -> ServedBackend:
+    """Return a backend that can be used from here.
+
+    Raises:
+        ConfigError: It cannot be.
+        LinkBroken: It is none.
+    """
+    each = read_backend(flat, key_in)
+    if not _is_registered(each.backend.engine):
+        check_engine(each.backend)
+    return each
+
+
 def usable(welcome: Welcome, key_in: Keys) -> tuple[list[ServedBackend], list[ConfigError]]:
     """Return the core's backends that can be used from here, and what is wrong with the others."""
     served, faults = list[ServedBackend](), list[ConfigError]()
     for flat in welcome.backends:
         try:
-            each = read_backend(flat, key_in)
-            check_engine(each.backend)
-            served.append(each)
+            served.append(_read(flat, key_in))
         except ConfigError as error:
             faults.append(error)
     return served, faults
@@ -181,9 +200,7 @@ def of_other_pools(welcome: Welcome, key_in: Keys) -> dict[str, list[ServedBacke
             continue
         of_pool = found.setdefault(pool, [])
         try:
-            each = read_backend(flat, key_in)
-            check_engine(each.backend)
-            of_pool.append(each)
+            of_pool.append(_read(flat, key_in))
         except ConfigError as error:
             log.warning("calls cannot be sent to a backend of pool %r from here: %s", pool, error)
     return found

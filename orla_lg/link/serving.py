@@ -4,8 +4,8 @@ To the graph's side it is a ``Serving`` like any other. It has a scheduler for e
 nothing: it is how the edge knows an engine (its adapter, what it said of itself). Only when calls go on without a
 core (``on_core_lost="direct"``) do these queue, each with this replica's part of the bound.
 
-A server without pools is one core, and has one ``CoreSide`` here. Of several pools each has its own; ``Entrances`` has
-which of them a call enters at.
+A server without pools is one core, and has one ``CoreSide`` here. Of several pools each has its own; at which of them
+a call enters is decided in ``Entrances``.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ class LinkedServing(Serving):
             raise unknown
 
     def _asked_of(self, record_id: str, *, known: bool) -> Sequence[CoreRequests]:
-        """Return the requests to the core that has a record: that of its backend, where it is a call of this process."""
+        """Return the requests to the core that has a record: that of its backend, if it is a call of this process."""
         if not (known and self.cores.several):
             return self.cores.asked_of_all()
         return [self.cores.of(self.records.find(record_id).backend or "").requests]

@@ -1,7 +1,8 @@
 """A replica's side of one core: the link to it, and all that is said and known of the pool that the core decides for.
 
 A server without pools has one. With pools there is one for each: they come as the directory names them, and each has
-a connection, calls, requests, prompts and losses of its own, so that a pool without a core holds up its own calls only.
+a connection, calls, requests, prompts and losses of its own, so that a pool without a core holds up its own calls
+only.
 """
 
 from __future__ import annotations

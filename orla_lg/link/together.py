@@ -34,9 +34,7 @@ def _both(one: Statistics, other: Statistics) -> Statistics:
 
 def _workflows(one: WorkflowStatistics, other: WorkflowStatistics) -> WorkflowStatistics:
     outcomes = dict(Counter(one.outcomes) + Counter(other.outcomes))
-    return WorkflowStatistics(
-        one.runs + other.runs, one.running + other.running, one.idle + other.idle, outcomes
-    )
+    return WorkflowStatistics(one.runs + other.runs, one.running + other.running, one.idle + other.idle, outcomes)
 
 
 def _costs(one: Costs, other: Costs) -> Costs:

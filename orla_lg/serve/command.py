@@ -22,6 +22,8 @@ examples:
   orla-lg serve --listen-address 0.0.0.0:8081    for other machines: needs a key (orla-lg keys create), and
                                           [serve] tls_cert and tls_key, or behind_proxy = true
   orla-lg serve --pool fast               the core of one pool of backends; each pool of [pools] has its own
+  orla-lg serve --port 8090 --gateway --core http://{LOOPBACK}:{DEFAULT_PORT}
+                                          the APIs alone, before that core: as many of these as it takes
   orla-lg serve --port 8082 --standby     take over when the core on the same store ends, by itself or by a fault
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
@@ -66,7 +68,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--listen-address", metavar="HOST:PORT", help=f"or {UNIX}PATH (default {LOOPBACK}:{DEFAULT_PORT})"
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
-    serve.add_argument("--store", metavar="FILE", help="what outlives the process (default: in your state folder)")
+    serve.add_argument(
+        "--store",
+        metavar="FILE",
+        help="what outlives the process, or redis://HOST:PORT/DB (default: in your state folder)",
+    )
     serve.add_argument(
         "--pool", metavar="NAME", help="the pool of [pools] whose core this is (default: what [serve] pool says)"
     )
@@ -74,6 +80,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--standby",
         action="store_true",
         help="wait for the end of the core that has the store's lease, take over, and wait again if replaced",
+    )
+    serve.add_argument(
+        "--advertise",
+        metavar="URL",
+        action="append",
+        help="by which other processes reach this one, where that is not what it listens on; may be given again",
+    )
+    serve.add_argument(
+        "--gateway",
+        action="store_true",
+        help="no core: only its gateway, before a core elsewhere; any number of them may stand before one",
+    )
+    serve.add_argument(
+        "--core", metavar="URL", help="of a --gateway: where its core is (default: [serve] core, else ORLA_SERVER)"
     )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
     serve.add_argument(

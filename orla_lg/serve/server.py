@@ -23,6 +23,7 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.places import CorePlace
+from orla_lg.link.thread_leases import LeasesInStore
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller, Denied
@@ -65,7 +66,7 @@ from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
-from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.settings import ServeSettings, addresses_of
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
@@ -97,7 +98,7 @@ class OrlaServer:
             else OtherPools(table.pool, elsewhere, self._core_secret, __version__)
         )
         """What is seen of the other pools; ``None``: there are none."""
-        self.lease = CoreLease(own, table.core_lease_s)
+        self.lease = CoreLease(own, table.core_lease_s, goes_on=table.on_store_lost == "go_on")
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
         self._sign_ins = SignIns()
@@ -107,9 +108,12 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
-            on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
+            on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
+        self.host.requests.threads = LeasesInStore(store)
+        if table.pool:
+            self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)
@@ -183,7 +187,6 @@ class OrlaServer:
         if self.state is not CoreState.READY:
             raise health.LinkElsewhere(self.state, self.succession.own)
         return self.host.session(caller)
-
 
     def _is_core(self, headers: Headers) -> bool:
         """Whether it is another pool's core, which knows the secret of the store that both have."""
@@ -321,7 +324,7 @@ class OrlaServer:
 def guard(settings: ServeSettings) -> HttpGuard:
     """Return what requests must be like."""
     table = settings.table
-    named = {name.lower() for name in table.names}
+    named = {name.lower() for name in (*table.names, *(each.host for each in addresses_of(table)))}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
     return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 

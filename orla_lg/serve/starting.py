@@ -41,6 +41,10 @@ def serve(args: argparse.Namespace) -> int:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     if args.demo and args.standby:
         raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
+    if args.gateway and (args.demo or args.standby or args.store):
+        raise ConfigError("--gateway holds no state and takes no lease: --demo, --standby and --store are a core's")
+    if args.core and not args.gateway:
+        raise ConfigError("--core says where a gateway's core is; give --gateway too")
     if args.on is not None:
         from orla_lg.serve.ray.command import serve_on_ray
 
@@ -56,10 +60,15 @@ def serve(args: argparse.Namespace) -> int:
         args.store,
         args.pool,
         standby=args.standby,
+        advertise=args.advertise or (),
         reads_file=not args.demo,
     )
     with contextlib.ExitStack() as ending:
         ending.enter_context(ended_in_order())
+        if args.gateway:
+            from orla_lg.serve.stateless.starting import serve_gateway
+
+            return serve_gateway(chosen, args.core, ending)
         if args.demo:
             chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         status = _serve(chosen, ending, is_demo=args.demo)

@@ -28,7 +28,7 @@ from orla_lg.serve.store.sqlite import SqliteStore
 from orla_lg_llamacpp.embedded import free_port
 from tests.serve.processes import PATIENCE_S, Served, environment, serving
 from tests.serve.replica import graph_of
-from tests.stub_engine import Gate, Reply, StubEngine
+from tests.stub_engine import Gate, Reply, Seen, StubEngine
 
 BOUND, CALLERS = 2, 4
 CONFIG = """
@@ -232,25 +232,28 @@ def test_of_two_standbys_one_follows_and_then_the_other(fleet: Fleet) -> None:
 
 def test_what_waits_keeps_its_order(fleet: Fleet) -> None:
     fleet.standbys(1)
-    engine, gate = fleet.engine, Gate()
-    with fleet.replica() as orla, ThreadPoolExecutor(8) as pool:
+    engine, gates = fleet.engine, [Gate() for _ in range(BOUND + 4)]
+    with fleet.replica() as orla, ThreadPoolExecutor(len(gates)) as pool:
         graph, asked, begun = graph_of(orla, "main"), list[Future[Any]](), len(engine.chats)
-        engine.rule = lambda seen: Reply(gate=gate)
 
-        def call(number: int) -> Any:
-                return asyncio.run(graph.ainvoke({"messages": [("user", f"number {number}")]}))
+        def number(seen: Seen) -> int:
+            return int(seen.body["messages"][-1]["content"].split()[1])
 
-        for number in range(BOUND + 5):
-            asked.append(pool.submit(call, number))
-            until(lambda number=number: known(orla) == number + 1, "it is known to the core")
+        engine.rule = lambda seen: Reply(gate=gates[number(seen)])
+        for each in range(len(gates)):
+            said = {"messages": [("user", f"number {each}")]}
+            asked.append(pool.submit(asyncio.run, graph.ainvoke(said)))
+            until(lambda each=each: known(orla) == each + 1, "it is known to the core")
         kill(core := fleet.core())
         core.process.wait()
-        until(lambda: known(orla) == BOUND + 5, "the next core knows them all")
+        until(lambda: known(orla) == len(gates), "the next core knows them all")
         assert engine.in_flight == BOUND
-        gate.open()
+        for done, gate in enumerate(gates, 1):
+            gate.open()
+            there = min(BOUND + done, len(gates))
+            until(lambda there=there: len(engine.chats) - begun == there, "the next one goes")
         assert all(each.result(PATIENCE_S)["messages"] for each in asked)
-        said = [seen.body["messages"][-1]["content"] for seen in engine.chats[begun:]]
-        assert [text.split()[1] for text in said] == [str(number) for number in range(BOUND + 5)]
+        assert [number(seen) for seen in engine.chats[begun + BOUND :]] == list(range(BOUND, len(gates)))
         assert engine.peak <= BOUND
 
 

@@ -69,7 +69,7 @@ class SessionHost(Protocol):
         ...
 
     def joined(self, session: LinkSession, hello: Hello) -> Replica | str | None:
-        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core, which looks on."""
+        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core that looks on."""
         ...
 
     def welcome(self, caller: LinkCaller) -> Welcome:

@@ -63,18 +63,16 @@ class PoolViewer:
         return ()
 
     def heard(self, message: Message) -> None:  # noqa: D102
-        if isinstance(message, View):
-            self._take(message.views)
-        elif isinstance(message, Welcome):
+        if isinstance(message, View | Welcome):
             self._take(message.views)
 
     def disconnected(self, why: str) -> None:  # noqa: D102
         self._seen(self.pool, None)
 
-    def looked(self) -> None:  # noqa: D102
+    def looked(self) -> None:
         """Nothing waits here."""
 
-    def forked(self) -> None:  # noqa: D102
+    def forked(self) -> None:
         """A server does not fork."""
 
     def _take(self, flats: Sequence[Mapping[str, Any]]) -> None:

@@ -120,9 +120,7 @@ class PostedBook:
         clock: Seconds since 1970.
     """
 
-    def __init__(
-        self, store: Store, own: Store | None = None, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, store: Store, own: Store | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._store, self._own, self._clock = store, store if own is None else own, clock
         self._lock = threading.Lock()
         self._read: dict[str, tuple[int, int, Posted[Any] | None]] = {}

@@ -107,6 +107,8 @@ class SqliteStore:
         now: Callable[[], Instant] = instant,
     ) -> None:
         self.file = file.absolute()
+        self.place = f"{self.file}"
+        """As messages name it."""
         self._where, self._poll_s, self._now = where, poll_s, now
         self._lock = threading.Lock()
         self._watchers = Watchers()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.link.scripted import eventually
 from tests.link.conftest import links
+from tests.link.scripted import eventually
 from tests.serve.pools.served import Pools
 from tests.stub_engine import StubEngine
 

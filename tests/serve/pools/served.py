@@ -21,17 +21,17 @@ from tests.stub_engine import StubEngine
 CONFIG = """
 [backends.small-a]
 url = "{0}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [backends.small-b]
 url = "{1}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [backends.big]
 url = "{2}"
-model = "stub"
+model = "stub-model"
 max_concurrency = 2
 
 [pools]
@@ -92,12 +92,14 @@ class Pools:
     def met(self, orla: Orla, *pools: str) -> None:
         """Wait until a replica is connected to the cores of pools."""
         cores: Any = orla.core.serving.cores  # type: ignore[attr-defined]
-        until(lambda: all(pool in cores.by_pool and cores.by_pool[pool].link.up for pool in pools or ("fast", "large")))
+        until(
+            lambda: all(pool in cores.by_pool and cores.by_pool[pool].link.up for pool in pools or ("fast", "large"))
+        )
 
     def seen(self, *pools: str) -> None:
         """Wait until each core sees the others' backends."""
         for pool in pools or self.running:
-            until(lambda pool=pool: all(not view.paused for view in self.core(pool).views()))  # type: ignore[misc]
+            until(lambda pool=pool: all(not view.paused and view.probe for view in self.core(pool).views()))  # type: ignore[misc]
 
     def check(self) -> None:
         for running in self.running.values():

@@ -135,7 +135,7 @@ def test_a_link_of_one_pool_is_refused_by_the_core_of_another(pools: Pools) -> N
 
 def test_posted_backends_are_of_the_pool_where_they_are_posted(pools: Pools) -> None:
     pools.start()
-    said = {"name": "more", "endpoint": pools.engines["big"].url, "type": "openai", "model_id": "openai:stub"}
+    said = {"name": "more", "endpoint": pools.engines["big"].url, "type": "openai", "model_id": "openai:stub-model"}
     answer = httpx.post(f"{pools.running['large'].url}/api/v1/backends", json=said)
     assert answer.status_code < 300, answer.text
     until(lambda: "more" in pools.core("large").schedulers)
@@ -150,16 +150,18 @@ def test_a_reload_takes_a_backend_into_a_pool_and_refuses_to_move_one(pools: Poo
     pools.seen()
     before = pools.file.read_text()
     more = before.replace(
-        "[pools]", f'[backends.new]\nurl = "{pools.engines["big"].url}/"\nmodel = "stub"\n\n[pools]'
+        "[pools]", f'[backends.new]\nurl = "{pools.engines["big"].url}/"\nmodel = "stub-model"\n\n[pools]'
     ).replace('large = ["big"]', 'large = ["big", "new"]')
     pools.file.write_text(more)
     for running in pools.running.values():
         running.call(lambda running=running: running.server.reload(dry_run=False))
     assert list(pools.core("large").schedulers) == ["big", "new"]
     assert "new" in views(pools, "fast")
-    pools.file.write_text(before.replace('["small-a", "small-b"]', '["small-a"]').replace('["big"]', '["big", "small-b"]'))
+    pools.file.write_text(
+        before.replace('["small-a", "small-b"]', '["small-a"]').replace('["big"]', '["big", "small-b"]')
+    )
     for running in pools.running.values():
-        with pytest.raises(ConfigError, match="small-b.*stop both"):
+        with pytest.raises(ConfigError, match=r"small-b.*stop both"):
             running.call(lambda running=running: running.server.reload(dry_run=False))
 
 
@@ -193,7 +195,7 @@ def test_what_is_wrong_with_pools_is_named(pools: Pools, kind: str) -> None:
 def test_a_core_says_which_pool_it_is_of(pools: Pools) -> None:
     with pytest.raises(ConfigError, match="say which one this core decides for: --pool"):
         config.load(pools.file, pool="")
-    with pytest.raises(ConfigError, match="no pool 'fats'.*'fast'"):
+    with pytest.raises(ConfigError, match=r"no pool 'fats'.*'fast'"):
         config.load(pools.file, pool="fats")
     mine = config.load(pools.file, pool="large")
     assert [each.name for each in mine.backends] == ["big"]

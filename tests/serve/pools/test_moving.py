@@ -210,8 +210,11 @@ class World:
         if self.under_way and self.dice.random() < 0.5:
             self.under_way.pop(self.dice.randrange(len(self.under_way))).finish()
 
-    def check(self) -> None:
-        self.serving.check_integrity()
+    def check(self, *, all_of_it: bool = False) -> None:
+        for core in self.serving.cores.all():
+            core.check_integrity()
+        if all_of_it:
+            self.serving.check_integrity()
         held = [call for core in self.cores.values() for call in (*core.waiting, *core.granted)]
         gone = {call for call in held if held.count(call) > 1}
         assert not gone, f"known to two cores: {gone}"
@@ -229,7 +232,7 @@ class World:
             self.look()
             if not (self.calls or self.under_way or any(self.links[pool].sent for pool in POOLS)):
                 break
-        self.check()
+        self.check(all_of_it=True)
 
 
 STEPS = ("arrive", "carry_in", "carry_out", "grant", "believe", "disconnect", "connect", "cancel", "look")

@@ -71,7 +71,7 @@ def test_a_pool_that_joins_later_learns_the_run_with_its_age(pools: Pools) -> No
     with replicas(pools) as (orla,):
         run = Run(orla.wrap(graph("draft", "think")))
         pools.engines["big"].wait(lambda engine: engine.in_flight == 1)
-        (mine,), (theirs,) = orla.core.serving.book.open_runs(), pools.core("large").book.open_runs()
+        (mine,), (theirs,) = orla.core.serving.book.runs(), pools.core("large").book.runs()
         assert theirs.id == mine.id and abs(theirs.standing.arrived_s - mine.standing.arrived_s) < 0.5
         assert dict(theirs.now_in) == {"think": 1}
         gate.open()
@@ -86,7 +86,7 @@ def test_a_thread_that_comes_back_is_told_to_the_pools_that_it_used(pools: Pools
         until(lambda: pools.core("large").book.statistics().outcomes == {"done": 1})
         pools.engines["small-a"].rule = lambda seen: Reply(gate=gate)
         run = Run(orla.wrap(graph("draft")), HERE)
-        until(lambda: len(pools.core("large").book.open_runs()) == 1)
+        until(lambda: len(pools.core("large").book.runs()) == 1)
         gate.open()
         run.result()
         until(lambda: pools.core("large").book.statistics().outcomes == {"done": 2})
@@ -153,11 +153,12 @@ def test_a_pool_without_its_core_holds_up_its_own_calls_only(pools: Pools) -> No
         pools.end("large")
         waits = Run(think)
         draft.invoke(hi())
-        assert waits.is_alive() and len(records(pools, "fast")) == 1
+        until(lambda: len(records(pools, "fast")) == 1)
+        assert waits.is_alive()
         assert {view.name: view.shut for view in orla.core.serving.views()}["big"]
         pools.start("large")
         waits.result()
-        assert len(records(pools, "large")) == 1
+        until(lambda: len(records(pools, "large")) == 1)
         pools.met(orla)
 
 
@@ -251,8 +252,8 @@ def test_a_priority_and_feedback_reach_the_core_of_the_call(pools: Pools) -> Non
         run = Run(orla.wrap(graph("draft", "think")), HERE)
         pools.engines["big"].wait(lambda engine: engine.in_flight == 1)
         assert orla.prioritize("thread", 7.0)
-        assert [state.priority for state in pools.core("large").book.open_runs()] == [7.0]
-        assert orla.ahead(orla.core.serving.book.open_runs()[0].id) is not None
+        assert [state.priority for state in pools.core("large").book.runs()] == [7.0]
+        assert orla.ahead(orla.core.serving.book.runs()[0].id) is not None
         gate.open()
         run.result()
         for record in orla.records():
@@ -288,7 +289,7 @@ def test_a_call_that_is_cancelled_while_it_waits_in_another_pool_leaves_it(pools
         pools.engines["big"].wait(lambda engine: engine.in_flight == 2)
 
         async def cancelled() -> None:
-            task = asyncio.create_task(think.ainvoke(hi()))
+            task = asyncio.create_task(think.ainvoke(hi()))  # noqa: TID251
             while pools.core("large").schedulers["big"].queue.waiting != 1:
                 await asyncio.sleep(0.005)
             task.cancel()
