@@ -46,11 +46,11 @@ class Cluster:
 
     def actor(self, planned: PlannedActor, namespace: str) -> Any:
         """Return the handle of an actor, which is made where there is none."""
-        from orla_lg.serve.ray.actors import OrlaCore
+        from orla_lg.serve.ray.actors import OrlaCore, OrlaGateway
 
         first, *instead = map(dict, planned.labels)
         options = {"label_selector": first, "fallback_strategy": [{"label_selector": each} for each in instead]}
-        made = self.ray.remote(OrlaCore).options(
+        made = self.ray.remote(OrlaGateway if planned.shipped.before else OrlaCore).options(
             name=planned.name, namespace=namespace, lifetime="detached", get_if_exists=True,
             max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE,
             num_cpus=planned.num_cpus, resources=dict(planned.resources), **options,

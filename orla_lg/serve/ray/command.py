@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ def _begun(actor: PlannedActor, following: Following) -> ActorSeen:
     while (now_s := time.monotonic()) < until_s:
         list(following.look(LOOK_S))
         seen = following.seen[actor.name]
-        if seen.fault or seen.state == READY or (seen.state == STANDBY and actor.number):
+        is_up = seen.state == READY or (seen.state == STANDBY and actor.number)
+        if seen.fault or is_up:
             break
         if seen.state == STANDBY:
             until_s = min(until_s, now_s + DECIDE_S)
@@ -127,11 +128,15 @@ def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterabl
         yield f"dashboard: {cluster.dashboard}"
 
 
-def _foot(cluster: Cluster, actors: Iterable[PlannedActor], following: Following) -> Iterable[str]:
-    for pool in dict.fromkeys(each.pool for each in actors):
+def _foot(cluster: Cluster, actors: Sequence[PlannedActor], following: Following) -> Iterable[str]:
+    gateways = [each for each in actors if each.shipped.before]
+    cores = [each for each in actors if not each.shipped.before]
+    for pool in dict.fromkeys(each.pool for each in cores):
         named = f" ({pool})" if pool else ""
-        if urls := following.urls(pool):
+        if urls := following.urls(each.name for each in cores if each.pool == pool):
             yield f"graphs reach it{named} by Orla.remote({urls!r})"
+    if urls := following.urls(each.name for each in gateways):
+        yield f"OpenAI's clients reach it by base_url={urls.partition(',')[0] + '/v1'!r}, one of the gateways"
     if cluster.is_ours:
         yield "Ctrl-C or SIGTERM drains and ends it, and the Ray cluster with it"
     else:

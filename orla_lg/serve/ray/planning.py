@@ -105,7 +105,35 @@ def planned(asked: Asked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
             shipped = ShippedSettings(own.source, _text(own.source), host, port, asked.store, pool or None)
             name = "-".join(filter(None, (f"{PREFIX}core", pool, str(number))))
             actors.append(PlannedActor(name, pool, number, shipped, selectors, resources, table.num_cpus))
+    if table.gateways:
+        own = asked.of(pools[0])
+        where = _cores(own, actors)
+        for number, selectors in enumerate(spread({}, nodes, table.gateways)):
+            port = own.listen.port and own.listen.port + taken[own.listen.port]
+            taken[own.listen.port] += 1
+            shipped = replace(actors[0].shipped, port=port, before=where)
+            actors.append(
+                PlannedActor(f"{PREFIX}gateway-{number}", "", number, shipped, selectors, {}, table.num_cpus)
+            )
     return actors
+
+
+def _cores(own: ServeSettings, actors: Sequence[PlannedActor]) -> str:
+    """Return where gateways find the cores: in the store, or at the ports that they have on this machine.
+
+    Raises:
+        ConfigError: Nothing says that beforehand.
+    """
+    if own.table.store is not None and is_shared(own.table.store):
+        return own.table.store
+    found = [(each.shipped.host, each.shipped.port) for each in actors]
+    if not all(host is not None and port for host, port in found):
+        raise ConfigError(
+            f"{own.where('listen_address')}: gateways look for cores at their ports, and a free one is not known "
+            'beforehand: give a port, or store = "redis://HOST:PORT/DB"'
+        )
+    addresses = (ListenAddress(host or "", port) for host, port in found)
+    return ",".join(each.url(tls=own.has_tls) for each in addresses)
 
 
 def machines(nodes: Sequence[RayNode]) -> int:

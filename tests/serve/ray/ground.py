@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import httpx
+
 from orla_lg_llamacpp.embedded import free_port
 from tests.scripted_engine import MODEL
 from tests.serve_kills.processes import Engine, Replica, until
@@ -40,6 +42,7 @@ replica_lease_s = 5
 drain_s = 5
 [ray]
 standbys = {standbys}
+gateways = {gateways}
 labels = {{ pool = "chat" }}
 namespace = "{namespace}"
 """
@@ -200,10 +203,10 @@ class Ground:
         address: str = self.cluster.address
         return address
 
-    def config(self, name: str = "orla.toml", namespace: str = "orla", standbys: int = 1) -> Path:
+    def config(self, name: str = "orla.toml", namespace: str = "orla", standbys: int = 1, gateways: int = 1) -> Path:
         file = self.folder / name
         file.write_text(CONFIG.format(
-            url=self.engine.url, serve_url=self.serve_url, model=MODEL, bound=BOUND, standbys=standbys,
+            url=self.engine.url, serve_url=self.serve_url, model=MODEL, bound=BOUND, standbys=standbys, gateways=gateways,
             store=self.folder / f"{namespace}.db", port=free_port(), namespace=namespace,
         ))  # fmt: skip
         return file
@@ -231,6 +234,12 @@ class Ground:
         process = node.all_processes[name][0].process
         process.kill()
         return process
+
+
+def answered(gateway: Said) -> bool:
+    """Whether a gateway answers a call by HTTP."""
+    body = {"model": "main", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=60, trust_env=False).is_success
 
 
 def await_flow(replicas: Sequence[Replica], calls: int = 8) -> None:

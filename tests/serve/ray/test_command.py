@@ -96,7 +96,7 @@ def test_actors_are_asked_one_question_at_a_time_and_changes_are_said() -> None:
     assert [*watched.look(0), *watched.look(0)] == [] and handle.asked == 1
     up = {"state": "ready", "pool": "chat", "url": "http://127.0.0.1:1", "epoch": 3, "pid": 7, "newer": "?"}
     ray.answers[id(handle), 1] = up
-    assert list(watched.look(0)) == ["orla-core-0"] and watched.urls("chat") == "http://127.0.0.1:1"
+    assert list(watched.look(0)) == ["orla-core-0"] and watched.urls(["orla-core-0"]) == "http://127.0.0.1:1"
     assert "epoch 3  pid 7" in watched.seen["orla-core-0"].text("orla-core-0")
     ray.answers[id(handle), 2] = up
     assert list(watched.look(0)) == []

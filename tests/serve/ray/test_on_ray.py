@@ -25,7 +25,7 @@ from orla_lg.serve.ray import command
 from orla_lg.serve.ray.cluster import Cluster
 from orla_lg.serve.ray.following import Following
 from orla_lg.serve.ray.planning import Asked, planned
-from tests.serve.ray.ground import BOUND, PATIENCE_S, Command, Ground, await_flow, check_calls
+from tests.serve.ray.ground import BOUND, PATIENCE_S, Command, Ground, answered, await_flow, check_calls
 from tests.serve_kills.processes import asked, until
 
 pytestmark = pytest.mark.ray
@@ -73,6 +73,8 @@ def ray_of(ground: Ground) -> Any:
 
 def test_it_says_what_runs_where_and_what_ray_opens(ground: Ground, running: Command) -> None:
     core, standby = (running.now()[f"orla-core-chat-{number}"] for number in (0, 1))
+    gateway = running.now()["orla-gateway-0"]
+    assert gateway.state == "ready" and answered(gateway)
     assert (core.state, core.epoch, standby.state) == ("ready", 1, "standby")
     assert core.node != standby.node, "a standby is kept off its core's node"
     assert ground.node_of(core) is not ground.cluster.head_node, "it has no such label"
@@ -84,12 +86,15 @@ def test_the_dashboards_table_names_what_they_are(ground: Ground, running: Comma
     ray = ray_of(ground)
     shown = {each["Name"]: each for each in ray._private.state.actors().values()}
     assert {"orla-core-chat-0", "orla-core-chat-1"} <= set(shown)
-    assert {each["ActorClassName"] for name, each in shown.items() if name.startswith("orla-")} == {"OrlaCore"}
+    assert {each["ActorClassName"] for name, each in shown.items() if name.startswith("orla-")} == {
+        "OrlaCore",
+        "OrlaGateway",
+    }
 
 
 def test_a_second_start_finds_them_another_configuration_is_refused_and_stop_ends_them(ground: Ground) -> None:
     cluster = Cluster(ray_of(ground), ground.address, False, "", "")
-    file = ground.config("other.toml", "other", standbys=0)
+    file = ground.config("other.toml", "other", standbys=0, gateways=0)
 
     def begun() -> int:
         following = Following(cluster.ray, {})
@@ -105,7 +110,7 @@ def test_a_second_start_finds_them_another_configuration_is_refused_and_stop_end
         begun()
     command._stop(cluster, "other", 1.0)
     until(lambda: is_gone(here(), pid), "the actor's process has ended")
-    assert cluster.found("other") == {} and len(cluster.found("orla")) == 2
+    assert cluster.found("other") == {} and len(cluster.found("orla")) == 3
 
 
 def test_an_actor_killed_is_begun_again_and_calls_go_on(ground: Ground, running: Command, replicas: Any) -> None:
@@ -140,6 +145,7 @@ def test_a_core_on_a_dead_node_grants_nothing_beside_the_next(
     await_flow(replicas)
     assert asked(f"{core.url}/readyz") is None, "what was thawed takes no calls"
     check_calls(ground)
+    assert answered(running.now()["orla-gateway-0"])
     raylet.wait(20)
     again = running.other_process(core)
     assert again.node != core.node and after.epoch > core.epoch
@@ -174,7 +180,7 @@ def test_calls_go_on_without_the_head(ground: Ground, running: Command, replicas
     ground.kill(ground.cluster.head_node, "gcs_server")
     await_flow(replicas)
     said = ray.get([each.status.remote() for each in handles.values()], timeout=PATIENCE_S)
-    assert sorted(each["state"] for each in said) == ["ready", "standby"]
+    assert sorted(each["state"] for each in said) == ["ready", "ready", "standby"]
     os.kill(core.pid, signal.SIGKILL)  # nothing begins it again now
     began_s = time.monotonic()
     await_flow(replicas)

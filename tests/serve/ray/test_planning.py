@@ -124,3 +124,15 @@ def test_each_actor_has_a_node_of_its_own_as_long_as_there_are_enough() -> None:
     assert standby[0] == {"zone": "a", NODE_ID: "02"}
     alone = spread({}, [node(1)], 2)
     assert alone == [({NODE_ID: "01"}, ANY)] * 2 and matches({NODE_ID: "01"}, ANY)
+
+
+def test_gateways_find_cores_at_their_ports_or_in_the_store(tmp_path: Path) -> None:
+    text = POOLS.replace("[ray]", "[ray]\ngateways = 2")
+    nodes = node(1, zone="a"), node(2, zone="c")
+    found = plan(tmp_path, text, *nodes)[-2:]
+    assert [(each.name, each.shipped.port) for each in found] == [("orla-gateway-0", 8084), ("orla-gateway-1", 8085)]
+    urls = [f"http://127.0.0.1:{port}" for port in (8081, 8082, 8083)]
+    assert found[0].shipped.before == ",".join(urls)
+    assert [each.labels[0][NODE_ID] for each in found] == ["01", "02"]
+    with pytest.raises(ConfigError, match="a free one is not known"):
+        plan(tmp_path, text, *nodes, port=0)
