@@ -18,8 +18,8 @@ from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import ConfigError
 from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.ray.cluster import Cluster, cluster_at
-from orla_lg.serve.ray.following import POLL_S, READY, STANDBY, ActorSeen, Following
-from orla_lg.serve.ray.planning import Asked, PlannedActor, planned
+from orla_lg.serve.ray.planning import PlannedActor, ServersAsked, planned
+from orla_lg.serve.ray.watching import POLL_S, READY, STANDBY, ActorSeen, ActorWatch
 
 NO_SERVE = ServeTable.model_validate({})
 BEGIN_S = 60.0
@@ -39,12 +39,18 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--stop ends what runs on a cluster that goes on without this command: --on ray=HOST:PORT --stop"
         )
+    if args.standby or args.gateway or args.advertise:
+        raise ConfigError(
+            "--on ray runs standbys and gateways as [ray] of the configuration says, and says where each is"
+        )
     if args.on and args.demo:
         raise ConfigError("--demo starts an engine for this command alone, and actors outlive it: --on ray --demo")
     with contextlib.ExitStack() as ending:
         ending.enter_context(ended_in_order())
         file = _demo(ending) if args.demo else args.config or find_file()
-        asked = Asked(None if file is None else str(file), args.listen_address, args.port, args.store, args.pool)
+        asked = ServersAsked(
+            None if file is None else str(file), args.listen_address, args.port, args.store, args.pool
+        )
         core = asked.core()
         table, drain_s = core.ray or RayTable.model_validate({}), (core.serve or NO_SERVE).drain_s
         cluster = ending.enter_context(cluster_at(args.on))
@@ -54,14 +60,14 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         nodes = cluster.nodes()
         actors = planned(asked, nodes)
         print("\n".join(_head(cluster, core.source, table, len(nodes))), flush=True)
-        following = Following(cluster.ray, {})
+        watch = ActorWatch(cluster.ray, {})
         try:
-            _begin(cluster, table.namespace, actors, following)
-            print("\n".join(_foot(cluster, actors, following)), flush=True)
+            _begin(cluster, table.namespace, actors, watch)
+            print("\n".join(_foot(cluster, actors, watch)), flush=True)
             while True:
                 began_s = time.monotonic()
-                for name in following.look():
-                    print(f"  {following.seen[name].text(name)}", flush=True)
+                for name in watch.look():
+                    print(f"  {watch.seen[name].text(name)}", flush=True)
                 time.sleep(max(0.0, began_s + POLL_S - time.monotonic()))
         except KeyboardInterrupt:
             if not cluster.is_ours:
@@ -69,7 +75,7 @@ def serve_on_ray(args: argparse.Namespace) -> int:
                 return 0
         finally:
             if cluster.is_ours:
-                end(cluster.ray, following.handles, drain_s)
+                end(cluster.ray, watch.handles, drain_s)
         print("ended, and the Ray cluster with it", flush=True)
         return 0
 
@@ -86,11 +92,11 @@ def _demo(ending: contextlib.ExitStack) -> Path:
     return file
 
 
-def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], following: Following) -> None:
+def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], watch: ActorWatch) -> None:
     """Make the actors or find them, a pool's first core before its standbys."""
     for each in actors:
-        following.follow(each.name, cluster.actor(each, namespace))
-        seen = _begun(each, following)
+        watch.follow(each.name, cluster.actor(each, namespace))
+        seen = _begun(each, watch)
         if seen.fingerprint not in ("", each.shipped.fingerprint):
             raise ConfigError(
                 f"{each.name} runs already, in the namespace {namespace!r}, with another configuration; "
@@ -99,19 +105,19 @@ def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], fol
         print(f"  {seen.text(each.name)}", flush=True)
 
 
-def _begun(actor: PlannedActor, following: Following) -> ActorSeen:
+def _begun(actor: PlannedActor, watch: ActorWatch) -> ActorSeen:
     """Wait until an actor listens, and a pool's first one until it decides, unless another one does."""
     until_s = time.monotonic() + BEGIN_S
     while (now_s := time.monotonic()) < until_s:
-        list(following.look(LOOK_S))
-        seen = following.seen[actor.name]
+        list(watch.look(LOOK_S))
+        seen = watch.seen[actor.name]
         is_up = seen.state == READY or (seen.state == STANDBY and actor.number)
         if seen.fault or is_up:
             break
         if seen.state == STANDBY:
             until_s = min(until_s, now_s + DECIDE_S)
         time.sleep(LOOK_S)
-    return following.seen[actor.name]
+    return watch.seen[actor.name]
 
 
 def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterable[str]:
@@ -128,14 +134,14 @@ def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterabl
         yield f"dashboard: {cluster.dashboard}"
 
 
-def _foot(cluster: Cluster, actors: Sequence[PlannedActor], following: Following) -> Iterable[str]:
+def _foot(cluster: Cluster, actors: Sequence[PlannedActor], watch: ActorWatch) -> Iterable[str]:
     gateways = [each for each in actors if each.shipped.before]
     cores = [each for each in actors if not each.shipped.before]
     for pool in dict.fromkeys(each.pool for each in cores):
         named = f" ({pool})" if pool else ""
-        if urls := following.urls(each.name for each in cores if each.pool == pool):
+        if urls := watch.urls(each.name for each in cores if each.pool == pool):
             yield f"graphs reach it{named} by Orla.remote({urls!r})"
-    if urls := following.urls(each.name for each in gateways):
+    if urls := watch.urls(each.name for each in gateways):
         yield f"OpenAI's clients reach it by base_url={urls.partition(',')[0] + '/v1'!r}, one of the gateways"
     if cluster.is_ours:
         yield "Ctrl-C or SIGTERM drains and ends it, and the Ray cluster with it"
@@ -157,9 +163,9 @@ def _stop(cluster: Cluster, namespace: str, drain_s: float) -> int:
 
 def end(ray: Any, handles: Mapping[str, Any], drain_s: float) -> None:
     """Have actors drain and end: standbys first, that none takes over."""
-    following = Following(ray, handles)
-    list(following.look(2 * POLL_S))
-    cores = {name for name, seen in following.seen.items() if seen.epoch}
+    watch = ActorWatch(ray, handles)
+    list(watch.look(2 * POLL_S))
+    cores = {name for name, seen in watch.seen.items() if seen.epoch}
     for group in (handles.keys() - cores, cores):
         asked = [handles[name].end.remote(drain_s + MORE_S) for name in group]
         if asked:

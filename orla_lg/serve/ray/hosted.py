@@ -49,7 +49,7 @@ class HostedStatus(NamedTuple):
     """Why it did not begin, the last time."""
 
 
-class Served(Protocol):
+class HostableServer(Protocol):
     """A server that can be hosted: ``OrlaServer`` is one, and a gateway without state is."""
 
     @property
@@ -66,7 +66,7 @@ class Served(Protocol):
         ...
 
 
-Built = tuple[Listening, Callable[[], Served]]
+Built = tuple[Listening, Callable[[], HostableServer]]
 """Where a server listens, and what makes it on its loop."""
 
 
@@ -105,7 +105,7 @@ class HostedServer:
         self._lock = threading.Lock()
         self._ends = threading.Event()
         self._fault = self._url = self._pool = ""
-        self._server: Served | None = None
+        self._server: HostableServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="orla-server", daemon=True)
 

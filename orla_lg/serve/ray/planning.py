@@ -55,7 +55,7 @@ class PlannedActor:
     num_cpus: float
 
 
-class Asked(NamedTuple):
+class ServersAsked(NamedTuple):
     """What the command line says."""
 
     file: str | None = None
@@ -77,7 +77,7 @@ class Asked(NamedTuple):
         )
 
 
-def planned(asked: Asked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
+def planned(asked: ServersAsked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
     """Return the actors that a configuration asks for, pool by pool, each pool's first core first.
 
     Raises:
@@ -145,12 +145,12 @@ def _text(source: str) -> str:
     return Path(source).read_text(encoding="utf-8") if source else ""
 
 
-def _is_said(own: ServeSettings, asked: Asked) -> bool:
+def _is_said(own: ServeSettings, asked: ServersAsked) -> bool:
     """Whether something says at which host servers listen."""
     return (asked.listen_address or own.table.listen_address) is not None
 
 
-def _check(own: ServeSettings, asked: Asked, nodes: Sequence[RayNode]) -> None:
+def _check(own: ServeSettings, asked: ServersAsked, nodes: Sequence[RayNode]) -> None:
     """Refuse addresses and stores that not all nodes reach.
 
     Raises:

@@ -206,8 +206,8 @@ class Ground:
     def config(self, name: str = "orla.toml", namespace: str = "orla", standbys: int = 1, gateways: int = 1) -> Path:
         file = self.folder / name
         file.write_text(CONFIG.format(
-            url=self.engine.url, serve_url=self.serve_url, model=MODEL, bound=BOUND, standbys=standbys, gateways=gateways,
-            store=self.folder / f"{namespace}.db", port=free_port(), namespace=namespace,
+            url=self.engine.url, serve_url=self.serve_url, model=MODEL, bound=BOUND, standbys=standbys,
+            gateways=gateways, store=self.folder / f"{namespace}.db", port=free_port(), namespace=namespace,
         ))  # fmt: skip
         return file
 

@@ -23,8 +23,8 @@ from orla_lg.errors import ConfigError
 from orla_lg.link.whereabouts import here, is_gone
 from orla_lg.serve.ray import command
 from orla_lg.serve.ray.cluster import Cluster
-from orla_lg.serve.ray.following import Following
-from orla_lg.serve.ray.planning import Asked, planned
+from orla_lg.serve.ray.planning import ServersAsked, planned
+from orla_lg.serve.ray.watching import ActorWatch
 from tests.serve.ray.ground import BOUND, PATIENCE_S, Command, Ground, answered, await_flow, check_calls
 from tests.serve_kills.processes import asked, until
 
@@ -97,9 +97,9 @@ def test_a_second_start_finds_them_another_configuration_is_refused_and_stop_end
     file = ground.config("other.toml", "other", standbys=0, gateways=0)
 
     def begun() -> int:
-        following = Following(cluster.ray, {})
-        command._begin(cluster, "other", planned(Asked(str(file)), cluster.nodes()), following)
-        return following.seen["orla-core-chat-0"].pid
+        watch = ActorWatch(cluster.ray, {})
+        command._begin(cluster, "other", planned(ServersAsked(str(file)), cluster.nodes()), watch)
+        return watch.seen["orla-core-chat-0"].pid
 
     pid = begun()
     assert begun() == pid

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orla_lg.errors import ConfigError
-from orla_lg.serve.ray.planning import ANY, NODE_ID, Asked, PlannedActor, RayNode, matches, planned, spread
+from orla_lg.serve.ray.planning import ANY, NODE_ID, PlannedActor, RayNode, ServersAsked, matches, planned, spread
 
 BACKEND = '[backends.main]\nurl = "http://127.0.0.1:9/v1"\n'
 
@@ -20,7 +20,7 @@ def node(number: int = 1, address: str = "127.0.0.1", **labels: str) -> RayNode:
 def plan(folder: Path, text: str, *nodes: RayNode, **said: Any) -> list[PlannedActor]:
     file = folder / "orla.toml"
     file.write_text(text)
-    return planned(Asked(str(file), **said), nodes or (node(),))
+    return planned(ServersAsked(str(file), **said), nodes or (node(),))
 
 
 def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> No
 
 def test_without_a_configuration_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (core, _) = planned(Asked(port=0), [node()])
+    (core, _) = planned(ServersAsked(port=0), [node()])
     assert (core.shipped.path, core.shipped.port) == ("", 0)
 
 

@@ -42,7 +42,7 @@ class ActorSeen(NamedTuple):
         return "  ".join([*parts, *filter(None, (self.url, self.fault))])
 
 
-class Following:
+class ActorWatch:
     """The actors of one command.
 
     Args:
