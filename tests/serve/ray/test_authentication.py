@@ -97,3 +97,9 @@ def test_a_cluster_without_authentication_is_refused() -> None:
 def test_one_with_authentication_is_not() -> None:
     with head(is_open=False) as address:
         check_closed(address)
+
+
+def test_nothing_there_is_said() -> None:
+    pytest.importorskip("grpc", reason="gRPC comes with orla-lg[ray]")
+    with pytest.raises(ConfigError, match=r"no head of a Ray cluster answers at 127.0.0.1:9 \(UNAVAILABLE\)"):
+        check_closed("127.0.0.1:9")
