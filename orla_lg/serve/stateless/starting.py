@@ -48,13 +48,16 @@ def serve_gateway(chosen: ServeSettings, named: str | None, ending: contextlib.E
     core = core_of(named, chosen)
     logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
     opened, orla, has_keys = begin_gateway(chosen, core, ending)
+    serving = orla.core.serving
+    assert isinstance(serving, LinkedServing)
+    before = serving.cores.home.link.places.text
 
     def started(url: str) -> None:
-        print("\n".join(_started(chosen, orla, core, url, has_keys=has_keys)), flush=True)
+        print("\n".join(_started(orla, before, url, has_keys=has_keys)), flush=True)
 
     gc.collect()
     gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
-    return run(chosen, orla, core, opened, started)
+    return run(chosen, orla, opened, started)
 
 
 def begin_gateway(chosen: ServeSettings, core: str, ending: contextlib.ExitStack) -> tuple[Listening, Orla, bool]:
@@ -75,7 +78,7 @@ def begin_gateway(chosen: ServeSettings, core: str, ending: contextlib.ExitStack
     return opened, orla, has_keys
 
 
-def _started(chosen: ServeSettings, orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
+def _started(orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
     yield f"orla-lg serve listens at {url}, a gateway before the core at {core}"
     for name, scheduler in orla.core.serving.schedulers.items():
         yield f"  {name}  {scheduler.backend.url}  {scheduler.backend.engine}"
