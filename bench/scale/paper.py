@@ -4,7 +4,7 @@
     make bench-scale-paper BENCH='--quick'       fewer pools and seconds
     python -m bench.scale.paper --help
 
-Up to 64 pools run in virtual time, in each a real core with its links before simulated engines (``bench.scale.pools``).
+Up to 64 pools run in virtual time, in each a real core with its links before simulated engines (``pools``).
 Counted are the CPU of a core for each call, its messages and bytes, and what all cores ask of the store. What the
 simulation leaves out, a process's sockets, is measured on one real server (``bench.scale.linked``) and given here.
 """
@@ -170,13 +170,13 @@ def paper(rows: Sequence[Row], socket_us: float, redis_s: float) -> list[str]:
         ["cores of CPU at half load", f"{cores_needed(demand, call.us)}", "calls/s × CPU / 0.5"],
         [
             "the store", f"{bare.ops_per_s(demand, accounts):,.0f} operations/s",
-            f"{store.per_core_s:.1f} of each core, {store.per_account_s:.2f} of each core and limit in use; {accounts} limits",
+            f"{store.per_core_s:.1f} of each core, {store.per_account_s:.2f} of each core and limit; {accounts} limits",
         ],
         [
-            "the store, if each run has limits of its own", f"{of_runs.ops_per_s(demand, accounts):,.0f} operations/s",
+            "the store, if runs have limits of their own", f"{of_runs.ops_per_s(demand, accounts):,.0f} operations/s",
             f"{store.per_run:.1f} of each run besides",
         ],
-        ["the network at each core", f"{demand.calls_per_s / 64 * call.bytes * 8 / 1e6:,.1f} Mbit/s", "bytes × calls/s"],
+        ["the network at each core", f"{demand.calls_per_s / 64 * call.bytes * 8e-6:,.1f} Mbit/s", "bytes × calls/s"],
     ])  # fmt: skip
     for what, each in (("", bare), (" where each run has limits of its own", of_runs)):
         found = ceilings(demand, call, each, accounts=accounts)

@@ -56,8 +56,9 @@ from orla_lg_sim.request import Kind, SimRequest
 STAGES, CHARS = 8, 400
 ANSWER_TOKENS = 8
 ENGINE = EngineParameters(
-    step_s=0.1, prefill_token_s=0.0, prefill_attention_s=0.0, decode_sequence_s=0.0, decode_context_s=0.0, request_s=0.0,
-    max_running=64, max_batch_tokens=1 << 20, kv_blocks=1 << 16, context_tokens=1 << 17, prefix_caching=False,
+    step_s=0.1, prefill_token_s=0.0, prefill_attention_s=0.0, decode_sequence_s=0.0, decode_context_s=0.0,
+    request_s=0.0, max_running=64, max_batch_tokens=1 << 20, kv_blocks=1 << 16, context_tokens=1 << 17,
+    prefix_caching=False,
 )  # fmt: skip
 """Steps of a tenth of a second: a call takes about one, and an engine of 64 at once does about 70 a second."""
 
@@ -92,8 +93,9 @@ class CoreMeter:
     """CPU of cores, by what it was spent on; what they do runs in one thread, one after the other."""
 
     PLACES: Sequence[tuple[type, str, str]] = (
-        (LinkSession, "data_received", "calls"), (LinkSession, "_flush", "calls"), (HostedCall, "_turn_came", "calls"),
-        (HostedCall, "_too_late", "calls"), (LinkHost, "_tick", "ticks"), (SliceBook, "work", "slices"),
+        (LinkSession, "data_received", "calls"), (LinkSession, "_flush", "calls"),
+        (HostedCall, "_turn_came", "calls"), (HostedCall, "_too_late", "calls"),
+        (LinkHost, "_tick", "ticks"), (SliceBook, "work", "slices"),
         (SpentKeeper, "_write", "spent"),
     )  # fmt: skip
 

@@ -178,7 +178,7 @@ class LinkHost:
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
 
     def share_limits(self, store: Store, pool: str) -> PooledSlots:
-        """Have limits hold over all pools of a store, from before ``start``; returns what counts keys' calls at once."""
+        """Have limits hold over all pools of a store, from ``start`` on; returns what counts keys' calls at once."""
         self.slices = SliceKeeper(
             self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
             ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
@@ -31,10 +30,10 @@ from orla_lg.serve.pools.shares import (
     total,
 )
 
-EVERY_S = 0.25
+EVERY_S = 0.2
 """How often a slice is looked after that is in use, or wanted."""
 
-IDLE_S = 0.5
+IDLE_S = 0.3
 """What was not used for so long is given back."""
 
 TURN_S = 0.5
@@ -241,7 +240,7 @@ class HeldSlice:
         base = self.base
         others = [share for pool, share in shares.items() if pool != footing.pool]
         taken = self.bounded(total(each.hand for each in others))
-        in_use, wanted = now - self.used_s < IDLE_S, self.is_wanted(now)
+        in_use, wanted = now - self.used_s < IDLE_S or now - self.gained_s < TURN_S, self.is_wanted(now)
         if in_use and now - self.looked_s >= LOOK_S:
             self._look(footing)
         ahead = [

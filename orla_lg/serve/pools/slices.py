@@ -4,9 +4,9 @@ A call is let in by what its core has in hand; it never asks the store. What a c
 share in the store (``shares``): a share is lowered here before it is lowered there, and raised here once a write of
 this core's has raised it there. So the sum holds whatever is lost: an answer of the store's, or the core itself.
 
-A core that dies keeps its share. The next core of its pool finds there what it spent at most; what its accounts do not
-know of counts as spent, for good or until the window has passed. Other pools take a dead one's share of what comes
-back by itself, once it had no core for so long that its replicas have ended their requests.
+A core that dies keeps its share. The next core of its pool finds there what it spent at most; what its accounts do
+not know of counts as spent, for good or until the window has passed. Other pools take a dead one's share of what
+comes back by itself, once it had no core for so long that its replicas have ended their requests.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class SliceBook:
         with self.lock:
             kept = list(self._active.values())
             for held in kept:
-                held.used_s = held.wanted_s = -inf
+                held.used_s = held.wanted_s = held.gained_s = -inf
         try:
             for held in kept if self._may_take() else ():
                 self._balance(held)
