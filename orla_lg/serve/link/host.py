@@ -15,14 +15,8 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.placement.view import view_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import did_you_mean, shown
-from orla_lg.link.messages import (
-    PROTOCOL,
-    SILENT_S,
-    Flat,
-    Hello,
-    View,
-    Welcome,
-)
+from orla_lg.link.framing import frame
+from orla_lg.link.messages import PROTOCOL, SILENT_S, Flat, Hello, View, Welcome, flat
 from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
@@ -318,9 +312,13 @@ class LinkHost:
         if seen == self._views:
             return
         self._views, replicas = seen, self.connected
+        packed: dict[Sequence[str] | None, bytes] = {}
         for session in self.sessions:
             if session.replica is not None:
-                session.send(View(_of(session.caller, seen), replicas))
+                backends = session.caller.backends
+                if (data := packed.get(backends)) is None:
+                    data = packed[backends] = frame(flat(View(_of(session.caller, seen), replicas)))
+                session.send_frame(data)
 
     # Replicas come and go
 
