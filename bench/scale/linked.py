@@ -119,8 +119,8 @@ class LinkClient:
                 f"{run}/{nth}", 0.0, run, run, "answer", nth, "", thread=False, identified=True, model="main",
                 stream=True, json_schema=False, tools=False, embeds=False, images=False, may_pass=False,
                 hashes=hashes, chars=[CHARS] * len(hashes), answers=list(range(2, len(hashes), 2)),
-                prompt_chars=CHARS * len(hashes), tools_chars=0, max_tokens=None, said={}, hints={}, own=None, able=None, holds=[], max_attempts=3,
-                timeout_s=None,
+                prompt_chars=CHARS * len(hashes), tools_chars=0, max_tokens=None, said={}, hints={}, own=None,
+                able=None, holds=[], max_attempts=3, timeout_s=None,
             )
         )  # fmt: skip
         self._say(*told)

@@ -1,7 +1,7 @@
 """To 10,000 workflows a second, in simulation and on paper: what a core, the store and the network have to do.
 
     make bench-scale-paper                       all of it, ten minutes; run it alone
-    make bench-scale-paper BENCH='--quick'       fewer pools and seconds
+    make bench-scale-paper BENCH='--quick'       fewer pools
     python -m bench.scale.paper --help
 
 Up to 64 pools run in virtual time, in each a real core with its links before simulated engines (``pools``).
@@ -37,7 +37,7 @@ SOCKET_US, REDIS_OPS_S = 110.0, 50_000.0
 """CPU of a core's process for a call beyond what is simulated, and operations of one Redis by one client after the
 other; measured on two cores of a laptop's kind."""
 
-WARM_S, WINDOWS = 1.5, 12
+WARM_S, WINDOWS = 1.0, 12
 RATE = 10_000 / 64
 POOLS, REPLICAS, WAITING, MESSAGES = (1, 4, 16, 64), (4, 16, 64, 256), (0, 1_000, 10_000), (4, 10, 60, 200)
 
@@ -127,9 +127,9 @@ def apart(what: str, shape: Shape, seconds: float) -> Row:
 
 def loads(*, quick: bool) -> list[tuple[str, Shape, float]]:
     """Return what is measured: one figure differs in each group."""
-    usual_one, seconds = Shape(workflows_per_s=RATE), 2.0 if quick else 4.0
+    usual_one, seconds = Shape(workflows_per_s=RATE), 2.0
     found = [
-        (f"{n} pools", replace(usual_one, pools=n), seconds if n < 16 else 1.0) for n in POOLS if n <= 4 or not quick
+        (f"{n} pools", replace(usual_one, pools=n), seconds if n < 16 else 0.5) for n in POOLS if n <= 4 or not quick
     ]
     found += [(f"{n} replicas", replace(usual_one, replicas=n), seconds) for n in REPLICAS]
     found += [(f"{n} waiting", replace(usual_one, waiting=n), seconds) for n in WAITING]
@@ -188,7 +188,7 @@ def paper(rows: Sequence[Row], socket_us: float, redis_s: float) -> list[str]:
         ["cores of CPU at half load", f"{cores_needed(demand, call.us)}", "calls/s × CPU / 0.5"],
         [
             "the store", f"{bare.ops_per_s(demand, accounts):,.0f} operations/s",
-            f"{store.per_core_s:.1f} of each core, {store.per_account_s:.2f} of each core and limit; {accounts} limits",
+            f"{store.per_core_s:.1f} of each core, {store.per_account_s:.2f} of each limit there; {accounts} limits",
         ],
         [
             "the store, if runs have limits of their own", f"{of_runs.ops_per_s(demand, accounts):,.0f} operations/s",
@@ -224,7 +224,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def options() -> argparse.Namespace:
     found = parser("scale.paper", __doc__)
     add = found.add_argument
-    add("--quick", action="store_true", help="four pools at most, and two seconds each")
+    add("--quick", action="store_true", help="four pools at most")
     add("--socket-us", type=flags.count, default=int(SOCKET_US), help=f"of sockets, a call ({SOCKET_US:.0f})")
     add(
         "--redis-ops", type=flags.count, default=int(REDIS_OPS_S), help=f"of one store, a second ({REDIS_OPS_S:,.0f})"
