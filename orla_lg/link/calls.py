@@ -14,6 +14,7 @@ from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import OrlaClosed, shown
 from orla_lg.link.call import CallPhase, LinkedCall
 from orla_lg.link.connection import Link
+from orla_lg.link.contexts import LeftContexts
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import End, Grant, Message, Missed, Refused
 
@@ -33,6 +34,7 @@ class ReplicaCalls:
         self._link, self._schedulers = link, schedulers
         self._calls: dict[str, LinkedCall] = {}
         self._closing = False
+        self._contexts = LeftContexts()
         self._unconfirmed: deque[tuple[int, End]] = deque(maxlen=MOST_UNSAID)
         """Ends that were sent, each with the number of the ``Renew`` after it."""
         self._unsent: deque[tuple[LinkedCall, End]] = deque(maxlen=MOST_UNSAID)
@@ -75,6 +77,7 @@ class ReplicaCalls:
             if self._calls.pop(call.call.id, None) is None:
                 return
             phase, call.phase = call.phase, CallPhase.OVER
+            self._contexts.ended(call, end)
             if self._link.send(end):
                 self._unconfirmed.append((self._link.number, end))
             elif phase is CallPhase.GRANTED:
@@ -114,6 +117,7 @@ class ReplicaCalls:
         self._calls = {}
         self._unconfirmed.clear()
         self._unsent.clear()
+        self._contexts.forked()
 
     def close(self) -> None:
         """End those that wait; there are no more."""
@@ -170,6 +174,7 @@ class ReplicaCalls:
         self._unsent.clear()
         self._unconfirmed = deque(((self._link.number, end) for end in ends), maxlen=MOST_UNSAID)
         yield from ends
+        yield from self._contexts.again(epoch)
         for call in self._calls.values():
             if call.phase is CallPhase.GRANTED and call.grant is not None and call.grant.backend is not None:
                 yield call.adopting()

@@ -165,6 +165,22 @@ class Adopt(NamedTuple):
     slot: int | None = None
 
 
+class SlotContents(NamedTuple):
+    """Replica to core, between ``Hello`` and ``Ready``: what its last call in an engine's slot left there.
+
+    Said to a core that did not see that call: it gives the slot to the same workflow again.
+    """
+
+    enter: Sequence[Any]
+    """The fields of the call's ``Enter``."""
+    backend: str
+    slot: int
+    tokens: int
+    """Of its prompt and its answer."""
+    age_s: float
+    """Since its end."""
+
+
 class Ready(NamedTuple):
     """Replica to core: all that it had is said."""
 
@@ -361,8 +377,8 @@ class Bye(NamedTuple):
 
 
 Message = (
-    Hello | Welcome | Enter | Adopt | Ready | Grant | Refused | FirstToken | Missed | End | Signal | Graph | View
-    | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
+    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | FirstToken | Missed | End | Signal
+    | Graph | View | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
 )  # fmt: skip
 """Any of them."""
 

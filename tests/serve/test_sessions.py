@@ -406,9 +406,9 @@ def test_an_adopted_calls_slot_is_left_alone(world: World) -> None:
     replica.connect(core, ready=False)
     replica.tell(adopted("c1", slot=1), enter("c2"), Ready())
     world.settle(1.0)
-    assert replica.grants() == [], "which slot is free is not known"
-    replica.tell(end("c1"))
-    assert replica.grants() == ["c2"]
+    assert [(grant.call, grant.slot) for grant in replica.got(Grant)] == [("c2", 0)]
+    replica.tell(end("c1"), enter("c3"))
+    assert [(grant.call, grant.slot) for grant in replica.got(Grant)[1:]] == [("c3", 1)]
 
 
 def test_prompts_are_kept_only_for_granted_calls(world: World) -> None:

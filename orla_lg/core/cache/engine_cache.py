@@ -205,6 +205,18 @@ class EngineCache(Protocol):
         """End a prefetch; *tokens* of its prompt are in the cache now, 0 if that is not known."""
         ...
 
+    def recall(self, slot: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
+        """Note what a workflow left in a slot under a core before this one, unless the slot was used since.
+
+        Args:
+            slot: Its number.
+            workflow: Whose call was the last in it.
+            prefix: Of that call's prompt.
+            tokens: What it left there.
+            used_s: When it ended (monotonic).
+        """
+        ...
+
     def next_expiry_s(self, now: float) -> float:
         """Return when (monotonic) a place may be taken that is held now; ``inf`` if none is."""
         ...

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from orla_lg.core.call import Assignment, Hints
+from orla_lg.core.call import Ask, Assignment, Hints
 from orla_lg.core.guard.access import CallAccess
 from orla_lg.core.guard.labels import claimed_labels
 from orla_lg.core.guard.subject import checked_tags
@@ -20,9 +20,10 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.limits.patience import SLICE_WAIT_S
 from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.serving import Serving
+from orla_lg.core.workflow import of_tenant
 from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, read
+from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, SlotContents, read
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
@@ -199,11 +200,36 @@ class LinkedCalls:
         call = self._hosted(replica, line, enter, inflight)
         if message.slot is not None:
             self.slots_held.setdefault(message.backend, set()).add(enter.call)
+            workflow, ask = inflight.call.identity.workflow, inflight.call.ask
+            self._recall(message.backend, message.slot, workflow, ask, 0, self.serving.clock())
         slot = self.taken(replica.caller, False)
         call.withdrawn = slot.release
         call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
+        if message.slot is not None and inflight.seat is not None and inflight.seat.slot == message.slot:
+            self._free_slot(call)  # it is known where it is, and so which slots are free
         if message.first:
             call.first_token(FirstToken(enter.call, attempt))
+
+    def recall(self, replica: Replica, message: SlotContents) -> None:
+        """Note what a call that this core never saw left in a slot."""
+        enter = read(("Enter", *message.enter))
+        assert isinstance(enter, Enter)
+        tokens, used_s = whole(message.tokens) or 0, self.serving.clock() - bounded(message.age_s, MOST_AGE_S)
+        identity, (said, hints) = identity_of(enter), hints_of(enter)
+        run = self.serving.book.run(identity.run) if identity.run in replica.runs else None
+        try:
+            said = _allowed(replica.caller, identity, said, hints, self.serving)
+        except MappingError as error:
+            log.warning("what is in slot %d of backend %s is not known: %s", message.slot, message.backend, error)
+            return
+        identity, _ = of_tenant(identity, said.over(hints), run)
+        self._recall(message.backend, message.slot, identity.workflow, ask_of(enter), tokens, used_s)
+
+    def _recall(self, backend: str, slot: int, workflow: str, ask: Ask, tokens: int, used_s: float) -> None:
+        scheduler = self.serving.schedulers.get(backend)
+        if scheduler is not None:
+            with scheduler.lock:
+                scheduler.cache.recall(slot, workflow, ask.prefix, tokens, used_s)
 
     def _hosted(self, replica: Replica, line: ReplicaLine, message: Enter, inflight: ReplicaCall) -> HostedCall:
         attempts = max(1, min(message.max_attempts, MOST_ATTEMPTS))

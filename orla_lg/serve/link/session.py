@@ -32,6 +32,7 @@ from orla_lg.link.messages import (
     Request,
     RequestDone,
     Signal,
+    SlotContents,
     WarmEnded,
     Welcome,
     flat,
@@ -267,6 +268,10 @@ class LinkSession(asyncio.Protocol):
     def _adopt(self, replica: Replica, message: Adopt) -> None:
         self.host.arrivals.adopt(replica, self, message)
 
+    def _contents(self, replica: Replica, message: SlotContents) -> None:
+        if self._ends is not None:  # later on this core knows better
+            self.host.arrivals.recall(replica, message)
+
     def _keeps(self, replica: Replica, message: Keeps) -> None:
         self.host.arrivals.keeps(replica, message, self._keeper)
 
@@ -281,6 +286,7 @@ _HANDLERS: Mapping[type[Any], Callable[[LinkSession, Replica, Any], None]] = {
     Renew: LinkSession._renew,
     Graph: lambda self, replica, message: self.host.signals.graph(replica, message),
     Adopt: LinkSession._adopt,
+    SlotContents: LinkSession._contents,
     Ready: LinkSession._ready,
     Request: LinkSession._request,
     WarmEnded: lambda self, replica, message: self._keeper.ended(message),

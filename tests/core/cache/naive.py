@@ -87,6 +87,9 @@ class NaiveCache:
     def release_prefetch(self, prefetch: PrefetchLease, tokens: int) -> None:
         raise AssertionError("no prefetch has a place")
 
+    def recall(self, slot: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
+        """Nothing is known of any slot."""
+
     def next_expiry_s(self, now: float) -> float:
         return inf
 

@@ -16,7 +16,7 @@ import pytest
 
 from orla_lg import Orla
 from orla_lg.link.messages import CORES_HEADER, PATH
-from orla_lg.link.places import CorePlace, text_of
+from orla_lg.link.places import CORES, CorePlace
 from orla_lg.link.whereabouts import here
 from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.ending import EXIT_REPLACED
@@ -176,13 +176,13 @@ def test_one_that_was_replaced_is_to_begin_again_where_it_is_a_standby(file: Pat
 def test_a_store_that_does_not_answer_is_asked_again(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, gone = MemoryStore(), ["lease", "scan", "watch"]
+    store, gone = MemoryStore(), ["core", CORES]
 
     def failing(name: str) -> Callable[..., Any]:
         method = getattr(store, name)
 
         def asked(*about: Any, **more: Any) -> Any:
-            if name in gone:
+            if about[0] in gone:
                 raise StoreUnavailable("the store is away")
             return method(*about, **more)
 

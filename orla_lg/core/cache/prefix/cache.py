@@ -191,6 +191,9 @@ class PrefixTreeCache:
             self.tree.filled(stay)
         self.tree.undo(stay)  # the answer that never was, and what was not filled
 
+    def recall(self, slot: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
+        """Do nothing: an engine without slots finds by itself what it has."""
+
     def next_expiry_s(self, now: float) -> float:
         """Return ``inf``: room comes when calls end."""
         return inf

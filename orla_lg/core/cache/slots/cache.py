@@ -188,6 +188,10 @@ class SlotCache:
         since_s = self.table.slots[lease.slot].last_used_s
         self.table.release_lease(lease, prefetch.ask.prefix, tokens, since_s, hold=True)
 
+    def recall(self, slot: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
+        """Let a workflow own the slot that it had under a core before this one."""
+        self.table.recall(slot, workflow, prefix, tokens, used_s)
+
     def next_expiry_s(self, now: float) -> float:
         """Return when (monotonic) the first slot may be taken that is held now."""
         return self.table.next_expiry_s(now)

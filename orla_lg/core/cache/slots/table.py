@@ -257,6 +257,20 @@ class SlotTable:
         if slot.flush_when_idle:
             self._flush(slot)
 
+    def recall(self, index: int, workflow: str, prefix: tuple[int, ...], tokens: int, used_s: float) -> None:
+        """Note what a slot holds from before this table was made, as its user says.
+
+        Where tenants are isolated, what it holds stays unbelieved, and only whose it is is taken over.
+        """
+        if not 0 <= index < self.count:
+            return
+        slot = self.slots[index]
+        if not slot.idle or slot.ahead is not None or slot.flush_asked is not None or slot.last_used_s >= used_s:
+            return
+        slot.owner, slot.held, slot.doing, slot.last_used_s = workflow, True, Doing.TOOL, used_s
+        slot.blank, slot.flushed = False, False
+        slot.prefix, slot.tokens = ((), 0) if self.isolated else (prefix, tokens)
+
     def turned(self, workflow: str, doing: Doing) -> None:
         """Note what a workflow does, outside of any model."""
         for slot in self.slots:
