@@ -162,8 +162,9 @@ class HeldSlice:
         return calls, tokens, cost_usd, wall_s
 
     def has(self, after: Figures, now: float) -> bool:
-        """Whether so much in all is in hand."""
-        if self.generation != self.book.generation or now >= self.book.valid_until_s:
+        """Whether so much in all is in hand: for good, or for as long as no other pool can have taken it back."""
+        is_kept = now < self.book.valid_until_s or self.sharing is Sharing.FOR_GOOD
+        if self.generation != self.book.generation or not is_kept:
             return False
         after = self.bounded(after)
         return fits(after, self.hand) and (self.cap is None or fits(after, self.cap))
