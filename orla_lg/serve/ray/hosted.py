@@ -81,7 +81,7 @@ def gateway(where: str) -> Callable[[ServeSettings, contextlib.ExitStack], Built
 
     def built(chosen: ServeSettings, ending: contextlib.ExitStack) -> Built:
         opened, orla, _ = begin_gateway(chosen, where, ending)
-        return opened, lambda: GatewayServer(chosen, orla, where)
+        return opened, lambda: GatewayServer(chosen, orla)
 
     return built
 
