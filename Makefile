@@ -55,6 +55,10 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; KILLS=one: three minutes)
 	ORLA_ALL_KILLS=$(if $(filter one,$(KILLS)),0,1) $(BIN)/python -m pytest -s -m kills tests/serve_kills $(TESTS)
 
+test-agent-server: $(STAMP) ## two of LangGraph's Agent Servers (langgraph dev) on one orla-lg serve; installs langgraph-cli[inmem] if it is missing
+	$(BIN)/python -c 'import langgraph_api' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'langgraph-cli[inmem]>=0.4'
+	$(BIN)/python -m pytest -m agent_server tests/agent_server $(TESTS)
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
@@ -114,6 +118,9 @@ bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a 
 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
+
+bench-threads: $(STAMP) ## microseconds that a lease on its thread adds to a run and to a checkpoint (half a minute; run it alone)
+	$(BIN)/python -m bench.threads $(BENCH)
 
 bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
 	$(BIN)/python -m bench.page $(BENCH)

@@ -168,7 +168,7 @@ def pytest_collection_finish() -> None:
 
 # Real engines, and the kills of real processes, only when asked for: pytest -m engines, pytest -m kills
 
-ASKED_FOR = ("engines", "kills")
+ASKED_FOR = ("engines", "kills", "agent_server")
 
 KV_TOKENS = 16_384
 
