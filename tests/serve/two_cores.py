@@ -20,7 +20,7 @@ import pytest
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
-from orla_lg.link import connection, losses, serving
+from orla_lg.link import calls, connection, losses, serving
 from orla_lg.link.connection import Link
 from orla_lg.link.dialing import Dialed, Plain, addresses
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
@@ -404,6 +404,11 @@ class ReplicaProcess:
                 self.wire.coming.clear()
             self.link._lost("the network")
 
+    def freeze(self, seconds: float) -> None:
+        """Stand still, at most for a lease since the last renewal: then nothing could end its requests in time."""
+        over_s = self.link.confirmed_s + LEASE_S + LETS_GO_S - ENGINE_NOTICES_S - QUANTUM_S
+        self.frozen_until_s = min(self.clock() + seconds, over_s)
+
     def die(self) -> None:
         """End without a word; its engine notices a little later."""
         self.dead = True
@@ -433,7 +438,8 @@ class TwoCores:
         self.heeds_roster, self.heeds_epochs, self.heeds_fences, self.lease = heeds_roster, heeds_epochs, heeds_fences, lease
         self.clock = VirtualClock(1000.0)
         self._patch = pytest.MonkeyPatch()
-        for module in (connection, losses, serving, succession):
+        self._patch.setattr(calls, "LETS_GO_S", LETS_GO_S)
+        for module in (calls, connection, losses, serving, succession):
             self._patch.setattr(module, "time", SimpleNamespace(monotonic=self.clock))
         self.store = MemoryStore(now=lambda: Instant(self.clock(), "boot", self.clock()))
         self.at_engine, self.most = set[str](), 0
