@@ -59,6 +59,7 @@ from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.operation.policy_choice import PolicyChoice
 from orla_lg.core.policies import RequestChoice, StageChoice, policy
 from orla_lg.errors import NAME_CHARS, ConfigError, MappingError, did_you_mean, shown
+from orla_lg.link.redis_keys import RedisAddress, is_shared
 from orla_lg.mappers.table import Entry, stage_mapper
 
 MOST_BYTES = 10_000_000
@@ -290,6 +291,9 @@ def _serve(faults: list[str], source: str, table: ServeTable | None) -> ServeTab
     if table is None:
         return None
     files = {name: getattr(table, name) for name in ("store", "tls_cert", "tls_key")}
+    if is_shared(table.store):
+        del files["store"]
+        found(faults, partial(RedisAddress.parse, table.store, "serve.store"))
     beside = {name: found(faults, partial(_beside, f"serve.{name}", source, each)) for name, each in files.items()}
     if (table.tls_cert is None) != (table.tls_key is None):
         faults.append("serve: tls_cert and tls_key belong together; one of them is missing")

@@ -104,6 +104,12 @@ class ServeTable(ConfigTable):
     store: str | None = Field(None, min_length=1)
     """The file of what outlives a process, or ``redis://HOST:PORT/DB``; other cores of the same pool that name it
     wait for this one's end."""
+    on_store_lost: Literal["pause", "go_on"] = "pause"
+    """What a core does once the store has not answered for half its lease: it grants nothing, or goes on without."""
+    store_password_env: str | None = Field(None, min_length=1)
+    """The variable that has the password of a store on Redis, where its URL has none."""
+    store_plain_text: bool = False
+    """Whether a password may go to a store on another machine in plain text, as within a private network."""
     pool: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_.-]*$")
     """The pool of backends that this core decides for; empty where one core has them all."""
     standby: bool = False

@@ -57,7 +57,7 @@ KEEP_RENEWALS = 100
 CLOSE_S = 1.0
 
 UNCONFIRMED_S = 2 * SILENT_S
-"""A core that has not confirmed this replica's lease for so long may have lost its own, and another one may decide."""
+"""A core that has not confirmed this replica's lease for so long may have lost its own: another one may decide."""
 
 log = logging.getLogger("orla_lg")
 

@@ -75,7 +75,7 @@ class Following:
     @property
     def text(self) -> str:
         """What the user named."""
-        return ", ".join(each.text for each in (*self.sources, *self.named))
+        return ", ".join([*(each.text for each in self.sources), *(each.text for each in self.named)])
 
     def addresses(self) -> list[ServerAddress]:
         """Return where a core may be, the likeliest first."""

@@ -63,9 +63,7 @@ def _welcome(address: ServerAddress, came: Sequence[Any], hello: Hello, pool: st
             "be updated"
         )
     if pool is not None and welcome.pool != pool:
-        raise ConnectionResetError(
-            f"the core at {address.text} decides for pool {welcome.pool!r}, not for {pool!r}"
-        )
+        raise ConnectionResetError(f"the core at {address.text} decides for pool {welcome.pool!r}, not for {pool!r}")
     if welcome.epoch < hello.epoch:
         raise ConnectionResetError(
             f"the core at {address.text} is of epoch {welcome.epoch}, and one of epoch {hello.epoch} followed it"

@@ -377,8 +377,8 @@ class Bye(NamedTuple):
 
 
 Message = (
-    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | FirstToken | Missed | End | Signal | Graph | View
-    | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
+    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | FirstToken | Missed | End | Signal
+    | Graph | View | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
 )  # fmt: skip
 """Any of them."""
 

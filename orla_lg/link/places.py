@@ -1,6 +1,6 @@
-"""Where cores and standbys are reached: the entries of the directory in a store, and which of them a replica is given.
+"""Where cores and standbys are reached: the entries of the directory in a store, and what replicas are given of it.
 
-Servers write them (``serve.pools.directory``); replicas read them, from what their core says or from the store itself.
+Servers write them (``serve.pools.directory``); replicas read them, by their core's word or in the store itself.
 An entry is a hint and no right: what decides is the lease, whose epoch each grant carries.
 """
 

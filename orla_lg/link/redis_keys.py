@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from orla_lg.errors import ConfigError, shown
@@ -33,6 +33,11 @@ ANSWER_S = 1.0
 PREFIX_CHARS = 100
 
 
+def is_shared(where: str | None) -> TypeGuard[str]:
+    """Whether a store is one that several machines reach: a URL, and no file."""
+    return where is not None and where.startswith(SCHEMES)
+
+
 class RedisAddress(NamedTuple):
     """Where a store is."""
 
@@ -46,6 +51,7 @@ class RedisAddress(NamedTuple):
     """Whether it is on this machine."""
     is_believed: bool
     """Whether what answers is known to be it: by a verified certificate, or as it is on this machine."""
+    has_password: bool
 
     @classmethod
     def parse(cls, url: str, where: str) -> RedisAddress:
@@ -76,7 +82,8 @@ class RedisAddress(NamedTuple):
         more = f"?{urlencode(query)}" if query else ""
         return cls(
             f"{'unix' if is_unix else parts.scheme}://{parts.netloc}{parts.path}{more}",
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local, is_local or verifies,
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local,
+            is_local or (parts.scheme == "rediss" and verifies), parts.password is not None,
         )  # fmt: skip
 
     def key(self, name: str) -> str:

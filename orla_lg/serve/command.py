@@ -63,11 +63,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--listen-address", metavar="HOST:PORT", help=f"or {UNIX}PATH (default {LOOPBACK}:{DEFAULT_PORT})"
     )
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
-    serve.add_argument("--store", metavar="FILE", help="what outlives the process (default: in your state folder)")
+    serve.add_argument(
+        "--store",
+        metavar="FILE",
+        help="what outlives the process, or redis://HOST:PORT/DB (default: in your state folder)",
+    )
     serve.add_argument(
         "--standby",
         action="store_true",
         help="wait for the end of the core that has the store's lease, take over, and wait again if replaced",
+    )
+    serve.add_argument(
+        "--advertise",
+        metavar="URL",
+        action="append",
+        help="by which other processes reach this one, where that is not what it listens on; may be given again",
     )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
     serve.set_defaults(run=run_serve)

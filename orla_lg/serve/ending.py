@@ -39,7 +39,7 @@ class Pages(Protocol):
         ...
 
 
-class Ending:
+class ServerEnd:
     """How far a server is with its end. Of its loop.
 
     Args:
@@ -48,9 +48,7 @@ class Ending:
         hand_over: Lets the next core take over.
     """
 
-    def __init__(
-        self, pages: Pages, bye: Callable[[str], None], hand_over: Callable[[str], Awaitable[None]]
-    ) -> None:
+    def __init__(self, pages: Pages, bye: Callable[[str], None], hand_over: Callable[[str], Awaitable[None]]) -> None:
         self.has_begun = False
         self.is_replaced = False
         """Another core decides, and this one stood still or lost its store for too long."""

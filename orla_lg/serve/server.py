@@ -31,7 +31,7 @@ from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
-from orla_lg.serve.ending import CUT_OFF_S, Ending
+from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
@@ -63,7 +63,7 @@ from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
 from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
-from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.settings import ServeSettings, addresses_of
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
@@ -88,7 +88,7 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
-        self.lease = CoreLease(own, table.core_lease_s)
+        self.lease = CoreLease(own, table.core_lease_s, goes_on=table.on_store_lost == "go_on")
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
         self._sign_ins = SignIns()
@@ -127,7 +127,7 @@ class OrlaServer:
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
             is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
-        self.ending = Ending(self.page.feed, self.host.bye, self.host.close)
+        self.ending = ServerEnd(self.page.feed, self.host.bye, self.host.close)
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )
@@ -298,7 +298,7 @@ class OrlaServer:
 def guard(settings: ServeSettings) -> HttpGuard:
     """Return what requests must be like."""
     table = settings.table
-    named = {name.lower() for name in table.names}
+    named = {name.lower() for name in (*table.names, *(each.host for each in addresses_of(table)))}
     own = set() if settings.listen.is_any else {settings.listen.host.lower()}
     return HttpGuard(LOOPBACK_NAMES | named | own, table.behind_proxy, table.max_body_bytes, table.body_timeout_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from orla_lg.config_file import find_file
 from orla_lg.config_tables import ServeTable
 from orla_lg.core.boundary import checked
 from orla_lg.errors import ConfigError, shown
+from orla_lg.link.dialing import ServerAddress, addresses
+from orla_lg.link.redis_keys import is_shared
 
 DEFAULT_PORT = 8081
 """That of Orla's daemon."""
@@ -131,6 +134,19 @@ class ServeSettings:
             )
 
 
+def addresses_of(table: ServeTable, source: str = "") -> list[ServerAddress]:
+    """Return what the server is said to be reached by.
+
+    Raises:
+        ConfigError: One is no URL.
+    """
+    try:
+        return [each for url in table.advertise for each in addresses(url)]
+    except ConfigError as error:
+        where = f"{source}: serve.advertise" if source else "advertise"
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _no_password() -> str:
     raise ValueError("the key has a password, which nothing can give here")
 
@@ -142,6 +158,7 @@ def settings(
     store: str | None = None,
     *,
     standby: bool = False,
+    advertise: Sequence[str] = (),
     reads_file: bool = True,
 ) -> ServeSettings:
     """Return what to start with: the command line, then ``[serve]``, then defaults.
@@ -152,8 +169,9 @@ def settings(
         file: The configuration; ``None``: ``ORLA_CONFIG``, the nearest ``orla.toml``, or none at all.
         listen_address: ``HOST:PORT`` or ``unix:PATH``.
         port: Of the loopback address.
-        store: The file of what outlives the process.
+        store: The file of what outlives the process, or the URL of a store that several machines reach.
         standby: It waits for the end of the core that decides.
+        advertise: URLs that other processes reach it by.
         reads_file: Whether there is a configuration.
 
     Raises:
@@ -163,7 +181,10 @@ def settings(
     core = config.load(found) if found else config.Settings((), {})
     table = core.serve or ServeTable.model_validate({})
     if store is not None:
-        table = table.model_copy(update={"store": str(checked.path("--store", store))})
+        table = table.model_copy(update={"store": store if is_shared(store) else str(checked.path("--store", store))})
+    if advertise:
+        table = table.model_copy(update={"advertise": tuple(advertise)})
+    addresses_of(table, core.source)
     if standby:
         table = table.model_copy(update={"standby": True})
     if listen_address is not None:

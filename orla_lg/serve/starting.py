@@ -43,8 +43,9 @@ def serve(args: argparse.Namespace) -> int:
     if args.demo and args.standby:
         raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
     chosen = settings(
-        args.config, args.listen_address, args.port, args.store, standby=args.standby, reads_file=not args.demo
-    )
+        args.config, args.listen_address, args.port, args.store, standby=args.standby,
+        advertise=args.advertise or (), reads_file=not args.demo,
+    )  # fmt: skip
     with contextlib.ExitStack() as ending:
         ending.enter_context(_ended_in_order())
         if args.demo:

@@ -30,7 +30,10 @@ def test_the_next_core_hears_what_is_in_which_slot(core: ScriptedCore, engine: S
     core.next_core()
     core.wait(Ready)
     told = core.all(SlotContents)
-    assert [(each.enter[0], each.backend, each.slot) for each in told] == [(calls[1], "main", 0), (calls[2], "main", 1)]
+    assert [(each.enter[0], each.backend, each.slot) for each in told] == [
+        (calls[1], "main", 0),
+        (calls[2], "main", 1),
+    ]
     assert all(each.tokens > 0 and 0 <= each.age_s < 60 for each in told)
     assert [type(each) for each in core.heard].index(SlotContents) < [type(each) for each in core.heard].index(Ready)
 

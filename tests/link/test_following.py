@@ -18,7 +18,6 @@ from orla_lg.link.following import Following
 from orla_lg.link.messages import Enter, Hello, Ready
 from orla_lg.link.places import MOST_URLS, CorePlace, read_place, text_of, urls_by_pool
 from orla_lg.link.whereabouts import here
-from tests.conftest import at
 from tests.link.scripted import ScriptedCore, eventually
 from tests.link.test_calls import graph
 from tests.link.test_reconnect import Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ from orla_lg.link.places import CORES, STANDBYS, CorePlace, text_of
 from orla_lg.link.redis_directory import are_named, directory_at, named
 from orla_lg.link.redis_keys import RedisAddress, entry, lexical_range, read_entry
 from orla_lg.link.whereabouts import here
-from orla_lg_llamacpp.embedded import free_port
-from tests.link.scripted import ScriptedCore, eventually
+from tests.link.scripted import ScriptedCore
+from tests.redis_server import RedisServer, free_port
 
 Replica = Callable[..., Orla]
 
@@ -82,32 +81,8 @@ def test_without_redis_py_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("there is no redis-server here")
-    port = free_port()
-    words = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    process = subprocess.Popen(
-        [program, *words, "--dir", str(tmp_path_factory.mktemp("redis"))], stdout=subprocess.DEVNULL
-    )
-    url = f"redis://127.0.0.1:{port}/0?prefix=test"
-    try:
-        client = RedisAddress.parse(url, "store").connect()
-        eventually(lambda: answers(client))
-        client.close()
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(client: Any) -> bool:
-    import redis
-
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield f"{server.url}?prefix=test"
 
 
 @pytest.fixture

@@ -95,9 +95,10 @@ def test_what_a_core_has_seen_itself_goes_before(world: World) -> None:
     one.tell(enter("c1", workflow="w1"), first("c1"))
     two = opened(world, core, left("w2", 0, age_s=0.0), name="r2")
     one.tell(end("c1"))
-    assert core.serving.schedulers["a"].cache.tokens_of("w1") and not core.serving.schedulers["a"].cache.tokens_of("w2")
+    cache = core.serving.schedulers["a"].cache
+    assert cache.tokens_of("w1") and not cache.tokens_of("w2")
     two.tell(left("w2", 0, age_s=0.0))
-    assert not core.serving.schedulers["a"].cache.tokens_of("w2"), "it was said too late"
+    assert not cache.tokens_of("w2"), "it was said too late"
     core.serving.check_integrity()
 
 

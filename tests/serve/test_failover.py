@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import httpx
 import pytest
 
 from orla_lg import Orla
-from orla_lg.serve.store.sqlite import SqliteStore
+from orla_lg.serve.store.opening import store_at
 from orla_lg_llamacpp.embedded import free_port
+from tests.redis_server import RedisServer
 from tests.serve.processes import PATIENCE_S, Served, environment, serving
 from tests.serve.replica import graph_of
 from tests.stub_engine import Gate, Reply, Seen, StubEngine
@@ -38,7 +40,7 @@ max_concurrency = {bound}
 [mapping]
 "*" = "main"
 [serve]
-store = "state/serve.db"
+store = "{store}"
 replica_lease_s = 3
 """
 BLIND, HASTY = "tests.serve.blind_core", "tests.serve_kills.hasty_core"
@@ -55,11 +57,11 @@ def until(condition: Any, why: str = "", patience_s: float = PATIENCE_S) -> Any:
 class Fleet:
     """One engine, one store, and the servers that decide for it one after the other."""
 
-    def __init__(self, folder: Path, engine: StubEngine) -> None:
-        self.folder, self.engine = folder, engine
+    def __init__(self, folder: Path, engine: StubEngine, store: str = "state/serve.db") -> None:
+        self.folder, self.engine, self.store = folder, engine, store
         self.servers: list[Served] = []
         self._stack = contextlib.ExitStack()
-        folder.joinpath("orla.toml").write_text(CONFIG.format(url=engine.url, bound=BOUND))
+        folder.joinpath("orla.toml").write_text(CONFIG.format(url=engine.url, bound=BOUND, store=store))
 
     def __enter__(self) -> Fleet:
         return self
@@ -96,18 +98,16 @@ class Fleet:
         core = self.core()
         return [each for each in self.alive if each is not core]
 
-    def entries(self) -> set[str]:
-        store = SqliteStore(self.folder / "state" / "serve.db")
-        try:
-            return set(store.scan("standby/"))
-        finally:
-            store.close()
+    def standing_by(self) -> int:
+        """Return how many standbys the directory has."""
+        with contextlib.closing(store_at(str(self.folder / self.store), "store")) as store:
+            return len(store.scan("standby/"))
 
     @contextlib.contextmanager
-    def replica(self) -> Iterator[Orla]:
+    def replica(self, url: str | None = None) -> Iterator[Orla]:
         """Give a replica that was given the core's URL alone, and has heard of all standbys."""
         self.engine.rule, self.engine.peak = None, 0
-        with Orla.remote(self.core().url) as orla:
+        with Orla.remote(url or self.core().url) as orla:
             places = orla.core.serving.link.places  # type: ignore[attr-defined]
             wanted = {each.url for each in self.alive}
             until(lambda: {each.text for each in places.addresses()} == wanted, "it hears of the standbys")
@@ -128,6 +128,14 @@ def kill(served: Served) -> None:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with StubEngine() as engine, Fleet(tmp_path_factory.mktemp("fleet"), engine) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def fleet_on_redis(tmp_path: Path) -> Iterator[Fleet]:
+    with RedisServer(tmp_path / "redis") as server, StubEngine() as engine:
+        tmp_path.joinpath("fleet").mkdir()
+        with Fleet(tmp_path / "fleet", engine, f"{server.url}?prefix=test") as fleet:
+            yield fleet
 
 
 class Flow:
@@ -165,10 +173,14 @@ class Flow:
 
     def gap_s(self, since_s: float, what: str) -> float:
         """Wait until calls flow again after a fault, and return the longest time in which none ended."""
-        until(lambda: sum(each > since_s + 0.01 for each in list(self.ended)) > 20 and time.monotonic() > since_s + 0.4,
-              f"calls flow again after {what}; {self.faults}")  # fmt: skip
+
+        def flows() -> bool:
+            after = sum(each > since_s + 0.01 for each in list(self.ended))
+            return after > 20 and time.monotonic() > since_s + 0.4
+
+        until(flows, f"calls flow again after {what}; {self.faults}")
         marks = [since_s, *sorted(each for each in list(self.ended) if each > since_s)]
-        gap_s = max(after - before for before, after in zip(marks, marks[1:], strict=False))
+        gap_s = max(after - before for before, after in pairwise(marks))
         assert not self.faults, self.faults
         print(f"\n{what}: calls flow again after {gap_s:.2f} s")
         return gap_s
@@ -202,11 +214,22 @@ def test_a_frozen_core_is_followed_and_stands_by_when_it_thaws(fleet: Fleet) -> 
         assert is_ready(standby)
         core.signal(signal.SIGCONT)
         core.until("it begins again as a standby")
-        until(lambda: fleet.entries(), "it stands by again")
+        until(lambda: fleet.standing_by() == 1, "it stands by again")
         assert core.process.poll() is None and not is_ready(core) and is_ready(standby)
         more, ended = len(flow.ended), flow.ended
         until(lambda: len(ended) > more + 20, "and calls flow on")
         assert not flow.faults and fleet.engine.peak <= BOUND
+
+
+def test_a_replica_that_was_given_the_store_follows_there(fleet_on_redis: Fleet) -> None:
+    fleet = fleet_on_redis
+    fleet.standbys(1, BLIND)
+    with fleet.replica(fleet.store) as orla, Flow(orla) as flow:
+        core, began_s = fleet.core(), time.monotonic()
+        kill(core)
+        assert flow.gap_s(began_s, "a kill, the store on Redis, the standby elsewhere") < 2.5
+        core.process.wait()
+        assert fleet.engine.peak <= BOUND
 
 
 def test_in_a_rolling_restart_calls_hardly_wait(fleet: Fleet) -> None:

@@ -19,8 +19,10 @@ from orla_lg.core.boundary import checked
 from orla_lg.core.boundary.plain import shown as printable
 from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.errors import ConfigError, shown
+from orla_lg.link.redis_keys import is_shared
 from orla_lg.serve.access.keys import ANY, AccessKey, KeyScope, create, forget, named, revoke, stored
-from orla_lg.serve.store.sqlite import SqliteStore, default_file
+from orla_lg.serve.store.opening import store_at
+from orla_lg.serve.store.sqlite import default_file
 
 DESCRIPTION = """\
 Keys of `orla-lg serve`. As long as there is none, a server on 127.0.0.1 is open to this machine. Once one exists,
@@ -124,8 +126,8 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--store", metavar="FILE", help="the server's store; default: that of [serve] store, or "
-                        "~/.local/state/orla-lg/serve.db")  # fmt: skip
+    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or a URL; default: that of [serve] "
+                        "store, or ~/.local/state/orla-lg/serve.db")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="orla.toml, for its [serve] store; default: the nearest")
     parser.set_defaults(run=run)
 
@@ -152,7 +154,7 @@ def run_create(args: argparse.Namespace) -> int:
     with _store(args) as store:
         is_first = not stored(store)
         made, secret = create(store, lambda key_id, sha256: AccessKey(key_id, sha256=sha256, **given))
-        where = store.file
+        where = store.place
     if args.json:
         print(json.dumps({"key": secret, **_dates(made)}, indent=2))
         return 0
@@ -229,19 +231,19 @@ def run_revoke(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _store(args: argparse.Namespace, *, reads: bool = False) -> Iterator[Any]:
     """Open the store; ``None`` where there is no file and *reads* is all that is wanted."""
-    file, where = store_file(args.store, args.config)
-    if reads and not file.exists():
+    named_store, where = store_file(args.store, args.config)
+    if reads and isinstance(named_store, Path) and not named_store.exists():
         yield None
         return
-    store = SqliteStore(file, where=where, durable=True, busy_s=5.0)
+    store = store_at(f"{named_store}", where, durable=True, patience_s=5.0)
     try:
         yield store
     finally:
         store.close()
 
 
-def store_file(named_file: str | None, configuration: str | None) -> tuple[Path, str]:
-    """Return the file of the server's state, and what names it in messages.
+def store_file(named_file: str | None, configuration: str | None) -> tuple[Path | str, str]:
+    """Return the file of the server's state, or the URL of its store, and what names it in messages.
 
     Args:
         named_file: By an option.
@@ -251,7 +253,7 @@ def store_file(named_file: str | None, configuration: str | None) -> tuple[Path,
         ConfigError: The configuration cannot be read, or what it says is no path.
     """
     if named_file is not None:
-        return checked.path("--store", named_file), "--store"
+        return named_file if is_shared(named_file) else checked.path("--store", named_file), "--store"
     found = configuration or find_file()
     if found is None:
         return default_file(), "store"
@@ -265,6 +267,8 @@ def store_file(named_file: str | None, configuration: str | None) -> tuple[Path,
     if said is None:
         return default_file(), "store"
     where = f"{source}: serve.store"
+    if isinstance(said, str) and is_shared(said):
+        return said, where
     return source.absolute().parent / checked.path(where, said), where
 
 

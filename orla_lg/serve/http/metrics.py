@@ -21,6 +21,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.http.guard import READS
 from orla_lg.serve.http.health import METRICS, CoreState, Receive, Scope, Send
 from orla_lg.serve.link.roster import Replica
+from orla_lg.serve.store.lease import CoreLease
 
 API, OWN = "/api/v1/", "/v1/orla/"
 
@@ -44,6 +45,7 @@ class Watched(Protocol):
     """A server."""
 
     orla: Orla
+    lease: CoreLease
 
     @property
     def host(self) -> ReplicaHost:
@@ -94,6 +96,9 @@ class ServerMetrics(Collector):
         ready = gauge("orla_server_ready", "Whether the server takes calls (1) or not (0).")
         ready.add_metric([], server.state is CoreState.READY)
         yield ready
+        store = gauge("orla_store_answers", "Whether the store answered when it was asked last (1) or not (0).")
+        store.add_metric([], not server.lease.store_away)
+        yield store
         requests = gauge("orla_server_requests_under_way", "HTTP requests without a whole answer.")
         requests.add_metric([], server.under_way)
         yield requests

@@ -96,6 +96,8 @@ class LinkHost:
         self.replica_lease_s = replica_lease_s
         self.replicas: dict[str, Replica] = {}
         """By id: those that are connected, and those that are lost and not over yet."""
+        self._unlisted = dict[str, Hello]()
+        """Replicas that are served although the store did not take them, by id."""
         self.sessions = set[LinkSession]()
         self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
@@ -219,6 +221,8 @@ class LinkHost:
             self._renew_at_s = now + self.lease.ttl_s / 3
             if self.lease.renew():
                 self._go_on()
+            if self._unlisted and not self.lease.store_away:
+                self._list()
             if self.lease.deposed:
                 log.error("another core has taken over; this one decides nothing any more")
                 self._end("another core has taken over")
@@ -323,7 +327,9 @@ class LinkHost:
         try:
             self.roster.add(hello)
         except StoreUnavailable as error:
-            return f"the server's store does not answer: {error}"
+            if not self.lease.goes_on:
+                return f"the server's store does not answer: {error}"
+            self._unlisted[hello.replica] = hello
         if known is None:
             known = Replica(hello.replica, session.caller, hello.host, hello.pid)
             self.replicas[known.id] = known
@@ -331,6 +337,16 @@ class LinkHost:
             known.session.cut("its replica has another connection")
         known.session, known.lost_s, known.over_s = session, None, None
         return known
+
+    def _list(self) -> None:
+        """Write down replicas that came while the store was away; the next core asks for them as well."""
+        for hello in list(self._unlisted.values()):
+            if hello.replica in self.replicas:
+                try:
+                    self.roster.add(hello)
+                except StoreUnavailable:
+                    return
+            del self._unlisted[hello.replica]
 
     def ready(self, replica: Replica) -> None:
         """Note that a replica said all that it has: what it did not speak of has ended there."""

@@ -2,8 +2,8 @@
 
 A standby has all that takes time behind it: what it imports, its backends asked what they are, its port. It asks for
 the lease every ``LEASE_POLL_S`` (``LinkHost.start``), so that what a failover takes is what is left of the lease, and
-the replicas' way here. On the core's own machine it sees that the core's process has ended, and gives the lease back in
-its place: what has ended can grant nothing.
+the replicas' way here. On the core's own machine it sees that the core's process has ended, and gives the lease back
+in its place: what has ended can grant nothing.
 
 In the directory a standby's entry grows older unless it is written again. The core strikes out what has not been for
 ``SILENT_S`` by its own clock; no two machines' clocks are compared.
@@ -88,31 +88,29 @@ class Succession:
 
     async def _take_over(self) -> None:
         """Wait for the lease, and decide from then on."""
-        while not await self._has_started():
-            await asyncio.sleep(STORE_PAUSE_S)
-        self._complained = ""
+        await self._again_until_done(self._start, "this core takes no calls")
         if self._waits.is_set():
             log.warning("this core has taken over, with epoch %d", self._host.lease.epoch)
         self.announce()
-        while not await self._is_refreshed():  # what the core before wrote last
-            await asyncio.sleep(STORE_PAUSE_S)
+        await self._again_until_done(
+            self._refresh, "what is posted cannot be read"
+        )  # what the core before wrote last
 
-    async def _has_started(self) -> bool:
-        try:
-            await self._refresh()
-            await self._host.start(self._look)
-        except StoreUnavailable as error:
-            self._complain("this core takes no calls", error)
-            return False
-        return True
+    async def _start(self) -> None:
+        await self._refresh()
+        await self._host.start(self._look)
 
-    async def _is_refreshed(self) -> bool:
-        try:
-            await self._refresh()
-        except StoreUnavailable as error:
-            self._complain("what is posted cannot be read", error)
-            return False
-        return True
+    async def _again_until_done(self, step: Callable[[], Awaitable[None]], fault: str) -> None:
+        """Do a step, and do it again as long as the store does not answer."""
+        while True:
+            try:
+                await step()
+            except StoreUnavailable as error:
+                self._complain(fault, error)
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                self._complained = ""
+                return
 
     def _look(self) -> None:
         """Look after the core that has the lease; called whenever it was asked for in vain."""
@@ -179,7 +177,7 @@ class Succession:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._changed.set)
 
-        while (end := self._watched(wake)) is None:
+        while (end := self._watched(wake)) is None:  # noqa: ASYNC110 - the store has no event for it
             await asyncio.sleep(STORE_PAUSE_S)
         try:
             while True:

@@ -30,10 +30,18 @@ class CoreLease:
         ttl_s: Seconds after which another core may take it that was not renewed.
         clock: Monotonic seconds.
         holder: Of this process; random by default.
+        goes_on: Whether it decides on while the store does not answer, for as long as that is. Another core that
+            reaches the store takes the lease meanwhile: then each of the two has the whole of each bound.
     """
 
     def __init__(
-        self, store: Store, ttl_s: float = 1.5, *, clock: Callable[[], float] = time.monotonic, holder: str = ""
+        self,
+        store: Store,
+        ttl_s: float = 1.5,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        holder: str = "",
+        goes_on: bool = False,
     ) -> None:
         self.ttl_s = ttl_s
         self.epoch = 0
@@ -45,7 +53,9 @@ class CoreLease:
         self.holder = holder or secrets.token_hex(8)
         self._until_s = -inf
         """Grants may be given until then, monotonic."""
-        self._complained = False
+        self.store_away = False
+        """The store did not answer when it was asked last."""
+        self.goes_on = goes_on
 
     def holds(self) -> bool:
         """Whether grants may be given now; any thread may ask."""
@@ -73,11 +83,18 @@ class CoreLease:
         try:
             lease = self._store.lease(NAME, self.holder, self.ttl_s)
         except StoreUnavailable as error:
-            if not self._complained:
-                self._complained = True
-                log.warning("the core's lease cannot be renewed, and without it nothing is granted: %s", error)
-            return False
-        self._complained = False
+            if not self.store_away:
+                self.store_away = True
+                follows = "calls go on all the same" if self.goes_on else "without it nothing is granted"
+                log.warning("the core's lease cannot be renewed, and %s: %s", follows, error)
+            if not self.goes_on:
+                return False
+            was_over = asked_s >= self._until_s
+            self._until_s = asked_s + self.ttl_s / 2
+            return was_over
+        if self.store_away:
+            self.store_away = False
+            log.warning("the store answers again")
         if lease is None or lease.epoch != self.epoch:
             self.deposed, self._until_s = True, -inf
             return False
@@ -115,8 +132,6 @@ class FencedStore(ScopedStore):
         super().__init__(store, "")
         self._held = lease
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         return super().put(key, value, expected=expected, fence=fence or Fence(NAME, self._held.epoch))

@@ -30,9 +30,7 @@ class ScopedStore:
         """Return a value; ``None`` where there is none."""
         return self._store.get(self._prefix + key)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         if fence is not None:
             fence = Fence(self._prefix + fence.lease, fence.epoch)

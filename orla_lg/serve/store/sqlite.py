@@ -107,6 +107,8 @@ class SqliteStore:
         now: Callable[[], Instant] = instant,
     ) -> None:
         self.file = file.absolute()
+        self.place = f"{self.file}"
+        """As messages name it."""
         self._where, self._poll_s, self._now = where, poll_s, now
         self._lock = threading.Lock()
         self._watchers = Watchers()
@@ -135,9 +137,7 @@ class SqliteStore:
             row = connection.execute("SELECT value, version FROM entries WHERE key = ?", (_bytes(key),)).fetchone()
         return None if row is None else Versioned(*row)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         name = _bytes(key)
         with self._using() as connection, _transaction(connection):

@@ -77,9 +77,7 @@ class Store(Protocol):
         """Return a value; ``None`` where there is none."""
         ...
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write a value, or delete it (``None``), and return its version.
 
         Args:
@@ -237,9 +235,7 @@ class MemoryStore:
         """Return a value; ``None`` where there is none."""
         return self._values.get(key)
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         with self._lock:
             if fence is not None:
@@ -301,6 +297,6 @@ def check_fence(fence: Fence, found: int) -> None:
     """
     if found != fence.epoch:
         raise Replaced(
-            f"the lease {fence.lease!r} is of epoch {found} by now, and its writer took it with {fence.epoch}: another "
-            "process has replaced it"
+            f"the lease {fence.lease!r} is of epoch {found} by now, and its writer took it with {fence.epoch}: "
+            "another process has replaced it"
         )
