@@ -189,6 +189,7 @@ class CoreProcess:
         self.dead = self.deposed = self._stands_still = False
         self.demoted = set[str]()
         """Calls that came later than they arrived, and have no place to go on from."""
+        self.came_s = dict[str, float]()
         self.wires = list[Wire]()
         self.store = FlakyStore(machine.store, self._stand_still, heeds_fences=machine.heeds_fences)
         self.serving = Serving(
@@ -245,6 +246,7 @@ class CoreProcess:
         late = abs(self.machine.clock() - message.age_s - arrived_s) > 1e-3
         if message.call not in replica.places and (late or (self.host.recovery.over and message.age_s > 1e-3)):
             self.demoted.add(message.call)
+        self.came_s[message.call] = self.machine.clock()
         self._entering(replica, line, message)
 
     def wrote(self, data: bytes) -> None:
@@ -256,7 +258,8 @@ class CoreProcess:
     def _in_order(self, granted: ModelCall) -> None:
         for replica in self.host.replicas.values():
             for id, hosted in replica.calls.items():
-                if hosted.waits and not hosted.attempt and id not in self.demoted:
+                came_before = self.came_s[id] < self.machine.clock()  # a grant goes out after others came in
+                if came_before and hosted.waits and not hosted.attempt and id not in self.demoted:
                     before_s = self.machine.calls[id].inflight.call.arrived_s
                     fault = f"{granted.id} went before {id}"
                     self.machine.expects(before_s >= granted.inflight.call.arrived_s - 1e-6, fault)
