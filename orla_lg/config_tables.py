@@ -19,6 +19,9 @@ MOST_S = 86_400.0
 
 MOST_BODY_BYTES = 1 << 30
 
+MOST_STANDBYS = 16
+MOST_GATEWAYS = 1_000
+
 
 class ConfigTable(BaseModel):
     """A table whose keys are known."""
@@ -142,6 +145,33 @@ class ServeTable(ConfigTable):
     kept_prompt_age_s: float = Field(3600.0, gt=0, le=MOST_S, allow_inf_nan=False)
 
 
+class RayPoolTable(ConfigTable):
+    """``[ray.pools.NAME]``: one pool on a Ray cluster; what is left out is that of ``[ray]``."""
+
+    labels: dict[str, str] | None = None
+    resources: dict[str, float] | None = None
+    standbys: int | None = Field(None, ge=0, le=MOST_STANDBYS)
+
+
+class RayTable(ConfigTable):
+    """``[ray]``: what ``orla-lg serve --on ray`` runs, and on which nodes; other processes do not read it."""
+
+    namespace: str = Field("orla", max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Ray's, of the actors."""
+    standbys: int = Field(1, ge=0, le=MOST_STANDBYS)
+    """Beside each pool's core."""
+    gateways: int = Field(0, ge=0, le=MOST_GATEWAYS)
+    """Before all cores together, on any node."""
+    labels: dict[str, str] = {}
+    """That a node must have, as Ray selects: ``value``, ``!value``, ``in(a, b)`` or ``!in(a, b)``."""
+    resources: dict[str, float] = {}
+    """Ray's own resources that each actor takes, for nodes without labels."""
+    num_cpus: float = Field(0.0, ge=0, le=1_000, allow_inf_nan=False)
+    """That each actor takes of its node, by Ray's account."""
+    pools: dict[str, RayPoolTable] = {}
+    """By name, where a pool of ``[pools]`` differs."""
+
+
 def _policy_names(said: Any) -> Any:
     """Check the name of a policy, or a table of them; what is neither, pydantic refuses."""
     names = said if isinstance(said, Mapping) else {"": said}
@@ -208,4 +238,7 @@ class ConfigFile(ConfigTable):
     """What access policies know calls by."""
     policies: tuple[PolicyTable, ...] = ()
     stages: dict[str, LabelTable] = {}
+    pools: dict[str, tuple[str, ...]] = {}
+    """By name, the backends that share a core; each is in exactly one."""
     serve: ServeTable | None = None
+    ray: RayTable | None = None

@@ -31,7 +31,7 @@ from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
-from orla_lg.core.limits.patience import left_of, patience_of, too_late
+from orla_lg.core.limits.patience import left_of, once_refilled, patience_of, too_late
 from orla_lg.core.limits.usage import expected
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.mapping import Consultation, Mapper, assign
@@ -166,7 +166,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             inflight.tried.append(backend)
             try:
                 if inflight.layers or services.limits.concern_all:  # 3 admit
-                    reserve(inflight, scheduler, assignment)
+                    yield from once_refilled(reserve, inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)
                 if (patience_s := patience_of(inflight)) <= 0:  # 4 queue

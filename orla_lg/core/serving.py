@@ -40,7 +40,7 @@ from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import Steering
 from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.placement.moves import Moves
-from orla_lg.core.placement.view import BackendView, view_of
+from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.queues import Policies
@@ -163,7 +163,7 @@ class Serving:
 
     def views(self, call: Call | None = None) -> list[BackendView]:
         """Return the backends as mappers see them, on behalf of a call."""
-        return [view_of(scheduler, call) for scheduler in self.schedulers.values()]
+        return self.schedulers.views(call)
 
     def statistics(self) -> Statistics:
         """Return a snapshot."""

@@ -33,7 +33,7 @@ class CoreLosses:
     Args:
         link: To the core.
         calls: Those that the core knows of.
-        schedulers: By backend; calls that go on alone queue there.
+        mine: Returns the schedulers of the core's backends; calls that go on alone queue there.
         clients: By backend.
         known: What the core said last.
         on_core_lost: What becomes of calls that wait.
@@ -44,13 +44,13 @@ class CoreLosses:
         self,
         link: Link,
         calls: ReplicaCalls,
-        schedulers: Mapping[str, BackendScheduler],
+        mine: Callable[[], Mapping[str, BackendScheduler]],
         clients: Mapping[str, EngineClients],
         known: Known,
         on_core_lost: OnCoreLost,
         core_patience_s: float,
     ) -> None:
-        self._link, self._calls, self._schedulers, self._clients = link, calls, schedulers, clients
+        self._link, self._calls, self._mine, self._clients = link, calls, mine, clients
         self._known, self._on_core_lost, self._core_patience_s = known, on_core_lost, core_patience_s
         self.direct_calls = 0
         """How many went on without the core."""
@@ -91,7 +91,7 @@ class CoreLosses:
         if self._divided:
             return
         self._divided, replicas = True, self._known.replicas
-        for name, scheduler in list(self._schedulers.items()):
+        for name, scheduler in self._mine().items():
             seen = self._known.seen.get(name)
             bound = scheduler.backend.max_concurrency if seen is None else seen.view.max_concurrency
             with scheduler.changing():
@@ -107,6 +107,7 @@ class CoreLosses:
 
     def looked(self) -> None:
         """End what waited long enough for a core, and what runs by a lease that is over."""
+        self._calls.let_go()
         if not self._link.up and self._on_core_lost == "wait":
             now = time.monotonic()
             for call in self._calls.waiting():

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from orla_lg.core.call import Assignment
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.limits.patience import SLICE_WAIT_S
+from orla_lg.core.steps import Wait, Waiter
 from orla_lg.errors import AccessDenied, OrlaError, shown
-from orla_lg.serve.access.budgets import CallSlots, HeldSlot, layers_of
+from orla_lg.serve.access.budgets import AtOnce, CallSlots, HeldSlot, layers_of
 from orla_lg.serve.access.keys import AccessKey, KeyScope, allows
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -185,7 +190,7 @@ class Access:
 
     def __init__(self, keyring: KnownKeys) -> None:
         self._keyring = keyring
-        self._slots = CallSlots()
+        self.slots: AtOnce = CallSlots()
         self._callers: dict[str, tuple[AccessKey, Caller, tuple[LimitScope, ...]]] = {}
         """By key id; made again when the key is read again."""
 
@@ -285,7 +290,7 @@ class Access:
         key = None if caller.key_id is None else self._keyring.by_id(caller.key_id)
         if key is None or key.concurrency is None:
             return HeldSlot()
-        slot = self._slots.take(key.id, key.concurrency if refuses else math.inf)
+        slot = self.slots.take(key.id, key.concurrency, refuses)
         if slot is None:
             raise Denied(
                 429, f"{key.concurrency} calls of key {key.name!r} are in the server, as many as may be at once",
@@ -294,6 +299,19 @@ class Access:
         return slot
 
     at_once = enter
+
+    def pending(self, key_id: str | None) -> Future[None] | None:
+        """Return what a key's call should wait for before it enters, as other pools give way; ``None``: nothing."""
+        key = None if key_id is None else self._keyring.by_id(key_id)
+        return None if key is None or key.concurrency is None else self.slots.pending(key.id, key.concurrency)
+
+    async def entered(self, caller: Caller) -> HeldSlot:
+        """Count a call in as ``enter`` does, once other pools' cores had time to give way."""
+        until_s = time.monotonic() + SLICE_WAIT_S
+        while (pending := self.pending(caller.key_id)) is not None and (left_s := until_s - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await Wait(pending, left_s, Waiter()).arun()
+        return self.enter(caller)
 
     def _caller(self, key: AccessKey) -> tuple[Caller, tuple[LimitScope, ...]]:
         known = self._callers.get(key.id)

@@ -304,7 +304,7 @@ class CallEndpoint:
         try:
             try:
                 request = self.looked_at(await gateway.read(scope, receive, wire, path))
-                slot = gateway.access.enter(request.caller)
+                slot = await gateway.access.entered(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 self.arrived(request, inflight, session)

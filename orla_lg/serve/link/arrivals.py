@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,12 +17,26 @@ from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.limits.patience import SLICE_WAIT_S
 from orla_lg.core.operation.adoption import adopt
+from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import of_tenant
 from orla_lg.errors import AccessDenied, ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Keeps, Missed, SlotContents, read
+from orla_lg.link.messages import (
+    Adopt,
+    End,
+    Enter,
+    FirstToken,
+    Flat,
+    Keeps,
+    Missed,
+    Moved,
+    Refused,
+    SlotContents,
+    read,
+)
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
@@ -37,6 +54,7 @@ from orla_lg.serve.link.flat import (
     bounded,
     hints_of,
     identity_of,
+    moved_of,
     named,
     refused_of,
     speaks_for_others,
@@ -77,9 +95,13 @@ class LinkedCalls:
     """Counts a call in among those of its key; raises, if it may refuse, where there are as many as may be."""
     keys: SpokenKeys | None = None
     """Those in whose names gateways make calls."""
+    pending: Callable[[str | None], Future[None] | None] = lambda key_id: None
+    """What a key's call should wait for before it is counted in; ``None``: nothing."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
+    _pending: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
+    """By replica and call: those that wait until their key's calls in other pools give way."""
 
     # Coming
 
@@ -105,7 +127,15 @@ class LinkedCalls:
                 (replica.id, message.call), arrived_s, partial(self._enter, replica, line, message, arrived_s)
             )
 
-    def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
+    def _enter(
+        self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float, until_s: float | None = None
+    ) -> None:
+        if (pending := self.pending(message.key or replica.caller.key_id)) is not None:
+            now = self.serving.clock()
+            until_s = now + SLICE_WAIT_S if until_s is None else until_s
+            if now < until_s:
+                self._wait(pending, replica, line, message, arrived_s, until_s)
+                return
         try:
             caller = self._caller_of(replica, message)
             inflight = self._made(replica, message, arrived_s, caller)
@@ -137,6 +167,32 @@ class LinkedCalls:
         if self.keys is None:
             raise AccessDenied("this core has no keys")
         return self.keys.caller_of(message.key)
+
+    def _wait(
+        self,
+        pending: Future[None],
+        replica: Replica,
+        line: ReplicaLine,
+        message: Enter,
+        arrived_s: float,
+        until_s: float,
+    ) -> None:
+        """Let a call enter once what it waits for has come, or the time is over."""
+        loop, key = asyncio.get_running_loop(), (replica.id, message.call)
+
+        def again() -> None:
+            if self._pending.get(key) is again:
+                del self._pending[key]
+                timer.cancel()
+                self._enter(replica, line, message, arrived_s, until_s)
+
+        def came(_: Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(again)
+
+        self._pending[key] = again
+        timer = loop.call_later(until_s - self.serving.clock(), again)
+        pending.add_done_callback(came)
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:
@@ -246,10 +302,14 @@ class LinkedCalls:
         inflight.aged(max(0.0, inflight.call.arrived_s - arrived_s))
         inflight.holds = message.holds
         inflight.call.access = self._access(caller, message)
-        if message.by_name:
+        moves = replica.moves and serving.schedulers.elsewhere is not None
+        if checks and (moves or message.able is not None or caller.backends is not None):
+            inflight.fit = fitting = Fitting(message.able, caller.backends)
+            inflight.moves = fitting if moves else None
+        if message.moved:
+            inflight.mappers = own
+        elif message.by_name:
             place_by_name(serving, inflight)
-        if checks and (message.able is not None or caller.backends is not None):
-            inflight.fit = Fitting(message.able, caller.backends)
         return inflight
 
     def _access(self, caller: LinkCaller, message: Enter) -> CallAccess:
@@ -315,6 +375,7 @@ class LinkedCalls:
     def end(self, replica: Replica, message: End) -> None:
         """End a call, or its wait."""
         self.recovery.drop((replica.id, message.call))
+        self._pending.pop((replica.id, message.call), None)
         replica.places.pop(message.call, None)
         call = replica.calls.pop(message.call, None)
         if call is not None:
@@ -322,10 +383,17 @@ class LinkedCalls:
             self._free_slot(call)
 
     def _refused(self, replica: Replica, call: HostedCall, error: Exception) -> None:
-        """Tell a replica that a call of its goes nowhere."""
-        replica.calls.pop(call.inflight.call.id, None)
+        """Tell a replica that a call of its goes nowhere, or where else it goes."""
+        id, moves = call.inflight.call.id, call.inflight.moves
+        replica.calls.pop(id, None)
+        if isinstance(error, BackendElsewhere) and moves is not None and moves.left is not None:
+            answer: Moved | Refused = moved_of(id, error, moves.left)
+            if call.withdrawn is not None:
+                call.withdrawn()
+        else:
+            answer = refused_of(id, error)
         if call.line is not None:
-            call.line.send(refused_of(call.inflight.call.id, error))
+            call.line.send(answer)
         self._free_slot(call)
 
     def _free_slot(self, call: HostedCall) -> None:
@@ -339,6 +407,8 @@ class LinkedCalls:
 
     def lost(self, replica: Replica) -> None:
         """Note that a replica's connection was lost: what waits leaves the queue and keeps its place."""
+        for key in [key for key in self._pending if key[0] == replica.id]:
+            del self._pending[key]
         for id, call in list(replica.calls.items()):
             call.line = None
             if call.granted is None:

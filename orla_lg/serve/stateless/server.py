@@ -73,7 +73,7 @@ class GatewayServer:
         serving = orla.core.serving
         assert isinstance(serving, LinkedServing), "its core is elsewhere"
         self.settings, self.orla, self.serving = settings, orla, serving
-        self.keys = CoreKeys(serving.requests, core_patience_s)
+        self.keys = CoreKeys(serving.cores.home.requests, core_patience_s)
         self.access = ForwardedAccess(self.keys)
         self.gateway = LinkedGateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.ending = ServerEnd(NoPages(), lambda reason: None, self._hand_over)
@@ -141,7 +141,7 @@ class GatewayServer:
     def _nothing_to_load(self) -> None:
         log.warning("a gateway has no configuration of its own to load again; its core has, and says what changes")
 
-    async def _hand_over(self, _reason: str) -> None:
+    async def _hand_over(self) -> None:
         """Do nothing: others of its kind take calls already."""
 
     def _ends(self, loop: asyncio.AbstractEventLoop, backend: str) -> None:
