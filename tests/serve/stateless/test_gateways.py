@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from orla_lg import cli
 from orla_lg.core.limits.limits import Limit
 from orla_lg.serve.access.keys import AccessKey, KeyScope, create, named, revoke
 from orla_lg.serve.http.health import CoreState
@@ -198,6 +199,25 @@ def test_what_only_a_core_answers_names_it(file: Path) -> None:
             assert answer.status_code == 421 and core.url in answer.text, path
         assert httpx.get(gateway.url + "/").json()["models"] == "/v1/models"
         assert httpx.get(gateway.url + "/healthz").is_success
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (("--core", "http://127.0.0.1:1"), "--core says where a gateway's core is; give --gateway too"),
+        (("--gateway", "--demo"), "--gateway holds no state and takes no lease"),
+        (("--gateway", "--port", "0"), "--gateway: which core? give --core"),
+    ],
+)
+def test_what_a_gateway_is_started_with(
+    words: tuple[str, ...], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("ORLA_SERVER", "ORLA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main(["serve", *words]) == 1
+    assert fault in capsys.readouterr().err
 
 
 # Keys
