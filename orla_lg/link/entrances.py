@@ -150,6 +150,8 @@ class Entrances:
         """
         side = self._entrance(call)
         with self._cores.home.link.lock:
+            if self._cores.by_pool.get(side.pool) is not side:  # the pool was given up just now
+                side = self._cores.home
             call.core = side
             self._replica.progress.joins(call.raw.run, side)
             reached = side.calls.enter(call)
@@ -173,7 +175,7 @@ class Entrances:
         return cores.of(next(iter(schedulers), "") if ask.model == AUTO else ask.model)
 
     def moved(self, side: CoreSide, message: Moved) -> None:
-        """Let a call enter at the core that decides about it, as the core says that it entered at; in a link's thread.
+        """Let a call enter at the core that decides about it, as the one that it entered at says; in a link's thread.
 
         Raises:
             LinkBroken: The message says no assignment.
@@ -231,7 +233,7 @@ def _where(call: LinkedCall) -> Where:
 
 def _too_often(call: LinkedCall, own: Assignment, pool: str) -> Refused:
     text = (
-        f"stage {call.call.identity.stage!r}: backend {own.backend!r} is of pool {pool!r}, a core says, and another one "
-        f"says otherwise: the call moved {call.moves} times; do all cores have one configuration?"
+        f"stage {call.call.identity.stage!r}: backend {own.backend!r} is of pool {pool!r}, a core says, and another "
+        f"one says otherwise: the call moved {call.moves} times; do all cores have one configuration?"
     )
     return Refused(call.call.id, "MappingError", text)

@@ -53,6 +53,11 @@ class ToldCores(Protocol):
         ...
 
     @property
+    def by_pool(self) -> Mapping[str, ToldCore]:
+        """All of them."""
+        ...
+
+    @property
     def home(self) -> ToldCore:
         """The first that was met."""
         ...
@@ -100,16 +105,16 @@ class LinkedProgress(GraphProgress):
         written = None if forecast is None else self._written(forecast)
         with self._home.lock:
             known = self._open[run] = OpenRun(run, state.standing.arrived_s, more, graph=written)
-            for reports in self._told_first(state):
-                self._tell_graph(reports, written)
+            told = self._told_first(state) if self._cores.several else (self._cores.home.reports,)
+            for reports in told:
+                if written is not None and reports.graphs.get(written.name) is not written:
+                    self._tell_graph(reports, written)
                 known.cores.append(reports)
             self._report("run_started", run, {"age_s": 0.0, **more})
         return state
 
     def _told_first(self, run: RunState) -> Sequence[CoreReports]:
-        """Return the cores that are told of a run before its first call."""
-        if not self._cores.several:
-            return (self._cores.home.reports,)
+        """Return the cores of pools that are told of a run before its first call."""
         if self.guard.elsewhere or self.guard.flow.follows:
             return [core.reports for core in self._cores.all()]
         return self._used.get(run.workflow) or ()
@@ -119,7 +124,8 @@ class LinkedProgress(GraphProgress):
         known = None if run is None else self._open.get(run)
         if known is None or core.reports in known.cores:
             return
-        self._tell_graph(core.reports, known.graph)
+        if known.graph is not None:
+            self._tell_graph(core.reports, known.graph)
         known.cores.append(core.reports)
         for signal in known.signals(self._clock()):
             with contextlib.suppress(LinkBroken):
@@ -139,10 +145,8 @@ class LinkedProgress(GraphProgress):
         self._graphs[forecast.graph] = forecast, graph
         return graph
 
-    def _tell_graph(self, reports: CoreReports, graph: Graph | None) -> None:
-        if graph is None or (told := reports.graphs.get(graph.name)) is graph:
-            return
-        if told != graph:
+    def _tell_graph(self, reports: CoreReports, graph: Graph) -> None:
+        if reports.graphs.get(graph.name) != graph:
             while len(reports.graphs) >= KEEP_GRAPHS:
                 del reports.graphs[next(iter(reports.graphs))]
             with contextlib.suppress(LinkBroken):  # too large to be told: its runs are learned from all the same
@@ -163,7 +167,7 @@ class LinkedProgress(GraphProgress):
                     self._used.set(state.workflow, tuple(known.cores))
         if state is not None:
             over = [key for key in state.workflows if not self._book.is_running(key)]
-            for core in self._cores.all():
+            for core in self._cores.by_pool.values():
                 core.prompts.over(over)
 
     def _remember(self, run: RunState, known: OpenRun, outcome: Outcome) -> None:

@@ -114,6 +114,8 @@ class LinkedServing(Serving):
         self.cores.begin(self.side_of(welcome.pool, link), self.schedulers)
         self.pools = Entrances(self, self.cores, link_to)
         self._last: dict[str, Statistics] = {}
+        self._unable = False
+        """Calls cannot be sent to some of the cores' backends from here."""
         self._join()
         self.learned(self.cores.home, welcome)
 
@@ -164,7 +166,7 @@ class LinkedServing(Serving):
 
     def sendable(self) -> Sequence[str] | None:
         """Return the cores' backends that calls can be sent to from here; ``None``: all."""
-        return list(self.schedulers) if any(core.served.unable for core in self.cores.all()) else None
+        return list(self.schedulers) if self._unable else None
 
     # Of the core that was met first: all there is without pools
 
@@ -275,8 +277,9 @@ class LinkedServing(Serving):
             side.served.learned(welcome)
             self.mappings.shared, self.mappings.variants = told.shared, told.variants
             self.limits.learned(Limits.of(welcome.limits))
-            guarded = [core.served.welcome for core in self.cores.all()]
-            self.guard.set_elsewhere(any(each is not None and each.guarded for each in guarded))
+            served = [core.served for core in self.cores.all()]
+            self._unable = any(each.unable for each in served)
+            self.guard.set_elsewhere(any(each.welcome is not None and each.welcome.guarded for each in served))
             if welcome.pool:
                 self.pools.follow(side, welcome, of_other_pools(welcome, self._key_in))
 

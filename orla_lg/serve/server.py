@@ -183,10 +183,11 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        caller = OTHER_CORE if self._is_core(headers) else self.layer.admit_link(headers, client, server)
+        is_core = self._is_core(headers)
+        caller = OTHER_CORE if is_core else self.layer.admit_link(headers, client, server)
         if self.state is not CoreState.READY:
             raise health.LinkElsewhere(self.state, self.succession.own)
-        return self.host.session(caller)
+        return self.host.session(caller, looks_on=is_core)
 
     def _is_core(self, headers: Headers) -> bool:
         """Whether it is another pool's core, which knows the secret of the store that both have."""
@@ -205,7 +206,7 @@ class OrlaServer:
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
-        return caller.looks_on or self.access.still(caller, KeyScope.LINK)
+        return caller is OTHER_CORE or self.access.still(caller, KeyScope.LINK)
 
     # Its life
 

@@ -78,8 +78,6 @@ class Caller:
     stages: tuple[str, ...] | None = None
     """Patterns of those that its calls may be of; ``None``: all."""
     scopes: frozenset[KeyScope] = frozenset(KeyScope)
-    looks_on: bool = False
-    """It is another pool's core (``serve.pools``): it sees backends, and makes no calls."""
 
     def tenant_of(self, claimed: str | None) -> str | None:
         """Return whose call it is, of which its sender says that it is *claimed*'s.

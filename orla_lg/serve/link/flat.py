@@ -67,11 +67,6 @@ class LinkCaller(Protocol):
         """What it is for."""
         ...
 
-    @property
-    def looks_on(self) -> bool:
-        """Whether it is another pool's core, which sees what there is and makes no calls."""
-        ...
-
 
 class SpokenKeys(Protocol):
     """The keys in whose names gateways make calls (``access.Access``)."""

@@ -166,9 +166,9 @@ class LinkHost:
         """Whether this core has taken over and was not deposed."""
         return self._loop is not None and not self.lease.deposed
 
-    def session(self, caller: LinkCaller) -> LinkSession:
-        """Return the protocol of one connection of a key."""
-        return LinkSession(self, caller)
+    def session(self, caller: LinkCaller, *, looks_on: bool = False) -> LinkSession:
+        """Return the protocol of one connection of a key, or of another pool's core that looks on."""
+        return LinkSession(self, caller, looks_on=looks_on)
 
     def _gate(self) -> None:
         """Let each queue ask whether this core may grant."""
@@ -359,7 +359,7 @@ class LinkHost:
             return "this core does not decide; connect again"
         if hello.pool and hello.pool != self.pool:
             return f"this core decides for pool {self.pool!r}, not for {shown(hello.pool)}"
-        if session.caller.looks_on:
+        if session.looks_on:
             return None
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]

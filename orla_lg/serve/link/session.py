@@ -95,15 +95,16 @@ class LinkSession(asyncio.Protocol):
     Args:
         host: Serves it.
         caller: What its key allows.
+        looks_on: It is another pool's core.
     """
 
-    def __init__(self, host: SessionHost, caller: LinkCaller) -> None:
+    def __init__(self, host: SessionHost, caller: LinkCaller, *, looks_on: bool = False) -> None:
         self.host = host
         self.caller = caller
         self.replica: Replica | None = None
         """``None`` before its ``Hello``."""
-        self.views = False
-        """It is another pool's core, which sees this one's backends and says nothing but that it is there."""
+        self.looks_on, self.views = looks_on, False
+        """It is another pool's core; and it said hello: it is pushed views, and says nothing but that it is there."""
         self.heard_s = host.serving.clock()
         """When something came last."""
         self._reader = FrameReader()

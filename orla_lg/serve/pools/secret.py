@@ -13,7 +13,8 @@ KEY = "secret/cores"
 MARK = "orla-core-"
 """What it begins with, so that no other key is taken for it."""
 
-OTHER_CORE = Caller(None, "another pool's core", tenants=(), scopes=frozenset(), looks_on=True)
+OTHER_CORE = Caller(None, "another pool's core", tenants=(), scopes=frozenset())
+"""It sees backends, and makes no calls."""
 
 
 class CoreSecret:
