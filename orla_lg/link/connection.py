@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress
-from orla_lg.link.following import DirectorySource, CoreAddresses
+from orla_lg.link.following import CoreAddresses, DirectorySource
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import Greeted
 from orla_lg.link.listener import Listener

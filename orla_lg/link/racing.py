@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.dialing import NotReady, ServerAddress, Unwelcome, dial
-from orla_lg.link.following import DirectorySource, CoreAddresses
+from orla_lg.link.following import CoreAddresses, DirectorySource
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.greeting import Greeted, greet
 from orla_lg.link.messages import Hello
