@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress
-from orla_lg.link.following import DirectorySource, Following
+from orla_lg.link.following import CoreAddresses, DirectorySource
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import Greeted
 from orla_lg.link.listener import Listener
@@ -79,7 +79,7 @@ class Link:
         sources: Sequence[DirectorySource] = (),
         pool: str | None = None,
     ) -> None:
-        self.places, self._key = Following(addresses, sources, has_key=key is not None, pool=pool), key
+        self.places, self._key = CoreAddresses(addresses, sources, has_key=key is not None, pool=pool), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
         self.replica = secrets.token_hex(8)
@@ -172,7 +172,7 @@ class Link:
         self._dialed, welcome, self._reader, self._early, sent_s = greeted
         self.epoch, self._renewals = welcome.epoch, {}
         self._heard_s, self.confirmed_s = time.monotonic(), sent_s
-        self.places.met(self._dialed.address, welcome.pool, welcome.cores)
+        self.places.met(self._dialed.address, welcome.pool, welcome.cores, welcome.host)
         return welcome
 
     def _begin(self, listener: Listener, welcome: Welcome) -> None:
@@ -386,7 +386,7 @@ class Link:
             if sent_s is not None:
                 self.confirmed_s = max(self.confirmed_s, sent_s)
         if isinstance(message, Welcome) and self._dialed is not None:
-            self.places.met(self._dialed.address, message.pool, message.cores)
+            self.places.met(self._dialed.address, message.pool, message.cores, message.host)
         if isinstance(message, Bye):
             raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
         if message is not None:
