@@ -88,7 +88,10 @@ class RedisLine:
             connection, self._connection = self._connection, None
             self._state.notify_all()
         if self._pid == os.getpid() and connection is not None:
+            is_mine = self._turn.acquire(timeout=self._answer_s)  # another thread may read from it
             connection.disconnect()
+            if is_mine:
+                self._turn.release()
         if self._thread is not threading.current_thread():
             self._thread.join(CONNECT_S)
 
@@ -127,7 +130,7 @@ class RedisLine:
                 except (exceptions.ReadOnlyError, exceptions.ClusterError, exceptions.MovedError) as error:
                     self._lose(connection, error)  # its name may lead to the right one by now
                     raise
-                except (redis.ConnectionError, OSError) as error:
+                except (redis.ConnectionError, OSError, ValueError) as error:  # the last: it was closed meanwhile
                     if is_sent:
                         self._give_up(deadline_ms)
                     self._lose(connection, None)
