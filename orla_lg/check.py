@@ -7,12 +7,15 @@ import concurrent.futures
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from orla_lg import config
 from orla_lg.config import ENVIRONMENT
 from orla_lg.config_faults import listed, one_server_twice
+from orla_lg.config_pools import free_choices
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.cache.isolation import can_isolate
 from orla_lg.core.engine.backend import Backend, Capability, Probe, model_asked
@@ -54,6 +57,8 @@ READING = ("priority", "edf")
 """Policies that read a hint about order."""
 
 _OF_BACKENDS = "backend:"
+
+POLL_S = 0.02
 
 PLAIN = "openai"
 """The adapter of any engine, which uses nothing but the OpenAI API."""
@@ -115,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
                 _compare(orla, reports)
             twice = one_server_twice([report.backend for report in reports])
             notes = [*twice, *_of_policies(settings), *_of_access(settings), *_of_stages(orla, graphs)]
+            notes += _of_pools(orla, settings)
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
@@ -137,11 +143,14 @@ def _run_linked(args: argparse.Namespace, server: config.Server) -> int:
                 raise ConfigError(listed(orla.source, wrong))
             notes = _of_stages(orla, graphs)
             assert isinstance(serving, LinkedServing)
-            known = serving.known
+            known, others = serving.known, _other_pools(serving, args.timeout)
     except OrlaError as error:
         print(f"orla-lg check: {error}", file=sys.stderr)
         return 2
-    about = {"url": server.url, "version": known.version, "epoch": known.epoch, "replicas": known.replicas}
+    about: dict[str, object] = {"url": server.url, "version": known.version, "epoch": known.epoch}
+    about["replicas"] = known.replicas
+    if others:
+        about["pools"] = {each.pool: each.is_met for each in others}
     if args.json:
         print(json.dumps({"server": about, "backends": [report.as_dict() for report in reports]}, indent=2))
     else:
@@ -150,8 +159,35 @@ def _run_linked(args: argparse.Namespace, server: config.Server) -> int:
             f"ok    the link to {server.url}: orla_lg{version}, epoch {known.epoch}, "
             f"{counted(known.replicas, 'replica')} with this one"
         )
-        print("\n".join([_source_of_server(), link, *_text(reports), *notes]))
-    return 0 if all(report.well for report in reports) else 1
+        print("\n".join([_source_of_server(), link, *map(str, others), *_text(reports), *notes]))
+    return 0 if all(report.well for report in reports) and all(pool.is_met for pool in others) else 1
+
+
+class _OtherPool(NamedTuple):
+    """A pool beside the one whose core the server is, and whether its core is met from here."""
+
+    pool: str
+    is_met: bool
+    said: str
+
+    def __str__(self) -> str:
+        return f"{'ok   ' if self.is_met else 'FAULT'} pool {self.pool!r}: {self.said}"
+
+
+def _other_pools(serving: LinkedServing, timeout_s: float) -> list[_OtherPool]:
+    """Return the other pools, after their cores had time to be met."""
+    others, until_s = (
+        [core for core in serving.cores.all() if core is not serving.cores.home],
+        time.monotonic() + timeout_s,
+    )
+    while not all(core.link.up for core in others) and time.monotonic() < until_s:
+        time.sleep(POLL_S)
+    return [
+        _OtherPool(
+            core.pool, core.link.up, f"epoch {core.known.epoch}" if core.link.up else f"no core: {core.link.fault}"
+        )
+        for core in others
+    ]
 
 
 def _linked_reports(orla: Orla, timeout_s: float) -> list[_Report]:
@@ -237,6 +273,19 @@ def _of_access(settings: config.Settings) -> list[str]:
         and not any(read_glob(pattern).matches(_OF_BACKENDS + name) for name in names)
     ]
     return ["", *found] if found else []
+
+
+def _of_pools(orla: Orla, settings: config.Settings) -> list[str]:
+    """Return which pools there are, and which mappings choose freely among several of them."""
+    if not settings.pools:
+        return []
+    mappings = orla.core.serving.mappings
+    named = {
+        "the mapping": mappings.shared,
+        **{f"variant {name!r}": each for name, each in mappings.variants.items()},
+    }
+    listed = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in settings.pools.items())
+    return ["", f"pools: {listed}; each has a core of its own", *free_choices(settings.pools, named)]
 
 
 def _of_stages(orla: Orla, graphs: Mapping[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from orla_lg.config_faults import (
 )
 from orla_lg.config_file import CONFIG_NAME, find_file
 from orla_lg.config_objects import Objects
+from orla_lg.config_pools import faults_of_pools, pool_in
 from orla_lg.config_tables import (
     BackendTable,
     ConfigFile,
@@ -43,6 +44,8 @@ from orla_lg.config_tables import (
     GatewayTable,
     LabelTable,
     PolicyTable,
+    RayPoolTable,
+    RayTable,
     ServeTable,
 )
 from orla_lg.core.boundary import checked, removed
@@ -108,13 +111,21 @@ class Settings:
     """What is said of stages' data, by name."""
     serve: ServeTable | None = None
     """How ``orla-lg serve`` is reached; its files as seen from the configuration."""
+    ray: RayTable | None = None
+    """What ``orla-lg serve --on ray`` runs."""
+    pools: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By name, the backends that share a core; none: one core has them all."""
+    pool: str = ""
+    """That this is for: its backends are ``backends`` then; empty: all are."""
+    elsewhere: tuple[Backend, ...] = ()
+    """Those of the other pools, without their keys."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """The same as it stands in the file, with what is left out: two of them show what was changed."""
     source: str = ""
 
     def faults(self, names: Iterable[str] | None = None) -> list[ConfigError | MappingError]:
         """Return what is wrong between its parts; *names* are those of all backends, if there are more than these."""
-        known = [backend.name for backend in self.backends] if names is None else list(names)
+        known = [backend.name for backend in (*self.backends, *self.elsewhere)] if names is None else list(names)
         return [
             *faults_of_backends(self.backends),
             *map(ConfigError, faults_of_policies(self.stage_policy, known)),
@@ -172,15 +183,19 @@ def control(given: str | Path | Literal[False] | None) -> Path | None:
     return None if given is False else checked.path("control", given)
 
 
-def load(path: str | Path) -> Settings:
+def load(path: str | Path, *, pool: str | None = None) -> Settings:
     """Read a configuration file.
+
+    Args:
+        path: The file.
+        pool: Whose core is built from it; ``None``: what is built serves all backends, whichever pools there are.
 
     Raises:
         ConfigError: Naming the file, the line or key, what was found and what is allowed.
     """
     file = checked.path("the configuration's file", path)
     try:
-        return _settings(_parsed(file), str(file))
+        return _settings(_parsed(file), str(file), pool)
     except RecursionError:
         raise ConfigError(f"{file}: its tables or lists are nested too deeply") from None
 
@@ -222,8 +237,8 @@ def _syntax(fault: str, text: str) -> str:
     return f"{fault}: a text stands in quotes: {before}{json.dumps(word, ensure_ascii=False)}"[: 2 * NAME_CHARS]
 
 
-def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
-    """Return what a configuration says.
+def _settings(parsed: Mapping[str, Any], source: str, pool: str | None = None) -> Settings:
+    """Return what a configuration says, to the core of a pool if one is given.
 
     Raises:
         ConfigError: Naming all faults that show without asking an engine.
@@ -236,14 +251,23 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         and not any(each.startswith("backends") for each in faults)
     ):
         faults.append("backends: missing; at least one [backends.NAME]")
-    backends = collected(faults, (partial(_backend, *each) for each in table.backends.items()))
+    faults += faults_of_pools(table.pools, _backend_names(parsed))
+    chosen, mine = pool_in(faults, table, pool), set(table.backends)
+    if chosen:
+        mine &= set(table.pools[chosen])
+    backends = collected(
+        faults, (partial(_backend, *each, has_key=each[0] in mine) for each in table.backends.items())
+    )
     check_entries(faults, table.mapping, table.variants)
     if table.load_aware and not table.mapping:
         faults.append("load_aware: there is no [mapping] whose calls could be moved")
     files = [found(faults, partial(_beside, name, source, getattr(table, name))) for name in _FILES]
     settings = Settings(
-        tuple(backends),
+        tuple(each for each in backends if each.name in mine),
         source=source,
+        pools=table.pools,
+        pool=chosen,
+        elsewhere=tuple(each for each in backends if each.name not in mine),
         limits=limits_in(faults, table.limits),
         records_file=files[0],
         estimates_file=files[1],
@@ -252,6 +276,7 @@ def _settings(parsed: Mapping[str, Any], source: str) -> Settings:
         policies=policies_in(faults, [each.model_dump() for each in table.policies]),
         stages=stages_in(faults, {name: each.model_dump() for name, each in table.stages.items()}),
         serve=_serve(faults, source, table.serve),
+        ray=table.ray,
         written=table.model_dump(),
         **_objects(faults, source, table),
         **table.model_dump(include=_AS_THEY_ARE),
@@ -332,12 +357,12 @@ def _beside(where: str, source: str, said: str | None) -> Path | None:
     return Path(source).parent / checked.path(where, said)
 
 
-def _backend(name: str, table: BackendTable) -> Backend:
+def _backend(name: str, table: BackendTable, *, has_key: bool = True) -> Backend:
     given = table.model_dump(exclude={"api_key_env", "admin_key_env", "cost"})
     return Backend(
         name=name,
-        api_key=_key(dotted("backends", name, "api_key_env"), table.api_key_env),
-        admin_key=_key(dotted("backends", name, "admin_key_env"), table.admin_key_env),
+        api_key=_key(dotted("backends", name, "api_key_env"), table.api_key_env if has_key else None),
+        admin_key=_key(dotted("backends", name, "admin_key_env"), table.admin_key_env if has_key else None),
         cost=Cost(**table.cost.model_dump()),
         **given,
     )
@@ -375,6 +400,8 @@ def _allowed(above: list[Any]) -> list[str]:
     table: type[ConfigTable] = ConfigFile
     if above and above[0] == "serve":
         table = (ServeTable, GatewayTable)[len(above) > 1]
+    elif above and above[0] == "ray":
+        table = (RayTable, RayPoolTable)[len(above) > 2]
     elif above and above[0] == "backends":
         table = (BackendTable, CostTable)[len(above) > 2]
     elif above:

@@ -84,7 +84,7 @@ def own_core(
     for twice in one_server_twice(given):
         log.warning("%s", twice)
     shared = stage_mapper(mapper)
-    check_backends(shared, given)
+    check_backends(shared, [backend.name for backend in given])
     flag("admission", admission)
     kept, warming = memory_policy(memory), settings_of(warm_up)
     journal = _journal(keep_records, records_file)
@@ -102,7 +102,27 @@ def own_core(
 
 def arguments_of(settings: config.Settings) -> dict[str, Any]:
     """Return the arguments of ``Orla`` in settings, beside its backends and mapper."""
-    return {name: getattr(settings, name) for name in _ARGUMENTS}
+    return {**{name: getattr(settings, name) for name in _ARGUMENTS}, "stage_policy": own_policies(settings)}
+
+
+def own_policies(settings: config.Settings) -> StageChoice | None:
+    """Return the stage policies in settings, without those of backends of other pools."""
+    said, others = settings.stage_policy, {backend.name for backend in settings.elsewhere}
+    if not isinstance(said, Mapping) or others.isdisjoint(said):
+        return said
+    return {name: policy for name, policy in said.items() if name not in others} or None
+
+
+def elsewhere_in(settings: config.Settings) -> tuple[dict[str, list[Backend]], list[str]]:
+    """Return the backends of other pools by pool, and all backends in the order of the configuration."""
+    known = {backend.name: backend for backend in settings.elsewhere}
+    pools = {
+        pool: [known[name] for name in names if name in known]
+        for pool, names in settings.pools.items()
+        if pool != settings.pool
+    }
+    order = list(settings.written.get("backends", {})) or [backend.name for backend in settings.backends]
+    return pools, order
 
 
 _ARGUMENTS = (
@@ -160,9 +180,10 @@ def replica(
         serving = LinkedServing(
             link, welcome, adapter_of=adapter_at, key_in=config.key_in, version=version, keep_records=keep_records,
             journal=journal, on_core_lost=on_core_lost, core_patience_s=float(core_patience_s),
+            link_to=lambda pool: Link((), secret, pool=pool),
         )  # fmt: skip
         serving.resources.masking.learn(secret)
-        link.start(serving, welcome)
+        link.start(serving.cores.home, welcome)
         undo.pop_all()
     return Opened(serving, serving.clients)
 
@@ -173,13 +194,12 @@ def adapter_at(backend: Backend) -> BackendAdapter:
     return adapter_of(backend)
 
 
-def check_backends(mapper: Mapper | None, backends: Sequence[Backend]) -> None:
+def check_backends(mapper: Mapper | None, names: Sequence[str]) -> None:
     """Check that the backends exist which a mapper names.
 
     Raises:
         MappingError: One does not.
     """
-    names = [backend.name for backend in backends]
     if faults := faults_of(mapper, names):
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
         raise MappingError("; ".join(faults[:MOST_FAULTS]) + more)

@@ -34,6 +34,7 @@ from orla_lg.core.memory.events import MemoryPolicy
 from orla_lg.core.operation.policy_choice import PolicyChoice, refined
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import KEEP, Keep
+from orla_lg.core.placement.elsewhere import ElsewhereBackends
 from orla_lg.core.policies import RequestChoice, StageChoice
 from orla_lg.core.prefetch.book import WarmUp
 from orla_lg.core.record import Listener, Record
@@ -49,7 +50,16 @@ from orla_lg.graph.structure import stages_of
 from orla_lg.graph.tools.declared import DeclaredTools
 from orla_lg.link.losses import OnCoreLost
 from orla_lg.mappers.table import stage_mapper
-from orla_lg.opening import MapperLike, Opened, arguments_of, check_backends, mapper_of, own_core, replica
+from orla_lg.opening import (
+    MapperLike,
+    Opened,
+    arguments_of,
+    check_backends,
+    elsewhere_in,
+    mapper_of,
+    own_core,
+    replica,
+)
 
 CONNECT_PATIENCE_S = 2.5
 """How long ``wrap`` waits for backends to answer what they are, where no loop is running."""
@@ -259,7 +269,13 @@ class Orla:
             raise kind(listed(settings.source, faults))
         try:
             mapper = None if settings.mapping == {} else mapper_of(settings, settings.mapping)
-            orla = cls(settings.backends or NoBackends.YET, mapper, **arguments_of(settings))
+            in_pool = bool(settings.pool)
+            orla = cls(settings.backends or NoBackends.YET, None if in_pool else mapper, **arguments_of(settings))
+            if in_pool:  # it may name backends of other pools
+                serving = orla.core.serving
+                serving.schedulers.elsewhere = ElsewhereBackends(*elsewhere_in(settings))
+                serving.mappings.shared = mapper
+                serving.learners.enlist(mapper)
             guard = orla.core.serving.guard
             guard.set_policies(settings.policies, "file")
             guard.set_stage_labels(settings.stages, "file")
@@ -357,7 +373,7 @@ class Orla:
         override, serving = stage_mapper(mapper), self.core.serving
         assert override is not None, "a variant overrides something"
         try:
-            check_backends(override, [scheduler.backend for scheduler in serving.schedulers.values()])
+            check_backends(override, [view.name for view in serving.views()])
         except MappingError as error:
             raise MappingError(f"variant {shown(name)}: {error}") from error
         serving.variant(name, override)
@@ -484,6 +500,26 @@ class Orla:
         run = self._running() if run is None else run
         return run is not None and self._steering.prioritize(run, priority, tenant)
 
+    def move(self, workflow: str | None, backend: str | None, *, tenant: str | None = None) -> bool:
+        """Have the next calls of a workflow go to another backend, and take its cache along (docs/move.md).
+
+        What would go to a backend that serves the same model goes there instead; stages mapped to other models stay
+        where they are. Calls at an engine end there. It holds until the workflow ends or is moved again, and nothing
+        waits for it here: the cache follows in the background.
+
+        Args:
+            workflow: A thread's id, or a run's; ``None``: the running node's run.
+            backend: Where to; ``None``: where its mapping says, again.
+            tenant: Whose thread it is.
+
+        Returns whether such a workflow is known: it runs, or is an idle thread.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        workflow = self._running() if workflow is None else workflow
+        return workflow is not None and self._steering.move(workflow, backend, tenant)
+
     def _running(self) -> str | None:
         here = self.current()
         return None if here is None else here.run
@@ -503,6 +539,7 @@ class Orla:
     def drain(self, backend: str, timeout_s: float | None = None) -> bool:
         """Pause a backend and wait until nothing is in flight there; returns whether that is so.
 
+        Its workflows, and the calls that wait for it, go to other backends that serve its model, where there are any.
         False means that *timeout_s* seconds passed (it stays paused), or that somebody resumed it.
 
         Raises:

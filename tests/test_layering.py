@@ -22,7 +22,7 @@ SOURCES = [*(ROOT / "orla_lg").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")
 LIBRARY = (
     "importing", "errors", "arguments", "core", "virtual", "control", "mappers", "wires", "openai_api", "testing",
     "adapters", "link", "clients", "graph", "config_file", "config_faults", "config_objects", "config_tables",
-    "config", "opening", "orla", "workflow",
+    "config_pools", "config", "opening", "orla", "workflow",
 )  # fmt: skip
 LAYERS = (
     *LIBRARY, "__init__", "observe", "engines", "check", "timeline", "explain_tools", "explain", "plan", "top",

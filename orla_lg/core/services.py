@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orla_lg.core.accounting.tracing import CallTracer
@@ -15,9 +15,9 @@ from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mappings
 from orla_lg.core.memory.manager import MemoryManager
 from orla_lg.core.memory.progress import GraphProgress
+from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.operation.unread_hints import UnreadHints
 from orla_lg.core.record import RecordBook
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.steps import Pauses
 from orla_lg.core.workflow import WorkflowBook
 
@@ -35,7 +35,7 @@ class Services:
     foresight: Lookahead
     memory: MemoryManager
     progress: GraphProgress
-    schedulers: Mapping[str, BackendScheduler]
+    schedulers: Schedulers
     """In the order of the configuration."""
     mappings: Mappings
     masking: Masking

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from orla_lg.core.cache.slots.table import SlotLease
 from orla_lg.core.cache.verification import ExpectedTokens
-from orla_lg.core.call import Assignment
+from orla_lg.core.call import Assignment, Usage
 from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.guard.access import NO_ACCESS, tool_names
 from orla_lg.core.guard.guard import Guard
@@ -31,8 +31,13 @@ from orla_lg.link.messages import Adopt, End, Enter, FirstToken, Flat, Grant, Mi
 from orla_lg.link.views import flat_assignment, flat_hints, flat_layer, read_considered
 
 
-class CoreSide(Protocol):
-    """What a call needs of the replica that it is made in (``serving.LinkedServing``)."""
+class CallCore(Protocol):
+    """What a call needs of the core that decides about it (``side.CoreSide``)."""
+
+    @property
+    def pool(self) -> str:
+        """That it decides for; empty where there are no pools."""
+        ...
 
     @property
     def link(self) -> Link:
@@ -40,13 +45,60 @@ class CoreSide(Protocol):
         ...
 
     @property
-    def guard(self) -> Guard:
-        """Has the tags of its calls."""
+    def prompts(self) -> SentPrompts:
+        """Keeps what may be warmed."""
         ...
 
     @property
-    def prompts(self) -> SentPrompts:
-        """Keeps what may be warmed."""
+    def calls(self) -> CoreCalls:
+        """Those that the core knows of."""
+        ...
+
+    @property
+    def losses(self) -> LostCore:
+        """Decides about calls without the core."""
+        ...
+
+
+class CoreCalls(Protocol):
+    """The calls that one core knows of (``calls.ReplicaCalls``)."""
+
+    def enter(self, call: LinkedCall) -> bool:
+        """Tell the core of a call; returns whether there is one."""
+        ...
+
+    def missed(self, call: LinkedCall, report: Missed) -> bool:
+        """Tell the core that an attempt failed; returns whether there is one."""
+        ...
+
+    def ended(self, call: LinkedCall, end: End) -> None:
+        """Tell the core that a call is over."""
+        ...
+
+    def expire(self) -> None:
+        """Let grants hold no more that were not used yet."""
+        ...
+
+
+class LostCore(Protocol):
+    """What becomes of calls without one core (``losses.CoreLosses``)."""
+
+    @property
+    def lease_is_over(self) -> bool:
+        """Whether grants of the core hold no more."""
+        ...
+
+    def met(self, call: LinkedCall) -> None:
+        """Decide about a call that there is no core for."""
+        ...
+
+
+class CallReplica(Protocol):
+    """What a call needs of the replica that it is made in (``serving.LinkedServing``)."""
+
+    @property
+    def guard(self) -> Guard:
+        """Has the tags of its calls."""
         ...
 
     def missed(self, call: LinkedCall, report: Missed) -> None:
@@ -65,6 +117,10 @@ class SentPrompts(Protocol):
         """Note the body of a call's request."""
         ...
 
+    def ended(self, call: LinkedCall, usage: Usage | None, *, followed: bool) -> None:
+        """Keep the prompt of a call whose workflow goes on, and tell the core."""
+        ...
+
 
 class CallPhase(Enum):
     """How far a call is."""
@@ -81,12 +137,14 @@ class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
     __slots__ = (
-        "able", "alone", "broken", "failure", "gone", "grant", "held", "mine", "own", "phase", "prompt", "raw",
-        "refusal", "report", "serving", "turn",
+        "able", "alone", "broken", "by_name", "core", "failure", "gone", "grant", "held", "key", "mine", "moves", "own",
+        "phase", "prompt", "raw", "refusal", "report", "serving", "tags", "turn",
     )  # fmt: skip
 
-    serving: CoreSide
-    """Its core's side here; set when it arrives."""
+    serving: CallReplica
+    """Where it is made; set when it arrives."""
+    core: CallCore
+    """Of the pool that it is in; set when it arrives, and changed under the link's lock."""
     raw: Identity
     """Where it comes from, as the edge said."""
     mine: Sequence[Mapper]
@@ -104,7 +162,9 @@ class LinkedCall(InFlightCall):
         """What its last attempt met."""
         self.report: Missed | None = None
         self.own: Assignment | None = None
-        """Where its graph's own mapper wants it."""
+        """Where its graph's own mapper wants it, or where another pool's core mapped it."""
+        self.moves = 0
+        """How often a core said that another one decides about it."""
         self.held: Sequence[str] = ()
         """The backends on which its caller held a grant when it came."""
         self.able: Collection[str] | None = None
@@ -116,13 +176,19 @@ class LinkedCall(InFlightCall):
         """Its newest grant was used: the request is on its way, or was."""
         self.prompt: Prompt | None = None
         """What it sent, where that may be warmed later."""
+        self.key: str | None = None
+        """The id of the key in whose name a gateway makes it."""
+        self.tags: Mapping[str, str] = {}
+        """That its caller claims, where that is a gateway's."""
+        self.by_name = False
+        """It comes from no graph, and its model's name may say where it goes."""
 
     # What is said of it
 
     def entering(self) -> Enter:
         """Return what the core must know of it."""
         call, ask, had = self.call, self.call.ask, self.grant
-        granted = had.attempt if had is not None and had.epoch == self.serving.link.epoch else 0
+        granted = had.attempt if had is not None and had.epoch == self.core.link.epoch else 0
         pieces, access, guard = ask.pieces, call.access or NO_ACCESS, self.serving.guard
         return Enter(
             call=call.id,
@@ -156,10 +222,13 @@ class LinkedCall(InFlightCall):
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
             attempts=granted,
-            tags=dict(guard.tags),
+            tags={**guard.tags, **self.tags},
             tool_names=tool_names(ask.schemas) if access.tools is None else list(access.tools),
             labels=sorted(access.labels | guard.flow.everywhere),
             for_stage=access.stage,
+            moved=self.moves > 0,
+            key=self.key,
+            by_name=self.by_name,
         )
 
     def adopting(self) -> Adopt:
@@ -189,6 +258,11 @@ class LinkedCall(InFlightCall):
             retry_after_s=None, unused=True,
         )  # fmt: skip
         self.phase, self.turn = CallPhase.MISSED, Waiter()
+
+    def moved(self, core: CallCore, own: Assignment) -> None:
+        """Let the call be another core's, which it enters at as it entered at this one: with its age and its turn."""
+        self.core, self.own, self.moves = core, own, self.moves + 1
+        self.phase, self.grant, self.report = CallPhase.NEW, None, None
 
     def refused(self, refusal: Refused) -> bool:
         """Take the core's last word in; returns whether it was waited for."""
@@ -241,7 +315,7 @@ class LinkedCall(InFlightCall):
         if self.alone:
             super().sends(body)
         else:
-            self.serving.prompts.sends(self, body)
+            self.core.prompts.sends(self, body)
 
     def missed(self, failure: AttemptFailed) -> None:  # noqa: D102
         if self.alone:
@@ -264,7 +338,7 @@ class LinkedCall(InFlightCall):
             super().first_token()
         elif self._first_s is None:
             self._first_s = self.services.clock()
-            self.serving.link.send(FirstToken(self.call.id, self.grant.attempt))
+            self.core.link.send(FirstToken(self.call.id, self.grant.attempt))
             if self.services.records.heard:
                 self._tell(Happening.FIRST_TOKEN)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from orla_lg.core.lifecycle import CLOSED
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import OrlaClosed, shown
-from orla_lg.link.call import CallPhase, LinkedCall
+from orla_lg.link.call import CallCore, CallPhase, LinkedCall
 from orla_lg.link.connection import Link
 from orla_lg.link.contexts import LeftContexts
 from orla_lg.link.framing import LinkBroken
@@ -42,6 +42,11 @@ class ReplicaCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def check_integrity(self, core: CallCore) -> None:
+        """Assert that each is in the pool of *core*, and neither new nor over; under the link's lock."""
+        for call in self._calls.values():
+            assert call.core is core and call.phase not in (CallPhase.NEW, CallPhase.OVER), call.call.id
 
     # What happens to them here
 
@@ -126,6 +131,13 @@ class ReplicaCalls:
             call.turn.fail(OrlaClosed(CLOSED))
 
     # What the core says of them
+
+    def give_up(self, call: str) -> LinkedCall | None:
+        """Take out a call that waits, since another core decides about it; under the link's lock."""
+        known = self._calls.get(call)
+        if known is None or known.phase not in (CallPhase.WAITING, CallPhase.MISSED):
+            return None
+        return self._calls.pop(call)
 
     def take(self, grant: Grant) -> None:
         """Let a call go, if the grant is one that it waits for."""

@@ -90,7 +90,7 @@ class Link:
         self.fault = ""
         """Why there is no connection; empty while there is one."""
         self.beginning = False
-        """This process was forked, and has not tried to connect yet."""
+        """It has not tried to connect yet, since it was made or this process was forked."""
         self.lost_s = 0.0
         """When the last connection ended."""
         self.confirmed_s = float("-inf")
@@ -149,6 +149,19 @@ class Link:
         self._listener = weakref.ref(listener)
         self._begin(listener, welcome)
         self._start_thread()
+
+    def begin(self, listener: Listener) -> None:
+        """Connect in a thread, for as long as *listener* is there; nothing is waited for."""
+        self._listener = weakref.ref(listener)
+        self.beginning, self.confirmed_s = True, time.monotonic()
+        self.fault = "its core has not been met yet"
+        self._start_thread()
+
+    def tells(self, other: Link, urls: Sequence[str]) -> None:
+        """Let another link look where this link's core says that its core is, as far as that is believed."""
+        dialed = self._dialed
+        if dialed is not None:
+            other.places.hinted(dialed.address, list(urls))
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._run, name="orla-link", daemon=True)
@@ -259,6 +272,7 @@ class Link:
             while (greeted := race.take()) is None:
                 self._failed(race)
                 self._waker.sleep(TICK_S)
+                race.look()
                 self._look()
                 if not self._is_wanted():
                     return False

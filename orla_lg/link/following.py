@@ -63,6 +63,7 @@ class Following:
     ) -> None:
         self.named, self.sources, self.pool = tuple(named), tuple(sources), pool
         self._has_key = has_key
+        self._trusted: Sequence[ServerAddress] = self.named
         self._is_in_plain_text = any(each.is_in_plain_text for each in self.named) or not all(
             each.is_believed for each in self.sources
         )
@@ -71,6 +72,12 @@ class Following:
         """Of the core that was met last."""
         self._learned: tuple[ServerAddress, ...] = ()
         self._refused = set[str]()
+
+    def of_pool(self, pool: str) -> Following:
+        """Return the addresses of another pool's core: those that will be learned from here, with the same trust."""
+        other = Following((), self.sources, has_key=self._has_key, pool=pool)
+        other._trusted, other._is_in_plain_text = self._trusted, self._is_in_plain_text
+        return other
 
     @property
     def text(self) -> str:
@@ -147,7 +154,7 @@ class Following:
 
     def _fault(self, address: ServerAddress, is_believed: bool, *, is_here: bool) -> str | None:
         """Return why an address is not followed; ``None``: it is."""
-        if any(_same(address, each) for each in self.named):
+        if any(_same(address, each) for each in self._trusted):
             return None
         if address.is_local:
             return None if is_here else "it is an address of this machine, and comes from another one"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from orla_lg.core.scheduler import BackendScheduler
@@ -33,7 +33,7 @@ class CoreLosses:
     Args:
         link: To the core.
         calls: Those that the core knows of.
-        schedulers: By backend; calls that go on alone queue there.
+        mine: Returns the schedulers of the core's backends; calls that go on alone queue there.
         clients: By backend.
         known: What the core said last.
         on_core_lost: What becomes of calls that wait.
@@ -44,17 +44,19 @@ class CoreLosses:
         self,
         link: Link,
         calls: ReplicaCalls,
-        schedulers: Mapping[str, BackendScheduler],
+        mine: Callable[[], Mapping[str, BackendScheduler]],
         clients: Mapping[str, EngineClients],
         known: Known,
         on_core_lost: OnCoreLost,
         core_patience_s: float,
     ) -> None:
-        self._link, self._calls, self._schedulers, self._clients = link, calls, schedulers, clients
+        self._link, self._calls, self._mine, self._clients = link, calls, mine, clients
         self._known, self._on_core_lost, self._core_patience_s = known, on_core_lost, core_patience_s
         self.direct_calls = 0
         """How many went on without the core."""
         self._divided = False
+        self.also_ends: Callable[[str], None] | None = None
+        """Ends the requests to a backend that go by other clients than these, as a gateway's do; in any thread."""
 
     def lost(self) -> None:
         """Decide about the calls that wait, at a loss."""
@@ -89,7 +91,7 @@ class CoreLosses:
         if self._divided:
             return
         self._divided, replicas = True, self._known.replicas
-        for name, scheduler in list(self._schedulers.items()):
+        for name, scheduler in self._mine().items():
             seen = self._known.seen.get(name)
             bound = scheduler.backend.max_concurrency if seen is None else seen.view.max_concurrency
             with scheduler.changing():
@@ -137,3 +139,5 @@ class CoreLosses:
         for name in {call.backend for call in granted}:
             if name is not None and (clients := self._clients.get(name)) is not None:
                 clients.abort()
+            if name is not None and self.also_ends is not None:
+                self.also_ends(name)

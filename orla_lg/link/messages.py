@@ -63,6 +63,10 @@ class Hello(NamedTuple):
     host: str = ""
     """As ``whereabouts.here`` has it."""
     pid: int = 0
+    moves: bool = False
+    """Whether it understands ``Moved``."""
+    pool: str = ""
+    """Whose core it looks for; empty: any."""
 
 
 class Welcome(NamedTuple):
@@ -92,6 +96,9 @@ class Welcome(NamedTuple):
     """By pool, the URLs of its core and then of its standbys, as far as the core's directory has them."""
     pool: str = ""
     """That this core decides for."""
+    pools: Sequence[Flat] = ()
+    """With pools all backends in the order of the configuration, each with its ``pool``: this core's by name alone,
+    the others as in ``backends``, so that they are known where their core is not there yet."""
 
 
 class Enter(NamedTuple):
@@ -150,6 +157,12 @@ class Enter(NamedTuple):
     """Of its data, as the replica knows them."""
     for_stage: str | None = None
     """The stage whose prompt it carries, where that is another one than its own."""
+    moved: bool = False
+    """Another pool's core mapped it: ``own`` is what that said, and no mapper here is asked again."""
+    key: str | None = None
+    """The id of the key in whose name a gateway makes the call; only a link of scope ``gateway`` may say so."""
+    by_name: bool = False
+    """It comes from no graph: where no mapping names its stage, its model's name says where it goes."""
 
 
 class Adopt(NamedTuple):
@@ -221,6 +234,15 @@ class Refused(NamedTuple):
     text: str
     more: Flat = {}  # noqa: RUF012
     """The error's other arguments."""
+
+
+class Moved(NamedTuple):
+    """Core to replica: the call is mapped to a backend of another pool. It was never here; it enters there."""
+
+    call: str
+    pool: str
+    own: Flat
+    """Where it was mapped, as in ``Enter.own``; its first backend is of that pool."""
 
 
 class FirstToken(NamedTuple):
@@ -311,6 +333,9 @@ class Warm(NamedTuple):
     """The hash of the last of these; a prompt with another one there is not sent."""
     next_of: str = ""
     """Where given, what is certain of the stage's prompt after this call is meant (signal ``prompt_split``)."""
+    kept_for: str = ""
+    """Where given, the backend for which the prompt is kept, which now goes to *backend* as one of *model*."""
+    model: str = ""
 
 
 class StopWarm(NamedTuple):
@@ -357,7 +382,7 @@ class Request(NamedTuple):
     number: int
     what: str
     """``statistics``, ``prioritize``, ``pause``, ``resume``, ``drain``, ``set_policy``, ``set_limit``, ``ahead``,
-    ``feedback``, ``resident``, ``limits``."""
+    ``feedback``, ``resident``, ``limits``, ``move``, ``key``, ``thread``."""
     more: Flat
 
 
@@ -377,8 +402,8 @@ class Bye(NamedTuple):
 
 
 Message = (
-    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | FirstToken | Missed | End | Signal
-    | Graph | View | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
+    Hello | Welcome | Enter | Adopt | SlotContents | Ready | Grant | Refused | Moved | FirstToken | Missed | End
+    | Signal | Graph | View | Warm | StopWarm | WarmEnded | Keeps | Renew | Renewed | Request | RequestDone | Bye
 )  # fmt: skip
 """Any of them."""
 

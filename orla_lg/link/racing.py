@@ -76,6 +76,8 @@ class Race:
         """Why no core was found so far; what will not take the link goes before what is not there."""
         with self._lock:
             faults = list(self._faults.values())
+        if not self._places:
+            return NotReady("no core that decides for the pool is known")
         unwelcome = [each for each in faults if isinstance(each, ConfigError)]
         return next(iter(unwelcome or faults[::-1]), None)
 
@@ -86,6 +88,10 @@ class Race:
         with self._lock:
             found, self._found = self._found, None
         return found
+
+    def look(self) -> None:
+        """Dial what was learned meanwhile from elsewhere, too."""
+        self._dial_all()
 
     def stop(self) -> None:
         """Let it be over; a connection that is made all the same is closed. Idempotent."""

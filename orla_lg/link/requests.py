@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from orla_lg import errors
 from orla_lg.core.call import Call
 from orla_lg.core.limits.book import LimitBook
 from orla_lg.core.limits.limits import NO_LIMITS, Limits, checked
 from orla_lg.core.operation.steering import Keep, Steering
-from orla_lg.core.policies import RequestChoice, StageChoice
+from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice
 from orla_lg.core.steps import Steps, Waiter, WaitForTurn
 from orla_lg.core.workflow import WorkflowBook
 from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError, shown
@@ -113,12 +113,32 @@ class CoreRequests:
             answer.turn.fail(BackendUnavailable(f"the core was lost before it answered: {why}"))
 
 
-class LinkedSteering(Steering):
-    """The levers of the core, pulled from here."""
+class RequestRoutes(Protocol):
+    """Which core is asked (``cores.Cores``)."""
 
-    def __init__(self, requests: CoreRequests, book: WorkflowBook) -> None:
+    def asked_of(self, backend: str) -> CoreRequests:
+        """Return the requests to the core that decides about a backend.
+
+        Raises:
+            ConfigError: No core does.
+        """
+        ...
+
+    def asked_of_all(self) -> Sequence[CoreRequests]:
+        """Return the requests to each core."""
+        ...
+
+    def own(self, asked: CoreRequests, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the entries of a table by backend that concern one core's backends, or any backend."""
+        ...
+
+
+class LinkedSteering(Steering):
+    """The levers of the cores, pulled from here: one backend's at the core that decides about it, else at all."""
+
+    def __init__(self, routes: RequestRoutes, book: WorkflowBook) -> None:
         super().__init__({}, book)
-        self._requests = requests
+        self._routes = routes
 
     def pause(self, backend: str) -> None:
         """Grant nothing more there.
@@ -126,7 +146,7 @@ class LinkedSteering(Steering):
         Raises:
             ConfigError: There is no such backend.
         """
-        self._requests.ask("pause", {"backend": backend})
+        self._routes.asked_of(backend).ask("pause", {"backend": backend})
 
     def resume(self, backend: str) -> None:
         """Let calls go there again.
@@ -134,7 +154,7 @@ class LinkedSteering(Steering):
         Raises:
             ConfigError: There is no such backend.
         """
-        self._requests.ask("resume", {"backend": backend})
+        self._routes.asked_of(backend).ask("resume", {"backend": backend})
 
     def drain(self, backend: str, timeout_s: float | None) -> Steps:
         """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
@@ -143,9 +163,8 @@ class LinkedSteering(Steering):
             ConfigError: There is no such backend, or *timeout_s* is negative.
         """
         patience_s = None if timeout_s is None else timeout_s + BESIDE_S
-        return bool(
-            (yield from self._requests.steps("drain", {"backend": backend, "timeout_s": timeout_s}, patience_s))
-        )
+        more, asked = {"backend": backend, "timeout_s": timeout_s}, self._routes.asked_of(backend)
+        return bool((yield from asked.steps("drain", more, patience_s)))
 
     def prioritize(self, run: str, priority: float, tenant: str | None = None) -> bool:
         """Give the calls of a run, or of a thread's open runs, another priority; False if no such run is open."""
@@ -153,9 +172,21 @@ class LinkedSteering(Steering):
         for state in found:
             state.priority = priority  # of calls to come, and of those said again to another core
         told = False
-        with contextlib.suppress(BackendUnavailable):
-            told = bool(self._requests.ask("prioritize", {"run": run, "priority": priority, "tenant": tenant}))
+        for asked in self._routes.asked_of_all():
+            with contextlib.suppress(BackendUnavailable):
+                told |= bool(asked.ask("prioritize", {"run": run, "priority": priority, "tenant": tenant}))
         return told or bool(found)
+
+    def move(self, workflow: str, backend: str | None, tenant: str | None = None) -> bool:
+        """Have a workflow's next calls go to a backend, with its cache; False if there is no such workflow.
+
+        Raises:
+            ConfigError: There is no such backend.
+            BackendUnavailable: There is no core.
+        """
+        asked_of = self._routes.asked_of_all() if backend is None else [self._routes.asked_of(backend)]
+        move = {"workflow": workflow, "backend": backend, "tenant": tenant}
+        return any([bool(asked.ask("move", move)) for asked in asked_of])
 
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
@@ -165,9 +196,17 @@ class LinkedSteering(Steering):
         Raises:
             ConfigError: A policy is no name, or unknown, or cannot order the calls that wait.
         """
-        table = {"stage_policy": _names("stage_policy", stage_policy), "backend": backend}
-        table["request_policy"] = _names("request_policy", request_policy)
-        self._requests.ask("set_policy", table)
+        stages, requests = _names("stage_policy", stage_policy), _names("request_policy", request_policy)
+        for name in stages if isinstance(stages, Mapping) else ():
+            if name != ANY_BACKEND:
+                self._routes.asked_of(name)
+        everywhere = self._routes.asked_of_all() if backend is None else [self._routes.asked_of(backend)]
+        for asked in everywhere:
+            mine = self._routes.own(asked, stages) if isinstance(stages, Mapping) else stages
+            if mine or requests is not None or stages is None:
+                asked.ask(
+                    "set_policy", {"stage_policy": mine or None, "backend": backend, "request_policy": requests}
+                )
 
     def set_limit(self, backend: str, max_concurrency: int | Keep | None, capacity: int | Keep) -> None:
         """Bound a backend's calls in flight (``None``: as the engine bounds them), and those that may wait.
@@ -177,15 +216,15 @@ class LinkedSteering(Steering):
         """
         limits = {"max_concurrency": max_concurrency, "capacity": capacity}
         given = {name: limit for name, limit in limits.items() if not isinstance(limit, Keep)}
-        self._requests.ask("set_limit", {"backend": backend, **given})
+        self._routes.asked_of(backend).ask("set_limit", {"backend": backend, **given})
 
 
 class LinkedLimits(LimitBook):
-    """The core's limits; here they are shown, and changed over there."""
+    """The cores' limits, which are the same at all of them; here they are shown, and changed over there."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], requests: CoreRequests) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], routes: RequestRoutes) -> None:
         super().__init__(limits, clock)
-        self._requests = requests
+        self._routes = routes
 
     @property
     def shared(self) -> Limits:
@@ -194,7 +233,8 @@ class LinkedLimits(LimitBook):
 
     @shared.setter
     def shared(self, limits: Limits) -> None:
-        self._requests.ask("limits", {"limits": flat_limits(checked(limits))})
+        for asked in self._routes.asked_of_all():
+            asked.ask("limits", {"limits": flat_limits(checked(limits))})
         self.learned(limits)
 
     def learned(self, limits: Limits) -> None:

@@ -50,6 +50,10 @@ class ReplicaSide(Protocol):
         """Return the backends that calls can be sent to from here; ``None``: all."""
         ...
 
+    def goes_alone(self, call: LinkedCall) -> None:
+        """Prepare a call that goes on without its core."""
+        ...
+
     def internal(self, outer: LinkedCall, backend: str, body: Mapping[str, Any], stage: str) -> LinkedCall:
         """Return a call that a mapper needs on the way of another one."""
         ...
@@ -102,6 +106,7 @@ def serve(
     except BaseException as error:
         inflight.finish(error)
         raise
+    replica.goes_alone(inflight)
     return (yield from lifecycle.serve(inflight, sender, on_end))
 
 
@@ -170,7 +175,7 @@ def _timeout_at_s(inflight: LinkedCall) -> float:
 
 
 def _too_late(inflight: LinkedCall) -> Exception:
-    call, link = inflight.call, inflight.serving.link
+    call, link = inflight.call, inflight.core.link
     waited_s = inflight.services.clock() - call.arrived_s
     waited = f"stage {call.identity.stage!r} waited {waited_s:.3f} s for the core"
     waited += "" if link.up else f", which is lost ({link.fault})"

@@ -122,6 +122,17 @@ def flat_view(view: BackendView, fault: str | None = None) -> Flat:
     }
 
 
+def changed_views(before: Sequence[Flat], now: Sequence[Flat]) -> list[Flat]:
+    """Return what is new in views, for a peer that has those of before: of each backend what changed, by name."""
+    known = {flat["name"]: flat for flat in before}
+    found = []
+    for flat in now:
+        was = known.get(flat["name"], {})
+        if was != flat:
+            found.append({"name": flat["name"], **{key: each for key, each in flat.items() if was.get(key) != each}})
+    return found
+
+
 def flat_probe(probe: Probe) -> Flat:
     """Return what an engine said of itself."""
     table: Flat = {each.name: getattr(probe, each.name) for each in fields(Probe)}

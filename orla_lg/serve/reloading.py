@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orla_lg import config
+from orla_lg.config_pools import moved_backends
 from orla_lg.core.boundary.checked import dotted
 from orla_lg.core.engine.backend import Backend, BackendAdapter
 from orla_lg.core.engine.registry import adapter_of
@@ -33,7 +34,7 @@ from orla_lg.core.policies import (
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import ConfigError, shown
 from orla_lg.openai_api.client import EngineClients
-from orla_lg.opening import mapper_of
+from orla_lg.opening import elsewhere_in, mapper_of, own_policies
 from orla_lg.orla import Orla
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.book import PostedItems
@@ -113,9 +114,10 @@ def changes(before: config.Settings, after: config.Settings, posted: frozenset[s
             (done if key in LIVE or name in posted else refused).append(said)
         if differing:
             (changed if differing <= LIVE else replaced).append(found[1][name])
+    refused += moved_backends(before.pools, after.pools)
     keys = frozenset(key for key in after.written if key != "backends" and _said(before, key) != _said(after, key))
     for key in (each for each in after.written if each in keys):
-        is_live = key in (*TABLES, *POLICIES, "load_aware")
+        is_live = key in (*TABLES, *POLICIES, "load_aware", "pools")
         (done if is_live else refused).extend(_differing(key, _said(before, key), _said(after, key)))
     return Changes(
         before, after, done=tuple(done), refused=tuple(refused), added=added, removed=removed,
@@ -238,7 +240,8 @@ class Reloader:
         """
         if not self.settings.source:
             raise ConfigError("there is no configuration to load again; the server was started without one")
-        return self._changes(config.load(self.settings.source), self.posted.items if items is None else items)
+        file = config.load(self.settings.source, pool=self.settings.pool)
+        return self._changes(file, self.posted.items if items is None else items)
 
     def look_posted(self, items: PostedItems) -> Changes:
         """Return what applying *items* would do, beside the file as it was last loaded.
@@ -333,6 +336,8 @@ class Reloader:
                 serving.schedulers.forget(backend.name)
             raise
         # From here on nothing fails.
+        if after.pool and (elsewhere := serving.schedulers.elsewhere) is not None:
+            elsewhere.configure(*elsewhere_in(after))
         for backend in found.replaced:
             self._retire(backend.name, is_replaced=True)
             serving.schedulers[backend.name] = schedulers[backend.name]
@@ -451,7 +456,7 @@ def _coming(backend: Backend) -> _Coming:
 
 def ordering(settings: config.Settings) -> tuple[StageChoice, RequestChoice]:
     """Return the policies of both levels as a configuration says them, each for all that it does not name."""
-    stages, requests = refined(settings.policy, settings.stage_policy, settings.request_policy)
+    stages, requests = refined(settings.policy, own_policies(settings), settings.request_policy)
     if isinstance(stages, Mapping):
         stages = {ANY_BACKEND: DEFAULT_STAGE, **stages}
     if isinstance(requests, Mapping):

@@ -23,9 +23,10 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.places import CorePlace
+from orla_lg.link.thread_leases import LeasesInStore
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
-from orla_lg.serve.access.access import Access, Caller
+from orla_lg.serve.access.access import Access, Caller, Denied
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
@@ -50,7 +51,9 @@ from orla_lg.serve.observed.completions import CompletionBook
 from orla_lg.serve.page.feed import EventFeed
 from orla_lg.serve.page.routes import LivePage
 from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.pools.secret import OTHER_CORE, CoreSecret
 from orla_lg.serve.pools.succession import Succession
+from orla_lg.serve.pools.viewing import OtherPools
 from orla_lg.serve.posted.allowed import Allowed
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.effects import StageEffects
@@ -67,7 +70,7 @@ from orla_lg.serve.settings import ServeSettings, addresses_of
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store
+from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
 
@@ -88,6 +91,13 @@ class OrlaServer:
         self.settings, self.orla, self.store = settings, orla, store
         table, serving = settings.table, orla.core.serving
         own = ScopedStore(store, table.pool)
+        self._core_secret = CoreSecret(store)
+        self.others = (
+            None
+            if (elsewhere := serving.schedulers.elsewhere) is None
+            else OtherPools(table.pool, elsewhere, self._core_secret, __version__)
+        )
+        """What is seen of the other pools; ``None``: there are none."""
         self.lease = CoreLease(own, table.core_lease_s, goes_on=table.on_store_lost == "go_on")
         self._keyring = Keyring(store)
         self.access = Access(self._keyring)
@@ -98,9 +108,12 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
-            on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
+            on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
+        self.host.requests.threads = LeasesInStore(store)
+        if table.pool:
+            self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)
@@ -117,7 +130,9 @@ class OrlaServer:
         self.rates = BackendRates(serving)
         self.host.paced = self.rates.may_grant
         self._reloading = asyncio.Lock()
-        self.posted = PostedThings(store, self.reloader, allowed, self._reloading, self._backends_changed)
+        self.posted = PostedThings(
+            store, self.reloader, allowed, self._reloading, self._backends_changed, own if table.pool else None
+        )
         self.posted.followers += [
             partial(guard_by, serving.guard), self.order.follow, self.prices.follow, self.rates.follow
         ]  # fmt: skip
@@ -127,10 +142,12 @@ class OrlaServer:
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
             is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
-        self.ending = ServerEnd(self.page.feed, self.host.bye, self.host.close)
+        self.ending = ServerEnd(self.page.feed, self.host.bye, self._hand_over)
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )
+        if self.others is not None:
+            self.succession.followers.append(self.others.follow)
         routes = [
             *health.routes(self), *metrics_routes(self.metrics), *control_routes(self), *self.page.routes(),
             *api_routes(self), *routes_of(self.gateway),
@@ -166,10 +183,18 @@ class OrlaServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Return what a link's connection is given to (``doors.Links``)."""
-        caller = self.layer.admit_link(headers, client, server)
+        is_core = self._is_core(headers)
+        caller = OTHER_CORE if is_core else self.layer.admit_link(headers, client, server)
         if self.state is not CoreState.READY:
             raise health.LinkElsewhere(self.state, self.succession.own)
-        return self.host.session(caller)
+        return self.host.session(caller, looks_on=is_core)
+
+    def _is_core(self, headers: Headers) -> bool:
+        """Whether it is another pool's core, which knows the secret of the store that both have."""
+        try:
+            return self._core_secret.is_sent(headers)
+        except StoreUnavailable as error:
+            raise Denied(503, f"the server's store does not answer: {error}", "server_error") from error
 
     def _layers(self, caller: LinkCaller) -> Sequence[LimitScope]:
         assert isinstance(caller, Caller)
@@ -181,7 +206,7 @@ class OrlaServer:
 
     def _still_may_link(self, caller: LinkCaller) -> bool:
         assert isinstance(caller, Caller)
-        return self.access.still(caller, KeyScope.LINK)
+        return caller is OTHER_CORE or self.access.still(caller, KeyScope.LINK)
 
     # Its life
 
@@ -210,11 +235,12 @@ class OrlaServer:
                 await serving
                 for task in helping:
                     task.cancel()
+        if self.others is not None:
+            self.others.close()
         self.page.feed.close()
-        await self.gateway.aclose()
+        await self._hand_over()
         self.order.stop()
         await self.outside.close()
-        await self.host.close("the server ends")
         self._keyring.close()
         self.metrics.close()
         await asyncio.to_thread(self._traces.close)  # what is left of them is sent
@@ -235,6 +261,11 @@ class OrlaServer:
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
         self.ending.ask()
+
+    async def _hand_over(self) -> None:
+        """Write what is left to be written, and let the next core take over. Idempotent."""
+        await self.gateway.aclose()  # its sessions end, and what they carry is kept
+        await self.host.close("the server ends")
 
     def _deposed(self) -> None:
         then = "it begins again as a standby" if self.settings.table.standby else "start it again, as a standby"
@@ -279,7 +310,7 @@ class OrlaServer:
             else:
                 self.reloader.apply(found)
                 self.posted.reapplied()
-                if found.added or found.removed or found.replaced:
+                if found.added or found.removed or found.replaced or "pools" in found.keys:
                     self._backends_changed()
         return found.text()
 

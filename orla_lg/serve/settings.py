@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orla_lg import config
 from orla_lg.config_file import find_file
+from orla_lg.config_pools import POOL_NAME
 from orla_lg.config_tables import ServeTable
 from orla_lg.core.boundary import checked
 from orla_lg.errors import ConfigError, shown
@@ -156,6 +157,7 @@ def settings(
     listen_address: str | None = None,
     port: int | None = None,
     store: str | None = None,
+    pool: str | None = None,
     *,
     standby: bool = False,
     advertise: Sequence[str] = (),
@@ -170,6 +172,7 @@ def settings(
         listen_address: ``HOST:PORT`` or ``unix:PATH``.
         port: Of the loopback address.
         store: The file of what outlives the process, or the URL of a store that several machines reach.
+        pool: That the core decides for.
         standby: It waits for the end of the core that decides.
         advertise: URLs that other processes reach it by.
         reads_file: Whether there is a configuration.
@@ -178,8 +181,12 @@ def settings(
         ConfigError: What is wrong, and where.
     """
     found = (file or find_file()) if reads_file else None
-    core = config.load(found) if found else config.Settings((), {})
+    if pool is not None and POOL_NAME.fullmatch(pool) is None:
+        raise ConfigError(f"--pool: {shown(pool)} cannot be the name of a pool; it has letters, digits, and _ . -")
+    core = config.load(found, pool=pool or "") if found else config.Settings((), {})
     table = core.serve or ServeTable.model_validate({})
+    if pool is not None:
+        table = table.model_copy(update={"pool": pool})
     if store is not None:
         table = table.model_copy(update={"store": store if is_shared(store) else str(checked.path("--store", store))})
     if advertise:

@@ -79,9 +79,10 @@ def server(
     store: Store | None = None,
     address: str = "127.0.0.1:0",
     core: Settings | None = None,
+    pool: str | None = None,
 ) -> Iterator[Running]:
     """Run a server until the block ends; *core* is a configuration that no file says."""
-    chosen = settings(None if file is None else str(file), address, reads_file=file is not None)
+    chosen = settings(None if file is None else str(file), address, pool=pool, reads_file=file is not None)
     chosen = chosen if core is None else replace(chosen, core=core)
     running = Running(chosen, store or MemoryStore())
     with running.orla:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
 
+from orla_lg.core.call import Call
+from orla_lg.core.placement.elsewhere import ElsewhereBackends
+from orla_lg.core.placement.view import BackendView, view_of
 from orla_lg.core.scheduler import BackendScheduler
 
 
@@ -12,6 +15,8 @@ class Schedulers(dict[str, BackendScheduler]):
 
     What iterates sees the state at which it began, whatever another thread adds meanwhile. A backend that was taken
     out is no longer seen; by its name it is still found, for the calls that wait or run there, until they are gone.
+
+    A backend of another pool is none of these: to look it up raises ``BackendElsewhere``.
     """
 
     def __init__(self) -> None:
@@ -19,6 +24,8 @@ class Schedulers(dict[str, BackendScheduler]):
         self._seen = dict[str, BackendScheduler]()
         """A copy, replaced at each change."""
         self._retired = dict[str, BackendScheduler]()
+        self.elsewhere: ElsewhereBackends | None = None
+        """Those of other pools; ``None``: there are no pools."""
 
     def __setitem__(self, name: str, scheduler: BackendScheduler) -> None:
         super().__setitem__(name, scheduler)
@@ -38,7 +45,20 @@ class Schedulers(dict[str, BackendScheduler]):
         """Forget a backend that was taken out; nothing is there any more."""
         self._retired.pop(name, None)
 
+    def views(self, call: Call | None = None) -> list[BackendView]:
+        """Return the backends as mappers see them, on behalf of a call, those of other pools among them."""
+        own = [view_of(scheduler, call) for scheduler in self._seen.values()]
+        return own if self.elsewhere is None else self.elsewhere.joined(own)
+
+    def arrange(self, order: Sequence[str]) -> None:
+        """Let them stand in the order of these names; those without one stand behind."""
+        places = {name: number for number, name in enumerate(order)}
+        in_order = sorted(self._seen, key=lambda name: places.get(name, len(places)))
+        self._seen = {name: self._seen[name] for name in in_order}
+
     def __missing__(self, name: str) -> BackendScheduler:
+        if self.elsewhere is not None and name in self.elsewhere:
+            raise self.elsewhere.error(name)
         return self._retired[name]
 
     def __iter__(self) -> Iterator[str]:

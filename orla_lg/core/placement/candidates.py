@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from orla_lg.core.call import Call
 from orla_lg.core.mapping import AUTO
+from orla_lg.core.operation.backends import Schedulers
 from orla_lg.core.placement.view import BackendView, view_of
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.services import Services
 from orla_lg.core.steps import Steps, Wait
 
@@ -45,7 +46,7 @@ class BackendCandidates:
 
     __slots__ = ("_call", "_clock", "_probing", "_schedulers", "complete", "views")
 
-    def __init__(self, schedulers: Mapping[str, BackendScheduler], call: Call, clock: Clock) -> None:
+    def __init__(self, schedulers: Schedulers, call: Call, clock: Clock) -> None:
         self._schedulers = schedulers
         self._call = call
         self._clock = clock
@@ -57,7 +58,9 @@ class BackendCandidates:
                 self._probing[name] = probing
             views.append(view_of(scheduler, call))
         self.complete = not self._probing
-        self.views: Sequence[BackendView] = views
+        self.views: Sequence[BackendView] = (
+            views if schedulers.elsewhere is None else schedulers.elsewhere.joined(views)
+        )
 
     def met(self, name: str | None = None) -> Steps:  # noqa: D102
         waited_for = self._under_way() if name is None else [each for each in self._under_way() if each == name]
@@ -71,7 +74,7 @@ class BackendCandidates:
             if found is None:
                 patience_s = self._left_s(unknown)
             else:
-                order = list(self._schedulers)
+                order = [view.name for view in self.views]
                 unknown = [name for name in unknown if order.index(name) < order.index(found)]
                 now = self._clock()
                 found_s = now if found_s is None else found_s
@@ -83,7 +86,9 @@ class BackendCandidates:
 
     def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
         asked = {
-            name: probing for name in backends if (probing := self._schedulers[name].health.ask_again()) is not None
+            name: probing
+            for name in backends
+            if name in self._schedulers and (probing := self._schedulers[name].health.ask_again()) is not None
         }
         self._probing |= asked
         self.complete = not self._probing
@@ -92,7 +97,8 @@ class BackendCandidates:
 
     def _is_ours(self, model: str) -> bool:
         """Whether a model's name in code means a backend, whatever engines serve."""
-        return model == AUTO or model in self._schedulers
+        elsewhere = self._schedulers.elsewhere
+        return model == AUTO or model in self._schedulers or (elsewhere is not None and model in elsewhere)
 
     def _under_way(self) -> list[str]:
         """Return the backends that are worth waiting for."""
@@ -113,7 +119,24 @@ class BackendCandidates:
         else:
             return True
         finally:
-            self.views = [view_of(scheduler, self._call) for scheduler in self._schedulers.values()]
+            self.views = self._schedulers.views(self._call)
+
+
+@dataclass(frozen=True, slots=True)
+class SettledCandidates:
+    """Candidates that are known as well as they ever will be."""
+
+    views: Sequence[BackendView]
+    complete: bool = True
+
+    def met(self, name: str | None = None) -> Steps:  # noqa: D102
+        yield from ()
+
+    def serving(self, model: str) -> Steps:  # noqa: D102
+        yield from ()
+
+    def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
+        yield from ()
 
 
 def _all_of(futures: Sequence[Future[None]]) -> Future[None]:

@@ -50,6 +50,8 @@ class BackendView:
     """Of those waiting, who could have a place, but had better wait for a prefix that another call is prefilling."""
     model: str | None = None
     """The one that its configuration names."""
+    pool: str = ""
+    """Of the core that decides about it, where that is another one than the core that looks."""
     resident: Callable[[], int] = field(default=nothing, repr=False)
     """Looks ``resident_tokens`` up, which not every mapper wants to know."""
 

@@ -44,6 +44,7 @@ Orla.remote takes it as key=KEY, or from ORLA_SERVER_KEY.
 
 scopes: use      calls of models, by any API that the server speaks
         link     links of wrapped graphs (Orla.remote): trusted applications of yours
+        gateway  links of gateways (orla-lg serve --gateway), in the names of all keys
         view     what shows all tenants: the live page, the server's state
         control  what changes the server: orla-lg reload; over a link pause, drain, policies and limits
 

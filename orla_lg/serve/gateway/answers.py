@@ -13,7 +13,7 @@ from orla_lg.clients import translation
 from orla_lg.core.engine.retry import NOT_IMPLEMENTED
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.mapping import named_in_code
-from orla_lg.core.placement.view import view_of
+from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.errors import (
     AccessDenied,
     BackendUnavailable,
@@ -176,6 +176,8 @@ def failed(error: BaseException, inflight: InFlightCall | None) -> Failed | None
             return Failed(503, "the server is shutting down", "server_error", BUSY_RETRY_S)
         case BackendUnavailable():
             return _unavailable(message, inflight)
+        case BackendElsewhere():  # its client may ask the core of that pool, which the message names
+            return Failed(421, message, "misdirected_request")
         case MappingError() if inflight is not None and _names_nothing(inflight):
             return _unknown(message, inflight)
         case MappingError() | ConfigError():
@@ -209,7 +211,7 @@ def _names_nothing(inflight: InFlightCall) -> bool:
     """Whether a call was refused because nothing is known by the name of its model."""
     if inflight.assignment is not None:
         return False
-    views = [view_of(scheduler, inflight.call) for scheduler in inflight.services.schedulers.values()]
+    views = inflight.services.schedulers.views(inflight.call)
     return named_in_code(inflight.call.ask.model, views) is None
 
 

@@ -15,11 +15,12 @@ from typing import Any, NoReturn, Protocol
 from orla_lg.core.call import Ask, Assignment, Call, CallerTimeout, Hints, scoped
 from orla_lg.core.identity import TENANT_MARK, Identity, workflow_key, workflow_name
 from orla_lg.core.mapping import Planned
+from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.placement.view import BackendView
 from orla_lg.errors import AccessDenied, BudgetExceeded, EngineRefused, MappingError, shown
 from orla_lg.link.framing import LinkBroken
-from orla_lg.link.messages import Enter, Flat, FlatMessage, Refused
-from orla_lg.link.views import read_hints
+from orla_lg.link.messages import Enter, Flat, FlatMessage, Moved, Refused
+from orla_lg.link.views import flat_assignment, read_hints
 from orla_lg.serve.access.keys import KeyScope, allows
 
 MOST_ID_CHARS = 200
@@ -65,6 +66,35 @@ class LinkCaller(Protocol):
     def scopes(self) -> frozenset[KeyScope]:
         """What it is for."""
         ...
+
+
+class SpokenKeys(Protocol):
+    """The keys in whose names gateways make calls (``access.Access``)."""
+
+    def told(self, sha256: str) -> Flat:
+        """Return what a gateway must know of a key, and whether there are keys at all."""
+        ...
+
+    def caller_of(self, key_id: str) -> LinkCaller:
+        """Return what a call in the name of a key may do.
+
+        Raises:
+            AccessDenied: The key does not hold, or not for calls.
+        """
+        ...
+
+
+def speaks_for_others(caller: LinkCaller) -> None:
+    """Check that a link may make calls in the names of other keys, and ask for them.
+
+    Raises:
+        AccessDenied: It may not.
+    """
+    if KeyScope.GATEWAY not in caller.scopes:
+        raise AccessDenied(
+            "this link's key makes no calls in the name of another one, as gateways do; "
+            "`orla-lg keys create NAME --scope gateway` makes one that does"
+        )
 
 
 # The prompt, of which only lengths and hashes are here
@@ -292,12 +322,14 @@ class OwnMapping:
         return Planned(stage, (self.assignment.backend, *self.assignment.alternatives), self.assignment.mapper)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fitting:
     """Takes out of an assignment where the replica cannot send the call, or its key may not."""
 
     able: Sequence[str] | None
     allowed: Sequence[str] | None
+    left: Assignment | None = None
+    """What was left of it."""
 
     def __call__(self, assignment: Assignment) -> Assignment | None:
         """Return what is left of it; ``None`` where the replica can send the call to none of it.
@@ -305,6 +337,10 @@ class Fitting:
         Raises:
             MappingError: The key may use none of it.
         """
+        self.left = self._fitting(assignment)
+        return self.left
+
+    def _fitting(self, assignment: Assignment) -> Assignment | None:
         named = (assignment.backend, *assignment.alternatives)
         able = [name for name in named if self.able is None or name in self.able]
         if not able:
@@ -329,6 +365,15 @@ class UnusedGrant(MissedAttempt):
     """A grant was over before its replica used it; the engine never heard of the call."""
 
 
+def moved_of(call: str, error: BackendElsewhere, assignment: Assignment) -> Moved:
+    """Return where a call enters that is mapped to a backend of another pool, with what may follow on that."""
+    named = (assignment.backend, *assignment.alternatives)
+    others = named[named.index(error.backend) + 1 :] if error.backend in named else ()
+    first = assignment.reason if error.backend == assignment.backend else f"{assignment.reason}; an alternative"
+    own = replace(assignment, backend=error.backend, alternatives=tuple(others), reason=first)
+    return Moved(call, error.pool, flat_assignment(own))
+
+
 def refused_of(call: str, error: BaseException) -> Refused:
     """Return how a call ends that goes nowhere."""
     if isinstance(error, MissedAttempt):
@@ -342,4 +387,6 @@ def refused_of(call: str, error: BaseException) -> Refused:
         more = {"rule": error.rule}
     if isinstance(error, EngineRefused):
         more = {"status": error.status}
+    if isinstance(error, BackendElsewhere):
+        return Refused(call, MappingError.__name__, str(error))
     return Refused(call, type(error).__name__, str(error), more)

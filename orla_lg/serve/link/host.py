@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from orla_lg.core.limits.limits import LimitScope
@@ -22,17 +23,19 @@ from orla_lg.link.messages import (
     View,
     Welcome,
 )
-from orla_lg.link.views import flat_backend, flat_limits, flat_mapping, flat_view
+from orla_lg.link.views import changed_views, flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
 from orla_lg.serve.link.arrivals import LinkedCalls
-from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, SpokenKeys, named
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
+from orla_lg.serve.pools.at_once import PooledSlots
+from orla_lg.serve.pools.keeping import SliceKeeper
 from orla_lg.serve.store.labels import LabelKeeper
 from orla_lg.serve.store.lease import CoreLease, FencedStore
 from orla_lg.serve.store.spent import SpentKeeper
@@ -65,7 +68,9 @@ class LinkHost:
         layers: The limits of a key, as layers of each of its calls.
         taken: Counts a call in among those of its key until it is released; raises, if it may refuse, where as many
             are in.
+        pending: What a key's call should wait for before it is counted in; ``None``: nothing.
         is_valid: Whether a key still holds; asked every second for each connection.
+        keys: Those in whose names gateways make calls.
         version: Of the package, for people.
         pool: That the core decides for.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -83,7 +88,9 @@ class LinkHost:
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
         taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
+        pending: Callable[[str | None], Future[None] | None] = lambda key_id: None,
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
+        keys: SpokenKeys | None = None,
         version: str = "",
         pool: str = "",
         on_deposed: Callable[[], None] = lambda: None,
@@ -101,8 +108,8 @@ class LinkHost:
         self.sessions = set[LinkSession]()
         self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
-        self.requests = Requests(serving)
-        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
+        self.requests = Requests(serving, keys)
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys, pending)
         self._spent = SpentKeeper(serving, store, lease.holds)
         self._labels = LabelKeeper(store, lease.holds)
         serving.guard.changed.append(self._policies_changed)
@@ -111,6 +118,8 @@ class LinkHost:
         self._is_valid = is_valid
         self.paced: Callable[[str], bool] | None = None
         """Whether a backend's rate lets another call go; ``None``: there are no rates."""
+        self.slices: SliceKeeper | None = None
+        """Of limits that other pools' cores keep too; ``None``: there are none."""
         self.version, self.pool = version, pool
         self.cores: Mapping[str, Sequence[str]] = {}
         """By pool, the URLs of its core and then of its standbys, as replicas are given them."""
@@ -149,15 +158,17 @@ class LinkHost:
             scheduler.health.connect()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
+        if self.slices is not None:
+            self.slices.start()
 
     @property
     def decides(self) -> bool:
         """Whether this core has taken over and was not deposed."""
         return self._loop is not None and not self.lease.deposed
 
-    def session(self, caller: LinkCaller) -> LinkSession:
-        """Return the protocol of one connection of a key."""
-        return LinkSession(self, caller)
+    def session(self, caller: LinkCaller, *, looks_on: bool = False) -> LinkSession:
+        """Return the protocol of one connection of a key, or of another pool's core that looks on."""
+        return LinkSession(self, caller, looks_on=looks_on)
 
     def _gate(self) -> None:
         """Let each queue ask whether this core may grant."""
@@ -167,7 +178,17 @@ class LinkHost:
     def _may_grant(self, backend: str) -> bool:
         if self.paced is not None and not self.paced(backend):
             return False
+        if self.slices is not None and not self.slices.book.may_grant():
+            return False
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
+
+    def share_limits(self, store: Store, pool: str) -> PooledSlots:
+        """Have limits hold over all pools of a store, from before ``start``; returns what counts keys' calls at once."""
+        self.slices = SliceKeeper(
+            self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
+            ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,
+        )  # fmt: skip
+        return PooledSlots(self.slices.book)
 
     def _go_on(self) -> None:
         for scheduler in self.serving.schedulers.values():
@@ -177,7 +198,7 @@ class LinkHost:
         """Say again what is served, after a change of the configuration."""
         self._gate()
         for session in self.sessions:
-            if session.replica is not None:
+            if session.replica is not None or session.views:
                 session.send(self.welcome(session.caller))
 
     def _policies_changed(self) -> None:
@@ -193,6 +214,8 @@ class LinkHost:
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
+        if self.slices is not None:
+            self.slices.close()
         self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)
@@ -276,12 +299,27 @@ class LinkHost:
             for name, scheduler in serving.schedulers.items()
             if _may_use(caller, name)
         ]
-        self._views = self._seen()
         return Welcome(
-            PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._views),
+            PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._seen()),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
             self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts, self.cores, self.pool,
+            self._pools(caller),
         )  # fmt: skip
+
+    def _pools(self, caller: LinkCaller) -> list[Flat]:
+        """Return the backends of all pools in their order, those of others as they are configured."""
+        serving, envs = self.serving, self._key_envs
+        if not (elsewhere := serving.schedulers.elsewhere):
+            return []
+        found = list[Flat]()
+        for view in serving.views():
+            if not _may_use(caller, view.name):
+                continue
+            if (backend := elsewhere.backend(view.name)) is None:
+                found.append({"name": view.name, "pool": self.pool})
+            else:
+                found.append({**flat_backend(backend, api_key_env=envs.get(view.name)), "pool": view.pool})
+        return found
 
     @property
     def connected(self) -> int:
@@ -302,24 +340,32 @@ class LinkHost:
         seen = self._seen()
         if seen == self._views:
             return
-        self._views, replicas = seen, self.connected
+        new, replicas = changed_views(self._views, seen), self.connected
+        self._views = seen
         for session in self.sessions:
             if session.replica is not None:
                 session.send(View(_of(session.caller, seen), replicas))
+            elif session.views:
+                session.send(View(new, replicas))
 
     # Replicas come and go
 
-    def joined(self, session: LinkSession, hello: Hello) -> Replica | str:
-        """Take in a replica; returns it, or why it is refused."""
+    def joined(self, session: LinkSession, hello: Hello) -> Replica | str | None:
+        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core that looks on."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
         self.lease.met(hello.epoch)
         if not self.decides or not self.lease.holds():
             return "this core does not decide; connect again"
+        if hello.pool and hello.pool != self.pool:
+            return f"this core decides for pool {self.pool!r}, not for {shown(hello.pool)}"
+        if session.looks_on:
+            return None
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]
+        elsewhere = self.serving.schedulers.elsewhere or ()
         for name in hello.names:
-            if name not in served:
+            if name not in served and name not in elsewhere:
                 return f"a mapping of the application names backend {shown(name)}{did_you_mean(name, served)}"
         known = self.replicas.get(hello.replica)
         if known is not None and known.caller.key_id != session.caller.key_id:
@@ -333,7 +379,7 @@ class LinkHost:
                 return f"the server's store does not answer: {error}"
             self._unlisted[hello.replica] = hello
         if known is None:
-            known = Replica(hello.replica, session.caller, hello.host, hello.pid)
+            known = Replica(hello.replica, session.caller, hello.host, hello.pid, moves=hello.moves)
             self.replicas[known.id] = known
         elif known.session is not None:
             known.session.cut("its replica has another connection")

@@ -18,12 +18,13 @@ from orla_lg.core.engine.retry import AttemptFailed
 from orla_lg.core.inflight import MAX_ERROR_CHARS, InFlightCall
 from orla_lg.core.lifecycle import Send
 from orla_lg.core.limits.usage import NOTHING
+from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.prefetch.prompts import Prompt
 from orla_lg.core.steps import Step, Steps, Waiter, WaitForTurn
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.messages import End, FirstToken, Grant, Message, Missed
 from orla_lg.link.views import flat_considered
-from orla_lg.serve.link.flat import MOST_TOKENS, MissedAttempt, UnusedGrant, bounded, whole
+from orla_lg.serve.link.flat import MOST_TOKENS, Fitting, MissedAttempt, UnusedGrant, bounded, whole
 
 MOST_RETRY_AFTER_S = 86_400.0
 MOST_SERVICE_S = 86_400.0
@@ -32,7 +33,19 @@ MOST_SERVICE_S = 86_400.0
 class ReplicaCall(InFlightCall):
     """A call in flight whose edge is another process."""
 
-    __slots__ = ()
+    __slots__ = ("moves",)
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.moves: Fitting | None = None
+        """Where its mapping is noted, so that it can enter at another pool's core; ``None``: it stays here."""
+
+    def finish(self, error: BaseException | str | None = None) -> None:
+        """End the call; one that enters at another pool's core was never here."""
+        if isinstance(error, BackendElsewhere) and self.moves is not None and self.moves.left is not None:
+            self.withdraw()
+        else:
+            super().finish(error)
 
     def aged(self, seconds: float) -> None:
         """Let the call have arrived so long ago, at its replica."""

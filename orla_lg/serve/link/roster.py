@@ -67,6 +67,8 @@ class Replica:
     """Of calls that waited when it was lost."""
     lost_s: float | None = None
     over_s: float | None = None
+    moves: bool = False
+    """Whether its calls may enter at another pool's core instead."""
 
 
 @dataclass(frozen=True, slots=True)

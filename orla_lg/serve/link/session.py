@@ -68,8 +68,8 @@ class SessionHost(Protocol):
         """How many replicas are connected."""
         ...
 
-    def joined(self, session: LinkSession, hello: Hello) -> Replica | str:
-        """Take in a replica; returns it, or why it is refused."""
+    def joined(self, session: LinkSession, hello: Hello) -> Replica | str | None:
+        """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core that looks on."""
         ...
 
     def welcome(self, caller: LinkCaller) -> Welcome:
@@ -95,13 +95,16 @@ class LinkSession(asyncio.Protocol):
     Args:
         host: Serves it.
         caller: What its key allows.
+        looks_on: It is another pool's core.
     """
 
-    def __init__(self, host: SessionHost, caller: LinkCaller) -> None:
+    def __init__(self, host: SessionHost, caller: LinkCaller, *, looks_on: bool = False) -> None:
         self.host = host
         self.caller = caller
         self.replica: Replica | None = None
         """``None`` before its ``Hello``."""
+        self.looks_on, self.views = looks_on, False
+        """It is another pool's core; and it said hello: it is pushed views, and says nothing but that it is there."""
         self.heard_s = host.serving.clock()
         """When something came last."""
         self._reader = FrameReader()
@@ -204,6 +207,8 @@ class LinkSession(asyncio.Protocol):
     @property
     def _name(self) -> str:
         replica = self.replica
+        if self.views:
+            return "another pool's core"
         if replica is None:
             return "a peer that did not say its name"
         return f"replica {shown(replica.id)} ({shown(replica.host.partition(' ')[0])}, process {replica.pid})"
@@ -213,13 +218,23 @@ class LinkSession(asyncio.Protocol):
     def _take(self, message: Message) -> None:
         if (handle := _HANDLERS.get(type(message))) is not None and self.replica is not None:
             handle(self, self.replica, message)
-        elif isinstance(message, Hello) and self.replica is None:
+        elif isinstance(message, Hello) and self.replica is None and not self.views:
             self._hello(message)
+        elif self.views and isinstance(message, Renew):
+            self._renewed(message)
+        elif self.views and isinstance(message, Bye):
+            self.goodbye("goodbye")
+        elif self.views and isinstance(message, Ready):
+            pass
         else:
             raise LinkBroken(f"{type(message).__name__} is not what a replica says here")
 
     def _hello(self, message: Hello) -> None:
         joined = self.host.joined(self, message)
+        if joined is None:
+            self.views = True
+            self.send(self.host.welcome(self.caller))
+            return
         if isinstance(joined, str):
             log.warning("a replica on %s was refused: %s", shown(message.host.partition(" ")[0]), joined)
             if message.protocol != PROTOCOL:
@@ -230,6 +245,9 @@ class LinkSession(asyncio.Protocol):
         self.send(self.host.welcome(self.caller))
 
     def _renew(self, replica: Replica, message: Renew) -> None:
+        self._renewed(message)
+
+    def _renewed(self, message: Renew) -> None:
         # Without the lease this core may be one that another has replaced: its replicas must not count on it.
         if self.host.lease.holds():
             self.send(Renewed(message.number, self.host.connected))

@@ -58,6 +58,8 @@ class Succession:
     ) -> None:
         self.cores: Mapping[str, Sequence[str]] = {}
         """By pool, the URLs of its core and then of its standbys, as they were seen last."""
+        self.followers: list[Callable[[Sequence[CorePlace]], None]] = []
+        """Called with what stands in the directory, whenever that was read."""
         self._host, self._directory, self._place, self._refresh = host, directory, place, refresh
         self._is_meant = is_meant
         self._core: CorePlace | None = None
@@ -202,6 +204,8 @@ class Succession:
     def _read(self) -> None:
         places = self._directory.places()
         self._core = next((each for each in places if each.epoch and each.pool == self._host.pool), None)
+        for follower in self.followers:
+            follower(places)
         cores = urls_by_pool(places)
         if cores != self.cores:
             self.cores = self._host.cores = cores

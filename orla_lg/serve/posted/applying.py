@@ -49,6 +49,8 @@ class PostedThings:
         allowed: What may be posted.
         lock: Held while the configuration changes.
         refreshed: Called when backends came or went.
+        own: The part of the store that is this core's pool's, where its posted backends are; ``None``: there are no
+            pools.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class PostedThings:
         allowed: Allowed,
         lock: asyncio.Lock,
         refreshed: Callable[[], None] = lambda: None,
+        own: Store | None = None,
     ) -> None:
-        self.book = PostedBook(store)
+        self.book = PostedBook(store, own)
         self.reloader = reloader
         self.allowed = allowed
         self.followers: list[Applied] = []

@@ -116,11 +116,12 @@ class PostedBook:
 
     Args:
         store: Where they are.
+        own: Where backends are, of which each pool has its own; ``None``: with the others.
         clock: Seconds since 1970.
     """
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, own: Store | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._own, self._clock = store, store if own is None else own, clock
         self._lock = threading.Lock()
         self._read: dict[str, tuple[int, int, Posted[Any] | None]] = {}
         """By key: the version that was read, its size, and what it says."""
@@ -138,6 +139,9 @@ class PostedBook:
 
     def _refresh(self) -> bool:
         found = self._store.scan(PREFIX)
+        if self._own is not self._store:
+            mine = key_of(PostedKind.BACKEND, "")
+            found = {key: each for key, each in found.items() if not key.startswith(mine)} | self._own.scan(mine)
         if {key: each.version for key, each in found.items()} == {key: each[0] for key, each in self._read.items()}:
             return False
         self._read = {
@@ -186,7 +190,7 @@ class PostedBook:
             }  # fmt: skip
             packed = json.dumps(said).encode()
             self._check_room(item, key, len(packed))
-            version = self._store.put(key, packed, expected=expected)
+            version = self._of(item.kind_).put(key, packed, expected=expected)
             stored = Posted(item, created_s, now_s, version)
             self._read[key] = (version, len(packed), stored)
             self._arrange()
@@ -201,7 +205,7 @@ class PostedBook:
         """
         key = key_of(kind, name)
         with self._lock:
-            self._store.put(key, None, expected=expected)
+            self._of(kind).put(key, None, expected=expected)
             self._read.pop(key, None)
             self._arrange()
 
@@ -218,7 +222,18 @@ class PostedBook:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call *changed*, from any thread, after items change in the store; returns what ends that."""
-        return self._store.watch(PREFIX, changed)
+        ends = [self._store.watch(PREFIX, changed)]
+        if self._own is not self._store:
+            ends.append(self._own.watch(PREFIX, changed))
+
+        def end() -> None:
+            for each in ends:
+                each()
+
+        return end
+
+    def _of(self, kind: PostedKind) -> Store:
+        return self._own if kind is PostedKind.BACKEND else self._store
 
 
 def key_of(kind: PostedKind, name: str) -> str:

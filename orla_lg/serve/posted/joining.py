@@ -90,7 +90,7 @@ def check_free(file: config.Settings, item: PostedItem) -> None:
 def named_by(file: config.Settings, kind: PostedKind, name: str) -> str | None:
     """Return what to say of an item that the configuration file names; ``None`` where it does not."""
     table: Any = {
-        PostedBackend.kind_: {backend.name for backend in file.backends},
+        PostedBackend.kind_: {backend.name for backend in (*file.backends, *file.elsewhere)},
         PostedStage.kind_: file.mapping if isinstance(file.mapping, Mapping) else {},
         PostedMapping.kind_: file.variants,
         PostedPolicy.kind_: {policy.name for policy in file.policies},

@@ -146,9 +146,14 @@ def spent_under(store: Store, key: Key, wall_s: float) -> UsageAccount | None:
 
 
 def _name(run: str, key: Key) -> str | None:
-    """Return where an account is kept; ``None`` for limits whose key means nothing in another process."""
+    name = account_name(run, key)
+    return None if name is None else SPENT + name
+
+
+def account_name(run: str, key: Key) -> str | None:
+    """Return the name of an account in the store; ``None`` for limits whose key means nothing in another process."""
     layer = _plain(key[0])
-    return None if layer is None else SPENT + json.dumps([run, layer, str(key[1]), key[2]])
+    return None if layer is None else json.dumps([run, layer, str(key[1]), key[2]])
 
 
 def _plain(layer: Hashable) -> str | list[str] | None:
