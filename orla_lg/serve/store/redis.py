@@ -25,7 +25,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from orla_lg.errors import ConfigError
@@ -49,6 +49,11 @@ OPEN_S = 10.0
 
 POLL_S = 0.25
 """How often a watched store is asked for its version, beside what it announces."""
+
+THROWS_AWAY = frozenset({
+    "allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl",
+})  # fmt: skip
+"""What a server without memory left may do."""
 
 ON_ITS_WAY_S = 0.05
 """What is announced may come so much later than the version that it made."""
@@ -280,13 +285,12 @@ class RedisStore:
                 ):
                     raise
                 time.sleep(0.05)
-        self._warn_of("appendonly", "no", "when it is started again it has forgotten keys, limits and which core was "
-                      "the last; `CONFIG SET appendonly yes`, and the same in its file, mends that")  # fmt: skip
-        for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):
-            self._warn_of("maxmemory-policy", policy, "when its memory is full it throws away what stands here; "
-                          "`CONFIG SET maxmemory-policy noeviction` mends that")  # fmt: skip
+        self._warn_of("appendonly", {"no"}, "when it is started again it has forgotten keys, limits and which core "
+                      "was the last; `CONFIG SET appendonly yes`, and the same in its file, mends that")  # fmt: skip
+        self._warn_of("maxmemory-policy", THROWS_AWAY, "when its memory is full it throws away what stands here; "
+                      "`CONFIG SET maxmemory-policy noeviction` mends that")  # fmt: skip
 
-    def _warn_of(self, setting: str, wrong: str, what: str) -> None:
+    def _warn_of(self, setting: str, wrong: Collection[str], what: str) -> None:
         import redis
 
         try:
@@ -294,8 +298,8 @@ class RedisStore:
         except (redis.RedisError, StoreUnavailable):  # a managed server does not say
             return
         pairs = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
-        if pairs.get(setting.encode()) == wrong.encode():
-            log.warning("%s: %s has %s %s: %s", self._where, self.place, setting, wrong, what)
+        if (said := pairs.get(setting.encode(), b"").decode()) in wrong:
+            log.warning("%s: %s has %s %s: %s", self._where, self.place, setting, said, what)
 
     def _begin(self, connection: Any) -> None:
         """Read the store's own name by a new connection, and give it one where it has none."""

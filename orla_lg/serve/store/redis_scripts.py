@@ -50,7 +50,8 @@ return found
 """
 
 # KEYS: the lease. ARGV: the deadline, holder, milliseconds, the epoch that the holder has still or 0, the epoch
-# behind which one begins that nothing is known of, or -1 for the clock.
+# behind which one begins that nothing is known of, or -1 for the clock: then what ended a day ago can be forgotten,
+# as the clock is ahead of its epoch.
 LEASE = (
     CLOCK
     + """
@@ -66,6 +67,7 @@ elseif known[1] ~= ARGV[2] then
 end
 local ends = string.format('%.0f', now + tonumber(ARGV[3]))
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'epoch', string.format('%.0f', epoch), 'until', ends)
+if ARGV[5] == '-1' then redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]) + 86400000) end
 return {'done', now, string.format('%.0f', epoch), ends}
 """
 )
