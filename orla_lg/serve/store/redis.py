@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import EXTRA, RedisAddress, lexical_range, read_entry
-from orla_lg.serve.store.redis_line import AGAIN_S, ANSWER_S, CONNECT_S, RedisLine, said_of
+from orla_lg.serve.store.redis_line import AGAIN_S, ANSWER_S, CONNECT_S, DEADLINE, RedisLine, said_of
 from orla_lg.serve.store.redis_scripts import SCRIPTS
 from orla_lg.serve.store.store import (
     Fence,
@@ -58,7 +58,7 @@ THROWS_AWAY = frozenset({
 ON_ITS_WAY_S = 0.05
 """What is announced may come so much later than the version that it made."""
 
-PAGE = 2_000
+PAGE = 5_000
 """Values that one script brings; a scan of more takes several, all of one version."""
 
 MOST_SCANS = 5
@@ -210,21 +210,20 @@ class RedisStore:
         for _ in range(2):
             asked_s = time.monotonic()
             with self._asking(what):
-                until_ms = self._line.deadline_ms()
-                found = self._evaluated(script, keys, [until_ms, *given], until_ms)
+                found = self._evaluated(script, keys, [DEADLINE, *given])
             self._line.learn(float(found[1]), asked_s)
             if found[0] != b"late":
                 return found
         raise StoreUnavailable(f"{self._where}: cannot {what} {self.place}: its clock jumps")
 
-    def _evaluated(self, script: str, keys: list[Any], given: list[Any], until_ms: int | None = None) -> Any:
+    def _evaluated(self, script: str, keys: list[Any], given: list[Any]) -> Any:
         from redis.exceptions import NoScriptError
 
         text, known_as = SCRIPTS[script]
         try:
-            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given, deadline_ms=until_ms)
+            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given)
         except NoScriptError:  # it was started, or told to forget scripts, since
-            return self._line.ask("EVAL", text, len(keys), *keys, *given, deadline_ms=until_ms)
+            return self._line.ask("EVAL", text, len(keys), *keys, *given)
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -241,9 +240,9 @@ class RedisStore:
         """Return the version of the store, and the first values between two bounds."""
         keys = [self._values, self._names, self._version, self._born]
         with self._asking("read"):
-            born, version, *found = self._evaluated("scan", keys, [begins, ends, most])
+            born, version, sizes, content = self._evaluated("scan", keys, [begins, ends, most])
         self._check_born(born)
-        return version, [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[1] is not None]
+        return version, list(_parts(sizes, content))
 
     def _pages(self, prefix: str) -> list[tuple[bytes, bytes]] | None:
         """Return the values under a prefix; ``None`` where the store was written to between two pages."""
@@ -369,6 +368,15 @@ class RedisStore:
             self._watchers.announce(_text(key).startswith)
             if version is not None and self._seen >= version:
                 return
+
+
+def _parts(sizes: bytes, content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield names and values as a scan's script puts them together."""
+    at, each = 0, map(int, sizes.split())
+    for of_name, of_value in zip(each, each, strict=True):
+        middle, end = at + of_name, at + of_name + of_value
+        yield content[at:middle], content[middle:end]
+        at = end
 
 
 def _bytes(key: str) -> bytes:
