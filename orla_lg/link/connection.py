@@ -172,7 +172,7 @@ class Link:
         self._dialed, welcome, self._reader, self._early, sent_s = greeted
         self.epoch, self._renewals = welcome.epoch, {}
         self._heard_s, self.confirmed_s = time.monotonic(), sent_s
-        self.places.met(self._dialed.address, welcome.pool, welcome.cores)
+        self.places.met(self._dialed.address, welcome.pool, welcome.cores, welcome.host)
         return welcome
 
     def _begin(self, listener: Listener, welcome: Welcome) -> None:
@@ -386,7 +386,7 @@ class Link:
             if sent_s is not None:
                 self.confirmed_s = max(self.confirmed_s, sent_s)
         if isinstance(message, Welcome) and self._dialed is not None:
-            self.places.met(self._dialed.address, message.pool, message.cores)
+            self.places.met(self._dialed.address, message.pool, message.cores, message.host)
         if isinstance(message, Bye):
             raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
         if message is not None:

@@ -72,11 +72,14 @@ class Following:
         """Of the core that was met last."""
         self._learned: tuple[ServerAddress, ...] = ()
         self._refused = set[str]()
+        self._tunnels = set[ServerAddress]()
+        """Addresses of this machine that lead to another one."""
 
     def of_pool(self, pool: str) -> Following:
         """Return the addresses of another pool's core: those that will be learned from here, with the same trust."""
         other = Following((), self.sources, has_key=self._has_key, pool=pool)
         other._trusted, other._is_in_plain_text = self._trusted, self._is_in_plain_text
+        other._tunnels = self._tunnels
         return other
 
     @property
@@ -95,8 +98,17 @@ class Following:
         """Whether the core may be elsewhere than where it was met last."""
         return bool(self.sources) or len(self.addresses()) > 1
 
-    def met(self, giver: ServerAddress, pool: str, cores: Mapping[str, Any]) -> None:
-        """Follow what a core says of itself and of its standbys; what was learned before is over."""
+    def met(self, giver: ServerAddress, pool: str, cores: Mapping[str, Any], host: str = "") -> None:
+        """Follow what a core says of itself and of its standbys; what was learned before is over.
+
+        Args:
+            giver: Where it was met.
+            pool: Its own.
+            cores: By pool, URLs.
+            host: Where it runs, if it says so (``whereabouts.here``).
+        """
+        if giver.is_local and host and host != here():
+            self._tunnels.add(giver._replace(text=""))
         found = self.believed(cores.get(pool, ()), giver)
         with self._lock:
             self.pool, self._last = pool, giver
@@ -119,7 +131,10 @@ class Following:
             for place in places
             if self.pool is None or place.pool == self.pool
             for address in self._believed(
-                place.urls, source.is_believed, source.text, is_here=source.is_local or place.host == here()
+                place.urls,
+                source.is_believed,
+                source.text,
+                is_here=place.host == here() if place.host else source.is_local,
             )
         ]
         self._add(found)
@@ -128,7 +143,8 @@ class Following:
     def believed(self, urls: object, giver: ServerAddress) -> tuple[ServerAddress, ...]:
         """Return which of the URLs that a server gives may be followed."""
         is_believed = giver.is_local or giver.scheme == "https"
-        return self._believed(urls, is_believed, giver.text, is_here=giver.is_local)
+        is_here = giver.is_local and giver._replace(text="") not in self._tunnels
+        return self._believed(urls, is_believed, giver.text, is_here=is_here)
 
     def forked(self) -> None:
         """Begin afresh in a child, where another thread may have held the lock."""

@@ -99,6 +99,8 @@ class Welcome(NamedTuple):
     pools: Sequence[Flat] = ()
     """With pools all backends in the order of the configuration, each with its ``pool``: this core's by name alone,
     the others as in ``backends``, so that they are known where their core is not there yet."""
+    host: str = ""
+    """As ``whereabouts.here`` has it: elsewhere, this machine's own addresses name something else."""
 
 
 class Enter(NamedTuple):

@@ -252,7 +252,9 @@ class OrlaServer:
     def place(self, epoch: int) -> CorePlace:
         """Return where this process is reached, as the directory has it; an *epoch* of 0 is a standby's."""
         table = self.settings.table
-        urls = table.advertise or (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
+        urls = table.advertise
+        if not urls and not table.behind_proxy:  # the proxy's URL is not known here, and its way is not to be left
+            urls = (self.settings.listen.url(self._port, tls=self.settings.has_tls),)
         return CorePlace(
             table.pool, tuple(urls), epoch, tuple(self.orla.core.serving.schedulers), here(), os.getpid(),
             holder=self.lease.holder,

@@ -62,6 +62,19 @@ def test_the_key_goes_where_what_is_believed_sends_it(named: str, given: str, fo
     assert learned == ([given] if follows and given != named else [])
 
 
+def test_what_a_tunnel_leads_to_names_no_address_of_this_machine() -> None:
+    where, giver = following(LOCAL), addresses(LOCAL)[0]
+    said = {"": [LOCAL, "http://127.0.0.1:8082", "https://next:1"], "b": []}
+    where.met(giver, "", said, "another machine")
+    assert [each.text for each in where.addresses()] == [LOCAL, "https://next:1"]
+    other = where.of_pool("b")
+    other.hinted(giver, ["http://127.0.0.1:8083", "https://next:2"])
+    assert [each.text for each in other.addresses()] == ["https://next:2"]
+    where = following(LOCAL)
+    where.met(giver, "", said, here())
+    assert [each.port for each in where.addresses()] == [8081, 8082, 1]
+
+
 def test_without_a_key_what_is_not_believed_is_followed_too() -> None:
     where = following(PLAIN, has_key=False)
     where.met(addresses(PLAIN)[0], "", {"": ["http://next:8081", "https://next:8443", LOCAL]})

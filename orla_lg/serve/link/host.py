@@ -24,6 +24,7 @@ from orla_lg.link.messages import (
     Welcome,
 )
 from orla_lg.link.views import changed_views, flat_backend, flat_limits, flat_mapping, flat_view
+from orla_lg.link.whereabouts import here
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
@@ -303,7 +304,7 @@ class LinkHost:
             PROTOCOL, self.lease.epoch, self.version, backends, _of(caller, self._seen()),
             flat_mapping(serving.mappings), flat_limits(serving.limits.shared), self.replica_lease_s,
             self.lease.ttl_s, max(1, self.connected), caller.tenants, serving.guard.restricts, self.cores, self.pool,
-            self._pools(caller),
+            self._pools(caller), here(),
         )  # fmt: skip
 
     def _pools(self, caller: LinkCaller) -> list[Flat]:
