@@ -149,8 +149,6 @@ class FencedStore(ScopedStore):
         super().__init__(store, "")
         self._held = lease
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> int:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
         """Write or delete a value, and return its version (``Store.put``)."""
         return super().put(key, value, expected=expected, fence=fence or Fence(NAME, self._held.epoch))

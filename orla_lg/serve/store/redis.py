@@ -25,12 +25,12 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import EXTRA, RedisAddress, lexical_range, read_entry
-from orla_lg.serve.store.redis_line import AGAIN_S, ANSWER_S, CONNECT_S, RedisLine, said_of
+from orla_lg.serve.store.redis_line import AGAIN_S, ANSWER_S, CONNECT_S, DEADLINE, RedisLine, said_of
 from orla_lg.serve.store.redis_scripts import SCRIPTS
 from orla_lg.serve.store.store import (
     Fence,
@@ -50,10 +50,15 @@ OPEN_S = 10.0
 POLL_S = 0.25
 """How often a watched store is asked for its version, beside what it announces."""
 
+THROWS_AWAY = frozenset({
+    "allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl",
+})  # fmt: skip
+"""What a server without memory left may do."""
+
 ON_ITS_WAY_S = 0.05
 """What is announced may come so much later than the version that it made."""
 
-PAGE = 2_000
+PAGE = 5_000
 """Values that one script brings; a scan of more takes several, all of one version."""
 
 MOST_SCANS = 5
@@ -205,21 +210,20 @@ class RedisStore:
         for _ in range(2):
             asked_s = time.monotonic()
             with self._asking(what):
-                until_ms = self._line.deadline_ms()
-                found = self._evaluated(script, keys, [until_ms, *given], until_ms)
+                found = self._evaluated(script, keys, [DEADLINE, *given])
             self._line.learn(float(found[1]), asked_s)
             if found[0] != b"late":
                 return found
         raise StoreUnavailable(f"{self._where}: cannot {what} {self.place}: its clock jumps")
 
-    def _evaluated(self, script: str, keys: list[Any], given: list[Any], until_ms: int | None = None) -> Any:
+    def _evaluated(self, script: str, keys: list[Any], given: list[Any]) -> Any:
         from redis.exceptions import NoScriptError
 
         text, known_as = SCRIPTS[script]
         try:
-            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given, deadline_ms=until_ms)
+            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given)
         except NoScriptError:  # it was started, or told to forget scripts, since
-            return self._line.ask("EVAL", text, len(keys), *keys, *given, deadline_ms=until_ms)
+            return self._line.ask("EVAL", text, len(keys), *keys, *given)
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -236,9 +240,9 @@ class RedisStore:
         """Return the version of the store, and the first values between two bounds."""
         keys = [self._values, self._names, self._version, self._born]
         with self._asking("read"):
-            born, version, *found = self._evaluated("scan", keys, [begins, ends, most])
+            born, version, sizes, content = self._evaluated("scan", keys, [begins, ends, most])
         self._check_born(born)
-        return version, [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[1] is not None]
+        return version, list(_parts(sizes, content))
 
     def _pages(self, prefix: str) -> list[tuple[bytes, bytes]] | None:
         """Return the values under a prefix; ``None`` where the store was written to between two pages."""
@@ -280,13 +284,12 @@ class RedisStore:
                 ):
                     raise
                 time.sleep(0.05)
-        self._warn_of("appendonly", "no", "when it is started again it has forgotten keys, limits and which core was "
-                      "the last; `CONFIG SET appendonly yes`, and the same in its file, mends that")  # fmt: skip
-        for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):
-            self._warn_of("maxmemory-policy", policy, "when its memory is full it throws away what stands here; "
-                          "`CONFIG SET maxmemory-policy noeviction` mends that")  # fmt: skip
+        self._warn_of("appendonly", {"no"}, "when it is started again it has forgotten keys, limits and which core "
+                      "was the last; `CONFIG SET appendonly yes`, and the same in its file, mends that")  # fmt: skip
+        self._warn_of("maxmemory-policy", THROWS_AWAY, "when its memory is full it throws away what stands here; "
+                      "`CONFIG SET maxmemory-policy noeviction` mends that")  # fmt: skip
 
-    def _warn_of(self, setting: str, wrong: str, what: str) -> None:
+    def _warn_of(self, setting: str, wrong: Collection[str], what: str) -> None:
         import redis
 
         try:
@@ -294,8 +297,8 @@ class RedisStore:
         except (redis.RedisError, StoreUnavailable):  # a managed server does not say
             return
         pairs = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
-        if pairs.get(setting.encode()) == wrong.encode():
-            log.warning("%s: %s has %s %s: %s", self._where, self.place, setting, wrong, what)
+        if (said := pairs.get(setting.encode(), b"").decode()) in wrong:
+            log.warning("%s: %s has %s %s: %s", self._where, self.place, setting, said, what)
 
     def _begin(self, connection: Any) -> None:
         """Read the store's own name by a new connection, and give it one where it has none."""
@@ -365,6 +368,15 @@ class RedisStore:
             self._watchers.announce(_text(key).startswith)
             if version is not None and self._seen >= version:
                 return
+
+
+def _parts(sizes: bytes, content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield names and values as a scan's script puts them together."""
+    at, each = 0, map(int, sizes.split())
+    for of_name, of_value in zip(each, each, strict=True):
+        middle, end = at + of_name, at + of_name + of_value
+        yield content[at:middle], content[middle:end]
+        at = end
 
 
 def _bytes(key: str) -> bytes:

@@ -5,7 +5,7 @@ name looked up, TLS, a password, a Redis that loads its log) is done by the line
 waits: each further question fails at once until that thread has a connection again, so that an outage costs the loop
 one ``answer_s`` altogether.
 
-A write whose time-out was over may still lie in a socket, and be carried out long after another one that followed it.
+A write whose time-out is over may still lie in a socket, and be carried out long after another one that followed it.
 So each write carries a deadline, by the server's clock, behind which its script refuses it (``late``); and a new
 connection is used only once the deadlines of writes without an answer are over. A write that failed here has taken
 place by then, or never does.
@@ -36,7 +36,13 @@ AGAIN_S = 0.1
 SLACK_MS = 50
 """That a deadline is later than its answer is waited for: clocks are read in milliseconds, and run unevenly."""
 
+TURN_S = 2.0
+"""A thread waits so long for others that are answered."""
+
 MOST_TRIES = 3
+
+DEADLINE = object()
+"""In a command that writes: where its deadline belongs."""
 
 
 class RedisLine:
@@ -88,18 +94,20 @@ class RedisLine:
             connection, self._connection = self._connection, None
             self._state.notify_all()
         if self._pid == os.getpid() and connection is not None:
+            is_mine = self._turn.acquire(timeout=self._answer_s)  # another thread may read from it
             connection.disconnect()
+            if is_mine:
+                self._turn.release()
         if self._thread is not threading.current_thread():
             self._thread.join(CONNECT_S)
 
     # Questions
 
-    def ask(self, *command: Any, deadline_ms: int | None = None) -> Any:
+    def ask(self, *command: Any) -> Any:
         """Return what the server answers. What only reads is asked again where the connection ended before that.
 
         Args:
-            command: As redis-py packs it.
-            deadline_ms: Of what writes: when the server does not do it any more.
+            command: As redis-py packs it; what writes has ``DEADLINE`` where its deadline belongs.
 
         Raises:
             StoreUnavailable: It did not answer in time, or there is no connection.
@@ -108,10 +116,14 @@ class RedisLine:
         import redis
         from redis import exceptions
 
-        until_s = time.monotonic() + self._answer_s
-        if not self._turn.acquire(timeout=self._answer_s):
+        # Whatever it is whose turn it is waits for no longer than an answer may take, and then none waits any more.
+        if not self._turn.acquire(timeout=TURN_S):
             raise StoreUnavailable(f"{self._place} keeps others waiting")
         try:
+            until_s = time.monotonic() + self._answer_s
+            deadline_ms = self.deadline_ms() if DEADLINE in command else None
+            if deadline_ms is not None:
+                command = tuple(deadline_ms if each is DEADLINE else each for each in command)
             for tries in range(1, MOST_TRIES + 1):
                 connection, is_sent = self._ready(until_s), False
                 try:
@@ -127,7 +139,7 @@ class RedisLine:
                 except (exceptions.ReadOnlyError, exceptions.ClusterError, exceptions.MovedError) as error:
                     self._lose(connection, error)  # its name may lead to the right one by now
                     raise
-                except (redis.ConnectionError, OSError) as error:
+                except (redis.ConnectionError, OSError, ValueError) as error:  # the last: it was closed meanwhile
                     if is_sent:
                         self._give_up(deadline_ms)
                     self._lose(connection, None)

@@ -38,19 +38,27 @@ return {'done', now, version}
 """
 )
 
-# KEYS: values, names, version, born. ARGV: the bounds, and how many at most.
+# KEYS: values, names, version, born. ARGV: the bounds, and how many at most. Two texts, the sizes of all names and
+# values and what they are, since redis-py takes a while for each part of an answer.
 SCAN = """
 local names = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, tonumber(ARGV[3]))
-local found = {redis.call('GET', KEYS[4]) or '', redis.call('GET', KEYS[3]) or '0'}
-for at = 1, #names do
-  found[2 * at + 1] = names[at]
-  found[2 * at + 2] = redis.call('HGET', KEYS[1], names[at])
+local sizes, content = {}, {}
+for begins = 1, #names, 500 do
+  local ends = math.min(begins + 499, #names)
+  local values = redis.call('HMGET', KEYS[1], unpack(names, begins, ends))
+  for at = begins, ends do
+    local value = values[at - begins + 1]
+    sizes[2 * at - 1], sizes[2 * at] = #names[at], #value
+    content[2 * at - 1], content[2 * at] = names[at], value
+  end
 end
-return found
+local born, version = redis.call('GET', KEYS[4]) or '', redis.call('GET', KEYS[3]) or '0'
+return {born, version, table.concat(sizes, ' '), table.concat(content)}
 """
 
 # KEYS: the lease. ARGV: the deadline, holder, milliseconds, the epoch that the holder has still or 0, the epoch
-# behind which one begins that nothing is known of, or -1 for the clock.
+# behind which one begins that nothing is known of, or -1 for the clock: then what ended a day ago can be forgotten,
+# as the clock is ahead of its epoch.
 LEASE = (
     CLOCK
     + """
@@ -66,6 +74,7 @@ elseif known[1] ~= ARGV[2] then
 end
 local ends = string.format('%.0f', now + tonumber(ARGV[3]))
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'epoch', string.format('%.0f', epoch), 'until', ends)
+if ARGV[5] == '-1' then redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]) + 86400000) end
 return {'done', now, string.format('%.0f', epoch), ends}
 """
 )

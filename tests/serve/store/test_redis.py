@@ -400,6 +400,18 @@ def test_a_connection_that_ended_while_nothing_was_asked_fails_nothing(server: R
     other.close()
 
 
+def test_a_lease_that_ended_long_ago_takes_no_room_and_the_next_epoch_is_greater(server: RedisServer) -> None:
+    store = store_on(server)
+    first = store.lease("thread/x", "a", 0.0)
+    key = store._lease_key("thread/x")
+    assert first is not None and 80_000_000 < store._client.pttl(key) <= 86_400_000
+    time.sleep(0.002)
+    store._client.delete(key)
+    second = store.lease("thread/x", "b", 1.0)
+    assert second is not None and second.epoch > first.epoch
+    store.close()
+
+
 def test_scripts_that_the_server_was_told_to_forget_are_sent_again(server: RedisServer) -> None:
     store = store_on(server)
     store._client.execute_command("SCRIPT", "FLUSH")
