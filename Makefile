@@ -55,6 +55,18 @@ test-clients: $(STAMP) ## all clients of docs/clients.md, also those that ask fo
 test-serve-kills: $(STAMP) ## kill and freeze cores and replicas of orla-lg serve 108 times under load (half an hour; KILLS=one: three minutes)
 	ORLA_ALL_KILLS=$(if $(filter one,$(KILLS)),0,1) $(BIN)/python -m pytest -s -m kills tests/serve_kills $(TESTS)
 
+test-ray: $(STAMP) ## cores on a Ray cluster of several raylets, killed with process, node and head; and examples/ray (installs 500 MB; two minutes)
+	$(BIN)/uv pip install --quiet --python $(VENV) --editable '.[dev,ray]' 'ray[serve]>=2.60,<3'
+	$(BIN)/python -m tests.serve.ray.run $(TESTS)
+	$(BIN)/python examples/ray/run.py
+
+test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 200 times under load (half an hour; FAULTS=one: two minutes)
+	$(BIN)/python -m tests.scale_faults $(if $(filter one,$(FAULTS)),--one,$(FAULTS))
+
+test-agent-server: $(STAMP) ## two of LangGraph's Agent Servers (langgraph dev) on one orla-lg serve; installs langgraph-cli[inmem] if it is missing
+	$(BIN)/python -c 'import langgraph_api' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'langgraph-cli[inmem]>=0.4'
+	$(BIN)/python -m pytest -m agent_server tests/agent_server $(TESTS)
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
@@ -91,6 +103,9 @@ bench-router: $(STAMP) ## the learned mapper on labelled prompts, beside ways th
 bench-scale: $(STAMP) ## 130,000 calls waiting in the core, on one core without an engine (some minutes; run it alone)
 	$(BIN)/python -m bench.scale $(BENCH)
 
+bench-scale-paper: $(STAMP) ## up to 64 pools in virtual time, and what 10,000 workflows a second need (ten minutes; run it alone)
+	$(BIN)/python -m bench.scale.paper $(BENCH)
+
 bench-policies: $(STAMP) ## completion under each policy, simulated in virtual time (BENCH='--quick' for a minute)
 	$(BIN)/python -m bench.policies $(BENCH)
 
@@ -109,11 +124,20 @@ bench-ledger: $(STAMP) ## memory and microseconds of the account of a cache, for
 bench-slots: $(STAMP) ## sixteen workflows on four slots of a real llama.cpp, against its RAM cache (ten minutes; run it alone)
 	$(BIN)/python -m bench.slots $(BENCH)
 
+bench-move: $(STAMP) ## a workflow that is moved between two real llama.cpp servers: restored, warmed or cold (three minutes; run it alone)
+	$(BIN)/python -m bench.move $(BENCH)
+
 bench-warm: $(STAMP) ## warm-ups after tool waits, before a next stage, after a night, on real llama.cpp and vLLM (half an hour; run it alone)
 	$(BIN)/python -m bench.warm $(BENCH)
 
 bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, beside LiteLLM's proxy (ten minutes; installs 600 MB once; run it alone)
 	$(BIN)/python -m bench.serve $(BENCH)
+
+bench-scale-out: $(STAMP) ## 1, 2 and 4 cores with 4 to 16 replicas: wait, calls a second, a core's CPU per call (BENCH='--quick'; run it alone)
+	$(BIN)/python -m bench.scale_out $(BENCH)
+
+bench-threads: $(STAMP) ## microseconds that a lease on its thread adds to a run and to a checkpoint (half a minute; run it alone)
+	$(BIN)/python -m bench.threads $(BENCH)
 
 bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
 	$(BIN)/python -m bench.page $(BENCH)

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
         QueueFull,
         RecordUnknown,
         StageError,
+        ThreadBusy,
+        ThreadLost,
         WorkflowError,
     )
     from orla_lg.graph.chat_model import ChatOrla
@@ -129,6 +131,8 @@ __all__ = [
     "StageTree",
     "Statistics",
     "Support",
+    "ThreadBusy",
+    "ThreadLost",
     "Upstream",
     "Usage",
     "Verb",
@@ -161,7 +165,8 @@ _HOMES = {
     "core.record": "CallEvent Happening Record",
     "errors": (
         "AccessDenied BackendUnavailable BudgetExceeded CallRefused ConfigError DeadlineExceeded EngineError "
-        "MappingError OrlaClosed OrlaError PolicyError QueueFull RecordUnknown StageError WorkflowError"
+        "MappingError OrlaClosed OrlaError PolicyError QueueFull RecordUnknown StageError ThreadBusy "
+        "ThreadLost WorkflowError"
     ),
     "graph.chat_model": "ChatOrla",
     "graph.saver": "OrlaSaver",

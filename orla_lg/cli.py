@@ -47,6 +47,7 @@ COMMANDS = {
         "pause": "let no more calls go to a backend of a running process",
         "drain": "pause a backend, and wait until nothing is in flight there",
         "resume": "let calls go to a backend again",
+        "move": "have a workflow's next calls go to another backend of its model, and its cache with them",
         "set": "change a policy or a limit of a running process",
     },
     "orla_lg.serve.command": {

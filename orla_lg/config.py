@@ -44,6 +44,8 @@ from orla_lg.config_tables import (
     GatewayTable,
     LabelTable,
     PolicyTable,
+    RayPoolTable,
+    RayTable,
     ServeTable,
 )
 from orla_lg.core.boundary import checked, removed
@@ -109,6 +111,8 @@ class Settings:
     """What is said of stages' data, by name."""
     serve: ServeTable | None = None
     """How ``orla-lg serve`` is reached; its files as seen from the configuration."""
+    ray: RayTable | None = None
+    """What ``orla-lg serve --on ray`` runs."""
     pools: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By name, the backends that share a core; none: one core has them all."""
     pool: str = ""
@@ -272,6 +276,7 @@ def _settings(parsed: Mapping[str, Any], source: str, pool: str | None = None) -
         policies=policies_in(faults, [each.model_dump() for each in table.policies]),
         stages=stages_in(faults, {name: each.model_dump() for name, each in table.stages.items()}),
         serve=_serve(faults, source, table.serve),
+        ray=table.ray,
         written=table.model_dump(),
         **_objects(faults, source, table),
         **table.model_dump(include=_AS_THEY_ARE),
@@ -395,6 +400,8 @@ def _allowed(above: list[Any]) -> list[str]:
     table: type[ConfigTable] = ConfigFile
     if above and above[0] == "serve":
         table = (ServeTable, GatewayTable)[len(above) > 1]
+    elif above and above[0] == "ray":
+        table = (RayTable, RayPoolTable)[len(above) > 2]
     elif above and above[0] == "backends":
         table = (BackendTable, CostTable)[len(above) > 2]
     elif above:

@@ -19,6 +19,9 @@ MOST_S = 86_400.0
 
 MOST_BODY_BYTES = 1 << 30
 
+MOST_STANDBYS = 16
+MOST_GATEWAYS = 1_000
+
 
 class ConfigTable(BaseModel):
     """A table whose keys are known."""
@@ -50,6 +53,7 @@ class BackendTable(ConfigTable):
     cost: CostTable = Field(default_factory=lambda: CostTable.model_validate({}))
     quality: float | None = Field(None, ge=0, le=1)
     max_saved: int = Field(32, ge=0, le=MOST_SAVED)
+    slot_folder: str = ""
     forward_headers: tuple[str, ...] = ()
     forward_query: tuple[str, ...] = ()
     isolate_tenants: bool = False
@@ -110,6 +114,8 @@ class ServeTable(ConfigTable):
     """The variable that has the password of a store on Redis, where its URL has none."""
     store_plain_text: bool = False
     """Whether a password may go to a store on another machine in plain text, as within a private network."""
+    core: str | None = Field(None, min_length=1)
+    """Of ``orla-lg serve --gateway``: where its core is, as ``Orla.remote`` takes it."""
     pool: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_.-]*$")
     """The pool of backends that this core decides for; empty where one core has them all."""
     standby: bool = False
@@ -137,6 +143,33 @@ class ServeTable(ConfigTable):
     """Whether stages may keep requests and answers (``capture_io``)."""
     kept_prompt_bytes: int = Field(64 << 20, ge=1024, le=MOST_BODY_BYTES)
     kept_prompt_age_s: float = Field(3600.0, gt=0, le=MOST_S, allow_inf_nan=False)
+
+
+class RayPoolTable(ConfigTable):
+    """``[ray.pools.NAME]``: one pool on a Ray cluster; what is left out is that of ``[ray]``."""
+
+    labels: dict[str, str] | None = None
+    resources: dict[str, float] | None = None
+    standbys: int | None = Field(None, ge=0, le=MOST_STANDBYS)
+
+
+class RayTable(ConfigTable):
+    """``[ray]``: what ``orla-lg serve --on ray`` runs, and on which nodes; other processes do not read it."""
+
+    namespace: str = Field("orla", max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Ray's, of the actors."""
+    standbys: int = Field(1, ge=0, le=MOST_STANDBYS)
+    """Beside each pool's core."""
+    gateways: int = Field(0, ge=0, le=MOST_GATEWAYS)
+    """Before all cores together, on any node."""
+    labels: dict[str, str] = {}
+    """That a node must have, as Ray selects: ``value``, ``!value``, ``in(a, b)`` or ``!in(a, b)``."""
+    resources: dict[str, float] = {}
+    """Ray's own resources that each actor takes, for nodes without labels."""
+    num_cpus: float = Field(0.0, ge=0, le=1_000, allow_inf_nan=False)
+    """That each actor takes of its node, by Ray's account."""
+    pools: dict[str, RayPoolTable] = {}
+    """By name, where a pool of ``[pools]`` differs."""
 
 
 def _policy_names(said: Any) -> Any:
@@ -208,3 +241,4 @@ class ConfigFile(ConfigTable):
     pools: dict[str, tuple[str, ...]] = {}
     """By name, the backends that share a core; each is in exactly one."""
     serve: ServeTable | None = None
+    ray: RayTable | None = None

@@ -16,6 +16,8 @@ OrlaError
 │   └── AccessDenied       an access policy denies it where it goes, or what it carries
 ├── BackendUnavailable     no attempt reached an engine that answered
 ├── EngineRefused          an engine refused what we asked of our own accord (a warm-up, a raw stream)
+├── ThreadBusy             another run owns the thread
+│   └── ThreadLost         the thread was this run's, and another run has taken it over
 └── RecordUnknown          a score was given for a record that is not there
 
 Each message says what was wrong, where, and what would be right. What the engine itself answers (HTTP
@@ -46,6 +48,8 @@ __all__ = [
     "QueueFull",
     "RecordUnknown",
     "StageError",
+    "ThreadBusy",
+    "ThreadLost",
     "WorkflowError",
     "did_you_mean",
     "shown",
@@ -157,6 +161,31 @@ class EngineRefused(OrlaError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ThreadBusy(OrlaError, RuntimeError):
+    """Another run owns the thread: nothing was read and nothing written.
+
+    A ``RuntimeError`` too, so that LangGraph's default retry policy does not try again.
+
+    Args:
+        message: Which thread, whose it is, for how long, and what would be right.
+        thread: Its id.
+        host: Where the owner runs.
+        pid: The owner's process.
+        run: The owner's run.
+        left_s: Seconds until the owner's lease ends, unless it renews.
+    """
+
+    def __init__(
+        self, message: str, *, thread: str = "", host: str = "", pid: int = 0, run: str = "", left_s: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.thread, self.host, self.pid, self.run, self.left_s = thread, host, pid, run, left_s
+
+
+class ThreadLost(ThreadBusy):
+    """The thread was this run's, until its lease ran out and another run took it over; a late write was refused."""
 
 
 class RecordUnknown(OrlaError, LookupError):

@@ -500,6 +500,26 @@ class Orla:
         run = self._running() if run is None else run
         return run is not None and self._steering.prioritize(run, priority, tenant)
 
+    def move(self, workflow: str | None, backend: str | None, *, tenant: str | None = None) -> bool:
+        """Have the next calls of a workflow go to another backend, and take its cache along (docs/move.md).
+
+        What would go to a backend that serves the same model goes there instead; stages mapped to other models stay
+        where they are. Calls at an engine end there. It holds until the workflow ends or is moved again, and nothing
+        waits for it here: the cache follows in the background.
+
+        Args:
+            workflow: A thread's id, or a run's; ``None``: the running node's run.
+            backend: Where to; ``None``: where its mapping says, again.
+            tenant: Whose thread it is.
+
+        Returns whether such a workflow is known: it runs, or is an idle thread.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        workflow = self._running() if workflow is None else workflow
+        return workflow is not None and self._steering.move(workflow, backend, tenant)
+
     def _running(self) -> str | None:
         here = self.current()
         return None if here is None else here.run
@@ -519,6 +539,7 @@ class Orla:
     def drain(self, backend: str, timeout_s: float | None = None) -> bool:
         """Pause a backend and wait until nothing is in flight there; returns whether that is so.
 
+        Its workflows, and the calls that wait for it, go to other backends that serve its model, where there are any.
         False means that *timeout_s* seconds passed (it stays paused), or that somebody resumed it.
 
         Raises:

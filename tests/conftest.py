@@ -166,9 +166,9 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# Real engines, and the kills of real processes, only when asked for: pytest -m engines, pytest -m kills
+# Real engines, kills of real processes and a Ray cluster, only when asked for: pytest -m engines, -m kills, -m ray
 
-ASKED_FOR = ("engines", "kills")
+ASKED_FOR = ("engines", "kills", "ray", "agent_server")
 
 KV_TOKENS = 16_384
 

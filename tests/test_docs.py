@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from orla_lg import Backend, Cost, Hints, Limit, Limits, Orla, Record, WarmUp, cli, config
+from orla_lg import Backend, Cost, Hints, Limit, Limits, Orla, OrlaSaver, Record, WarmUp, cli, config
 from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
@@ -287,15 +287,27 @@ ORLA = "`Orla`, and the top of `orla.toml`"
 KEYS = {
     ORLA: set(inspect.signature(Orla).parameters)
     | {name for name in inspect.signature(Orla.wrap).parameters if name != "self"}
-    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "serve", "stages"}
-    | {"[backends.NAME]", "[mapping]", "[variants.NAME]", "[limits]", "[serve]", "[stages.NAME]", "[[policies]]"},
+    | set(config.ConfigFile.model_fields) - {"backends", "mapping", "variants", "limits", "ray", "serve", "stages"}
+    | {
+        "[backends.NAME]",
+        "[mapping]",
+        "[variants.NAME]",
+        "[limits]",
+        "[ray]",
+        "[serve]",
+        "[stages.NAME]",
+        "[[policies]]",
+    },
     "`[serve]`": set(config.ServeTable.model_fields),
     "`[serve.gateway]`": set(config.GatewayTable.model_fields),
+    "`[ray]`": set(config.RayTable.model_fields),
+    "`[ray.pools.NAME]`": set(config.RayPoolTable.model_fields),
     "`Backend`": {*inspect.signature(Backend).parameters, *config.BackendTable.model_fields},
     "`Cost`": names_of(Cost) | set(config.CostTable.model_fields),
     "`Limits` and `Limit`": names_of(Limits) | names_of(Limit),
     "`Hints`": names_of(Hints),
     "`WarmUp`": names_of(WarmUp),
+    "`OrlaSaver`": set(inspect.signature(OrlaSaver.__init__).parameters) - {"self"},
 }
 
 

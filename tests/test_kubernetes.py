@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +18,18 @@ import pytest
 import yaml
 
 from orla_lg import config
-from orla_lg.serve.command import register
+from orla_lg.cli import parser_for
+from orla_lg.serve.http.health import READY
+from tests.redis_server import RedisServer
+from tests.serve.store.test_redis import self_signed
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
-FOLDER = Path(__file__).parents[1] / "examples" / "kubernetes"
+ROOT = Path(__file__).parents[1]
+FOLDER, PAGE, STORE = ROOT / "examples" / "kubernetes", ROOT / "docs" / "kubernetes.md", ROOT / "docs" / "store.md"
+
+PATIENCE_S = 60.0
+
 MANIFESTS: list[dict[str, Any]] = [
     each for file in sorted(FOLDER.glob("*.yaml")) for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))
 ]
@@ -44,8 +60,8 @@ def test_services_and_budgets_select_pods_that_are_there() -> None:
         wanted = each["spec"]["selector"]
         wanted = wanted.get("matchLabels", wanted)
         assert any(wanted.items() <= labels.items() for labels in pods), name(each)
-    (cores,) = of_kind("StatefulSet")
-    assert cores["spec"]["serviceName"] in {each["metadata"]["name"] for each in of_kind("Service")}
+    for each in of_kind("StatefulSet"):
+        assert each["spec"]["serviceName"] in {service["metadata"]["name"] for service in of_kind("Service")}
 
 
 def test_the_configuration_is_one_and_its_time_to_drain_is_granted(tmp_path: Path) -> None:
@@ -54,7 +70,7 @@ def test_the_configuration_is_one_and_its_time_to_drain_is_granted(tmp_path: Pat
     file.write_text(said["data"]["orla.toml"], encoding="utf-8")
     settings = config.load(file)
     assert not settings.faults() and settings.serve is not None
-    for each in of_kind("StatefulSet", "Deployment"):
+    for each in (pods_of("StatefulSet", "orla-core"), pods_of("Deployment", "orla-gateway")):
         assert each["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > settings.serve.drain_s
         (container,) = each["spec"]["template"]["spec"]["containers"]
         given = {one["name"] for one in container["env"]}
@@ -62,12 +78,134 @@ def test_the_configuration_is_one_and_its_time_to_drain_is_granted(tmp_path: Pat
         assert container["ports"][0]["containerPort"] == 8081
 
 
-def test_the_command_lines_are_ours() -> None:
-    import argparse
+def pods_of(kind: str, named: str) -> dict[str, Any]:
+    return next(each for each in of_kind(kind) if each["metadata"]["name"] == named)
 
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    for each in of_kind("StatefulSet", "Deployment"):
-        words = each["spec"]["template"]["spec"]["containers"][0]["args"]
+
+def args_of(kind: str, named: str) -> list[str]:
+    found: list[str] = pods_of(kind, named)["spec"]["template"]["spec"]["containers"][0]["args"]
+    return found
+
+
+def test_no_pod_has_more_rights_than_it_needs() -> None:
+    for each in of_kind("StatefulSet", "Deployment", "Job"):
+        spec = each["spec"]["template"]["spec"]
+        assert spec["automountServiceAccountToken"] is False and spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            rights = container["securityContext"]
+            assert rights["readOnlyRootFilesystem"] is True and rights["allowPrivilegeEscalation"] is False
+            assert rights["capabilities"] == {"drop": ["ALL"]}
+    assert not of_kind("Secret"), "they are named, and none is written here"
+
+
+def test_a_secret_that_is_named_is_explained() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    named = {each["secretName"] for each in values("secret")} | {each["name"] for each in values("secretKeyRef")}
+    assert named == {"orla-redis", "orla-redis-tls", "orla-tls", "orla-gateway-key"}
+    assert all(f"`{each}`" in page for each in named)
+
+
+def values(key: str, of: Any = MANIFESTS) -> Iterator[Any]:
+    if isinstance(of, dict):
+        if key in of:
+            yield of[key]
+        of = list(of.values())
+    for each in of if isinstance(of, list) else ():
+        yield from values(key, each)
+
+
+def test_the_command_lines_are_ours() -> None:
+    for kind, named in (("StatefulSet", "orla-core"), ("Deployment", "orla-gateway"), ("Job", "orla-first-key")):
+        words = args_of(kind, named)
         assert words[0] == "orla-lg"
-        parser.parse_args(words[1:])
+        if "--gateway" in words and importlib.util.find_spec("orla_lg.serve.stateless") is None:
+            continue
+        parser_for(words[1:]).parse_args(words[1:])
+
+
+# What is run of it, without a cluster
+
+
+class Cluster:
+    """What the manifests start, as processes of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cores = folder, list[subprocess.Popen[str]]()
+        self.certificate, self.key = self_signed(folder)
+        line = next(
+            each for each in STORE.read_text(encoding="utf-8").splitlines() if each.startswith("user orla on")
+        )
+        (folder / "users.acl").write_text(f"user default off\n{line.replace('PASSWORD', 'w0rd')}\n")
+        there = {"/etc/redis/tls/tls.crt": self.certificate, "/etc/redis/tls/tls.key": self.key,
+                 "/etc/redis/users/users.acl": folder / "users.acl"}  # fmt: skip
+        options = args_of("StatefulSet", "orla-redis")
+        options = options[options.index("--tls-cert-file") :]
+        self.redis = RedisServer(folder / "redis", *(f"{there.get(each, each)}" for each in options), tls=True)
+        self.trusts = ssl.create_default_context(cafile=f"{self.certificate}")
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": "/nonexistent", "ORLA_REDIS_PASSWORD": "w0rd",
+            "PYTHONPATH": os.pathsep.join(each for each in sys.path if each), "PYTHONDONTWRITEBYTECODE": "1",
+        }  # fmt: skip
+
+    def configure(self) -> None:
+        (said,) = of_kind("ConfigMap")
+        text = said["data"]["orla.toml"]
+        for before, after in (
+            ("orla-redis:6379", f"127.0.0.1:{self.redis.port}"), ("/etc/orla/tls/tls.crt", self.certificate),
+            ("/etc/orla/tls/tls.key", self.key), ("/etc/orla/tls/ca.crt", self.certificate),
+            ('"0.0.0.0:8081"', '"127.0.0.1:0"'), ("http://vllm-light:8000", "http://127.0.0.1:9"),
+            ("http://vllm-heavy:8000", "http://127.0.0.1:9"), ('"vllm"', '"openai"'),
+        ):  # fmt: skip
+            assert before in text
+            text = text.replace(before, f"{after}")
+        (self.folder / "orla.toml").write_text(text)
+
+    def command(self, kind: str, named: str) -> list[str]:
+        words = [f"{self.folder / 'orla.toml'}" if each == "/etc/orla/orla.toml" else each
+                 for each in args_of(kind, named)[1:]]  # fmt: skip
+        return [sys.executable, "-m", "orla_lg", *words]
+
+    def start(self) -> str:
+        core = subprocess.Popen(self.command("StatefulSet", "orla-core"), env=self.env, cwd=self.folder, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        self.cores.append(core)
+        assert core.stdout is not None
+        line = core.stdout.readline()
+        assert " listens at https://" in line, line
+        return line.split(" listens at ")[1].split(",")[0].strip()
+
+    def status(self, url: str) -> int:
+        try:
+            with urllib.request.urlopen(url, timeout=5, context=self.trusts) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def becomes(self, url: str, status: int) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        while self.status(url) != status:
+            assert time.monotonic() < until_s, f"{url} does not become {status}"
+            time.sleep(0.05)
+
+
+def test_redis_the_first_key_and_the_cores_run_as_the_manifests_say(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    probes = pods_of("StatefulSet", "orla-core")["spec"]["template"]["spec"]["containers"][0]
+    lives, is_ready = probes["livenessProbe"]["httpGet"]["path"], probes["readinessProbe"]["httpGet"]["path"]
+    with cluster.redis:
+        cluster.configure()
+        made = subprocess.run(cluster.command("Job", "orla-first-key"), env=cluster.env, cwd=tmp_path, text=True,
+                              capture_output=True, timeout=PATIENCE_S, check=False)  # fmt: skip
+        assert made.returncode == 0 and made.stdout.startswith("orla-"), made.stderr
+        try:
+            core = cluster.start()
+            cluster.becomes(f"{core}{READY}", 200)
+            standby = cluster.start()
+            assert [cluster.status(f"{standby}{path}") for path in (lives, is_ready, READY)] == [200, 200, 503]
+            cluster.cores[0].terminate()
+            cluster.becomes(f"{standby}{READY}", 200)
+            assert cluster.cores[0].wait(PATIENCE_S) == 0
+        finally:
+            for each in cluster.cores:
+                each.kill()
+                each.wait()

@@ -15,7 +15,8 @@ from orla_lg.core.engine.backend import Capability, Cost, Probe, Support
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.engine.speed import Speed
-from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
+from orla_lg.core.mapping import Consultation, Mapper, assign
+from orla_lg.core.placement.candidates import SettledCandidates
 from orla_lg.core.placement.view import BackendView, find, unfit
 from orla_lg.core.record import Record
 from orla_lg.core.steps import drive

@@ -15,11 +15,12 @@ from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import Send, arrive, serve
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.lookahead.structure import START, Edge, GraphStructure
-from orla_lg.core.mapping import Consultation, Mapper, SettledCandidates, assign
+from orla_lg.core.mapping import Consultation, Mapper, assign
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.memory.progress import GraphProgress
 from orla_lg.core.operation.statistics import Statistics
+from orla_lg.core.placement.candidates import SettledCandidates
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import policies, policy
 from orla_lg.core.prefetch.book import WarmUp

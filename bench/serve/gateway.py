@@ -14,10 +14,12 @@ from bench.lib.command import tell
 from bench.lib.engines import started
 from bench.lib.figures import Column, Rounds, rotated, table
 from bench.serve.load import Caller, callers, flood, request
-from bench.serve.servers import KEY, Server, litellm, orla, plain
+from bench.serve.servers import KEY, Server, litellm, orla, plain, stateless
 
 ENGINE = "tests.scripted_engine"
 DIRECT, ORLA, LITELLM = "direct", "orla-lg serve", "LiteLLM"
+STATELESS = "orla-lg serve --gateway"
+"""Before a core of its own, by a link."""
 TURN_S = 180.0
 CHUNKS, CHUNK_S = 200, 0.002
 AT_ONCE, STREAMS_AT_ONCE = 32, 8
@@ -43,6 +45,8 @@ class Turn:
     """The median of times to a stream's first part."""
     stream_ms: float
     stream_cpu_ms: float
+    core_cpu_ms: float = 0.0
+    """Of each request, in a core that is another process."""
     added_ms: float = 0.0
     """To the median alone of the direct arm in the same round."""
     added_first_ms: float = 0.0
@@ -55,9 +59,9 @@ async def turn(server: Server, seed: int, count: int) -> Turn:
     whole, stream = (request(server.url, KEY, stream=each) for each in (False, True))
     await flood(many, whole, AT_ONCE * 2)  # warm: connections, code
     alone = await flood(one, whole, count // 4)
-    begin_s, begin_ms = time.perf_counter(), server.cpu_ms()
+    begin_s, begin_ms, core_ms = time.perf_counter(), server.cpu_ms(), server.core_cpu_ms()
     await flood(many, whole, count)
-    end_s, end_ms = time.perf_counter(), server.cpu_ms()
+    end_s, end_ms, core_ms = time.perf_counter(), server.cpu_ms(), server.core_cpu_ms() - core_ms
     read = await flood(many[:STREAMS_AT_ONCE], stream, streams, CHUNKS)
     stream_cpu_ms = (server.cpu_ms() - end_ms) / streams
     for caller in one + many:
@@ -65,7 +69,7 @@ async def turn(server: Server, seed: int, count: int) -> Turn:
     return Turn(
         server.name, seed, median(each.whole_ms for each in alone), count / (end_s - begin_s),
         (end_ms - begin_ms) / count, median(each.first_ms for each in read), median(each.whole_ms for each in read),
-        stream_cpu_ms,
+        stream_cpu_ms, core_ms / count,
     )  # fmt: skip
 
 
@@ -82,6 +86,7 @@ COLUMNS = [
     Column("added, ms", lambda turn: turn.added_ms),
     Column(f"{AT_ONCE} callers: requests/s", lambda turn: turn.per_s, ",.0f"),
     Column("CPU per request, ms", lambda turn: turn.cpu_ms),
+    Column("and in its core, ms", lambda turn: turn.core_cpu_ms),
     Column(f"stream of {CHUNKS}: first part added, ms", lambda turn: turn.added_first_ms),
     Column("whole, ms", lambda turn: turn.stream_ms, ",.0f"),
     Column("CPU per stream, ms", lambda turn: turn.stream_cpu_ms, ",.1f"),
@@ -99,10 +104,11 @@ def beyond_goal(rounds: Rounds[Turn]) -> list[str]:
 
 async def measure(rounds: int, count: int, with_litellm: bool) -> Rounds[Turn]:
     """Run all arms, interleaved. LiteLLM, which is slow, gets a tenth of the requests, and stands still between."""
-    turns, arms = [], [DIRECT, ORLA, *[LITELLM] * with_litellm]
+    turns, arms = [], [DIRECT, ORLA, STATELESS, *[LITELLM] * with_litellm]
     with ExitStack() as stack:
         engine = stack.enter_context(started(ENGINE, "--chunks", str(CHUNKS), "--token-s", str(CHUNK_S)))
         servers = {DIRECT: Server(DIRECT, engine), ORLA: stack.enter_context(orla(engine))}
+        servers[STATELESS] = stack.enter_context(stateless(engine))
         if with_litellm:
             servers[LITELLM] = stack.enter_context(litellm(engine))
         for seed in range(rounds):

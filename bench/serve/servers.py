@@ -66,10 +66,16 @@ class Server(NamedTuple):
     name: str
     url: str
     process: psutil.Process | None = None
+    core: psutil.Process | None = None
+    """That of its core, where that is another process."""
 
     def cpu_ms(self) -> float:
         """Return the CPU time it has had."""
         return sum(self.process.cpu_times()[:2]) * 1e3 if self.process else 0.0
+
+    def core_cpu_ms(self) -> float:
+        """Return the CPU time that its core has had."""
+        return sum(self.core.cpu_times()[:2]) * 1e3 if self.core else 0.0
 
     def rss_mib(self) -> float:
         return self.process.memory_info().rss / 2**20 if self.process else 0.0
@@ -111,6 +117,15 @@ def _healthy(url: str) -> bool:
 def orla(engine: str) -> contextlib.AbstractContextManager[Server]:
     """Run ``orla-lg serve`` before an engine."""
     return served("orla-lg serve", [sys.executable, "-m", "orla_lg", "serve"], "orla.toml", engine, "/readyz")
+
+
+@contextlib.contextmanager
+def stateless(engine: str) -> Iterator[Server]:
+    """Run a gateway without state before a core of its own; both have the one processor core."""
+    with orla(engine) as core:
+        words = [sys.executable, "-m", "orla_lg", "serve", "--gateway", "--core", core.url.removesuffix("/v1")]
+        with served("orla-lg serve --gateway", words, "orla.toml", engine, "/readyz") as gateway:
+            yield gateway._replace(core=core.process)
 
 
 def plain(engine: str) -> contextlib.AbstractContextManager[Server]:

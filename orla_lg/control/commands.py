@@ -34,6 +34,9 @@ async def carry_out(serving: Serving, request: Request) -> ControlReply:
         case protocol.Prioritize(run=run, priority=priority, tenant=tenant):
             if not steering.prioritize(run, priority, tenant):
                 raise ConfigError(f"no run {run!r}, and no thread of that name with an open run")
+        case protocol.MoveWorkflow(workflow=workflow, backend=backend, tenant=tenant):
+            if not steering.move(workflow, backend, tenant):
+                raise ConfigError(f"no thread {workflow!r}, and no open run of that id")
         case _:
             return ControlReply(ok=True, state=state(serving))
     return ControlReply(ok=True)

@@ -8,6 +8,7 @@
 ``{"do": "policy", "stage_policy": "edf", "request_policy": "sjf"}``  ``{"ok": true}``; on one ``backend``, or all
 ``{"do": "limit", "backend": "heavy", "max_concurrency": 8}``         ``{"ok": true}``; likewise ``capacity``
 ``{"do": "prioritize", "run": "thread-7", "priority": 8}``            ``{"ok": true}``; of a ``tenant`` if named
+``{"do": "move", "workflow": "thread-7", "backend": "heavy"}``        ``{"ok": true}``; likewise
 ====================================================================  ========================================
 
 What cannot be done is answered with ``{"ok": false, "error": "…"}``, changes nothing, and the next line is read.
@@ -98,7 +99,18 @@ class Prioritize(_Request):
     tenant: str | None = None
 
 
-Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit | Prioritize
+class MoveWorkflow(_Request):
+    """Have the next calls of a workflow go to a backend, and its cache with them."""
+
+    do: Literal["move"] = "move"
+    workflow: str
+    """A thread, a run, or a session of the gateway."""
+    backend: str | None
+    """``null``: where the mapping says, again."""
+    tenant: str | None = None
+
+
+Request = Look | Watch | Pause | Resume | Drain | Policy | SetLimit | Prioritize | MoveWorkflow
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 

@@ -260,7 +260,7 @@ class InFlightCall:
             health.answered()
             if failure.elsewhere:
                 health.doubt(str(failure.cause))
-        else:
+        elif not failure.moved:
             health.failed(BackendUnavailable(str(failure.cause)), unreachable=failure.unreachable)
         self.services.memory.signal(self._give_back(failed=True))
 

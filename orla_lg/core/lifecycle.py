@@ -31,7 +31,7 @@ from orla_lg.core.guard.access import on_behalf
 from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.limits.limits import LimitScope
-from orla_lg.core.limits.patience import left_of, patience_of, too_late
+from orla_lg.core.limits.patience import left_of, once_refilled, patience_of, too_late
 from orla_lg.core.limits.usage import expected
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.core.mapping import Consultation, Mapper, assign
@@ -158,12 +158,6 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             services.guard.look_at(call)
         assignment = yield from _map(inflight)  # 2 map
         if assignment is None:
-            inflight.why_external = unplaced(services, call)
-        elif inflight.fit is not None:
-            assignment = inflight.fit(assignment)
-        if services.guard is not None:
-            assignment = services.guard.narrowed(call, assignment)
-        if assignment is None:
             inflight.external = True
             return (yield Send(sender, inflight))
         backend = assignment.backend
@@ -172,7 +166,7 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
             inflight.tried.append(backend)
             try:
                 if inflight.layers or services.limits.concern_all:  # 3 admit
-                    reserve(inflight, scheduler, assignment)
+                    yield from once_refilled(reserve, inflight, scheduler, assignment)
                 if scheduler.health.breaker.failures:
                     yield from _pass_circuit(inflight, scheduler)
                 if (patience_s := patience_of(inflight)) <= 0:  # 4 queue
@@ -190,6 +184,10 @@ def serve(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], Non
                 response = yield Send(sender, inflight)  # 6 dispatch
             except AttemptFailed as failure:
                 inflight.missed(failure)
+                if failure.moved and (moved := (yield from _map(inflight))) is not None:
+                    inflight.tried.pop()
+                    assignment, backend = moved, moved.backend
+                    continue
                 retry = services.retries.next(
                     failure, assignment, inflight.tried, sender.max_attempts, patience_of(inflight)
                 )
@@ -226,11 +224,18 @@ def pass_by(inflight: InFlightCall, sender: Sender, on_end: Callable[[Record], N
 
 
 def _map(inflight: InFlightCall) -> Steps:
+    """Return the backends that a call may go to as an assignment; ``None``: it goes where its code says."""
     # Of its own, so that a call that waits for its turn does not keep what its mapper was shown.
-    services = inflight.services
-    candidates = BackendCandidates(services.schedulers, inflight.call, services.clock)
+    services, call, moving = inflight.services, inflight.call, inflight.services.mappings.moving
+    candidates = BackendCandidates(services.schedulers, call, services.clock)
     ask = Consultation(services.background, partial(_internal_call, inflight))
-    return (yield from assign(inflight.call, inflight.mappers, candidates, ask))
+    mappers = inflight.mappers if moving is None else moving(inflight.mappers)
+    assignment: Assignment | None = yield from assign(call, mappers, candidates, ask)
+    if assignment is None:
+        inflight.why_external = unplaced(services, call)
+    elif inflight.fit is not None:
+        assignment = inflight.fit(assignment)
+    return assignment if services.guard is None else services.guard.narrowed(call, assignment)
 
 
 def _internal_call(

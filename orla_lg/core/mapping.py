@@ -162,23 +162,6 @@ class Candidates(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SettledCandidates:
-    """Candidates that are known as well as they ever will be."""
-
-    views: Sequence[BackendView]
-    complete: bool = True
-
-    def met(self, name: str | None = None) -> Steps:  # noqa: D102
-        yield from ()
-
-    def serving(self, model: str) -> Steps:  # noqa: D102
-        yield from ()
-
-    def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
-        yield from ()
-
-
 def assign(call: Call, mappers: Sequence[Mapper], candidates: Candidates, ask: Consultation) -> Steps:
     """Return where *call* runs; ``None`` when nothing places it and it may pass.
 
@@ -293,6 +276,8 @@ class Mappings:
         self.shared = shared
         self.variants: dict[str, Mapper] = {}
         """Sparse overrides of the mapping, by name; replaced as a whole, never changed."""
+        self.moving: Callable[[Sequence[Mapper]], Sequence[Mapper]] | None = None
+        """Has what mappers say heed the moves of workflows (``placement.moves``); ``None`` while there are none."""
 
     def chain(self, own: Iterable[Mapper], variant: str | None) -> tuple[Mapper, ...]:
         """Return the mappers of a call in the order in which they are asked; *own* are those of its graph.

@@ -39,6 +39,7 @@ from orla_lg.core.operation.resources import hold, was_closed
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.operation.steering import Steering
 from orla_lg.core.operation.unread_hints import UnreadHints
+from orla_lg.core.placement.moves import Moves
 from orla_lg.core.placement.view import BackendView
 from orla_lg.core.policies import DEFAULT_REQUEST, DEFAULT_STAGE, RequestChoice, StageChoice, policies
 from orla_lg.core.prefetch.book import WarmUp
@@ -106,7 +107,8 @@ class Serving:
             self.schedulers[backend.name] = self.scheduler_of(backend, adapter)
         both_levels_meant = (stages is None) == (requests is None) and stages is not None
         unread_hints = UnreadHints(both_levels_meant=both_levels_meant)
-        self.steering = Steering(self.schedulers, self.book, unread_hints)
+        moves = self.moves = Moves(self.schedulers, self.book, self.memory, self.mappings, clock)
+        self.steering = Steering(self.schedulers, self.book, unread_hints, moves)
         self.progress = GraphProgress(
             self.book, self.foresight, self.memory, self.records, self.updates, clock, self.guard,
             looks_ahead=warm_up is not None,
@@ -182,6 +184,7 @@ class Serving:
         self.book.check_integrity()
         self.limits.check_integrity(self.book.runs())
         self.memory.check_integrity()
+        self.moves.check_integrity()
         for scheduler in self.schedulers.values():
             scheduler.check_integrity()
 

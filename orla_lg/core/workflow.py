@@ -143,7 +143,9 @@ class WorkflowBook:
         runs = self._runs = dict[str, RunState]()
         self.run: Callable[[str], RunState | None] = runs.get
         """Return an open run; asked for so often that it is the dictionary's own method."""
-        self._workflows: dict[str, WorkflowState] = {}
+        workflows = self._workflows = dict[str, WorkflowState]()
+        self.known: Callable[[str], WorkflowState | None] = workflows.get
+        """Return a workflow that runs or is idle, by its key; likewise."""
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._max_idle = max_idle
         self._outcomes: dict[str, int] = {}

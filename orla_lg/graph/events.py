@@ -43,6 +43,7 @@ from orla_lg.graph.context import (
 from orla_lg.graph.passing import AwaitedRequests
 from orla_lg.graph.running_node import RunningNode, current, enter, leave
 from orla_lg.graph.running_tool import TOOL, RunningTool, begin, graph_name, running
+from orla_lg.graph.threads import owners
 
 log = logging.getLogger("orla_lg")
 
@@ -225,6 +226,8 @@ class GraphEvents(GraphCallbackHandler):
             self._core.early.run_ended(root, is_done=is_done)
             self._core.next_prompts.run_ended(root)
             self._core.serving.progress.run_ended(root, outcome)
+        if owners.UNFINISHED:
+            owners.ended(str(run_id))
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """Note that a run pauses for a human; its root then ends like any other."""

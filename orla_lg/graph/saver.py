@@ -28,6 +28,9 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from orla_lg.arguments import answering
 from orla_lg.errors import ConfigError
+from orla_lg.graph.threads.leases import ThreadLeases
+from orla_lg.graph.threads.opening import LEASED, leases_of
+from orla_lg.graph.threads.waiting import WhenBusy
 
 __all__ = ["CheckpointSignals", "OrlaSaver"]
 
@@ -63,24 +66,41 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
         inner: the saver that stores; any ``BaseCheckpointSaver``.
         tenant: the tenant of the threads that it keeps: deleting one ends that tenant's workflow. ``None``: the
             tenant that the running node's run belongs to, outside any run none.
+        thread_lease_s: For how long a run owns the thread that it reads, renewed while it lasts (docs/threads.md):
+            no other run may read the thread to go on with it meanwhile, and what one that lost it writes late is
+            refused. ``None``: a thread has no owner.
+        busy: What becomes of a run on a thread that another run owns: ``"fail"`` ends it with ``ThreadBusy``,
+            ``"wait"`` waits, for *thread_lease_s* or the run's deadline at most.
+        store: Where leases are kept: a path, or a URL of Redis. Without it the database of *inner*, where that is
+            SQLite or PostgreSQL, else the server's of ``Orla.remote``.
 
     Raises:
-        ConfigError: *inner* is no saver, *orla* takes no signals, or *tenant* is no name.
+        ConfigError: *inner* is no saver, *orla* takes no signals, *tenant* is no name, or there is no place for
+            leases.
     """
 
     inner: Saver
     _signals: CheckpointSignals
     _tenant: str | None
+    _leases: ThreadLeases | None
 
     # All is done in __new__: it may return *inner* itself, which __init__ must then leave as it is.
-    def __new__(cls, orla: object, inner: Saver, tenant: str | None = None) -> OrlaSaver:
+    def __new__(
+        cls, orla: object, inner: Saver, tenant: str | None = None, *, thread_lease_s: float | None = None,
+        busy: WhenBusy = "fail", store: Any = None,
+    ) -> OrlaSaver:  # fmt: skip
         """Return *inner* within one layer of this *orla*, of the class made for its type."""
         _check_saver(inner)
         if tenant is not None and not isinstance(tenant, str):
             raise ConfigError(f"OrlaSaver(orla, inner, tenant): tenant must be a name, got {tenant!r}")
-        return _layer(_signals_of(orla), inner, tenant)
+        signals = _signals_of(orla)
+        bare = inner.inner if isinstance(inner, OrlaSaver) and inner._signals is signals else inner
+        return _layer(signals, inner, tenant, leases_of(signals, bare, tenant, thread_lease_s, busy, store))
 
-    def __init__(self, orla: object, inner: Saver, tenant: str | None = None) -> None: ...
+    def __init__(
+        self, orla: object, inner: Saver, tenant: str | None = None, *, thread_lease_s: float | None = None,
+        busy: WhenBusy = "fail", store: Any = None,
+    ) -> None: ...  # fmt: skip
 
     def __repr__(self) -> str:
         return f"OrlaSaver(inner={self.inner!r})"
@@ -111,7 +131,7 @@ class OrlaSaver(BaseCheckpointSaver[Any]):
         return _itself, (self.inner,)
 
     def _around(self, inner: Saver) -> OrlaSaver:
-        return self if inner is self.inner else _layer(self._signals, inner, self._tenant)
+        return self if inner is self.inner else _layer(self._signals, inner, self._tenant, self._leases)
 
     def _tell(self, event: Method | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if event is not None:
@@ -137,16 +157,19 @@ def _check_saver(inner: object) -> None:
         )
 
 
-def _layer(signals: CheckpointSignals, inner: Saver, tenant: str | None) -> OrlaSaver:
+def _layer(
+    signals: CheckpointSignals, inner: Saver, tenant: str | None, leases: ThreadLeases | None = None
+) -> OrlaSaver:
     known = next((layer for layer in _layers(inner) if layer._signals is signals), None)
-    if known is not None and tenant in (None, known._tenant):
+    if known is not None and leases is None and tenant in (None, known._tenant):
         return cast(OrlaSaver, inner)
-    if known is inner:  # another tenant's: one layer tells, of one tenant
-        inner = known.inner
+    if known is inner:  # another tenant's, or with leases: one layer tells, of one tenant
+        inner, leases, tenant = known.inner, leases or known._leases, known._tenant if tenant is None else tenant
     saver = object.__new__(_class_for(inner))
     object.__setattr__(saver, "inner", inner)
     object.__setattr__(saver, "_signals", signals)
     object.__setattr__(saver, "_tenant", tenant)
+    object.__setattr__(saver, "_leases", leases)
     return saver
 
 
@@ -222,7 +245,7 @@ class _Forwarded:
 
     def __init__(self, name: str, shown: Method) -> None:
         self._name, self._shown = name, shown
-        self._before, self._after = _BEFORE.get(name), _AFTER.get(name)
+        self._before, self._after, self._leased = _BEFORE.get(name), _AFTER.get(name), LEASED.get(name)
         # The base class says which methods are awaited; an inner one may be wrapped beyond recognition.
         self._forward = _signalling_awaited if inspect.iscoroutinefunction(_METHODS[name]) else _signalling
 
@@ -230,6 +253,8 @@ class _Forwarded:
         if saver is None:
             return self._shown
         method: Method = getattr(saver.inner, self._name)
+        if self._leased is not None and saver._leases is not None:
+            method = self._leased(saver._leases, saver.inner, self._name, method)
         if self._before is None and self._after is None:
             return method
         return self._forward(saver, method, self._before, self._after)

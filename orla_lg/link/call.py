@@ -130,6 +130,8 @@ class CallPhase(Enum):
     GRANTED = "granted"
     MISSED = "missed"
     """Its attempt failed, and it waits for what the core makes of that."""
+    HUNG_UP = "hung up"
+    """It is over here, and the engine may not have noticed: its grant is still out."""
     OVER = "over"
 
 
@@ -137,8 +139,8 @@ class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
     __slots__ = (
-        "able", "alone", "broken", "core", "failure", "gone", "grant", "held", "mine", "moves", "own", "phase",
-        "prompt", "raw", "refusal", "report", "serving", "turn",
+        "able", "alone", "broken", "by_name", "core", "failure", "gone", "grant", "held", "key", "mine", "moves", "own",
+        "phase", "prompt", "raw", "refusal", "report", "serving", "tags", "turn",
     )  # fmt: skip
 
     serving: CallReplica
@@ -176,6 +178,12 @@ class LinkedCall(InFlightCall):
         """Its newest grant was used: the request is on its way, or was."""
         self.prompt: Prompt | None = None
         """What it sent, where that may be warmed later."""
+        self.key: str | None = None
+        """The id of the key in whose name a gateway makes it."""
+        self.tags: Mapping[str, str] = {}
+        """That its caller claims, where that is a gateway's."""
+        self.by_name = False
+        """It comes from no graph, and its model's name may say where it goes."""
 
     # What is said of it
 
@@ -216,11 +224,13 @@ class LinkedCall(InFlightCall):
             timeout_s=None if call.timeout is None else call.timeout.seconds,
             layers=[flat_layer(each) for each in self.layers],
             attempts=granted,
-            tags=dict(guard.tags),
+            tags={**guard.tags, **self.tags},
             tool_names=tool_names(ask.schemas) if access.tools is None else list(access.tools),
             labels=sorted(access.labels | guard.flow.everywhere),
             for_stage=access.stage,
             moved=self.moves > 0,
+            key=self.key,
+            by_name=self.by_name,
         )
 
     def adopting(self) -> Adopt:

@@ -55,6 +55,8 @@ class CoreLosses:
         self.direct_calls = 0
         """How many went on without the core."""
         self._divided = False
+        self.also_ends: Callable[[str], None] | None = None
+        """Ends the requests to a backend that go by other clients than these, as a gateway's do; in any thread."""
 
     def lost(self) -> None:
         """Decide about the calls that wait, at a loss."""
@@ -105,6 +107,7 @@ class CoreLosses:
 
     def looked(self) -> None:
         """End what waited long enough for a core, and what runs by a lease that is over."""
+        self._calls.let_go()
         if not self._link.up and self._on_core_lost == "wait":
             now = time.monotonic()
             for call in self._calls.waiting():
@@ -137,3 +140,5 @@ class CoreLosses:
         for name in {call.backend for call in granted}:
             if name is not None and (clients := self._clients.get(name)) is not None:
                 clients.abort()
+            if name is not None and self.also_ends is not None:
+                self.also_ends(name)

@@ -159,6 +159,10 @@ class Enter(NamedTuple):
     """The stage whose prompt it carries, where that is another one than its own."""
     moved: bool = False
     """Another pool's core mapped it: ``own`` is what that said, and no mapper here is asked again."""
+    key: str | None = None
+    """The id of the key in whose name a gateway makes the call; only a link of scope ``gateway`` may say so."""
+    by_name: bool = False
+    """It comes from no graph: where no mapping names its stage, its model's name says where it goes."""
 
 
 class Adopt(NamedTuple):
@@ -329,6 +333,9 @@ class Warm(NamedTuple):
     """The hash of the last of these; a prompt with another one there is not sent."""
     next_of: str = ""
     """Where given, what is certain of the stage's prompt after this call is meant (signal ``prompt_split``)."""
+    kept_for: str = ""
+    """Where given, the backend for which the prompt is kept, which now goes to *backend* as one of *model*."""
+    model: str = ""
 
 
 class StopWarm(NamedTuple):
@@ -375,7 +382,7 @@ class Request(NamedTuple):
     number: int
     what: str
     """``statistics``, ``prioritize``, ``pause``, ``resume``, ``drain``, ``set_policy``, ``set_limit``, ``ahead``,
-    ``feedback``, ``resident``, ``limits``."""
+    ``feedback``, ``resident``, ``limits``, ``move``, ``key``, ``thread``."""
     more: Flat
 
 

@@ -114,7 +114,7 @@ class KeptPrompts:
     def _found(self, order: Warm) -> Prompt | None:
         """Return the prompt that is meant, unless the one that is kept does not begin as the core knows it."""
         with self._lock:
-            if (book := self._books.get(order.backend)) is None:
+            if (book := self._books.get(order.kept_for or order.backend)) is None:
                 return None
             if order.next_of:
                 for workflow in self._names(order.workflow):
@@ -144,6 +144,8 @@ class KeptPrompts:
     def warm(self, order: Warm) -> None:
         """Send a prefetch, in the background."""
         prompt, adapter = self._found(order), self._adapters.get(order.backend)
+        if prompt is not None and order.kept_for:
+            prompt = prompt.elsewhere(order.backend, order.model)
         if prompt is None or adapter is None:
             self._link.send(WarmEnded(order.order, "no such prompt is kept"))
             return

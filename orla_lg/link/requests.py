@@ -177,6 +177,17 @@ class LinkedSteering(Steering):
                 told |= bool(asked.ask("prioritize", {"run": run, "priority": priority, "tenant": tenant}))
         return told or bool(found)
 
+    def move(self, workflow: str, backend: str | None, tenant: str | None = None) -> bool:
+        """Have a workflow's next calls go to a backend, with its cache; False if there is no such workflow.
+
+        Raises:
+            ConfigError: There is no such backend.
+            BackendUnavailable: There is no core.
+        """
+        asked_of = self._routes.asked_of_all() if backend is None else [self._routes.asked_of(backend)]
+        move = {"workflow": workflow, "backend": backend, "tenant": tenant}
+        return any([bool(asked.ask("move", move)) for asked in asked_of])
+
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None
     ) -> None:

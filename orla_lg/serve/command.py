@@ -17,9 +17,13 @@ examples:
   orla-lg serve --config orla.toml        your engines
   orla-lg serve --port 9000               on http://{LOOPBACK}:9000 instead of {DEFAULT_PORT}; 0: a free port
   orla-lg serve --listen-address unix:/run/user/1000/orla.sock
+  orla-lg serve --on ray                  the core and a standby as actors of a Ray cluster that this command starts
+  orla-lg serve --on ray=10.0.0.5:6379    the same on a running cluster; they go on after Ctrl-C, --stop ends them
   orla-lg serve --listen-address 0.0.0.0:8081    for other machines: needs a key (orla-lg keys create), and
                                           [serve] tls_cert and tls_key, or behind_proxy = true
   orla-lg serve --pool fast               the core of one pool of backends; each pool of [pools] has its own
+  orla-lg serve --port 8090 --gateway --core http://{LOOPBACK}:{DEFAULT_PORT}
+                                          the APIs alone, before that core: as many of these as it takes
   orla-lg serve --port 8082 --standby     take over when the core on the same store ends, by itself or by a fault
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
@@ -83,7 +87,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         help="by which other processes reach this one, where that is not what it listens on; may be given again",
     )
+    serve.add_argument(
+        "--gateway",
+        action="store_true",
+        help="no core: only its gateway, before a core elsewhere; any number of them may stand before one",
+    )
+    serve.add_argument(
+        "--core", metavar="URL", help="of a --gateway: where its core is (default: [serve] core, else ORLA_SERVER)"
+    )
     serve.add_argument("--demo", action="store_true", help="start a small engine too, and serve that")
+    serve.add_argument(
+        "--on", type=_cluster, metavar="ray[=HOST:PORT]",
+        help="run cores as actors of a Ray cluster: one that is started and ends with this command, or the one at "
+        "Ray's own HOST:PORT; needs token authentication, and orla-lg[ray]",
+    )  # fmt: skip
+    serve.add_argument("--stop", action="store_true", help="with --on ray=HOST:PORT: drain and end what runs there")
     serve.set_defaults(run=run_serve)
     reload = subparsers.add_parser(
         "reload", help="have a running server load its configuration again", description=RELOAD, formatter_class=form
@@ -105,6 +123,15 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) < 65_536):
         raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a port: 1 to 65535, or 0 for a free one")
     return int(text)
+
+
+def _cluster(text: str) -> str:
+    """Return the address of a cluster; empty: one is started."""
+    kind, equals, address = text.partition("=")
+    host, colon, port = address.rpartition(":")
+    if kind != "ray" or (equals and not (colon and host and "/" not in host and port.isascii() and port.isdecimal())):
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be ray, or ray=HOST:PORT with Ray's own address")
+    return address
 
 
 def run_serve(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ class ServerEnd:
         hand_over: Lets the next core take over.
     """
 
-    def __init__(self, pages: Pages, bye: Callable[[str], None], hand_over: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, pages: Pages, bye: Callable[[str], None], hand_over: Callable[[], Awaitable[None]]) -> None:
         self.has_begun = False
         self.is_replaced = False
         """Another core decides, and this one stood still or lost its store for too long."""
@@ -104,7 +104,7 @@ class ServerEnd:
         if left:
             log.warning("%s still under way after %g s, and cut off", counted(left, "call"), drain_s)
             await self._cut_off()
-        await self._hand_over("the server ends")
+        await self._hand_over()
         self._http.should_exit = True
 
     async def _cut_off(self) -> None:

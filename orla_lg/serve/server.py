@@ -23,6 +23,7 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.errors import OrlaError
 from orla_lg.link.places import CorePlace
+from orla_lg.link.thread_leases import LeasesInStore
 from orla_lg.link.whereabouts import here
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Access, Caller, Denied
@@ -107,9 +108,12 @@ class OrlaServer:
         self._note_key_envs()
         self.host = LinkHost(
             serving, own, self.lease, replica_lease_s=table.replica_lease_s, key_envs=self._key_envs,
-            layers=self._layers, taken=self._taken, version=__version__, pool=table.pool,
-            on_deposed=self._deposed, is_valid=self._still_may_link,
+            layers=self._layers, taken=self._taken, pending=self.access.pending, version=__version__, pool=table.pool,
+            on_deposed=self._deposed, is_valid=self._still_may_link, keys=self.access,
         )  # fmt: skip
+        self.host.requests.threads = LeasesInStore(store)
+        if table.pool:
+            self.access.slots = self.host.share_limits(store, table.pool)
         self.gateway = Gateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
         self.completions = self.gateway.completions = CompletionBook()
         serving.records.followers.append(self.completions.note)
@@ -138,7 +142,7 @@ class OrlaServer:
             EventFeed(serving, self.access, self._sign_ins, lambda: self.state), self.access, self._sign_ins,
             is_secure=settings.has_tls or table.behind_proxy, cut=lambda scope: self.ending.cut_request(scope),
         )  # fmt: skip
-        self.ending = ServerEnd(self.page.feed, self.host.bye, self.host.close)
+        self.ending = ServerEnd(self.page.feed, self.host.bye, self._hand_over)
         self.succession = Succession(
             self.host, Directory(store), self.place, self.posted.refresh, is_meant=table.standby
         )
@@ -234,10 +238,9 @@ class OrlaServer:
         if self.others is not None:
             self.others.close()
         self.page.feed.close()
-        await self.gateway.aclose()
+        await self._hand_over()
         self.order.stop()
         await self.outside.close()
-        await self.host.close("the server ends")
         self._keyring.close()
         self.metrics.close()
         await asyncio.to_thread(self._traces.close)  # what is left of them is sent
@@ -258,6 +261,11 @@ class OrlaServer:
     def end(self) -> None:
         """Drain and end; asked a second time, end at once."""
         self.ending.ask()
+
+    async def _hand_over(self) -> None:
+        """Write what is left to be written, and let the next core take over. Idempotent."""
+        await self.gateway.aclose()  # its sessions end, and what they carry is kept
+        await self.host.close("the server ends")
 
     def _deposed(self) -> None:
         then = "it begins again as a standby" if self.settings.table.standby else "start it again, as a standby"

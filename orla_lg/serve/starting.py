@@ -9,13 +9,9 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import FrameType
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.policies import DEFAULT_STAGE, name_of
@@ -24,6 +20,7 @@ from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.openai_api.adapter import PLAIN_WIRES
 from orla_lg.orla import Orla
+from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.settings import ServeSettings, settings
 
 EXTRA = (
@@ -44,6 +41,18 @@ def serve(args: argparse.Namespace) -> int:
         raise ConfigError("--demo serves an engine of its own, --config those of a file; give one of them")
     if args.demo and args.standby:
         raise ConfigError("--demo has no store that another process shares, so it is no --standby of one")
+    if args.gateway and (args.demo or args.standby or args.store):
+        raise ConfigError("--gateway holds no state and takes no lease: --demo, --standby and --store are a core's")
+    if args.core and not args.gateway:
+        raise ConfigError("--core says where a gateway's core is; give --gateway too")
+    if args.on is not None:
+        from orla_lg.serve.ray.command import serve_on_ray
+
+        return serve_on_ray(args)
+    if args.stop:
+        raise ConfigError(
+            "--stop ends what runs on Ray: --on ray=HOST:PORT --stop; a server of its own ends by Ctrl-C"
+        )
     chosen = settings(
         args.config,
         args.listen_address,
@@ -55,7 +64,11 @@ def serve(args: argparse.Namespace) -> int:
         reads_file=not args.demo,
     )
     with contextlib.ExitStack() as ending:
-        ending.enter_context(_ended_in_order())
+        ending.enter_context(ended_in_order())
+        if args.gateway:
+            from orla_lg.serve.stateless.starting import serve_gateway
+
+            return serve_gateway(chosen, args.core, ending)
         if args.demo:
             chosen = replace(chosen, core=ending.enter_context(demo_engine()))
         status = _serve(chosen, ending, is_demo=args.demo)
@@ -74,52 +87,19 @@ def _again(status: int) -> int:
 
 def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool) -> int:
     # What the extra brings is imported here: the command line starts without it.
-    from orla_lg.serve.access.keys import PREFIX
-    from orla_lg.serve.http.listening import Listening
-    from orla_lg.serve.posted.book import key_of
-    from orla_lg.serve.posted.items import PostedKind
-    from orla_lg.serve.recognition import refuse_our_own
+    from orla_lg.serve.begun import LOG_FORMAT, begin
     from orla_lg.serve.server import run
-    from orla_lg.serve.store.opening import opened_store
-    from orla_lg.serve.store.scoped import ScopedStore
 
-    store = opened_store(chosen, in_memory=is_demo)
-    ending.callback(getattr(store, "close", int))
-    own = ScopedStore(store, chosen.table.pool)
-    keys, posted = len(store.scan(PREFIX)), len(own.scan(key_of(PostedKind.BACKEND, "")))
-    chosen.check(has_keys=bool(keys))
-    opened = Listening(chosen.listen)
-    ending.callback(opened.close)
-    with ThreadPoolExecutor() as asking:
-        list(asking.map(refuse_our_own, chosen.core.backends))
-    orla = Orla.from_settings(chosen.core, may_be_empty=True)
-    ending.callback(orla.close)
-    silent = orla.connect()
-    logging.basicConfig(level=logging.WARNING, format="orla-lg serve: %(message)s")
+    begun = begin(chosen, ending, in_memory=is_demo)
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
 
     def started(url: str) -> None:
-        print("\n".join(_started(chosen, orla, silent, keys, posted, url, is_demo=is_demo)), flush=True)
+        said = _started(chosen, begun.orla, begun.silent, begun.keys, begun.posted, url, is_demo=is_demo)
+        print("\n".join(said), flush=True)
 
     gc.collect()
     gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
-    return run(chosen, orla, store, opened, started)
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Have SIGTERM end the start as Ctrl-C does, so that what was begun is ended; a running loop takes it itself."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return run(chosen, begun.orla, begun.store, begun.opened, started)
 
 
 # What it prints

@@ -1,4 +1,4 @@
-"""``orla-lg top``, ``pause``, ``drain``, ``resume`` and ``set``: look into a running process, and steer it."""
+"""``orla-lg top``, ``pause``, ``drain``, ``resume``, ``move``, ``set``: look into a process, and steer it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ Ctrl-C leaves.
 
 STEER_EXAMPLES = """\
 examples:
-  orla-lg drain heavy --timeout 60    pause, and wait until nothing is in flight; then restart the engine
+  orla-lg drain heavy --timeout 60    pause, have others take its workflows, and wait until nothing is in flight;
+                                      then restart the engine
   orla-lg pause heavy                 no more calls go there; those in flight go on, others wait
   orla-lg resume heavy                those that waited go, in order
+  orla-lg move thread-7 light         its next calls go there, where the same model is served, with its cache
   orla-lg set limit heavy --max-concurrency 8
   orla-lg set policy --policy edf
 
@@ -70,6 +72,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--timeout", type=_seconds, metavar="S", help="wait so many seconds at most (default: as long as it takes)"
     )
     _backend_command(subparsers, "resume", "let calls go to a backend again", _resume)
+    _register_move(subparsers)
     _register_set(subparsers)
 
 
@@ -106,6 +109,17 @@ def _register_set(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     limit = _backend_command(which, "limit", "bound a backend's calls in flight, or those that may wait", _set_limit)
     limit.add_argument("--max-concurrency", metavar="N", help="calls in flight; 'none': as the engine bounds them")
     limit.add_argument("--capacity", metavar="N", help="calls that may wait")
+
+
+def _register_move(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "have a workflow's next calls go to another backend of its model, and its cache with them"
+    parser = _parser(subparsers, "move", what, STEER_EXAMPLES)
+    parser.add_argument("workflow", type=_name, metavar="WORKFLOW", help="a thread, a run, or a gateway's session")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("backend", type=_name, nargs="?", metavar="BACKEND", help="its name, as in orla.toml")
+    where.add_argument("--back", action="store_true", help="where its mapping says, again")
+    parser.add_argument("--tenant", type=_name, metavar="NAME", help="whose thread it is")
+    parser.set_defaults(run=_move)
 
 
 def _backend_command(
@@ -272,6 +286,14 @@ def _drain(args: argparse.Namespace) -> int:
         f"{args.backend} {state}: {_in_flight(queue, 'is still in flight', 'are still in flight')}, {_waiting(queue)}"
     )
     return 1
+
+
+def _move(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        client.ask(protocol.MoveWorkflow(workflow=args.workflow, backend=args.backend, tenant=args.tenant))
+    where = "where its mapping says" if args.backend is None else f"to {args.backend}"
+    print(f"the next calls of {shown(args.workflow)} go {where}")
+    return 0
 
 
 def _in_flight(queue: BackendState, one: str = "is in flight", several: str = "are in flight") -> str:

@@ -9,6 +9,7 @@ from orla_lg.core.background import Background
 from orla_lg.core.call import Ask, Assignment, Call
 from orla_lg.core.engine.backend import Capability, Cost, Probe, Support, model_asked
 from orla_lg.core.mapping import Consultation, named_in_code
+from orla_lg.core.placement.candidates import SettledCandidates
 from orla_lg.core.placement.view import BackendView, unfit
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError
@@ -33,9 +34,7 @@ def call(stage: str = "sub|node", model: str = "auto", *mappers: Any, **ask: Any
 
 
 def assign(made: Mapped, views: list[BackendView]) -> Assignment | None:
-    return drive(
-        mapping.assign(*made, mapping.SettledCandidates(views), Consultation(Background(), lambda *asked: iter(())))
-    )
+    return drive(mapping.assign(*made, SettledCandidates(views), Consultation(Background(), lambda *asked: iter(()))))
 
 
 VIEWS = [view("light", "m1", "m2"), view("heavy", "big", alias="gpt"), view("spare", "m2", "big")]

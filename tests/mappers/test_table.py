@@ -5,7 +5,8 @@ import pytest
 from orla_lg.core.boundary.stage_rules import StageRules
 from orla_lg.core.call import Assignment
 from orla_lg.core.engine.backend import Capability, Probe, Support
-from orla_lg.core.mapping import SettledCandidates, assign, parts_of
+from orla_lg.core.mapping import assign, parts_of
+from orla_lg.core.placement.candidates import SettledCandidates
 from orla_lg.core.steps import drive
 from orla_lg.errors import ConfigError, MappingError
 from orla_lg.mappers.load import LoadAware

@@ -260,6 +260,34 @@ def test_what_is_spent_outlives_the_core(world: World) -> None:
     assert len(world.store.scan("spent/")) == 1, "a run's account goes with it"
 
 
+def test_a_core_that_was_replaced_writes_nothing_over(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It may stand still in the middle of a write, after it looked whether it may."""
+    limits = Limits(tenants={"acme": Limit(calls=9, per_s=3600)})
+    old = started(world, limits=limits, bound=9)
+    replica = Replica(world, "r1")
+    replica.connect(old)
+    said = {"tenant": "acme"}
+    replica.tell(enter("c1", said=said), end("c1"))
+    begun = old.host._spent._changes(world.clock())
+    assert begun, "what it was about to write"
+    old.kill()
+    world.settle(2.0)
+    new = started(world, limits=limits, bound=9)
+    replica.connect(new)
+    replica.tell(enter("c2", said=said), enter("c3", said=said), end("c2"), end("c3"))
+    world.settle(2.1)
+    before = world.store.scan("")
+    old.host._spent._write(begun, learned=True)
+    old.host._labels._may_write = lambda: True
+    old.host._labels.keep("w", b"{}")
+    old.host._strike(old.host.replicas["r1"])
+    stray = Replica(world, "r2")
+    stray.connect(old)
+    assert "this core does not decide" in str(stray.bye())
+    assert world.store.scan("") == before and "replica/r1" in before
+    assert caplog.text.count("another process has replaced it") == 3
+
+
 def test_what_is_learned_outlives_the_core(world: World) -> None:
     old = started(world)
     replica = Replica(world, "r1")

@@ -82,7 +82,8 @@ class EngineCaches:
             cache = self.prefix
             if probe.slots:
                 cache = SlotCache(
-                    probe.slots, self._orders, self.swaps, self._slot_orders, isolated=self._backend.isolate_tenants
-                )
+                    probe.slots, self._orders, self.swaps, self._slot_orders, isolated=self._backend.isolate_tenants,
+                    folder=self._backend.slot_folder,
+                )  # fmt: skip
         cache.learned(probe, self._offers)
         return cache

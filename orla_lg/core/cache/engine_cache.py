@@ -8,7 +8,7 @@ when a probe says that the engine changed; no caller asks which it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from orla_lg.core.cache.verification import OrderLog, VerificationCounts
@@ -77,6 +77,20 @@ class PrefetchLease:
     """``None`` on engines without slots."""
     fresh: bool = False
     """The slot's old tokens must not be reused."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Loan:
+    """What one engine wrote of a workflow, for another one that reads the same files."""
+
+    workflow: str
+    name: str
+    """Of the file."""
+    prefix: tuple[int, ...]
+    """Chained message hashes of the prompt that left it."""
+    tokens: int
+    ended: Callable[[], None] = field(repr=False)
+    """Called, under a lock, when the file is not needed there any more."""
 
 
 class EngineCache(Protocol):
@@ -172,6 +186,29 @@ class EngineCache(Protocol):
 
     def tidy(self) -> None:
         """Use a quiet moment of the engine for what waits for one."""
+        ...
+
+    # Moves of workflows between engines
+
+    @property
+    def shelf(self) -> str:
+        """The same, and not empty, for engines that restore what the others of them saved."""
+        ...
+
+    def lend(self, workflow: str, now: float, lent: Callable[[Loan | None], None]) -> bool:
+        """Have what is here of a workflow written for another engine of the same shelf, where that is worth it.
+
+        Args:
+            workflow: The one that is moved; no call of it is open here.
+            now: Monotonic seconds.
+            lent: Called without the lock, from any thread, when it is written; with ``None`` where that failed.
+
+        Returns whether *lent* will be called.
+        """
+        ...
+
+    def borrow(self, loan: Loan, now: float) -> None:
+        """Have the workflow's next call restored from what another engine wrote, until that is used or not of use."""
         ...
 
     # Prefetches

@@ -81,6 +81,9 @@ class Backend:
     max_saved: int = 32
     """Files that the engine may keep on its disk for us at once, each as large as a slot's KV cache, for workflows
     that had to leave their slot (llama.cpp with ``--slot-save-path``); 0 saves none."""
+    slot_folder: str = ""
+    """A name for the folder that the engine saves slots in, the same for all engines that save there: each restores
+    what the others saved of a workflow that is moved (``Orla.move``). Empty: no other engine reads it."""
     kv_events: str | None = None
     """Where the engine publishes its cache events (ZeroMQ, ``tcp://host:port``), for what reads the adapter's
     ``kv_events()``; the core does not."""
@@ -125,6 +128,7 @@ class Backend:
             checked.whole(f"{where}: max_concurrency", self.max_concurrency, least=1, most=MOST_CALLS)
         checked.whole(f"{where}: capacity", self.capacity, most=MOST_CALLS)
         checked.whole(f"{where}: max_saved", self.max_saved, most=MOST_SAVED)
+        checked.text(f"{where}: slot_folder", self.slot_folder, empty=True)
         if not isinstance(self.cost, Cost):
             raise ConfigError(f"{where}: cost must be a Cost(...), got {shown(self.cost)}")
         for name in ("kv_events", "kv_replay"):

@@ -32,6 +32,7 @@ class AttemptFailed(Exception):
         overloaded: bool = False,
         elsewhere: bool = False,
         retry_after_s: float | None = None,
+        moved: bool = False,
     ) -> None:
         super().__init__(str(cause))
         self.cause = cause
@@ -43,6 +44,8 @@ class AttemptFailed(Exception):
         """Only another backend may do better: this one no longer serves the model."""
         self.retry_after_s = retry_after_s
         """What the engine asked us to wait, in seconds."""
+        self.moved = moved
+        """Nothing was tried: the call waited, and its workflow was moved meanwhile (``placement.moves``)."""
 
 
 @dataclass(frozen=True, slots=True)

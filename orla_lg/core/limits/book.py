@@ -17,7 +17,17 @@ from typing import Protocol
 from orla_lg.core.call import Call
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.core.limits.limits import FIGURES, NO_LIMITS, SHARED, Limit, Limits, LimitScope, checked
-from orla_lg.core.limits.usage import NOTHING, Accounts, Amount, Bound, Key, RunDeadline, Scope, UsageAccount
+from orla_lg.core.limits.usage import (
+    NOTHING,
+    Accounts,
+    AccountSlice,
+    Amount,
+    Bound,
+    Key,
+    RunDeadline,
+    Scope,
+    UsageAccount,
+)
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import BudgetExceeded
 
@@ -89,6 +99,13 @@ class LimitBook:
         """Of layers that limit all their calls together; there are as many as keys, and none is forgotten."""
         self.brought = dict[tuple[str, Key], UsageAccount]()
         """By run (empty: none) and key, accounts of a process before this one; the first call under each finds it."""
+        self.sliced: Callable[[str, Key, Bound, UsageAccount], AccountSlice | None] | None = None
+        """Gives a new account, of a run or of none, its slice of a limit that several cores share; under ``lock``."""
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Guards all accounts."""
+        return self._lock
 
     @property
     def shared(self) -> Limits:
@@ -122,6 +139,7 @@ class LimitBook:
 
         Raises:
             BudgetExceeded: A limit does not leave so much; what was held is given back then.
+            SliceSpent: This core's slice of a limit does not; it may be tried again.
         """
         with self._lock:
             now = self._clock()
@@ -132,6 +150,8 @@ class LimitBook:
                 if (fault := _fault(bound, account, run, asked, now)) is not None:
                     account.refused += 1
                     raise fault
+                if account.slice is not None:
+                    account.slice.check(bound, asked, now)
             for _, account in due:
                 account.promise(asked)
             walls = [wall for bound, _ in due if (wall := _wall(bound, run)) is not None]
@@ -175,6 +195,8 @@ class LimitBook:
             brought = self.brought.pop(("" if home is self._accounts or run is None else run.id, key), None)
             known = None if brought is None else (bound, brought)
         account = UsageAccount() if known is None else known[1]
+        if self.sliced is not None and account.slice is None:
+            account.slice = self.sliced("" if home is self._accounts or run is None else run.id, key, bound, account)
         home[key] = (bound, account)
         if home is self._accounts:
             self._accounts.move_to_end(key)

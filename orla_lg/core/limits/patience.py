@@ -1,14 +1,21 @@
-"""How long a call may wait: until its deadline, the end of its run's time, its caller's time-out."""
+"""How long a call may wait: until its deadline, the end of its run's time, its caller's time-out; and for a slice."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from math import inf
+from typing import Any
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.limits.usage import RunDeadline
+from orla_lg.core.limits.usage import RunDeadline, SliceSpent
 from orla_lg.core.scheduler import BackendScheduler
+from orla_lg.core.steps import Steps, Wait
 from orla_lg.errors import DeadlineExceeded
+
+SLICE_WAIT_S = 1.0
+"""A call waits so long at most for a slice of a limit that several cores share."""
 
 
 def wall_of(inflight: InFlightCall) -> RunDeadline | None:
@@ -54,3 +61,24 @@ def too_late(inflight: InFlightCall, scheduler: BackendScheduler) -> Exception:
         f"deadline was {call.hints.deadline_s} s; {counted(scheduler.queue.waiting, 'call')} in the queue there"
         f"{', and it is paused' if paused else ''}"
     )
+
+
+def once_refilled(reserve: Callable[..., None], inflight: InFlightCall, *more: Any) -> Steps:
+    """Have *reserve* set aside what a call needs; wait for the next slice where this core's slice does not suffice.
+
+    Raises:
+        BudgetExceeded: A limit is spent, or no slice came.
+    """
+    clock, pauses, until_s = inflight.services.clock, inflight.services.pauses, inf
+    while True:
+        try:
+            reserve(inflight, *more)
+        except SliceSpent as short:
+            until_s = min(until_s, clock() + SLICE_WAIT_S)
+            if (left_s := min(until_s - clock(), patience_of(inflight))) <= 0:
+                raise short.fault from None
+            refilled = short.refilled
+        else:
+            return
+        with pauses.one() as turn, contextlib.suppress(TimeoutError):
+            yield Wait(refilled, left_s, turn)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, MutableMapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import Cost, price
@@ -71,6 +73,32 @@ def used(usage: Usage, cost: Cost, service_s: float) -> Amount:
     return NOTHING.plus(Amount(1, tokens, price(usage, cost) or 0.0, service_s))
 
 
+class SliceSpent(Exception):
+    """What this core holds of a limit that several cores share does not suffice; more may come.
+
+    Args:
+        fault: What the call ends with if no more comes.
+        refilled: Done when more has come.
+    """
+
+    def __init__(self, fault: BudgetExceeded, refilled: Future[None]) -> None:
+        super().__init__(str(fault))
+        self.fault, self.refilled = fault, refilled
+
+
+class AccountSlice(Protocol):
+    """What one core may spend of an account whose limit several cores share (``serve.pools.slices``)."""
+
+    def check(self, bound: Bound, asked: Amount, now: float) -> None:
+        """Refuse a call that does not fit; called under the lock of the account's book.
+
+        Raises:
+            SliceSpent: It may fit soon.
+            BudgetExceeded: It will not.
+        """
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class UsageAccount:
     """One limit's sums. Plain state: the lock of its book guards it.
@@ -88,6 +116,8 @@ class UsageAccount:
     """The window's length; ``None``: no window."""
     slices: deque[tuple[float, Amount]] = field(default_factory=deque)
     """What calls used that ended from then on, oldest first; each of one step of the window."""
+    slice: AccountSlice | None = None
+    """``None``: this core alone keeps the limit."""
 
     @property
     def total(self) -> Amount:

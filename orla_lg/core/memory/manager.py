@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -70,6 +70,8 @@ class MemoryManager:
         """By workflow, a token for each order that is to be carried out later."""
         self._failed: set[EventKind] = set()
         """On which events the policy failed."""
+        self.follower: Callable[[CacheEvent], None] | None = None
+        """Hears of each event, after what is done about it; ``None`` while nothing wants to."""
 
     @property
     def policy(self) -> MemoryPolicy:
@@ -108,6 +110,8 @@ class MemoryManager:
                 self._drop_due(event.workflow)
                 for scheduler in self._schedulers.values():
                     scheduler.forget(event.workflow)
+            if self.follower is not None:
+                self.follower(event)
 
     def _decided(self, event: CacheEvent) -> Sequence[CacheAction]:
         """Ask the policy; where it fails, slots are released at boundaries and nothing else is done."""

@@ -16,6 +16,7 @@ from functools import partial
 from orla_lg.core.call import Call
 from orla_lg.core.engine.backend import concurrency_of
 from orla_lg.core.operation.unread_hints import UnreadHints
+from orla_lg.core.placement.moves import Moves
 from orla_lg.core.policies import ANY_BACKEND, RequestChoice, StageChoice, changed
 from orla_lg.core.queues import Policies
 from orla_lg.core.scheduler import BackendScheduler
@@ -37,8 +38,14 @@ class Steering:
     """The levers of one core; any thread may pull them."""
 
     def __init__(
-        self, schedulers: Mapping[str, BackendScheduler], book: WorkflowBook, unread_hints: UnreadHints | None = None
+        self,
+        schedulers: Mapping[str, BackendScheduler],
+        book: WorkflowBook,
+        unread_hints: UnreadHints | None = None,
+        moves: Moves | None = None,
     ) -> None:
+        self.moves = moves
+        """``None``: nothing is moved."""
         self._schedulers = schedulers
         self._book = book
         self._unread_hints = unread_hints or UnreadHints(both_levels_meant=True)
@@ -72,11 +79,14 @@ class Steering:
         with scheduler.changing():
             scheduler.queue.paused = False
         scheduler.drains.end()
+        if self.moves is not None:
+            self.moves.resumed(backend)
 
     def drain(self, backend: str, timeout_s: float | None) -> Steps:
         """Pause a backend and wait until nothing is in flight there; the result is whether that is so.
 
-        It stays paused when the time is up. The wait ends early, with ``False``, when the backend is resumed.
+        Its workflows are moved to others that serve its model, those of calls that wait included. It stays paused
+        when the time is up. The wait ends early, with ``False``, when the backend is resumed.
 
         Raises:
             ConfigError: There is no such backend, or *timeout_s* is negative.
@@ -86,6 +96,8 @@ class Steering:
             raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {timeout_s}")
         scheduler = self._scheduler(backend)
         drained = begin_drain(scheduler)
+        if self.moves is not None:
+            self.moves.drain(backend)
         try:
             with contextlib.suppress(TimeoutError):
                 yield WaitForTurn(drained, timeout_s)
@@ -93,6 +105,16 @@ class Steering:
             scheduler.drains.leave(drained)
         with scheduler.lock:
             return scheduler.queue.paused and not scheduler.queue.in_flight
+
+    # Where the calls of one workflow go
+
+    def move(self, workflow: str, backend: str | None, tenant: str | None = None) -> bool:
+        """Have a workflow's next calls go to a backend, with its cache; False if there is no such workflow.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        return self.moves is not None and self.moves.move(workflow, backend, tenant)
 
     # The order of calls, and limits
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from orla_lg.core.call import Call
@@ -119,6 +120,23 @@ class BackendCandidates:
             return True
         finally:
             self.views = self._schedulers.views(self._call)
+
+
+@dataclass(frozen=True, slots=True)
+class SettledCandidates:
+    """Candidates that are known as well as they ever will be."""
+
+    views: Sequence[BackendView]
+    complete: bool = True
+
+    def met(self, name: str | None = None) -> Steps:  # noqa: D102
+        yield from ()
+
+    def serving(self, model: str) -> Steps:  # noqa: D102
+        yield from ()
+
+    def again(self, backends: Iterable[str]) -> Steps:  # noqa: D102
+        yield from ()
 
 
 def _all_of(futures: Sequence[Future[None]]) -> Future[None]:

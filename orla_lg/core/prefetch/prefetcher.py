@@ -185,6 +185,18 @@ class Prefetcher:
                 return False
             return self.prompts.extend(split)
 
+    def last_prompt(self, workflow: str) -> Prompt | None:
+        """Return a workflow's last prompt here, as far as it is kept. Takes the lock itself."""
+        with self._scheduler.lock:
+            return self.prompts.last.get(workflow)
+
+    def receive(self, workflow: str, prompt: Prompt) -> None:
+        """Keep the last prompt of a workflow that was moved here, and have it warmed. Takes the lock itself."""
+        if self.able:
+            with self._scheduler.lock:
+                self.prompts.last.put(workflow, prompt)
+            self.wish(CacheAction(Verb.WARM, workflow, self._scheduler.backend.name))
+
     @property
     def why_never(self) -> str | None:
         """Why nothing is ever warmed on this backend, and what to do; ``None`` where something may be."""

@@ -84,6 +84,10 @@ class Prompt:
         ask = replace(self.ask, messages=kept)
         return replace(self, ask=ask, body=body, chars=chars, tokens=self.scaled(chars))
 
+    def elsewhere(self, backend: str, model: str) -> Prompt:
+        """Return it as it would be sent to another backend, by the name that the model has there."""
+        return replace(self, body={**self.body, "model": model}, base=None)
+
     def extended(self, messages: Sequence[Any]) -> Prompt:
         """Return the prompt after its call, as far as it is certain: its own messages, and then *messages*."""
         root = self.base or self

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any, Protocol
 
 from orla_lg.core.call import Assignment
 from orla_lg.core.limits.limits import LimitScope
-from orla_lg.errors import OrlaError, shown
-from orla_lg.serve.access.budgets import CallSlots, HeldSlot, layers_of
-from orla_lg.serve.access.keys import AccessKey, Keyring, KeyScope, allows
+from orla_lg.core.limits.patience import SLICE_WAIT_S
+from orla_lg.core.steps import Wait, Waiter
+from orla_lg.errors import AccessDenied, OrlaError, shown
+from orla_lg.serve.access.budgets import AtOnce, CallSlots, HeldSlot, layers_of
+from orla_lg.serve.access.keys import AccessKey, KeyScope, allows
 
 Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case."""
@@ -154,6 +160,27 @@ def _forbidden(message: str) -> Denied:
 OPEN = Caller(None, "this machine")
 
 
+class KnownKeys(Protocol):
+    """The keys, as far as they are known here (``keys.Keyring``)."""
+
+    clock: Callable[[], float]
+    """Seconds since 1970."""
+    any: bool
+    """Whether a key exists."""
+
+    def find(self, secret: str) -> AccessKey | None:
+        """Return what is known of a key."""
+        ...
+
+    def of_digest(self, sha256: str) -> AccessKey | None:
+        """Return what is known of the key of a hash."""
+        ...
+
+    def by_id(self, key_id: str) -> AccessKey | None:
+        """Return what is known of a key that was found before."""
+        ...
+
+
 class Access:
     """What may come in, by the keys as they are now. Any thread may ask.
 
@@ -161,9 +188,9 @@ class Access:
         keyring: The keys.
     """
 
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: KnownKeys) -> None:
         self._keyring = keyring
-        self._slots = CallSlots()
+        self.slots: AtOnce = CallSlots()
         self._callers: dict[str, tuple[AccessKey, Caller, tuple[LimitScope, ...]]] = {}
         """By key id; made again when the key is read again."""
 
@@ -209,7 +236,7 @@ class Access:
             raise Denied(401, "the key that this browser signed in with is gone", INVALID_KEY)
         if (fault := key.fault(self._keyring.clock())) is not None:
             raise Denied(401, f"key {key.name!r} ({key.id}) {fault}", INVALID_KEY)
-        if scope not in key.scopes:
+        if not key.has(scope):
             has = ", ".join(key.scopes)
             raise _forbidden(f"key {key.name!r} has the scope {has}; {KeyScope(scope).value} is needed here")
         return self._caller(key)[0]
@@ -219,7 +246,34 @@ class Access:
         if caller.key_id is None:
             return self.is_open
         key = self._keyring.by_id(caller.key_id)
-        return key is not None and key.fault(self._keyring.clock()) is None and scope in key.scopes
+        return key is not None and key.fault(self._keyring.clock()) is None and key.has(scope)
+
+    # For gateways, whose links make calls in the names of other keys
+
+    def told(self, sha256: str) -> dict[str, Any]:
+        """Return what a gateway must know of the key of that hash, and whether there are keys at all."""
+        key = self._keyring.of_digest(sha256)
+        if key is None:
+            return {"any": self._keyring.any, "key": None}
+        said = {name: getattr(key, name) for name in ("id", "name", "expires_s", "revoked_s")}
+        lists = {name: getattr(key, name) for name in ("scopes", "tenants", "backends", "stages")}
+        said |= {name: None if each is None else [str(one) for one in each] for name, each in lists.items()}
+        return {"any": True, "key": {**said, "tags": dict(key.tags)}}
+
+    def caller_of(self, key_id: str) -> Caller:
+        """Return what a call may do that a gateway makes in the name of a key.
+
+        Raises:
+            AccessDenied: The key does not hold, or not for calls.
+        """
+        key = self._keyring.by_id(key_id)
+        if key is None:
+            raise AccessDenied(f"key {shown(key_id)} is gone")
+        if (fault := key.fault(self._keyring.clock())) is not None:
+            raise AccessDenied(f"key {key.name!r} ({key.id}) {fault}")
+        if not key.has(KeyScope.USE):
+            raise AccessDenied(f"key {key.name!r} has the scope {', '.join(key.scopes)}; use is needed here")
+        return self._caller(key)[0]
 
     def layers(self, caller: Caller) -> Sequence[LimitScope]:
         """Return the key's limits as layers of a call."""
@@ -236,7 +290,7 @@ class Access:
         key = None if caller.key_id is None else self._keyring.by_id(caller.key_id)
         if key is None or key.concurrency is None:
             return HeldSlot()
-        slot = self._slots.take(key.id, key.concurrency if refuses else math.inf)
+        slot = self.slots.take(key.id, key.concurrency, refuses)
         if slot is None:
             raise Denied(
                 429, f"{key.concurrency} calls of key {key.name!r} are in the server, as many as may be at once",
@@ -246,11 +300,26 @@ class Access:
 
     at_once = enter
 
+    def pending(self, key_id: str | None) -> Future[None] | None:
+        """Return what a key's call should wait for before it enters, as other pools give way; ``None``: nothing."""
+        key = None if key_id is None else self._keyring.by_id(key_id)
+        return None if key is None or key.concurrency is None else self.slots.pending(key.id, key.concurrency)
+
+    async def entered(self, caller: Caller) -> HeldSlot:
+        """Count a call in as ``enter`` does, once other pools' cores had time to give way."""
+        until_s = time.monotonic() + SLICE_WAIT_S
+        while (pending := self.pending(caller.key_id)) is not None and (left_s := until_s - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await Wait(pending, left_s, Waiter()).arun()
+        return self.enter(caller)
+
     def _caller(self, key: AccessKey) -> tuple[Caller, tuple[LimitScope, ...]]:
         known = self._callers.get(key.id)
         if known is None or known[0] is not key:
+            # A gateway's sessions are of all tenants; each of its calls has the tenants of the key that makes it.
+            tenants = None if KeyScope.GATEWAY in key.scopes and not key.tenants else key.tenants
             caller = Caller(
-                key.id, key.name, key.tenants, MappingProxyType(dict(key.tags)), key.backends, key.stages,
+                key.id, key.name, tenants, MappingProxyType(dict(key.tags)), key.backends, key.stages,
                 frozenset(key.scopes),
             )  # fmt: skip
             known = self._callers[key.id] = key, caller, layers_of(key)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from orla_lg.core.limits.limits import NO_LIMITS, LimitScope
 from orla_lg.core.limits.usage import NOTHING, Scope
 from orla_lg.serve.access.keys import AccessKey
+from orla_lg.serve.pools.directory import Directory
+from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.spent import spent_under
 from orla_lg.serve.store.store import Store
 
@@ -51,6 +54,18 @@ class HeldSlot:
         self.release()
 
 
+class AtOnce(Protocol):
+    """How many calls of each key are in: in this server, or in those of all pools (``pools.slices``)."""
+
+    def take(self, key_id: str, most: int, refuses: bool = True) -> HeldSlot | None:
+        """Count a call in; ``None`` where *most* are in, and one more is to be refused."""
+        ...
+
+    def pending(self, key_id: str, most: int) -> Future[None] | None:
+        """Return what a call should wait for before it is counted in; ``None``: nothing."""
+        ...
+
+
 class CallSlots:
     """How many calls of each key are in the server."""
 
@@ -58,14 +73,18 @@ class CallSlots:
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
 
-    def take(self, key_id: str, most: float) -> HeldSlot | None:
-        """Count a call in; ``None`` where *most* are in."""
+    def take(self, key_id: str, most: float, refuses: bool = True) -> HeldSlot | None:
+        """Count a call in; ``None`` where *most* are in, and one more is to be refused."""
         with self._lock:
             taken = self._taken.get(key_id, 0)
-            if taken >= most:
+            if refuses and taken >= most:
                 return None
             self._taken[key_id] = taken + 1
         return HeldSlot(lambda: self._left(key_id))
+
+    def pending(self, key_id: str, most: int) -> Future[None] | None:
+        """Return ``None``: nothing is to be waited for."""
+        return None
 
     def _left(self, key_id: str) -> None:
         with self._lock:
@@ -78,12 +97,16 @@ class CallSlots:
 
 
 def spent_of(store: Store, key: AccessKey, now_s: float) -> list[dict[str, Any]]:
-    """Return what was spent of each of a key's limits, as the store knows it, a second late."""
+    """Return what was spent of each of a key's limits in all pools, as the store knows it, a second late."""
+    pools = [ScopedStore(store, pool) for pool in {"": None, **Directory(store).cores()}]
     found = []
     for layer in layers_of(key):
         assert layer.whole is not None
-        account = spent_under(store, (layer.key, Scope.KEY, layer.name), now_s)
-        if account is not None:
-            account.look(layer.whole.per_s, now_s)
-        found.append(asdict(NOTHING if account is None else account.spent))
+        spent = NOTHING
+        for pool in pools:
+            account = spent_under(pool, (layer.key, Scope.KEY, layer.name), now_s)
+            if account is not None:
+                account.look(layer.whole.per_s, now_s)
+                spent = spent.plus(account.spent)
+        found.append(asdict(spent))
     return found

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.errors import ConfigError, shown
 from orla_lg.link.redis_keys import is_shared
 from orla_lg.serve.access.keys import ANY, AccessKey, KeyScope, create, forget, named, revoke, stored
-from orla_lg.serve.store.opening import store_at
+from orla_lg.serve.store.named import store_at
 from orla_lg.serve.store.sqlite import default_file
 
 DESCRIPTION = """\
@@ -44,6 +44,7 @@ Orla.remote takes it as key=KEY, or from ORLA_SERVER_KEY.
 
 scopes: use      calls of models, by any API that the server speaks
         link     links of wrapped graphs (Orla.remote): trusted applications of yours
+        gateway  links of gateways (orla-lg serve --gateway), in the names of all keys
         view     what shows all tenants: the live page, the server's state
         control  what changes the server: orla-lg reload; over a link pause, drain, policies and limits
 
@@ -126,8 +127,8 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or a URL; default: that of [serve] "
-                        "store, or ~/.local/state/orla-lg/serve.db")  # fmt: skip
+    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or a URL; default: that of "
+                        "[serve] store, or ~/.local/state/orla-lg/serve.db")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="orla.toml, for its [serve] store; default: the nearest")
     parser.set_defaults(run=run)
 
@@ -231,45 +232,62 @@ def run_revoke(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _store(args: argparse.Namespace, *, reads: bool = False) -> Iterator[Any]:
     """Open the store; ``None`` where there is no file and *reads* is all that is wanted."""
-    named_store, where = store_file(args.store, args.config)
-    if reads and isinstance(named_store, Path) and not named_store.exists():
+    said, where = store_file(args.store, args.config)
+    if reads and isinstance(said, Path) and not said.exists():
         yield None
         return
-    store = store_at(f"{named_store}", where, durable=True, patience_s=5.0)
+    given = {} if isinstance(said, Path) else _reached_by(args.config)
+    store = store_at(f"{said}", where, durable=True, patience_s=5.0, **given)
     try:
         yield store
     finally:
         store.close()
 
 
-def store_file(named_file: str | None, configuration: str | None) -> tuple[Path | str, str]:
+def store_file(named: str | None, configuration: str | None) -> tuple[Path | str, str]:
     """Return the file of the server's state, or the URL of its store, and what names it in messages.
 
     Args:
-        named_file: By an option.
+        named: By an option.
         configuration: ``orla.toml``; ``None``: the nearest.
 
     Raises:
         ConfigError: The configuration cannot be read, or what it says is no path.
     """
-    if named_file is not None:
-        return named_file if is_shared(named_file) else checked.path("--store", named_file), "--store"
-    found = configuration or find_file()
-    if found is None:
-        return default_file(), "store"
-    source = Path(found)
-    try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: cannot be read: {error}") from error
-    serve = table.get("serve", {})
-    said = serve.get("store") if isinstance(serve, dict) else None
+    if named is not None:
+        return named if is_shared(named) else checked.path("--store", named), "--store"
+    source, serve = _serve_table(configuration)
+    said = serve.get("store")
     if said is None:
         return default_file(), "store"
     where = f"{source}: serve.store"
     if isinstance(said, str) and is_shared(said):
         return said, where
     return source.absolute().parent / checked.path(where, said), where
+
+
+def _serve_table(configuration: str | None) -> tuple[Path, Mapping[str, Any]]:
+    """Return a configuration and its ``[serve]``, whatever else is in it."""
+    found = configuration or find_file()
+    if found is None:
+        return Path(), {}
+    source = Path(found)
+    try:
+        serve = tomllib.loads(source.read_text(encoding="utf-8")).get("serve")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: cannot be read: {error}") from error
+    return source, serve if isinstance(serve, dict) else {}
+
+
+def _reached_by(configuration: str | None) -> dict[str, Any]:
+    """Return by which password, and whether in plain text, a store on another machine is reached."""
+    source, serve = _serve_table(configuration)
+    given = {"password_env": serve.get("store_password_env"), "plain_text": serve.get("store_plain_text", False)}
+    if given["password_env"] is not None:
+        checked.text(f"{source}: serve.store_password_env", given["password_env"])
+    if not isinstance(given["plain_text"], bool):
+        raise ConfigError(f"{source}: serve.store_plain_text must be true or false")
+    return given
 
 
 # Arguments

@@ -46,6 +46,8 @@ class KeyScope(StrEnum):
     """Calls of models: the gateway's routes."""
     LINK = "link"
     """Links of wrapped graphs: trusted applications of the operator."""
+    GATEWAY = "gateway"
+    """Links of gateways (``orla-lg serve --gateway``), which make calls in the names of all keys; links too."""
     VIEW = "view"
     """What shows all tenants: the live page, the state, metrics, statistics."""
     CONTROL = "control"
@@ -105,6 +107,10 @@ class AccessKey:
         for name in ("created_s", "expires_s", "revoked_s"):
             if (given := getattr(self, name)) is not None:
                 checked.number(name, given, least=0)
+
+    def has(self, scope: KeyScope) -> bool:
+        """Whether it is for something."""
+        return scope in self.scopes or (scope is KeyScope.LINK and KeyScope.GATEWAY in self.scopes)
 
     def fault(self, now_s: float) -> str | None:
         """Return why it lets nothing in; ``None`` where it does."""
@@ -308,6 +314,12 @@ class Keyring:
         found = self._by_digest.get(sought)
         # Time tells at most how a hash compares, which says nothing of the key; not even that is to be learned.
         return found if found is not None and hmac.compare_digest(found.sha256, sought) else None
+
+    def of_digest(self, sha256: str) -> AccessKey | None:
+        """Return the key whose hash a gateway was sent; ``None`` where it is none of ours."""
+        if self._retry_s is not None:
+            self._look()
+        return self._by_digest.get(sha256)
 
     def by_id(self, key_id: str) -> AccessKey | None:
         """Return what is known now of a key that was found before; ``None`` where it was removed."""

@@ -10,15 +10,13 @@ from urllib.parse import parse_qsl
 
 from orla_lg.clients.fitting import Fit, fitting
 from orla_lg.clients.question import EssentialQuestion, Question
-from orla_lg.core.call import Assignment, Call, Hints
+from orla_lg.core.call import Assignment, Hints
 from orla_lg.core.guard.access import CallAccess
-from orla_lg.core.identity import ANY_STAGE, Identity, workflow_key
+from orla_lg.core.identity import Identity, workflow_key
 from orla_lg.core.inflight import InFlightCall
-from orla_lg.core.mapping import Consultation, Mapper, named_in_code
-from orla_lg.core.placement.embeddings import beside, naming
-from orla_lg.core.placement.view import BackendView
+from orla_lg.core.mapping import Mapper
 from orla_lg.core.serving import Serving
-from orla_lg.core.steps import Steps, adrive
+from orla_lg.core.steps import adrive
 from orla_lg.serve.access.access import Access, Caller
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import KeyScope
@@ -26,6 +24,7 @@ from orla_lg.serve.gateway.answering import Answering, DisconnectWatch, Receive,
 from orla_lg.serve.gateway.answers import Header, RequestRefused
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.gateway.identity import CallSource, source_of
+from orla_lg.serve.gateway.placing import place_by_name
 from orla_lg.serve.gateway.sender import EngineReply, GatewaySender
 from orla_lg.serve.gateway.sessions import CallerSession, SessionBook
 from orla_lg.serve.gateway.settings import GatewaySettings
@@ -57,42 +56,7 @@ class _Strict:
         return False
 
 
-class _NamedInRequest:
-    """The mapper that is asked last where no chat model is meant: the model's name says where it goes."""
-
-    def map(self, call: Call, backends: Sequence[BackendView]) -> Assignment | None:
-        return named_in_code(call.ask.model, backends)
-
-
-class _OfAnyStage:
-    """The mapper that is asked last about a call of no stage: the model's name first, then what holds for any stage.
-
-    Args:
-        mappers: Asked as about a call of that stage.
-        stage: ``"*"``, or its embeddings.
-    """
-
-    def __init__(self, mappers: Sequence[Mapper], stage: str) -> None:
-        self._mappers, self._stage = mappers, stage
-
-    def foretell(self, stage: str) -> None:
-        """Say nothing beforehand: no backend is waited for on its account."""
-
-    def consult(self, call: Call, backends: Sequence[BackendView], ask: Consultation) -> Steps:
-        if any(view.probe is None for view in backends):  # it may yet say that it serves the model
-            return None
-        if not call.ask.embeds and (meant := named_in_code(call.ask.model, backends)) is not None:
-            return meant
-        asked = replace(call, identity=replace(call.identity, stage=self._stage))
-        for mapper in self._mappers:
-            chosen: Assignment | None = yield from ask.mapper(mapper, asked, backends)
-            if chosen is not None:
-                return chosen
-        return None
-
-
-_STRICT, _NAMED_IN_REQUEST = _Strict(), _NamedInRequest()
-_ANY_EMBEDDINGS = beside(Identity("", stage=ANY_STAGE)).stage
+STRICT = _Strict()
 
 
 class GatewayRequest(NamedTuple):
@@ -203,7 +167,7 @@ class Gateway:
         inflight.holds = _NOBODYS
         if serving.services.guard is not None or source.labels:
             inflight.call.access = self._access(source, request.caller)
-        self._place(inflight)
+        self._place(inflight, source, request.caller)
         return inflight, session
 
     def _access(self, source: CallSource, caller: Caller) -> CallAccess:
@@ -213,19 +177,9 @@ class Gateway:
         subject = guard.subject_of(caller.tags, source.tags, trusted=caller.key_id is None)
         return CallAccess(subject, labels=source.labels)
 
-    def _place(self, inflight: InFlightCall) -> None:
-        """Have a call placed by its model's name where no mapping names its stage, and by ``"*"`` if it has none."""
-        call, more = inflight.call, list[Mapper]()
-        if call.ask.embeds:
-            more.append(_NAMED_IN_REQUEST)
-        if not call.identity.stage:
-            chain = self.serving.mappings.chain((), call.hints.variant)
-            stage = _ANY_EMBEDDINGS if call.ask.embeds else ANY_STAGE
-            chain = naming(chain, stage) if call.ask.embeds else chain
-            if chain:
-                more.append(_OfAnyStage(chain, stage))
-        if more:
-            inflight.mappers = (*inflight.mappers, *more)
+    def _place(self, inflight: InFlightCall, source: CallSource, caller: Caller) -> None:
+        """Have a call placed by its model's name where no mapping names its stage."""
+        place_by_name(self.serving, inflight)
 
     def arrive_alone(self, request: GatewayRequest, call_id: str) -> InFlightCall:
         """Return what a request asks for as a call that is mapped and no more.
@@ -243,7 +197,7 @@ class Gateway:
                 workflow = workflow_key(source.workflow, hints.tenant)
                 labels = guard.flow.carried(workflow, None, source.stage, access.labels, lasts=False)
                 inflight.call.access = replace(access, labels=labels)
-        self._place(inflight)
+        place_by_name(self.serving, inflight)
         return inflight
 
     def _source(self, request: GatewayRequest) -> tuple[CallSource, Hints]:
@@ -278,7 +232,7 @@ class Gateway:
     async def answered(self, request: GatewayRequest, inflight: InFlightCall) -> EngineReply:
         """Live a call's life until the beginning of its answer is there."""
         question = EssentialQuestion(request.wire, request.body)
-        inflight.fit = _fit(inflight, question, request)
+        inflight.fit = self._fit(inflight, question, request)
         query = parse_qsl(request.query.decode("latin-1")) if request.query else []
         sender = GatewaySender(
             self.links, question, request.raw_headers, query, self.settings.max_attempts, self.silence
@@ -286,21 +240,20 @@ class Gateway:
         reply: EngineReply = await adrive(self.serving.serve(inflight, sender))
         return reply
 
+    def _fit(self, inflight: InFlightCall, question: Question, request: GatewayRequest) -> Fit | None:
+        """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
+        fit = fitting(inflight, question, STRICT)
+        by_key = None if request.caller.backends is None else request.caller.narrow
+        narrowing = [each for each in (by_key, request.narrows) if each is not None]
+        if not narrowing:
+            return fit
 
-def _fit(inflight: InFlightCall, question: Question, request: GatewayRequest) -> Fit | None:
-    """Return what takes out of an assignment where the request cannot go: another wire's, or not its key's."""
-    fit = fitting(inflight, question, _STRICT)
-    by_key = None if request.caller.backends is None else request.caller.narrow
-    narrowing = [each for each in (by_key, request.narrows) if each is not None]
-    if not narrowing:
-        return fit
+        def all_of_them(assignment: Assignment) -> Assignment | None:
+            for narrow in narrowing:
+                assignment = narrow(assignment)
+            return assignment if fit is None else fit(assignment)
 
-    def all_of_them(assignment: Assignment) -> Assignment | None:
-        for narrow in narrowing:
-            assignment = narrow(assignment)
-        return assignment if fit is None else fit(assignment)
-
-    return all_of_them
+        return all_of_them
 
 
 def kept(capturing: Capturing, inflight: InFlightCall) -> None:
@@ -351,7 +304,7 @@ class CallEndpoint:
         try:
             try:
                 request = self.looked_at(await gateway.read(scope, receive, wire, path))
-                slot = gateway.access.enter(request.caller)
+                slot = await gateway.access.entered(request.caller)
                 watch = DisconnectWatch(receive, task)
                 inflight, session = gateway.arrive(request, call_id)
                 self.arrived(request, inflight, session)

@@ -171,6 +171,11 @@ class BackendLinks:
             link = self._links[backend.name] = BackendLink(backend, keep_alive=scheduler.adapter.keep_alive)
         return link
 
+    async def abort(self, backend: str) -> None:
+        """End what is under way to a backend."""
+        for link in [each for each in (*self._links.values(), *self._left) if each.backend.name == backend]:
+            await link.close()
+
     async def close(self) -> None:
         """Close all connections."""
         for link in (*self._links.values(), *self._left):

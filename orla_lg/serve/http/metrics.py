@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from orla_lg.observe import metrics
 from orla_lg.observe.counts import ControlCounts
-from orla_lg.observe.prometheus import gauge
+from orla_lg.observe.prometheus import counter, gauge
 from orla_lg.orla import Orla
 from orla_lg.serve.http.guard import READS
 from orla_lg.serve.http.health import METRICS, CoreState, Receive, Scope, Send
@@ -99,6 +99,9 @@ class ServerMetrics(Collector):
         store = gauge("orla_store_answers", "Whether the store answered when it was asked last (1) or not (0).")
         store.add_metric([], not server.lease.store_away)
         yield store
+        outages = counter("orla_store_outages", "How often the store did not renew the core's lease.")
+        outages.add_metric([], server.lease.outages)
+        yield outages
         requests = gauge("orla_server_requests_under_way", "HTTP requests without a whole answer.")
         requests.add_metric([], server.under_way)
         yield requests

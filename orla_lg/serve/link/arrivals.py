@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,11 +17,12 @@ from orla_lg.core.guard.subject import checked_tags
 from orla_lg.core.identity import Identity
 from orla_lg.core.lifecycle import arrive, serve
 from orla_lg.core.limits.limits import LimitScope
+from orla_lg.core.limits.patience import SLICE_WAIT_S
 from orla_lg.core.operation.adoption import adopt
 from orla_lg.core.placement.elsewhere import BackendElsewhere
 from orla_lg.core.serving import Serving
 from orla_lg.core.workflow import of_tenant
-from orla_lg.errors import ConfigError, MappingError, OrlaError, QueueFull, shown
+from orla_lg.errors import AccessDenied, ConfigError, MappingError, OrlaError, QueueFull, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import (
     Adopt,
@@ -36,6 +40,7 @@ from orla_lg.link.messages import (
 from orla_lg.link.views import read_assignment, read_layer
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
+from orla_lg.serve.gateway.placing import place_by_name
 from orla_lg.serve.link.flat import (
     MOST_AGE_S,
     MOST_ATTEMPTS,
@@ -44,6 +49,7 @@ from orla_lg.serve.link.flat import (
     Fitting,
     LinkCaller,
     OwnMapping,
+    SpokenKeys,
     ask_of,
     bounded,
     hints_of,
@@ -51,6 +57,7 @@ from orla_lg.serve.link.flat import (
     moved_of,
     named,
     refused_of,
+    speaks_for_others,
     tenant_within,
     timeout_of,
     whole,
@@ -86,9 +93,15 @@ class LinkedCalls:
     """The limits of a key."""
     taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot()
     """Counts a call in among those of its key; raises, if it may refuse, where there are as many as may be."""
+    keys: SpokenKeys | None = None
+    """Those in whose names gateways make calls."""
+    pending: Callable[[str | None], Future[None] | None] = lambda key_id: None
+    """What a key's call should wait for before it is counted in; ``None``: nothing."""
     slots_held: dict[str, set[str]] = field(default_factory=dict)
     """By backend, adopted calls that are in a slot of their engine: which one is free is not known meanwhile."""
     _layers: dict[str, tuple[Flat, LimitScope]] = field(default_factory=dict)
+    _pending: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
+    """By replica and call: those that wait until their key's calls in other pools give way."""
 
     # Coming
 
@@ -114,10 +127,19 @@ class LinkedCalls:
                 (replica.id, message.call), arrived_s, partial(self._enter, replica, line, message, arrived_s)
             )
 
-    def _enter(self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float) -> None:
+    def _enter(
+        self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float, until_s: float | None = None
+    ) -> None:
+        if (pending := self.pending(message.key or replica.caller.key_id)) is not None:
+            now = self.serving.clock()
+            until_s = now + SLICE_WAIT_S if until_s is None else until_s
+            if now < until_s:
+                self._wait(pending, replica, line, message, arrived_s, until_s)
+                return
         try:
-            inflight = self._made(replica, message, arrived_s)
-            slot = self._taken(replica.caller)
+            caller = self._caller_of(replica, message)
+            inflight = self._made(replica, message, arrived_s, caller)
+            slot = self._taken(caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
@@ -131,6 +153,46 @@ class LinkedCalls:
             call.attempt = max(call.attempt, place.attempt)
         call.withdrawn = slot.release
         call.begin(serve(inflight, call, lambda record: slot.release()))  # its replica traces it
+
+    def _caller_of(self, replica: Replica, message: Enter) -> LinkCaller:
+        """Return in whose name a call is made: its link's, or that of the key which a gateway's caller sent.
+
+        Raises:
+            AccessDenied: The link makes no calls in others' names, or the key does not hold.
+        """
+        if message.key is None:
+            return replica.caller
+        speaks_for_others(replica.caller)
+        named(message.key, "a key's id", MOST_ID_CHARS)
+        if self.keys is None:
+            raise AccessDenied("this core has no keys")
+        return self.keys.caller_of(message.key)
+
+    def _wait(
+        self,
+        pending: Future[None],
+        replica: Replica,
+        line: ReplicaLine,
+        message: Enter,
+        arrived_s: float,
+        until_s: float,
+    ) -> None:
+        """Let a call enter once what it waits for has come, or the time is over."""
+        loop, key = asyncio.get_running_loop(), (replica.id, message.call)
+
+        def again() -> None:
+            if self._pending.get(key) is again:
+                del self._pending[key]
+                timer.cancel()
+                self._enter(replica, line, message, arrived_s, until_s)
+
+        def came(_: Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(again)
+
+        self._pending[key] = again
+        timer = loop.call_later(until_s - self.serving.clock(), again)
+        pending.add_done_callback(came)
 
     def _taken(self, caller: LinkCaller) -> HeldSlot:
         try:
@@ -159,22 +221,24 @@ class LinkedCalls:
     def _adopt(self, replica: Replica, line: ReplicaLine, message: Adopt, enter: Enter) -> None:
         attempt = max(1, min(message.attempt, MOST_ATTEMPTS))
         assignment = Assignment(message.backend, message.model, "adopted", "granted by the core before")
+        caller = replica.caller
         try:
-            inflight = self._made(replica, enter, self.serving.clock() - bounded(enter.age_s, MOST_AGE_S))
+            caller = self._caller_of(replica, enter)
+            inflight = self._made(replica, enter, self.serving.clock() - bounded(enter.age_s, MOST_AGE_S), caller)
         except OrlaError as error:
             if isinstance(error, LinkBroken):
                 raise
             # It is at the engine whatever is wrong with it now: what cannot be read of it is left out.
             log.warning("a call is adopted without what is wrong in it: %s", error)
             plain = enter._replace(said={}, hints={}, own=None, layers=(), run=None)
-            inflight = self._made(replica, plain, self.serving.clock(), checks=False)
+            inflight = self._made(replica, plain, self.serving.clock(), caller, checks=False)
         inflight.tried = [message.backend] * (attempt - 1)
         call = self._hosted(replica, line, enter, inflight)
         if message.slot is not None:
             self.slots_held.setdefault(message.backend, set()).add(enter.call)
             workflow, ask = inflight.call.identity.workflow, inflight.call.ask
             self._recall(message.backend, message.slot, workflow, ask, 0, self.serving.clock())
-        slot = self.taken(replica.caller, False)
+        slot = self.taken(caller, False)
         call.withdrawn = slot.release
         call.adopt(adopt(inflight, call, assignment, lambda record: slot.release()), attempt)
         if message.slot is not None and inflight.seat is not None and inflight.seat.slot == message.slot:
@@ -209,14 +273,16 @@ class LinkedCalls:
         replica.calls[message.call] = call
         return call
 
-    def _made(self, replica: Replica, message: Enter, arrived_s: float, *, checks: bool = True) -> ReplicaCall:
-        """Return the call of a message.
+    def _made(
+        self, replica: Replica, message: Enter, arrived_s: float, caller: LinkCaller, *, checks: bool = True
+    ) -> ReplicaCall:
+        """Return the call of a message, made in the name of a caller.
 
         Raises:
             OrlaError: It is refused.
             LinkBroken: It is none.
         """
-        serving, caller = self.serving, replica.caller
+        serving = self.serving
         identity, (said, hints) = identity_of(message), hints_of(message)
         if (
             identity.run is not None
@@ -242,6 +308,8 @@ class LinkedCalls:
             inflight.moves = fitting if moves else None
         if message.moved:
             inflight.mappers = own
+        elif message.by_name:
+            place_by_name(serving, inflight)
         return inflight
 
     def _access(self, caller: LinkCaller, message: Enter) -> CallAccess:
@@ -307,6 +375,7 @@ class LinkedCalls:
     def end(self, replica: Replica, message: End) -> None:
         """End a call, or its wait."""
         self.recovery.drop((replica.id, message.call))
+        self._pending.pop((replica.id, message.call), None)
         replica.places.pop(message.call, None)
         call = replica.calls.pop(message.call, None)
         if call is not None:
@@ -338,6 +407,8 @@ class LinkedCalls:
 
     def lost(self, replica: Replica) -> None:
         """Note that a replica's connection was lost: what waits leaves the queue and keeps its place."""
+        for key in [key for key in self._pending if key[0] == replica.id]:
+            del self._pending[key]
         for id, call in list(replica.calls.items()):
             call.line = None
             if call.granted is None:

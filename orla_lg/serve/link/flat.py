@@ -68,6 +68,35 @@ class LinkCaller(Protocol):
         ...
 
 
+class SpokenKeys(Protocol):
+    """The keys in whose names gateways make calls (``access.Access``)."""
+
+    def told(self, sha256: str) -> Flat:
+        """Return what a gateway must know of a key, and whether there are keys at all."""
+        ...
+
+    def caller_of(self, key_id: str) -> LinkCaller:
+        """Return what a call in the name of a key may do.
+
+        Raises:
+            AccessDenied: The key does not hold, or not for calls.
+        """
+        ...
+
+
+def speaks_for_others(caller: LinkCaller) -> None:
+    """Check that a link may make calls in the names of other keys, and ask for them.
+
+    Raises:
+        AccessDenied: It may not.
+    """
+    if KeyScope.GATEWAY not in caller.scopes:
+        raise AccessDenied(
+            "this link's key makes no calls in the name of another one, as gateways do; "
+            "`orla-lg keys create NAME --scope gateway` makes one that does"
+        )
+
+
 # The prompt, of which only lengths and hashes are here
 
 

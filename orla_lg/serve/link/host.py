@@ -8,31 +8,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.placement.view import view_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import did_you_mean, shown
-from orla_lg.link.messages import (
-    PROTOCOL,
-    SILENT_S,
-    Flat,
-    Hello,
-    View,
-    Welcome,
-)
+from orla_lg.link.framing import frame
+from orla_lg.link.messages import PROTOCOL, SILENT_S, Flat, Hello, View, Welcome, flat
 from orla_lg.link.views import changed_views, flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.access.keys import allows
 from orla_lg.serve.link import orphans
 from orla_lg.serve.link.arrivals import LinkedCalls
-from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, named
+from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, SpokenKeys, named
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
 from orla_lg.serve.link.session import LinkSession
 from orla_lg.serve.link.signals import RunSignals
+from orla_lg.serve.pools.at_once import PooledSlots
+from orla_lg.serve.pools.keeping import SliceKeeper
 from orla_lg.serve.store.labels import LabelKeeper
 from orla_lg.serve.store.lease import CoreLease, FencedStore
 from orla_lg.serve.store.spent import SpentKeeper
@@ -65,7 +62,9 @@ class LinkHost:
         layers: The limits of a key, as layers of each of its calls.
         taken: Counts a call in among those of its key until it is released; raises, if it may refuse, where as many
             are in.
+        pending: What a key's call should wait for before it is counted in; ``None``: nothing.
         is_valid: Whether a key still holds; asked every second for each connection.
+        keys: Those in whose names gateways make calls.
         version: Of the package, for people.
         pool: That the core decides for.
         on_deposed: Called once when another core has taken over: nothing is decided here any more.
@@ -83,7 +82,9 @@ class LinkHost:
         key_envs: Mapping[str, str] | None = None,
         layers: Callable[[LinkCaller], Sequence[LimitScope]] = lambda caller: (),
         taken: Callable[[LinkCaller, bool], HeldSlot] = lambda caller, refuses: HeldSlot(),
+        pending: Callable[[str | None], Future[None] | None] = lambda key_id: None,
         is_valid: Callable[[LinkCaller], bool] = lambda caller: True,
+        keys: SpokenKeys | None = None,
         version: str = "",
         pool: str = "",
         on_deposed: Callable[[], None] = lambda: None,
@@ -101,8 +102,8 @@ class LinkHost:
         self.sessions = set[LinkSession]()
         self.recovery = Recovery(self._go_on, self._passed_by)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
-        self.requests = Requests(serving)
-        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken)
+        self.requests = Requests(serving, keys)
+        self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys, pending)
         self._spent = SpentKeeper(serving, store, lease.holds)
         self._labels = LabelKeeper(store, lease.holds)
         serving.guard.changed.append(self._policies_changed)
@@ -111,6 +112,8 @@ class LinkHost:
         self._is_valid = is_valid
         self.paced: Callable[[str], bool] | None = None
         """Whether a backend's rate lets another call go; ``None``: there are no rates."""
+        self.slices: SliceKeeper | None = None
+        """Of limits that other pools' cores keep too; ``None``: there are none."""
         self.version, self.pool = version, pool
         self.cores: Mapping[str, Sequence[str]] = {}
         """By pool, the URLs of its core and then of its standbys, as replicas are given them."""
@@ -149,6 +152,8 @@ class LinkHost:
             scheduler.health.connect()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
+        if self.slices is not None:
+            self.slices.start()
 
     @property
     def decides(self) -> bool:
@@ -167,7 +172,17 @@ class LinkHost:
     def _may_grant(self, backend: str) -> bool:
         if self.paced is not None and not self.paced(backend):
             return False
+        if self.slices is not None and not self.slices.book.may_grant():
+            return False
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
+
+    def share_limits(self, store: Store, pool: str) -> PooledSlots:
+        """Have limits hold over all pools of a store, from ``start`` on; returns what counts keys' calls at once."""
+        self.slices = SliceKeeper(
+            self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
+            ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,
+        )  # fmt: skip
+        return PooledSlots(self.slices.book)
 
     def _go_on(self) -> None:
         for scheduler in self.serving.schedulers.values():
@@ -193,6 +208,8 @@ class LinkHost:
     async def close(self, reason: str = "the server ends") -> None:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
+        if self.slices is not None:
+            self.slices.close()
         self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)
@@ -218,9 +235,9 @@ class LinkHost:
         now = self.serving.clock()
         stood_still, self._ticked_s = now - self._ticked_s > STOOD_STILL_S, now
         if now >= self._renew_at_s:
-            self._renew_at_s = now + self.lease.ttl_s / 3
             if self.lease.renew():
                 self._go_on()
+            self._renew_at_s = now if self.lease.store_away else now + self.lease.ttl_s / 3
             if self._unlisted and not self.lease.store_away:
                 self._list()
             if self.lease.deposed:
@@ -236,6 +253,7 @@ class LinkHost:
         self.recovery.look(now)
         for replica in self._orphans.look(now):
             self._strike(replica)
+        self._labels.look()
         self._push_views()
         if now >= self._valid_at_s:
             self._valid_at_s = now + VALID_AGAIN_S
@@ -318,9 +336,13 @@ class LinkHost:
             return
         new, replicas = changed_views(self._views, seen), self.connected
         self._views = seen
+        packed: dict[Sequence[str] | None, bytes] = {}
         for session in self.sessions:
             if session.replica is not None:
-                session.send(View(_of(session.caller, seen), replicas))
+                backends = session.caller.backends
+                if (data := packed.get(backends)) is None:
+                    data = packed[backends] = frame(flat(View(_of(session.caller, seen), replicas)))
+                session.send_frame(data)
             elif session.views:
                 session.send(View(new, replicas))
 
@@ -330,6 +352,7 @@ class LinkHost:
         """Take in a replica; returns it, or why it is refused; ``None``: it is another pool's core that looks on."""
         if hello.protocol != PROTOCOL:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
+        self.lease.met(hello.epoch)
         if not self.decides or not self.lease.holds():
             return "this core does not decide; connect again"
         if hello.pool and hello.pool != self.pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,33 @@ from orla_lg.core.placement.view import resident_tokens
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
-from orla_lg.errors import ConfigError, OrlaError, RecordUnknown, did_you_mean, shown
+from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError, RecordUnknown, did_you_mean, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
+from orla_lg.link.thread_leases import LeasesInStore, flat_answer, lease_name, read_owner
 from orla_lg.link.views import flat_limits, flat_statistics
-from orla_lg.serve.access.keys import KeyScope
-from orla_lg.serve.link.flat import MOST_CHARS, UNSENT, FlatAsk, LinkCaller, numbers, tenant_within, workflow_of
+from orla_lg.serve.access.keys import KeyScope, allows
+from orla_lg.serve.link.flat import (
+    MOST_CHARS,
+    UNSENT,
+    FlatAsk,
+    LinkCaller,
+    SpokenKeys,
+    named,
+    numbers,
+    speaks_for_others,
+    tenant_within,
+    workflow_of,
+)
+from orla_lg.serve.store.store import StoreUnavailable
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
+
+MOST_THREADS = 5_000
+"""The same where one more is a lease of a thread, which takes a millisecond."""
+
+MOST_LEASE_S = 86_400.0
 
 CHANGING = frozenset({"pause", "resume", "drain", "set_policy", "set_limit"})
 """They change the core for all, so a link's key needs the scope ``control`` for them."""
@@ -35,13 +54,18 @@ class Requests:
 
     Args:
         serving: The core.
+        keys: In whose names gateways make calls; ``None``: they ask for none.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, keys: SpokenKeys | None = None) -> None:
+        self._serving, self._keys = serving, keys
+        self.threads: LeasesInStore | None = None
+        """Leases of threads; ``None``: there is no store for them."""
+        self._in_order = ThreadPoolExecutor(1, "orla-thread-leases")
         self._at_once: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "statistics": self._statistics,
             "prioritize": self._prioritize,
+            "move": self._move,
             "pause": self._pause,
             "resume": self._resume,
             "set_policy": self._set_policy,
@@ -50,9 +74,11 @@ class Requests:
             "ahead": self._ahead,
             "feedback": self._feedback,
             "resident": self._resident,
+            "key": self._key,
         }
         self._in_time: Mapping[str, Callable[[LinkCaller, Flat], Any]] = {
             "drain": self._drain,
+            "thread": self._thread,
         }
 
     def answer(
@@ -68,7 +94,7 @@ class Requests:
             send(_done(request.number, partial(handle, caller, request.more)))
             return
         begin = self._in_time.get(request.what)
-        if begin is None or len(tasks) >= MOST_OPEN:
+        if begin is None or len(tasks) >= (MOST_THREADS if request.what == "thread" else MOST_OPEN):
             known = (*self._at_once, *self._in_time)
             fault = "too many requests are under way" if begin else (
                 f"unknown request {shown(request.what)}{did_you_mean(request.what, known)}"
@@ -107,6 +133,11 @@ class Requests:
         call = Call("", Identity(workflow), ask, said, said, self._serving.clock())
         return resident_tokens(self._scheduler(_text(more, "backend")), call)
 
+    def _key(self, caller: LinkCaller, more: Flat) -> Flat:
+        """Return what a gateway must know of a key that it was sent, by its hash."""
+        speaks_for_others(caller)
+        return {"any": False, "key": None} if self._keys is None else self._keys.told(_text(more, "sha256"))
+
     # Changing
 
     def _prioritize(self, caller: LinkCaller, more: Flat) -> bool:
@@ -118,6 +149,15 @@ class Requests:
         if tenant is not None or caller.tenants is not None:
             tenant = tenant_within(caller, tenant)
         return self._serving.steering.prioritize(_text(more, "run"), priority, tenant)
+
+    def _move(self, caller: LinkCaller, more: Flat) -> bool:
+        tenant = _text(more, "tenant") if more.get("tenant") else None
+        if tenant is not None or caller.tenants is not None:
+            tenant = tenant_within(caller, tenant)
+        backend = None if more.get("backend") is None else _text(more, "backend")
+        if backend is not None and not allows(caller.backends, backend):
+            raise ConfigError(f"this key may not use backend {shown(backend)}")
+        return self._serving.steering.move(_text(more, "workflow"), backend, tenant)
 
     def _pause(self, caller: LinkCaller, more: Flat) -> None:
         self._serving.steering.pause(_text(more, "backend"))
@@ -154,6 +194,37 @@ class Requests:
             raise ConfigError(f"timeout_s must be 0 or more seconds, or None: for ever; got {shown(timeout_s)}")
         drained: bool = await adrive(self._serving.steering.drain(_text(more, "backend"), timeout_s))
         return drained
+
+    async def _thread(self, caller: LinkCaller, more: Flat) -> Flat | None:
+        """Take, renew or give back the lease of a thread; in the order in which it was asked for, beside the loop."""
+        if self.threads is None:
+            raise ConfigError("this server has no store that leases of threads could be in")
+        tenant = _text(more, "tenant") if more.get("tenant") else None
+        if tenant is not None or caller.tenants is not None:
+            tenant = tenant_within(caller, tenant)
+        thread, owner = _text(more, "thread"), more.get("owner")
+        named(thread, "a thread's id")
+        name, says = lease_name(tenant, thread), read_owner(owner if isinstance(owner, Mapping) else {})
+        if not says.holder:
+            raise ConfigError("owner: a lease needs a holder")
+        threads, what, ttl_s, epoch = self.threads, _text(more, "what"), more.get("ttl_s"), more.get("epoch")
+        if what == "give_back":
+            await self._ordered(threads.give_back, name, says)
+            return None
+        if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0 < ttl_s <= MOST_LEASE_S:
+            raise ConfigError(f"ttl_s must be seconds above 0, {MOST_LEASE_S:g} at most, got {shown(ttl_s)}")
+        if what == "take":
+            gone = _text(more, "gone") if more.get("gone") else ""
+            return flat_answer(await self._ordered(threads.take, name, says, ttl_s, gone))
+        if what != "renew" or not isinstance(epoch, int):
+            raise ConfigError(f"what: take, renew (with an epoch) or give_back, got {shown(what)}")
+        return flat_answer(await self._ordered(threads.renew, name, says, ttl_s, epoch))
+
+    async def _ordered(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._in_order, call, *args)
+        except StoreUnavailable as error:  # a replica waits for it as for a core
+            raise BackendUnavailable(f"the server's store does not answer: {error}") from error
 
     def _scheduler(self, backend: str) -> BackendScheduler:
         schedulers = self._serving.schedulers

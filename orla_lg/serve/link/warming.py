@@ -38,6 +38,9 @@ class KeptPrompt(Prompt):
     backend: str = ""
     messages: int | None = None
     """So many of its messages; ``None``: all."""
+    kept_for: str = ""
+    """The backend that it was sent to, where it is to be sent to another one now, and the model's name there."""
+    model: str = ""
 
     @classmethod
     def of(cls, inflight: InFlightCall, chars: int, frame: int, keeper: PromptKeeper) -> Self:
@@ -63,6 +66,10 @@ class KeptPrompt(Prompt):
         tokens = round(self.tokens * first.prompt_chars / max(1, self.chars))
         return replace(self, ask=first, chars=first.prompt_chars, tokens=tokens, messages=messages)
 
+    def elsewhere(self, backend: str, model: str) -> Self:
+        """Return it as its replica would send it to another backend."""
+        return replace(self, backend=backend, kept_for=self.kept_for or self.backend, model=model, base=None)
+
     def extended(self, messages: Sequence[Any]) -> Self:
         """Return what is certain of the prompt after its call; the *messages* are known by hashes and lengths."""
         root = self if self.base is None else self.base
@@ -81,7 +88,7 @@ class KeptPrompt(Prompt):
             Warm(
                 "", self.workflow, self.backend, dict(fields), self.stage if named else "",
                 self.graph if named else "", self.messages, prefix[-1] if prefix else 0,
-                self.call_id if split else "",
+                self.call_id if split else "", self.kept_for, self.model,
             )
         )  # fmt: skip
 

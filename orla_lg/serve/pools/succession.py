@@ -68,6 +68,8 @@ class Succession:
         """It stands by: another process has the lease."""
         self._changed = asyncio.Event()
         self._complained = ""
+        self._is_announced = True
+        """Whether the directory has taken what it was last told of this core."""
         self._beat = 0
 
     @property
@@ -139,7 +141,8 @@ class Succession:
     def announce(self) -> None:
         """Write down where the core is, if this is it; once more when its backends have changed."""
         if self._host.decides:
-            self._try(lambda: self._directory.announce(self._place(self._host.lease.epoch)))
+            place = self._place(self._host.lease.epoch)
+            self._is_announced = self._try(lambda: self._directory.announce(place))
 
     async def _stand_by(self) -> None:
         """Keep this standby's entry young."""
@@ -151,10 +154,12 @@ class Succession:
             await asyncio.sleep(BEAT_S)
 
     async def _keep(self) -> None:
-        """Strike out what does not stand by any more."""
+        """Strike out what does not stand by any more, and announce the core again if that failed."""
         seen: dict[str, tuple[int, float]] = {}
         while True:
             if self._host.decides:
+                if not self._is_announced:
+                    self.announce()
                 with contextlib.suppress(StoreUnavailable):
                     seen = self._strike(seen, time.monotonic())
             await asyncio.sleep(BEAT_S)
@@ -209,12 +214,14 @@ class Succession:
 
     # A store that does not answer
 
-    def _try(self, write: Callable[[], object]) -> None:
-        """Write to the directory, if the store answers: it is a hint, and written again."""
+    def _try(self, write: Callable[[], object]) -> bool:
+        """Write to the directory, if the store answers: it is a hint, and written again. Returns whether it did."""
         try:
             write()
         except StoreUnavailable as error:
             self._complain("the directory of cores cannot be written", error)
+            return False
+        return True
 
     def _complain(self, what: str, error: StoreUnavailable) -> None:
         if what != self._complained:

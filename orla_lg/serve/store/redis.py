@@ -2,12 +2,17 @@
 
 Each write, each lease and each scan is one script, which the server runs by itself and whole: a value's version is
 compared in the step that writes it, and a lease's time is the server's own clock, so that no two machines' clocks are
-compared. A write that returned is in the server's memory, and in its log as ``appendfsync`` says: without a log
-(``appendonly no``) a server that is started again has forgotten all of it, epochs too, and is warned of.
+compared. A write that returned is in the server's memory, and in its log as ``appendfsync`` says.
 
 An answer may be lost although the write took place. A lease that is asked for again by the same holder is renewed,
-and a value that is expected to have its old version is a ``Conflict``: its writer reads again, and finds its own.
-Nothing is sent a second time from here.
+and a value that is expected to have its old version is a ``Conflict``: its writer reads again, and finds its own. A
+write that was given up takes place before the next question of this process is asked, or never (``redis_line``).
+
+A server without a log (``appendonly no``) that is started again has forgotten all of it. That is warned of when it
+is opened, and noticed when it happens: each store has a name of its own (``born``). A process that has read another
+name before believes nothing that it reads there: a server's keys that are gone would open it to all. It holds its
+lease on, with the same epoch; a lease that nothing is known of begins at the server's clock, which no epoch before
+has reached.
 
 Where what stands is written in ``link.redis_keys``.
 """
@@ -17,13 +22,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.redis_keys import EXTRA, RedisAddress, lexical_range, read_entry
+from orla_lg.serve.store.redis_line import AGAIN_S, ANSWER_S, CONNECT_S, RedisLine, said_of
+from orla_lg.serve.store.redis_scripts import SCRIPTS
 from orla_lg.serve.store.store import (
     Fence,
     Lease,
@@ -36,64 +44,28 @@ from orla_lg.serve.store.store import (
 
 log = logging.getLogger("orla_lg")
 
-ANSWER_S = 0.25
-"""The server has so long for each step: the core's loop waits for it."""
+OPEN_S = 10.0
+"""A server may take so long to be reached for the first time."""
 
-REST_S = 0.25
-"""A server that did not answer is not asked again for so long: what is asked meanwhile fails at once."""
-
-POLL_S = 0.5
+POLL_S = 0.25
 """How often a watched store is asked for its version, beside what it announces."""
 
-MOST_SCANNED = 100_000
-"""Values that one scan brings; a store that has more of them under a prefix is none of ours."""
+ON_ITS_WAY_S = 0.05
+"""What is announced may come so much later than the version that it made."""
 
-# KEYS: values, names, version, the lease of the fence. ARGV: key, value, whether there is one, the version that is
-# expected or -1, the epoch of the fence or -1, the channel.
-PUT = """
-local epoch = tonumber(redis.call('HGET', KEYS[4], 'epoch') or 0)
-if ARGV[5] ~= '-1' and epoch ~= tonumber(ARGV[5]) then return {'fence', epoch} end
-local known = redis.call('HGET', KEYS[1], ARGV[1])
-local found = known and tonumber(string.match(known, '^%d+')) or 0
-if ARGV[4] ~= '-1' and found ~= tonumber(ARGV[4]) then return {'version', found} end
-if ARGV[3] == '0' and not known then return {'done', tonumber(redis.call('GET', KEYS[3]) or 0)} end
-local version = redis.call('INCR', KEYS[3])
-if ARGV[3] == '0' then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  redis.call('ZREM', KEYS[2], ARGV[1])
-else
-  redis.call('HSET', KEYS[1], ARGV[1], string.format('%d ', version) .. ARGV[2])
-  redis.call('ZADD', KEYS[2], 0, ARGV[1])
-end
-redis.call('PUBLISH', ARGV[6], ARGV[1])
-return {'done', version}
-"""
+PAGE = 2_000
+"""Values that one script brings; a scan of more takes several, all of one version."""
 
-# KEYS: values, names. ARGV: the bounds, and how many at most.
-SCAN = """
-local names = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[1], ARGV[2], 'LIMIT', 0, tonumber(ARGV[3]))
-local found = {}
-for at = 1, #names do
-  found[2 * at - 1] = names[at]
-  found[2 * at] = redis.call('HGET', KEYS[1], names[at])
-end
-return found
-"""
+MOST_SCANS = 5
+"""A scan that others write into all the while is one script in the end, however much it brings."""
 
-# KEYS: the lease. ARGV: holder, milliseconds.
-LEASE = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local known = redis.call('HMGET', KEYS[1], 'holder', 'epoch', 'until')
-local epoch = tonumber(known[2] or 0)
-if known[1] and known[1] ~= ARGV[1] then
-  if tonumber(known[3]) > now then return {0, 0} end
-end
-if known[1] ~= ARGV[1] then epoch = epoch + 1 end
-local ends = string.format('%.0f', now + tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'epoch', epoch, 'until', ends)
-return {epoch, ends}
-"""
+
+class KnownLease(NamedTuple):
+    """A lease as this process has it."""
+
+    epoch: int
+    until_s: float
+    """Monotonic: until then no other process can have taken it."""
 
 
 class RedisStore:
@@ -103,12 +75,13 @@ class RedisStore:
         address: Where it is.
         where: What messages begin with: the key of the configuration, or the option, that named it.
         answer_s: How long the server may take for one step.
-        rest_s: How long a server that did not answer is left alone.
+        again_s: How long after a fault a connection is tried again.
         poll_s: How often its version is asked for where something is watched.
+        epochs_behind: Behind which epoch that of a new lease begins; -1: the server's clock, in milliseconds.
         settings: Of the client, as redis-py takes them.
 
     Raises:
-        ConfigError: It cannot be used: redis-py is missing, the password is wrong, the server keeps nothing.
+        ConfigError: It cannot be used: redis-py is missing, the password is wrong.
         StoreUnavailable: It does not answer.
     """
 
@@ -118,8 +91,9 @@ class RedisStore:
         *,
         where: str = "store",
         answer_s: float = ANSWER_S,
-        rest_s: float = REST_S,
+        again_s: float = AGAIN_S,
         poll_s: float = POLL_S,
+        epochs_behind: int = -1,
         **settings: Any,
     ) -> None:
         if importlib.util.find_spec("redis") is None:
@@ -127,27 +101,45 @@ class RedisStore:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        self.address, self._where, self._rest_s, self._poll_s = address, where, rest_s, poll_s
+        self.address, self._where, self._poll_s = address, where, poll_s
+        self._epochs_behind = epochs_behind
         self.place = address.text
         """As messages name it."""
-        timing = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s, "retry": Retry(NoBackoff(), 0)}
-        self._client = address.connect(**{**timing, **settings})
-        self._values, self._names, self._version = map(address.key, ("values", "names", "version"))
-        self._channel = address.key("changes")
-        self._put, self._scan, self._lease = map(self._client.register_script, (PUT, SCAN, LEASE))
+        step_s = max(CONNECT_S, answer_s)
+        timing = {"socket_timeout": step_s, "socket_connect_timeout": step_s, "retry": Retry(NoBackoff(), 0)}
+        self._client = address.connect(**{**settings, **timing, "protocol": 3})
+        self._values, self._names, self._version, self._born, self._channel = map(
+            address.key, ("values", "names", "version", "born", "changes")
+        )
+        self._known: bytes | None = None
+        """The store's own name, as it was read first."""
+        self._forgot = False
+        self._held: dict[tuple[str, str], KnownLease] = {}
+        """By name and holder."""
         self._watchers = Watchers()
         self._watching: threading.Thread | None = None
+        self._seen = 0
+        """The version up to which changes were announced."""
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._rests_until_s = 0.0
-        self._check()
+        pool = self._client.connection_pool
+        self._line = RedisLine(
+            lambda: pool.connection_class(**pool.connection_kwargs), self._begin, f"{where}: {self.place}",
+            answer_s=answer_s, again_s=again_s,
+        )  # fmt: skip
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     # The five methods
 
     def get(self, key: str) -> Versioned | None:
         """Return a value; ``None`` where there is none."""
+        self._check_memory()
         with self._asking("read"):
-            found = self._client.hget(self._values, _bytes(key))
+            found = self._line.ask("HGET", self._values, _bytes(key))
         return None if found is None else _versioned(found)
 
     def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> int:
@@ -157,8 +149,7 @@ class RedisStore:
             _bytes(key), value or b"", int(value is not None), -1 if expected is None else expected,
             -1 if fence is None else fence.epoch, self._channel,
         ]  # fmt: skip
-        with self._asking("write"):
-            said, number = self._put(keys=keys, args=given)
+        said, _, number = self._run("write", "put", keys, given)
         if said == b"fence":
             assert fence is not None
             check_fence(fence, number)
@@ -167,27 +158,34 @@ class RedisStore:
         return int(number)
 
     def scan(self, prefix: str) -> dict[str, Versioned]:
-        """Return all values whose keys begin with *prefix*, sorted by key."""
-        with self._asking("read"):
-            found = self._scan(keys=[self._values, self._names], args=[*lexical_range(prefix), MOST_SCANNED + 1])
-        if len(found) > 2 * MOST_SCANNED:
-            raise StoreUnavailable(
-                f"{self._where}: {self.address.text} has more than {MOST_SCANNED:,} values under {prefix!r}; is it "
-                "another program's? ?prefix=NAME in its URL names keys of our own"
-            )
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return dict(sorted((_text(key), _versioned(value)) for key, value in pairs if value is not None))
+        """Return all values whose keys begin with *prefix*, sorted by key, as they were at one moment."""
+        self._check_memory()
+        for _ in range(MOST_SCANS):
+            if (pages := self._pages(prefix)) is not None:
+                break
+        else:
+            pages = self._page(*lexical_range(prefix), -1)[1]
+        return dict(sorted((_text(key), _versioned(value)) for key, value in pages))
 
     def lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
         """Take or renew a lease (``Store.lease``), by the server's clock."""
-        with self._asking("take a lease in"):
-            epoch, until_ms = self._lease(keys=[self._lease_key(name)], args=[_bytes(holder), round(ttl_s * 1000)])
-        return Lease(int(epoch), float(until_ms) / 1000) if epoch else None
+        asked_s = time.monotonic()
+        mine = self._held.get((name, holder))
+        has = mine.epoch if mine is not None and asked_s < mine.until_s else 0
+        given = [_bytes(holder), round(ttl_s * 1000), has, self._epochs_behind]
+        said, _, *rest = self._run("take a lease in", "lease", [self._lease_key(name)], given)
+        if said == b"held":
+            self._held.pop((name, holder), None)
+            return None
+        epoch, until_ms = rest
+        self._held[name, holder] = KnownLease(int(epoch), asked_s + ttl_s)
+        return Lease(int(epoch), float(until_ms) / 1000)
 
     def watch(self, prefix: str, changed: Callable[[], None]) -> Callable[[], None]:
         """Call *changed* after values under *prefix* change, from a thread of the store's own."""
         with self._lock:
             if self._watching is None and not self._closed.is_set():
+                self._seen = self._look()[0]
                 self._watching = threading.Thread(target=self._watch, name="orla-store", daemon=True)
                 self._watching.start()
         return self._watchers.add(prefix, changed)
@@ -195,104 +193,178 @@ class RedisStore:
     def close(self) -> None:
         """Let the connections go. Idempotent."""
         self._closed.set()
+        self._line.close()
         if self._watching is not None and self._watching is not threading.current_thread():
             self._watching.join(5)
         self._client.close()
 
     # How the server is asked
 
+    def _run(self, what: str, script: str, keys: list[Any], given: list[Any]) -> Any:
+        """Return the answer of a script that writes; one that came too late by a clock that was set is run again."""
+        for _ in range(2):
+            asked_s = time.monotonic()
+            with self._asking(what):
+                until_ms = self._line.deadline_ms()
+                found = self._evaluated(script, keys, [until_ms, *given], until_ms)
+            self._line.learn(float(found[1]), asked_s)
+            if found[0] != b"late":
+                return found
+        raise StoreUnavailable(f"{self._where}: cannot {what} {self.place}: its clock jumps")
+
+    def _evaluated(self, script: str, keys: list[Any], given: list[Any], until_ms: int | None = None) -> Any:
+        from redis.exceptions import NoScriptError
+
+        text, known_as = SCRIPTS[script]
+        try:
+            return self._line.ask("EVALSHA", known_as, len(keys), *keys, *given, deadline_ms=until_ms)
+        except NoScriptError:  # it was started, or told to forget scripts, since
+            return self._line.ask("EVAL", text, len(keys), *keys, *given, deadline_ms=until_ms)
+
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        """Turn what redis-py raises into what a store raises, and leave a server alone that does not answer."""
+        """Turn what redis-py raises into what a store raises."""
         import redis
 
-        if self._closed.is_set():
-            raise StoreUnavailable(f"{self._where}: {self.address.text} was closed")
-        if (left_s := self._rests_until_s - time.monotonic()) > 0:
-            raise StoreUnavailable(
-                f"{self._where}: {self.address.text} did not answer just now, and is asked again in {left_s:.2f} s"
-            )
         try:
             yield
-        except (redis.TimeoutError, redis.ConnectionError, OSError) as error:
-            if not isinstance(error, redis.AuthenticationError):
-                self._rests_until_s = time.monotonic() + self._rest_s
-            raise StoreUnavailable(self._said(what, error)) from error
         except redis.RedisError as error:
-            raise StoreUnavailable(self._said(what, error)) from error
+            text = f"{self._where}: cannot {what} {self.place}: {said_of(error, ANSWER_S)}"
+            raise StoreUnavailable(text) from error
 
-    def _said(self, what: str, error: Exception) -> str:
-        text = f"{self._where}: cannot {what} {self.address.text}: {' '.join(str(error).split())[:300]}"
-        if str(error).startswith("READONLY") or type(error).__name__ == "ReadOnlyError":
-            text += "; it is a replica: the URL must name the server that is written to"
-        return text
+    def _page(self, begins: bytes, ends: bytes, most: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Return the version of the store, and the first values between two bounds."""
+        keys = [self._values, self._names, self._version, self._born]
+        with self._asking("read"):
+            born, version, *found = self._evaluated("scan", keys, [begins, ends, most])
+        self._check_born(born)
+        return version, [pair for pair in zip(found[::2], found[1::2], strict=True) if pair[1] is not None]
 
-    def _check(self) -> None:
-        """Refuse a server that would forget what it was given, or that does not take the password.
-
-        Raises:
-            ConfigError, StoreUnavailable: As the class says.
-        """
-        import redis
-
-        try:
-            with self._asking("use"):
-                self._client.ping()
-        except StoreUnavailable as error:
-            cause = error.__cause__
-            if isinstance(cause, redis.AuthenticationError) or f"{cause}".startswith(("NOAUTH", "NOPERM")):
-                raise ConfigError(
-                    f"{error}; user and password stand in its URL, or in the variable that [serve] "
-                    "store_password_env names"
-                ) from error
-            raise
-        try:
-            kept = self._client.config_get("appendonly").get("appendonly")
-        except redis.RedisError:  # a managed server does not say
-            return
-        if kept == "no":
-            log.warning(
-                "%s: %s keeps no log (appendonly no): started again it has forgotten keys, limits and which core was "
-                "the last; `CONFIG SET appendonly yes`, and the same in its file, mends that",
-                self._where, self.address.text,
-            )  # fmt: skip
+    def _pages(self, prefix: str) -> list[tuple[bytes, bytes]] | None:
+        """Return the values under a prefix; ``None`` where the store was written to between two pages."""
+        begins, ends = lexical_range(prefix)
+        version, found = self._page(begins, ends, PAGE)
+        page = found
+        while len(page) == PAGE:
+            later, page = self._page(b"(" + page[-1][0], ends, PAGE)
+            if later != version:
+                return None
+            found += page
+        return found
 
     def _lease_key(self, name: str) -> bytes:
         return self.address.key("lease:").encode() + _bytes(name)
 
+    # What it is
+
+    def _open(self) -> None:
+        """Wait for the first connection, and say what is wrong with the server.
+
+        Raises:
+            ConfigError, StoreUnavailable: As the class says.
+        """
+        from redis import exceptions
+
+        until_s = time.monotonic() + OPEN_S
+        while True:
+            try:
+                with self._asking("use"):
+                    self._line.ask("PING")
+                break
+            except StoreUnavailable as error:
+                fault = self._line.fault
+                if isinstance(fault, exceptions.AuthenticationError | exceptions.NoPermissionError):
+                    raise ConfigError(f"{error}") from error
+                if time.monotonic() >= until_s or not (
+                    fault is None or isinstance(fault, exceptions.BusyLoadingError | TimeoutError)
+                ):
+                    raise
+                time.sleep(0.05)
+        self._warn_of("appendonly", "no", "when it is started again it has forgotten keys, limits and which core was "
+                      "the last; `CONFIG SET appendonly yes`, and the same in its file, mends that")  # fmt: skip
+        for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):
+            self._warn_of("maxmemory-policy", policy, "when its memory is full it throws away what stands here; "
+                          "`CONFIG SET maxmemory-policy noeviction` mends that")  # fmt: skip
+
+    def _warn_of(self, setting: str, wrong: str, what: str) -> None:
+        import redis
+
+        try:
+            found = self._line.ask("CONFIG", "GET", setting)
+        except (redis.RedisError, StoreUnavailable):  # a managed server does not say
+            return
+        pairs = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        if pairs.get(setting.encode()) == wrong.encode():
+            log.warning("%s: %s has %s %s: %s", self._where, self.place, setting, wrong, what)
+
+    def _begin(self, connection: Any) -> None:
+        """Read the store's own name by a new connection, and give it one where it has none."""
+        connection.send_command("SET", self._born, secrets.token_hex(8), "NX")
+        connection.read_response()
+        connection.send_command("GET", self._born)
+        self._check_born(connection.read_response(), raises=False)
+
+    def _check_born(self, born: bytes | None, *, raises: bool = True) -> None:
+        if self._known is None:
+            self._known = born
+        elif born != self._known and not self._forgot:
+            self._forgot = True
+            log.error("%s", self._forgotten())
+        if raises:
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        if self._forgot:
+            raise StoreUnavailable(self._forgotten())
+
+    def _forgotten(self) -> str:
+        return (
+            f"{self._where}: {self.place} has forgotten what stood in it, keys and limits with it, and this process "
+            "believes nothing that it says: bring its file back, or make keys again, and start each server again"
+        )
+
     # Watching
+
+    def _look(self) -> tuple[int, bytes | None]:
+        """Return the store's version, and its own name."""
+        with self._asking("read"):
+            version, born = self._line.ask("MGET", self._version, self._born)
+        return int(version or 0), born
 
     def _watch(self) -> None:
         """Announce what the server does, and what its version shows to have been missed."""
         import redis
 
-        seen = -1
         while not self._closed.is_set():
             channel = self._client.pubsub()
             try:
                 channel.subscribe(self._channel)
                 while not self._closed.is_set():
-                    version = int(self._client.get(self._version) or 0)
-                    if -1 < seen < version:
+                    before, (version, born) = self._seen, self._look()
+                    self._check_born(born, raises=False)
+                    if version > before:
+                        self._hear(channel, ON_ITS_WAY_S, version)
+                    if version > self._seen or version < before:  # some were missed, or are lost
+                        self._seen = version
                         self._watchers.announce(lambda prefix: True)
-                    seen = version
-                    seen += self._hear(channel, time.monotonic() + self._poll_s)
-            except (redis.RedisError, OSError):
+                    self._hear(channel, self._poll_s)
+            except (redis.RedisError, OSError, StoreUnavailable):
                 self._closed.wait(self._poll_s)
             finally:
                 channel.close()
 
-    def _hear(self, channel: Any, until_s: float) -> int:
-        """Announce changes as they come, until then; returns how many came."""
-        count = 0
+    def _hear(self, channel: Any, seconds: float, version: int | None = None) -> None:
+        """Announce changes as they come, for so long, or up to a version."""
+        until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0 and not self._closed.is_set():
             message = channel.get_message(ignore_subscribe_messages=True, timeout=min(left_s, 0.1))
             if message is None:
                 continue
-            key = _text(message["data"])
-            self._watchers.announce(key.startswith)
-            count += 1
-        return count
+            number, key = read_entry(message["data"])
+            self._seen = max(self._seen, number)
+            self._watchers.announce(_text(key).startswith)
+            if version is not None and self._seen >= version:
+                return
 
 
 def _bytes(key: str) -> bytes:

@@ -56,8 +56,8 @@ class SpentKeeper:
         self._store = store
         self._may_write = may_write
         self._wall = wall
-        self._written: dict[str, Amount] = {}
-        """By the store's key, what was spent when it was last written."""
+        self._written: dict[str, Amount | None] = {}
+        """By the store's key, what was spent when it was last written; ``None``: it is to be written again."""
         self._due_s = self._estimates_due_s = 0.0
         self._writing: asyncio.Future[None] | None = None
         self._complained = False
@@ -131,8 +131,7 @@ class SpentKeeper:
                 self._store.put(ESTIMATES, self._serving.estimates.dumped())
             self._complained = False
         except StoreUnavailable as error:
-            for name in changes:
-                self._written.pop(name, None)  # tried again
+            self._written.update(dict.fromkeys(changes))  # tried again: what is over is to be deleted all the same
             if not self._complained:
                 self._complained = True
                 log.warning("what is spent cannot be kept: %s", error)
@@ -147,9 +146,14 @@ def spent_under(store: Store, key: Key, wall_s: float) -> UsageAccount | None:
 
 
 def _name(run: str, key: Key) -> str | None:
-    """Return where an account is kept; ``None`` for limits whose key means nothing in another process."""
+    name = account_name(run, key)
+    return None if name is None else SPENT + name
+
+
+def account_name(run: str, key: Key) -> str | None:
+    """Return the name of an account in the store; ``None`` for limits whose key means nothing in another process."""
     layer = _plain(key[0])
-    return None if layer is None else SPENT + json.dumps([run, layer, str(key[1]), key[2]])
+    return None if layer is None else json.dumps([run, layer, str(key[1]), key[2]])
 
 
 def _plain(layer: Hashable) -> str | list[str] | None:

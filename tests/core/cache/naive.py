@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from orla_lg.core.cache.engine_cache import MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.engine_cache import Loan, MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.prefix.admission import AdmissionStatistics
 from orla_lg.core.cache.verification import ExpectedTokens, OrderLog, VerificationCounts
 from orla_lg.core.call import Ask, Call, Usage
@@ -70,6 +70,14 @@ class NaiveCache:
 
     def tidy(self) -> None:
         pass
+
+    shelf = ""
+
+    def lend(self, workflow: str, now: float, lent: Callable[[Loan | None], None]) -> bool:
+        return False
+
+    def borrow(self, loan: Loan, now: float) -> None:
+        raise AssertionError("there is no shelf here")
 
     def missing(self, workflow: str, ask: Ask, tokens: int) -> float:
         return tokens

@@ -17,6 +17,8 @@ from orla_lg.core.limits.usage import NOTHING, Amount
 from orla_lg.core.lookahead.run_share import RunShare
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.access.budgets import CallSlots, layers_of, spent_of
+from orla_lg.serve.pools.directory import CorePlace, Directory
+from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.spent import SpentKeeper
 from orla_lg.serve.store.store import MemoryStore, Store
 from tests.serve.fixtures import make
@@ -208,3 +210,16 @@ def test_a_key_shows_what_it_spent_in_its_window() -> None:
     assert spent_of(store, key, wall.s + 11)[0]["calls"] == 0
     other = replace(key, limits=(Limit(calls=5, per_s=20.0),))
     assert spent_of(store, other, wall.s)[0]["calls"] == 0  # another window begins empty
+
+
+def test_what_a_key_spent_in_several_pools_is_shown_together() -> None:
+    store: Store = MemoryStore()
+    key, _ = make(store, limits=(Limit(calls=9),))
+    for pool, calls in (("", 1), ("a", 2), ("b", 3)):
+        if pool:
+            Directory(store).announce(CorePlace(pool, (), 1))
+        book, spent, _, wall = started(ScopedStore(store, pool))
+        for _ in range(calls):
+            spend(book, layers_of(key))
+        spent.close()
+    assert spent_of(store, key, wall.s)[0]["calls"] == 6

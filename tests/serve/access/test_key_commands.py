@@ -17,6 +17,7 @@ from orla_lg.serve.access.access import Access
 from orla_lg.serve.access.commands import limit_of, store_file
 from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.store.sqlite import SqliteStore
+from tests.redis_server import RedisServer
 from tests.serve.access.test_budgets import spend, started
 from tests.serve.fixtures import bearer
 
@@ -108,7 +109,7 @@ def test_a_scope_that_is_none_is_said_with_those_that_there_are(capsys: Out) -> 
     with pytest.raises(SystemExit):
         main(["keys", "create", "ci", "--scope", "admin"])
     said = capsys.readouterr().err
-    assert "KeyScope" not in said and re.search("use'?, '?link'?, '?view'?, '?control", said)
+    assert "KeyScope" not in said and re.search("use'?, '?link'?, '?gateway'?, '?view'?, '?control", said)
 
 
 @pytest.mark.parametrize("name", ["show", "revoke"])
@@ -186,3 +187,25 @@ def test_help_teaches(capsys: Out, words: tuple[str, ...]) -> None:
     assert "revoke" in said or words
     if words in ((), ("create",)):
         assert "scopes: use " in said and "Bearer" in said and "orla-lg keys create ci" in said
+
+
+def test_keys_are_made_in_a_store_on_another_machine(
+    capsys: Out, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RedisServer(here / "redis", "--requirepass", "w0rd") as server:
+        assert "store_password_env" in keys(capsys, "list", "--store", server.url, fails=True)
+        monkeypatch.setenv("ORLA_STORE_PASSWORD", "w0rd")
+        assert "no keys" in keys(capsys, "list", "--store", server.url)
+        monkeypatch.delenv("ORLA_STORE_PASSWORD")
+        monkeypatch.setenv("ORLA_TEST_WORD", "w0rd")
+        (here / "orla.toml").write_text(f'[serve]\nstore = "{server.url}"\nstore_password_env = "ORLA_TEST_WORD"\n')
+        secret = keys(capsys, "create", "ci").strip()
+        (made,) = as_json(capsys, "list", "--store", server.url)
+        assert made["name"] == "ci" and secret not in json.dumps(made)
+        keys(capsys, "revoke", "ci")
+        assert as_json(capsys, "list")[0]["state"] == "revoked"
+        (here / "orla.toml").write_text('[serve]\nstore = "redis://:w0rd@store.example/0"\n')
+        refused = keys(capsys, "list", fails=True)
+        assert "store_plain_text" in refused and "w0rd" not in refused
+        (here / "orla.toml").write_text(f'[serve]\nstore = "{server.url}"\nstore_plain_text = 1\n')
+        assert "store_plain_text must be true or false" in keys(capsys, "list", fails=True)

@@ -59,7 +59,7 @@ class ByHand(RedisStore):
     """A store on a real server, whose clock is moved by moving its leases."""
 
     def __init__(self, address: RedisAddress, clock: Clock) -> None:
-        super().__init__(address, poll_s=0.05)
+        super().__init__(address, poll_s=0.05, epochs_behind=0)
         self._hand, self._at_s = clock, clock.since_boot_s
 
     def lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:

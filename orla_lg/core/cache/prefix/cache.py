@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from orla_lg.core.cache.engine_cache import AdmissionStatistics, MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, Loan, MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.prefix.admission import Admission
 from orla_lg.core.cache.prefix.eviction import Eviction
 from orla_lg.core.cache.prefix.references import References
@@ -40,6 +40,8 @@ class PrefixTreeCache:
 
     slots = 0
     prefetches_alone = False
+    shelf = ""
+    """Such engines save nothing for each other."""
 
     def __init__(self, orders: OrderBook, estimates: Estimates | None = None, *, holds: bool = True) -> None:
         self.orders = orders
@@ -161,6 +163,16 @@ class PrefixTreeCache:
 
     def tidy(self) -> None:
         """Do nothing: the engine evicts by itself."""
+
+    # Moves
+
+    def lend(self, workflow: str, now: float, lent: Callable[[Loan | None], None]) -> bool:
+        """Return False: nothing is written."""
+        return False
+
+    def borrow(self, loan: Loan, now: float) -> None:
+        """Give it back: nothing is restored."""
+        loan.ended()
 
     # Prefetches
 

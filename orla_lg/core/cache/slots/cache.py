@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from orla_lg.core.cache.engine_cache import AdmissionStatistics, MemoryStatistics, PrefetchLease
+from orla_lg.core.cache.engine_cache import AdmissionStatistics, Loan, MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.gate import Held
 from orla_lg.core.cache.slots import fanout
+from orla_lg.core.cache.slots.files import Saved
 from orla_lg.core.cache.slots.orders import SlotOrders
 from orla_lg.core.cache.slots.swap import Swaps
 from orla_lg.core.cache.slots.table import SlotLease, SlotTable
@@ -32,6 +33,7 @@ class SlotCache:
         swaps: How slots change hands.
         slot_orders: Carries the swaps out; ``None`` where the engine takes no such orders.
         isolated: No slot's tokens are reused for another tenant.
+        folder: Where the engine saves, as it is named for all engines that save there; empty: it is not.
     """
 
     prefetches_alone = True
@@ -39,8 +41,9 @@ class SlotCache:
     """Which call may enter depends on the slots."""
 
     def __init__(
-        self, count: int, orders: OrderBook, swaps: Swaps, slot_orders: SlotOrders | None, *, isolated: bool = False
-    ) -> None:
+        self, count: int, orders: OrderBook, swaps: Swaps, slot_orders: SlotOrders | None, *, isolated: bool = False,
+        folder: str = "",
+    ) -> None:  # fmt: skip
         self.slots = count
         self.orders = orders
         self.swaps = swaps
@@ -48,7 +51,7 @@ class SlotCache:
         self.leases: dict[Queued, SlotLease] = {}
         self.again_at_s = inf
         self.waiting_for_prefix = 0
-        self._slot_orders = slot_orders
+        self._slot_orders, self._folder = slot_orders, folder
         self._prefetching: dict[PrefetchLease, SlotLease] = {}
 
     def learned(self, probe: Probe, offers: Callable[[Capability], bool]) -> None:
@@ -152,6 +155,43 @@ class SlotCache:
         """Erase, empty and save ahead while the engine has nothing else to do."""
         if self._slot_orders is not None:
             self._slot_orders.tidy(self.table)
+
+    # Moves
+
+    @property
+    def shelf(self) -> str:
+        """Names the folder and the weights, where slots are saved and the folder is said."""
+        pool = self.swaps.pool
+        if not self._folder or pool is None or not pool.weights or not self.swaps.saves or self._slot_orders is None:
+            return ""
+        return f"{self._folder} {pool.weights} {self.table.isolated}"
+
+    def lend(self, workflow: str, now: float, lent: Callable[[Loan | None], None]) -> bool:
+        """Have the slot that holds most of a workflow saved, unless it is; without one, lend what is saved."""
+        pool, swap = self.swaps.pool, None
+        if not self.shelf or pool is None or self._slot_orders is None:
+            return False
+        own = [slot for slot in self.table.slots if slot.owner == workflow and slot.tokens and not slot.busy]
+        slot = max(own, key=lambda each: each.tokens, default=None)
+        if slot is None:
+            entry = pool.find(workflow, lambda each: each.tokens)
+        elif (entry := pool.copy_of(workflow, slot.prefix)) is None:
+            swap = self.table.start_lending(slot, now)
+            entry = None if swap is None else swap.save
+        if entry is None:
+            return False
+        self._slot_orders.lend(self.table, entry, swap, lent)
+        return True
+
+    def borrow(self, loan: Loan, now: float) -> None:
+        """Have it restored into the slot that the workflow's next call gets, as what was saved here is."""
+        pool = self.swaps.pool
+        if pool is None or self._slot_orders is None:
+            loan.ended()
+            return
+        entry = Saved(loan.name, loan.workflow, loan.prefix, loan.tokens, Doing.TOOL, used_s=now, ready=True)
+        pool.borrow(entry, loan.ended)
+        self._slot_orders.expires(pool, entry)
 
     # Prefetches
 

@@ -10,6 +10,8 @@ emptying   a stale one whose file is being overwritten with an empty slot (40 by
 an entry   what a workflow had in a slot; not ``ready`` while it is being written
 =========  ====================================================================================
 
+What another engine wrote into the same folder may be *borrowed* for a workflow that was moved here: it is read once.
+
 An entry ends when its workflow is flushed, when it is too old, when it could not be read, or when its name is
 wanted for something worth more. A file's tokens are in the file: whatever lies under a name, the engine reuses no
 more of it than a prompt really begins with. All methods are called under the backend's lock.
@@ -86,7 +88,12 @@ class SavedPool:
         """Those that are no entry's, lowest number first while unused."""
         self._most = most
         self._max_age_s = max_age_s
-        self._weights = ""
+        self.weights = ""
+        """That what is saved fits to."""
+        self._borrowed: dict[str, Saved] = {}
+        """By name, what another engine of the folder wrote of a workflow that was moved here; never written to."""
+        self._lenders: dict[str, Callable[[], None]] = {}
+        """By the same names: called when they are not needed any more."""
         self.changes = 0
         """How often something changed that an entry's value may depend on."""
 
@@ -102,9 +109,16 @@ class SavedPool:
 
     def find(self, owner: str, covers: Callable[[Saved], float]) -> Saved | None:
         """Return the workflow's entry that covers most; ``None`` if none covers anything."""
-        own = [each for each in self._entries.values() if each.owner == owner and each.ready and not each.dropped]
+        own = [each for each in self._all() if each.owner == owner and each.ready and not each.dropped]
         best = max(own, key=covers, default=None)
         return None if best is None or covers(best) <= 0 else best
+
+    def _all(self) -> list[Saved]:
+        return [*self._entries.values(), *self._borrowed.values()] if self._borrowed else list(self._entries.values())
+
+    def has(self, entry: Saved) -> bool:
+        """Whether an entry is still one of these."""
+        return self._entries.get(entry.name) is entry or self._borrowed.get(entry.name) is entry
 
     def copy_of(self, owner: str, prefix: tuple[int, ...]) -> Saved | None:
         """Return the entry that holds exactly a slot's last prompt; ``None`` if it is not saved."""
@@ -189,7 +203,7 @@ class SavedPool:
         entry.readers -= 1
         entry.used_s = now
         entry.loaded = entry.loaded or ok
-        if entry.dropped and entry.still:
+        if entry.still and (entry.dropped or (ok and entry.name in self._lenders)):
             self._forget(entry)
 
     def unloaded(self, owner: str | None = None) -> None:
@@ -205,6 +219,22 @@ class SavedPool:
             if entry.owner == owner:
                 entry.doing = doing
 
+    # Borrowing
+
+    def borrow(self, entry: Saved, ended: Callable[[], None]) -> None:
+        """Let an entry be restored once whose file is another engine's, in the place of one that was borrowed before.
+
+        Args:
+            entry: Ready to be read.
+            ended: Called when it was, or is of no use any more.
+        """
+        self._drop(lambda each: each.owner == entry.owner and each.name in self._lenders)
+        if entry.name in self._borrowed:  # the same file is being read; that is as good
+            ended()
+            return
+        self.changes += 1
+        self._borrowed[entry.name], self._lenders[entry.name] = entry, ended
+
     # Forgetting
 
     def drop(self, owner: str) -> int:
@@ -217,16 +247,16 @@ class SavedPool:
 
     def fits(self, weights: str) -> None:
         """Forget everything if the engine now serves other weights than those it was saved with."""
-        if weights != self._weights:
+        if weights != self.weights:
             self._drop(lambda entry: True)
-        self._weights = weights
+        self.weights = weights
 
     def expire(self, now: float) -> int:
         """Forget what is too old."""
         return self._drop(lambda entry: entry.still and now - entry.used_s > self._max_age_s)
 
     def _drop(self, which: Callable[[Saved], bool]) -> int:
-        dropped = [entry for entry in self._entries.values() if not entry.dropped and which(entry)]
+        dropped = [entry for entry in self._all() if not entry.dropped and which(entry)]
         for entry in dropped:
             entry.dropped = True
             if entry.still:
@@ -235,6 +265,10 @@ class SavedPool:
 
     def _forget(self, entry: Saved) -> None:
         self.changes += 1
+        if self._borrowed.get(entry.name) is entry:
+            del self._borrowed[entry.name]
+            self._lenders.pop(entry.name)()
+            return
         del self._entries[entry.name]
         self._names[entry.name] = _Name.STALE
 
@@ -255,6 +289,7 @@ class SavedPool:
         """Assert the invariants."""
         assert len(self._entries) + len(self._names) == self._most, "a name was lost or made up"
         assert not self._entries.keys() & self._names.keys()
+        assert self._borrowed.keys() == self._lenders.keys() and not self._borrowed.keys() & self._entries.keys()
         for name, entry in self._entries.items():
             assert entry.name == name and entry.readers >= 0, entry
             assert not (entry.dropped and entry.still), entry

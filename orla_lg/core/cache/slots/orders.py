@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from orla_lg.core.background import Background, Clock
-from orla_lg.core.cache.slots.files import Saved
+from orla_lg.core.cache.engine_cache import Loan
+from orla_lg.core.cache.slots.files import Saved, SavedPool
 from orla_lg.core.cache.slots.swap import Swap
 from orla_lg.core.cache.slots.table import SlotTable
 from orla_lg.core.cache.verification import Order, OrderBook
@@ -19,6 +21,9 @@ from orla_lg.core.engine.backend import Effect
 from orla_lg.core.engine.capabilities import Copied, SlotStore
 from orla_lg.core.memory.events import Verb
 from orla_lg.errors import OrlaClosed
+
+LOAN_S = 600.0
+"""A file that another engine is to restore is kept for that so long, in seconds."""
 
 
 class SlotOrders:
@@ -121,6 +126,38 @@ class SlotOrders:
     def _note(self, verb: Verb, effect: Effect, workflow: str = "") -> None:
         """Note an order and its effect, in the log of a workflow if the order was for one."""
         self._orders.note(Order(verb, effect), self._orders.trails.get(workflow))
+
+    # For other engines of the same folder
+
+    def lend(self, table: SlotTable, entry: Saved, swap: Swap | None, lent: Callable[[Loan | None], None]) -> None:
+        """Have *lent* called, without the lock, with a file once it is written; *swap* may have to write it."""
+        go = partial(self._background.call_later, 0.0, partial(self._lent, table, entry, lent))
+        if swap is None:
+            go()
+        else:
+            self.swap(table, swap)
+            swap.ended.add_done_callback(lambda _: go())
+
+    def _lent(self, table: SlotTable, entry: Saved, lent: Callable[[Loan | None], None]) -> None:
+        pool, loan = table.swaps.pool, None
+        with self._lock:
+            if pool is not None and pool.has(entry) and entry.ready and not entry.dropped:
+                pool.begin_reading(entry)
+                ended = partial(self._background.call_later, 0.0, partial(self._returned, pool, entry))
+                loan = Loan(entry.owner, entry.name, entry.prefix, entry.tokens, ended)
+        lent(loan)
+
+    def _returned(self, pool: SavedPool, entry: Saved) -> None:
+        with self._lock:
+            pool.read(entry, self._clock(), ok=False)
+
+    def expires(self, pool: SavedPool, entry: Saved) -> None:
+        """Give a borrowed file back that is not of use for ``LOAN_S``: its name is wanted where it comes from."""
+        self._background.call_later(LOAN_S, partial(self._expired, pool, entry))
+
+    def _expired(self, pool: SavedPool, entry: Saved) -> None:
+        with self._lock:
+            pool.drop_one(entry)
 
     # While the engine is quiet
 

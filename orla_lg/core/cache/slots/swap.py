@@ -188,6 +188,17 @@ class Swaps:
             slot.owner, slot.prefix, slot.tokens, slot.doing, lost_s, partial(self._value_s, now)
         )
 
+    def begin_lending(self, slot: Slot, now: float) -> Saved | None:
+        """Reserve a name for what another engine is to restore, if that is sooner than a prefill there."""
+        if self.pool is None or not self.able or slot.owner is None or not slot.tokens or slot.mixed:
+            return None
+        lost_s = self.prices.recompute_s(slot.tokens)
+        if self.prices.save_s + self.prices.restore_s >= lost_s:
+            return None
+        return self.pool.begin_writing(
+            slot.owner, slot.prefix, slot.tokens, slot.doing, lost_s, partial(self._value_s, now)
+        )
+
     def saved(self, entry: Saved, now: float, effect: Effect, took_s: float | None = None) -> None:
         """Note how saving went, and what it took in seconds; what could not be saved is lost."""
         assert self.pool is not None

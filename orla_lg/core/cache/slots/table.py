@@ -345,6 +345,12 @@ class SlotTable:
                 slot.moving, slot.ahead = True, Swap(slot.index, slot.owner, entry, None)
         return [slot.ahead for slot in self.slots if slot.ahead is not None and not slot.ahead.begun]
 
+    def start_lending(self, slot: Slot, now: float) -> Swap | None:
+        """Lock an idle slot, and return what saves it for another engine: the save that is under way, if one is."""
+        if slot.ahead is None and slot.idle and slot.owner and (entry := self.swaps.begin_lending(slot, now)):
+            slot.moving, slot.ahead = True, Swap(slot.index, slot.owner, entry, None)
+        return slot.ahead
+
     def found_empty(self, index: int, saved: Saved) -> None:
         """Note that a slot held next to nothing of what was to be saved from it."""
         slot = self.slots[index]

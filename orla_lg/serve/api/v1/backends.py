@@ -8,7 +8,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from orla_lg.serve.api.v1.errors import Handler, answering_errors
+from orla_lg.serve.api.errors import Handler
+from orla_lg.serve.api.v1.errors import answering_errors
 from orla_lg.serve.api.v2.backends import flattened
 from orla_lg.serve.gateway.bodies import parsed
 from orla_lg.serve.posted.applying import PostedThings

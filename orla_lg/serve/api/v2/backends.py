@@ -13,7 +13,8 @@ from orla_lg.core.engine.backend import Backend
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.serving import Serving
 from orla_lg.errors import shown
-from orla_lg.serve.api.v2.errors import Handler, answering_errors, missing, wrong
+from orla_lg.serve.api.errors import Handler
+from orla_lg.serve.api.v2.errors import answering_errors, missing, wrong
 from orla_lg.serve.api.v2.reading import body_of, given
 from orla_lg.serve.observed.moments import rfc3339
 from orla_lg.serve.posted.applying import PostedThings

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orla_lg.serve.api.v2.errors import Handler, answering_errors, wrong
+from orla_lg.serve.api.errors import Handler
+from orla_lg.serve.api.v2.errors import answering_errors, wrong
 from orla_lg.serve.api.v2.reading import body_of, given
 from orla_lg.serve.posted.applying import PostedThings
 from orla_lg.serve.posted.items import HOOK_MS, REFRESH_MS, PostedSetting, read_item

@@ -140,7 +140,7 @@ class Tools:
         backend = self._backend(kind, stage)
         caller.check_backend(backend.name)
         self._check(caller, source.tags, source.labels, stage, backend.name, kind)
-        slot = self._access.enter(caller)
+        slot = await self._access.entered(caller)
         try:
             call_id = self._serving.new_id()
             answer = await self._called(backend, body, call_id, stage, source.workflow or f"call-{call_id}", tags)

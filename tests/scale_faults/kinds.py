@@ -1,0 +1,356 @@
+"""The kinds of faults, and the controls: the same with one part spoilt, which must break the bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from tests.scale_faults.account import Flow
+from tests.scale_faults.processes import Core, monotonic
+from tests.scale_faults.site import BOUNDS, CORE_LEASE_S, MAIN, REPLICA_LEASE_S, Site
+
+LATE_S = 4.0
+"""So much later than the others a replica finds the next core, where one is made late; within its lease."""
+LONG_S = 8.0
+"""What calls take that outlive the outage and the lateness together."""
+LONGER_S = REPLICA_LEASE_S + 5.0
+"""What they take that outlive a lease."""
+SOME_S = 1.0
+FROZEN_S = 2.5
+"""Longer than a connection may be silent, and shorter than any lease of a replica."""
+AWAY_S = 4.0
+"""Longer than the lease of a core."""
+CUT_OFF = frozenset({"BackendUnavailable"})
+"""How a call ends whose replica was without a core for longer than its lease."""
+
+Fault = Callable[[Site, Random], Flow | None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault; ``make`` makes one, and leaves the site well."""
+
+    make: Fault
+    times: int
+    """In a whole run."""
+    long_s: float = SOME_S
+    """What calls take at the engine that they fill."""
+    may_end_with: frozenset[str] = frozenset()
+    needs_redis: bool = False
+    apart: bool = True
+    """Whether core and standby are on machines of their own: else the one sees that the other's process has ended."""
+
+
+# Cores
+
+
+def core_killed(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    time.sleep(dice.uniform(0.0, 0.4))
+    fault_s = monotonic()
+    core.kill()
+    flows = site.flow(fault_s)
+    site.start_core(core.seat)
+    return flows
+
+
+def core_killed_and_a_replica_late(site: Site, dice: Random, spoilt: str = "") -> Flow:
+    core = site.await_warm()
+    if spoilt:
+        site.start_core(site.standby_of(core).seat, spoilt)
+        site.await_warm()
+    site.await_full()
+    late = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    late.say(late_s=LATE_S)
+    time.sleep(0.1)
+    fault_s = monotonic()
+    core.kill()
+    flows = site.flow(fault_s)
+    time.sleep(1.0)
+    if spoilt:
+        site.core.kill()
+        site.start_core(site.standby_of(core).seat)
+    site.start_core(core.seat)
+    return flows
+
+
+def core_frozen_and_followed(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    time.sleep(dice.uniform(0.0, 0.4))
+    fault_s = monotonic()
+    core.freeze()
+    try:
+        flows = site.flow(fault_s)
+        time.sleep(dice.uniform(0.0, 1.0))
+    finally:
+        core.thaw()
+    return flows
+
+
+def core_frozen_for_a_moment(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    fault_s = monotonic()
+    core.freeze()
+    time.sleep(dice.uniform(0.2, 1.0) * CORE_LEASE_S)
+    core.thaw()
+    return site.flow(fault_s)
+
+
+def core_cut_off_from_its_store(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    fault_s = monotonic()
+    site.store_relays[core.seat].cut(AWAY_S, silently=dice.random() < 0.5)
+    flows = site.flow(fault_s + 0.5 * CORE_LEASE_S)
+    time.sleep(max(0.0, fault_s + AWAY_S - monotonic()))
+    return flows
+
+
+# Standbys
+
+
+def standby_killed(site: Site, dice: Random) -> Flow:
+    standby = site.standby_of(site.await_warm())
+    fault_s = monotonic()
+    standby.kill()
+    flows = site.flow(fault_s)
+    site.start_core(standby.seat)
+    return flows
+
+
+def standby_frozen_and_core_killed(site: Site, dice: Random) -> Flow:
+    """The standby takes over as soon as it is thawed."""
+    core = site.await_warm()
+    standby, fault_s = site.standby_of(core), monotonic()
+    standby.freeze()
+    core.kill()
+    time.sleep(dice.uniform(0.0, CORE_LEASE_S))
+    standby.thaw()
+    flows = site.flow(fault_s)
+    site.start_core(core.seat)
+    return flows
+
+
+# Replicas
+
+
+def replica_killed(site: Site, dice: Random) -> Flow:
+    site.await_full()
+    victim = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    fault_s = monotonic()
+    site.kill_replica(victim)
+    flows = site.flow(fault_s)
+    site.start_replica().await_ready()
+    return flows
+
+
+def replica_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
+    site.await_full()
+    victim, fault_s = dice.choice(site.replicas), monotonic()
+    victim.freeze()
+    try:
+        flows = site.flow(fault_s)
+        time.sleep(max(0.0, fault_s + seconds - monotonic()))
+    finally:
+        victim.thaw()
+    site.flow(monotonic())
+    return flows
+
+
+def replica_frozen_beyond_its_lease(site: Site, dice: Random) -> Flow:
+    return replica_frozen(site, dice, REPLICA_LEASE_S + 1.5)
+
+
+def core_and_replica_killed(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    site.await_full()
+    victim = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    fault_s = monotonic()
+    core.kill()
+    site.kill_replica(victim)
+    flows = site.flow(fault_s)
+    site.start_core(core.seat)
+    site.start_replica().await_ready()
+    return flows
+
+
+def core_killed_and_replica_frozen(site: Site, dice: Random) -> Flow:
+    core = site.await_warm()
+    site.await_full()
+    victim, fault_s = dice.choice(site.replicas), monotonic()
+    victim.freeze()
+    core.kill()
+    try:
+        flows = site.flow(fault_s)
+    finally:
+        victim.thaw()
+    site.start_core(core.seat)
+    site.flow(monotonic())
+    return flows
+
+
+# The store
+
+
+def redis_killed(site: Site, dice: Random, away_s: float = 0.0) -> Flow:
+    assert site.redis is not None
+    site.await_warm()
+    fault_s = monotonic()
+    site.redis.kill()
+    time.sleep(away_s)
+    site.start_redis()
+    return site.flow(fault_s if not away_s else monotonic())
+
+
+def redis_away(site: Site, dice: Random) -> Flow:
+    return redis_killed(site, dice, AWAY_S)
+
+
+def redis_frozen(site: Site, dice: Random) -> Flow:
+    assert site.redis is not None
+    site.await_warm()
+    fault_s, seconds = monotonic(), dice.choice((0.3, AWAY_S))
+    site.redis.freeze()
+    time.sleep(seconds)
+    site.redis.thaw()
+    return site.flow(fault_s if seconds < 1.0 else monotonic())
+
+
+def redis_and_core_killed(site: Site, dice: Random, *, durable: bool = True) -> Flow:
+    assert site.redis is not None
+    core = site.await_warm()
+    site.await_full()
+    late = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    late.say(late_s=LATE_S)
+    time.sleep(0.1)
+    fault_s = monotonic()
+    site.redis.kill()
+    core.kill()
+    site.start_redis(durable=durable)
+    flows = site.flow(fault_s)
+    time.sleep(1.0)
+    site.start_core(core.seat)
+    return flows
+
+
+KINDS: dict[str, Kind] = {
+    "core killed": Kind(core_killed, 40),
+    "core killed, standby on its machine": Kind(core_killed, 10, apart=False),
+    "core killed, a replica late, calls of 8 s": Kind(core_killed_and_a_replica_late, 25, LONG_S),
+    "core frozen, standby follows, thawed": Kind(core_frozen_and_followed, 20),
+    "core frozen for less than its lease": Kind(core_frozen_for_a_moment, 10),
+    "core cut off from its store": Kind(core_cut_off_from_its_store, 10, needs_redis=True),
+    "standby killed": Kind(standby_killed, 10),
+    "core killed, standby frozen and thawed": Kind(standby_frozen_and_core_killed, 8),
+    "replica killed, hang-ups noticed late": Kind(replica_killed, 20, 3 * SOME_S),
+    "replica frozen": Kind(replica_frozen, 10),
+    "replica frozen beyond its lease": Kind(replica_frozen_beyond_its_lease, 6, LONGER_S, CUT_OFF),
+    "core and replica killed": Kind(core_and_replica_killed, 8, LONG_S),
+    "core killed, replica frozen": Kind(core_killed_and_replica_frozen, 6, LONG_S, CUT_OFF),
+    "Redis killed and started": Kind(redis_killed, 10, needs_redis=True),
+    "Redis away for 4 s": Kind(redis_away, 6, needs_redis=True),
+    "Redis frozen": Kind(redis_frozen, 8, needs_redis=True),
+    "Redis and core killed, a replica late": Kind(redis_and_core_killed, 8, LONG_S, needs_redis=True),
+}
+"""Each with how often a whole run makes it."""
+
+
+# The controls: what they return is nothing, what they are for is the bound
+
+
+def no_roster(site: Site, dice: Random) -> None:
+    core_killed_and_a_replica_late(site, dice, "roster")
+
+
+def fixed_grace(site: Site, dice: Random) -> None:
+    core_killed_and_a_replica_late(site, dice, "grace")
+
+
+def hang_ups_forgotten(site: Site, dice: Random) -> None:
+    """The place of a killed replica is given on at once, while the engine still works for it."""
+    core = spoilt_core(site, "hang-ups")
+    replica_killed(site, dice)
+    core.kill()
+    site.await_warm()
+
+
+def no_lease(site: Site, dice: Random) -> None:
+    """A core that heeds no lease is followed by another one, which a replica finds that begins now."""
+    follower = site.standby_of(spoilt_core(site, "lease")).await_state("ready")
+    late = site.start_replica("--only", str(follower.port), "--long-s", str(LONG_S)).await_ready()
+    beyond(site)
+    site.kill_replica(late)
+    sound_again(site)
+
+
+def any_epoch(site: Site, dice: Random) -> None:
+    """All replicas are with the core after it, when one goes back that looks at no epoch."""
+    spoilt = spoilt_core(site, "lease")
+    follower = site.standby_of(spoilt).await_state("ready")
+    for each in site.replicas:
+        each.say(only=follower.port, drops=True)
+    back = site.start_replica("--any-epoch", "--only", str(follower.port), "--long", "9", "--long-s", str(LONG_S))
+    back.await_ready()
+    site.await_full()
+    back.say(only=spoilt.port, drops=True)
+    beyond(site)
+    site.kill_replica(back)
+    sound_again(site)
+
+
+def no_append_only_file(site: Site, dice: Random) -> None:
+    """Redis is killed that keeps nothing, and with it the core."""
+    assert site.redis is not None
+    site.redis.kill()
+    site.start_redis(durable=False)
+    site.flow(monotonic())
+    redis_and_core_killed(site, dice, durable=False)
+    site.redis.kill()
+    site.start_redis()
+
+
+def spoilt_core(site: Site, part: str) -> Core:
+    """Let a core decide with one of its parts spoilt, and another one stand by; returns the first."""
+    core = site.await_warm()
+    spoilt = site.start_core(site.standby_of(core).seat, part)
+    site.await_warm()
+    core.kill()
+    spoilt.await_state("ready")
+    site.await_full()
+    site.start_core(core.seat)
+    return spoilt
+
+
+def beyond(site: Site) -> None:
+    """Wait until the bound is broken, if it is."""
+    end_s = monotonic() + 2 * REPLICA_LEASE_S + 6.0
+    while monotonic() < end_s and site.engines[MAIN].account()["most"] <= BOUNDS[MAIN]:
+        time.sleep(0.1)
+
+
+def sound_again(site: Site) -> None:
+    """Start both cores again, sound ones, and let each replica find them."""
+    for core in site.cores:
+        core.kill()
+    for each in site.replicas:
+        each.say(only=0)
+    for core in list(site.cores):
+        site.start_core(core.seat)
+    site.await_warm()
+    site.flow(monotonic())
+
+
+CONTROLS: dict[str, Kind] = {
+    "control: nothing waits for the roster": Kind(no_roster, 3, LONG_S),
+    "control: a fixed grace of 1 s": Kind(fixed_grace, 3, LONG_S),
+    "control: hang-ups are not waited for": Kind(hang_ups_forgotten, 3, 3 * SOME_S),
+    "control: a core heeds no lease": Kind(no_lease, 1, LONG_S, CUT_OFF),
+    "control: a replica heeds no epoch": Kind(any_epoch, 1, LONG_S, CUT_OFF),
+    "control: Redis without its append-only file": Kind(no_append_only_file, 2, LONG_S, CUT_OFF, needs_redis=True),
+}
+"""Each must have more calls at the engine than the bound."""
+
+FIRST = ("control: nothing waits for the roster", "control: hang-ups are not waited for")
+"""Those that a short run makes."""
+

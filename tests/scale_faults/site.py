@@ -1,0 +1,253 @@
+"""All of a site: two engines with a bound each, a store, a core and its standby, replicas; and what came of calls."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+from orla_lg_llamacpp.embedded import free_port
+from tests.scale_faults.account import Call, Flow, Row, flow
+from tests.scale_faults.processes import Core, Redis, Replica, until
+from tests.scripted_engine import MODEL
+from tests.serve_kills.processes import PATIENCE_S, Engine
+from tests.serve_kills.relays import Relay, Relays
+
+MAIN, QUICK = "main", "quick"
+BOUNDS: Mapping[str, int] = {MAIN: 8, QUICK: 4}
+"""Calls at once at the engine of long calls, and at that of short ones."""
+CORE_LEASE_S, REPLICA_LEASE_S = 1.5, 7.0
+HANG_UPS_S = 0.8
+"""How late the engines notice that a request was hung up."""
+SEATS = (0, 1)
+CONFIG = """
+[backends.main]
+url = "{main}"
+model = "{model}"
+engine = "vllm"
+max_concurrency = {main_bound}
+[backends.quick]
+url = "{quick}"
+model = "{model}"
+engine = "vllm"
+max_concurrency = {quick_bound}
+[mapping]
+short = "quick"
+"*" = "main"
+[serve]
+core_lease_s = {core_lease_s}
+replica_lease_s = {replica_lease_s}
+"""
+
+
+class Site:
+    """All of it; what it started ends with it."""
+
+    def __init__(self, folder: Path, *, replicas: int, on_redis: bool, apart: bool) -> None:
+        self.folder, self._many, self.on_redis = folder, replicas, on_redis
+        self.may_be_apart = self.apart = apart
+        """Whether each core is as on a machine of its own."""
+        self.config = folder / "orla.toml"
+        self.ports = [free_port() for _ in SEATS]
+        self.cores: list[Core] = []
+        self.replicas: list[Replica] = []
+        self.all: list[Replica] = []
+        """Those that were killed, too."""
+        self.engines: dict[str, Engine] = {}
+        self.redis: Redis | None = None
+        self.store_relays: list[Relay] = []
+        """Of each core, its way to the store."""
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._kill_all)
+            for name in BOUNDS:
+                engine_folder = self.folder / name
+                engine_folder.mkdir()
+                self.engines[name] = stack.enter_context(Engine(engine_folder))
+                self.engines[name].account(f"?late_s={HANG_UPS_S}")
+            self.config.write_text(CONFIG.format(
+                main=self.engines[MAIN].url, quick=self.engines[QUICK].url, model=MODEL, main_bound=BOUNDS[MAIN],
+                quick_bound=BOUNDS[QUICK], core_lease_s=CORE_LEASE_S, replica_lease_s=REPLICA_LEASE_S,
+            ))  # fmt: skip
+            if self.on_redis:
+                port = free_port()
+                self.redis = Redis(port, self.folder).await_ready()
+                relays = stack.enter_context(Relays(port))
+                self.store_relays = [relays.open() for _ in SEATS]
+            for seat in SEATS:
+                self.cores.append(self._core(seat, ""))
+                self.cores[seat].await_state("ready" if not seat else "standby")
+            for _ in range(self._many):
+                self.start_replica()
+            for each in self.replicas:
+                each.await_ready()
+            self._stack = stack.pop_all()
+        return self
+
+    def _kill_all(self) -> None:
+        for each in (*self.all, *self.cores, self.redis):
+            if each is not None:
+                each.kill()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    # Its processes
+
+    def store(self, seat: int) -> str:
+        """Return how a core reaches the store."""
+        return f"redis://127.0.0.1:{self.store_relays[seat].port}/0" if self.on_redis else f"{self.folder / 'state.db'}"
+
+    def _core(self, seat: int, spoilt: str) -> Core:
+        module = ["-m", "tests.scale_faults.spoilt", spoilt] if spoilt else ["-m", "orla_lg"]
+        words = [*module, "serve", "--config", str(self.config), "--port", str(self.ports[seat]), "--store",
+                 self.store(seat), "--standby"]  # fmt: skip
+        return Core(seat, self.ports[seat], words, self.folder / f"core-{seat}.log", apart=self.apart)
+
+    def start_core(self, seat: int, spoilt: str = "") -> Core:
+        """Start a core in its seat, where none is any more."""
+        self.cores[seat].kill()
+        self.cores[seat] = self._core(seat, spoilt)
+        return self.cores[seat]
+
+    def cores_are(self, *, apart: bool) -> None:
+        """Let cores be on machines of their own, or on one."""
+        if apart != self.apart and (self.may_be_apart or not apart):
+            self.apart = apart
+            for seat in SEATS:
+                self.start_core(seat)
+                self.await_warm()
+
+    def start_replica(self, *options: str, name: str = "", server: str = "") -> Replica:
+        name = name or f"r{len(self.all)}"
+        server = server or ",".join(f"http://127.0.0.1:{port}" for port in self.ports)
+        replica = Replica(name, server, self.engines[MAIN].url, self.folder, *options, seed=len(self.all))
+        self.replicas.append(replica)
+        self.all.append(replica)
+        return replica
+
+    def kill_replica(self, replica: Replica) -> None:
+        self.replicas.remove(replica)
+        replica.kill()
+
+    def start_redis(self, *, durable: bool = True) -> None:
+        assert self.redis is not None
+        self.redis = Redis(self.redis.port, self.folder, durable=durable).await_ready()
+
+    # What is waited for
+
+    @property
+    def core(self) -> Core:
+        """The one that decides."""
+
+        def found() -> Core | None:
+            return next((each for each in self.cores if each.lives and each.state == "ready"), None)
+
+        decides: Core = until(found, "a core decides")
+        return decides
+
+    def standby_of(self, core: Core) -> Core:
+        return self.cores[1 - core.seat]
+
+    def await_warm(self) -> Core:
+        """Wait until one core decides and the other one stands by, started again if need be; returns the first."""
+        core = self.core
+        standby = self.standby_of(core)
+
+        def waits() -> bool:
+            return not standby.lives or standby.state == "standby"
+
+        until(waits, f"a standby waits\n{standby.said()}")
+        if not standby.lives:
+            self.start_core(standby.seat)
+            return self.await_warm()
+        return core
+
+    def calls_take(self, long_s: float) -> None:
+        """Let long calls take so long, and wait until earlier ones have ended."""
+        old = {call for each in self.replicas for call in each.open_calls("long")}
+        for each in self.replicas:
+            each.say(long_s=long_s)
+        until(lambda: not old & self.open_calls(), "earlier calls ended")
+
+    def await_full(self) -> None:
+        """Wait until the engine of long calls is full, and each replica has calls there or waiting."""
+        until(lambda: self.engines[MAIN].account()["running"] >= BOUNDS[MAIN], "the engine is full")
+        until(lambda: all(each.open_calls("long") for each in self.replicas), "each replica has calls")
+
+    def open_calls(self) -> set[str]:
+        return {call for each in self.replicas for call in each.open_calls()}
+
+    def calls(self) -> list[Call]:
+        return [call for each in self.all for call in list(each.calls.values())]
+
+    def flow(self, fault_s: float) -> Flow:
+        """Wait until each replica that lives has short calls again, and return how long after a fault that was."""
+        names = [each.name for each in self.replicas if not (each.killed or each.frozen)]
+        lasts_s = PATIENCE_S if names else 0.0
+        found: Flow = until(
+            lambda: flow(self.calls(), "short", fault_s, names),
+            f"calls flow again\n{self.cores[0].said()}\n{self.cores[1].said()}", lasts_s,
+        )  # fmt: skip
+        return found
+
+    def end(self) -> None:
+        """Let what is under way end, and with it the replicas."""
+        for each in self.replicas:
+            each.say(long_s=0.01, short_s=0.01)
+        for each in self.replicas:
+            each.end()
+
+
+class Watch:
+    """The account of what happens to calls between its begin and ``row``."""
+
+    def __init__(self, site: Site, kind: str, may_end_with: frozenset[str] = frozenset()) -> None:
+        self._site, self._began_s = site, time.monotonic()
+        self._twice = {name: len(engine.account("?anew")["twice"]) for name, engine in site.engines.items()}
+        self._killed = {each.name for each in site.all if each.killed}
+        self._row = Row(kind, may_end_with=may_end_with)
+
+    def fault(self, make: Callable[[Site, Random], Flow | None], dice: Random) -> None:
+        """Make a fault, and note how long calls did not flow."""
+        found = make(self._site, dice)
+        self._row.faults += 1
+        if found is not None:
+            self._row.flows.append(found)
+
+    def row(self) -> Row:
+        """Wait for the ends of the calls under way, and return what happened."""
+        site, row, began_s = self._site, self._row, self._began_s
+        under_way, end_s = site.open_calls(), time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s and under_way & site.open_calls():
+            time.sleep(0.02)
+        accounts: dict[str, Any] = {name: engine.account() for name, engine in site.engines.items()}
+        ended = [each for each in site.calls() if each.ended_s is not None and each.ended_s >= began_s]
+        row.calls = len(ended)
+        row.errors = Counter(each.error.partition(":")[0] for each in ended if each.error)
+        row.lost = len(under_way & site.open_calls())
+        row.cut = sum(
+            call.ended_s is None
+            for each in site.all
+            if each.killed and each.name not in self._killed
+            for call in each.calls.values()
+        )
+        row.twice = sum(len(account["twice"]) - self._twice[name] for name, account in accounts.items())
+        row.most = {name: account["most"] for name, account in accounts.items()}
+        return row
+
+
+def has_redis() -> bool:
+    """Whether Redis is installed here, and the client with it."""
+    try:
+        import redis  # noqa: F401
+    except ImportError:
+        return False
+    return shutil.which("redis-server") is not None

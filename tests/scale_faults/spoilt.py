@@ -1,0 +1,46 @@
+"""``orla-lg`` with one of its parts spoilt: the controls, which must fail.
+
+``python -m tests.scale_faults.spoilt PART serve ...``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from orla_lg.cli import main
+from orla_lg.serve.link import orphans
+from orla_lg.serve.link.recovery import Recovery
+from orla_lg.serve.link.roster import Listed
+from orla_lg.serve.store.lease import CoreLease
+
+GRACE_S = 1.0
+
+begin = Recovery.begin
+
+
+def no_roster(self: Recovery, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
+    begin(self, {}, now, patience_s)
+
+
+def fixed_grace(self: Recovery, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
+    begin(self, roster, now, GRACE_S)
+
+
+def _spoil(owner: Any, **parts: Any) -> None:
+    for name, part in parts.items():
+        setattr(owner, name, part)
+
+
+PARTS: Mapping[str, Callable[[], None]] = {
+    "roster": partial(_spoil, Recovery, begin=no_roster),
+    "grace": partial(_spoil, Recovery, begin=fixed_grace),
+    "lease": partial(_spoil, CoreLease, holds=lambda self: True, renew=lambda self: False),
+    "hang-ups": partial(_spoil, orphans, SILENT_LETS_GO_S=0.0, TELLING_LETS_GO_S=0.0),
+}
+
+if __name__ == "__main__":
+    PARTS[sys.argv.pop(1)]()
+    sys.exit(main())
