@@ -139,8 +139,8 @@ class LinkedCall(InFlightCall):
     """One call of a replica from its arrival to its end."""
 
     __slots__ = (
-        "able", "alone", "broken", "by_name", "core", "failure", "gone", "grant", "held", "key", "mine", "moves", "own",
-        "phase", "prompt", "raw", "refusal", "report", "serving", "tags", "turn",
+        "able", "alone", "broken", "by_name", "core", "failure", "gone", "grant", "held", "key", "mine", "moves",
+        "own", "phase", "prompt", "raw", "refusal", "report", "serving", "tags", "turn",
     )  # fmt: skip
 
     serving: CallReplica

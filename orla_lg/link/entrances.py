@@ -95,7 +95,7 @@ class Entrances:
             other.served.expected(backends.get(pool, ()))
         if welcome.pools:
             self._replica.schedulers.arrange([str(flat.get("name")) for flat in welcome.pools])
-        self._drop_others()
+        self._drop_others(side)
 
     def _named(self, welcome: Welcome) -> set[str]:
         """Return the pools that a core knows of: as they are configured, else as its directory has them."""
@@ -127,10 +127,10 @@ class Entrances:
         link.begin(side)
         return side
 
-    def _drop_others(self) -> None:
+    def _drop_others(self, learner: CoreSide) -> None:
         """Let go of pools that no core knows of any more, and whose own cores are gone."""
         cores = self._cores
-        welcomes = [each.served.welcome for each in cores.all()]
+        welcomes = [each.served.welcome for each in cores.all() if each is learner or each.link.up]
         named = set[str]().union(*(self._named(welcome) for welcome in welcomes if welcome is not None))
         for side in cores.all():
             if side.pool not in named and side is not cores.home and not (side.link.up or len(side.calls)):

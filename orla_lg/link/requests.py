@@ -186,7 +186,8 @@ class LinkedSteering(Steering):
         """
         asked_of = self._routes.asked_of_all() if backend is None else [self._routes.asked_of(backend)]
         move = {"workflow": workflow, "backend": backend, "tenant": tenant}
-        return any([bool(asked.ask("move", move)) for asked in asked_of])
+        said = [bool(asked.ask("move", move)) for asked in asked_of]  # each of them, also after one that knows it
+        return any(said)
 
     def set_policy(
         self, stage_policy: StageChoice | None, request_policy: RequestChoice | None, backend: str | None

@@ -79,6 +79,8 @@ class LinkedServing(Serving):
 
     progress: LinkedProgress
     limits: LinkedLimits
+    also_ends: Callable[[str], None] | None = None
+    """Ends the requests to a backend that go by other clients than these, as a gateway's do; in any thread."""
 
     def __init__(
         self,
@@ -122,10 +124,16 @@ class LinkedServing(Serving):
     def side_of(self, pool: str, link: Link) -> CoreSide:
         """Return this replica's side of a core that *link* leads to."""
         self.resources.add(link.stop)
-        return CoreSide(
+        side = CoreSide(
             pool, link, self, self.schedulers, self.clients, self._serves, self.background, self._on_core_lost,
             self._core_patience_s,
         )  # fmt: skip
+        side.losses.also_ends = self._ends_too
+        return side
+
+    def _ends_too(self, backend: str) -> None:
+        if self.also_ends is not None:
+            self.also_ends(backend)
 
     def _serves(self, core: CoreSide) -> ServedBackends:
         return ServedBackends(

@@ -56,11 +56,8 @@ class ElsewhereBackends:
         views = {backend.name: view_unseen(backend, pool) for pool in pools for backend in pools[pool]}
         self._seen = {name: self._seen.get(name, view) for name, view in views.items()}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.pool_of
-
-    def __bool__(self) -> bool:
-        return bool(self.pool_of)
 
     def error(self, name: str) -> BackendElsewhere:
         """Return what a call ends with that is mapped to one of them here."""

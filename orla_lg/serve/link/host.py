@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -304,7 +304,7 @@ class LinkHost:
     def _pools(self, caller: LinkCaller) -> list[Flat]:
         """Return the backends of all pools in their order, those of others as they are configured."""
         serving, envs = self.serving, self._key_envs
-        if not (elsewhere := serving.schedulers.elsewhere):
+        if (elsewhere := serving.schedulers.elsewhere) is None:
             return []
         found = list[Flat]()
         for view in serving.views():
@@ -362,7 +362,7 @@ class LinkHost:
             return None
         named(hello.replica, "a replica's id", MOST_ID_CHARS)
         served = [name for name in self.serving.schedulers if _may_use(session.caller, name)]
-        elsewhere = self.serving.schedulers.elsewhere or ()
+        elsewhere: Container[str] = self.serving.schedulers.elsewhere or ()
         for name in hello.names:
             if name not in served and name not in elsewhere:
                 return f"a mapping of the application names backend {shown(name)}{did_you_mean(name, served)}"

@@ -116,7 +116,7 @@ class GatewayServer:
             ready: Called with the URL when requests are answered.
         """
         http, loop, drain_s = HttpServer(self._uvicorn()), asyncio.get_running_loop(), self.settings.table.drain_s
-        self.serving.losses.also_ends = partial(self._ends, loop)
+        self.serving.also_ends = partial(self._ends, loop)
         with signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, SIGHUP: self._nothing_to_load}):
             async with asyncio.TaskGroup() as tasks:
                 self.ending.of(http, tasks)
@@ -127,7 +127,7 @@ class GatewayServer:
                 ending = tasks.create_task(self.ending.run(drain_s))
                 await serving
                 ending.cancel()
-        self.serving.losses.also_ends = None
+        self.serving.also_ends = None
         await self.gateway.aclose()
         opened.close()
         cut = f", {counted(self.ending.cut, 'call')} cut off" if self.ending.cut else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from pathlib import Path
@@ -48,7 +47,7 @@ def test_what_a_core_sees_of_another_is_young(pools: Pools) -> None:
     pools.running["large"].orla.set_limit("big", max_concurrency=7)
     began_s = time.monotonic()
     until(lambda: views(pools, "fast")["big"].max_concurrency == 7)
-    assert time.monotonic() - began_s < 1.0, "they are pushed every 100 ms; the rest is a busy machine"
+    assert time.monotonic() - began_s < 3.0, "they are pushed every 100 ms; the rest is a busy machine"
     pools.running["large"].orla.pause("big")
     until(lambda: views(pools, "fast")["big"].paused)
 
@@ -163,11 +162,6 @@ def test_a_reload_takes_a_backend_into_a_pool_and_refuses_to_move_one(pools: Poo
     for running in pools.running.values():
         with pytest.raises(ConfigError, match=r"small-b.*stop both"):
             running.call(lambda running=running: running.server.reload(dry_run=False))
-
-
-@contextlib.contextmanager
-def nothing() -> Any:
-    yield
 
 
 WRONG = {

@@ -215,6 +215,52 @@ def test_any_core_is_a_way_in(pools: Pools) -> None:
         orla.wrap(graph("draft")).invoke(hi())
 
 
+# Another division
+
+
+def test_a_replica_follows_another_division_of_the_backends(pools: Pools) -> None:
+    pools.start()
+    with replicas(pools) as (orla,):
+        check = orla.wrap(graph("check"))
+        check.invoke(hi())
+        address = pools.running["fast"].url.removeprefix("http://")
+        pools.end()
+        text = pools.file.read_text()
+        pools.file.write_text(
+            text.replace('["small-a", "small-b"]', '["small-a"]').replace('["big"]', '["small-b", "big"]')
+        )
+        run = Run(check)
+        pools.start("fast", address=address)
+        pools.start("large")
+        run.result()
+        until(lambda: [each.backend for each in records(pools, "large")] == ["small-b"])
+        owners = orla.core.serving.cores.owners  # type: ignore[attr-defined]
+        assert {name: core.pool for name, core in owners.items()} == {
+            "small-a": "fast", "small-b": "large", "big": "large",
+        }  # fmt: skip
+        assert [view.name for view in orla.core.serving.views()] == ["small-a", "small-b", "big"]
+        pools.met(orla)
+
+
+def test_a_pool_that_is_none_any_more_is_given_up(pools: Pools) -> None:
+    pools.say('[mapping]\ndraft = "small-a"\n')
+    pools.start()
+    pools.seen()
+    with replicas(pools) as (orla,):
+        pools.end("large")
+        text = pools.file.read_text()
+        begin, end = text.index("[backends.big]"), text.index("[pools]")
+        pools.file.write_text((text[:begin] + text[end:]).replace('large = ["big"]\n', ""))
+        running = pools.running["fast"]
+        running.call(lambda: running.server.reload(dry_run=False))
+        cores = orla.core.serving.cores  # type: ignore[attr-defined]
+        until(lambda: set(cores.by_pool) == {"fast"})
+        assert [view.name for view in orla.core.serving.views()] == ["small-a", "small-b"]
+        assert [view.name for view in pools.core("fast").views()] == ["small-a", "small-b"]
+        orla.wrap(graph("draft")).invoke(hi())
+    until(lambda: not [each for each in threading.enumerate() if each.name == "orla-link"])
+
+
 # Levers
 
 
