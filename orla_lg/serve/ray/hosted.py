@@ -145,7 +145,7 @@ class HostedServer:
                     log.error("the server did not begin, and is begun again: %s", error)
                 self._fault = str(error)
                 self._ends.wait(AGAIN_S)
-            except BaseException:  # noqa: BLE001 - whatever it is: a process without a server must not look alive
+            except BaseException:  # whatever it is: a process without a server must not look alive
                 log.exception("the server ended by a fault of its own")
                 self._crashed()
                 return
