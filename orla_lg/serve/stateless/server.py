@@ -141,7 +141,7 @@ class GatewayServer:
     def _nothing_to_load(self) -> None:
         log.warning("a gateway has no configuration of its own to load again; its core has, and says what changes")
 
-    async def _hand_over(self, _reason: str) -> None:
+    async def _hand_over(self) -> None:
         """Do nothing: others of its kind take calls already."""
 
     def _ends(self, loop: asyncio.AbstractEventLoop, backend: str) -> None:
