@@ -33,7 +33,7 @@ from starlette.routing import Route
 
 from orla_lg import Orla, OrlaError
 
-BOUND, RUNS, AT_ONCE, CALL_S, PATIENCE_S = 4, 120, 12, 0.1, 60.0
+BOUND, RUNS, AT_ONCE, CALL_S, PATIENCE_S = 4, 120, 12, 0.1, 90.0
 INSIDE = "EXAMPLE_INSIDE"
 CONFIG = """
 [backends.main]

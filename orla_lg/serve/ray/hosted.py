@@ -148,7 +148,7 @@ class HostedServer:
             except BaseException:  # whatever it is: a process without a server must not look alive
                 log.exception("the server ended by a fault of its own")
                 self._crashed()
-                raise
+                return
 
     def _serve(self) -> None:
         with contextlib.ExitStack() as ending:

@@ -186,12 +186,19 @@ class Ground:
 
     @staticmethod
     def _cluster() -> Any:
+        from ray._private import utils
         from ray.cluster_utils import Cluster
 
+        utils.get_dashboard_dependency_error = lambda: ImportError("agents of a dashboard take seconds each")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, labels=CHAT, wait=False)
-        cluster.wait_for_nodes()
+        while len(cluster.worker_nodes) < 2:
+            try:
+                cluster.add_node(num_cpus=1, labels=CHAT, wait=False)
+            except Exception as error:  # Ray's own patience is 30 s, and has no name
+                assert "timed out during startup" in str(error)
+        until(
+            lambda: sum(node["Alive"] for node in cluster.global_state.node_table()) >= 3, "three nodes", PATIENCE_S
+        )
         return cluster
 
     def _end_of_cluster(self) -> None:

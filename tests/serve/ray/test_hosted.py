@@ -95,14 +95,10 @@ def test_a_fault_of_its_own_ends_the_process(tmp_path: Path) -> None:
     def broken() -> ServeSettings:
         raise AssertionError("a fault of ours")
 
-    threading.excepthook, before = lambda _: None, threading.excepthook
-    try:
-        server = HostedServer(of(broken), core, crashed.set)
-        server.start()
-        assert crashed.wait(PATIENCE_S)
-        assert server.end(PATIENCE_S)
-    finally:
-        threading.excepthook = before
+    server = HostedServer(of(broken), core, crashed.set)
+    server.start()
+    assert crashed.wait(PATIENCE_S)
+    assert server.end(PATIENCE_S)
 
 
 def test_a_gateway_is_hosted_before_a_core(tmp_path: Path) -> None:
