@@ -427,9 +427,11 @@ class World:
             self.replicas.append(SimulatedReplica(self, number, own))
         await asyncio.sleep(0)
         for number, pool in enumerate(self.pools):
-            link = self.replicas[number].links[pool.name]
             for each in range(self.shape.waiting + 1 if self.shape.waiting else 0):
-                link.say(self.enter(f"waits-{number}-{each}", f"waits-{each}", "full", self.shape.messages, run=None))
+                at = number + self.shape.pools * (each % self.shape.replicas)
+                call = f"waits-{number}-{each}"
+                waits = self.enter(call, f"waits-{each}", "full", self.shape.messages, run=None)
+                self.replicas[at].links[pool.name].say(waits)
         for number in range(self.shape.pools):
             self._arrive(number)
 

@@ -64,11 +64,10 @@ def test_the_calls_of_a_key_are_counted_over_both(tmp_path: Path, engine: StubEn
     store = MemoryStore()
     _, key = make(store, limits=(Limit(calls=30),))
     with two(tmp_path, engine, store) as (a, b), ThreadPoolExecutor(6) as many:
-        found = list(many.map(lambda n: chat((a, b)[n % 2], "ab"[n % 2], key).status_code, range(24)))
-        assert Counter(found) == {200: 24}
+        assert all(many.map(lambda n: in_the_end((a, b)[n % 2], "ab"[n % 2], key), range(24)))
         # One asks for all that is left, and has it; then it is spent for both.
-        found = [chat(a, "a", key).status_code for _ in range(8)]
-        assert Counter(found) == {200: 6, 429: 2}
+        assert [in_the_end(a, "a", key) for _ in range(6)] == [True] * 6
+        assert chat(a, "a", key).status_code == 429
         refused = chat(b, "b", key)
         assert refused.status_code == 429 and "may use 30 calls" in refused.text
         assert len(engine.chats) == 30
@@ -120,6 +119,15 @@ class State(TypedDict):
     n: NotRequired[int]
 
 
+def ends(graph: Any) -> bool:
+    """Whether a run ends, tried again on a machine that is busy."""
+    for _ in range(5):
+        with contextlib.suppress(BudgetExceeded, QueueFull):
+            graph.invoke({})
+            return True
+    return False
+
+
 def test_a_link_waits_for_its_slice_too(tmp_path: Path, engine: StubEngine) -> None:
     store = MemoryStore()
     _, key = make(store, scopes=(KeyScope.LINK, KeyScope.USE), limits=(Limit(calls=6),), concurrency=1)
@@ -132,7 +140,7 @@ def test_a_link_waits_for_its_slice_too(tmp_path: Path, engine: StubEngine) -> N
         graph = linked.wrap(StateGraph(State).add_node("node", node).add_edge(START, "node"))
         for _ in range(3):
             assert in_the_end(b, "b", key)
-            graph.invoke(cast("Any", {}))
+            assert ends(graph)
         with pytest.raises((BudgetExceeded, QueueFull)):
             graph.invoke(cast("Any", {}))
 
