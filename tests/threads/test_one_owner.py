@@ -382,3 +382,21 @@ def test_the_thread_that_renews_ends_with_its_leases(tmp_path: Path, monkeypatch
         renewing = saver._leases._renewing
         assert isinstance(saver._leases, ThreadLeases)
         until(lambda: renewing is None or not renewing.is_alive())
+
+
+def test_a_forked_child_owns_nothing(tmp_path: Path) -> None:
+    with two("store", tmp_path) as make:
+        saver, work = make(), Work()
+        unfinished(saver, work)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(build(saver, work).invoke, None, AT)
+            work.is_inside()
+            held = saver._leases._held
+            assert held
+            child = os.fork()
+            if not child:
+                os._exit(0 if not saver._leases._held and not owners.UNFINISHED else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert saver._leases._held is held
+            work.go_on.set()
+            running.result(PATIENCE_S)

@@ -105,7 +105,8 @@ def test_a_key_leases_threads_of_its_tenants_only() -> None:
 def test_what_a_peer_asks_wrongly_is_said(more: dict[str, Any]) -> None:
     asked = {"what": "take", "thread": "t", "tenant": None, "owner": {"holder": "h"}, "ttl_s": 1.0, **more}
     with server() as served, Orla.remote(served.url) as orla:
-        requests = orla.core.serving.requests  # type: ignore[attr-defined]
+        place: Any = saver(orla, InMemorySaver())._leases
+        requests = place.place._requests
         if more:
             with pytest.raises(ConfigError):
                 requests.ask("thread", asked)

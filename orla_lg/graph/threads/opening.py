@@ -47,8 +47,10 @@ def _place(core: Any, inner: Any, store: Any) -> LeasePlace:
     place: LeasePlace | None = database_place(inner)
     if place is not None:
         return place
-    requests = getattr(getattr(core, "serving", None), "requests", None)
-    if isinstance(requests, CoreRequests):
+    serving = getattr(core, "serving", None)
+    # The store is common to all cores that a replica has a link to: the one that it was told of first is asked.
+    side = getattr(getattr(serving, "cores", None), "home", serving)
+    if isinstance(requests := getattr(side, "requests", None), CoreRequests):
         return LinkPlace(requests)
     raise ConfigError(
         f"OrlaSaver(..., thread_lease_s): {type(inner).__name__} has no database that leases could be in; name a "
