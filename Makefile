@@ -63,6 +63,10 @@ test-ray: $(STAMP) ## cores on a Ray cluster of several raylets, killed with pro
 test-scale-faults: $(STAMP) ## kill and freeze cores, standbys, replicas, gateways and Redis 200 times under load (half an hour; FAULTS=one: two minutes)
 	$(BIN)/python -m tests.scale_faults $(if $(filter one,$(FAULTS)),--one,$(FAULTS))
 
+test-agent-server: $(STAMP) ## two of LangGraph's Agent Servers (langgraph dev) on one orla-lg serve; installs langgraph-cli[inmem] if it is missing
+	$(BIN)/python -c 'import langgraph_api' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'langgraph-cli[inmem]>=0.4'
+	$(BIN)/python -m pytest -m agent_server tests/agent_server $(TESTS)
+
 test-coding-agents: $(STAMP) ## Codex and Claude Code, from npm, a turn with a tool each at the gateway, without a network (installs 800 MB)
 	$(BIN)/python -m tests.coding_agents.run $(TESTS)
 
@@ -131,6 +135,9 @@ bench-serve: $(STAMP) ## what orla-lg serve adds by link and as a gateway, besid
 
 bench-scale-out: $(STAMP) ## 1, 2 and 4 cores with 4 to 16 replicas: wait, calls a second, a core's CPU per call (BENCH='--quick'; run it alone)
 	$(BIN)/python -m bench.scale_out $(BENCH)
+
+bench-threads: $(STAMP) ## microseconds that a lease on its thread adds to a run and to a checkpoint (half a minute; run it alone)
+	$(BIN)/python -m bench.threads $(BENCH)
 
 bench-page: $(STAMP) ## the live page under 2,000 waiting calls: frames, event to picture, the server's CPU (BENCH=--write draws it, too; run it alone)
 	$(BIN)/python -m bench.page $(BENCH)

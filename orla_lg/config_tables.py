@@ -20,6 +20,7 @@ MOST_S = 86_400.0
 MOST_BODY_BYTES = 1 << 30
 
 MOST_STANDBYS = 16
+MOST_GATEWAYS = 1_000
 
 
 class ConfigTable(BaseModel):
@@ -159,6 +160,8 @@ class RayTable(ConfigTable):
     """Ray's, of the actors."""
     standbys: int = Field(1, ge=0, le=MOST_STANDBYS)
     """Beside each pool's core."""
+    gateways: int = Field(0, ge=0, le=MOST_GATEWAYS)
+    """Before all cores together, on any node."""
     labels: dict[str, str] = {}
     """That a node must have, as Ray selects: ``value``, ``!value``, ``in(a, b)`` or ``!in(a, b)``."""
     resources: dict[str, float] = {}

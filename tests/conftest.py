@@ -168,7 +168,7 @@ def pytest_collection_finish() -> None:
 
 # Real engines, kills of real processes and a Ray cluster, only when asked for: pytest -m engines, -m kills, -m ray
 
-ASKED_FOR = ("engines", "kills", "ray")
+ASKED_FOR = ("engines", "kills", "ray", "agent_server")
 
 KV_TOKENS = 16_384
 

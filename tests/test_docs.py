@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from orla_lg import Backend, Cost, Hints, Limit, Limits, Orla, Record, WarmUp, cli, config
+from orla_lg import Backend, Cost, Hints, Limit, Limits, Orla, OrlaSaver, Record, WarmUp, cli, config
 from orla_lg.clients.table import ENTRY_POINTS as CLIENTS
 from orla_lg.core.engine.registry import ENTRY_POINTS
 from orla_lg.mappers.features import DENSE
@@ -307,6 +307,7 @@ KEYS = {
     "`Limits` and `Limit`": names_of(Limits) | names_of(Limit),
     "`Hints`": names_of(Hints),
     "`WarmUp`": names_of(WarmUp),
+    "`OrlaSaver`": set(inspect.signature(OrlaSaver.__init__).parameters) - {"self"},
 }
 
 

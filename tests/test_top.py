@@ -95,6 +95,20 @@ def test_pause_drain_and_resume(app: tuple[App, str], capsys: pytest.CaptureFixt
     assert f"light goes on: {LIMIT} calls are in flight, {CALLS - LIMIT} calls wait" in capsys.readouterr().out
 
 
+def test_move(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, path = app
+    assert orla_lg("move", "t0", "light", "--control", path) == 0
+    assert capsys.readouterr().out == "the next calls of t0 go to light\n"
+    assert orla_lg("move", "t0", "--back", "--control", path) == 0
+    assert capsys.readouterr().out == "the next calls of t0 go where its mapping says\n"
+    for words, fault in (
+        (("t9", "light"), "no thread 't9', and no open run"), (("t0", "lihgt"), "unknown backend 'lihgt'"),
+        (("t0", "light", "--tenant", "acme"), "no thread 't0'"),
+    ):  # fmt: skip
+        assert orla_lg("move", *words, "--control", path) == 1
+        assert fault in capsys.readouterr().err
+
+
 def test_policies_and_limits(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
     _, path = app
     chosen = ("--stage-policy", "edf", "--request-policy", "priority")

@@ -23,9 +23,9 @@ SECRET = "a prompt that is nobody's business"
 
 def main(socket: str) -> None:
     gate = Gate()
-    with StubEngine() as light, StubEngine(slots=2) as heavy, ThreadPoolExecutor(CALLS) as pool:
+    with StubEngine() as light, StubEngine(slots=2, models=("large",)) as heavy, ThreadPoolExecutor(CALLS) as pool:
         light.rule = lambda seen: Reply(gate=gate)
-        backends = [at(light, "light", max_concurrency=LIMIT), at(heavy, "heavy", engine="llamacpp")]
+        backends = [at(light, "light", max_concurrency=LIMIT), at(heavy, "heavy", engine="llamacpp", model="large")]
         with Orla(backends, mapper={"draft": "light", "*": "heavy"}, control=socket) as orla:
             watch, llm = Watch(orla), chat(light)
             node = lambda state: {"messages": [llm.invoke(state["messages"])]}  # noqa: E731

@@ -2,8 +2,8 @@
 
     python -m bench.scale.linked --help
 
-A client speaks the link's protocol over one socket, as a replica does, and does nothing else: the server's process, on
-a core of its own, is what is measured. There is no engine's work in it: a call ends as soon as it was granted.
+A client speaks the link's protocol over one socket, as a replica does, and does nothing else: the server's process,
+on a core of its own, is what is measured. There is no engine's work in it: a call ends as soon as it was granted.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ class LinkClient:
         told.append(
             Enter(
                 f"{run}/{nth}", 0.0, run, run, "answer", nth, "", thread=False, identified=True, model="main",
-                stream=True, json_schema=False, tools=False, embeds=False, images=False, may_pass=False, hashes=hashes,
-                chars=[CHARS] * len(hashes), answers=list(range(2, len(hashes), 2)), prompt_chars=CHARS * len(hashes),
-                tools_chars=0, max_tokens=None, said={}, hints={}, own=None, able=None, holds=[], max_attempts=3,
-                timeout_s=None,
+                stream=True, json_schema=False, tools=False, embeds=False, images=False, may_pass=False,
+                hashes=hashes, chars=[CHARS] * len(hashes), answers=list(range(2, len(hashes), 2)),
+                prompt_chars=CHARS * len(hashes), tools_chars=0, max_tokens=None, said={}, hints={}, own=None,
+                able=None, holds=[], max_attempts=3, timeout_s=None,
             )
         )  # fmt: skip
         self._say(*told)
@@ -190,7 +190,7 @@ def profiled(server: Server, where: str) -> Iterator[None]:
 
 
 def growth_us(blocks: Sequence[Block]) -> float:
-    """Return what a call takes for each further message, in microseconds: between the shortest prompts and the longest."""
+    """Return what each further message takes, in microseconds: between the shortest prompts and the longest."""
     middles = {each: median(b.us for b in blocks if b.messages == each) for each in (MESSAGES[0], MESSAGES[-1])}
     return (middles[MESSAGES[-1]] - middles[MESSAGES[0]]) / (MESSAGES[-1] - MESSAGES[0])
 

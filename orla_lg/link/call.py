@@ -130,6 +130,8 @@ class CallPhase(Enum):
     GRANTED = "granted"
     MISSED = "missed"
     """Its attempt failed, and it waits for what the core makes of that."""
+    HUNG_UP = "hung up"
+    """It is over here, and the engine may not have noticed: its grant is still out."""
     OVER = "over"
 
 

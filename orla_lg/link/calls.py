@@ -6,6 +6,7 @@ under that lock, leaves nothing out and nothing is said twice.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,12 @@ from orla_lg.link.connection import Link
 from orla_lg.link.contexts import LeftContexts
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import End, Grant, Message, Missed, Refused
+
+LETS_GO_S = 5.0
+"""An engine has noticed so long after a hang-up that its request is gone."""
+
+AT_ENGINE = (CallPhase.GRANTED, CallPhase.HUNG_UP)
+"""A call's request may be at its engine, by a grant."""
 
 MOST_UNSAID = 10_000
 """Ends of calls that the core is not known to know; of more the oldest are dropped, and end there by their lease."""
@@ -39,6 +46,8 @@ class ReplicaCalls:
         """Ends that were sent, each with the number of the ``Renew`` after it."""
         self._unsent: deque[tuple[LinkedCall, End]] = deque(maxlen=MOST_UNSAID)
         """Those of calls that held a grant, while there was no core."""
+        self._hung_up: deque[tuple[float, LinkedCall, End]] = deque()
+        """Those of calls whose requests were ended here: until then an engine may be busy with them."""
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -77,16 +86,31 @@ class ReplicaCalls:
             return self._link.send(report)
 
     def ended(self, call: LinkedCall, end: End) -> None:
-        """Tell the core that a call is over."""
+        """Tell the core that a call is over; of a request that was hung up here only once its engine has let go."""
         with self._link.lock:
-            if self._calls.pop(call.call.id, None) is None:
+            if call.call.id not in self._calls:
                 return
-            phase, call.phase = call.phase, CallPhase.OVER
-            self._contexts.ended(call, end)
-            if self._link.send(end):
-                self._unconfirmed.append((self._link.number, end))
-            elif phase is CallPhase.GRANTED:
-                self._unsent.append((call, end))
+            if call.cut and call.phase is CallPhase.GRANTED:
+                call.phase = CallPhase.HUNG_UP
+                self._hung_up.append((time.monotonic() + LETS_GO_S, call, end))
+            else:
+                self._over(call, end)
+
+    def let_go(self) -> None:
+        """End the calls whose requests were hung up so long ago that no engine is busy with them any more."""
+        with self._link.lock:
+            while self._hung_up and self._hung_up[0][0] <= time.monotonic():
+                _, call, end = self._hung_up.popleft()
+                self._over(call, end)
+
+    def _over(self, call: LinkedCall, end: End) -> None:
+        del self._calls[call.call.id]
+        phase, call.phase = call.phase, CallPhase.OVER
+        self._contexts.ended(call, end)
+        if self._link.send(end):
+            self._unconfirmed.append((self._link.number, end))
+        elif phase in AT_ENGINE:
+            self._unsent.append((call, end))
 
     def leave(self, call: LinkedCall) -> bool:
         """Let a call that waits go on without the core, unless there is one again; returns whether it may."""
@@ -120,6 +144,7 @@ class ReplicaCalls:
     def forked(self) -> None:
         """Forget the parent's calls, in a child."""
         self._calls = {}
+        self._hung_up.clear()
         self._unconfirmed.clear()
         self._unsent.clear()
         self._contexts.forked()
@@ -188,7 +213,7 @@ class ReplicaCalls:
         yield from ends
         yield from self._contexts.again(epoch)
         for call in self._calls.values():
-            if call.phase is CallPhase.GRANTED and call.grant is not None and call.grant.backend is not None:
+            if call.phase in AT_ENGINE and call.grant is not None and call.grant.backend is not None:
                 yield call.adopting()
         for call in self._calls.values():
             if call.phase is CallPhase.WAITING:

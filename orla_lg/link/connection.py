@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
 from orla_lg.link.dialing import READ_BYTES, Dialed, ServerAddress
-from orla_lg.link.following import DirectorySource, Following
+from orla_lg.link.following import CoreAddresses, DirectorySource
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import Greeted
 from orla_lg.link.listener import Listener
@@ -79,7 +79,7 @@ class Link:
         sources: Sequence[DirectorySource] = (),
         pool: str | None = None,
     ) -> None:
-        self.places, self._key = Following(addresses, sources, has_key=key is not None, pool=pool), key
+        self.places, self._key = CoreAddresses(addresses, sources, has_key=key is not None, pool=pool), key
         self.lock = threading.RLock()
         """Held for what must not come between two messages: a change of state and its message, an opening."""
         self.replica = secrets.token_hex(8)

@@ -43,7 +43,7 @@ class DirectorySource(Protocol):
         ...
 
 
-class Following:
+class CoreAddresses:
     """The addresses of one link. Any thread may ask.
 
     Args:
@@ -75,9 +75,9 @@ class Following:
         self._tunnels = set[ServerAddress]()
         """Addresses of this machine that lead to another one."""
 
-    def of_pool(self, pool: str) -> Following:
+    def of_pool(self, pool: str) -> CoreAddresses:
         """Return the addresses of another pool's core: those that will be learned from here, with the same trust."""
-        other = Following((), self.sources, has_key=self._has_key, pool=pool)
+        other = CoreAddresses((), self.sources, has_key=self._has_key, pool=pool)
         other._trusted, other._is_in_plain_text = self._trusted, self._is_in_plain_text
         other._tunnels = self._tunnels
         return other

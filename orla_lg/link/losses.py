@@ -107,6 +107,7 @@ class CoreLosses:
 
     def looked(self) -> None:
         """End what waited long enough for a core, and what runs by a lease that is over."""
+        self._calls.let_go()
         if not self._link.up and self._on_core_lost == "wait":
             now = time.monotonic()
             for call in self._calls.waiting():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 
 from orla_lg.errors import ConfigError
 from orla_lg.link.dialing import NotReady, ServerAddress, Unwelcome, dial
-from orla_lg.link.following import DirectorySource, Following
+from orla_lg.link.following import CoreAddresses, DirectorySource
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.greeting import Greeted, greet
 from orla_lg.link.messages import Hello
@@ -48,7 +48,7 @@ class Race:
     """
 
     def __init__(
-        self, where: Following, key: str | None, hello: Hello, wake: Callable[[], None] = lambda: None
+        self, where: CoreAddresses, key: str | None, hello: Hello, wake: Callable[[], None] = lambda: None
     ) -> None:
         self._faults: dict[Hashable, Fault] = {}
         """Why there was none at a place at the last attempt; the newest stands last."""

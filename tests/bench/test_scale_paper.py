@@ -52,7 +52,7 @@ def test_the_part_that_ends_first() -> None:
 
 def a_row(what: str, ops_s: float = 0.0, us: float = 100.0, **shape: Any) -> paper.Row:
     given = {"pools": 4, "keys": 0, **shape}
-    return paper.Row(what, given, 10.0, 4_000, 1_000, {"calls": us}, 9.0, 900.0, {"put spent": ops_s}, 10.0)
+    return paper.Row(what, given, 10.0, 4_000, 1_000, {"calls": us}, 1_000.0, 9.0, 900.0, {"put spent": ops_s}, 10.0)
 
 
 def test_what_a_run_and_a_key_ask_is_a_difference_of_loads() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orla_lg import Orla
+from orla_lg.link import calls
 from tests.conftest import BACKEND_KEY, at
 from tests.link.scripted import ScriptedCore, eventually
 from tests.stub_engine import StubEngine
@@ -25,6 +26,11 @@ def core(engine: StubEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script
 
 def links() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "orla-link"]
+
+
+@pytest.fixture(autouse=True)
+def _engines_let_go_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "LETS_GO_S", 0.1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from orla_lg import BackendUnavailable, Orla
 from orla_lg.link import connection
 from orla_lg.link.dialing import addresses
-from orla_lg.link.following import Following
+from orla_lg.link.following import CoreAddresses
 from orla_lg.link.messages import Enter, Hello, Ready
 from orla_lg.link.places import MOST_URLS, CorePlace, read_place, text_of, urls_by_pool
 from orla_lg.link.whereabouts import here
@@ -28,8 +28,8 @@ Replica = Callable[..., Orla]
 TLS, PLAIN, LOCAL, UNIX = "https://core:8081", "http://core:8081", "http://127.0.0.1:8081", "unix:/run/orla.sock"
 
 
-def following(named: str, *, has_key: bool = True) -> Following:
-    return Following(addresses(named), has_key=has_key)
+def following(named: str, *, has_key: bool = True) -> CoreAddresses:
+    return CoreAddresses(addresses(named), has_key=has_key)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ class Source:
 def test_a_store_names_cores_the_newest_first() -> None:
     source = Source(CorePlace("a", ("https://old:1",), 3), CorePlace("a", ("https://new:2",), 4),
                     CorePlace("b", ("https://other:3",), 9), CorePlace("a", ("https://standby:4",)))  # fmt: skip
-    where = Following((), [source], has_key=True, pool="a")
+    where = CoreAddresses((), [source], has_key=True, pool="a")
     assert where.read(source) == 3
     assert [each.port for each in where.addresses()] == [2, 1, 4]
     assert where.text == "redis://store"
@@ -132,17 +132,17 @@ def test_a_store_names_cores_the_newest_first() -> None:
 
 def test_a_store_that_is_not_believed_sends_no_key_anywhere() -> None:
     source = Source(CorePlace("", ("https://core:1", "http://core:2"), 1), is_believed=False)
-    assert Following((), [source], has_key=True).read(source) == 0
-    assert Following((), [source], has_key=False).read(source) == 2
+    assert CoreAddresses((), [source], has_key=True).read(source) == 0
+    assert CoreAddresses((), [source], has_key=False).read(source) == 2
     believed = Source(CorePlace("", ("https://core:1", "http://core:2"), 1))
-    assert Following((), [believed], has_key=True).read(believed) == 1, "plain text was not asked for"
+    assert CoreAddresses((), [believed], has_key=True).read(believed) == 1, "plain text was not asked for"
 
 
 def test_addresses_of_this_machine_count_on_this_machine() -> None:
     there, mine = CorePlace("", (LOCAL,), 1, host="elsewhere boot ns"), CorePlace("", (LOCAL,), 1, host=here())
     for place, read in ((there, 0), (mine, 1)):
         source = Source(place)
-        assert Following((), [source], has_key=True).read(source) == read
+        assert CoreAddresses((), [source], has_key=True).read(source) == read
 
 
 # The directory's entries

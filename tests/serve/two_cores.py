@@ -20,7 +20,7 @@ import pytest
 from orla_lg.core.engine.backend import Backend
 from orla_lg.core.memory.policies import memory_policy
 from orla_lg.core.serving import Serving
-from orla_lg.link import connection, losses, serving
+from orla_lg.link import calls, connection, losses, serving
 from orla_lg.link.connection import Link
 from orla_lg.link.dialing import Dialed, Plain, addresses
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
@@ -189,6 +189,7 @@ class CoreProcess:
         self.dead = self.deposed = self._stands_still = False
         self.demoted = set[str]()
         """Calls that came later than they arrived, and have no place to go on from."""
+        self.came_s = dict[str, float]()
         self.wires = list[Wire]()
         self.store = FlakyStore(machine.store, self._stand_still, heeds_fences=machine.heeds_fences)
         self.serving = Serving(
@@ -245,6 +246,7 @@ class CoreProcess:
         late = abs(self.machine.clock() - message.age_s - arrived_s) > 1e-3
         if message.call not in replica.places and (late or (self.host.recovery.over and message.age_s > 1e-3)):
             self.demoted.add(message.call)
+        self.came_s[message.call] = self.machine.clock()
         self._entering(replica, line, message)
 
     def wrote(self, data: bytes) -> None:
@@ -256,7 +258,8 @@ class CoreProcess:
     def _in_order(self, granted: ModelCall) -> None:
         for replica in self.host.replicas.values():
             for id, hosted in replica.calls.items():
-                if hosted.waits and not hosted.attempt and id not in self.demoted:
+                came_before = self.came_s[id] < self.machine.clock()  # a grant goes out after others came in
+                if came_before and hosted.waits and not hosted.attempt and id not in self.demoted:
                     before_s = self.machine.calls[id].inflight.call.arrived_s
                     fault = f"{granted.id} went before {id}"
                     self.machine.expects(before_s >= granted.inflight.call.arrived_s - 1e-6, fault)
@@ -404,6 +407,11 @@ class ReplicaProcess:
                 self.wire.coming.clear()
             self.link._lost("the network")
 
+    def freeze(self, seconds: float) -> None:
+        """Stand still, at most for a lease since the last renewal: then nothing could end its requests in time."""
+        over_s = self.link.confirmed_s + LEASE_S + LETS_GO_S - ENGINE_NOTICES_S - QUANTUM_S
+        self.frozen_until_s = min(self.clock() + seconds, over_s)
+
     def die(self) -> None:
         """End without a word; its engine notices a little later."""
         self.dead = True
@@ -433,7 +441,8 @@ class TwoCores:
         self.heeds_roster, self.heeds_epochs, self.heeds_fences, self.lease = heeds_roster, heeds_epochs, heeds_fences, lease
         self.clock = VirtualClock(1000.0)
         self._patch = pytest.MonkeyPatch()
-        for module in (connection, losses, serving, succession):
+        self._patch.setattr(calls, "LETS_GO_S", LETS_GO_S)
+        for module in (calls, connection, losses, serving, succession):
             self._patch.setattr(module, "time", SimpleNamespace(monotonic=self.clock))
         self.store = MemoryStore(now=lambda: Instant(self.clock(), "boot", self.clock()))
         self.at_engine, self.most = set[str](), 0

@@ -35,7 +35,7 @@ core_lease_s = {core_lease_s}
 replica_lease_s = {replica_lease_s}
 advertise = ["http://127.0.0.1:9"]
 """
-"""Nothing answers at what the core advertises: replicas reach it by their relays alone, and can be made late there."""
+"""Nothing answers at what the core advertises: replicas reach it by their relays alone, and are made late there."""
 CONTROL = "tests.serve_kills.hasty_core"
 
 

@@ -1,6 +1,6 @@
-"""One process that resumes a thread in a SQLite file: it says line by line what happens, and its node waits for one.
+"""One process that resumes threads: it says line by line what happens, and its node waits for a line.
 
-The arguments: the file, and the seconds of a lease; 0: without leases.
+Each line that it reads between two runs is the seconds of a lease (0: without leases), and the saver's file or URL.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+from contextlib import closing
 from typing import Any
 
 from langgraph.checkpoint.postgres import PostgresSaver
@@ -21,7 +22,7 @@ def say(word: str) -> None:
     print(word, flush=True)
 
 
-def main(where: str, lease_s: float) -> None:
+def run(where: str, lease_s: float) -> None:
     def work(state: State) -> dict[str, Any]:
         if not state["said"]:
             return {"said": ["begun"]}
@@ -30,8 +31,6 @@ def main(where: str, lease_s: float) -> None:
         return {"said": [str(os.getpid())]}
 
     def resume(saver: Any) -> None:
-        say("ready")
-        sys.stdin.readline()
         try:
             build(leased(saver, thread_lease_s=lease_s) if lease_s else saver, work).invoke(None, AT)
         except ThreadBusy as error:
@@ -43,8 +42,16 @@ def main(where: str, lease_s: float) -> None:
         with PostgresSaver.from_conn_string(where) as saver:
             resume(saver)
     else:
-        resume(SqliteSaver(sqlite3.connect(where, check_same_thread=False)))
+        with closing(sqlite3.connect(where, check_same_thread=False)) as file:
+            resume(SqliteSaver(file))
+
+
+def main() -> None:
+    say("ready")
+    while line := sys.stdin.readline():
+        lease_s, _, where = line.strip().partition(" ")
+        run(where, float(lease_s))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main()

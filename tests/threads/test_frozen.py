@@ -30,10 +30,10 @@ LEASE_S = 0.6
 class App:
     """A process of ``tests.threads.app``."""
 
-    def __init__(self, where: str, lease_s: float) -> None:
+    def __init__(self) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.threads.app", where, str(lease_s)], cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.threads.app"], cwd=ROOT, text=True,
             env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -46,21 +46,26 @@ class App:
         finally:
             late.cancel()
 
-    def goes_on(self) -> None:
+    def reads(self, line: str = "") -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    def resumes(self, where: str, lease_s: float) -> None:
+        self.reads(f"{lease_s} {where}")
+        assert self.hears() == "inside"
 
-@contextmanager
-def apps(where: str, lease_s: float) -> Iterator[list[App]]:
+
+Pair = tuple[App, App]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
     with ExitStack() as stack:
-        made = []
-        for _ in range(2):
-            app = App(where, lease_s)
+        made = App(), App()
+        for app in made:
             stack.callback(app.process.wait)
             stack.callback(app.process.kill)
-            made.append(app)
         for app in made:
             assert app.hears() == "ready"
         yield made
@@ -82,20 +87,20 @@ def said(saver: Any) -> tuple[list[str], int]:
     return latest.checkpoint["channel_values"]["said"], len(list(saver.list(AT)))
 
 
-def frozen_and_thawed(where: str, lease_s: float) -> tuple[list[str], list[str]]:
-    """Freeze the owner inside its task, resume elsewhere, thaw; return how both ended, and their process ids."""
-    with apps(where, lease_s) as (first, second):
-        first.goes_on()
-        assert first.hears() == "inside"
-        first.process.send_signal(signal.SIGSTOP)
+def frozen_and_thawed(pair: Pair, where: str, lease_s: float) -> list[str]:
+    """Freeze the owner inside its task, resume elsewhere, thaw; return how both ended."""
+    first, second = pair
+    first.resumes(where, lease_s)
+    first.process.send_signal(signal.SIGSTOP)
+    try:
         time.sleep(1.2 * lease_s)
-        second.goes_on()
-        assert second.hears() == "inside"
-        second.goes_on()
-        ended = [second.hears()]
+        second.resumes(where, lease_s)
+        second.reads()
+        ended = second.hears()
+    finally:
         first.process.send_signal(signal.SIGCONT)
-        first.goes_on()
-        return [first.hears(), *ended], [str(first.process.pid), str(second.process.pid)]
+    first.reads()
+    return [first.hears(), ended]
 
 
 @contextmanager
@@ -115,35 +120,23 @@ def postgres(folder: Path) -> Iterator[tuple[str, Any]]:
         yield url, saver
 
 
+def ids(pair: Pair) -> list[str]:
+    return [str(app.process.pid) for app in pair]
+
+
 @pytest.mark.parametrize("opens", [sqlite, pytest.param(postgres, marks=HAS_POSTGRES)])
-def test_what_a_thawed_process_writes_late_is_refused(tmp_path: Path, opens: Any) -> None:
+def test_what_a_thawed_process_writes_late_is_refused(tmp_path: Path, opens: Any, pair: Pair) -> None:
     with opens(tmp_path) as (where, saver):
         leave_unfinished(saver)
-        how, (first, second) = frozen_and_thawed(where, LEASE_S)
-        assert how == ["ThreadLost", "done"] and first != second
-        assert said(saver)[0] == ["begun", second]
+        assert frozen_and_thawed(pair, where, LEASE_S) == ["ThreadLost", "done"]
+        assert said(saver)[0] == ["begun", ids(pair)[1]]
 
 
-def test_without_leases_both_write(tmp_path: Path) -> None:
+def test_without_leases_both_write(tmp_path: Path, pair: Pair) -> None:
     with sqlite(tmp_path) as (where, saver):
         leave_unfinished(saver)
-        how, (first, second) = frozen_and_thawed(where, 0)
-        assert how == ["done", "done"]
-        assert said(saver)[0] in (["begun", first], ["begun", second])
-
-
-def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
-    with sqlite(tmp_path) as (where, saver):
-        leave_unfinished(saver)
-        with apps(where, 600) as (first, second):
-            first.goes_on()
-            assert first.hears() == "inside"
-            first.process.kill()
-            first.process.wait()
-            second.goes_on()
-            assert second.hears() == "inside"
-            second.goes_on()
-            assert second.hears() == "done"
+        assert frozen_and_thawed(pair, where, 0) == ["done", "done"]
+        assert said(saver)[0] in [["begun", each] for each in ids(pair)]
 
 
 @HAS_POSTGRES
@@ -172,3 +165,15 @@ def test_no_thread_is_taken_between_a_write_and_its_commit() -> None:
         writer.commit()
         assert carried(table.take("t", ThreadOwner("b"), 30.0, ""), other) == Taken(2)
         assert isinstance(carried(table.renew("t", ThreadOwner("a"), 30.0), other), Busy)
+
+
+def test_a_killed_owner_is_followed_at_once(tmp_path: Path, pair: Pair) -> None:
+    with sqlite(tmp_path) as (where, saver):
+        leave_unfinished(saver)
+        first, second = pair
+        first.resumes(where, 600)
+        first.process.kill()
+        first.process.wait()
+        second.resumes(where, 600)
+        second.reads()
+        assert second.hears() == "done"

@@ -120,6 +120,7 @@ saver: BaseCheckpointSaver[str] = OrlaSaver(orla, inner=InMemorySaver())
 assert_type(Orla.from_config("orla.toml").records(), list[Record])
 assert_type(Orla.from_env().statistics(), Statistics)
 assert_type(orla.prioritize("run", 3.0), bool)
+assert_type(orla.move("thread", "heavy", tenant="acme"), bool)
 assert_type(orla.current(), Current | None)
 
 

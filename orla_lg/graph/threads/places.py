@@ -8,11 +8,13 @@ the next call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from orla_lg.core.steps import Steps, adrive
+from orla_lg.errors import BackendUnavailable, OrlaError
 from orla_lg.link.requests import CoreRequests
 from orla_lg.link.thread_leases import (
     Answer,
@@ -92,13 +94,16 @@ class StorePlace:
         return await asyncio.get_running_loop().run_in_executor(self._aside, call, *args)
 
     def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        return self._leases.take(lease_name(tenant, thread), owner, ttl_s, gone)
+        with _answers():
+            return self._leases.take(lease_name(tenant, thread), owner, ttl_s, gone)
 
     def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        return self._leases.renew(lease_name(tenant, thread), owner, ttl_s, epoch)
+        with _answers():
+            return self._leases.renew(lease_name(tenant, thread), owner, ttl_s, epoch)
 
     def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        self._leases.give_back(lease_name(tenant, thread), owner)
+        with _answers():
+            self._leases.give_back(lease_name(tenant, thread), owner)
 
     async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
         found: Answer = await self._away(self.take, tenant, thread, owner, ttl_s, gone)
@@ -113,6 +118,15 @@ class StorePlace:
 
     def fenced(self, inner: Any, thread: str, holder: str) -> Any:  # noqa: D102
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _answers() -> Iterator[None]:
+    """Let a store that does not answer be waited for as a core is."""
+    try:
+        yield
+    except OrlaError as error:
+        raise BackendUnavailable(f"the store of thread leases cannot be asked: {error}") from error
 
 
 class LinkPlace:

@@ -301,7 +301,7 @@ class Access:
     at_once = enter
 
     def pending(self, key_id: str | None) -> Future[None] | None:
-        """Return what a key's call should wait for before it enters: other pools' cores give way; ``None``: nothing."""
+        """Return what a key's call should wait for before it enters, as other pools give way; ``None``: nothing."""
         key = None if key_id is None else self._keyring.by_id(key_id)
         return None if key is None or key.concurrency is None else self.slots.pending(key.id, key.concurrency)
 

@@ -48,7 +48,7 @@ _AT_ONCE: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buff
 Outgoing = BackendRequest[BackendLink]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class EngineReply:
     """What goes back to the caller; a stream is read on from ``response``."""
 

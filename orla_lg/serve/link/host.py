@@ -15,14 +15,8 @@ from orla_lg.core.limits.limits import LimitScope
 from orla_lg.core.placement.view import view_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import did_you_mean, shown
-from orla_lg.link.messages import (
-    PROTOCOL,
-    SILENT_S,
-    Flat,
-    Hello,
-    View,
-    Welcome,
-)
+from orla_lg.link.framing import frame
+from orla_lg.link.messages import PROTOCOL, SILENT_S, Flat, Hello, View, Welcome, flat
 from orla_lg.link.views import changed_views, flat_backend, flat_limits, flat_mapping, flat_view
 from orla_lg.link.whereabouts import here
 from orla_lg.serve.access.budgets import HeldSlot
@@ -184,7 +178,7 @@ class LinkHost:
         return self.recovery.over and self.lease.holds() and backend not in self.arrivals.slots_held
 
     def share_limits(self, store: Store, pool: str) -> PooledSlots:
-        """Have limits hold over all pools of a store, from before ``start``; returns what counts keys' calls at once."""
+        """Have limits hold over all pools of a store, from ``start`` on; returns what counts keys' calls at once."""
         self.slices = SliceKeeper(
             self.serving, store, pool, self.lease, is_recovered=lambda: self.recovery.over, go_on=self._go_on,
             ends_s=self.replica_lease_s + orphans.SILENT_LETS_GO_S,
@@ -343,9 +337,13 @@ class LinkHost:
             return
         new, replicas = changed_views(self._views, seen), self.connected
         self._views = seen
+        packed: dict[Sequence[str] | None, bytes] = {}
         for session in self.sessions:
             if session.replica is not None:
-                session.send(View(_of(session.caller, seen), replicas))
+                backends = session.caller.backends
+                if (data := packed.get(backends)) is None:
+                    data = packed[backends] = frame(flat(View(_of(session.caller, seen), replicas)))
+                session.send_frame(data)
             elif session.views:
                 session.send(View(new, replicas))
 

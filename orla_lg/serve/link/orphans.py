@@ -19,13 +19,14 @@ from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
+from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.whereabouts import is_gone
 from orla_lg.serve.link.hosted import HostedCall
 from orla_lg.serve.link.roster import Replica
 
 log = logging.getLogger("orla_lg")
 
-SILENT_LETS_GO_S = 5.0
+SILENT_LETS_GO_S = LETS_GO_S
 """An engine that does not say what it runs has let go of a request that was hung up so long ago."""
 
 TELLING_LETS_GO_S = 60.0

@@ -17,7 +17,7 @@ from orla_lg.core.placement.view import resident_tokens
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.core.steps import adrive
-from orla_lg.errors import ConfigError, OrlaError, RecordUnknown, did_you_mean, shown
+from orla_lg.errors import BackendUnavailable, ConfigError, OrlaError, RecordUnknown, did_you_mean, shown
 from orla_lg.link.framing import LinkBroken
 from orla_lg.link.messages import Flat, Message, Request, RequestDone
 from orla_lg.link.thread_leases import LeasesInStore, flat_answer, lease_name, read_owner
@@ -35,6 +35,7 @@ from orla_lg.serve.link.flat import (
     tenant_within,
     workflow_of,
 )
+from orla_lg.serve.store.store import StoreUnavailable
 
 MOST_OPEN = 100
 """Requests of one replica that take their time, at once."""
@@ -206,19 +207,24 @@ class Requests:
         name, says = lease_name(tenant, thread), read_owner(owner if isinstance(owner, Mapping) else {})
         if not says.holder:
             raise ConfigError("owner: a lease needs a holder")
-        loop, threads, what = asyncio.get_running_loop(), self.threads, _text(more, "what")
+        threads, what, ttl_s, epoch = self.threads, _text(more, "what"), more.get("ttl_s"), more.get("epoch")
         if what == "give_back":
-            await loop.run_in_executor(self._in_order, threads.give_back, name, says)
+            await self._ordered(threads.give_back, name, says)
             return None
-        ttl_s, epoch = more.get("ttl_s"), more.get("epoch")
         if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0 < ttl_s <= MOST_LEASE_S:
             raise ConfigError(f"ttl_s must be seconds above 0, {MOST_LEASE_S:g} at most, got {shown(ttl_s)}")
         if what == "take":
             gone = _text(more, "gone") if more.get("gone") else ""
-            return flat_answer(await loop.run_in_executor(self._in_order, threads.take, name, says, ttl_s, gone))
+            return flat_answer(await self._ordered(threads.take, name, says, ttl_s, gone))
         if what != "renew" or not isinstance(epoch, int):
             raise ConfigError(f"what: take, renew (with an epoch) or give_back, got {shown(what)}")
-        return flat_answer(await loop.run_in_executor(self._in_order, threads.renew, name, says, ttl_s, epoch))
+        return flat_answer(await self._ordered(threads.renew, name, says, ttl_s, epoch))
+
+    async def _ordered(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._in_order, call, *args)
+        except StoreUnavailable as error:  # a replica waits for it as for a core
+            raise BackendUnavailable(f"the server's store does not answer: {error}") from error
 
     def _scheduler(self, backend: str) -> BackendScheduler:
         schedulers = self._serving.schedulers

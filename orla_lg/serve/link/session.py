@@ -167,6 +167,12 @@ class LinkSession(asyncio.Protocol):
             if not isinstance(message, RequestDone):
                 raise
             packed = frame(flat(RequestDone(message.number, str(error), LinkBroken.__name__)))
+        self.send_frame(packed)
+
+    def send_frame(self, packed: bytes) -> None:
+        """Send a message that is packed already, as it is for others too."""
+        if self._ended:
+            return
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(packed)

@@ -1,4 +1,4 @@
-"""How many calls of a key may be in all pools' servers at once: slices of a limit whose calls give back what they had."""
+"""How many calls of a key may be in all pools' servers at once: slices that come back when calls end."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
@@ -31,10 +30,10 @@ from orla_lg.serve.pools.shares import (
     total,
 )
 
-EVERY_S = 0.25
+EVERY_S = 0.2
 """How often a slice is looked after that is in use, or wanted."""
 
-IDLE_S = 0.5
+IDLE_S = 0.3
 """What was not used for so long is given back."""
 
 TURN_S = 0.5
@@ -163,8 +162,9 @@ class HeldSlice:
         return calls, tokens, cost_usd, wall_s
 
     def has(self, after: Figures, now: float) -> bool:
-        """Whether so much in all is in hand."""
-        if self.generation != self.book.generation or now >= self.book.valid_until_s:
+        """Whether so much in all is in hand: for good, or for as long as no other pool can have taken it back."""
+        is_kept = now < self.book.valid_until_s or self.sharing is Sharing.FOR_GOOD
+        if self.generation != self.book.generation or not is_kept:
             return False
         after = self.bounded(after)
         return fits(after, self.hand) and (self.cap is None or fits(after, self.cap))
@@ -241,7 +241,7 @@ class HeldSlice:
         base = self.base
         others = [share for pool, share in shares.items() if pool != footing.pool]
         taken = self.bounded(total(each.hand for each in others))
-        in_use, wanted = now - self.used_s < IDLE_S, self.is_wanted(now)
+        in_use, wanted = now - self.used_s < IDLE_S or now - self.gained_s < TURN_S, self.is_wanted(now)
         if in_use and now - self.looked_s >= LOOK_S:
             self._look(footing)
         ahead = [

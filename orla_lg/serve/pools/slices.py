@@ -4,9 +4,9 @@ A call is let in by what its core has in hand; it never asks the store. What a c
 share in the store (``shares``): a share is lowered here before it is lowered there, and raised here once a write of
 this core's has raised it there. So the sum holds whatever is lost: an answer of the store's, or the core itself.
 
-A core that dies keeps its share. The next core of its pool finds there what it spent at most; what its accounts do not
-know of counts as spent, for good or until the window has passed. Other pools take a dead one's share of what comes
-back by itself, once it had no core for so long that its replicas have ended their requests.
+A core that dies keeps its share. The next core of its pool finds there what it spent at most; what its accounts do
+not know of counts as spent, for good or until the window has passed. Other pools take a dead one's share of what
+comes back by itself, once it had no core for so long that its replicas have ended their requests.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FORGET_S = 30 * 86_400.0
 TRIES = 8
 
 
-class Entry:
+class StoredShares:
     """An account's entry as it was read or written last; without ``shares`` it cannot be read."""
 
     __slots__ = ("shares", "version")
@@ -105,7 +105,7 @@ class SliceBook:
         self._may_take, self._is_open, self._wall = may_take, is_open, wall
         self._active: dict[str, HeldSlice] = {}
         """Those that have something to be looked after, now or at a time."""
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, StoredShares] = {}
         self._runs: dict[str, list[HeldSlice]] = {}
         self._inherited: dict[str, float] | None = None
         """Shares of the core before that this one has not touched, and when they are to be given back."""
@@ -132,7 +132,7 @@ class SliceBook:
         if run:
             self._runs.setdefault(run, []).append(held)
             held.looked_s = self.clock()
-            self._entries[name] = Entry(ABSENT, {})  # most likely; a write by it fails where that is wrong
+            self._entries[name] = StoredShares(ABSENT, {})  # most likely; a write by it fails where that is wrong
         return held
 
     def want(self, held: HeldSlice, now: float) -> None:
@@ -188,7 +188,7 @@ class SliceBook:
         with self.lock:
             kept = list(self._active.values())
             for held in kept:
-                held.used_s = held.wanted_s = -inf
+                held.used_s = held.wanted_s = held.gained_s = -inf
         try:
             for held in kept if self._may_take() else ():
                 self._balance(held)
@@ -227,12 +227,12 @@ class SliceBook:
 
     # One account
 
-    def _read(self, name: str) -> Entry:
+    def _read(self, name: str) -> StoredShares:
         self.operations += 1
         found = self._store.get(SLICES + name)
-        return Entry(ABSENT, {}) if found is None else Entry(found.version, unpacked(name, found.value))
+        return StoredShares(ABSENT, {}) if found is None else StoredShares(found.version, unpacked(name, found.value))
 
-    def _write(self, name: str, shares: Shares | None, entry: Entry) -> int:
+    def _write(self, name: str, shares: Shares | None, entry: StoredShares) -> int:
         self.operations += 1
         return self._store.put(SLICES + name, None if shares is None else packed(shares), expected=entry.version)
 
@@ -275,10 +275,10 @@ class SliceBook:
                 grew = not fits(share.hand, held.hand)
                 held.hand, held.generation, held.wants_since_s = share.hand, self.generation, share.wants_since_s
                 held.is_known = True
-                self._rest(held, Entry(version, shares), grew=grew)
+                self._rest(held, StoredShares(version, shares), grew=grew)
             return
 
-    def _rest(self, held: HeldSlice, entry: Entry, *, grew: bool) -> None:
+    def _rest(self, held: HeldSlice, entry: StoredShares, *, grew: bool) -> None:
         """Note what a look has come to; under the lock."""
         shares, now = entry.shares or {}, self.clock()
         if held.name in self._overdrawn and (
@@ -307,7 +307,7 @@ class SliceBook:
             with self.lock:
                 del self._runs[run]
 
-    def _end(self, name: str, entry: Entry | None = None, *, strikes: bool = False) -> None:
+    def _end(self, name: str, entry: StoredShares | None = None, *, strikes: bool = False) -> None:
         """Note that a run is over here; the last pool to do so deletes the entry. Or strike the share out."""
         for _ in range(TRIES):
             entry = entry or self._read(name)
@@ -347,13 +347,13 @@ class SliceBook:
         run, own = _run(name), shares.get(self.pool)
         assert self._inherited is not None
         if run and shares and all(self._wall() - each.at_s > FORGET_S for each in shares.values()):
-            self._write(name, None, Entry(version, shares))
+            self._write(name, None, StoredShares(version, shares))
         elif own is not None and own.epoch < self._epoch() and (run or own.back_s >= 0):
             self._inherited[name] = now + (RUN_S if run else window_s(own.back_s))
 
     # Pools without a core
 
-    def _reclaims(self, held: HeldSlice, entry: Entry, shares: Shares) -> bool:
+    def _reclaims(self, held: HeldSlice, entry: StoredShares, shares: Shares) -> bool:
         """Strike out the shares of dead pools, of what comes back by itself; returns whether the entry may differ."""
         now = self.clock()
         if held.sharing is Sharing.FOR_GOOD or now - held.wanted_s >= SHORT_S:

@@ -16,7 +16,7 @@ from orla_lg.serve.store.state_file import prepare, state_folder
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 ON = "token"
 
-ASK_S = 5.0
+ASK_S = 10.0
 QUESTION = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 """What a cluster without authentication answers to anybody: its nodes."""
 
@@ -33,8 +33,8 @@ def switch_on(*, may_make: bool) -> Path | None:
     mode = os.environ.get(MODE, "")
     if mode.lower() not in ("", ON):
         raise ConfigError(
-            f"{MODE} is {mode!r}: without authentication whatever reaches a port of Ray's runs code on all nodes; set "
-            f"{MODE}={ON}"
+            f"{MODE} is {mode!r}: without authentication whatever reaches a port of Ray's runs code on all nodes; "
+            f"set {MODE}={ON}"
         )
     os.environ[MODE] = ON
     if os.environ.get(TOKEN):
@@ -62,22 +62,27 @@ def _has_text(file: Path) -> bool:
 
 
 def check_closed(address: str) -> None:
-    """Refuse a cluster that answers without a token; one that does not answer at all is for Ray to say.
+    """Refuse a cluster that does not ask for a token.
 
     Raises:
-        ConfigError: It has no authentication.
+        ConfigError: It has no authentication, or does not answer.
     """
     import grpc  # comes with Ray's dashboard
 
     with _channel(address) as channel:
         ask = channel.unary_unary(QUESTION, request_serializer=bytes, response_deserializer=bytes)
         try:
-            ask(b"", timeout=ASK_S, wait_for_ready=False)
-        except grpc.RpcError:
-            return
+            ask(b"", timeout=ASK_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return
+            raise ConfigError(
+                f"no head of a Ray cluster answers at {address} ({error.code().name}); its address is that of "
+                "`ray start --head`, and a cluster with TLS needs RAY_USE_TLS=1 here too"
+            ) from error
     raise ConfigError(
-        f"the Ray cluster at {address} answers without a token: whatever reaches it runs code on all its nodes. Start "
-        f"each of its nodes with {MODE}={ON} and {TOKEN_PATH} set"
+        f"the Ray cluster at {address} answers without a token: whatever reaches it runs code on all its nodes. "
+        f"Start each of its nodes with {MODE}={ON} and {TOKEN_PATH} set"
     )
 
 

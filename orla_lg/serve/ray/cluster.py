@@ -6,13 +6,13 @@ import contextlib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orla_lg.errors import ConfigError
 from orla_lg.serve.ray.authentication import check_closed, switch_on
-from orla_lg.serve.ray.planning import PREFIX, PlannedActor, RayNode, elsewhere
+from orla_lg.serve.ray.planning import PREFIX, PlannedActor, RayNode
 
 EXTRA = ("ray", "grpc")
 INSTALL = "pip install 'orla-lg[ray]'"
@@ -44,21 +44,13 @@ class Cluster:
             if each["Alive"]
         ]
 
-    def actor(self, planned: PlannedActor, namespace: str, avoided: Sequence[str] = ()) -> Any:
-        """Return the handle of an actor, which is made where there is none.
+    def actor(self, planned: PlannedActor, namespace: str) -> Any:
+        """Return the handle of an actor, which is made where there is none."""
+        from orla_lg.serve.ray.actors import OrlaCore, OrlaGateway
 
-        Args:
-            planned: Which.
-            namespace: Ray's.
-            avoided: Nodes that it is not to be on, if others are as good.
-        """
-        from orla_lg.serve.ray.actors import OrlaCore
-
-        selector, instead = elsewhere(planned.labels, avoided)
-        options: dict[str, Any] = {"label_selector": selector} if selector else {}
-        if instead:
-            options["fallback_strategy"] = instead
-        made = self.ray.remote(OrlaCore).options(
+        first, *instead = map(dict, planned.labels)
+        options = {"label_selector": first, "fallback_strategy": [{"label_selector": each} for each in instead]}
+        made = self.ray.remote(OrlaGateway if planned.shipped.before else OrlaCore).options(
             name=planned.name, namespace=namespace, lifetime="detached", get_if_exists=True,
             max_restarts=-1, max_task_retries=0, max_concurrency=AT_ONCE,
             num_cpus=planned.num_cpus, resources=dict(planned.resources), **options,
@@ -121,6 +113,7 @@ def _unreached(address: str, error: Exception) -> str:
     if not address:
         return f"Ray does not start here: {said}"
     return (
-        f"the Ray cluster at {address} cannot be joined: {said}. The command must run on one of its nodes (`ray start "
-        f"--address={address}` makes this machine one), with the same versions of Python and Ray, and with its token"
+        f"the Ray cluster at {address} cannot be joined: {said}. The command must run on one of its nodes "
+        f"(`ray start --address={address}` makes this machine one), with the same versions of Python and Ray, and "
+        "with its token"
     )

@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from orla_lg.demo.engine import demo_engine
 from orla_lg.errors import ConfigError
 from orla_lg.serve.interrupting import ended_in_order
 from orla_lg.serve.ray.cluster import Cluster, cluster_at
-from orla_lg.serve.ray.following import LISTENS, POLL_S, Following
-from orla_lg.serve.ray.planning import Asked, PlannedActor, planned
+from orla_lg.serve.ray.planning import PlannedActor, ServersAsked, planned
+from orla_lg.serve.ray.watching import POLL_S, READY, STANDBY, ActorSeen, ActorWatch
 
 NO_SERVE = ServeTable.model_validate({})
 BEGIN_S = 60.0
 """An actor that does not listen after so long is said to be late, and followed like the others."""
+
+LOOK_S = 0.1
+DECIDE_S = 3.0
+"""A pool's first server that listens has so long to take the lease; there may be a core already that has it."""
 
 MORE_S = 5.0
 """Beyond the time to drain, until an actor is killed that should have ended."""
@@ -35,12 +39,18 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--stop ends what runs on a cluster that goes on without this command: --on ray=HOST:PORT --stop"
         )
+    if args.standby or args.gateway or args.advertise:
+        raise ConfigError(
+            "--on ray runs standbys and gateways as [ray] of the configuration says, and says where each is"
+        )
     if args.on and args.demo:
         raise ConfigError("--demo starts an engine for this command alone, and actors outlive it: --on ray --demo")
     with contextlib.ExitStack() as ending:
         ending.enter_context(ended_in_order())
         file = _demo(ending) if args.demo else args.config or find_file()
-        asked = Asked(None if file is None else str(file), args.listen_address, args.port, args.store, args.pool)
+        asked = ServersAsked(
+            None if file is None else str(file), args.listen_address, args.port, args.store, args.pool
+        )
         core = asked.core()
         table, drain_s = core.ray or RayTable.model_validate({}), (core.serve or NO_SERVE).drain_s
         cluster = ending.enter_context(cluster_at(args.on))
@@ -50,14 +60,14 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         nodes = cluster.nodes()
         actors = planned(asked, nodes)
         print("\n".join(_head(cluster, core.source, table, len(nodes))), flush=True)
-        following = Following(cluster.ray, {})
+        watch = ActorWatch(cluster.ray, {})
         try:
-            _begin(cluster, table.namespace, actors, following)
-            print("\n".join(_foot(cluster, actors, following)), flush=True)
+            _begin(cluster, table.namespace, actors, watch)
+            print("\n".join(_foot(cluster, actors, watch)), flush=True)
             while True:
                 began_s = time.monotonic()
-                for name in following.look():
-                    print(f"  {following.seen[name].text(name)}", flush=True)
+                for name in watch.look():
+                    print(f"  {watch.seen[name].text(name)}", flush=True)
                 time.sleep(max(0.0, began_s + POLL_S - time.monotonic()))
         except KeyboardInterrupt:
             if not cluster.is_ours:
@@ -65,7 +75,7 @@ def serve_on_ray(args: argparse.Namespace) -> int:
                 return 0
         finally:
             if cluster.is_ours:
-                end(cluster.ray, following.handles, drain_s)
+                end(cluster.ray, watch.handles, drain_s)
         print("ended, and the Ray cluster with it", flush=True)
         return 0
 
@@ -82,29 +92,39 @@ def _demo(ending: contextlib.ExitStack) -> Path:
     return file
 
 
-def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], following: Following) -> None:
-    """Make the actors or find them, a pool's first core before its standbys, which are kept off its node."""
-    of_core = dict[str, str]()
+def _begin(cluster: Cluster, namespace: str, actors: Iterable[PlannedActor], watch: ActorWatch) -> None:
+    """Make the actors or find them, a pool's first core before its standbys."""
     for each in actors:
-        following.follow(each.name, cluster.actor(each, namespace, [of_core.get(each.pool, "")]))
-        until_s = time.monotonic() + BEGIN_S
-        while following.seen[each.name].state not in LISTENS and time.monotonic() < until_s:
-            if any(name == each.name and following.seen[name].fault for name in following.look()):
-                break
-        seen = following.seen[each.name]
+        watch.follow(each.name, cluster.actor(each, namespace))
+        seen = _begun(each, watch)
         if seen.fingerprint not in ("", each.shipped.fingerprint):
             raise ConfigError(
                 f"{each.name} runs already, in the namespace {namespace!r}, with another configuration; "
                 f"`{_stops(cluster)}` ends all of them, and then this command starts them with this one"
             )
-        of_core.setdefault(each.pool, seen.node_id)
         print(f"  {seen.text(each.name)}", flush=True)
+
+
+def _begun(actor: PlannedActor, watch: ActorWatch) -> ActorSeen:
+    """Wait until an actor listens, and a pool's first one until it decides, unless another one does."""
+    until_s = time.monotonic() + BEGIN_S
+    while (now_s := time.monotonic()) < until_s:
+        list(watch.look(LOOK_S))
+        seen = watch.seen[actor.name]
+        is_up = seen.state == READY or (seen.state == STANDBY and actor.number)
+        if seen.fault or is_up:
+            break
+        if seen.state == STANDBY:
+            until_s = min(until_s, now_s + DECIDE_S)
+        time.sleep(LOOK_S)
+    return watch.seen[actor.name]
 
 
 def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterable[str]:
     where = "a Ray cluster that was started for it" if cluster.is_ours else "Ray"
     by = f", configured by {source}" if source else ""
-    yield f"orla-lg serve on {where} at {cluster.address}: {counted(nodes, 'node')}, namespace {table.namespace!r}{by}"
+    at = f"{cluster.address}: {counted(nodes, 'node')}, namespace {table.namespace!r}"
+    yield f"orla-lg serve on {where} at {at}{by}"
     yield (
         "Ray listens on all interfaces of each node; what keeps others out is its token"
         + (f", that of {cluster.token_file}" if cluster.token_file else "")
@@ -114,11 +134,15 @@ def _head(cluster: Cluster, source: str, table: RayTable, nodes: int) -> Iterabl
         yield f"dashboard: {cluster.dashboard}"
 
 
-def _foot(cluster: Cluster, actors: Iterable[PlannedActor], following: Following) -> Iterable[str]:
-    for pool in dict.fromkeys(each.pool for each in actors):
+def _foot(cluster: Cluster, actors: Sequence[PlannedActor], watch: ActorWatch) -> Iterable[str]:
+    gateways = [each for each in actors if each.shipped.before]
+    cores = [each for each in actors if not each.shipped.before]
+    for pool in dict.fromkeys(each.pool for each in cores):
         named = f" ({pool})" if pool else ""
-        if urls := following.urls(pool):
+        if urls := watch.urls(each.name for each in cores if each.pool == pool):
             yield f"graphs reach it{named} by Orla.remote({urls!r})"
+    if urls := watch.urls(each.name for each in gateways):
+        yield f"OpenAI's clients reach it by base_url={urls.partition(',')[0] + '/v1'!r}, one of the gateways"
     if cluster.is_ours:
         yield "Ctrl-C or SIGTERM drains and ends it, and the Ray cluster with it"
     else:
@@ -139,9 +163,9 @@ def _stop(cluster: Cluster, namespace: str, drain_s: float) -> int:
 
 def end(ray: Any, handles: Mapping[str, Any], drain_s: float) -> None:
     """Have actors drain and end: standbys first, that none takes over."""
-    following = Following(ray, handles)
-    list(following.look(2 * POLL_S))
-    cores = {name for name, seen in following.seen.items() if seen.epoch}
+    watch = ActorWatch(ray, handles)
+    list(watch.look(2 * POLL_S))
+    cores = {name for name, seen in watch.seen.items() if seen.epoch}
     for group in (handles.keys() - cores, cores):
         asked = [handles[name].end.remote(drain_s + MORE_S) for name in group]
         if asked:

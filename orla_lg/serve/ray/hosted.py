@@ -14,13 +14,17 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from orla_lg.errors import OrlaError
 from orla_lg.serve.begun import begin
+from orla_lg.serve.http.health import CoreState
+from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.running import new_loop
 from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings
+from orla_lg.serve.stateless.server import GatewayServer
+from orla_lg.serve.stateless.starting import begin_gateway
 
 log = logging.getLogger("orla_lg")
 
@@ -45,22 +49,63 @@ class HostedStatus(NamedTuple):
     """Why it did not begin, the last time."""
 
 
+class HostableServer(Protocol):
+    """A server that can be hosted: ``OrlaServer`` is one, and a gateway without state is."""
+
+    @property
+    def state(self) -> CoreState:
+        """What it is at."""
+        ...
+
+    async def run(self, opened: Listening, ready: Callable[[str], None]) -> int:
+        """Serve until the end."""
+        ...
+
+    def end(self) -> None:
+        """Drain and end."""
+        ...
+
+
+Built = tuple[Listening, Callable[[], HostableServer]]
+"""Where a server listens, and what makes it on its loop."""
+
+
+def core(chosen: ServeSettings, ending: contextlib.ExitStack) -> Built:
+    """Return what a core, or a standby, is made of; *ending* closes it."""
+    begun = begin(chosen, ending)
+    return begun.opened, lambda: OrlaServer(chosen, begun.orla, begun.store)
+
+
+def gateway(where: str) -> Callable[[ServeSettings, contextlib.ExitStack], Built]:
+    """Return the same for a gateway before the cores at *where*."""
+
+    def built(chosen: ServeSettings, ending: contextlib.ExitStack) -> Built:
+        opened, orla, _ = begin_gateway(chosen, where, ending)
+        return opened, lambda: GatewayServer(chosen, orla)
+
+    return built
+
+
 class HostedServer:
     """A server on a thread and a loop of its own, until ``end``. Its methods are any thread's.
 
     Args:
         settings: Called before each begin, for what it begins with; one block lasts as long as its server.
+        build: Makes a server of them: ``core``, or ``gateway``.
         crashed: Called on the server's thread after an error that no server should have.
     """
 
     def __init__(
-        self, settings: Callable[[], contextlib.AbstractContextManager[ServeSettings]], crashed: Callable[[], None]
+        self,
+        settings: Callable[[], contextlib.AbstractContextManager[ServeSettings]],
+        build: Callable[[ServeSettings, contextlib.ExitStack], Built],
+        crashed: Callable[[], None],
     ) -> None:
-        self._settings, self._crashed = settings, crashed
+        self._settings, self._build, self._crashed = settings, build, crashed
         self._lock = threading.Lock()
         self._ends = threading.Event()
         self._fault = self._url = self._pool = ""
-        self._server: OrlaServer | None = None
+        self._server: HostableServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="orla-server", daemon=True)
 
@@ -75,7 +120,7 @@ class HostedServer:
         if server is None or not url:
             state = ENDED if self._ends.is_set() else FAILED if self._fault else STARTING
             return HostedStatus(state, self._pool, pid=os.getpid(), fault=self._fault)
-        epoch = server.lease.epoch if server.lease.holds() else 0
+        epoch = server.lease.epoch if isinstance(server, OrlaServer) and server.lease.holds() else 0
         return HostedStatus(str(server.state), self._pool, url, epoch, os.getpid())
 
     def end(self, within_s: float) -> bool:
@@ -109,15 +154,15 @@ class HostedServer:
         with contextlib.ExitStack() as ending:
             chosen = ending.enter_context(self._settings())
             self._pool = chosen.table.pool
-            begun = begin(chosen, ending)
+            opened, made = self._build(chosen, ending)
 
             async def serving() -> int:
-                server = OrlaServer(chosen, begun.orla, begun.store)
+                server = made()
                 with self._lock:
                     self._server, self._loop = server, asyncio.get_running_loop()
                     if self._ends.is_set():
                         server.end()
-                return await server.run(begun.opened, self._listens)
+                return await server.run(opened, self._listens)
 
             gc.collect()
             gc.freeze()  # as in a process of its own

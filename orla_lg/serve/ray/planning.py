@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,12 +49,13 @@ class PlannedActor:
     number: int
     """In its pool; 0 is begun first, and decides first."""
     shipped: ShippedSettings
-    labels: Mapping[str, str]
+    labels: Sequence[Mapping[str, str]]
+    """Labels that a node must have; where none has them, the next ones."""
     resources: Mapping[str, float]
     num_cpus: float
 
 
-class Asked(NamedTuple):
+class ServersAsked(NamedTuple):
     """What the command line says."""
 
     file: str | None = None
@@ -76,7 +77,7 @@ class Asked(NamedTuple):
         )
 
 
-def planned(asked: Asked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
+def planned(asked: ServersAsked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
     """Return the actors that a configuration asks for, pool by pool, each pool's first core first.
 
     Raises:
@@ -96,14 +97,43 @@ def planned(asked: Asked, nodes: Sequence[RayNode]) -> list[PlannedActor]:
         _check_reach(own, host)
         labels = table.labels if said.labels is None else said.labels
         resources = table.resources if said.resources is None else said.resources
-        _check_place(own, pool, labels, resources, nodes)
-        for number in range(1 + (table.standbys if said.standbys is None else said.standbys)):
+        fit = _fit(own, pool, labels, resources, nodes)
+        many = 1 + (table.standbys if said.standbys is None else said.standbys)
+        for number, selectors in enumerate(spread(labels, fit, many)):
             port = own.listen.port and own.listen.port + taken[own.listen.port]
             taken[own.listen.port] += 1
             shipped = ShippedSettings(own.source, _text(own.source), host, port, asked.store, pool or None)
             name = "-".join(filter(None, (f"{PREFIX}core", pool, str(number))))
-            actors.append(PlannedActor(name, pool, number, shipped, labels, resources, table.num_cpus))
+            actors.append(PlannedActor(name, pool, number, shipped, selectors, resources, table.num_cpus))
+    if table.gateways:
+        own = asked.of(pools[0])
+        where = _cores(own, actors)
+        for number, selectors in enumerate(spread({}, nodes, table.gateways)):
+            port = own.listen.port and own.listen.port + taken[own.listen.port]
+            taken[own.listen.port] += 1
+            shipped = replace(actors[0].shipped, port=port, before=where)
+            actors.append(
+                PlannedActor(f"{PREFIX}gateway-{number}", "", number, shipped, selectors, {}, table.num_cpus)
+            )
     return actors
+
+
+def _cores(own: ServeSettings, actors: Sequence[PlannedActor]) -> str:
+    """Return where gateways find the cores: in the store, or at the ports that they have on this machine.
+
+    Raises:
+        ConfigError: Nothing says that beforehand.
+    """
+    if own.table.store is not None and is_shared(own.table.store):
+        return own.table.store
+    found = [(each.shipped.host, each.shipped.port) for each in actors]
+    if not all(host is not None and port for host, port in found):
+        raise ConfigError(
+            f"{own.where('listen_address')}: gateways look for cores at their ports, and a free one is not known "
+            'beforehand: give a port, or store = "redis://HOST:PORT/DB"'
+        )
+    addresses = (ListenAddress(host or "", port) for host, port in found)
+    return ",".join(each.url(tls=own.has_tls) for each in addresses)
 
 
 def machines(nodes: Sequence[RayNode]) -> int:
@@ -115,12 +145,12 @@ def _text(source: str) -> str:
     return Path(source).read_text(encoding="utf-8") if source else ""
 
 
-def _is_said(own: ServeSettings, asked: Asked) -> bool:
+def _is_said(own: ServeSettings, asked: ServersAsked) -> bool:
     """Whether something says at which host servers listen."""
     return (asked.listen_address or own.table.listen_address) is not None
 
 
-def _check(own: ServeSettings, asked: Asked, nodes: Sequence[RayNode]) -> None:
+def _check(own: ServeSettings, asked: ServersAsked, nodes: Sequence[RayNode]) -> None:
     """Refuse addresses and stores that not all nodes reach.
 
     Raises:
@@ -140,8 +170,8 @@ def _check(own: ServeSettings, asked: Asked, nodes: Sequence[RayNode]) -> None:
     if machines(nodes) > 1 and not is_shared(own.table.store):
         what = "that of this user's state folder is" if own.table.store is None else f"{own.table.store} is"
         raise ConfigError(
-            f"{own.where('store')}: the cluster has nodes on {machines(nodes)} machines, and each must reach the store; "
-            f'{what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
+            f"{own.where('store')}: the cluster has nodes on {machines(nodes)} machines, and each must reach the "
+            f'store; {what} a file of one machine. One that all reach is store = "redis://HOST:PORT/DB"'
         )
 
 
@@ -156,28 +186,27 @@ def _check_reach(own: ServeSettings, host: str | None) -> None:
     reached.check(has_keys=has_keys)
 
 
-def _check_place(
-    own: ServeSettings,
-    pool: str,
-    labels: Mapping[str, str],
-    resources: Mapping[str, float],
-    nodes: Sequence[RayNode],
-) -> None:
-    """Refuse a pool that no node could have: its actors would wait for ever.
+def _fit(
+    own: ServeSettings, pool: str, labels: Mapping[str, str], resources: Mapping[str, float], nodes: Sequence[RayNode]
+) -> list[RayNode]:
+    """Return the nodes that a pool's actors can be on; without one they would wait for ever.
 
     Raises:
-        ConfigError: Naming the pool, and what nodes have.
+        ConfigError: There is none; names the pool, and what nodes have.
     """
-    where = f"{own.source or 'ray'}: the pool {pool!r}" if pool else f"{own.source or 'ray'}"
-    if not any(matches(node.labels, labels) for node in nodes):
+    where = " ".join(filter(None, (own.source or "Ray", f"pool {pool!r}" if pool else "")))
+    named = [node for node in nodes if matches(node.labels, labels)]
+    if not named:
         has = "; ".join(sorted({_listed(node.labels) or "no labels" for node in nodes}))
         flags = ",".join(f"{key}={value}" for key, value in labels.items())
         raise ConfigError(
             f"{where}: no node of the cluster has the labels {_listed(labels)}; nodes have {has}. "
             f"`ray start --labels={flags}` gives a node some"
         )
-    if not any(all(node.resources.get(each, 0.0) >= much for each, much in resources.items()) for node in nodes):
-        raise ConfigError(f"{where}: no node of the cluster has the resources {_listed(resources)}")
+    fit = [node for node in named if all(node.resources.get(each, 0.0) >= much for each, much in resources.items())]
+    if not fit:
+        raise ConfigError(f"{where}: no node with the pool's labels has the resources {_listed(resources)}")
+    return fit
 
 
 def _listed(said: Mapping[str, object]) -> str:
@@ -199,10 +228,16 @@ def _is_one(value: str | None, said: str) -> bool:
     return (value in allowed) is not said.startswith("!")
 
 
-def elsewhere(labels: Mapping[str, str], node_ids: Iterable[str]) -> tuple[dict[str, str], list[dict[str, object]]]:
-    """Return a selector that keeps an actor off nodes, and what holds instead where there are no others."""
-    plain = dict(labels)
-    avoided = ", ".join(sorted(filter(None, node_ids)))
-    if not avoided:
-        return plain, []
-    return {**plain, NODE_ID: f"!in({avoided})"}, [{"label_selector": plain}] if plain else [{"label_selector": ANY}]
+def spread(labels: Mapping[str, str], nodes: Sequence[RayNode], actors: int) -> list[tuple[Mapping[str, str], ...]]:
+    """Return for each of a pool's actors by which labels Ray is to place it: the first that a node has.
+
+    Each has a node of its own as long as there are enough, and is begun again there; where that node is dead, on one
+    that no other of them has, and at last on any that has the pool's labels.
+    """
+    own = [nodes[number % len(nodes)].node_id for number in range(actors)]
+    found = list[tuple[Mapping[str, str], ...]]()
+    for node_id in own:
+        others = sorted(set(own) - {node_id})
+        aside = [{**labels, NODE_ID: f"!in({', '.join(others)})"}] if others else []
+        found.append(({**labels, NODE_ID: node_id}, *aside, dict(labels) or ANY))
+    return found

@@ -33,6 +33,8 @@ class ShippedSettings:
     """Over that of the file."""
     pool: str | None = None
     """Of the file, that the server is of."""
+    before: str = field(default="", repr=False)
+    """Of a gateway: where its cores are, as ``Orla.remote`` takes it; empty: it is a core, or a standby."""
 
     @property
     def fingerprint(self) -> str:

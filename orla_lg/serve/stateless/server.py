@@ -26,7 +26,7 @@ from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Denied, credentials
 from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.api.denials import denial
-from orla_lg.serve.ending import CUT_OFF_S, Ending
+from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
@@ -66,27 +66,31 @@ class GatewayServer:
     Args:
         settings: What it is started with.
         orla: The replica's side of its core (``Orla.remote``).
-        core: Where the core is, as it was named.
         core_patience_s: How long a core is waited for.
     """
 
-    def __init__(self, settings: ServeSettings, orla: Orla, core: str, core_patience_s: float = 60.0) -> None:
+    def __init__(self, settings: ServeSettings, orla: Orla, core_patience_s: float = 60.0) -> None:
         serving = orla.core.serving
         assert isinstance(serving, LinkedServing), "its core is elsewhere"
-        self.settings, self.orla, self.core, self.serving = settings, orla, core, serving
+        self.settings, self.orla, self.serving = settings, orla, serving
         self.keys = CoreKeys(serving.cores.home.requests, core_patience_s)
         self.access = ForwardedAccess(self.keys)
         self.gateway = LinkedGateway(serving, self.access, gateway_settings(settings), KeyScope.USE)
-        self.ending = Ending(NoPages(), lambda reason: None, self._hand_over)
+        self.ending = ServerEnd(NoPages(), lambda reason: None, self._hand_over)
         routes = [Route(ALIVE, self._alive), Route(READY, self._ready), Route(ORLA, self._ready)]
         app = Starlette(routes=[*routes, *routes_of(self.gateway)], exception_handlers=ON_ERROR)
         layer = AccessLayer(Shortcut(app, self.gateway), self.access, guard(settings), denial)
-        self.app = ReadinessGate(KeysFirst(layer, self.keys, core), self, denial)
+        self.app = ReadinessGate(KeysFirst(layer, self.keys, self.core_at), self, denial)
 
     @property
     def state(self) -> CoreState:
         """What it is at; without a core it takes calls, which wait."""
         return CoreState.DRAINING if self.ending.has_begun else CoreState.READY
+
+    def core_at(self) -> str:
+        """Return where the core was met last, else where it was named."""
+        places = self.serving.link.places
+        return next((address.text for address in places.addresses()), places.text)
 
     async def _alive(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -100,7 +104,7 @@ class GatewayServer:
         self, headers: Headers, client: Sequence[Any] | None, server: Sequence[Any] | None
     ) -> asyncio.Protocol:
         """Refuse: links are opened to the core (``doors.Links``)."""
-        raise elsewhere(self.core)
+        raise elsewhere(self.core_at())
 
     # Its life
 
@@ -137,13 +141,13 @@ class GatewayServer:
     def _nothing_to_load(self) -> None:
         log.warning("a gateway has no configuration of its own to load again; its core has, and says what changes")
 
-    async def _hand_over(self, _reason: str) -> None:
+    async def _hand_over(self) -> None:
         """Do nothing: others of its kind take calls already."""
 
     def _ends(self, loop: asyncio.AbstractEventLoop, backend: str) -> None:
         """End what runs on a backend by grants that are over, from the link's thread."""
         if not loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self.gateway.links.abort(backend), loop)
+            asyncio.run_coroutine_threadsafe(self.gateway.end_all(backend), loop)
 
     def _uvicorn(self) -> uvicorn.Config:
         table = self.settings.table
@@ -166,18 +170,18 @@ class KeysFirst:
     Args:
         app: The access layer.
         keys: Of the core.
-        core: Where the core is.
+        core_at: Returns where the core is.
     """
 
-    def __init__(self, app: Any, keys: CoreKeys, core: str) -> None:
-        self._app, self._keys, self._core = app, keys, core
+    def __init__(self, app: Any, keys: CoreKeys, core_at: Callable[[], str]) -> None:
+        self._app, self._keys, self._core_at = app, keys, core_at
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
         if scope["type"] == "http" and scope["path"] not in PATHS:
             try:
                 if scope["path"].startswith(CORES):
-                    raise elsewhere(self._core)
+                    raise elsewhere(self._core_at())
                 await self._keys.look(credentials(scope["headers"]))
             except Denied as denied:
                 await refuse(scope, send, denied, (b"connection", b"close"), answer=denial)
@@ -185,11 +189,11 @@ class KeysFirst:
         await self._app(scope, receive, send)
 
 
-def run(settings: ServeSettings, orla: Orla, core: str, opened: Listening, ready: Callable[[str], None]) -> int:
+def run(settings: ServeSettings, orla: Orla, opened: Listening, ready: Callable[[str], None]) -> int:
     """Serve on one loop until a signal ends it; returns the exit status."""
 
     async def serving() -> int:
-        return await GatewayServer(settings, orla, core).run(opened, ready)
+        return await GatewayServer(settings, orla).run(opened, ready)
 
     with asyncio.Runner(loop_factory=new_loop()) as runner:
         return runner.run(serving())

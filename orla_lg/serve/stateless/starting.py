@@ -11,6 +11,7 @@ from orla_lg import config
 from orla_lg.errors import ConfigError
 from orla_lg.link.serving import LinkedServing
 from orla_lg.orla import Orla
+from orla_lg.serve.begun import LOG_FORMAT
 from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.stateless.keys import ANY_KEY
@@ -45,7 +46,27 @@ def serve_gateway(chosen: ServeSettings, named: str | None, ending: contextlib.E
         BackendUnavailable: The core does not answer.
     """
     core = core_of(named, chosen)
-    logging.basicConfig(level=logging.WARNING, format="orla-lg serve: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
+    opened, orla, has_keys = begin_gateway(chosen, core, ending)
+    serving = orla.core.serving
+    assert isinstance(serving, LinkedServing)
+    before = serving.cores.home.link.places.text
+
+    def started(url: str) -> None:
+        print("\n".join(_started(orla, before, url, has_keys=has_keys)), flush=True)
+
+    gc.collect()
+    gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
+    return run(chosen, orla, opened, started)
+
+
+def begin_gateway(chosen: ServeSettings, core: str, ending: contextlib.ExitStack) -> tuple[Listening, Orla, bool]:
+    """Open what a gateway is made of, and return it with whether its core has keys; *ending* closes it.
+
+    Raises:
+        ConfigError: What is wrong with the settings or the port.
+        BackendUnavailable: The core does not answer.
+    """
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
     orla = Orla.remote(core, keep_records=chosen.core.keep_records, control=False)
@@ -54,16 +75,10 @@ def serve_gateway(chosen: ServeSettings, named: str | None, ending: contextlib.E
     assert isinstance(serving, LinkedServing)
     has_keys = bool(serving.cores.home.requests.ask("key", {"sha256": ANY_KEY}).get("any"))
     chosen.check(has_keys=has_keys)
-
-    def started(url: str) -> None:
-        print("\n".join(_started(chosen, orla, core, url, has_keys=has_keys)), flush=True)
-
-    gc.collect()
-    gc.freeze()  # what the imports made stays: the collector need not look through it at every few hundred calls
-    return run(chosen, orla, core, opened, started)
+    return opened, orla, has_keys
 
 
-def _started(chosen: ServeSettings, orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
+def _started(orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:
     yield f"orla-lg serve listens at {url}, a gateway before the core at {core}"
     for name, scheduler in orla.core.serving.schedulers.items():
         yield f"  {name}  {scheduler.backend.url}  {scheduler.backend.engine}"

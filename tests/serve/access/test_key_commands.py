@@ -109,7 +109,7 @@ def test_a_scope_that_is_none_is_said_with_those_that_there_are(capsys: Out) -> 
     with pytest.raises(SystemExit):
         main(["keys", "create", "ci", "--scope", "admin"])
     said = capsys.readouterr().err
-    assert "KeyScope" not in said and re.search("use'?, '?link'?, '?view'?, '?control", said)
+    assert "KeyScope" not in said and re.search("use'?, '?link'?, '?gateway'?, '?view'?, '?control", said)
 
 
 @pytest.mark.parametrize("name", ["show", "revoke"])

@@ -1,4 +1,4 @@
-"""Several pools on one store in virtual time, and the truth about what was spent: what no core knows of the others."""
+"""Several pools on one store in virtual time, and the truth about what was spent, which no core knows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.pools.at_once import PooledSlots
 from orla_lg.serve.pools.directory import CorePlace, Directory
-from orla_lg.serve.pools.held import EVERY_S, HeldSlice
+from orla_lg.serve.pools.held import HeldSlice
 from orla_lg.serve.pools.slices import SliceBook
 from orla_lg.serve.store.store import Conflict, Fence, Instant, MemoryStore, StoreUnavailable, Versioned
 
 KEY = "k1"
+STEP_S = 0.25
 ENDS_S = 5.0
 """After so long without a core a replica has ended its requests."""
 
@@ -236,7 +237,7 @@ class World:
         """Let time pass, with what happens in it."""
         until_s, began_s = self.time.s + seconds, self.time.s
         while self.time.s < until_s:
-            self.time.s += EVERY_S if self.time.s - began_s < 2.0 else 4 * EVERY_S
+            self.time.s += STEP_S if self.time.s - began_s < 2.0 else 4 * STEP_S
             self._hang_up()
             self.work()
 
@@ -318,8 +319,9 @@ class World:
     def check(self) -> None:
         """Assert that nothing exceeds the limit."""
         used, limit = self.used(), self.limit
-        calls, tokens = limit.calls is None or used.calls <= limit.calls, limit.tokens is None or used.tokens <= limit.tokens
-        assert calls and tokens, f"{used} of {limit}"
+        over = limit.calls is not None and used.calls > limit.calls
+        over |= limit.tokens is not None and used.tokens > limit.tokens
+        assert not over, f"{used} of {limit}"
 
 
 class Forgetful(PoolCore):

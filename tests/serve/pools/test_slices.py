@@ -269,9 +269,19 @@ def test_a_store_that_is_away_leaves_what_is_in_hand() -> None:
     core = world.live[0]
     demanded(world, core, Amount(calls=1), 5.0)
     world.store.faults = ["away"] * 1000
-    found = demanded(world, core, Amount(calls=1), 4.0)
+    found = demanded(world, core, Amount(calls=1), 12.0)
     assert 0 < found < 500
+    assert demanded(world, core, Amount(calls=1), 12.0) == 0
     world.check()
+
+
+def test_of_what_comes_back_by_itself_nothing_is_spent_once_another_pool_may_have_it() -> None:
+    world = World(Limit(calls=1000, per_s=1000.0), 2)
+    core = world.live[0]
+    demanded(world, core, Amount(calls=1), 5.0)
+    world.store.faults = ["away"] * 1000
+    world.pass_time(10.0)
+    assert demanded(world, core, Amount(calls=1), 2.0) == 0
 
 
 # What it costs

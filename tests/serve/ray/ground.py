@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import httpx
+
 from orla_lg_llamacpp.embedded import free_port
 from tests.scripted_engine import MODEL
 from tests.serve_kills.processes import Engine, Replica, until
@@ -26,7 +28,11 @@ url = "{url}"
 model = "{model}"
 engine = "vllm"
 max_concurrency = {bound}
+[backends.serve]
+url = "{serve_url}"
+max_concurrency = 2
 [mapping]
+served = "serve"
 "*" = "main"
 [serve]
 store = "{store}"
@@ -36,11 +42,18 @@ replica_lease_s = 5
 drain_s = 5
 [ray]
 standbys = {standbys}
+gateways = {gateways}
 labels = {{ pool = "chat" }}
 namespace = "{namespace}"
 """
-HEALTH = {"period_ms": "500", "timeout_ms": "500", "failure_threshold": "3", "initial_delay_ms": "0"}
-"""When Ray takes a node for dead; by default it takes it a quarter of a minute."""
+SETTINGS = {
+    "health_check_period_ms": "500", "health_check_timeout_ms": "1000", "health_check_failure_threshold": "4",
+    "enable_worker_prestart": "0", "prestart_worker_first_driver": "0",
+}  # fmt: skip
+"""Of Ray: nodes are taken for dead sooner than by default, and no process is started that nothing asks for."""
+
+PATIENCE_S = 200.0
+"""A guard only: beside other work a cluster of three takes minutes to start."""
 
 
 def authenticated(folder: Path) -> None:
@@ -118,7 +131,7 @@ class Command:
             cores = [each for each in self.now().values() if each.state == "ready" and each.epoch > before]
             return max(cores, key=lambda each: each.epoch) if cores else None
 
-        said: Said = until(found, f"a core with an epoch above {before}\n{self.text}")
+        said: Said = until(found, f"a core with an epoch above {before}\n{self.text}", PATIENCE_S)
         return said
 
     def other_process(self, than: Said) -> Said:
@@ -129,7 +142,7 @@ class Command:
             now = self.now()[than.name]
             return now if now.pid != than.pid and now.state in ("ready", "standby") else None
 
-        said: Said = until(found, f"{than.name} in another process than {than.pid}\n{self.text}")
+        said: Said = until(found, f"{than.name} in another process than {than.pid}\n{self.text}", PATIENCE_S)
         return said
 
     def until_followed(self) -> None:
@@ -137,7 +150,7 @@ class Command:
             self.check()
             return any("Ctrl-C" in line for line in self.lines)
 
-        until(is_there, f"the command follows the actors\n{self.text}")
+        until(is_there, f"the command follows the actors\n{self.text}", PATIENCE_S)
 
     def check(self) -> None:
         assert self.process.poll() is None, self.text
@@ -154,14 +167,15 @@ class Ground:
         self.folder = folder
         self._stack = contextlib.ExitStack()
         self.cluster: Any = None
+        self.serve_url = f"http://127.0.0.1:{free_port()}/v1"
+        """Of an application of Ray Serve."""
         self.replicas: list[Replica] = []
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.engine = stack.enter_context(Engine(self.folder))
             authenticated(self.folder)
-            for name, value in HEALTH.items():
-                os.environ[f"RAY_health_check_{name}"] = value
+            os.environ.update({f"RAY_{name}": value for name, value in SETTINGS.items()})
             self.cluster = self._cluster()
             stack.callback(self._end_of_cluster)
             self._stack = stack.pop_all()
@@ -174,10 +188,9 @@ class Ground:
     def _cluster() -> Any:
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         for _ in range(2):
             cluster.add_node(num_cpus=1, labels=CHAT, wait=False)
-        cluster.add_node(num_cpus=1, labels=CHAT)
         cluster.wait_for_nodes()
         return cluster
 
@@ -190,11 +203,11 @@ class Ground:
         address: str = self.cluster.address
         return address
 
-    def config(self, name: str = "orla.toml", namespace: str = "orla", standbys: int = 1, url: str = "") -> Path:
+    def config(self, name: str = "orla.toml", namespace: str = "orla", standbys: int = 1, gateways: int = 1) -> Path:
         file = self.folder / name
         file.write_text(CONFIG.format(
-            url=url or self.engine.url, model=MODEL, bound=BOUND, store=self.folder / f"{namespace}.db",
-            port=free_port(), standbys=standbys, namespace=namespace,
+            url=self.engine.url, serve_url=self.serve_url, model=MODEL, bound=BOUND, standbys=standbys,
+            gateways=gateways, store=self.folder / f"{namespace}.db", port=free_port(), namespace=namespace,
         ))  # fmt: skip
         return file
 
@@ -213,9 +226,20 @@ class Ground:
         return next(node for node in self.cluster.list_all_nodes() if node.node_id.startswith(said.node))
 
     @staticmethod
-    def kill(node: Any, process: str) -> None:
-        """Kill one of a node's processes: ``raylet``, or the head's ``gcs_server``."""
-        node.all_processes[process][0].process.kill()
+    def kill(node: Any, name: str) -> Any:
+        """Kill one of a node's processes, ``raylet`` or the head's ``gcs_server``, and return it; it is not reaped.
+
+        What a raylet started ends with it once it is reaped, and not before: a process asks for its parent's end.
+        """
+        process = node.all_processes[name][0].process
+        process.kill()
+        return process
+
+
+def answered(gateway: Said) -> bool:
+    """Whether a gateway answers a call by HTTP."""
+    body = {"model": "main", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=60, trust_env=False).is_success
 
 
 def await_flow(replicas: Sequence[Replica], calls: int = 8) -> None:

@@ -1,6 +1,7 @@
-"""A Ray Serve application that speaks chat completions, in front of an engine: run by a test as a process of its own."""
+"""A Ray Serve application that speaks chat completions, in front of an engine: run by a test as a process of its own.
 
-from __future__ import annotations
+FastAPI reads the annotations of its routes, in a class that Ray pickles: they stand here as they are.
+"""
 
 import sys
 import time
@@ -13,7 +14,7 @@ from ray import serve
 api = FastAPI()
 
 
-@serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0})
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Chat:
     """Hands a request to the engine, and its answer back."""

@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_cannot_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MODE, "disabled")
-    with pytest.raises(ConfigError, match="RAY_AUTH_MODE is 'disabled'.*set RAY_AUTH_MODE=token"):
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_MODE is 'disabled'.*set RAY_AUTH_MODE=token"):
         switch_on(may_make=True)
 
 
@@ -55,7 +55,7 @@ def test_a_cluster_that_is_started_gets_one_of_its_own(home: Path) -> None:
 
 
 def test_to_join_needs_the_clusters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="neither RAY_AUTH_TOKEN nor .*auth_token has one"):
+    with pytest.raises(ConfigError, match=r"neither RAY_AUTH_TOKEN nor .*auth_token has one"):
         switch_on(may_make=False)
     monkeypatch.setenv(TOKEN_PATH, str(home / "missing"))
     for may_make in (False, True):
@@ -89,7 +89,7 @@ def head(*, is_open: bool) -> Iterator[str]:
 def test_a_cluster_without_authentication_is_refused() -> None:
     with (
         head(is_open=True) as address,
-        pytest.raises(ConfigError, match="answers without a token.*RAY_AUTH_MODE=tok"),
+        pytest.raises(ConfigError, match=r"answers without a token.*RAY_AUTH_MODE=tok"),
     ):
         check_closed(address)
 
@@ -97,3 +97,9 @@ def test_a_cluster_without_authentication_is_refused() -> None:
 def test_one_with_authentication_is_not() -> None:
     with head(is_open=False) as address:
         check_closed(address)
+
+
+def test_nothing_there_is_said() -> None:
+    pytest.importorskip("grpc", reason="gRPC comes with orla-lg[ray]")
+    with pytest.raises(ConfigError, match=r"no head of a Ray cluster answers at 127.0.0.1:9 \(UNAVAILABLE\)"):
+        check_closed("127.0.0.1:9")

@@ -13,7 +13,7 @@ import httpx
 
 from orla_lg.errors import ConfigError
 from orla_lg.serve.http.listening import Listening
-from orla_lg.serve.ray.hosted import HostedServer
+from orla_lg.serve.ray.hosted import HostedServer, core, gateway
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
 from tests.serve.fixtures import until
 
@@ -35,7 +35,7 @@ def at(folder: Path, port: int = 0) -> ServeSettings:
 
 @contextlib.contextmanager
 def hosting(chosen: Callable[[], ServeSettings], crashed: Callable[[], None] = int) -> Iterator[HostedServer]:
-    server = HostedServer(of(chosen), crashed)
+    server = HostedServer(of(chosen), core, crashed)
     server.start()
     try:
         yield server
@@ -97,9 +97,22 @@ def test_a_fault_of_its_own_ends_the_process(tmp_path: Path) -> None:
 
     threading.excepthook, before = lambda _: None, threading.excepthook
     try:
-        server = HostedServer(of(broken), crashed.set)
+        server = HostedServer(of(broken), core, crashed.set)
         server.start()
         assert crashed.wait(PATIENCE_S)
         assert server.end(PATIENCE_S)
     finally:
         threading.excepthook = before
+
+
+def test_a_gateway_is_hosted_before_a_core(tmp_path: Path) -> None:
+    with hosting(lambda: at(tmp_path)) as behind:
+        until(lambda: behind.status().state == "ready")
+        server = HostedServer(of(lambda: at(tmp_path)), gateway(behind.status().url), int)
+        server.start()
+        try:
+            until(lambda: server.status().state == "ready")
+            assert server.status().epoch == 0
+            assert httpx.get(f"{server.status().url}/v1/models").is_success
+        finally:
+            assert server.end(PATIENCE_S)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orla_lg.errors import ConfigError
-from orla_lg.serve.ray.planning import ANY, NODE_ID, Asked, PlannedActor, RayNode, elsewhere, matches, planned
+from orla_lg.serve.ray.planning import ANY, NODE_ID, PlannedActor, RayNode, ServersAsked, matches, planned, spread
 
 BACKEND = '[backends.main]\nurl = "http://127.0.0.1:9/v1"\n'
 
@@ -20,7 +20,7 @@ def node(number: int = 1, address: str = "127.0.0.1", **labels: str) -> RayNode:
 def plan(folder: Path, text: str, *nodes: RayNode, **said: Any) -> list[PlannedActor]:
     file = folder / "orla.toml"
     file.write_text(text)
-    return planned(Asked(str(file), **said), nodes or (node(),))
+    return planned(ServersAsked(str(file), **said), nodes or (node(),))
 
 
 def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_core_and_a_standby_at_ports_one_after_the_other(tmp_path: Path) -> No
 
 def test_without_a_configuration_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    (core, _) = planned(Asked(port=0), [node()])
+    (core, _) = planned(ServersAsked(port=0), [node()])
     assert (core.shipped.path, core.shipped.port) == ("", 0)
 
 
@@ -61,7 +61,8 @@ def test_each_pool_has_its_place_and_its_ports(tmp_path: Path) -> None:
     assert [(each.name, each.shipped.port, each.shipped.pool) for each in found] == [
         ("orla-core-chat-0", 8081, "chat"), ("orla-core-chat-1", 8082, "chat"), ("orla-core-code-0", 8083, "code"),
     ]  # fmt: skip
-    assert [dict(each.labels) for each in found[1:]] == [{"zone": "a"}, {"zone": "in(b, c)"}]
+    assert [each.labels[-1] for each in found[1:]] == [{"zone": "a"}, {"zone": "in(b, c)"}]
+    assert [each.labels[0][NODE_ID] for each in found] == ["01", "01", "02"]
     assert found[2].resources == {"chat": 1} and found[0].resources == {}
     (only,) = plan(tmp_path, POOLS, node(2, zone="c"), pool="code")
     assert (only.name, only.shipped.port) == ("orla-core-code-0", 8081)
@@ -117,8 +118,21 @@ def test_labels_select_as_ray_selects(said: str, fits: bool) -> None:
     assert matches({}, {"zone": said}) is said.startswith("!")
 
 
-def test_a_standby_is_kept_off_a_node_if_there_is_another() -> None:
-    assert elsewhere({"zone": "a"}, [""]) == ({"zone": "a"}, [])
-    selector, instead = elsewhere({"zone": "a"}, ["01"])
-    assert selector == {"zone": "a", NODE_ID: "!in(01)"} and instead == [{"label_selector": {"zone": "a"}}]
-    assert elsewhere({}, ["01"])[1] == [{"label_selector": ANY}] and matches({NODE_ID: "01"}, ANY)
+def test_each_actor_has_a_node_of_its_own_as_long_as_there_are_enough() -> None:
+    core, standby = spread({"zone": "a"}, [node(1), node(2), node(3)], 2)
+    assert list(core) == [{"zone": "a", NODE_ID: "01"}, {"zone": "a", NODE_ID: "!in(02)"}, {"zone": "a"}]
+    assert standby[0] == {"zone": "a", NODE_ID: "02"}
+    alone = spread({}, [node(1)], 2)
+    assert alone == [({NODE_ID: "01"}, ANY)] * 2 and matches({NODE_ID: "01"}, ANY)
+
+
+def test_gateways_find_cores_at_their_ports_or_in_the_store(tmp_path: Path) -> None:
+    text = POOLS.replace("[ray]", "[ray]\ngateways = 2")
+    nodes = node(1, zone="a"), node(2, zone="c")
+    found = plan(tmp_path, text, *nodes)[-2:]
+    assert [(each.name, each.shipped.port) for each in found] == [("orla-gateway-0", 8084), ("orla-gateway-1", 8085)]
+    urls = [f"http://127.0.0.1:{port}" for port in (8081, 8082, 8083)]
+    assert found[0].shipped.before == ",".join(urls)
+    assert [each.labels[0][NODE_ID] for each in found] == ["01", "02"]
+    with pytest.raises(ConfigError, match="a free one is not known"):
+        plan(tmp_path, text, *nodes, port=0)

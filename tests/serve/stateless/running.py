@@ -24,7 +24,7 @@ class RunningGateway:
         self.status: int | None = None
         self.loop: asyncio.AbstractEventLoop
         self.server: GatewayServer
-        self._core, self._patience_s = core, patience_s
+        self._patience_s = patience_s
         self._chosen = settings(None, "127.0.0.1:0", reads_file=False)
         self._opened = Listening(self._chosen.listen)
         self._begun = threading.Event()
@@ -33,7 +33,7 @@ class RunningGateway:
     def _run(self) -> None:
         async def serving() -> int:
             self.loop = asyncio.get_running_loop()
-            self.server = GatewayServer(self._chosen, self.orla, self._core, self._patience_s)
+            self.server = GatewayServer(self._chosen, self.orla, self._patience_s)
             return await self.server.run(self._opened, self._listens)
 
         try:

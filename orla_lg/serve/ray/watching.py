@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from orla_lg.serve.ray.hosted import STARTING
@@ -12,7 +12,8 @@ MOST_FAULT = 300
 AWAY = "away"
 """The state of an actor that does not answer: its process ended, or its node."""
 
-LISTENS = frozenset({"ready", "standby"})
+READY, STANDBY = "ready", "standby"
+"""States of a server that listens (``http.health.CoreState``)."""
 
 
 class ActorSeen(NamedTuple):
@@ -41,7 +42,7 @@ class ActorSeen(NamedTuple):
         return "  ".join([*parts, *filter(None, (self.url, self.fault))])
 
 
-class Following:
+class ActorWatch:
     """The actors of one command.
 
     Args:
@@ -86,7 +87,7 @@ class Following:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return self.seen[name]._replace(state=AWAY, epoch=0, fault=lines[-1][:MOST_FAULT] if lines else "")
 
-    def urls(self, pool: str) -> str:
-        """Return where a pool's core and standbys are reached, as ``Orla.remote`` takes it."""
-        found = [seen for seen in self.seen.values() if seen.pool == pool and seen.url]
+    def urls(self, names: Iterable[str]) -> str:
+        """Return where servers are reached, as ``Orla.remote`` takes it: a core before its standbys."""
+        found = [seen for name in names if (seen := self.seen[name]).url]
         return ",".join(seen.url for seen in sorted(found, key=lambda each: -each.epoch))
