@@ -18,7 +18,7 @@ from orla_lg.core.engine.backend import Backend
 from orla_lg.core.identity import Identity
 from orla_lg.link.call import CallPhase, LinkedCall
 from orla_lg.link.entrances import MOST_MOVES
-from orla_lg.link.following import Following
+from orla_lg.link.following import CoreAddresses
 from orla_lg.link.messages import Adopt, End, Enter, Grant, Message, Moved, Signal, Welcome
 from orla_lg.link.serving import LinkedServing
 from orla_lg.link.views import flat_backend
@@ -37,7 +37,7 @@ class FakeLink:
         self.lock = threading.RLock()
         self.replica, self.epoch, self.number = f"r-{pool}", 1, 0
         self.up, self.fault, self.beginning, self.lost_s, self.confirmed_s = False, "down", False, 0.0, float("inf")
-        self.places = Following((), has_key=False, pool=pool)
+        self.places = CoreAddresses((), has_key=False, pool=pool)
         self.sent: deque[Message] = deque()
         self.listener: Any = None
 
