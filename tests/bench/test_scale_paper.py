@@ -50,15 +50,17 @@ def test_the_part_that_ends_first() -> None:
     assert ceilings(DEMAND, call, replace(store, per_run=0.0, per_core_s=1e3))["the store"] == 0.0
 
 
-def a_row(what: str, ops_s: float = 0.0, us: float = 100.0, **shape: Any) -> paper.Row:
+def a_row(what: str, ops_s: float = 0.0, functions: float = 1_000.0, **shape: Any) -> paper.Row:
     given = {"pools": 4, "keys": 0, **shape}
-    return paper.Row(what, given, 10.0, 4_000, 1_000, {"calls": us}, 1_000.0, 9.0, 900.0, {"put spent": ops_s}, 10.0)
+    return paper.Row(
+        what, given, 10.0, 4_000, 1_000, {"calls": 300.0}, functions, 9.0, 900.0, {"put spent": ops_s}, 10.0
+    )
 
 
 def test_what_a_run_and_a_key_ask_is_a_difference_of_loads() -> None:
     rows = [
         a_row("no keys", 12.0), a_row("limits of runs", 212.0), a_row("4 pools", 52.0, keys=10),
-        a_row("10 messages", us=120.0), a_row("64 pools", us=140.0, pools=64, keys=10),
+        a_row("10 messages", functions=600), a_row("64 pools", functions=700, pools=64, keys=10),
     ]  # fmt: skip
     load = paper.store_load(rows, 50_000)
     assert (load.per_core_s, load.per_run, load.per_account_s) == (3.0, 2.0, 1.0)

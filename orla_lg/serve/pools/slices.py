@@ -21,7 +21,7 @@ from threading import Lock
 from orla_lg.core.limits.usage import Bound, Key, UsageAccount
 from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.gone import LEASE, LEASE_S, WITHIN, GonePools
-from orla_lg.serve.pools.held import LOOK_S, SHORT_S, Footing, HeldSlice, LookAgain, window_s
+from orla_lg.serve.pools.held import EVERY_S, SHORT_S, Footing, HeldSlice, LookAgain, window_s
 from orla_lg.serve.pools.shares import (
     AT_ONCE,
     SLICES,
@@ -167,11 +167,11 @@ class SliceBook:
             self._count()
             self._inherit()
             now = self.clock()
+            self._end_runs(now)  # before what they had is given back in vain
             with self.lock:
                 due = [held for held in self._active.values() if now >= held.next_s]
             for held in due:
                 self._balance(held)
-            self._end_runs(now)
             self._complained = False
         except StoreUnavailable as error:
             if not self._complained:
@@ -296,7 +296,7 @@ class SliceBook:
     def _end_runs(self, now: float) -> None:
         if now < self._runs_at_s:
             return
-        self._runs_at_s = now + LOOK_S
+        self._runs_at_s = now + EVERY_S / 2
         with self.lock:
             over = [run for run in self._runs if not self._is_open(run)]
         for run in over:
