@@ -180,7 +180,14 @@ def tried_again(case: Case) -> bool:
     """Whether a stream that is assembled broke, or ended as a cut one does: we try again and meet the next reply."""
     first = case.script[0]
     broke = bool(first.framing.drop) or first.dialect.error_at == 0 or _may_be_cut(first)
-    return case.retries > 0 and len(case.script) > 1 and broke
+    refused = first.dialect.error_at == 0 and _code(first.dialect.error) in (400, 422)  # our fields, it may be
+    return len(case.script) > 1 and (refused or (case.retries > 0 and broke))
+
+
+def _code(error: object) -> object:
+    """Return the code that an error in a stream has."""
+    inner = error.get("error") if isinstance(error, dict) else None
+    return inner.get("code") if isinstance(inner, dict) else None
 
 
 def counts_by_design(case: Case, other: Answered) -> bool:

@@ -43,6 +43,12 @@ FOUND = {
     "cut at the end of what only bare has packed": Case(
         (Reply(framing=Framing(how="short length", encoding="gzip twice")),)
     ),
+    "refused within its stream, and asked again without our fields": Case(
+        (
+            Reply(answer=TWO, dialect=Dialect(error_at=0, error={"error": {"code": 400}})),
+            Reply(answer=Answer(None, (ToolCall(name="", id="call_4"),), "tool_calls", choices="two")),
+        ),
+    ),
     "no last chunk": Case((Reply(framing=Framing(how="no last chunk")),), outer="astream"),
     "no delta at all": Case((Reply(answer=Answer(choices="null message")),)),
     "no delta at all, streamed": Case((Reply(answer=Answer(choices="null message")),), outer="stream"),
