@@ -38,14 +38,15 @@ def worse(
             wrong, or the next reply, where bare does not try again.
     """
     found = _worse(case, bare.outcome, other.outcome, assembles)
+    asked_again = assembles and not case.streams and other.requests > bare.requests and tried_again(case)
+    if found and asked_again and isinstance(other.outcome, Answered) and _meant(case, other.outcome):
+        found = None  # its stream was no answer, so it is the next reply that answers
     if found and assembles and not case.streams and not _must_assemble(bare.outcome, other.outcome):
         reference = bare_of(replace(case, inner="stream"))
         bare = Run(bare.outcome, max(bare.seconds, reference.seconds))
         found = _worse(case, reference.outcome, other.outcome, assembles, assembled=True) and found
         if found and _is_of_both(bare.outcome, reference.outcome, other.outcome):
             found = None
-        if found and tried_again(case) and isinstance(other.outcome, Answered) and _meant(case, other.outcome):
-            found = None  # its stream brought nothing, so it is the next reply that answers
     if found and _has_met_the_next(case, bare, other):
         rest = replace(case, script=case.script[1:])
         found = worse(rest, bare_of(rest), other, assembles=assembles, bare_of=bare_of) and found
