@@ -140,7 +140,7 @@ class Bench:
         """
         found = self._examine(case)
         bare, slow = found.bare.outcome, all(": took " in fault for fault in found.faults)
-        by_chance = slow or (isinstance(bare, Failed) and bare.kind == "connection")
+        by_chance = slow or case.retries or (isinstance(bare, Failed) and bare.kind == "connection")
         return self._examine(case) if found.faults and by_chance else found
 
     def _examine(self, case: Case) -> Verification:

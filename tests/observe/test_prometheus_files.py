@@ -23,6 +23,7 @@ from orla_lg.observe import metrics
 from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.http.health import CoreState
 from orla_lg.serve.http.metrics import ServerMetrics
+from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.store import MemoryStore
 from tests.serve.in_thread import server
 from tests.serve.test_server import CALL, file, key, until
@@ -42,6 +43,7 @@ def exposed() -> set[str]:
     class Server:
         def __init__(self, orla: Orla) -> None:
             self.orla, self.state, self.under_way = orla, CoreState.READY, 0
+            self.lease = CoreLease(MemoryStore())
             self.host: Any = type("Host", (), {"replicas": {}})()
 
     with Orla(NoBackends.YET) as orla:

@@ -364,7 +364,7 @@ class ReplicaProcess:
         if core is None or core.dead:
             return
         listener, sent_s = self.serving, self.clock()
-        hello = serving.hello(link, "test") if listener is None else listener.hello()
+        hello = serving.hello(link, "test") if listener is None else listener.cores.home.hello()
         wire = self.wire = Wire(core)
         core.wires.append(wire)
         core.loop.call_soon(core.accept, wire)
@@ -388,7 +388,7 @@ class ReplicaProcess:
                 link, welcome, adapter_of=lambda backend: StillAdapter(), key_in=lambda name: None, version="test"
             )
             listener.clients["a"] = cast("Any", SimpleNamespace(abort=self._abort))
-            link._listener = weakref.ref(listener)
+            link._listener = weakref.ref(listener.cores.home)
         link._joins(greeted)
         if not self.machine.heeds_epochs:
             link.epoch = self.highest = 0

@@ -68,7 +68,7 @@ def test_the_core_has_a_replica_prefill_what_it_knows_by_hashes(
     assert warmed.statistics().split_used_tokens > 0.9 * warmed.statistics().split_warmed_tokens > 0
     assert not warmed.prompts.split
     kept: Any = work.orla.core.serving
-    eventually(lambda: not kept.prompts._books["main"].split)
+    eventually(lambda: not kept.cores.home.prompts._books["main"].split)
 
 
 def test_the_core_knows_how_many_tools_run_beside_each_other(
@@ -105,8 +105,8 @@ def test_a_prompt_that_the_replica_does_not_keep_any_more_is_not_sent(
     def drop() -> None:
         eventually(lambda: scheduler.warming.prompts.split)
         replica: Any = work.orla.core.serving
-        for workflow, stage in list(replica.prompts._books["main"].split):
-            replica.prompts._books["main"].came(workflow, stage)
+        for workflow, stage in list(replica.cores.home.prompts._books["main"].split):
+            replica.cores.home.prompts._books["main"].came(workflow, stage)
             scheduler.apply(CacheAction(Verb.WARM, workflow, "main", graph=stage[0], stage=stage[1], next_of="gone"))
         eventually(lambda: scheduler.warming.running is None)
 

@@ -38,7 +38,8 @@ def test_every_place_in_the_pages_is_of_a_benchmark_that_writes_and_ends() -> No
         found |= {name: page for name, _ in PLACE.findall(text)}
     writing = {
         path.stem if path.parent.name == "bench" else path.parent.name
-        for path in (marks.ROOT / "bench").rglob("*.py")
+        for folder in ("bench", "tests/scale_faults")
+        for path in (marks.ROOT / folder).rglob("*.py")
         if re.search(r"(?<![.\w])(put|finish)\(", path.read_text(encoding="utf-8"))
     }
     assert set(found) == writing - {"lib"}
