@@ -6,6 +6,7 @@ import io
 import json
 import pstats
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -110,9 +111,11 @@ def profiled(calls: int, messages: int = MESSAGES[0]) -> list[str]:
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "profile")
         engine = stack.enter_context(started("tests.scripted_engine"))
-        with core(engine, words=["-m", "cProfile", "-o", str(path)]) as under:
+        with core(engine, words=["bench.scale_out.profiled", str(path)]) as under:
             by, _ = child("-m", "bench.scale_out.caller", under.url)
             stack.callback(by.terminate)
+            turn(by, under, messages, -1, 500)
+            under.process.send_signal(signal.SIGUSR2)
             made = turn(by, under, messages, 0, calls)
         tell("cost: a profile", last=True)
         return [f"Where the time of a call of {messages} messages goes, under a profiler ({made.cpu_us:.0f} µs in all):",

@@ -51,7 +51,7 @@ class Core(NamedTuple):
 
 
 @contextlib.contextmanager
-def core(engine: str, *, words: Sequence[str] = (), name: str = "main", store: str = "", more: str = "",
+def core(engine: str, *, words: Sequence[str] = ("orla_lg",), name: str = "main", store: str = "", more: str = "",
          bound: int = 2_000) -> Iterator[Core]:  # fmt: skip
     """Run ``orla-lg serve`` before an engine until it is ready, and end it in good order."""
     port = free_port()
@@ -61,7 +61,7 @@ def core(engine: str, *, words: Sequence[str] = (), name: str = "main", store: s
         store = store or f"{folder}/state.db"
         path.write_text(CONFIG.format(name=name, engine=engine, model=MODEL, store=store, more=more, bound=bound))
         process = subprocess.Popen(
-            [sys.executable, *words, "-m", "orla_lg", "serve", "--config", str(path), "--port", str(port)], cwd=ROOT,
+            [sys.executable, "-m", *words, "serve", "--config", str(path), "--port", str(port)], cwd=ROOT,
             env=plain, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:

@@ -14,7 +14,8 @@ from orla_lg.cli import main
 from orla_lg.serve.link import orphans
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.roster import Listed
-from orla_lg.serve.store.lease import CoreLease
+from orla_lg.serve.store.lease import CoreLease, FencedStore
+from orla_lg.serve.store.scoped import ScopedStore
 
 GRACE_S = 1.0
 
@@ -34,10 +35,16 @@ def _spoil(owner: Any, **parts: Any) -> None:
         setattr(owner, name, part)
 
 
+def spoil_lease() -> None:
+    """Let a core never learn that another one followed it: neither by its lease nor by what it writes."""
+    _spoil(CoreLease, holds=lambda self: True, renew=lambda self: False)
+    _spoil(FencedStore, put=ScopedStore.put)
+
+
 PARTS: Mapping[str, Callable[[], None]] = {
     "roster": partial(_spoil, Recovery, begin=no_roster),
     "grace": partial(_spoil, Recovery, begin=fixed_grace),
-    "lease": partial(_spoil, CoreLease, holds=lambda self: True, renew=lambda self: False),
+    "lease": spoil_lease,
     "hang-ups": partial(_spoil, orphans, SILENT_LETS_GO_S=0.0, TELLING_LETS_GO_S=0.0),
 }
 
