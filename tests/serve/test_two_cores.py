@@ -219,7 +219,10 @@ SPOILT: Mapping[str, tuple[Script, dict[str, object]]] = {
     "nothing waits for the roster": (a_late_replica, {"heeds_roster": False}),
     "a fixed grace": (a_late_replica, {}),
     "a lease that never runs out": (a_core_without_its_store, {"lease": Heedless}),
-    "any epoch is believed": (a_core_that_another_one_followed, dict(lease=Heedless, heeds_fences=False, heeds_epochs=False)),
+    "any epoch is believed": (
+        a_core_that_another_one_followed,
+        {"lease": Heedless, "heeds_fences": False, "heeds_epochs": False},
+    ),
 }
 
 
