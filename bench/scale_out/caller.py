@@ -33,6 +33,7 @@ from orla_lg.link.messages import (
     Ready,
     Refused,
     Renew,
+    Signal,
     Welcome,
     flat,
     read,
@@ -40,24 +41,26 @@ from orla_lg.link.messages import (
 
 FIRST_S, ANSWER_S = 0.002, 0.002
 """From the grant to the first token, and from there to the end: each message arrives by itself."""
-TURNS, CHARS = 5, 400
+TURNS = 5
+CHARS, TOKENS = 80, 20
+"""Of each message: short, so that all that is under way fits into the engine's cache and nothing waits for it."""
 
 
-def prompts(messages: int, seed: int) -> Iterator[tuple[str, list[int], list[int]]]:
-    """Yield workflows' names and the hashes of their prompts, which go on from turn to turn."""
+def prompts(messages: int, seed: int) -> Iterator[tuple[int, str, list[int], list[int]]]:
+    """Yield turns of workflows: their numbers, the workflow, and the hashes of its prompt, which goes on."""
     dice, system = Random(seed), 11
     for number in count():
         hashes = [system, *(dice.getrandbits(63) for _ in range(messages + TURNS))]
         for turn in range(TURNS):
             length = max(1, messages + 2 * turn - TURNS + 1)
-            yield f"w{seed}.{number}", hashes[:length], [CHARS] * length
+            yield turn, f"w{seed}.{number}", hashes[:length], [CHARS] * length
 
 
 def enter(call: str, workflow: str, hashes: list[int], chars: list[int], backend: str) -> Enter:
     """Return a call's arrival."""
     answers = list(range(2, len(hashes), 2))
     return Enter(
-        call, 0.0, workflow, None, "answer", None, "", thread=True, identified=True, model=backend, stream=True,
+        call, 0.0, workflow, workflow, "answer", None, "", thread=False, identified=True, model=backend, stream=True,
         json_schema=False, tools=False, embeds=False, images=False, may_pass=False, hashes=hashes, chars=chars,
         answers=answers, prompt_chars=sum(chars), tools_chars=0, max_tokens=None, said={}, hints={}, own=None,
         able=None, holds=(), max_attempts=3, timeout_s=None, layers=(), attempts=0,
@@ -98,13 +101,13 @@ class Caller(asyncio.Protocol):
                 raise SystemExit(f"the core says {message}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        raise SystemExit(f"the link ended: {exc}")
+        sys.exit(f"the link ended: {exc}")
 
-    async def renews(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            self._number += 1
-            self.send(Renew(self._number))
+    def renews(self) -> None:
+        """Say that this process is still here, again and again."""
+        self._number += 1
+        self.send(Renew(self._number))
+        self.loop.call_later(RENEW_S, self.renews)
 
     async def call(self, said: Enter) -> float:
         """Make one call; returns its wait, in milliseconds."""
@@ -116,7 +119,7 @@ class Caller(asyncio.Protocol):
         await asyncio.sleep(FIRST_S)
         self.send(FirstToken(said.call, 1))
         await asyncio.sleep(ANSWER_S)
-        self.send(End(said.call, None, False, len(said.hashes) * 100, 0, 16))
+        self.send(End(said.call, None, False, len(said.hashes) * TOKENS, None, 16))
         return waited_s * 1e3
 
 
@@ -127,8 +130,12 @@ async def turn(link: Caller, backend: str, seed: int, messages: int, calls: int,
     async def one_after_the_other(lane: int) -> None:
         given = prompts(messages, seed * flying + lane)
         for number in numbers:
-            workflow, hashes, chars = next(given)
+            turn, workflow, hashes, chars = next(given)
+            if not turn:
+                link.send(Signal("run_started", workflow))
             waits_ms.append(await link.call(enter(f"{seed}.{number}", workflow, hashes, chars, backend)))
+            if turn == TURNS - 1:
+                link.send(Signal("run_ended", workflow, {"outcome": "done"}))
 
     gc.collect()
     begin_s = time.perf_counter()
@@ -149,13 +156,12 @@ async def main(server: str) -> None:
         link.data_received(dialed.began)
     backend = str((await link.welcome).backends[0]["name"])
     link.send(Ready())
-    renewing = asyncio.create_task(link.renews())
+    link.renews()
     print("ready", flush=True)
     for seed in count():
         if not (line := await asyncio.to_thread(sys.stdin.readline)):
             break
         print(json.dumps(await turn(link, backend, seed, *json.loads(line))), flush=True)
-    renewing.cancel()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ GROWS = 1.25
 SHOWN = 15
 """Functions of the profile."""
 
+Place = tuple[str, int, str]
+"""File, line and name of a function."""
+
 
 class Turn(NamedTuple):
     """Prompts of one length, in one round."""
@@ -118,14 +121,14 @@ def profiled(calls: int, messages: int = MESSAGES[0]) -> list[str]:
             under.process.send_signal(signal.SIGUSR2)
             made = turn(by, under, messages, 0, calls)
         tell("cost: a profile", last=True)
-        return [f"Where the time of a call of {messages} messages goes, under a profiler ({made.cpu_us:.0f} µs in all):",
+        return [f"Where the time of a call of {messages} messages goes, under a profiler ({made.cpu_us:.0f} µs):",
                 "", "```", *top(path, calls), "```"]  # fmt: skip
 
 
 def top(path: Path, calls: int) -> list[str]:
     """Return the functions that take most by themselves, in µs of each call; what only waits is left out."""
     stats = pstats.Stats(str(path), stream=io.StringIO())
-    spent: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
+    spent: dict[Place, tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
     rows = [(own_s, times, place) for place, (_, times, own_s, _, _) in spent.items() if not _waits(place)]
     shown = [f"{'µs':>7} {'times':>6}  function"]
     for own_s, times, (file, line, name) in sorted(rows, reverse=True)[:SHOWN]:
@@ -133,7 +136,7 @@ def top(path: Path, calls: int) -> list[str]:
     return shown
 
 
-def _waits(place: tuple[str, int, str]) -> bool:
+def _waits(place: Place) -> bool:
     return re.search(r"\b(poll|select|epoll|sleep|acquire|run_forever)\b", place[2]) is not None
 
 

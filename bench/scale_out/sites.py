@@ -27,7 +27,7 @@ CONFIG = """
 [backends.{name}]
 url = "{engine}"
 model = "{model}"
-engine = "vllm"
+engine = "openai"
 max_concurrency = {bound}
 [mapping]
 "*" = "{name}"

@@ -46,10 +46,12 @@ def test_a_core_costs_so_much_and_does_not_grow_with_prompts() -> None:
 
 def test_the_prompts_of_a_workflow_go_on_from_turn_to_turn() -> None:
     made = list(islice(caller.prompts(10, 1), 2 * caller.TURNS))
-    assert [len(hashes) for _, hashes, _ in made[: caller.TURNS]] == [6, 8, 10, 12, 14]
-    assert made[1][1][:6] == made[0][1] and made[1][0] == made[0][0] != made[caller.TURNS][0]
-    assert made[0][1][0] == made[caller.TURNS][1][0], "all begin with one system prompt"
-    said = caller.enter("c", *made[0], "main")
+    assert [turn for turn, *_ in made] == [*range(caller.TURNS)] * 2
+    assert [len(hashes) for *_, hashes, _ in made[: caller.TURNS]] == [6, 8, 10, 12, 14]
+    (_, one, first, _), (_, same, second, _), other = made[0], made[1], made[caller.TURNS]
+    assert one == same != other[1] and second[:6] == first
+    assert first[0] == other[2][0], "all begin with one system prompt"
+    said = caller.enter("c", *made[0][1:], "main")
     assert said.prompt_chars == 6 * caller.CHARS and list(said.answers) == [2, 4]
 
 

@@ -47,7 +47,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def chosen(kinds: Mapping[str, Kind], args: argparse.Namespace, few: Sequence[str] = ()) -> Iterator[tuple[str, Kind]]:
+def chosen(
+    kinds: Mapping[str, Kind], args: argparse.Namespace, few: Sequence[str] = ()
+) -> Iterator[tuple[str, Kind]]:
     """Yield the kinds to make; *few* are those of a short run, where it does not make all."""
     for name, kind in kinds.items():
         if kind.needs_redis and args.store != "redis":

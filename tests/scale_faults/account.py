@@ -82,14 +82,19 @@ class Row:
         errors = "; ".join(f"{times} {name}" for name, times in self.errors.items()) or "0"
         most = ", ".join(f"{self.most.get(name, 0)} of {bound}" for name, bound in bounds.items())
         return [
-            self.kind, f"{self.faults}", f"{self.calls:,}", f"{self.lost}", f"{self.twice}", f"{self.cut}", errors, most,
+            self.kind, f"{self.faults}", f"{self.calls:,}", f"{self.lost}", f"{self.twice}", f"{self.cut}", errors,
+            most,
             spread([each.first_s for each in self.flows]), spread([each.all_s for each in self.flows]),
         ]  # fmt: skip
 
 
 def spread(seconds: Sequence[float]) -> str:
     """Return median, p95 and the most."""
-    return " / ".join(f"{of:.1f}" for of in (median(seconds), percentile(seconds, 0.95), max(seconds))) if seconds else "–"
+    return (
+        " / ".join(f"{of:.1f}" for of in (median(seconds), percentile(seconds, 0.95), max(seconds)))
+        if seconds
+        else "–"
+    )
 
 
 HEAD = (

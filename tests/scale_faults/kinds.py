@@ -353,4 +353,3 @@ CONTROLS: dict[str, Kind] = {
 
 FIRST = ("control: nothing waits for the roster", "control: hang-ups are not waited for")
 """Those that a short run makes."""
-

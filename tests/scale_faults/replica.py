@@ -1,9 +1,9 @@
 """A replica: wrapped graphs that call through ``Orla.remote``, long calls to one engine and short ones to another.
 
 Each call is a line of JSON when it begins and when it ended. Half of the callers are threads, half are tasks of a
-loop. Its standard input has lines of JSON: ``{"long_s": 8, "short_s": 0.2}`` is what the next calls take, ``{"late_s":
-3}`` keeps it from any core for so long, ``{"only": PORT}`` from all but one, and ``{"drops": true}`` ends its
-connection. It ends with its input.
+loop. Its standard input has lines of JSON: ``{"long_s": 8, "short_s": 0.2}`` is what the next calls take,
+``{"late_s": 3}`` keeps it from any core for so long, ``{"only": PORT}`` from all but one, and ``{"drops": true}``
+ends its connection. It ends with its input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A private network, pids and temporary files, where they may be made: nothing is reachable, and all ends together."""
+"""A private network, pids and temporary files, where they may be made: nothing is reachable, all ends together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def enter(module: str, words: Sequence[str]) -> str:
-    """Run this program again in namespaces of its own; returns once inside, or why there are none."""
+    """Run this program again in namespaces of its own; returns empty once inside, else why there are none."""
     if os.environ.get(INSIDE):
         _settle()
         return ""
@@ -33,7 +33,7 @@ def enter(module: str, words: Sequence[str]) -> str:
     tried = subprocess.run([unshare, *flags, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         return tried.stderr.strip() or f"`unshare` ends with {tried.returncode}"
-    os.execve(unshare, [unshare, *flags, sys.executable, "-m", module, *words], {**os.environ, INSIDE: "1"})
+    return os.execve(unshare, [unshare, *flags, sys.executable, "-m", module, *words], {**os.environ, INSIDE: "1"})
 
 
 def _settle() -> None:

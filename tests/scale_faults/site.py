@@ -103,7 +103,9 @@ class Site:
 
     def store(self, seat: int) -> str:
         """Return how a core reaches the store."""
-        return f"redis://127.0.0.1:{self.store_relays[seat].port}/0" if self.on_redis else f"{self.folder / 'state.db'}"
+        return (
+            f"redis://127.0.0.1:{self.store_relays[seat].port}/0" if self.on_redis else f"{self.folder / 'state.db'}"
+        )
 
     def _core(self, seat: int, spoilt: str) -> Core:
         module = ["-m", "tests.scale_faults.spoilt", spoilt] if spoilt else ["-m", "orla_lg"]

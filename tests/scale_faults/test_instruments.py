@@ -22,7 +22,8 @@ def call(replica: str, begun_s: float, ended_s: float | None, error: str = "", s
 def test_calls_flow_again_when_one_that_began_later_left_for_its_engine() -> None:
     calls = [
         call("r0", 9.9, 10.6), call("r0", 10.1, 13.5), call("r0", 10.2, 12.5), call("r1", 11.0, 14.5),
-        call("r1", 10.5, 11.5, "BackendUnavailable: none"), call("r2", 10.5, None), call("r1", 10.5, 10.9, stage="long"),
+        call("r1", 10.5, 11.5, "BackendUnavailable: none"), call("r2", 10.5, None),
+        call("r1", 10.5, 10.9, stage="long"),
     ]  # fmt: skip
     assert flow(calls, "short", 10.0, ["r0", "r1"]) == Flow(2.0, 4.0)
     assert flow(calls, "short", 10.0, ["r0", "r2"]) is None, "a replica still waits"

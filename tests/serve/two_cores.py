@@ -1,7 +1,7 @@
-"""Two cores on one store that loses answers, and replicas: all of it real, in virtual time, and what may happen to it.
+"""Two cores on a store that loses answers, and replicas: real ones in virtual time, and what may happen to them.
 
-A core is a ``LinkHost`` with its lease on its own way to the store, in a loop of its own: a frozen core is a loop that
-does not run, also in the middle of a question to the store. A replica is a ``LinkedServing`` on a ``Link`` whose
+A core is a ``LinkHost`` with its lease on its own way to the store, in a loop of its own: a frozen core is a loop
+that does not run, also in the middle of a question to the store. A replica is a ``LinkedServing`` on a ``Link`` whose
 socket is in memory. Only the engine, the network and the callers are models.
 """
 
@@ -26,9 +26,9 @@ from orla_lg.link.dialing import Dialed, Plain, addresses
 from orla_lg.link.framing import FrameReader, LinkBroken, frame
 from orla_lg.link.greeting import Greeted, _welcome
 from orla_lg.link.messages import SILENT_S, Enter, Grant, flat, read
+from orla_lg.link.places import CorePlace
 from orla_lg.link.serving import LinkedServing
 from orla_lg.serve.link.host import LinkHost
-from orla_lg.link.places import CorePlace
 from orla_lg.serve.pools import succession
 from orla_lg.serve.pools.directory import Directory
 from orla_lg.serve.pools.succession import Succession
@@ -91,9 +91,7 @@ class FlakyStore:
     def get(self, key: str) -> Any:
         return self._ask("get", lambda: self._inner.get(key))
 
-    def put(
-        self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None
-    ) -> Any:
+    def put(self, key: str, value: bytes | None, *, expected: int | None = None, fence: Fence | None = None) -> Any:
         fence = fence if self._heeds_fences else None
         return self._ask("put", lambda: self._inner.put(key, value, expected=expected, fence=fence))
 
@@ -438,7 +436,12 @@ class TwoCores:
         heeds_fences: bool = True,
         lease: type[CoreLease] = CoreLease,
     ) -> None:
-        self.heeds_roster, self.heeds_epochs, self.heeds_fences, self.lease = heeds_roster, heeds_epochs, heeds_fences, lease
+        self.heeds_roster, self.heeds_epochs, self.heeds_fences, self.lease = (
+            heeds_roster,
+            heeds_epochs,
+            heeds_fences,
+            lease,
+        )
         self.clock = VirtualClock(1000.0)
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(calls, "LETS_GO_S", LETS_GO_S)
