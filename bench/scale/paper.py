@@ -251,7 +251,9 @@ def main() -> None:
     rows = [apart(*each) for each in loads(quick=args.quick)]
     if args.write:
         draw(rows, DOCS / "scale-out.svg")
-    finish(report(rows, args.socket_us, args.redis_ops), "scale: paper", DOCS / "scale-out.md" if args.write else None)
+    finish(
+        report(rows, args.socket_us, args.redis_ops), "scale: paper", DOCS / "scale-out.md" if args.write else None
+    )
 
 
 if __name__ == "__main__":
