@@ -1,7 +1,8 @@
 """Kill and freeze what serves several machines, under load: no call lost, none doubled, none above the bound.
 
     make test-scale-faults                       more than 200 faults, half an hour; run it alone
-    make test-scale-faults FAULTS=one            one of each kind (two minutes)
+    make test-scale-faults FAULTS=one            one of each kind, and two controls (nine minutes)
+    make test-scale-faults FAULTS=few            a core, a standby, a replica and Redis, and a control (two minutes)
     make test-scale-faults FAULTS='--only Redis' the kinds with this in their names
     make test-scale-faults FAULTS=--write        puts the table into docs/failover.md, too
 
@@ -23,7 +24,7 @@ from random import Random
 from bench.lib.command import DOCS, bar, put, tell
 from tests.scale_faults import sandbox
 from tests.scale_faults.account import Row, shown
-from tests.scale_faults.kinds import CONTROLS, FIRST, KINDS, Kind
+from tests.scale_faults.kinds import CONTROLS, FIRST, KINDS, SOME, Kind
 from tests.scale_faults.site import BOUNDS, MAIN, Site, Watch, has_redis
 
 FIGURES = "scale_faults"
@@ -36,6 +37,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--one", action="store_true", help="one fault of each kind, and two controls")
+    add("--few", action="store_true", help="one fault of each of some kinds, and a control")
     add("--only", metavar="TEXT", default="", help="the kinds, and the controls, with this in their names")
     add("--no-controls", action="store_true")
     add("--times", type=float, default=1.0, metavar="X", help="so many times as many faults of each kind")
@@ -44,7 +46,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     add("--seed", default="")
     add("--write", action="store_true", help=f"put the table into {PAGE.name}")
     add("--keep", type=Path, metavar="FOLDER", help="where the processes' logs stay")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.one |= args.few
+    return args
 
 
 def chosen(
@@ -74,12 +78,12 @@ def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
     rows, controls, wrong = list[Row](), list[Row](), list[str]()
     began_s = time.monotonic()
     with Site(folder, replicas=3 if args.one else args.replicas, on_redis=args.store == "redis", apart=apart) as site:
-        for name, kind in chosen(KINDS, args):
+        for name, kind in chosen(KINDS, args, SOME if args.few else ()):
             row = made(site, name, kind, 1 if args.one else max(1, round(kind.times * args.times)), args.seed)
             rows.append(row)
             wrong += row.wrong(BOUNDS)
             tell(" | ".join(row.shown(BOUNDS)), last=True)
-        for name, kind in () if args.no_controls else chosen(CONTROLS, args, FIRST):
+        for name, kind in () if args.no_controls else chosen(CONTROLS, args, FIRST[:1] if args.few else FIRST):
             row = made(site, name, kind, 1 if args.one else kind.times, args.seed)
             controls.append(row)
             if row.most[MAIN] <= BOUNDS[MAIN]:

@@ -255,6 +255,15 @@ KINDS: dict[str, Kind] = {
 }
 """Each with how often a whole run makes it."""
 
+SOME = (
+    "core killed",
+    "core frozen, standby follows, thawed",
+    "standby killed",
+    "replica frozen",
+    "Redis killed and started",
+)
+"""Of a short run."""
+
 
 # The controls: what they return is nothing, what they are for is the bound
 
