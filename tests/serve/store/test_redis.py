@@ -35,7 +35,7 @@ from orla_lg.serve.store.store import (
     Store,
     StoreUnavailable,
 )
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
 from tests.serve.fixtures import make
 from tests.serve.store.test_store import ByHand, Clock
 
@@ -436,7 +436,7 @@ def test_a_primary_that_becomes_a_replica_and_one_again(server: RedisServer) -> 
 
 
 def test_a_node_of_a_cluster_is_a_store_if_it_has_the_slot(tmp_path: Path) -> None:
-    with RedisServer(tmp_path, "--cluster-enabled", "yes") as server:
+    with RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", f"{free_port()}") as server:
         with pytest.raises(StoreUnavailable, match="cluster is down"):
             store_on(server)
         import redis
