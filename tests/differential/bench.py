@@ -122,7 +122,8 @@ class Bench:
         self._thread.start()
 
     def close(self) -> None:
-        """End the loop."""
+        """End the loop, and the threads that looked up addresses for it."""
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -175,10 +176,19 @@ FOUND = {
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     with running_bench() as running:
         yield running
-    assert threading.active_count() <= threads + 1
+    deadline = time.monotonic() + 10.0
+    while (left := _begun_since(before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, left
+
+
+def _begun_since(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads that run, but for Python 3.11's records of those that ``_thread`` began: they outlive them."""
+    later = set(threading.enumerate()) - before
+    return [each for each in later if not isinstance(each, threading._DummyThread)]
 
 
 @pytest.mark.parametrize("case", FOUND.values(), ids=FOUND)
