@@ -186,7 +186,7 @@ def bench() -> Iterator[Bench]:
 
 
 def _begun_since(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Return the threads that run, but for Python 3.11's records of those that ``_thread`` began: they outlive them."""
+    """Return the threads begun since, without Python 3.11's records of those of ``_thread``, which outlive them."""
     later = set(threading.enumerate()) - before
     return [each for each in later if not isinstance(each, threading._DummyThread)]
 
