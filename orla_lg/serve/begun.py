@@ -15,9 +15,9 @@ from orla_lg.serve.posted.book import key_of
 from orla_lg.serve.posted.items import PostedKind
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.store.opening import opened_store
+from orla_lg.serve.store.opening import store_at
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store
+from orla_lg.serve.store.store import MemoryStore, Store
 
 LOG_FORMAT = "orla-lg serve: %(message)s"
 
@@ -54,3 +54,15 @@ def begin(chosen: ServeSettings, ending: contextlib.ExitStack, *, in_memory: boo
     orla = Orla.from_settings(chosen.core, may_be_empty=True)
     ending.callback(orla.close)
     return Begun(store, opened, orla, orla.connect(), keys, posted)
+
+
+def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
+    """Return the store that a server is started with.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    if in_memory:
+        return MemoryStore()
+    table, where = settings.table, settings.where("store")
+    return store_at(table.store, where, password_env=table.store_password_env, plain_text=table.store_plain_text)
