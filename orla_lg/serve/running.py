@@ -1,4 +1,4 @@
-"""The process around a server: its event loop, its signals, and uvicorn as far as it is ours to run."""
+"""The process around a server: its log, its event loop, its signals, and uvicorn as far as it is ours to run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from orla_lg.config_tables import ServeTable
 from orla_lg.serve.http.doors import SERVER_HEADER, Links, protocol_for
 
 SIGHUP: int = getattr(signal, "SIGHUP", 0)
+
+LOG_FORMAT = "orla-lg serve: %(message)s"
 
 IDLE_CONNECTION_S = 75
 """A connection without a request for so long is closed."""
