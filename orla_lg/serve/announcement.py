@@ -10,6 +10,7 @@ from orla_lg.core.policies import DEFAULT_STAGE, name_of
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable
 from orla_lg.openai_api.adapter import PLAIN_WIRES
+from orla_lg.serve.http import traces
 from orla_lg.serve.parts import ServerParts
 from orla_lg.serve.settings import ServeSettings
 
@@ -32,6 +33,8 @@ def announcement(chosen: ServeSettings, parts: ServerParts, url: str, *, is_demo
         yield "standby: it takes over when the core that has the store's lease ends"
     yield f"policy: {_policies(schedulers)}"
     yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(parts.keys)
+    if (traces_go_to := traces.destination()) is not None:
+        yield f"traces: to {traces_go_to}"
     yield ""
     model = next(iter(schedulers), None)
     if is_demo and model is not None:
