@@ -1,35 +1,45 @@
-"""A whole server in a thread of the test's process: as ``orla-lg serve``, without command line and signals."""
+"""A whole server, or a gateway before one, in a thread of the test's process, without command line and signals."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from orla_lg import Orla
 from orla_lg.config import Settings
 from orla_lg.serve.http.listening import Listening
 from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings, settings
+from orla_lg.serve.stateless.server import GatewayServer
 from orla_lg.serve.store.store import MemoryStore, Store
 
 PATIENCE_S = 60.0
 
 
-class Running:
-    """A server that runs."""
+Server = TypeVar("Server", OrlaServer, GatewayServer)
 
-    def __init__(self, chosen: ServeSettings, store: Store) -> None:
-        self.orla = Orla.from_settings(chosen.core, may_be_empty=True)
+
+class InThread(Generic[Server]):
+    """A server that runs, in a thread and on a loop of its own.
+
+    Args:
+        chosen: What it is started with.
+        orla: Its core, or its side of one.
+        made: Makes it, on its loop.
+    """
+
+    def __init__(self, chosen: ServeSettings, orla: Orla, made: Callable[[], Server]) -> None:
+        self.orla = orla
         self.url = ""
         self.status: int | None = None
-        self.server: OrlaServer
+        self.server: Server
         self.loop: asyncio.AbstractEventLoop
-        self._chosen, self._store = chosen, store
+        self._made = made
         self._opened = Listening(chosen.listen)
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
@@ -37,7 +47,7 @@ class Running:
     def _run(self) -> None:
         async def serving() -> int:
             self.loop = asyncio.get_running_loop()
-            self.server = OrlaServer(self._chosen, self.orla, self._store)
+            self.server = self._made()
             return await self.server.run(self._opened, self._listens)
 
         try:
@@ -71,6 +81,21 @@ class Running:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
+    @contextlib.contextmanager
+    def until_the_end(self) -> Iterator[Self]:
+        """Run it until the block ends."""
+        with self.orla:
+            self.start()
+            try:
+                yield self
+            finally:
+                self.end()
+                self.join()
+
+
+Running = InThread[OrlaServer]
+RunningGateway = InThread[GatewayServer]
+
 
 @contextlib.contextmanager
 def server(
@@ -84,11 +109,15 @@ def server(
     """Run a server until the block ends; *core* is a configuration that no file says."""
     chosen = settings(None if file is None else str(file), address, pool=pool, reads_file=file is not None)
     chosen = chosen if core is None else replace(chosen, core=core)
-    running = Running(chosen, store or MemoryStore())
-    with running.orla:
-        running.start()
-        try:
-            yield running
-        finally:
-            running.end()
-            running.join()
+    orla = Orla.from_settings(chosen.core, may_be_empty=True)
+    with Running(chosen, orla, lambda: OrlaServer(chosen, orla, store or MemoryStore())).until_the_end() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def stateless(core: str, *, key: str | None = None, patience_s: float = 30.0) -> Iterator[RunningGateway]:
+    """Run a gateway without state before a core until the block ends."""
+    chosen = settings(None, "127.0.0.1:0", reads_file=False)
+    orla = Orla.remote(core, key=key, core_patience_s=patience_s, control=False)
+    with RunningGateway(chosen, orla, lambda: GatewayServer(chosen, orla, patience_s)).until_the_end() as running:
+        yield running

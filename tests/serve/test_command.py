@@ -16,6 +16,8 @@ from orla_lg import cli
 from orla_lg.core.engine.given import NoBackends
 from orla_lg.orla import Orla
 from orla_lg.serve import starting
+from orla_lg.serve.announcement import announcement
+from orla_lg.serve.parts import ServerParts
 from orla_lg.serve.settings import settings
 from tests.serve.in_thread import server
 from tests.serve.processes import Served, serving, until_ready
@@ -211,9 +213,12 @@ def test_an_empty_server_is_none(
 def test_the_demo_says_what_holds_for_it(here: Path) -> None:
     chosen = settings(None, reads_file=False)
     with Orla(NoBackends.YET) as orla:
-        demo = "\n".join(starting._started(chosen, orla, {}, 0, 0, "http://127.0.0.1:8081", is_demo=True))
-        other = "\n".join(starting._started(chosen, orla, {}, 0, 0, "http://127.0.0.1:8081", is_demo=False))
-        posted = "\n".join(starting._started(chosen, orla, {}, 0, 2, "http://127.0.0.1:8081", is_demo=False))
+        none: Any = None
+        parts = ServerParts(none, none, orla, {}, keys=0, posted=0)
+        demo, other, posted = (
+            "\n".join(announcement(chosen, each, "http://127.0.0.1:8081", is_demo=is_demo))
+            for each, is_demo in ((parts, True), (parts, False), (parts._replace(posted=2), False))
+        )
     assert "the demo takes none" in demo and "keys create" not in demo and "keys create" in other
     assert "no engine is behind it" in other and "no engine" not in posted and "  2 backends posted by API" in posted
     for said in (demo, other):

@@ -16,10 +16,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from orla_lg import ChatOrla, Orla
+from orla_lg.core.engine.given import NoBackends
 from orla_lg.observe import metrics, traces
 from orla_lg.serve.access.keys import KeyScope
+from orla_lg.serve.announcement import announcement
 from orla_lg.serve.http import traces as server_traces
 from orla_lg.serve.http.health import CoreState
+from orla_lg.serve.parts import ServerParts
+from orla_lg.serve.settings import settings
 from orla_lg.serve.store.store import MemoryStore
 from tests.observe.test_metrics import scraped
 from tests.observe.test_spans import Traced, header_of, seen
@@ -137,7 +141,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
     found = Traced()
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     sending = server_traces.SpanSending(found.provider, found.exporter.shutdown)
-    monkeypatch.setattr(server_traces, "_sending", lambda: sending)
+    monkeypatch.setattr(server_traces, "_sending", lambda _url: sending)
     return found
 
 
@@ -242,20 +246,37 @@ def test_spans_go_to_a_collector_as_the_environment_says(
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted"),
+    ("said", "endpoint"),
     [
-        ({}, False), ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, True),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x"}, True), ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}, False),
+        ({}, None), ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x/"}, "http://x/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x/y", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://z"}, "http://x/y"),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, "http://localhost:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}, None),
     ],
 )  # fmt: skip
-def test_what_switches_traces_on(said: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_traces_go(said: dict[str, str], endpoint: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*server_traces.ENDPOINTS, server_traces.EXPORTER, server_traces.DISABLED):
         monkeypatch.delenv(name, raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    assert server_traces.are_wanted() is wanted
+    assert server_traces.endpoint() == server_traces.destination() == endpoint
+
+
+@pytest.mark.parametrize("is_demo", [True, False])
+def test_a_server_says_where_traces_go_and_no_password(is_demo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    none: Any = None
+
+    def said() -> list[str]:
+        with Orla(NoBackends.YET) as orla:
+            parts = ServerParts(none, none, orla, {}, keys=0, posted=0)
+            return list(announcement(settings(None, reads_file=False), parts, "http://x", is_demo=is_demo))
+
+    assert not any("traces" in line for line in said())
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://me:secret@127.0.0.1:4318/v1/traces?token=secret")
+    assert "traces: to http://127.0.0.1:4318/v1/traces" in said() and "secret" not in "".join(said())
+    monkeypatch.setattr(server_traces, "_missing", lambda: "opentelemetry")
+    assert not any("traces" in line for line in said())
 
 
 def test_a_collector_that_is_gone_keeps_no_server_from_its_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.errors import ConfigError, shown
 from orla_lg.link.redis_keys import is_shared
 from orla_lg.serve.access.keys import ANY, AccessKey, KeyScope, create, forget, named, revoke, stored
-from orla_lg.serve.store.named import store_at
+from orla_lg.serve.store.opening import store_at
 from orla_lg.serve.store.sqlite import default_file
 
 DESCRIPTION = """\

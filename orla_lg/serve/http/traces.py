@@ -15,6 +15,9 @@ log = logging.getLogger("orla_lg")
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORTER, DISABLED = "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"
+DEFAULT_ENDPOINT = "http://localhost:4318"
+"""Of OpenTelemetry's."""
+
 INSTALL = "pip install 'orla-lg[serve,otel]'"
 SERVICE = "orla-lg"
 CLOSE_PATIENCE_S = 2.0
@@ -22,12 +25,26 @@ CLOSE_PATIENCE_S = 2.0
 _TRACE = (b"traceparent", b"tracestate")
 
 
-def are_wanted() -> bool:
-    """Whether the environment says where traces go."""
+def endpoint() -> str | None:
+    """Return where the environment says that traces go; ``None``: nowhere."""
     exporter = os.environ.get(EXPORTER, "")
     if os.environ.get(DISABLED, "").lower() == "true" or exporter == "none":
-        return False
-    return exporter == "otlp" or any(os.environ.get(each) for each in ENDPOINTS)
+        return None
+    of_traces, of_all = map(os.environ.get, ENDPOINTS)
+    if of_traces:
+        return of_traces
+    if not of_all and exporter != "otlp":
+        return None
+    return f"{(of_all or DEFAULT_ENDPOINT).removesuffix('/')}/v1/traces"
+
+
+def destination() -> str | None:
+    """Return where traces are sent, without a password or a query; ``None``: nowhere, or a package is missing."""
+    url = endpoint()
+    if url is None or _missing() is not None:
+        return None
+    scheme, colon, rest = url.partition("?")[0].rpartition("://")
+    return scheme + colon + rest.rpartition("@")[2]
 
 
 class SpanSending(NamedTuple):
@@ -58,7 +75,7 @@ class CallTraces:
     @classmethod
     def opened(cls, orla: Orla) -> CallTraces:
         """Return the traces that the environment asks for, as far as what they need is installed."""
-        return cls(orla, _sending() if are_wanted() else None)
+        return cls(orla, None if (url := endpoint()) is None else _sending(url))
 
     def around(self, app: Any) -> Any:
         """Return an application that answers each request in its sender's trace."""
@@ -77,20 +94,30 @@ class CallTraces:
             sending.give_up()
 
 
-def _sending() -> SpanSending | None:
+def _missing() -> str | None:
+    """Return which module that sends traces is not installed; ``None``: all are."""
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
     except ModuleNotFoundError as error:
+        return error.name
+    return None
+
+
+def _sending(url: str) -> SpanSending | None:
+    if (missing := _missing()) is not None:
         log.warning("no traces are sent, although the environment says where to: %s is missing; %s, or %s=none",
-                    error.name, INSTALL, EXPORTER)  # fmt: skip
+                    missing, INSTALL, EXPORTER)  # fmt: skip
         return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     named = os.environ.get("OTEL_SERVICE_NAME") or "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     resource = Resource.create({} if named else {SERVICE_NAME: SERVICE})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter()
+    exporter = OTLPSpanExporter(url)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return SpanSending(provider, exporter.shutdown)
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from orla_lg.serve.begun import LOG_FORMAT
 from orla_lg.serve.ray.hosted import Built, HostedServer, core, gateway
 from orla_lg.serve.ray.shipping import ShippedSettings
+from orla_lg.serve.running import LOG_FORMAT
 from orla_lg.serve.settings import ServeSettings
 
 CRASHED = 70

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from orla_lg.errors import OrlaError
-from orla_lg.serve.begun import begin
 from orla_lg.serve.http.health import CoreState
 from orla_lg.serve.http.listening import Listening
+from orla_lg.serve.parts import open_parts
 from orla_lg.serve.running import new_loop
 from orla_lg.serve.server import OrlaServer
 from orla_lg.serve.settings import ServeSettings
@@ -72,8 +72,8 @@ Built = tuple[Listening, Callable[[], HostableServer]]
 
 def core(chosen: ServeSettings, ending: contextlib.ExitStack) -> Built:
     """Return what a core, or a standby, is made of; *ending* closes it."""
-    begun = begin(chosen, ending)
-    return begun.opened, lambda: OrlaServer(chosen, begun.orla, begun.store)
+    parts = open_parts(chosen, ending)
+    return parts.opened, lambda: OrlaServer(chosen, parts.orla, parts.store)
 
 
 def gateway(where: str) -> Callable[[ServeSettings, contextlib.ExitStack], Built]:

@@ -15,9 +15,9 @@ from orla_lg.core.boundary.checked import dotted
 from orla_lg.errors import ConfigError, did_you_mean, shown
 from orla_lg.link.redis_keys import is_shared
 from orla_lg.serve.access.keys import PREFIX as KEYS
+from orla_lg.serve.parts import opened_store
 from orla_lg.serve.ray.shipping import ShippedSettings
 from orla_lg.serve.settings import ListenAddress, ServeSettings, settings
-from orla_lg.serve.store.opening import opened_store
 
 PREFIX = "orla-"
 """Of the names of all our actors in their namespace."""

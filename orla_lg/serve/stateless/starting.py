@@ -11,8 +11,8 @@ from orla_lg import config
 from orla_lg.errors import ConfigError
 from orla_lg.link.serving import LinkedServing
 from orla_lg.orla import Orla
-from orla_lg.serve.begun import LOG_FORMAT
 from orla_lg.serve.http.listening import Listening
+from orla_lg.serve.running import LOG_FORMAT
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.stateless.keys import ANY_KEY
 from orla_lg.serve.stateless.server import run

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 
+from tests.serve.in_thread import stateless
 from tests.serve.pools.served import Pools, records, until
-from tests.serve.stateless.running import stateless
 
 
 def test_a_gateway_without_state_reaches_all_pools(pools: Pools) -> None:

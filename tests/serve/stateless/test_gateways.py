@@ -19,8 +19,7 @@ from orla_lg.core.limits.limits import Limit
 from orla_lg.serve.access.keys import AccessKey, KeyScope, create, named, revoke
 from orla_lg.serve.http.health import CoreState
 from orla_lg.serve.store.store import MemoryStore, Store
-from tests.serve.in_thread import Running, server
-from tests.serve.stateless.running import PATIENCE_S, RunningGateway, stateless
+from tests.serve.in_thread import PATIENCE_S, Running, RunningGateway, server, stateless
 from tests.stub_engine import Gate, Reply, StubEngine
 
 CALL = {"model": "light", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}

@@ -1,4 +1,4 @@
-"""A server as far as it is before its loop runs: its store, its socket and its core opened in order."""
+"""What a server is made of, opened in order before its loop runs: its store, its socket, its core."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from orla_lg.serve.posted.book import key_of
 from orla_lg.serve.posted.items import PostedKind
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.store.opening import opened_store
+from orla_lg.serve.store.opening import store_at
 from orla_lg.serve.store.scoped import ScopedStore
-from orla_lg.serve.store.store import Store
-
-LOG_FORMAT = "orla-lg serve: %(message)s"
+from orla_lg.serve.store.store import MemoryStore, Store
 
 
-class Begun(NamedTuple):
-    """What a server is made of."""
+class ServerParts(NamedTuple):
+    """What a server is made of, and what was found on the way."""
 
     store: Store
     opened: Listening
@@ -36,8 +34,8 @@ class Begun(NamedTuple):
     """How many backends the store has."""
 
 
-def begin(chosen: ServeSettings, ending: contextlib.ExitStack, *, in_memory: bool = False) -> Begun:
-    """Open what a server is made of; *ending* closes it.
+def open_parts(chosen: ServeSettings, ending: contextlib.ExitStack, *, in_memory: bool = False) -> ServerParts:
+    """Open what a server is made of, and return it; *ending* closes it.
 
     Raises:
         ConfigError: What is wrong with the settings, the store or the port.
@@ -53,4 +51,16 @@ def begin(chosen: ServeSettings, ending: contextlib.ExitStack, *, in_memory: boo
         list(asking.map(refuse_our_own, chosen.core.backends))
     orla = Orla.from_settings(chosen.core, may_be_empty=True)
     ending.callback(orla.close)
-    return Begun(store, opened, orla, orla.connect(), keys, posted)
+    return ServerParts(store, opened, orla, orla.connect(), keys, posted)
+
+
+def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
+    """Return the store that a server is started with.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    if in_memory:
+        return MemoryStore()
+    table, where = settings.table, settings.where("store")
+    return store_at(table.store, where, password_env=table.store_password_env, plain_text=table.store_plain_text)
