@@ -51,7 +51,10 @@ class RedisAddress(NamedTuple):
     """Whether it is on this machine."""
     is_believed: bool
     """Whether what answers is known to be it: by a verified certificate, or as it is on this machine."""
-    has_password: bool
+
+    def __repr__(self) -> str:
+        """Return what may be shown."""
+        return f"RedisAddress({self.text!r}, prefix={self.prefix!r})"
 
     @classmethod
     def parse(cls, url: str, where: str) -> RedisAddress:
@@ -65,8 +68,11 @@ class RedisAddress(NamedTuple):
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
-        except ValueError as error:
-            raise ConfigError(f"{where}: the URL of the store is none: {error}") from None
+        except ValueError:  # whose message may be part of a password
+            raise ConfigError(
+                f"{where}: the URL of the store is none: its port must be a number up to 65535, and /, ?, #, [ and ] "
+                "in a password are written %2F, %3F, %23, %5B and %5D"
+            ) from None
         is_unix = parts.scheme == "redis+unix"
         if not url.startswith(SCHEMES) or not (parts.path if is_unix else host) or any(map(str.isspace, url)):
             raise ConfigError(f"{where}: the URL of the store must be redis://HOST:PORT/DB, rediss:// for TLS")
@@ -83,7 +89,7 @@ class RedisAddress(NamedTuple):
         return cls(
             f"{'unix' if is_unix else parts.scheme}://{parts.netloc}{parts.path}{more}",
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local,
-            is_local or (parts.scheme == "rediss" and verifies), parts.password is not None,
+            is_local or (parts.scheme == "rediss" and verifies),
         )  # fmt: skip
 
     def key(self, name: str) -> str:
