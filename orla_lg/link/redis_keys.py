@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from orla_lg.errors import ConfigError, shown
 from orla_lg.link.dialing import is_this_machine
@@ -111,6 +111,15 @@ class RedisAddress(NamedTuple):
             return redis.Redis.from_url(self.url, **{**timing, **settings})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.text}: redis-py does not take this URL: {error}") from None
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the URL of a store with a password, if it has none."""
+    parts = urlsplit(url)
+    if parts.password is not None:
+        return url
+    user, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}").geturl()
 
 
 def entry(version: int, value: bytes) -> bytes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orla_lg.serve.settings import ServeSettings
-from orla_lg.serve.store.named import store_at
+from orla_lg.serve.store.named import PASSWORD, store_at
 from orla_lg.serve.store.store import MemoryStore, Store
 
-__all__ = ["opened_store", "store_at"]
+__all__ = ["PASSWORD", "opened_store", "store_at"]
 
 
 def opened_store(settings: ServeSettings, *, in_memory: bool = False) -> Store:
