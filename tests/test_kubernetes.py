@@ -19,6 +19,7 @@ import yaml
 
 from orla_lg import config
 from orla_lg.cli import parser_for
+from orla_lg.serve.ending import CUT_OFF_S
 from orla_lg.serve.http.health import READY
 from tests.redis_server import RedisServer
 from tests.serve.store.test_redis import self_signed
@@ -71,11 +72,35 @@ def test_the_configuration_is_one_and_its_time_to_drain_is_granted(tmp_path: Pat
     settings = config.load(file)
     assert not settings.faults() and settings.serve is not None
     for each in (pods_of("StatefulSet", "orla-core"), pods_of("Deployment", "orla-gateway")):
-        assert each["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > settings.serve.drain_s
         (container,) = each["spec"]["template"]["spec"]["containers"]
+        pause_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1]) if "lifecycle" in container else 0
+        needed_s = pause_s + settings.serve.drain_s + CUT_OFF_S
+        assert each["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > needed_s
         given = {one["name"] for one in container["env"]}
-        assert settings.serve.store_password_env in given
+        assert (settings.serve.store_password_env in given) is (each["kind"] == "StatefulSet"), "who asks the store"
         assert container["ports"][0]["containerPort"] == 8081
+
+
+def test_a_gateway_that_ends_has_left_its_service_before_it_refuses() -> None:
+    (container,) = pods_of("Deployment", "orla-gateway")["spec"]["template"]["spec"]["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"][0] == "sleep"
+
+
+def test_the_store_refuses_what_is_new_before_it_is_killed_for_its_memory() -> None:
+    (container,) = pods_of("StatefulSet", "orla-redis")["spec"]["template"]["spec"]["containers"]
+    most = args_of("StatefulSet", "orla-redis")
+    assert most[most.index("--maxmemory") + 1] == "640mb" and container["resources"]["limits"]["memory"] == "1Gi"
+
+
+def test_the_store_is_reached_by_what_has_its_password() -> None:
+    (policy,) = (each for each in of_kind("NetworkPolicy") if each["metadata"]["name"] == "orla-redis")
+    (only,) = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchExpressions"]
+    asking = [
+        each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
+        for each in of_kind("StatefulSet", "Deployment", "Job")
+        if "secretKeyRef" in str(each) and "ORLA_REDIS_PASSWORD" in str(each)
+    ]
+    assert only["operator"] == "In" and sorted(only["values"]) == sorted(asking)
 
 
 def pods_of(kind: str, named: str) -> dict[str, Any]:
@@ -91,6 +116,7 @@ def test_no_pod_has_more_rights_than_it_needs() -> None:
     for each in of_kind("StatefulSet", "Deployment", "Job"):
         spec = each["spec"]["template"]["spec"]
         assert spec["automountServiceAccountToken"] is False and spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsGroup"] > 0
         for container in spec["containers"]:
             rights = container["securityContext"]
             assert rights["readOnlyRootFilesystem"] is True and rights["allowPrivilegeEscalation"] is False

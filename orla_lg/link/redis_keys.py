@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from orla_lg.errors import ConfigError, shown
 from orla_lg.link.dialing import is_this_machine
@@ -51,7 +51,10 @@ class RedisAddress(NamedTuple):
     """Whether it is on this machine."""
     is_believed: bool
     """Whether what answers is known to be it: by a verified certificate, or as it is on this machine."""
-    has_password: bool
+
+    def __repr__(self) -> str:
+        """Return what may be shown."""
+        return f"RedisAddress({self.text!r}, prefix={self.prefix!r})"
 
     @classmethod
     def parse(cls, url: str, where: str) -> RedisAddress:
@@ -65,8 +68,11 @@ class RedisAddress(NamedTuple):
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
-        except ValueError as error:
-            raise ConfigError(f"{where}: the URL of the store is none: {error}") from None
+        except ValueError:  # whose message may be part of a password
+            raise ConfigError(
+                f"{where}: the URL of the store is none: its port must be a number up to 65535, and /, ?, #, [ and ] "
+                "in a password are written %2F, %3F, %23, %5B and %5D"
+            ) from None
         is_unix = parts.scheme == "redis+unix"
         if not url.startswith(SCHEMES) or not (parts.path if is_unix else host) or any(map(str.isspace, url)):
             raise ConfigError(f"{where}: the URL of the store must be redis://HOST:PORT/DB, rediss:// for TLS")
@@ -83,7 +89,7 @@ class RedisAddress(NamedTuple):
         return cls(
             f"{'unix' if is_unix else parts.scheme}://{parts.netloc}{parts.path}{more}",
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", prefix, is_local,
-            is_local or (parts.scheme == "rediss" and verifies), parts.password is not None,
+            is_local or (parts.scheme == "rediss" and verifies),
         )  # fmt: skip
 
     def key(self, name: str) -> str:
@@ -105,6 +111,15 @@ class RedisAddress(NamedTuple):
             return redis.Redis.from_url(self.url, **{**timing, **settings})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.text}: redis-py does not take this URL: {error}") from None
+
+
+def with_password(url: str, password: str) -> str:
+    """Return the URL of a store with a password, if it has none."""
+    parts = urlsplit(url)
+    if parts.password is not None:
+        return url
+    user, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}").geturl()
 
 
 def entry(version: int, value: bytes) -> bytes:

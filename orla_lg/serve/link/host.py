@@ -210,7 +210,8 @@ class LinkHost:
         """Say goodbye to all replicas, which wait for the next core, and let that take over at once. Idempotent."""
         self._end(reason)
         if self.slices is not None:
-            self.slices.close()
+            await self.slices.close()
+        await self._spent.written()
         self._spent.close()
         self.lease.give_up()
         await asyncio.sleep(0)

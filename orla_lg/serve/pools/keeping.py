@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 
 from orla_lg.core.serving import Serving
@@ -12,6 +13,8 @@ from orla_lg.serve.pools.held import EVERY_S
 from orla_lg.serve.pools.slices import SliceBook
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.store import Store
+
+log = logging.getLogger("orla_lg")
 
 
 class SliceKeeper:
@@ -48,7 +51,7 @@ class SliceKeeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._working: asyncio.Future[None] | None = None
-        self._held_back = self._is_woken = self._is_closed = False
+        self._held_back = self._is_woken = self._is_closed = self._is_given_back = False
 
     def start(self) -> None:
         """Begin, on the running loop."""
@@ -77,7 +80,8 @@ class SliceKeeper:
         assert self._loop is not None
         if self._is_closed or done.cancelled():
             return
-        done.result()
+        if (fault := done.exception()) is not None:  # calls wait for the next look, whatever this one met
+            log.error("slices of limits were not looked after this time", exc_info=fault)
         held_back = not self.book.may_grant()
         if self._held_back and not held_back:
             self._go_on()
@@ -87,10 +91,13 @@ class SliceKeeper:
         else:
             self._timer = self._loop.call_later(EVERY_S if self.book.is_busy else LEASE_S / 8, self._work)
 
-    def close(self) -> None:
-        """Give back what is free. Idempotent."""
-        if not self._is_closed and self._loop is not None:
-            self._is_closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+    async def close(self) -> None:
+        """Give back what is free, once a look that is under way has ended. Idempotent."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._working is not None:
+            await asyncio.wait([self._working])
+        if not self._is_given_back and self._loop is not None:
+            self._is_given_back = True
             self.book.close()

@@ -174,7 +174,7 @@ def unpacked(name: str, value: bytes) -> dict[str, Share] | None:
     try:
         entry = json.loads(value)
         return {str(pool): _share(fields) for pool, fields in entry.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         log.warning(
             "the shares of %s in the store cannot be read (%s); nothing more is taken of it", name[:200], error
         )

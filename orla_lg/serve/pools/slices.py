@@ -11,6 +11,7 @@ comes back by itself, once it had no core for so long that its replicas have end
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -251,6 +252,8 @@ class SliceBook:
             entry = entry or self._read(held.name)
             found = entry.shares
             if found is None:
+                with self.lock:  # it may be mended
+                    held.next_s = held.quiet_until_s = self.clock() + COUNT_S
                 return
             if is_fresh and self._reclaims(held, entry, found):
                 entry = None
@@ -303,6 +306,7 @@ class SliceBook:
             for held in self._runs[run]:
                 with self.lock:
                     self._active.pop(held.name, None)
+                    self._overdrawn.discard(held.name)
                 self._end(held.name, self._entries.pop(held.name, None))
             with self.lock:
                 del self._runs[run]
@@ -330,10 +334,12 @@ class SliceBook:
         """Give back, when its time has come, what the core before had of accounts that this one has not touched."""
         now = self.clock()
         if self._inherited is None:
-            self._inherited = {}
             self.operations += 1
-            for key, found in self._store.scan(SLICES).items():
-                self._find(key.removeprefix(SLICES), unpacked(key, found.value) or {}, found.version, now)
+            entries = self._store.scan(SLICES)
+            self._inherited = {}
+            for key, found in entries.items():
+                with contextlib.suppress(Conflict):  # another core looks through them too
+                    self._find(key.removeprefix(SLICES), unpacked(key, found.value) or {}, found.version, now)
         due = [name for name, due_s in self._inherited.items() if now >= due_s]
         for name in due:
             run, own = _run(name), (self._read(name).shares or {}).get(self.pool)
@@ -344,8 +350,11 @@ class SliceBook:
             del self._inherited[name]
 
     def _find(self, name: str, shares: Shares, version: int, now: float) -> None:
-        run, own = _run(name), shares.get(self.pool)
         assert self._inherited is not None
+        try:
+            run, own = _run(name), shares.get(self.pool)
+        except (ValueError, TypeError, LookupError):  # of no account that this version knows
+            return
         if run and shares and all(self._wall() - each.at_s > FORGET_S for each in shares.values()):
             self._write(name, None, StoredShares(version, shares))
         elif own is not None and own.epoch < self._epoch() and (run or own.back_s >= 0):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import Iterator
 
 from orla_lg import config
+from orla_lg.config_tables import ServeTable
 from orla_lg.errors import ConfigError
+from orla_lg.link.redis_directory import are_named
+from orla_lg.link.redis_keys import RedisAddress, is_shared, with_password
 from orla_lg.link.serving import LinkedServing
 from orla_lg.orla import Orla
 from orla_lg.serve.http.listening import Listening
@@ -16,6 +20,7 @@ from orla_lg.serve.running import LOG_FORMAT
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.stateless.keys import ANY_KEY
 from orla_lg.serve.stateless.server import run
+from orla_lg.serve.store.opening import PASSWORD
 
 
 def core_of(named: str | None, chosen: ServeSettings) -> str:
@@ -69,13 +74,29 @@ def begin_gateway(chosen: ServeSettings, core: str, ending: contextlib.ExitStack
     """
     opened = Listening(chosen.listen)
     ending.callback(opened.close)
-    orla = Orla.remote(core, keep_records=chosen.core.keep_records, control=False)
+    found = config.server()
+    key = config.server_key() if found is None or are_named(core, found.url) else None
+    orla = Orla.remote(_reached(core, chosen.table), key=key, keep_records=chosen.core.keep_records, control=False)
     ending.callback(orla.close)
     serving = orla.core.serving
     assert isinstance(serving, LinkedServing)
     has_keys = bool(serving.cores.home.requests.ask("key", {"sha256": ANY_KEY}).get("any"))
     chosen.check(has_keys=has_keys)
     return opened, orla, has_keys
+
+
+def _reached(core: str, table: ServeTable) -> str:
+    """Return where the core is; a store that names it is asked with its password, as a core asks it."""
+    password = os.environ.get(table.store_password_env or PASSWORD)
+    if not password:
+        return core
+    places = [each.strip() for each in core.split(",")]
+    return ",".join(
+        with_password(each, password)
+        if is_shared(each) and (table.store_plain_text or RedisAddress.parse(each, "core").is_believed)
+        else each
+        for each in places
+    )
 
 
 def _started(orla: Orla, core: str, url: str, *, has_keys: bool) -> Iterator[str]:

@@ -302,10 +302,13 @@ class RedisStore:
 
     def _begin(self, connection: Any) -> None:
         """Read the store's own name by a new connection, and give it one where it has none."""
-        connection.send_command("SET", self._born, secrets.token_hex(8), "NX")
-        connection.read_response()
         connection.send_command("GET", self._born)
-        self._check_born(connection.read_response(), raises=False)
+        if (born := connection.read_response()) is None:  # only then: a server whose memory is full takes no SET
+            connection.send_command("SET", self._born, secrets.token_hex(8), "NX")
+            connection.read_response()
+            connection.send_command("GET", self._born)
+            born = connection.read_response()
+        self._check_born(born, raises=False)
 
     def _check_born(self, born: bytes | None, *, raises: bool = True) -> None:
         if self._known is None:
@@ -352,9 +355,12 @@ class RedisStore:
                         self._watchers.announce(lambda prefix: True)
                     self._hear(channel, self._poll_s)
             except (redis.RedisError, OSError, StoreUnavailable):
-                self._closed.wait(self._poll_s)
+                pass  # it is away, and asked again
+            except Exception:  # without this thread no key that is revoked is noticed
+                log.exception("%s: %s is watched again after a fault", self._where, self.place)
             finally:
                 channel.close()
+            self._closed.wait(self._poll_s)
 
     def _hear(self, channel: Any, seconds: float, version: int | None = None) -> None:
         """Announce changes as they come, for so long, or up to a version."""
@@ -363,9 +369,13 @@ class RedisStore:
             message = channel.get_message(ignore_subscribe_messages=True, timeout=min(left_s, 0.1))
             if message is None:
                 continue
-            number, key = read_entry(message["data"])
+            try:
+                number, key = read_entry(message["data"])
+                changed = _text(key)
+            except ValueError:  # another program's
+                continue
             self._seen = max(self._seen, number)
-            self._watchers.announce(_text(key).startswith)
+            self._watchers.announce(changed.startswith)
             if version is not None and self._seen >= version:
                 return
 

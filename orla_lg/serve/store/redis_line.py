@@ -145,6 +145,13 @@ class RedisLine:
                     self._lose(connection, None)
                     if tries == MOST_TRIES or (is_sent and deadline_ms is not None):
                         raise StoreUnavailable(f"{self._place}: {said_of(error, self._answer_s)}") from error
+                except redis.ResponseError:  # it was answered
+                    raise
+                except BaseException:  # no answer, or none that could be read: the next one must not be taken for it
+                    if is_sent:
+                        self._give_up(deadline_ms)
+                    self._lose(connection, None)
+                    raise
             raise AssertionError("it was answered, or raised")
         finally:
             self._turn.release()
@@ -189,8 +196,6 @@ class RedisLine:
 
     def _keep(self) -> None:
         """Make a connection whenever there is none."""
-        import redis
-
         while True:
             with self._state:
                 while self._connection is not None and not self._ended.is_set():
@@ -204,7 +209,7 @@ class RedisLine:
                 self._begin(connection)
                 connection.socket_timeout = self._answer_s
                 connection.update_current_socket_timeout(self._answer_s)
-            except (redis.RedisError, OSError, ValueError, StoreUnavailable) as error:
+            except Exception as error:  # noqa: BLE001 - without this thread there would be no connection any more
                 connection.disconnect()
                 with self._state:
                     self._fault = error

@@ -1,6 +1,10 @@
 """What a Redis runs for a store, each script by itself and whole; it knows a script by its hash once it has run.
 
 Each gives its clock back, in milliseconds. One that writes is refused behind its deadline (``redis_line``).
+
+A server whose memory is full refuses commands that may take more of it, unless their script has written before. So
+what takes none, or next to none, begins with a command that is not refused: a lease is renewed, a value deleted, or
+replaced by one that is about as long.
 """
 
 from __future__ import annotations
@@ -25,11 +29,14 @@ local known = redis.call('HGET', KEYS[1], ARGV[2])
 local found = known and tonumber(string.match(known, '^%d+')) or 0
 if ARGV[5] ~= '-1' and found ~= tonumber(ARGV[5]) then return {'version', now, found} end
 if ARGV[4] == '0' and not known then return {'done', now, tonumber(redis.call('GET', KEYS[3]) or 0)} end
-local version = redis.call('INCR', KEYS[3])
 if ARGV[4] == '0' then
   redis.call('HDEL', KEYS[1], ARGV[2])
   redis.call('ZREM', KEYS[2], ARGV[2])
-else
+elseif known and #ARGV[3] <= #known + 256 then
+  redis.call('PERSIST', KEYS[3])
+end
+local version = redis.call('INCR', KEYS[3])
+if ARGV[4] ~= '0' then
   redis.call('HSET', KEYS[1], ARGV[2], string.format('%.0f ', version) .. ARGV[3])
   if not known then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end
 end
@@ -72,6 +79,7 @@ elseif known[1] ~= ARGV[2] then
   if tonumber(known[3]) > now then return {'held', now} end
   epoch = epoch + 1
 end
+if known[1] then redis.call('PERSIST', KEYS[1]) end
 local ends = string.format('%.0f', now + tonumber(ARGV[3]))
 redis.call('HSET', KEYS[1], 'holder', ARGV[2], 'epoch', string.format('%.0f', epoch), 'until', ends)
 if ARGV[5] == '-1' then redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]) + 86400000) end

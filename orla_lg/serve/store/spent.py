@@ -98,8 +98,13 @@ class SpentKeeper:
             self._estimates_due_s = now + ESTIMATES_EVERY_S
         self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, changes, learned)
 
+    async def written(self) -> None:
+        """Wait for a write that is under way: its values would take the place of newer ones."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
     def close(self) -> None:
-        """Write the rest, here and now."""
+        """Write the rest, here and now; behind ``written``."""
         if self._may_write():
             self._write(self._changes(self._serving.clock()), True)
 

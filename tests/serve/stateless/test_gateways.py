@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ import pytest
 
 from orla_lg import cli
 from orla_lg.core.limits.limits import Limit
+from orla_lg.link.redis_keys import RedisAddress, with_password
 from orla_lg.serve.access.keys import AccessKey, KeyScope, create, named, revoke
 from orla_lg.serve.http.health import CoreState
+from orla_lg.serve.settings import settings
+from orla_lg.serve.stateless.starting import begin_gateway
+from orla_lg.serve.store.opening import store_at
 from orla_lg.serve.store.store import MemoryStore, Store
+from tests.redis_server import RedisServer
 from tests.serve.in_thread import PATIENCE_S, Running, RunningGateway, server, stateless
 from tests.stub_engine import Gate, Reply, StubEngine
 
@@ -298,3 +304,34 @@ def test_without_the_scope_a_link_makes_no_gateway(file: Path, store: MemoryStor
     with gateways(file, 1, store=store, key=link) as (_, (gateway,)):
         answer = post(gateway, made)
         assert answer.status_code == 403 and "--scope gateway" in answer.text
+
+
+def test_a_gateway_asks_the_store_where_its_core_is_with_the_stores_password(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUR_PASSWORD", "ge/heim@")
+    monkeypatch.delenv("ORLA_SERVER", raising=False)
+    with RedisServer(tmp_path / "redis", "--requirepass", "ge/heim@") as redis, contextlib.ExitStack() as ending:
+        store = store_at(redis.url, "store", password_env="OUR_PASSWORD")
+        ending.callback(store.close)
+        core = ending.enter_context(server(file, store=store))
+        chosen = settings(None, "127.0.0.1:0", reads_file=False)
+        table = chosen.table.model_copy(update={"store_password_env": "OUR_PASSWORD"})
+        _, orla, has_keys = begin_gateway(replace(chosen, table=table), redis.url, ending)
+        assert not has_keys and list(orla.core.serving.schedulers) == list(core.orla.core.serving.schedulers)
+        said = repr(orla.core.serving) + f"{orla.statistics()}" + "".join(capsys.readouterr())
+        assert "heim" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "with_it"),
+    [
+        ("redis://h:1/0", "redis://:a%2Fb@h:1/0"),
+        ("rediss://u@h/0?prefix=p", "rediss://u:a%2Fb@h/0?prefix=p"),
+        ("redis+unix:///run/r", "redis+unix://:a%2Fb@/run/r"),
+        ("redis://u:own@h/0", "redis://u:own@h/0"),
+    ],
+)
+def test_a_password_is_put_into_a_url_that_has_none(url: str, with_it: str) -> None:
+    assert with_password(url, "a/b") == with_it
+    RedisAddress.parse(with_it, "core").connect()
