@@ -1,6 +1,6 @@
-"""Calls that a core takes in later than it hears of them: during its recovery, or while their key's limit is asked for.
+"""Calls that a core takes in later than it hears of them: in its recovery, or while their key's limit is asked for.
 
-Nobody gives back a grant of a replica that has gone by then, and what is wrong in one call is its own replica's fault.
+Nobody gives back a grant of a replica that has gone by then. What is wrong in one call is its own replica's fault.
 """
 
 from __future__ import annotations

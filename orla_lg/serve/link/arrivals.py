@@ -128,7 +128,7 @@ class LinkedCalls:
             )
 
     def _late(self, replica: Replica, line: ReplicaLine, message: Enter, *since: float) -> None:
-        """Let a call enter whose message came before; what is wrong in that ends its own replica's connection only."""
+        """Let a call enter whose message came before; what is wrong in that ends its own connection only."""
         try:
             self._enter(replica, line, message, *since)
         except Exception as error:
