@@ -80,8 +80,14 @@ class ReplicaCalls:
                 raise
 
     def missed(self, call: LinkedCall, report: Missed) -> bool:
-        """Tell the core that an attempt failed; the call waits for what comes of it. Returns whether there is one."""
+        """Tell the core that an attempt failed; the call waits for what comes of it. Returns whether there is one.
+
+        Raises:
+            OrlaClosed: This ``Orla`` was closed: nothing will come of it.
+        """
         with self._link.lock:
+            if self._closing:
+                raise OrlaClosed(CLOSED)
             call.phase = CallPhase.MISSED
             return self._link.send(report)
 
@@ -136,6 +142,8 @@ class ReplicaCalls:
     def expire(self) -> None:
         """Let grants hold no more that were not used yet: this replica's lease is over, and places go to others."""
         with self._link.lock:
+            if self._closing:  # nothing would come of their wait
+                return
             for call in self._calls.values():
                 unused = call.phase is CallPhase.GRANTED and not call.gone
                 if unused and call.grant is not None and call.grant.backend is not None:

@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from orla_lg.core.background import is_collecting
 from orla_lg.errors import BackendUnavailable, ConfigError
@@ -181,10 +181,14 @@ class Link:
         with self.lock:
             self._outbox.clear()
             self._deferred.clear()
-            said = [*listener.opening(welcome), Ready()]
+            with _understood("a welcome"):
+                said = [*listener.opening(welcome), Ready()]
             self.up, self.fault = True, ""
             for message in said:
-                self._write(frame(flat(message)))
+                try:
+                    self._write(frame(flat(message)))
+                except LinkBroken as error:  # as when it was to be said first: all else must be said all the same
+                    log.warning("a %s is not said to the core: %s", type(message).__name__, error)
             self._renew_s = time.monotonic() + RENEW_S
         for fields in self._early:
             self._hear(listener, fields)
@@ -230,7 +234,8 @@ class Link:
                 return
         self._outbox += raw[sent:]
         if len(self._outbox) > MOST_HELD_BYTES:
-            self._dialed.socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it is at its end by itself
+                self._dialed.socket.shutdown(socket.SHUT_RDWR)
         self._waker.wake()
 
     def _flush(self) -> None:
@@ -341,7 +346,7 @@ class Link:
                     self._flush()
                 if found.get(fd, 0) & ~select.POLLOUT:
                     self._read(network)
-            except (OSError, LinkBroken) as error:
+            except (OSError, LinkBroken, ConfigError) as error:
                 return _told(error)
             now = time.monotonic()
             if now - self._heard_s > SILENT_S:
@@ -390,12 +395,8 @@ class Link:
         if isinstance(message, Bye):
             raise ConnectionResetError(f"the core goes{': ' if message.reason else ''}{message.reason}")
         if message is not None:
-            try:
+            with _understood(f"a {type(message).__name__}"):
                 listener.heard(message)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:  # of another shape inside its fields
-                raise LinkBroken(
-                    f"the core sent a {type(message).__name__} that cannot be read: {error!r}"
-                ) from error
 
     def _renew(self, now: float) -> None:
         with self.lock:
@@ -455,6 +456,17 @@ class Link:
         self.places.forked()
         if (listener := self._listened) is not None:
             listener.forked()
+
+
+@contextlib.contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Let what is wrong inside a core's message, whatever that leads to, cost the connection and not the link."""
+    try:
+        yield
+    except (OSError, LinkBroken, ConfigError):
+        raise
+    except Exception as error:
+        raise LinkBroken(f"the core sent {what} that cannot be read: {error!r}") from error
 
 
 def _told(error: BaseException) -> str:

@@ -119,9 +119,11 @@ def _address(url: str) -> ServerAddress:
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
+        (host or "").encode("idna")  # as it is resolved
     except ValueError as error:
         raise ConfigError(f"the server's URL {shown(url)} is not {RIGHT}: {error}") from None
-    if parts.scheme not in PORTS or not host or parts.query or any(each.isspace() for each in url):
+    is_text = all(each.isprintable() and not each.isspace() for each in url)
+    if parts.scheme not in PORTS or not host or parts.query or not is_text:
         raise ConfigError(f"the server's URL {shown(url)} is not {RIGHT}")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
@@ -233,6 +235,8 @@ def dial(address: ServerAddress, key: str | None, version: str) -> Dialed:
             f"the server at {address.text} shows a certificate that is not trusted here: {error.verify_message}; "
             "SSL_CERT_FILE names further ones"
         ) from error
+    except ValueError as error:  # a path or a key that no request can hold
+        raise Unwelcome(f"the server at {address.text} cannot be asked for a link: {type(error).__name__}") from None
 
 
 def _dial(address: ServerAddress, key: str | None, version: str) -> Dialed:

@@ -30,7 +30,7 @@ def is_gone(host: str, pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is another user's
+    except (OSError, OverflowError):  # it is another user's, or no process's number
         return False
     return _is_zombie(pid)
 

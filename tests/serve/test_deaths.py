@@ -385,6 +385,7 @@ def test_a_process_that_is_seen_to_be_gone_needs_no_lease(world: World) -> None:
         pass
     assert is_gone(here(), ended.pid) and not is_gone(here(), os.getpid())
     assert not is_gone("elsewhere", ended.pid)
+    assert not is_gone(here(), 2**62), "a peer may say any number"
     core = started(world, bound=1)
     one, two = Replica(world, "r1"), Replica(world, "r2")
     one.connect(core, hello=False, ready=False, renews=False)

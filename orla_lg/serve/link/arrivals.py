@@ -124,8 +124,17 @@ class LinkedCalls:
             self._enter(replica, line, message, arrived_s)
         else:
             self.recovery.hold(
-                (replica.id, message.call), arrived_s, partial(self._enter, replica, line, message, arrived_s)
+                (replica.id, message.call), arrived_s, partial(self._late, replica, line, message, arrived_s)
             )
+
+    def _late(self, replica: Replica, line: ReplicaLine, message: Enter, *since: float) -> None:
+        """Let a call enter whose message came before; what is wrong in that ends its own connection only."""
+        try:
+            self._enter(replica, line, message, *since)
+        except Exception as error:
+            log.exception("a call of replica %s could not be taken in", replica.id)
+            if replica.session is not None:
+                replica.session.cut(f"a message could not be taken in: {error}")
 
     def _enter(
         self, replica: Replica, line: ReplicaLine, message: Enter, arrived_s: float, until_s: float | None = None
@@ -184,7 +193,7 @@ class LinkedCalls:
             if self._pending.get(key) is again:
                 del self._pending[key]
                 timer.cancel()
-                self._enter(replica, line, message, arrived_s, until_s)
+                self._late(replica, line, message, arrived_s, until_s)
 
         def came(_: Future[None]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed

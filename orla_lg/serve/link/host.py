@@ -267,6 +267,8 @@ class LinkHost:
     def _strike(self, replica: Replica) -> None:
         """Forget a replica of which nothing is left."""
         self.arrivals.end_all(replica, "the call's replica has ended")
+        self.arrivals.lost(replica)  # those that have not entered yet: nobody would give their grants back
+        self.recovery.drop_all(replica.id)
         self.signals.end_all(replica)
         replica.places.clear()
         self.replicas.pop(replica.id, None)
