@@ -94,7 +94,8 @@ def _serve(chosen: ServeSettings, ending: contextlib.ExitStack, *, is_demo: bool
     logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
 
     def started(url: str) -> None:
-        said = _started(chosen, begun.orla, begun.silent, begun.keys, begun.posted, url, is_demo=is_demo)
+        place = getattr(begun.store, "place", "")
+        said = _started(chosen, begun.orla, begun.silent, begun.keys, begun.posted, url, place, is_demo=is_demo)
         print("\n".join(said), flush=True)
 
     gc.collect()
@@ -112,6 +113,7 @@ def _started(
     keys: int,
     posted: int,
     url: str,
+    store: str = "",
     *,
     is_demo: bool,
 ) -> Iterator[str]:
@@ -123,12 +125,16 @@ def _started(
         others = {pool: names for pool, names in chosen.core.pools.items() if pool != chosen.core.pool}
         said = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in others.items())
         yield f"  it is the core of pool {chosen.core.pool}; other cores have {said}"
+    elif chosen.table.pool:
+        yield f"  it is the core of pool {chosen.table.pool}, which has all backends of this configuration"
     if posted:
         yield f"  {'and ' if schedulers else ''}{counted(posted, 'backend')} posted by API"
     elif not schedulers:
         yield "  no engine is behind it: `orla-lg serve --demo` starts one, `--config orla.toml` names yours"
     if chosen.table.standby:
-        yield "standby: it takes over when the core that has the store's lease ends"
+        yield "standby: it takes over when the core that has the lease in its store ends"
+    if store:
+        yield f"store: {store}"
     yield f"policy: {_policies(schedulers)}"
     yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(keys)
     yield ""
