@@ -104,7 +104,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=0, metavar="N", help="loopback port (default: a free one)")
     add("--parameters", type=Path, metavar="FILE", help="what `orla-lg sim calibrate` wrote, or TOML of your own")
     add("--kv-tokens", type=_positive, metavar="N", help="what the KV cache holds; overrides the file")
-    add("--model", default="sim", metavar="NAME", help="the model's name in requests, and the table's in orla.toml (sim)")
+    add(
+        "--model",
+        default="sim",
+        metavar="NAME",
+        help="the model's name in requests, and the table's in orla.toml (sim)",
+    )
     add("--speed", type=_rate, default=1.0, metavar="X", help="simulated seconds in a real one (1)")
     add("--seed", type=int, metavar="N", help="of answers and jitter; overrides the file")
     add("--tokenizer", type=Path, metavar="DIR", help="a model's folder, for its token counts and chat template")

@@ -204,7 +204,9 @@ def settings(
     else:
         listen = ListenAddress()
     is_told_where = listen_address is not None or port is not None
-    made = ServeSettings(core, listen, table, frozenset(said) | ({"listen_address"} if is_told_where else frozenset()))
+    made = ServeSettings(
+        core, listen, table, frozenset(said) | ({"listen_address"} if is_told_where else frozenset())
+    )
     try:
         addresses_of(table)
     except ConfigError as error:

@@ -232,7 +232,10 @@ def test_a_core_says_which_pool_it_has(here: Path) -> None:
 def test_an_option_that_is_none_is_told_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in (
         (["serve", "--stanby"], "orla-lg serve: error: unrecognized arguments: --stanby; did you mean '--standby'?"),
-        (["keys", "create", "x", "--tennant=a"], "orla-lg keys create: error: unrecognized arguments: --tennant=a; did "),
+        (
+            ["keys", "create", "x", "--tennant=a"],
+            "orla-lg keys create: error: unrecognized arguments: --tennant=a; did ",
+        ),
         (["keys", "list", "more"], "orla-lg keys list: error: unrecognized arguments: more\n"),
     ):
         with pytest.raises(SystemExit) as ended:

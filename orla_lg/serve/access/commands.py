@@ -108,7 +108,7 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(
         "--scope", choices=[scope.value for scope in KeyScope], metavar="SCOPE", **many,
-        help=f"what it is for: {', '.join(scope.value for scope in KeyScope)}; may be given several times; default use",
+        help=f"what it is for: {', '.join(scope.value for scope in KeyScope)}; several hold; default use",
     )  # fmt: skip
     parser.add_argument(
         "--tenant", metavar="TENANT", **many,
