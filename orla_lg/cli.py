@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from orla_lg import __version__
-from orla_lg.errors import OrlaError
+from orla_lg.errors import OrlaError, did_you_mean
 
 DESCRIPTION = """\
 Serving middleware for LangGraph: every node's model call on the right backend, in the right order, with its
@@ -108,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args = parser_for(argv).parse_args(argv)
+    top = parser_for(argv)
+    args, unknown = top.parse_known_args(argv)
+    if unknown:
+        _refuse(top, argv, unknown)
     try:
         return int(args.run(args))
     except OrlaError as error:
@@ -117,3 +121,15 @@ def _run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse(parser: argparse.ArgumentParser, argv: Sequence[str], unknown: Sequence[str]) -> NoReturn:
+    """Say what a command does not take, with its own usage, and what was probably meant; ends with status 2."""
+    for word in argv:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction) and word in action._name_parser_map:
+                parser = action._name_parser_map[word]
+                break
+    option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
+    options = [each for action in parser._actions for each in action.option_strings if each.startswith("--")]
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(option, options) if option else ''}")

@@ -102,8 +102,9 @@ def test_move(app: tuple[App, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert orla_lg("move", "t0", "--back", "--control", path) == 0
     assert capsys.readouterr().out == "the next calls of t0 go where its mapping says\n"
     for words, fault in (
-        (("t9", "light"), "no thread 't9', and no open run"), (("t0", "lihgt"), "unknown backend 'lihgt'"),
-        (("t0", "light", "--tenant", "acme"), "no thread 't0'"),
+        (("t9", "light"), "no thread 't9', and no open run of that id; a tenant's"),
+        (("t0", "lihgt"), "unknown backend 'lihgt'"),
+        (("t0", "light", "--tenant", "acme"), "no thread 't0', and no open run of that id of tenant 'acme'"),
     ):  # fmt: skip
         assert orla_lg("move", *words, "--control", path) == 1
         assert fault in capsys.readouterr().err

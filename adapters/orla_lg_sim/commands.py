@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,13 +37,13 @@ examples:
 """
 ORLA_TOML = """
 orla.toml:
-  [backends.sim]
+  [backends.{table}]
   url = "{url}"
   model = {model}
   engine = "sim"
 
   [mapping]
-  "*" = "sim"
+  "*" = {model}
 """
 CALIBRATE = """\
 Measure a live engine through its public API and write the parameters that make the simulation behave like it.
@@ -103,7 +104,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=0, metavar="N", help="loopback port (default: a free one)")
     add("--parameters", type=Path, metavar="FILE", help="what `orla-lg sim calibrate` wrote, or TOML of your own")
     add("--kv-tokens", type=_positive, metavar="N", help="what the KV cache holds; overrides the file")
-    add("--model", default="sim", metavar="NAME", help="the name it serves (sim)")
+    add(
+        "--model",
+        default="sim",
+        metavar="NAME",
+        help="the model's name in requests, and the table's in orla.toml (sim)",
+    )
     add("--speed", type=_rate, default=1.0, metavar="X", help="simulated seconds in a real one (1)")
     add("--seed", type=int, metavar="N", help="of answers and jitter; overrides the file")
     add("--tokenizer", type=Path, metavar="DIR", help="a model's folder, for its token counts and chat template")
@@ -176,7 +182,9 @@ def _up(args: argparse.Namespace) -> int:
     listening = listen(args.port)
     url = f"http://{LOOPBACK}:{listening.getsockname()[1]}/v1"
     print(f"simulated engine {args.model!r} at {url}; {parameters.kv_tokens} tokens of KV cache; Ctrl-C ends it")
-    print(ORLA_TOML.format(url=url, model=json.dumps(args.model)), flush=True)
+    model = json.dumps(args.model)
+    table = args.model if re.fullmatch(r"[A-Za-z0-9_-]+", args.model) else model
+    print(ORLA_TOML.format(url=url, table=table, model=model), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server_of(SimService(reader, parameters, args.speed)).serve(sockets=[listening]))
     return 0

@@ -33,7 +33,7 @@ from starlette.routing import Route
 
 from orla_lg import Orla, OrlaError
 
-BOUND, RUNS, AT_ONCE, CALL_S, PATIENCE_S, ENDS_S = 4, 120, 12, 0.1, 90.0, 15.0
+BOUND, RUNS, AT_ONCE, CALL_S, PATIENCE_S, ENDS_S = 4, 120, 12, 0.1, 240.0, 15.0
 INSIDE = "EXAMPLE_INSIDE"
 CONFIG = """
 [backends.main]
@@ -133,7 +133,13 @@ class Serve:
         until_s = time.monotonic() + PATIENCE_S
         while len(found := [line for line in list(self.lines) if text in line]) < count:
             if self.process.poll() is not None or time.monotonic() > until_s:
-                raise SystemExit(f"it did not say {text!r}")
+                ended = self.process.poll()
+                why = (
+                    f"`orla-lg serve --on ray` ended with {ended}"
+                    if ended is not None
+                    else f"{PATIENCE_S:g} s are over"
+                )
+                raise SystemExit(f"{why}, and it did not say {text!r}; what it said is above")
             time.sleep(0.05)
         return found[-1]
 

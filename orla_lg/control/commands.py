@@ -36,7 +36,8 @@ async def carry_out(serving: Serving, request: Request) -> ControlReply:
                 raise ConfigError(f"no run {run!r}, and no thread of that name with an open run")
         case protocol.MoveWorkflow(workflow=workflow, backend=backend, tenant=tenant):
             if not steering.move(workflow, backend, tenant):
-                raise ConfigError(f"no thread {workflow!r}, and no open run of that id")
+                whose = f" of tenant {tenant!r}" if tenant else "; a tenant's is named with its tenant (--tenant)"
+                raise ConfigError(f"no thread {workflow!r}, and no open run of that id{whose}")
         case _:
             return ControlReply(ok=True, state=state(serving))
     return ControlReply(ok=True)

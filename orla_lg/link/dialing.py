@@ -327,7 +327,7 @@ def _refused(
         fault = "does not take the key" if has_key else "wants a key, and none was given"
         return Unwelcome(
             f"the server at {address.text} {fault} (401){said}; a key of scope 'link' is given as "
-            "Orla.remote(..., key=...), or in ORLA_SERVER_KEY"
+            "Orla.remote(..., key=...), or in ORLA_SERVER_KEY; a gateway's, of scope 'gateway', stands there too"
         )
     if status == HTTPStatus.FORBIDDEN:
         return Unwelcome(f"the key is not for links to {address.text} (403){said}; it needs the scope 'link'")

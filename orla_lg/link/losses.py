@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
+from orla_lg.core.boundary.plain import counted
 from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.call import LinkedCall
@@ -25,6 +26,9 @@ OnCoreLost = Literal["wait", "fail", "direct"]
 ON_CORE_LOST: tuple[OnCoreLost, ...] = get_args(OnCoreLost)
 
 log = logging.getLogger("orla_lg")
+
+UNSAID_S = 2.0
+"""A core that is lost for less is not logged: a standby takes over within that."""
 
 
 class CoreLosses:
@@ -54,7 +58,7 @@ class CoreLosses:
         self._known, self._on_core_lost, self._core_patience_s = known, on_core_lost, core_patience_s
         self.direct_calls = 0
         """How many went on without the core."""
-        self._divided = False
+        self._divided = self._told = False
         self.also_ends: Callable[[str], None] | None = None
         """Ends the requests to a backend that go by other clients than these, as a gateway's do; in any thread."""
 
@@ -75,7 +79,9 @@ class CoreLosses:
 
     def found(self) -> None:
         """Note that there is a core again."""
-        self._divided = False
+        if self._told:
+            log.warning("there is a core again; the calls that waited go on")
+        self._divided = self._told = False
 
     def _goes_without(self, call: LinkedCall) -> None:
         if self._on_core_lost == "fail":
@@ -109,8 +115,9 @@ class CoreLosses:
         """End what waited long enough for a core, and what runs by a lease that is over."""
         self._calls.let_go()
         if not self._link.up and self._on_core_lost == "wait":
-            now = time.monotonic()
-            for call in self._calls.waiting():
+            now, waiting = time.monotonic(), list(self._calls.waiting())
+            self._tell(len(waiting), now)
+            for call in waiting:
                 if now - max(self._link.lost_s, call.call.arrived_s) > self._core_patience_s:
                     call.turn.fail(
                         BackendUnavailable(
@@ -123,6 +130,15 @@ class CoreLosses:
             if not self._link.up:
                 self.lost()
             self._end_requests()
+
+    def _tell(self, waiting: int, now: float) -> None:
+        """Log once of each loss that calls wait for a core, where that takes long."""
+        if waiting and not self._told and now - self._link.lost_s > min(UNSAID_S, self._core_patience_s / 2):
+            self._told = True
+            log.warning(
+                "the core is lost (%s): %s in this process for the next one, for %g s at most (core_patience_s)",
+                self._link.fault, counted(waiting, "call waits", "calls wait"), self._core_patience_s,
+            )  # fmt: skip
 
     @property
     def lease_is_over(self) -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
+from orla_lg.core.limits.book import LimitStatistics
 from orla_lg.core.limits.costs import Costs, Spent
+from orla_lg.core.limits.usage import Scope
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.workflow import WorkflowStatistics
 
@@ -28,13 +30,30 @@ def _both(one: Statistics, other: Statistics) -> Statistics:
         unidentified=one.unidentified + other.unidentified,
         costs=_costs(one.costs, other.costs),
         unwritten=one.unwritten + other.unwritten,
-        limits=[*one.limits, *other.limits],
+        limits=_limits(one.limits, other.limits),
     )
 
 
 def _workflows(one: WorkflowStatistics, other: WorkflowStatistics) -> WorkflowStatistics:
     outcomes = dict(Counter(one.outcomes) + Counter(other.outcomes))
     return WorkflowStatistics(one.runs + other.runs, one.running + other.running, one.idle + other.idle, outcomes)
+
+
+def _limits(one: Sequence[LimitStatistics], other: Sequence[LimitStatistics]) -> list[LimitStatistics]:
+    """Return each limit once; cores whose files give it other figures have limits of their own."""
+    found = {(each.scope, each.name, each.where, each.limit): each for each in one}
+    for each in other:
+        key = (each.scope, each.name, each.where, each.limit)
+        found[key] = _limit(found[key], each) if key in found else each
+    return list(found.values())
+
+
+def _limit(one: LimitStatistics, other: LimitStatistics) -> LimitStatistics:
+    spent = one.spent.plus(other.spent)
+    if one.scope == Scope.RUN:  # a run's time passes once, in whatever pools it is
+        spent = replace(spent, wall_s=max(one.spent.wall_s, other.spent.wall_s))
+    promised = one.promised.plus(other.promised)
+    return replace(one, spent=spent, promised=promised, refused=one.refused + other.refused)
 
 
 def _costs(one: Costs, other: Costs) -> Costs:

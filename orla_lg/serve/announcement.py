@@ -25,12 +25,16 @@ def announcement(chosen: ServeSettings, parts: ServerParts, url: str, *, is_demo
         others = {pool: names for pool, names in chosen.core.pools.items() if pool != chosen.core.pool}
         said = "; ".join(f"{pool}: {', '.join(names)}" for pool, names in others.items())
         yield f"  it is the core of pool {chosen.core.pool}; other cores have {said}"
+    elif chosen.table.pool:
+        yield f"  it is the core of pool {chosen.table.pool}, which has all backends of this configuration"
     if parts.posted:
         yield f"  {'and ' if schedulers else ''}{counted(parts.posted, 'backend')} posted by API"
     elif not schedulers:
         yield "  no engine is behind it: `orla-lg serve --demo` starts one, `--config orla.toml` names yours"
     if chosen.table.standby:
-        yield "standby: it takes over when the core that has the store's lease ends"
+        yield "standby: it takes over when the core that has the lease in its store ends"
+    if place := getattr(parts.store, "place", ""):
+        yield f"store: {place}"
     yield f"policy: {_policies(schedulers)}"
     yield "keys: the demo takes none, and no call needs one" if is_demo else _keys(parts.keys)
     if (traces_go_to := traces.destination()) is not None:

@@ -24,7 +24,7 @@ examples:
   orla-lg serve --pool fast               the core of one pool of backends; each pool of [pools] has its own
   orla-lg serve --port 8090 --gateway --core http://{LOOPBACK}:{DEFAULT_PORT}
                                           the APIs alone, before that core: as many of these as it takes
-  orla-lg serve --port 8082 --standby     take over when the core on the same store ends, by itself or by a fault
+  orla-lg serve --port 8082 --standby     the same store and backends: take over when the core there ends or dies
 
 SIGTERM or Ctrl-C: new calls are refused (503), those under way have [serve] drain_s seconds (30), a second one ends
 at once. SIGHUP, or `orla-lg reload`: the configuration is loaded again.
@@ -45,7 +45,7 @@ mapping, variants and load_aware; policies; limits.
 examples:
   orla-lg reload --dry-run          what would change
   orla-lg reload                    change it
-  orla-lg reload --server http://10.0.0.5:8081 --key "$ORLA_SERVER_KEY"
+  orla-lg reload --server https://10.0.0.5:8081 --key "$ORLA_SERVER_KEY"
 
 exit status, with --dry-run too: 0 it was loaded, or can be; 1 nothing was changed, or would be: the file is wrong or
 asks for what needs a restart, or no server answers
@@ -70,8 +70,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where.add_argument("--port", type=_port, metavar="N", help=f"the same as --listen-address {LOOPBACK}:N")
     serve.add_argument(
         "--store",
-        metavar="FILE",
-        help="what outlives the process, or redis://HOST:PORT/DB (default: in your state folder)",
+        metavar="FILE|URL",
+        help="where keys, leases and what is spent are kept; all cores and standbys of an application name the same "
+        "one: a file, or redis://HOST:PORT/DB (default: what [serve] store says, else a file in your state folder)",
     )
     serve.add_argument(
         "--pool", metavar="NAME", help="the pool of [pools] whose core this is (default: what [serve] pool says)"

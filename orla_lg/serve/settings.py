@@ -92,6 +92,8 @@ class ServeSettings:
     listen: ListenAddress = field(default_factory=ListenAddress)
     table: ServeTable = field(default_factory=lambda: ServeTable.model_validate({}))
     """``[serve]``, with its defaults."""
+    options: frozenset[str] = frozenset()
+    """Keys of ``[serve]`` that the command line said."""
 
     @property
     def source(self) -> str:
@@ -105,6 +107,8 @@ class ServeSettings:
 
     def where(self, key: str) -> str:
         """Return how a message names a key of ``[serve]``."""
+        if key in self.options:
+            return f"--{key.replace('_', '-')}"
         return f"{self.source}: serve.{key}" if self.source else key
 
     def check(self, *, has_keys: bool) -> None:
@@ -135,17 +139,13 @@ class ServeSettings:
             )
 
 
-def addresses_of(table: ServeTable, source: str = "") -> list[ServerAddress]:
+def addresses_of(table: ServeTable) -> list[ServerAddress]:
     """Return what the server is said to be reached by.
 
     Raises:
         ConfigError: One is no URL.
     """
-    try:
-        return [each for url in table.advertise for each in addresses(url)]
-    except ConfigError as error:
-        where = f"{source}: serve.advertise" if source else "advertise"
-        raise ConfigError(f"{where}: {error}") from None
+    return [each for url in table.advertise for each in addresses(url)]
 
 
 def _no_password() -> str:
@@ -185,15 +185,16 @@ def settings(
         raise ConfigError(f"--pool: {shown(pool)} cannot be the name of a pool; it has letters, digits, and _ . -")
     core = config.load(found, pool=pool or "") if found else config.Settings((), {})
     table = core.serve or ServeTable.model_validate({})
+    said: dict[str, object] = {}
     if pool is not None:
-        table = table.model_copy(update={"pool": pool})
+        said["pool"] = pool
     if store is not None:
-        table = table.model_copy(update={"store": store if is_shared(store) else str(checked.path("--store", store))})
+        said["store"] = store if is_shared(store) else str(checked.path("--store", store))
     if advertise:
-        table = table.model_copy(update={"advertise": tuple(advertise)})
-    addresses_of(table, core.source)
+        said["advertise"] = tuple(advertise)
     if standby:
-        table = table.model_copy(update={"standby": True})
+        said["standby"] = True
+    table = table.model_copy(update=said)
     if listen_address is not None:
         listen = ListenAddress.parse("--listen-address", listen_address)
     elif port is not None:
@@ -202,4 +203,12 @@ def settings(
         listen = ListenAddress.parse(f"{core.source}: serve.listen_address", table.listen_address)
     else:
         listen = ListenAddress()
-    return ServeSettings(core, listen, table)
+    is_told_where = listen_address is not None or port is not None
+    made = ServeSettings(
+        core, listen, table, frozenset(said) | ({"listen_address"} if is_told_where else frozenset())
+    )
+    try:
+        addresses_of(table)
+    except ConfigError as error:
+        raise ConfigError(f"{made.where('advertise')}: {error}") from None
+    return made

@@ -283,7 +283,9 @@ def test_deadlines_count_without_a_core(core: ScriptedCore, engine: StubEngine, 
         run.result()
 
 
-def test_patience_for_a_core_ends(core: ScriptedCore, engine: StubEngine, replica: Replica) -> None:
+def test_patience_for_a_core_ends(
+    core: ScriptedCore, engine: StubEngine, replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
     core.grants = False
     wrapped = replica(core_patience_s=0.2).wrap(graph(engine))
     run = Run(wrapped)
@@ -293,6 +295,7 @@ def test_patience_for_a_core_ends(core: ScriptedCore, engine: StubEngine, replic
         run.result()
     with pytest.raises(BackendUnavailable, match="no core"):
         Run(wrapped).result()
+    assert caplog.text.count("1 call waits in this process for the next one, for 0.2 s at most") == 1
 
 
 def test_fail_is_at_once(core: ScriptedCore, engine: StubEngine, replica: Replica) -> None:

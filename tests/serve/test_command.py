@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -210,19 +211,46 @@ def test_an_empty_server_is_none(
         assert f"no server answers at http://127.0.0.1:{port}" in capsys.readouterr().err
 
 
+def _parts(orla: Orla) -> ServerParts:
+    none: Any = None
+    return ServerParts(none, none, orla, {}, keys=0, posted=0)
+
+
 def test_the_demo_says_what_holds_for_it(here: Path) -> None:
     chosen = settings(None, reads_file=False)
     with Orla(NoBackends.YET) as orla:
-        none: Any = None
-        parts = ServerParts(none, none, orla, {}, keys=0, posted=0)
-        demo, other, posted = (
-            "\n".join(announcement(chosen, each, "http://127.0.0.1:8081", is_demo=is_demo))
-            for each, is_demo in ((parts, True), (parts, False), (parts._replace(posted=2), False))
+        parts = _parts(orla)
+        store: Any = SimpleNamespace(place="/s/serve.db")
+        cases = (parts, True), (parts, False), (parts._replace(posted=2), False), (parts._replace(store=store), False)
+        demo, other, posted, kept = (
+            "\n".join(announcement(chosen, each, "http://127.0.0.1:8081", is_demo=is_demo)) for each, is_demo in cases
         )
     assert "the demo takes none" in demo and "keys create" not in demo and "keys create" in other
+    assert "store: /s/serve.db" in kept and "store:" not in demo
     assert "no engine is behind it" in other and "no engine" not in posted and "  2 backends posted by API" in posted
     for said in (demo, other):
         assert "Orla.remote('http://127.0.0.1:8081')" in said
+
+
+def test_a_core_says_which_pool_it_has(here: Path) -> None:
+    chosen = settings(None, pool="fast", reads_file=False)
+    with Orla(NoBackends.YET) as orla:
+        said = "\n".join(announcement(chosen, _parts(orla), "http://127.0.0.1:8081", is_demo=False))
+    assert "it is the core of pool fast, which has all backends of this configuration" in said
+
+
+def test_an_option_that_is_none_is_told_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (["serve", "--stanby"], "orla-lg serve: error: unrecognized arguments: --stanby; did you mean '--standby'?"),
+        (
+            ["keys", "create", "x", "--tennant=a"],
+            "orla-lg keys create: error: unrecognized arguments: --tennant=a; did ",
+        ),
+        (["keys", "list", "more"], "orla-lg keys list: error: unrecognized arguments: more\n"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_reload_says_where_it_looked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,6 +270,23 @@ def test_what_is_no_address_is_refused(said: str) -> None:
         ListenAddress.parse("listen_address", said)
 
 
+def test_a_fault_is_where_it_was_said(tmp_path: Path) -> None:
+    file = tmp_path / "orla.toml"
+    file.write_text('[serve]\nstore = "serve.db"\nadvertise = ["http://core:8081"]\n')
+    said, told = settings(str(file)), settings(str(file), store="redis://127.0.0.1:1/0", port=0)
+    assert (said.where("store"), told.where("store")) == (f"{file}: serve.store", "--store")
+    assert (told.where("listen_address"), told.where("drain_s")) == ("--listen-address", f"{file}: serve.drain_s")
+    with pytest.raises(ConfigError, match=r"^--advertise: "):
+        settings(str(file), advertise=["core:8081"])
+
+
+@pytest.mark.parametrize("said", ["redis:/127.0.0.1:6379", "http://127.0.0.1:6379", "rediss:/store/0"])
+def test_a_url_of_no_store_is_no_file(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^--store: .*it is a URL"):
+        settings(None, store=said, reads_file=False)
+
+
 def listens(address: str, **table: object) -> ServeSettings:
     made = settings(None, address, reads_file=False)
     return ServeSettings(made.core, made.listen, ServeTable.model_validate(table))

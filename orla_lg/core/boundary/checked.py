@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex
 
 from orla_lg.errors import NAME_CHARS, ConfigError, shown
+
+LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A scheme of two letters or more, which no drive of Windows has."""
 
 
 def dotted(*parts: object) -> str:
@@ -105,7 +109,7 @@ def path(where: str, value: object) -> Path:
     try:
         if "\0" in named:
             raise ValueError("no path holds NUL")
-        if "://" in named:
+        if "://" in named or LIKE_A_URL.match(named):
             raise ValueError("it is a URL")
         os.fsencode(named)
         made = Path(named).expanduser()

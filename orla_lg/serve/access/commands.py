@@ -108,7 +108,7 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(
         "--scope", choices=[scope.value for scope in KeyScope], metavar="SCOPE", **many,
-        help="what it is for: use, link, view or control; default use",
+        help=f"what it is for: {', '.join(scope.value for scope in KeyScope)}; several hold; default use",
     )  # fmt: skip
     parser.add_argument(
         "--tenant", metavar="TENANT", **many,
@@ -127,7 +127,7 @@ def _create_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _common(parser: argparse.ArgumentParser, run: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--store", metavar="FILE", help="the server's store, a file or a URL; default: that of "
+    parser.add_argument("--store", metavar="FILE|URL", help="the server's store, a file or a URL; default: that of "
                         "[serve] store, or ~/.local/state/orla-lg/serve.db")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="orla.toml, for its [serve] store; default: the nearest")
     parser.set_defaults(run=run)

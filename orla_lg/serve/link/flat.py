@@ -276,8 +276,9 @@ def tenant_within(caller: LinkCaller, tenant: str | None) -> str | None:
     if carried is None or (tenant and tenant in carried):
         return tenant
     if tenant:
-        has = ", ".join(carried) or "none; `orla-lg keys create --tenant` makes one with"
-        raise MappingError(f"tenant {shown(tenant)} is none of this key's; it carries {has}")
+        has = ", ".join(carried) or "none"
+        right = f"`orla-lg keys create NAME --scope link --tenant {shown(tenant)}` makes one that carries it"
+        raise MappingError(f"tenant {shown(tenant)} is none of this key's, which carries {has}; {right}")
     if len(carried) > 1:
         right = f"hints={{'tenant': {carried[0]!r}}}, for instance"
         raise MappingError(f"this key carries {len(carried)} tenants, and the call names none; give {right}")

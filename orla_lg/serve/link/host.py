@@ -27,7 +27,7 @@ from orla_lg.serve.link.flat import MOST_ID_CHARS, LinkCaller, SpokenKeys, named
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.requests import Requests
 from orla_lg.serve.link.roster import MOST_REPLICAS, Listed, Replica, Roster
-from orla_lg.serve.link.session import LinkSession
+from orla_lg.serve.link.session import COME_AGAIN, LinkSession
 from orla_lg.serve.link.signals import RunSignals
 from orla_lg.serve.pools.at_once import PooledSlots
 from orla_lg.serve.pools.keeping import SliceKeeper
@@ -358,7 +358,7 @@ class LinkHost:
             return f"this server speaks protocol {PROTOCOL} of the link, not {hello.protocol}; use the same release"
         self.lease.met(hello.epoch)
         if not self.decides or not self.lease.holds():
-            return "this core does not decide; connect again"
+            return COME_AGAIN
         if hello.pool and hello.pool != self.pool:
             return f"this core decides for pool {self.pool!r}, not for {shown(hello.pool)}"
         if session.looks_on:

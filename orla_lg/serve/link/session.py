@@ -48,6 +48,9 @@ from orla_lg.serve.store.lease import CoreLease
 
 log = logging.getLogger("orla_lg")
 
+COME_AGAIN = "this core does not decide; connect again"
+"""Said to each replica while another core decides, or none can; why that is so is logged when it begins."""
+
 MOST_OUTBOX = 8 * 2**20
 """Bytes that may wait for a replica to read them; one that does not is cut off."""
 
@@ -242,7 +245,8 @@ class LinkSession(asyncio.Protocol):
             self.send(self.host.welcome(self.caller))
             return
         if isinstance(joined, str):
-            log.warning("a replica on %s was refused: %s", shown(message.host.partition(" ")[0]), joined)
+            level = logging.INFO if joined == COME_AGAIN else logging.WARNING
+            log.log(level, "a replica on %s was refused: %s", shown(message.host.partition(" ")[0]), joined)
             if message.protocol != PROTOCOL:
                 self.send(Welcome(PROTOCOL, self.host.lease.epoch, self.host.version))  # by which it sees why
             self.goodbye(joined)

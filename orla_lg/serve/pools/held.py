@@ -204,7 +204,7 @@ class HeldSlice:
         here = FIGURES[figure].format(getattr(self.account.total, figure))
         waits = self.sharing is not Sharing.FOR_GOOD
         right = "try again in a second" if waits else "raise the limit, or give it a window (per_s)"
-        why = f"{here} spent and promised in this pool, and what is left is with other pools' cores; {right}"
+        why = f"{here} spent and promised in this pool, the rest by other pools, or in hand of their cores; {right}"
         return bound.exceeded(figure, why, SHORT_S if waits else None)
 
     def notify(self) -> None:

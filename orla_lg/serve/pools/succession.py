@@ -123,7 +123,7 @@ class Succession:
         core = self._core
         if core is not None and core.holder and is_gone(core.host, core.pid):
             self._core = None
-            log.warning("the process of the core (%d) has ended", core.pid)
+            log.warning("the process of the core (pid %d) has ended", core.pid)
             self._host.lease.release(core.holder)
 
     def _another_decides(self) -> None:

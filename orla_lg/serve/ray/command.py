@@ -53,6 +53,8 @@ def serve_on_ray(args: argparse.Namespace) -> int:
         )
         core = asked.core()
         table, drain_s = core.ray or RayTable.model_validate({}), (core.serve or NO_SERVE).drain_s
+        if not args.on:
+            print("starting a Ray cluster on this machine, which takes some ten seconds", flush=True)
         cluster = ending.enter_context(cluster_at(args.on))
         ending.enter_context(ended_in_order())  # Ray took the signal for itself
         if args.stop:

@@ -180,7 +180,7 @@ class RedisLine:
                     self._fault = self._fault or TimeoutError("it takes long to connect")
                 if self._connection is None and self._fault is not None:
                     raise StoreUnavailable(
-                        f"{self._place} is away: {said_of(self._fault, self._answer_s)}"
+                        f"{self._place} {lack_of(self._fault)}: {said_of(self._fault, self._answer_s)}"
                     ) from self._fault
             return self._connection
 
@@ -240,6 +240,18 @@ def milliseconds(found: Any) -> float:
     return int(seconds) * 1000 + int(micros) / 1000
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether a server answered that the user or the password is wrong."""
+    import redis
+
+    return isinstance(error, redis.AuthenticationError) or f"{error}".startswith(("NOAUTH", "WRONGPASS"))
+
+
+def lack_of(error: BaseException) -> str:
+    """Return what there is instead of a connection."""
+    return "refuses the connection" if is_refusal(error) else "is away"
+
+
 def said_of(error: BaseException, answer_s: float) -> str:
     """Return a fault and what would be right, for people; nothing of a password."""
     import redis
@@ -247,13 +259,20 @@ def said_of(error: BaseException, answer_s: float) -> str:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, redis.TimeoutError):
         return f"no answer within {answer_s:g} s ({text}); nothing waits for it until it answers"
-    if isinstance(error, redis.AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
-        return f"{text}; user and password stand in its URL, or in the variable that [serve] store_password_env names"
+    if is_refusal(error):
+        if any(said in text for said in NO_PASSWORD):
+            text = "it wants a password, and none was given"
+        return f"{text}; user and password stand in its URL, or the password in {PASSWORD_PLACE}"
     for kind, right in RIGHT.items():
         if text.startswith(kind) or type(error).__name__ == kind:
             return f"{text}; {right}"
     return text
 
+
+NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated", "Authentication required")
+"""What a server says to who gives none; redis-py leaves the first word out."""
+
+PASSWORD_PLACE = "the variable that [serve] store_password_env names (ORLA_STORE_PASSWORD where it names none)"
 
 RIGHT = {
     "READONLY": "it is a replica: the URL must name the server that is written to",

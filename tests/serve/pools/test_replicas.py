@@ -13,7 +13,7 @@ import pytest
 from orla_lg import BackendUnavailable, ConfigError, Orla
 from tests.link.test_processes import forked
 from tests.link.test_reconnect import Run
-from tests.serve.pools.served import BY_LOAD, FREE, HERE, Pools, graph, hi, records, replicas, until
+from tests.serve.pools.served import BY_LOAD, FREE, HERE, TABLE, Pools, graph, hi, records, replicas, until
 from tests.stub_engine import Gate, Reply
 
 STAGES = ("draft", "think", "check")
@@ -53,6 +53,16 @@ def test_the_stages_of_one_run_are_served_by_two_cores(pools: Pools, how: Any) -
         for pool in pools.running:  # both heard of the run, and of its end
             until(lambda pool=pool: pools.core(pool).book.statistics().outcomes == {"done": 1})  # type: ignore[misc]
         pools.check()
+
+
+def test_a_limit_over_two_pools_is_one_sum(pools: Pools) -> None:
+    pools.say(TABLE + "\n[limits.tenants.acme]\ncalls = 7\n")
+    pools.start()
+    with replicas(pools) as (orla,):
+        orla.wrap(graph(*STAGES)).invoke(hi(), {"configurable": {"orla": {"tenant": "acme"}}})
+        (acme,) = orla.statistics().limits
+        assert (acme.scope, acme.name, acme.limit.calls) == ("tenant", "acme", 7)
+        assert (acme.spent.calls, acme.promised.calls, acme.refused) == (3, 0, 0)
 
 
 def test_a_pool_that_a_run_does_not_use_does_not_hear_of_it(pools: Pools) -> None:

@@ -200,8 +200,11 @@ def test_a_server_that_forgets_is_warned_of(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_password_is_needed_and_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RedisServer(tmp_path, "--requirepass", "s3cret-w0rd") as server:
-        for url in (server.url, server.url.replace("//", "//:wr0ng-w0rd@")):
-            with pytest.raises(ConfigError, match="store_password_env") as refused:
+        for url, why in (
+            (server.url, "it wants a password, and none was given"),
+            (server.url.replace("//", "//:wr0ng-w0rd@"), "invalid username-password"),
+        ):
+            with pytest.raises(ConfigError, match=f"refuses the connection: {why}.*store_password_env") as refused:
                 store_at(url, "store")
             assert "w0rd" not in f"{refused.value}"
         right = store_at(server.url.replace("//", "//:s3cret-w0rd@"), "store")
