@@ -19,6 +19,7 @@ from orla_lg.errors import QueueFull
 from orla_lg.link.messages import Bye, Grant, Hello, Ready, Signal
 from orla_lg.link.whereabouts import here, is_gone
 from orla_lg.serve.access.budgets import CallSlots, HeldSlot
+from orla_lg.serve.link import orphans
 from orla_lg.serve.store.lease import CoreLease
 from orla_lg.serve.store.store import StoreUnavailable
 from orla_lg.testing.virtual import StillAdapter
@@ -141,6 +142,26 @@ def test_a_replica_that_never_comes_is_waited_for_a_lease(world: World) -> None:
     new.kill()
     world.settle(2.0)
     assert started(world).host.recovery.over
+
+
+def test_one_that_was_lost_before_it_said_all_is_waited_for_anew(world: World) -> None:
+    """By joining, its lease began again; what it holds is as unknown as before."""
+    old = started(world)
+    one, two = Replica(world, "r1"), Replica(world, "r2")
+    one.connect(old)
+    one.tell(enter("c1"))
+    old.kill()
+    world.settle(2.0)
+    new = started(world)
+    two.connect(new)
+    two.tell(enter("c2"))
+    world.settle(8.0)
+    one.connect(new, ready=False)
+    one.drop()
+    world.settle(WAITS_S - 1)
+    assert two.grants() == [] and "replica/r1" in world.store.scan("replica/")
+    world.settle(1.5)
+    assert two.grants() == ["c2"] and set(world.store.scan("replica/")) == {"replica/r2"}
 
 
 def test_a_process_that_ended_without_any_core_is_waited_for_once(
@@ -433,6 +454,67 @@ def test_an_engine_that_tells_is_believed(world: World) -> None:
     world.settle(4.0)
     assert two.grants() == ["c3", "c4", "c5"]
     core.serving.check_integrity()
+
+
+@pytest.fixture
+def frozen(world: World) -> Frozen:
+    return Frozen(world)
+
+
+class Frozen:
+    """A core whose engine runs a request of a replica that was frozen before the core began."""
+
+    def __init__(self, world: World) -> None:
+        world.store.put("replica/frozen", b"{}")
+        self.world, self.engine, self.busy = world, Telling(), 1
+        self.core = started(world, backends={Backend("a", "http://a/v1", max_concurrency=2): self.engine})
+        self.replica = Replica(world, "r1")
+        self.replica.connect(self.core)
+        self.engine.runs = lambda: self.busy + len(self.replica.grants())
+        self.replica.tell(enter("c1"), enter("c2"))
+        world.settle(WAITS_S + 4.0)
+        assert self.grants == ["c1"], "the other place may be the frozen replica's"
+        assert "replica/frozen" in world.store.scan("replica/"), "a core after this one has to know of it, too"
+
+    @property
+    def grants(self) -> list[str]:
+        return self.replica.grants()
+
+
+def test_what_a_frozen_replica_may_hold_is_kept_back_until_the_engine_lets_go(frozen: Frozen) -> None:
+    frozen.world.settle(100.0)
+    assert frozen.grants == ["c1"]
+    frozen.busy = 0
+    frozen.world.settle(4.0)
+    assert frozen.grants == ["c1", "c2"]
+    assert set(frozen.world.store.scan("replica/")) == {"replica/r1"}
+
+
+def test_a_frozen_replica_that_thaws_says_what_it_holds(frozen: Frozen) -> None:
+    thawed = Replica(frozen.world, "frozen")
+    thawed.connect(frozen.core, ready=False)
+    thawed.tell(adopted("c0", age_s=30.0), Ready())
+    queue = frozen.core.serving.schedulers["a"].queue
+    assert (queue.in_flight, queue.kept_back) == (2, 0)
+    thawed.tell(end("c0"))
+    assert frozen.grants == ["c1", "c2"]
+
+
+def test_of_two_frozen_replicas_one_that_thaws_gives_back_only_what_it_says(world: World) -> None:
+    world.store.put("replica/other", b"{}")
+    frozen = Frozen(world)
+    thawed = Replica(world, "frozen")
+    thawed.connect(frozen.core)
+    world.settle(4.0)
+    assert frozen.grants == ["c1"], "the request is the other one's"
+
+
+def test_what_an_engine_shows_for_ever_is_not_ours(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "TELLING_LETS_GO_S", 60.0)
+    frozen.world.settle(50.0)
+    assert frozen.grants == ["c1"]
+    frozen.world.settle(10.0)
+    assert frozen.grants == ["c1", "c2"], "others use the engine, too"
 
 
 # Warm-ups

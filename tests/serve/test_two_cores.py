@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,11 +20,14 @@ from orla_lg.serve.link import orphans
 from orla_lg.serve.link.recovery import Recovery
 from orla_lg.serve.link.roster import Listed
 from orla_lg.serve.store.lease import CoreLease
-from tests.serve.two_cores import BOUND, CORE_LEASE_S, LEASE_S, LETS_GO_S, Fault, TwoCores
+from tests.serve.two.cores import TwoCores
+from tests.serve.two.store import Fault
+from tests.serve.two.times import BOUND, CORE_LEASE_S, LEASE_S, LETS_GO_S
 
 REPLICAS = 3
 AT, SEAT, PICK = st.integers(0, REPLICAS - 1), st.integers(0, 1), st.integers(0, 5)
 SECONDS = st.sampled_from((0.3, 1.0, 2.6, 5.0))
+FREEZES_S = st.sampled_from((0.3, 1.0, 2.6, 5.0, 12.0))
 FLOWS_S = 2 * CORE_LEASE_S + LEASE_S + LETS_GO_S + 2.0
 """Until calls flow again, at the latest, once all is well: a lease of a core, the roster's patience, pauses."""
 
@@ -34,9 +38,11 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Interleaved(RuleBasedStateMachine):
+    spoilt: Mapping[str, Any] = {}
+
     def __init__(self) -> None:
         super().__init__()
-        self.cores = TwoCores(replicas=REPLICAS)
+        self.cores = TwoCores(replicas=REPLICAS, **self.spoilt)
         self.all_enter()
 
     def passed(self, seconds: float = 0.05) -> None:
@@ -85,7 +91,7 @@ class Interleaved(RuleBasedStateMachine):
         process.late_until_s = self.cores.clock() + away_s
         self.passed()
 
-    @rule(at=AT, seconds=SECONDS)
+    @rule(at=AT, seconds=FREEZES_S)
     def replica_freezes(self, at: int, seconds: float) -> None:
         self.cores.replicas[at].freeze(seconds)
         self.passed()
@@ -185,6 +191,17 @@ def a_late_replica(cores: TwoCores) -> None:
     cores.elapse(LEASE_S)
 
 
+def a_frozen_replica(cores: TwoCores) -> None:
+    """The core dies with a replica at the engine that stands still until long after its lease."""
+    full(cores)
+    at = next(at for at in range(REPLICAS) if cores.pick(at, 0, at_engine=True))
+    cores.replicas[at].freeze(4 * LEASE_S)
+    core = cores.decider
+    assert core is not None
+    core.die()
+    cores.elapse(3 * LEASE_S)
+
+
 def a_core_without_its_store(cores: TwoCores) -> None:
     """The store is away for the core alone, for longer than leases; a replica that begins then finds the next one."""
     full(cores)
@@ -215,10 +232,11 @@ def a_core_that_another_one_followed(cores: TwoCores) -> None:
     cores.elapse(2.0)
 
 
-SOUND = [a_late_replica, a_core_without_its_store, a_core_that_another_one_followed]
+SOUND = [a_late_replica, a_frozen_replica, a_core_without_its_store, a_core_that_another_one_followed]
 SPOILT: Mapping[str, tuple[Script, dict[str, object]]] = {
     "nothing waits for the roster": (a_late_replica, {"heeds_roster": False}),
     "a fixed grace": (a_late_replica, {}),
+    "what a frozen replica holds is forgotten": (a_frozen_replica, {"tells": True}),
     "a lease that never runs out": (a_core_without_its_store, {"lease": Heedless}),
     "any epoch is believed": (
         a_core_that_another_one_followed,
@@ -235,9 +253,10 @@ def made() -> Iterator[list[TwoCores]]:
         each.close()
 
 
+@pytest.mark.parametrize("tells", [False, True])
 @pytest.mark.parametrize("script", SOUND)
-def test_the_bound_holds(script: Script, made: list[TwoCores]) -> None:
-    made.append(cores := TwoCores())
+def test_the_bound_holds(script: Script, tells: bool, made: list[TwoCores]) -> None:
+    made.append(cores := TwoCores(tells=tells))
     script(cores)
     cores.look()
     assert cores.most == BOUND
@@ -262,6 +281,8 @@ def test_without_one_of_the_parts_it_does_not(
             begin(self, roster, now, 0.3)
 
         monkeypatch.setattr(Recovery, "begin", with_grace)
+    if control == "what a frozen replica holds is forgotten":
+        monkeypatch.setattr(orphans.Orphans, "silent", lambda *_: None)
     made.append(cores := TwoCores(**spoilt))  # type: ignore[arg-type]
     script(cores)
     assert cores.most > BOUND, "the control must fail, else the other tests prove nothing"

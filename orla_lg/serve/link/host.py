@@ -101,7 +101,7 @@ class LinkHost:
         self._unlisted = dict[str, Hello]()
         """Replicas that are served although the store did not take them, by id."""
         self.sessions = set[LinkSession]()
-        self.recovery = Recovery(self._go_on, self._passed_by)
+        self.recovery = Recovery(self._go_on, self._gone, self._silent)
         self.signals = RunSignals(serving, lambda run: self.recovery.run_came(run.standing))
         self.requests = Requests(serving, keys)
         self.arrivals = LinkedCalls(serving, self.recovery, lambda: lease.epoch, layers, taken, keys, pending)
@@ -253,8 +253,10 @@ class LinkHost:
             elif now - session.heard_s > SILENT_S:
                 session.cut(f"nothing came from it for {SILENT_S:g} s")
         self.recovery.look(now)
-        for replica in self._orphans.look(now):
+        for replica in self._orphans.look(now, self.recovery.waits_for):
             self._strike(replica)
+        for listed in self._orphans.settled():
+            self._gone(listed)
         self._labels.look()
         self._push_views()
         if now >= self._valid_at_s:
@@ -278,7 +280,12 @@ class LinkHost:
         except StoreUnavailable as error:  # the next core waits a lease for it, no more
             log.warning("replica %s stays in the store: %s", replica.id, error)
 
-    def _passed_by(self, listed: Listed) -> None:
+    def _silent(self, listed: Listed) -> None:
+        """Leave it to the engines what a replica may hold that said nothing."""
+        assert self._orphans is not None
+        self._orphans.silent(listed, self.serving.clock())
+
+    def _gone(self, listed: Listed) -> None:
         """Strike a replica out for good that never came here; what is known here ends by its connection instead."""
         if listed.id in self.replicas:
             return
@@ -386,6 +393,7 @@ class LinkHost:
         elif known.session is not None:
             known.session.cut("its replica has another connection")
         known.session, known.lost_s, known.over_s = session, None, None
+        known.trusted_s = self.serving.clock() + orphans.SILENT_LETS_GO_S + orphans.SETTLED_S
         return known
 
     def _list(self) -> None:
@@ -402,12 +410,18 @@ class LinkHost:
         """Note that a replica said all that it has: what it did not speak of has ended there."""
         self.arrivals.end_all(replica, "the call ended while its connection was lost", unclaimed=True)
         replica.places.clear()
-        self.recovery.spoke(replica.id)
-        self.recovery.look(self.serving.clock())
+        replica.said_all = True
+        self._spoke(replica)
 
     def left(self, replica: Replica) -> None:
         """Note that a replica went in good order."""
         self._strike(replica)
+        self._spoke(replica)
+
+    def _spoke(self, replica: Replica) -> None:
+        assert self._orphans is not None
+        self._orphans.spoke(replica)
+        self.recovery.spoke(replica.id)
         self.recovery.look(self.serving.clock())
 
     def lost(self, session: LinkSession) -> None:
@@ -415,8 +429,9 @@ class LinkHost:
         self.sessions.discard(session)
         replica = session.replica
         if replica is not None and replica.session is session:
-            replica.session, replica.lost_s = None, self.serving.clock()
-            self.recovery.lost(Listed(replica.id, replica.host, replica.pid))
+            now = replica.lost_s = self.serving.clock()
+            replica.session = None
+            self.recovery.lost(Listed(replica.id, replica.host, replica.pid), now, said_all=replica.said_all)
             self.arrivals.lost(replica)
 
 

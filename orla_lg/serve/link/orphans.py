@@ -2,8 +2,11 @@
 
 A replica that was cut off comes back within its lease and adopts them, or ends its requests when the lease is over;
 one that is gone has ended them already. Even then an engine may still be busy with them: it notices a hang-up when it
-looks. So a grant is given back once the engine runs fewer requests than are counted on it, by its own report, or
-after a bound of time where it does not say.
+looks, and a replica that is frozen hangs nothing up. So a grant is given back once the engine runs fewer requests
+than are counted on it, by its own report, or after a bound of time where it does not say.
+
+Of a replica that was silent during the recovery this core does not know what it holds. It may be all places that are
+free when the recovery ends: they are kept back (``BackendQueue.kept_back``), and given back by the same reports.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,15 +26,15 @@ from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.whereabouts import is_gone
 from orla_lg.serve.link.hosted import HostedCall
-from orla_lg.serve.link.roster import Replica
+from orla_lg.serve.link.roster import Listed, Replica
 
 log = logging.getLogger("orla_lg")
 
 SILENT_LETS_GO_S = LETS_GO_S
 """An engine that does not say what it runs has let go of a request that was hung up so long ago."""
 
-TELLING_LETS_GO_S = 60.0
-"""One that says so, too, if its figures never show it: others may use it beside us."""
+TELLING_LETS_GO_S = 600.0
+"""One that says so, too, if its figures never show it: others may use it beside this core."""
 
 SETTLED_S = 0.5
 """A call that was granted so long before a report, and goes on after it, is among those that the engine counts."""
@@ -44,17 +48,29 @@ AGREEING = 2
 LOST = "the replica of the call was lost"
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What an engine said of its load."""
+
+    at_engine: int
+    """Requests that run or wait there."""
+    settled: set[int]
+    """Calls whose requests are among them, unless they have ended since; by arrival number."""
+
+
 @dataclass(eq=False, slots=True)
 class _Watched:
-    """An engine with calls of lost replicas."""
+    """An engine that may be busy with requests of lost replicas."""
 
     before: set[int] = field(default_factory=set)
     """Calls with a grant there ``SETTLED_S`` ago or earlier, by arrival number."""
     before_s: float = 0.0
     now: set[int] = field(default_factory=set)
     now_s: float = 0.0
-    gone: list[int] = field(default_factory=list)
-    """How many calls of lost replicas the last reports show to be gone."""
+    reports: deque[_Report] = field(default_factory=lambda: deque(maxlen=AGREEING))
+    """The last ones."""
+    kept_s: float = 0.0
+    """Since when places are kept back there."""
 
 
 class Orphans:
@@ -71,6 +87,8 @@ class Orphans:
         self._replicas = replicas
         self._lease_s = lease_s
         self._watched: dict[str, _Watched] = {}
+        self._silent: dict[str, Listed] = {}
+        """Replicas that did not say what they hold, by id: the recovery waits for them no more."""
         self._loop = asyncio.get_running_loop()
         self._ends: list[Callable[[], None]] = []
         for name, scheduler in serving.schedulers.items():
@@ -84,10 +102,14 @@ class Orphans:
             end()
         self._ends = []
 
-    def look(self, now: float) -> list[Replica]:
-        """Give back what is due; returns the replicas of which nothing is left."""
+    def look(self, now: float, waits_for: Collection[str] = ()) -> list[Replica]:
+        """Give back what is due; returns the replicas of which nothing is left.
+
+        While the recovery *waits for* replicas all engines are watched, so that their figures are there when it ends.
+        """
         lost = [replica for replica in self._replicas.values() if replica.lost_s is not None]
-        if not lost:
+        kept = [name for name, scheduler in self._serving.schedulers.items() if scheduler.queue.kept_back]
+        if not (lost or kept or waits_for):
             self._watched.clear()
             return []
         for replica in lost:
@@ -101,14 +123,24 @@ class Orphans:
                         "replica %s (%s, process %d) does not come back; it held %s", replica.id,
                         replica.host.partition(" ")[0], replica.pid, counted(len(replica.calls), "grant"),
                     )  # fmt: skip
-        for name in {call.inflight.backend or "" for _, call in self._all()}:
+        used = {call.inflight.backend or "" for replica in lost for call in replica.calls.values()}
+        for name in self._serving.schedulers if waits_for else used.union(kept):
             self._watch(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
                 replica.over_s is not None and now >= replica.over_s + self._bound_s(call.inflight.backend)
             ):  # it went past the core, and holds nothing here
                 self._give_back(replica, call)
-        return [replica for replica in lost if replica.over_s is not None and not replica.calls]
+        for name in kept:
+            if now >= self._watched[name].kept_s + TELLING_LETS_GO_S:
+                self._free(name, self._serving.schedulers[name].queue.kept_back)
+        return [
+            replica
+            for replica in lost
+            if replica.over_s is not None
+            and not replica.calls
+            and (replica.said_all or not (replica.id in waits_for or replica.id in self._silent))
+        ]
 
     def _all(self) -> Iterator[tuple[Replica, HostedCall]]:
         """Yield the calls of replicas that are over."""
@@ -122,9 +154,52 @@ class Orphans:
         call.give_up(LOST)
 
     def _bound_s(self, backend: str) -> float:
-        scheduler = self._serving.schedulers[backend]
-        tells = scheduler.load is not None and scheduler.load.latest is not None
-        return TELLING_LETS_GO_S if tells else SILENT_LETS_GO_S
+        watched = self._watched.get(backend)
+        return TELLING_LETS_GO_S if watched is not None and watched.reports else SILENT_LETS_GO_S
+
+    # Replicas that do not say what they hold
+
+    def silent(self, listed: Listed, now: float) -> None:
+        """Keep back what a replica may hold that the recovery waits for no more; only engines that tell show it."""
+        self._silent[listed.id] = listed
+        for name, watched in self._watched.items():
+            scheduler = self._serving.schedulers.get(name)
+            if scheduler is None or not watched.reports or (bound := scheduler.queue.max_concurrency) is None:
+                continue
+            with scheduler.changing():
+                queue = scheduler.queue
+                queue.kept_back, watched.kept_s = max(0, bound - queue.in_flight), now
+            self._judge(name)
+            if queue.kept_back:
+                log.warning(
+                    "backend %r: %s kept back, since the engine runs requests that may be those of replica %s, which "
+                    "says nothing", name, counted(queue.kept_back, "place"), listed.id,
+                )  # fmt: skip
+
+    def spoke(self, replica: Replica) -> None:
+        """Note that a replica said all that it holds, or that it holds nothing any more."""
+        if self._silent.pop(replica.id, None) is None:
+            return
+        for name, scheduler in self._serving.schedulers.items():
+            if scheduler.queue.kept_back:
+                said = sum(
+                    call.granted is not None and call.inflight.backend == name for call in replica.calls.values()
+                )
+                self._free(name, said if self._silent else scheduler.queue.kept_back)
+
+    def settled(self) -> list[Listed]:
+        """Return the silent replicas, once, when nothing is kept back for any of them."""
+        if not self._silent or any(each.queue.kept_back for each in self._serving.schedulers.values()):
+            return []
+        settled, self._silent = [*self._silent.values()], {}
+        return settled
+
+    def _free(self, backend: str, places: int) -> None:
+        """Give places back that were kept."""
+        if places > 0:
+            scheduler = self._serving.schedulers[backend]
+            with scheduler.changing():
+                scheduler.queue.kept_back = max(0, scheduler.queue.kept_back - places)
 
     # What engines say
 
@@ -149,22 +224,40 @@ class Orphans:
         watched = self._watched.get(backend)
         if watched is not None and stats.running is not None and watched.before_s:
             settled = watched.before if self._serving.clock() - watched.now_s < SETTLED_S else watched.now
-            at_engine = stats.running + (stats.waiting or 0)
-            self._loop.call_later(ON_ITS_WAY_S, self._judge, backend, at_engine, settled)
+            report = _Report(stats.running + (stats.waiting or 0), settled)
+            self._loop.call_later(ON_ITS_WAY_S, self._take, watched, backend, report)
 
-    def _judge(self, backend: str, at_engine: int, settled: set[int]) -> None:
-        """Give back as many calls of lost replicas as two reports in a row show to be gone."""
+    def _take(self, watched: _Watched, backend: str, report: _Report) -> None:
+        watched.reports.append(report)
+        if watched is self._watched.get(backend):
+            self._judge(backend)
+
+    def _judge(self, backend: str) -> None:
+        """Give back as much of what is counted for lost replicas as the last reports all show to be gone."""
         watched, scheduler = self._watched.get(backend), self._serving.schedulers.get(backend)
-        orphans = [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
-        if watched is None or scheduler is None or not orphans:
+        if watched is None or scheduler is None or len(watched.reports) < AGREEING:
             return
-        mine = {at[1] for _, call in orphans if (at := call.inflight.waits_at) is not None}
-        others = len((settled & _granted(scheduler)) - mine)
-        watched.gone.append(max(0, len(orphans) - max(0, at_engine - others)))
-        if len(watched.gone) >= AGREEING:
-            for replica, call in orphans[: min(watched.gone[-AGREEING:])]:
-                self._give_back(replica, call)
-            watched.gone.clear()
+        orphans = [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
+        kept = scheduler.queue.kept_back
+        if not (orphans or kept):
+            return
+        theirs = _granted(scheduler) - self._doubted(backend)
+        most = max(report.at_engine - len(report.settled & theirs) for report in watched.reports)
+        gone = len(orphans) + kept - max(0, most)
+        self._free(backend, min(gone, kept))
+        for replica, call in orphans[: max(0, gone - kept)]:
+            self._give_back(replica, call)
+
+    def _doubted(self, backend: str) -> set[int]:
+        """Return the calls with a grant, by arrival number, that may not be at the engine any more, or not yet."""
+        now = self._serving.clock()
+        return {
+            at[1]
+            for replica in self._replicas.values()
+            if replica.session is None or now < replica.trusted_s
+            for call in replica.calls.values()
+            if (at := call.inflight.waits_at) is not None and at[0] == backend
+        }
 
 
 def _granted(scheduler: BackendScheduler) -> set[int]:

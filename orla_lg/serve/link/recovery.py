@@ -2,7 +2,8 @@
 
 Each replica that stands in the roster must have said all that it holds (``Ready``), or be over: it ends its own
 requests once it had no core for a lease. A fixed pause instead of that is not enough: a replica that is later than
-the pause has its calls at the engine all the same. Calls that come meanwhile are held, and enter by age in the end.
+the pause has its calls at the engine all the same. One that is frozen for longer ends nothing: it is passed by, and
+what engines say decides from then on (``orphans``). Calls that come meanwhile are held, and enter by age in the end.
 """
 
 from __future__ import annotations
@@ -42,18 +43,22 @@ class Recovery:
 
     Args:
         opened: Called once it is over, when the held calls have entered.
-        passed_by: Called with each replica that is waited for no more although it said nothing: it is over.
+        gone: Called with each replica whose process has ended without a word: it holds nothing any more.
+        silent: Called with each that is waited for no more although it said nothing: it may hold something yet.
     """
 
     opened: Callable[[], None]
-    passed_by: Callable[[Listed], None]
+    gone: Callable[[Listed], None]
+    silent: Callable[[Listed], None]
     over: bool = False
     """Whether grants may be given, as far as this is concerned; any thread may look."""
     waits_for: dict[str, Listed] = field(default_factory=dict)
     _held: dict[Key, HeldCall] = field(default_factory=dict)
     _runs: list[RunShare] = field(default_factory=list)
     _began_s: float = inf
-    _until_s: float = inf
+    _patience_s: float = inf
+    _joined_s: dict[str, float] = field(default_factory=dict)
+    """When a replica lost this core before it had said all: its lease counts from then."""
 
     def begin(self, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
         """Wait for those in the roster, *patience_s* seconds from when this core took over at most.
@@ -62,7 +67,7 @@ class Recovery:
         notices that they were hung up.
         """
         self.waits_for = dict(roster)
-        self._began_s, self._until_s = now, now + patience_s
+        self._began_s, self._patience_s = now, patience_s
         if self.waits_for:
             log.warning(
                 "nothing is granted until it is known what %s of the core before may still hold, at most %g s",
@@ -73,24 +78,30 @@ class Recovery:
         """Note that a replica said all that it holds, or that it holds nothing any more."""
         self.waits_for.pop(replica, None)
 
-    def lost(self, replica: Listed) -> None:
-        """Wait for a replica again whose connection was lost: its calls that wait are to keep their order."""
+    def lost(self, replica: Listed, now: float, *, said_all: bool) -> None:
+        """Wait for a replica again whose connection was lost: its calls that wait are to keep their order.
+
+        What it holds is known if it *said all*; else its lease, which this core renewed, is waited for anew.
+        """
         if not self.over:
             self.waits_for[replica.id] = replica
             self.drop_all(replica.id)
+            if not said_all:
+                self._joined_s[replica.id] = now
 
     def look(self, now: float) -> None:
         """End it if it is over."""
         if self.over or self._began_s == inf:
             return
-        passed = list[Listed]()
-        if now >= self._until_s:
-            passed += self.waits_for.values()
-        elif self.waits_for and now >= self._began_s + GONE_AFTER_S:
-            passed += [each for each in self.waits_for.values() if is_gone(each.host, each.pid)]
-        for each in passed:
+        for each in list(self.waits_for.values()):
+            if now >= self._joined_s.get(each.id, self._began_s) + self._patience_s:
+                passed = self.silent
+            elif now >= self._began_s + GONE_AFTER_S and is_gone(each.host, each.pid):
+                passed = self.gone
+            else:
+                continue
             del self.waits_for[each.id]
-            self.passed_by(each)
+            passed(each)
         if not self.waits_for:
             self._end()
 

@@ -65,6 +65,10 @@ class Replica:
     """Ids of its open runs."""
     places: dict[str, QueuePlace] = field(default_factory=dict)
     """Of calls that waited when it was lost."""
+    said_all: bool = False
+    """Whether this core knows all that it holds."""
+    trusted_s: float = 0.0
+    """From then on its calls are at engines: none is counted only because an engine may not have noticed its end."""
     lost_s: float | None = None
     over_s: float | None = None
     moves: bool = False

@@ -1,4 +1,4 @@
-"""A call of a replica of ``two_cores``: its real steps, carried out one by one."""
+"""A call of a replica: its real steps, carried out one by one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from orla_lg.core.steps import Steps, Waiter, WaitForTurn
 from orla_lg.errors import BackendUnavailable
 from orla_lg.link.call import LinkedCall
 from orla_lg.link.serving import LinkedServing
+from tests.serve.two.times import ENGINE_NOTICES_S
 
 if TYPE_CHECKING:
-    from tests.serve.two_cores import ReplicaProcess
-
-ENGINE_NOTICES_S = 0.8
+    from tests.serve.two.replica import ReplicaProcess
 
 
 class ModelCall:
