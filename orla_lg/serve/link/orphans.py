@@ -4,6 +4,11 @@ A replica that was cut off comes back within its lease and adopts them, or ends 
 one that is gone has ended them already. Even then an engine may still be busy with them: it notices a hang-up when it
 looks. So a grant is given back once the engine runs fewer requests than are counted on it, by its own report, or
 after a bound of time where it does not say.
+
+What a report leaves for calls of lost replicas is what it counts less the calls of others that are there for certain.
+A call that was granted shortly before may be there or on its way, so the figure is too high whenever one was: under
+load it nearly always is. Nothing is added to what lost replicas have at an engine, though, so the lowest figure holds
+on, and one report at a good moment is enough, whatever those before and after it count.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ from functools import partial
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.whereabouts import is_gone
@@ -33,13 +37,13 @@ TELLING_LETS_GO_S = 60.0
 """One that says so, too, if its figures never show it: others may use it beside us."""
 
 SETTLED_S = 0.5
-"""A call that was granted so long before a report, and goes on after it, is among those that the engine counts."""
+"""A call that was granted so long before a report was asked for, and goes on after it, is among those it counts."""
 
 ON_ITS_WAY_S = 0.1
 """So long after a report a call may still count that had ended at the engine before it."""
 
 AGREEING = 2
-"""So many reports in a row must show that a call is gone."""
+"""So many reports must show that a call is gone."""
 
 LOST = "the replica of the call was lost"
 
@@ -48,13 +52,23 @@ LOST = "the replica of the call was lost"
 class _Watched:
     """An engine with calls of lost replicas."""
 
-    before: set[int] = field(default_factory=set)
-    """Calls with a grant there ``SETTLED_S`` ago or earlier, by arrival number."""
-    before_s: float = 0.0
-    now: set[int] = field(default_factory=set)
-    now_s: float = 0.0
-    gone: list[int] = field(default_factory=list)
-    """How many calls of lost replicas the last reports show to be gone."""
+    since_s: dict[int, float] = field(default_factory=dict)
+    """By arrival number, when a call was first seen to have a grant there."""
+    orphans: frozenset[HostedCall] = frozenset()
+    """The calls of lost replicas that its reports were held against."""
+    left: list[int] = field(default_factory=list)
+    """How many of them are still there at most: the ``AGREEING`` lowest figures of its reports."""
+
+    def settled(self, at_s: float) -> set[int]:
+        """Return the calls that were granted so long before a moment that they were at the engine then."""
+        return {order for order, since_s in self.since_s.items() if since_s <= at_s - SETTLED_S}
+
+    def left_of(self, orphans: frozenset[HostedCall], left: int) -> int:
+        """Take in how many calls of lost replicas a report leaves room for; returns how many are there at most."""
+        more = len(orphans - self.orphans)
+        self.left = sorted([*(each + more for each in self.left), left])[:AGREEING]
+        self.orphans = orphans
+        return self.left[-1] if len(self.left) == AGREEING else len(orphans)
 
 
 class Orphans:
@@ -101,7 +115,10 @@ class Orphans:
                         "replica %s (%s, process %d) does not come back; it held %s", replica.id,
                         replica.host.partition(" ")[0], replica.pid, counted(len(replica.calls), "grant"),
                     )  # fmt: skip
-        for name in {call.inflight.backend or "" for _, call in self._all()}:
+        names = {call.inflight.backend or "" for _, call in self._all()}
+        for name in self._watched.keys() - names:
+            del self._watched[name]
+        for name in names:
             self._watch(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
@@ -134,38 +151,30 @@ class Orphans:
         if scheduler is None or scheduler.load is None:
             return
         scheduler.load.wanted(scheduler.health.probe)
-        watched = self._watched.setdefault(backend, _Watched(now_s=now, now=_granted(scheduler)))
-        if now >= watched.now_s + SETTLED_S:
-            watched.before, watched.before_s = watched.now, watched.now_s
-            watched.now, watched.now_s = _granted(scheduler), now
+        watched = self._watched.setdefault(backend, _Watched())
+        watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
 
     def _told(self, backend: str, stats: EngineStats) -> None:
         """Take in an engine's report; called in the background's thread."""
-        if backend in self._watched:
+        scheduler = self._serving.schedulers.get(backend)
+        if backend in self._watched and scheduler is not None and scheduler.load is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                self._loop.call_soon_threadsafe(self._reported, backend, stats)
+                self._loop.call_soon_threadsafe(self._reported, backend, stats, scheduler.load.asked_s)
 
-    def _reported(self, backend: str, stats: EngineStats) -> None:
+    def _reported(self, backend: str, stats: EngineStats, asked_s: float) -> None:
         watched = self._watched.get(backend)
-        if watched is not None and stats.running is not None and watched.before_s:
-            settled = watched.before if self._serving.clock() - watched.now_s < SETTLED_S else watched.now
+        if watched is not None and stats.running is not None:
             at_engine = stats.running + (stats.waiting or 0)
-            self._loop.call_later(ON_ITS_WAY_S, self._judge, backend, at_engine, settled)
+            self._loop.call_later(ON_ITS_WAY_S, self._judge, backend, at_engine, watched.settled(asked_s))
 
     def _judge(self, backend: str, at_engine: int, settled: set[int]) -> None:
-        """Give back as many calls of lost replicas as two reports in a row show to be gone."""
+        """Give back as many calls of lost replicas as reports show to be gone."""
         watched, scheduler = self._watched.get(backend), self._serving.schedulers.get(backend)
         orphans = [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
         if watched is None or scheduler is None or not orphans:
             return
         mine = {at[1] for _, call in orphans if (at := call.inflight.waits_at) is not None}
-        others = len((settled & _granted(scheduler)) - mine)
-        watched.gone.append(max(0, len(orphans) - max(0, at_engine - others)))
-        if len(watched.gone) >= AGREEING:
-            for replica, call in orphans[: min(watched.gone[-AGREEING:])]:
-                self._give_back(replica, call)
-            watched.gone.clear()
-
-
-def _granted(scheduler: BackendScheduler) -> set[int]:
-    return scheduler.granted_orders()
+        others = len((settled & scheduler.granted_orders()) - mine)
+        left = watched.left_of(frozenset(call for _, call in orphans), max(0, at_engine - others))
+        for replica, call in orphans[left:]:
+            self._give_back(replica, call)
