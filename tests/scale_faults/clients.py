@@ -18,8 +18,11 @@ from typing import Any
 import httpx
 
 BACKENDS = {"long": "main", "short": "quick"}
-PATIENCE_S = {"long": 30.0, "short": 3.0}
-"""How long an answer may take before another gateway is asked, and all requests of a call together six times that."""
+PATIENCE_S = {"long": 120.0, "short": 3.0}
+"""How long an answer may take before another gateway is asked. Long calls wait for their turn, and are never hung up: an
+engine that notices late is at work for them while their place is another call's."""
+MOST_S = 150.0
+"""Of a call with all its requests."""
 TRIES = 60
 AVOIDED_S = 5.0
 """For so long a gateway that gave no answer is not asked."""
@@ -43,7 +46,7 @@ class Clients:
     async def _call(self, http: httpx.AsyncClient, stage: str) -> None:
         call, takes_s = f"{self._chosen.name}.{next(self._numbers)}", self._takes_s[stage]
         tell(begun=call, stage=stage, takes_s=takes_s)
-        end_s, error = time.monotonic() + 6 * PATIENCE_S[stage], ""
+        end_s, error = time.monotonic() + MOST_S, ""
         for tried in range(TRIES):
             at = self._gateway()
             error = await self._ask(http, stage, f"call-{call}.{tried}-of-{takes_s}- go on", at)

@@ -158,7 +158,7 @@ def main() -> None:
     add("server")
     add("engine", help="where the model's client points; calls go where the core sends them")
     add("--name", required=True)
-    add("--long", type=int, default=6, help="callers of long calls")
+    add("--long", type=int, default=4, help="callers of long calls")
     add("--short", type=int, default=1)
     add("--long-s", type=float, default=2.0)
     add("--short-s", type=float, default=0.3)
