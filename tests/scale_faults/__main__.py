@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
         return Site(where, replicas=args.replicas, on_redis=args.store == "redis", apart=apart)
 
     def came(found: Found) -> None:
-        tell(" | ".join(found.row.shown(BOUNDS)), last=True)
+        tell(f"{time.monotonic() - began_s:5.0f} s | {' | '.join(found.row.shown(BOUNDS))}", last=True)
         for each in (*found.row.stalls, *found.wrong()):
             tell(f"WRONG: {each}", last=True)
 
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
         put(PAGE, FIGURES, [*lines, "", f"{faults} faults, by `make test-scale-faults`.", *list_of])
     print("\n".join(wrong) or "no call lost, none doubled, none above the bound")
     if not is_whole:
-        print("\nstopped; nothing of it is left", file=sys.stderr)
+        print(f"\nstopped after {len(founds)} of {len(planned)} kinds; nothing of it is left", file=sys.stderr)
         return 130
     return 1 if wrong else 0
 

@@ -19,8 +19,8 @@ import httpx
 
 BACKENDS = {"long": "main", "short": "quick"}
 PATIENCE_S = {"long": 120.0, "short": 3.0}
-"""How long an answer may take before another gateway is asked. Long calls wait for their turn, and are never hung up: an
-engine that notices late is at work for them while their place is another call's."""
+"""How long an answer may take before another gateway is asked. Long calls are never hung up: an engine that notices
+late would be at work for them while their place is another call's."""
 MOST_S = 150.0
 """Of a call with all its requests."""
 TRIES = 60
