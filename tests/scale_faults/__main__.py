@@ -1,14 +1,16 @@
 """Kill and freeze what serves several machines, under load: no call lost, none doubled, none above the bound.
 
-    make test-scale-faults                       more than 200 faults, half an hour; run it alone
-    make test-scale-faults FAULTS=one            one of each kind, and two controls (nine minutes)
-    make test-scale-faults FAULTS=few            a core, a standby, a replica and Redis, and a control (two minutes)
+    make test-scale-faults                       more than 200 faults, MINUTES; run it alone
+    make test-scale-faults FAULTS=one            one of each kind, and two controls (six minutes)
+    make test-scale-faults FAULTS=few            of six kinds one, and a control (two minutes)
     make test-scale-faults FAULTS='--only Redis' the kinds with this in their names
-    make test-scale-faults FAULTS=--write        puts the table into docs/failover.md, too
+    make test-scale-faults FAULTS=--write        puts the table, and what was wrong, into docs/failover.md
 
-Processes, on one machine: a core and its standby, replicas of wrapped LangGraph graphs, two scripted engines that
-count, and Redis, in a network, pids and temporary files of their own where these may be made. With each kind goes a
-control with one part spoilt, which must break the bound: else the other runs prove nothing.
+A site is, on one machine, a core and its standby, replicas of wrapped LangGraph graphs, two gateways with plain HTTP
+clients where a kind is of these, two scripted engines that count, and Redis; all sites are in a network, pids and
+temporary files of their own where these may be made. Two sites run at once, in a core each. What stalls is a wrong
+row, told with what the site was at, and the run goes on with a fresh site; Ctrl-C ends it with the rows until then.
+With each kind goes a control with one part spoilt, which must break the bound: else the other runs prove nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from random import Random
 
 from bench.lib.command import DOCS, bar, put, tell
 from tests.scale_faults import sandbox
-from tests.scale_faults.account import Row, shown
-from tests.scale_faults.kinds import CONTROLS, FIRST, KINDS, SOME, Kind
-from tests.scale_faults.site import BOUNDS, MAIN, Site, Watch, has_redis
+from tests.scale_faults.account import shown
+from tests.scale_faults.controls import CONTROLS, FIRST
+from tests.scale_faults.kinds import KINDS, SOME, Kind
+from tests.scale_faults.running import Found, Run, Work
+from tests.scale_faults.site import BOUNDS, Site, has_redis
 
 FIGURES = "scale_faults"
 PAGE = DOCS / "failover.md"
@@ -42,12 +45,17 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     add("--no-controls", action="store_true")
     add("--times", type=float, default=1.0, metavar="X", help="so many times as many faults of each kind")
     add("--store", choices=("redis", "sqlite"), default="redis" if has_redis() else "sqlite")
-    add("--replicas", type=int, default=4)
+    add("--sites", type=int, default=2, metavar="N", help="so many at once, each of which wants a CPU core")
+    add("--replicas", type=int, default=4, help="of each site")
     add("--seed", default="")
     add("--write", action="store_true", help=f"put the table into {PAGE.name}")
     add("--keep", type=Path, metavar="FOLDER", help="where the processes' logs stay")
     args = parser.parse_args(words)
     args.one |= args.few
+    if args.keep is not None:
+        args.keep = args.keep.resolve()
+        if args.keep.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+            parser.error(f"--keep: temporary files end with the run; name a folder outside {tempfile.gettempdir()}")
     return args
 
 
@@ -62,40 +70,48 @@ def chosen(
             yield name, kind
 
 
-def made(site: Site, name: str, kind: Kind, times: int, seed: str) -> Row:
-    """Make a kind of fault some times, and return what happened."""
-    dice, tick = Random(f"{name}{seed}"), bar(name, times)
-    site.cores_are(apart=kind.apart)
-    site.calls_take(kind.long_s)
-    watch = Watch(site, name, kind.may_end_with)
-    for _ in range(times):
-        watch.fault(kind.make, dice)
-        tick()
-    return watch.row()
+def works(args: argparse.Namespace) -> list[Work]:
+    """Return what is to be made."""
+    found = [
+        Work(name, kind, 1 if args.one else max(1, round(kind.times * args.times)), args.seed)
+        for name, kind in chosen(KINDS, args, SOME if args.few else ())
+    ]
+    if not args.no_controls:
+        found += [
+            Work(name, kind, 1 if args.one else kind.times, args.seed, is_control=True)
+            for name, kind in chosen(CONTROLS, args, FIRST[:1] if args.few else FIRST)
+        ]
+    return found
 
 
 def run(args: argparse.Namespace, folder: Path, *, apart: bool) -> int:
-    rows, controls, wrong = list[Row](), list[Row](), list[str]()
-    began_s = time.monotonic()
-    with Site(folder, replicas=3 if args.one else args.replicas, on_redis=args.store == "redis", apart=apart) as site:
-        for name, kind in chosen(KINDS, args, SOME if args.few else ()):
-            row = made(site, name, kind, 1 if args.one else max(1, round(kind.times * args.times)), args.seed)
-            rows.append(row)
-            wrong += row.wrong(BOUNDS)
-            tell(" | ".join(row.shown(BOUNDS)), last=True)
-        for name, kind in () if args.no_controls else chosen(CONTROLS, args, FIRST[:1] if args.few else FIRST):
-            row = made(site, name, kind, 1 if args.one else kind.times, args.seed)
-            controls.append(row)
-            if row.most[MAIN] <= BOUNDS[MAIN]:
-                wrong.append(f"{name}: the bound held, so the other runs prove nothing")
-            tell(" | ".join(row.shown(BOUNDS)), last=True)
-        site.end()
-    faults = sum(row.faults for row in rows)
-    print("\n".join(shown([*rows, *controls], BOUNDS)))
+    began_s, planned = time.monotonic(), works(args)
+
+    def opened(number: int, times: int) -> Site:
+        where = folder / f"site-{number}-{times}"
+        return Site(where, replicas=args.replicas, on_redis=args.store == "redis", apart=apart)
+
+    def came(found: Found) -> None:
+        tell(f"{time.monotonic() - began_s:5.0f} s | {' | '.join(found.row.shown(BOUNDS))}", last=True)
+        for each in (*found.row.stalls, *found.wrong()):
+            tell(f"WRONG: {each}", last=True)
+
+    tick = bar(f"faults on {args.store}, at {args.sites} sites at once", sum(work.times for work in planned))
+    making = Run(planned, args.sites, opened, tick, came)
+    is_whole = making.run()
+    founds = [making.found[work.name] for work in planned if work.name in making.found]
+    lines = shown([found.row for found in founds], BOUNDS)
+    faults = sum(found.row.faults for found in founds if not found.work.is_control)
+    wrong = [each for found in founds for each in found.wrong()]
+    print("\n".join(lines))
     print(f"\n{faults} faults on {args.store} in {time.monotonic() - began_s:.0f} s")
-    if args.write and not wrong:
-        put(PAGE, FIGURES, [*shown([*rows, *controls], BOUNDS), "", f"{faults} faults, by `make test-scale-faults`."])
+    if args.write and is_whole:
+        list_of = ["", "What was wrong:", "", *(f"* {each}" for each in wrong)] if wrong else []
+        put(PAGE, FIGURES, [*lines, "", f"{faults} faults, by `make test-scale-faults`.", *list_of])
     print("\n".join(wrong) or "no call lost, none doubled, none above the bound")
+    if not is_whole:
+        print(f"\nstopped after {len(founds)} of {len(planned)} kinds; nothing of it is left", file=sys.stderr)
+        return 130
     return 1 if wrong else 0
 
 
@@ -103,16 +119,11 @@ def main(words: Sequence[str]) -> int:
     args = parsed(words)
     if why := sandbox.enter("tests.scale_faults", words):
         tell(f"without a network and pids of its own: {why}", last=True)
-    apart = not why
-    try:
-        if args.keep is not None:
-            args.keep.mkdir(parents=True, exist_ok=True)
-            return run(args, args.keep, apart=apart)
-        with tempfile.TemporaryDirectory() as folder:
-            return run(args, Path(folder), apart=apart)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing of it is left", file=sys.stderr)
-        return 130
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        return run(args, args.keep, apart=not why)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return run(args, Path(folder), apart=not why)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,22 @@ class Row:
     flows: list[Flow] = field(default_factory=list)
     may_end_with: frozenset[str] = frozenset()
     """Errors that this kind is allowed."""
+    stalls: list[str] = field(default_factory=list)
+    """What did not come in time, or failed, and what the site was at then; the first line of each says what."""
+
+    def add(self, other: Row) -> None:
+        """Take in what happened at another site, to the same kind."""
+        self.faults, self.calls, self.cut = self.faults + other.faults, self.calls + other.calls, self.cut + other.cut
+        self.lost, self.twice = self.lost + other.lost, self.twice + other.twice
+        self.errors += other.errors
+        names = {**self.most, **other.most}
+        self.most = {name: max(self.most.get(name, 0), other.most.get(name, 0)) for name in names}
+        self.flows += other.flows
+        self.stalls += other.stalls
+
+    def stalled(self) -> list[str]:
+        """Return in a line each what did not come in time."""
+        return [f"{self.kind}: stalled {each.partition(chr(10))[0]}" for each in self.stalls]
 
     def wrong(self, bounds: Mapping[str, int]) -> list[str]:
         """Return what must not be."""
@@ -75,7 +91,7 @@ class Row:
                   if most > bounds[name]]  # fmt: skip
         found += [f"{times} calls ended with {name}" for name, times in self.errors.items()
                   if name not in self.may_end_with]  # fmt: skip
-        return [f"{self.kind}: {each}" for each in found]
+        return [*self.stalled(), *(f"{self.kind}: {each}" for each in found)]
 
     def shown(self, bounds: Mapping[str, int]) -> list[str]:
         """Return the row of the table."""

@@ -1,4 +1,4 @@
-"""The kinds of faults, and the controls: the same with one part spoilt, which must break the bound."""
+"""The kinds of faults."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.scale_faults.account import Flow
-from tests.scale_faults.processes import Core, monotonic
-from tests.scale_faults.site import BOUNDS, CORE_LEASE_S, MAIN, REPLICA_LEASE_S, Site
+from tests.scale_faults.processes import monotonic
+from tests.scale_faults.site import CORE_LEASE_S, REPLICA_LEASE_S, Site
 
 LATE_S = 4.0
 """So much later than the others a replica finds the next core, where one is made late; within its lease."""
@@ -17,7 +17,7 @@ LONG_S = 8.0
 """What calls take that outlive the outage and the lateness together."""
 LONGER_S = REPLICA_LEASE_S + 5.0
 """What they take that outlive a lease."""
-SOME_S = 1.0
+SOME_S = 2.0
 FROZEN_S = 2.5
 """Longer than a connection may be silent, and shorter than any lease of a replica."""
 AWAY_S = 4.0
@@ -41,6 +41,8 @@ class Kind:
     needs_redis: bool = False
     apart: bool = True
     """Whether core and standby are on machines of their own: else the one sees that the other's process has ended."""
+    gateways: bool = False
+    """Whether two gateways stand before the core, with HTTP clients that ask the other one where one is silent."""
 
 
 # Cores
@@ -190,6 +192,35 @@ def core_killed_and_replica_frozen(site: Site, dice: Random) -> Flow:
     return flows
 
 
+# Gateways
+
+
+def gateway_killed(site: Site, dice: Random) -> Flow:
+    site.await_full()
+    victim, fault_s = dice.choice(site.gateways), monotonic()
+    victim.kill()
+    flows = site.flow(fault_s)
+    site.start_gateway(victim)
+    return flows
+
+
+def gateway_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
+    site.await_full()
+    victim, fault_s = dice.choice(site.gateways), monotonic()
+    victim.freeze()
+    try:
+        flows = site.flow(fault_s)
+        time.sleep(max(0.0, fault_s + seconds - monotonic()))
+    finally:
+        victim.thaw()
+    site.flow(monotonic())
+    return flows
+
+
+def gateway_frozen_beyond_its_lease(site: Site, dice: Random) -> Flow:
+    return gateway_frozen(site, dice, REPLICA_LEASE_S + 1.5)
+
+
 # The store
 
 
@@ -243,11 +274,15 @@ KINDS: dict[str, Kind] = {
     "core cut off from its store": Kind(core_cut_off_from_its_store, 10, needs_redis=True),
     "standby killed": Kind(standby_killed, 10),
     "core killed, standby frozen and thawed": Kind(standby_frozen_and_core_killed, 8),
-    "replica killed, hang-ups noticed late": Kind(replica_killed, 20, 3 * SOME_S),
+    "replica killed, hang-ups noticed late": Kind(replica_killed, 20, 3.0),
     "replica frozen": Kind(replica_frozen, 10),
     "replica frozen beyond its lease": Kind(replica_frozen_beyond_its_lease, 6, LONGER_S, CUT_OFF),
     "core and replica killed": Kind(core_and_replica_killed, 8, LONG_S),
     "core killed, replica frozen": Kind(core_killed_and_replica_frozen, 6, LONG_S, CUT_OFF),
+    "gateway killed": Kind(gateway_killed, 10, gateways=True),
+    "gateway frozen": Kind(gateway_frozen, 6, gateways=True),
+    "gateway frozen beyond its lease": Kind(gateway_frozen_beyond_its_lease, 4, LONGER_S, gateways=True),
+    "core killed, HTTP clients at gateways": Kind(core_killed, 6, gateways=True),
     "Redis killed and started": Kind(redis_killed, 10, needs_redis=True),
     "Redis away for 4 s": Kind(redis_away, 6, needs_redis=True),
     "Redis frozen": Kind(redis_frozen, 8, needs_redis=True),
@@ -260,105 +295,7 @@ SOME = (
     "core frozen, standby follows, thawed",
     "standby killed",
     "replica frozen",
+    "gateway killed",
     "Redis killed and started",
 )
 """Of a short run."""
-
-
-# The controls: what they return is nothing, what they are for is the bound
-
-
-def no_roster(site: Site, dice: Random) -> None:
-    core_killed_and_a_replica_late(site, dice, "roster")
-
-
-def fixed_grace(site: Site, dice: Random) -> None:
-    core_killed_and_a_replica_late(site, dice, "grace")
-
-
-def hang_ups_forgotten(site: Site, dice: Random) -> None:
-    """The place of a killed replica is given on at once, while the engine still works for it."""
-    core = spoilt_core(site, "hang-ups")
-    replica_killed(site, dice)
-    core.kill()
-    site.await_warm()
-
-
-def no_lease(site: Site, dice: Random) -> None:
-    """A core that heeds no lease is followed by another one, which a replica finds that begins now."""
-    follower = site.standby_of(spoilt_core(site, "lease")).await_state("ready")
-    late = site.start_replica("--only", str(follower.port), "--long-s", str(LONG_S)).await_ready()
-    beyond(site)
-    site.kill_replica(late)
-    sound_again(site)
-
-
-def any_epoch(site: Site, dice: Random) -> None:
-    """All replicas are with the core after it, when one goes back that looks at no epoch."""
-    spoilt = spoilt_core(site, "lease")
-    follower = site.standby_of(spoilt).await_state("ready")
-    for each in site.replicas:
-        each.say(only=follower.port, drops=True)
-    back = site.start_replica("--any-epoch", "--only", str(follower.port), "--long", "9", "--long-s", str(LONG_S))
-    back.await_ready()
-    site.await_full()
-    back.say(only=spoilt.port, drops=True)
-    beyond(site)
-    site.kill_replica(back)
-    sound_again(site)
-
-
-def no_append_only_file(site: Site, dice: Random) -> None:
-    """Redis is killed that keeps nothing, and with it the core."""
-    assert site.redis is not None
-    site.redis.kill()
-    site.start_redis(durable=False)
-    site.flow(monotonic())
-    redis_and_core_killed(site, dice, durable=False)
-    site.redis.kill()
-    site.start_redis()
-
-
-def spoilt_core(site: Site, part: str) -> Core:
-    """Let a core decide with one of its parts spoilt, and another one stand by; returns the first."""
-    core = site.await_warm()
-    spoilt = site.start_core(site.standby_of(core).seat, part)
-    site.await_warm()
-    core.kill()
-    spoilt.await_state("ready")
-    site.await_full()
-    site.start_core(core.seat)
-    return spoilt
-
-
-def beyond(site: Site) -> None:
-    """Wait until the bound is broken, if it is."""
-    end_s = monotonic() + 2 * REPLICA_LEASE_S + 6.0
-    while monotonic() < end_s and site.engines[MAIN].account()["most"] <= BOUNDS[MAIN]:
-        time.sleep(0.1)
-
-
-def sound_again(site: Site) -> None:
-    """Start both cores again, sound ones, and let each replica find them."""
-    for core in site.cores:
-        core.kill()
-    for each in site.replicas:
-        each.say(only=0)
-    for core in list(site.cores):
-        site.start_core(core.seat)
-    site.await_warm()
-    site.flow(monotonic())
-
-
-CONTROLS: dict[str, Kind] = {
-    "control: nothing waits for the roster": Kind(no_roster, 3, LONG_S),
-    "control: a fixed grace of 1 s": Kind(fixed_grace, 3, LONG_S),
-    "control: hang-ups are not waited for": Kind(hang_ups_forgotten, 3, 3 * SOME_S),
-    "control: a core heeds no lease": Kind(no_lease, 1, LONG_S, CUT_OFF),
-    "control: a replica heeds no epoch": Kind(any_epoch, 1, LONG_S, CUT_OFF),
-    "control: Redis without its append-only file": Kind(no_append_only_file, 2, LONG_S, CUT_OFF, needs_redis=True),
-}
-"""Each must have more calls at the engine than the bound."""
-
-FIRST = ("control: nothing waits for the roster", "control: hang-ups are not waited for")
-"""Those that a short run makes."""

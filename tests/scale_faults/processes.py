@@ -1,26 +1,69 @@
-"""The processes of a site beside its engines: Redis, cores, replicas; each can be killed or frozen."""
+"""The processes of a site beside its engines: Redis, cores, gateways, callers; each can be killed or frozen."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from tests.scale_faults.account import Call
-from tests.serve_kills.processes import PATIENCE_S, ROOT, Process, until
+from tests.serve_kills.processes import PATIENCE_S, ROOT, Process
+
+OVER = threading.Event()
+"""Set where the run is stopped: nothing is waited for any more."""
+
+
+class Stall(AssertionError):
+    """Something did not come in time."""
+
+
+def until(what: Callable[[], Any], why: Callable[[], str], patience_s: float = PATIENCE_S) -> Any:
+    """Wait until *what* returns something true, and return that.
+
+    Raises:
+        Stall: It did not in time; with what *why* says then.
+        KeyboardInterrupt: The run is stopped.
+    """
+    end_s = time.monotonic() + patience_s
+    while not (found := what()):
+        if OVER.is_set():
+            raise KeyboardInterrupt
+        if time.monotonic() >= end_s:
+            raise Stall(f"not within {patience_s:.0f} s: {why()}")
+        time.sleep(0.02)
+    return found
+
+
+def got(url: str, limit_s: float = 0.5) -> tuple[int, bytes]:
+    """Return status and body of an answer; 0 where there is none."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=limit_s) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        with contextlib.suppress(OSError):
+            return refused.code, refused.read()
+    except (OSError, ValueError):
+        pass
+    return 0, b""
 
 
 class Redis(Process):
@@ -51,7 +94,7 @@ class Redis(Process):
                 return asking.recv(100).startswith(b"+PONG")
             return False
 
-        until(answers, "Redis answers")
+        until(answers, lambda: f"Redis answers\n{self.said()}")
         return self
 
 
@@ -59,16 +102,25 @@ APART = ("unshare", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"
 """Before a process that sees no other's pid, as on a machine of its own."""
 
 
-class Core(Process):
-    """``orla-lg serve``, in its seat: it decides, or stands by."""
+TOLD = ("orla_scheduler_in_flight{", "orla_scheduler_queue_depth{", "orla_circuit_breaker_state{", "orla_links{",
+        "orla_store_answers")  # fmt: skip
+"""Of a core's metrics, what says why calls do not flow."""
 
-    def __init__(self, seat: int, port: int, words: Sequence[str], log: Path, *, apart: bool) -> None:
-        self.seat, self.port, self.apart, self.log = seat, port, apart, log
+
+class Server(Process):
+    """``orla-lg serve``, in its seat: a core, which decides or stands by, or a gateway."""
+
+    def __init__(self, kind: str, seat: int, port: int, words: Sequence[str], log: Path, *, apart: bool) -> None:
+        self.name, self.seat, self.port, self.apart, self.log = f"{kind} {seat}", seat, port, apart, log
         with log.open("ab") as told:
             self.process = subprocess.Popen(
                 [*(APART if apart else ()), sys.executable, *words], cwd=ROOT, env=own_environment(),
                 stdin=subprocess.DEVNULL, stdout=told, stderr=told, text=True, start_new_session=True,
             )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -84,15 +136,8 @@ class Core(Process):
     @property
     def state(self) -> str:
         """What it says that it is at; empty where it does not answer."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"http://127.0.0.1:{self.port}/readyz", timeout=0.5) as answer:
-                return str(json.loads(answer.read())["state"])
-        except urllib.error.HTTPError as refused:
-            with contextlib.suppress(ValueError, KeyError, OSError):
-                return str(json.loads(refused.read())["state"])
-        except (OSError, ValueError):
-            pass
+        with contextlib.suppress(ValueError, KeyError):
+            return str(json.loads(got(f"{self.url}/readyz")[1])["state"])
         return ""
 
     def await_state(self, *states: str) -> Self:
@@ -100,19 +145,28 @@ class Core(Process):
             assert self.lives, self.said()
             return self.state in states
 
-        until(there, f"core {self.seat} is {' or '.join(states)}")
+        until(there, lambda: f"{self.name} is {' or '.join(states)}\n{self.told()}")
         return self
 
+    def told(self) -> str:
+        """Return what it is at, what it counts, and the end of its log."""
+        metrics = got(f"{self.url}/metrics", 2.0)[1].decode(errors="replace").splitlines()
+        counts = [each.removeprefix("orla_") for each in metrics if each.startswith(TOLD)]
+        at = f"{self.name}: {(self.state or 'does not answer') if self.lives else 'ended'}; {', '.join(counts)}"
+        return "\n  ".join([at, *self.said().splitlines()[-6:]])
 
-class Replica(Process):
-    """``tests.scale_faults.replica``, and what it tells of its calls."""
 
-    def __init__(self, name: str, server: str, engine: str, folder: Path, *options: str, seed: int) -> None:
-        words = ["-m", "tests.scale_faults.replica", server, engine, "--name", name, *options]
-        super().__init__(words, folder / f"replica-{name}.log", PYTHONHASHSEED=str(seed))
+class Caller(Process):
+    """A process that never stops calling, and what it tells of its calls."""
+
+    def __init__(self, name: str, words: Sequence[str], log: Path, *, seed: int) -> None:
+        super().__init__([*words, "--name", name], log, PYTHONHASHSEED=str(seed), **cached())
         self.name = name
         self.ready = self.killed = self.frozen = False
         self.calls: dict[str, Call] = {}
+        """By name, in the order in which they began."""
+        self._open: dict[str, str] = {}
+        """Those under way, with their stages."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -127,9 +181,11 @@ class Replica(Process):
     def _heard(self, said: dict[str, Any]) -> None:
         if "begun" in said:
             self.calls[said["begun"]] = Call(self.name, said["stage"], said["takes_s"], said["s"])
+            self._open[said["begun"]] = said["stage"]
         elif "ended" in said:
             begun = self.calls[said["ended"]]
             self.calls[said["ended"]] = begun._replace(ended_s=said["s"], error=said.get("error", ""))
+            del self._open[said["ended"]]
         self.ready = self.ready or "ready" in said
 
     def await_ready(self) -> Self:
@@ -137,7 +193,7 @@ class Replica(Process):
             assert self.lives, self.said()
             return self.ready
 
-        until(ready, f"replica {self.name} is ready")
+        until(ready, lambda: f"{self.name} is ready\n{self.said()}")
         return self
 
     def kill(self) -> None:
@@ -154,13 +210,14 @@ class Replica(Process):
         self.frozen = False
 
     def open_calls(self, stage: str = "") -> set[str]:
-        """Return the calls under way; those of a killed replica ended with it."""
-        if self.killed:
-            return set()
-        return {
-            name for name, call in list(self.calls.items())
-            if call.ended_s is None and (not stage or call.stage == stage)
+        """Return the calls under way; those of a killed one ended with it."""
+        return set() if self.killed else {
+            call for call, of in list(self._open.items()) if not stage or of == stage
         }  # fmt: skip
+
+    def begun_after(self, moment_s: float) -> Iterator[Call]:
+        """Yield the calls that began after a moment, the newest first."""
+        return takewhile(lambda call: call.begun_s > moment_s, reversed(list(self.calls.values())))
 
     def say(self, **what: Any) -> None:
         assert self.process.stdin is not None
@@ -173,6 +230,15 @@ class Replica(Process):
         self.process.wait(PATIENCE_S)
         assert self.process.returncode == 0, self.said()
 
+    def told(self) -> str:
+        """Return what it is at."""
+        at = "killed" if self.killed else "frozen" if self.frozen else "lives" if self.lives else "ended"
+        now = monotonic()
+        oldest = max((now - self.calls[call].begun_s for call in self.open_calls()), default=0.0)
+        errors = [call.error for call in list(self.calls.values())[-50:] if call.error]
+        counts = ", ".join(f"{len(self.open_calls(stage))} {stage}" for stage in ("long", "short"))
+        return f"{self.name}: {at}; under way {counts}, since {oldest:.1f} s; {errors[-1] if errors else 'no errors'}"
+
 
 def monotonic() -> float:
     """Return seconds that all processes of this machine agree on."""
@@ -181,7 +247,15 @@ def monotonic() -> float:
 
 def own_environment() -> dict[str, str]:
     """Return what processes are started with: no proxies, all is near."""
-    return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | cached()
 
 
-__all__ = ["PATIENCE_S", "ROOT", "Core", "Process", "Redis", "Replica", "until"]
+@cache
+def cached() -> dict[str, str]:
+    """Return what lets processes begin sooner after the first: they keep what they compile, while this run lasts."""
+    kept = tempfile.mkdtemp(prefix="orla-compiled-")
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    return {"PYTHONPYCACHEPREFIX": kept, "PYTHONDONTWRITEBYTECODE": ""}
+
+
+__all__ = ["PATIENCE_S", "ROOT", "Caller", "Process", "Redis", "Server", "Stall", "until"]

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from tests.scale_faults.account import Call, Flow, Row, flow, shown, spread
-from tests.scale_faults.kinds import CONTROLS, FIRST, KINDS
+from tests.scale_faults.controls import CONTROLS, FIRST
+from tests.scale_faults.kinds import KINDS, SOME
 from tests.serve_kills.relays import Relays
 
 BOUNDS = {"main": 8, "quick": 4}
@@ -46,7 +47,7 @@ def test_a_row_says_what_is_wrong() -> None:
 
 def test_a_whole_run_makes_more_than_two_hundred_faults() -> None:
     assert sum(kind.times for kind in KINDS.values()) >= 200
-    assert set(FIRST) <= set(CONTROLS)
+    assert set(FIRST) <= set(CONTROLS) and set(SOME) <= set(KINDS)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

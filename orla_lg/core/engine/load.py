@@ -46,6 +46,8 @@ class LoadWatch:
         self._wanted_s = float("-inf")
         self._reported_s = float("-inf")
         self._stats: EngineStats | None = None
+        self.asked_s = float("-inf")
+        """When the last report was asked for: it is of a moment between then and its coming."""
 
     def wanted(self, probe: Probe | None) -> EngineStats | None:
         """Return the engine's last report, and have it asked again; ``None`` where it has none.
@@ -81,12 +83,13 @@ class LoadWatch:
         with contextlib.suppress(OrlaClosed):
             self._background.submit(self._ask()).add_done_callback(self._asked)
 
-    async def _ask(self) -> EngineStats:
+    async def _ask(self) -> tuple[EngineStats, float]:
+        asked_s = self._clock()
         async with asyncio.timeout(LIMIT_S):
-            return await self._adapter.stats()
+            return await self._adapter.stats(), asked_s
 
-    def _asked(self, asked: Future[EngineStats]) -> None:
+    def _asked(self, asked: Future[tuple[EngineStats, float]]) -> None:
         if not asked.cancelled() and asked.exception() is None:  # a silent engine is the circuit's business
-            self._stats, self._reported_s = asked.result(), self._clock()
+            (self._stats, self.asked_s), self._reported_s = asked.result(), self._clock()
             self._on_stats(self._stats)
         self._background.call_later(PAUSE_S, self._again)

@@ -7,6 +7,11 @@ than are counted on it, by its own report, or after a bound of time where it doe
 
 Of a replica that was silent during the recovery this core does not know what it holds. It may be all places that are
 free when the recovery ends: they are kept back (``BackendQueue.kept_back``), and given back by the same reports.
+
+What a report leaves for lost replicas is what it counts less the calls of others that are there for certain. A call
+that was granted shortly before may be there or on its way, so the figure is too high whenever one was: under load it
+nearly always is. Nothing is added to what lost replicas have at an engine, though, so the lowest figure holds on, and
+one report at a good moment is enough, whatever those before and after it count.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 
 from orla_lg.core.boundary.plain import counted
 from orla_lg.core.engine.capabilities import EngineStats
-from orla_lg.core.scheduler import BackendScheduler
 from orla_lg.core.serving import Serving
 from orla_lg.link.calls import LETS_GO_S
 from orla_lg.link.whereabouts import is_gone
@@ -37,40 +42,47 @@ TELLING_LETS_GO_S = 600.0
 """One that says so, too, if its figures never show it: others may use it beside this core."""
 
 SETTLED_S = 0.5
-"""A call that was granted so long before a report, and goes on after it, is among those that the engine counts."""
+"""A call that was granted so long before a report was asked for, and goes on after it, is among those it counts."""
 
 ON_ITS_WAY_S = 0.1
 """So long after a report a call may still count that had ended at the engine before it."""
 
 AGREEING = 2
-"""So many reports in a row must show that a call is gone."""
+"""So many reports must show that a call is gone."""
 
 LOST = "the replica of the call was lost"
-
-
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """What an engine said of its load."""
-
-    at_engine: int
-    """Requests that run or wait there."""
-    settled: set[int]
-    """Calls whose requests are among them, unless they have ended since; by arrival number."""
 
 
 @dataclass(eq=False, slots=True)
 class _Watched:
     """An engine that may be busy with requests of lost replicas."""
 
-    before: set[int] = field(default_factory=set)
-    """Calls with a grant there ``SETTLED_S`` ago or earlier, by arrival number."""
-    before_s: float = 0.0
-    now: set[int] = field(default_factory=set)
-    now_s: float = 0.0
-    reports: deque[_Report] = field(default_factory=lambda: deque(maxlen=AGREEING))
-    """The last ones."""
+    since_s: dict[int, float] = field(default_factory=dict)
+    """By arrival number, when a call was first seen to have a grant there."""
+    orphans: frozenset[HostedCall] = frozenset()
+    """The calls of lost replicas that its reports were held against."""
+    latest: deque[int] = field(default_factory=lambda: deque(maxlen=AGREEING))
+    """How many requests of lost replicas its last reports leave room for."""
+    lowest: list[int] = field(default_factory=list)
+    """The ``AGREEING`` lowest of these figures."""
     kept_s: float = 0.0
     """Since when places are kept back there."""
+
+    def settled(self, at_s: float) -> set[int]:
+        """Return the calls that were granted so long before a moment that they were at the engine then."""
+        return {order for order, since_s in self.since_s.items() if since_s <= at_s - SETTLED_S}
+
+    def take(self, orphans: frozenset[HostedCall], left: int) -> None:
+        """Take in how many requests of lost replicas a report leaves room for, *orphans* among them."""
+        more = len(orphans - self.orphans)
+        self.orphans = orphans
+        self.latest.append(left)
+        self.lowest = sorted([*(each + more for each in self.lowest), left])[:AGREEING]
+
+    @property
+    def most(self) -> float:
+        """Requests of lost replicas that are there at most, by all that its reports have shown."""
+        return self.lowest[-1] if len(self.lowest) == AGREEING else inf
 
 
 class Orphans:
@@ -124,7 +136,10 @@ class Orphans:
                         replica.host.partition(" ")[0], replica.pid, counted(len(replica.calls), "grant"),
                     )  # fmt: skip
         used = {call.inflight.backend or "" for replica in lost for call in replica.calls.values()}
-        for name in self._serving.schedulers if waits_for else used.union(kept):
+        names = self._serving.schedulers.keys() if waits_for else used.union(kept)
+        for name in self._watched.keys() - names:
+            del self._watched[name]
+        for name in names:
             self._watch(name, now)
         for replica, call in list(self._all()):
             if call.inflight.backend is None or (
@@ -155,7 +170,7 @@ class Orphans:
 
     def _bound_s(self, backend: str) -> float:
         watched = self._watched.get(backend)
-        return TELLING_LETS_GO_S if watched is not None and watched.reports else SILENT_LETS_GO_S
+        return TELLING_LETS_GO_S if watched is not None and watched.latest else SILENT_LETS_GO_S
 
     # Replicas that do not say what they hold
 
@@ -164,11 +179,12 @@ class Orphans:
         self._silent[listed.id] = listed
         for name, watched in self._watched.items():
             scheduler = self._serving.schedulers.get(name)
-            if scheduler is None or not watched.reports or (bound := scheduler.queue.max_concurrency) is None:
+            if scheduler is None or not watched.latest or (bound := scheduler.queue.max_concurrency) is None:
                 continue
             with scheduler.changing():
                 queue = scheduler.queue
                 queue.kept_back, watched.kept_s = max(0, bound - queue.in_flight), now
+            watched.lowest = sorted(watched.latest)  # what came to the engine before is in the last reports alone
             self._judge(name)
             if queue.kept_back:
                 log.warning(
@@ -209,44 +225,40 @@ class Orphans:
         if scheduler is None or scheduler.load is None:
             return
         scheduler.load.wanted(scheduler.health.probe)
-        watched = self._watched.setdefault(backend, _Watched(now_s=now, now=_granted(scheduler)))
-        if now >= watched.now_s + SETTLED_S:
-            watched.before, watched.before_s = watched.now, watched.now_s
-            watched.now, watched.now_s = _granted(scheduler), now
+        watched = self._watched.setdefault(backend, _Watched())
+        watched.since_s = {order: watched.since_s.get(order, now) for order in scheduler.granted_orders()}
 
     def _told(self, backend: str, stats: EngineStats) -> None:
         """Take in an engine's report; called in the background's thread."""
-        if backend in self._watched:
+        scheduler = self._serving.schedulers.get(backend)
+        if backend in self._watched and scheduler is not None and scheduler.load is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                self._loop.call_soon_threadsafe(self._reported, backend, stats)
+                self._loop.call_soon_threadsafe(self._reported, backend, stats, scheduler.load.asked_s)
 
-    def _reported(self, backend: str, stats: EngineStats) -> None:
+    def _reported(self, backend: str, stats: EngineStats, asked_s: float) -> None:
         watched = self._watched.get(backend)
-        if watched is not None and stats.running is not None and watched.before_s:
-            settled = watched.before if self._serving.clock() - watched.now_s < SETTLED_S else watched.now
-            report = _Report(stats.running + (stats.waiting or 0), settled)
-            self._loop.call_later(ON_ITS_WAY_S, self._take, watched, backend, report)
+        if watched is not None and stats.running is not None:
+            at_engine = stats.running + (stats.waiting or 0)
+            self._loop.call_later(ON_ITS_WAY_S, self._take, watched, backend, at_engine, watched.settled(asked_s))
 
-    def _take(self, watched: _Watched, backend: str, report: _Report) -> None:
-        watched.reports.append(report)
-        if watched is self._watched.get(backend):
+    def _take(self, watched: _Watched, backend: str, at_engine: int, settled: set[int]) -> None:
+        scheduler = self._serving.schedulers.get(backend)
+        if scheduler is not None and watched is self._watched.get(backend):
+            others = len(settled & scheduler.granted_orders() - self._doubted(backend))
+            watched.take(frozenset(call for _, call in self._orphans(backend)), max(0, at_engine - others))
             self._judge(backend)
 
     def _judge(self, backend: str) -> None:
-        """Give back as much of what is counted for lost replicas as the last reports all show to be gone."""
-        watched, scheduler = self._watched.get(backend), self._serving.schedulers.get(backend)
-        if watched is None or scheduler is None or len(watched.reports) < AGREEING:
-            return
-        orphans = [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
-        kept = scheduler.queue.kept_back
-        if not (orphans or kept):
-            return
-        theirs = _granted(scheduler) - self._doubted(backend)
-        most = max(report.at_engine - len(report.settled & theirs) for report in watched.reports)
-        gone = len(orphans) + kept - max(0, most)
-        self._free(backend, min(gone, kept))
-        for replica, call in orphans[: max(0, gone - kept)]:
-            self._give_back(replica, call)
+        """Give back as much of what is counted for lost replicas as reports show to be gone."""
+        orphans, kept = self._orphans(backend), self._serving.schedulers[backend].queue.kept_back
+        gone = len(orphans) + kept - self._watched[backend].most
+        if gone > 0:
+            self._free(backend, min(int(gone), kept))
+            for replica, call in orphans[: max(0, int(gone) - kept)]:
+                self._give_back(replica, call)
+
+    def _orphans(self, backend: str) -> list[tuple[Replica, HostedCall]]:
+        return [(replica, call) for replica, call in self._all() if call.inflight.backend == backend]
 
     def _doubted(self, backend: str) -> set[int]:
         """Return the calls with a grant, by arrival number, that may not be at the engine any more, or not yet."""
@@ -258,7 +270,3 @@ class Orphans:
             for call in replica.calls.values()
             if (at := call.inflight.waits_at) is not None and at[0] == backend
         }
-
-
-def _granted(scheduler: BackendScheduler) -> set[int]:
-    return scheduler.granted_orders()

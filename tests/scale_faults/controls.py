@@ -1,0 +1,113 @@
+"""The controls: faults with one part spoilt, which must break the bound; else the other runs prove nothing."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+
+from tests.scale_faults.kinds import (
+    CUT_OFF,
+    LONG_S,
+    Kind,
+    core_killed_and_a_replica_late,
+    redis_and_core_killed,
+    replica_killed,
+)
+from tests.scale_faults.processes import Server, monotonic
+from tests.scale_faults.site import BOUNDS, MAIN, REPLICA_LEASE_S, Site
+
+
+def no_roster(site: Site, dice: Random) -> None:
+    core_killed_and_a_replica_late(site, dice, "roster")
+
+
+def fixed_grace(site: Site, dice: Random) -> None:
+    core_killed_and_a_replica_late(site, dice, "grace")
+
+
+def hang_ups_forgotten(site: Site, dice: Random) -> None:
+    """The place of a killed replica is given on at once, while the engine still works for it."""
+    core = spoilt_core(site, "hang-ups")
+    replica_killed(site, dice)
+    core.kill()
+    site.await_warm()
+
+
+def no_lease(site: Site, dice: Random) -> None:
+    """A core that heeds no lease is followed by another one, which a replica finds that begins now."""
+    follower = site.standby_of(spoilt_core(site, "lease")).await_state("ready")
+    late = site.start_replica("--only", str(follower.port), "--long-s", str(LONG_S)).await_ready()
+    beyond(site)
+    site.kill_replica(late)
+    sound_again(site)
+
+
+def any_epoch(site: Site, dice: Random) -> None:
+    """All replicas are with the core after it, when one goes back that looks at no epoch."""
+    spoilt = spoilt_core(site, "lease")
+    follower = site.standby_of(spoilt).await_state("ready")
+    for each in site.replicas:
+        each.say(only=follower.port, drops=True)
+    back = site.start_replica("--any-epoch", "--only", str(follower.port), "--long", "9", "--long-s", str(LONG_S))
+    back.await_ready()
+    site.await_full()
+    back.say(only=spoilt.port, drops=True)
+    beyond(site)
+    site.kill_replica(back)
+    sound_again(site)
+
+
+def no_append_only_file(site: Site, dice: Random) -> None:
+    """Redis is killed that keeps nothing, and with it the core."""
+    assert site.redis is not None
+    site.redis.kill()
+    site.start_redis(durable=False)
+    site.flow(monotonic())
+    redis_and_core_killed(site, dice, durable=False)
+    site.redis.kill()
+    site.start_redis()
+
+
+def spoilt_core(site: Site, part: str) -> Server:
+    """Let a core decide with one of its parts spoilt, and another one stand by; returns the first."""
+    core = site.await_warm()
+    spoilt = site.start_core(site.standby_of(core).seat, part)
+    site.await_warm()
+    core.kill()
+    spoilt.await_state("ready")
+    site.await_full()
+    site.start_core(core.seat)
+    return spoilt
+
+
+def beyond(site: Site) -> None:
+    """Wait until the bound is broken, if it is."""
+    end_s = monotonic() + 2 * REPLICA_LEASE_S + 6.0
+    while monotonic() < end_s and site.engines[MAIN].account()["most"] <= BOUNDS[MAIN]:
+        time.sleep(0.1)
+
+
+def sound_again(site: Site) -> None:
+    """Start both cores again, sound ones, and let each replica find them."""
+    for core in site.cores:
+        core.kill()
+    for each in site.replicas:
+        each.say(only=0)
+    for core in list(site.cores):
+        site.start_core(core.seat)
+    site.await_warm()
+    site.flow(monotonic())
+
+
+CONTROLS: dict[str, Kind] = {
+    "control: nothing waits for the roster": Kind(no_roster, 3, LONG_S),
+    "control: a fixed grace of 1 s": Kind(fixed_grace, 3, LONG_S),
+    "control: hang-ups are not waited for": Kind(hang_ups_forgotten, 3, 3.0),
+    "control: a core heeds no lease": Kind(no_lease, 1, LONG_S, CUT_OFF),
+    "control: a replica heeds no epoch": Kind(any_epoch, 1, LONG_S, CUT_OFF),
+    "control: Redis without its append-only file": Kind(no_append_only_file, 2, LONG_S, CUT_OFF, needs_redis=True),
+}
+"""Each must have more calls at the engine than the bound."""
+
+FIRST = ("control: nothing waits for the roster", "control: hang-ups are not waited for")
+"""Those that a short run makes."""

@@ -1,0 +1,167 @@
+"""The run: kinds of faults over several sites at once, each in a thread that makes one kind after the other.
+
+What goes wrong in one kind is in its row, and the site is replaced by a fresh one: a long run keeps what it found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from random import Random
+
+from tests.scale_faults.account import Row
+from tests.scale_faults.kinds import Kind
+from tests.scale_faults.processes import OVER
+from tests.scale_faults.site import BOUNDS, MAIN, Site, Watch
+
+MOST_STALLS = 3
+"""After so many of one kind the rest of it is left out."""
+STOP_S = 30.0
+"""How long a thread may take to end its site when the run is stopped."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of fault, to be made some times."""
+
+    name: str
+    kind: Kind
+    times: int
+    seed: str = ""
+    is_control: bool = False
+
+    @property
+    def lasts_s(self) -> float:
+        """About how long it takes; what takes longest goes first, so that the sites end together."""
+        return self.times * (10.0 + 1.5 * self.kind.long_s)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of one kind."""
+
+    work: Work
+    row: Row
+
+    def wrong(self) -> list[str]:
+        """Return what must not be."""
+        if not self.work.is_control:
+            return self.row.wrong(BOUNDS)
+        held = self.row.most.get(MAIN, 0) <= BOUNDS[MAIN]
+        vain = [f"{self.work.name}: the bound held, so the other runs prove nothing"] if held else []
+        return [*self.row.stalled(), *vain]
+
+
+class Run:
+    """All of it.
+
+    Args:
+        works: What to make.
+        sites: How many at once.
+        opened: Makes a site; it is entered here. It is given the site's number, and which one of that number it is.
+        made: Called when a fault was made; in any thread.
+        came: Called with what came of each kind, one at a time.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[Work],
+        sites: int,
+        opened: Callable[[int, int], Site],
+        made: Callable[[], None] = lambda: None,
+        came: Callable[[Found], None] = lambda found: None,
+    ) -> None:
+        self.found: dict[str, Found] = {}
+        self._left = sorted(works, key=lambda work: -work.lasts_s)
+        self._opened, self._made, self._came = opened, made, came
+        self._lock = threading.Lock()
+        many = min(sites, len(self._left))
+        self._threads = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(many)]
+
+    def run(self) -> bool:
+        """Make all faults; returns whether none was left out because the run was stopped."""
+        try:
+            for thread in self._threads:
+                thread.start()
+            while any(thread.is_alive() for thread in self._threads):
+                for thread in self._threads:
+                    thread.join(0.1)
+        except KeyboardInterrupt:
+            OVER.set()
+            for thread in filter(threading.Thread.is_alive, self._threads):
+                thread.join(STOP_S)
+        return not OVER.is_set()
+
+    def _next(self) -> Work | None:
+        with self._lock:
+            return self._left.pop(0) if self._left and not OVER.is_set() else None
+
+    def _work(self, number: int) -> None:
+        seat = Seat(number, self._opened)
+        try:
+            while (work := self._next()) is not None:
+                found = Found(work, self._row(seat, work))
+                with self._lock:
+                    self.found[work.name] = found
+                    self._came(found)
+            seat.end()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            seat.close()
+
+    def _row(self, seat: Seat, work: Work) -> Row:
+        """Make a kind of fault as often as it is to be made, on fresh sites where one stalls."""
+        row, dice = Row(work.name, may_end_with=work.kind.may_end_with), Random(f"{work.name}{work.seed}")
+        while row.faults < work.times and len(row.stalls) < MOST_STALLS:
+            watch, part = None, Row(work.name)
+            try:
+                site = seat.site()
+                site.cores_are(apart=work.kind.apart)
+                site.gateways_are(there=work.kind.gateways)
+                site.calls_take(work.kind.long_s)
+                watch = Watch(site, work.name)
+                part = watch.row
+                while row.faults + part.faults < work.times:
+                    watch.fault(work.kind.make, dice)
+                    self._made()
+                watch.end()
+            except Exception as fault:  # whatever it is, the run goes on
+                told = str(fault) if isinstance(fault, AssertionError) else ""
+                if watch is not None:
+                    with contextlib.suppress(Exception):
+                        watch.note()
+                part.stalls.append(f"in fault {row.faults + part.faults}: {told or traceback.format_exc()}")
+                seat.close()
+            row.add(part)
+        return row
+
+
+class Seat:
+    """The place of a site: it has one from when it is asked for, and a fresh one after ``close``."""
+
+    def __init__(self, number: int, opened: Callable[[int, int], Site]) -> None:
+        self._number, self._opened, self._times = number, opened, 0
+        self._stack = ExitStack()
+        self._site: Site | None = None
+
+    def site(self) -> Site:
+        """Return the site, which stands."""
+        if self._site is None:
+            self._times += 1
+            self._site = self._stack.enter_context(self._opened(self._number, self._times))
+        return self._site
+
+    def end(self) -> None:
+        """Let what is under way end."""
+        if self._site is not None:
+            self._site.end()
+
+    def close(self) -> None:
+        """End the site. Idempotent."""
+        self._site = None
+        self._stack.close()

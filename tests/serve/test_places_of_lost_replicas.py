@@ -1,0 +1,96 @@
+"""Places of lost replicas at engines that say what they run: given back soon, and not before the engine let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from random import Random
+
+import pytest
+
+from orla_lg.core.engine.backend import Backend, Capability, Probe, Support
+from orla_lg.core.engine.capabilities import EngineStats
+from orla_lg.link.messages import Grant, Message
+from orla_lg.testing.virtual import StillAdapter
+from tests.serve.scripted import Core, Replica, World, end, enter
+
+LEASE_S = 10.0
+WAY_S = 0.02
+"""From a grant to the engine, and back."""
+
+
+class Telling(StillAdapter):
+    """An engine that says what it runs: calls of a replica that lives, and of one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__(Probe(capabilities={Capability.STATS: Support.NATIVE}))
+        self.runs = self.lost = 0
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(running=self.runs + self.lost, waiting=0)
+
+
+class Busy:
+    """A replica that never stops asking: where a call ends, another one follows."""
+
+    def __init__(self, world: World, engine: Telling, core: Core, callers: int, takes_s: float, seed: int) -> None:
+        self.most = 0
+        self._world, self._engine, self._takes_s = world, engine, takes_s
+        self._dice, self._numbers = Random(seed), count()
+        self._replica = Replica(world, "busy")
+        self._replica.on_message = self._took
+        self._replica.connect(core)
+        for _ in range(callers):
+            self._ask()
+
+    def _ask(self) -> None:
+        self._replica.say(enter(f"busy-{next(self._numbers)}"))
+
+    def _took(self, message: Message) -> None:
+        if isinstance(message, Grant):
+            self._world.clock.call_later(WAY_S, partial(self._begin, message.call))
+
+    def _begin(self, call: str) -> None:
+        self._engine.runs += 1
+        self.most = max(self.most, self._engine.runs + self._engine.lost)
+        self._world.clock.call_later(self._takes_s * self._dice.uniform(0.5, 1.5), partial(self._end, call))
+
+    def _end(self, call: str) -> None:
+        self._engine.runs -= 1
+        self._world.clock.call_later(WAY_S, partial(self._replica.say, end(call)))
+        self._ask()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("bound", "takes_s", "within_s"), [(8, 3.0, 20.0), (32, 12.0, 25.0)])
+def test_a_busy_engine_gives_places_back(
+    world: World, bound: int, takes_s: float, within_s: float, seed: int
+) -> None:
+    engine = Telling()
+    core = Core(world, backends={Backend("a", "http://a/v1", max_concurrency=bound): engine}, replica_lease_s=LEASE_S)
+    core.start()
+    lost = Replica(world, "lost")
+    lost.connect(core)
+    lost.tell(enter("c1"), enter("c2"), enter("c3"))
+    engine.lost = 3
+    busy = Busy(world, engine, core, 2 * bound, takes_s, seed)
+    world.settle(5.0)
+    lost.drop()
+    world.settle(LEASE_S + 10.0)
+    assert len(core.host.replicas["lost"].calls) == 3, "the engine is at work for them still"
+    engine.lost = 1
+    world.settle(within_s)
+    assert len(core.host.replicas["lost"].calls) == 1
+    engine.lost = 0
+    world.settle(within_s)
+    assert "lost" not in core.host.replicas
+    assert busy.most == bound
+    core.serving.check_integrity()
