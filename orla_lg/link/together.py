@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
+from orla_lg.core.accounting.costs import Costs, Spent
 from orla_lg.core.limits.book import LimitStatistics
-from orla_lg.core.limits.costs import Costs, Spent
 from orla_lg.core.limits.usage import Scope
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.workflow import WorkflowStatistics

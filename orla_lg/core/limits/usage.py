@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Protocol
+from operator import add, attrgetter, neg
+from typing import Any, Protocol
 
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import Cost, price
 from orla_lg.core.limits.limits import FIGURES, Limit
@@ -34,17 +36,21 @@ class Amount:
 
     def plus(self, other: Amount) -> Amount:
         """Return the sum."""
-        return Amount(
-            self.calls + other.calls,
-            self.tokens + other.tokens,
-            round(self.cost_usd + other.cost_usd, 12),
-            round(self.wall_s + other.wall_s, 6),
-        )
+        sums: Iterator[Any] = map(round, map(add, figures_of(self), figures_of(other)), _DIGITS)
+        return Amount(*sums)
 
     def minus(self, other: Amount) -> Amount:
         """Return the difference."""
-        return self.plus(Amount(-other.calls, -other.tokens, -other.cost_usd, -other.wall_s))
+        taken: Iterator[Any] = map(neg, figures_of(other))
+        return self.plus(Amount(*taken))
 
+
+complete(FIGURES, {each.name: each for each in fields(Amount)}, "Amount, by its fields,")
+
+figures_of: Callable[[Amount], tuple[float, ...]] = attrgetter(*FIGURES)
+"""Return an amount's numbers, in the order of ``FIGURES`` and of its own fields."""
+
+_DIGITS = tuple(each.digits for each in FIGURES.values())
 
 NOTHING = Amount()
 
@@ -70,7 +76,7 @@ def expected(call: Call, assignment: Assignment, cost: Cost, service_s: float | 
 def used(usage: Usage, cost: Cost, service_s: float) -> Amount:
     """Return what one call used."""
     tokens = usage.prompt_tokens + usage.completion_tokens
-    return NOTHING.plus(Amount(1, tokens, price(usage, cost) or 0.0, service_s))
+    return NOTHING.plus(Amount(calls=1, tokens=tokens, cost_usd=price(usage, cost) or 0.0, wall_s=service_s))
 
 
 class SliceSpent(Exception):
