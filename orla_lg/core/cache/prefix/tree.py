@@ -53,6 +53,8 @@ class CacheHandle:
     """So many of the first pieces were in use already."""
     proven: int
     """So many of the first pieces were part of a prompt before: an answer may come back in another rendering."""
+    tokens_per_char: float
+    """By which the sizes of the others were estimated."""
 
 
 @dataclass(eq=False)
@@ -172,7 +174,9 @@ class PrefixTree:
         for piece in fresh:
             fresh_tokens += piece.tokens
         enough = min(self.in_use_tokens + self.shelf.idle_tokens, since_tokens + answer_tokens + fresh_tokens)
-        return CacheHandle(prompt_owner, path, answer, fresh, sum(believed), enough, believed, used, proven)
+        return CacheHandle(
+            prompt_owner, path, answer, fresh, sum(believed), enough, believed, used, proven, self.tokens_per_char
+        )
 
     def _appear(
         self, ask: Ask, index: int, parent: PrefixNode | None, tokens: float, prompt_owner: str
@@ -287,7 +291,9 @@ class PrefixTree:
                 before += piece.tokens
         if guessed and left > 0:
             if before > 0:
-                self.tokens_per_char *= 1 + LEARNING * (min(left / before, 2.0) - 1)
+                # By the estimate it had: calls beside each other do not correct the same one once more each.
+                seen = stay.tokens_per_char * min(left / before, 2.0)
+                self.tokens_per_char += LEARNING * (seen - self.tokens_per_char)
             for piece in guessed:
                 self._resize(piece, left * piece.tokens / before if before > 0 else left / len(guessed))
                 piece.counted = True

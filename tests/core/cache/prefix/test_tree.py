@@ -344,6 +344,15 @@ def test_a_count_below_what_was_counted_before_changes_nothing() -> None:
     cache.check_integrity()
 
 
+def test_calls_side_by_side_do_not_correct_the_same_estimate_once_more_each() -> None:
+    cache = PrefixTree(tokens_per_char=0.25)
+    for wave in range(20):
+        stays = [cache.begin(ask(("user", f"{wave} {number} {'x' * 400}")), 10.0) for number in range(64)]
+        for stay in stays:
+            cache.end(stay, prompt_tokens=120, answer_tokens=10)
+        assert 0.25 < cache.tokens_per_char < 0.3, "what was counted is 120 tokens for some 400 characters"
+
+
 def test_prompts_without_text_count_as_the_engine_says() -> None:
     cache = PrefixTree()
     stay = cache.begin(ask(), 0.0)
