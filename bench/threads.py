@@ -133,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for name, saver, bare in savers(Path(folder), stack):
             run, put, writes, took = measure(saver, bare, chosen.runs, chosen.checkpoints)
-            window = "none" if saver._leases.place.compares else f"{took:.0f}"
+            window = "none" if saver._leases.registry.compares else f"{took:.0f}"
             print(f"{name:<40}{run:>10.0f}{put:>15.1f}{writes:>19.1f}{window:>10}", flush=True)
 
 

@@ -105,8 +105,8 @@ def test_a_key_leases_threads_of_its_tenants_only() -> None:
 def test_what_a_peer_asks_wrongly_is_said(more: dict[str, Any]) -> None:
     asked = {"what": "take", "thread": "t", "tenant": None, "owner": {"holder": "h"}, "ttl_s": 1.0, **more}
     with server() as served, Orla.remote(served.url) as orla:
-        place: Any = saver(orla, InMemorySaver())._leases
-        requests = place.place._requests
+        leases: Any = saver(orla, InMemorySaver())._leases
+        requests = leases.registry._requests
         if more:
             with pytest.raises(ConfigError):
                 requests.ask("thread", asked)

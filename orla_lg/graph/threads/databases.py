@@ -25,16 +25,16 @@ LOCKED_S = 5
 """A take of a thread waits so long for a write to it: one of a process that was frozen in it may last."""
 
 
-def database_place(saver: Any) -> DatabasePlace | None:
-    """Return the place in the database of *saver*; ``None`` where it has none that is known."""
-    for module, name, place in _KNOWN:
+def database_registry(saver: Any) -> DatabaseRegistry | None:
+    """Return the registry in the database of *saver*; ``None`` where it has none that is known."""
+    for module, name, registry in _KNOWN:
         kind = getattr(sys.modules.get(module), name, None)  # a saver of it is made by that module
         if kind is not None and isinstance(saver, kind):
-            return place(saver)
+            return registry(saver)
     return None
 
 
-class DatabasePlace:
+class DatabaseRegistry:
     """Leases in the database of a saver.
 
     Args:
@@ -83,7 +83,7 @@ class DatabasePlace:
         raise NotImplementedError
 
 
-class SqlitePlace(DatabasePlace):
+class SqliteRegistry(DatabaseRegistry):
     """Leases in the file of a ``SqliteSaver``."""
 
     def __init__(self, saver: Any) -> None:
@@ -106,7 +106,7 @@ class SqlitePlace(DatabasePlace):
         made.cursor = cursor
 
 
-class PostgresPlace(DatabasePlace):
+class PostgresRegistry(DatabaseRegistry):
     """Leases in the database of a ``PostgresSaver``."""
 
     def __init__(self, saver: Any) -> None:
@@ -131,7 +131,7 @@ class PostgresPlace(DatabasePlace):
         made._cursor = cursor
 
 
-class AwaitedDatabasePlace(DatabasePlace):
+class AwaitedDatabaseRegistry(DatabaseRegistry):
     """Leases in the database of a saver that is awaited, on the loop that it was made on.
 
     Args:
@@ -147,7 +147,7 @@ class AwaitedDatabasePlace(DatabasePlace):
         return LoopCall(partial(self._carry_out, statements), self._loop)
 
 
-class AsyncSqlitePlace(AwaitedDatabasePlace):
+class AsyncSqliteRegistry(AwaitedDatabaseRegistry):
     """Leases in the file of an ``AsyncSqliteSaver``."""
 
     def __init__(self, saver: Any) -> None:
@@ -168,7 +168,7 @@ class AsyncSqlitePlace(AwaitedDatabasePlace):
         made.conn = _FencedConnection(inner.conn, check)
 
 
-class AsyncPostgresPlace(AwaitedDatabasePlace):
+class AsyncPostgresRegistry(AwaitedDatabaseRegistry):
     """Leases in the database of an ``AsyncPostgresSaver``."""
 
     def __init__(self, saver: Any) -> None:
@@ -264,10 +264,10 @@ def _row(row: Any) -> Any:
     return tuple(row.values()) if isinstance(row, Mapping) else tuple(row)
 
 
-_KNOWN: tuple[tuple[str, str, Callable[[Any], DatabasePlace]], ...] = (
-    ("langgraph.checkpoint.sqlite", "SqliteSaver", SqlitePlace),
-    ("langgraph.checkpoint.sqlite.aio", "AsyncSqliteSaver", AsyncSqlitePlace),
-    ("langgraph.checkpoint.postgres", "PostgresSaver", PostgresPlace),
-    ("langgraph.checkpoint.postgres.aio", "AsyncPostgresSaver", AsyncPostgresPlace),
+_KNOWN: tuple[tuple[str, str, Callable[[Any], DatabaseRegistry]], ...] = (
+    ("langgraph.checkpoint.sqlite", "SqliteSaver", SqliteRegistry),
+    ("langgraph.checkpoint.sqlite.aio", "AsyncSqliteSaver", AsyncSqliteRegistry),
+    ("langgraph.checkpoint.postgres", "PostgresSaver", PostgresRegistry),
+    ("langgraph.checkpoint.postgres.aio", "AsyncPostgresSaver", AsyncPostgresRegistry),
 )
 """By module and class, which savers have a database whose writes can compare."""

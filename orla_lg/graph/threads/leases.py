@@ -23,7 +23,7 @@ from orla_lg.errors import BackendUnavailable, shown
 from orla_lg.graph.context import CONFIG_KEY, tenant_in
 from orla_lg.graph.threads import owners
 from orla_lg.graph.threads.owners import RunOwner, Use
-from orla_lg.graph.threads.places import LeasePlace, WriteRefused
+from orla_lg.graph.threads.registries import LeaseRegistry, WriteRefused
 from orla_lg.graph.threads.steps import SaverCall
 from orla_lg.graph.threads.tables import since_boot
 from orla_lg.graph.threads.waiting import (
@@ -60,7 +60,7 @@ class HeldThread:
 
     @property
     def says(self) -> ThreadOwner:
-        """What the place knows of the owner."""
+        """What the registry knows of the owner."""
         return ThreadOwner(self.owner.holder, here(), os.getpid(), self.owner.run)
 
 
@@ -68,7 +68,7 @@ class ThreadLeases:
     """The threads that runs of one saver hold in this process.
 
     Args:
-        place: Where the leases are kept.
+        registry: Where the leases are kept.
         ttl_s: How long one lasts that is not renewed.
         busy: What becomes of a run on a thread that another one has.
         tenant: Of the saver.
@@ -77,8 +77,10 @@ class ThreadLeases:
         ConfigError: An argument is wrong.
     """
 
-    def __init__(self, place: LeasePlace, ttl_s: float, busy: WhenBusy = "fail", tenant: str | None = None) -> None:
-        self.place, self.ttl_s, self.busy, self.tenant = place, float(ttl_s), busy, tenant
+    def __init__(
+        self, registry: LeaseRegistry, ttl_s: float, busy: WhenBusy = "fail", tenant: str | None = None
+    ) -> None:
+        self.registry, self.ttl_s, self.busy, self.tenant = registry, float(ttl_s), busy, tenant
         self._complained = False
         self._begin()
         _all.add(self)
@@ -93,7 +95,7 @@ class ThreadLeases:
     def forked(self) -> None:
         """Hold nothing, in a child: the threads are its parent's."""
         self._begin()
-        self.place.forked()
+        self.registry.forked()
 
     # Reads
 
@@ -112,7 +114,7 @@ class ThreadLeases:
         while True:
             asked_s = since_boot()
             try:
-                answer = yield from self.place.take(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
+                answer = yield from self.registry.take(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
             except BackendUnavailable as error:
                 patience.unavailable(error)
             else:
@@ -188,7 +190,7 @@ class ThreadLeases:
     def _ended(self, use: Use) -> Steps:
         if (held := self._over(use)) is not None:
             with _logged(held, "given back"):
-                yield from self.place.give_back(held.tenant, held.thread, held.says)
+                yield from self.registry.give_back(held.tenant, held.thread, held.says)
 
     def _drop(self, use: Use) -> None:
         self._dropped.append(use)
@@ -209,9 +211,9 @@ class ThreadLeases:
         """
         config = args[0] if args else kwargs["config"]
         held, thread = self._holder(config), _thread_of(config)
-        if self.place.compares:
+        if self.registry.compares:
             with self._compared(held, thread):
-                fenced = yield from self.place.fenced(inner, thread, "" if held is None else held.owner.holder)
+                fenced = yield from self.registry.fenced(inner, thread, "" if held is None else held.owner.holder)
                 return (yield SaverCall(getattr(fenced, name), args, kwargs))
         call = SaverCall(getattr(inner, name), args, kwargs)
         if held is None:
@@ -249,18 +251,18 @@ class ThreadLeases:
             self.tenant if tenant is None else tenant, _thread_of(config),
             ThreadOwner(RunOwner("").holder, here(), os.getpid(), ""),
         )  # fmt: skip
-        answer = yield from self.place.take(*lease, self.ttl_s, "")
+        answer = yield from self.registry.take(*lease, self.ttl_s, "")
         if isinstance(answer, Busy):
             raise busy_error(_thread_of(config), answer, self.busy)
         try:
             return (yield call)
         finally:
-            yield from self.place.give_back(*lease)
+            yield from self.registry.give_back(*lease)
 
     # Renewal
 
     def _asked(self, held: HeldThread) -> Steps:
-        """Look up whether a thread is still its run's, for as long as its place may be away."""
+        """Look up whether a thread is still its run's, for as long as the registry may be away."""
         until_s = since_boot() + self.ttl_s
         while True:
             with contextlib.suppress(BackendUnavailable):
@@ -271,7 +273,7 @@ class ThreadLeases:
 
     def _renew(self, held: HeldThread) -> Steps:
         asked_s = since_boot()
-        answer = yield from self.place.renew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
+        answer = yield from self.registry.renew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
         if isinstance(answer, Busy):
             held.lost = answer
         else:

@@ -11,9 +11,9 @@ from typing import Any
 
 from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import ConfigError, shown
-from orla_lg.graph.threads.databases import database_place
+from orla_lg.graph.threads.databases import database_registry
 from orla_lg.graph.threads.leases import ThreadLeases
-from orla_lg.graph.threads.places import LeasePlace, LinkPlace, StorePlace
+from orla_lg.graph.threads.registries import LeaseRegistry, LinkRegistry, StoreRegistry
 from orla_lg.graph.threads.waiting import WhenBusy, checked_terms
 from orla_lg.link.requests import CoreRequests
 
@@ -39,36 +39,36 @@ def leases_of(
     core = getattr(signals, "core", None)
     if getattr(core, "disabled", False):
         return None
-    return ThreadLeases(_place(core, inner, store), thread_lease_s, busy, tenant)
+    return ThreadLeases(_registry(core, inner, store), thread_lease_s, busy, tenant)
 
 
-def _place(core: Any, inner: Any, store: Any) -> LeasePlace:
+def _registry(core: Any, inner: Any, store: Any) -> LeaseRegistry:
     if store is not None:
         return _in_store(store)
-    place: LeasePlace | None = database_place(inner)
-    if place is not None:
-        return place
+    registry: LeaseRegistry | None = database_registry(inner)
+    if registry is not None:
+        return registry
     serving = getattr(core, "serving", None)
     # The store is common to all cores that a replica has a link to: the one that it was told of first is asked.
     side = getattr(getattr(serving, "cores", None), "home", serving)
     if isinstance(requests := getattr(side, "requests", None), CoreRequests):
-        return LinkPlace(requests)
+        return LinkRegistry(requests)
     raise ConfigError(
         f"OrlaSaver(..., thread_lease_s): {type(inner).__name__} has no database that leases could be in; name a "
         "store, store='/PATH/threads.db' or 'redis://HOST', or take Orla.remote, whose server has one"
     )
 
 
-def _in_store(store: Any) -> StorePlace:
+def _in_store(store: Any) -> StoreRegistry:
     if isinstance(store, str | os.PathLike):
         # The stores are the server's, which stands above: one is made by name, as a user's own object is.
         opened = import_module("orla_lg.serve.store.opening").store_at(os.fspath(store), "OrlaSaver(..., store)")
-        place = StorePlace(opened)
+        registry = StoreRegistry(opened)
         if hasattr(opened, "close"):
-            weakref.finalize(place, opened.close)
-        return place
+            weakref.finalize(registry, opened.close)
+        return registry
     if all(callable(getattr(store, name, None)) for name in ("get", "put", "lease")):
-        return StorePlace(store)
+        return StoreRegistry(store)
     raise ConfigError(
         f"OrlaSaver(..., store): give a path, a redis:// URL or an object with get, put and lease, got {shown(store)}"
     )

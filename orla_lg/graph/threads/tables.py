@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
-from orla_lg.graph.threads.places import WriteRefused
+from orla_lg.graph.threads.registries import WriteRefused
 from orla_lg.link.thread_leases import Busy, Taken, ThreadOwner
 from orla_lg.link.whereabouts import here
 

@@ -51,7 +51,7 @@ class Want:
 
     @property
     def says(self) -> ThreadOwner:
-        """What the place is to know of the owner."""
+        """What the registry is to know of the owner."""
         assert self.owner is not None
         return ThreadOwner(self.owner.holder, here(), os.getpid(), self.owner.run)
 

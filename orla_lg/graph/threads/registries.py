@@ -1,8 +1,8 @@
 """Where leases of threads are kept: in a store of the process, or behind a link; a saver's own database is another.
 
-A place is asked by steps, which a thread carries out as well as a task; what they come to is an ``Answer`` of
-``link.thread_leases``. Calls of one place come to it in their order: a thread that was given back can be taken by the
-next call.
+A registry is asked by steps, which a thread carries out as well as a task; what they come to is an ``Answer`` of
+``link.thread_leases``. Calls of one registry come to it in their order: a thread that was given back can be taken by
+the next call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WriteRefused(Exception):
         self.busy = busy
 
 
-class LeasePlace(Protocol):
+class LeaseRegistry(Protocol):
     """Where leases of threads are kept."""
 
     compares: bool
@@ -53,7 +53,7 @@ class LeasePlace(Protocol):
         ...
 
     def fenced(self, inner: Any, thread: str, holder: str) -> Steps:
-        """Return *inner* as writes compare the owner with *holder* (empty: with none), where the place compares."""
+        """Return *inner* as writes compare the owner with *holder* (empty: with none), where they do."""
         ...
 
     def forked(self) -> None:
@@ -61,7 +61,7 @@ class LeasePlace(Protocol):
         ...
 
 
-class StorePlace:
+class StoreRegistry:
     """Leases in a store of this process.
 
     Args:
@@ -97,7 +97,7 @@ class StorePlace:
         raise NotImplementedError
 
 
-class LinkPlace:
+class LinkRegistry:
     """Leases in the store of the server, asked for over the link; the next core on that store finds them there.
 
     Args:
