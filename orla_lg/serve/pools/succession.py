@@ -135,6 +135,12 @@ class Succession:
         core = f" ({', '.join(map(shown, self.own))})" if self.own else ""
         said = "stands by" if self._is_meant else "waits, as `orla-lg serve --standby` does,"
         log.warning("another core%s decides for %s; this one %s and takes over at its end", core, pool, said)
+        theirs, ours = () if self._core is None else self._core.backends, self._place(0).backends
+        if theirs and ours and not {*theirs} & {*ours}:
+            log.error(
+                "that core has other backends (%s) and none of this one's (%s): if they are two installations, they "
+                "need a store each, or a URL with ?prefix=NAME", _listed(theirs), _listed(ours),
+            )  # fmt: skip
 
     # The directory
 
@@ -188,10 +194,13 @@ class Succession:
             await asyncio.sleep(STORE_PAUSE_S)
         try:
             while True:
-                with contextlib.suppress(StoreUnavailable):
-                    self._read()
-                await self._changed.wait()
                 self._changed.clear()
+                try:
+                    self._read()
+                except StoreUnavailable:  # what changed is not announced a second time
+                    await asyncio.sleep(STORE_PAUSE_S)
+                else:
+                    await self._changed.wait()
         finally:
             end()
 
@@ -227,3 +236,7 @@ class Succession:
         if what != self._complained:
             self._complained = what
             log.error("%s: %s", what, error)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:5])) + (", …" if len(names) > 5 else "")

@@ -197,3 +197,35 @@ def test_a_store_that_does_not_answer_is_asked_again(
         until(is_ready(running))
         until(lambda: running.server.succession.own == [running.url])
     assert caplog.text.count("this core takes no calls") == 1
+
+
+def test_a_directory_that_could_not_be_read_once_is_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, faults = MemoryStore(), list[str]()
+    scan = store.scan
+
+    def scanned(prefix: str) -> Any:
+        if faults and prefix == faults[0]:
+            raise StoreUnavailable(f"no answer for {faults.pop(0)}")
+        return scan(prefix)
+
+    with server(file, store=store) as running:
+        until(lambda: running.server.succession.own == [running.url])
+        time.sleep(0.2)
+        monkeypatch.setattr(store, "scan", scanned)
+        faults.append(CORES)
+        Directory(store).announce(CorePlace("other", ("http://127.0.0.1:3",), 1))
+        until(lambda: not faults)
+        until(lambda: "other" in running.server.succession.cores)
+
+
+@pytest.mark.parametrize(("backends", "is_told"), [(("theirs",), True), (("theirs", "light"), False), ((), False)])
+def test_a_standby_of_another_installations_core_says_so(
+    file: Path, backends: tuple[str, ...], caplog: pytest.LogCaptureFixture, *, is_told: bool
+) -> None:
+    store = MemoryStore()
+    assert store.lease("core", "its holder", 3600.0)
+    Directory(store).announce(CorePlace("", ("http://127.0.0.1:1",), 1, backends, "elsewhere", 1, 0, "its holder"))
+    with server(file, store=store):
+        until(lambda: "takes over at its end" in caplog.text)
+        time.sleep(0.1)
+    assert ("('theirs') and none of this one's ('light')" in caplog.text) is is_told
