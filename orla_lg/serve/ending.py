@@ -13,12 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from orla_lg.core.boundary.plain import counted
-from orla_lg.serve.running import HttpServer
+from orla_lg.serve.running import CUT_OFF_S, HttpServer
 
 log = logging.getLogger("orla_lg")
-
-CUT_OFF_S = 1
-"""What is still under way after draining has so long to end once its connection is cut off."""
 
 DRAIN_POLL_S, CUT_OFF_POLL_S = 0.05, 0.005
 

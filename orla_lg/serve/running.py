@@ -7,10 +7,21 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import uvicorn
 
+from orla_lg import __version__
+from orla_lg.config_tables import ServeTable
+from orla_lg.serve.http.doors import SERVER_HEADER, Links, protocol_for
+
 SIGHUP: int = getattr(signal, "SIGHUP", 0)
+
+IDLE_CONNECTION_S = 75
+"""A connection without a request for so long is closed."""
+
+CUT_OFF_S = 1
+"""What is still under way after draining has so long to end once its connection is cut off."""
 
 
 class HttpServer(uvicorn.Server):
@@ -20,6 +31,23 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take none."""
         yield
+
+
+def http_server(app: Any, links: Links, table: ServeTable) -> HttpServer:
+    """Return uvicorn around an ASGI application, as every server of ours has it.
+
+    Args:
+        app: What answers requests.
+        links: What opens links.
+        table: Where the certificate is.
+    """
+    config = uvicorn.Config(
+        app, http=protocol_for(links), ws="none", lifespan="off",
+        loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
+    )  # fmt: skip
+    return HttpServer(config)
 
 
 @contextlib.contextmanager

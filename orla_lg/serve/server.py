@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 
 from orla_lg import __version__
@@ -32,13 +31,13 @@ from orla_lg.serve.access.keys import Keyring, KeyScope
 from orla_lg.serve.access.sessions import SignIns
 from orla_lg.serve.api.denials import denial
 from orla_lg.serve.api.dispatch import api_routes
-from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
+from orla_lg.serve.ending import ServerEnd
 from orla_lg.serve.gateway.calls import Gateway
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
 from orla_lg.serve.gateway.settings import GatewaySettings
 from orla_lg.serve.http import health
-from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.http.doors import Headers
 from orla_lg.serve.http.guard import LOOPBACK_NAMES, AccessLayer, HttpGuard
 from orla_lg.serve.http.health import CoreState, ReadinessGate
 from orla_lg.serve.http.listening import Listening
@@ -65,7 +64,7 @@ from orla_lg.serve.posted.prices import PriceReader
 from orla_lg.serve.posted.rates import BackendRates
 from orla_lg.serve.recognition import refuse_our_own
 from orla_lg.serve.reloading import Reloader
-from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
+from orla_lg.serve.running import SIGHUP, http_server, new_loop, signals
 from orla_lg.serve.settings import ServeSettings, addresses_of
 from orla_lg.serve.steering import control_routes
 from orla_lg.serve.store.lease import CoreLease
@@ -73,9 +72,6 @@ from orla_lg.serve.store.scoped import ScopedStore
 from orla_lg.serve.store.store import Store, StoreUnavailable
 
 log = logging.getLogger("orla_lg")
-
-IDLE_CONNECTION_S = 75
-"""A connection without a request for so long is closed."""
 
 
 class OrlaServer:
@@ -217,8 +213,8 @@ class OrlaServer:
             opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
-        http = HttpServer(self._uvicorn())
         table, loop, self._port = self.settings.table, asyncio.get_running_loop(), opened.port or 0
+        http = http_server(self.app, self, table)
         with signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, SIGHUP: self.reload_soon}):
             async with asyncio.TaskGroup() as tasks, self.posted.followed(tasks):
                 self._tasks = tasks
@@ -275,15 +271,6 @@ class OrlaServer:
         for scheduler in self.orla.core.serving.schedulers.values():
             scheduler.turn_away()
         self.ending.replaced()
-
-    def _uvicorn(self) -> uvicorn.Config:
-        table = self.settings.table
-        return uvicorn.Config(
-            self.app, http=protocol_for(self), ws="none", lifespan="off",
-            loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
-            headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
-            timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
-        )  # fmt: skip
 
     # The configuration, loaded again
 

@@ -230,7 +230,7 @@ def test_a_thread_is_given_back_however_its_run_ends(tmp_path: Path, kind: str, 
         ends(how, first)
         if how == "failed to begin":
             gc.collect()  # no callback of ours hears of it, and its loop is in a circle
-            first._leases._settle()
+            first._leases.look()
         assert not owners.UNFINISHED
         build(second, lambda state: {"said": ["next"]}).invoke({"said": []}, AT)
         assert not first._leases._held

@@ -13,19 +13,19 @@ import contextlib
 import copy
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from orla_lg.core.steps import Step, Steps
+from orla_lg.graph.threads.steps import BlockingCall, LoopCall
 from orla_lg.graph.threads.tables import LeaseTable, PostgresTable, SqliteTable, Statements
-from orla_lg.link.thread_leases import Answer, ThreadOwner
+from orla_lg.link.thread_leases import ThreadOwner
 
 LOCKED_S = 5
 """A take of a thread waits so long for a write to it: one of a process that was frozen in it may last."""
 
-AWAITED_S = 30.0
-"""A loop that does not come to a statement of another thread in so long is stuck."""
 
-
-def database_place(saver: Any) -> DatabasePlace | AwaitedDatabasePlace | None:
+def database_place(saver: Any) -> DatabasePlace | None:
     """Return the place in the database of *saver*; ``None`` where it has none that is known."""
     for module, name, place in _KNOWN:
         kind = getattr(sys.modules.get(module), name, None)  # a saver of it is made by that module
@@ -35,7 +35,7 @@ def database_place(saver: Any) -> DatabasePlace | AwaitedDatabasePlace | None:
 
 
 class DatabasePlace:
-    """Leases in the database of a saver that waits.
+    """Leases in the database of a saver.
 
     Args:
         saver: Whose database it is.
@@ -51,39 +51,32 @@ class DatabasePlace:
     def forked(self) -> None:  # noqa: D102
         ...
 
-    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        self._make()
-        found: Answer = self._transact(self._table.take(thread, owner, ttl_s, gone))
-        return found
+    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Steps:  # noqa: D102
+        yield from self._make()
+        return (yield self._transact(self._table.take(thread, owner, ttl_s, gone)))
 
-    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        found: Answer = self._transact(self._table.renew(thread, owner, ttl_s))
-        return found
+    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Steps:  # noqa: D102
+        return (yield self._transact(self._table.renew(thread, owner, ttl_s)))
 
-    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        self._transact(self._table.give_back(thread, owner))
+    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> Steps:  # noqa: D102
+        yield self._transact(self._table.give_back(thread, owner))
 
-    async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        return await asyncio.to_thread(self.take, tenant, thread, owner, ttl_s, gone)
-
-    async def arenew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        return await asyncio.to_thread(self.renew, tenant, thread, owner, ttl_s, epoch)
-
-    async def agive_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        await asyncio.to_thread(self.give_back, tenant, thread, owner)
-
-    def fenced(self, inner: Any, thread: str, holder: str) -> Any:  # noqa: D102
-        self._make()
+    def fenced(self, inner: Any, thread: str, holder: str) -> Steps:  # noqa: D102
+        yield from self._make()  # outside any run the table may be missing
         made = copy.copy(inner)
         self._fence(made, inner, lambda: self._table.check(thread, holder))
         return made
 
-    def _make(self) -> None:
+    def _make(self) -> Steps:
         if not self._made:
-            self._transact(self._table.make())
+            yield self._transact(self._table.make())
             self._made = True
 
-    def _transact(self, statements: Statements) -> Any:
+    def _transact(self, statements: Statements) -> Step:
+        return BlockingCall(partial(self._carry_out, statements))
+
+    def _carry_out(self, statements: Statements) -> Any:
+        """Carry statements out in a transaction of their own, and return what they found."""
         raise NotImplementedError
 
     def _fence(self, made: Any, inner: Any, check: Callable[[], Statements]) -> None:
@@ -96,7 +89,7 @@ class SqlitePlace(DatabasePlace):
     def __init__(self, saver: Any) -> None:
         super().__init__(saver, SqliteTable())
 
-    def _transact(self, statements: Statements) -> Any:
+    def _carry_out(self, statements: Statements) -> Any:
         with self._saver.cursor() as cursor:
             _begin(cursor)
             return _carried(statements, cursor)
@@ -119,7 +112,7 @@ class PostgresPlace(DatabasePlace):
     def __init__(self, saver: Any) -> None:
         super().__init__(saver, PostgresTable())
 
-    def _transact(self, statements: Statements) -> Any:
+    def _carry_out(self, statements: Statements) -> Any:
         with self._saver._cursor() as cursor:
             if self._saver.pipe:
                 self._saver.pipe.sync()
@@ -138,7 +131,7 @@ class PostgresPlace(DatabasePlace):
         made._cursor = cursor
 
 
-class AwaitedDatabasePlace:
+class AwaitedDatabasePlace(DatabasePlace):
     """Leases in the database of a saver that is awaited, on the loop that it was made on.
 
     Args:
@@ -146,64 +139,12 @@ class AwaitedDatabasePlace:
         table: The statements.
     """
 
-    compares = True
-
     def __init__(self, saver: Any, table: LeaseTable) -> None:
-        self._saver, self._table = saver, table
+        super().__init__(saver, table)
         self._loop: asyncio.AbstractEventLoop = saver.loop
-        self._made = False
 
-    def forked(self) -> None:  # noqa: D102
-        ...
-
-    def _wait(self, awaited: Any) -> Any:
-        """Wait for what the saver's loop does, in another thread than the loop's."""
-        with contextlib.suppress(RuntimeError):
-            if asyncio.get_running_loop() is self._loop:
-                awaited.close()
-                raise asyncio.InvalidStateError(
-                    "synchronous calls of an asynchronous saver are only allowed from another thread than its loop's"
-                )
-        return asyncio.run_coroutine_threadsafe(awaited, self._loop).result(AWAITED_S)
-
-    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        found: Answer = self._wait(self.atake(tenant, thread, owner, ttl_s, gone))
-        return found
-
-    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        found: Answer = self._wait(self.arenew(tenant, thread, owner, ttl_s, epoch))
-        return found
-
-    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        self._wait(self.agive_back(tenant, thread, owner))
-
-    async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        await self._make()
-        found: Answer = await self._transact(self._table.take(thread, owner, ttl_s, gone))
-        return found
-
-    async def arenew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        found: Answer = await self._transact(self._table.renew(thread, owner, ttl_s))
-        return found
-
-    async def agive_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        await self._transact(self._table.give_back(thread, owner))
-
-    def fenced(self, inner: Any, thread: str, holder: str) -> Any:  # noqa: D102
-        made = copy.copy(inner)
-        self._fence(made, inner, lambda: self._table.check(thread, holder))
-        return made
-
-    async def _make(self) -> None:
-        if not self._made:
-            await self._transact(self._table.make())
-            self._made = True
-
-    async def _transact(self, statements: Statements) -> Any:
-        raise NotImplementedError
-
-    def _fence(self, made: Any, inner: Any, check: Callable[[], Statements]) -> None:
-        raise NotImplementedError
+    def _transact(self, statements: Statements) -> Step:
+        return LoopCall(partial(self._carry_out, statements), self._loop)
 
 
 class AsyncSqlitePlace(AwaitedDatabasePlace):
@@ -212,7 +153,7 @@ class AsyncSqlitePlace(AwaitedDatabasePlace):
     def __init__(self, saver: Any) -> None:
         super().__init__(saver, SqliteTable())
 
-    async def _transact(self, statements: Statements) -> Any:
+    async def _carry_out(self, statements: Statements) -> Any:
         saver = self._saver
         await saver.setup()
         async with saver.lock, saver.conn.cursor() as cursor:
@@ -223,14 +164,7 @@ class AsyncSqlitePlace(AwaitedDatabasePlace):
                 await saver.conn.commit()
 
     def _fence(self, made: Any, inner: Any, check: Callable[[], Statements]) -> None:
-        place = self
-
-        async def setup() -> None:
-            # Outside any run the table may be missing.
-            await inner.setup()
-            await place._make()
-
-        made.setup = setup
+        made.setup = inner.setup  # which notes at *inner* that it is done
         made.conn = _FencedConnection(inner.conn, check)
 
 
@@ -240,7 +174,7 @@ class AsyncPostgresPlace(AwaitedDatabasePlace):
     def __init__(self, saver: Any) -> None:
         super().__init__(saver, PostgresTable())
 
-    async def _transact(self, statements: Statements) -> Any:
+    async def _carry_out(self, statements: Statements) -> Any:
         async with self._saver._cursor() as cursor:
             if self._saver.pipe:
                 await self._saver.pipe.sync()
@@ -251,8 +185,6 @@ class AsyncPostgresPlace(AwaitedDatabasePlace):
     def _fence(self, made: Any, inner: Any, check: Callable[[], Statements]) -> None:
         @contextlib.asynccontextmanager
         async def cursor(*, pipeline: bool = False) -> AsyncIterator[Any]:
-            if pipeline:
-                await self._make()
             async with inner._cursor(pipeline=pipeline) as found:
                 if pipeline:
                     await _acarried(check(), found)
@@ -332,7 +264,7 @@ def _row(row: Any) -> Any:
     return tuple(row.values()) if isinstance(row, Mapping) else tuple(row)
 
 
-_KNOWN: tuple[tuple[str, str, Callable[[Any], DatabasePlace | AwaitedDatabasePlace]], ...] = (
+_KNOWN: tuple[tuple[str, str, Callable[[Any], DatabasePlace]], ...] = (
     ("langgraph.checkpoint.sqlite", "SqliteSaver", SqlitePlace),
     ("langgraph.checkpoint.sqlite.aio", "AsyncSqliteSaver", AsyncSqlitePlace),
     ("langgraph.checkpoint.postgres", "PostgresSaver", PostgresPlace),

@@ -8,23 +8,23 @@ that is frozen between that and the write, for longer than its lease.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
+from orla_lg.core.steps import Sleep, Steps, adrive, drive
 from orla_lg.errors import BackendUnavailable, shown
 from orla_lg.graph.context import CONFIG_KEY, tenant_in
 from orla_lg.graph.threads import owners
 from orla_lg.graph.threads.owners import RunOwner, Use
 from orla_lg.graph.threads.places import LeasePlace, WriteRefused
+from orla_lg.graph.threads.steps import SaverCall
 from orla_lg.graph.threads.tables import since_boot
 from orla_lg.graph.threads.waiting import (
     LONGEST_PAUSE_S,
@@ -35,7 +35,7 @@ from orla_lg.graph.threads.waiting import (
     deadline_in,
     lost_error,
 )
-from orla_lg.link.thread_leases import Answer, Busy, Taken, ThreadOwner
+from orla_lg.link.thread_leases import Busy, Taken, ThreadOwner
 from orla_lg.link.whereabouts import here
 
 log = logging.getLogger("orla_lg")
@@ -97,14 +97,14 @@ class ThreadLeases:
 
     # Reads
 
-    def read(self, config: Mapping[str, Any]) -> None:
+    def read(self, config: Mapping[str, Any]) -> Steps:
         """Take the thread for the run that reads with *config*, and wait for it where that is wanted.
 
         Raises:
             ThreadBusy: Another run has it.
             ThreadLost: This run had it before.
         """
-        self._settle()
+        yield from self._settle()
         want = self._wanted(config)
         if want is None:
             return
@@ -112,7 +112,7 @@ class ThreadLeases:
         while True:
             asked_s = since_boot()
             try:
-                answer = self.place.take(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
+                answer = yield from self.place.take(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
             except BackendUnavailable as error:
                 patience.unavailable(error)
             else:
@@ -120,27 +120,7 @@ class ThreadLeases:
                     self._took(want, answer, asked_s)
                     return
                 patience.busy(answer)
-            time.sleep(patience.pause_s)
-
-    async def aread(self, config: Mapping[str, Any]) -> None:
-        """As ``read``."""
-        await self._asettle()
-        want = self._wanted(config)
-        if want is None:
-            return
-        patience = Patience(want, self.ttl_s, self.busy)
-        while True:
-            asked_s = since_boot()
-            try:
-                answer = await self.place.atake(want.tenant, want.thread, want.says, self.ttl_s, patience.gone)
-            except BackendUnavailable as error:
-                patience.unavailable(error)
-            else:
-                if isinstance(answer, Taken):
-                    self._took(want, answer, asked_s)
-                    return
-                patience.busy(answer)
-            await asyncio.sleep(patience.pause_s)
+            yield Sleep(patience.pause_s)
 
     def _wanted(self, config: Mapping[str, Any]) -> Want | None:
         """Return what has to be taken; ``None`` for a viewer's read, and where the run has the thread already."""
@@ -182,9 +162,9 @@ class ThreadLeases:
         if not any(each is control for each in held.controls):
             held.controls.append(control)
         if isinstance(loop.stack, AsyncExitStack):
-            loop.stack.push_async_callback(self._aended, use)
+            loop.stack.push_async_callback(adrive, self._ended(use))
         else:
-            loop.stack.callback(self._ended, use)
+            loop.stack.callback(drive, self._ended(use))
 
     # The end of a run
 
@@ -205,32 +185,22 @@ class ThreadLeases:
                 self._held.pop(held.thread, None)
             return held if held.lost is None else None
 
-    def _ended(self, use: Use) -> None:
+    def _ended(self, use: Use) -> Steps:
         if (held := self._over(use)) is not None:
             with _logged(held, "given back"):
-                self.place.give_back(held.tenant, held.thread, held.says)
-
-    async def _aended(self, use: Use) -> None:
-        if (held := self._over(use)) is not None:
-            with _logged(held, "given back"):
-                await self.place.agive_back(held.tenant, held.thread, held.says)
+                yield from self.place.give_back(held.tenant, held.thread, held.says)
 
     def _drop(self, use: Use) -> None:
         self._dropped.append(use)
 
-    def _settle(self) -> None:
+    def _settle(self) -> Steps:
         with contextlib.suppress(IndexError):
             while True:
-                self._ended(self._dropped.popleft())
-
-    async def _asettle(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                await self._aended(self._dropped.popleft())
+                yield from self._ended(self._dropped.popleft())
 
     # Writes
 
-    def write(self, inner: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def write(self, inner: Any, name: str, args: Any, kwargs: Any) -> Steps:
         """Write by the method *name* of *inner*, if the thread is this run's, or no other run's.
 
         Raises:
@@ -238,32 +208,17 @@ class ThreadLeases:
             ThreadBusy: No run writes, and one has it.
         """
         config = args[0] if args else kwargs["config"]
-        held = self._holder(config)
+        held, thread = self._holder(config), _thread_of(config)
         if self.place.compares:
-            with self._compared(held, thread := _thread_of(config)):
-                fenced = self.place.fenced(inner, thread, "" if held is None else held.owner.holder)
-                return getattr(fenced, name)(*args, **kwargs)
-        if held is not None:
-            if since_boot() >= held.until_s:
-                self._renewed(held, self._asked(held))
-            return getattr(inner, name)(*args, **kwargs)
-        with self._lone(config):
-            return getattr(inner, name)(*args, **kwargs)
-
-    async def awrite(self, inner: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """As ``write``."""
-        config = args[0] if args else kwargs["config"]
-        held = self._holder(config)
-        if self.place.compares:
-            with self._compared(held, thread := _thread_of(config)):
-                fenced = self.place.fenced(inner, thread, "" if held is None else held.owner.holder)
-                return await getattr(fenced, name)(*args, **kwargs)
-        if held is not None:
-            if since_boot() >= held.until_s:
-                self._renewed(held, await self._aasked(held))
-            return await getattr(inner, name)(*args, **kwargs)
-        async with self._alone(config):
-            return await getattr(inner, name)(*args, **kwargs)
+            with self._compared(held, thread):
+                fenced = yield from self.place.fenced(inner, thread, "" if held is None else held.owner.holder)
+                return (yield SaverCall(getattr(fenced, name), args, kwargs))
+        call = SaverCall(getattr(inner, name), args, kwargs)
+        if held is None:
+            return (yield from self._alone(config, call))
+        if since_boot() >= held.until_s and isinstance((yield from self._asked(held)), Busy):
+            raise lost_error(thread, held.lost, self.ttl_s)
+        return (yield call)
 
     def _holder(self, config: Mapping[str, Any]) -> HeldThread | None:
         """Return the thread as the writing run holds it; ``None``: no run writes."""
@@ -287,79 +242,45 @@ class ThreadLeases:
             held.lost = refused.busy
             raise lost_error(held.thread, held.lost, self.ttl_s) from None
 
-    @contextlib.contextmanager
-    def _lone(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def _alone(self, config: Mapping[str, Any], call: SaverCall) -> Steps:
         """Hold the thread for one write that is no run's (``update_state``): what it read must be what is there."""
-        tenant, thread, says = self._writer(config)
-        answer = self.place.take(tenant, thread, says, self.ttl_s, "")
-        if isinstance(answer, Busy):
-            raise busy_error(thread, answer, self.busy)
-        try:
-            yield
-        finally:
-            self.place.give_back(tenant, thread, says)
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, config: Mapping[str, Any]) -> AsyncIterator[None]:
-        tenant, thread, says = self._writer(config)
-        answer = await self.place.atake(tenant, thread, says, self.ttl_s, "")
-        if isinstance(answer, Busy):
-            raise busy_error(thread, answer, self.busy)
-        try:
-            yield
-        finally:
-            await self.place.agive_back(tenant, thread, says)
-
-    def _writer(self, config: Mapping[str, Any]) -> tuple[str | None, str, ThreadOwner]:
         tenant = tenant_in((config.get("configurable") or {}).get(CONFIG_KEY))
-        holder = ThreadOwner(RunOwner("").holder, here(), os.getpid(), "")
-        return self.tenant if tenant is None else tenant, _thread_of(config), holder
+        lease = (
+            self.tenant if tenant is None else tenant, _thread_of(config),
+            ThreadOwner(RunOwner("").holder, here(), os.getpid(), ""),
+        )  # fmt: skip
+        answer = yield from self.place.take(*lease, self.ttl_s, "")
+        if isinstance(answer, Busy):
+            raise busy_error(_thread_of(config), answer, self.busy)
+        try:
+            return (yield call)
+        finally:
+            yield from self.place.give_back(*lease)
 
     # Renewal
 
-    def _asked(self, held: HeldThread) -> Answer:
+    def _asked(self, held: HeldThread) -> Steps:
         """Look up whether a thread is still its run's, for as long as its place may be away."""
         until_s = since_boot() + self.ttl_s
         while True:
             with contextlib.suppress(BackendUnavailable):
-                return self._renew(held)
+                return (yield from self._renew(held))
             if since_boot() >= until_s:
-                return self._renew(held)
-            time.sleep(LONGEST_PAUSE_S)
+                return (yield from self._renew(held))
+            yield Sleep(LONGEST_PAUSE_S)
 
-    async def _aasked(self, held: HeldThread) -> Answer:
-        until_s = since_boot() + self.ttl_s
-        while True:
-            with contextlib.suppress(BackendUnavailable):
-                return await self._arenew(held)
-            if since_boot() >= until_s:
-                return await self._arenew(held)
-            await asyncio.sleep(LONGEST_PAUSE_S)
-
-    def _renew(self, held: HeldThread) -> Answer:
+    def _renew(self, held: HeldThread) -> Steps:
         asked_s = since_boot()
-        answer = self.place.renew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
-        return self._noted(held, answer, asked_s)
-
-    async def _arenew(self, held: HeldThread) -> Answer:
-        asked_s = since_boot()
-        answer = await self.place.arenew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
-        return self._noted(held, answer, asked_s)
-
-    def _noted(self, held: HeldThread, answer: Answer, asked_s: float) -> Answer:
+        answer = yield from self.place.renew(held.tenant, held.thread, held.says, self.ttl_s, held.epoch)
         if isinstance(answer, Busy):
             held.lost = answer
         else:
             held.until_s, held.renew_at_s = asked_s + self.ttl_s / 2, asked_s + self.ttl_s / 3
         return answer
 
-    def _renewed(self, held: HeldThread, answer: Answer) -> None:
-        if isinstance(answer, Busy):
-            raise lost_error(held.thread, held.lost, self.ttl_s)
-
     def look(self) -> float | None:
         """Renew what is due, and give back what was left; returns seconds until the next, ``None`` for none."""
-        self._settle()
+        drive(self._settle())
         now = since_boot()
         with self._lock:
             held = [each for several in self._held.values() for each in several if each.lost is None]
@@ -370,7 +291,7 @@ class ThreadLeases:
 
     def _renew_aside(self, held: HeldThread) -> None:
         try:
-            answer = self._renew(held)
+            answer = drive(self._renew(held))
             self._complained = False
         except Exception as error:  # noqa: BLE001 - a database's own; the lease runs out, and a write asks again
             held.renew_at_s = since_boot() + min(1.0, self.ttl_s / 6)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from orla_lg.core.steps import adrive, drive
 from orla_lg.errors import ConfigError, shown
 from orla_lg.graph.threads.databases import database_place
 from orla_lg.graph.threads.leases import ThreadLeases
@@ -76,7 +77,7 @@ def _in_store(store: Any) -> StorePlace:
 def _reads(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Method:
     @functools.wraps(method)
     def read(*args: Any, **kwargs: Any) -> Any:
-        leases.read(args[0] if args else kwargs["config"])
+        drive(leases.read(args[0] if args else kwargs["config"]))
         return method(*args, **kwargs)
 
     return read
@@ -85,7 +86,7 @@ def _reads(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Metho
 def _areads(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Method:
     @functools.wraps(method)
     async def read(*args: Any, **kwargs: Any) -> Any:
-        await leases.aread(args[0] if args else kwargs["config"])
+        await adrive(leases.read(args[0] if args else kwargs["config"]))
         return await method(*args, **kwargs)
 
     return read
@@ -94,7 +95,7 @@ def _areads(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Meth
 def _writes(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Method:
     @functools.wraps(method)
     def write(*args: Any, **kwargs: Any) -> Any:
-        return leases.write(inner, name, args, kwargs)
+        return drive(leases.write(inner, name, args, kwargs))
 
     return write
 
@@ -102,7 +103,7 @@ def _writes(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Meth
 def _awrites(leases: ThreadLeases, inner: Any, name: str, method: Method) -> Method:
     @functools.wraps(method)
     async def write(*args: Any, **kwargs: Any) -> Any:
-        return await leases.awrite(inner, name, args, kwargs)
+        return await adrive(leases.write(inner, name, args, kwargs))
 
     return write
 

@@ -1,23 +1,22 @@
 """Where leases of threads are kept: in a store of the process, or behind a link; a saver's own database is another.
 
-A place answers in the words of ``link.thread_leases``. Each method has a form for threads, which waits, and one for
-loops, which is awaited. Calls of one place come to it in their order: a thread that was given back can be taken by
-the next call.
+A place is asked by steps, which a thread carries out as well as a task; what they come to is an ``Answer`` of
+``link.thread_leases``. Calls of one place come to it in their order: a thread that was given back can be taken by the
+next call.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
-from orla_lg.core.steps import Steps, adrive
+from orla_lg.core.steps import Steps
 from orla_lg.errors import BackendUnavailable, OrlaError
+from orla_lg.graph.threads.steps import BlockingCall
 from orla_lg.link.requests import CoreRequests
 from orla_lg.link.thread_leases import (
-    Answer,
     Busy,
     LeasesInStore,
     LeaseStore,
@@ -41,31 +40,19 @@ class LeasePlace(Protocol):
     compares: bool
     """Whether writes to the saver compare the owner in their own transaction."""
 
-    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:
+    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Steps:
         """Take a thread for *owner*; the lease of the holder *gone*, of a process that has ended, counts as over."""
         ...
 
-    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:
+    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Steps:
         """Renew what was taken in *epoch*."""
         ...
 
-    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:
-        """Let the next run take the thread at once."""
+    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> Steps:
+        """Let the next run take the thread at once; without an answer."""
         ...
 
-    async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:
-        """As ``take``."""
-        ...
-
-    async def arenew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:
-        """As ``renew``."""
-        ...
-
-    async def agive_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:
-        """As ``give_back``."""
-        ...
-
-    def fenced(self, inner: Any, thread: str, holder: str) -> Any:
+    def fenced(self, inner: Any, thread: str, holder: str) -> Steps:
         """Return *inner* as writes compare the owner with *holder* (empty: with none), where the place compares."""
         ...
 
@@ -90,43 +77,24 @@ class StorePlace:
     def forked(self) -> None:  # noqa: D102
         self._aside = ThreadPoolExecutor(1, "orla-thread-leases")  # one: calls keep their order
 
-    async def _away(self, call: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._aside, call, *args)
+    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Steps:  # noqa: D102
+        return self._call(self._leases.take, lease_name(tenant, thread), owner, ttl_s, gone)
 
-    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        with _answers():
-            return self._leases.take(lease_name(tenant, thread), owner, ttl_s, gone)
+    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Steps:  # noqa: D102
+        return self._call(self._leases.renew, lease_name(tenant, thread), owner, ttl_s, epoch)
 
-    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        with _answers():
-            return self._leases.renew(lease_name(tenant, thread), owner, ttl_s, epoch)
+    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> Steps:  # noqa: D102
+        return self._call(self._leases.give_back, lease_name(tenant, thread), owner)
 
-    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        with _answers():
-            self._leases.give_back(lease_name(tenant, thread), owner)
+    def _call(self, method: Callable[..., Any], *args: Any) -> Steps:
+        """Ask the store; one that does not answer is waited for as a core is."""
+        try:
+            return (yield BlockingCall(partial(method, *args), self._aside))
+        except OrlaError as error:
+            raise BackendUnavailable(f"the store of thread leases cannot be asked: {error}") from error
 
-    async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        found: Answer = await self._away(self.take, tenant, thread, owner, ttl_s, gone)
-        return found
-
-    async def arenew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        found: Answer = await self._away(self.renew, tenant, thread, owner, ttl_s, epoch)
-        return found
-
-    async def agive_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        await self._away(self.give_back, tenant, thread, owner)
-
-    def fenced(self, inner: Any, thread: str, holder: str) -> Any:  # noqa: D102
+    def fenced(self, inner: Any, thread: str, holder: str) -> Steps:  # noqa: D102
         raise NotImplementedError
-
-
-@contextlib.contextmanager
-def _answers() -> Iterator[None]:
-    """Let a store that does not answer be waited for as a core is."""
-    try:
-        yield
-    except OrlaError as error:
-        raise BackendUnavailable(f"the store of thread leases cannot be asked: {error}") from error
 
 
 class LinkPlace:
@@ -144,37 +112,19 @@ class LinkPlace:
     def forked(self) -> None:  # noqa: D102
         ...
 
-    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        return _answer(self._ask("take", tenant, thread, owner, ttl_s=ttl_s, gone=gone))
+    def take(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Steps:  # noqa: D102
+        return self._ask("take", tenant, thread, owner, ttl_s=ttl_s, gone=gone)
 
-    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        return _answer(self._ask("renew", tenant, thread, owner, ttl_s=ttl_s, epoch=epoch))
+    def renew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Steps:  # noqa: D102
+        return self._ask("renew", tenant, thread, owner, ttl_s=ttl_s, epoch=epoch)
 
-    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        self._ask("give_back", tenant, thread, owner)
+    def give_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> Steps:  # noqa: D102
+        return self._ask("give_back", tenant, thread, owner)
 
-    async def atake(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, gone: str) -> Answer:  # noqa: D102
-        return _answer(await adrive(self._steps("take", tenant, thread, owner, ttl_s=ttl_s, gone=gone)))
-
-    async def arenew(self, tenant: str | None, thread: str, owner: ThreadOwner, ttl_s: float, epoch: int) -> Answer:  # noqa: D102
-        return _answer(await adrive(self._steps("renew", tenant, thread, owner, ttl_s=ttl_s, epoch=epoch)))
-
-    async def agive_back(self, tenant: str | None, thread: str, owner: ThreadOwner) -> None:  # noqa: D102
-        await adrive(self._steps("give_back", tenant, thread, owner))
-
-    def fenced(self, inner: Any, thread: str, holder: str) -> Any:  # noqa: D102
+    def fenced(self, inner: Any, thread: str, holder: str) -> Steps:  # noqa: D102
         raise NotImplementedError
 
-    def _ask(self, what: str, tenant: str | None, thread: str, owner: ThreadOwner, **more: Any) -> Any:
-        return self._requests.ask("thread", _said(what, tenant, thread, owner, more))
-
-    def _steps(self, what: str, tenant: str | None, thread: str, owner: ThreadOwner, **more: Any) -> Steps:
-        return self._requests.steps("thread", _said(what, tenant, thread, owner, more))
-
-
-def _said(what: str, tenant: str | None, thread: str, owner: ThreadOwner, more: dict[str, Any]) -> dict[str, Any]:
-    return {"what": what, "tenant": tenant, "thread": thread, "owner": owner._asdict(), **more}
-
-
-def _answer(said: Any) -> Answer:
-    return read_answer(said if isinstance(said, dict) else {})
+    def _ask(self, what: str, tenant: str | None, thread: str, owner: ThreadOwner, **more: Any) -> Steps:
+        asked = {"what": what, "tenant": tenant, "thread": thread, "owner": owner._asdict(), **more}
+        said = yield from self._requests.steps("thread", asked)
+        return read_answer(said if isinstance(said, dict) else {})

@@ -13,28 +13,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orla_lg import __version__
 from orla_lg.core.boundary.plain import counted
 from orla_lg.link.serving import LinkedServing
 from orla_lg.orla import Orla
 from orla_lg.serve.access.access import Denied, credentials
 from orla_lg.serve.access.keys import KeyScope
 from orla_lg.serve.api.denials import denial
-from orla_lg.serve.ending import CUT_OFF_S, ServerEnd
+from orla_lg.serve.ending import ServerEnd
 from orla_lg.serve.gateway.no_route import ON_ERROR
 from orla_lg.serve.gateway.routes import Shortcut, routes_of
-from orla_lg.serve.http.doors import SERVER_HEADER, Headers, protocol_for
+from orla_lg.serve.http.doors import Headers
 from orla_lg.serve.http.guard import PAGE_FILES, AccessLayer
 from orla_lg.serve.http.health import ALIVE, ORLA, PATHS, READY, CoreState, ReadinessGate, refuse
 from orla_lg.serve.http.listening import Listening
-from orla_lg.serve.running import SIGHUP, HttpServer, new_loop, signals
-from orla_lg.serve.server import IDLE_CONNECTION_S, gateway_settings, guard
+from orla_lg.serve.running import SIGHUP, http_server, new_loop, signals
+from orla_lg.serve.server import gateway_settings, guard
 from orla_lg.serve.settings import ServeSettings
 from orla_lg.serve.stateless.calls import LinkedGateway
 from orla_lg.serve.stateless.keys import CoreKeys, ForwardedAccess
@@ -115,7 +113,8 @@ class GatewayServer:
             opened: Where it listens.
             ready: Called with the URL when requests are answered.
         """
-        http, loop, drain_s = HttpServer(self._uvicorn()), asyncio.get_running_loop(), self.settings.table.drain_s
+        table, loop = self.settings.table, asyncio.get_running_loop()
+        http = http_server(self.app, self, table)
         self.serving.also_ends = partial(self._ends, loop)
         with signals(loop, {signal.SIGTERM: self.end, signal.SIGINT: self.end, SIGHUP: self._nothing_to_load}):
             async with asyncio.TaskGroup() as tasks:
@@ -124,7 +123,7 @@ class GatewayServer:
                 while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(0.005)
                 ready(self.settings.listen.url(opened.port, tls=self.settings.has_tls))
-                ending = tasks.create_task(self.ending.run(drain_s))
+                ending = tasks.create_task(self.ending.run(table.drain_s))
                 await serving
                 ending.cancel()
         self.serving.also_ends = None
@@ -148,15 +147,6 @@ class GatewayServer:
         """End what runs on a backend by grants that are over, from the link's thread."""
         if not loop.is_closed():
             asyncio.run_coroutine_threadsafe(self.gateway.end_all(backend), loop)
-
-    def _uvicorn(self) -> uvicorn.Config:
-        table = self.settings.table
-        return uvicorn.Config(
-            self.app, http=protocol_for(self), ws="none", lifespan="off",
-            loop="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
-            headers=[(SERVER_HEADER, __version__)], timeout_keep_alive=IDLE_CONNECTION_S,
-            timeout_graceful_shutdown=CUT_OFF_S, ssl_certfile=table.tls_cert, ssl_keyfile=table.tls_key,
-        )  # fmt: skip
 
 
 def elsewhere(core: str) -> Denied:
