@@ -2,17 +2,18 @@
 
 At each step: requests at the engine within the bound, each call ended once, order kept among what waits at one core,
 no grant of an older epoch believed, each replica with a request in the roster. The controls are scripts: each passes
-with the real parts, and breaks the bound with one of them spoilt.
+with the real parts, and breaks the bound with one of them spoilt. With ``ORLA_HYPOTHESIS=random`` there are ten times
+as many interleavings, and they have to find each spoilt part too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -38,7 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Interleaved(RuleBasedStateMachine):
-    spoilt: Mapping[str, Any] = {}
+    spoilt: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,17 +147,22 @@ class Interleaved(RuleBasedStateMachine):
             self.cores.close()
 
 
-EXAMPLES = int(os.environ.get("ORLA_LG_EXAMPLES", "6"))
+class WithTelling(Interleaved):
+    """The same, with an engine that says what it runs, so that replicas may freeze for longer than their lease."""
+
+    spoilt: ClassVar[Mapping[str, Any]] = {"tells": True}
 
 
-@pytest.mark.skipif(os.environ.get("ORLA_HYPOTHESIS") != "random", reason="long: by ORLA_HYPOTHESIS=random")
-def test_two_cores_keep_the_bound_whatever_happens() -> None:
-    run_state_machine_as_test(
-        Interleaved,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+RANDOM = os.environ.get("ORLA_HYPOTHESIS") == "random"
+EXAMPLES = int(os.environ.get("ORLA_LG_EXAMPLES", "300" if RANDOM else "30"))
+SETTINGS = settings(
+    max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.mark.parametrize("interleaved", [Interleaved, WithTelling])
+def test_two_cores_keep_the_bound_whatever_happens(interleaved: type[Interleaved]) -> None:
+    run_state_machine_as_test(interleaved, settings=SETTINGS)
 
 
 # The controls
@@ -233,14 +239,38 @@ def a_core_that_another_one_followed(cores: TwoCores) -> None:
 
 
 SOUND = [a_late_replica, a_frozen_replica, a_core_without_its_store, a_core_that_another_one_followed]
-SPOILT: Mapping[str, tuple[Script, dict[str, object]]] = {
-    "nothing waits for the roster": (a_late_replica, {"heeds_roster": False}),
-    "a fixed grace": (a_late_replica, {}),
-    "what a frozen replica holds is forgotten": (a_frozen_replica, {"tells": True}),
-    "a lease that never runs out": (a_core_without_its_store, {"lease": Heedless}),
-    "any epoch is believed": (
-        a_core_that_another_one_followed,
-        {"lease": Heedless, "heeds_fences": False, "heeds_epochs": False},
+
+
+class Spoilt(NamedTuple):
+    """One part that is missing."""
+
+    script: Script
+    """Breaks the bound without it."""
+    how: Mapping[str, Any] = {}
+    """As ``TwoCores`` is told."""
+    patched: Callable[[pytest.MonkeyPatch], None] = lambda patch: None
+
+
+def grace(patch: pytest.MonkeyPatch) -> None:
+    begin = Recovery.begin
+
+    def with_grace(self: Recovery, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
+        begin(self, roster, now, 0.3)
+
+    patch.setattr(Recovery, "begin", with_grace)
+
+
+def forgets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(orphans.Orphans, "silent", lambda *_: None)
+
+
+SPOILT = {
+    "nothing waits for the roster": Spoilt(a_late_replica, {"heeds_roster": False}),
+    "a fixed grace": Spoilt(a_late_replica, patched=grace),
+    "what a frozen replica holds is forgotten": Spoilt(a_frozen_replica, {"tells": True}, forgets),
+    "a lease that never runs out": Spoilt(a_core_without_its_store, {"lease": Heedless}),
+    "any epoch is believed": Spoilt(
+        a_core_that_another_one_followed, {"lease": Heedless, "heeds_fences": False, "heeds_epochs": False}
     ),
 }
 
@@ -273,16 +303,25 @@ def test_epochs_alone_hold_it_where_neither_lease_nor_fence_does(made: list[TwoC
 def test_without_one_of_the_parts_it_does_not(
     control: str, made: list[TwoCores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, spoilt = SPOILT[control]
-    if control == "a fixed grace":
-        begin = Recovery.begin
-
-        def with_grace(self: Recovery, roster: Mapping[str, Listed], now: float, patience_s: float) -> None:
-            begin(self, roster, now, 0.3)
-
-        monkeypatch.setattr(Recovery, "begin", with_grace)
-    if control == "what a frozen replica holds is forgotten":
-        monkeypatch.setattr(orphans.Orphans, "silent", lambda *_: None)
-    made.append(cores := TwoCores(**spoilt))  # type: ignore[arg-type]
-    script(cores)
+    spoilt = SPOILT[control]
+    spoilt.patched(monkeypatch)
+    made.append(cores := TwoCores(**spoilt.how))
+    spoilt.script(cores)
     assert cores.most > BOUND, "the control must fail, else the other tests prove nothing"
+
+
+@pytest.mark.skipif(not RANDOM, reason="long: by ORLA_HYPOTHESIS=random")
+@pytest.mark.parametrize("control", SPOILT)
+def test_interleavings_find_what_is_missing(control: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = SPOILT[control]
+    spoilt.patched(monkeypatch)
+
+    class Missing(Interleaved):
+        spoilt = SPOILT[control].how
+
+        def teardown(self) -> None:
+            self.cores.close()
+
+    chosen = settings(SETTINGS, max_examples=1000, phases=[Phase.generate], database=None)
+    with pytest.raises(AssertionError, match=f"at the engine, {BOUND} are allowed"):
+        run_state_machine_as_test(Missing, settings=chosen)
