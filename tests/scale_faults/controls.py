@@ -46,8 +46,8 @@ def no_lease(site: Site, dice: Random) -> None:
 def any_epoch(site: Site, dice: Random) -> None:
     """All replicas are with the core after it, when one goes back that looks at no epoch.
 
-    The spoilt core takes what the others had by it for calls of lost replicas, and the engine says that it is full: so it
-    holds their places for as long as such a report is believed.
+    The spoilt core takes what the others had by it for calls of lost replicas, and the engine says that it is full:
+    their places are held for as long as such a report is believed.
     """
     spoilt = spoilt_core(site, "lease")
     follower = site.standby_of(spoilt).await_state("ready")
