@@ -6,7 +6,8 @@ once are counted; what carries no mark is answered at once and only counted as s
 so much later, as a busy engine does: until then the call runs on, and its load says so.
 
 ``python -m tests.scripted_engine`` prints its URL and serves until it is stopped. ``GET /account`` gives the account
-as JSON; ``?anew`` forgets the most at once then, ``?late_s=2`` sets how late hang-ups are noticed.
+as JSON, and which calls run; ``?anew`` forgets the most at once then, ``?late_s=2`` sets how late hang-ups are
+noticed.
 """
 
 from __future__ import annotations
@@ -76,14 +77,24 @@ class Account:
     def __init__(self) -> None:
         self.served = self.running = self.hung_up = self.open = 0
         self.delivered = Counter[str]()
+        self.calls = Counter[str]()
+        """Those that run, by their marks."""
         self.most, self.most_s = 0, 0.0
 
     def begin(self, call: str) -> None:
         """Count a marked call in."""
         self.delivered[call] += 1
+        self.calls[call] += 1
         self.running += 1
         if self.running > self.most:
             self.most, self.most_s = self.running, time.monotonic()
+
+    def end(self, call: str) -> None:
+        """Count a marked call out."""
+        self.running -= 1
+        self.calls[call] -= 1
+        if not self.calls[call]:
+            del self.calls[call]
 
     def asdict(self) -> dict[str, Any]:
         """Return it as JSON carries it."""
@@ -91,6 +102,7 @@ class Account:
         return {
             "served": self.served, "running": self.running, "open": self.open, "hung_up": self.hung_up,
             "delivered": len(self.delivered), "twice": twice, "most": self.most, "most_s": self.most_s,
+            "calls": sorted(self.calls),
         }  # fmt: skip
 
     def anew(self) -> None:
@@ -110,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._timer: asyncio.TimerHandle | None = None
         self._ends_s = 0.0
-        self._marked = False
+        self._marked = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -159,8 +171,8 @@ class Connection(asyncio.Protocol):
         mark = MARK.search(self._body)
         pause_s = float(mark[2]) if mark else self._chosen.before_s
         if mark:
-            self._marked = True
-            self._account.begin(mark[1].decode())
+            self._marked = mark[1].decode()
+            self._account.begin(self._marked)
         if pause_s:
             self._ends_s = self._loop.time() + pause_s
             self._timer = self._loop.call_later(pause_s, self._reply)
@@ -194,8 +206,8 @@ class Connection(asyncio.Protocol):
     def _over(self) -> None:
         self._timer = None
         if self._marked:
-            self._marked = False
-            self._account.running -= 1
+            self._account.end(self._marked)
+            self._marked = ""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Notice a hang-up, or act as if it was not noticed yet."""

@@ -63,8 +63,7 @@ def core_killed_and_a_replica_late(site: Site, dice: Random, spoilt: str = "") -
     if spoilt:
         site.start_core(site.standby_of(core).seat, spoilt)
         site.await_warm()
-    site.await_full()
-    late = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    late = dice.choice(site.await_busy(site.replicas))
     late.say(late_s=LATE_S)
     time.sleep(0.1)
     fault_s = monotonic()
@@ -138,8 +137,7 @@ def standby_frozen_and_core_killed(site: Site, dice: Random) -> Flow:
 
 
 def replica_killed(site: Site, dice: Random) -> Flow:
-    site.await_full()
-    victim = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    victim = dice.choice(site.await_busy(site.replicas))
     fault_s = monotonic()
     site.kill_replica(victim)
     flows = site.flow(fault_s)
@@ -148,8 +146,7 @@ def replica_killed(site: Site, dice: Random) -> Flow:
 
 
 def replica_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
-    site.await_full()
-    victim, fault_s = dice.choice(site.replicas), monotonic()
+    victim, fault_s = dice.choice(site.await_busy(site.replicas)), monotonic()
     victim.freeze()
     try:
         flows = site.flow(fault_s)
@@ -166,8 +163,7 @@ def replica_frozen_beyond_its_lease(site: Site, dice: Random) -> Flow:
 
 def core_and_replica_killed(site: Site, dice: Random) -> Flow:
     core = site.await_warm()
-    site.await_full()
-    victim = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    victim = dice.choice(site.await_busy(site.replicas))
     fault_s = monotonic()
     core.kill()
     site.kill_replica(victim)
@@ -179,8 +175,7 @@ def core_and_replica_killed(site: Site, dice: Random) -> Flow:
 
 def core_killed_and_replica_frozen(site: Site, dice: Random) -> Flow:
     core = site.await_warm()
-    site.await_full()
-    victim, fault_s = dice.choice(site.replicas), monotonic()
+    victim, fault_s = dice.choice(site.await_busy(site.replicas)), monotonic()
     victim.freeze()
     core.kill()
     try:
@@ -196,8 +191,7 @@ def core_killed_and_replica_frozen(site: Site, dice: Random) -> Flow:
 
 
 def gateway_killed(site: Site, dice: Random) -> Flow:
-    site.await_full()
-    victim, fault_s = dice.choice(site.gateways), monotonic()
+    victim, fault_s = site.await_busy_gateway(dice), monotonic()
     victim.kill()
     flows = site.flow(fault_s)
     site.start_gateway(victim)
@@ -205,8 +199,7 @@ def gateway_killed(site: Site, dice: Random) -> Flow:
 
 
 def gateway_frozen(site: Site, dice: Random, seconds: float = FROZEN_S) -> Flow:
-    site.await_full()
-    victim, fault_s = dice.choice(site.gateways), monotonic()
+    victim, fault_s = site.await_busy_gateway(dice), monotonic()
     victim.freeze()
     try:
         flows = site.flow(fault_s)
@@ -251,8 +244,7 @@ def redis_frozen(site: Site, dice: Random) -> Flow:
 def redis_and_core_killed(site: Site, dice: Random, *, durable: bool = True) -> Flow:
     assert site.redis is not None
     core = site.await_warm()
-    site.await_full()
-    late = dice.choice([each for each in site.replicas if each.open_calls("long")])
+    late = dice.choice(site.await_busy(site.replicas))
     late.say(late_s=LATE_S)
     time.sleep(0.1)
     fault_s = monotonic()

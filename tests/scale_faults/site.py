@@ -241,6 +241,25 @@ class Site:
         self.until(lambda: self.engines[MAIN].account()["running"] >= BOUNDS[MAIN], "the engine is full")
         self.until(lambda: all(each.open_calls("long") for each in self.callers), "each replica has calls")
 
+    def await_busy(self, callers: Sequence[Caller]) -> list[Caller]:
+        """Wait until the engine of long calls is full, and return the callers of these that have calls there."""
+        self.await_full()
+
+        def found() -> list[Caller]:
+            at_engine = {call.partition(".")[0] for call in self.engines[MAIN].account()["calls"]}
+            return [each for each in callers if each.name in at_engine]
+
+        busy: list[Caller] = self.until(found, "one of these has calls at the engine")
+        return busy
+
+    def await_busy_gateway(self, dice: Random) -> Server:
+        """Return a gateway whose clients have calls at the full engine."""
+        return self.gateways[self.clients.index(dice.choice(self.await_busy(self.clients)))]
+
+    def is_beyond(self) -> bool:
+        """Whether an engine had more calls at once than its bound."""
+        return any(self.engines[name].account()["most"] > bound for name, bound in BOUNDS.items())
+
     def open_calls(self) -> set[str]:
         return {call for each in self.callers for call in each.open_calls()}
 
