@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from orla_lg import config, explain_tools, timeline
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.boundary.plain import counted, json_line, shown
+from orla_lg.core.engine.backend import Effect
 from orla_lg.errors import ConfigError, OrlaError
 
 EXAMPLES = """\
@@ -48,18 +50,23 @@ CACHE_ACTIONS = {
 }
 """What became of the slot's contents, by ``Record.cache_action``."""
 
-EFFECTS = {
-    "freed": "the engine freed it",
-    "demoted": "others may have its place",
-    "pinned": "it stays for a while",
-    "saved": "it was saved",
-    "restored": "it was restored",
-    "warmed": "it was prefilled",
-    "deferred": "it is not used again, and goes later",
-    "failed": "that failed",
-    "unsupported": "the engine cannot",
-    "unknown": "it was not answered before the end",
-}
+EFFECTS: Mapping[str, str] = complete(
+    Effect,
+    {
+        "freed": "the engine freed it",
+        "demoted": "others may have its place",
+        "pinned": "it stays for a while",
+        "saved": "it was saved",
+        "restored": "it was restored",
+        "warmed": "it was prefilled",
+        "deferred": "it is not used again, and goes later",
+        "failed": "that failed",
+        "unsupported": "the engine cannot",
+        "unknown": "it was not answered before the end",
+    },
+    "EFFECTS in orla_lg.explain",
+)
+"""What came of an order to an engine's cache."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,6 +18,7 @@ from orla_lg.core.call import Call, Usage
 from orla_lg.core.engine.backend import Backend, BackendAdapter, Probe, concurrency_of
 from orla_lg.core.engine.capabilities import EngineStats
 from orla_lg.core.memory.events import CacheAction, Doing, Verb
+from orla_lg.core.memory.verbs import VERBS
 from orla_lg.core.operation.statistics import BackendStatistics, statistics_of
 from orla_lg.core.prefetch.prefetcher import Prefetcher
 from orla_lg.core.queues import BackendQueue, Policies, Queued
@@ -228,10 +229,11 @@ class BackendScheduler:
         if action.verb is Verb.WARM:
             self.warming.wish(action)
             return
+        meaning = VERBS[action.verb]
         with self.lock:
-            if action.verb is Verb.FLUSH:
-                self.warming.forget(action.workflow)  # that prompt is not needed again
-            if action.verb is not Verb.PIN:
+            if meaning.forgets:
+                self.warming.forget(action.workflow)
+            if meaning.releases:
                 self.warming.dismiss(action.workflow)
             cache = self.cache
             trail = cache.apply(action)

@@ -16,15 +16,9 @@ from orla_lg.core.cache.engine_cache import EngineCache
 from orla_lg.core.cache.verification import Order, OrderBook, OrderLog, Verification
 from orla_lg.core.engine.backend import BackendAdapter, Capability, Effect
 from orla_lg.core.engine.capabilities import KVControl, Lingering, WorkflowCache
-from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding, Verb
+from orla_lg.core.memory.events import CacheAction, CacheEvent, EventKind, Holding
+from orla_lg.core.memory.verbs import VERBS, EngineOrder
 from orla_lg.errors import OrlaClosed
-
-NEEDED = {
-    Verb.PIN: Capability.PIN,
-    Verb.RELEASE: Capability.RELEASE,
-    Verb.FLUSH: Capability.FLUSH_WORKFLOW,
-}
-"""What an engine must be able to, for each order."""
 
 
 class RecordSink(Protocol):
@@ -88,28 +82,22 @@ class CacheOrders:
     # To the engine
 
     def bring(self, cache: EngineCache, action: CacheAction, trail: OrderLog) -> None:
-        """Give the engine an order, or of a flush what it can: let go first what it cannot forget."""
-        can = None
-        if self._control is not None:
-            verbs = (Verb.FLUSH, Verb.RELEASE) if action.verb is Verb.FLUSH else (action.verb,)
-            can = next((verb for verb in verbs if verb in NEEDED and self._offers(NEEDED[verb])), None)
-        if self._control is not None and can is not None:
+        """Give the engine an order, the first that it is able to of those that the verb stands for."""
+        order = next((each for each in VERBS[action.verb].orders if self._offers(each.needs)), None)
+        if self._control is not None and order is not None:
             try:
-                self._background.errand(self._order(self._control, can, cache, action, trail))
+                self._background.errand(self._order(self._control, order, cache, action, trail))
             except OrlaClosed:
                 self._took_effect(cache, action, trail, Effect.FAILED)
         else:
             self._took_effect(cache, action, trail, Effect.UNSUPPORTED)
 
     async def _order(
-        self, control: KVControl, can: Verb, cache: EngineCache, action: CacheAction, trail: OrderLog
+        self, control: KVControl, order: EngineOrder, cache: EngineCache, action: CacheAction, trail: OrderLog
     ) -> None:
-        effect, scope = Effect.UNKNOWN, WorkflowCache(action.workflow)
+        effect = Effect.UNKNOWN
         try:
-            if can is Verb.PIN:
-                effect = await control.pin(scope, ttl_s=action.ttl_s)
-            else:
-                effect = await (control.flush if can is Verb.FLUSH else control.release)(scope)
+            effect = await order.ask(control, WorkflowCache(action.workflow), action)
         finally:
             self._took_effect(cache, action, trail, effect)
 

@@ -8,19 +8,23 @@ of a workflow opens an ``OrderLog`` on its backend: the orders that follow it, a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from math import inf
 from typing import NamedTuple
 
 from orla_lg.core.boundary.bounded_dict import BoundedDict
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.engine.backend import Effect
 from orla_lg.core.memory.events import Verb
+from orla_lg.core.memory.verbs import VERBS
 
 KEEP_TRAILS = 20_000
 """Workflows with a last call remembered on a backend; the next call of a forgotten one is not verified."""
 
 KEEP_ORDERS = 8
-"""Of one log, the newest."""
+"""So many orders are kept in one log, the newest."""
 
 SLACK_TOKENS = 160
 SLACK = 0.1
@@ -34,6 +38,40 @@ LATELY = 0.2
 WHOLE = 0.5
 """Less than this part of the tokens expected in a slot or a file is a loss and no wrong estimate: they are estimates
 where the engine did not count, and after calls that broke off."""
+
+
+class Finds(Enum):
+    """What the next call should find of what was believed to be there when it was asked for."""
+
+    ALL = "all"
+    SHARED = "shared"
+    """Only what other workflows have too."""
+    ANY = "any"
+    """Some, or nothing: the engine is free to take it."""
+    AS_BEFORE = "as before"
+    """The effect says nothing of it; the one before still does."""
+
+
+_AFTER: Mapping[Effect, Finds] = complete(
+    Effect,
+    {
+        Effect.FREED: Finds.SHARED,
+        Effect.DEMOTED: Finds.ANY,
+        Effect.PINNED: Finds.ALL,
+        Effect.SAVED: Finds.ALL,
+        Effect.RESTORED: Finds.ALL,
+        Effect.WARMED: Finds.ALL,
+        Effect.DEFERRED: Finds.AS_BEFORE,
+        Effect.FAILED: Finds.AS_BEFORE,
+        Effect.UNSUPPORTED: Finds.AS_BEFORE,
+        Effect.UNKNOWN: Finds.AS_BEFORE,
+    },
+    "_AFTER in orla_lg.core.cache.verification",
+)
+"""By effect; a new one gets an entry here."""
+
+_FINDS: Mapping[Effect | None, Finds] = dict([(None, Finds.ALL), *_AFTER.items()])
+"""Where nothing was asked, all should just be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +106,9 @@ class ExpectedTokens(NamedTuple):
     """What a call should find when it goes."""
 
     tokens: int
-    """Of its prompt, believed to be in the cache."""
+    """So much of its prompt is believed to be in the cache."""
     shared_tokens: int
-    """Of these, what other workflows have too: no flush of this one takes that away."""
+    """So many of ``tokens`` other workflows have too: no flush of this one takes them away."""
     after: str | None
     """The call before, after which the orders came."""
     effect: Effect | None
@@ -94,7 +132,7 @@ class VerificationCounts:
     claimed_tokens: int
     """Of all prompts that engines count, what was expected to be in the cache."""
     verified_tokens: int
-    """Of that, what the engines found."""
+    """How many of ``claimed_tokens`` the engines found."""
     borne_out: dict[str, int]
     """By effect (``kept`` where nothing was asked), how often the next call found what was promised."""
     refuted: dict[str, int]
@@ -107,9 +145,10 @@ def judge(claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
         return Verification(claimed, None, None)
     slack = max(SLACK_TOKENS, SLACK * claimed.tokens)
     borne_out: bool | None = None
-    if claimed.effect is Effect.FREED:
+    finds = _FINDS[claimed.effect]
+    if finds is Finds.SHARED:
         borne_out = cached_tokens <= claimed.shared_tokens + slack
-    elif claimed.effect in (None, *_PROMISING) and claimed.tokens > slack:  # of less, nothing at all could be missing
+    elif finds is Finds.ALL and claimed.tokens > slack:  # of less, nothing at all could be missing
         borne_out = cached_tokens >= claimed.tokens - slack
     return Verification(claimed, cached_tokens, borne_out)
 
@@ -142,7 +181,7 @@ class OrderBook:
     def asks(self, workflow: str, verb: Verb) -> OrderLog | None:
         """Open an order; ``None`` if the engine has seen nothing of the workflow, or the last order was the same."""
         trail = self.trails.get(workflow)
-        if trail is None or (trail.last_verb is verb and verb is not Verb.PIN):
+        if trail is None or (trail.last_verb is verb and not VERBS[verb].repeats):
             return None
         trail.last_verb = verb
         trail.waits += 1
@@ -174,17 +213,21 @@ class OrderBook:
         trail = self.trails.get(workflow)
         if trail is None:
             return ExpectedTokens(tokens, shared_tokens, None, None)
-        effects = [order.effect for order in trail.orders if order.effect in _SAYING and now < order.until_s]
+        effects = [
+            order.effect
+            for order in trail.orders
+            if now < order.until_s and _FINDS[order.effect] is not Finds.AS_BEFORE
+        ]
         return ExpectedTokens(tokens, shared_tokens, trail.call_id, effects[-1] if effects else None)
 
     def judge(self, claimed: ExpectedTokens, cached_tokens: int | None) -> Verification:
         """Compare the tokens expected with what the call found, and count the outcome."""
         verdict = judge(claimed, cached_tokens)
-        if cached_tokens is not None and claimed.effect is not Effect.FREED:
+        if cached_tokens is not None and _FINDS[claimed.effect] is not Finds.SHARED:
             self._claimed_tokens += claimed.tokens
             self._verified_tokens += min(claimed.tokens, cached_tokens)
         if verdict.borne_out is not None:
-            if cached_tokens is not None and claimed.effect is not Effect.FREED:
+            if cached_tokens is not None and _FINDS[claimed.effect] is not Finds.SHARED:
                 self.found(claimed.tokens, cached_tokens)
             counter = self._borne_out if verdict.borne_out else self._refuted
             counter["kept" if claimed.effect is None else str(claimed.effect)] += 1
@@ -213,10 +256,3 @@ class OrderBook:
         return VerificationCounts(
             self._claimed_tokens, self._verified_tokens, dict(self._borne_out), dict(self._refuted)
         )
-
-
-_PROMISING = (Effect.PINNED, Effect.SAVED, Effect.RESTORED, Effect.WARMED)
-"""Effects after which the next call finds what is believed to be there."""
-
-_SAYING = frozenset(Effect) - {Effect.UNSUPPORTED, Effect.FAILED, Effect.DEFERRED, Effect.UNKNOWN}
-"""Effects that say what the next call finds; the others leave it as it was."""

@@ -8,12 +8,38 @@ from typing import Any
 
 from orla_lg.arguments import answering
 from orla_lg.core.boundary.checked import dotted, is_number
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.boundary.stage_rules import Ruling, StageRules
 from orla_lg.core.identity import ANY_STAGE
 from orla_lg.errors import ConfigError, did_you_mean, shown
 
-FIGURES: Mapping[str, str] = {"calls": "{} calls", "tokens": "{} tokens", "cost_usd": "${:.6g}", "wall_s": "{:.6g} s"}
-"""What can be limited, and how a message says it."""
+
+@dataclass(frozen=True, slots=True)
+class LimitFigure:
+    """Something that can be limited."""
+
+    said: str
+    """How a message says an amount of it."""
+    whole: bool = False
+    """There are only whole numbers of it."""
+    digits: int = 0
+    """Sums are rounded to so many decimals, far below what is ever counted."""
+
+    def format(self, amount: float) -> str:
+        """Return an amount as a message says it."""
+        return self.said.format(amount)
+
+
+USD_DIGITS, SECOND_DIGITS = 12, 6
+
+FIGURES: Mapping[str, LimitFigure] = {
+    "calls": LimitFigure("{} calls", whole=True),
+    "tokens": LimitFigure("{} tokens", whole=True),
+    "cost_usd": LimitFigure("${:.6g}", digits=USD_DIGITS),
+    "wall_s": LimitFigure("{:.6g} s", digits=SECOND_DIGITS),
+}
+"""What can be limited, in the order in which amounts are kept and stored. ``Limit`` and ``Amount`` have a field for
+each, checked when they are imported; all other code goes over this table."""
 
 
 @answering
@@ -34,11 +60,12 @@ class Limit:
     wall_s: float | None = None
     """Seconds: of a run, since it began; of a stage or tenant, that engines worked on its calls, added up."""
     per_s: float | None = None
-    """In any so many seconds; ``None``: since the ``Orla`` or the run began."""
+    """In any so many seconds; ``None``: since the ``Orla`` or the run began. A call that finds the window full is
+    refused, and does not wait for it."""
 
     def __post_init__(self) -> None:
         for name in FIGURES:
-            whole = name in ("calls", "tokens")
+            whole = FIGURES[name].whole
             if not _is_number(getattr(self, name), whole=whole):
                 kind = "whole number" if whole else "number"
                 raise ConfigError(f"{name} must be a {kind} of at least 0, got {shown(getattr(self, name))}")
@@ -46,6 +73,9 @@ class Limit:
             raise ConfigError(f"per_s must be a number of seconds above 0, got {shown(self.per_s)}")
         if self.per_s is not None and all(getattr(self, name) is None for name in FIGURES):
             raise ConfigError(f"per_s limits nothing by itself; give one of {', '.join(FIGURES)} with it")
+
+
+complete(FIGURES, {each.name: each for each in fields(Limit) if each.name != "per_s"}, "Limit, by its fields,")
 
 
 def _is_number(value: object, *, whole: bool) -> bool:

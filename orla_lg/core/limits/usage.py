@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 from typing import Protocol
 
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.call import CHARS_PER_TOKEN, Assignment, Call, Usage
 from orla_lg.core.engine.backend import Cost, price
-from orla_lg.core.limits.limits import FIGURES, Limit
+from orla_lg.core.limits.limits import FIGURES, SECOND_DIGITS, USD_DIGITS, Limit
 from orla_lg.errors import BudgetExceeded
 
 SLICES = 60
@@ -22,7 +24,8 @@ SLICES = 60
 class Amount:
     """What one call uses, or many together.
 
-    Sums are rounded far below any price, so that what is given back is exactly what was taken.
+    Sums are rounded far below any price, so that what is given back is exactly what was taken. They are written out,
+    as each call under a limit makes some; a test holds them to ``FIGURES``.
     """
 
     calls: int = 0
@@ -37,14 +40,19 @@ class Amount:
         return Amount(
             self.calls + other.calls,
             self.tokens + other.tokens,
-            round(self.cost_usd + other.cost_usd, 12),
-            round(self.wall_s + other.wall_s, 6),
+            round(self.cost_usd + other.cost_usd, USD_DIGITS),
+            round(self.wall_s + other.wall_s, SECOND_DIGITS),
         )
 
     def minus(self, other: Amount) -> Amount:
         """Return the difference."""
         return self.plus(Amount(-other.calls, -other.tokens, -other.cost_usd, -other.wall_s))
 
+
+complete(FIGURES, {each.name: each for each in fields(Amount)}, "Amount, by its fields,")
+
+figures_of: Callable[[Amount], tuple[float, ...]] = attrgetter(*FIGURES)
+"""Return an amount's numbers, in the order of ``FIGURES`` and of its own fields."""
 
 NOTHING = Amount()
 
@@ -70,7 +78,7 @@ def expected(call: Call, assignment: Assignment, cost: Cost, service_s: float | 
 def used(usage: Usage, cost: Cost, service_s: float) -> Amount:
     """Return what one call used."""
     tokens = usage.prompt_tokens + usage.completion_tokens
-    return NOTHING.plus(Amount(1, tokens, price(usage, cost) or 0.0, service_s))
+    return NOTHING.plus(Amount(calls=1, tokens=tokens, cost_usd=price(usage, cost) or 0.0, wall_s=service_s))
 
 
 class SliceSpent(Exception):

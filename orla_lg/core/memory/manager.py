@@ -24,8 +24,10 @@ from orla_lg.core.memory.events import (
     MemoryPolicy,
     Returns,
     SplitPrompt,
+    Verb,
 )
 from orla_lg.core.memory.policies import ReleaseOnly, WarmNextStage, rules_for
+from orla_lg.core.memory.verbs import VERBS
 from orla_lg.core.scheduler import BackendScheduler
 
 ON_THREAD = {EventKind.INTERRUPTED: returns.HUMAN, EventKind.IDLE: returns.IDLE}
@@ -229,7 +231,10 @@ class MemoryManager:
 
 
 def _checked(action: CacheAction) -> CacheAction:
-    """Return what a policy decided, if it is an action."""
+    """Return what a policy decided, if it is an action that a policy may ask for."""
     if not isinstance(action, CacheAction):
         raise TypeError(f"decide(event) returns CacheActions, as a list; in it was {action!r}")
+    if not (isinstance(action.verb, Verb) and VERBS[action.verb].of_policies):
+        names = ", ".join(f"Verb.{verb.name}" for verb, meaning in VERBS.items() if meaning.of_policies)
+        raise TypeError(f"the verb of a policy's CacheAction is one of {names}; it was {action.verb!r}")
     return action

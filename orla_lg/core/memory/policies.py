@@ -13,9 +13,8 @@ from typing import ClassVar
 
 from orla_lg.arguments import answering
 from orla_lg.core.memory.events import CacheAction, CacheEvent, Doing, EventKind, Holding, MemoryPolicy, Returns, Verb
+from orla_lg.core.memory.verbs import VERBS
 from orla_lg.errors import ConfigError, did_you_mean, shown
-
-STRENGTH = {verb: strength for strength, verb in enumerate(Verb)}
 
 ALL_KINDS = frozenset(EventKind)
 
@@ -259,7 +258,7 @@ class Joined:
                 warms = action.verb is Verb.WARM
                 place = (action.workflow, action.backend, action.after_s, warms, action.stage, action.next_of)
                 known = chosen.get(place)
-                if known is None or STRENGTH[action.verb] > STRENGTH[known.verb]:
+                if known is None or VERBS[action.verb].strength > VERBS[known.verb].strength:
                     chosen[place] = action
         return list(chosen.values())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from orla_lg.config_file import find_file
 from orla_lg.core.boundary import checked
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.boundary.plain import shown as printable
 from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.errors import ConfigError, shown
@@ -56,12 +57,19 @@ LIMIT_HELP = (
     'may be given several times: "60 calls per 1m", "2M tokens per 1d", "5 usd"'
 )
 
-_UNITS = {"call": "calls", "token": "tokens", "usd": "cost_usd", "$": "cost_usd", "second": "wall_s"}
+_WORDS: Mapping[str, tuple[str, ...]] = complete(
+    FIGURES,
+    {"calls": ("call",), "tokens": ("token",), "cost_usd": ("usd", "$"), "wall_s": ("second",)},
+    "_WORDS in orla_lg.serve.access.commands",
+)
+"""How the command line names each figure."""
+_UNITS = {word: figure for figure, words in _WORDS.items() for word in words}
 _TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _LIMIT = re.compile(
-    r"\s*(?P<number>\d[\d_]*(?:\.\d+)?)(?P<factor>k|m)?\s*(?P<unit>call|token|usd|second|\$)s?"
+    r"\s*(?P<number>\d[\d_]*(?:\.\d+)?)(?P<factor>k|m)?\s*"
+    rf"(?P<unit>{'|'.join(map(re.escape, _UNITS))})s?"
     r"(?:\s*(?:per|/)\s*(?P<time>\S.*?))?\s*",
     re.IGNORECASE,
 )
@@ -304,7 +312,7 @@ def limit_of(said: str) -> Limit:
         raise ConfigError(f'--limit {shown(said)} must be like "60 calls per 1m", "2M tokens per 1d" or "5 usd"')
     figure = _UNITS[found["unit"].lower()]
     number: Any = float(found["number"].replace("_", "")) * _FACTORS[(found["factor"] or "").lower()]
-    if figure in ("calls", "tokens"):
+    if FIGURES[figure].whole:
         if number != int(number):
             raise ConfigError(f"--limit {shown(said)}: there are only whole {figure}")
         number = int(number)

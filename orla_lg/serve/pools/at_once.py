@@ -5,11 +5,11 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from orla_lg.core.limits.limits import Limit
-from orla_lg.core.limits.usage import NOTHING, Amount, Bound, Scope, SliceSpent, UsageAccount
+from orla_lg.core.limits.usage import NOTHING, Amount, Bound, Scope, SliceSpent, UsageAccount, figures_of
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.access.budgets import HeldSlot
 from orla_lg.serve.pools.held import HeldSlice
-from orla_lg.serve.pools.shares import AT_ONCE, figures
+from orla_lg.serve.pools.shares import AT_ONCE
 from orla_lg.serve.pools.slices import SliceBook
 
 ONE = Amount(calls=1)
@@ -65,5 +65,5 @@ class PooledSlots:
         with self._book.lock:
             now = self._book.clock()
             held.account.settle(ONE, NOTHING, now)
-            if held.waiting and held.has(figures(held.account.total.plus(ONE)), now):
+            if held.waiting and held.has(figures_of(held.account.total.plus(ONE)), now):
                 held.notify()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from orla_lg.core.limits.limits import FIGURES, Limit
 from orla_lg.core.limits.usage import SLICES as STEPS
-from orla_lg.core.limits.usage import Amount, Bound, SliceSpent, UsageAccount
+from orla_lg.core.limits.usage import Amount, Bound, SliceSpent, UsageAccount, figures_of
 from orla_lg.errors import BudgetExceeded
 from orla_lg.serve.pools.shares import (
     NONE,
@@ -19,7 +19,6 @@ from orla_lg.serve.pools.shares import (
     Shares,
     Sharing,
     bounds,
-    figures,
     fits,
     free_of,
     least,
@@ -152,14 +151,11 @@ class HeldSlice:
     @property
     def base(self) -> Figures:
         """Return what is spent and promised here, and what may be."""
-        return self.bounded(plus(figures(self.account.total), self.lost))
+        return self.bounded(plus(figures_of(self.account.total), self.lost))
 
     def bounded(self, found: Figures) -> Figures:
         """Return figures without those that are not limited."""
-        calls, tokens, cost_usd, wall_s = (
-            0.0 if bound == inf else each for each, bound in zip(found, self.limit, strict=True)
-        )
-        return calls, tokens, cost_usd, wall_s
+        return tuple(0.0 if bound == inf else each for each, bound in zip(found, self.limit, strict=True))
 
     def has(self, after: Figures, now: float) -> bool:
         """Whether so much in all is in hand: for good, or for as long as no other pool can have taken it back."""
@@ -179,8 +175,8 @@ class HeldSlice:
         self.under(bound)
         if self.limit == UNBOUND:
             return
-        need, self.used_s = figures(asked), now
-        after = plus(plus(figures(self.account.total), self.lost), need)
+        need, self.used_s = figures_of(asked), now
+        after = plus(plus(figures_of(self.account.total), self.lost), need)
         self.worth = most(self.worth, need)
         if self.has(after, now):
             self.count += 1

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from orla_lg.core.limits.limits import Limit
-from orla_lg.core.limits.usage import Amount, Scope
+from orla_lg.core.limits.limits import FIGURES, Limit
+from orla_lg.core.limits.usage import NOTHING, Scope, figures_of
 
 log = logging.getLogger("orla_lg")
 
@@ -31,11 +31,13 @@ WANTS_S = 3.0
 FINE = 1e9
 """Parts of dollars and seconds are shared out in so many steps."""
 
-Figures = tuple[float, float, float, float]
-"""Calls, tokens, dollars, seconds, as in ``Amount``."""
+Figures = tuple[float, ...]
+"""A number for each of ``FIGURES``, in their order."""
 
-NONE: Figures = (0, 0, 0.0, 0.0)
-UNBOUND: Figures = (math.inf, math.inf, math.inf, math.inf)
+NONE: Figures = figures_of(NOTHING)
+UNBOUND: Figures = (math.inf,) * len(FIGURES)
+
+_DIGITS = tuple(max(9, each.digits) for each in FIGURES.values())
 
 
 class Sharing(Enum):
@@ -77,17 +79,10 @@ Shares = Mapping[str, Share]
 """By pool."""
 
 
-def figures(amount: Amount) -> Figures:
-    """Return an amount as figures."""
-    return amount.calls, amount.tokens, amount.cost_usd, amount.wall_s
-
-
 def bounds(limit: Limit, scope: Scope | None = None) -> Figures:
     """Return what is shared of each figure; infinity where there is no bound, or where the clock keeps it."""
-    wall_s = None if scope is Scope.RUN else limit.wall_s
-    found = (limit.calls, limit.tokens, limit.cost_usd, wall_s)
-    calls, tokens, cost_usd, seconds = (math.inf if bound is None else float(bound) for bound in found)
-    return calls, tokens, cost_usd, seconds
+    found = (None if scope is Scope.RUN and name == "wall_s" else getattr(limit, name) for name in FIGURES)
+    return tuple(math.inf if bound is None else float(bound) for bound in found)
 
 
 # Arithmetic
@@ -132,8 +127,7 @@ def fits(asked: Figures, room: Figures) -> bool:
 
 
 def _rounded(values: list[float]) -> Figures:
-    calls, tokens, cost_usd, wall_s = values
-    return calls, tokens, round(cost_usd, 12), round(wall_s, 9)
+    return tuple(map(round, values, _DIGITS))
 
 
 def free_of(room: Figures, worth: Figures, calls: int, cores: int) -> Figures:
@@ -151,12 +145,12 @@ def free_of(room: Figures, worth: Figures, calls: int, cores: int) -> Figures:
     if not fits(worth, room):
         return NONE
     found = []
-    for at, (left, one) in enumerate(zip(room, worth, strict=True)):
+    for figure, left, one in zip(FIGURES.values(), room, worth, strict=True):
         if math.isinf(left):
             found.append(0.0)
             continue
         part = min(one * calls, left / (2 * max(1, cores)))
-        part = math.floor(part) if at < 2 else math.floor(part * FINE) / FINE
+        part = math.floor(part) if figure.whole else math.floor(part * FINE) / FINE
         found.append(min(left, max(one, part)))
     return _rounded(found)
 
@@ -190,5 +184,4 @@ def _share(fields: Any) -> Share:
 
 
 def _read_figures(said: Any) -> Figures:
-    calls, tokens, cost_usd, wall_s = (float(each) for each in said)
-    return calls, tokens, cost_usd, wall_s
+    return tuple(float(each) for _, each in zip(FIGURES, said, strict=True))

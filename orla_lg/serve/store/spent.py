@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from orla_lg.core.limits.usage import NOTHING, SLICES, Amount, Key, Scope, UsageAccount
+from orla_lg.core.limits.limits import FIGURES
+from orla_lg.core.limits.usage import NOTHING, SLICES, Amount, Key, Scope, UsageAccount, figures_of
 from orla_lg.core.serving import Serving
 from orla_lg.errors import ConfigError
 from orla_lg.serve.store.store import Store, StoreUnavailable
@@ -177,7 +178,7 @@ def _text(account: UsageAccount, now: float, wall_s: float) -> str:
 
 
 def _amount(amount: Amount) -> list[float]:
-    return [amount.calls, amount.tokens, amount.cost_usd, amount.wall_s]
+    return list(figures_of(amount))
 
 
 def _read(name: str, value: bytes, now: float, wall_s: float) -> tuple[tuple[str, Key], UsageAccount] | None:
@@ -205,5 +206,5 @@ def _read(name: str, value: bytes, now: float, wall_s: float) -> tuple[tuple[str
 
 
 def _read_amount(figures: Any) -> Amount:
-    calls, tokens, cost_usd, wall_s = figures
-    return Amount(int(calls), int(tokens), float(cost_usd), float(wall_s))
+    kinds: list[Any] = [int if figure.whole else float for figure in FIGURES.values()]
+    return Amount(*(kind(each) for kind, each in zip(kinds, figures, strict=True)))

@@ -201,6 +201,8 @@ def fails(event: CacheEvent) -> Any:
         (lambda event: None, "TypeError"),
         (lambda event: ["flush"], "CacheActions, as a list; in it was 'flush'"),
         (lambda event: CacheAction(Verb.FLUSH, "w"), "TypeError"),
+        (lambda event: [CacheAction(Verb.SAVE, "w")], "Verb.RELEASE, Verb.FLUSH; it was <Verb.SAVE: 'save'>"),
+        (lambda event: [CacheAction("pin", "w")], "Verb.RELEASE, Verb.FLUSH; it was 'pin'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_policy_that_fails_is_told_of_once_and_places_are_given_back_all_the_same(

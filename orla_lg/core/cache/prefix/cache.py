@@ -7,9 +7,10 @@ until its run is over, or the engine was asked to let go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, Loan, MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.prefix.admission import Admission
 from orla_lg.core.cache.prefix.eviction import Eviction
@@ -20,13 +21,32 @@ from orla_lg.core.call import Ask, Call, Usage
 from orla_lg.core.engine.backend import Capability, Effect, Probe
 from orla_lg.core.engine.speed import Speed
 from orla_lg.core.lookahead.estimates import Estimates
-from orla_lg.core.memory.events import CacheAction, Doing, Holding, Verb
+from orla_lg.core.memory.events import CacheAction, Doing, Holding
+from orla_lg.core.memory.verbs import VERBS
 from orla_lg.core.queues import BackendQueue, Queued
 
 FORGET_AFTER_S = 86_400.0
 """What was not used or turned to for a day is believed to be gone."""
 
 SWEEP_EVERY_S = 60.0
+
+_FOLLOWS: Mapping[Effect, Callable[[References, str, float], None] | None] = complete(
+    Effect,
+    {
+        Effect.FREED: lambda references, workflow, until_s: references.freed(workflow),
+        Effect.DEMOTED: lambda references, workflow, until_s: references.demoted(workflow),
+        Effect.PINNED: lambda references, workflow, until_s: references.pinned(workflow, until_s),
+        Effect.SAVED: None,
+        Effect.RESTORED: None,
+        Effect.WARMED: None,
+        Effect.DEFERRED: None,
+        Effect.FAILED: None,
+        Effect.UNSUPPORTED: None,
+        Effect.UNKNOWN: None,
+    },
+    "_FOLLOWS in orla_lg.core.cache.prefix.cache",
+)
+"""How the references of a workflow follow an effect; ``None``: they stay as they are."""
 
 
 class PrefixTreeCache:
@@ -111,8 +131,8 @@ class PrefixTreeCache:
     # Workflows
 
     def apply(self, action: CacheAction) -> OrderLog | None:
-        """Release the workflow's references, and return the trail of what the engine is to be asked."""
-        if action.verb is not Verb.PIN:
+        """Release the workflow's references where the verb ends them; returns the log of what the engine is asked."""
+        if VERBS[action.verb].releases:
             self.claims.release(action.workflow)
         return self.orders.asks(action.workflow, action.verb)
 
@@ -121,14 +141,8 @@ class PrefixTreeCache:
         workflow, until_s = action.workflow, now + (inf if action.ttl_s is None else action.ttl_s)
         self.orders.answered(trail, Order(action.verb, effect, until_s))
         newest = self.orders.trails.get(workflow) or self._leaving.get(workflow)
-        if newest in (trail, None):
-            match effect:
-                case Effect.FREED:
-                    self.claims.freed(workflow)
-                case Effect.DEMOTED:
-                    self.claims.demoted(workflow)
-                case Effect.PINNED:
-                    self.claims.pinned(workflow, until_s)
+        if newest in (trail, None) and (follow := _FOLLOWS[effect]) is not None:
+            follow(self.claims, workflow, until_s)
         if not trail.waits and self._leaving.get(workflow) is trail:
             del self._leaving[workflow]
             if self.orders.trails.get(workflow) is None:  # else it came back meanwhile, under the same name

@@ -6,9 +6,10 @@ A call goes when its workflow can have a slot (``table``), unless waiting for a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 
+from orla_lg.core.boundary.complete import complete
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, Loan, MemoryStatistics, PrefetchLease
 from orla_lg.core.cache.gate import Held
 from orla_lg.core.cache.slots import fanout
@@ -118,16 +119,22 @@ class SlotCache:
 
     def apply(self, action: CacheAction) -> OrderLog | None:
         """Give a workflow's slots up at once, or let others take them; the engine erases in a quiet moment."""
-        trail = self.orders.trails.get(action.workflow)
-        if action.verb is Verb.FLUSH:
-            for slot in self.table.slots:
-                if slot.owner == action.workflow and trail is not None:
-                    slot.flush_asked = trail
-            for _ in range(self.table.flush(action.workflow)):
-                self.orders.note(Order(action.verb, Effect.DEFERRED), trail)  # a file is emptied in a quiet moment
-        elif action.verb is Verb.RELEASE and self.table.release(action.workflow):
-            self.orders.note(Order(action.verb, Effect.DEMOTED), trail)
+        if (carry_out := _CARRIES_OUT[action.verb]) is not None:
+            carry_out(self, action, self.orders.trails.get(action.workflow))
         return None
+
+    def flush(self, action: CacheAction, trail: OrderLog | None) -> None:
+        """Give a workflow's slots up, and have them erased and its files emptied in a quiet moment."""
+        for slot in self.table.slots:
+            if slot.owner == action.workflow and trail is not None:
+                slot.flush_asked = trail
+        for _ in range(self.table.flush(action.workflow)):
+            self.orders.note(Order(action.verb, Effect.DEFERRED), trail)
+
+    def release(self, action: CacheAction, trail: OrderLog | None) -> None:
+        """Let others take a workflow's slots."""
+        if self.table.release(action.workflow):
+            self.orders.note(Order(action.verb, Effect.DEMOTED), trail)
 
     def took_effect(self, action: CacheAction, trail: OrderLog, effect: Effect, now: float) -> None:
         """Note what came of an order that was given before the engine had slots."""
@@ -280,6 +287,22 @@ class SlotCache:
         assert sum(slot.busy for slot in self.table.slots) == len(self.leases) + len(self._prefetching)
         for slot in self.table.slots:
             assert slot.flush_asked is None or slot.flushed or slot.flush_when_idle, slot
+
+
+_CARRIES_OUT: Mapping[Verb, Callable[[SlotCache, CacheAction, OrderLog | None], None] | None] = complete(
+    Verb,
+    {
+        Verb.WARM: None,
+        Verb.PIN: None,
+        Verb.RELEASE: SlotCache.release,
+        Verb.FLUSH: SlotCache.flush,
+        Verb.SAVE: None,
+        Verb.RESTORE: None,
+    },
+    "_CARRIES_OUT in orla_lg.core.cache.slots.cache",
+)
+"""What is done with a workflow's slots for a verb. ``None``: nothing; a workflow that runs holds its slot anyway, a
+warm-up goes by ``core.prefetch``, and what is saved and restored the table decides itself."""
 
 
 def _of_messages(ask: Ask, tokens: int, messages: int) -> float:
