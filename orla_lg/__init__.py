@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orla_lg.core.accounting.costs import Costs, Spent
     from orla_lg.core.call import Ask, Assignment, Call, Chunk, Considered, Hints, Usage
     from orla_lg.core.engine.backend import Backend, Capability, Cost, Effect, Probe, Support
     from orla_lg.core.guard.policies import AccessPolicy
-    from orla_lg.core.limits.costs import Costs, Spent
     from orla_lg.core.limits.limits import Limit, Limits
     from orla_lg.core.lookahead.estimates import Learned
     from orla_lg.core.lookahead.forecast import Ahead, StageOutlook
@@ -148,7 +148,7 @@ _HOMES = {
     "core.call": "Ask Assignment Call Chunk Considered Hints Usage",
     "core.engine.backend": "Backend Capability Cost Effect Probe Support",
     "core.guard.policies": "AccessPolicy",
-    "core.limits.costs": "Costs Spent",
+    "core.accounting.costs": "Costs Spent",
     "core.limits.limits": "Limit Limits",
     "core.lookahead.estimates": "Learned",
     "core.lookahead.forecast": "Ahead StageOutlook",

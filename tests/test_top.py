@@ -19,9 +19,9 @@ from rich.console import Console
 from orla_lg import cli
 from orla_lg.control.client import Client
 from orla_lg.control.state import BackendState, Holder, Occupancy, ProcessState
+from orla_lg.core.accounting.costs import Spent
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
-from orla_lg.core.limits.costs import Spent
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.operation.statistics import Waiting, WaitsFor
 from orla_lg.top import commands, view

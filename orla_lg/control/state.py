@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orla_lg.core.accounting.costs import Spent
 from orla_lg.core.cache.verification import VerificationCounts
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.identity import tenant_of, workflow_name
-from orla_lg.core.limits.costs import Spent
 from orla_lg.core.memory.events import Doing
 from orla_lg.core.operation.statistics import BackendStatistics, Waiting
 from orla_lg.core.policies import name_of

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
+from orla_lg.core.accounting.costs import CostBook
 from orla_lg.core.accounting.journal import Journal
 from orla_lg.core.accounting.learners import Learners
 from orla_lg.core.accounting.setting import setting_of
@@ -25,7 +26,6 @@ from orla_lg.core.identity import Identity
 from orla_lg.core.inflight import InFlightCall
 from orla_lg.core.lifecycle import CLOSED, CallArrival, Sender, arrive, serve
 from orla_lg.core.limits.book import LimitBook
-from orla_lg.core.limits.costs import CostBook
 from orla_lg.core.limits.limits import NO_LIMITS, Limits
 from orla_lg.core.lookahead.lookahead import Lookahead
 from orla_lg.core.mapping import Mapper, Mappings

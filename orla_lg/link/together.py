@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
-from orla_lg.core.limits.costs import Costs, Spent
+from orla_lg.core.accounting.costs import Costs, Spent
 from orla_lg.core.operation.statistics import Statistics
 from orla_lg.core.workflow import WorkflowStatistics
 

@@ -1,1 +1,1 @@
-"""What follows a call's record: what becomes known of it later, and what mappers learn from it."""
+"""What follows a call's record: what is summed of it, what becomes known later, and what mappers learn from it."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from orla_lg.core.accounting.costs import Costs
 from orla_lg.core.cache.engine_cache import AdmissionStatistics, EngineCache, MemoryStatistics
 from orla_lg.core.call import Call
 from orla_lg.core.engine.breaker import Circuit
 from orla_lg.core.engine.health import Health
 from orla_lg.core.limits.book import LimitStatistics
-from orla_lg.core.limits.costs import Costs
 from orla_lg.core.prefetch.book import WarmStatistics
 from orla_lg.core.prefetch.prefetcher import Prefetcher
 from orla_lg.core.prefetch.prompts import SplitStatistics
